@@ -1,0 +1,28 @@
+"""Errors, grouped by what mends them."""
+
+
+class UnskewError(Exception):
+    """Base of every error that unskew raises on purpose; its text says what, where and what to do."""
+
+
+class DefinitionError(UnskewError):
+    """A definition is wrong: fix the definition.
+
+    ``faults``: every fault found, each a whole sentence; the error's text joins them, one a line.
+    """
+
+    def __init__(self, faults: str | list[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class RequestError(UnskewError):
+    """A request cannot be answered as asked (unknown feature, label past ``complete_to``): fix the request."""
+
+
+class LayoutError(UnskewError):
+    """Stored bytes do not belong to this definition or this run: do what the text names."""
+
+
+class StoreUnavailable(UnskewError):
+    """Redis, Kafka or the disk cannot be reached now: retry."""
