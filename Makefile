@@ -1,0 +1,79 @@
+# What a newcomer and CI call. Needs make and Python 3.11 or 3.12; everything else goes into .venv.
+#
+# Install is plain pip with --no-compile, because byte-compiling every package takes longer than fetching it;
+# uv does the same work faster where it is there.
+
+VENV := .venv
+BIN := $(VENV)/bin
+OUTPUT ?= demo-output
+UV := $(shell command -v uv 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench install lock clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: install ## A year of real purchases through the whole path; output in demo-output/ (OUTPUT=DIR to change)
+	@$(BIN)/unskew demo --output $(OUTPUT)
+
+test: install ## The tests
+	$(BIN)/python -m pytest
+
+check: install ## Format, lint, types, import contracts and tests: what CI calls
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest
+
+bench: install ## The benchmarks
+	$(BIN)/python -m benchmarks
+
+install: $(VENV)/.installed ## Only set up .venv
+
+# A changed lock makes a fresh environment, so nothing that left the lock stays behind.
+$(VENV)/.locked: requirements.lock
+	@python=; \
+	for candidate in $(PYTHON) python3.11 python3.12 python3 python; do \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
+	    python=$$candidate; break; \
+	  fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "unskew needs Python 3.11 or 3.12, and neither python3.11, python3.12, python3 nor python is one." >&2; \
+	  echo "Install one, or name yours: make PYTHON=/path/to/python3.11 ..." >&2; \
+	  exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$($$python --version), once ..."; \
+	rm -rf $(VENV); \
+	if [ -n "$(UV)" ]; then \
+	  "$(UV)" venv --quiet --python "$$("$$python" -c 'import sys; print(sys.executable)')" $(VENV) \
+	  && VIRTUAL_ENV="$(CURDIR)/$(VENV)" "$(UV)" pip install --quiet --require-hashes --no-deps -r requirements.lock; \
+	else \
+	  "$$python" -m venv $(VENV) \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	       --require-hashes --no-deps -r requirements.lock; \
+	fi
+	@touch $@
+
+# The build backend is in the lock too, so this fetches nothing.
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml
+	@if [ -n "$(UV)" ]; then \
+	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" "$(UV)" pip install --quiet --no-build-isolation --no-deps --editable .; \
+	else \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	    --no-build-isolation --no-deps --editable .; \
+	fi
+	@touch $@
+
+lock: ## Rewrite requirements.lock from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
+	@if [ -z "$(UV)" ]; then echo "make lock needs uv: pip install uv" >&2; exit 1; fi
+	"$(UV)" pip compile pyproject.toml --extra demo --extra pandas --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) \
+	  --quiet --output-file requirements.lock
+
+clean: ## Remove .venv, caches and what the demo wrote
+	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
