@@ -63,7 +63,8 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 	@if [ -n "$(UV)" ]; then \
 	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" "$(UV)" pip install --quiet --no-build-isolation --no-deps --editable .; \
 	else \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; } \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	    --no-build-isolation --no-deps --editable .; \
 	fi
 	@touch $@

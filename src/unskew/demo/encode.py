@@ -1,0 +1,77 @@
+"""Avro records, column by column: a million of them in seconds rather than half a minute.
+
+Only what the demo's schemas hold: long (with or without a logical type), double, enum and nullable double.
+The bytes are those that ``fastavro.schemaless_writer`` gives, behind Confluent's five-byte frame.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+FRAME = b"\x00\x00\x00\x00\x01"
+_LONGEST_VARINT = 10
+
+Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+
+def encode(frame: pl.DataFrame, schema: Mapping[str, Any]) -> list[bytes]:
+    """Return one framed message per row.
+
+    ``frame``: the schema's fields, times already as integers in the field's unit, enums as their symbols.
+    ``schema``: a parsed record schema. An empty frame gives an empty list.
+    """
+    if frame.is_empty():
+        return []
+    head = np.broadcast_to(np.frombuffer(FRAME, np.uint8), (frame.height, len(FRAME)))
+    blocks: list[Bytes] = [head]
+    masks: list[Mask] = [np.ones(head.shape, np.bool_)]
+    for field in schema["fields"]:
+        for block, mask in _field(frame[field["name"]], field["type"]):
+            blocks.append(block)
+            masks.append(mask)
+    used = np.concatenate(masks, axis=1)
+    # Row-major selection lays the used bytes of each row one after the other: exactly the records.
+    flat = np.concatenate(blocks, axis=1)[used].tobytes()
+    ends = np.cumsum(used.sum(axis=1)).tolist()
+    return [flat[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _field(column: pl.Series, avro: Any) -> list[tuple[Bytes, Mask]]:
+    if isinstance(avro, list):
+        valid = column.is_not_null().to_numpy()
+        value, used = _double(column.fill_null(0.0))
+        return [_varint(valid.astype(np.int64)), (value, used & valid[:, None])]
+    kind = avro if isinstance(avro, str) else avro["type"]
+    if kind == "double":
+        return [_double(column)]
+    if kind == "enum":
+        codes = column.cast(pl.Enum(avro["symbols"])).to_physical()
+        return [_varint(codes.cast(pl.Int64).to_numpy())]
+    return [_varint(column.cast(pl.Int64).to_numpy())]
+
+
+def _double(column: pl.Series) -> tuple[Bytes, Mask]:
+    values = np.ascontiguousarray(column.to_numpy(), dtype="<f8")
+    block = values.view(np.uint8).reshape(-1, 8)
+    return block, np.ones(block.shape, np.bool_)
+
+
+def _varint(values: npt.NDArray[np.int64]) -> tuple[Bytes, Mask]:
+    """Zig-zag, then seven bits a byte, the lowest first; the top bit says that another byte follows."""
+    rest = ((values << 1) ^ (values >> 63)).view(np.uint64)
+    block = np.zeros((len(values), _LONGEST_VARINT), np.uint8)
+    used = np.zeros(block.shape, np.bool_)
+    used[:, 0] = True
+    for byte in range(_LONGEST_VARINT):
+        used[:, byte] |= rest != 0
+        block[:, byte] = rest & np.uint64(0x7F)
+        rest = rest >> np.uint64(7)
+        more = rest != 0
+        block[more, byte] |= np.uint8(0x80)
+        if not more.any():
+            return block[:, : byte + 1], used[:, : byte + 1]
+    return block, used

@@ -1,0 +1,99 @@
+"""A topic's records as they will be produced: columns, encoded a chunk at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.demo.encode import encode
+
+# What may be wrong with a record; the page views hold some of each.
+DAMAGES = ("truncated", "trailing bytes", "wrong magic byte", "garbage", "empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Consecutive records of a topic, one entry per record in each column.
+
+    ``timestamp_ms``: the record timestamp, milliseconds since the epoch, never falling within a topic.
+    """
+
+    partition: npt.NDArray[np.int32]
+    key: list[bytes]
+    value: list[bytes]
+    timestamp_ms: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """Everything that one topic will hold, in the order of its record timestamps.
+
+    ``frame``: the schema's fields (times as integers in the field's unit), ``_timestamp_ms``, and ``_damage``: the
+    index into ``DAMAGES``, null for a sound record.
+    Records are keyed by household, and a household's are in one partition.
+    """
+
+    name: str
+    schema: Mapping[str, Any]
+    frame: pl.DataFrame
+    n_partitions: int
+
+    @property
+    def n_records(self) -> int:
+        """How many records the topic will hold, damaged ones included."""
+        return self.frame.height
+
+    @property
+    def n_malformed(self) -> int:
+        """How many of them cannot be decoded."""
+        return self.n_records - self.frame["_damage"].null_count()
+
+    def end_offsets(self) -> dict[int, int]:
+        """Partition -> the offset behind its last record; 0 where it stays empty."""
+        counts = np.bincount(self._partitions(self.frame), minlength=self.n_partitions)
+        return dict(enumerate(counts.tolist()))
+
+    def chunks(self, n_rows: int = 20_000) -> Iterator[Chunk]:
+        """Yield all records in order, ``n_rows`` at a time."""
+        for rows in self.frame.iter_slices(n_rows):
+            value = encode(rows, self.schema)
+            damaged = rows.with_row_index("_row").filter(pl.col("_damage").is_not_null())
+            for row, kind in damaged.select("_row", "_damage").iter_rows():
+                value[row] = damage(value[row], DAMAGES[kind])
+            yield Chunk(
+                partition=self._partitions(rows),
+                key=[str(household).encode() for household in rows["household_id"].to_list()],
+                value=value,
+                timestamp_ms=rows["_timestamp_ms"].to_numpy(),
+            )
+
+    def _partitions(self, rows: pl.DataFrame) -> npt.NDArray[np.int32]:
+        households = rows["household_id"].to_numpy()
+        distinct, inverse = np.unique(households, return_inverse=True)
+        of_distinct = np.array([partition_of(int(h), self.n_partitions) for h in distinct], np.int32)
+        return of_distinct[inverse]
+
+
+def partition_of(household_id: int, n_partitions: int) -> int:
+    """Return the partition of a household: the CRC-32 of its key, the same on every machine."""
+    return crc32(str(household_id).encode()) % n_partitions
+
+
+def damage(message: bytes, kind: str) -> bytes:
+    """Return a sound message as something that no reader of its schema may accept."""
+    match kind:
+        case "truncated":
+            return message[:-3]
+        case "trailing bytes":
+            return message + b"\x00\x00"
+        case "wrong magic byte":
+            return b"\x7b" + message[1:]
+        case "garbage":
+            return bytes(byte ^ 0xA5 for byte in reversed(message))[: len(message) // 2]
+        case "empty":
+            return b""
+    raise ValueError(f"no such damage: {kind}")
