@@ -1,0 +1,296 @@
+"""Entity keys to dense row numbers: an open-addressing table over pooled key bytes.
+
+Keys are compared whole, so two entities never share a row. A freed row is used again.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from numba import njit, uint64
+
+EMPTY = -1
+# Scalars of a directory.
+D_ROWS, D_HIGH, D_FREE, D_POOL, D_GARBAGE = range(5)
+_MIN_CAPACITY = 64
+_MIN_POOL = 1024
+
+
+class Keys(NamedTuple):
+    """A batch of keys as Arrow lays them out: ``offsets`` int64 [n+1] into ``data`` uint8."""
+
+    offsets: npt.NDArray[np.int64]
+    data: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, keys: pl.Series) -> "Keys":
+        """The buffers of a String series without nulls."""
+        array = keys.to_arrow()
+        if not pa.types.is_large_string(array.type):
+            array = array.cast(pa.large_string())
+        _, offsets, data = array.buffers()
+        starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+        return cls(starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8))
+
+    def to_series(self, name: str) -> pl.Series:
+        """The same keys as a String series."""
+        array = pa.LargeStringArray.from_buffers(
+            len(self.offsets) - 1, pa.py_buffer(self.offsets), pa.py_buffer(self.data)
+        )
+        return pl.Series(name, array)
+
+
+class Arrays(NamedTuple):
+    """The directory's arrays, owned by ``Directory``; ``rows`` arrays are indexed by row."""
+
+    scalars: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int32]
+    hashes: npt.NDArray[np.uint64]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int32]
+    free: npt.NDArray[np.int32]
+    pool: npt.NDArray[np.uint8]
+
+
+@njit(cache=True, nogil=True)
+def hash_bytes(data, start, stop):
+    """FNV-1a over the bytes, then the 64-bit finaliser of MurmurHash3 so that every bit counts."""
+    value = uint64(0xCBF29CE484222325)
+    for index in range(start, stop):
+        value = (value ^ uint64(data[index])) * uint64(0x100000001B3)
+    value ^= value >> uint64(33)
+    value *= uint64(0xFF51AFD7ED558CCD)
+    value ^= value >> uint64(33)
+    value *= uint64(0xC4CEB9FE1A85EC53)
+    return value ^ (value >> uint64(33))
+
+
+@njit(cache=True, nogil=True)
+def hash_keys(offsets, data, out):
+    """The hash of every key of a batch."""
+    for index in range(len(offsets) - 1):
+        out[index] = hash_bytes(data, offsets[index], offsets[index + 1])
+
+
+@njit(cache=True, nogil=True)
+def _find(arrays, hashed, data, start, stop):
+    """The slot that holds the key, or the empty slot where it would go."""
+    mask = len(arrays.slots) - 1
+    slot = np.int64(hashed & uint64(mask))
+    length = stop - start
+    while True:
+        row = arrays.slots[slot]
+        if row == EMPTY:
+            return slot
+        if arrays.hashes[row] == hashed and arrays.lengths[row] == length:
+            base = arrays.starts[row]
+            same = True
+            for index in range(length):
+                if arrays.pool[base + index] != data[start + index]:
+                    same = False
+                    break
+            if same:
+                return slot
+        slot = (slot + 1) & mask
+
+
+@njit(cache=True, nogil=True)
+def find_rows(arrays, offsets, data, out):
+    """Row of every key, or -1."""
+    for index in range(len(offsets) - 1):
+        start, stop = offsets[index], offsets[index + 1]
+        out[index] = arrays.slots[_find(arrays, hash_bytes(data, start, stop), data, start, stop)]
+
+
+@njit(cache=True, nogil=True)
+def insert_rows(arrays, offsets, data, out, fresh):
+    """Row of every key, new ones added; returns how many, their rows in ``fresh``. Capacity is the caller's."""
+    scalars = arrays.scalars
+    n_fresh = 0
+    for index in range(len(offsets) - 1):
+        start, stop = offsets[index], offsets[index + 1]
+        hashed = hash_bytes(data, start, stop)
+        slot = _find(arrays, hashed, data, start, stop)
+        row = arrays.slots[slot]
+        if row == EMPTY:
+            if scalars[D_FREE] > 0:
+                scalars[D_FREE] -= 1
+                row = arrays.free[scalars[D_FREE]]
+            else:
+                row = np.int32(scalars[D_HIGH])
+                scalars[D_HIGH] += 1
+            base = scalars[D_POOL]
+            for offset in range(stop - start):
+                arrays.pool[base + offset] = data[start + offset]
+            scalars[D_POOL] = base + stop - start
+            arrays.starts[row] = base
+            arrays.lengths[row] = stop - start
+            arrays.hashes[row] = hashed
+            arrays.slots[slot] = row
+            scalars[D_ROWS] += 1
+            fresh[n_fresh] = row
+            n_fresh += 1
+        out[index] = row
+    return n_fresh
+
+
+@njit(cache=True, nogil=True)
+def remove_row(arrays, row):
+    """Forget a row's key and let the row be used again (linear probing, backward shift)."""
+    mask = np.int64(len(arrays.slots) - 1)
+    slot = np.int64(arrays.hashes[row] & uint64(mask))
+    while arrays.slots[slot] != row:
+        slot = (slot + 1) & mask
+    hole = slot
+    probe = slot
+    while True:
+        probe = (probe + 1) & mask
+        other = arrays.slots[probe]
+        if other == EMPTY:
+            break
+        home = np.int64(arrays.hashes[other] & uint64(mask))
+        if ((probe - home) & mask) >= ((probe - hole) & mask):
+            arrays.slots[hole] = other
+            hole = probe
+    arrays.slots[hole] = EMPTY
+    scalars = arrays.scalars
+    scalars[D_GARBAGE] += arrays.lengths[row]
+    arrays.lengths[row] = -1
+    arrays.free[scalars[D_FREE]] = row
+    scalars[D_FREE] += 1
+    scalars[D_ROWS] -= 1
+
+
+@njit(cache=True, nogil=True)
+def _fill_slots(slots, hashes, lengths, high):
+    mask = np.int64(len(slots) - 1)
+    for row in range(high):
+        if lengths[row] >= 0:
+            slot = np.int64(hashes[row] & uint64(mask))
+            while slots[slot] != EMPTY:
+                slot = (slot + 1) & mask
+            slots[slot] = row
+
+
+@njit(cache=True, nogil=True)
+def _repack(arrays, pool):
+    place = 0
+    for row in range(arrays.scalars[D_HIGH]):
+        length = arrays.lengths[row]
+        if length >= 0:
+            base = arrays.starts[row]
+            for index in range(length):
+                pool[place + index] = arrays.pool[base + index]
+            arrays.starts[row] = place
+            place += length
+    arrays.scalars[D_POOL] = place
+    arrays.scalars[D_GARBAGE] = 0
+
+
+@njit(cache=True, nogil=True)
+def _gather_lengths(arrays, rows, offsets):
+    total = 0
+    offsets[0] = 0
+    for index in range(len(rows)):
+        total += arrays.lengths[rows[index]]
+        offsets[index + 1] = total
+
+
+@njit(cache=True, nogil=True)
+def _gather_bytes(arrays, rows, offsets, out):
+    for index in range(len(rows)):
+        base = arrays.starts[rows[index]]
+        place = offsets[index]
+        for position in range(offsets[index + 1] - place):
+            out[place + position] = arrays.pool[base + position]
+
+
+@njit(cache=True, nogil=True)
+def remove_rows(arrays, rows):
+    """Forget many rows."""
+    for row in rows:
+        remove_row(arrays, row)
+
+
+def grown(array: npt.NDArray[Any], capacity: int, fill: int | None = None) -> npt.NDArray[Any]:
+    """A copy with its first axis made ``capacity`` long, new places set to ``fill``, or left as they come."""
+    result = np.empty((capacity, *array.shape[1:]), array.dtype)
+    result[: len(array)] = array
+    if fill is not None:
+        result[len(array) :] = fill
+    return result
+
+
+class Directory:
+    """Entity key -> row; owns its arrays."""
+
+    def __init__(self) -> None:
+        self.arrays = Arrays(
+            scalars=np.zeros(5, np.int64),
+            slots=np.full(2 * _MIN_CAPACITY, EMPTY, np.int32),
+            hashes=np.zeros(_MIN_CAPACITY, np.uint64),
+            starts=np.zeros(_MIN_CAPACITY, np.int64),
+            lengths=np.full(_MIN_CAPACITY, -1, np.int32),
+            free=np.zeros(_MIN_CAPACITY, np.int32),
+            pool=np.zeros(_MIN_POOL, np.uint8),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Rows that fit before the arrays grow."""
+        return len(self.arrays.hashes)
+
+    def __len__(self) -> int:
+        return int(self.arrays.scalars[D_ROWS])
+
+    def insert(self, keys: Keys) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Rows of all keys, int32 [n], and the rows that are new."""
+        count = len(keys.offsets) - 1
+        self._reserve(count, int(keys.offsets[-1] - keys.offsets[0]) if count else 0)
+        rows = np.empty(count, np.int32)
+        fresh = np.empty(count, np.int32)
+        n_fresh = insert_rows(self.arrays, keys.offsets, keys.data, rows, fresh)
+        return rows, fresh[:n_fresh]
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int32]:
+        """Rows of all keys, -1 where unknown."""
+        rows = np.empty(len(keys.offsets) - 1, np.int32)
+        find_rows(self.arrays, keys.offsets, keys.data, rows)
+        return rows
+
+    def rows(self) -> npt.NDArray[np.int32]:
+        """All live rows, ascending."""
+        high = int(self.arrays.scalars[D_HIGH])
+        return np.flatnonzero(self.arrays.lengths[:high] >= 0).astype(np.int32)
+
+    def gather(self, rows: npt.NDArray[np.int32]) -> Keys:
+        """The keys of live rows."""
+        offsets = np.empty(len(rows) + 1, np.int64)
+        _gather_lengths(self.arrays, rows, offsets)
+        data = np.empty(int(offsets[-1]), np.uint8)
+        _gather_bytes(self.arrays, rows, offsets, data)
+        return Keys(offsets, data)
+
+    def _reserve(self, n_keys: int, n_bytes: int) -> None:
+        scalars = self.arrays.scalars
+        needed = int(scalars[D_HIGH]) + max(0, n_keys - int(scalars[D_FREE]))
+        if needed > self.capacity:
+            capacity = max(2 * self.capacity, needed)
+            self.arrays = self.arrays._replace(
+                hashes=grown(self.arrays.hashes, capacity),
+                starts=grown(self.arrays.starts, capacity),
+                lengths=grown(self.arrays.lengths, capacity, -1),
+                free=grown(self.arrays.free, capacity),
+            )
+        if 2 * (scalars[D_ROWS] + n_keys) > len(self.arrays.slots):
+            size = 1 << int(4 * (scalars[D_ROWS] + n_keys) - 1).bit_length()
+            slots = np.full(size, EMPTY, np.int32)
+            _fill_slots(slots, self.arrays.hashes, self.arrays.lengths, scalars[D_HIGH])
+            self.arrays = self.arrays._replace(slots=slots)
+        if scalars[D_POOL] + n_bytes > len(self.arrays.pool):
+            live = int(scalars[D_POOL] - scalars[D_GARBAGE])
+            pool = np.empty(max(_MIN_POOL, 2 * (live + n_bytes)), np.uint8)
+            _repack(self.arrays, pool)
+            self.arrays = self.arrays._replace(pool=pool)

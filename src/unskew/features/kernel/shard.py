@@ -1,0 +1,287 @@
+"""The state of one view in one shard: apply batches, read rows."""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from unskew.features.kernel import layout
+from unskew.features.kernel.directory import Directory, Keys, grown, remove_rows
+from unskew.features.kernel.engine import (
+    CAUSE_EVENT,
+    FOREVER,
+    N_SCALARS,
+    NEVER,
+    NONE,
+    S_CLOCK,
+    S_DEAD,
+    S_DIRTY,
+    S_NEXT_HOP,
+    S_TILE_FREE,
+    S_TILES,
+    S_TOUCHED,
+    Batch,
+    Rows,
+    State,
+    current,
+    reset_rows,
+    run,
+    take_dead,
+)
+from unskew.features.kernel.program import READ_COUNT, READ_SUM, F_READ, Program, lower
+from unskew.features.keys import decode_keys
+from unskew.features.plan import ViewPlan
+from unskew.features.updates import Updates
+
+_MIN_TILES = 256
+_MIN_ROWS = 1024
+_INSTANT = pl.Datetime("us", "UTC")
+
+
+class ShardState:
+    """All entities of a view in one shard; owns its arrays.
+
+    Between two calls no entity without a tile is kept, unless the open instant has touched it.
+    """
+
+    def __init__(self, view: ViewPlan, shard: str) -> None:
+        self.view = view
+        self.shard = shard
+        self.seq = 0
+        self.since_us: int | None = None
+        self._program = lower(view)
+        self._empty = np.zeros(len(view.features), np.int64)
+        self._empty_present = np.isin(self._program.features[:, F_READ], (READ_COUNT, READ_SUM)).astype(np.uint8)
+        self.directory = Directory()
+        self._state = _new_state(self._program, self.directory.capacity)
+
+    @classmethod
+    def from_bytes(cls, view: ViewPlan, shard: str, data: bytes) -> "ShardState":
+        """The state that ``to_bytes`` wrote; ``LayoutError`` where it belongs to another definition or is damaged."""
+        result = cls(view, shard)
+        stored = layout.unpack(data, view, shard)
+        result.seq, result.since_us = stored.seq, stored.since_us
+        rows = result._rows_of(stored.keys, len(stored.tiles.entity))
+        layout.restore(stored, result._program, result._state, rows)
+        return result
+
+    def to_bytes(self) -> bytes:
+        """The state in the versioned layout of ``kernel.layout``; equal bytes restore to equal behaviour."""
+        return layout.pack(self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory)
+
+    @property
+    def clock_us(self) -> int | None:
+        """The open instant; None before the first event or mark."""
+        clock = int(self._state.scalars[S_CLOCK])
+        return None if clock == NEVER else clock
+
+    def __len__(self) -> int:
+        return len(self.directory)
+
+    @property
+    def n_tiles(self) -> int:
+        """Live tiles over all windows."""
+        return int(self._state.scalars[S_TILES])
+
+    def apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
+        """Apply events in the given order, then move the clock.
+
+        ``events``: as from ``evaluate``; arrivals do not fall and are not before the clock. ``clock_us``: not
+        before the last arrival; instants before it are closed, the instant itself stays open.
+        """
+        state = self._state
+        late_before = state.late.copy()
+        batch = self._batch(events)
+        if self.since_us is None:
+            self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
+        chunks: list[pl.DataFrame] = []
+        done = 0
+        rows = _rows(len(self.view.features), max(_MIN_ROWS, 2 * len(batch.rows)))
+        while True:
+            needed = int(self._state.scalars[S_TOUCHED])
+            if needed > len(rows.row):
+                rows = _rows(len(self.view.features), 2 * needed)
+            done = run(self._program, self._state, batch, done, clock_us, rows)
+            if rows.n[0]:
+                chunks.append(self._closed(rows))
+                rows.n[0] = 0
+            if done == len(batch.rows) and self._state.scalars[S_CLOCK] >= clock_us:
+                break
+        updates = Updates(
+            view=self.view,
+            shard=self.shard,
+            clock_us=clock_us,
+            since_us=self.since_us,
+            closed=pl.concat(chunks) if chunks else self._closed(rows),
+            current=self._current(),
+            late=tuple((self._state.late - late_before).tolist()),
+            late_by_us=tuple(self._state.late_by.tolist()),
+        )
+        self._forget()
+        return updates
+
+    def _batch(self, events: pl.DataFrame | None) -> Batch:
+        n_filters, n_values = len(self.view.filters), len(self.view.values)
+        if events is None or events.height == 0:
+            empty = np.empty(0, np.int64)
+            return Batch(
+                np.empty(0, np.int32), empty, empty, empty, empty, empty,
+                np.empty((n_filters, 0), np.bool_), np.empty((n_values, 0), np.int64), np.empty((n_values, 0), np.bool_),
+            )  # fmt: skip
+        filters = np.empty((n_filters, events.height), np.bool_)
+        for index in range(n_filters):
+            filters[index] = events[f"f{index}"].to_numpy()
+        numbers = np.empty((n_values, events.height), np.int64)
+        known = np.ones((n_values, events.height), np.bool_)
+        for index in range(n_values):
+            column = events[f"v{index}"]
+            if column.null_count():
+                known[index] = column.is_not_null().to_numpy()
+                column = column.fill_null(0)
+            numbers[index] = column.to_numpy().view(np.int64)
+        return Batch(
+            self._rows_of(Keys.of(events["key"]), events.height * len(self.view.windows)),
+            *(
+                np.ascontiguousarray(events[name].to_numpy(), np.int64)
+                for name in ("effective", "arrival", "event_time", "partition", "offset")
+            ),
+            filters,
+            numbers,
+            known,
+        )
+
+    def _rows_of(self, keys: Keys, n_tiles: int) -> npt.NDArray[np.int32]:
+        """Rows of keys, new ones made; afterwards there is room for ``n_tiles`` more tiles."""
+        rows, fresh = self.directory.insert(keys)
+        if self.directory.capacity > len(self._state.live):
+            self._state = _grow_rows(self._state, self.directory.capacity)
+        free = len(self._state.ordinals) - int(self._state.scalars[S_TILES])
+        if n_tiles > free:
+            tiles = len(self._state.ordinals)
+            self._state = _grow_tiles(self._state, max(2 * tiles, tiles + n_tiles - free))
+        reset_rows(self._state, fresh, self._empty, self._empty_present)
+        return rows
+
+    def _closed(self, rows: Rows) -> pl.DataFrame:
+        count = int(rows.n[0])
+        keys = self.directory.gather(rows.row[:count]).to_series("key")
+        caused = rows.cause[:count] & CAUSE_EVENT != 0
+        frame = pl.DataFrame(
+            [
+                keys,
+                *self._features(rows, count),
+                pl.Series("available_at", rows.instant[:count].copy()).cast(_INSTANT),
+                _series("event_time", rows.event_time[:count], caused).cast(_INSTANT),
+                _series("partition", rows.partition[:count], caused).cast(pl.Int32),
+                _series("offset", rows.offset[:count], caused),
+                pl.Series("cause", caused).replace_strict({True: "event", False: "hop"}, return_dtype=pl.String),
+            ]
+        )
+        instants = rows.instant[:count]
+        if (instants[1:] == instants[:-1]).any():
+            frame = frame.sort("available_at", "key")
+        seq = pl.Series("seq", np.arange(self.seq, self.seq + count, dtype=np.int64))
+        self.seq += count
+        entity = decode_keys(frame["key"], self.view.entity)
+        return pl.DataFrame([*entity.get_columns(), *frame.drop("key").get_columns(), seq])
+
+    def _current(self) -> pl.DataFrame:
+        count = int(self._state.scalars[S_DIRTY])
+        rows = _rows(len(self.view.features), count)
+        until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
+        current(self._program, self._state, rows, until, empty_at)
+        return pl.DataFrame(
+            [
+                self.directory.gather(rows.row).to_series("key"),
+                *self._features(rows, count),
+                pl.Series("_at", rows.instant),
+                _series("_until", until, until != FOREVER),
+                _series("_empty_at", empty_at, empty_at != NEVER),
+                pl.Series("_gone", empty_at == NEVER),
+            ]
+        )
+
+    def _features(self, rows: Rows, count: int) -> list[pl.Series]:
+        columns = []
+        for index, feature in enumerate(self.view.features):
+            numbers = rows.values[index, :count]
+            present = rows.present[index, :count] != 0
+            if feature.dtype == "float64":
+                columns.append(_series(feature.name, numbers.view(np.float64), present))
+            elif feature.dtype == "bool":
+                columns.append(_series(feature.name, numbers != 0, present))
+            else:
+                columns.append(_series(feature.name, numbers, present))
+        return columns
+
+    def _forget(self) -> None:
+        dead = np.empty(int(self._state.scalars[S_DEAD]), np.int32)
+        count = take_dead(self._state, dead)
+        remove_rows(self.directory.arrays, dead[:count])
+
+
+def _series(name: str, numbers: npt.NDArray, present: npt.NDArray[np.bool_]) -> pl.Series:  # type: ignore[type-arg]
+    """A column of copied numbers, null where not present."""
+    if present.all():
+        return pl.Series(name, numbers.copy())
+    return pl.Series(name, pa.array(numbers, mask=~present))
+
+
+def _rows(n_features: int, capacity: int) -> Rows:
+    return Rows(
+        n=np.zeros(1, np.int64),
+        row=np.empty(capacity, np.int32),
+        instant=np.empty(capacity, np.int64),
+        cause=np.empty(capacity, np.uint8),
+        event_time=np.empty(capacity, np.int64),
+        partition=np.empty(capacity, np.int64),
+        offset=np.empty(capacity, np.int64),
+        values=np.empty((n_features, capacity), np.int64),
+        present=np.empty((n_features, capacity), np.uint8),
+    )
+
+
+def _new_state(program: Program, n_rows: int) -> State:
+    n_features, n_windows = len(program.features), len(program.windows)
+    scalars = np.zeros(N_SCALARS, np.int64)
+    scalars[S_CLOCK] = NEVER
+    scalars[S_NEXT_HOP] = FOREVER
+    scalars[S_TILE_FREE] = NONE
+    return State(
+        scalars=scalars,
+        totals=np.zeros((n_rows * n_windows, program.n_words), np.int64),
+        ends=np.full((n_rows, n_windows, 2), NONE, np.int32),
+        live=np.zeros(n_rows, np.int32),
+        values=np.zeros((n_rows, n_features), np.int64),
+        present=np.zeros((n_rows, n_features), np.uint8),
+        changed_at=np.full(n_rows, NEVER, np.int64),
+        slot=np.full(n_rows, NONE, np.int32),
+        marks=np.zeros(n_rows, np.uint8),
+        touched=np.zeros((n_rows, 5), np.int64),
+        dirty=np.zeros(n_rows, np.int32),
+        dead=np.zeros(n_rows, np.int32),
+        ordinals=np.zeros(_MIN_TILES, np.int64),
+        links=np.full((_MIN_TILES, 5), NONE, np.int32),
+        words=np.zeros((_MIN_TILES, program.n_words), np.int64),
+        ring=np.full(program.ring_slots, NONE, np.int32),
+        window_tiles=np.zeros(n_windows, np.int64),
+        window_next=np.full(n_windows, FOREVER, np.int64),
+        late=np.zeros(n_windows, np.int64),
+        late_by=np.zeros(n_windows, np.int64),
+    )
+
+
+_ROW_ARRAYS = ("ends", "live", "values", "present", "changed_at", "slot", "marks", "touched", "dirty", "dead")
+_TILE_ARRAYS = ("ordinals", "links", "words")
+
+
+def _grow_rows(state: State, capacity: int) -> State:
+    n_windows = state.ends.shape[1]
+    return state._replace(
+        totals=grown(state.totals, capacity * n_windows),
+        **{name: grown(getattr(state, name), capacity) for name in _ROW_ARRAYS},
+    )
+
+
+def _grow_tiles(state: State, capacity: int) -> State:
+    return state._replace(**{name: grown(getattr(state, name), capacity) for name in _TILE_ARRAYS})

@@ -1,0 +1,80 @@
+"""Canonical entity keys: one text per entity, the same in state, Redis and shard choice.
+
+Parts are written as text (integers in decimal, strings percent-encoded as by ``urllib.parse.quote(part, safe="")``)
+and joined by ``|``. All functions work on columns.
+"""
+
+from collections.abc import Callable
+from urllib.parse import quote, unquote
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.features.kernel.directory import Keys, hash_keys
+from unskew.features.plan import POLARS_TYPES, EntityPlan
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
+_SPECIAL = [chr(code) for code in range(128) if chr(code) not in _PLAIN]
+_ESCAPED = [f"%{ord(character):02X}" for character in _SPECIAL]
+_NEEDS_ESCAPE = r"[^A-Za-z0-9_.~-]"
+_NON_ASCII = r"[^\x00-\x7F]"
+_ESCAPED_NON_ASCII = r"%[89A-F]"
+
+
+def encode_keys(frame: pl.DataFrame, entity: EntityPlan) -> pl.Series:
+    """The canonical key of every row, String; null where any part is null."""
+    parts = [
+        frame[name].cast(pl.String) if kind == "int64" else _escape(frame[name].cast(pl.String))
+        for name, kind in zip(entity.keys, entity.types, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0].alias("key")
+    columns = pl.DataFrame([part.alias(str(index)) for index, part in enumerate(parts)])
+    return columns.select(pl.concat_str(pl.all(), separator="|").alias("key")).to_series()
+
+
+def decode_keys(keys: pl.Series, entity: EntityPlan) -> pl.DataFrame:
+    """The typed key columns of canonical keys."""
+    if len(entity.keys) == 1:
+        parts = [keys]
+    else:
+        split = keys.str.split_exact("|", len(entity.keys) - 1).struct.unnest()
+        parts = split.get_columns()
+    columns = [
+        (part.cast(POLARS_TYPES[kind]) if kind == "int64" else _unescape(part)).alias(name)
+        for part, name, kind in zip(parts, entity.keys, entity.types, strict=True)
+    ]
+    return pl.DataFrame(columns)
+
+
+def shard_of(keys: pl.Series, n_shards: int) -> npt.NDArray[np.int64]:
+    """Which of ``n_shards`` hash shards each key belongs to, int64 [n]; FNV-1a finished by MurmurHash3's mixer."""
+    if n_shards == 1:
+        return np.zeros(len(keys), np.int64)
+    batch = Keys.of(keys)
+    hashes = np.empty(len(keys), np.uint64)
+    hash_keys(batch.offsets, batch.data, hashes)
+    return (hashes % np.uint64(n_shards)).astype(np.int64)
+
+
+def _escape(texts: pl.Series) -> pl.Series:
+    if not texts.str.contains(_NEEDS_ESCAPE).any():
+        return texts
+    if texts.str.contains(_NON_ASCII).any():
+        return _by_unique(texts, lambda text: quote(text, safe=""))
+    return texts.str.replace_many(_SPECIAL, _ESCAPED)
+
+
+def _unescape(texts: pl.Series) -> pl.Series:
+    if not texts.str.contains("%", literal=True).any():
+        return texts
+    if texts.str.contains(_ESCAPED_NON_ASCII).any():
+        return _by_unique(texts, unquote)
+    return texts.str.replace_many(_ESCAPED, _SPECIAL)
+
+
+def _by_unique(texts: pl.Series, mapping: Callable[[str], str]) -> pl.Series:
+    unique = texts.unique().drop_nulls()
+    mapped = pl.Series([mapping(text) for text in unique.to_list()], dtype=pl.String)
+    return texts.replace_strict(unique, mapped, default=None, return_dtype=pl.String)
