@@ -69,11 +69,13 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 	fi
 	@touch $@
 
-lock: ## Rewrite requirements.lock from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
+COMPILE = "$(UV)" pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links --quiet $(if $(UPGRADE),--upgrade)
+
+lock: ## Rewrite the lock files from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
 	@if [ -z "$(UV)" ]; then echo "make lock needs uv: pip install uv" >&2; exit 1; fi
-	"$(UV)" pip compile pyproject.toml --extra demo --extra pandas --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) \
-	  --quiet --output-file requirements.lock
+	$(COMPILE) --extra demo --extra pandas --group dev --output-file requirements.lock
+	$(COMPILE) --group build --constraints requirements.lock --output-file requirements-runtime.lock
 
 clean: ## Remove .venv, caches and what the demo wrote
 	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,21 @@
+# The pipeline, without anything that only tests or builds need.
+FROM python:3.11-slim AS build
+WORKDIR /src
+RUN python -m venv /opt/unskew
+COPY requirements-runtime.lock ./
+RUN /opt/unskew/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements-runtime.lock
+COPY pyproject.toml README.md ./
+COPY examples ./examples
+COPY src ./src
+RUN /opt/unskew/bin/pip install --no-cache-dir --no-build-isolation --no-deps .
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --home-dir /var/lib/unskew unskew \
+ && install -d -o unskew /var/lib/unskew /var/lib/unskew/state /var/lib/unskew/log /var/lib/unskew/archive /var/cache/unskew
+COPY --from=build /opt/unskew /opt/unskew
+# Compiled kernels are kept where this user may write; the package's own folder is not.
+ENV PATH=/opt/unskew/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/unskew
+USER unskew
+WORKDIR /var/lib/unskew
+ENTRYPOINT ["unskew"]
+CMD ["--help"]

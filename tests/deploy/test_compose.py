@@ -1,0 +1,106 @@
+"""docker-compose.yml holds together: nothing is reachable from outside, and every path and name it uses exists."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from unskew.demo.journey import definitions
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("kafka", "topics", "valkey", "pipeline")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return loaded
+
+
+def test_services_are_kafka_its_topics_valkey_and_the_pipeline(compose):
+    assert sorted(compose["services"]) == sorted(SERVICES)
+
+
+def test_every_published_port_is_bound_to_loopback(compose):
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+
+    assert ports
+    assert all(re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z_]+:-\d+\}:\d+", port) for port in ports)
+
+
+def test_every_image_names_a_version(compose):
+    for service in compose["services"].values():
+        assert re.search(r":\d+\.\d+", service["image"])
+
+
+@pytest.mark.parametrize("name", ["kafka", "valkey", "pipeline"])
+def test_what_keeps_running_has_a_healthcheck_and_restarts(compose, name):
+    service = compose["services"][name]
+
+    assert service["healthcheck"]["test"]
+    assert service["restart"] == "unless-stopped"
+
+
+def test_waiting_is_for_services_that_exist_and_can_reach_the_condition(compose):
+    services = compose["services"]
+    for service in services.values():
+        for name, wait in service.get("depends_on", {}).items():
+            if wait["condition"] == "service_healthy":
+                assert "healthcheck" in services[name]
+            else:
+                assert wait["condition"] == "service_completed_successfully"
+                assert services[name]["restart"] == "no"
+
+
+def test_every_volume_is_declared_and_used(compose):
+    mounts = [mount.split(":")[0] for service in compose["services"].values() for mount in service.get("volumes", [])]
+
+    assert {mount for mount in mounts if not mount.startswith("$")} == set(compose["volumes"])
+
+
+def test_what_the_pipeline_writes_is_on_volumes(compose):
+    pipeline = compose["services"]["pipeline"]
+    mounted = {mount.rsplit(":", 1)[1] for mount in pipeline["volumes"] if not mount.endswith(":ro")}
+
+    assert {pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "STATE")} == mounted
+
+
+def test_the_topics_are_those_of_the_example(compose):
+    made = re.search(r"for topic in ([a-z_ ]+);", compose["services"]["topics"]["command"][0])
+    text = "".join(path.read_text() for path in definitions())
+
+    assert made
+    assert sorted(made[1].split()) == sorted(set(re.findall(r'topic="([a-z_]+)"', text)))
+
+
+def test_containers_are_told_inside_addresses_and_this_machine_the_outside_one(compose):
+    kafka = compose["services"]["kafka"]["environment"]
+    advertised = dict(address.split("://") for address in kafka["KAFKA_ADVERTISED_LISTENERS"].split(","))
+
+    assert advertised["INSIDE"] == compose["services"]["pipeline"]["environment"]["UNSKEW_BOOTSTRAP_SERVERS"]
+    assert advertised["OUTSIDE"].startswith("127.0.0.1:")
+
+
+def test_operations_explain_every_image_port_and_variable(compose):
+    text = (ROOT / "docs" / "operations.md").read_text()
+    for service in compose["services"].values():
+        variables = service.get("environment", {})
+        images = {service["image"].split(":")[0]}
+        ports = {port.rsplit(":", 1)[1] for port in service.get("ports", [])}
+        for word in {*variables, *images, *ports}:
+            assert f"`{word}" in text, f"docs/operations.md does not explain {word}"
+
+
+def test_the_image_is_built_from_files_that_exist_and_runs_as_nobody_special():
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (?!--)(.+) \S+$", dockerfile, re.M) for name in line.split()]
+    kept = (ROOT / ".dockerignore").read_text().splitlines()
+
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in kept
+    assert re.search(r"^USER unskew$", dockerfile, re.M)
+    assert "requirements-runtime.lock" in copied
