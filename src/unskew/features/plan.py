@@ -24,6 +24,8 @@ POLARS_TYPES: Mapping[str, pl.DataType] = {
     "string": pl.String(),
 }
 
+DEFAULT_SETTLE_US = 500_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntityPlan:
@@ -39,7 +41,9 @@ class StreamPlan:
     """A topic and how its records are read.
 
     ``schema``: the Avro reader schema, parsed JSON. ``columns``: payload column -> Polars type after decoding.
-    ``settle_us``: how far behind the present a caught-up reader announces its clock.
+    ``settle_us``: how far behind the present a caught-up reader announces its clock; None where the definition does not say:
+    then it is ``DEFAULT_SETTLE_US``, and a live topic on producer timestamps is refused.
+    ``event_id``: the column that tells events apart; None where there is none.
     """
 
     name: str
@@ -48,9 +52,11 @@ class StreamPlan:
     columns: Mapping[str, pl.DataType]
     event_time: str
     partitioned_by: tuple[str, ...]
-    settle_us: int
+    settle_us: int | None
     max_age_us: int | None
     owner: str
+    event_id: str | None = None
+    description: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,7 @@ class WindowPlan:
     ``span``: whole tiles behind the running one: ``L/h`` for sliding, 0 for tumbling and calendar.
     ``boundaries``: int64 microseconds, strictly increasing; None for a fixed grid.
     ``text``: canonical text, equal for equal windows; part of the fingerprint.
+    ``hop_us`` and ``extent_us`` of a calendar are a nominal day.
     """
 
     kind: Literal["sliding", "tumbling", "calendar"]
@@ -77,7 +84,7 @@ class WindowPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePlan:
-    """A row-by-row expression over payload columns and the type of its result."""
+    """A row-by-row expression over payload columns, cast to the Polars type of ``dtype``."""
 
     text: str
     expr: pl.Expr

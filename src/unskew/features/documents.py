@@ -1,0 +1,183 @@
+"""YAML documents as definitions, with the same words as in Python.
+
+A document is one of
+
+- a view: ``name``, ``entity``, ``source`` (or ``stream``), ``where`` (or ``filter``), ``version``, ``owner``, ``description`` and
+  ``features``, a list of ``name``, ``type``, ``default``, ``description``, ``owner`` and ``aggregation``;
+- a view of one feature, which has its name: the same with ``aggregation``, ``type`` and ``default`` in place of ``features``;
+- an entity: ``entity: {name: user, key: user_id}``;
+- a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``.
+
+``aggregation`` has ``function``, ``value``, ``filter`` (or ``where``) and ``window``: a duration for a sliding one (then also
+``hop``), or ``{sliding: 30d, hop: 2h}``, ``{tumbling: 1h}``, ``{calendar: day, tz: Europe/Berlin}``.
+
+Text stays text: nothing in a document is ever run.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from unskew.features.agg import Aggregation
+from unskew.features.definitions import (
+    Calendar,
+    Definition,
+    Entity,
+    Feature,
+    FeatureView,
+    Sliding,
+    Stream,
+    Tumbling,
+    Window,
+)
+from unskew.features.errors import DefinitionError
+
+_VIEW_KEYS = ("name", "version", "entity", "stream", "source", "where", "filter", "owner", "description")
+_FEATURE_KEYS = ("name", "aggregation", "type", "default", "description", "owner")
+_ONE_FEATURE_KEYS = ("aggregation", "type", "default")
+_AGGREGATION_KEYS = ("function", "value", "window", "hop", "filter", "where")
+_WINDOW_KEYS = {"sliding": ("sliding", "hop"), "tumbling": ("tumbling",), "calendar": ("calendar", "tz")}
+_REQUIRED = {Entity: ("name", "key"), Stream: ("name", "topic", "schema", "event_time")}
+
+
+def definition_of(document: object) -> Definition:
+    """Make a definition of one parsed YAML document. Raises ``DefinitionError`` with all faults of its form."""
+    if not isinstance(document, Mapping):
+        raise DefinitionError(
+            f"{document!r} is no definition; write a view (name: ...), entity: {{...}} or stream: {{...}}"
+        )
+    if list(document) == ["entity"] and isinstance(document["entity"], Mapping):
+        return _part(Entity, "entity", document["entity"])
+    if list(document) == ["stream"] and isinstance(document["stream"], Mapping):
+        return _part(Stream, "stream", document["stream"])
+    return _view(document)
+
+
+def _part(kind: type[Entity] | type[Stream], word: str, fields: Mapping[Any, Any]) -> Entity | Stream:
+    place = f"{word} {fields.get('name', '')}".rstrip()
+    faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
+    faults += [
+        f"{place}: {key}: {fields[key]!r} has no unit; write for example 500ms"
+        for key in ("settle", "max_age")
+        if isinstance(fields.get(key), (int, float))
+    ]
+    if faults:
+        raise DefinitionError(faults)
+    return kind(**fields)
+
+
+def _view(document: Mapping[Any, Any]) -> FeatureView:
+    one_feature = "aggregation" in document
+    place = f"view {document.get('name', '')}".rstrip()
+    faults = _unknown_keys(place, document, [*_VIEW_KEYS, *(_ONE_FEATURE_KEYS if one_feature else ("features",))])
+    faults += _missing_keys(place, document, ("name", "entity"))
+    sources = [document[word] for word in ("stream", "source") if word in document]
+    if len(sources) != 1:
+        remedy = "which are the same thing; keep one" if sources else "the name of a stream; give it one"
+        faults.append(f"{place}: it has {'both source and stream' if sources else 'no source'}, {remedy}")
+    features: list[Feature] = []
+    for where, entry in _entries(place, document, one_feature=one_feature, faults=faults):
+        try:
+            features.append(_feature(where, entry))
+        except DefinitionError as error:
+            faults += error.faults
+    if faults:
+        raise DefinitionError(faults)
+    fields = {key: document[key] for key in _VIEW_KEYS if key in document and key not in {"stream", "source"}}
+    return FeatureView(**fields, stream=sources[0], features=features)
+
+
+def _entries(
+    place: str, document: Mapping[Any, Any], *, one_feature: bool, faults: list[str]
+) -> list[tuple[str, Mapping[Any, Any]]]:
+    """Give the features of a view, each with where it stands."""
+    if one_feature:
+        return [(place, {key: document[key] for key in _FEATURE_KEYS if key in document})]
+    features = document.get("features")
+    if not isinstance(features, list):
+        faults.append(f"{place}: it has no list of features; write features: or, for a single one, aggregation:")
+        return []
+    entries = []
+    for number, entry in enumerate(features, start=1):
+        if isinstance(entry, Mapping):
+            where = f"{place}: feature {entry.get('name', number)}"
+            faults += _unknown_keys(where, entry, _FEATURE_KEYS)
+            entries.append((where, entry))
+        else:
+            faults.append(f"{place}: feature {number}: {entry!r} is no feature; write name: and aggregation:")
+    return entries
+
+
+def _feature(place: str, entry: Mapping[Any, Any]) -> Feature:
+    aggregation = entry.get("aggregation")
+    if not isinstance(aggregation, Mapping):
+        raise DefinitionError(f"{place}: it has no aggregation; write aggregation: with function: and window: below it")
+    faults = _missing_keys(place, entry, ("name",))
+    faults += _unknown_keys(f"{place}: aggregation", aggregation, _AGGREGATION_KEYS)
+    faults += _missing_keys(f"{place}: aggregation", aggregation, ("function", "window"))
+    if faults:
+        raise DefinitionError(faults)
+    try:
+        window = _window(aggregation)
+    except DefinitionError as error:
+        raise DefinitionError([f"{place}: {fault}" for fault in error.faults]) from error
+    return Feature(
+        **{key: entry[key] for key in _FEATURE_KEYS if key in entry and key != "aggregation"},
+        aggregation=Aggregation(aggregation["function"], _text("value", aggregation.get("value"))),
+        window=window,
+        filter=_text("filter", aggregation.get("filter")),
+        where=_text("where", aggregation.get("where")),
+    )
+
+
+def _window(aggregation: Mapping[Any, Any]) -> Window:
+    window = aggregation["window"]
+    if not isinstance(window, Mapping):
+        return Sliding(_with_unit(window), hop=_with_unit(aggregation.get("hop")))
+    if "hop" in aggregation:
+        raise DefinitionError("hop stands beside a window that is spelled out; write it into the window")
+    kind = next((word for word in _WINDOW_KEYS if word in window), None)
+    if kind is None:
+        raise DefinitionError(
+            "the window has no kind; write window: 30d, {tumbling: 1h} or {calendar: day, tz: Europe/Berlin}"
+        )
+    if faults := _unknown_keys("window", window, _WINDOW_KEYS[kind]):
+        raise DefinitionError(faults)
+    match kind:
+        case "sliding":
+            return Sliding(_with_unit(window["sliding"]), hop=_with_unit(window.get("hop")))
+        case "tumbling":
+            return Tumbling(_with_unit(window["tumbling"]))
+        case _:
+            return Calendar(window["calendar"], tz=window.get("tz", "UTC"))
+
+
+def _with_unit(duration: Any) -> Any:
+    """Refuse a bare number: in Python it is microseconds, in a document no one would read it so."""
+    if isinstance(duration, (int, float)):
+        raise DefinitionError(f"{duration!r} has no unit; write for example 30d, 5min or 10s")
+    return duration
+
+
+def _text(word: str, value: Any) -> Any:
+    """Spell a bare ``true`` or number as the SQL text it stands for; compile says what is wrong with it."""
+    if isinstance(value, (bool, int, float)):
+        return str(value).lower()
+    if value is not None and not isinstance(value, str):
+        raise DefinitionError(f"{word}: {value!r} is no SQL text; put it in quotes")
+    return value
+
+
+def _unknown_keys(place: str, given: Iterable[Any], known: Iterable[str]) -> list[str]:
+    known = list(known)
+    faults = []
+    for key in given:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            faults.append(f"{place}: there is no key {key!r}; {hint}")
+    return faults
+
+
+def _missing_keys(place: str, given: Mapping[Any, Any], required: Iterable[str]) -> list[str]:
+    return [f"{place}: it has no {key}; give it one" for key in required if given.get(key) is None]

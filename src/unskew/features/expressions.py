@@ -1,0 +1,390 @@
+"""Filters and values: SQL text or Polars expressions, proved to be row by row before anything runs.
+
+A result that depended on the other rows of a batch, or on the moment of evaluation, would differ between streaming and
+history. So an expression is walked node by node against a list of what is known to be row by row, and then tried:
+a small frame evaluated whole, reversed and one row at a time must agree.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from unskew.features.agg import Expression
+from unskew.features.errors import DefinitionError
+
+# Functions of one row, by their names in Polars' serialized form. Anything not listed is refused: a function that Polars
+# adds later is unknown here until someone has looked at it.
+ROW_FUNCTIONS = frozenset(
+    f"{space}{name}"
+    for space, names in {
+        "": "Abs Ceil Clip Coalesce Exp FillNull Floor Log Log1p MaxHorizontal MeanHorizontal MinHorizontal Negate Replace "
+        "ReplaceStrict Round RoundSF Sign SumHorizontal Truncate",
+        "Bitwise.": "And CountOnes CountZeros LeadingOnes LeadingZeros Or TrailingOnes TrailingZeros Xor",
+        "Boolean.": "AllHorizontal AnyHorizontal IsBetween IsClose IsFinite IsIn IsInfinite IsNan IsNotNan IsNotNull IsNull Not",
+        "Pow.": "Cbrt Generic Sqrt",
+        "Sql.": "Binary IsIn Round",
+        "StringExpr.": "ConcatHorizontal Contains ContainsAny CountMatches EndsWith Extract Find Head LenBytes LenChars Lowercase "
+        "Normalize PadEnd PadStart Replace Reverse Slice StartsWith StripChars StripCharsEnd StripCharsStart StripPrefix "
+        "StripSuffix Strptime Tail Titlecase ToInteger Uppercase ZFill",
+        "TemporalExpr.": "CastTimeUnit Century ConvertTimeZone Date Day Hour IsLeapYear IsoYear Microsecond Millennium Millisecond "
+        "Minute Month MonthEnd MonthStart Nanosecond OffsetBy OrdinalDay Quarter Round Second Time TimeStamp ToString "
+        "TotalDays TotalHours TotalMicroseconds TotalMilliseconds TotalMinutes TotalNanoseconds TotalSeconds Truncate Week "
+        "WeekDay Year",
+        "Trigonometry.": "ArcCos ArcSin ArcTan Cos Cosh Cot Degrees Radians Sin Sinh Tan Tanh",
+    }.items()
+    for name in names.split()
+)
+
+# How Polars groups its functions in the serialized form.
+_SPACES = frozenset(
+    "ArrayExpr BinaryExpr Bitwise Boolean Business CategoricalExpr ExtensionExpr ListExpr Pow Random Range RollingExpr Sql "  # noqa: SIM905
+    "StringExpr StructExpr TemporalExpr Trigonometry".split()
+)
+
+# Nodes that are refused, in words.
+_NODES = {
+    "Agg": "an aggregate over rows",
+    "AnonymousAgg": "a Python function",
+    "AnonymousFunction": "a Python function",
+    "Element": "an element of a list",
+    "Eval": "an evaluation over a list",
+    "Explode": "an explode, which changes the number of rows",
+    "Filter": "a filter, which changes the number of rows",
+    "Gather": "a gather of other rows",
+    "Len": "a count of rows",
+    "Over": "a window function over other rows",
+    "Rolling": "a rolling window over other rows",
+    "Slice": "a slice of the rows",
+    "Sort": "a sort of the rows",
+    "SortBy": "a sort of the rows",
+}
+
+_SEVERAL_OUTPUTS = "it names several columns at once; name one column by pl.col"
+
+# Functions whose later inputs may be a whole series, taken as a set and not row by row.
+_SET_FUNCTIONS = frozenset({"Boolean.IsIn", "Sql.IsIn", "Replace", "ReplaceStrict", "StringExpr.ContainsAny"})
+
+# A pattern read from a column can be malformed on some record and would then fail the whole batch.
+_PATTERN_FUNCTIONS = frozenset({"Contains", "CountMatches", "Extract", "Find", "Replace"})
+
+# SQL words that Polars turns into a constant, the moment of parsing.
+_CLOCK_WORDS = frozenset({"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"})
+
+_SQL_TOKENS = re.compile(
+    r"""(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`)
+      | (?P<gap>(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)+)
+      | (?P<word>\w+)
+      | (?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+_CASTS = (
+    "Int8",
+    "Int16",
+    "Int32",
+    "Int64",
+    "UInt8",
+    "UInt16",
+    "UInt32",
+    "UInt64",
+    "Float32",
+    "Float64",
+    "Boolean",
+    "String",
+)
+_CAST_TARGETS = frozenset({*_CASTS, "Date", "Time"})
+_CAST_FAMILIES = frozenset({"Datetime", "Duration", "Decimal"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A row-by-row expression: canonical ``text``, equal on every machine, and the ``dtype`` of its result."""
+
+    text: str
+    expr: pl.Expr
+    dtype: pl.DataType
+
+
+def check_expression(source: Expression, columns: Mapping[str, pl.DataType]) -> Checked:
+    """Parse and prove an expression over ``columns``.
+
+    Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown column, types that
+    do not fit, a result that would depend on other rows or on a clock, a conversion that could fail on some record.
+    """
+    if isinstance(source, str):
+        text = canonical_sql(source)
+        expr = _parse_sql(source, text)
+    elif isinstance(source, pl.Expr):
+        expr = source
+        text = ""
+    else:
+        raise DefinitionError(f"{source!r} is no expression; write SQL text or a Polars expression")
+    tree = _serialized(expr)
+    _check_columns(tree, columns)
+    for node in _nodes(tree):
+        _check_node(node, columns)
+    dtype = _result_type(expr, columns)
+    _try_out(expr, columns)
+    return Checked(text=text or canonical_polars(tree), expr=expr, dtype=dtype)
+
+
+def canonical_sql(text: str) -> str:
+    """SQL text with comments dropped and white space outside quotes made single spaces."""
+    parts = (" " if token["gap"] else token[0] for token in _SQL_TOKENS.finditer(text))
+    return "".join(parts).strip()
+
+
+def canonical_polars(tree: Any) -> str:
+    """JSON of a Polars expression with sorted keys, its lists of literals readable, its own outer name left out."""
+    while isinstance(tree, dict) and "Alias" in tree:
+        tree = tree["Alias"][0]
+    return json.dumps(_readable(tree), sort_keys=True, separators=(",", ":"))
+
+
+def _parse_sql(source: str, text: str) -> pl.Expr:
+    if not text:
+        raise DefinitionError("the SQL text is empty; write an expression over the stream's columns")
+    words = [token[0].lower() for token in _SQL_TOKENS.finditer(text) if token["word"] or token[0] == "("]
+    calls_now = any(word == "now" and following == "(" for word, following in zip(words, [*words[1:], ""], strict=True))
+    if clock := next((word for word in words if word in _CLOCK_WORDS), "now()" if calls_now else ""):
+        raise DefinitionError(
+            f"{clock} reads a clock; a value may depend on its record only, so use a column of the stream"
+        )
+    try:
+        return pl.sql_expr(source)
+    except PolarsError as error:
+        raise DefinitionError(f"Polars cannot read the SQL text {text!r}: {_first_line(error)}") from error
+
+
+def _serialized(expr: pl.Expr) -> Any:
+    try:
+        if expr.meta.has_multiple_outputs():
+            raise DefinitionError(_SEVERAL_OUTPUTS)
+        return json.loads(expr.meta.serialize(format="json"))
+    except PolarsError as error:
+        # Only two things do not serialize: a selector, and Python code (where cloudpickle is not installed).
+        if "not allowed in this context" in str(error):
+            raise DefinitionError(_SEVERAL_OUTPUTS) from error
+        raise DefinitionError("it calls a Python function; say it with Polars' own expressions") from error
+
+
+def _children(node: Any) -> Iterator[Any]:
+    if not isinstance(node, dict) or len(node) != 1:
+        return
+    ((kind, content),) = node.items()
+    match kind:
+        case "Alias":
+            yield content[0]
+        case "BinaryExpr":
+            yield from (content["left"], content["right"])
+        case "Ternary":
+            yield from (content["predicate"], content["truthy"], content["falsy"])
+        case "Cast":
+            yield content["expr"]
+        case "Function":
+            yield from content["input"]
+        case _:
+            return
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    yield tree
+    for child in _children(tree):
+        yield from _nodes(child)
+
+
+def _kind(node: Any) -> str:
+    return node if isinstance(node, str) else next(iter(node))
+
+
+def _check_columns(tree: Any, columns: Mapping[str, pl.DataType]) -> None:
+    names = [node["Column"] for node in _nodes(tree) if _kind(node) == "Column"]
+    if unknown := sorted({name for name in names if name not in columns}):
+        raise DefinitionError("; ".join(unknown_column(name, columns) for name in unknown))
+    # An unusual node may hide its columns, and is refused for what it is.
+    if not names and all(
+        _kind(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in _nodes(tree)
+    ):
+        raise DefinitionError("it reads no column of the stream, so it is the same for every event; leave it out")
+
+
+def unknown_column(name: str, columns: Mapping[str, pl.DataType]) -> str:
+    """Half a sentence about a column that the stream does not have, with the nearest ones that it has."""
+    near = get_close_matches(name, columns, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns) or 'none'}"
+    return f"the stream has no column {name!r}; {hint}"
+
+
+def _check_node(node: Any, columns: Mapping[str, pl.DataType]) -> None:
+    kind = _kind(node)
+    match kind:
+        case "Column" | "Alias" | "BinaryExpr" | "Ternary" | "Literal":
+            pass
+        case "Cast":
+            _check_cast(node["Cast"], columns)
+        case "Function":
+            _check_function(node["Function"])
+        case _:
+            raise _not_row_by_row(_NODES.get(kind, f"{kind}, which is not known to be row by row"))
+    for child in _children(node):
+        # A set in IS IN and the like is met, and allowed, at its function; a series elsewhere changes the height.
+        if _kind(child) == "Literal" and "Series" in child["Literal"] and not _takes_sets(node):
+            raise DefinitionError("it holds a series as a literal; a value may depend on its record only")
+
+
+def _takes_sets(node: Any) -> bool:
+    return "Function" in node and _function(node["Function"]["function"])[0] in _SET_FUNCTIONS
+
+
+def _not_row_by_row(what: str) -> DefinitionError:
+    return DefinitionError(
+        f"it contains {what}: the result would depend on the other rows of a batch; "
+        "write it row by row, and aggregate with agg over a window"
+    )
+
+
+def _function(function: Any) -> tuple[str, Any]:
+    """Give the name, ``Space.Name`` where it has a name space, and the options of a serialized function."""
+    if isinstance(function, str):
+        return function, None
+    ((name, content),) = function.items()
+    if name not in _SPACES:
+        return name, content
+    if isinstance(content, dict) and len(content) == 1:
+        ((inner, options),) = content.items()
+        return f"{name}.{inner}", options
+    return (f"{name}.{content}", None) if isinstance(content, str) else (name, content)
+
+
+def _check_function(node: Any) -> None:
+    name, options = _function(node["function"])
+    if name not in ROW_FUNCTIONS:
+        raise _not_row_by_row(f"the function {name}, which is not known to be row by row")
+    flags = options[-1] if isinstance(options, list) else options
+    strict = isinstance(flags, dict) and flags.get("strict") is True
+    if name == "StringExpr.Strptime":
+        if not isinstance(flags, dict) or flags.get("format") is None:
+            raise DefinitionError(
+                "it parses times without a format, which would be guessed from the batch; give the format"
+            )
+        if strict:
+            raise _may_fail("parses times")
+    if name == "StringExpr.ToInteger" and strict:
+        raise _may_fail("parses integers")
+    if name == "ReplaceStrict" and len(node["input"]) < 4:
+        raise DefinitionError("replace_strict fails on a record with another value; give it a default")
+    if (
+        name.startswith("StringExpr.")
+        and name.partition(".")[2] in _PATTERN_FUNCTIONS
+        and _kind(node["input"][1]) != "Literal"
+    ):
+        raise DefinitionError(
+            "it reads a text pattern from a column, which may be malformed on some record; write the pattern out"
+        )
+
+
+def _may_fail(what: str) -> DefinitionError:
+    return DefinitionError(
+        f"it {what} strictly, so one bad record would fail its whole batch; "
+        "write TRY_CAST(... AS ...) in SQL or strict=False in Polars, which gives null"
+    )
+
+
+def _check_cast(node: Any, columns: Mapping[str, pl.DataType]) -> None:
+    target = node["dtype"].get("Literal") if isinstance(node["dtype"], dict) else None
+    name = target if isinstance(target, str) else next(iter(target)) if isinstance(target, dict) else str(node["dtype"])
+    if name not in _CAST_TARGETS and name not in _CAST_FAMILIES:
+        raise DefinitionError(f"it casts to {name}; cast to a number, boolean, string or time type")
+    if node["options"] == "NonStrict" or _kind(node["expr"]) == "Literal":
+        return
+    source = _result_type(_deserialized(node["expr"]), columns)
+    if not _always_fits(source, name):
+        raise _may_fail(f"casts {source} to {name}")
+
+
+def _always_fits(source: pl.DataType, target: str) -> bool:
+    if target == "String" or str(source) == target or source == pl.Null():
+        return True
+    if source == pl.Boolean():
+        return target in _CASTS
+    if source.is_integer():
+        return target in {"Float32", "Float64", "Boolean"} or (target == "Int64" and source != pl.UInt64())
+    if source.is_float():
+        return target in {"Float32", "Float64"}
+    return source.is_temporal() and target in {"Date", "Time", "Datetime"}
+
+
+def _deserialized(tree: Any) -> pl.Expr:
+    return pl.Expr.deserialize(json.dumps(tree).encode(), format="json")
+
+
+def _result_type(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataType:
+    try:
+        return pl.LazyFrame(schema=dict(columns)).select(expr.alias("result")).collect_schema()["result"]
+    except PolarsError as error:
+        raise DefinitionError(f"its types do not fit: {_first_line(error)}") from error
+
+
+def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> None:
+    """Evaluate a small frame whole, reversed and row by row; raise where these differ or fail."""
+    names = [name for name in expr.meta.root_names() if name in columns]
+    sample = pl.DataFrame({name: _sample(columns[name], turn) for turn, name in enumerate(dict.fromkeys(names))})
+    try:
+        whole = _results(expr, sample)
+        turned = _results(expr, sample.reverse())[::-1]
+        single = [result for row in range(sample.height) for result in _results(expr, sample.slice(row, 1))]
+    except PolarsError as error:
+        raise DefinitionError(f"it fails on some values: {_first_line(error)}") from error
+    if not whole == turned == single:
+        raise _not_row_by_row("something that depends on other rows")
+
+
+def _results(expr: pl.Expr, frame: pl.DataFrame) -> list[str]:
+    # As text, so that NaN equals NaN and -0.0 differs from 0.0.
+    return [repr(value) for value in frame.select(expr.alias("result"))["result"].to_list()]
+
+
+def _sample(dtype: pl.DataType, turn: int) -> pl.Series:
+    """Eight values of a column type, null among them, turned so that no two columns run in step."""
+    values: list[Any]
+    match dtype:
+        case pl.Boolean():
+            values = [True, False, None, True, True, False, None, False]
+        case pl.Float32() | pl.Float64():
+            values = [0.0, -1.5, 2.5, None, 1e9, 0.1, 7.0, -0.0]
+        case pl.String():
+            values = ["a", "", "completed", None, "7", "2017-03-26", "Ä b", "a%b"]
+        case pl.Binary():
+            values = [b"a", b"", b"\xff", None, b"7", b"bb", b"c", b"d"]
+        case pl.Datetime():
+            values = [
+                datetime(2017, 3, 1 + 3 * day, 23 - day, 59, tzinfo=UTC) if day != 3 else None for day in range(8)
+            ]
+        case _:
+            values = [3, -1, 0, None, 100, 7, 1, 2]
+    shift = turn * 3 % len(values)
+    return pl.Series(values[shift:] + values[:shift], dtype=dtype)
+
+
+def _readable(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        if "Literal" in tree and _holds_bytes(tree["Literal"]):
+            series = pl.select(_deserialized(tree)).to_series()
+            return {"Literal": [str(series.dtype), [str(value) for value in series.to_list()]]}
+        return {key: _readable(value) for key, value in tree.items()}
+    return [_readable(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _holds_bytes(literal: Any) -> bool:
+    return isinstance(literal, dict) and ("Series" in literal or "List" in (literal.get("Scalar") or {}))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,172 @@
+"""Definition files: Python modules and YAML documents with the same words.
+
+A Python file is run and its module-level ``Entity``, ``Stream`` and ``FeatureView`` objects are taken. A YAML file has one
+definition in each document, as ``documents`` describes.
+"""
+
+import contextlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Hashable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from unskew.features.compile import compile  # noqa: A004 - the word that users know
+from unskew.features.definitions import Definition, Entity, FeatureView, Stream
+from unskew.features.documents import definition_of
+from unskew.features.errors import DefinitionError
+from unskew.features.plan import Plan
+from unskew.features.schemas import read_schema
+
+SUFFIXES = (".py", ".yaml", ".yml")
+
+
+def load(*paths: str | Path) -> Plan:
+    """Read definition files, or all in folders, and compile them.
+
+    Raises one ``DefinitionError`` with all faults: those of reading alone where a file cannot be read.
+    """
+    return compile(*load_definitions(paths))
+
+
+def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
+    """Read definitions from files and folders, in the order given and by name within a folder.
+
+    A folder gives its own ``.py``, ``.yaml`` and ``.yml`` files, those that begin with ``_`` or a dot left out. Schema paths are
+    taken from the folder of the definition file, and read. Python files are run: load only your own.
+    Raises one ``DefinitionError`` with the faults of all files.
+    """
+    faults: list[str] = []
+    definitions: list[Definition] = []
+    paths = list(paths)
+    if not paths:
+        raise DefinitionError("no definition files were named; name a Python or YAML file, or a folder of them")
+    for path in _files(paths, faults):
+        try:
+            found = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
+            definitions += [_with_schema(each, path) for each in found]
+        except DefinitionError as error:
+            faults += error.faults
+    if faults:
+        raise DefinitionError(faults)
+    if not definitions:
+        raise DefinitionError(
+            f"{', '.join(map(str, paths))}: there are no definitions; write an Entity, a Stream and a FeatureView"
+        )
+    return definitions
+
+
+def _files(paths: Iterable[str | Path], faults: list[str]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = [
+                f for f in sorted(path.iterdir()) if f.suffix in SUFFIXES and f.is_file() and f.name[0] not in "_."
+            ]
+            if not files:
+                faults.append(
+                    f"{path}: the folder has no {', '.join(SUFFIXES)} file; name the folder of the definitions"
+                )
+            yield from files
+        elif not path.is_file():
+            faults.append(f"{path}: there is no such file or folder; correct the path")
+        elif path.suffix not in SUFFIXES:
+            faults.append(f"{path}: definitions are {', '.join(SUFFIXES)} files; correct the path")
+        else:
+            yield path
+
+
+def _with_schema(definition: Definition, path: Path) -> Definition:
+    """Replace a schema's path by what stands in it, as only the loader knows where the path begins."""
+    if isinstance(definition, FeatureView):
+        if isinstance(definition.stream, Stream):
+            return msgspec.structs.replace(definition, stream=_with_schema(definition.stream, path))
+        return definition
+    if isinstance(definition, Stream):
+        try:
+            return msgspec.structs.replace(definition, schema=read_schema(definition.schema, path.parent))
+        except DefinitionError as error:
+            raise DefinitionError([f"{path}: stream {definition.name}: {fault}" for fault in error.faults]) from error
+    return definition
+
+
+def _from_python(path: Path) -> list[Definition]:
+    folder = path.resolve().parent
+    spec = importlib.util.spec_from_file_location(f"unskew_definitions.{path.stem}", path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with _importing_from(folder):
+            spec.loader.exec_module(module)
+    except DefinitionError as error:
+        raise DefinitionError([f"{path}: {fault}" for fault in error.faults]) from error
+    # Whatever the user's code raises is a fault of that file.
+    except Exception as error:
+        raise DefinitionError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
+    return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, FeatureView))]
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let a definition file import its neighbours, and forget them: another folder may have files of the same names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).resolve().is_relative_to(folder):
+                del sys.modules[name]
+
+
+def _place(path: Path, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{path}:{error.lineno}"
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path.resolve())
+    ]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """``yaml.safe_load``, and a key that is there twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _from_yaml(path: Path) -> list[Definition]:
+    try:
+        documents = list(yaml.load_all(path.read_text("utf-8"), Loader=_StrictLoader))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{path}: it cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise DefinitionError(f"{path}: it is not YAML: {' '.join(str(error).split())}") from error
+    faults: list[str] = []
+    definitions: list[Definition] = []
+    for number, document in enumerate(documents, start=1):
+        if document is None:
+            continue
+        place = f"{path}: document {number}" if len(documents) > 1 else str(path)
+        try:
+            definitions.append(definition_of(document))
+        except DefinitionError as error:
+            faults += [f"{place}: {fault}" for fault in error.faults]
+    if faults:
+        raise DefinitionError(faults)
+    return definitions

@@ -1,0 +1,183 @@
+"""Instants, durations, default hops and local days: all time arithmetic that definitions need.
+
+Instants are int64 microseconds since the epoch, UTC; durations are int microseconds.
+"""
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from importlib import resources
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+
+from unskew.features.errors import DefinitionError
+
+SECOND_US = 1_000_000
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+
+UNITS_US = {
+    "w": 7 * DAY_US,
+    "d": DAY_US,
+    "h": HOUR_US,
+    "min": MINUTE_US,
+    "m": MINUTE_US,
+    "s": SECOND_US,
+    "ms": 1_000,
+    "us": 1,
+}
+
+FIRST_DAY = date(1900, 1, 1)
+LAST_DAY = date(2200, 1, 1)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_ONE_DAY = timedelta(days=1)
+
+_DURATION = re.compile(r"(?:\d+(?:w|d|h|min|ms|us|m|s))+")
+_DURATION_PART = re.compile(r"(\d+)(w|d|h|min|ms|us|m|s)")
+
+# Longest first, so that the first one that fits is the default.
+_DEFAULT_HOPS_US = tuple(
+    sorted(
+        [n * SECOND_US for n in (1, 2, 5, 10, 15, 30)]
+        + [n * MINUTE_US for n in (1, 2, 5, 10, 15, 30)]
+        + [n * HOUR_US for n in (1, 2, 3, 4, 6, 8, 12)]
+        + [DAY_US],
+        reverse=True,
+    )
+)
+
+
+def duration_us(duration: str | timedelta | int) -> int:
+    """Microseconds of ``"30d"``, ``"5min"``, ``"1h30min"``, a timedelta, or an int of microseconds.
+
+    Units: w, d, h, min (or m), s, ms, us. Raises ``DefinitionError`` for anything else, and below zero.
+    """
+    if isinstance(duration, timedelta):
+        n_us = duration // _MICROSECOND
+    elif isinstance(duration, bool):
+        n_us = -1
+    elif isinstance(duration, int):
+        n_us = duration
+    elif isinstance(duration, str) and _DURATION.fullmatch(text := duration.replace(" ", "")):
+        n_us = sum(int(n) * UNITS_US[unit] for n, unit in _DURATION_PART.findall(text))
+    else:
+        n_us = -1
+    if n_us < 0:
+        raise DefinitionError(f"{duration!r} is no duration; write a number and a unit, for example 5min, 1h or 30d")
+    return n_us
+
+
+def format_duration(n_us: int) -> str:
+    """Give the shortest text that ``duration_us`` reads back: a whole number of the largest unit up to days."""
+    if n_us == 0:
+        return "0s"
+    for unit in ("d", "h", "min", "s", "ms"):
+        if n_us % UNITS_US[unit] == 0:
+            return f"{n_us // UNITS_US[unit]}{unit}"
+    return f"{n_us}us"
+
+
+def default_hop_us(extent_us: int) -> int | None:
+    """Give the largest round hop that divides the window and is at most 1/288 of it, one second at least.
+
+    None where not even one second divides the window: the hop must then be declared.
+    """
+    return round_hop_us(extent_us, max(extent_us // 288, SECOND_US))
+
+
+def round_hop_us(extent_us: int, longest_us: int) -> int | None:
+    """Give the largest of 1, 2, 5, 10, 15, 30 s, the same in min, 1, 2, 3, 4, 6, 8, 12 h, 1 d that divides the window.
+
+    ``longest_us``: none longer. None where no such hop divides it.
+    """
+    return next((hop for hop in _DEFAULT_HOPS_US if hop <= longest_us and extent_us % hop == 0), None)
+
+
+def instant_us(moment: datetime | str) -> int:
+    """Microseconds since the epoch of an aware datetime or of ISO 8601 text; without an offset it is UTC.
+
+    Exact to the microsecond. Raises ``ValueError`` for text that is not ISO 8601.
+    """
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def format_instant(instant: int) -> str:
+    """ISO 8601 text in UTC of an instant in microseconds, for people: ``2017-03-26T01:00:00.000005Z``."""
+    return (EPOCH + timedelta(microseconds=int(instant))).isoformat().replace("+00:00", "Z")
+
+
+MIN_INSTANT_US = instant_us(FIRST_DAY.isoformat())
+MAX_INSTANT_US = instant_us(LAST_DAY.isoformat())
+
+
+def time_zone(tz: str) -> ZoneInfo:
+    """Give the zone by its IANA name, from the installed ``tzdata`` package rather than the machine's own files.
+
+    So two machines with the same lock file agree on every local midnight. Raises ``DefinitionError`` for an unknown name.
+    """
+    *folders, name = tz.split("/") if isinstance(tz, str) else ("",)
+    # Zone files only: no path tricks, and none of the tables that lie beside them.
+    if not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_+\-]*", part) for part in (*folders, name)):
+        raise _no_zone(tz)
+    try:
+        with resources.files("tzdata").joinpath("zoneinfo", *folders, name).open("rb") as file:
+            return ZoneInfo.from_file(file, key=tz)
+    except (OSError, ValueError) as error:
+        raise _no_zone(tz) from error
+
+
+def _no_zone(tz: object) -> DefinitionError:
+    return DefinitionError(
+        f"{tz!r} is no time zone; name one as the IANA database does, for example Europe/Berlin or UTC"
+    )
+
+
+@lru_cache(maxsize=64)
+def day_boundaries(tz: str) -> npt.NDArray[np.int64]:
+    """Instants at which local days begin, from 1900 to 2200: int64 microseconds, strictly increasing, read-only.
+
+    A day begins at the first instant whose local date is that day or later: at the first of two midnights where clocks go
+    back over it, at the transition where clocks skip it; a day that is skipped whole has no boundary of its own.
+    One day more stands at either end, so that every instant between MIN_INSTANT_US and MAX_INSTANT_US lies inside.
+    """
+    zone = time_zone(tz)
+    first = FIRST_DAY.toordinal() - 2
+    midnight = datetime.fromordinal(first).replace(tzinfo=zone)
+    starts_s: list[int] = []
+    for _ in range(first, LAST_DAY.toordinal() + 3):
+        starts_s.append(int(midnight.timestamp()))
+        midnight += _ONE_DAY  # wall time: the next local midnight, whatever the clocks do
+    starts = np.array(starts_s, dtype=np.int64)
+    # Only next to a change of the offset can a midnight be missing.
+    for day in np.flatnonzero(np.diff(starts) * SECOND_US != DAY_US):
+        starts[day] = _first_instant_of(first + int(day), zone, int(starts[day]))
+    # A day that is skipped whole begins when the next one does.
+    boundaries = np.unique(starts) * SECOND_US
+    boundaries.flags.writeable = False
+    return boundaries
+
+
+def _first_instant_of(ordinal: int, zone: ZoneInfo, midnight_s: int) -> int:
+    """Give the second from which the local date is ``ordinal`` or later: its midnight, or where clocks skip that, the transition.
+
+    ``midnight_s``: midnight read with the offset before a transition. Read with the offset after it, a missing midnight lies
+    earlier, and the transition between the two.
+    """
+    before_s = int(datetime.fromordinal(ordinal).replace(tzinfo=zone, fold=1).timestamp()) - 1
+    after_s = midnight_s
+    while after_s - before_s > 1:
+        middle_s = (before_s + after_s) // 2
+        if datetime.fromtimestamp(middle_s, zone).toordinal() >= ordinal:
+            after_s = middle_s
+        else:
+            before_s = middle_s
+    return after_s
