@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from unskew.demo.journey import definitions
+from unskew.demo.journey import HOME
+from unskew.features.load import load
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("kafka", "topics", "valkey", "pipeline")
@@ -69,10 +70,9 @@ def test_what_the_pipeline_writes_is_on_volumes(compose):
 
 def test_the_topics_are_those_of_the_example(compose):
     made = re.search(r"for topic in ([a-z_ ]+);", compose["services"]["topics"]["command"][0])
-    text = "".join(path.read_text() for path in definitions())
 
     assert made
-    assert sorted(made[1].split()) == sorted(set(re.findall(r'topic="([a-z_]+)"', text)))
+    assert sorted(made[1].split()) == sorted(stream.topic for stream in load(HOME).streams.values())
 
 
 def test_containers_are_told_inside_addresses_and_this_machine_the_outside_one(compose):
@@ -95,12 +95,12 @@ def test_operations_explain_every_image_port_and_variable(compose):
 
 def test_the_image_is_built_from_files_that_exist_and_runs_as_nobody_special():
     dockerfile = (ROOT / "Dockerfile").read_text()
-    copied = [name for line in re.findall(r"^COPY (?!--)(.+) \S+$", dockerfile, re.M) for name in line.split()]
+    copied = [name for line in re.findall(r"^COPY (?!--)(.+) \S+$", dockerfile, re.MULTILINE) for name in line.split()]
     kept = (ROOT / ".dockerignore").read_text().splitlines()
 
     assert copied
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in kept
-    assert re.search(r"^USER unskew$", dockerfile, re.M)
+    assert re.search(r"^USER unskew$", dockerfile, re.MULTILINE)
     assert "requirements-runtime.lock" in copied

@@ -18,11 +18,6 @@ N_PARTITIONS = 4
 SEED = 2017
 
 
-def definitions() -> list[Path]:
-    """Return the example's definition files, Python and YAML."""
-    return [*sorted(HOME.glob("*.py")), *sorted(HOME.glob("*.yaml"))]
-
-
 def topics(n_lines: int | None = None, *, seed: int = SEED, n_partitions: int = N_PARTITIONS) -> dict[str, Topic]:
     """Return the topics ``transactions`` and ``page_views``.
 
