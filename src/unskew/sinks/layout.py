@@ -1,0 +1,166 @@
+"""Where the rows of a Parquet table lie: names of directories and files, and what is readable among them.
+
+    {root}/day=2017-03-01/{writer}-{first}-{last}.parquet    published: immutable, never withdrawn
+    {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
+    {root}/_coverage/{writer}.json                           up to which instant a writer's rows are complete
+
+``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer. Readers skip
+every name that begins with ``_``.
+"""
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from unskew.features.errors import LayoutError
+from unskew.features.plan import POLARS_TYPES, ViewPlan
+
+LAYOUT = "1"
+STAGED = "_staged"
+COVERAGE = "_coverage"
+INSTANT = pl.Datetime("us", "UTC")
+
+_SUFFIX = ".parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile:
+    """One Parquet file and the sequence numbers, both inclusive, that it covers of its writer's rows."""
+
+    path: Path
+    writer: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCoverage:
+    """``since_us``: first arrival seen, None before one; ``complete_to_us``: last closed instant, None before one."""
+
+    since_us: int | None
+    complete_to_us: int | None
+    next_sequence: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What a view's log can answer: instants up to ``complete_to_us``, exact for windows that begin at ``since_us``.
+
+    ``since_us``: the latest over the shards, None where no shard has seen an event. ``complete_to_us``: the earliest
+    over the shards, None where one has closed no instant yet.
+    """
+
+    shards: Mapping[str, ShardCoverage]
+
+    @property
+    def since_us(self) -> int | None:
+        return max((shard.since_us for shard in self.shards.values() if shard.since_us is not None), default=None)
+
+    @property
+    def complete_to_us(self) -> int | None:
+        closed = [shard.complete_to_us for shard in self.shards.values() if shard.complete_to_us is not None]
+        return min(closed) if closed and len(closed) == len(self.shards) else None
+
+
+def view_root(log_root: Path, name: str, version: int) -> Path:
+    """The table of one view version."""
+    return log_root / name / f"v{version}"
+
+
+def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
+    """Columns of a view's log, in order."""
+    return {
+        **{key: POLARS_TYPES[kind] for key, kind in zip(view.entity.keys, view.entity.types, strict=True)},
+        **{feature.name: POLARS_TYPES[feature.dtype] for feature in view.features},
+        "available_at": INSTANT,
+        "event_time": INSTANT,
+        "partition": pl.Int32(),
+        "offset": pl.Int64(),
+        "cause": pl.String(),
+        "written_at": INSTANT,
+        "shard": pl.String(),
+        "seq": pl.Int64(),
+    }
+
+
+def day_directory(day: dt.date) -> str:
+    return f"day={day.isoformat()}"
+
+
+def file_name(writer: str, first: int, last: int) -> str:
+    return f"{writer}-{first:020d}-{last:020d}{_SUFFIX}"
+
+
+def parse(path: Path) -> TableFile | None:
+    """What a file's name says; None for a name that this layout does not give."""
+    if path.name.startswith(("_", ".")) or not path.name.endswith(_SUFFIX):
+        return None
+    parts = path.name.removesuffix(_SUFFIX).rsplit("-", 2)
+    if len(parts) != 3 or not parts[0] or not (parts[1].isdecimal() and parts[2].isdecimal()):
+        return None
+    return TableFile(path=path, writer=parts[0], first=int(parts[1]), last=int(parts[2]))
+
+
+def published_files(root: Path, writer: str | None = None) -> list[TableFile]:
+    """Every published file, of one writer or of all, ordered by writer and sequence; none where there is no table.
+
+    A file whose sequence range another file of its writer covers is superseded and left out, so that each row is
+    listed once whenever one looks.
+    """
+    return without_superseded(_files(root, writer))
+
+
+def staged_files(root: Path, writer: str) -> list[TableFile]:
+    """A writer's staged files, in sequence order."""
+    return _ordered(_files(root / STAGED, writer))
+
+
+def without_superseded(files: Iterable[TableFile]) -> list[TableFile]:
+    """The files that no other file of the same writer covers, ordered by writer and sequence."""
+    kept: list[TableFile] = []
+    for file in _ordered(files):
+        if kept and kept[-1].writer == file.writer and file.last <= kept[-1].last:
+            continue
+        kept.append(file)
+    return kept
+
+
+def coverage_file(root: Path, writer: str) -> Path:
+    return root / COVERAGE / f"{writer}.json"
+
+
+def read_coverage(root: Path) -> Coverage | None:
+    """What the table at ``root`` covers, None where nothing was published yet.
+
+    Read it before listing files: rows up to ``complete_to_us`` were published before it was written. Raises
+    ``LayoutError`` for a file that is not whole (power was lost while it was replaced).
+    """
+    shards = {}
+    for path in sorted((root / COVERAGE).glob("*.json")):
+        if path.name.startswith(("_", ".")):
+            continue
+        try:
+            found = json.loads(path.read_bytes())
+            shards[path.stem] = ShardCoverage(
+                since_us=found["since"], complete_to_us=found["complete_to"], next_sequence=found["seq"]
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise LayoutError(
+                f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it anew"
+            ) from error
+    return Coverage(shards=shards) if shards else None
+
+
+def _files(root: Path, writer: str | None) -> list[TableFile]:
+    pattern = "*" if writer is None else f"{writer}-*"
+    files = (parse(path) for path in root.glob(f"day=*/{pattern}{_SUFFIX}"))
+    return [file for file in files if file is not None and writer in {None, file.writer}]
+
+
+def _ordered(files: Iterable[TableFile]) -> list[TableFile]:
+    # The longest of those that begin together comes first, so that it is the one kept.
+    return sorted(files, key=lambda file: (file.writer, file.first, -file.last))

@@ -1,0 +1,133 @@
+"""The three kinds of tables that the pipeline writes: log, event archive and dead letters."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import polars as pl
+
+from unskew.features.plan import ViewPlan
+from unskew.features.updates import Updates
+from unskew.sinks.layout import INSTANT, log_schema, view_root
+from unskew.sinks.parquet import StagedTable
+
+DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
+    "topic": pl.String(),
+    "partition": pl.Int32(),
+    "offset": pl.Int64(),
+    "arrival": INSTANT,
+    "view": pl.String(),
+    "reason": pl.String(),
+    "key": pl.Binary(),
+    "value": pl.Binary(),
+}
+
+
+class LogTable:
+    """One shard's share of a view's log: every closed change of every value, in the order of ``seq``.
+
+    ``now_us``: the wall clock; it goes into ``written_at`` and nowhere else. ``saved`` and errors are those of
+    ``StagedTable``; besides, rows whose ``seq`` leaves a gap are a ``ValueError``.
+    """
+
+    def __init__(
+        self, log_root: Path, view: ViewPlan, shard: str, saved: Mapping[str, int] | None, *, now_us: Callable[[], int]
+    ) -> None:
+        self._shard = shard
+        self._schema = log_schema(view)
+        self._now_us = now_us
+        self._table = StagedTable(
+            view_root(log_root, view.name, view.version),
+            shard,
+            day_column="available_at",
+            sequence_column="seq",
+            metadata=log_metadata(view),
+            saved=saved,
+            at_staging=self._complete,
+        )
+
+    @property
+    def next_sequence(self) -> int:
+        return self._table.next_sequence
+
+    def append(self, updates: Updates) -> None:
+        """Take the closed rows of one step and how far it closed instants; a step without rows moves only that."""
+        closed = updates.closed
+        if closed.height and int(closed["seq"][0]) != self._table.next_sequence:
+            raise ValueError(
+                f"{updates.view.id}/{self._shard}: the log expects seq {self._table.next_sequence}, "
+                f"the step begins with {closed['seq'][0]}"
+            )
+        self._table.append(closed)
+        # The instant that the clock stands on is still open.
+        self._table.cover({"since": updates.since_us, "complete_to": updates.clock_us - 1})
+
+    def snapshot(self) -> dict[str, int]:
+        """As ``StagedTable.snapshot``."""
+        return self._table.snapshot()
+
+    def settle(self) -> None:
+        """As ``StagedTable.settle``."""
+        self._table.settle()
+
+    def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.with_columns(
+            pl.lit(self._now_us(), pl.Int64).cast(INSTANT).alias("written_at"),
+            pl.lit(self._shard, pl.String).alias("shard"),
+        ).select(pl.col(name).cast(kind) for name, kind in self._schema.items())
+
+
+class DeadLetterTable:
+    """One writer's share of a topic's dead letters, columns as in ``DEAD_LETTER_SCHEMA``.
+
+    Records are refused at several steps of the flow, so letters come in no order of offsets: they are numbered as they
+    come, sorted by arrival within an epoch, so that each day makes one file.
+    """
+
+    def __init__(self, root: Path, topic: str, writer: str, saved: Mapping[str, int] | None) -> None:
+        self._waiting: list[pl.DataFrame] = []
+        self._table = StagedTable(
+            root / topic,
+            writer,
+            day_column="arrival",
+            sequence_column=None,
+            metadata={"unskew.topic": topic},
+            saved=saved,
+        )
+
+    def append(self, letters: pl.DataFrame) -> None:
+        """Take letters in any order; columns beyond the schema are an error."""
+        if letters.height:
+            self._waiting.append(letters.select(DEAD_LETTER_SCHEMA).match_to_schema(DEAD_LETTER_SCHEMA))
+
+    def snapshot(self) -> dict[str, int]:
+        """As ``StagedTable.snapshot``."""
+        if self._waiting:
+            self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
+            self._waiting = []
+        return self._table.snapshot()
+
+    def settle(self) -> None:
+        """As ``StagedTable.settle``."""
+        self._table.settle()
+
+
+def archive_table(archive_root: Path, topic: str, partition: int, saved: Mapping[str, int] | None) -> StagedTable:
+    """One partition's share of a topic's event archive: decoded events in the order of ``_offset``."""
+    return StagedTable(
+        archive_root / topic,
+        f"p{partition}",
+        day_column="_arrival",
+        sequence_column="_offset",
+        metadata={"unskew.topic": topic},
+        saved=saved,
+    )
+
+
+def log_metadata(view: ViewPlan) -> dict[str, str]:
+    """What every file of a view's log says about itself."""
+    return {
+        "unskew.view": view.name,
+        "unskew.version": str(view.version),
+        "unskew.state_fingerprint": view.state_fingerprint,
+        "unskew.presentation_fingerprint": view.presentation_fingerprint,
+    }

@@ -1,0 +1,292 @@
+"""Append-only Parquet tables whose rows become readable only once the epoch that wrote them is durable.
+
+The order of steps is the contract:
+
+1. ``snapshot()`` of an epoch writes what was appended since the one before: each file under a temporary name, fsynced,
+   renamed into ``_staged``; then the directories are fsynced; then the sequence to resume from is returned.
+2. The caller makes that return value durable, with the rest of the epoch.
+3. The next ``snapshot()`` (which is only asked for once the epoch before is durable) renames those files to where
+   readers look, fsyncs the directories, and replaces the coverage file.
+
+A stop between any two steps is mended at start-up from the saved sequence alone: files up to it are published (their
+epoch is durable), staged files past it are removed (their rows will come again). A published file past it means that the
+saved state is older than the table; nothing can mend that, so it is an error and nothing is touched.
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import polars as pl
+
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.sinks import layout
+
+_NEXT = "next"
+
+
+def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows
+
+
+class StagedTable:
+    """One writer's share of an append-only Parquet table, published only once durable.
+
+    ``day_column``: Datetime in UTC, says under which day a row lies. ``sequence_column``: Int64, strictly increasing
+    over all rows ever appended, with or without gaps; None numbers the rows as they come. ``saved``: what the last
+    durable ``snapshot()`` returned, None where there is no saved state. ``at_staging``: the last touch to rows before
+    they are written.
+
+    Starting finishes or undoes what the previous run left, see the module. Raises ``LayoutError`` where the table and
+    the saved state do not belong together, naming the file and the remedy, and then changes nothing;
+    ``StoreUnavailable`` where the disk fails, after which the same call can be repeated.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        writer: str,
+        *,
+        day_column: str,
+        sequence_column: str | None,
+        metadata: Mapping[str, str],
+        saved: Mapping[str, int] | None,
+        at_staging: Callable[[pl.DataFrame], pl.DataFrame] = _as_they_are,
+    ) -> None:
+        if "-" in writer:
+            raise ValueError(f"writer {writer!r}: '-' separates the parts of a file's name")
+        self._root = root
+        self._writer = writer
+        self._day_column = day_column
+        self._sequence_column = sequence_column
+        self._metadata = {"unskew.layout": layout.LAYOUT, **metadata}
+        self._at_staging = at_staging
+        self._next = 0 if saved is None else saved[_NEXT]
+        self._buffered: list[tuple[int, pl.DataFrame]] = []
+        self._n_buffered = 0
+        self._staged: list[Path] = []
+        self._changed: set[Path] = set()
+        self._staged_next = self._next
+        self._coverage = {name: value for name, value in (saved or {}).items() if name != _NEXT}
+        self._staged_coverage = dict(self._coverage)
+        self._written_coverage: dict[str, int | None] | None = None
+        with _disk(root):
+            self._recover(saved)
+
+    @property
+    def next_sequence(self) -> int:
+        """One more than the last sequence appended; 0 before any."""
+        return self._next
+
+    @property
+    def n_buffered(self) -> int:
+        """Rows appended since the last snapshot."""
+        return self._n_buffered
+
+    def append(self, rows: pl.DataFrame) -> None:
+        """Take rows in sequence order; they are in memory until the next snapshot. No rows are fine.
+
+        Raises ``ValueError`` for a sequence that was appended before or is out of order: the caller's fault.
+        """
+        if rows.is_empty():
+            return
+        first = self._next
+        if self._sequence_column is None:
+            after = first + rows.height
+        else:
+            sequence = rows[self._sequence_column]
+            first, after = int(sequence[0]), int(sequence[-1]) + 1
+            if first < self._next or (rows.height > 1 and not bool((sequence.diff(null_behavior="drop") > 0).all())):
+                raise ValueError(
+                    f"{self._root}: rows of {self._writer} from {self._sequence_column} {first} to {after - 1} are not "
+                    f"past {self._next - 1} in increasing order"
+                )
+        self._buffered.append((first, rows))
+        self._n_buffered += rows.height
+        self._next = after
+
+    def cover(self, coverage: Mapping[str, int | None]) -> None:
+        """State what readers may rely on once the rows appended so far are published; None values are unknown yet."""
+        self._coverage.update({name: value for name, value in coverage.items() if value is not None})
+
+    def snapshot(self) -> dict[str, int]:
+        """Publish what the previous snapshot staged, stage what came since, and return the state to resume from.
+
+        Call it only when the previous snapshot's return value is durable. After ``StoreUnavailable`` it can be
+        repeated: nothing is lost and nothing published twice.
+        """
+        with _disk(self._root):
+            self._publish()
+            self._stage()
+        return {_NEXT: self._staged_next, **self._staged_coverage}
+
+    def settle(self) -> None:
+        """Publish what the last snapshot staged: call it when the flow has ended and that snapshot is durable.
+
+        Rows appended after that snapshot are not written; a resumed run gets them again.
+        """
+        with _disk(self._root):
+            self._publish()
+            self._remove_empty_staging()
+
+    def _recover(self, saved: Mapping[str, int] | None) -> None:
+        published = layout.published_files(self._root, self._writer)
+        staged = layout.staged_files(self._root, self._writer)
+        self._refuse_strangers(saved, published, staged)
+        for path in (self._root / layout.STAGED).glob(f"day=*/{self._writer}-*.tmp"):
+            path.unlink(missing_ok=True)
+        for file in staged:
+            if file.first < self._next:
+                self._staged.append(file.path)
+            else:
+                file.path.unlink(missing_ok=True)
+        if saved is not None:
+            self._publish()
+        self._remove_empty_staging()
+
+    def _refuse_strangers(
+        self, saved: Mapping[str, int] | None, published: list[layout.TableFile], staged: list[layout.TableFile]
+    ) -> None:
+        if saved is None:
+            if published:
+                raise LayoutError(
+                    f"{published[-1].path} was published by an earlier run, but there is no saved state for "
+                    f"{self._writer}: start with that run's recovery store, or write to another directory "
+                    f"(or move {self._root} away) to begin anew"
+                )
+            return
+        for file in published:
+            if file.last >= self._next:
+                raise LayoutError(
+                    f"{file.path} holds rows past {self._next - 1}, where the saved state of {self._writer} ends: the "
+                    "recovery store is older than the table. Start with the newest recovery store, or move "
+                    f"{self._root} away and begin anew without one"
+                )
+        for file in staged:
+            if file.first < self._next <= file.last:
+                raise LayoutError(
+                    f"{file.path} was not written by the run whose saved state of {self._writer} ends at "
+                    f"{self._next - 1}: start with the recovery store that belongs to {self._root}"
+                )
+        if self._next > 0 and not any(file.first < self._next <= file.last + 1 for file in (*published, *staged)):
+            raise LayoutError(
+                f"{self._root} lacks the rows of {self._writer} up to {self._next - 1} that the saved state says were "
+                "written: give the directory that the recovery store was used with, or begin anew without the store"
+            )
+
+    def _publish(self) -> None:
+        while self._staged:
+            source = self._staged[-1]
+            target = self._root / source.parent.name / source.name
+            _make(target.parent, self._changed)
+            self._changed.add(target.parent)
+            source.rename(target)
+            self._staged.pop()
+        _sync(self._changed)
+        self._write_coverage()
+
+    def _write_coverage(self) -> None:
+        if not self._staged_coverage:
+            return
+        coverage: dict[str, int | None] = {"since": None, "complete_to": None, **self._staged_coverage}
+        coverage["seq"] = self._staged_next
+        if coverage == self._written_coverage:
+            return
+        path = layout.coverage_file(self._root, self._writer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        # Not fsynced: start-up writes it again from the saved state, and until then an older one only promises less.
+        temporary.write_text(json.dumps(coverage), encoding="utf-8")
+        temporary.replace(path)
+        self._written_coverage = coverage
+
+    def _stage(self) -> None:
+        written = []
+        for name, day, rows in self._files():
+            directory = self._root / layout.STAGED / day
+            written.append(_write_durably(directory / name, _encode(rows, self._metadata), self._changed))
+        _sync(self._changed)
+        self._staged = written
+        self._staged_next = self._next
+        self._staged_coverage = dict(self._coverage)
+        self._buffered = []
+        self._n_buffered = 0
+
+    def _files(self) -> Iterator[tuple[str, str, pl.DataFrame]]:
+        """Name, day and rows of each file to stage: one for each run of rows of one day."""
+        if not self._buffered:
+            return
+        first = self._buffered[0][0]
+        rows = self._at_staging(pl.concat([rows for _, rows in self._buffered]))
+        day = rows[self._day_column].dt.date()
+        ends = [*(day != day.shift(1)).fill_null(value=False).arg_true().to_list(), rows.height]
+        start = 0
+        for end in ends:
+            part = rows.slice(start, end - start)
+            low, high = first + start, first + end - 1
+            if self._sequence_column is not None:
+                low, high = int(part[self._sequence_column][0]), int(part[self._sequence_column][-1])
+            yield layout.file_name(self._writer, low, high), layout.day_directory(day[start]), part
+            start = end
+
+    def _remove_empty_staging(self) -> None:
+        for directory in (self._root / layout.STAGED).glob("day=*"):
+            # Not empty: another writer's files. Gone: another writer was quicker.
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def _encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer, compression="zstd", metadata=dict(metadata))
+    return buffer.getvalue()
+
+
+def _write_durably(path: Path, data: bytes, changed: set[Path]) -> Path:
+    temporary = path.with_name(f"{path.name}.tmp")
+    _make(path.parent, changed)
+    try:
+        file = temporary.open("wb")
+    except FileNotFoundError:
+        # Another writer's settling removed the empty directory in between.
+        _make(path.parent, changed)
+        file = temporary.open("wb")
+    with file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    changed.add(path.parent)
+    return path
+
+
+def _make(directory: Path, changed: set[Path]) -> None:
+    """Create a directory and its parents; ``changed`` gets every directory that received a new entry."""
+    if directory.is_dir():
+        return
+    _make(directory.parent, changed)
+    directory.mkdir(exist_ok=True)
+    changed.add(directory.parent)
+
+
+def _sync(directories: set[Path]) -> None:
+    """Make new entries of the directories durable; each that is leaves the set."""
+    while directories:
+        directory = next(iter(directories))
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        directories.discard(directory)
+
+
+@contextlib.contextmanager
+def _disk(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"cannot write to {root}: {error}") from error
