@@ -1,0 +1,93 @@
+"""The command line: ``unskew COMMAND``. A command's module is imported when the command runs, so help is instant."""
+
+import importlib
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import click
+
+from unskew.features.errors import DefinitionError, UnskewError
+
+INTERRUPTED = 130
+
+
+class _Place(NamedTuple):
+    """Where a command is found, and its line in the list of commands."""
+
+    module: str
+    name: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on servers of its own."),
+    "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
+    "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
+    "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
+    "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
+    "log": _Place("unskew.cli.log", "log", "Look into the Parquet log."),
+    "audit": _Place("unskew.cli.audit", "audit", "Prove that the log, a recount and Redis agree."),
+}
+
+
+class _Failure(click.ClickException):
+    """An ``UnskewError`` as the command line shows it: one line for each fault, no traceback."""
+
+    def __init__(self, error: UnskewError) -> None:
+        super().__init__(str(error))
+        self.faults = error.faults if isinstance(error, DefinitionError) else [str(error)]
+
+    def show(self, file: Any = None) -> None:
+        for fault in self.faults:
+            click.echo(f"error: {fault}", file=file, err=file is None)
+        if len(self.faults) > 1:
+            click.echo(f"{len(self.faults)} faults", file=file, err=file is None)
+
+
+class _Commands(click.Group):
+    """Commands by name, imported when they run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if (place := COMMANDS.get(cmd_name)) is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(place.module), place.name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+            ctx.fail(f"there is no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UnskewError as error:
+            raise _Failure(error) from error
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="unskew", message="unskew %(version)s")
+def main() -> None:
+    """Streaming features whose training rows hold exactly what the model would have read.
+
+    \b
+    See it work:          unskew demo
+    Check definitions:    unskew check definitions/
+    Run the pipeline:     unskew run --idle wall
+    Read features:        unskew get household_purchases 1
+
+    What is deployed is told by options or by UNSKEW_* variables; each command's --help names them.
+    """

@@ -1,0 +1,67 @@
+"""``unskew check`` and ``unskew describe``: definitions, without anything running."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from unskew import settings
+
+
+@click.command()
+@settings.definition_paths
+def check(paths: tuple[Path, ...]) -> None:
+    """Compile definitions: one line for each view, or every fault found, and exit 1.
+
+    PATH is a Python or YAML file, or a folder of them. Python files are run. Without PATH, UNSKEW_DEFINITIONS is read.
+
+    \b
+    Example:
+        unskew check examples/complete_journey
+    """
+    from unskew.features.load import load
+
+    plan = load(*paths)
+    width = max((len(view.id) for view in plan.views.values()), default=0)
+    for view in plan.views.values():
+        n_features = f"{len(view.features)} feature{'s' if len(view.features) > 1 else ''}"
+        click.echo(
+            f"ok  {view.id:<{width}}  {n_features:<11}  "
+            f"state {view.state_fingerprint[:16]}  presentation {view.presentation_fingerprint[:16]}"
+        )
+    if not plan.views:
+        click.echo("ok, but there are no views")
+
+
+@click.command()
+@settings.definition_paths
+@click.option("--json", "as_json", is_flag=True, help="Print the registry that readers get, as JSON.")
+def describe(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Show what definitions mean: each view's entity, stream and owner, and its features with window, hop and type.
+
+    PATH is a Python or YAML file, or a folder of them. Without PATH, UNSKEW_DEFINITIONS is read.
+
+    \b
+    Examples:
+        unskew describe examples/complete_journey
+        unskew describe --json examples/complete_journey | jq '.views[].name'
+    """
+    from unskew.features.load import load
+    from unskew.features.registry import describe as registry_of
+    from unskew.features.registry import register
+
+    plan = load(*paths)
+    if as_json:
+        click.echo(json.dumps(registry_of(plan), indent=2, ensure_ascii=False))
+        return
+
+    from rich.console import Console
+
+    from unskew.cli.tables import view_table
+
+    # A pipe has no width of its own; there, nothing should be folded.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for view in plan.views.values():
+        console.print(view_table(register(view)))
+        console.print()

@@ -1,0 +1,79 @@
+"""What is deployed: each option with the environment variable that sets it. Nothing else reads the environment.
+
+Options are decorators for click commands, so a command shows in its help what it needs and how to set it::
+
+    @click.command()
+    @settings.redis_url
+    @settings.prefix
+    def get(redis_url: str, prefix: str) -> None: ...
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Decorator = Callable[[_Command], _Command]
+
+DEFINITIONS = "UNSKEW_DEFINITIONS"
+
+_A_PATH = click.Path(path_type=Path)
+
+
+def _option(flag: str, **settings: Any) -> _Decorator[Any]:
+    name = flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, envvar=f"UNSKEW_{name}", show_envvar=True, **settings)
+
+
+#: ``paths: tuple[Path, ...]``: definition files and folders as arguments, or from the variable, joined as in PATH.
+definition_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_A_PATH, envvar=DEFINITIONS)
+
+#: ``definitions: tuple[Path, ...]``: the same as an option, for commands whose arguments are something else.
+definitions = click.option(
+    "--definitions",
+    multiple=True,
+    required=True,
+    type=_A_PATH,
+    envvar=DEFINITIONS,
+    show_envvar=True,
+    help="Definition file or folder; may be given several times.",
+)
+
+#: ``bootstrap_servers: str``.
+bootstrap_servers = _option(
+    "--bootstrap-servers",
+    default="localhost:9092",
+    show_default=True,
+    metavar="HOST:PORT,...",
+    help="Where Kafka is found.",
+)
+
+#: ``redis_url: str``.
+redis_url = _option(
+    "--redis-url",
+    default="redis://localhost:6379/0",
+    show_default=True,
+    metavar="URL",
+    help="Where Redis or Valkey is found.",
+)
+
+#: ``log: Path``.
+log = _option("--log", required=True, type=_A_PATH, help="Folder of the Parquet log: every value that was ever served.")
+
+#: ``archive: Path``.
+archive = _option(
+    "--archive", required=True, type=_A_PATH, help="Folder of the event archive: every event with its arrival."
+)
+
+#: ``state: Path``.
+state = _option("--state", required=True, type=_A_PATH, help="Folder of the recovery store.")
+
+#: ``prefix: str``.
+prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
+
+#: ``pipeline: str``.
+pipeline = _option(
+    "--pipeline", default="main", show_default=True, help="Name of the pipeline, under which its clocks stand in Redis."
+)
