@@ -8,7 +8,9 @@ Method: a small superaccumulator, after Kulisch, "Computer Arithmetic and Validi
 """
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
+
+from unskew.features.kernel.compiled import compiled, inlined
 
 MANTISSA_BITS = 52
 _U0 = np.uint64(0)
@@ -21,7 +23,7 @@ _INT64_MAX = np.int64(2**63 - 1)
 _INT64_MIN = np.int64(-(2**63))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined()
 def ordered_bits(bits):
     """Map float64 bits to an int64 that compares as the float does; its own inverse."""
     if bits < 0:
@@ -29,7 +31,7 @@ def ordered_bits(bits):
     return bits
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def negate(low, mid, high):
     """Two's complement of a three-limb integer."""
     low = ~low + _U1
@@ -39,7 +41,7 @@ def negate(low, mid, high):
     return low, mid, ~high + carry
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add(low, mid, high, low2, mid2, high2):
     """Sum of two three-limb integers, modulo 2**192."""
     r_low = low + low2
@@ -52,7 +54,7 @@ def add(low, mid, high, low2, mid2, high2):
     return r_low, r_mid, high + high2 + carry_mid
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def from_float_bits(bits):
     """Limbs of a finite float64 with ``|x| < 2**62``, rounded half-even to a multiple of 2**-64."""
     pattern = uint64(bits)
@@ -84,14 +86,14 @@ def from_float_bits(bits):
     return low, mid, _U0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def from_int(value):
     """Limbs of an int64."""
     high = _ONES if value < 0 else _U0
     return _U0, uint64(value), high
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def to_int(mid, high):
     """The integer part of an exact integer sum, saturating at the limits of int64."""
     value = np.int64(mid)
@@ -102,7 +104,7 @@ def to_int(mid, high):
     return _INT64_MAX
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def leading_zeros(word):
     """Zero bits above the highest set bit of a non-zero 64-bit word."""
     count = 0
@@ -113,7 +115,7 @@ def leading_zeros(word):
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _assemble(top, sticky, exponent, negative):
     """Bits of ``+-top * 2**(exponent-63)`` rounded half-even, ``top`` normalised, ``sticky`` = more bits below."""
     mantissa = top >> np.uint64(11)
@@ -128,7 +130,7 @@ def _assemble(top, sticky, exponent, negative):
     return result
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def to_float_bits(low, mid, high):
     """float64 bits of ``N * 2**-64``, rounded half-even once; zero is +0.0."""
     negative = np.int64(high) < 0
@@ -151,7 +153,7 @@ def to_float_bits(low, mid, high):
     return _assemble(top, rest != _U0 or third != _U0, place - shift - 64, negative)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def mean_bits(low, mid, high, count):
     """float64 bits of ``N * 2**-64 / count``, rounded half-even once; ``count > 0``.
 

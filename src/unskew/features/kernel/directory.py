@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-from numba import njit, uint64
+from numba import uint64
+
+from unskew.features.kernel.compiled import compiled
 
 EMPTY = -1
 # Scalars of a directory.
@@ -54,7 +56,7 @@ class Arrays(NamedTuple):
     pool: npt.NDArray[np.uint8]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def hash_bytes(data, start, stop):
     """FNV-1a over the bytes, then the 64-bit finaliser of MurmurHash3 so that every bit counts."""
     value = uint64(0xCBF29CE484222325)
@@ -67,14 +69,14 @@ def hash_bytes(data, start, stop):
     return value ^ (value >> uint64(33))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def hash_keys(offsets, data, out):
     """The hash of every key of a batch."""
     for index in range(len(offsets) - 1):
         out[index] = hash_bytes(data, offsets[index], offsets[index + 1])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _find(arrays, hashed, data, start, stop):
     """The slot that holds the key, or the empty slot where it would go."""
     mask = len(arrays.slots) - 1
@@ -96,7 +98,7 @@ def _find(arrays, hashed, data, start, stop):
         slot = (slot + 1) & mask
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def find_rows(arrays, offsets, data, out):
     """Row of every key, or -1."""
     for index in range(len(offsets) - 1):
@@ -104,7 +106,7 @@ def find_rows(arrays, offsets, data, out):
         out[index] = arrays.slots[_find(arrays, hash_bytes(data, start, stop), data, start, stop)]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def insert_rows(arrays, offsets, data, out, fresh):
     """Row of every key, new ones added; returns how many, their rows in ``fresh``. Capacity is the caller's."""
     scalars = arrays.scalars
@@ -136,7 +138,7 @@ def insert_rows(arrays, offsets, data, out, fresh):
     return n_fresh
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def remove_row(arrays, row):
     """Forget a row's key and let the row be used again (linear probing, backward shift)."""
     mask = np.int64(len(arrays.slots) - 1)
@@ -163,7 +165,7 @@ def remove_row(arrays, row):
     scalars[D_ROWS] -= 1
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _fill_slots(slots, hashes, lengths, high):
     mask = np.int64(len(slots) - 1)
     for row in range(high):
@@ -174,7 +176,7 @@ def _fill_slots(slots, hashes, lengths, high):
             slots[slot] = row
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _repack(arrays, pool):
     place = 0
     for row in range(arrays.scalars[D_HIGH]):
@@ -189,7 +191,7 @@ def _repack(arrays, pool):
     arrays.scalars[D_GARBAGE] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _gather_lengths(arrays, rows, offsets):
     total = 0
     offsets[0] = 0
@@ -198,7 +200,7 @@ def _gather_lengths(arrays, rows, offsets):
         offsets[index + 1] = total
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _gather_bytes(arrays, rows, offsets, out):
     for index in range(len(rows)):
         base = arrays.starts[rows[index]]
@@ -207,7 +209,7 @@ def _gather_bytes(arrays, rows, offsets, out):
             out[place + position] = arrays.pool[base + position]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def remove_rows(arrays, rows):
     """Forget many rows."""
     for row in rows:

@@ -10,9 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, uint64
+from numba import uint64
 
-from unskew.features.kernel.arithmetic import add, from_float_bits, from_int, mean_bits, negate, ordered_bits, to_float_bits, to_int
+from unskew.features.kernel.arithmetic import (
+    add,
+    from_float_bits,
+    from_int,
+    mean_bits,
+    negate,
+    ordered_bits,
+    to_float_bits,
+    to_int,
+)
+from unskew.features.kernel.compiled import compiled, inlined
 from unskew.features.kernel.program import (
     A_COUNT_WORD,
     A_FILTER,
@@ -111,6 +121,13 @@ class Batch(NamedTuple):
     known: npt.NDArray[np.bool_]
 
 
+class Scratch(NamedTuple):
+    """One row being read: int64 and uint8 [features]."""
+
+    values: npt.NDArray[np.int64]
+    present: npt.NDArray[np.uint8]
+
+
 class Rows(NamedTuple):
     """Space for closed rows; ``n`` [1] holds how many there are."""
 
@@ -125,7 +142,7 @@ class Rows(NamedTuple):
     present: npt.NDArray[np.uint8]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def ordinal(program, window, instant):
     """Number of the tile that holds an instant."""
     windows = program.windows
@@ -142,7 +159,7 @@ def ordinal(program, window, instant):
     return instant // windows[window, W_HOP]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def boundary(program, window, number):
     """First instant of a tile."""
     windows = program.windows
@@ -151,7 +168,7 @@ def boundary(program, window, number):
     return number * windows[window, W_HOP]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _later(cells, cell, word, effective, arrival, partition, offset):
     """Whether an event comes after the one that a LAST accumulator holds."""
     if effective != cells[cell, word]:
@@ -163,15 +180,17 @@ def _later(cells, cell, word, effective, arrival, partition, offset):
     return offset > cells[cell, word + 3]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _add_limbs(cells, cell, word, low, mid, high):
-    low, mid, high = add(uint64(cells[cell, word]), uint64(cells[cell, word + 1]), uint64(cells[cell, word + 2]), low, mid, high)
+    low, mid, high = add(
+        uint64(cells[cell, word]), uint64(cells[cell, word + 1]), uint64(cells[cell, word + 2]), low, mid, high
+    )
     cells[cell, word] = np.int64(low)
     cells[cell, word + 1] = np.int64(mid)
     cells[cell, word + 2] = np.int64(high)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _add_event(program, batch, event, window, cells, cell):
     """Let an event into a cell. Counts come before what they guard, so a count of 1 means the first value."""
     windows = program.windows
@@ -216,7 +235,7 @@ def _add_event(program, batch, event, window, cells, cell):
             cells[cell, word + 4] = number
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _passes(program, batch, event, window):
     """Whether any accumulator of the window takes the event."""
     windows = program.windows
@@ -233,7 +252,7 @@ def _passes(program, batch, event, window):
     return False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def merge_tile(program, window, totals, total, words, tile):
     """Let a tile into a total; the total's counts still exclude it."""
     windows = program.windows
@@ -245,7 +264,14 @@ def merge_tile(program, window, totals, total, words, tile):
             totals[total, word] += words[tile, word]
             continue
         if op == SUM:
-            _add_limbs(totals, total, word, uint64(words[tile, word]), uint64(words[tile, word + 1]), uint64(words[tile, word + 2]))
+            _add_limbs(
+                totals,
+                total,
+                word,
+                uint64(words[tile, word]),
+                uint64(words[tile, word + 1]),
+                uint64(words[tile, word + 2]),
+            )
             continue
         count_word = accumulators[index, A_COUNT_WORD]
         if words[tile, count_word] == 0:
@@ -254,7 +280,7 @@ def merge_tile(program, window, totals, total, words, tile):
         _merge_ordered(op, word, totals, total, words, tile, totals[total, count_word] == words[tile, count_word])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _merge_ordered(op, word, totals, total, words, tile, first):
     if op == MIN:
         if first or words[tile, word] < totals[total, word]:
@@ -262,12 +288,14 @@ def _merge_ordered(op, word, totals, total, words, tile, first):
     elif op == MAX:
         if first or words[tile, word] > totals[total, word]:
             totals[total, word] = words[tile, word]
-    elif first or _later(totals, total, word, words[tile, word], words[tile, word + 1], words[tile, word + 2], words[tile, word + 3]):
+    elif first or _later(
+        totals, total, word, words[tile, word], words[tile, word + 1], words[tile, word + 2], words[tile, word + 3]
+    ):
         for place in range(word, word + 5):
             totals[total, place] = words[tile, place]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _subtract_tile(program, state, entity, window, tile):
     """Take a leaving tile, already out of its list, from its entity's total."""
     windows = program.windows
@@ -281,7 +309,9 @@ def _subtract_tile(program, state, entity, window, tile):
         if op == COUNT:
             totals[total, word] -= words[tile, word]
         elif op == SUM:
-            low, mid, high = negate(uint64(words[tile, word]), uint64(words[tile, word + 1]), uint64(words[tile, word + 2]))
+            low, mid, high = negate(
+                uint64(words[tile, word]), uint64(words[tile, word + 1]), uint64(words[tile, word + 2])
+            )
             _add_limbs(totals, total, word, low, mid, high)
         else:
             count_word = accumulators[index, A_COUNT_WORD]
@@ -303,7 +333,7 @@ def _subtract_tile(program, state, entity, window, tile):
                     other = state.links[other, L_NEXT]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def tile_of(program, state, entity, window, number):
     """The entity's tile of that number, made and hung into list and ring where there is none."""
     scalars = state.scalars
@@ -350,7 +380,7 @@ def tile_of(program, state, entity, window, number):
     return tile
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _touch(state, entity, cause):
     """Mark an entity as touched at the open instant; its place in ``touched``."""
     scalars = state.scalars
@@ -369,7 +399,7 @@ def _touch(state, entity, cause):
     return slot
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def read(program, state, entity, values, present):
     """The entity's current values: int64 patterns and whether each is present."""
     features = program.features
@@ -387,20 +417,24 @@ def read(program, state, entity, values, present):
             values[index] = count
         elif kind == READ_SUM:
             if is_float:
-                values[index] = to_float_bits(uint64(totals[total, word]), uint64(totals[total, word + 1]), uint64(totals[total, word + 2]))
+                values[index] = to_float_bits(
+                    uint64(totals[total, word]), uint64(totals[total, word + 1]), uint64(totals[total, word + 2])
+                )
             else:
                 values[index] = to_int(uint64(totals[total, word + 1]), uint64(totals[total, word + 2]))
         elif count == 0:
             present[index] = 0
         elif kind == READ_MEAN:
-            values[index] = mean_bits(uint64(totals[total, word]), uint64(totals[total, word + 1]), uint64(totals[total, word + 2]), count)
+            values[index] = mean_bits(
+                uint64(totals[total, word]), uint64(totals[total, word + 1]), uint64(totals[total, word + 2]), count
+            )
         elif is_float:
             values[index] = ordered_bits(totals[total, word])
         else:
             values[index] = totals[total, word]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _close(program, state, rows, values, present):
     """Close the open instant: a row for every touched entity whose values differ from its previous row."""
     scalars = state.scalars
@@ -436,7 +470,7 @@ def _close(program, state, rows, values, present):
     scalars[S_TOUCHED] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _expire(program, state, window):
     """Let the window's next bucket leave, and find the one after it."""
     windows = program.windows
@@ -470,7 +504,7 @@ def _expire(program, state, window):
         state.window_next[window] = leaves
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _advance(program, state, instant, rows, values, present):
     """Open ``instant``: close every instant before it, let hops at or before it happen. False: no room for rows."""
     scalars = state.scalars
@@ -498,22 +532,24 @@ def _advance(program, state, instant, rows, values, present):
         scalars[S_NEXT_HOP] = nearest
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def run(program, state, batch, first, clock, rows):
+@compiled()
+def run(program, state, batch, first, clock, rows, scratch):
     """Apply the events from ``first`` on and then move the clock.
 
     Returns the number of events applied in all; when it is the batch's length and ``clock`` is reached, the step is
     done. Otherwise ``rows`` is full: take them out and call again from there. Tiles and entity rows must have room.
     """
-    n_features = len(program.features)
     n_windows = len(program.windows)
-    values = np.empty(n_features, np.int64)
-    present = np.empty(n_features, np.uint8)
+    values = scratch.values
+    present = scratch.present
     scalars = state.scalars
-    for event in range(first, len(batch.rows)):
-        arrival = batch.arrival[event]
+    n_events = len(batch.rows)
+    for event in range(first, n_events + 1):
+        arrival = batch.arrival[event] if event < n_events else clock
         if arrival > scalars[S_CLOCK] and not _advance(program, state, arrival, rows, values, present):
             return event
+        if event == n_events:
+            break
         entity = batch.rows[event]
         effective = batch.effective[event]
         slot = NONE
@@ -543,18 +579,16 @@ def run(program, state, batch, first, clock, rows):
             state.marks[entity] |= MARK_DEAD
             state.dead[scalars[S_DEAD]] = entity
             scalars[S_DEAD] += 1
-    if clock > scalars[S_CLOCK]:
-        _advance(program, state, clock, rows, values, present)
-    return len(batch.rows)
+    return n_events
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def current(program, state, rows, until, empty_at):
+@compiled()
+def current(program, state, rows, until, empty_at, scratch):
     """The current row of every entity touched since the last call, into ``rows``; clears the list."""
     scalars = state.scalars
     n_features = len(program.features)
-    values = np.empty(n_features, np.int64)
-    present = np.empty(n_features, np.uint8)
+    values = scratch.values
+    present = scratch.present
     for place in range(scalars[S_DIRTY]):
         entity = state.dirty[place]
         state.marks[entity] &= ~np.uint8(MARK_DIRTY)
@@ -583,7 +617,7 @@ def current(program, state, rows, until, empty_at):
     scalars[S_DIRTY] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def take_dead(state, out):
     """Rows that hold nothing any more and are not touched at the open instant; clears the list."""
     scalars = state.scalars
@@ -598,7 +632,7 @@ def take_dead(state, out):
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def reset_rows(state, entities, values, present):
     """Make entity rows as of an entity never seen: no tiles, the empty row."""
     n_windows = state.ends.shape[1]
@@ -606,8 +640,9 @@ def reset_rows(state, entities, values, present):
         state.totals[entity * n_windows : (entity + 1) * n_windows, :] = 0
         state.ends[entity, :, :] = NONE
         state.live[entity] = 0
-        state.values[entity, :] = values
-        state.present[entity, :] = present
+        for index in range(len(values)):
+            state.values[entity, index] = values[index]
+            state.present[entity, index] = present[index]
         state.changed_at[entity] = NEVER
         state.slot[entity] = NONE
         state.marks[entity] = 0

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from unskew.features.errors import LayoutError
+from unskew.features.kernel.compiled import compiled
 from unskew.features.kernel.directory import Directory, Keys
 from unskew.features.kernel.engine import (
     L_NEXT,
@@ -73,7 +73,7 @@ class Stored(NamedTuple):
     touched: npt.NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _collect(state, rows, entity, window, number, words):
     place = 0
     for index in range(len(rows)):
@@ -89,7 +89,7 @@ def _collect(state, rows, entity, window, number, words):
                 tile = state.links[tile, L_NEXT]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _hang(program, state, rows, entity, window, number, words):
     for place in range(len(entity)):
         row = rows[entity[place]]
@@ -203,4 +203,3 @@ def restore(stored: Stored, program: Program, state: State, rows: npt.NDArray[np
     state.slot[state.touched[:count, T_ROW]] = np.arange(count)
     state.scalars[S_TOUCHED] = count
     state.scalars[S_CLOCK] = stored.clock
-

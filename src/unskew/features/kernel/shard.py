@@ -22,13 +22,14 @@ from unskew.features.kernel.engine import (
     S_TOUCHED,
     Batch,
     Rows,
+    Scratch,
     State,
     current,
     reset_rows,
     run,
     take_dead,
 )
-from unskew.features.kernel.program import READ_COUNT, READ_SUM, F_READ, Program, lower
+from unskew.features.kernel.program import F_READ, READ_COUNT, READ_SUM, Program, lower
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import Updates
@@ -52,6 +53,7 @@ class ShardState:
         self._program = lower(view)
         self._empty = np.zeros(len(view.features), np.int64)
         self._empty_present = np.isin(self._program.features[:, F_READ], (READ_COUNT, READ_SUM)).astype(np.uint8)
+        self._scratch = Scratch(np.empty_like(self._empty), np.empty_like(self._empty_present))
         self.directory = Directory()
         self._state = _new_state(self._program, self.directory.capacity)
 
@@ -101,7 +103,7 @@ class ShardState:
             needed = int(self._state.scalars[S_TOUCHED])
             if needed > len(rows.row):
                 rows = _rows(len(self.view.features), 2 * needed)
-            done = run(self._program, self._state, batch, done, clock_us, rows)
+            done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
             if rows.n[0]:
                 chunks.append(self._closed(rows))
                 rows.n[0] = 0
@@ -189,7 +191,7 @@ class ShardState:
         count = int(self._state.scalars[S_DIRTY])
         rows = _rows(len(self.view.features), count)
         until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
-        current(self._program, self._state, rows, until, empty_at)
+        current(self._program, self._state, rows, until, empty_at, self._scratch)
         return pl.DataFrame(
             [
                 self.directory.gather(rows.row).to_series("key"),
