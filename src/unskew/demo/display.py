@@ -1,0 +1,100 @@
+"""What a person sees while events stream: one live block in a terminal, one line now and then elsewhere."""
+
+from collections import deque
+from datetime import UTC, datetime
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from unskew.demo.process import Progress
+
+LINE_EVERY_S = 5.0
+RATES_OVER_S = 3.0
+
+
+class Display:
+    """A context manager; ``show`` is called as often as one likes."""
+
+    def __init__(self, console: Console, n_total: int) -> None:
+        """``n_total``: records in all."""
+        self._console = console
+        self._n_total = n_total
+        self._started_s = monotonic()
+        self._last_line_s = 0.0
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=40),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("events", total=n_total)
+        self._live: Live | None = None
+        self._seen: deque[tuple[float, Progress]] = deque()
+
+    def __enter__(self) -> Self:
+        """Take over the bottom of the terminal, if there is one."""
+        if self._console.is_terminal:
+            self._live = Live(self._bar, console=self._console, refresh_per_second=4)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state standing."""
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """Say something that stays, above the live block."""
+        self._console.print(text)
+
+    def show(self, progress: Progress) -> None:
+        """Show totals since the demo began; rates are taken over the last seconds of them."""
+        now_s = monotonic()
+        self._seen.append((now_s, progress))
+        while len(self._seen) > 2 and now_s - self._seen[0][0] > RATES_OVER_S:
+            self._seen.popleft()
+        if self._live is not None:
+            self._bar.update(self._task, completed=progress.consumed)
+            self._live.update(Group(self._bar, self._table(progress)))
+        elif now_s - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = now_s
+            self._console.print(self._line(progress), highlight=False, soft_wrap=True)
+
+    def _table(self, progress: Progress) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for _ in range(2):
+            table.add_column(style="dim")
+            table.add_column(justify="right")
+        table.add_row("events/s", f"{self._rate('consumed'):,.0f}", "updates/s", f"{self._rate('updates'):,.0f}")
+        table.add_row("events", f"{progress.consumed:,}", "log rows", f"{progress.rows:,}")
+        table.add_row("clock", _date(progress.clock_us), "lag", f"{progress.lag:,}")
+        table.add_row("late", f"{progress.late:,}", "dead letters", f"{progress.dead:,}")
+        return table
+
+    def _line(self, progress: Progress) -> str:
+        share = progress.consumed / self._n_total if self._n_total else 1.0
+        return (
+            f"{self._last_line_s - self._started_s:4.0f} s {share:4.0%}  {progress.consumed:,} events, "
+            f"{self._rate('consumed'):,.0f} events/s, {self._rate('updates'):,.0f} updates/s, "
+            f"{progress.rows:,} log rows, clock {_date(progress.clock_us)}, lag {progress.lag:,}, "
+            f"late {progress.late:,}, dead letters {progress.dead:,}"
+        )
+
+    def _rate(self, name: str) -> float:
+        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
+        passed_s = last_s - first_s
+        return float((getattr(last, name) - getattr(first, name)) / passed_s) if passed_s > 0 else 0.0
+
+
+def _date(clock_us: int | None) -> str:
+    return "-" if clock_us is None else datetime.fromtimestamp(clock_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,138 @@
+"""The real pipeline in its own process, and what it says about itself."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Self
+
+import msgspec
+
+from unskew.features.errors import UnskewError
+
+STOP_TIMEOUT_S = 30.0
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """One line of ``unskew run --progress json``; counts are since the process started.
+
+    ``clock_us``: the slowest clock, None before the first record. ``lag``: records not yet read.
+    """
+
+    consumed: int = 0
+    dead: int = 0
+    late: int = 0
+    bumped: int = 0
+    updates: int = 0
+    rows: int = 0
+    clock_us: int | None = None
+    lag: int = 0
+
+    def after(self, before: "Progress") -> "Progress":
+        """These figures with the counts of an earlier process added."""
+        return msgspec.structs.replace(
+            self,
+            consumed=before.consumed + self.consumed,
+            dead=before.dead + self.dead,
+            late=before.late + self.late,
+            bumped=before.bumped + self.bumped,
+            updates=before.updates + self.updates,
+            rows=before.rows + self.rows,
+            clock_us=before.clock_us if self.clock_us is None else self.clock_us,
+        )
+
+
+class PipelineFailed(UnskewError):
+    """The pipeline's process ended in another way than it was told to."""
+
+
+class PipelineProcess:
+    """``unskew run`` as a child in a session of its own: Ctrl-C reaches the demo first, which then stops its child.
+
+    A context manager: however it is left, the child is gone.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, errors: Path) -> None:
+        """Prepare ``unskew run`` with these arguments; ``errors`` is appended what it writes to stderr."""
+        self._command = [sys.executable, "-m", "unskew", "run", *arguments, "--progress", "json"]
+        self._errors = errors
+        self._progress = Progress()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Start the process."""
+        with self._errors.open("ab") as errors:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process, gently if it listens."""
+        if self._running.poll() is None:
+            with contextlib.suppress(PipelineFailed):
+                self.stop()
+
+    @property
+    def progress(self) -> Progress:
+        """The latest line."""
+        return self._progress
+
+    def ended(self) -> bool:
+        """Whether the process ended by itself; ``PipelineFailed`` if it did so with an error."""
+        code = self._running.poll()
+        if code is None:
+            return False
+        self._finish(code)
+        return True
+
+    def stop(self) -> None:
+        """Send SIGTERM and wait; ``PipelineFailed`` unless it exits with 0 in time."""
+        process = self._running
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise PipelineFailed(
+                f"the pipeline did not stop within {STOP_TIMEOUT_S:.0f} s of SIGTERM and was killed; see {self._errors}"
+            ) from None
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        self._finish(code)
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the pipeline is not started; use it in a with statement")
+        return self._process
+
+    def _finish(self, code: int) -> None:
+        # The last line may still be in the pipe when the process is gone.
+        if self._reader is not None:
+            self._reader.join(5.0)
+        if code != 0:
+            raise PipelineFailed(
+                f"the pipeline exited with {code}:\n{self._last_words()}\nAll of it is in {self._errors}"
+            )
+
+    def _last_words(self) -> str:
+        lines = self._errors.read_text(errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-8:]) or "  (it said nothing)"
+
+    def _read(self, stdout: IO[bytes]) -> None:
+        decoder = msgspec.json.Decoder(Progress)
+        for line in stdout:
+            # Whatever a library prints beside the progress is none of ours.
+            with contextlib.suppress(msgspec.DecodeError):
+                self._progress = decoder.decode(line)
