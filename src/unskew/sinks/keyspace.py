@@ -1,0 +1,52 @@
+"""Names of what is kept in Redis, and the way to a server; the writer and the reader share them."""
+
+import contextlib
+from collections.abc import Iterator
+
+import redis
+
+from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.plan import ViewPlan
+
+SINCE = "#since"
+
+
+def value_key(prefix: str, view_id: str, entity_key: str) -> str:
+    """The hash of one entity's current values; the braces are literal, a Redis Cluster hash tag."""
+    return f"{prefix}:{view_id}:{{{entity_key}}}"
+
+
+def clock_key(prefix: str, pipeline: str) -> str:
+    """The hash of a pipeline's clocks: ``view@version/shard`` -> microseconds; with ``#since``, its first arrival."""
+    return f"{prefix}:clock:{pipeline}"
+
+
+def clock_field(view: ViewPlan, shard: str) -> str:
+    return f"{view.id}/{shard}"
+
+
+def registry_key(prefix: str) -> str:
+    """The published registry, JSON."""
+    return f"{prefix}:registry"
+
+
+def connect(url: str) -> "redis.Redis":
+    """A client for ``redis://``, ``rediss://`` or ``unix://``; the connection is made at the first command."""
+    try:
+        # RESP2: all that is needed, and no server of the Redis 6 generation or Valkey treats it differently.
+        return redis.Redis.from_url(url, protocol=2)
+    except ValueError:
+        # Not chained: the text of a URL that cannot be parsed may hold the password.
+        raise RequestError(
+            "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix://, "
+            "with special characters of the password percent-encoded"
+        ) from None
+
+
+@contextlib.contextmanager
+def reaching_redis() -> Iterator[None]:
+    """Turn whatever Redis or the way to it refuses into ``StoreUnavailable`` with the server's own text."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise StoreUnavailable(f"Redis: {error}") from error
