@@ -62,6 +62,7 @@ class PipelineProcess:
         self._progress = Progress()
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         """Start the process."""
@@ -72,13 +73,25 @@ class PipelineProcess:
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
+        # Waits on a pipe from here, which closes however this process ends: kill -9 leaves no pipeline behind either.
+        self._watcher = subprocess.Popen(  # noqa: S603 - our own shell text
+            ["/bin/sh", "-c", 'read _; kill "$0"', str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         """End the process, gently if it listens."""
-        if self._running.poll() is None:
-            with contextlib.suppress(PipelineFailed):
-                self.stop()
+        try:
+            if self._running.poll() is None:
+                with contextlib.suppress(PipelineFailed):
+                    self.stop()
+        finally:
+            if self._watcher is not None:
+                self._watcher.kill()
+                self._watcher.communicate()
 
     @property
     def progress(self) -> Progress:

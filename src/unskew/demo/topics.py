@@ -52,6 +52,13 @@ class Topic:
         """How many of them cannot be decoded."""
         return self.n_records - self.frame["_damage"].null_count()
 
+    def last_timestamp_ms(self) -> int:
+        """Return the earliest last record timestamp of all partitions that hold any; 0 for an empty topic."""
+        last = self.frame.group_by(pl.Series(self._partitions(self.frame)).alias("_partition")).agg(
+            pl.max("_timestamp_ms")
+        )
+        return int(last["_timestamp_ms"].min() or 0) if last.height else 0
+
     def end_offsets(self) -> dict[int, int]:
         """Partition -> the offset behind its last record; 0 where it stays empty."""
         counts = np.bincount(self._partitions(self.frame), minlength=self.n_partitions)

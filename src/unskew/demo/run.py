@@ -1,0 +1,240 @@
+"""The demo from start to end: servers, stream, a stop half-way, features, a training set, the audit.
+
+Nothing is shown that is not checked: what was produced is in the archive or the dead letters, what was planted is found,
+and the audit finds no difference.
+"""
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import polars as pl
+from rich.console import Console
+
+from unskew.demo import journey, results
+from unskew.demo.display import Display
+from unskew.demo.process import PipelineProcess, Progress
+from unskew.demo.topics import Topic
+from unskew.features.errors import RequestError, UnskewError
+from unskew.features.load import load
+from unskew.features.plan import Plan
+from unskew.monitoring.audit import audit
+from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.sinks.layout import published_files
+from unskew.store import FeatureStore
+
+N_AUDITED = 2_000
+_MARK = ".unskew-demo"
+_POLL_S = 0.2
+
+
+class DemoFailed(UnskewError):
+    """Something that the demo shows is not as it must be."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the demo writes."""
+
+    root: Path
+
+    @property
+    def log(self) -> Path:
+        """The Parquet log."""
+        return self.root / "log"
+
+    @property
+    def archive(self) -> Path:
+        """The event archive, and the dead letters in it."""
+        return self.root / "archive"
+
+    @property
+    def state(self) -> Path:
+        """The recovery store."""
+        return self.root / "state"
+
+    @property
+    def end(self) -> Path:
+        """End offsets per topic and partition: where a replay is complete."""
+        return self.root / "end.json"
+
+    @property
+    def stderr(self) -> Path:
+        """What the pipeline writes to stderr."""
+        return self.root / "pipeline.log"
+
+    @property
+    def training_set(self) -> Path:
+        """The training set."""
+        return self.root / "training_set.parquet"
+
+    def prepare(self) -> None:
+        """Make an empty folder, in place of an earlier demo's if there is one.
+
+        ``RequestError`` for a folder that holds anything else: nobody's files are deleted.
+        """
+        if self.root.exists() and any(self.root.iterdir()):
+            if not (self.root / _MARK).exists():
+                raise RequestError(f"{self.root} holds files that are not the demo's; name an empty or a new folder")
+            shutil.rmtree(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / _MARK).touch()
+
+
+def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed: int = journey.SEED) -> None:
+    """Run the demo and show it on ``console``; ``DemoFailed`` names everything that is not as it must be.
+
+    ``output``: a folder for all that it writes. ``n_lines``: only the first so many basket lines.
+    """
+    began_s = time.monotonic()
+    folders = Folders(output.absolute())
+    folders.prepare()
+    plan = load(journey.HOME)
+    topics = journey.topics(n_lines, seed=seed)
+    folders.end.write_text(json.dumps({name: topic.end_offsets() for name, topic in topics.items()}))
+    _introduce(console, topics, folders)
+    with (
+        _sigterm_interrupts(),
+        EmbeddedBroker({name: topic.n_partitions for name, topic in topics.items()}) as broker,
+        EmbeddedRedis() as redis,
+    ):
+        with produced(topics, broker.bootstrap):
+            _stream(console, topics, folders, bootstrap=broker.bootstrap, redis_url=redis.url)
+        faults = _count(console, topics, folders)
+        store = FeatureStore(plan, redis_url=redis.url, log=folders.log)
+        _show_features(console, store, plan, topics)
+        faults += _train(console, store, plan, topics, folders, seed=seed)
+        faults += _audit(console, store, plan, folders, seed=seed)
+    if faults:
+        raise DemoFailed("\n".join(faults))
+    console.print(f"\n[green]Everything agrees.[/] {time.monotonic() - began_s:.0f} s; output in {folders.root}")
+
+
+def _introduce(console: Console, topics: Mapping[str, Topic], folders: Folders) -> None:
+    lines, views = topics["transactions"], topics["page_views"]
+    console.print(
+        f"The Complete Journey: {lines.n_records:,} real basket lines, and {views.n_records:,} generated page views "
+        f"(some late, some twice, {views.n_malformed} unreadable).\n"
+        f"Broker, Redis and pipeline run on this machine and end with this command. Output: {folders.root}",
+        highlight=False,
+    )
+
+
+def _stream(
+    console: Console, topics: Mapping[str, Topic], folders: Folders, *, bootstrap: str, redis_url: str
+) -> None:
+    """Run the pipeline over both topics, stopping and resuming it once."""
+    arguments = [
+        *("--definitions", str(journey.HOME)),
+        *("--bootstrap-servers", bootstrap),
+        *("--redis-url", redis_url),
+        *("--log", str(folders.log)),
+        *("--archive", str(folders.archive)),
+        *("--state", str(folders.state)),
+        *("--idle", "none"),
+        *("--end", str(folders.end)),
+        *("--epoch", "1s"),
+    ]
+    total = sum(topic.n_records for topic in topics.values())
+    with Display(console, total) as display:
+        with PipelineProcess(arguments, errors=folders.stderr) as pipeline:
+            while pipeline.progress.consumed < total // 2 and not pipeline.ended():
+                display.show(pipeline.progress)
+                time.sleep(_POLL_S)
+            if not pipeline.ended():
+                began_s = time.monotonic()
+                pipeline.stop()
+                display.note(
+                    f"Stopped half-way, at {pipeline.progress.consumed:,} events, in "
+                    f"{time.monotonic() - began_s:.1f} s; starting again from {folders.state}"
+                )
+            before = pipeline.progress
+        with PipelineProcess(arguments, errors=folders.stderr) as pipeline:
+            while not pipeline.ended():
+                display.show(pipeline.progress.after(before))
+                time.sleep(_POLL_S)
+            display.show(pipeline.progress.after(before))
+
+
+def _count(console: Console, topics: Mapping[str, Topic], folders: Folders) -> list[str]:
+    """Compare what was produced with what was kept, record by record."""
+    faults = []
+    for name, topic in topics.items():
+        kept = _offsets(folders.archive / name, "_partition", "_offset")
+        dead = _offsets(folders.archive / "_dead_letters" / name, "partition", "offset")
+        n_kept, n_dead = kept.height, dead.height
+        console.print(f"{name}: {n_kept:,} events kept, {n_dead:,} dead letters", highlight=False)
+        if n_dead != topic.n_malformed:
+            faults.append(f"{name}: {n_dead} dead letters, but {topic.n_malformed} unreadable records were planted")
+        if n_kept + n_dead != topic.n_records or pl.concat([kept, dead]).is_duplicated().any():
+            faults.append(
+                f"{name}: {topic.n_records:,} records were produced, but {n_kept:,} are in the archive and {n_dead:,} in "
+                "the dead letters, each of which must be there once"
+            )
+    return faults
+
+
+def _offsets(table: Path, partition: str, offset: str) -> pl.DataFrame:
+    """Return partition and offset of every row of a table."""
+    files = [file.path for file in published_files(table)]
+    if not files:
+        return pl.DataFrame(schema={"partition": pl.Int32, "offset": pl.Int64})
+    return pl.read_parquet(files, columns=[partition, offset]).select(
+        pl.col(partition).alias("partition"), pl.col(offset).alias("offset")
+    )
+
+
+def _show_features(console: Console, store: FeatureStore, plan: Plan, topics: Mapping[str, Topic]) -> None:
+    households = results.busy_households(topics["transactions"].frame)
+    console.print()
+    console.print(results.household_features(store, plan, households))
+
+
+def _train(
+    console: Console, store: FeatureStore, plan: Plan, topics: Mapping[str, Topic], folders: Folders, *, seed: int
+) -> list[str]:
+    """Build the training set, show it, and check that it is the labels with features added."""
+    # The log is complete up to where the first partition of either topic ended.
+    before_ms = min(topic.last_timestamp_ms() for topic in topics.values())
+    wanted = results.labels(topics["transactions"].frame, before_ms=before_ms, seed=seed)
+    began_s = time.monotonic()
+    frame = store.get_historical_features(
+        wanted, features=results.references(*plan.views.values()), inclusive=False
+    ).to_polars()
+    took_s = time.monotonic() - began_s
+    frame.write_parquet(folders.training_set)
+    console.print()
+    console.print(results.head(frame))
+    console.print(results.summary(frame))
+    console.print(
+        f"{frame.height:,} labels x {len(frame.columns) - len(wanted.columns)} features in {took_s:.1f} s: "
+        f"{folders.training_set}",
+        highlight=False,
+    )
+    if not frame.select(wanted.columns).equals(wanted):
+        return ["the training set does not begin with the labels, in their order"]
+    return []
+
+
+def _audit(console: Console, store: FeatureStore, plan: Plan, folders: Folders, *, seed: int) -> list[str]:
+    raise NotImplementedError
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the demo as Ctrl-C does, so that everything it started is ended too."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
