@@ -67,6 +67,9 @@ archive = _option(
     "--archive", required=True, type=_A_PATH, help="Folder of the event archive: every event with its arrival."
 )
 
+#: ``dead_letters: Path | None``; beside the archive where not given.
+dead_letters = _option("--dead-letters", type=_A_PATH, help="Folder of the dead letters. Default: dead_letters beside the archive.")
+
 #: ``state: Path``.
 state = _option("--state", required=True, type=_A_PATH, help="Folder of the recovery store.")
 

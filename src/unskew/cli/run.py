@@ -1,0 +1,140 @@
+"""``unskew run``: the pipeline in this process."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, cast
+
+import click
+
+from unskew import settings
+from unskew.features.errors import RequestError
+from unskew.features.load import load
+from unskew.features.time import duration_us, format_instant
+from unskew.pipelines.run import Deployment, Status, run as run_pipeline, stopping_on_signals
+
+
+@click.command()
+@settings.definitions
+@settings.bootstrap_servers
+@settings.redis_url
+@settings.log
+@settings.archive
+@settings.dead_letters
+@settings.state
+@settings.prefix
+@settings.pipeline
+@click.option(
+    "--idle",
+    type=click.Choice(["wall", "none"]),
+    required=True,
+    help="What moves the clock of a partition without records: the wall clock (a live topic), or nothing (a replay).",
+)
+@click.option(
+    "--end",
+    metavar="now|FILE",
+    help="Stop at the offsets that the topics have now, or at those of a JSON file: {topic: {partition: offset}}.",
+)
+@click.option(
+    "--start",
+    type=click.Choice(["earliest", "latest"]),
+    default="earliest",
+    show_default=True,
+    help="Where to begin when there is no saved state.",
+)
+@click.option(
+    "--shards",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Hash shards per view; fixed for as long as the state lives.",
+)
+@click.option("--epoch", default="2s", show_default=True, metavar="DURATION", help="Time between commits.")
+@click.option(
+    "--progress",
+    "progress",
+    type=click.Choice(["plain", "json", "none"]),
+    default="plain",
+    show_default=True,
+    help="A line a second on standard output.",
+)
+def run(  # noqa: PLR0913 - one parameter per option
+    definitions: tuple[Path, ...],
+    bootstrap_servers: str,
+    redis_url: str,
+    log: Path,
+    archive: Path,
+    dead_letters: Path,
+    state: Path,
+    prefix: str,
+    pipeline: str,
+    idle: str,
+    end: str | None,
+    start: str,
+    shards: int,
+    epoch: str,
+    progress: str,
+) -> None:
+    """Run the pipeline: Kafka to exact windowed features in Redis and the Parquet log.
+
+    It goes on from the recovery store under --state, and stops cleanly on SIGTERM and Ctrl-C: everything read is
+    written, nothing is left to replay.
+
+    \b
+    Live:     unskew run --definitions defs/ --idle wall --log log --archive archive --state state
+    Replay:   unskew run --definitions defs/ --idle none --end now --log log --archive archive --state state
+    """
+    deployment = Deployment(
+        bootstrap=bootstrap_servers,
+        redis_url=redis_url,
+        log=log,
+        archive=archive,
+        dead_letters=dead_letters or archive.with_name("dead_letters"),
+        state=state,
+        idle=cast(Literal["wall", "none"], idle),
+        ends=_ends(end),
+        start=cast(Literal["earliest", "latest"], start),
+        prefix=prefix,
+        pipeline=pipeline,
+        n_hashes=shards,
+        epoch_s=duration_us(epoch) / 1e6,
+    )
+    stop = threading.Event()
+    with stopping_on_signals(stop):
+        run_pipeline(load(*definitions), deployment, stop=stop, report=_reporter(progress))
+
+
+def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
+    if end is None or end == "now":
+        return cast(Literal["now"] | None, end)
+    try:
+        found = json.loads(Path(end).read_text(encoding="utf-8"))
+        return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise RequestError(
+            f"--end {end}: {error}; give 'now' or a JSON file like {{\"topic\": {{\"0\": 1000, \"1\": 990}}}}"
+        ) from error
+
+
+def _reporter(kind: str) -> Callable[[Status], None] | None:
+    if kind == "none":
+        return None
+    if kind == "json":
+        return lambda status: print(json.dumps(asdict(status)), flush=True)  # noqa: T201 - what the option asks for
+    began = time.monotonic()
+    last = [began, 0.0]
+
+    def line(status: Status) -> None:
+        now = time.monotonic()
+        rate = (status.consumed - last[1]) / max(now - last[0], 1e-9)
+        last[:] = [now, status.consumed]
+        clock = "none yet" if status.clock_us is None else format_instant(status.clock_us)
+        click.echo(
+            f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "
+            f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}"
+        )
+
+    return line

@@ -1,0 +1,204 @@
+"""The one module that knows Bytewax: sources, shards and sinks as its operators.
+
+An item is a batch and a key is a shard or a table, so what Bytewax does per item and per key stays small. Its epochs
+cut source offsets, shard states and sink positions together; a snapshot of an epoch is asked for when the epoch
+before it is durable, which is what the sinks' publishing rests on.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+
+from unskew.features.kernel.shard import ShardState
+from unskew.features.plan import Plan
+from unskew.features.updates import Updates
+from unskew.pipelines.progress import Progress
+from unskew.pipelines.routing import Router, TableRows
+from unskew.pipelines.shard import Shard, Siblings, Slice
+from unskew.pipelines.source import KafkaSource
+from unskew.sinks.log import DeadLetterTable, LogTable, archive_table
+from unskew.sinks.parquet import StagedTable
+from unskew.sinks.redis import RedisWriter
+
+# Sink partitions must never change between runs; each holds the tables whose keys fall to it.
+SINK_PARTITIONS = [f"{index:02d}" for index in range(16)]
+
+Table = LogTable | DeadLetterTable | StagedTable
+
+
+class _ShardLogic(StatefulBatchLogic[Slice, Updates, dict[str, Any]]):
+    """A shard as Bytewax sees it; it learns which one it is from its saved state or its first slice."""
+
+    def __init__(self, plan: Plan, siblings: Siblings, progress: Progress, saved: dict[str, Any] | None) -> None:
+        self._plan = plan
+        self._siblings = siblings
+        self._progress = progress
+        self._saved = saved
+        self._shard: Shard | None = None
+        view = None if saved is None else _views_by_id(plan).get(saved["view"])
+        # A view that is no longer defined keeps its saved state, unread.
+        if saved is not None and view is not None:
+            self._shard = Shard.from_snapshot(view, siblings, saved)
+
+    def on_batch(self, values: list[Slice]) -> tuple[Iterable[Updates], bool]:
+        if self._shard is None:
+            view = _views_by_id(self._plan)[values[0].view]
+            self._shard = Shard(ShardState(view, values[0].shard), self._siblings)
+        updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
+        for update in updates:
+            self._progress.count(update)
+        return updates, StatefulBatchLogic.RETAIN
+
+    def snapshot(self) -> dict[str, Any]:
+        if self._shard is None:
+            if self._saved is None:
+                raise RuntimeError("a shard is asked for its state before its first slice")
+            return self._saved
+        return self._shard.to_snapshot()
+
+
+class _Sink(FixedPartitionedSink[Any, Any]):
+    """A sink over the fixed partitions; a key always falls to the same one."""
+
+    def list_parts(self) -> list[str]:
+        return SINK_PARTITIONS
+
+    def part_fn(self, item_key: str) -> int:
+        return zlib.crc32(item_key.encode())
+
+
+class ParquetSink(_Sink):
+    """Log, event archive and dead letters: every table published only once its epoch is durable."""
+
+    def __init__(self, plan: Plan, log: Path, archive: Path, dead_letters: Path, now_us: Callable[[], int]) -> None:
+        self._views = _views_by_id(plan)
+        self._log = log
+        self._archive = archive
+        self._dead_letters = dead_letters
+        self._now_us = now_us
+        self._parts: list[_ParquetPart] = []
+
+    def build_part(self, step_id: str, for_part: str, resume_state: dict[str, Any] | None) -> "_ParquetPart":  # noqa: ARG002
+        part = _ParquetPart(self, resume_state or {})
+        self._parts.append(part)
+        return part
+
+    def open(self, name: str, saved: Mapping[str, int] | None) -> Table | None:
+        """The table of that name, ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/…``; None where its
+        view is no longer defined."""
+        kind, place, part = name.split("/")
+        if kind == "log":
+            view = self._views.get(place)
+            return None if view is None else LogTable(self._log, view, part, saved, now_us=self._now_us)
+        if kind == "archive":
+            return archive_table(self._archive, place, int(part), saved)
+        return DeadLetterTable(self._dead_letters, place, f"p{part}", saved)
+
+    def settle(self) -> None:
+        """Publish the last epoch: only after the flow has returned without an error."""
+        for part in self._parts:
+            part.settle()
+
+
+class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
+    def __init__(self, sink: ParquetSink, saved: dict[str, Any]) -> None:
+        self._sink = sink
+        # Tables of views that are no longer defined: what was saved is kept.
+        self._retired: dict[str, Any] = {}
+        self._tables: dict[str, Table] = {}
+        for name, state in saved.items():
+            table = sink.open(name, state)
+            if table is None:
+                self._retired[name] = state
+            else:
+                self._tables[name] = table
+
+    def write_batch(self, values: list[Updates | TableRows]) -> None:
+        for value in values:
+            if isinstance(value, Updates):
+                table = self._table(f"log/{value.view.id}/{value.shard}")
+                table.append(value)  # type: ignore[arg-type]
+            else:
+                table = self._table(f"{'dead' if value.dead else 'archive'}/{value.topic}/{value.partition}")
+                table.append(value.rows)  # type: ignore[arg-type]
+
+    def _table(self, name: str) -> Table:
+        table = self._tables.get(name)
+        if table is None:
+            table = self._sink.open(name, None)
+            if table is None:
+                raise RuntimeError(f"rows for {name}, which is not in the plan")
+            self._tables[name] = table
+        return table
+
+    def snapshot(self) -> dict[str, Any]:
+        return {**self._retired, **{name: table.snapshot() for name, table in self._tables.items()}}
+
+    def settle(self) -> None:
+        for table in self._tables.values():
+            table.settle()
+
+
+class RedisSink(_Sink):
+    """Current values, through one writer that all partitions of the process share."""
+
+    def __init__(self, writer: RedisWriter, now_us: Callable[[], int]) -> None:
+        self._writer = writer
+        self._now_us = now_us
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_RedisPart":  # noqa: ARG002
+        return _RedisPart(self._writer, self._now_us)
+
+
+class _RedisPart(StatefulSinkPartition[Updates, None]):
+    """Nothing to resume from: values are absolute. What an epoch changed is acknowledged before the epoch is."""
+
+    def __init__(self, writer: RedisWriter, now_us: Callable[[], int]) -> None:
+        self._writer = writer
+        self._now_us = now_us
+
+    def write_batch(self, values: list[Updates]) -> None:
+        for update in values:
+            self._writer.add(update)
+        self._writer.flush_if_due(self._now_us())
+
+    def snapshot(self) -> None:
+        self._writer.flush(self._now_us())
+
+
+def build_flow(
+    name: str,
+    plan: Plan,
+    sources: Mapping[str, KafkaSource],
+    routers: Mapping[str, Router],
+    parquet: ParquetSink,
+    redis: RedisSink,
+    progress: Progress,
+) -> Dataflow:
+    """Wire sources, shards and sinks; ``sources`` and ``routers`` by stream name."""
+    flow = Dataflow(name)
+    routed = []
+    for stream, source in sources.items():
+        polls = op.input(f"{stream}.poll", flow, source)
+        routed.append(op.flat_map(f"{stream}.route", polls, routers[stream].route))
+    items = op.merge("routed", *routed)
+    kinds = op.branch("kind", items, lambda item: isinstance(item[1], Slice))
+    siblings = Siblings()
+
+    def shard(saved: dict[str, Any] | None) -> _ShardLogic:
+        return _ShardLogic(plan, siblings, progress, saved)
+
+    updates = op.stateful_batch("aggregate", kinds.trues, shard)
+    op.output("redis", updates, redis)
+    op.output("parquet", op.merge("rows", kinds.falses, updates), parquet)
+    return flow
+
+
+def _views_by_id(plan: Plan) -> dict[str, Any]:
+    return {view.id: view for view in plan.views.values()}

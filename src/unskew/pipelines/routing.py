@@ -1,0 +1,99 @@
+"""From a decoded poll to what each shard and table gets."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.features.evaluate import evaluate
+from unskew.features.keys import shard_of
+from unskew.features.plan import ViewPlan
+from unskew.pipelines.decode import AvroDecoder, Decoded
+from unskew.pipelines.shard import Slice, shard_names
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Rows for the event archive, or dead letters, of one partition."""
+
+    topic: str
+    partition: int
+    dead: bool
+    rows: pl.DataFrame
+
+
+class Router:
+    """Decodes the polls of one stream and splits them by view and shard; has no state but counters."""
+
+    def __init__(self, views: Sequence[ViewPlan], decoder: AvroDecoder, n_partitions: int, n_hashes: int) -> None:
+        self._views = views
+        self._decoder = decoder
+        self._n_partitions = n_partitions
+        self._n_hashes = n_hashes
+        self.dead = 0
+
+    def route(self, poll: Poll) -> Iterator[tuple[str, Slice | TableRows]]:
+        """Everything that follows from a poll, keyed by shard or table.
+
+        Every shard of the partition gets a slice, empty if need be, so that clocks and epochs reach all of them; so
+        do the partition's two tables.
+        """
+        decoded = self._decoder.decode(poll)
+        topic = self._decoder.topic
+        dead = [decoded.dead]
+        for view in self._views:
+            events = None
+            if decoded.events.height:
+                evaluated = evaluate(view, decoded.events)
+                events = evaluated.events
+                if evaluated.rejected.height:
+                    dead.append(_letters(poll, topic, view.name, evaluated.rejected, decoded.dead.schema))
+            yield from self._slices(view, decoded, events)
+        yield f"archive/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=False, rows=decoded.events)
+        letters = pl.concat(dead)
+        self.dead += letters.height
+        yield f"dead/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=True, rows=letters)
+
+    def _slices(self, view: ViewPlan, decoded: Decoded, events: pl.DataFrame | None) -> Iterator[tuple[str, Slice]]:
+        names = shard_names(view, [decoded.partition], self._n_hashes)
+        pieces: list[pl.DataFrame | None] = [None] * len(names)
+        if events is not None and events.height:
+            pieces = [events] if len(names) == 1 else _split(events, shard_of(events["key"], len(names)), len(names))
+        for name, piece in zip(names, pieces, strict=True):
+            yield (
+                f"{view.id}/{name}",
+                Slice(
+                    view=view.id,
+                    shard=name,
+                    partition=decoded.partition,
+                    n_partitions=self._n_partitions,
+                    clock_us=decoded.clock_us,
+                    ended=decoded.ended,
+                    events=piece,
+                ),
+            )
+
+
+def _split(events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> list[pl.DataFrame | None]:
+    ordered = events[np.argsort(shards, kind="stable")]
+    ends = np.cumsum(np.bincount(shards, minlength=count)).tolist()
+    return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """Dead letters for events that decoded well but that a view cannot take."""
+    places = np.searchsorted(poll.offsets, rejected["_offset"].to_numpy()).tolist()
+    return pl.DataFrame(
+        {
+            "topic": topic,
+            "partition": rejected["_partition"],
+            "offset": rejected["_offset"],
+            "arrival": pl.Series(poll.arrivals[places]).cast(pl.Datetime("us", "UTC")),
+            "view": view,
+            "reason": rejected["reason"],
+            "key": pl.Series([poll.keys[place] for place in places], dtype=pl.Binary),
+            "value": pl.Series([poll.values[place] for place in places], dtype=pl.Binary),
+        }
+    ).match_to_schema(schema)

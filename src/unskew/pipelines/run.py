@@ -1,0 +1,212 @@
+"""Run a pipeline in this process until its topics end or it is told to stop."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.testing import run_main
+
+from unskew.features.errors import DefinitionError, LayoutError, UnskewError
+from unskew.features.plan import Plan
+from unskew.features.registry import describe
+from unskew.pipelines.decode import AvroDecoder
+from unskew.pipelines.flow import ParquetSink, RedisSink, build_flow
+from unskew.pipelines.progress import Progress
+from unskew.pipelines.routing import Router
+from unskew.pipelines.source import KafkaSource, SourceOptions
+from unskew.sinks.redis import RedisWriter
+
+RECOVERY = "recovery"
+DEPLOYMENT = "deployment.json"
+DEPLOYMENT_LAYOUT = 1
+FLOW = "unskew"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Where a pipeline reads and writes.
+
+    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables; ``state``: the recovery store's folder.
+    ``n_hashes``: hash shards per view (and per partition where the topic is partitioned by the entity); fixed for as
+    long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``, ``ends`` by topic.
+    ``epoch_s``: seconds between commits.
+    """
+
+    bootstrap: str
+    redis_url: str
+    log: Path
+    archive: Path
+    dead_letters: Path
+    state: Path
+    idle: Literal["wall", "none"]
+    ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None = None
+    start: Literal["earliest", "latest"] = "earliest"
+    prefix: str = "unskew"
+    pipeline: str = "main"
+    n_hashes: int = 1
+    epoch_s: float = 2.0
+    poll_records: int = 10_000
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Status:
+    """One reading of a running pipeline; counts since the process started, instants in microseconds."""
+
+    consumed: int
+    dead: int
+    late: int
+    bumped: int
+    updates: int
+    rows: int
+    clock_us: int | None
+    lag: int
+
+
+def wall_us() -> int:
+    """The present, microseconds."""
+    return time.time_ns() // 1000
+
+
+def run(
+    plan: Plan,
+    deployment: Deployment,
+    *,
+    stop: threading.Event,
+    report: Callable[[Status], None] | None = None,
+    present_us: Callable[[], int] = wall_us,
+) -> Status:
+    """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
+
+    ``report`` is called about once a second and at the end. Raises ``LayoutError`` where the state folder belongs to
+    another deployment, ``StoreUnavailable`` where Kafka, Redis or the disk fails, ``DefinitionError`` where a stream
+    cannot be read as asked; the state stays that of the last durable epoch.
+    """
+    if not plan.views:
+        raise DefinitionError("there is no view to compute; define a FeatureView")
+    recovery = _open_state(deployment)
+    progress = Progress()
+    writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline)
+    writer.publish_registry(json.dumps(describe(plan)))
+    sources: dict[str, KafkaSource] = {}
+    routers: dict[str, Router] = {}
+    for stream in {view.stream.name: view.stream for view in plan.views.values()}.values():
+        views = [view for view in plan.views.values() if view.stream.name == stream.name]
+        ends = deployment.ends
+        source = KafkaSource(
+            stream,
+            SourceOptions(
+                bootstrap=deployment.bootstrap,
+                group=f"{deployment.prefix}-{deployment.pipeline}",
+                idle=deployment.idle,
+                present_us=present_us,
+                stop=stop,
+                ends=ends if ends is None or isinstance(ends, str) else ends.get(stream.topic),
+                start=deployment.start,
+                aligned=any(not view.partitioned for view in views),
+                poll_records=deployment.poll_records,
+                config=deployment.config,
+            ),
+        )
+        sources[stream.name] = source
+        routers[stream.name] = Router(views, AvroDecoder(stream), len(source.list_parts()), deployment.n_hashes)
+    parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us)
+    flow = build_flow(FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us), progress)
+
+    def status() -> Status:
+        return Status(
+            consumed=sum(source.counters.consumed for source in sources.values()),
+            dead=sum(router.dead for router in routers.values()),
+            late=progress.late,
+            bumped=sum(source.counters.bumped for source in sources.values()),
+            updates=progress.updates,
+            rows=progress.rows,
+            clock_us=progress.clock_us,
+            lag=sum(source.counters.lag for source in sources.values()),
+        )
+
+    with _reporting(status, report):
+        try:
+            run_main(flow, epoch_interval=timedelta(seconds=deployment.epoch_s), recovery_config=recovery)
+        except Exception as error:
+            _raise_ours(error)
+            raise
+        parquet.settle()
+    return status()
+
+
+@contextmanager
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` on SIGTERM and SIGINT; the handlers before are put back."""
+
+    def handle(_number: int, _frame: object) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open_state(deployment: Deployment) -> RecoveryConfig:
+    """The recovery store, made when new; refused where it was made for another number of shards or pipeline."""
+    facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
+    path = deployment.state / DEPLOYMENT
+    recovery = deployment.state / RECOVERY
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != facts:
+            raise LayoutError(
+                f"{deployment.state} belongs to pipeline {found.get('pipeline')!r} with {found.get('shards')} shards "
+                f"(layout {found.get('layout')}), not to {deployment.pipeline!r} with {deployment.n_hashes} "
+                f"(layout {DEPLOYMENT_LAYOUT}); run with those, or name another --state"
+            )
+    else:
+        if recovery.exists() and any(recovery.iterdir()):
+            raise LayoutError(f"{recovery} holds a recovery store but {path} is gone; restore it or name another --state")
+        recovery.mkdir(parents=True, exist_ok=True)
+        init_db_dir(recovery, 1)
+        path.write_text(json.dumps(facts))
+    return RecoveryConfig(recovery)
+
+
+def _raise_ours(error: BaseException) -> None:
+    """Raise the error of ours that Bytewax has wrapped, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UnskewError):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
+
+
+@contextmanager
+def _reporting(status: Callable[[], Status], report: Callable[[Status], None] | None) -> Iterator[None]:
+    if report is None:
+        yield
+        return
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(1.0):
+            report(status())
+
+    thread = threading.Thread(target=loop, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        report(status())
+        sys.stdout.flush()

@@ -1,0 +1,195 @@
+"""One shard of one view inside the flow: when events may be applied, and the checks on partitioning."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from unskew.features.errors import LayoutError
+from unskew.features.kernel.directory import Keys
+from unskew.features.kernel.shard import ShardState
+from unskew.features.plan import ViewPlan
+from unskew.features.updates import Updates
+from unskew.pipelines.source import NO_CLOCK
+
+LAYOUT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What one poll of one partition brought for one shard.
+
+    ``events``: as from ``evaluate``, in offset order; None when there are none. ``clock_us``: the partition's clock
+    after the poll; ``NO_CLOCK`` while it has none. ``ended``: the partition reached its end offset and no longer holds back
+    the others. ``n_partitions``: partitions of the topic.
+    """
+
+    view: str
+    shard: str
+    partition: int
+    n_partitions: int
+    clock_us: int
+    ended: bool
+    events: pl.DataFrame | None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Events that not every partition's clock has passed yet, and those clocks."""
+
+    clocks: dict[int, int] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    frames: list[pl.DataFrame] = field(default_factory=list)
+
+
+class Shard:
+    """A view's state in one shard, with the order of events that its kind of shard asks for.
+
+    Partitioned by the entity: events are applied as they come, the clock is the partition's. Otherwise an event waits
+    until every partition's clock has passed its arrival and is then applied in (arrival, partition, offset) order; the
+    clock is the minimum over partitions that have not ended, and once all have, the latest of them.
+    """
+
+    def __init__(self, state: ShardState, siblings: "Siblings", waiting: _Waiting | None = None) -> None:
+        self.state = state
+        self._siblings = siblings
+        self._waiting = waiting or _Waiting()
+        siblings.join(self)
+
+    @property
+    def n_waiting(self) -> int:
+        """Events held until every partition's clock has passed them."""
+        return sum(frame.height for frame in self._waiting.frames)
+
+    def take(self, piece: Slice) -> Updates | None:
+        """Apply what may be applied after this slice; None while the shard has no clock yet."""
+        if self.state.view.partitioned:
+            if piece.clock_us == NO_CLOCK:
+                return None
+            if piece.events is not None:
+                self._siblings.refuse_strangers(self, piece)
+            return self.state.apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
+        return self._take_ordered(piece)
+
+    def _take_ordered(self, piece: Slice) -> Updates | None:
+        waiting = self._waiting
+        if piece.events is not None and piece.events.height:
+            waiting.frames.append(piece.events)
+        if piece.clock_us != NO_CLOCK:
+            waiting.clocks[piece.partition] = piece.clock_us
+        if piece.ended:
+            waiting.ended.add(piece.partition)
+        else:
+            waiting.ended.discard(piece.partition)
+        running = [partition for partition in range(piece.n_partitions) if partition not in waiting.ended]
+        if any(partition not in waiting.clocks for partition in running) or not waiting.clocks:
+            return None
+        if running:
+            clock_us = min(waiting.clocks[partition] for partition in running)
+        else:
+            clock_us = max(waiting.clocks.values())
+        if self.state.clock_us is not None and clock_us < self.state.clock_us:
+            clock_us = self.state.clock_us
+        return self.state.apply(self._release(clock_us, everything=not running), clock_us)
+
+    def _release(self, clock_us: int, *, everything: bool) -> pl.DataFrame | None:
+        """Take out the events that ``clock_us`` has passed, in the order in which they count."""
+        if not self._waiting.frames:
+            return None
+        events = pl.concat(self._waiting.frames)
+        self._waiting.frames = []
+        if not everything:
+            passed = events["arrival"] < clock_us
+            if not passed.all():
+                self._waiting.frames = [events.filter(~passed)]
+                events = events.filter(passed)
+        return events.sort("arrival", "partition", "offset")
+
+    def to_snapshot(self) -> dict[str, Any]:
+        """A copy of all that the shard needs to go on: plain types, events as Arrow IPC."""
+        frames = self._waiting.frames
+        return {
+            "layout": LAYOUT,
+            "view": self.state.view.id,
+            "shard": self.state.shard,
+            "state": self.state.to_bytes(),
+            "clocks": dict(self._waiting.clocks),
+            "ended": sorted(self._waiting.ended),
+            "waiting": to_ipc(pl.concat(frames)) if frames else b"",
+        }
+
+    @classmethod
+    def from_snapshot(cls, view: ViewPlan, siblings: "Siblings", saved: dict[str, Any]) -> "Shard":
+        """The shard that ``to_snapshot`` described; ``LayoutError`` where it does not belong to the definition."""
+        if saved["layout"] != LAYOUT:
+            raise LayoutError(
+                f"shard {saved['shard']} of {saved['view']}: layout {saved['layout']}, this version reads {LAYOUT}; run "
+                "the version that wrote it, or start from an empty state directory"
+            )
+        waiting = _Waiting(clocks=dict(saved["clocks"]), ended=set(saved["ended"]))
+        if saved["waiting"]:
+            waiting.frames = [from_ipc(saved["waiting"])]
+        return cls(ShardState.from_bytes(view, saved["shard"], saved["state"]), siblings, waiting)
+
+
+class Siblings:
+    """All shards of this process, to find an entity that shows up in a second partition."""
+
+    def __init__(self) -> None:
+        self._shards: dict[tuple[str, str], list[Shard]] = {}
+
+    def join(self, shard: Shard) -> None:
+        """Add a shard to those of its view and hash."""
+        self._shards.setdefault(_place(shard), []).append(shard)
+
+    def shards(self) -> Iterable[Shard]:
+        """Every shard of the process."""
+        return (shard for group in self._shards.values() for shard in group)
+
+    def refuse_strangers(self, shard: Shard, piece: Slice) -> None:
+        """Stop the flow when an entity that is new here lives in another partition's shard of the same hash.
+
+        An entity whose tiles have all left is forgotten there and may come back anywhere without harm.
+        """
+        others = [other for other in self._shards[_place(shard)] if other is not shard]
+        if not others or piece.events is None or piece.events.height == 0:
+            return
+        keys = piece.events["key"]
+        unknown = shard.state.directory.find(Keys.of(keys)) < 0
+        if not unknown.any():
+            return
+        new = keys.filter(pl.Series(unknown)).unique()
+        batch = Keys.of(new)
+        for other in others:
+            known = other.state.directory.find(batch) >= 0
+            if known.any():
+                view = shard.state.view
+                raise LayoutError(
+                    f"{view.name}: entity {new.filter(pl.Series(known))[0]} came in partition {piece.partition} "
+                    f"({shard.state.shard}) and before that in {other.state.shard}, but stream {view.stream.name} says "
+                    f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, "
+                    "or drop partitioned_by, and start from an empty state directory"
+                )
+
+
+def _place(shard: Shard) -> tuple[str, str]:
+    """View and hash: what shards of different partitions have in common."""
+    return shard.state.view.id, shard.state.shard.rpartition(".")[2]
+
+
+def to_ipc(frame: pl.DataFrame) -> bytes:
+    """Arrow IPC bytes of a frame."""
+    return frame.write_ipc(None).getvalue()
+
+
+def from_ipc(data: bytes) -> pl.DataFrame:
+    """The frame of Arrow IPC bytes."""
+    return pl.read_ipc(data)
+
+
+def shard_names(view: ViewPlan, partitions: Sequence[int], n_hashes: int) -> list[str]:
+    """All shards of a view that these partitions feed: ``p{partition}.{hash}``, or ``h{hash}`` for ordered ones."""
+    if view.partitioned:
+        return [f"p{partition}.{index}" for partition in partitions for index in range(n_hashes)]
+    return [f"h{index}" for index in range(n_hashes)]
