@@ -94,6 +94,8 @@ class ShardState:
         state = self._state
         late_before = state.late.copy()
         batch = self._batch(events)
+        if len(batch.arrival) and batch.arrival[0] < state.scalars[S_CLOCK]:
+            raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
         if self.since_us is None:
             self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
         chunks: list[pl.DataFrame] = []
@@ -141,16 +143,12 @@ class ShardState:
                 known[index] = column.is_not_null().to_numpy()
                 column = column.fill_null(0)
             numbers[index] = column.to_numpy().view(np.int64)
-        return Batch(
-            self._rows_of(Keys.of(events["key"]), events.height * len(self.view.windows)),
-            *(
-                np.ascontiguousarray(events[name].to_numpy(), np.int64)
-                for name in ("effective", "arrival", "event_time", "partition", "offset")
-            ),
-            filters,
-            numbers,
-            known,
-        )
+        columns = {
+            name: np.ascontiguousarray(events[name].to_numpy(), np.int64)
+            for name in ("effective", "arrival", "event_time", "partition", "offset")
+        }
+        rows = self._rows_of(Keys.of(events["key"]), events.height * len(self.view.windows))
+        return Batch(rows=rows, filters=filters, numbers=numbers, known=known, **columns)
 
     def _rows_of(self, keys: Keys, n_tiles: int) -> npt.NDArray[np.int32]:
         """Rows of keys, new ones made; afterwards there is room for ``n_tiles`` more tiles."""
