@@ -11,7 +11,8 @@ RUN /opt/unskew/bin/pip install --no-cache-dir --no-build-isolation --no-deps .
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /var/lib/unskew unskew \
- && install -d -o unskew /var/lib/unskew /var/lib/unskew/state /var/lib/unskew/log /var/lib/unskew/archive /var/cache/unskew
+ && install -d -o unskew /var/cache/unskew /var/lib/unskew /var/lib/unskew/state \
+      /var/lib/unskew/log /var/lib/unskew/archive /var/lib/unskew/dead_letters
 COPY --from=build /opt/unskew /opt/unskew
 # Compiled kernels are kept where this user may write; the package's own folder is not.
 ENV PATH=/opt/unskew/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/unskew

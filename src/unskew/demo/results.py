@@ -56,7 +56,9 @@ def labels(lines: pl.DataFrame, *, before_ms: int, seed: int, n: int = N_LABELS)
         "household_id",
         "product_id",
         "store_id",
-        pl.from_epoch("_timestamp_ms", time_unit="ms").dt.replace_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
+        pl.from_epoch("_timestamp_ms", time_unit="ms")
+        .dt.replace_time_zone("UTC")
+        .cast(pl.Datetime("us", "UTC"))
         .alias(EVENT_TIMESTAMP),
         "quantity",
     )
@@ -64,7 +66,9 @@ def labels(lines: pl.DataFrame, *, before_ms: int, seed: int, n: int = N_LABELS)
 
 def head(frame: pl.DataFrame, n: int = HEAD) -> Table:
     """Return the first rows on their side: a line per column, a column per row."""
-    table = Table(title=f"Training set: the first {min(n, frame.height)} of {frame.height:,} rows", title_justify="left")
+    table = Table(
+        title=f"Training set: the first {min(n, frame.height)} of {frame.height:,} rows", title_justify="left"
+    )
     table.add_column("column")
     for row in range(min(n, frame.height)):
         table.add_column(f"row {row}", justify="right")

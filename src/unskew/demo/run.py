@@ -6,11 +6,9 @@ and the audit finds no difference.
 
 import contextlib
 import json
-import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -19,72 +17,25 @@ from rich.console import Console
 
 from unskew.demo import journey, results
 from unskew.demo.display import Display
+from unskew.demo.folders import Folders
 from unskew.demo.process import PipelineProcess, Progress
 from unskew.demo.topics import Topic
-from unskew.features.errors import RequestError, UnskewError
+from unskew.features.errors import UnskewError
 from unskew.features.load import load
 from unskew.features.plan import Plan
-from unskew.monitoring.audit import audit
 from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.pipelines.pacing import PacedProducer, paced
 from unskew.sinks.layout import published_files
 from unskew.store import FeatureStore
 
 N_AUDITED = 2_000
-_MARK = ".unskew-demo"
+# The group to which `unskew run` commits, with its default prefix and name.
+GROUP = "unskew-main"
 _POLL_S = 0.2
 
 
 class DemoFailed(UnskewError):
     """Something that the demo shows is not as it must be."""
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where the demo writes."""
-
-    root: Path
-
-    @property
-    def log(self) -> Path:
-        """The Parquet log."""
-        return self.root / "log"
-
-    @property
-    def archive(self) -> Path:
-        """The event archive, and the dead letters in it."""
-        return self.root / "archive"
-
-    @property
-    def state(self) -> Path:
-        """The recovery store."""
-        return self.root / "state"
-
-    @property
-    def end(self) -> Path:
-        """End offsets per topic and partition: where a replay is complete."""
-        return self.root / "end.json"
-
-    @property
-    def stderr(self) -> Path:
-        """What the pipeline writes to stderr."""
-        return self.root / "pipeline.log"
-
-    @property
-    def training_set(self) -> Path:
-        """The training set."""
-        return self.root / "training_set.parquet"
-
-    def prepare(self) -> None:
-        """Make an empty folder, in place of an earlier demo's if there is one.
-
-        ``RequestError`` for a folder that holds anything else: nobody's files are deleted.
-        """
-        if self.root.exists() and any(self.root.iterdir()):
-            if not (self.root / _MARK).exists():
-                raise RequestError(f"{self.root} holds files that are not the demo's; name an empty or a new folder")
-            shutil.rmtree(self.root)
-        self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / _MARK).touch()
 
 
 def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed: int = journey.SEED) -> None:
@@ -104,8 +55,10 @@ def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed
         EmbeddedBroker({name: topic.n_partitions for name, topic in topics.items()}) as broker,
         EmbeddedRedis() as redis,
     ):
-        with produced(topics, broker.bootstrap):
-            _stream(console, topics, folders, bootstrap=broker.bootstrap, redis_url=redis.url)
+        with paced(
+            broker.bootstrap, {name: topic.chunks() for name, topic in topics.items()}, group=GROUP
+        ) as producers:
+            _stream(console, topics, folders, producers, bootstrap=broker.bootstrap, redis_url=redis.url)
         faults = _count(console, topics, folders)
         store = FeatureStore(plan, redis_url=redis.url, log=folders.log)
         _show_features(console, store, plan, topics)
@@ -127,7 +80,13 @@ def _introduce(console: Console, topics: Mapping[str, Topic], folders: Folders) 
 
 
 def _stream(
-    console: Console, topics: Mapping[str, Topic], folders: Folders, *, bootstrap: str, redis_url: str
+    console: Console,
+    topics: Mapping[str, Topic],
+    folders: Folders,
+    producers: Sequence[PacedProducer],
+    *,
+    bootstrap: str,
+    redis_url: str,
 ) -> None:
     """Run the pipeline over both topics, stopping and resuming it once."""
     arguments = [
@@ -136,6 +95,7 @@ def _stream(
         *("--redis-url", redis_url),
         *("--log", str(folders.log)),
         *("--archive", str(folders.archive)),
+        *("--dead-letters", str(folders.dead_letters)),
         *("--state", str(folders.state)),
         *("--idle", "none"),
         *("--end", str(folders.end)),
@@ -143,23 +103,29 @@ def _stream(
     ]
     total = sum(topic.n_records for topic in topics.values())
     with Display(console, total) as display:
-        with PipelineProcess(arguments, errors=folders.stderr) as pipeline:
-            while pipeline.progress.consumed < total // 2 and not pipeline.ended():
-                display.show(pipeline.progress)
+
+        def watch(pipeline: PipelineProcess, before: Progress, until: int) -> bool:
+            """Show the pipeline's progress until it ends or has consumed so many; whether it ended."""
+            while not (ended := pipeline.ended()) and pipeline.progress.consumed < until:
+                display.show(pipeline.progress.after(before))
+                for producer in producers:
+                    if producer.failed is not None:
+                        raise producer.failed
                 time.sleep(_POLL_S)
-            if not pipeline.ended():
+            display.show(pipeline.progress.after(before))
+            return ended
+
+        with PipelineProcess(arguments, errors=folders.stderr) as pipeline:
+            if not watch(pipeline, Progress(), until=total // 2):
                 began_s = time.monotonic()
                 pipeline.stop()
                 display.note(
                     f"Stopped half-way, at {pipeline.progress.consumed:,} events, in "
-                    f"{time.monotonic() - began_s:.1f} s; starting again from {folders.state}"
+                    f"{time.monotonic() - began_s:.1f} s; going on from {folders.state}"
                 )
             before = pipeline.progress
         with PipelineProcess(arguments, errors=folders.stderr) as pipeline:
-            while not pipeline.ended():
-                display.show(pipeline.progress.after(before))
-                time.sleep(_POLL_S)
-            display.show(pipeline.progress.after(before))
+            watch(pipeline, before, until=total + 1)
 
 
 def _count(console: Console, topics: Mapping[str, Topic], folders: Folders) -> list[str]:
@@ -167,7 +133,7 @@ def _count(console: Console, topics: Mapping[str, Topic], folders: Folders) -> l
     faults = []
     for name, topic in topics.items():
         kept = _offsets(folders.archive / name, "_partition", "_offset")
-        dead = _offsets(folders.archive / "_dead_letters" / name, "partition", "offset")
+        dead = _offsets(folders.dead_letters / name, "partition", "offset")
         n_kept, n_dead = kept.height, dead.height
         console.print(f"{name}: {n_kept:,} events kept, {n_dead:,} dead letters", highlight=False)
         if n_dead != topic.n_malformed:
@@ -181,13 +147,14 @@ def _count(console: Console, topics: Mapping[str, Topic], folders: Folders) -> l
 
 
 def _offsets(table: Path, partition: str, offset: str) -> pl.DataFrame:
-    """Return partition and offset of every row of a table."""
+    """Return partition and offset of every record in a table; a dead letter of one view only is no lost record."""
     files = [file.path for file in published_files(table)]
     if not files:
         return pl.DataFrame(schema={"partition": pl.Int32, "offset": pl.Int64})
-    return pl.read_parquet(files, columns=[partition, offset]).select(
-        pl.col(partition).alias("partition"), pl.col(offset).alias("offset")
-    )
+    rows = pl.read_parquet(files)
+    if "view" in rows.columns:
+        rows = rows.filter(pl.col("view").is_null())
+    return rows.select(pl.col(partition).alias("partition"), pl.col(offset).alias("offset"))
 
 
 def _show_features(console: Console, store: FeatureStore, plan: Plan, topics: Mapping[str, Topic]) -> None:
@@ -230,7 +197,7 @@ def _audit(console: Console, store: FeatureStore, plan: Plan, folders: Folders, 
 def _sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM end the demo as Ctrl-C does, so that everything it started is ended too."""
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, interrupt)

@@ -54,10 +54,8 @@ class Topic:
 
     def last_timestamp_ms(self) -> int:
         """Return the earliest last record timestamp of all partitions that hold any; 0 for an empty topic."""
-        last = self.frame.group_by(pl.Series(self._partitions(self.frame)).alias("_partition")).agg(
-            pl.max("_timestamp_ms")
-        )
-        return int(last["_timestamp_ms"].min() or 0) if last.height else 0
+        partitions, timestamps_ms = self._partitions(self.frame), self.frame["_timestamp_ms"].to_numpy()
+        return min((int(timestamps_ms[partitions == p].max()) for p in np.unique(partitions)), default=0)
 
     def end_offsets(self) -> dict[int, int]:
         """Partition -> the offset behind its last record; 0 where it stays empty."""

@@ -1,0 +1,63 @@
+"""Where the demo writes."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from unskew.features.errors import RequestError
+
+_MARK = ".unskew-demo"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the demo writes."""
+
+    root: Path
+
+    @property
+    def log(self) -> Path:
+        """The Parquet log."""
+        return self.root / "log"
+
+    @property
+    def archive(self) -> Path:
+        """The event archive."""
+        return self.root / "archive"
+
+    @property
+    def dead_letters(self) -> Path:
+        """Records that could not be decoded."""
+        return self.root / "dead_letters"
+
+    @property
+    def state(self) -> Path:
+        """The recovery store."""
+        return self.root / "state"
+
+    @property
+    def end(self) -> Path:
+        """End offsets per topic and partition: where a replay is complete."""
+        return self.root / "end.json"
+
+    @property
+    def stderr(self) -> Path:
+        """What the pipeline writes to stderr."""
+        return self.root / "pipeline.log"
+
+    @property
+    def training_set(self) -> Path:
+        """The training set."""
+        return self.root / "training_set.parquet"
+
+    def prepare(self) -> None:
+        """Make an empty folder, in place of an earlier demo's if there is one.
+
+        ``RequestError`` for a folder that holds anything else: nobody's files are deleted.
+        """
+        if self.root.exists() and any(self.root.iterdir()):
+            if not (self.root / _MARK).exists():
+                raise RequestError(f"{self.root} holds files that are not the demo's; name an empty or a new folder")
+            shutil.rmtree(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / _MARK).touch()
