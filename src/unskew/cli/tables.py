@@ -10,10 +10,10 @@ from unskew.features.time import format_duration
 def view_table(view: RegisteredView) -> Table:
     """Give a view as a table of its features, with what they share above it."""
     keys = ", ".join(f"{key} {dtype}" for key, dtype in zip(view.entity.keys, view.entity.types, strict=True))
+    partitioned = ", partitioned by the entity" if view.partitioned else ""
     lines = [
         f"[bold]{view.id}[/bold]" + (f"  {escape(view.description)}" if view.description else ""),
-        f"entity {escape(view.entity.name)} ({escape(keys)}), "
-        f"stream {escape(view.stream)} (topic {view.topic}{', partitioned by the entity' if view.partitioned else ''})",
+        f"entity {escape(view.entity.name)} ({escape(keys)}), stream {escape(view.stream)} (topic {view.topic}{partitioned})",
         f"owner {escape(view.owner or '-')}",
         f"state {view.state_fingerprint}",
     ]

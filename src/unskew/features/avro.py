@@ -38,6 +38,8 @@ def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], lis
         return {}, [f"the Avro schema is not valid: {type(error).__name__} {error}"]
     if schema.get("type") != "record":
         return {}, [f"the Avro schema is a {schema.get('type')!r}; a record is read, one column for each of its fields"]
+    if not schema.get("fields"):
+        return {}, ["the Avro schema has no fields; a record has one for each column"]
     columns: dict[str, pl.DataType] = {}
     faults: list[str] = []
     named: dict[str, pl.DataType] = {}
@@ -56,8 +58,6 @@ def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], lis
             )
         else:
             columns[name] = dtype
-    if not schema["fields"]:
-        faults.append("the Avro schema has no fields")
     return columns, faults
 
 

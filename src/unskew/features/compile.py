@@ -1,39 +1,21 @@
 """Definitions to a plan: every check is made here, once, and all faults are reported together."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import polars as pl
 
-from unskew.features.agg import Aggregation, Expression
-from unskew.features.definitions import Definition, Entity, Feature, FeatureView, Stream, Window
+from unskew.features.definitions import Definition, Entity, Feature, FeatureView, Stream
 from unskew.features.errors import DefinitionError
-from unskew.features.expressions import check_expression, unknown_column
+from unskew.features.expressions import unknown_column
 from unskew.features.fingerprints import presentation_fingerprint, state_fingerprint
-from unskew.features.plan import (
-    POLARS_TYPES,
-    AggregationName,
-    EntityPlan,
-    FeaturePlan,
-    FilterPlan,
-    KeyType,
-    Plan,
-    Scalar,
-    StreamPlan,
-    ValuePlan,
-    ValueType,
-    ViewPlan,
-    WindowPlan,
-)
+from unskew.features.plan import EntityPlan, KeyType, Plan, StreamPlan, ViewPlan
+from unskew.features.slots import Slots, did_you_mean, text_faults
 from unskew.features.streams import column_names, plan_stream
-from unskew.features.windows import plan_window
 
 MAX_FEATURES = 64
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 RESERVED_VIEWS = frozenset({"registry", "clock"})
 LOG_COLUMNS = frozenset(
@@ -115,15 +97,8 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    if near := get_close_matches(name, known, n=1):
-        return f"did you mean {near[0]!r}?"
-    return f"known are {', '.join(sorted(known))}" if known else "none is defined"
-
-
 class _ViewCompiler:
-    """One view: collects its faults, numbers filters, values and windows as features mention them."""
+    """One view: resolves its entity and stream, and collects its faults."""
 
     def __init__(
         self,
@@ -138,10 +113,6 @@ class _ViewCompiler:
         self._streams = streams
         self._stream_plans = stream_plans
         self._faults = faults
-        self._columns: Mapping[str, pl.DataType] = {}
-        self._filters: dict[str, FilterPlan] = {}
-        self._values: dict[str, ValuePlan] = {}
-        self._windows: dict[str, WindowPlan] = {}
 
     def plan(self) -> ViewPlan | None:
         view = self._view
@@ -149,21 +120,20 @@ class _ViewCompiler:
         self._check_view()
         stream = self._stream()
         entity = self._entity(stream)
-        where: FilterPlan | None = None
-        # Without columns every expression would be a fault: only the stream's own is told.
-        if stream is not None:
-            self._columns = stream.columns
-            where = self._filter(view.name, view.where, view.filter)
-        features = [self._feature(feature, has_columns=stream is not None) for feature in self._features(entity)]
+        slots = Slots(stream.columns if stream else None, self._faults)
+        where = slots.condition(view.name, view.where, view.filter)
+        features = [
+            slots.feature(f"{view.name}.{feature.name}", feature, view.owner) for feature in self._features(entity)
+        ]
         if len(self._faults) > n_faults or stream is None or entity is None:
             return None
         parts: dict[str, Any] = {
             "entity": entity,
             "stream": stream,
             "where": where,
-            "filters": tuple(self._filters.values()),
-            "values": tuple(self._values.values()),
-            "windows": tuple(self._windows.values()),
+            "filters": slots.filters,
+            "values": slots.values,
+            "windows": slots.windows,
             "features": tuple(feature for feature in features if feature is not None),
         }
         return ViewPlan(
@@ -185,33 +155,22 @@ class _ViewCompiler:
     def _check_view(self) -> None:
         view = self._view
         if not _VIEW_NAME.fullmatch(view.name):
-            self._fault(
-                view.name,
-                "view names are lower-case letters, digits and underscores, begin with a letter and have at most 100",
-            )
+            self._fault(view.name, "the name is not allowed; use lower-case letters, digits and _, begin with a letter")
         if view.name in RESERVED_VIEWS:
             self._fault(view.name, f"the name is reserved; rename the view, for example {view.name}_features")
         if isinstance(view.version, bool) or not isinstance(view.version, int) or view.version < 1:
             self._fault(view.name, f"version {view.version!r} is no positive whole number; count versions from 1")
-
-        self._check_texts(view.name, view)
-
-    def _check_texts(self, place: str, definition: FeatureView | Feature) -> None:
-        for word in ("description", "owner"):
-            if not isinstance(text := getattr(definition, word), str):
-                self._fault(place, f"{word}: {text!r} is no text; put it in quotes, or leave it out")
+        self._faults += text_faults(view.name, view)
 
     def _stream(self) -> StreamPlan | None:
         wanted = self._view.stream
         if isinstance(wanted, Stream):
             return self._stream_plans.get(wanted.name)
-        names = {name: name for stream in self._streams.values() for name in stream.aliases} | {
-            name: name for name in self._streams
-        }
+        names = [*self._streams, *(alias for s in self._streams.values() for alias in column_names(s.aliases) or ())]
         matches = [s.name for s in self._streams.values() if wanted == s.name]
         matches = matches or [s.name for s in self._streams.values() if wanted in (column_names(s.aliases) or ())]
         if not matches:
-            self._fault(self._view.name, f"no stream is called {wanted!r}; {_did_you_mean(str(wanted), names)}")
+            self._fault(self._view.name, f"no stream is called {wanted!r}; {did_you_mean(str(wanted), names)}")
             return None
         if len(matches) > 1:
             self._fault(self._view.name, f"{wanted!r} is an alias of several streams ({', '.join(matches)}); name one")
@@ -234,7 +193,7 @@ class _ViewCompiler:
         keys = [key for entity in self._entities.values() for key in column_names(entity.key) or ()]
         self._fault(
             self._view.name,
-            f"no entity has the name or key {wanted!r}; {_did_you_mean(str(wanted), [*self._entities, *keys])}",
+            f"no entity has the name or key {wanted!r}; {did_you_mean(str(wanted), [*self._entities, *keys])}",
         )
         return None
 
@@ -289,181 +248,20 @@ class _ViewCompiler:
             self._fault(view.name, "it has no features; give it at least one")
         if len(features) > MAX_FEATURES:
             self._fault(view.name, f"it has {len(features)} features, more than {MAX_FEATURES}; make two views of them")
-        seen: dict[str, str] = {}
+        names: dict[str, str] = {}
         for feature in features:
-            name = str(feature.name)
-            if not _FEATURE_NAME.fullmatch(name):
-                remedy = (
-                    "begin with a letter; a leading _ is reserved"
-                    if name.startswith("_")
-                    else "begin with a letter and have at most 100"
-                )
-                self._fault(f"{view.name}.{name}", f"feature names are letters, digits and underscores, {remedy}")
+            name = feature.name
+            place = f"{view.name}.{name}"
+            if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name):
+                self._fault(place, "the name is not allowed; use letters, digits and _, begin with a letter")
+                continue
             if name in LOG_COLUMNS:
-                self._fault(
-                    f"{view.name}.{name}",
-                    f"the name is that of a column of the log; rename it, for example feature_{name}",
-                )
+                self._fault(place, f"the name is that of a column of the log; rename it, for example feature_{name}")
             if entity is not None and name in entity.keys:
-                self._fault(f"{view.name}.{name}", "the name is that of an entity key column; rename the feature")
-            if (first := seen.setdefault(name.lower(), name)) is not name or (
-                first == name and _count(features, name) > 1
-            ):
+                self._fault(place, "the name is that of an entity key column; rename the feature")
+            # Tools that read the log may not tell upper from lower case.
+            if (first := names.get(name.lower())) is not None:
                 again = "twice" if first == name else f"beside {first}, which differs only in upper and lower case"
-                self._fault(f"{view.name}.{name}", f"the name is there {again}; rename one")
+                self._fault(place, f"the name is there {again}; rename one")
+            names.setdefault(name.lower(), name)
         return features
-
-    def _feature(self, feature: Feature, *, has_columns: bool) -> FeaturePlan | None:
-        view = self._view
-        place = f"{view.name}.{feature.name}"
-        self._check_texts(place, feature)
-        window = self._window(place, feature.window)
-        function = self._function(place, feature.aggregation)
-        if not has_columns:
-            return None
-        condition = self._filter(place, feature.filter, feature.where)
-        if condition is not None:
-            self._filters.setdefault(condition.text, condition)
-        if function is None:
-            return None
-        value = self._value(place, function, feature.aggregation.value)
-        if window is None or (value is None and function != "count"):
-            return None
-        dtype = _result_type(function, value.dtype if value else None)
-        if feature.type is not None and feature.type != dtype:
-            known = get_args(ValueType)
-            remedy = "correct the type or cast the value" if feature.type in known else f"types are {', '.join(known)}"
-            self._fault(place, f"its type is declared {feature.type!r}, but {function} gives {dtype} here; {remedy}")
-        empty = _empty(function, dtype)
-        return FeaturePlan(
-            name=feature.name,
-            function=function,
-            dtype=dtype,
-            window=list(self._windows).index(window.text),
-            filter=-1 if condition is None else list(self._filters).index(condition.text),
-            value=-1 if value is None else list(self._values).index(value.text),
-            empty=empty,
-            default=self._default(place, feature.default, dtype, empty),
-            description=feature.description,
-            owner=feature.owner or view.owner,
-        )
-
-    def _window(self, place: str, window: Window) -> WindowPlan | None:
-        try:
-            plan = plan_window(window)
-        except DefinitionError as error:
-            self._fault(place, error)
-            return None
-        return self._windows.setdefault(plan.text, plan)
-
-    def _function(self, place: str, aggregation: Aggregation) -> AggregationName | None:
-        names = get_args(AggregationName)
-        if not isinstance(aggregation, Aggregation):
-            self._fault(
-                place, f"{aggregation!r} is no aggregation; use one of agg.{', agg.'.join(names)}, as in agg.count()"
-            )
-            return None
-        if aggregation.function not in names:
-            self._fault(
-                place,
-                f"no aggregation is called {aggregation.function!r}; {_did_you_mean(str(aggregation.function), names)}",
-            )
-            return None
-        if aggregation.function == "count" and aggregation.value is not None:
-            self._fault(
-                place,
-                "count takes no value; count what is not null by a filter, for example filter='amount IS NOT NULL'",
-            )
-        if aggregation.function != "count" and aggregation.value is None:
-            self._fault(place, f"{aggregation.function} needs a value; give it a column or an expression")
-            return None
-        return aggregation.function
-
-    def _filter(self, place: str, one: Expression | None, other: Expression | None) -> FilterPlan | None:
-        if one is not None and other is not None:
-            self._fault(place, "it has both where and filter, which are the same thing; keep one, joined by AND")
-            return None
-        source = other if one is None else one
-        if source is None:
-            return None
-        try:
-            checked = check_expression(source, self._columns)
-        except DefinitionError as error:
-            self._fault(f"{place}: filter", error)
-            return None
-        if checked.dtype != pl.Boolean():
-            self._fault(
-                f"{place}: filter", f"{checked.text!r} is {checked.dtype}, not true or false; compare it with something"
-            )
-            return None
-        return FilterPlan(text=checked.text, expr=checked.expr)
-
-    def _value(self, place: str, function: AggregationName, source: Expression | None) -> ValuePlan | None:
-        if source is None or function == "count":
-            return None
-        try:
-            checked = check_expression(source, self._columns)
-        except DefinitionError as error:
-            self._fault(f"{place}: value", error)
-            return None
-        dtype = _value_type(checked.dtype)
-        if dtype is None:
-            self._fault(
-                f"{place}: value",
-                f"{checked.text!r} is {checked.dtype}; {function} takes int64, float64 and bool, so cast it, for example to DOUBLE",
-            )
-            return None
-        plan = ValuePlan(text=checked.text, expr=checked.expr.cast(POLARS_TYPES[dtype]), dtype=dtype)
-        return self._values.setdefault(plan.text, plan)
-
-    def _default(self, place: str, default: object, dtype: ValueType, empty: Scalar | None) -> Scalar | None:
-        if default is None:
-            return None
-        fits = {
-            "bool": isinstance(default, bool),
-            "int64": isinstance(default, int) and not isinstance(default, bool) and INT64_MIN <= default <= INT64_MAX,
-            "float64": isinstance(default, (int, float)) and not isinstance(default, bool) and math.isfinite(default),
-        }
-        if not fits[dtype]:
-            remedy = (
-                "leave it out for null"
-                if isinstance(default, float) and not math.isfinite(default)
-                else f"give a {dtype}"
-            )
-            self._fault(place, f"the default {default!r} is no {dtype}; {remedy}")
-            return None
-        assert isinstance(default, (bool, int, float))
-        if empty is not None and default != empty:
-            self._fault(
-                place,
-                f"the default {default!r} would never show, as the value is never null ({empty} on an empty window); leave it out",
-            )
-        return float(default) if dtype == "float64" else default
-
-
-def _count(features: Iterable[Feature], name: str) -> int:
-    return sum(feature.name == name for feature in features)
-
-
-def _value_type(dtype: pl.DataType) -> ValueType | None:
-    if dtype == pl.Boolean():
-        return "bool"
-    if dtype.is_float():
-        return "float64"
-    return "int64" if dtype.is_integer() and dtype not in {pl.UInt64(), pl.Int128(), pl.UInt128()} else None
-
-
-def _result_type(function: AggregationName, value: ValueType | None) -> ValueType:
-    if function == "count" or value is None:
-        return "int64"
-    if function == "mean":
-        return "float64"
-    if function == "sum":
-        return "float64" if value == "float64" else "int64"
-    return value
-
-
-def _empty(function: AggregationName, dtype: ValueType) -> Scalar | None:
-    if function not in {"count", "sum"}:
-        return None
-    return 0.0 if dtype == "float64" else 0

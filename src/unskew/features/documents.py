@@ -118,16 +118,15 @@ def _feature(place: str, entry: Mapping[Any, Any]) -> Feature:
     if faults:
         raise DefinitionError(faults)
     try:
-        window = _window(aggregation)
+        return Feature(
+            **{key: entry[key] for key in _FEATURE_KEYS if key in entry and key != "aggregation"},
+            aggregation=Aggregation(aggregation["function"], _text("value", aggregation.get("value"))),
+            window=_window(aggregation),
+            filter=_text("filter", aggregation.get("filter")),
+            where=_text("where", aggregation.get("where")),
+        )
     except DefinitionError as error:
         raise DefinitionError([f"{place}: {fault}" for fault in error.faults]) from error
-    return Feature(
-        **{key: entry[key] for key in _FEATURE_KEYS if key in entry and key != "aggregation"},
-        aggregation=Aggregation(aggregation["function"], _text("value", aggregation.get("value"))),
-        window=window,
-        filter=_text("filter", aggregation.get("filter")),
-        where=_text("where", aggregation.get("where")),
-    )
 
 
 def _window(aggregation: Mapping[Any, Any]) -> Window:

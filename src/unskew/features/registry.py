@@ -144,7 +144,9 @@ def parse(published: str | bytes | dict[str, Any]) -> dict[str, RegisteredView]:
         else:
             registry = msgspec.json.decode(published, type=_Registry)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise LayoutError(f"the published registry cannot be read: {error}; publish it again with unskew run") from error
+        raise LayoutError(
+            f"the published registry cannot be read: {error}; publish it again with unskew run"
+        ) from error
     if registry.format != FORMAT:
         raise LayoutError(
             f"the published registry has format {registry.format}, this version reads {FORMAT}; "
@@ -159,6 +161,7 @@ def _typed(view: RegisteredView) -> RegisteredView:
         return float(value) if value is not None and dtype == "float64" else value
 
     features = tuple(
-        msgspec.structs.replace(f, empty=number(f.empty, f.type), default=number(f.default, f.type)) for f in view.features
+        msgspec.structs.replace(f, empty=number(f.empty, f.type), default=number(f.default, f.type))
+        for f in view.features
     )
     return msgspec.structs.replace(view, features=features)

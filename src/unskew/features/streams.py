@@ -41,7 +41,7 @@ def plan_stream(stream: Stream) -> StreamPlan:
     if partitioned_by is None:
         faults.append(f"partitioned_by={stream.partitioned_by!r} is no column name; give one or a list of them")
         partitioned_by = ()
-    if column_names(stream.aliases) is None and list(stream.aliases or ()) != []:
+    if stream.aliases and column_names(stream.aliases) is None:
         faults.append(
             f"aliases={stream.aliases!r} is no list of names; give other names of the stream, or leave it out"
         )

@@ -1,0 +1,88 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from tests.features.test_load import PYTHON, SCHEMA
+from unskew.cli import COMMANDS, main
+
+
+@pytest.fixture
+def purchases(tmp_path):
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas" / "transaction.avsc").write_text(json.dumps(SCHEMA))
+    (tmp_path / "purchases.py").write_text(PYTHON)
+    return tmp_path / "purchases.py"
+
+
+def unskew(*arguments: object, **environment: str):
+    return CliRunner(env=environment).invoke(main, [str(each) for each in arguments])
+
+
+def test_help_names_every_command_without_importing_one():
+    code = (
+        "import sys\nfrom unskew.cli import main\nmain(['--help'], standalone_mode=False)\n"
+        "assert not {m for m in sys.modules if m.partition('.')[0] in ('bytewax', 'redis', 'confluent_kafka', 'rich')}"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_check_prints_a_line_for_each_view_with_its_fingerprints(purchases):
+    result = unskew("check", purchases)
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("ok  user_purchases@1  3 features   state ")
+
+
+def test_check_takes_the_paths_from_the_environment(purchases):
+    assert unskew("check", UNSKEW_DEFINITIONS=str(purchases)).exit_code == 0
+    assert unskew("check").exit_code == 2
+
+
+def test_check_prints_every_fault_and_no_traceback(purchases):
+    purchases.write_text(PYTHON.replace('"amount"', '"amont"'))
+    result = unskew("check", purchases)
+
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "error: user_purchases.spend_30d: value: the stream has no column 'amont'; did you mean 'amount'?",
+        "error: user_purchases.avg_amount_today: value: the stream has no column 'amont'; did you mean 'amount'?",
+        "2 faults",
+    ]
+
+
+def test_describe_shows_views_entities_windows_hops_and_owners(purchases):
+    shown = unskew("describe", purchases).stdout
+
+    for part in (
+        "user_purchases@1",
+        "user_id string",
+        "growth-ml-team",
+        "30d",
+        "2h",
+        "day in Europe/Berlin",
+        "mean(amount)",
+    ):
+        assert part in shown
+
+
+def test_describe_json_is_the_registry(purchases):
+    registry = json.loads(unskew("describe", "--json", purchases).stdout)
+
+    assert [view["name"] for view in registry["views"]] == ["user_purchases"]
+
+
+def test_unknown_command_suggests_the_nearest():
+    result = unskew("chek")
+
+    assert result.exit_code == 2
+    assert "there is no command 'chek'; did you mean 'check'?" in result.stderr
+
+
+def test_version_is_the_packages():
+    assert unskew("--version").stdout == "unskew 0.1.0\n"

@@ -1,0 +1,83 @@
+import polars as pl
+import pytest
+
+from unskew.features.avro import avro_columns
+
+
+def record(*types: object) -> dict[str, object]:
+    return {"type": "record", "name": "R", "fields": [{"name": f"c{i}", "type": t} for i, t in enumerate(types)]}
+
+
+@pytest.mark.parametrize(
+    ("avro", "dtype"),
+    [
+        ("int", pl.Int32()),
+        ("long", pl.Int64()),
+        ("float", pl.Float32()),
+        ("double", pl.Float64()),
+        ("boolean", pl.Boolean()),
+        ("string", pl.String()),
+        ("bytes", pl.Binary()),
+        (["null", "double"], pl.Float64()),
+        (["string", "null"], pl.String()),
+        ({"type": "string"}, pl.String()),
+        ({"type": "long", "logicalType": "timestamp-micros"}, pl.Datetime("us", "UTC")),
+        ({"type": "long", "logicalType": "timestamp-millis"}, pl.Datetime("us", "UTC")),
+        (["null", {"type": "long", "logicalType": "timestamp-millis"}], pl.Datetime("us", "UTC")),
+        ({"type": "enum", "name": "E", "symbols": ["a"]}, pl.String()),
+        ({"type": "fixed", "name": "F", "size": 4}, pl.Binary()),
+    ],
+    ids=str,
+)
+def test_avro_type_becomes_its_column(avro, dtype):
+    assert avro_columns(record(avro)) == ({"c0": dtype}, [])
+
+
+def test_named_type_is_known_at_its_second_use():
+    enum = {"type": "enum", "name": "E", "symbols": ["a"]}
+
+    assert avro_columns(record(enum, ["null", "E"])) == ({"c0": pl.String(), "c1": pl.String()}, [])
+
+
+@pytest.mark.parametrize(
+    ("avro", "spelled"),
+    [
+        ({"type": "array", "items": "long"}, "array"),
+        ({"type": "map", "values": "long"}, "map"),
+        ({"type": "record", "name": "Inner", "fields": []}, "record"),
+        ({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}, "decimal"),
+        ({"type": "int", "logicalType": "date"}, "date"),
+        (["null", "long", "string"], "null | long | string"),
+        ("null", "null"),
+    ],
+    ids=str,
+)
+def test_type_that_is_not_read_is_a_fault_that_names_the_field(avro, spelled):
+    columns, faults = avro_columns(record("long", avro))
+
+    assert columns == {"c0": pl.Int64()}
+    assert len(faults) == 1
+    assert faults[0].startswith(f"field 'c1' has the type {spelled}, which is not read; readable are int,")
+
+
+@pytest.mark.parametrize(
+    ("schema", "fault"),
+    [
+        ({"type": "record", "name": "R"}, "the Avro schema has no fields"),
+        ({"type": "record", "name": "R", "fields": [{"name": "c", "type": "money"}]}, "the Avro schema is not valid"),
+        ({}, "the Avro schema is not valid"),
+        ({"type": "enum", "name": "E", "symbols": ["a"]}, "the Avro schema is a 'enum'; a record is read"),
+        ({"type": "record", "name": "R", "fields": []}, "the Avro schema has no fields"),
+        (
+            {"type": "record", "name": "R", "fields": [{"name": "_offset", "type": "long"}]},
+            "begins with _, which is reserved",
+        ),
+    ],
+    ids=str,
+)
+def test_schema_that_is_no_record_of_columns_is_a_fault(schema, fault):
+    columns, faults = avro_columns(schema)
+
+    assert columns == {}
+    assert len(faults) == 1
+    assert fault in faults[0]

@@ -1,0 +1,385 @@
+import math
+from dataclasses import replace
+from itertools import product
+
+import polars as pl
+import pytest
+
+from tests.features.definitions import COUNT, SCHEMA, stream, view
+from unskew import Calendar, DefinitionError, Entity, Feature, FeatureView, Sliding, Tumbling, agg, compile
+from unskew.features.plan import POLARS_TYPES, FeaturePlan
+
+HOUR = Sliding("1h")
+
+
+def planned(*features: Feature, **changes: object) -> tuple[FeaturePlan, ...]:
+    return compile(view(*features, **changes)).views["purchases"].features
+
+
+def faults_of(*definitions: object) -> list[str]:
+    with pytest.raises(DefinitionError) as caught:
+        compile(*definitions)
+    return caught.value.faults
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "dtype", "empty"),
+    [
+        (agg.count(), "int64", 0),
+        (agg.sum("n_items"), "int64", 0),
+        (agg.sum("online"), "int64", 0),
+        (agg.sum("amount"), "float64", 0.0),
+        (agg.sum("price"), "float64", 0.0),
+        (agg.mean("n_items"), "float64", None),
+        (agg.mean("online"), "float64", None),
+        (agg.min("n_items"), "int64", None),
+        (agg.max("price"), "float64", None),
+        (agg.max("online"), "bool", None),
+        (agg.last("transaction_id"), "int64", None),
+        (agg.last("online"), "bool", None),
+        (agg.sum(pl.col("n_items") * 2), "int64", 0),
+    ],
+    ids=str,
+)
+def test_result_type_and_empty_value_follow_from_function_and_value(aggregation, dtype, empty):
+    (feature,) = planned(Feature("x", aggregation, HOUR))
+
+    assert (feature.dtype, feature.empty, type(feature.empty)) == (dtype, empty, type(empty))
+
+
+@pytest.mark.parametrize("value", ["n_items", "price", "online", "shop_id", "amount * 2"])
+def test_values_are_evaluated_in_the_type_the_plan_says(value):
+    plan = compile(view(Feature("x", agg.max(value), HOUR))).views["purchases"]
+    frame = pl.DataFrame(schema=dict(plan.stream.columns))
+
+    assert frame.select(plan.values[0].expr).dtypes == [POLARS_TYPES[plan.values[0].dtype]]
+
+
+def test_equal_filters_values_and_windows_are_numbered_once():
+    plan = compile(
+        view(
+            Feature("a", agg.sum("amount"), Sliding("1h"), filter="status = 'completed'"),
+            Feature("b", agg.mean("amount"), Sliding("60min", hop="10s"), where="status  =  'completed'"),
+            Feature("c", agg.max("n_items"), Tumbling("1h")),
+            Feature("d", agg.count(), Calendar("day")),
+            where="online",
+        )
+    ).views["purchases"]
+
+    assert [each.text for each in plan.filters] == ["status = 'completed'"]
+    assert [each.text for each in plan.values] == ["amount", "n_items"]
+    assert [each.text for each in plan.windows] == ["sliding(1h,hop=10s)", "tumbling(1h)", "calendar(day,UTC)"]
+    assert [(f.window, f.filter, f.value) for f in plan.features] == [(0, 0, 0), (0, 0, 0), (1, -1, 1), (2, -1, -1)]
+    assert plan.where is not None
+    assert plan.where.text == "online"
+
+
+def test_filter_and_where_are_the_same_thing():
+    by_where = compile(view(Feature("n", agg.count(), HOUR, where="online"), where="n_items > 1")).views["purchases"]
+    by_filter = compile(view(Feature("n", agg.count(), HOUR, filter="online"), filter="n_items > 1")).views["purchases"]
+
+    assert by_where.state_fingerprint == by_filter.state_fingerprint
+
+
+def test_key_types_come_from_the_schema():
+    plan = compile(view(entity=Entity("pair", key=["shop_id", "user_id"]))).views["purchases"]
+
+    assert plan.entity.keys == ("shop_id", "user_id")
+    assert plan.entity.types == ("int64", "string")
+    assert not plan.partitioned
+    assert compile(view()).views["purchases"].partitioned
+    assert not compile(view(stream=stream(partitioned_by=None))).views["purchases"].partitioned
+
+
+def test_stream_without_a_declared_settle_has_none():
+    assert compile(stream()).streams["transactions"].settle_us is None
+    assert compile(stream(settle="2s", max_age="30d")).streams["transactions"].settle_us == 2_000_000
+
+
+def test_feature_owner_is_the_views_where_it_has_none():
+    features = planned(COUNT, Feature("m", agg.count(), HOUR, owner="risk"), owner="growth")
+
+    assert [feature.owner for feature in features] == ["growth", "risk"]
+
+
+def test_definition_met_twice_is_one_and_two_of_a_name_are_a_fault():
+    again = view(Feature("n", agg.sum(pl.col("amount")), HOUR))
+    same = view(Feature("n", agg.sum(pl.col("amount")), HOUR))
+    other = view(Feature("n", agg.sum(pl.col("price")), HOUR))
+
+    assert list(compile(again, same, [again]).views) == ["purchases"]
+    assert faults_of(again, other) == ["view purchases: it is defined twice, differently; rename one or remove it"]
+    assert faults_of(stream(), stream(topic="t2")) == [
+        "stream transactions: it is defined twice, differently; rename one or remove it"
+    ]
+
+
+def test_entity_and_stream_resolve_by_name_key_and_alias():
+    user, source = Entity("user", key="user_id"), stream(aliases=["transactions_table"])
+
+    for entity, name in product(["user", "user_id", ["user_id"]], ["transactions", "transactions_table"]):
+        plan = compile(user, source, view(entity=entity, stream=name)).views["purchases"]
+        assert (plan.entity.name, plan.stream.name) == ("user", "transactions")
+
+
+@pytest.mark.parametrize(
+    ("feature", "fault"),
+    [
+        (
+            Feature("_n", agg.count(), HOUR),
+            "purchases._n: the name is not allowed; use letters, digits and _, begin with a letter",
+        ),
+        (Feature("n n", agg.count(), HOUR), "purchases.n n: the name is not allowed"),
+        (Feature("seq", agg.count(), HOUR), "purchases.seq: the name is that of a column of the log; rename it"),
+        (Feature("user_id", agg.count(), HOUR), "purchases.user_id: the name is that of an entity key column"),
+        (
+            Feature("n", agg.count(), Sliding("30d", hop="7h")),
+            "purchases.n: hop 7h does not divide the window 30d; choose a divisor",
+        ),
+        (Feature("n", agg.count(), Calendar("day", tz="Mars")), "purchases.n: 'Mars' is no time zone"),
+        (Feature("n", agg.count(), "30d"), "purchases.n: '30d' is no window"),
+        (Feature("n", "count", HOUR), "purchases.n: 'count' is no aggregation; use one of agg.count"),
+        (
+            Feature("n", agg.Aggregation("median", "amount"), HOUR),
+            "purchases.n: no aggregation is called 'median'; did you mean 'mean'?",
+        ),
+        (Feature("n", agg.Aggregation("sum"), HOUR), "purchases.n: sum needs a value"),
+        (Feature("n", agg.Aggregation("count", "amount"), HOUR), "purchases.n: count takes no value"),
+        (
+            Feature("n", agg.sum("amont"), HOUR),
+            "purchases.n: value: the stream has no column 'amont'; did you mean 'amount'?",
+        ),
+        (
+            Feature("n", agg.sum("status"), HOUR),
+            "purchases.n: value: 'status' is String; sum takes int64, float64 and bool",
+        ),
+        (
+            Feature("n", agg.max("note"), HOUR),
+            "purchases.n: value: 'note' is Binary; max takes int64, float64 and bool",
+        ),
+        (
+            Feature("n", agg.count(), HOUR, filter="amount"),
+            "purchases.n: filter: 'amount' is Float64, not true or false",
+        ),
+        (
+            Feature("n", agg.count(), HOUR, filter="sum(amount) > 1"),
+            "purchases.n: filter: it contains an aggregate over rows",
+        ),
+        (Feature("n", agg.count(), HOUR, filter="online", where="online"), "purchases.n: it has both where and filter"),
+        (
+            Feature("n", agg.count(), HOUR, type="float64"),
+            "purchases.n: its type is declared 'float64', but count gives int64 here",
+        ),
+        (
+            Feature("n", agg.count(), HOUR, type="integer"),
+            "purchases.n: its type is declared 'integer', but count gives int64 here; types are",
+        ),
+        (
+            Feature("n", agg.min("amount"), HOUR, default=math.nan),
+            "purchases.n: the default nan is no float64; leave it out for null",
+        ),
+        (
+            Feature("n", agg.min("amount"), HOUR, default="0"),
+            "purchases.n: the default '0' is no float64; give a float64",
+        ),
+        (Feature("n", agg.min("n_items"), HOUR, default=1.5), "purchases.n: the default 1.5 is no int64"),
+        (Feature("n", agg.min("n_items"), HOUR, default=True), "purchases.n: the default True is no int64"),
+        (
+            Feature("n", agg.min("n_items"), HOUR, default=2**63),
+            "purchases.n: the default 9223372036854775808 is no int64",
+        ),
+        (Feature("n", agg.max("online"), HOUR, default=1), "purchases.n: the default 1 is no bool"),
+        (Feature("n", agg.count(), HOUR, default=-1), "purchases.n: the default -1 would never show"),
+        (Feature("n", agg.count(), HOUR, description=7), "purchases.n: description: 7 is no text"),
+        ("n", "purchases: 'n' is no feature; give Feature objects"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else None,
+)
+def test_feature_that_cannot_be_is_a_fault_with_a_remedy(feature, fault):
+    faults = faults_of(view(feature, COUNT) if feature == "n" else view(feature))
+
+    assert len(faults) == 1
+    assert faults[0].startswith(fault)
+    assert "; " in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"name": "Purchases"}, "Purchases: the name is not allowed"),
+        ({"name": "registry"}, "registry: the name is reserved; rename the view"),
+        ({"name": "clock"}, "clock: the name is reserved; rename the view"),
+        ({"name": ""}, "view '': it has no name"),
+        ({"version": 0}, "purchases: version 0 is no positive whole number"),
+        ({"version": True}, "purchases: version True is no positive whole number"),
+        ({"features": []}, "purchases: it has no features"),
+        ({"features": "count"}, "purchases: features='count' is no list"),
+        (
+            {"features": [Feature(f"n{i}", agg.count(), HOUR) for i in range(65)]},
+            "purchases: it has 65 features, more than 64",
+        ),
+        ({"features": [COUNT, COUNT]}, "purchases.n: the name is there twice"),
+        (
+            {"features": [COUNT, Feature("N", agg.count(), HOUR)]},
+            "purchases.N: the name is there beside n, which differs only in",
+        ),
+        ({"stream": "transaction"}, "purchases: no stream is called 'transaction'; did you mean 'transactions'?"),
+        ({"entity": "usr"}, "purchases: no entity has the name or key 'usr'; did you mean 'user'?"),
+        (
+            {"entity": Entity("shop", key="shop")},
+            "purchases: entity shop: key: the stream has no column 'shop'; did you mean 'shop_id'?",
+        ),
+        (
+            {"entity": Entity("e", key="amount")},
+            "purchases: entity e: the key column 'amount' is Float64; keys are whole numbers or strings",
+        ),
+        (
+            {"entity": Entity("e", key="note")},
+            "purchases: entity e: the key column 'note' is Binary; keys are whole numbers or strings",
+        ),
+        (
+            {"entity": Entity("e", key="event_time")},
+            "purchases: entity e: the key column 'event_time' has the name of a column of the log",
+        ),
+        (
+            {"entity": Entity("e", key="available_at")},
+            "purchases: entity e: the key column 'available_at' has the name of a column of the log",
+        ),
+        (
+            {"entity": Entity("e", key=["user_id", "user_id"])},
+            "purchases: entity e: key ['user_id', 'user_id'] is no column name",
+        ),
+        ({"entity": Entity("e", key=7)}, "purchases: entity e: key 7 is no column name"),
+        (
+            {"entity": Entity("e", key="user_id", type="int64")},
+            "purchases: entity e: its type is declared 'int64', but the stream has string",
+        ),
+        ({"where": "amount > now()"}, "purchases: filter: now() reads a clock"),
+        ({"where": "online", "filter": "online"}, "purchases: it has both where and filter"),
+        ({"owner": None}, "purchases: owner: None is no text"),
+    ],
+    ids=str,
+)
+def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
+    faults = faults_of(Entity("user", key="user_id"), stream(), view(**changes))
+
+    assert faults[0].startswith(fault)
+    assert all("; " in each for each in faults)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"topic": "a topic"}, "stream transactions: 'a topic' is no topic name"),
+        ({"topic": ".."}, "stream transactions: '..' is no topic name"),
+        ({"event_time": "at"}, "stream transactions: event_time: the stream has no column 'at'"),
+        (
+            {"event_time": "transaction_id"},
+            "stream transactions: event_time: column 'transaction_id' is Int64; give it the Avro",
+        ),
+        ({"event_id": "tid"}, "stream transactions: event_id: the stream has no column 'tid'"),
+        (
+            {"partitioned_by": ["user"]},
+            "stream transactions: partitioned_by: the stream has no column 'user'; did you mean 'user_id'?",
+        ),
+        ({"partitioned_by": 3}, "stream transactions: partitioned_by=3 is no column name"),
+        ({"aliases": 3}, "stream transactions: aliases=3 is no list of names"),
+        ({"settle": "soon"}, "stream transactions: settle: 'soon' is no duration"),
+        ({"max_age": "0s"}, "stream transactions: max_age is 0"),
+        ({"schema": "nowhere.avsc"}, "stream transactions: the schema file nowhere.avsc cannot be read"),
+        ({"schema": "{"}, "stream transactions: the schema's text is not JSON"),
+        ({"schema": 3}, "stream transactions: the schema 3 is no path, JSON text or JSON object"),
+        ({"schema": {"type": "record"}}, "stream transactions: the Avro schema is not valid"),
+    ],
+    ids=str,
+)
+def test_stream_that_cannot_be_is_a_fault(changes, fault):
+    faults = faults_of(stream(**changes))
+
+    assert len(faults) == 1
+    assert faults[0].startswith(fault)
+
+
+def test_schema_may_be_json_text():
+    text = '{"type": "record", "name": "R", "fields": [{"name": "t", "type": {"type": "long", "logicalType": "timestamp-micros"}}]}'
+    plan = compile(stream(schema=text, event_time="t", partitioned_by=None))
+
+    assert plan.streams["transactions"].columns == {"t": pl.Datetime("us", "UTC")}
+
+
+def test_all_faults_are_reported_together():
+    faults = faults_of(
+        stream(name="other", topic="?"),
+        view(Feature("_x", agg.sum("amont"), Sliding("30d", hop="7h")), where="rank() OVER (ORDER BY amount) = 1"),
+        FeatureView("clock", entity="nobody", stream="nothing", features=[]),
+        "purchases",
+    )
+
+    assert [fault.partition(";")[0].partition(",")[0] for fault in faults] == [
+        "'purchases' is no definition",
+        "stream other: '?' is no topic name",
+        "purchases: filter: it contains the function Rank",
+        "purchases._x: the name is not allowed",
+        "purchases._x: hop 7h does not divide the window 30d",
+        "purchases._x: value: the stream has no column 'amont'",
+        "clock: the name is reserved",
+        "clock: no stream is called 'nothing'",
+        "clock: no entity has the name or key 'nobody'",
+        "clock: it has no features",
+    ]
+
+
+def test_broken_schema_is_the_only_fault_of_its_views():
+    faults = faults_of(view(stream=stream(schema=SCHEMA | {"fields": []}), where="online"))
+
+    assert faults == ["stream transactions: the Avro schema has no fields; a record has one for each column"]
+
+
+def test_default_takes_the_features_type():
+    (feature,) = planned(Feature("x", agg.min("amount"), HOUR, default=0))
+
+    assert isinstance(feature.default, float)
+
+
+def test_presentation_changes_leave_the_state_fingerprint():
+    plain = compile(view()).views["purchases"]
+    dressed = compile(
+        view(
+            Feature("n", agg.count(), HOUR, description="events", owner="risk", default=0),
+            name="bought",
+            version=2,
+            owner="growth",
+            description="what",
+        )
+    ).views["bought"]
+
+    assert dressed.state_fingerprint == plain.state_fingerprint
+    assert dressed.presentation_fingerprint != plain.presentation_fingerprint
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        view(Feature("m", agg.count(), HOUR)),
+        view(Feature("n", agg.sum("amount"), HOUR)),
+        view(Feature("n", agg.count(), Sliding("1h", hop="20s"))),
+        view(Feature("n", agg.count(), Tumbling("1h"))),
+        view(Feature("n", agg.count(), HOUR, filter="online")),
+        view(where="online"),
+        view(entity=Entity("user", key="shop_id")),
+        view(entity=Entity("user", key=["user_id", "shop_id"])),
+        view(stream=stream(topic="other")),
+        view(stream=stream(partitioned_by=None)),
+        view(stream=stream(max_age="1d")),
+    ],
+)
+def test_whatever_state_depends_on_changes_the_state_fingerprint(changed):
+    assert compile(changed).views["purchases"].state_fingerprint != compile(view()).views["purchases"].state_fingerprint
+
+
+def test_plans_are_immutable():
+    plan = compile(view()).views["purchases"]
+
+    with pytest.raises(AttributeError):
+        plan.name = "other"  # type: ignore[misc]
+    assert replace(plan, version=2).id == "purchases@2"

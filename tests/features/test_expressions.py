@@ -1,0 +1,156 @@
+import polars as pl
+import pytest
+
+from unskew.features.errors import DefinitionError
+from unskew.features.expressions import canonical_sql, check_expression
+
+COLUMNS = {
+    "a": pl.Int64(),
+    "b": pl.Int32(),
+    "f": pl.Float64(),
+    "k": pl.Boolean(),
+    "s": pl.String(),
+    "t": pl.Datetime("us", "UTC"),
+    "now": pl.Int64(),
+}
+a, f, k, s, t = (pl.col(name) for name in "afkst")
+
+
+@pytest.mark.parametrize(
+    ("expression", "dtype"),
+    [
+        ("s = 'completed'", pl.Boolean()),
+        ("a > 1 AND b IN (1, 2)", pl.Boolean()),
+        ("NOT k", pl.Boolean()),
+        ("f IS NOT NULL", pl.Boolean()),
+        ("a <> 1", pl.Boolean()),
+        ("s ILIKE 'A_%' -- why", pl.Boolean()),
+        ("lower(s) LIKE 'a%'", pl.Boolean()),
+        ("a BETWEEN 1 AND 3", pl.Boolean()),
+        ("now > 3", pl.Boolean()),
+        ("s = 'current_date'", pl.Boolean()),
+        ("f * 2", pl.Float64()),
+        ("a / b", pl.Float64()),
+        ("coalesce(f, 0) * a", pl.Float64()),
+        ("CASE WHEN a > 1 THEN f END", pl.Float64()),
+        ("CAST(a AS DOUBLE)", pl.Float64()),
+        ("TRY_CAST(s AS BIGINT)", pl.Int64()),
+        ("extract(hour FROM t)", pl.Int8()),
+        ("greatest(a, b)", pl.Int64()),
+        (a.is_in([1, 2]), pl.Boolean()),
+        (s.str.contains("x"), pl.Boolean()),
+        (t.dt.convert_time_zone("Europe/Berlin").dt.hour() < 6, pl.Boolean()),
+        (pl.when(k).then(f).otherwise(0.0), pl.Float64()),
+        (a.alias("other"), pl.Int64()),
+        (a.clip(0, 5), pl.Int64()),
+        (s.str.to_integer(strict=False), pl.Int64()),
+        (a.cast(pl.Float64), pl.Float64()),
+    ],
+    ids=str,
+)
+def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
+    assert check_expression(expression, COLUMNS).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("expression", "fault"),
+    [
+        ("sum(a) > 1", "an aggregate over rows"),
+        ("first(a)", "an aggregate over rows"),
+        ("count(*) > 1", "a count of rows"),
+        ("rank() OVER (ORDER BY a)", "the function Rank"),
+        ("row_number() OVER (ORDER BY a)", "a window function over other rows"),
+        ("a - lag(a) OVER (ORDER BY t)", "a window function over other rows"),
+        ("unnest(s)", "an explode"),
+        ("a IN (SELECT 1)", "not known to be row by row"),
+        ("a > now()", "now() reads a clock"),
+        ("t > NOW ()", "now() reads a clock"),
+        ("t > CURRENT_TIMESTAMP", "current_timestamp reads a clock"),
+        ("t > current_timestamp()", "current_timestamp reads a clock"),
+        ("CURRENT_DATE", "current_date reads a clock"),
+        ("t > localtimestamp", "localtimestamp reads a clock"),
+        ("random()", "Polars cannot read the SQL text"),
+        ("a +", "Polars cannot read the SQL text"),
+        ("a, b", "Polars cannot read the SQL text"),
+        ("", "the SQL text is empty"),
+        ("-- nothing", "the SQL text is empty"),
+        ("1", "it reads no column of the stream"),
+        ("true", "it reads no column of the stream"),
+        ("amount > 1", "the stream has no column 'amount'; it has a, b,"),
+        ("ss = 'x'", "the stream has no column 'ss'; did you mean 's'?"),
+        ("s > 1", "cannot compare string with numeric type"),
+        ("CAST(s AS INT)", "it casts String to Int32 strictly"),
+        ("CAST(f AS BIGINT)", "it casts Float64 to Int64 strictly"),
+        ("date(s)", "it parses times without a format"),
+        (a.sum(), "an aggregate over rows"),
+        (a > a.mean(), "an aggregate over rows"),
+        (a.first(), "an aggregate over rows"),
+        (pl.len(), "a count of rows"),
+        (a.over("s"), "a window function over other rows"),
+        (a.cum_sum(), "the function CumSum"),
+        (a.shift(), "the function Shift"),
+        (a.diff(), "the function Diff"),
+        (a.pct_change(), "the function PctChange"),
+        (a.rank(), "the function Rank"),
+        (a.filter(k), "a filter, which changes the number of rows"),
+        (a.sort(), "a sort of the rows"),
+        (a.sort_by("b"), "a sort of the rows"),
+        (a.unique(), "the function Unique"),
+        (a.reverse(), "the function Reverse"),
+        (a.head(1), "a slice of the rows"),
+        (a.gather([0]), "a gather of other rows"),
+        (a.fill_null(strategy="forward"), "the function FillNullWithStrategy"),
+        (a.interpolate(), "the function Interpolate"),
+        (a.rolling_sum(2), "the function RollingExpr"),
+        (a.ewm_mean(com=1), "the function EwmMean"),
+        (a.is_first_distinct(), "the function Boolean.IsFirstDistinct"),
+        (a.shuffle(), "the function Random"),
+        (a.sample(1), "the function Random"),
+        (a.hash(), "the function Hash"),
+        (k.any(), "the function Boolean.Any"),
+        (a.map_batches(lambda series: series), "a Python function"),
+        (a.map_elements(lambda value: value, return_dtype=pl.Int64), "a Python function"),
+        (a + pl.lit(pl.Series([1, 2])), "it holds a series as a literal"),
+        (a + pl.lit(pl.Series([1])), "it holds a series as a literal"),
+        (pl.lit(1), "it reads no column of the stream"),
+        (pl.all(), "it names several columns at once"),
+        (pl.col("a", "b"), "it names several columns at once"),
+        (pl.col("^a$"), "it names several columns at once"),
+        (pl.nth(0), "it names several columns at once"),
+        (pl.struct("a", "b"), "the function AsStruct"),
+        (s.str.to_datetime(), "it parses times without a format"),
+        (s.str.to_datetime("%Y"), "it parses times strictly"),
+        (s.str.to_integer(), "it parses integers strictly"),
+        (s.str.contains(s), "it reads a text pattern from a column"),
+        (s.cast(pl.Categorical), "it casts to Categorical"),
+        (a.replace_strict({1: 2}), "replace_strict fails on a record with another value"),
+        (3, "3 is no expression"),
+    ],
+    ids=str,
+)
+def test_expression_that_depends_on_more_than_its_record_is_refused(expression, fault):
+    with pytest.raises(DefinitionError) as caught:
+        check_expression(expression, COLUMNS)
+
+    assert fault in str(caught.value)
+
+
+def test_canonical_sql_ignores_layout_and_comments_but_not_quotes():
+    assert canonical_sql(" status  =\n 'a  b' -- why\n AND\tx /* or\nnot */ > 1 ") == "status = 'a  b' AND x > 1"
+    assert canonical_sql("a = 'it''s -- here'") == "a = 'it''s -- here'"
+    assert canonical_sql('"my  column" = 1') == '"my  column" = 1'
+
+
+def test_expressions_that_differ_in_an_option_alone_have_different_texts():
+    # Their printed forms are equal.
+    assert str(f.round(2)) == str(f.round(3))
+    assert check_expression(f.round(2), COLUMNS).text != check_expression(f.round(3), COLUMNS).text
+
+
+def test_text_of_a_polars_expression_is_golden():
+    assert (
+        check_expression((a.is_in([1, 2]) & (s == "x")).alias("name"), COLUMNS).text
+        == '{"BinaryExpr":{"left":{"Function":{"function":{"Boolean":{"IsIn":{"nulls_equal":false}}},'
+        '"input":[{"Column":"a"},{"Literal":["List(Int64)",["[1, 2]"]]}]}},"op":"And","right":{"BinaryExpr":'
+        '{"left":{"Column":"s"},"op":"Eq","right":{"Literal":{"Scalar":{"String":"x"}}}}}}}'
+    )

@@ -1,0 +1,274 @@
+import json
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+import unskew
+from tests.features.definitions import SCHEMA
+from unskew import DefinitionError, load
+
+# DESIGN's examples, word for word.
+PYTHON = """\
+from unskew import Calendar, Entity, Feature, FeatureView, Sliding, Stream, agg
+
+user = Entity("user", key="user_id")
+transactions = Stream(
+    "transactions", topic="transactions", schema="schemas/transaction.avsc", partitioned_by="user_id",
+    event_time="event_time", event_id="transaction_id", owner="payments",
+)
+user_purchases = FeatureView(
+    "user_purchases", entity=user, stream=transactions, owner="growth-ml-team",
+    where="status = 'completed'",
+    features=[
+        Feature("purchase_count_30d", agg.count(), Sliding("30d"), description="Purchases in the last 30 days"),
+        Feature("spend_30d", agg.sum("amount"), Sliding("30d")),
+        Feature("avg_amount_today", agg.mean("amount"), Calendar("day", tz="Europe/Berlin")),
+    ],
+)
+"""
+YAML = """\
+name: user_purchase_count_30d
+entity: user_id
+type: int64
+description: "Number of purchases in the last 30 days"
+owner: growth-ml-team
+source: transactions_table
+aggregation:
+  function: count
+  window: 30d
+  filter: "status = 'completed'"
+"""
+STREAM = """\
+stream:
+  name: transactions
+  topic: transactions
+  schema: schemas/transaction.avsc
+  event_time: event_time
+  partitioned_by: user_id
+  aliases: [transactions_table]
+---
+entity: {name: user, key: user_id}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas" / "transaction.avsc").write_text(json.dumps(SCHEMA))
+    return tmp_path
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        stem, _, suffix = name.rpartition("_")
+        (folder / f"{stem}.{suffix}").write_text(dedent(text))
+    return folder
+
+
+def faults_of(*paths: Path) -> list[str]:
+    with pytest.raises(DefinitionError) as caught:
+        load(*paths)
+    return [fault.replace(str(paths[0]), "DIR") for fault in caught.value.faults]
+
+
+def test_python_of_the_design_is_a_valid_definition(folder):
+    plan = load(write(folder, purchases_py=PYTHON) / "purchases.py")
+    view = plan.views["user_purchases"]
+
+    assert view.id == "user_purchases@1"
+    assert view.partitioned
+    assert view.where is not None
+    assert view.where.text == "status = 'completed'"
+    assert view.stream.event_id == "transaction_id"
+    assert [(f.name, f.function, f.dtype, view.windows[f.window].text) for f in view.features] == [
+        ("purchase_count_30d", "count", "int64", "sliding(30d,hop=2h)"),
+        ("spend_30d", "sum", "float64", "sliding(30d,hop=2h)"),
+        ("avg_amount_today", "mean", "float64", "calendar(day,Europe/Berlin)"),
+    ]
+
+
+def test_yaml_of_the_design_is_a_valid_definition(folder):
+    plan = load(write(folder, stream_yaml=STREAM, count_yaml=YAML))
+    view = plan.views["user_purchase_count_30d"]
+    (feature,) = view.features
+
+    assert (view.entity.name, view.stream.name, view.owner, view.where) == (
+        "user",
+        "transactions",
+        "growth-ml-team",
+        None,
+    )
+    assert (feature.name, feature.function, feature.dtype) == ("user_purchase_count_30d", "count", "int64")
+    assert feature.description == "Number of purchases in the last 30 days"
+    assert view.filters[feature.filter].text == "status = 'completed'"
+    assert view.windows[feature.window].text == "sliding(30d,hop=2h)"
+
+
+def test_type_of_the_yaml_is_checked(folder):
+    write(folder, stream_yaml=STREAM, count_yaml=YAML.replace("int64", "float64"))
+
+    (fault,) = faults_of(folder)
+    assert fault.startswith(
+        "user_purchase_count_30d.user_purchase_count_30d: its type is declared 'float64', but count gives"
+    )
+
+
+def test_yaml_and_python_of_the_same_words_have_the_same_fingerprints(folder):
+    document = """\
+    name: user_purchases
+    entity: user
+    stream: transactions
+    owner: growth-ml-team
+    where: status = 'completed'
+    features:
+      - name: purchase_count_30d
+        description: Purchases in the last 30 days
+        aggregation: {function: count, window: {sliding: 30d}}
+      - name: spend_30d
+        aggregation: {function: sum, value: amount, window: 30d, hop: 120min}
+      - name: avg_amount_today
+        aggregation: {function: mean, value: amount, window: {calendar: day, tz: Europe/Berlin}}
+    """
+    (folder / "yaml").mkdir()
+    by_python = load(write(folder, purchases_py=PYTHON)).views["user_purchases"]
+    stream = STREAM.replace("schemas/", "../schemas/")
+    by_yaml = load(write(folder / "yaml", stream_yaml=stream, view_yml=document)).views["user_purchases"]
+
+    assert by_yaml.state_fingerprint == by_python.state_fingerprint
+    assert by_yaml.presentation_fingerprint == by_python.presentation_fingerprint
+
+
+def test_definitions_may_be_spread_over_python_and_yaml_files(folder):
+    python = PYTHON.replace('owner="payments"', 'owner="payments", aliases=["transactions_table"]')
+
+    assert list(load(write(folder, a_py=python, b_yaml=YAML)).views) == ["user_purchases", "user_purchase_count_30d"]
+
+
+def test_definition_file_may_import_its_neighbour(folder, tmp_path_factory):
+    shared, views = PYTHON.split("user_purchases = ")
+    header = "from streams import transactions, user\nfrom unskew import Calendar, Feature, FeatureView, Sliding, agg\n"
+    other = write(tmp_path_factory.mktemp("other"), streams_py="# nothing\n")
+
+    plan = load(write(folder, streams_py=shared, views_py=f"{header}user_purchases = {views}"))
+
+    assert list(plan.views) == ["user_purchases"]
+    # The neighbour is forgotten: another folder's file of that name is another module.
+    assert faults_of(write(other, v_py="from streams import user\n")) == [
+        "DIR/v.py:1: ImportError: cannot import name 'user' from 'streams' (DIR/streams.py)"
+    ]
+
+
+def test_files_that_begin_with_an_underscore_are_left_out(folder):
+    write(folder, purchases_py=PYTHON, _helpers_py="raise RuntimeError\n")
+
+    assert list(load(folder).views) == ["user_purchases"]
+
+
+def test_python_that_fails_is_a_fault_with_its_line(folder):
+    write(folder, a_py="import unskew\n1 / 0\n", b_py="def\n", c_py="from unskew import Entity\nEntity('u', kye='x')\n")
+
+    assert [fault.partition(": ")[::2] for fault in faults_of(folder)] == [
+        ("DIR/a.py:2", "ZeroDivisionError: division by zero"),
+        ("DIR/b.py:1", "SyntaxError: invalid syntax (b.py, line 1)"),
+        ("DIR/c.py:2", "TypeError: Unexpected keyword argument 'kye'"),
+    ]
+
+
+def test_missing_schema_file_is_a_fault_of_the_file_that_names_it(folder):
+    write(folder, purchases_py=PYTHON.replace("transaction.avsc", "transactions.avsc"))
+
+    (fault, *_) = faults_of(folder)
+    assert fault.startswith(
+        "DIR/purchases.py: stream transactions: the schema file DIR/schemas/transactions.avsc cannot be read"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("function: count", "fuction: count"), "aggregation: there is no key 'fuction'; did you mean 'function'?"),
+        (("owner:", "onwer:"), "there is no key 'onwer'; did you mean 'owner'?"),
+        (("source: transactions_table\n", ""), "it has no source, the name of a stream; give it one"),
+        (
+            ("source:", "stream: transactions\nsource:"),
+            "it has both source and stream, which are the same thing; keep one",
+        ),
+        (("window: 30d", "window: 30"), "30 has no unit; write for example 30d, 5min or 10s"),
+        (("  window: 30d\n", ""), "aggregation: it has no window; give it one"),
+        (("window: 30d", "window: {rolling: 30d}"), "the window has no kind; write window: 30d, {tumbling: 1h} or"),
+        (("window: 30d", "window: {tumbling: 1h, hop: 1min}"), "window: there is no key 'hop'; known are tumbling"),
+        (("window: 30d", "window: {sliding: 30d}\n  hop: 1d"), "hop stands beside a window that is spelled out"),
+        (("name: user_purchase_count_30d\n", ""), "it has no name; give it one"),
+        (("filter: \"status = 'completed'\"", "filter: [1]"), "filter: [1] is no SQL text; put it in quotes"),
+        (("owner:", "features: []\nowner:"), "there is no key 'features'"),
+    ],
+    ids=str,
+)
+def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
+    write(folder, stream_yaml=STREAM, view_yaml=YAML.replace(*change))
+    faults = faults_of(folder)
+
+    assert faults[0].startswith("DIR/view.yaml: view")
+    assert fault in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("name: a\nname: b\n", "DIR/bad.yaml: it is not YAML: the key 'name' is there twice"),
+        ("name: [", "DIR/bad.yaml: it is not YAML:"),
+        ("!!python/object/apply:os.system ['true']", "DIR/bad.yaml: it is not YAML: could not determine a constructor"),
+        ("just text", "DIR/bad.yaml: 'just text' is no definition; write a view"),
+        ("entity: {name: user}", "DIR/bad.yaml: entity user: it has no key; give it one"),
+        (
+            "entity: {name: user, keys: user_id}",
+            "DIR/bad.yaml: entity user: there is no key 'keys'; did you mean 'key'?",
+        ),
+        ("stream: {name: s}", "DIR/bad.yaml: stream s: it has no topic; give it one"),
+        (
+            STREAM.replace("aliases:", "settle: 500\n  aliases:"),
+            "DIR/bad.yaml: document 1: stream transactions: settle: 500 has no unit",
+        ),
+        ("name: v\nentity: user\nsource: t\n", "DIR/bad.yaml: view v: it has no list of features; write features:"),
+        ("name: v\nentity: user\nsource: t\nfeatures: [n]\n", "DIR/bad.yaml: view v: feature 1: 'n' is no feature"),
+        (
+            "name: v\nentity: user\nsource: t\nfeatures: [{name: n}]\n",
+            "DIR/bad.yaml: view v: feature n: it has no aggregation",
+        ),
+        (
+            "name: v\nentity: user\nsource: t\nfeatures: [{name: n, agg: 1}]\n",
+            "DIR/bad.yaml: view v: feature n: there is no key 'agg'",
+        ),
+    ],
+)
+def test_document_that_is_no_definition_is_a_fault(folder, text, fault):
+    assert faults_of(write(folder, bad_yaml=text))[0].startswith(fault)
+
+
+def test_yaml_text_is_never_run(folder):
+    text = YAML.replace("status = 'completed'", "__import__('os').abort()")
+
+    assert "filter: Polars cannot read the SQL text" in faults_of(write(folder, stream_yaml=STREAM, view_yaml=text))[0]
+
+
+def test_paths_that_hold_no_definitions_are_faults(folder):
+    (folder / "notes.txt").write_text("")
+    (folder / "empty.py").write_text("")
+
+    assert faults_of(folder, folder / "nowhere", folder / "notes.txt", folder / "schemas") == [
+        "DIR/nowhere: there is no such file or folder; correct the path",
+        "DIR/notes.txt: definitions are .py, .yaml, .yml files; correct the path",
+        "DIR/schemas: the folder has no .py, .yaml, .yml file; name the folder of the definitions",
+    ]
+    assert faults_of(folder / "empty.py")[0].endswith(
+        "there are no definitions; write an Entity, a Stream and a FeatureView"
+    )
+    with pytest.raises(DefinitionError, match="no definition files were named"):
+        load()
+
+
+def test_public_names_are_there():
+    assert set(unskew.__all__) - {"FeatureStore"} <= set(vars(unskew))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        unskew.Nothing  # noqa: B018 - the access is the claim

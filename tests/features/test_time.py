@@ -1,0 +1,166 @@
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from unskew.features.errors import DefinitionError
+from unskew.features.time import (
+    DAY_US,
+    HOUR_US,
+    MAX_INSTANT_US,
+    MIN_INSTANT_US,
+    MINUTE_US,
+    SECOND_US,
+    day_boundaries,
+    default_hop_us,
+    duration_us,
+    format_duration,
+    format_instant,
+    instant_us,
+    time_zone,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_us"),
+    [
+        ("30d", 30 * DAY_US),
+        ("1w", 7 * DAY_US),
+        ("5min", 5 * MINUTE_US),
+        ("5m", 5 * MINUTE_US),
+        ("1h30min", 90 * MINUTE_US),
+        ("1h 30min", 90 * MINUTE_US),
+        ("10s", 10 * SECOND_US),
+        ("500ms", 500_000),
+        ("7us", 7),
+        ("0s", 0),
+        (timedelta(hours=2), 2 * HOUR_US),
+        (timedelta(microseconds=3), 3),
+        (1_500_000, 1_500_000),
+    ],
+)
+def test_duration_is_read_in_every_unit(text, expected_us):
+    assert duration_us(text) == expected_us
+
+
+@pytest.mark.parametrize(
+    "text", ["", "30", "d", "-1d", "1 fortnight", "1.5h", "1d!", timedelta(seconds=-1), -1, True, 1.5, None]
+)
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(DefinitionError, match=r"is no duration; write a number and a unit"):
+        duration_us(text)
+
+
+@pytest.mark.parametrize(
+    "n_us", [0, 1, 999, 1_000, 1_001, SECOND_US, 90 * SECOND_US, HOUR_US, 36 * HOUR_US, 30 * DAY_US]
+)
+def test_formatted_duration_is_read_back(n_us):
+    assert duration_us(format_duration(n_us)) == n_us
+
+
+@pytest.mark.parametrize(
+    ("extent", "hop"),
+    [
+        ("1s", "1s"),
+        ("10s", "1s"),
+        ("5min", "1s"),  # 300 s / 288 = 1.04 s
+        ("10min", "2s"),
+        ("15min", "2s"),  # 3.1 s
+        ("1h", "10s"),  # 12.5 s
+        ("3h", "30s"),  # 37.5 s
+        ("6h", "1min"),  # 75 s
+        ("1d", "5min"),  # 5 min exactly
+        ("7d", "30min"),  # 35 min
+        ("30d", "2h"),  # 2.5 h
+        ("90d", "6h"),  # 7.5 h
+        ("365d", "1d"),  # 30.4 h
+        ("7s", "1s"),
+        ("101min", "20s|15s"),
+    ],
+)
+def test_default_hop_is_the_largest_round_one_of_at_most_a_288th(extent, hop):
+    choices = {duration_us(h) for h in hop.split("|")}
+
+    assert default_hop_us(duration_us(extent)) in choices
+
+
+def test_window_of_half_a_second_has_no_default_hop():
+    assert default_hop_us(500_000) is None
+
+
+def test_instants_are_exact_to_the_microsecond():
+    late = datetime(2199, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+
+    assert instant_us(late) == MAX_INSTANT_US - 1
+    assert format_instant(MAX_INSTANT_US - 1) == "2199-12-31T23:59:59.999999Z"
+    assert instant_us("1900-01-01") == MIN_INSTANT_US
+    assert instant_us("2017-03-26T03:00:00+02:00") == instant_us("2017-03-26T01:00:00Z")
+
+
+def days_from(tz: str, day: str, n_days: int) -> tuple[list[str], list[int]]:
+    boundaries = day_boundaries(tz)
+    first = int(np.searchsorted(boundaries, instant_us(f"{day}T00:00:00Z") - HOUR_US * 13))
+    part = boundaries[first : first + n_days + 1]
+    return [format_instant(each) for each in part[:-1]], [int(each) // HOUR_US for each in np.diff(part)]
+
+
+def test_berlin_day_of_spring_has_23_hours_and_of_autumn_25():
+    # local 26 March: 00:00 CET |--- 02:00 -> 03:00 ---| 24:00 CEST
+    assert days_from("Europe/Berlin", "2017-03-26", 2) == (["2017-03-25T23:00:00Z", "2017-03-26T22:00:00Z"], [23, 24])
+    assert days_from("Europe/Berlin", "2017-10-29", 2) == (["2017-10-28T22:00:00Z", "2017-10-29T23:00:00Z"], [25, 24])
+
+
+def test_day_whose_midnight_is_skipped_begins_at_the_transition():
+    # Sao Paulo, 15 October 2017: 23:59:59 -03 | 01:00:00 -02; the transition is at 03:00 UTC.
+    assert days_from("America/Sao_Paulo", "2017-10-15", 2) == (
+        ["2017-10-15T03:00:00Z", "2017-10-16T02:00:00Z"],
+        [23, 24],
+    )
+
+
+def test_day_begins_at_the_transition_also_where_the_gap_began_before_midnight():
+    # Toronto, 30 March 1919: 23:30 EST -> 00:30 EDT of the 31st, at 04:30 UTC.
+    boundaries = {format_instant(each) for each in day_boundaries("America/Toronto")}
+
+    assert "1919-03-31T04:30:00Z" in boundaries
+
+
+def test_day_begins_at_the_first_of_two_midnights():
+    # Sao Paulo, 19 February 2017: 00:00 -02 goes back to 23:00 -03 of the 18th. Havana: 01:00 goes back to 00:00.
+    assert days_from("America/Havana", "2017-11-05", 1) == (["2017-11-05T04:00:00Z"], [25])
+
+
+def test_day_that_samoa_skipped_is_missing():
+    # 29 December 2011 is followed by the 31st.
+    starts, hours = days_from("Pacific/Apia", "2011-12-29", 3)
+
+    assert starts == ["2011-12-29T10:00:00Z", "2011-12-30T10:00:00Z", "2011-12-31T10:00:00Z"]
+    assert hours == [24, 24, 24]
+    assert len(day_boundaries("Pacific/Apia")) == len(day_boundaries("UTC")) - 1
+
+
+@pytest.mark.parametrize("tz", ["Europe/Berlin", "America/St_Johns", "Pacific/Apia", "Africa/Casablanca"])
+def test_every_boundary_is_the_first_second_of_its_local_date(tz):
+    zone = time_zone(tz)
+    seconds = (day_boundaries(tz)[1:-1] // SECOND_US).tolist()
+
+    assert all(datetime.fromtimestamp(s - 1, zone).date() < datetime.fromtimestamp(s, zone).date() for s in seconds)
+
+
+def test_boundaries_cover_all_instants_and_cannot_be_written():
+    boundaries = day_boundaries("Asia/Tokyo")
+
+    assert boundaries.dtype == np.int64
+    assert boundaries[0] <= MIN_INSTANT_US
+    assert boundaries[-1] > MAX_INSTANT_US
+    assert (np.diff(boundaries) > 0).all()
+    with pytest.raises(ValueError, match="read-only"):
+        boundaries[0] = 0
+
+
+@pytest.mark.parametrize(
+    "tz", ["Mars/Base", "", "../tzdata", "Europe", "zone1970.tab", "/etc/passwd", None, "tzdata.zi"]
+)
+def test_unknown_zone_is_refused(tz):
+    with pytest.raises(DefinitionError, match="is no time zone; name one as the IANA database does"):
+        day_boundaries(tz)
