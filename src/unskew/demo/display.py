@@ -26,7 +26,7 @@ class Display:
         self._console = console
         self._n_total = n_total
         self._started_s = monotonic()
-        self._last_line_s = 0.0
+        self._last_line_s = self._started_s
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=40),

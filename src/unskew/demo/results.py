@@ -32,16 +32,14 @@ def household_features(store: FeatureStore, plan: Plan, households: list[int]) -
     """Return the households' features as Redis holds them now, a column per household."""
     views = [view for view in plan.views.values() if view.entity.name == "household"]
     names = references(*views)
-    answer = store.get_online_features(
-        features=names, entity_rows=[{"household_id": household} for household in households]
-    ).to_dict()
+    rows = [{"household_id": household} for household in households]
+    answer = store.get_online_features(names, rows, full_feature_names=True).to_dict()
     table = Table(title="Features of three households, from Redis", title_justify="left")
     table.add_column("feature")
     for household in households:
         table.add_column(f"household {household}", justify="right")
     for name in names:
-        values = answer[name] if name in answer else answer[name.split(":")[1]]
-        table.add_row(name, *[_shown(value) for value in values])
+        table.add_row(name, *map(_shown, answer[name.replace(":", "__")]))
     return table
 
 

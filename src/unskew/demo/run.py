@@ -171,9 +171,8 @@ def _train(
     before_ms = min(topic.last_timestamp_ms() for topic in topics.values())
     wanted = results.labels(topics["transactions"].frame, before_ms=before_ms, seed=seed)
     began_s = time.monotonic()
-    frame = store.get_historical_features(
-        wanted, features=results.references(*plan.views.values()), inclusive=False
-    ).to_polars()
+    asked = results.references(*plan.views.values())
+    frame = store.get_historical_features(wanted, asked, inclusive=False, full_feature_names=True).to_polars()
     took_s = time.monotonic() - began_s
     frame.write_parquet(folders.training_set)
     console.print()
