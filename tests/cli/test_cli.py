@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -75,6 +76,18 @@ def test_describe_json_is_the_registry(purchases):
     registry = json.loads(unskew("describe", "--json", purchases).stdout)
 
     assert [view["name"] for view in registry["views"]] == ["user_purchases"]
+
+
+def test_interrupt_ends_with_130_and_no_traceback(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\nprint('started', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "unskew", "check", str(tmp_path / "slow.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
 
 
 def test_unknown_command_suggests_the_nearest():

@@ -114,6 +114,12 @@ def test_definition_met_twice_is_one_and_two_of_a_name_are_a_fault():
     ]
 
 
+def test_two_streams_of_one_topic_are_a_fault():
+    assert faults_of(stream(), stream(name="again")) == [
+        "stream again: its topic transactions is already that of the stream transactions; use that one, or an alias of it"
+    ]
+
+
 def test_entity_and_stream_resolve_by_name_key_and_alias():
     user, source = Entity("user", key="user_id"), stream(aliases=["transactions_table"])
 

@@ -28,6 +28,7 @@ a, f, k, s, t = (pl.col(name) for name in "afkst")
         ("lower(s) LIKE 'a%'", pl.Boolean()),
         ("a BETWEEN 1 AND 3", pl.Boolean()),
         ("now > 3", pl.Boolean()),
+        ("now + (1) > 3", pl.Boolean()),
         ("s = 'current_date'", pl.Boolean()),
         ("f * 2", pl.Float64()),
         ("a / b", pl.Float64()),

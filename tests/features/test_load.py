@@ -166,12 +166,19 @@ def test_files_that_begin_with_an_underscore_are_left_out(folder):
 
 
 def test_python_that_fails_is_a_fault_with_its_line(folder):
-    write(folder, a_py="import unskew\n1 / 0\n", b_py="def\n", c_py="from unskew import Entity\nEntity('u', kye='x')\n")
+    write(
+        folder,
+        a_py="import unskew\n1 / 0\n",
+        b_py="def\n",
+        c_py="from unskew import Entity\nEntity('u', kye='x')\n",
+        d_py="exit(3)\n",
+    )
 
     assert [fault.partition(": ")[::2] for fault in faults_of(folder)] == [
         ("DIR/a.py:2", "ZeroDivisionError: division by zero"),
         ("DIR/b.py:1", "SyntaxError: invalid syntax (b.py, line 1)"),
         ("DIR/c.py:2", "TypeError: Unexpected keyword argument 'kye'"),
+        ("DIR/d.py:1", "SystemExit: 3"),
     ]
 
 

@@ -40,6 +40,7 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
             stream_plans[name] = plan_stream(stream)
         except DefinitionError as error:
             faults += [f"stream {name}: {fault}" for fault in error.faults]
+    faults += _shared_topics(stream_plans.values())
     view_plans: dict[str, ViewPlan] = {}
     for view in views:
         plan = _ViewCompiler(view, entities, streams, stream_plans, faults).plan()
@@ -83,6 +84,16 @@ def _sorted(
         if known.setdefault(each.name, each) is not each and not _same(known[each.name], each):
             faults.append(f"{kind} {each.name}: it is defined twice, differently; rename one or remove it")
     return entities, streams, list(views.values())
+
+
+def _shared_topics(streams: Iterable[StreamPlan]) -> list[str]:
+    """Faults of streams that read one topic: it is archived once, by one schema."""
+    first: dict[str, str] = {}
+    return [
+        f"stream {stream.name}: its topic {stream.topic} is already that of the stream {first[stream.topic]}; use that one, or an alias of it"
+        for stream in streams
+        if first.setdefault(stream.topic, stream.name) != stream.name
+    ]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
-from polars.exceptions import PolarsError
+from polars.exceptions import PanicException, PolarsError
 
 from unskew.features.agg import Expression
 from unskew.features.errors import DefinitionError
@@ -65,6 +66,9 @@ _NODES = {
     "Sort": "a sort of the rows",
     "SortBy": "a sort of the rows",
 }
+
+# A panic in Polars' Rust is a BaseException; on a definition it is that definition's fault.
+_POLARS_ERRORS = (PolarsError, PanicException, ValueError, TypeError, OverflowError)
 
 _SEVERAL_OUTPUTS = "it names several columns at once; name one column by pl.col"
 
@@ -131,7 +135,7 @@ def check_expression(source: Expression, columns: Mapping[str, pl.DataType]) -> 
     for node in _nodes(tree):
         _check_node(node, columns)
     dtype = _result_type(expr, columns)
-    _try_out(expr, columns)
+    _try_out(expr, columns, dtype)
     return Checked(text=text or canonical_polars(tree), expr=expr, dtype=dtype)
 
 
@@ -151,15 +155,15 @@ def canonical_polars(tree: Any) -> str:
 def _parse_sql(source: str, text: str) -> pl.Expr:
     if not text:
         raise DefinitionError("the SQL text is empty; write an expression over the stream's columns")
-    words = [token[0].lower() for token in _SQL_TOKENS.finditer(text) if token["word"] or token[0] == "("]
-    calls_now = any(word == "now" and following == "(" for word, following in zip(words, [*words[1:], ""], strict=True))
-    if clock := next((word for word in words if word in _CLOCK_WORDS), "now()" if calls_now else ""):
+    tokens = ["'" if token["quoted"] else token[0].lower() for token in _SQL_TOKENS.finditer(text) if not token["gap"]]
+    calls_now = ("now", "(") in pairwise(tokens)
+    if clock := next((token for token in tokens if token in _CLOCK_WORDS), "now()" if calls_now else ""):
         raise DefinitionError(
             f"{clock} reads a clock; a value may depend on its record only, so use a column of the stream"
         )
     try:
         return pl.sql_expr(source)
-    except PolarsError as error:
+    except _POLARS_ERRORS as error:
         raise DefinitionError(f"Polars cannot read the SQL text {text!r}: {_first_line(error)}") from error
 
 
@@ -168,7 +172,7 @@ def _serialized(expr: pl.Expr) -> Any:
         if expr.meta.has_multiple_outputs():
             raise DefinitionError(_SEVERAL_OUTPUTS)
         return json.loads(expr.meta.serialize(format="json"))
-    except PolarsError as error:
+    except _POLARS_ERRORS as error:
         # Only two things do not serialize: a selector, and Python code (where cloudpickle is not installed).
         if "not allowed in this context" in str(error):
             raise DefinitionError(_SEVERAL_OUTPUTS) from error
@@ -328,20 +332,23 @@ def _deserialized(tree: Any) -> pl.Expr:
 def _result_type(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataType:
     try:
         return pl.LazyFrame(schema=dict(columns)).select(expr.alias("result")).collect_schema()["result"]
-    except PolarsError as error:
+    except _POLARS_ERRORS as error:
         raise DefinitionError(f"its types do not fit: {_first_line(error)}") from error
 
 
-def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> None:
-    """Evaluate a small frame whole, reversed and row by row; raise where these differ or fail."""
+def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType], dtype: pl.DataType) -> None:
+    """Evaluate a small frame whole, reversed and row by row; raise where these differ, fail, or have another type."""
     names = [name for name in expr.meta.root_names() if name in columns]
     sample = pl.DataFrame({name: _sample(columns[name], turn) for turn, name in enumerate(dict.fromkeys(names))})
     try:
+        given = sample.select(expr.alias("result"))["result"].dtype
         whole = _results(expr, sample)
         turned = _results(expr, sample.reverse())[::-1]
         single = [result for row in range(sample.height) for result in _results(expr, sample.slice(row, 1))]
-    except PolarsError as error:
+    except _POLARS_ERRORS as error:
         raise DefinitionError(f"it fails on some values: {_first_line(error)}") from error
+    if given != dtype:
+        raise DefinitionError(f"its type is {dtype} by Polars' rules but {given} when evaluated; cast it")
     if not whole == turned == single:
         raise _not_row_by_row("something that depends on other rows")
 

@@ -104,8 +104,8 @@ def _from_python(path: Path) -> list[Definition]:
             spec.loader.exec_module(module)
     except DefinitionError as error:
         raise DefinitionError([f"{path}: {fault}" for fault in error.faults]) from error
-    # Whatever the user's code raises is a fault of that file.
-    except Exception as error:
+    # Whatever the user's code raises is a fault of that file, a call of exit() too.
+    except (Exception, SystemExit) as error:
         raise DefinitionError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
     return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, FeatureView))]
 
@@ -126,7 +126,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _place(path: Path, error: Exception) -> str:
+def _place(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{path}:{error.lineno}"
     lines = [
