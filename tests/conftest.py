@@ -1,7 +1,40 @@
 """What every test shares."""
 
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
 from hypothesis import settings
+
+from unskew.pipelines.embedded import EmbeddedRedis
+from unskew.sinks.keyspace import connect
 
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
 settings.register_profile("unskew", deadline=None)
 settings.load_profile("unskew")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """The URL of a server that tests may empty: UNSKEW_TEST_REDIS_URL, else one of our own."""
+    if given := os.environ.get("UNSKEW_TEST_REDIS_URL"):  # noqa: TID251 - the package's settings are not the tests'
+        yield given
+        return
+    with EmbeddedRedis() as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The URL of an empty Redis."""
+    with connect(redis_server) as client:
+        client.flushdb()
+    return redis_server
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator["redis.Redis"]:
+    """A client of an empty Redis."""
+    with connect(redis_url) as client:
+        yield client

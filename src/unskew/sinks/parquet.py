@@ -178,13 +178,14 @@ class StagedTable:
             )
 
     def _publish(self) -> None:
+        # In order, so that what a reader lists meanwhile has no gap behind its end.
         while self._staged:
-            source = self._staged[-1]
+            source = self._staged[0]
             target = self._root / source.parent.name / source.name
             _make(target.parent, self._changed)
             self._changed.add(target.parent)
             source.rename(target)
-            self._staged.pop()
+            del self._staged[0]
         _sync(self._changed)
         self._write_coverage()
 

@@ -1,0 +1,46 @@
+"""Tables as people hand them over, Polars, pandas or rows, and back in the kind they came in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from unskew.features.errors import RequestError
+
+Table = Any
+"""A ``polars.DataFrame``, a ``pandas.DataFrame``, or a sequence of mappings, one a row."""
+
+
+def is_pandas(table: Table) -> bool:
+    """Whether it is a pandas frame; pandas need not be installed."""
+    return type(table).__module__.partition(".")[0] == "pandas"
+
+
+def to_polars(table: Table) -> pl.DataFrame:
+    """The same rows and columns in the same order; a pandas index is left out.
+
+    Rows that lack a column that others have get null there. Raises ``RequestError`` for anything that is no table.
+    """
+    if isinstance(table, pl.DataFrame):
+        return table
+    if isinstance(table, pl.LazyFrame):
+        return table.collect()
+    if is_pandas(table):
+        return pl.from_pandas(table)
+    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
+        try:
+            return pl.DataFrame([dict(row) for row in table], infer_schema_length=None)
+        except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+            raise RequestError(f"the rows do not make a table: {error}") from error
+    raise RequestError(
+        f"a table is a Polars or pandas DataFrame, or a list of dicts, one a row; this is {type(table).__name__}"
+    )
+
+
+def like(result: pl.DataFrame, table: Table) -> Table:
+    """``result``, row for row of ``table``, as the same kind of table: pandas, with its index, or Polars."""
+    if not is_pandas(table):
+        return result
+    converted = result.to_pandas()
+    converted.index = table.index
+    return converted

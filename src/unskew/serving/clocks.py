@@ -1,0 +1,92 @@
+"""How far the pipeline has come, as its clocks in Redis say, and what that makes of a row that was read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.features.keys import shard_of
+from unskew.features.registry import RegisteredView
+from unskew.sinks.keyspace import SINCE
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+UNKNOWN = np.iinfo(np.int64).min
+"""Stands for an instant that is not known; earlier than any."""
+
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """For every row of one view, int64 microseconds [n], ``UNKNOWN`` where no clock is.
+
+    ``as_of``: the instant whose value the row is. ``clock``: the clock it is judged by. ``since``: first arrival that
+    its shard has seen, ``NEVER`` before one. ``provisional``: whether more may still arrive at or before ``as_of``.
+    """
+
+    as_of: Ints
+    clock: Ints
+    since: Ints
+    provisional: Flags
+
+
+class ViewClocks:
+    """The clocks of one view's shards, read *before* the rows that they judge.
+
+    A writer sends values, waits, and then sends the clock. So a row that is read after the clock holds everything up
+    to it, and perhaps more; it has stood unchanged since its ``_at``. Hence it is the value at
+    ``as_of = max(_at, clock of its shard)``, exactly so where the clock has reached ``_at``, else provisionally: the
+    step that wrote it may not have been all of that instant.
+
+    Which shard is a row's?
+
+    - A hashed view: the hash of the key tells.
+    - A partitioned view: the key does not tell its partition, for the producer chose it. The row's own clock lies
+      between the least and the greatest of the view's. A row that is present is the value at ``max(_at, least)``, for its
+      own clock is at least that; it is exact where even the least has reached ``_at``. A row that is absent is empty at
+      its own clock, which may be any of them, and may have been deleted after the least: it is the value at the
+      greatest, and provisional unless all clocks are equal.
+    """
+
+    def __init__(self, view: RegisteredView, fields: Mapping[str, int]) -> None:
+        own = f"{view.id}/"
+        shards = {name.removeprefix(own): us for name, us in fields.items() if name.startswith(own)}
+        self._partitioned = view.partitioned
+        self._clocks = {shard: us for shard, us in shards.items() if not shard.endswith(SINCE)}
+        self._since = {shard.removesuffix(SINCE): us for shard, us in shards.items() if shard.endswith(SINCE)}
+        self._latest_since = max(self._since.values(), default=NEVER)
+
+    def place(self, keys: pl.Series, at: Ints) -> Placed:
+        """Judge rows. ``keys``: canonical [n]; ``at``: their ``_at``, ``UNKNOWN`` where a row is absent."""
+        if self._partitioned:
+            return self._place_partitioned(at)
+        return self._place_hashed(keys, at)
+
+    def _place_hashed(self, keys: pl.Series, at: Ints) -> Placed:
+        n_shards = 1 + max((int(shard.removeprefix("h")) for shard in self._clocks), default=0)
+        clocks = np.array([self._clocks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
+        # A shard that met no event of its own began when the others did.
+        since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)
+        shards = shard_of(keys, n_shards)
+        clock = clocks[shards]
+        return Placed(
+            as_of=np.maximum(at, clock),
+            clock=clock,
+            since=since[shards],
+            provisional=(clock == UNKNOWN) | (clock < at),
+        )
+
+    def _place_partitioned(self, at: Ints) -> Placed:
+        least = min(self._clocks.values(), default=UNKNOWN)
+        greatest = max(self._clocks.values(), default=UNKNOWN)
+        absent = at == UNKNOWN
+        return Placed(
+            as_of=np.where(absent, greatest, np.maximum(at, least)),
+            clock=np.full(len(at), least, np.int64),
+            since=np.full(len(at), self._latest_since, np.int64),
+            provisional=(least == UNKNOWN) | np.where(absent, least < greatest, least < at),
+        )

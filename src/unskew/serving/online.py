@@ -1,0 +1,208 @@
+"""The online reader: current values, and what they are values of, from Redis alone."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import redis
+
+from unskew.features.errors import RequestError
+from unskew.features.frames import Table, like, to_polars
+from unskew.features.plan import POLARS_TYPES, Scalar, ValueType
+from unskew.features.registry import RegisteredView, parse
+from unskew.features.windows import old_edge_us
+from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
+from unskew.serving.request import Asked, entity_keys, resolve
+from unskew.sinks.keyspace import clock_key, connect, reaching_redis, registry_key, value_key
+
+Status = Literal["present", "default", "warming", "lagging"]
+
+_INSTANT = pl.Datetime("us", "UTC")
+
+
+def present_us() -> int:
+    """The wall clock, microseconds."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True)
+class OnlineFeatures:
+    """The answer to one request: one row for each entity row, in its order.
+
+    ``frame``: the columns given, then a column for each feature. ``metadata``: for each view, by name, a frame with
+
+    - ``as_of`` Datetime UTC: the instant whose values these are; null where the pipeline has not said a clock yet;
+    - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window of a
+      feature asked for begins before the pipeline's first event), else ``present``, or ``default`` for an entity without
+      events in any window;
+    - ``provisional``: whether more may still arrive at or before ``as_of``.
+    """
+
+    frame: pl.DataFrame
+    metadata: Mapping[str, pl.DataFrame]
+    asked_with: Table
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Column name -> values, key columns first."""
+        return self.frame.to_dict(as_series=False)
+
+    def to_df(self) -> Any:
+        """A pandas frame with the same index where pandas rows came in, else a Polars frame."""
+        return like(self.frame, self.asked_with)
+
+    def to_polars(self) -> pl.DataFrame:
+        return self.frame
+
+
+class OnlineReader:
+    """Reads current features; needs nothing but Redis.
+
+    ``client``: a ``redis.Redis`` or a URL. ``pipeline``: the pipeline, or the several, that keep the views. ``views``: the
+    view versions to read; without them, those of the published registry, followed as it changes. ``max_lag_us``: how far
+    a clock may be behind the present before a status says ``lagging``; None never says so.
+    """
+
+    def __init__(
+        self,
+        client: "redis.Redis | str",
+        prefix: str = "unskew",
+        pipeline: str | Sequence[str] = "main",
+        *,
+        views: Mapping[str, RegisteredView] | None = None,
+        max_lag_us: int | None = None,
+        now_us: Callable[[], int] = present_us,
+    ) -> None:
+        self._client = connect(client) if isinstance(client, str) else client
+        self._prefix = prefix
+        self._pipelines = [pipeline] if isinstance(pipeline, str) else list(pipeline)
+        self._pinned = views
+        self._registry: tuple[bytes | str, Mapping[str, RegisteredView]] | None = None
+        self._max_lag_us = max_lag_us
+        self._now_us = now_us
+
+    def views(self) -> Mapping[str, RegisteredView]:
+        """The views that can be read, by name."""
+        if self._pinned is not None:
+            return self._pinned
+        with reaching_redis():
+            text = self._client.get(registry_key(self._prefix))
+        return self._parsed(text)
+
+    def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
+        """Read ``view:feature`` references for every entity row.
+
+        ``entity_rows``: a list of dicts, or a Polars or pandas frame, with the key columns of every view asked for;
+        other columns are handed through. Entities that were never seen, or of which nothing is left, get empty values
+        and defaults. Two round trips, whatever the number of views and rows.
+
+        Raises ``RequestError`` for what is unknown, with the nearest known; ``StoreUnavailable`` where Redis is.
+        """
+        rows = to_polars(entity_rows)
+        # Clocks first: see ViewClocks.
+        fields, views = self._clocks_and_views()
+        asked = resolve(features, views, full_feature_names=full_feature_names)
+        if rows.width == 0:
+            # No rows were given, so no columns either.
+            rows = pl.DataFrame(schema={name: pl.String for one in asked for name in one.view.entity.keys})
+        by_view: dict[str, list[Asked]] = {}
+        for one in asked:
+            if one.column in rows.columns:
+                raise RequestError(
+                    f"{one.view.name}:{one.feature.name} would replace the column {one.column!r} of the entity rows; "
+                    "rename it, or ask with full_feature_names=True"
+                )
+            by_view.setdefault(one.view.name, []).append(one)
+        keys = {name: entity_keys(ones[0].view, rows) for name, ones in by_view.items()}
+        found = self._values(by_view, keys)
+
+        now_us = self._now_us()
+        columns: dict[str, pl.Series] = {}
+        metadata = {}
+        for name, ones in by_view.items():
+            texts = found[name]
+            at = np.array([UNKNOWN if row[0] is None else int(row[0]) for row in texts], np.int64)
+            for position, one in enumerate(ones, start=1):
+                columns[one.column] = _column(one, [row[position] for row in texts])
+            placed = ViewClocks(ones[0].view, fields).place(keys[name], at)
+            metadata[name] = self._judge(ones, placed, at, now_us)
+        frame = rows.with_columns(columns[one.column] for one in asked)
+        return OnlineFeatures(frame, metadata, entity_rows)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+    def _clocks_and_views(self) -> tuple[dict[str, int], Mapping[str, RegisteredView]]:
+        with reaching_redis():
+            commands = self._client.pipeline(transaction=False)
+            for pipeline in self._pipelines:
+                commands.hgetall(clock_key(self._prefix, pipeline))
+            if self._pinned is None:
+                commands.get(registry_key(self._prefix))
+            replies = commands.execute()
+        fields: dict[str, int] = {}
+        for hash_ in replies[: len(self._pipelines)]:
+            for name, text in hash_.items():
+                fields[name.decode() if isinstance(name, bytes) else name] = int(text)
+        return fields, self._pinned if self._pinned is not None else self._parsed(replies[-1])
+
+    def _parsed(self, text: bytes | str | None) -> Mapping[str, RegisteredView]:
+        if text is None:
+            raise RequestError(
+                f"nothing is published under {registry_key(self._prefix)}; start `unskew run`, or give the prefix that "
+                "it runs with"
+            )
+        if self._registry is None or self._registry[0] != text:
+            self._registry = (text, parse(text))
+        return self._registry[1]
+
+    def _values(
+        self, by_view: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
+    ) -> dict[str, list[list[bytes | None]]]:
+        """For every view and row: ``_at`` and then each feature, as text; None where absent."""
+        with reaching_redis():
+            commands = self._client.pipeline(transaction=False)
+            for name, ones in by_view.items():
+                fields = ["_at", *(one.feature.name for one in ones)]
+                for key in keys[name].to_list():
+                    commands.hmget(value_key(self._prefix, ones[0].view.id, key), fields)
+            replies = iter(commands.execute())
+        return {name: [next(replies) for _ in range(len(keys[name]))] for name in by_view}
+
+    def _judge(self, ones: list[Asked], placed: Placed, at: np.ndarray[Any, Any], now_us: int) -> pl.DataFrame:
+        known = placed.as_of != UNKNOWN
+        status = np.where(at == UNKNOWN, "default", "present").astype(object)
+        view = ones[0].view
+        for window in {one.feature.window for one in ones}:
+            old_edge = old_edge_us(view.windows[window], np.where(known, placed.as_of, 0))
+            status[~known | (old_edge < placed.since)] = "warming"
+        if self._max_lag_us is not None:
+            # Compared this way round, so that an unknown clock does not overflow.
+            status[placed.clock < now_us - self._max_lag_us] = "lagging"
+        as_of = (
+            pl.Series("as_of", placed.as_of, pl.Int64)
+            .to_frame()
+            .select(pl.when(pl.lit(pl.Series(known))).then(pl.col("as_of")).cast(_INSTANT))
+        )
+        return as_of.with_columns(
+            pl.Series("status", status.tolist(), pl.String), pl.Series("provisional", placed.provisional, pl.Boolean)
+        )
+
+
+def _column(asked: Asked, texts: list[bytes | None]) -> pl.Series:
+    """Typed values; where nothing is stored the empty value stands, and where that is null the default."""
+    feature = asked.feature
+    instead = feature.empty if feature.empty is not None else feature.default
+    read = _READ[feature.type]
+    values = [instead if text is None else read(text) for text in texts]
+    return pl.Series(asked.column, values, POLARS_TYPES[feature.type])
+
+
+_READ: Mapping[ValueType, Callable[[bytes], Scalar]] = {
+    "int64": int,
+    "float64": float,
+    "bool": lambda text: bool(int(text)),
+}

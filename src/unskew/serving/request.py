@@ -1,0 +1,110 @@
+"""What a request names, looked up among the published views; what is not there is said with the nearest that is."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import polars as pl
+
+from unskew.features.errors import RequestError
+from unskew.features.keys import encode_keys
+from unskew.features.plan import POLARS_TYPES, EntityPlan
+from unskew.features.registry import RegisteredFeature, RegisteredView
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One feature of a request, and the column of the answer that it becomes."""
+
+    view: RegisteredView
+    feature: RegisteredFeature
+    column: str
+
+
+def resolve(
+    references: Sequence[str], views: Mapping[str, RegisteredView], *, full_feature_names: bool = False
+) -> list[Asked]:
+    """Look up ``view:feature`` references, in order; a repeated one counts once.
+
+    Columns are called by the feature's name, with ``full_feature_names`` ``view__feature``. Raises ``RequestError`` for
+    an unknown view or feature, and where two columns would have one name.
+    """
+    if isinstance(references, str):
+        raise RequestError(f"features is a list of references: write [{references!r}]")
+    asked: dict[str, Asked] = {}
+    for reference in dict.fromkeys(references):
+        found = _resolve_one(reference, views, full_feature_names=full_feature_names)
+        if found.column in asked:
+            raise RequestError(
+                f"{asked[found.column].view.name}:{found.feature.name} and {reference} would share the column "
+                f"{found.column!r}; ask with full_feature_names=True for view__feature columns"
+            )
+        if found.column in found.view.entity.keys:
+            raise RequestError(
+                f"{reference} would share the column {found.column!r} with the entity's key; "
+                "ask with full_feature_names=True for view__feature columns"
+            )
+        asked[found.column] = found
+    if not asked:
+        raise RequestError("no features are asked for; name them as view:feature")
+    return list(asked.values())
+
+
+def find_view(name: str, views: Mapping[str, RegisteredView]) -> RegisteredView:
+    """The view of that name; raises ``RequestError`` with the nearest."""
+    if name not in views:
+        raise RequestError(f"there is no view {name!r}{_hint(name, views, 'views are')}")
+    return views[name]
+
+
+def entity_keys(view: RegisteredView, rows: pl.DataFrame) -> pl.Series:
+    """The canonical key of every row for the view's entity, String without nulls.
+
+    Key columns are converted to the entity's types. Raises ``RequestError`` for a column that is missing, of a type
+    that does not convert, or without a value in some row.
+    """
+    columns = []
+    for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
+        if name not in rows.columns:
+            raise RequestError(
+                f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the columns given"
+                f"{_hint(name, rows.columns, 'they are')}"
+            )
+        column = rows[name]
+        if column.null_count():
+            raise RequestError(f"{name!r} has no value in row {int(column.is_null().arg_max() or 0)}")
+        allowed = column.dtype.is_integer() or (
+            kind == "string" and column.dtype in {pl.String, pl.Categorical, pl.Enum}
+        )
+        if not allowed and rows.height:
+            raise RequestError(f"{name!r} is {kind}, but its column is {column.dtype}; convert it")
+        try:
+            columns.append(column.cast(POLARS_TYPES[kind]))
+        except pl.exceptions.PolarsError as error:
+            raise RequestError(f"{name!r} is {kind}, and its column does not convert: {error}") from error
+    entity = EntityPlan(name=view.entity.name, keys=view.entity.keys, types=view.entity.types)
+    return encode_keys(pl.DataFrame(columns), entity)
+
+
+def _resolve_one(reference: str, views: Mapping[str, RegisteredView], *, full_feature_names: bool) -> Asked:
+    view_name, colon, feature_name = reference.partition(":")
+    if not colon:
+        raise RequestError(f"{reference!r} is no feature reference; write view:feature, for example {_example(views)}")
+    view = find_view(view_name, views)
+    feature = view.feature(feature_name)
+    if feature is None:
+        names = [feature.name for feature in view.features]
+        raise RequestError(
+            f"{view.name} has no feature {feature_name!r}{_hint(feature_name, names, 'its features are')}"
+        )
+    return Asked(view, feature, f"{view.name}__{feature.name}" if full_feature_names else feature.name)
+
+
+def _example(views: Mapping[str, RegisteredView]) -> str:
+    return next((f"{view.name}:{view.features[0].name}" for view in views.values()), "user_purchases:spend_30d")
+
+
+def _hint(name: str, known: Iterable[str], introduction: str) -> str:
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; {introduction} {', '.join(names) or 'none'}"
