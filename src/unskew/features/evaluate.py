@@ -44,7 +44,12 @@ def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
         for index, filter_ in enumerate(view.filters)
     ]
     for index, value in enumerate(view.values):
-        number = value.expr.cast(pl.Float64) + 0.0 if value.dtype == "float64" else value.expr.cast(pl.Int64)
+        if value.dtype == "float64":
+            number = value.expr.cast(pl.Float64)
+            # -0.0 reads as 0.0. Adding 0.0 would not do it: Polars knows that to change nothing and leaves it out.
+            number = pl.when(number == 0.0).then(0.0).otherwise(number)
+        else:
+            number = value.expr.cast(pl.Int64)
         columns.append(number.alias(f"v{index}"))
     events = decoded.select(columns).insert_column(0, encode_keys(decoded, view.entity))
     return _reject(view, events)
