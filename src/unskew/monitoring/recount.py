@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.plan import FeaturePlan, FilterPlan, Scalar, ValuePlan, ViewPlan, WindowPlan
+from unskew.features.plan import POLARS_TYPES, FeaturePlan, FilterPlan, Scalar, ValuePlan, ViewPlan, WindowPlan
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 FLOAT_LIMIT = 2.0**62
@@ -123,12 +123,15 @@ class Recount:
         return rows
 
     def _row(self, key: Sequence[int | str], t_us: int, values: Values) -> Row:
-        """A row at ``t_us``; its cause is the last event of the instant that fell into some window."""
+        """A row at ``t_us``; its cause is the last event of the instant that some feature takes in."""
         start, stop = self._spans[tuple(key)]
         first = start + int(np.searchsorted(self._arrivals[start:stop], t_us, side="left"))
         past = start + int(np.searchsorted(self._arrivals[start:stop], t_us, side="right"))
+        covers = [_covers(window, t_us) for window in self.view.windows]
         arrived = [
-            i for i in range(first, past) if any(_covers(w, t_us)(int(self._effectives[i])) for w in self.view.windows)
+            i
+            for i in range(first, past)
+            if any(covers[f.window](int(self._effectives[i])) and self._takes(f, i) for f in self.view.features)
         ]
         if not arrived:
             return Row(instant_us=t_us, values=values, cause="hop", event_time_us=None, partition=None, offset=None)
@@ -141,6 +144,18 @@ class Recount:
             partition=event["_partition"],
             offset=event["_offset"],
         )
+
+    def _takes(self, feature: FeaturePlan, row: int) -> bool:
+        """Whether an event that the window covers enters the feature: it passes the filter, and its value is not null."""
+        if feature.filter >= 0 and not self._columns[f"_f{feature.filter}"][row]:
+            return False
+        return feature.value < 0 or self._columns[f"_v{feature.value}"][row] is not None
+
+    def instants(self, key: Sequence[int | str], event: int) -> tuple[int, list[int]]:
+        """When the entity's ``event``-th event (in order of arrival) arrived, and when it leaves each window."""
+        start, _ = self._spans[tuple(key)]
+        effective = int(self._effectives[start + event])
+        return int(self._arrivals[start + event]), [_leaves(window, effective) for window in self.view.windows]
 
     def _inside(self, window: WindowPlan, t_us: int, start: int, stop: int) -> list[int]:
         """Row numbers in [start, stop) whose effective time the window covers at ``t_us``."""
@@ -326,9 +341,12 @@ def _day_ends(day: dt.date, tz: str | None) -> int:
 def _is_sql(plan: FilterPlan | ValuePlan) -> bool:
     """Whether the text is what the author wrote as SQL, and not the rendering of a Polars expression."""
     try:
-        return pl.sql_expr(plan.text).meta.eq(plan.expr)
-    except (pl.exceptions.PolarsError, TypeError):
+        parsed = pl.sql_expr(plan.text)
+    except pl.exceptions.PolarsError:
         return False
+    # A compiled value is cast to its declared type.
+    meant = [parsed, parsed.cast(POLARS_TYPES[plan.dtype])] if isinstance(plan, ValuePlan) else [parsed]
+    return any(expr.meta.eq(plan.expr) for expr in meant)
 
 
 def _duckdb(plan: FilterPlan | ValuePlan, sql_type: str, events: pl.DataFrame) -> pl.Series | None:
