@@ -1,0 +1,92 @@
+"""Columns, types and names of the Parquet tables are what trainers' queries rest on: a change here is a decision."""
+
+import polars as pl
+
+from tests.plans import DAY, Wanted, sliding, view
+from tests.updates import updates
+from unskew.sinks.layout import published_files
+from unskew.sinks.log import DEAD_LETTER_SCHEMA, LogTable
+
+VISITS = view(
+    Wanted("n", "count", sliding(DAY, DAY)),
+    Wanted("mean", "mean", sliding(DAY, DAY), "x"),
+    Wanted("online", "last", sliding(DAY, DAY), "x > 0", of="bool"),
+    keys={"user": "string", "shop": "int64"},
+    name="visits",
+)
+INSTANT = pl.Datetime("us", "UTC")
+
+
+def test_log_rows_and_their_place(tmp_path):
+    log = LogTable(tmp_path, VISITS, "p0.1", None, now_us=lambda: 1_600_000_000_000_000)
+    row = {"user": "a", "shop": 7, "n": 1, "mean": None, "online": True, "available_at": 1_483_228_800_000_000}
+    event = {**row, "event_time": 1_483_228_799_000_000, "partition": 0, "offset": 4, "cause": "event", "seq": 0}
+    hop = {**row, "n": 0, "available_at": 1_483_228_800_000_001, "cause": "hop", "seq": 1}
+    log.append(
+        updates(VISITS, 1_483_228_800_000_002, log_rows=[event, hop], shard="p0.1", since_us=1_483_228_800_000_000)
+    )
+    saved = log.snapshot()
+    log.settle()
+
+    (path,) = [file.path for file in published_files(tmp_path / "visits" / "v1")]
+    rows = pl.read_parquet(path, hive_partitioning=False)
+
+    assert saved == {"next": 2, "since": 1_483_228_800_000_000, "complete_to": 1_483_228_800_000_001}
+    assert str(path.relative_to(tmp_path)) == (
+        "visits/v1/day=2017-01-01/p0.1-00000000000000000000-00000000000000000001.parquet"
+    )
+    assert list(rows.schema.items()) == [
+        ("user", pl.String()),
+        ("shop", pl.Int64()),
+        ("n", pl.Int64()),
+        ("mean", pl.Float64()),
+        ("online", pl.Boolean()),
+        ("available_at", INSTANT),
+        ("event_time", INSTANT),
+        ("partition", pl.Int32()),
+        ("offset", pl.Int64()),
+        ("cause", pl.String()),
+        ("written_at", INSTANT),
+        ("shard", pl.String()),
+        ("seq", pl.Int64()),
+    ]
+    instants = rows.with_columns(pl.col("available_at", "event_time", "written_at").to_physical())
+    assert instants.rows() == [
+        (
+            "a",
+            7,
+            1,
+            None,
+            True,
+            1_483_228_800_000_000,
+            1_483_228_799_000_000,
+            0,
+            4,
+            "event",
+            1_600_000_000_000_000,
+            "p0.1",
+            0,
+        ),
+        ("a", 7, 0, None, True, 1_483_228_800_000_001, None, None, None, "hop", 1_600_000_000_000_000, "p0.1", 1),
+    ]
+    metadata = pl.read_parquet_metadata(path)
+    assert {name: text for name, text in metadata.items() if name.startswith("unskew.")} == {
+        "unskew.layout": "1",
+        "unskew.view": "visits",
+        "unskew.version": "1",
+        "unskew.state_fingerprint": VISITS.state_fingerprint,
+        "unskew.presentation_fingerprint": VISITS.presentation_fingerprint,
+    }
+
+
+def test_dead_letter_columns():
+    assert list(DEAD_LETTER_SCHEMA.items()) == [
+        ("topic", pl.String()),
+        ("partition", pl.Int32()),
+        ("offset", pl.Int64()),
+        ("arrival", INSTANT),
+        ("view", pl.String()),
+        ("reason", pl.String()),
+        ("key", pl.Binary()),
+        ("value", pl.Binary()),
+    ]

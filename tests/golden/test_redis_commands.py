@@ -1,0 +1,55 @@
+"""The bytes that reach Redis are a contract with readers in any language: a change here is a decision."""
+
+from tests.plans import DAY, Wanted, sliding, view
+from tests.updates import current
+from unskew.sinks.keyspace import clock_field, clock_key, registry_key
+from unskew.sinks.resp import RowEncoder
+
+PURCHASES = view(
+    Wanted("count_30d", "count", sliding(30 * DAY, DAY)),
+    Wanted("spend_30d", "sum", sliding(30 * DAY, DAY), "x"),
+    Wanted("online", "last", sliding(30 * DAY, DAY), "x > 0", of="bool"),
+    name="purchases",
+)
+NOW = 1_500_000_000_000_000
+
+
+def sent(**row: object) -> str:
+    encoded = RowEncoder(PURCHASES, "unskew").encode(current(PURCHASES, [{"key": "u%2F1|7", **row}]), NOW)
+    return encoded.data.decode().replace("\r\n", " ")
+
+
+def test_a_whole_row_is_one_hset():
+    assert sent(
+        count_30d=12, spend_30d=0.30000000000000004, online=False, _at=1490000000000001, _until=1490000000000002
+    ) == (
+        "*12 $4 HSET $28 unskew:purchases@1:{u%2F1|7} $9 count_30d $2 12 $9 spend_30d $19 0.30000000000000004 "
+        "$6 online $1 0 $3 _at $16 1490000000000001 $6 _until $16 1490000000000002 "
+    )
+
+
+def test_null_fields_are_removed_in_the_same_transaction():
+    assert sent(count_30d=0, spend_30d=-1e300, _at=1, _until=2) == (
+        "*1 $5 MULTI "
+        "*10 $4 HSET $28 unskew:purchases@1:{u%2F1|7} $9 count_30d $1 0 $9 spend_30d $7 -1e+300 $3 _at $1 1 $6 _until $1 2 "
+        "*3 $4 HDEL $28 unskew:purchases@1:{u%2F1|7} $6 online "
+        "*1 $4 EXEC "
+    )
+
+
+def test_the_expiry_is_a_week_after_the_row_empties_in_whole_milliseconds():
+    assert sent(count_30d=1, spend_30d=1.0, online=True, _at=1, _until=2, _empty_at=NOW + 1) == (
+        "*12 $4 HSET $28 unskew:purchases@1:{u%2F1|7} $9 count_30d $1 1 $9 spend_30d $3 1.0 $6 online $1 1 "
+        "$3 _at $1 1 $6 _until $1 2 "
+        "*3 $9 PEXPIREAT $28 unskew:purchases@1:{u%2F1|7} $13 1500604800001 "
+    )
+
+
+def test_a_gone_row_is_deleted():
+    assert sent(count_30d=0, spend_30d=0.0, _at=1, _gone=True) == "*2 $3 DEL $28 unskew:purchases@1:{u%2F1|7} "
+
+
+def test_names_beside_the_values():
+    assert registry_key("unskew") == "unskew:registry"
+    assert clock_key("unskew", "main") == "unskew:clock:main"
+    assert clock_field(PURCHASES, "p0.1") == "purchases@1/p0.1"

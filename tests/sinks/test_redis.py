@@ -1,0 +1,213 @@
+import math
+import time
+
+import polars as pl
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
+from tests.updates import current, updates
+from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.sinks.keyspace import connect
+from unskew.sinks.redis import RedisWriter
+from unskew.sinks.resp import COLLECT_AFTER_US, RowEncoder
+
+PURCHASES = view(
+    Wanted("n", "count", sliding(30 * DAY, DAY)),
+    Wanted("mean", "mean", sliding(30 * DAY, DAY), "x"),
+    Wanted("last_online", "last", sliding(30 * DAY, DAY), "x > 0", of="bool"),
+    name="purchases",
+)
+NOW = time.time_ns() // 1000
+LONG_AGO = NOW - 2 * COLLECT_AFTER_US
+ROW = {"key": "u-1", "n": 3, "mean": 0.1, "last_online": True, "_at": 5, "_until": 9, "_empty_at": LONG_AGO}
+
+
+@pytest.fixture
+def writer(redis_client):
+    return RedisWriter(redis_client, "unskew", "main")
+
+
+def row(client, key="u-1"):
+    return {name.decode(): text.decode() for name, text in client.hgetall(f"unskew:purchases@1:{{{key}}}").items()}
+
+
+def clocks(client):
+    return {name.decode(): int(us) for name, us in client.hgetall("unskew:clock:main").items()}
+
+
+def test_a_row_is_a_hash_that_any_client_reads(writer, redis_client):
+    writer.add(updates(PURCHASES, 7, [ROW]))
+    writer.flush(NOW)
+
+    assert row(redis_client) == {"n": "3", "mean": "0.1", "last_online": "1", "_at": "5", "_until": "9"}
+
+
+def test_fields_that_become_null_are_removed_and_the_others_stay(writer, redis_client):
+    writer.add(updates(PURCHASES, 7, [ROW, {**ROW, "key": "u-2"}]))
+    writer.flush(NOW)
+    writer.add(updates(PURCHASES, 8, [{"key": "u-1", "n": 0, "_at": 6}, {**ROW, "key": "u-2", "last_online": False}]))
+    writer.flush(NOW)
+
+    assert row(redis_client) == {"n": "0", "_at": "6"}
+    assert row(redis_client, "u-2")["last_online"] == "0"
+
+
+def test_an_entity_that_is_gone_has_no_key(writer, redis_client):
+    writer.add(updates(PURCHASES, 7, [ROW, {**ROW, "key": "u-2"}]))
+    writer.flush(NOW)
+    writer.add(updates(PURCHASES, 8, [{"key": "u-1", "n": 0, "_gone": True}]))
+    writer.flush(NOW)
+
+    assert row(redis_client) == {}
+    assert row(redis_client, "u-2") != {}
+
+
+def test_a_key_expires_a_week_after_it_empties(writer, redis_client):
+    empty_at = NOW + DAY
+    writer.add(updates(PURCHASES, 7, [{**ROW, "_empty_at": empty_at}, {**ROW, "key": "u-2", "mean": None}]))
+    writer.add(updates(PURCHASES, 7, [{**ROW, "key": "u-3", "mean": None, "_empty_at": empty_at}]))
+    writer.flush(NOW)
+
+    expected_ms = math.ceil((empty_at + COLLECT_AFTER_US) / 1000)
+    for key in ("u-1", "u-3"):
+        left_ms = redis_client.pttl(f"unskew:purchases@1:{{{key}}}")
+        assert left_ms == pytest.approx(expected_ms - time.time() * 1000, abs=5_000)
+    # Its week is over, and it stays: history that is replayed must not vanish.
+    assert redis_client.pttl("unskew:purchases@1:{u-2}") == -1
+
+
+def test_of_several_rows_of_one_key_only_the_last_is_sent(writer, redis_client):
+    other = view(Wanted("n", "count", sliding(DAY, DAY)), name="other")
+    writer.add(updates(PURCHASES, 7, [{**ROW, "n": 1}, {**ROW, "key": "u-2"}]))
+    writer.add(updates(other, 7, [{"key": "u-1", "n": 40, "_at": 1, "_until": 2}]))
+    writer.add(updates(PURCHASES, 8, [{"key": "u-1", "n": 0, "_gone": True}]))
+    writer.add(updates(PURCHASES, 9, [{**ROW, "n": 2}]))
+    writer.flush(NOW)
+
+    assert row(redis_client)["n"] == "2"
+    assert redis_client.hget("unskew:other@1:{u-1}", "n") == b"40"
+    assert (writer.rows_sent, writer.rows_conflated, writer.flushes) == (3, 2, 1)
+
+
+def test_clocks_and_first_arrivals_stand_under_the_pipeline(writer, redis_client):
+    writer.add(updates(PURCHASES, 7, shard="h0", since_us=3))
+    writer.add(updates(PURCHASES, 8, shard="p1.0", since_us=None))
+    writer.flush(NOW)
+
+    assert clocks(redis_client) == {"purchases@1/h0": 7, "purchases@1/h0#since": 3, "purchases@1/p1.0": 8}
+
+
+def test_a_refused_value_is_reported_with_the_servers_text_and_moves_no_clock(writer, redis_client):
+    redis_client.set("unskew:purchases@1:{u-1}", "a string where the hash should be")
+    writer.add(updates(PURCHASES, 7, [ROW]))
+
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        writer.flush(NOW)
+    assert clocks(redis_client) == {}
+
+    redis_client.delete("unskew:purchases@1:{u-1}")
+    writer.flush(NOW)
+    assert row(redis_client)["n"] == "3"
+    assert clocks(redis_client)["purchases@1/h0"] == 7
+
+
+def test_an_error_inside_a_transaction_is_seen(writer, redis_client):
+    redis_client.set("unskew:purchases@1:{u-1}", "a string where the hash should be")
+    writer.add(updates(PURCHASES, 7, [{**ROW, "mean": None}]))
+
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        writer.flush(NOW)
+
+
+def test_a_server_that_is_not_there_is_unavailable_and_what_waits_is_kept():
+    writer = RedisWriter("redis://127.0.0.1:1/0", "unskew", "main")
+    writer.add(updates(PURCHASES, 7, [ROW]))
+
+    with pytest.raises(StoreUnavailable, match="Redis"):
+        writer.flush(NOW)
+
+    assert writer.n_waiting == 1
+
+
+def test_no_error_shows_the_password():
+    for url in ("redis://:s3cret#@localhost:1/0", "s3cret://host", "redis://host:s3cret"):
+        with pytest.raises(RequestError) as refused:
+            connect(url)
+        assert "s3cret" not in str(refused.value)
+        assert refused.value.__cause__ is None
+    with pytest.raises(StoreUnavailable) as unavailable:
+        RedisWriter("redis://:s3cret@127.0.0.1:1/0", "unskew", "main").publish_registry("{}")
+    assert "s3cret" not in str(unavailable.value)
+
+
+def test_many_rows_arrive_whole(writer, redis_client):
+    n = 12_345
+    writer.add(
+        updates(PURCHASES, 7, [{**ROW, "key": f"u-{i}", "n": i, "mean": i if i % 3 else None} for i in range(n)])
+    )
+    writer.flush(NOW)
+
+    found = redis_client.pipeline(transaction=False)
+    for i in range(n):
+        found.hmget(f"unskew:purchases@1:{{u-{i}}}", "n", "mean")
+    assert [(int(n), None if mean is None else float(mean)) for n, mean in found.execute()] == [
+        (i, float(i) if i % 3 else None) for i in range(n)
+    ]
+
+
+def test_the_interval_between_flushes_grows_with_the_lag_up_to_a_second(writer):
+    for lag_us, expected_us in [(0, 0), (16_000, 1_000), (1_600_000, 100_000), (60 * SECOND, SECOND), (-5, 0)]:
+        writer.add(updates(PURCHASES, NOW - lag_us))
+        assert writer.interval_us(NOW) == expected_us
+        writer.flush(NOW)
+
+
+def test_a_flush_is_due_when_its_interval_is_over(writer):
+    def step(now_us):
+        writer.add(updates(PURCHASES, NOW - 16 * SECOND, [ROW]))
+        return writer.flush_if_due(now_us)
+
+    assert step(NOW)
+    assert not step(NOW + SECOND - 1)
+    assert step(NOW + SECOND)
+    assert not writer.flush_if_due(NOW + MINUTE), "nothing waits"
+
+
+@given(
+    st.lists(
+        st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: math.copysign(1, x) > 0 or x), min_size=1
+    )
+)
+def test_floats_read_back_to_the_same_bits_and_are_as_short_as_pythons(values):
+    texts = pl.Series(values, dtype=pl.Float64).cast(pl.String).to_list()
+
+    assert [float(text) for text in texts] == values
+    assert [digits(text) for text in texts] == [digits(repr(value)) for value in values]
+
+
+def digits(text: str) -> str:
+    return text.partition("e")[0].replace(".", "").strip("-0")
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=4), st.none() | st.integers(-(2**63), 2**63 - 1)), unique_by=lambda kv: kv[0])
+)
+def test_what_is_encoded_is_what_a_plain_client_would_send(rows):
+    plan = view(Wanted("n", "last", sliding(DAY, DAY), "n", of="int64"), name="v")
+    frame = current(plan, [{"key": key, "n": n, "_at": 1, "_until": 2} for key, n in rows])
+
+    encoded = RowEncoder(plan, "é").encode(frame, NOW)
+
+    connection = redis.Redis().connection_pool.make_connection()
+    expected = []
+    for key, n in rows:
+        name = f"é:v@1:{{{key}}}"
+        if n is None:
+            expected += [("MULTI",), ("HSET", name, "_at", 1, "_until", 2), ("HDEL", name, "n"), ("EXEC",)]
+        else:
+            expected.append(("HSET", name, "n", n, "_at", 1, "_until", 2))
+    assert encoded.data == b"".join(connection.pack_commands(expected))
+    assert encoded.n_replies == len(expected)

@@ -1,0 +1,53 @@
+"""One step's updates written out by hand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from unskew.features.plan import POLARS_TYPES, ViewPlan
+from unskew.features.updates import Updates
+from unskew.sinks.layout import log_schema
+
+
+def current(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """Current rows; what a row leaves out is null, and it is not gone."""
+    schema = {
+        "key": pl.String(),
+        **{feature.name: POLARS_TYPES[feature.dtype] for feature in view.features},
+        "_at": pl.Int64(),
+        "_until": pl.Int64(),
+        "_empty_at": pl.Int64(),
+        "_gone": pl.Boolean(),
+    }
+    complete = [{**dict.fromkeys(schema), "_gone": False, **row} for row in rows]
+    return pl.DataFrame(complete, schema=schema, orient="row")
+
+
+def closed(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """Closed rows; instants in microseconds; what a row leaves out is null."""
+    schema = {name: kind for name, kind in log_schema(view).items() if name not in {"written_at", "shard"}}
+    as_given = {name: pl.Int64() if isinstance(kind, pl.Datetime) else kind for name, kind in schema.items()}
+    complete = [{**dict.fromkeys(schema), **row} for row in rows]
+    return pl.DataFrame(complete, schema=as_given, orient="row").cast(dict(schema))
+
+
+def updates(
+    view: ViewPlan,
+    clock_us: int,
+    rows: Sequence[dict[str, Any]] = (),
+    *,
+    log_rows: Sequence[dict[str, Any]] = (),
+    shard: str = "h0",
+    since_us: int | None = 0,
+) -> Updates:
+    return Updates(
+        view=view,
+        shard=shard,
+        clock_us=clock_us,
+        since_us=since_us,
+        closed=closed(view, log_rows),
+        current=current(view, rows),
+        late=(0,) * len(view.windows),
+        late_by_us=(0,) * len(view.windows),
+    )
