@@ -84,7 +84,8 @@ def _collect(state, rows, entity, window, number, words):
                 entity[place] = index
                 window[place] = w
                 number[place] = state.ordinals[tile]
-                words[place, :] = state.words[tile]
+                for word in range(words.shape[1]):
+                    words[place, word] = state.words[tile, word]
                 place += 1
                 tile = state.links[tile, L_NEXT]
 
@@ -94,7 +95,8 @@ def _hang(program, state, rows, entity, window, number, words):
     for place in range(len(entity)):
         row = rows[entity[place]]
         tile = tile_of(program, state, row, window[place], number[place])
-        state.words[tile, :] = words[place]
+        for word in range(words.shape[1]):
+            state.words[tile, word] = words[place, word]
         total = row * state.ends.shape[1] + window[place]
         merge_tile(program, window[place], state.totals, total, state.words, tile)
 
