@@ -7,7 +7,7 @@ import pytest
 import redis
 from hypothesis import settings
 
-from unskew.pipelines.embedded import EmbeddedRedis
+from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.sinks.keyspace import connect
 
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
@@ -38,3 +38,10 @@ def redis_client(redis_url: str) -> Iterator["redis.Redis"]:
     """A client of an empty Redis."""
     with connect(redis_url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[EmbeddedBroker]:
+    """An embedded Kafka; a test creates topics of its own in it."""
+    with EmbeddedBroker() as started:
+        yield started

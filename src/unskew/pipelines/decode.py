@@ -176,6 +176,8 @@ class AvroDecoder:
             raise _BadMessage("invalid UTF-8") from error
         # fastavro raises what its steps happen to raise on bytes that are no record: IndexError, OverflowError, ...
         except Exception as error:
+            if isinstance(error, IndexError) and not body.read(1):
+                raise _BadMessage("truncated") from error
             raise _BadMessage(f"not a record of the schema ({type(error).__name__}: {error})") from error
         if extra := len(value) - FRAME_BYTES - body.tell():
             raise _BadMessage(f"{extra} trailing bytes")

@@ -257,9 +257,6 @@ class _Reader:
                 behind.partition,
             )
 
-    def update_lag(self) -> None:
-        self.counters.lag = sum(part.lag for part in self.parts.values())
-
     def remove(self, part: "KafkaPartition") -> None:
         with self.lock:
             if self.parts.get(part.partition) is part:
@@ -289,6 +286,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._n_queued = 0
         self._paused = False
         self._said_ended = False
+        self._lag = 0
         self._last_item_s = float("-inf")
         self._saved_offset: int | None = None
         options = reader.options
@@ -303,12 +301,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     def has_records(self) -> bool:
         return bool(self._queue)
 
-    @property
-    def lag(self) -> int:
-        if self.ended:
-            return 0
-        high = self._reader.topic.high(self.partition)
-        return 0 if high is None else max(high - self._position, 0)
+    def _count_lag(self) -> None:
+        high = None if self.ended else self._reader.topic.high(self.partition)
+        lag = 0 if high is None else max(high - self._position, 0)
+        self._reader.counters.lag += lag - self._lag
+        self._lag = lag
 
     def enqueue(self, messages: list[Record]) -> None:
         """Take records as fetched, in offset order."""
@@ -359,15 +356,13 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 reader.pump()
             if self._queue and reader.may_emit(self):
                 return [self._records()]
-            mark_us = self._mark()
             since_item_s = reader.options.monotonic() - self._last_item_s
-            if (
-                self.ended
-                or since_item_s >= reader.options.heartbeat_s
-                or (mark_us > self.clock_us and since_item_s >= reader.options.mark_s)
-            ):
-                self.clock_us = max(self.clock_us, mark_us)
-                return [self._item(_EMPTY, _EMPTY, [], [], [])]
+            beats = self.ended or since_item_s >= reader.options.heartbeat_s
+            if beats or since_item_s >= reader.options.mark_s:
+                mark_us = self._mark()
+                if beats or mark_us > self.clock_us:
+                    self.clock_us = max(self.clock_us, mark_us)
+                    return [self._item(_EMPTY, _EMPTY, [], [], [])]
         return []
 
     def _mark(self) -> int:
@@ -453,7 +448,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     ) -> Poll:
         self._last_item_s = self._reader.options.monotonic()
         self._said_ended = self.ended
-        self._reader.update_lag()
+        self._count_lag()
         return Poll(
             stream=self._reader.stream.name,
             partition=self.partition,

@@ -1,0 +1,138 @@
+"""The embedded servers are real ones on loopback, and none outlives its owner."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import redis
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+
+OWNER = """
+import sys, time
+from unskew.pipelines.embedded import EmbeddedRedis
+server = EmbeddedRedis().start()
+print(server.port, flush=True)
+time.sleep(60)
+"""
+
+
+def _wait_until_refused(port, within_s=5.0):
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _produce(broker, topic, values, partition=0, **config):
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "log_level": 2, "linger.ms": 5, **config})
+    for number, value in enumerate(values):
+        producer.produce(topic, value, partition=partition, timestamp=1_483_228_800_000 + number)
+    assert producer.flush(10) == 0
+
+
+def _watermarks(broker, topic, partition=0):
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "watcher", "log_level": 2})
+    try:
+        return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=5)
+    finally:
+        consumer.close()
+
+
+def test_topics_have_the_partitions_they_were_given():
+    with EmbeddedBroker({"transactions": 2}) as broker:
+        broker.create_topic("page_views", 7)
+        consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "watcher", "log_level": 2})
+        topics = consumer.list_topics(timeout=5).topics
+        consumer.close()
+
+        assert broker.bootstrap.startswith("127.0.0.1:")
+        assert {name: len(topic.partitions) for name, topic in topics.items()} == {"transactions": 2, "page_views": 7}
+
+
+def test_a_topic_is_created_once(broker):
+    broker.create_topic("once", 1)
+
+    with pytest.raises(ValueError, match="'once' is already there"):
+        broker.create_topic("once", 1)
+
+
+def test_a_stopped_broker_can_be_started_again_and_is_empty():
+    broker = EmbeddedBroker({"topic": 1})
+    with broker:
+        _produce(broker, "topic", [b"value"])
+        assert _watermarks(broker, "topic") == (0, 1)
+    with broker:
+        assert _watermarks(broker, "topic") == (0, 0)
+
+
+def test_a_partition_keeps_its_newest_five_mebibytes_as_sent(broker):
+    broker.create_topic("plain", 1)
+    broker.create_topic("compressed", 1)
+    values = [bytes(1_000)] * 8_000
+
+    _produce(broker, "plain", values)
+    _produce(broker, "compressed", values, **{"compression.type": "zstd"})
+
+    low, high = _watermarks(broker, "plain")
+    assert high == 8_000
+    assert 4_000 < high - low < 5_243
+    assert _watermarks(broker, "compressed") == (0, 8_000)
+
+
+def test_redis_answers_and_is_gone_after_its_block():
+    with EmbeddedRedis() as server:
+        client = redis.Redis.from_url(server.url)
+        client.set("key", "value")
+        assert client.get("key") == b"value"
+        assert client.config_get("save") == {"save": ""}
+        assert client.config_get("bind") == {"bind": "127.0.0.1"}
+        client.close()
+
+    assert _wait_until_refused(server.port, within_s=1.0)
+
+
+def test_two_redis_servers_do_not_meet():
+    with EmbeddedRedis() as one, EmbeddedRedis() as other:
+        assert one.port != other.port
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_redis_stops_when_its_owner_is_killed(signal_number):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    port = int(owner.stdout.readline())
+    os.kill(owner.pid, signal_number)
+    owner.wait()
+    owner.stdout.close()
+
+    assert _wait_until_refused(port)
+
+
+def test_ctrl_c_reaches_the_owner_and_not_redis():
+    script = OWNER.replace(
+        "time.sleep(60)", "import signal; signal.signal(2, lambda *_: print('caught', flush=True)); time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    port = int(owner.stdout.readline())
+    time.sleep(0.1)
+    # What a terminal does on Ctrl-C: a signal to the whole foreground group.
+    os.killpg(owner.pid, signal.SIGINT)
+
+    assert owner.stdout.readline() == b"caught\n"
+    with redis.Redis(port=port) as client:
+        assert client.ping()
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    assert _wait_until_refused(port)
