@@ -1,0 +1,314 @@
+"""The point-in-time join: for each label, the values that stood at its instant."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.features.errors import RequestError
+from unskew.features.plan import POLARS_TYPES, Scalar, ViewPlan
+from unskew.features.registry import RegisteredFeature, RegisteredView, register
+from unskew.features.time import duration_us, format_instant
+from unskew.features.windows import old_edge_us
+from unskew.offline.log import ViewLog
+from unskew.offline.lookup import last_rows, number_entities
+
+Ints = npt.NDArray[np.int64]
+Views = Mapping[str, ViewPlan] | Mapping[str, RegisteredView]
+
+_INSTANT = pl.Datetime("us", "UTC")
+_NEVER = np.iinfo(np.int64).min
+_EPOCH = dt.date(1970, 1, 1)
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class _Asked:
+    feature: RegisteredFeature
+    column: str
+
+
+def historical_features(
+    log_root: Path,
+    views: Views,
+    labels: pl.DataFrame,
+    features: Sequence[str],
+    *,
+    timestamp: str = "event_timestamp",
+    inclusive: bool = True,
+    max_age: str | dt.timedelta | int | None = None,
+    full_feature_names: bool = False,
+    with_status: bool = False,
+    as_served: bool = False,
+) -> pl.DataFrame:
+    """Give each label row the values of ``view:feature`` references at its instant, as they were served then.
+
+    ``labels``: the key columns of every view asked for, and ``timestamp``: a Datetime of any unit and zone, UTC where it
+    has none. The result has a row for every label row, in their order, all columns of ``labels``, and a column for each
+    feature, called by its name, with ``full_feature_names`` ``view__feature``. An entity never seen, or without events in
+    any window, has empty values: 0 for count and sum, for others the default, null without one.
+
+    ``inclusive``: whether what became available at the very instant counts; False for labels that are events themselves.
+    ``max_age``: a row that last changed longer before its label reads as nulls and defaults.
+    ``with_status``: a column ``{feature column}__status`` beside each: ``present``; ``default`` (nothing known of the
+    entity); ``expired`` (older than ``max_age``); ``warming`` (the window begins before the first event that the
+    pipeline saw).
+    ``as_served``: join on the time at which rows were written instead of the time at which they became available. This is
+    approximate (a row is written somewhat before Redis shows it or after), and how far the log is complete is not asked.
+
+    Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and a label later than the log is
+    complete; ``LayoutError`` for a log with missing files or of another definition.
+    """
+    asked = _resolve(features, views, full_feature_names=full_feature_names)
+    bounds = _bounds(labels, timestamp, inclusive=inclusive)
+    max_age_us = None if max_age is None else duration_us(max_age)
+    columns: dict[str, pl.Series] = {}
+    for name, ones in asked.items():
+        log = ViewLog(log_root, _registered(views[name]))
+        keys = _keys(log.view, labels)
+        if not as_served:
+            _refuse_later(log, labels, timestamp, bounds)
+        found = _join(
+            log, keys, bounds, [one.feature for one in ones], by="written_at" if as_served else "available_at"
+        )
+        expired = np.zeros(len(bounds), np.bool_)
+        if max_age_us is not None:
+            # Compared this way round, so that a row never found does not overflow.
+            expired = (found.instants != _NEVER) & (found.instants < bounds - max_age_us)
+        for one in ones:
+            columns[one.column] = _read(one, found, expired)
+            if with_status:
+                columns[f"{one.column}__status"] = _status(one, log, found, expired, bounds)
+    if taken := [column for column in columns if column in labels.columns]:
+        raise RequestError(
+            f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
+        )
+    ordered = [one for ones in asked.values() for one in ones]
+    by_request = sorted(ordered, key=lambda one: list(columns).index(one.column))
+    order = [name for one in by_request for name in (one.column, f"{one.column}__status") if name in columns]
+    return labels.with_columns(columns[name].alias(name) for name in order)
+
+
+def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
+    """Give every feature of a view as stored, no default applied, at ``instants_us`` (int64 [rows of ``keys``]).
+
+    Instants past the log's ``complete_to`` are answered as well as they can be.
+    """
+    found = _join(log, _keys(log.view, keys), instants_us, list(log.view.features), by="available_at")
+    seen = pl.Series(found.instants != _NEVER)
+    return pl.DataFrame([_or_empty(found.values[feature.name], feature.empty, seen) for feature in log.view.features])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """For every label: stored feature values, and the instant of their row, ``_NEVER`` where there is none."""
+
+    values: Mapping[str, pl.Series]
+    instants: Ints
+
+
+def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[RegisteredFeature], *, by: str) -> _Found:
+    """The last row with ``by`` <= bound of every key, from all days that can hold one."""
+    names = [feature.name for feature in features]
+    unknown = {feature.name: pl.Series([None], dtype=POLARS_TYPES[feature.type]) for feature in features}
+    values = pl.DataFrame({name: null.new_from_index(0, len(bounds)) for name, null in unknown.items()})
+    instants = np.full(len(bounds), _NEVER, np.int64)
+    if not len(bounds) or not log.files:
+        return _Found(values.to_dict(), instants)
+    key_names = list(log.view.entity.keys)
+    upto = None
+    if by == "available_at":
+        upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US))
+    seed = 0
+    wanted = number_entities(_ids(keys, seed))
+    for chunk in log.chunks([*key_names, by, *names], upto=upto):
+        when = chunk[by].to_physical().to_numpy()
+        while True:
+            rows = last_rows(wanted, bounds, _ids(chunk.select(key_names), seed), when)
+            hit = np.flatnonzero(rows >= 0)
+            if _same_keys(chunk.select(key_names), rows[hit], keys, hit):
+                break
+            # Two keys with one 64-bit hash: another seed tells them apart.
+            seed += 1
+            wanted = number_entities(_ids(keys, seed))
+        if len(hit) == len(rows):
+            values = chunk.select(names)[rows]
+            instants = when[rows]
+        elif len(hit):
+            late = chunk.select(names)[rows[hit]]
+            values = values.with_columns(values[name].scatter(hit, late[name]) for name in names)
+            instants[hit] = when[rows[hit]]
+    return _Found(values.to_dict(), instants)
+
+
+def _ids(keys: pl.DataFrame, seed: int) -> npt.NDArray[np.uint64]:
+    """A number for every key: itself for a single integer, else a hash, which may rarely be shared."""
+    if keys.width == 1 and keys.dtypes[0] == pl.Int64:
+        return keys.to_series().to_numpy().view(np.uint64)
+    return keys.hash_rows(seed=seed).to_numpy()
+
+
+def _same_keys(logged: pl.DataFrame, rows: Ints, keys: pl.DataFrame, labels: Ints) -> bool:
+    """Whether the rows found have the keys asked for.
+
+    That suffices: an entity's group then held all of its own rows, so the last of the group, being its own, is its last.
+    """
+    if keys.width == 1 and keys.dtypes[0] == pl.Int64:
+        return True
+    return logged[rows].equals(keys[labels])
+
+
+def _read(asked: _Asked, found: _Found, expired: npt.NDArray[np.bool_]) -> pl.Series:
+    """What stands in the answer: stored values, empty ones, defaults for null."""
+    feature = asked.feature
+    read = _or_empty(found.values[feature.name], feature.empty, pl.Series(found.instants != _NEVER))
+    if expired.any():
+        read = read.to_frame().select(pl.when(pl.lit(pl.Series(~expired))).then(pl.col(feature.name))).to_series()
+    if feature.default is not None:
+        read = read.fill_null(pl.lit(feature.default, read.dtype))
+    return read.alias(asked.column)
+
+
+def _or_empty(values: pl.Series, empty: Scalar | None, seen: pl.Series) -> pl.Series:
+    if empty is None or seen.all():
+        return values
+    filled = pl.when(pl.lit(seen)).then(pl.col(values.name)).otherwise(pl.lit(empty, values.dtype))
+    return values.to_frame().select(filled.alias(values.name)).to_series()
+
+
+def _status(asked: _Asked, log: ViewLog, found: _Found, expired: npt.NDArray[np.bool_], bounds: Ints) -> pl.Series:
+    status = np.where(found.instants == _NEVER, "default", "present").astype(object)
+    status[expired] = "expired"
+    if log.since_us is None:
+        status[:] = "warming"
+    else:
+        status[old_edge_us(log.view.windows[asked.feature.window], bounds) < log.since_us] = "warming"
+    return pl.Series(status.tolist(), dtype=pl.String)
+
+
+def _bounds(labels: pl.DataFrame, timestamp: str, *, inclusive: bool) -> Ints:
+    """The last microsecond that counts for each label."""
+    if timestamp not in labels.columns:
+        raise RequestError(
+            f"the labels have no column {timestamp!r}{_hint(timestamp, labels.columns, 'their columns are')}; "
+            "say which one holds the instant with timestamp="
+        )
+    column = labels[timestamp]
+    dtype = column.dtype
+    if not isinstance(dtype, pl.Datetime):
+        if not len(column):
+            return np.empty(0, np.int64)
+        raise RequestError(f"{timestamp!r} is {dtype}, not an instant; convert it to a Datetime")
+    if column.null_count():
+        raise RequestError(
+            f"{timestamp!r} is null in row {int(column.is_null().arg_max() or 0)}; every label needs an instant"
+        )
+    physical = column.to_physical().to_numpy()
+    if dtype.time_unit == "ns":
+        return physical // 1_000 if inclusive else -(-physical // 1_000) - 1
+    micros = physical * 1_000 if dtype.time_unit == "ms" else physical
+    return micros if inclusive else micros - 1
+
+
+def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: Ints) -> None:
+    """Past ``complete_to`` an answer could still change: that is no training row."""
+    if not len(bounds):
+        return
+    complete_to = log.complete_to_us
+    view = f"{log.view.name}@{log.view.version}"
+    if complete_to is None:
+        raise RequestError(f"the log of {view} under {log.root} is not complete to any instant yet; run the pipeline")
+    later = bounds > complete_to
+    if later.any():
+        row = int(later.argmax())
+        raise RequestError(
+            f"label row {row} ({_keys_text(log.view, labels, row)}, {timestamp} {labels[timestamp][row]}) is later than the log "
+            f"of {view} is complete: {format_instant(complete_to)}; leave out such labels ({int(later.sum())}), or wait"
+        )
+
+
+def _keys_text(view: RegisteredView, labels: pl.DataFrame, row: int) -> str:
+    return ", ".join(f"{name} {labels[name][row]!r}" for name in view.entity.keys)
+
+
+def _keys(view: RegisteredView, labels: pl.DataFrame) -> pl.DataFrame:
+    """The view's key columns in its types; converted only where nothing is lost."""
+    columns = []
+    for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
+        if name not in labels.columns:
+            raise RequestError(
+                f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the labels' columns"
+                f"{_hint(name, labels.columns, 'they are')}"
+            )
+        column = labels[name]
+        if column.null_count():
+            raise RequestError(f"{name!r} has no value in row {int(column.is_null().arg_max() or 0)}")
+        columns.append(_converted(column, POLARS_TYPES[kind], kind))
+    return pl.DataFrame(columns)
+
+
+def _converted(column: pl.Series, dtype: pl.DataType, kind: str) -> pl.Series:
+    if column.dtype == dtype:
+        return column
+    if not len(column):
+        return column.clear().cast(dtype) if column.dtype != pl.Null else pl.Series(column.name, [], dtype)
+    converted = _lossless(column, dtype)
+    if converted is None:
+        raise RequestError(
+            f"{column.name!r} is {kind}, but the labels' column is {column.dtype} and does not convert without loss"
+        )
+    return converted
+
+
+def _lossless(column: pl.Series, dtype: pl.DataType) -> pl.Series | None:
+    try:
+        converted = column.cast(dtype)
+        same = column.dtype != pl.Boolean and converted.cast(column.dtype).equals(column)
+    except pl.exceptions.PolarsError:
+        return None
+    return converted if same else None
+
+
+def _resolve(references: Sequence[str], views: Views, *, full_feature_names: bool) -> dict[str, list[_Asked]]:
+    """References by view, in order; a repeated one counts once."""
+    if isinstance(references, str):
+        raise RequestError(f"features is a list of references: write [{references!r}]")
+    asked: dict[str, list[_Asked]] = {}
+    owners: dict[str, str] = {}
+    for reference in dict.fromkeys(references):
+        view_name, colon, feature_name = reference.partition(":")
+        if not colon:
+            raise RequestError(f"{reference!r} is no feature reference; write view:feature")
+        if view_name not in views:
+            raise RequestError(f"there is no view {view_name!r}{_hint(view_name, views, 'views are')}")
+        view = _registered(views[view_name])
+        feature = view.feature(feature_name)
+        if feature is None:
+            names = [feature.name for feature in view.features]
+            raise RequestError(
+                f"{view_name} has no feature {feature_name!r}{_hint(feature_name, names, 'its features are')}"
+            )
+        column = f"{view_name}__{feature_name}" if full_feature_names else feature_name
+        if column in owners:
+            raise RequestError(
+                f"{owners[column]} and {reference} would share the column {column!r}; ask with full_feature_names=True"
+            )
+        owners[column] = reference
+        asked.setdefault(view_name, []).append(_Asked(feature, column))
+    if not asked:
+        raise RequestError("no features are asked for; name them as view:feature")
+    return asked
+
+
+def _registered(view: ViewPlan | RegisteredView) -> RegisteredView:
+    return register(view) if isinstance(view, ViewPlan) else view
+
+
+def _hint(name: str, known: Mapping[str, object] | Sequence[str], introduction: str) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; {introduction} {', '.join(known) or 'none'}"

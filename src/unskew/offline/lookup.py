@@ -1,0 +1,147 @@
+"""Find, for many (entity, instant) at once, the last row of a time-ordered log: one pass over it, nothing sorted.
+
+Rows are grouped by entity with a counting sort, which keeps each entity's rows in their order, and a label is one binary
+search in its group. Rows of entities that no label asks for cost one look into a hash table.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Ids = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int32]
+
+_FREE = np.int32(-1)
+
+
+class Wanted(NamedTuple):
+    """The entities that labels ask for, numbered from 0.
+
+    ``slot_ids``, ``slot_numbers``: an open-addressed table from id to number (-1: free), a power of two long.
+    ``numbers`` int32 [labels]: each label's entity. ``n``: how many entities.
+    """
+
+    slot_ids: Ids
+    slot_numbers: Numbers
+    numbers: Numbers
+    n: int
+
+
+def number_entities(ids: Ids) -> Wanted:
+    """Number the distinct ids of labels in the order of their first label."""
+    n_slots = 1 << max(4, (2 * len(ids)).bit_length())
+    slot_ids = np.zeros(n_slots, np.uint64)
+    slot_numbers = np.full(n_slots, _FREE, np.int32)
+    numbers = np.empty(len(ids), np.int32)
+    n = _number(ids, slot_ids, slot_numbers, numbers)
+    if 8 * n < n_slots:
+        # Few entities, many labels: a small table stays in the processor's cache while the log streams past it.
+        slot_ids, slot_numbers = _shrunk(slot_ids, slot_numbers, n)
+    return Wanted(slot_ids, slot_numbers, numbers, n)
+
+
+def last_rows(wanted: Wanted, bounds: Ints, ids: Ids, instants: Ints) -> Rows:
+    """Give, for each label, the number of its entity's last log row with ``instant <= bound``; -1 where there is none.
+
+    ``ids``, ``instants`` [rows]: the log, each entity's rows in the order in which they were written. Where an entity's
+    instants go back (a wall clock was set), a row counts as no earlier than the one before it.
+    """
+    numbers = np.empty(len(ids), np.int32)
+    starts = np.zeros(wanted.n + 1, np.int64)
+    _find(wanted.slot_ids, wanted.slot_numbers, ids, numbers, starts)
+    grouped_instants = np.empty(int(starts[-1]), np.int64)
+    grouped_rows = np.empty(int(starts[-1]), np.int64)
+    _group(numbers, instants, starts.copy(), starts, grouped_instants, grouped_rows)
+    found = np.empty(len(bounds), np.int64)
+    _search(wanted.numbers, bounds, starts, grouped_instants, grouped_rows, found)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _slot(identity: np.uint64, mask: np.uint64) -> np.uint64:
+    """Where to look first: the finalizer of splitmix64 (Steele, Lea, Flood 2014), for ids may be plain numbers."""
+    mixed = identity
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))) & mask
+
+
+@njit(cache=True, nogil=True)
+def _number(ids: Ids, slot_ids: Ids, slot_numbers: Numbers, numbers: Numbers) -> int:
+    mask = np.uint64(len(slot_ids) - 1)
+    n = 0
+    for label in range(len(ids)):
+        slot = _slot(ids[label], mask)
+        while slot_numbers[slot] >= 0 and slot_ids[slot] != ids[label]:
+            slot = (slot + np.uint64(1)) & mask
+        if slot_numbers[slot] < 0:
+            slot_ids[slot] = ids[label]
+            slot_numbers[slot] = n
+            n += 1
+        numbers[label] = slot_numbers[slot]
+    return n
+
+
+def _shrunk(slot_ids: Ids, slot_numbers: Numbers, n: int) -> tuple[Ids, Numbers]:
+    """The same table, at most half full, in the order of numbers, so that every id keeps its own."""
+    taken = np.flatnonzero(slot_numbers >= 0)
+    in_order = taken[np.argsort(slot_numbers[taken])]
+    n_slots = 1 << max(4, (2 * n).bit_length())
+    small_ids = np.zeros(n_slots, np.uint64)
+    small_numbers = np.full(n_slots, _FREE, np.int32)
+    _number(slot_ids[in_order], small_ids, small_numbers, np.empty(n, np.int32))
+    return small_ids, small_numbers
+
+
+@njit(cache=True, nogil=True)
+def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, starts: Ints) -> None:
+    """Number every log row's entity (-1: not asked for); ``starts`` [n + 1] becomes where each entity's group begins."""
+    mask = np.uint64(len(slot_ids) - 1)
+    for row in range(len(ids)):
+        slot = _slot(ids[row], mask)
+        while slot_numbers[slot] >= 0 and slot_ids[slot] != ids[row]:
+            slot = (slot + np.uint64(1)) & mask
+        number = slot_numbers[slot]
+        numbers[row] = number
+        if number >= 0:
+            starts[number + 1] += 1
+    for number in range(1, len(starts)):
+        starts[number] += starts[number - 1]
+
+
+@njit(cache=True, nogil=True)
+def _group(
+    numbers: Numbers, instants: Ints, ends: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows
+) -> None:
+    for row in range(len(numbers)):
+        number = numbers[row]
+        if number < 0:
+            continue
+        place = ends[number]
+        ends[number] = place + 1
+        instant = instants[row]
+        if place > starts[number] and grouped_instants[place - 1] > instant:
+            instant = grouped_instants[place - 1]
+        grouped_instants[place] = instant
+        grouped_rows[place] = row
+
+
+@njit(cache=True, nogil=True)
+def _search(
+    numbers: Numbers, bounds: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows, found: Rows
+) -> None:
+    for label in range(len(bounds)):
+        number = numbers[label]
+        low = starts[number]
+        high = starts[number + 1]
+        while low < high:
+            middle = (low + high) >> 1
+            if grouped_instants[middle] <= bounds[label]:
+                low = middle + 1
+            else:
+                high = middle
+        found[label] = grouped_rows[low - 1] if low > starts[number] else -1

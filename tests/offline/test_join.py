@@ -1,0 +1,316 @@
+import datetime as dt
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.plans import DAY, HOUR, SECOND, Wanted, events, sliding, tumbling, view
+from tests.written import write_log
+from unskew.features.errors import LayoutError, RequestError
+from unskew.features.plan import ViewPlan
+from unskew.features.registry import register
+from unskew.offline.join import historical_features, joined
+from unskew.offline.log import ViewLog
+
+T0 = 1_500_000_000 * SECOND  # a multiple of 20 s
+WINDOW = sliding(20 * SECOND, 5 * SECOND)
+VIEW = view(
+    Wanted("count", "count", WINDOW),
+    Wanted("sum", "sum", WINDOW, "x"),
+    Wanted("mean", "mean", WINDOW, "x"),
+    Wanted("last", "last", WINDOW, "n", "int64", default=-1),
+    name="clicks",
+)
+#   s   0    5    10   15   20   25   30   35
+#   u   |-e--|--f-|----|----|--^-|--^-|----|      e at 2 s leaves at 25 s, f at 7 s leaves at 30 s
+#   v        |----|-g--|----|----|----|--^-       g at 11 s leaves at 35 s
+EVENTS = events(
+    [
+        (T0 + 2 * SECOND, T0 + 2 * SECOND, {"user": "u", "x": 1.5, "n": 7}),
+        (T0 + 7 * SECOND, T0 + 7 * SECOND, {"user": "u", "x": 2.5, "n": None}),
+        (T0 + 11 * SECOND, T0 + 11 * SECOND, {"user": "v", "x": None, "n": 9}),
+    ]
+)
+CLOCK = T0 + 60 * SECOND
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    write_log(tmp_path, VIEW, EVENTS, CLOCK, n_batches=2)
+    return tmp_path
+
+
+def labels(*rows: tuple[str, float], unit: str = "us") -> pl.DataFrame:
+    """(user, seconds after T0)."""
+    micros = pl.Series("event_timestamp", [T0 + int(s * SECOND) for _, s in rows], pl.Int64)
+    return pl.DataFrame({"user": pl.Series([user for user, _ in rows], dtype=pl.String)}).with_columns(
+        micros.cast(pl.Datetime("us", "UTC")).cast(pl.Datetime(unit, "UTC"))
+    )
+
+
+def ask(log: Path, frame: pl.DataFrame, *features: str, plan: ViewPlan = VIEW, **options) -> pl.DataFrame:
+    return historical_features(log, {plan.name: plan}, frame, [f"{plan.name}:{name}" for name in features], **options)
+
+
+def test_every_label_reads_what_stood_at_its_instant(log):
+    frame = labels(("u", 1.9), ("u", 2), ("u", 7), ("u", 24.9), ("u", 25), ("u", 30), ("v", 11), ("v", 35))
+
+    answer = ask(log, frame, "count", "sum", "mean", "last")
+
+    assert answer.drop("event_timestamp").rows() == [
+        ("u", 0, 0.0, None, -1),
+        ("u", 1, 1.5, 1.5, 7),
+        ("u", 2, 4.0, 2.0, 7),
+        ("u", 2, 4.0, 2.0, 7),
+        ("u", 1, 2.5, 2.5, -1),
+        ("u", 0, 0.0, None, -1),
+        ("v", 1, 0.0, None, 9),
+        ("v", 0, 0.0, None, -1),
+    ]
+    assert answer.schema["count"] == pl.Int64
+    assert answer.schema["mean"] == pl.Float64
+
+
+def test_rows_stay_one_for_one_and_in_order_with_duplicates_and_strangers(log):
+    frame = labels(("v", 12), ("nobody", 12), ("u", 8), ("v", 12), ("u", 3)).with_columns(mark=pl.int_range(5))
+
+    answer = ask(log, frame, "last", "count")
+
+    assert answer.columns == ["user", "event_timestamp", "mark", "last", "count"]
+    assert answer.select("mark", "last", "count").rows() == [(0, 9, 1), (1, -1, 0), (2, 7, 2), (3, 9, 1), (4, 7, 1)]
+
+
+def test_exclusive_labels_do_not_see_their_own_event(log):
+    frame = labels(("u", 2), ("u", 2.000001))
+
+    assert ask(log, frame, "count", inclusive=False)["count"].to_list() == [0, 1]
+
+
+@pytest.mark.parametrize(("inclusive", "expected"), [(True, [0, 1, 1]), (False, [0, 0, 1])])
+def test_nanosecond_labels_fall_between_microseconds(log, inclusive, expected):
+    just = pl.Series("event_timestamp", [(T0 + 2 * SECOND) * 1000 + ns for ns in (-1, 0, 1)]).cast(
+        pl.Datetime("ns", "UTC")
+    )
+    frame = pl.DataFrame({"user": ["u"] * 3, "event_timestamp": just})
+
+    assert ask(log, frame, "count", inclusive=inclusive)["count"].to_list() == expected
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Asia/Kathmandu"])
+def test_label_instants_of_any_unit_and_zone(log, unit, zone):
+    frame = labels(("u", 8), ("v", 8), unit=unit)
+    zoned = pl.col("event_timestamp")
+    frame = frame.with_columns(zoned.dt.replace_time_zone(None) if zone is None else zoned.dt.convert_time_zone(zone))
+
+    answer = ask(log, frame, "count")
+
+    assert answer["count"].to_list() == [2, 0]
+    assert answer.select(frame.columns).equals(frame)
+
+
+def test_shards_and_days_do_not_show(tmp_path):
+    given = [
+        (T0 + day * DAY + user, T0 + day * DAY, {"user": f"u{user}", "n": day}) for day in range(4) for user in range(9)
+    ]
+    plan = view(Wanted("last", "last", sliding(30 * DAY, 2 * HOUR), "n", "int64"), name="daily")
+    for n_shards in (1, 3):
+        write_log(tmp_path / str(n_shards), plan, events(given), T0 + 40 * DAY, n_shards=n_shards, n_batches=5)
+    frame = pl.DataFrame(
+        [(f"u{user}", T0 + day * DAY + HOUR) for day in range(40) for user in range(10)],
+        schema={"user": pl.String, "event_timestamp": pl.Int64},
+        orient="row",
+    ).with_columns(pl.col("event_timestamp").cast(pl.Datetime("us", "UTC")))
+
+    one, three = (ask(tmp_path / str(n), frame, "last", plan=plan) for n in (1, 3))
+
+    assert one.equals(three)
+    assert one.filter(user="u4")["last"].to_list()[:6] == [0, 1, 2, 3, 3, 3]
+    assert one.filter(user="u9")["last"].null_count() == 40
+
+
+def test_a_label_later_than_the_log_is_complete_is_refused_by_name(log):
+    with pytest.raises(RequestError, match=r"label row 1 .*'v'.* of clicks@1 is complete: 2017-07-14T02:40:59.999999Z"):
+        ask(log, labels(("u", 59.999999), ("v", 60), ("u", 61)), "count")
+
+
+def test_the_last_closed_instant_can_be_asked_for(log):
+    assert ask(log, labels(("u", 59.999999)), "count")["count"].to_list() == [0]
+    assert ask(log, labels(("u", 60)), "count", inclusive=False)["count"].to_list() == [0]
+
+
+def test_a_log_that_never_began_is_refused_and_an_empty_one_is_not(tmp_path):
+    with pytest.raises(RequestError, match="not complete to any instant yet"):
+        ask(tmp_path, labels(("u", 1)), "count")
+
+    write_log(tmp_path, VIEW, EVENTS[:0], CLOCK)
+    assert ask(tmp_path, labels(("u", 1)), "count", "mean").select("count", "mean").rows() == [(0, None)]
+
+
+def test_no_labels_give_no_rows(log, tmp_path):
+    for folder in (log, tmp_path / "none"):
+        answer = ask(folder, labels(), "count", "mean")
+        assert answer.rows() == []
+        assert answer.schema["mean"] == pl.Float64
+
+
+def test_values_older_than_max_age_read_as_nulls_and_defaults(log):
+    frame = labels(("u", 7), ("u", 17), ("u", 17.000001))
+
+    answer = ask(log, frame, "count", "last", max_age="10s", with_status=True)
+
+    assert answer.select("count", "count__status", "last").rows() == [
+        (2, "warming", 7),
+        (2, "warming", 7),
+        (None, "warming", -1),
+    ]
+
+
+def test_status_says_what_stands_behind_a_value(tmp_path):
+    # The first arrival is at 2 s: windows that begin before it are warming until the old edge passes it.
+    write_log(tmp_path, VIEW, EVENTS, CLOCK)
+    frame = labels(("u", 24), ("u", 25), ("nobody", 25), ("u", 55))
+
+    answer = ask(tmp_path, frame, "count", with_status=True, max_age="20s")
+
+    assert answer["count__status"].to_list() == ["warming", "present", "default", "expired"]
+
+
+def test_as_served_joins_on_the_time_of_writing(tmp_path):
+    write_log(
+        tmp_path,
+        VIEW,
+        EVENTS,
+        CLOCK,
+        n_batches=3,
+        written_at_us=[T0 + 100 * SECOND, T0 + 200 * SECOND, T0 + 300 * SECOND],
+    )
+    frame = labels(("u", 99), ("u", 200), ("u", 300), ("u", 10_000))
+
+    # A batch closes what came before its last arrival: at 200 s the first event is written, at 300 s all the others.
+    assert ask(tmp_path, frame, "count", as_served=True)["count"].to_list() == [0, 1, 0, 0]
+
+
+def test_staged_rows_are_not_read(tmp_path):
+    write_log(tmp_path, VIEW, EVENTS, CLOCK)
+    for file in tmp_path.glob("clicks/v1/day=*/*.parquet"):
+        staged = tmp_path / "clicks/v1/_staged" / file.parent.name / file.name
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(staged)
+
+    with pytest.raises(LayoutError, match=r"rows 0 to 5 of shard h0 are missing"):
+        ask(tmp_path, labels(("u", 8)), "count")
+
+
+def test_a_log_of_another_definition_is_refused(log):
+    other = register(VIEW)
+    changed = type(other)(
+        **{name: getattr(other, name) for name in other.__struct_fields__} | {"state_fingerprint": "f" * 64}
+    )
+
+    with pytest.raises(LayoutError, match="another definition of clicks@1"):
+        historical_features(log, {"clicks": changed}, labels(("u", 8)), ["clicks:count"])
+
+
+def test_several_key_columns_and_narrow_integers(tmp_path):
+    columns = {"shop": pl.Int32()}
+    plan = view(Wanted("c", "count", WINDOW), keys={"user": "string", "shop": "int64"}, columns=columns, name="visits")
+    given = [
+        (T0, T0, {"user": "u|é", "shop": 1}),
+        (T0, T0, {"user": "u|é", "shop": 2}),
+        (T0 + 1, T0, {"user": "u|é", "shop": 2}),
+    ]
+    write_log(tmp_path, plan, events(given, columns=columns), CLOCK)
+    frame = pl.DataFrame(
+        {"shop": [1, 2, 3], "user": ["u|é"] * 3}, schema={"shop": pl.Int8, "user": pl.Categorical}
+    ).with_columns(event_timestamp=pl.lit(dt.datetime(2017, 7, 14, 2, 40, 1, tzinfo=dt.UTC)))
+
+    assert ask(tmp_path, frame, "c", plan=plan)["c"].to_list() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop("user"), "key 'user' is not among"),
+        (lambda f: f.rename({"event_timestamp": "at"}), "no column 'event_timestamp'"),
+        (lambda f: f.with_columns(event_timestamp=pl.lit(None, pl.Datetime("us"))), "null in row 0"),
+        (lambda f: f.with_columns(event_timestamp=pl.lit(5)), "not an instant"),
+        (lambda f: f.with_columns(user=pl.lit(None, pl.String)), "no value in row 0"),
+        (lambda f: f.with_columns(user=pl.lit(b"u")), None),
+        (lambda f: f.with_columns(count=pl.lit(1)), "would replace the label column 'count'"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(log, change, message):
+    frame = change(labels(("u", 8)))
+    if message is None:
+        assert ask(log, frame, "count")["count"].to_list() == [2]
+        return
+    with pytest.raises(RequestError, match=message):
+        ask(log, frame, "count")
+
+
+def test_a_key_that_would_lose_something_is_refused(tmp_path):
+    plan = view(Wanted("c", "count", WINDOW), keys={"n": "int64"}, name="numbers")
+    write_log(tmp_path, plan, EVENTS, CLOCK)
+    at = labels(("u", 8), ("v", 8)).drop("user")
+
+    assert ask(tmp_path, at.with_columns(n=pl.Series([7.0, 8.0])), "c", plan=plan)["c"].to_list() == [1, 0]
+    with pytest.raises(RequestError, match="'n' is int64, but the labels' column is Float64"):
+        ask(tmp_path, at.with_columns(n=pl.Series([7.0, 7.5])), "c", plan=plan)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (["clicks:cuont"], "did you mean 'count'"),
+        (["click:count"], "did you mean 'clicks'"),
+        (["count"], "write view:feature"),
+        ([], "no features are asked for"),
+        (["clicks:count", "others:count"], "would share the column 'count'"),
+    ],
+)
+def test_references_that_name_nothing_or_clash_are_refused(log, features, message):
+    other = view(Wanted("count", "count", tumbling(DAY)), name="others")
+
+    with pytest.raises(RequestError, match=message):
+        historical_features(log, {"clicks": VIEW, "others": other}, labels(("u", 8)), features)
+
+
+def test_two_views_with_full_names_come_in_the_order_asked(log):
+    other = view(Wanted("count", "count", tumbling(DAY)), name="others")
+    write_log(log, other, EVENTS, CLOCK)
+
+    answer = historical_features(
+        log,
+        {"clicks": VIEW, "others": other},
+        labels(("u", 40)),
+        ["clicks:count", "others:count", "clicks:sum"],
+        full_feature_names=True,
+    )
+
+    assert answer.drop("user", "event_timestamp").to_dict(as_series=False) == {
+        "clicks__count": [0],
+        "others__count": [2],
+        "clicks__sum": [0.0],
+    }
+
+
+def test_joined_gives_stored_values_without_defaults(log):
+    keys = pl.DataFrame({"user": ["u", "nobody"]})
+
+    stored = joined(ViewLog(log, register(VIEW)), keys, (pl.Series([T0 + 40 * SECOND] * 2)).to_numpy())
+
+    assert stored.rows() == [(0, 0.0, None, None), (0, 0.0, None, None)]
+
+
+def test_stats_count_the_whole_log(log):
+    stats = ViewLog(log, register(VIEW)).stats()
+
+    # u: 2 s, 7 s, 25 s, 30 s; v: 11 s, 35 s.
+    assert (stats.rows, stats.entities, stats.causes) == (6, 2, {"event": 3, "hop": 3})
+    assert stats.first == dt.datetime(2017, 7, 14, 2, 40, 2, tzinfo=dt.UTC)
+    assert stats.complete_to == dt.datetime(2017, 7, 14, 2, 40, 59, 999999, tzinfo=dt.UTC)
+
+
+def test_head_gives_the_first_rows(log):
+    assert ViewLog(log, register(VIEW)).head(2)["seq"].to_list() == [0, 1]
