@@ -67,7 +67,7 @@ def run(  # noqa: PLR0913 - one parameter per option
     redis_url: str,
     log: Path,
     archive: Path,
-    dead_letters: Path,
+    dead_letters: Path | None,
     state: Path,
     prefix: str,
     pipeline: str,

@@ -8,11 +8,11 @@ before it is durable, which is what the sinks' publishing rests on.
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
-from bytewax.operators import StatefulBatchLogic
+from bytewax.operators import KeyedStream, StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from unskew.features.kernel.shard import ShardState
@@ -185,8 +185,8 @@ def build_flow(
     flow = Dataflow(name)
     routed = []
     for stream, source in sources.items():
-        polls = op.input(f"{stream}.poll", flow, source)
-        routed.append(op.flat_map(f"{stream}.route", polls, routers[stream].route))
+        polls = op.input(f"{stream}_poll", flow, source)
+        routed.append(op.flat_map(f"{stream}_route", polls, routers[stream].route))
     items = op.merge("routed", *routed)
     kinds = op.branch("kind", items, lambda item: isinstance(item[1], Slice))
     siblings = Siblings()
@@ -194,7 +194,8 @@ def build_flow(
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
         return _ShardLogic(plan, siblings, progress, saved)
 
-    updates = op.stateful_batch("aggregate", kinds.trues, shard)
+    slices = cast("KeyedStream[Slice]", kinds.trues)
+    updates = op.stateful_batch("aggregate", slices, shard)
     op.output("redis", updates, redis)
     op.output("parquet", op.merge("rows", kinds.falses, updates), parquet)
     return flow

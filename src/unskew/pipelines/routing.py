@@ -12,6 +12,7 @@ from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.pipelines.decode import AvroDecoder, Decoded
 from unskew.pipelines.shard import Slice, shard_names
+from unskew.pipelines.source import Poll
 
 
 @dataclass(frozen=True, slots=True)

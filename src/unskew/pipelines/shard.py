@@ -11,7 +11,6 @@ from unskew.features.kernel.directory import Keys
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import Updates
-from unskew.pipelines.source import NO_CLOCK
 
 LAYOUT = 1
 
@@ -21,7 +20,7 @@ class Slice:
     """What one poll of one partition brought for one shard.
 
     ``events``: as from ``evaluate``, in offset order; None when there are none. ``clock_us``: the partition's clock
-    after the poll; ``NO_CLOCK`` while it has none. ``ended``: the partition reached its end offset and no longer holds back
+    after the poll; None while it has none. ``ended``: the partition reached its end offset and no longer holds back
     the others. ``n_partitions``: partitions of the topic.
     """
 
@@ -29,7 +28,7 @@ class Slice:
     shard: str
     partition: int
     n_partitions: int
-    clock_us: int
+    clock_us: int | None
     ended: bool
     events: pl.DataFrame | None
 
@@ -65,7 +64,7 @@ class Shard:
     def take(self, piece: Slice) -> Updates | None:
         """Apply what may be applied after this slice; None while the shard has no clock yet."""
         if self.state.view.partitioned:
-            if piece.clock_us == NO_CLOCK:
+            if piece.clock_us is None:
                 return None
             if piece.events is not None:
                 self._siblings.refuse_strangers(self, piece)
@@ -76,7 +75,7 @@ class Shard:
         waiting = self._waiting
         if piece.events is not None and piece.events.height:
             waiting.frames.append(piece.events)
-        if piece.clock_us != NO_CLOCK:
+        if piece.clock_us is not None:
             waiting.clocks[piece.partition] = piece.clock_us
         if piece.ended:
             waiting.ended.add(piece.partition)

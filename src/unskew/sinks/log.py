@@ -97,7 +97,7 @@ class DeadLetterTable:
     def append(self, letters: pl.DataFrame) -> None:
         """Take letters in any order; columns beyond the schema are an error."""
         if letters.height:
-            self._waiting.append(letters.select(DEAD_LETTER_SCHEMA).match_to_schema(DEAD_LETTER_SCHEMA))
+            self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
 
     def snapshot(self) -> dict[str, int]:
         """As ``StagedTable.snapshot``."""
