@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.plan import POLARS_TYPES, KeyType
 
 Table = Any
 """A ``polars.DataFrame``, a ``pandas.DataFrame``, or a sequence of mappings, one a row."""
@@ -43,4 +44,28 @@ def like(result: pl.DataFrame, table: Table) -> Table:
         return result
     converted = result.to_pandas()
     converted.index = table.index
+    return converted
+
+
+def key_column(column: pl.Series, kind: KeyType) -> pl.Series:
+    """A key column in its entity's type; converted only where nothing is lost, so 1.0 is the integer key 1.
+
+    Raises ``RequestError`` for a value that is null or does not convert.
+    """
+    if column.null_count():
+        raise RequestError(f"{column.name!r} has no value in row {int(column.is_null().arg_max() or 0)}")
+    dtype = POLARS_TYPES[kind]
+    if column.dtype == dtype:
+        return column
+    if column.is_empty():
+        return pl.Series(column.name, [], dtype)
+    try:
+        converted = column.cast(dtype)
+        lossless = column.dtype != pl.Boolean and converted.cast(column.dtype).equals(column)
+    except pl.exceptions.PolarsError:
+        lossless = False
+    if not lossless:
+        raise RequestError(
+            f"{column.name!r} is {kind}, but its column is {column.dtype} and does not convert without loss"
+        )
     return converted

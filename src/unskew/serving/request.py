@@ -7,8 +7,9 @@ from difflib import get_close_matches
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.frames import key_column
 from unskew.features.keys import encode_keys
-from unskew.features.plan import POLARS_TYPES, EntityPlan
+from unskew.features.plan import EntityPlan
 from unskew.features.registry import RegisteredFeature, RegisteredView
 
 
@@ -60,8 +61,7 @@ def find_view(name: str, views: Mapping[str, RegisteredView]) -> RegisteredView:
 def entity_keys(view: RegisteredView, rows: pl.DataFrame) -> pl.Series:
     """The canonical key of every row for the view's entity, String without nulls.
 
-    Key columns are converted to the entity's types. Raises ``RequestError`` for a column that is missing, of a type
-    that does not convert, or without a value in some row.
+    Raises ``RequestError`` for a key column that is missing or that ``key_column`` refuses.
     """
     columns = []
     for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
@@ -70,18 +70,7 @@ def entity_keys(view: RegisteredView, rows: pl.DataFrame) -> pl.Series:
                 f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the columns given"
                 f"{_hint(name, rows.columns, 'they are')}"
             )
-        column = rows[name]
-        if column.null_count():
-            raise RequestError(f"{name!r} has no value in row {int(column.is_null().arg_max() or 0)}")
-        allowed = column.dtype.is_integer() or (
-            kind == "string" and column.dtype in {pl.String, pl.Categorical, pl.Enum}
-        )
-        if not allowed and rows.height:
-            raise RequestError(f"{name!r} is {kind}, but its column is {column.dtype}; convert it")
-        try:
-            columns.append(column.cast(POLARS_TYPES[kind]))
-        except pl.exceptions.PolarsError as error:
-            raise RequestError(f"{name!r} is {kind}, and its column does not convert: {error}") from error
+        columns.append(key_column(rows[name], kind))
     entity = EntityPlan(name=view.entity.name, keys=view.entity.keys, types=view.entity.types)
     return encode_keys(pl.DataFrame(columns), entity)
 

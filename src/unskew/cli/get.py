@@ -1,0 +1,107 @@
+"""``unskew get``: what a model would read now."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from unskew import settings
+from unskew.features.errors import RequestError
+from unskew.features.registry import RegisteredView
+
+
+@click.command()
+@click.argument("features", metavar="VIEW[:FEATURE]")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@settings.redis_url
+@settings.prefix
+@settings.pipeline
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, as_json: bool) -> None:
+    """Read an entity's current features from Redis, with the instant they are values of.
+
+    VIEW reads all features of a view, VIEW:FEATURE one. KEY is the entity's key; an entity with several key columns
+    takes a KEY for each, in their order. Needs nothing but Redis: definitions are those that `unskew run` published.
+
+    \b
+    Status: present; default (no events in any window); warming (a window begins before the pipeline's first event).
+    A provisional value may still change as of its instant.
+
+    \b
+    Examples:
+        unskew get household_purchases 1
+        unskew get household_purchases:spend_30d 1 --json
+    """
+    from unskew.serving.online import OnlineReader
+
+    reader = OnlineReader(redis_url, prefix, pipeline)
+    try:
+        view, references = _asked(features, reader.views())
+        answer = reader.read(references, [_entity_row(view, keys)], full_feature_names=True)
+    finally:
+        reader.close()
+    row = answer.frame.row(0, named=True)
+    values = {reference.partition(":")[2]: row[reference.replace(":", "__")] for reference in references}
+    judged = answer.metadata[view.name].row(0, named=True)
+    as_of = None if judged["as_of"] is None else judged["as_of"].isoformat(timespec="microseconds")
+    if as_json:
+        entity = {
+            name: int(row[name]) if kind == "int64" else row[name]
+            for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
+        }
+        found = {"view": view.id, "entity": entity, "features": values, **judged, "as_of": as_of}
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    _print_table(view, keys, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
+
+
+def _asked(features: str, views: Mapping[str, RegisteredView]) -> tuple[RegisteredView, list[str]]:
+    from unskew.serving.request import find_view, resolve
+
+    if ":" in features:
+        return resolve([features], views)[0].view, [features]
+    view = find_view(features, views)
+    return view, [f"{view.name}:{feature.name}" for feature in view.features]
+
+
+def _entity_row(view: RegisteredView, keys: tuple[str, ...]) -> dict[str, str]:
+    if len(keys) != len(view.entity.keys):
+        raise RequestError(
+            f"{view.name} is about {view.entity.name}, which takes {len(view.entity.keys)} "
+            f"({' '.join(name.upper() for name in view.entity.keys)}); {len(keys)} were given"
+        )
+    return dict(zip(view.entity.keys, keys, strict=True))
+
+
+def _print_table(
+    view: RegisteredView,
+    keys: tuple[str, ...],
+    values: Mapping[str, Any],
+    *,
+    as_of: str | None,
+    status: str,
+    provisional: bool,
+) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    entity = ", ".join(f"{name} {key}" for name, key in zip(view.entity.keys, keys, strict=True))
+    how = f"{status}, provisional" if provisional else status
+    table = Table(
+        title=f"[bold]{view.id}[/bold]  {escape(entity)}\nas of {as_of or 'unknown'}  {how}",
+        title_justify="left",
+        title_style="",
+        header_style="bold",
+    )
+    table.add_column("feature", overflow="fold")
+    table.add_column("value", justify="right", overflow="fold")
+    table.add_column("window")
+    for name, value in values.items():
+        feature = view.feature(name)
+        assert feature is not None
+        table.add_row(escape(name), "-" if value is None else str(value), escape(view.window_of(feature).text))
+    # A pipe has no width of its own; there, nothing should be folded.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)

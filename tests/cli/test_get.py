@@ -1,0 +1,80 @@
+import json
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from tests.plans import DAY, HOUR, Wanted, sliding, view
+from tests.updates import updates
+from unskew.cli import main
+from unskew.features.plan import Plan
+from unskew.features.registry import describe
+from unskew.sinks.redis import RedisWriter
+
+STAYS = view(
+    Wanted("nights", "sum", sliding(DAY, HOUR), "n", of="int64"),
+    Wanted("mean_price", "mean", sliding(DAY, HOUR), "x"),
+    keys={"user": "string", "hotel": "int64"},
+    name="stays",
+)
+CLOCK = 17_000 * DAY
+
+
+@pytest.fixture
+def get(redis_client, redis_url):
+    writer = RedisWriter(redis_client, "shop", "nightly")
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"stays": STAYS}))))
+    writer.add(updates(STAYS, CLOCK, [{"key": "a%20b|7", "nights": 2, "_at": CLOCK, "_until": CLOCK + HOUR}]))
+    writer.flush(time.time_ns() // 1000)
+    environment = {"UNSKEW_REDIS_URL": redis_url, "UNSKEW_PREFIX": "shop", "UNSKEW_PIPELINE": "nightly"}
+    return lambda *arguments: CliRunner(env=environment).invoke(main, ["get", *arguments])
+
+
+def test_get_shows_values_with_their_instant_and_status(get):
+    shown = get("stays", "a b", "7")
+
+    assert shown.exit_code == 0, shown.output
+    for text in (
+        "stays@1",
+        "user a b, hotel 7",
+        "as of 2016-07-18T00:00:00.000000+00:00",
+        "present",
+        "nights",
+        "2",
+        "-",
+    ):
+        assert text in shown.output
+
+
+def test_get_prints_json_for_programs(get):
+    shown = get("stays:nights", "a b", "7", "--json")
+
+    assert json.loads(shown.output) == {
+        "view": "stays@1",
+        "entity": {"user": "a b", "hotel": 7},
+        "features": {"nights": 2},
+        "as_of": "2016-07-18T00:00:00.000000+00:00",
+        "status": "present",
+        "provisional": False,
+    }
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["stay", "a b", "7"], "no view 'stay'; did you mean 'stays'?"),
+    (["stays:night", "a b", "7"], "did you mean 'nights'?"),
+    (["stays", "a b"], "takes 2 (USER HOTEL); 1 were given"),
+    (["stays", "a b", "seven"], "'hotel' is int64"),
+])  # fmt: skip
+def test_get_says_what_is_wrong_without_a_traceback(get, arguments, message):
+    shown = get(*arguments)
+
+    assert shown.exit_code == 1
+    assert message in shown.output
+    assert "Traceback" not in shown.output
+
+
+def test_get_without_a_server_says_so():
+    shown = CliRunner().invoke(main, ["get", "stays", "a", "7", "--redis-url", "redis://127.0.0.1:1/0"])
+
+    assert shown.exit_code == 1
+    assert "error: Redis: " in shown.output

@@ -1,0 +1,315 @@
+import datetime as dt
+import json
+import time
+
+import pandas as pd
+import polars as pl
+import pytest
+
+from tests.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
+from tests.updates import updates
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
+from unskew.features.plan import Plan
+from unskew.features.registry import describe
+from unskew.serving.online import OnlineReader
+from unskew.sinks.redis import RedisWriter
+
+VISITS = view(
+    Wanted("n_5min", "count", sliding(5 * MINUTE, MINUTE)),
+    Wanted("mean_1d", "mean", sliding(DAY, HOUR), "x", default=-1.0),
+    Wanted("last_online", "last", sliding(DAY, HOUR), "x > 0", of="bool"),
+    name="visits",
+)
+STAYS = view(
+    Wanted("nights", "sum", sliding(DAY, HOUR), "n", of="int64"),
+    keys={"user": "string", "hotel": "int64"},
+    name="stays",
+)
+CLOCK = 10 * DAY
+
+
+@pytest.fixture
+def writer(redis_client):
+    writer = RedisWriter(redis_client, "unskew", "main")
+    plan = Plan(streams={}, views={plan.name: plan for plan in (VISITS, STAYS)})
+    writer.publish_registry(json.dumps(describe(plan)))
+    return writer
+
+
+@pytest.fixture
+def reader(redis_client):
+    return OnlineReader(redis_client, now_us=lambda: CLOCK + HOUR)
+
+
+def write(writer, *steps):
+    for step in steps:
+        writer.add(step)
+    # The present, not the clock of this old history: a key that expired long ago would be gone at once.
+    writer.flush(time.time_ns() // 1000)
+
+
+def judged(answer, view="visits"):
+    return [
+        (None if as_of is None else round(as_of.timestamp() * 1e6), status, provisional)
+        for as_of, status, provisional in answer.metadata[view].rows()
+    ]
+
+
+def row(key, at, **values):
+    return {"key": key, "n_5min": 0, "_at": at, "_until": at + MINUTE, "_empty_at": at + DAY, **values}
+
+
+def test_values_come_back_in_their_types_in_the_order_asked(writer, reader):
+    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK - 5, n_5min=3, mean_1d=0.1, last_online=False)]))
+
+    answer = reader.read(["visits:last_online", "visits:n_5min", "visits:mean_1d"], [{"user": "a"}])
+
+    assert answer.to_dict() == {"user": ["a"], "last_online": [False], "n_5min": [3], "mean_1d": [0.1]}
+    assert answer.to_polars().dtypes == [pl.String, pl.Boolean, pl.Int64, pl.Float64]
+    assert judged(answer) == [(CLOCK, "present", False)]
+
+
+def test_an_unknown_entity_gets_empty_values_and_defaults(writer, reader):
+    write(writer, updates(VISITS, CLOCK))
+
+    answer = reader.read(["visits:n_5min", "visits:mean_1d", "visits:last_online"], [{"user": "nobody"}])
+
+    assert answer.to_dict() == {"user": ["nobody"], "n_5min": [0], "mean_1d": [-1.0], "last_online": [None]}
+    assert judged(answer) == [(CLOCK, "default", False)]
+
+
+def test_a_null_of_a_present_entity_reads_as_the_default(writer, reader):
+    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK)]))
+
+    answer = reader.read(["visits:mean_1d"], [{"user": "a"}])
+
+    assert answer.to_dict()["mean_1d"] == [-1.0]
+    assert judged(answer) == [(CLOCK, "present", False)]
+
+
+def test_several_views_and_rows_keep_their_places(writer, reader):
+    write(
+        writer,
+        updates(VISITS, CLOCK, [row("a%20b", CLOCK, n_5min=1), row("c", CLOCK, n_5min=2)]),
+        updates(STAYS, CLOCK, [{"key": "a%20b|7", "nights": 40, "_at": CLOCK, "_until": CLOCK + HOUR}]),
+    )
+    rows = [{"user": "c", "hotel": 7}, {"user": "a b", "hotel": 7}, {"user": "c", "hotel": 7}]
+
+    answer = reader.read(["stays:nights", "visits:n_5min"], rows)
+
+    assert answer.to_dict() == {
+        "user": ["c", "a b", "c"],
+        "hotel": [7, 7, 7],
+        "nights": [0, 40, 0],
+        "n_5min": [2, 1, 2],
+    }
+    assert [status for _, status, _ in judged(answer, "stays")] == ["default", "present", "default"]
+
+
+# One hashed shard.
+#
+#     clock read      _at of the row      as_of
+#     --------|-----------------------------------
+#        10 d |  before, or at it         clock, exact
+#        10 d |  after: it moved since    _at, provisional
+
+
+@pytest.mark.parametrize(("at", "expected"), [
+    (CLOCK - 1, (CLOCK, "present", False)),
+    (CLOCK, (CLOCK, "present", False)),
+    (CLOCK + 1, (CLOCK + 1, "present", True)),
+])  # fmt: skip
+def test_a_hashed_row_is_the_value_at_the_later_of_its_change_and_its_clock(writer, reader, at, expected):
+    write(writer, updates(VISITS, CLOCK, [row("a", at)]))
+
+    assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [expected]
+
+
+def test_each_hashed_row_is_judged_by_the_clock_of_its_own_shard(writer, reader):
+    users = [f"u{i}" for i in range(40)]
+    write(writer, *(updates(VISITS, CLOCK + shard, shard=f"h{shard}") for shard in range(4)))
+
+    found = {as_of for as_of, _, _ in judged(reader.read(["visits:n_5min"], [{"user": user} for user in users]))}
+
+    assert found == {CLOCK, CLOCK + 1, CLOCK + 2, CLOCK + 3}
+
+
+# Two partitions with clocks 10 d and 10 d + 1 h; which one an entity is in, its key does not tell.
+#
+#     least clock            greatest clock
+#     ----|-----------------------|------------
+#         |  present: max(_at, least), exact where _at <= least
+#         |                       |  absent: here, provisional
+
+
+@pytest.mark.parametrize(("at", "expected"), [
+    (CLOCK - 1, (CLOCK, "present", False)),
+    (CLOCK + 5, (CLOCK + 5, "present", True)),
+    (None, (CLOCK + HOUR, "default", True)),
+])  # fmt: skip
+def test_a_partitioned_row_is_judged_by_what_every_partition_has_passed(redis_client, at, expected):
+    partitioned = with_partitions(VISITS)
+    reader = OnlineReader(redis_client, views=partitioned)
+    writer = RedisWriter(redis_client, "unskew", "main")
+    write(
+        writer,
+        updates(VISITS, CLOCK, [] if at is None else [row("a", at)], shard="p0.0"),
+        updates(VISITS, CLOCK + HOUR, shard="p1.0"),
+    )
+
+    assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [expected]
+
+
+def test_an_absent_partitioned_row_is_certain_where_all_clocks_agree(redis_client):
+    reader = OnlineReader(redis_client, views=with_partitions(VISITS))
+    writer = RedisWriter(redis_client, "unskew", "main")
+    write(writer, updates(VISITS, CLOCK, shard="p0.0"), updates(VISITS, CLOCK, shard="p1.0"))
+
+    assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [(CLOCK, "default", False)]
+
+
+def with_partitions(plan):
+    import msgspec
+
+    from unskew.features.registry import register
+
+    return {plan.name: msgspec.structs.replace(register(plan), partitioned=True)}
+
+
+@pytest.mark.usefixtures("writer")
+def test_without_clocks_nothing_is_known_of_the_instant(reader):
+    assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [(None, "warming", True)]
+
+
+# The 5-minute window at 10 d begins at 9 d 23:55, the day's at 9 d.
+@pytest.mark.parametrize(("since", "features", "status"), [
+    (CLOCK - 5 * MINUTE, ["visits:n_5min"], "default"),
+    (CLOCK - 5 * MINUTE + 1, ["visits:n_5min"], "warming"),
+    (CLOCK - 5 * MINUTE, ["visits:n_5min", "visits:mean_1d"], "warming"),
+    (CLOCK - DAY, ["visits:n_5min", "visits:mean_1d"], "default"),
+    (None, ["visits:n_5min"], "warming"),
+])  # fmt: skip
+def test_a_window_that_begins_before_the_first_event_seen_is_warming(writer, reader, since, features, status):
+    write(writer, updates(VISITS, CLOCK, since_us=since))
+
+    assert judged(reader.read(features, [{"user": "a"}])) == [(CLOCK, status, False)]
+
+
+def test_a_clock_far_behind_the_present_is_lagging(writer, redis_client):
+    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK)]))
+    exactly = OnlineReader(redis_client, max_lag_us=HOUR, now_us=lambda: CLOCK + HOUR)
+    beyond = OnlineReader(redis_client, max_lag_us=HOUR, now_us=lambda: CLOCK + HOUR + 1)
+
+    assert judged(exactly.read(["visits:n_5min"], [{"user": "a"}])) == [(CLOCK, "present", False)]
+    assert judged(beyond.read(["visits:n_5min"], [{"user": "a"}])) == [(CLOCK, "lagging", False)]
+
+
+def test_the_clock_of_a_view_is_found_in_any_of_several_pipelines(redis_client):
+    write(RedisWriter(redis_client, "unskew", "one"), updates(VISITS, CLOCK))
+    write(RedisWriter(redis_client, "unskew", "two"), updates(STAYS, CLOCK + 1))
+    from unskew.features.registry import register
+
+    views = {plan.name: register(plan) for plan in (VISITS, STAYS)}
+    reader = OnlineReader(redis_client, pipeline=["one", "two"], views=views)
+
+    answer = reader.read(["visits:n_5min", "stays:nights"], [{"user": "a", "hotel": 1}])
+
+    assert judged(answer) == [(CLOCK, "default", False)]
+    assert judged(answer, "stays") == [(CLOCK + 1, "default", False)]
+
+
+def test_a_republished_registry_is_followed(writer, reader):
+    write(writer, updates(VISITS, CLOCK))
+    with pytest.raises(RequestError, match="no feature 'n_1h'"):
+        reader.read(["visits:n_1h"], [{"user": "a"}])
+    hourly = view(Wanted("n_1h", "count", sliding(HOUR, MINUTE)), name="visits")
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"visits": hourly}))))
+
+    assert reader.read(["visits:n_1h"], [{"user": "a"}]).to_dict()["n_1h"] == [0]
+
+
+@pytest.mark.parametrize(("features", "rows", "message"), [
+    (["visit:n_5min"], [{"user": "a"}], r"no view 'visit'; did you mean 'visits'"),
+    (["visits:n_5m"], [{"user": "a"}], r"no feature 'n_5m'; did you mean 'n_5min'"),
+    (["visits"], [{"user": "a"}], r"write view:feature, for example visits:n_5min"),
+    ("visits:n_5min", [{"user": "a"}], r"write \['visits:n_5min'\]"),
+    ([], [{"user": "a"}], r"no features"),
+    (["visits:n_5min"], [{"users": "a"}], r"key 'user' is not among.*did you mean 'users'"),
+    (["visits:n_5min"], [{"user": "a"}, {"user": None}], r"'user' has no value in row 1"),
+    (["visits:n_5min"], [{"user": True}], r"'user' is string, but its column is Boolean"),
+    (["stays:nights"], [{"user": "a", "hotel": "seven"}], r"'hotel' is int64, but its column is String"),
+    (["stays:nights"], [{"user": "a", "hotel": 1.5}], r"'hotel' is int64, but its column is Float64"),
+    (["visits:n_5min"], [{"user": "a", "n_5min": 1}], r"would replace the column 'n_5min'"),
+    (["visits:n_5min"], 7, r"this is int"),
+])  # fmt: skip
+@pytest.mark.usefixtures("writer")
+def test_a_request_that_cannot_be_answered_says_why(reader, features, rows, message):
+    with pytest.raises(RequestError, match=message):
+        reader.read(features, rows)
+
+
+def test_an_unpublished_prefix_says_what_to_do(redis_client):
+    with pytest.raises(RequestError, match="nothing is published under other:registry; start `unskew run`"):
+        OnlineReader(redis_client, "other").read(["visits:n_5min"], [{"user": "a"}])
+
+
+def test_a_broken_registry_is_a_layout_error(redis_client, reader):
+    redis_client.set("unskew:registry", "not JSON")
+    with pytest.raises(LayoutError, match="publish it again"):
+        reader.views()
+
+
+def test_a_server_that_is_not_there_is_unavailable():
+    with pytest.raises(StoreUnavailable):
+        OnlineReader("redis://127.0.0.1:1/0").read(["visits:n_5min"], [{"user": "a"}])
+
+
+def test_pandas_in_gives_pandas_out_with_its_index(writer, reader):
+    write(writer, updates(STAYS, CLOCK, [{"key": "a|7", "nights": 2, "_at": 1, "_until": 2}]))
+    asked = pd.DataFrame({"user": ["b", "a"], "hotel": [7.0, 7.0]}, index=[30, 10])
+
+    answer = reader.read(["stays:nights"], asked).to_df()
+
+    pd.testing.assert_frame_equal(answer, asked.assign(nights=[0, 2]), check_dtype=False)
+
+
+def test_polars_in_gives_polars_out_with_other_columns_kept(writer, reader):
+    write(writer, updates(VISITS, CLOCK))
+    asked = pl.DataFrame({"note": [dt.date(2024, 1, 1)], "user": ["a"]})
+
+    answer = reader.read(["visits:n_5min"], asked).to_df()
+
+    assert answer.equals(asked.with_columns(n_5min=pl.lit(0, pl.Int64)))
+
+
+def test_no_rows_give_no_rows(writer, reader):
+    write(writer, updates(VISITS, CLOCK))
+
+    for rows in ([], pl.DataFrame(schema={"user": pl.String})):
+        answer = reader.read(["visits:n_5min"], rows)
+        assert answer.to_dict() == {"user": [], "n_5min": []}
+        assert judged(answer) == []
+
+
+def test_full_feature_names_keep_columns_apart(redis_client):
+    from unskew.features.registry import register
+
+    other = view(Wanted("n_5min", "count", sliding(5 * MINUTE, MINUTE)), name="other")
+    reader = OnlineReader(redis_client, views={plan.name: register(plan) for plan in (VISITS, other)})
+    both = ["visits:n_5min", "other:n_5min"]
+
+    with pytest.raises(RequestError, match="full_feature_names=True"):
+        reader.read(both, [{"user": "a"}])
+    answer = reader.read(both, [{"user": "a"}], full_feature_names=True)
+
+    assert answer.to_dict() == {"user": ["a"], "visits__n_5min": [0], "other__n_5min": [0]}
+
+
+def test_a_client_that_decodes_responses_reads_the_same(writer, redis_url):
+    import redis
+
+    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK, n_5min=3, mean_1d=2.5, last_online=True)]))
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        answer = OnlineReader(client).read(["visits:n_5min", "visits:mean_1d", "visits:last_online"], [{"user": "a"}])
+
+    assert answer.to_dict() == {"user": ["a"], "n_5min": [3], "mean_1d": [2.5], "last_online": [True]}

@@ -1,0 +1,98 @@
+import polars as pl
+import pytest
+
+from tests.plans import DAY, Wanted, sliding, view
+from tests.updates import updates
+from unskew.features.errors import LayoutError
+from unskew.sinks.layout import INSTANT, published_files, read_coverage
+from unskew.sinks.log import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable, archive_table
+
+VISITS = view(Wanted("n", "count", sliding(DAY, DAY)), name="visits")
+
+
+def log(root, saved=None):
+    return LogTable(root, VISITS, "h0", saved, now_us=lambda: 0)
+
+
+def row(seq):
+    return {"user": "a", "n": seq, "available_at": seq, "cause": "event", "seq": seq}
+
+
+def letters(*given: tuple[int, int, str | None]) -> pl.DataFrame:
+    """Dead letters from (offset, day of arrival, view)."""
+    rows = [("t", 0, offset, day * DAY, view, "bad", None, b"\x00") for offset, day, view in given]
+    arrival_as_number = {**DEAD_LETTER_SCHEMA, "arrival": pl.Int64()}
+    return pl.DataFrame(rows, schema=arrival_as_number, orient="row").cast({"arrival": INSTANT})
+
+
+def test_a_gap_in_the_log_is_refused(tmp_path):
+    table = log(tmp_path)
+    table.append(updates(VISITS, 1, log_rows=[row(0)]))
+
+    with pytest.raises(ValueError, match=r"visits@1/h0: the log expects seq 1, the step begins with 2"):
+        table.append(updates(VISITS, 3, log_rows=[row(2)]))
+
+
+def test_a_step_without_rows_moves_what_is_complete(tmp_path):
+    table = log(tmp_path)
+    table.append(updates(VISITS, 10, log_rows=[row(0)]))
+    saved = table.snapshot()
+    resumed = log(tmp_path, saved)
+    resumed.append(updates(VISITS, 50))
+    resumed.snapshot()
+    resumed.settle()
+
+    coverage = read_coverage(tmp_path / "visits" / "v1")
+
+    # The clock's own instant is still open.
+    assert (coverage.since_us, coverage.complete_to_us) == (0, 49)
+    assert coverage.shards["h0"].next_sequence == 1
+
+
+def test_the_archive_goes_on_at_the_offsets_that_come_again_after_a_restart(tmp_path):
+    def events(*offsets):
+        return pl.DataFrame({"_offset": offsets, "_arrival": [0] * len(offsets)}).cast({"_arrival": INSTANT})
+
+    table = archive_table(tmp_path, "t", 3, None)
+    table.append(events(10, 11, 15))
+    saved = table.snapshot()
+    table.append(events(16))
+    table.snapshot()
+    # The second epoch did not become durable: its events are read again.
+    table = archive_table(tmp_path, "t", 3, saved)
+    table.append(events(16, 17))
+    table.snapshot()
+    table.settle()
+
+    files = published_files(tmp_path / "t")
+    assert [(file.writer, file.first, file.last) for file in files] == [("p3", 10, 15), ("p3", 16, 17)]
+
+
+def test_dead_letters_may_come_in_any_order_and_several_for_one_offset(tmp_path):
+    table = DeadLetterTable(tmp_path, "t", "p0", None)
+    table.append(letters((7, 1, None)))
+    table.append(letters((3, 0, "visits"), (3, 0, "stays"), (8, 1, "visits")))
+    saved = table.snapshot()
+    table = DeadLetterTable(tmp_path, "t", "p0", saved)
+    table.append(letters((2, 0, None)))
+    table.snapshot()
+    table.settle()
+
+    files = published_files(tmp_path / "t")
+    assert [(file.path.parent.name, file.first, file.last) for file in files] == [
+        ("day=1970-01-01", 0, 1),
+        ("day=1970-01-02", 2, 3),
+        ("day=1970-01-01", 4, 4),
+    ]
+    read = pl.concat(pl.read_parquet(file.path, hive_partitioning=False) for file in files)
+    assert read.select("offset", "view").rows() == [(3, "stays"), (3, "visits"), (7, None), (8, "visits"), (2, None)]
+
+
+def test_dead_letters_without_saved_state_beside_published_ones_are_an_error(tmp_path):
+    table = DeadLetterTable(tmp_path, "t", "p0", None)
+    table.append(letters((1, 0, None)))
+    table.snapshot()
+    table.settle()
+
+    with pytest.raises(LayoutError, match="earlier run"):
+        DeadLetterTable(tmp_path, "t", "p0", None)

@@ -1,0 +1,116 @@
+import datetime as dt
+import json
+import time
+
+import pandas as pd
+import polars as pl
+import pytest
+
+from tests.plans import DAY, HOUR, Wanted, sliding, view
+from tests.updates import updates
+from unskew import FeatureStore, RequestError
+from unskew.features.plan import Plan
+from unskew.features.registry import describe
+from unskew.sinks.log import LogTable
+from unskew.sinks.redis import RedisWriter
+
+SPEND = view(
+    Wanted("n", "count", sliding(DAY, HOUR)),
+    Wanted("mean", "mean", sliding(DAY, HOUR), "x", default=-1.0),
+    name="spend",
+)
+PLAN = Plan(streams={}, views={"spend": SPEND})
+NOON = dt.datetime(2017, 3, 1, 12, tzinfo=dt.UTC)
+NOON_US = int(NOON.timestamp()) * 1_000_000
+
+
+@pytest.fixture
+def log(tmp_path):
+    """User a has one purchase of 2.5 at noon, and the log is complete until one."""
+    table = LogTable(tmp_path, SPEND, "h0", None, now_us=lambda: 0)
+    row = {"user": "a", "n": 1, "mean": 2.5, "available_at": NOON_US, "cause": "event", "seq": 0}
+    table.append(updates(SPEND, NOON_US + HOUR + 1, log_rows=[row], since_us=0))
+    table.snapshot()
+    table.settle()
+    return tmp_path
+
+
+@pytest.fixture
+def redis_with_a(redis_url, redis_client):
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.publish_registry(json.dumps(describe(PLAN)))
+    row = {"key": "a", "n": 1, "mean": 2.5, "_at": NOON_US, "_until": NOON_US + DAY, "_empty_at": NOON_US + DAY}
+    writer.add(updates(SPEND, NOON_US + HOUR, [row]))
+    writer.flush(time.time_ns() // 1000)
+    return redis_url
+
+
+def labels(*minutes: int) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"user": ["a"] * len(minutes), "event_timestamp": [NOON + dt.timedelta(minutes=m) for m in minutes]}
+    )
+
+
+def test_training_and_serving_give_the_same_values_under_the_same_names(log, redis_with_a):
+    store = FeatureStore(PLAN, redis_url=redis_with_a, log=log)
+    features = ["spend:mean", "spend:n"]
+
+    trained = store.get_historical_features(labels(60), features).to_dict()
+    served = store.get_online_features(features, [{"user": "a"}]).to_dict()
+
+    assert served == {"user": ["a"], "mean": [2.5], "n": [1]}
+    assert trained == {**served, "event_timestamp": [NOON + dt.timedelta(hours=1)]}
+    assert list(trained) == ["user", "event_timestamp", "mean", "n"]
+
+
+def test_a_label_before_the_purchase_or_at_it_exclusively_sees_the_default(log):
+    store = FeatureStore(PLAN, log=log)
+
+    assert store.get_historical_features(labels(-1, 0), ["spend:mean"]).to_dict()["mean"] == [-1.0, 2.5]
+    assert store.get_historical_features(labels(-1, 0), ["spend:mean"], inclusive=False).to_dict()["mean"] == [
+        -1.0,
+        -1.0,
+    ]
+
+
+def test_pandas_labels_give_a_pandas_training_set_with_their_index(log):
+    asked = labels(5, -5).to_pandas()
+    asked.index = pd.Index([7, 3], name="label")
+
+    answer = FeatureStore(PLAN, log=log).get_historical_features(asked, ["spend:n"]).to_df()
+
+    pd.testing.assert_frame_equal(answer, asked.assign(n=[1, 0]), check_dtype=False)
+
+
+def test_polars_labels_and_rows_give_a_polars_training_set(log):
+    store = FeatureStore(PLAN, log=log)
+
+    from_frame = store.get_historical_features(labels(5, -5), ["spend:n"]).to_df()
+    from_rows = store.get_historical_features(labels(5, -5).to_dicts(), ["spend:n"]).to_df()
+
+    assert from_frame.equals(labels(5, -5).with_columns(pl.Series("n", [1, 0])))
+    assert from_rows.equals(from_frame)
+
+
+def test_without_definitions_the_published_registry_describes_both_sides(log, redis_with_a):
+    store = FeatureStore(redis_url=redis_with_a, log=log)
+
+    assert store.get_online_features(["spend:n"], [{"user": "a"}]).to_dict() == {"user": ["a"], "n": [1]}
+    assert store.get_historical_features(labels(5), ["spend:n"]).to_dict()["n"] == [1]
+
+
+def test_a_lag_beyond_the_one_allowed_is_said(redis_with_a):
+    store = FeatureStore(redis_url=redis_with_a, max_lag="5min", now_us=lambda: NOON_US + 2 * HOUR)
+
+    metadata = store.get_online_features(["spend:n"], [{"user": "a"}]).metadata["spend"]
+
+    assert metadata.rows() == [(NOON + dt.timedelta(hours=1), "lagging", False)]
+
+
+def test_what_is_missing_to_answer_is_said(log):
+    with pytest.raises(RequestError, match="give FeatureStore a redis_url"):
+        FeatureStore(PLAN).get_online_features(["spend:n"], [{"user": "a"}])
+    with pytest.raises(RequestError, match="give FeatureStore its folder"):
+        FeatureStore(PLAN).get_historical_features(labels(5), ["spend:n"])
+    with pytest.raises(RequestError, match="give FeatureStore the definitions"):
+        FeatureStore(log=log).get_historical_features(labels(5), ["spend:n"])
