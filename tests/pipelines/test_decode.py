@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from unskew.features.avro import avro_columns
 from unskew.features.plan import StreamPlan
 from unskew.pipelines.decode import DEAD_LETTER_SCHEMA, AvroDecoder
-from unskew.pipelines.source import Poll, Rejected
+from unskew.pipelines.poll import Poll, Rejected
 from unskew.pipelines.wire import Wire, varint
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}

@@ -122,7 +122,9 @@ class TopicReader:
         return low, high
 
     def add(self, partition: int, offset: int) -> None:
-        """Read a partition from ``offset`` on."""
+        """Read a partition from ``offset`` on, also one that is being read already."""
+        if partition in self._handles:
+            self._consumer.incremental_unassign([self._handles[partition]])
         self._handles[partition] = TopicPartition(self.topic, partition)
         self._consumer.incremental_assign([TopicPartition(self.topic, partition, offset)])
 

@@ -18,7 +18,7 @@ import polars as pl
 
 from unskew.features.plan import StreamPlan
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, format_duration
-from unskew.pipelines.source import Poll
+from unskew.pipelines.poll import Poll
 from unskew.pipelines.wire import FRAME_BYTES, Wire
 
 INSTANT = pl.Datetime("us", "UTC")

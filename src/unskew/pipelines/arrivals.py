@@ -1,0 +1,54 @@
+"""When records became available: their timestamps, made to never fall within a partition."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_NOT_AVAILABLE
+
+from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, format_instant
+
+NO_CLOCK = int(np.iinfo(np.int64).min)
+"""Clock of a partition of which nothing is known yet: before every instant. In items and snapshots it is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """``clocks``: the partition's clock after each record, microseconds: its arrival where it is ``placed``.
+
+    ``placed``: whether the record has a place in time. ``bumped``: records placed later than their own timestamp.
+    """
+
+    clocks: npt.NDArray[np.int64]
+    placed: npt.NDArray[np.bool_]
+    bumped: int
+
+
+def assign_arrivals(
+    kinds: npt.NDArray[np.int64], stamps_ms: npt.NDArray[np.int64], clock_us: int, latest_us: int
+) -> Arrivals:
+    """Give each record the latest of its timestamp, the arrival before it, and the clock announced so far.
+
+    ``kinds``: Kafka's timestamp types. ``latest_us``: a producer's timestamp past it has no place in time; neither has a
+    record without a timestamp or with one outside 1900..2200. Such records move no clock.
+    """
+    # Clipped before scaling, which could overflow; what is clipped is outside still.
+    instants = np.clip(stamps_ms, MIN_INSTANT_US // 1000 - 1, MAX_INSTANT_US // 1000) * 1000
+    placed = (
+        (kinds != TIMESTAMP_NOT_AVAILABLE)
+        & (instants >= MIN_INSTANT_US)
+        & (instants < MAX_INSTANT_US)
+        & ((kinds != TIMESTAMP_CREATE_TIME) | (instants <= latest_us))
+    )
+    clocks = np.maximum(np.maximum.accumulate(np.where(placed, instants, NO_CLOCK)), clock_us)
+    return Arrivals(clocks, placed, int(np.count_nonzero(placed & (instants < clocks))))
+
+
+def refusal(kind: int, stamp_ms: int) -> str:
+    """Say why a record has no place in time."""
+    if kind == TIMESTAMP_NOT_AVAILABLE:
+        return "the record has no timestamp"
+    stamp_us = stamp_ms * 1000
+    if not MIN_INSTANT_US <= stamp_us < MAX_INSTANT_US:
+        return f"record timestamp {stamp_ms} ms is outside 1900..2200"
+    return f"record timestamp {format_instant(stamp_us)} is past the present"

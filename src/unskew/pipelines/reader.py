@@ -1,0 +1,396 @@
+"""Partitions of a topic, read through one consumer: queues, alignment, clocks, positions.
+
+Life of a record: librdkafka fetches it, ``Reader.pump`` queues it with its partition, and the partition's next item
+carries it once alignment lets that partition go. An arrival is assigned when the item is emitted, because it depends
+on the clock announced until then.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from bytewax.inputs import StatefulSourcePartition
+from confluent_kafka import TIMESTAMP_CREATE_TIME
+from typing_extensions import override
+
+from unskew.features.errors import DefinitionError, LayoutError
+from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
+from unskew.pipelines.arrivals import NO_CLOCK, assign_arrivals, refusal
+from unskew.pipelines.consumer import Record, TopicReader, offsets_gone, partition_count_changed
+from unskew.pipelines.poll import Poll, Rejected
+
+_WAIT_S = 10.0
+_EMPTY = np.empty(0, np.int64)
+_EMPTY.flags.writeable = False
+
+_log = logging.getLogger("unskew.kafka")
+
+
+class Flag(Protocol):
+    """What can be asked to stop: ``threading.Event``, for example."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class SourceCounters:
+    """What this process has read of the stream since it started, and how far it is behind.
+
+    ``bumped``: records whose own timestamp was before their partition's clock. ``rejected``: records that could not be
+    placed in time. ``lag``: records between the position and the high watermark as last known.
+    """
+
+    consumed: int = 0
+    bumped: int = 0
+    rejected: int = 0
+    lag: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How a stream's topic is read.
+
+    ``bootstrap``: broker addresses. ``group``: consumer group to which durable offsets are committed, for lag tools.
+    ``idle``: ``wall``: a caught-up partition announces the present less the stream's settle; ``none``: no marks.
+    ``ends``: partition -> offset before which it ends, ``now`` for the high watermarks at start, None for a live topic.
+    ``start``: where a partition begins that has no saved state.
+    ``aligned``: whether a partition waits until its clock is the least of this stream's partitions in this process.
+    ``partitions``: those this process reads; all if None.
+    ``present_us``: the wall clock in microseconds. ``tolerance_us``: how far past it a producer's timestamp may lie.
+    ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
+    ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark alone at most this often.
+    ``timeout_s``: for the broker's answer at start. ``config``: further librdkafka settings.
+    """
+
+    bootstrap: str
+    group: str
+    idle: Literal["wall", "none"]
+    present_us: Callable[[], int]
+    stop: Flag
+    ends: Mapping[int, int] | Literal["now"] | None = None
+    start: Literal["earliest", "latest"] = "earliest"
+    aligned: bool = True
+    partitions: Sequence[int] | None = None
+    tolerance_us: int = 5_000_000
+    poll_records: int = 10_000
+    queued_polls: int = 4
+    heartbeat_s: float = 0.2
+    mark_s: float = 0.05
+    timeout_s: float = 10.0
+    check_partitions_s: float = 30.0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    monotonic: Callable[[], float] = time.monotonic
+
+
+class Reader:
+    """One consumer and the partitions that read from it: fetches, aligns, and pauses what runs ahead."""
+
+    def __init__(self, stream: StreamPlan, options: SourceOptions, counters: SourceCounters) -> None:
+        self.stream = stream
+        self.options = options
+        self.counters = counters
+        self.topic = TopicReader(
+            stream.topic,
+            options.bootstrap,
+            options.group,
+            timeout_s=options.timeout_s,
+            check_partitions_s=options.check_partitions_s,
+            config=options.config,
+        )
+        self.n_partitions = self.topic.n_partitions
+        self.lock = threading.RLock()
+        self.parts: dict[int, KafkaPartition] = {}
+        self.closed = False
+        self._waits_since_s: float | None = None
+        self._warned = False
+
+    def build(self, partition: int, saved: dict[str, Any] | None) -> "KafkaPartition":
+        with self.lock:
+            low, high = self.topic.watermarks(partition)
+            if saved is None:
+                offset = low if self.options.start == "earliest" else high
+                clock_us = NO_CLOCK
+            else:
+                self._check_saved(partition, saved, low, high)
+                offset = saved["offset"]
+                clock_us = NO_CLOCK if saved["clock"] is None else saved["clock"]
+                self.topic.commit(partition, offset)
+            ends = self.options.ends
+            end = high if ends == "now" else None if ends is None else ends.get(partition, low)
+            part = KafkaPartition(self, partition, offset, clock_us, end)
+            self.parts[partition] = part
+            if not part.ended:
+                self.topic.add(partition, offset)
+            return part
+
+    def _check_saved(self, partition: int, saved: dict[str, Any], low: int, high: int) -> None:
+        name = f"{self.stream.topic}/{partition}"
+        if saved["partitions"] != self.n_partitions:
+            raise LayoutError(partition_count_changed(self.stream.topic, saved["partitions"], self.n_partitions))
+        if saved["offset"] < low:
+            raise LayoutError(offsets_gone(name, saved["offset"], low))
+        if saved["offset"] > high:
+            raise LayoutError(
+                f"{name}: the saved position {saved['offset']} is past the topic's end {high}: the topic was recreated or "
+                "truncated, and its records are not those already counted; start over with a new recovery store and a new log"
+            )
+
+    def pump(self) -> None:
+        """Move what has been fetched into the partitions' queues; never waits."""
+        fetched = self.topic.consume(self.options.poll_records)
+        if fetched.messages:
+            numbers = np.array([message.partition() for message in fetched.messages], np.int64)
+            edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+            for first, after in itertools.pairwise(edges):
+                self.parts[int(numbers[first])].enqueue(fetched.messages[first:after])
+        for number, offset in fetched.ends:
+            self.parts[number].reach(offset)
+
+    def may_emit(self, part: "KafkaPartition") -> bool:
+        """Whether no partition that goes on has an earlier clock."""
+        if not self.options.aligned:
+            return True
+        for other in self.parts.values():
+            if other.clock_us < part.clock_us and not other.ended:
+                self._warn_of_wait(other)
+                return False
+        self._waits_since_s = None
+        return True
+
+    def _warn_of_wait(self, behind: "KafkaPartition") -> None:
+        """Say once that all wait for a partition that has never had a record and gets no marks."""
+        now_s = self.options.monotonic()
+        if behind.clock_us != NO_CLOCK or behind.has_records or self.options.idle == "wall" or self._warned:
+            self._waits_since_s = None
+        elif self._waits_since_s is None:
+            self._waits_since_s = now_s
+        elif now_s - self._waits_since_s > _WAIT_S:
+            self._warned = True
+            _log.warning(
+                "%s/%d has no record yet, so the other partitions wait for it; read a live topic with idle=wall, "
+                "a replay with end offsets",
+                self.stream.topic,
+                behind.partition,
+            )
+
+    def remove(self, part: "KafkaPartition") -> None:
+        with self.lock:
+            if self.parts.get(part.partition) is part:
+                part.closed = True
+            if all(other.closed for other in self.parts.values()):
+                self.close()
+
+    def close(self) -> None:
+        with self.lock:
+            if not self.closed:
+                self.closed = True
+                self.topic.close()
+
+
+class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
+    """One partition's position and clock; see ``KafkaSource``."""
+
+    def __init__(self, reader: Reader, partition: int, offset: int, clock_us: int, end: int | None) -> None:
+        self.partition = partition
+        self.clock_us = clock_us
+        self.closed = False
+        self._reader = reader
+        self._end = end
+        self._position = offset  # the next offset to emit
+        self._fetched = offset  # the next offset to be queued
+        self._queue: list[list[Record]] = []
+        self._n_queued = 0
+        self._paused = False
+        self._said_ended = False
+        self._lag = 0
+        self._last_item_s = float("-inf")
+        self._saved_offset: int | None = None
+        options = reader.options
+        self._idle_wall = options.idle == "wall"
+        self._settle_us = DEFAULT_SETTLE_US if reader.stream.settle_us is None else reader.stream.settle_us
+
+    @property
+    def ended(self) -> bool:
+        return self._end is not None and self._position >= self._end
+
+    @property
+    def has_records(self) -> bool:
+        return bool(self._queue)
+
+    def _count_lag(self) -> None:
+        high = None if self.ended else self._reader.topic.high(self.partition)
+        lag = 0 if high is None else max(high - self._position, 0)
+        self._reader.counters.lag += lag - self._lag
+        self._lag = lag
+
+    def enqueue(self, messages: list[Record]) -> None:
+        """Take records as fetched, in offset order."""
+        if self.ended or self.closed:
+            return
+        # What was fetched before a pause may come again after it.
+        if messages[0].offset() < self._fetched:
+            messages = [message for message in messages if message.offset() >= self._fetched]
+            if not messages:
+                return
+        self._fetched = messages[-1].offset() + 1
+        self._queue.append(messages)
+        self._n_queued += len(messages)
+        self._pause_or_resume()
+
+    def reach(self, offset: int) -> None:
+        """Take note that there is nothing to fetch before ``offset``.
+
+        Past the last record there may be offsets that hold none: transaction markers, compacted records.
+        """
+        self._fetched = max(self._fetched, offset)
+        if not self._queue and not self.ended:
+            self._position = self._fetched
+
+    def _pause_or_resume(self) -> None:
+        options = self._reader.options
+        full = len(self._queue) >= options.queued_polls or self._n_queued >= options.queued_polls * options.poll_records
+        if full and not self._paused:
+            self._reader.topic.pause(self.partition)
+            self._paused = True
+        elif self._paused and len(self._queue) <= 1:
+            self._reader.topic.resume(self.partition)
+            self._paused = False
+
+    @override
+    def next_batch(self) -> Iterable[Poll]:
+        """Give at most one item, without waiting.
+
+        Raises ``StopIteration`` once ended or told to stop, ``LayoutError`` where records were lost or partitions added,
+        ``DefinitionError`` for a live topic on producer timestamps without a settle.
+        """
+        reader = self._reader
+        if self._said_ended or reader.options.stop.is_set():
+            raise StopIteration
+        with reader.lock:
+            reader.topic.check()
+            if not self._queue:
+                reader.pump()
+            if self._queue and reader.may_emit(self):
+                return [self._records()]
+            since_item_s = reader.options.monotonic() - self._last_item_s
+            beats = self.ended or since_item_s >= reader.options.heartbeat_s
+            if beats or since_item_s >= reader.options.mark_s:
+                mark_us = self._mark()
+                if beats or mark_us > self.clock_us:
+                    self.clock_us = max(self.clock_us, mark_us)
+                    return [self._item(_EMPTY, _EMPTY, [], [], [])]
+        return []
+
+    def _mark(self) -> int:
+        """Give the clock that may be announced without a record; ``NO_CLOCK`` for none."""
+        reader = self._reader
+        if not self._idle_wall or self._queue or not reader.topic.caught_up(self.partition, self._position):
+            return NO_CLOCK
+        return reader.options.present_us() - self._settle_us
+
+    def _records(self) -> Poll:
+        messages = self._queue.pop(0)
+        self._n_queued -= len(messages)
+        self._pause_or_resume()
+        offsets = np.array([message.offset() for message in messages], np.int64)
+        if self._end is not None and offsets[-1] >= self._end:
+            messages = messages[: int(np.searchsorted(offsets, self._end))]
+            offsets = offsets[: len(messages)]
+            self._position = self._end
+            self._queue.clear()
+            self._reader.topic.pause(self.partition)
+        elif self._queue:
+            self._position = int(offsets[-1]) + 1
+        else:
+            self._position = self._fetched
+        if not messages:
+            return self._item(_EMPTY, _EMPTY, [], [], [])
+        keys = [message.key() for message in messages]
+        values = [message.value() for message in messages]
+        kinds, stamps_ms = zip(*[message.timestamp() for message in messages], strict=True)
+        return self._place(offsets, np.array(kinds, np.int64), np.array(stamps_ms, np.int64), keys, values)
+
+    def _place(
+        self,
+        offsets: npt.NDArray[np.int64],
+        kinds: npt.NDArray[np.int64],
+        stamps_ms: npt.NDArray[np.int64],
+        keys: list[bytes | None],
+        values: list[bytes | None],
+    ) -> Poll:
+        """Assign arrivals, and set aside the records that cannot have one."""
+        reader = self._reader
+        if self._idle_wall and reader.stream.settle_us is None and (kinds == TIMESTAMP_CREATE_TIME).any():
+            raise DefinitionError(
+                f"Topic {reader.stream.topic!r} carries producer timestamps (CreateTime), so how late a record may still come "
+                f'is for you to say: declare `settle` on stream {reader.stream.name!r}, for example settle="2s", '
+                "or set the topic to message.timestamp.type=LogAppendTime"
+            )
+        found = assign_arrivals(
+            kinds, stamps_ms, self.clock_us, reader.options.present_us() + reader.options.tolerance_us
+        )
+        clocks = found.clocks
+        rejected: list[Rejected] = []
+        self.clock_us = int(clocks[-1])
+        if not found.placed.all():
+            for row in np.flatnonzero(~found.placed).tolist():
+                arrival = None if clocks[row] == NO_CLOCK else int(clocks[row])
+                reason = refusal(int(kinds[row]), int(stamps_ms[row]))
+                rejected.append(Rejected(int(offsets[row]), arrival, reason, keys[row], values[row]))
+            kept = np.flatnonzero(found.placed)
+            keys = [keys[row] for row in kept.tolist()]
+            values = [values[row] for row in kept.tolist()]
+            offsets, clocks = offsets[kept], clocks[kept]
+        reader.counters.consumed += len(stamps_ms)
+        reader.counters.bumped += found.bumped
+        reader.counters.rejected += len(rejected)
+        return self._item(offsets, clocks, keys, values, rejected)
+
+    def _item(
+        self,
+        offsets: npt.NDArray[np.int64],
+        arrivals: npt.NDArray[np.int64],
+        keys: list[bytes | None],
+        values: list[bytes | None],
+        rejected: list[Rejected],
+    ) -> Poll:
+        self._last_item_s = self._reader.options.monotonic()
+        self._said_ended = self.ended
+        self._count_lag()
+        return Poll(
+            stream=self._reader.stream.name,
+            partition=self.partition,
+            clock_us=None if self.clock_us == NO_CLOCK else self.clock_us,
+            ended=self._said_ended,
+            offsets=offsets,
+            arrivals=arrivals,
+            keys=keys,
+            values=values,
+            rejected=rejected,
+        )
+
+    @override
+    def snapshot(self) -> dict[str, Any]:
+        """Position and clock as plain ints: ``offset`` (the next), ``clock`` (None before any), ``partitions``, ``ended``.
+
+        The snapshot before this one is durable by now: its offset is committed to the consumer group.
+        """
+        if self._saved_offset is not None:
+            self._reader.topic.commit(self.partition, self._saved_offset)
+        self._saved_offset = self._position
+        return {
+            "offset": self._position,
+            "clock": None if self.clock_us == NO_CLOCK else self.clock_us,
+            "partitions": self._reader.n_partitions,
+            "ended": int(self._said_ended),
+        }
+
+    @override
+    def close(self) -> None:
+        self._reader.remove(self)

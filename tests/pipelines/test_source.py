@@ -1,0 +1,567 @@
+"""Arrivals, clocks, alignment, ends, resuming and refusals of the Kafka source, against the embedded broker."""
+
+import itertools
+import threading
+import time
+from datetime import timedelta
+
+import bytewax.operators as op
+import numpy as np
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.testing import TestingSink, run_main
+from confluent_kafka import (
+    TIMESTAMP_CREATE_TIME,
+    TIMESTAMP_LOG_APPEND_TIME,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    Producer,
+    TopicPartition,
+)
+
+from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
+from unskew.features.plan import StreamPlan
+from unskew.pipelines.embedded import EmbeddedBroker
+from unskew.pipelines.source import KafkaSource, SourceOptions
+
+NOON_MS = 1_483_272_000_000
+NOON = NOON_MS * 1_000
+SECOND = 1_000_000
+_topics = itertools.count()
+
+
+class Topic:
+    """A topic of a test's own, with a producer that puts records where and when it is told."""
+
+    def __init__(self, broker, partitions) -> None:
+        self.bootstrap = broker.bootstrap
+        self.name = f"source-{next(_topics)}"
+        broker.create_topic(self.name, partitions)
+        self._producer = Producer({"bootstrap.servers": self.bootstrap, "log_level": 2, "linger.ms": 1})
+
+    def put(self, partition, *after_noon_ms, value=b"value"):
+        for ms in after_noon_ms:
+            self._producer.produce(self.name, value, key=b"key", partition=partition, timestamp=NOON_MS + ms)
+            self._producer.poll(0)
+        assert self._producer.flush(10) == 0
+
+    def committed(self, group, partition):
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "log_level": 2})
+        try:
+            return consumer.committed([TopicPartition(self.name, partition)], timeout=5)[0].offset
+        finally:
+            consumer.close()
+
+
+class Present:
+    """A wall clock that stands still until it is moved."""
+
+    def __init__(self, us=NOON + 3_600 * SECOND) -> None:
+        self.us = us
+
+    def __call__(self) -> int:
+        return self.us
+
+
+@pytest.fixture
+def topic(broker):
+    return lambda partitions=1: Topic(broker, partitions)
+
+
+@pytest.fixture
+def read():
+    """A source's partitions by number, closed after the test."""
+    opened = []
+
+    def open_source(topic, states=None, *, settle_us=None, build=True, **options):
+        source = KafkaSource(
+            StreamPlan(
+                name="stream",
+                topic=topic.name,
+                schema={},
+                columns={},
+                event_time="at",
+                partitioned_by=(),
+                settle_us=settle_us,
+                max_age_us=None,
+                owner="",
+            ),
+            SourceOptions(
+                **{
+                    "bootstrap": topic.bootstrap,
+                    "group": "group",
+                    "idle": "none",
+                    "present_us": Present(),
+                    "stop": threading.Event(),
+                    "timeout_s": 5.0,
+                    **options,
+                }
+            ),
+        )
+        opened.append(source)
+        source.parts = {
+            int(name[1:]): source.build_part("step", name, (states or {}).get(int(name[1:])))
+            for name in (source.list_parts() if build else [])
+        }
+        return source
+
+    yield open_source
+    for source in opened:
+        source.close()
+
+
+def polls(source, until, within_s=10.0):
+    """Items in the order they come, until ``until`` of them is true or all partitions have ended."""
+    items = []
+    running = dict(source.parts)
+    deadline = time.monotonic() + within_s
+    while running and not until(items):
+        for number, part in list(running.items()):
+            try:
+                items += part.next_batch()
+            except StopIteration:
+                del running[number]
+        assert time.monotonic() < deadline, items
+        time.sleep(0.0005)
+    return items
+
+
+def never(_items):
+    return False
+
+
+def n_records(n):
+    return lambda items: sum(len(item.offsets) for item in items) >= n
+
+
+def for_seconds(s):
+    end = time.monotonic() + s
+    return lambda _items: time.monotonic() > end
+
+
+def arrivals_of(items, partition=0):
+    """(offset, microseconds after noon) of every record of a partition."""
+    return [
+        (offset, arrival - NOON)
+        for item in items
+        if item.partition == partition
+        for offset, arrival in zip(item.offsets.tolist(), item.arrivals.tolist(), strict=True)
+    ]
+
+
+def test_an_arrival_is_the_timestamp_or_the_arrival_before_if_that_is_later(topic, read):
+    # timestamps  5 3 9 9 8 10
+    # arrivals    5 5 9 9 9 10
+    stream = topic()
+    stream.put(0, 5, 3, 9, 9, 8, 10)
+    source = read(stream, ends="now")
+
+    items = polls(source, never)
+
+    assert arrivals_of(items) == [(0, 5000), (1, 5000), (2, 9000), (3, 9000), (4, 9000), (5, 10000)]
+    assert items[-1].clock_us == NOON + 10_000
+    assert (source.counters.consumed, source.counters.bumped, source.counters.rejected) == (6, 2, 0)
+
+
+@pytest.mark.parametrize("poll_records", [1, 2, 1_000])
+def test_arrivals_do_not_depend_on_the_size_of_polls(topic, read, poll_records):
+    stream = topic()
+    stamps = [int(ms) for ms in np.random.default_rng(7).integers(0, 50, 40)]
+    stream.put(0, *stamps)
+
+    items = polls(read(stream, ends="now", poll_records=poll_records), never)
+
+    expected = np.maximum.accumulate(stamps) * 1_000
+    assert arrivals_of(items) == list(enumerate(expected.tolist()))
+    assert max(len(item.offsets) for item in items) <= poll_records
+
+
+def test_a_record_carries_its_key_and_value_and_a_tombstone_moves_the_clock(topic, read):
+    stream = topic()
+    stream.put(0, 1)
+    stream.put(0, 2, value=None)
+
+    items = polls(read(stream, ends="now"), never)
+
+    assert [(key, value) for item in items for key, value in zip(item.keys, item.values, strict=True)] == [
+        (b"key", b"value"),
+        (b"key", None),
+    ]
+    assert items[-1].clock_us == NOON + 2_000
+
+
+def test_a_producer_timestamp_past_the_present_is_rejected_and_moves_no_clock(topic, read):
+    stream = topic()
+    present = Present(NOON + 60 * SECOND)
+    stream.put(0, 1_000, 65_001, 65_000, 2_000)
+    source = read(stream, ends="now", present_us=present, tolerance_us=5 * SECOND)
+
+    items = polls(source, never)
+
+    assert arrivals_of(items) == [(0, SECOND), (2, 65 * SECOND), (3, 65 * SECOND)]
+    (rejected,) = [letter for item in items for letter in item.rejected]
+    assert (rejected.offset, rejected.arrival, rejected.key, rejected.value) == (1, NOON + SECOND, b"key", b"value")
+    assert rejected.reason == "record timestamp 2017-01-01T12:01:05.001000Z is past the present"
+    assert (source.counters.consumed, source.counters.rejected) == (4, 1)
+
+
+def test_the_broker_s_own_timestamps_are_not_measured_against_the_present(topic, read):
+    source = read(topic(), present_us=Present(NOON))
+    kinds = np.array([TIMESTAMP_LOG_APPEND_TIME, TIMESTAMP_CREATE_TIME])
+
+    item = source.parts[0]._place(np.arange(2), kinds, np.full(2, NOON_MS + 60_000), [None] * 2, [b""] * 2)
+
+    assert item.offsets.tolist() == [0]
+    assert [letter.offset for letter in item.rejected] == [1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stamp_ms", "reason"),
+    [
+        (TIMESTAMP_NOT_AVAILABLE, -1, "the record has no timestamp"),
+        (TIMESTAMP_LOG_APPEND_TIME, 2**62, f"record timestamp {2**62} ms is outside 1900..2200"),
+        (TIMESTAMP_LOG_APPEND_TIME, -(2**62), f"record timestamp {-(2**62)} ms is outside 1900..2200"),
+    ],
+)
+def test_a_record_that_has_no_place_in_time_is_rejected(topic, read, kind, stamp_ms, reason):
+    source = read(topic())
+
+    item = source.parts[0]._place(np.array([4]), np.array([kind]), np.array([stamp_ms]), [b"k"], [b"v"])
+
+    assert [(letter.offset, letter.arrival, letter.reason) for letter in item.rejected] == [(4, None, reason)]
+    assert item.clock_us is None
+    assert len(item.offsets) == len(item.keys) == len(item.values) == 0
+
+
+def test_a_partition_ends_before_its_end_offset_and_says_so_once(topic, read):
+    stream = topic(3)
+    stream.put(0, *range(10))
+    stream.put(1, *range(10))
+
+    items = polls(read(stream, ends={0: 4, 1: 10}), never)
+
+    assert [offset for offset, _ in arrivals_of(items, 0)] == [0, 1, 2, 3]
+    assert len(arrivals_of(items, 1)) == 10
+    assert sorted(item.partition for item in items if item.ended) == [0, 1, 2]
+    assert {item.partition: item.clock_us for item in items if item.ended} == {
+        0: NOON + 3_000,
+        1: NOON + 9_000,
+        2: None,
+    }
+    for partition in range(3):
+        assert [item.ended for item in items if item.partition == partition][-1]
+
+
+def test_now_ends_at_the_high_watermark_at_start(topic, read):
+    stream = topic()
+    stream.put(0, 1, 2, 3)
+    source = read(stream, ends="now")
+    stream.put(0, 4)
+
+    assert [offset for offset, _ in arrivals_of(polls(source, never))] == [0, 1, 2]
+
+
+def test_a_stopped_source_ends_without_having_reached_its_end(topic, read):
+    stream = topic()
+    stream.put(0, 1)
+    stop = threading.Event()
+    source = read(stream, stop=stop)
+    items = polls(source, n_records(1))
+    stop.set()
+
+    with pytest.raises(StopIteration):
+        source.parts[0].next_batch()
+    assert not any(item.ended for item in items)
+    assert source.parts[0].snapshot() == {"offset": 1, "clock": NOON + 1_000, "partitions": 1, "ended": 0}
+
+
+def test_an_aligned_partition_gives_records_only_while_its_clock_is_the_least(topic, read):
+    stream = topic(3)
+    stream.put(0, *range(0, 3_000, 3))
+    stream.put(1, *range(0, 300_000, 300))
+    stream.put(2, *range(100_000, 101_000))
+    items = polls(read(stream, ends="now", poll_records=10, queued_polls=2), never)
+
+    clocks = dict.fromkeys(range(3), -1)
+    for item in items:
+        if len(item.offsets):
+            assert clocks[item.partition] == min(clocks.values())
+        clocks[item.partition] = 2**62 if item.ended else item.clock_us or -1
+    assert [len(arrivals_of(items, partition)) for partition in range(3)] == [1_000, 1_000, 1_000]
+
+
+def test_a_partition_that_waits_holds_a_bounded_queue(topic, read):
+    stream = topic(2)
+    stream.put(0, *range(300))
+    source = read(stream, poll_records=10, queued_polls=3)
+    items = polls(source, for_seconds(0.6))
+
+    # Partition 1 has had no record, so partition 0 may give one poll and then waits for it.
+    assert sum(len(item.offsets) for item in items) <= 10
+    assert source.parts[0]._n_queued <= 3 * 10
+    stream.put(1, 6_000)
+    items += polls(source, n_records(301 - len(arrivals_of(items))))
+    assert [offset for offset, _ in arrivals_of(items)] == list(range(300))
+
+
+def test_an_unaligned_partition_waits_for_none(topic, read):
+    stream = topic(2)
+    stream.put(0, *range(100))
+
+    assert len(arrivals_of(polls(read(stream, aligned=False, poll_records=10), n_records(100)))) == 100
+
+
+def test_a_caught_up_partition_announces_the_present_less_settle(topic, read):
+    stream = topic(2)
+    present = Present(NOON + 10 * SECOND)
+    stream.put(0, 1_000)
+    source = read(stream, idle="wall", settle_us=2 * SECOND, present_us=present, mark_s=0.0)
+
+    items = polls(source, lambda items: {item.clock_us for item in items[-2:]} == {NOON + 8 * SECOND})
+    assert not items[-1].offsets.size
+    present.us += 5 * SECOND
+    polls(source, lambda items: {item.clock_us for item in items[-2:]} == {NOON + 13 * SECOND})
+    # A wall clock that is set back takes no announcement back.
+    present.us -= 60 * SECOND
+    assert {item.clock_us for item in polls(source, for_seconds(0.5))} == {NOON + 13 * SECOND}
+
+
+def test_a_record_older_than_an_announced_mark_arrives_at_the_mark(topic, read):
+    stream = topic()
+    source = read(stream, idle="wall", settle_us=SECOND, present_us=Present(NOON + 10 * SECOND), mark_s=0.0)
+    polls(source, lambda items: items and items[-1].clock_us == NOON + 9 * SECOND)
+    stream.put(0, 8_000, 9_500)
+
+    assert arrivals_of(polls(source, n_records(2))) == [(0, 9 * SECOND), (1, 9_500_000)]
+    assert source.counters.bumped == 1
+
+
+def test_a_partition_that_is_behind_announces_nothing(topic, read):
+    stream = topic(2)
+    stream.put(0, *range(50))
+    present = Present(NOON + 10 * SECOND)
+    source = read(stream, idle="wall", settle_us=SECOND, present_us=present, poll_records=1, mark_s=0.0)
+
+    items = polls(source, n_records(50))
+
+    assert [arrival for _, arrival in arrivals_of(items)] == [ms * 1_000 for ms in range(50)]
+    assert source.counters.bumped == 0
+
+
+def test_a_replay_announces_nothing(topic, read):
+    stream = topic()
+    stream.put(0, 1)
+    items = polls(read(stream, idle="none"), for_seconds(0.6))
+
+    assert {item.clock_us for item in items} - {None} == {NOON + 1_000}
+
+
+def test_an_idle_partition_gives_an_item_at_every_heartbeat(topic, read):
+    items = polls(read(topic(2), heartbeat_s=0.05), for_seconds(0.6))
+
+    for partition in range(2):
+        assert 5 <= sum(item.partition == partition for item in items) <= 14
+
+
+def test_nothing_is_announced_while_the_broker_is_lost(read):
+    with EmbeddedBroker() as broker:
+        stream = Topic(broker, 1)
+        present = Present(NOON + 10 * SECOND)
+        source = read(stream, idle="wall", settle_us=SECOND, present_us=present, mark_s=0.0, heartbeat_s=0.05)
+        polls(source, lambda items: items and items[-1].clock_us == NOON + 9 * SECOND)
+        broker.stop()
+        polls(source, lambda _items: bool(source.parts[0]._reader.topic._doubts))
+        present.us += 5 * SECOND
+        assert {item.clock_us for item in polls(source, for_seconds(0.5))} == {NOON + 9 * SECOND}
+
+
+def test_resuming_at_any_snapshot_gives_the_rest_of_the_same_arrivals(topic, read):
+    stream = topic(2)
+    rng = np.random.default_rng(3)
+    for partition in range(2):
+        stream.put(partition, *(int(ms) for ms in rng.integers(0, 100, 30)))
+    whole = polls(read(stream, ends="now"), never)
+
+    source = read(stream, ends="now", poll_records=7)
+    cuts = [({}, [])]
+    items = []
+    while True:
+        try:
+            for part in source.parts.values():
+                items += part.next_batch()
+        except StopIteration:
+            break
+        cuts.append(({number: part.snapshot() for number, part in source.parts.items()}, list(items)))
+    distinct = {str(states): (states, before) for states, before in cuts}
+    assert len(distinct) > 5
+    for states, before in distinct.values():
+        after = polls(read(stream, states, ends="now"), never)
+        for partition in range(2):
+            assert arrivals_of(before + after, partition) == arrivals_of(whole, partition)
+
+
+def test_a_start_at_the_latest_skips_what_is_there_but_not_what_was_saved(topic, read):
+    stream = topic()
+    stream.put(0, 1, 2, 3)
+    source = read(stream, start="latest")
+    stream.put(0, 4)
+
+    assert arrivals_of(polls(source, n_records(1))) == [(3, 4_000)]
+    saved = {0: {"offset": 1, "clock": NOON + 1_000, "partitions": 1, "ended": 0}}
+    assert len(arrivals_of(polls(read(stream, saved, start="latest"), n_records(3)))) == 3
+
+
+def test_the_group_is_told_an_offset_only_once_the_snapshot_after_it_is_taken(topic, read):
+    stream = topic()
+    source = read(stream, group="lag-tools")
+    part = source.parts[0]
+    for after in (2, 4, 6):
+        stream.put(0, 1, 2)
+        polls(source, lambda _items, after=after: part._position == after)
+        part.snapshot()
+    deadline = time.monotonic() + 5
+    while stream.committed("lag-tools", 0) != 4:
+        part.next_batch()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_lag_is_what_lies_between_position_and_the_end(topic, read):
+    stream = topic(2)
+    stream.put(0, *range(20))
+    source = read(stream, poll_records=5, aligned=True)
+    polls(source, n_records(5))
+    assert source.counters.lag == 15
+    stream.put(1, 100)
+    polls(source, n_records(16))
+    assert source.counters.lag == 0
+
+
+def test_saved_offsets_that_retention_took_are_named(topic, read):
+    stream = topic()
+    stream.put(0, *range(6), value=bytes(900_000))
+    stream.put(0, *range(6), value=bytes(900_000))
+    saved = {0: {"offset": 1, "clock": NOON, "partitions": 1, "ended": 0}}
+
+    with pytest.raises(LayoutError, match=r"source-\d+/0: offsets 1 to \d+ are gone .* retention"):
+        read(stream, saved)
+
+
+def test_offsets_that_vanish_while_reading_are_named(topic, read):
+    stream = topic()
+    source = read(stream)
+    stream.put(0, *range(12), value=bytes(900_000))
+
+    with pytest.raises(LayoutError, match=r"offsets \d+ to \d+ are gone"):
+        polls(source, never)
+
+
+def test_a_position_past_the_end_is_refused(topic, read):
+    saved = {0: {"offset": 9, "clock": NOON, "partitions": 1, "ended": 0}}
+
+    with pytest.raises(LayoutError, match="saved position 9 is past the topic's end 0"):
+        read(topic(), saved)
+
+
+def test_another_number_of_partitions_is_refused(topic, read):
+    saved = {0: {"offset": 0, "clock": NOON, "partitions": 2, "ended": 0}}
+
+    with pytest.raises(LayoutError, match="has 3 partitions, and had 2"):
+        read(topic(3), saved)
+
+
+def test_partitions_added_while_running_stop_the_flow(topic, read):
+    # The embedded broker cannot add partitions to a topic, so the reader is told it had fewer.
+    source = read(topic(3), check_partitions_s=0.0)
+    source.parts[0]._reader.topic.n_partitions = 2
+
+    with pytest.raises(LayoutError, match="has 3 partitions, and had 2"):
+        polls(source, never)
+
+
+def test_a_live_topic_on_producer_timestamps_needs_a_settle(topic, read):
+    stream = topic()
+    stream.put(0, 1)
+
+    with pytest.raises(DefinitionError, match="declare `settle` on stream 'stream'"):
+        polls(read(stream, idle="wall"), never)
+
+
+def test_a_broker_that_does_not_answer_is_named(topic, read):
+    stream = topic()
+    stream.bootstrap = "127.0.0.1:1"
+
+    with pytest.raises(StoreUnavailable, match=r"Kafka at 127\.0\.0\.1:1 did not answer within 0\.5 s"):
+        read(stream, timeout_s=0.5)
+
+
+def test_a_topic_that_is_not_there_is_named_and_not_created(topic, read):
+    stream = topic()
+    stream.name = "nowhere"
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="Topic 'nowhere' is not on the broker"):
+            read(stream)
+
+
+def test_a_process_reads_only_the_partitions_it_is_given(topic, read):
+    stream = topic(4)
+
+    assert sorted(read(stream, partitions=[1, 3]).parts) == [1, 3]
+    with pytest.raises(LayoutError, match="has 4 partitions and none numbered 4"):
+        read(stream, partitions=[3, 4])
+
+
+def flow(source, sink):
+    dataflow = Dataflow("flow")
+    op.output("out", op.input("in", dataflow, source), sink)
+    return dataflow
+
+
+def test_bytewax_reads_a_topic_to_its_end(topic, read):
+    stream = topic(3)
+    for partition in range(3):
+        stream.put(partition, *range(500))
+    items = []
+
+    run_main(flow(read(stream, ends="now", poll_records=50, build=False), TestingSink(items)))
+
+    for partition in range(3):
+        assert arrivals_of(items, partition) == [(ms, ms * 1_000) for ms in range(500)]
+        assert [item.ended for item in items if item.partition == partition].count(True) == 1
+
+
+def test_bytewax_stops_and_resumes_without_losing_or_repeating_a_record(topic, read, tmp_path):
+    stream = topic(2)
+    for partition in range(2):
+        stream.put(partition, *range(300))
+    init_db_dir(tmp_path, 1)
+    items = []
+
+    for wanted in (40, 150, 10_000):
+        stop = threading.Event()
+        source = read(stream, ends="now", poll_records=10, stop=stop, build=False)
+        before = len(items)
+
+        class Sink(TestingSink):
+            def build(self, *args, before=before, wanted=wanted, stop=stop):
+                part = super().build(*args)
+                write = part.write_batch
+
+                def write_and_stop(batch):
+                    write(batch)
+                    if sum(len(item.offsets) for item in items[before:]) >= wanted:
+                        stop.set()
+
+                part.write_batch = write_and_stop
+                return part
+
+        run_main(
+            flow(source, Sink(items)),
+            epoch_interval=timedelta(milliseconds=5),
+            recovery_config=RecoveryConfig(str(tmp_path)),
+        )
+
+    for partition in range(2):
+        assert arrivals_of(items, partition) == [(ms, ms * 1_000) for ms in range(300)]
