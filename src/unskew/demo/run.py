@@ -23,6 +23,8 @@ from unskew.demo.topics import Topic
 from unskew.features.errors import UnskewError
 from unskew.features.load import load
 from unskew.features.plan import Plan
+from unskew.monitoring.audit import audit
+from unskew.monitoring.report import audit_table, engines_line
 from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.pipelines.pacing import PacedProducer, paced
 from unskew.sinks.layout import published_files
@@ -63,7 +65,7 @@ def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed
         store = FeatureStore(plan, redis_url=redis.url, log=folders.log)
         _show_features(console, store, plan, topics)
         faults += _train(console, store, plan, topics, folders, seed=seed)
-        faults += _audit(console, store, plan, folders, seed=seed)
+        faults += _audit(console, plan, folders, redis_url=redis.url, seed=seed)
     if faults:
         raise DemoFailed("\n".join(faults))
     console.print(f"\n[green]Everything agrees.[/] {time.monotonic() - began_s:.0f} s; output in {folders.root}")
@@ -188,8 +190,26 @@ def _train(
     return []
 
 
-def _audit(console: Console, store: FeatureStore, plan: Plan, folders: Folders, *, seed: int) -> list[str]:
-    raise NotImplementedError
+def _audit(console: Console, plan: Plan, folders: Folders, *, redis_url: str, seed: int) -> list[str]:
+    """Compare log, Redis and a recount of the raw events."""
+    began_s = time.monotonic()
+    with console.status("Audit") as status:
+        report = audit(
+            plan,
+            folders.log,
+            folders.archive,
+            redis_source=redis_url,
+            samples=N_AUDITED,
+            seed=seed,
+            progress=lambda step, done, total: status.update(f"Audit: {step} {done:,} of {total:,}"),
+        )
+    console.print()
+    console.print(audit_table(report))
+    console.print(f"{engines_line(report)}; audited in {time.monotonic() - began_s:.1f} s", highlight=False)
+    faults = [] if report.difference is None else [f"the audit found a difference: {report.difference}"]
+    if ahead := sum(view.ahead for view in report.views):
+        faults.append(f"the audit had to leave out {ahead} values in Redis that log and archive do not cover")
+    return faults
 
 
 @contextlib.contextmanager
