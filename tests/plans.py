@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from unskew.features.definitions import Calendar
 from unskew.features.plan import (
     AggregationName,
     EntityPlan,
@@ -18,6 +19,7 @@ from unskew.features.plan import (
     ViewPlan,
     WindowPlan,
 )
+from unskew.features.windows import plan_window
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -40,7 +42,7 @@ def tumbling(extent_us: int) -> WindowPlan:
 
 
 def local_day(tz: str) -> WindowPlan:
-    return WindowPlan(kind="calendar", text=f"calendar(day, {tz})", hop_us=DAY, span=0, extent_us=DAY, tz=tz)
+    return plan_window(Calendar("day", tz=tz))
 
 
 @dataclass(frozen=True)

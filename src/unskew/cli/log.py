@@ -1,0 +1,106 @@
+"""``unskew log``: what the Parquet log holds."""
+
+import datetime as dt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unskew import settings
+
+if TYPE_CHECKING:
+    from unskew.offline.log import ViewLog
+
+
+@click.group()
+def log() -> None:
+    """Look into the Parquet log: every value that was ever served, with the instant from which it stood."""
+
+
+@log.command()
+@click.argument("view")
+@settings.definitions
+@settings.log
+@click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="How many rows.")
+def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None:
+    """Show the first rows of VIEW by the instant from which they stood.
+
+    \b
+    Example:
+        unskew log head household_purchases --definitions examples/complete_journey --log data/log
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    opened = _open(view, definitions, log)
+    frame = opened.head(rows)
+    if frame.is_empty():
+        click.echo(f"the log of {view} has no rows yet")
+        return
+    table = Table(header_style="bold")
+    for name, dtype in frame.schema.items():
+        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    for row in frame.iter_rows():
+        table.add_row(*(_cell(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        # A file or a pager has room for whole lines.
+        console = Console(
+            width=max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
+        )
+    console.print(table)
+
+
+def _cell(cell: object) -> str:
+    if cell is None:
+        return "-"
+    return cell.isoformat(" ").replace("+00:00", "Z") if isinstance(cell, dt.datetime) else str(cell)
+
+
+@log.command()
+@click.argument("view")
+@settings.definitions
+@settings.log
+def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
+    """Count VIEW's rows, entities, files and bytes, and say which instants the log answers.
+
+    \b
+    Example:
+        unskew log stats household_purchases --definitions examples/complete_journey --log data/log
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    opened = _open(view, definitions, log)
+    found = opened.stats()
+    table = Table(title=f"{opened.view.id}  {opened.root}", title_justify="left", title_style="bold", show_header=False)
+    causes = ", ".join(f"{cause} {n:,}" for cause, n in found.causes.items())
+    for name, text in (
+        ("rows", f"{found.rows:,}" + (f"  ({causes})" if causes else "")),
+        ("entities", f"{found.entities:,}"),
+        ("shards", f"{found.shards:,}"),
+        ("files", f"{found.files:,}"),
+        ("bytes", f"{found.bytes:,}"),
+        ("available_at", f"{found.first} to {found.last}" if found.rows else "-"),
+        ("since", str(found.since or "-")),
+        ("complete to", str(found.complete_to or "-")),
+    ):
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":
+    from difflib import get_close_matches
+
+    from unskew.features.errors import RequestError
+    from unskew.features.load import load
+    from unskew.features.registry import register
+    from unskew.offline.log import ViewLog
+
+    views = load(*definitions).views
+    if name not in views:
+        near = get_close_matches(name, list(views), n=1)
+        raise RequestError(
+            f"there is no view {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"views are {', '.join(views)}")
+        )
+    return ViewLog(log_root, register(views[name]))

@@ -1,0 +1,227 @@
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+import redis
+from click.testing import CliRunner
+
+from tests.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, local_day, sliding, view
+from tests.written import write_archive, write_log
+from unskew.cli import main
+from unskew.features.errors import RequestError
+from unskew.features.load import load
+from unskew.features.plan import Plan, ViewPlan
+from unskew.monitoring.audit import AuditReport, audit
+from unskew.monitoring.report import audit_table, engines_line
+from unskew.serving.online import present_us
+from unskew.sinks.redis import RedisWriter
+
+T0 = 1_490_400_000 * SECOND  # 2017-03-25, the day before clocks change in Berlin
+CLOCK = T0 + 3 * DAY
+
+HOUR_WINDOW = sliding(HOUR, 5 * MINUTE)
+CLICKS = view(
+    Wanted("count", "count", HOUR_WINDOW),
+    Wanted("sum", "sum", HOUR_WINDOW, "x * 0.1", filter="n > 2"),
+    Wanted("last", "last", sliding(DAY, 5 * MINUTE), pl.col("n"), "int64", default=-1),
+    Wanted("today", "mean", local_day("Europe/Berlin"), "x"),
+    name="clicks",
+)
+PLAN = Plan(streams={"stream": CLICKS.stream}, views={"clicks": CLICKS})
+EVENTS = events(
+    [
+        (T0 + i * 17 * MINUTE, T0 + i * 17 * MINUTE - (i % 5) * HOUR, {"user": f"u {i % 7}", "x": i / 3, "n": i % 6})
+        for i in range(120)
+    ]
+)
+
+
+@pytest.fixture
+def stored(tmp_path: Path, redis_client: redis.Redis) -> Path:
+    """Log, archive and Redis as the pipeline leaves them."""
+    write(tmp_path, redis_client, CLICKS, EVENTS)
+    return tmp_path
+
+
+def write(folder: Path, client: redis.Redis, plan: ViewPlan, given: pl.DataFrame, clock_us: int = CLOCK) -> None:
+    writer = RedisWriter(client, "unskew", "main")
+    for updates in write_log(folder / "log", plan, given, clock_us, n_shards=2, n_batches=3):
+        writer.add(updates)
+    writer.flush(present_us())  # the server's own clock: keys that are old already would expire at once
+    write_archive(folder / "archive", plan, given)
+
+
+def run(folder: Path, client: redis.Redis | None = None, *, plan: Plan = PLAN, **options) -> AuditReport:
+    return audit(plan, folder / "log", folder / "archive", redis_source=client, samples=400, patience_s=0, **options)
+
+
+def rewrite(folder: Path, change: pl.Expr) -> None:
+    """Change rows of the published log where they lie."""
+    for file in folder.glob("log/clicks/v1/day=*/*.parquet"):
+        metadata = {name: text for name, text in pl.read_parquet_metadata(file).items() if name.startswith("unskew.")}
+        pl.read_parquet(file, hive_partitioning=False).with_columns(change).write_parquet(file, metadata=metadata)
+
+
+def test_log_redis_and_recount_agree_and_the_report_says_about_what(stored, redis_client):
+    report = run(stored, redis_client)
+
+    assert report.difference is None
+    (clicks,) = report.views
+    assert (clicks.view, clicks.events, clicks.samples) == ("clicks@1", 120, 400)
+    assert min(clicks.on_arrivals, clicks.on_hops, clicks.beside) > 40
+    assert clicks.non_empty > 200
+    assert (clicks.entities, clicks.ahead) == (7, 0)
+    assert clicks.engines == {"x * 0.1": "duckdb", "n > 2": "duckdb", "x": "duckdb", str(pl.col("n")): "polars"}
+
+
+def test_the_same_seed_draws_the_same_sample(stored):
+    assert run(stored, seed=5) == run(stored, seed=5) != run(stored, seed=6)
+
+
+def test_entities_whose_key_is_gone_are_compared_too(tmp_path, redis_client):
+    plan = view(Wanted("count", "count", HOUR_WINDOW), name="clicks")
+    write(tmp_path, redis_client, plan, EVENTS[:117], clock_us=T0 + 116 * 17 * MINUTE)
+
+    report = run(tmp_path, redis_client, plan=Plan(streams={}, views={"clicks": plan}))
+
+    assert report.difference is None
+    assert report.views[0].entities == 7
+    assert 0 < report.views[0].entities_present < 7
+
+
+def test_a_planted_bit_in_the_log_is_found_and_named(stored, redis_client):
+    one = pl.col("user") == "u 3"
+    rewrite(stored, pl.when(one).then(pl.col("sum") + 2.0**-40).otherwise(pl.col("sum")).alias("sum"))
+
+    difference = run(stored, redis_client).difference
+
+    assert difference is not None
+    assert (difference.where, difference.view, difference.entity, difference.feature) == (
+        "log",
+        "clicks@1",
+        ("u 3",),
+        "sum",
+    )
+    assert difference.found - difference.expected == pytest.approx(2.0**-40)
+    assert re.match(r"clicks@1 of u 3 at 2017-.*: sum is .* in the log, and .* by the recount", str(difference))
+
+
+def test_a_row_that_stands_a_microsecond_late_is_found(stored):
+    rewrite(stored, pl.col("available_at") + pl.duration(microseconds=1))
+
+    difference = run(stored).difference
+
+    assert difference is not None
+    assert difference.where == "log"
+
+
+def test_a_planted_difference_in_redis_is_found_and_named(tmp_path, redis_client):
+    write(tmp_path, redis_client, CLICKS, EVENTS, clock_us=T0 + 119 * 17 * MINUTE)
+    redis_client.hincrby("unskew:clicks@1:{u%205}", "last", 1)
+
+    difference = run(tmp_path, redis_client).difference
+
+    assert difference is not None
+    assert (difference.where, difference.entity, difference.feature) == ("redis", ("u 5",), "last")
+    assert difference.found == difference.expected + 1
+
+
+def test_a_key_that_should_be_gone_is_found(stored, redis_client):
+    redis_client.hset("unskew:clicks@1:{u%201}", mapping={"_at": str(CLOCK - SECOND), "count": "1", "sum": "0.0"})
+
+    difference = run(stored, redis_client).difference
+
+    assert difference is not None
+    assert (difference.where, difference.entity, difference.feature, difference.expected) == (
+        "redis",
+        ("u 1",),
+        "count",
+        0,
+    )
+
+
+def test_an_archive_that_lacks_events_is_refused(stored):
+    write_archive(stored / "partial", CLICKS, EVENTS[::2])
+
+    with pytest.raises(RequestError, match=r"the archive lacks \d+ events that clicks@1 was computed from"):
+        audit(PLAN, stored / "log", stored / "partial", samples=10)
+
+
+def test_without_an_archive_or_a_clock_nothing_is_claimed(stored, redis_client):
+    with pytest.raises(RequestError, match="no archived events of topic stream"):
+        audit(PLAN, stored / "log", stored / "nowhere", samples=10)
+
+    redis_client.flushdb()
+    with pytest.raises(RequestError, match="Redis has no clock of clicks@1"):
+        run(stored, redis_client)
+
+
+def test_a_redis_that_is_past_the_log_is_not_held_against_it(stored, redis_client):
+    redis_client.hset("unskew:clock:main", mapping={f"clicks@1/h{shard}": str(CLOCK + DAY) for shard in (0, 1)})
+
+    with pytest.raises(RequestError, match="past what the log has published"):
+        run(stored, redis_client)
+
+
+DEFINITIONS = """
+from unskew import Calendar, Entity, Feature, FeatureView, Sliding, Stream, agg
+
+columns = [
+    {"name": "user", "type": "string"},
+    {"name": "x", "type": ["null", "double"]},
+    {"name": "n", "type": ["null", "long"]},
+    {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+]
+stream = Stream("stream", topic="stream", schema={"type": "record", "name": "E", "fields": columns}, event_time="at")
+clicks = FeatureView(
+    "clicks", entity=Entity("user", key="user"), stream=stream, where="n > 0",
+    features=[
+        Feature("count", agg.count(), Sliding("1h")),
+        Feature("sum", agg.sum("x * 0.1"), Sliding("1d"), filter="\\"user\\" LIKE 'u%'"),
+        Feature("today", agg.mean("x"), Calendar("day", tz="Europe/Berlin")),
+    ],
+)
+"""
+
+
+def test_the_command_prints_what_was_compared_and_fails_on_a_difference(tmp_path, redis_client, redis_url):
+    definitions = tmp_path / "definitions.py"
+    definitions.write_text(DEFINITIONS)
+    write(tmp_path, redis_client, load(definitions).views["clicks"], EVENTS.with_columns(at="_event_time"))
+    arguments = [
+        "audit", "--definitions", str(definitions), "--log", str(tmp_path / "log"),
+        "--archive", str(tmp_path / "archive"), "--redis-url", redis_url, "--samples", "200",
+    ]  # fmt: skip
+
+    agreed = CliRunner().invoke(main, arguments)
+    rewrite(tmp_path, pl.col("count") + 1)
+    differing = CliRunner().invoke(main, arguments)
+
+    assert agreed.exit_code == 0, agreed.output
+    assert "expressions in the recount: 4 by DuckDB" in agreed.output
+    assert agreed.output.endswith("identical\n")
+    assert differing.exit_code == 1
+    assert "difference clicks@1 of u " in differing.output
+
+
+@pytest.mark.parametrize("command", ["head", "stats"])
+def test_the_log_can_be_looked_into(tmp_path, redis_client, command):
+    definitions = tmp_path / "definitions.py"
+    definitions.write_text(DEFINITIONS)
+    write(tmp_path, redis_client, load(definitions).views["clicks"], EVENTS.with_columns(at="_event_time"))
+    where = ["--definitions", str(definitions), "--log", str(tmp_path / "log")]
+
+    shown = CliRunner().invoke(main, ["log", command, "clicks", *where])
+    unknown = CliRunner().invoke(main, ["log", command, "click", *where])
+
+    assert shown.exit_code == 0, shown.output
+    assert ("available_at" if command == "head" else "complete to") in shown.output
+    assert "did you mean 'clicks'" in unknown.output
+
+
+def test_the_report_has_a_line_for_each_view_and_one_for_all(stored):
+    report = run(stored)
+
+    assert audit_table(report).row_count == 2
+    assert engines_line(report) == "expressions in the recount: 3 by DuckDB, 1 by Polars"
