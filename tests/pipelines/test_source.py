@@ -299,7 +299,7 @@ def test_a_partition_that_waits_holds_a_bounded_queue(topic, read):
 
     # Partition 1 has had no record, so partition 0 may give one poll and then waits for it.
     assert sum(len(item.offsets) for item in items) <= 10
-    assert source.parts[0]._n_queued <= 3 * 10
+    assert [len(queued) for queued in source.parts[0]._queue] == [10, 10, 10]
     stream.put(1, 6_000)
     items += polls(source, n_records(301 - len(arrivals_of(items))))
     assert [offset for offset, _ in arrivals_of(items)] == list(range(300))
@@ -325,6 +325,24 @@ def test_a_caught_up_partition_announces_the_present_less_settle(topic, read):
     # A wall clock that is set back takes no announcement back.
     present.us -= 60 * SECOND
     assert {item.clock_us for item in polls(source, for_seconds(0.5))} == {NOON + 13 * SECOND}
+
+
+def test_an_idle_partition_holds_up_a_busy_one_no_longer_than_it_must(topic, read):
+    # Partition 1 has announced the present less two seconds; partition 0 brings records up to the present.
+    stream = topic(2)
+    present = Present(NOON + 10 * SECOND)
+    source = read(stream, idle="wall", settle_us=2 * SECOND, present_us=present, mark_s=0.0)
+    polls(source, lambda items: {item.clock_us for item in items[-2:]} == {NOON + 8 * SECOND})
+
+    for ms in (9_000, 9_500, 10_000):
+        stream.put(0, ms)
+        assert arrivals_of(polls(source, n_records(1)))[0][1] == ms * 1_000
+    # Four seconds ahead is too far.
+    present.us += 2 * SECOND
+    source.parts[1].clock_us = NOON + 5 * SECOND
+    source.parts[1]._idle_wall = False
+    stream.put(0, 11_000)
+    assert arrivals_of(polls(source, for_seconds(0.4))) == []
 
 
 def test_a_record_older_than_an_announced_mark_arrives_at_the_mark(topic, read):

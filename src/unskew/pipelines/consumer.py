@@ -2,11 +2,14 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, cast
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+import numpy as np
+import numpy.typing as npt
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
 
@@ -37,6 +40,13 @@ _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE} 
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
 
+# Methods of the C type, called by map rather than by bytecode.
+_OFFSET = cast("Callable[[Record], int]", Message.offset)
+_PARTITION = cast("Callable[[Record], int]", Message.partition)
+_TIMESTAMP = cast("Callable[[Record], tuple[int, int]]", Message.timestamp)
+_ERROR = cast("Callable[[Record], KafkaError | None]", Message.error)
+
+
 class Record(Protocol):
     """A Kafka message that is a record, not an error: what it has is there."""
 
@@ -51,6 +61,22 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
 
     def error(self) -> KafkaError | None: ...
+
+
+def offsets_of(records: Sequence[Record]) -> npt.NDArray[np.int64]:
+    """Give offsets, without a step of Python per record."""
+    return np.fromiter(map(_OFFSET, records), np.int64, len(records))
+
+
+def partitions_of(records: Sequence[Record]) -> npt.NDArray[np.int64]:
+    """Give partition numbers, as ``offsets_of``."""
+    return np.fromiter(map(_PARTITION, records), np.int64, len(records))
+
+
+def timestamps_of(records: Sequence[Record]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Give Kafka's timestamp types, and milliseconds, as ``offsets_of``."""
+    pairs = np.fromiter(chain.from_iterable(map(_TIMESTAMP, records)), np.int64, 2 * len(records)).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +162,7 @@ class TopicReader:
         messages = cast("list[Record]", self._consumer.consume(limit, 0))
         self.check()
         # The usual case costs one pass: an error is a message in disguise.
-        if not [None for message in messages if message.error() is not None]:
+        if not any(map(_ERROR, messages)):
             return Fetched(messages, [])
         records: list[Record] = []
         ends: list[tuple[int, int]] = []

@@ -22,10 +22,19 @@ from typing_extensions import override
 from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
 from unskew.pipelines.arrivals import NO_CLOCK, assign_arrivals, refusal
-from unskew.pipelines.consumer import Record, TopicReader, offsets_gone, partition_count_changed
+from unskew.pipelines.consumer import (
+    Record,
+    TopicReader,
+    offsets_gone,
+    offsets_of,
+    partition_count_changed,
+    partitions_of,
+    timestamps_of,
+)
 from unskew.pipelines.poll import Poll, Rejected
 
 _WAIT_S = 10.0
+_SLACK_US = 1_000_000
 _EMPTY = np.empty(0, np.int64)
 _EMPTY.flags.writeable = False
 
@@ -60,7 +69,8 @@ class SourceOptions:
     ``idle``: ``wall``: a caught-up partition announces the present less the stream's settle; ``none``: no marks.
     ``ends``: partition -> offset before which it ends, ``now`` for the high watermarks at start, None for a live topic.
     ``start``: where a partition begins that has no saved state.
-    ``aligned``: whether a partition waits until its clock is the least of this stream's partitions in this process.
+    ``aligned``: whether a partition waits until its clock is the least of this stream's partitions in this process; of
+    a live topic, until it is at most a settle and a second ahead of that.
     ``partitions``: those this process reads; all if None.
     ``present_us``: the wall clock in microseconds. ``tolerance_us``: how far past it a producer's timestamp may lie.
     ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
@@ -95,6 +105,7 @@ class Reader:
         self.stream = stream
         self.options = options
         self.counters = counters
+        self.settle_us = DEFAULT_SETTLE_US if stream.settle_us is None else stream.settle_us
         self.topic = TopicReader(
             stream.topic,
             options.bootstrap,
@@ -107,6 +118,9 @@ class Reader:
         self.lock = threading.RLock()
         self.parts: dict[int, KafkaPartition] = {}
         self.closed = False
+        # An idle partition's marks lie a settle behind the present: waiting for them would hold up a busy one that long,
+        # and what a second or two of a live topic brings is little to hold downstream.
+        self._slack_us = self.settle_us + _SLACK_US if options.idle == "wall" else 0
         self._waits_since_s: float | None = None
         self._warned = False
 
@@ -145,7 +159,7 @@ class Reader:
         """Move what has been fetched into the partitions' queues; never waits."""
         fetched = self.topic.consume(self.options.poll_records)
         if fetched.messages:
-            numbers = np.array([message.partition() for message in fetched.messages], np.int64)
+            numbers = partitions_of(fetched.messages)
             edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
             for first, after in itertools.pairwise(edges):
                 self.parts[int(numbers[first])].enqueue(fetched.messages[first:after])
@@ -153,11 +167,11 @@ class Reader:
             self.parts[number].reach(offset)
 
     def may_emit(self, part: "KafkaPartition") -> bool:
-        """Whether no partition that goes on has an earlier clock."""
+        """Whether no partition that goes on has an earlier clock, by more than the marks of a live topic lag."""
         if not self.options.aligned:
             return True
         for other in self.parts.values():
-            if other.clock_us < part.clock_us and not other.ended:
+            if other.clock_us < part.clock_us - self._slack_us and not other.ended:
                 self._warn_of_wait(other)
                 return False
         self._waits_since_s = None
@@ -205,15 +219,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._position = offset  # the next offset to emit
         self._fetched = offset  # the next offset to be queued
         self._queue: list[list[Record]] = []
-        self._n_queued = 0
         self._paused = False
         self._said_ended = False
         self._lag = 0
         self._last_item_s = float("-inf")
         self._saved_offset: int | None = None
-        options = reader.options
-        self._idle_wall = options.idle == "wall"
-        self._settle_us = DEFAULT_SETTLE_US if reader.stream.settle_us is None else reader.stream.settle_us
+        self._idle_wall = reader.options.idle == "wall"
 
     @property
     def ended(self) -> bool:
@@ -239,8 +250,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if not messages:
                 return
         self._fetched = messages[-1].offset() + 1
-        self._queue.append(messages)
-        self._n_queued += len(messages)
+        # A partition that waits gathers whole polls, however small the pieces that come.
+        if self._queue and len(self._queue[-1]) + len(messages) <= self._reader.options.poll_records:
+            self._queue[-1] += messages
+        else:
+            self._queue.append(messages)
         self._pause_or_resume()
 
     def reach(self, offset: int) -> None:
@@ -254,7 +268,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
     def _pause_or_resume(self) -> None:
         options = self._reader.options
-        full = len(self._queue) >= options.queued_polls or self._n_queued >= options.queued_polls * options.poll_records
+        full = len(self._queue) >= options.queued_polls
         if full and not self._paused:
             self._reader.topic.pause(self.partition)
             self._paused = True
@@ -292,13 +306,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         reader = self._reader
         if not self._idle_wall or self._queue or not reader.topic.caught_up(self.partition, self._position):
             return NO_CLOCK
-        return reader.options.present_us() - self._settle_us
+        return reader.options.present_us() - reader.settle_us
 
     def _records(self) -> Poll:
         messages = self._queue.pop(0)
-        self._n_queued -= len(messages)
         self._pause_or_resume()
-        offsets = np.array([message.offset() for message in messages], np.int64)
+        offsets = offsets_of(messages)
         if self._end is not None and offsets[-1] >= self._end:
             messages = messages[: int(np.searchsorted(offsets, self._end))]
             offsets = offsets[: len(messages)]
@@ -313,8 +326,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             return self._item(_EMPTY, _EMPTY, [], [], [])
         keys = [message.key() for message in messages]
         values = [message.value() for message in messages]
-        kinds, stamps_ms = zip(*[message.timestamp() for message in messages], strict=True)
-        return self._place(offsets, np.array(kinds, np.int64), np.array(stamps_ms, np.int64), keys, values)
+        return self._place(offsets, *timestamps_of(messages), keys, values)
 
     def _place(
         self,
