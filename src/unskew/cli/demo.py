@@ -8,6 +8,8 @@ from rich.console import Console
 from unskew.demo.journey import SEED
 from unskew.demo.run import run_demo
 
+PLAIN_WIDTH = 120
+
 
 @click.command()
 @click.option(
@@ -31,4 +33,8 @@ def demo(output: Path, rows: int | None, seed: int) -> None:
     `unskew run`, stops it half-way and resumes it, then shows features read from Redis, a training set of
     10,000 labels, and the audit. It needs no Docker, and ends with status 0 only if everything agrees.
     """
-    run_demo(Console(), output, n_lines=rows, seed=seed)
+    console = Console()
+    if not console.is_terminal:
+        # A file or a pipe has no width to fold tables to.
+        console = Console(width=PLAIN_WIDTH)
+    run_demo(console, output, n_lines=rows, seed=seed)

@@ -55,7 +55,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Say something that stays, above the live block."""
-        self._console.print(text)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
         """Show totals since the demo began; rates are taken over the last seconds of them."""

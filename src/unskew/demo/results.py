@@ -1,10 +1,12 @@
 """What the stream left behind, shown: features of today, and a training set of the past."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unskew.features.plan import Plan, ViewPlan
@@ -12,7 +14,7 @@ from unskew.store import FeatureStore
 
 N_HOUSEHOLDS = 3
 N_LABELS = 10_000
-HEAD = 5
+HEAD = 3
 
 EVENT_TIMESTAMP = "event_timestamp"
 
@@ -30,17 +32,14 @@ def busy_households(lines: pl.DataFrame, n: int = N_HOUSEHOLDS) -> list[int]:
 
 def household_features(store: FeatureStore, plan: Plan, households: list[int]) -> Table:
     """Return the households' features as Redis holds them now, a column per household."""
-    views = [view for view in plan.views.values() if view.entity.name == "household"]
-    names = references(*views)
+    names = references(*(view for view in plan.views.values() if view.entity.name == "household"))
     rows = [{"household_id": household} for household in households]
     answer = store.get_online_features(names, rows, full_feature_names=True).to_dict()
-    table = Table(title="Features of three households, from Redis", title_justify="left")
-    table.add_column("feature")
-    for household in households:
-        table.add_column(f"household {household}", justify="right")
+    table = _Turned(f"Features of {len(households)} households, read from Redis", map(str, households))
     for name in names:
-        table.add_row(name, *map(_shown, answer[name.replace(":", "__")]))
-    return table
+        column = name.replace(":", "__")
+        table.add(column, *map(_shown, answer[column]))
+    return table.table
 
 
 def labels(lines: pl.DataFrame, *, before_ms: int, seed: int, n: int = N_LABELS) -> pl.DataFrame:
@@ -63,39 +62,56 @@ def labels(lines: pl.DataFrame, *, before_ms: int, seed: int, n: int = N_LABELS)
 
 
 def head(frame: pl.DataFrame, n: int = HEAD) -> Table:
-    """Return the first rows on their side: a line per column, a column per row."""
-    table = Table(
-        title=f"Training set: the first {min(n, frame.height)} of {frame.height:,} rows", title_justify="left"
-    )
-    table.add_column("column")
-    for row in range(min(n, frame.height)):
-        table.add_column(f"row {row}", justify="right")
+    """Return the first rows, turned: a line per column, a column per row."""
+    n = min(n, frame.height)
+    table = _Turned(f"Training set: the first {n} of {frame.height:,} rows", (f"row {row}" for row in range(n)))
     for name in frame.columns:
-        table.add_row(name, *[_shown(value) for value in frame[name].head(n)])
-    return table
+        table.add(name, *map(_shown, frame[name].head(n)))
+    return table.table
 
 
 def summary(frame: pl.DataFrame) -> Table:
     """Return a line per column: type, nulls, and the range of its values."""
-    table = Table(title="Training set: its columns", title_justify="left")
-    table.add_column("column")
-    table.add_column("type")
-    for name in ("nulls", "min", "mean", "max"):
-        table.add_column(name, justify="right")
+    table = _Turned("Training set: its columns", ("type", "nulls", "min", "mean", "max"))
     for name, dtype in frame.schema.items():
         column = frame[name]
-        table.add_row(
+        table.add(
             name,
-            str(dtype),
+            str(dtype.base_type()).lower(),
             f"{column.null_count():,}",
-            _shown(column.min()),
-            _shown(column.mean()) if dtype.is_numeric() else "",
-            _shown(column.max()),
+            _shown(column.min(), "%d %b"),
+            # The mean of a key means nothing.
+            _shown(column.mean()) if dtype.is_numeric() and not name.endswith("_id") else "",
+            _shown(column.max(), "%d %b"),
         )
-    return table
+    return table.table
 
 
-def _shown(value: Any) -> str:
+class _Turned:
+    """A table with a line per column of a frame; the features of a view stand under its name."""
+
+    def __init__(self, title: str, headings: Iterable[str]) -> None:
+        self.table = Table(
+            title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
+        )
+        self.table.add_column("", no_wrap=True)
+        for heading in headings:
+            self.table.add_column(heading, justify="right", no_wrap=True)
+        self._view = ""
+
+    def add(self, name: str, *cells: str) -> None:
+        """Add the line of the column ``name``, ``view__feature`` for a feature."""
+        view, _, feature = name.rpartition("__")
+        if view == feature:
+            # A view of one feature, as YAML writes it.
+            view = ""
+        if view and view != self._view:
+            self.table.add_row(f"[bold]{view}[/]")
+        self._view = view
+        self.table.add_row(f"  {feature}" if view else feature, *cells)
+
+
+def _shown(value: Any, instants: str = "%d %b %H:%M") -> str:
     match value:
         case None:
             return "-"
@@ -104,5 +120,5 @@ def _shown(value: Any) -> str:
         case float():
             return f"{value:,.2f}"
         case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+            return value.astimezone(UTC).strftime(instants)
     return str(value)

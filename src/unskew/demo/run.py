@@ -68,7 +68,11 @@ def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed
         faults += _audit(console, plan, folders, redis_url=redis.url, seed=seed)
     if faults:
         raise DemoFailed("\n".join(faults))
-    console.print(f"\n[green]Everything agrees.[/] {time.monotonic() - began_s:.0f} s; output in {folders.root}")
+    console.print(
+        f"\n[bold green]Everything agrees.[/] {time.monotonic() - began_s:.0f} s; output in {folders.root}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _introduce(console: Console, topics: Mapping[str, Topic], folders: Folders) -> None:
@@ -78,6 +82,7 @@ def _introduce(console: Console, topics: Mapping[str, Topic], folders: Folders) 
         f"(some late, some twice, {views.n_malformed} unreadable).\n"
         f"Broker, Redis and pipeline run on this machine and end with this command. Output: {folders.root}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -137,7 +142,7 @@ def _count(console: Console, topics: Mapping[str, Topic], folders: Folders) -> l
         kept = _offsets(folders.archive / name, "_partition", "_offset")
         dead = _offsets(folders.dead_letters / name, "partition", "offset")
         n_kept, n_dead = kept.height, dead.height
-        console.print(f"{name}: {n_kept:,} events kept, {n_dead:,} dead letters", highlight=False)
+        console.print(f"{name}: {n_kept:,} events in the archive, {n_dead:,} dead letters", highlight=False)
         if n_dead != topic.n_malformed:
             faults.append(f"{name}: {n_dead} dead letters, but {topic.n_malformed} unreadable records were planted")
         if n_kept + n_dead != topic.n_records or pl.concat([kept, dead]).is_duplicated().any():
@@ -184,6 +189,7 @@ def _train(
         f"{frame.height:,} labels x {len(frame.columns) - len(wanted.columns)} features in {took_s:.1f} s: "
         f"{folders.training_set}",
         highlight=False,
+        soft_wrap=True,
     )
     if not frame.select(wanted.columns).equals(wanted):
         return ["the training set does not begin with the labels, in their order"]
