@@ -65,7 +65,9 @@ def test_what_the_pipeline_writes_is_on_volumes(compose):
     pipeline = compose["services"]["pipeline"]
     mounted = {mount.rsplit(":", 1)[1] for mount in pipeline["volumes"] if not mount.endswith(":ro")}
 
-    assert {pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "DEAD_LETTERS", "STATE")} == mounted
+    assert {
+        pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "DEAD_LETTERS", "STATE")
+    } == mounted
 
 
 def test_the_topics_are_those_of_the_example(compose):

@@ -92,6 +92,9 @@ class PipelineProcess:
             if self._watcher is not None:
                 self._watcher.kill()
                 self._watcher.communicate()
+            if self._reader is not None and self._running.stdout is not None:
+                self._reader.join(5.0)
+                self._running.stdout.close()
 
     @property
     def progress(self) -> Progress:

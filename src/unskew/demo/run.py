@@ -61,7 +61,7 @@ def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed
             broker.bootstrap, {name: topic.chunks() for name, topic in topics.items()}, group=GROUP
         ) as producers:
             _stream(console, topics, folders, producers, bootstrap=broker.bootstrap, redis_url=redis.url)
-        faults = _count(console, topics, folders)
+        faults = check_counts(console, topics, folders)
         store = FeatureStore(plan, redis_url=redis.url, log=folders.log)
         _show_features(console, store, plan, topics)
         faults += _train(console, store, plan, topics, folders, seed=seed)
@@ -135,7 +135,7 @@ def _stream(
             watch(pipeline, before, until=total + 1)
 
 
-def _count(console: Console, topics: Mapping[str, Topic], folders: Folders) -> list[str]:
+def check_counts(console: Console, topics: Mapping[str, Topic], folders: Folders) -> list[str]:
     """Compare what was produced with what was kept, record by record."""
     faults = []
     for name, topic in topics.items():

@@ -1,0 +1,103 @@
+"""The demo as a person runs it, on a small part of the data."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from unskew.demo import journey
+from unskew.demo.folders import Folders
+from unskew.demo.run import check_counts, run_demo
+
+N_LINES = 4_000
+
+
+def processes(word: str) -> list[str]:
+    """Command lines of running processes that hold a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in command:
+            found.append(command)
+    return found
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> tuple[str, Folders]:
+    """What a run of the demo printed, and where it wrote."""
+    folders = Folders(tmp_path_factory.mktemp("demo"))
+    console = Console(file=io.StringIO(), width=120)
+    run_demo(console, folders.root, n_lines=N_LINES)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue(), folders
+
+
+def test_it_ends_in_agreement(shown):
+    text, _ = shown
+
+    assert "Everything agrees." in text
+
+
+def test_it_shows_features_of_three_households_a_training_set_and_the_audit(shown):
+    text, _ = shown
+
+    for words in (
+        "Features of 3 households, read from Redis",
+        "Training set: the first 3 of 10,000 rows",
+        "Training set: its columns",
+        "compared bit for bit with a recount",
+    ):
+        assert words in text
+
+
+def test_the_training_set_has_a_row_per_label_and_every_feature(shown):
+    _, folders = shown
+    frame = pl.read_parquet(folders.training_set)
+
+    assert frame.height == 10_000
+    assert sum("__" in name for name in frame.columns) == 16
+    assert frame["household_purchases__purchase_count_30d"].max() > 0
+
+
+def test_a_record_missing_from_the_archive_is_a_fault(shown):
+    _, folders = shown
+    topics = journey.topics(N_LINES)
+    console = Console(file=io.StringIO())
+    assert check_counts(console, topics, folders) == []
+    lost = next((folders.archive / "transactions").glob("day=*/*.parquet"))
+    hidden = lost.rename(lost.with_suffix(".hidden"))
+
+    faults = check_counts(console, topics, folders)
+
+    hidden.rename(lost)
+    assert len(faults) == 1
+    assert faults[0].startswith("transactions: 4,000 records were produced, but")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_running_however_it_ends(tmp_path, number):
+    command = [sys.executable, "-m", "unskew", "demo", "--rows", "50000", "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as demo:
+        deadline = time.monotonic() + 60
+        # The demo itself, and the pipeline that it started.
+        while len(processes(str(tmp_path))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(processes(str(tmp_path))) >= 2
+
+        demo.send_signal(number)
+        _, errors = demo.communicate(timeout=30)
+
+    assert demo.returncode in {130, -signal.SIGKILL}
+    assert b"Traceback" not in errors
+    while processes(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes(str(tmp_path)) == []
