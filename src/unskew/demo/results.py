@@ -79,10 +79,10 @@ def summary(frame: pl.DataFrame) -> Table:
             name,
             str(dtype.base_type()).lower(),
             f"{column.null_count():,}",
-            _shown(column.min(), "%d %b"),
+            _shown(column.min(), "%Y-%m-%d"),
             # The mean of a key means nothing.
             _shown(column.mean()) if dtype.is_numeric() and not name.endswith("_id") else "",
-            _shown(column.max(), "%d %b"),
+            _shown(column.max(), "%Y-%m-%d"),
         )
     return table.table
 

@@ -1,50 +1,47 @@
 """The audit as a table for people."""
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unskew.monitoring.audit import AuditReport
 
 
 def audit_table(report: AuditReport) -> Table:
-    """Give a row for each view and one for all: what was compared, so that agreement can be weighed."""
+    """Give a row for each view and one for all: what was compared, so that agreement can be weighed.
+
+    The column ``ahead`` is there only where something had to be left out.
+    """
+    columns = {
+        "events": [view.events for view in report.views],
+        "log samples": [view.samples for view in report.views],
+        "on arrivals": [view.on_arrivals for view in report.views],
+        "on hops": [view.on_hops for view in report.views],
+        "1 µs beside": [view.beside for view in report.views],
+        "not empty": [view.non_empty for view in report.views],
+        "Redis entities": [view.entities for view in report.views],
+        "present": [view.entities_present for view in report.views],
+    }
+    if any(view.ahead for view in report.views):
+        columns["ahead"] = [view.ahead for view in report.views]
     table = Table(
         header_style="bold",
         title="compared bit for bit with a recount of the raw events",
         title_justify="left",
         title_style="",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("view", overflow="fold")
-    headings = (
-        "events",
-        "log samples",
-        "on arrivals",
-        "on hops",
-        "1 µs beside",
-        "not empty",
-        "Redis entities",
-        "present",
-        "ahead",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    rows = [
-        (
-            view.events,
-            view.samples,
-            view.on_arrivals,
-            view.on_hops,
-            view.beside,
-            view.non_empty,
-            view.entities,
-            view.entities_present,
-            view.ahead,
-        )
-        for view in report.views
-    ]
-    for view, row in zip(report.views, rows, strict=True):
-        table.add_row(view.view, *(f"{n:,}" for n in row))
+    for heading, cells in columns.items():
+        # A number is never cut, however narrow the terminal: the names of views fold instead.
+        widest = max(len(f"{sum(cells):,}"), *map(len, heading.split()))
+        table.add_column(heading, justify="right", min_width=widest)
+    for view, *row in zip((view.view for view in report.views), *columns.values(), strict=True):
+        table.add_row(view, *(f"{n:,}" for n in row))
     table.add_section()
-    table.add_row("all", *(f"{sum(column):,}" for column in zip(*rows, strict=True)))
+    table.add_row("all", *(f"{sum(cells):,}" for cells in columns.values()))
     return table
 
 
