@@ -37,7 +37,7 @@ def audit_table(report: AuditReport) -> Table:
     for heading, cells in columns.items():
         # A number is never cut, however narrow the terminal: the names of views fold instead.
         widest = max(len(f"{sum(cells):,}"), *map(len, heading.split()))
-        table.add_column(heading, justify="right", min_width=widest)
+        table.add_column(heading, justify="right", width=widest)
     for view, *row in zip((view.view for view in report.views), *columns.values(), strict=True):
         table.add_row(view, *(f"{n:,}" for n in row))
     table.add_section()
