@@ -1,6 +1,7 @@
 import datetime as dt
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -9,6 +10,7 @@ from tests.written import write_log
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import register
+from unskew.offline import join
 from unskew.offline.join import historical_features, joined
 from unskew.offline.log import ViewLog
 
@@ -127,6 +129,32 @@ def test_shards_and_days_do_not_show(tmp_path):
     assert one.equals(three)
     assert one.filter(user="u4")["last"].to_list()[:6] == [0, 1, 2, 3, 3, 3]
     assert one.filter(user="u9")["last"].null_count() == 40
+
+
+def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch):
+    given = [
+        (T0 + day * DAY + user, T0 + day * DAY, {"user": f"u{user}", "n": day}) for day in range(9) for user in range(5)
+    ]
+    plan = view(Wanted("last", "last", sliding(3 * DAY, 2 * HOUR), "n", "int64"), name="daily")
+    write_log(tmp_path, plan, events(given), T0 + 40 * DAY, n_shards=2, n_batches=9)
+    frame = labels(*((f"u{user}", 3_600 * hour) for hour in range(0, 300, 5) for user in (3, 1, 5, 0)))
+
+    whole = ask(tmp_path, frame, "last", plan=plan)
+    monkeypatch.setattr("unskew.offline.log._CHUNK_BYTES", 1)
+
+    assert ask(tmp_path, frame, "last", plan=plan).equals(whole)
+    assert whole.filter(user="u3")["last"].n_unique() == 10
+
+
+def test_keys_that_share_a_hash_are_told_apart(log, monkeypatch):
+    frame = labels(("u", 8), ("v", 12), ("nobody", 8), ("u", 24.9))
+    apart = ask(log, frame, "count", "sum")
+    hashed = join._ids
+    monkeypatch.setattr(
+        join, "_ids", lambda keys, seed: np.zeros(len(keys), np.uint64) if seed == 0 else hashed(keys, seed)
+    )
+
+    assert ask(log, frame, "count", "sum").equals(apart)
 
 
 def test_a_label_later_than_the_log_is_complete_is_refused_by_name(log):
@@ -255,7 +283,7 @@ def test_a_key_that_would_lose_something_is_refused(tmp_path):
     at = labels(("u", 8), ("v", 8)).drop("user")
 
     assert ask(tmp_path, at.with_columns(n=pl.Series([7.0, 8.0])), "c", plan=plan)["c"].to_list() == [1, 0]
-    with pytest.raises(RequestError, match="'n' is int64, but the labels' column is Float64"):
+    with pytest.raises(RequestError, match="'n' is int64, but its column is Float64"):
         ask(tmp_path, at.with_columns(n=pl.Series([7.0, 7.5])), "c", plan=plan)
 
 

@@ -311,7 +311,7 @@ def _refuse_missing_events(log: ViewLog, events: pl.DataFrame) -> None:
     """Every event that the log names must be in the archive, from the archive's beginning on."""
     first = events["_arrival"].min()
     known = events.select(pl.col("_partition").alias("partition"), pl.col("_offset").alias("offset"))
-    for chunk in log.chunks(["partition", "offset", "available_at"]):
+    for chunk in log.newest_first(["partition", "offset", "available_at"]):
         named = chunk.drop_nulls().filter(pl.col("available_at") >= first)
         missing = named.join(known, on=["partition", "offset"], how="anti")
         if len(missing):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.frames import key_column
 from unskew.features.plan import POLARS_TYPES, Scalar, ViewPlan
 from unskew.features.registry import RegisteredFeature, RegisteredView, register
 from unskew.features.time import duration_us, format_instant
@@ -113,37 +114,49 @@ class _Found:
 
 
 def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[RegisteredFeature], *, by: str) -> _Found:
-    """The last row with ``by`` <= bound of every key, from all days that can hold one."""
+    """The last row with ``by`` <= bound of every key, from all days that can hold one.
+
+    From the newest rows back, so that each label is looked up until it is found, and old rows may not be read at all.
+    """
     names = [feature.name for feature in features]
-    unknown = {feature.name: pl.Series([None], dtype=POLARS_TYPES[feature.type]) for feature in features}
-    values = pl.DataFrame({name: null.new_from_index(0, len(bounds)) for name, null in unknown.items()})
-    instants = np.full(len(bounds), _NEVER, np.int64)
-    if not len(bounds) or not log.files:
-        return _Found(values.to_dict(), instants)
     key_names = list(log.view.entity.keys)
-    upto = None
-    if by == "available_at":
-        upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US))
-    seed = 0
-    wanted = number_entities(_ids(keys, seed))
-    for chunk in log.chunks([*key_names, by, *names], upto=upto):
-        when = chunk[by].to_physical().to_numpy()
-        while True:
-            rows = last_rows(wanted, bounds, _ids(chunk.select(key_names), seed), when)
-            hit = np.flatnonzero(rows >= 0)
-            if _same_keys(chunk.select(key_names), rows[hit], keys, hit):
+    unknown = pl.DataFrame(schema={feature.name: POLARS_TYPES[feature.type] for feature in features})
+    found: list[pl.DataFrame] = []
+    labels: list[Ints] = []
+    instants = np.full(len(bounds), _NEVER, np.int64)
+    remaining = np.arange(len(bounds))
+    if len(bounds):
+        upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US)) if by == "available_at" else None
+        seed = 0
+        wanted = number_entities(_ids(keys, seed))
+        for chunk in log.newest_first([*key_names, by, *names], upto=upto):
+            logged, when = chunk.select(key_names), chunk[by].to_physical().to_numpy()
+            while True:
+                rows = last_rows(wanted, remaining, bounds, _ids(logged, seed), when)
+                hit = rows >= 0
+                if _same_keys(logged, rows[hit], keys, remaining[hit]):
+                    break
+                # Two keys with one 64-bit hash: another seed tells them apart.
+                seed += 1
+                wanted = number_entities(_ids(keys, seed))
+            labels.append(remaining[hit])
+            found.append(chunk.select(names)[rows[hit]])
+            instants[remaining[hit]] = when[rows[hit]]
+            remaining = remaining[~hit]
+            if not len(remaining):
                 break
-            # Two keys with one 64-bit hash: another seed tells them apart.
-            seed += 1
-            wanted = number_entities(_ids(keys, seed))
-        if len(hit) == len(rows):
-            values = chunk.select(names)[rows]
-            instants = when[rows]
-        elif len(hit):
-            late = chunk.select(names)[rows[hit]]
-            values = values.with_columns(values[name].scatter(hit, late[name]) for name in names)
-            instants[hit] = when[rows[hit]]
-    return _Found(values.to_dict(), instants)
+    found.append(unknown.clear(len(remaining)))
+    labels.append(remaining)
+    return _Found(_in_order(found, labels), instants)
+
+
+def _in_order(pieces: Sequence[pl.DataFrame], labels: Sequence[Ints]) -> dict[str, pl.Series]:
+    """Rows of all pieces, put where their labels stand."""
+    where = np.concatenate(labels)
+    order = np.empty(len(where), np.int64)
+    order[where] = np.arange(len(where))
+    rows = pl.concat(pieces, rechunk=True)
+    return (rows if (order[1:] > order[:-1]).all() else rows[order]).to_dict()
 
 
 def _ids(keys: pl.DataFrame, seed: int) -> npt.NDArray[np.uint64]:
@@ -245,33 +258,8 @@ def _keys(view: RegisteredView, labels: pl.DataFrame) -> pl.DataFrame:
                 f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the labels' columns"
                 f"{_hint(name, labels.columns, 'they are')}"
             )
-        column = labels[name]
-        if column.null_count():
-            raise RequestError(f"{name!r} has no value in row {int(column.is_null().arg_max() or 0)}")
-        columns.append(_converted(column, POLARS_TYPES[kind], kind))
+        columns.append(key_column(labels[name], kind))
     return pl.DataFrame(columns)
-
-
-def _converted(column: pl.Series, dtype: pl.DataType, kind: str) -> pl.Series:
-    if column.dtype == dtype:
-        return column
-    if not len(column):
-        return column.clear().cast(dtype) if column.dtype != pl.Null else pl.Series(column.name, [], dtype)
-    converted = _lossless(column, dtype)
-    if converted is None:
-        raise RequestError(
-            f"{column.name!r} is {kind}, but the labels' column is {column.dtype} and does not convert without loss"
-        )
-    return converted
-
-
-def _lossless(column: pl.Series, dtype: pl.DataType) -> pl.Series | None:
-    try:
-        converted = column.cast(dtype)
-        same = column.dtype != pl.Boolean and converted.cast(column.dtype).equals(column)
-    except pl.exceptions.PolarsError:
-        return None
-    return converted if same else None
 
 
 def _resolve(references: Sequence[str], views: Views, *, full_feature_names: bool) -> dict[str, list[_Asked]]:

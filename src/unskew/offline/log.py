@@ -65,23 +65,24 @@ class ViewLog:
         """The last instant that is closed in every shard; None before one is."""
         return None if self.coverage is None else self.coverage.complete_to_us
 
-    def chunks(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
-        """The rows of all days, up to and with ``upto``, in bounded pieces.
+    def newest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
+        """The rows of all days, up to and with ``upto``, in bounded pieces, the newest piece first.
 
-        Each entity's rows come in the order of their instants, within a piece and from one to the next.
+        Within a piece each entity's rows are in the order of their instants; every row of an entity in a piece is
+        later than its rows in the pieces that follow.
         """
-        paths: list[Path] = []
-        size = 0
+        groups: list[list[Path]] = []
+        size = _CHUNK_BYTES
         for day, file in self._days:
             if upto is not None and day > upto:
                 break
             n_bytes = file.path.stat().st_size
-            if paths and size + n_bytes > _CHUNK_BYTES:
-                yield _read(paths, columns)
-                paths, size = [], 0
-            paths.append(file.path)
+            if size + n_bytes > _CHUNK_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(file.path)
             size += n_bytes
-        if paths:
+        for paths in reversed(groups):
             yield _read(paths, columns)
 
     def head(self, n_rows: int) -> pl.DataFrame:

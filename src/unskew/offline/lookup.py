@@ -44,10 +44,10 @@ def number_entities(ids: Ids) -> Wanted:
     return Wanted(slot_ids, slot_numbers, numbers, n)
 
 
-def last_rows(wanted: Wanted, bounds: Ints, ids: Ids, instants: Ints) -> Rows:
-    """Give, for each label, the number of its entity's last log row with ``instant <= bound``; -1 where there is none.
+def last_rows(wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: Ints) -> Rows:
+    """Give, for each of ``labels``, the number of its entity's last log row with ``instant <= bound``; -1 where there is none.
 
-    ``ids``, ``instants`` [rows]: the log, each entity's rows in the order in which they were written. Where an entity's
+    ``labels``: positions in the labels that ``wanted`` was made of, of which ``bounds`` are the instants. ``ids``, ``instants`` [rows]: the log, each entity's rows in the order in which they were written. Where an entity's
     instants go back (a wall clock was set), a row counts as no earlier than the one before it.
     """
     numbers = np.empty(len(ids), np.int32)
@@ -56,8 +56,8 @@ def last_rows(wanted: Wanted, bounds: Ints, ids: Ids, instants: Ints) -> Rows:
     grouped_instants = np.empty(int(starts[-1]), np.int64)
     grouped_rows = np.empty(int(starts[-1]), np.int64)
     _group(numbers, instants, starts.copy(), starts, grouped_instants, grouped_rows)
-    found = np.empty(len(bounds), np.int64)
-    _search(wanted.numbers, bounds, starts, grouped_instants, grouped_rows, found)
+    found = np.empty(len(labels), np.int64)
+    _search(wanted.numbers, labels, bounds, starts, grouped_instants, grouped_rows, found)
     return found
 
 
@@ -132,9 +132,10 @@ def _group(
 
 @njit(cache=True, nogil=True)
 def _search(
-    numbers: Numbers, bounds: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows, found: Rows
+    numbers: Numbers, labels: Ints, bounds: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows, found: Rows
 ) -> None:
-    for label in range(len(bounds)):
+    for place in range(len(labels)):
+        label = labels[place]
         number = numbers[label]
         low = starts[number]
         high = starts[number + 1]
@@ -144,4 +145,4 @@ def _search(
                 low = middle + 1
             else:
                 high = middle
-        found[label] = grouped_rows[low - 1] if low > starts[number] else -1
+        found[place] = grouped_rows[low - 1] if low > starts[number] else -1
