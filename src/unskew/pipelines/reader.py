@@ -138,6 +138,7 @@ class Reader:
             ends = self.options.ends
             end = high if ends == "now" else None if ends is None else ends.get(partition, low)
             part = KafkaPartition(self, partition, offset, clock_us, end)
+            part.rejoins = saved is not None and bool(saved["ended"]) and not part.ended
             self.parts[partition] = part
             if not part.ended:
                 self.topic.add(partition, offset)
@@ -214,6 +215,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self.partition = partition
         self.clock_us = clock_us
         self.closed = False
+        # It had left the minimum, so shards may have gone on to the clock of any other partition; what comes now
+        # comes after that.
+        self.rejoins = False
         self._reader = reader
         self._end = end
         self._position = offset  # the next offset to emit
@@ -288,6 +292,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             raise StopIteration
         with reader.lock:
             reader.topic.check()
+            if self.rejoins:
+                self.clock_us = max(part.clock_us for part in reader.parts.values())
+                self.rejoins = False
             if not self._queue:
                 reader.pump()
             if self._queue and reader.may_emit(self):

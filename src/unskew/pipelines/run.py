@@ -140,6 +140,10 @@ def run(
         except Exception as error:
             _raise_ours(error)
             raise
+        finally:
+            for source in sources.values():
+                source.close()
+            writer.close()
         parquet.settle()
     return status()
 

@@ -1,0 +1,184 @@
+"""Stopped or broken off after any item and resumed, a pipeline leaves what it leaves without interruption."""
+
+import threading
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from tests.pipeline import Bench, Outcome, entities, expected_log, history, logged, plan
+from unskew.features.errors import LayoutError, UnskewError
+from unskew.features.plan import Plan
+from unskew.pipelines.run import Deployment, run
+from unskew.sinks import layout
+
+RECORDS = history(160, seed=11)
+VIEWS = ["by_user", "by_item"]
+# Every item is an epoch of its own.
+EVERY_ITEM = {"epoch_s": 0.0, "poll_records": 6}
+
+
+class BrokenOff(UnskewError):
+    """Stands for whatever may end a process in the middle of its work."""
+
+
+class After:
+    """A stop flag that acts when it has been asked ``n`` times: ``stop`` as a signal would, or by an error."""
+
+    def __init__(self, n: int, *, how: str) -> None:
+        self._left = n
+        self._how = how
+        self.acted = False
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        if self._left >= 0:
+            return False
+        self.acted = True
+        if self._how == "abort":
+            raise BrokenOff
+        return True
+
+
+def _interrupted(definitions: Plan, deployment: Deployment, n: int, how: str) -> bool:
+    """Run until the flag acts, then to the end; whether it acted before the end."""
+    flag = After(n, how=how)
+    try:
+        run(definitions, deployment, stop=flag)
+    except BrokenOff:
+        assert how == "abort"
+    run(definitions, deployment, stop=threading.Event())
+    return flag.acted
+
+
+def _same(one: Outcome, other: Outcome) -> None:
+    for view in VIEWS:
+        assert one.log(view).equals(other.log(view))
+        assert one.complete_to(view) == other.complete_to(view)
+    assert one.archive().equals(other.archive())
+    assert one.dead_letters().equals(other.dead_letters())
+
+
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_interrupted_at_every_epoch_and_resumed_the_outcome_is_the_same(bench: Bench, how: str) -> None:
+    topic = bench.produce(RECORDS)
+    reference = bench.run(topic, **EVERY_ITEM)
+    definitions = plan(topic)
+    acted = 0
+    for n in range(1, 90, 8 if how == "stop" else 6):
+        outcome = Outcome(definitions, bench.deployment(**EVERY_ITEM))
+        acted += _interrupted(definitions, outcome.deployment, n, how)
+
+        _same(outcome, reference)
+        assert outcome.staged() == []
+    assert acted > 5
+
+
+def test_broken_off_many_times_in_a_row_the_outcome_is_the_same(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    reference = bench.run(topic, **EVERY_ITEM)
+    outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
+    broken = 0
+    for attempt in range(60):
+        try:
+            run(outcome.plan, outcome.deployment, stop=After(17 + 4 * attempt, how="abort"))
+        except BrokenOff:
+            broken += 1
+            continue
+        break
+    assert broken > 2
+
+    _same(outcome, reference)
+
+
+def test_readers_see_only_what_is_durable_and_nothing_is_withdrawn(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
+    seen: set = set()
+    for n in (20, 31, 12, 25, 400):
+        try:
+            run(outcome.plan, outcome.deployment, stop=After(n, how="abort"))
+        except BrokenOff:
+            pass
+        now = {
+            (view, row)
+            for view in VIEWS
+            if list((outcome.deployment.log / view).glob("v1/day=*/*.parquet"))
+            for row in outcome.log(view).iter_rows()
+        }
+        assert seen <= now
+        seen = now
+    assert seen
+
+
+def test_a_topic_that_grows_after_its_end_goes_on_where_it_ended(bench: Bench) -> None:
+    """Partitions end at uneven instants; what comes later is counted from the clock that the shards have reached."""
+    topic = bench.produce(RECORDS)
+    counts = {partition: sum(record.partition == partition for record in RECORDS) for partition in range(4)}
+    ends = {topic: {partition: count if partition % 2 else count // 3 for partition, count in counts.items()}}
+    outcome = Outcome(plan(topic), bench.deployment(ends=ends))
+    first = run(outcome.plan, outcome.deployment, stop=threading.Event())
+
+    second = run(outcome.plan, replace(outcome.deployment, ends="now"), stop=threading.Event())
+
+    assert first.consumed + second.consumed == len(RECORDS)
+    assert second.bumped > 0
+    view = outcome.plan.views["by_item"]
+    events = outcome.archive()
+    complete_to = dict.fromkeys(entities(view, events), min(outcome.complete_to("by_item").values()))
+    assert logged(view, outcome.log("by_item")) == expected_log(view, events, complete_to)
+
+
+def test_a_changed_definition_is_refused_with_a_layout_error(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    outcome = bench.run(topic)
+    view = outcome.plan.views["by_user"]
+    changed = replace(view, state_fingerprint="0" * 64)
+    definitions = replace(outcome.plan, views={**outcome.plan.views, "by_user": changed})
+
+    with pytest.raises(LayoutError, match=r"by_user@1.*another definition.*new version"):
+        run(definitions, outcome.deployment, stop=threading.Event())
+
+
+def test_a_view_added_later_starts_with_its_own_coverage_and_the_others_go_on(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:100])
+    both = plan(topic)
+    one = replace(both, views={"by_user": both.views["by_user"]})
+    outcome = Outcome(both, bench.deployment())
+    run(one, outcome.deployment, stop=threading.Event())
+    bench.append(topic, RECORDS[100:])
+
+    run(both, outcome.deployment, stop=threading.Event())
+
+    assert outcome.log("by_user").equals(bench.run(topic).log("by_user"))
+    since = layout.read_coverage(outcome.deployment.log / "by_item" / "v1")
+    assert since is not None
+    assert since.since_us is not None
+    assert since.since_us >= RECORDS[90].stamp_ms * 1000
+
+
+def test_another_number_of_shards_or_a_lost_state_is_refused(bench: Bench, tmp_path) -> None:
+    topic = bench.produce(RECORDS[:40])
+    outcome = bench.run(topic)
+
+    with pytest.raises(LayoutError, match="1 shards"):
+        run(outcome.plan, replace(outcome.deployment, n_hashes=3), stop=threading.Event())
+    with pytest.raises(LayoutError, match="published by an earlier run"):
+        run(outcome.plan, replace(outcome.deployment, state=tmp_path / "elsewhere"), stop=threading.Event())
+
+
+def test_an_entity_in_a_second_partition_stops_the_flow(bench: Bench) -> None:
+    moved = [replace(record, partition=(record.partition + index // 100) % 4) for index, record in enumerate(RECORDS)]
+    topic = bench.produce(moved)
+
+    with pytest.raises(LayoutError, match=r"entity user%20\d%25 came in partition \d.*partitioned_by user"):
+        bench.run(topic)
+
+
+def test_a_rows_seq_counts_its_shard_without_gaps(bench: Bench) -> None:
+    outcome = bench.run(bench.produce(RECORDS), n_hashes=2)
+    for view in VIEWS:
+        for (_shard,), rows in outcome.log(view).group_by("shard"):
+            assert rows.sort("seq")["seq"].to_list() == list(range(len(rows)))
+            keys = rows.sort("seq").select("available_at", pl.first().cast(pl.String))
+            assert keys.rows() == sorted(keys.rows())
