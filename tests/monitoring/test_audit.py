@@ -52,8 +52,8 @@ def write(folder: Path, client: redis.Redis, plan: ViewPlan, given: pl.DataFrame
     write_archive(folder / "archive", plan, given)
 
 
-def run(folder: Path, client: redis.Redis | None = None, *, plan: Plan = PLAN, **options) -> AuditReport:
-    return audit(plan, folder / "log", folder / "archive", redis_source=client, samples=400, patience_s=0, **options)
+def run(folder: Path, redis_url: str | None = None, *, plan: Plan = PLAN, **options) -> AuditReport:
+    return audit(plan, folder / "log", folder / "archive", redis_source=redis_url, samples=400, patience_s=0, **options)
 
 
 def rewrite(folder: Path, change: pl.Expr) -> None:
@@ -63,8 +63,8 @@ def rewrite(folder: Path, change: pl.Expr) -> None:
         pl.read_parquet(file, hive_partitioning=False).with_columns(change).write_parquet(file, metadata=metadata)
 
 
-def test_log_redis_and_recount_agree_and_the_report_says_about_what(stored, redis_client):
-    report = run(stored, redis_client)
+def test_log_redis_and_recount_agree_and_the_report_says_about_what(stored, redis_url):
+    report = run(stored, redis_url)
 
     assert report.difference is None
     (clicks,) = report.views
@@ -79,22 +79,22 @@ def test_the_same_seed_draws_the_same_sample(stored):
     assert run(stored, seed=5) == run(stored, seed=5) != run(stored, seed=6)
 
 
-def test_entities_whose_key_is_gone_are_compared_too(tmp_path, redis_client):
+def test_entities_whose_key_is_gone_are_compared_too(tmp_path, redis_client, redis_url):
     plan = view(Wanted("count", "count", HOUR_WINDOW), name="clicks")
     write(tmp_path, redis_client, plan, EVENTS[:117], clock_us=T0 + 116 * 17 * MINUTE)
 
-    report = run(tmp_path, redis_client, plan=Plan(streams={}, views={"clicks": plan}))
+    report = run(tmp_path, redis_url, plan=Plan(streams={}, views={"clicks": plan}))
 
     assert report.difference is None
     assert report.views[0].entities == 7
     assert 0 < report.views[0].entities_present < 7
 
 
-def test_a_planted_bit_in_the_log_is_found_and_named(stored, redis_client):
+def test_a_planted_bit_in_the_log_is_found_and_named(stored, redis_url):
     one = pl.col("user") == "u 3"
     rewrite(stored, pl.when(one).then(pl.col("sum") + 2.0**-40).otherwise(pl.col("sum")).alias("sum"))
 
-    difference = run(stored, redis_client).difference
+    difference = run(stored, redis_url).difference
 
     assert difference is not None
     assert (difference.where, difference.view, difference.entity, difference.feature) == (
@@ -116,21 +116,21 @@ def test_a_row_that_stands_a_microsecond_late_is_found(stored):
     assert difference.where == "log"
 
 
-def test_a_planted_difference_in_redis_is_found_and_named(tmp_path, redis_client):
+def test_a_planted_difference_in_redis_is_found_and_named(tmp_path, redis_client, redis_url):
     write(tmp_path, redis_client, CLICKS, EVENTS, clock_us=T0 + 119 * 17 * MINUTE)
     redis_client.hincrby("unskew:clicks@1:{u%205}", "last", 1)
 
-    difference = run(tmp_path, redis_client).difference
+    difference = run(tmp_path, redis_url).difference
 
     assert difference is not None
     assert (difference.where, difference.entity, difference.feature) == ("redis", ("u 5",), "last")
     assert difference.found == difference.expected + 1
 
 
-def test_a_key_that_should_be_gone_is_found(stored, redis_client):
+def test_a_key_that_should_be_gone_is_found(stored, redis_client, redis_url):
     redis_client.hset("unskew:clicks@1:{u%201}", mapping={"_at": str(CLOCK - SECOND), "count": "1", "sum": "0.0"})
 
-    difference = run(stored, redis_client).difference
+    difference = run(stored, redis_url).difference
 
     assert difference is not None
     assert (difference.where, difference.entity, difference.feature, difference.expected) == (
@@ -148,20 +148,20 @@ def test_an_archive_that_lacks_events_is_refused(stored):
         audit(PLAN, stored / "log", stored / "partial", samples=10)
 
 
-def test_without_an_archive_or_a_clock_nothing_is_claimed(stored, redis_client):
+def test_without_an_archive_or_a_clock_nothing_is_claimed(stored, redis_client, redis_url):
     with pytest.raises(RequestError, match="no archived events of topic stream"):
         audit(PLAN, stored / "log", stored / "nowhere", samples=10)
 
     redis_client.flushdb()
     with pytest.raises(RequestError, match="Redis has no clock of clicks@1"):
-        run(stored, redis_client)
+        run(stored, redis_url)
 
 
-def test_a_redis_that_is_past_the_log_is_not_held_against_it(stored, redis_client):
+def test_a_redis_that_is_past_the_log_is_not_held_against_it(stored, redis_client, redis_url):
     redis_client.hset("unskew:clock:main", mapping={f"clicks@1/h{shard}": str(CLOCK + DAY) for shard in (0, 1)})
 
     with pytest.raises(RequestError, match="past what the log has published"):
-        run(stored, redis_client)
+        run(stored, redis_url)
 
 
 DEFINITIONS = """

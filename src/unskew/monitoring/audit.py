@@ -10,7 +10,6 @@ from typing import Literal
 import msgspec
 import numpy as np
 import polars as pl
-import redis
 
 from unskew.features.errors import RequestError
 from unskew.features.plan import Plan, ViewPlan
@@ -93,7 +92,7 @@ def audit(
     log_root: Path,
     archive_root: Path,
     *,
-    redis_source: "redis.Redis | str | None" = None,
+    redis_source: str | None = None,
     prefix: str = "unskew",
     pipeline: str = "main",
     samples: int = 2_000,
@@ -104,7 +103,7 @@ def audit(
     """Compare, and stop at the first difference.
 
     ``samples``: (entity, instant) pairs over all views together, drawn with ``seed``: mostly instants at which an event
-    arrived or left a window, and their neighbours; none later than the log is complete. ``redis_source``: a client or URL;
+    arrived or left a window, and their neighbours; none later than the log is complete. ``redis_source``: a URL;
     then every entity of the archive is read there too, those whose key is gone included, and compared as of the instant
     that the reader states. ``patience_s``: how long log and archive of a running pipeline may take to publish up to there.
 
@@ -237,7 +236,7 @@ def _compare_online(
 
 
 def _read_online(
-    source: "redis.Redis | str", prefix: str, pipeline: str, view: ViewPlan, keys: pl.DataFrame, progress: Progress
+    source: str, prefix: str, pipeline: str, view: ViewPlan, keys: pl.DataFrame, progress: Progress
 ) -> _Online:
     reader = OnlineReader(source, prefix, pipeline, views={view.name: _without_defaults(register(view))})
     references = [f"{view.name}:{feature.name}" for feature in view.features]
@@ -249,8 +248,7 @@ def _read_online(
             values.append(answer.to_polars())
             as_of.append(answer.metadata[view.name]["as_of"])
     finally:
-        if isinstance(source, str):
-            reader.close()
+        reader.close()
     return _Online(values=pl.concat(values), as_of=pl.concat(as_of))
 
 
