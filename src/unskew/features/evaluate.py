@@ -1,17 +1,17 @@
 """Evaluate a view's filters and values over a batch of decoded events: once per batch, the same everywhere."""
 
 from dataclasses import dataclass
-from functools import reduce
 
 import polars as pl
 
 from unskew.features.keys import encode_keys
-from unskew.features.plan import ViewPlan
+from unskew.features.plan import ValuePlan, ViewPlan
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
 
 PARTITION, OFFSET, ARRIVAL, EVENT_TIME = "_partition", "_offset", "_arrival", "_event_time"
+_BAD = "_bad"
 
 
 @dataclass(frozen=True)
@@ -27,61 +27,68 @@ class Evaluated:
     rejected: pl.DataFrame
 
 
+class Evaluator:
+    """A view's filters and values as expressions, put together once and run over every batch."""
+
+    def __init__(self, view: ViewPlan) -> None:
+        self._view = view
+        self._where = None if view.where is None else view.where.expr.fill_null(value=False)
+        arrival, event_time = pl.col(ARRIVAL).to_physical(), pl.col(EVENT_TIME).to_physical()
+        self._columns = [
+            pl.min_horizontal(arrival, event_time).alias("effective"),
+            arrival.alias("arrival"),
+            event_time.alias("event_time"),
+            pl.col(PARTITION).alias("partition"),
+            pl.col(OFFSET).alias("offset"),
+        ]
+        filters = [filter_.expr.cast(pl.Boolean).fill_null(value=False) for filter_ in view.filters]
+        values = [_number(value) for value in view.values]
+        self._columns += [filter_.alias(f"f{index}") for index, filter_ in enumerate(filters)]
+        self._columns += [value.alias(f"v{index}") for index, value in enumerate(values)]
+        self._tests: list[tuple[pl.Expr, str]] = []
+        for feature in view.features:
+            if feature.value < 0 or view.values[feature.value].dtype != "float64":
+                continue
+            number = values[feature.value]
+            bad = number.is_nan() | (number.abs() >= FLOAT_LIMIT)
+            if feature.filter >= 0:
+                bad &= filters[feature.filter]
+            reason = f"{view.name}.{feature.name}: value is NaN, infinite or beyond 2^62"
+            self._tests.append((bad.fill_null(value=False), reason))
+        if self._tests:
+            self._columns.append(pl.any_horizontal(*(test for test, _ in self._tests)).alias(_BAD))
+
+    def __call__(self, decoded: pl.DataFrame) -> Evaluated:
+        """Filter and evaluate decoded events."""
+        if self._where is not None:
+            decoded = decoded.filter(self._where)
+        keys = encode_keys(decoded, self._view.entity)
+        events = decoded.select(self._columns).insert_column(0, keys)
+        bad = events.drop_in_place(_BAD) if self._tests else None
+        if not keys.null_count() and (bad is None or not bad.any()):
+            return Evaluated(events, NOTHING_REJECTED)
+        flags = keys.is_null() if bad is None else keys.is_null() | bad
+        return Evaluated(events.filter(~flags), self._rejected(decoded, keys).filter(flags))
+
+    def _rejected(self, decoded: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
+        """Where each event came from and the first reason against it, null where there is none."""
+        no_key = f"{self._view.name}: key {', '.join(self._view.entity.keys)} is null"
+        tests = [(pl.lit(keys.is_null()), no_key), *self._tests]
+        reasons = [pl.when(test).then(pl.lit(text)) for test, text in tests]
+        return decoded.select(PARTITION, OFFSET, pl.coalesce(reasons).alias("reason"))
+
+
 def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
-    """Filter and evaluate decoded events for a view."""
-    if view.where is not None:
-        decoded = decoded.filter(view.where.expr.fill_null(value=False))
-    arrival, event_time = pl.col(ARRIVAL).to_physical(), pl.col(EVENT_TIME).to_physical()
-    columns = [
-        pl.min_horizontal(arrival, event_time).alias("effective"),
-        arrival.alias("arrival"),
-        event_time.alias("event_time"),
-        pl.col(PARTITION).alias("partition"),
-        pl.col(OFFSET).alias("offset"),
-    ]
-    columns += [
-        filter_.expr.cast(pl.Boolean).fill_null(value=False).alias(f"f{index}")
-        for index, filter_ in enumerate(view.filters)
-    ]
-    for index, value in enumerate(view.values):
-        if value.dtype == "float64":
-            number = value.expr.cast(pl.Float64)
-            # -0.0 reads as 0.0. Adding 0.0 would not do it: Polars knows that to change nothing and leaves it out.
-            number = pl.when(number == 0.0).then(0.0).otherwise(number)
-        else:
-            number = value.expr.cast(pl.Int64)
-        columns.append(number.alias(f"v{index}"))
-    events = decoded.select(columns).insert_column(0, encode_keys(decoded, view.entity))
-    return _reject(view, events)
+    """Filter and evaluate one batch for a view."""
+    return Evaluator(view)(decoded)
 
 
-def _reject(view: ViewPlan, events: pl.DataFrame) -> Evaluated:
-    """Split off what the view cannot take: no key, or a number that exact sums cannot hold."""
-    tests: list[tuple[pl.Expr, str]] = []
-    if events["key"].null_count():
-        tests.append((pl.col("key").is_null(), f"{view.name}: key {', '.join(view.entity.keys)} is null"))
-    for feature in view.features:
-        if feature.value < 0 or view.values[feature.value].dtype != "float64":
-            continue
-        number = pl.col(f"v{feature.value}")
-        # Written so that NaN fails it too.
-        bad = (number.abs() < FLOAT_LIMIT).not_() | number.is_nan()
-        if feature.filter >= 0:
-            bad &= pl.col(f"f{feature.filter}")
-        tests.append((bad.fill_null(value=False), f"{view.name}.{feature.name}: value is NaN, infinite or beyond 2^62"))
-    if tests:
-        flags = events.select(reduce(lambda one, other: one | other, (test for test, _ in tests))).to_series()
-        if flags.any():
-            reason = reduce(
-                lambda rest, test: pl.when(test[0]).then(pl.lit(test[1])).otherwise(rest),
-                reversed(tests),
-                pl.lit(None, pl.String),
-            )
-            rejected = events.filter(flags).select(
-                pl.col("partition").alias(PARTITION), pl.col("offset").alias(OFFSET), reason.alias("reason")
-            )
-            return Evaluated(events.filter(~flags), rejected)
-    return Evaluated(events, NOTHING_REJECTED)
+def _number(value: ValuePlan) -> pl.Expr:
+    if value.dtype != "float64":
+        return value.expr.cast(pl.Int64)
+    number = value.expr.cast(pl.Float64)
+    # -0.0 reads as 0.0. Adding 0.0 would not do it: Polars knows that to change nothing and leaves it out.
+    return pl.when(number == 0.0).then(0.0).otherwise(number)
 
 
 NOTHING_REJECTED = pl.DataFrame(schema={PARTITION: pl.Int32, OFFSET: pl.Int64, "reason": pl.String})

@@ -17,8 +17,8 @@ from unskew.features.plan import POLARS_TYPES, EntityPlan
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
 _SPECIAL = [chr(code) for code in range(128) if chr(code) not in _PLAIN]
 _ESCAPED = [f"%{ord(character):02X}" for character in _SPECIAL]
-_NEEDS_ESCAPE = r"[^A-Za-z0-9_.~-]"
-_NON_ASCII = r"[^\x00-\x7F]"
+_NEEDS_ESCAPE = np.array([chr(code) not in _PLAIN for code in range(256)])
+_FIRST_NON_ASCII = 128
 _ESCAPED_NON_ASCII = r"%[89A-F]"
 
 
@@ -59,15 +59,16 @@ def shard_of(keys: pl.Series, n_shards: int) -> npt.NDArray[np.int64]:
 
 
 def _escape(texts: pl.Series) -> pl.Series:
-    if not texts.str.contains(_NEEDS_ESCAPE).any():
+    data = Keys.of(texts).data
+    if not _NEEDS_ESCAPE[data].any():
         return texts
-    if texts.str.contains(_NON_ASCII).any():
+    if (data >= _FIRST_NON_ASCII).any():
         return _by_unique(texts, lambda text: quote(text, safe=""))
     return texts.str.replace_many(_SPECIAL, _ESCAPED)
 
 
 def _unescape(texts: pl.Series) -> pl.Series:
-    if not texts.str.contains("%", literal=True).any():
+    if not (Keys.of(texts).data == ord("%")).any():
         return texts
     if texts.str.contains(_ESCAPED_NON_ASCII).any():
         return _by_unique(texts, unquote)

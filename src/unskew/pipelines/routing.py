@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.evaluate import evaluate
+from unskew.features.evaluate import Evaluator
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.pipelines.decode import AvroDecoder, Decoded
@@ -29,7 +29,7 @@ class Router:
     """Decodes the polls of one stream and splits them by view and shard; has no state but counters."""
 
     def __init__(self, views: Sequence[ViewPlan], decoder: AvroDecoder, n_partitions: int, n_hashes: int) -> None:
-        self._views = views
+        self._views = [(view, Evaluator(view)) for view in views]
         self._decoder = decoder
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
@@ -43,21 +43,27 @@ class Router:
         """
         decoded = self._decoder.decode(poll)
         topic = self._decoder.topic
+        first_us = int(poll.arrivals[0]) if len(poll.arrivals) else None
         dead = [decoded.dead]
-        for view in self._views:
+        for view, evaluate in self._views:
             events = None
             if decoded.events.height:
-                evaluated = evaluate(view, decoded.events)
+                evaluated = evaluate(decoded.events)
                 events = evaluated.events
                 if evaluated.rejected.height:
                     dead.append(_letters(poll, topic, view.name, evaluated.rejected, decoded.dead.schema))
-            yield from self._slices(view, decoded, events)
-        yield f"archive/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=False, rows=decoded.events)
-        letters = pl.concat(dead)
+            yield from self._slices(view, decoded, events, first_us)
+        yield (
+            f"archive/{topic}/{decoded.partition}",
+            TableRows(topic, decoded.partition, dead=False, rows=decoded.events),
+        )
+        letters = pl.concat(dead) if len(dead) > 1 else decoded.dead
         self.dead += letters.height
         yield f"dead/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=True, rows=letters)
 
-    def _slices(self, view: ViewPlan, decoded: Decoded, events: pl.DataFrame | None) -> Iterator[tuple[str, Slice]]:
+    def _slices(
+        self, view: ViewPlan, decoded: Decoded, events: pl.DataFrame | None, first_us: int | None
+    ) -> Iterator[tuple[str, Slice]]:
         names = shard_names(view, [decoded.partition], self._n_hashes)
         pieces: list[pl.DataFrame | None] = [None] * len(names)
         if events is not None and events.height:
@@ -71,6 +77,7 @@ class Router:
                     partition=decoded.partition,
                     n_partitions=self._n_partitions,
                     clock_us=decoded.clock_us,
+                    first_us=first_us,
                     ended=decoded.ended,
                     events=piece,
                 ),

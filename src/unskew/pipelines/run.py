@@ -178,7 +178,9 @@ def _open_state(deployment: Deployment) -> RecoveryConfig:
             )
     else:
         if recovery.exists() and any(recovery.iterdir()):
-            raise LayoutError(f"{recovery} holds a recovery store but {path} is gone; restore it or name another --state")
+            raise LayoutError(
+                f"{recovery} holds a recovery store but {path} is gone; restore it or name another --state"
+            )
         recovery.mkdir(parents=True, exist_ok=True)
         init_db_dir(recovery, 1)
         path.write_text(json.dumps(facts))

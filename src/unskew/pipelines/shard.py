@@ -20,8 +20,8 @@ class Slice:
     """What one poll of one partition brought for one shard.
 
     ``events``: as from ``evaluate``, in offset order; None when there are none. ``clock_us``: the partition's clock
-    after the poll; None while it has none. ``ended``: the partition reached its end offset and no longer holds back
-    the others. ``n_partitions``: partitions of the topic.
+    after the poll; None while it has none. ``first_us``: its first arrival in the poll; None without
+    records. ``ended``: the partition reached its end offset and no longer holds back the others. ``n_partitions``: partitions of the topic.
     """
 
     view: str
@@ -29,6 +29,7 @@ class Slice:
     partition: int
     n_partitions: int
     clock_us: int | None
+    first_us: int | None
     ended: bool
     events: pl.DataFrame | None
 
@@ -63,6 +64,7 @@ class Shard:
 
     def take(self, piece: Slice) -> Updates | None:
         """Apply what may be applied after this slice; None while the shard has no clock yet."""
+        self._note_beginning(piece)
         if self.state.view.partitioned:
             if piece.clock_us is None:
                 return None
@@ -70,6 +72,12 @@ class Shard:
                 self._siblings.refuse_strangers(self, piece)
             return self.state.apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
         return self._take_ordered(piece)
+
+    def _note_beginning(self, piece: Slice) -> None:
+        """Until the shard has a clock, the earliest arrival in any partition is where its coverage begins."""
+        state = self.state
+        if state.clock_us is None and piece.first_us is not None:
+            state.since_us = piece.first_us if state.since_us is None else min(state.since_us, piece.first_us)
 
     def _take_ordered(self, piece: Slice) -> Updates | None:
         waiting = self._waiting

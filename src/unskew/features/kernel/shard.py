@@ -37,6 +37,7 @@ from unskew.features.updates import Updates
 _MIN_TILES = 256
 _MIN_ROWS = 1024
 _INSTANT = pl.Datetime("us", "UTC")
+_CAUSES = pa.array(["hop", "event"])
 
 
 class ShardState:
@@ -53,6 +54,9 @@ class ShardState:
         self._program = lower(view)
         self._empty = np.zeros(len(view.features), np.int64)
         self._empty_present = np.isin(self._program.features[:, F_READ], (READ_COUNT, READ_SUM)).astype(np.uint8)
+        # Most steps of a quiet shard change nothing: their frames without rows are made once.
+        self._no_closed: pl.DataFrame | None = None
+        self._no_current: pl.DataFrame | None = None
         self._scratch = Scratch(np.empty_like(self._empty), np.empty_like(self._empty_present))
         self.directory = Directory()
         self._state = _new_state(self._program, self.directory.capacity)
@@ -164,6 +168,8 @@ class ShardState:
 
     def _closed(self, rows: Rows) -> pl.DataFrame:
         count = int(rows.n[0])
+        if count == 0 and self._no_closed is not None:
+            return self._no_closed
         keys = self.directory.gather(rows.row[:count]).to_series("key")
         caused = rows.cause[:count] & CAUSE_EVENT != 0
         frame = pl.DataFrame(
@@ -174,7 +180,7 @@ class ShardState:
                 _series("event_time", rows.event_time[:count], caused).cast(_INSTANT),
                 _series("partition", rows.partition[:count], caused).cast(pl.Int32),
                 _series("offset", rows.offset[:count], caused),
-                pl.Series("cause", caused).replace_strict({True: "event", False: "hop"}, return_dtype=pl.String),
+                pl.Series("cause", _CAUSES.take(pa.array(caused.view(np.int8)))),
             ]
         )
         instants = rows.instant[:count]
@@ -182,15 +188,20 @@ class ShardState:
             frame = frame.sort("available_at", "key")
         seq = pl.Series("seq", np.arange(self.seq, self.seq + count, dtype=np.int64))
         self.seq += count
-        entity = decode_keys(frame["key"], self.view.entity)
-        return pl.DataFrame([*entity.get_columns(), *frame.drop("key").get_columns(), seq])
+        entity = decode_keys(frame.drop_in_place("key"), self.view.entity)
+        closed = pl.DataFrame([*entity.get_columns(), *frame.get_columns(), seq])
+        if count == 0:
+            self._no_closed = closed
+        return closed
 
     def _current(self) -> pl.DataFrame:
         count = int(self._state.scalars[S_DIRTY])
+        if count == 0 and self._no_current is not None:
+            return self._no_current
         rows = _rows(len(self.view.features), count)
         until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
         current(self._program, self._state, rows, until, empty_at, self._scratch)
-        return pl.DataFrame(
+        frame = pl.DataFrame(
             [
                 self.directory.gather(rows.row).to_series("key"),
                 *self._features(rows, count),
@@ -200,6 +211,9 @@ class ShardState:
                 pl.Series("_gone", empty_at == NEVER),
             ]
         )
+        if count == 0:
+            self._no_current = frame
+        return frame
 
     def _features(self, rows: Rows, count: int) -> list[pl.Series]:
         columns = []

@@ -1,0 +1,203 @@
+"""Kafka to Redis and log, end to end in one process: events per second, and where the time goes.
+
+    python benchmarks/bench_pipeline.py [--events 1_000_000] [--entities 100_000] [--partitions 8] [--repeats 3]
+
+Nine features over three windows (5 min, 1 h, 30 d), Zipf keys, one event at each millisecond or so. The topic lies in
+an embedded broker before the clock starts; the pipeline runs to its end. A stage's share is the wall time spent in its
+entry point in a run of its own, in which each entry point is timed; "rest" is Bytewax, and waiting for the broker.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from confluent_kafka import Producer
+
+from unskew.demo.encode import encode
+from unskew.features import agg
+from unskew.features.compile import compile as compile_definitions
+from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.features.plan import Plan
+from unskew.pipelines.decode import AvroDecoder
+from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.pipelines.reader import KafkaPartition
+from unskew.pipelines.routing import Router
+from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.shard import Shard
+from unskew.sinks.parquet import StagedTable
+from unskew.sinks.redis import RedisWriter
+
+START_MS = 1_600_000_000_000
+SCHEMA = {
+    "type": "record",
+    "name": "Event",
+    "fields": [
+        {"name": "user", "type": "long"},
+        {"name": "amount", "type": "double"},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+    ],
+}
+
+
+def the_plan(topic: str, *, partitioned: bool) -> Plan:
+    stream = Stream(topic, topic=topic, schema=SCHEMA, event_time="at", partitioned_by="user" if partitioned else None)
+    features = [
+        Feature(f"{name}_{extent}", aggregation, Sliding(extent))
+        for extent in ("5m", "1h", "30d")
+        for name, aggregation in (("count", agg.count()), ("sum", agg.sum("amount")), ("max", agg.max("amount")))
+    ]
+    return compile_definitions(
+        FeatureView("by_user", entity=Entity("user", key="user"), stream=stream, features=features)
+    )
+
+
+def zipf(n: int, n_entities: int, random: np.random.Generator, exponent: float = 1.1) -> np.ndarray:
+    weights = np.arange(1, n_entities + 1, dtype=np.float64) ** -exponent
+    return np.searchsorted(np.cumsum(weights) / weights.sum(), random.random(n))
+
+
+def produce(broker: EmbeddedBroker, topic: str, n_events: int, n_entities: int, n_partitions: int) -> None:
+    random = np.random.default_rng(0)
+    users = zipf(n_events, n_entities, random)
+    stamps_ms = START_MS + np.arange(n_events)
+    lateness_us = random.integers(0, 3_000_000, n_events)
+    frame = pl.DataFrame(
+        {"user": users, "amount": np.round(random.gamma(2.0, 20.0, n_events), 2), "at": stamps_ms * 1000 - lateness_us}
+    )
+    broker.create_topic(topic, n_partitions)
+    # The embedded broker keeps 5 MiB of each partition as sent, so the batches are compressed.
+    producer = Producer(
+        {
+            "bootstrap.servers": broker.bootstrap,
+            "compression.type": "zstd",
+            "linger.ms": 50,
+            "batch.num.messages": 10_000,
+            "queue.buffering.max.messages": 10_000_000,
+            "log_level": 0,
+        }
+    )
+    for value, user, stamp_ms in zip(encode(frame, SCHEMA), users.tolist(), stamps_ms.tolist(), strict=True):
+        producer.produce(topic, value, partition=user % n_partitions, timestamp=stamp_ms)
+        if stamp_ms % 1000 == 0:
+            producer.poll(0)
+    assert producer.flush(120) == 0
+
+
+STAGES: list[tuple[str, Any, str]] = [
+    ("consume (librdkafka to batches)", KafkaPartition, "next_batch"),
+    ("decode (Avro to columns)", AvroDecoder, "decode"),
+    ("route (decode, evaluate, split)", Router, "route"),
+    ("aggregate (kernel, rows to columns)", Shard, "take"),
+    ("state to bytes", Shard, "to_snapshot"),
+    ("Redis", RedisWriter, "flush"),
+    ("Parquet (log and archive)", StagedTable, "snapshot"),
+]
+
+
+@contextmanager
+def timed_stages() -> Iterator[dict[str, float]]:
+    """Wall seconds in each stage's entry point while the block runs."""
+    spent = {name: 0.0 for name, _, _ in STAGES}
+    originals = [(owner, attribute, getattr(owner, attribute)) for _, owner, attribute in STAGES]
+    for name, owner, attribute in STAGES:
+        original = getattr(owner, attribute)
+
+        @functools.wraps(original)
+        def timed(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            result = _original(*args, **kwargs)
+            # A generator's work is done while it is read.
+            if attribute_is_generator[_name]:
+                result = list(result)
+            spent[_name] += time.perf_counter() - began
+            return result
+
+        setattr(owner, attribute, timed)
+    try:
+        yield spent
+    finally:
+        for owner, attribute, original in originals:
+            setattr(owner, attribute, original)
+
+
+attribute_is_generator = {name: attribute == "route" for name, _, attribute in STAGES}
+
+
+def measure(plan: Plan, broker: EmbeddedBroker, redis_url: str, n_events: int, prefix: str) -> tuple[float, int, int]:
+    """Seconds, log rows and Redis rows of one run from nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        deployment = Deployment(
+            bootstrap=broker.bootstrap,
+            redis_url=redis_url,
+            log=root / "log",
+            archive=root / "archive",
+            dead_letters=root / "dead",
+            state=root / "state",
+            idle="none",
+            ends="now",
+            prefix=prefix,
+            epoch_s=2.0,
+        )
+        began = time.perf_counter()
+        status = run(plan, deployment, stop=threading.Event())
+        seconds = time.perf_counter() - began
+        assert status.consumed == n_events, status
+        assert status.dead == 0
+        return seconds, status.rows, status.updates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--entities", type=int, default=100_000)
+    parser.add_argument("--partitions", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=50_000)
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Polars {pl.__version__}")
+    with EmbeddedBroker() as broker, EmbeddedRedis() as redis:
+        produce(broker, "warm", arguments.warm_up, arguments.entities, arguments.partitions)
+        produce(broker, "events", arguments.events, arguments.entities, arguments.partitions)
+        for partitioned in (True, False):
+            kind = "partitioned by the entity" if partitioned else "hashed, ordered release"
+            warm = the_plan("warm", partitioned=partitioned)
+            measure(warm, broker, redis.url, arguments.warm_up, "warm")
+            plan = the_plan("events", partitioned=partitioned)
+            runs = [
+                measure(plan, broker, redis.url, arguments.events, f"bench{number}")
+                for number in range(arguments.repeats)
+            ]
+            seconds = statistics.median(run[0] for run in runs)
+            print(
+                f"\n{kind}: {arguments.events:,} events, {arguments.entities:,} entities (Zipf 1.1), "
+                f"{arguments.partitions} partitions\n"
+                f"  {arguments.events / seconds:,.0f} events/s (median of {arguments.repeats}; "
+                f"{', '.join(f'{arguments.events / run[0]:,.0f}' for run in runs)}); {runs[0][1]:,} log rows, "
+                f"{arguments.events / max(runs[0][2], 1):.1f} events to a current row per shard and poll"
+            )
+            with timed_stages() as spent:
+                total, _, _ = measure(plan, broker, redis.url, arguments.events, "stages")
+            spent["route (evaluate, split)"] = (
+                spent.pop("route (decode, evaluate, split)") - spent["decode (Avro to columns)"]
+            )
+            spent["rest (Bytewax, waiting)"] = total - sum(spent.values())
+            for name, share in sorted(spent.items(), key=lambda one: -one[1]):
+                print(f"  {share / total:6.1%}  {share / arguments.events * 1e6:6.2f} us/event  {name}")
+            print(json.dumps({"kind": kind, "events_per_s": round(arguments.events / seconds)}))
+
+
+if __name__ == "__main__":
+    main()
