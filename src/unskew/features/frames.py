@@ -59,6 +59,7 @@ def key_column(column: pl.Series, kind: KeyType) -> pl.Series:
         return column
     if column.is_empty():
         return pl.Series(column.name, [], dtype)
+    converted = column
     try:
         converted = column.cast(dtype)
         lossless = column.dtype != pl.Boolean and converted.cast(column.dtype).equals(column)
