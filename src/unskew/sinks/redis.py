@@ -1,6 +1,6 @@
 """The writer of current values: the last per key, acknowledged before the clock says so."""
 
-from collections import deque
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,11 +11,11 @@ from unskew.features.plan import ViewPlan
 from unskew.features.updates import Updates
 from unskew.sinks.keyspace import SINCE, clock_field, clock_key, connect, reaching_redis, registry_key
 from unskew.sinks.resp import Commands, RowEncoder
+from unskew.sinks.resp_replies import Replies
 
 ROWS_PER_CHUNK = 2_500
 """Rows sent before replies are read: bounds what the server holds back for us while we still send."""
 
-CHUNKS_IN_FLIGHT = 2
 LONGEST_INTERVAL_US = 1_000_000
 LAG_PER_INTERVAL = 16
 """The interval between flushes is this part of the lag: 1 ms at 16 ms of lag, 1 s from 16 s on."""
@@ -147,15 +147,15 @@ class RedisWriter:
     def _send(self, commands: Iterable[Commands]) -> None:
         """Send pipelined; the next chunk is made while the server works on the one before."""
         connection = self._client.connection_pool.get_connection()
-        in_flight: deque[int] = deque()
         try:
+            replies: Replies | None = None
             for chunk in commands:
                 connection.send_packed_command([chunk.data], check_health=False)  # type: ignore[no-untyped-call]
-                in_flight.append(chunk.n_replies)
-                if len(in_flight) >= CHUNKS_IN_FLIGHT:
-                    _check_replies(connection, in_flight.popleft())
-            for n_replies in in_flight:
-                _check_replies(connection, n_replies)
+                replies = replies or Replies(_socket_of(connection).recv_into)
+                replies.expect(chunk.n_lines)
+                replies.read(down_to=chunk.n_lines)
+            if replies is not None:
+                replies.read()
         except BaseException:
             # Replies may be outstanding; the next command must not read them as its own.
             connection.disconnect()  # type: ignore[no-untyped-call]
@@ -164,12 +164,9 @@ class RedisWriter:
             self._client.connection_pool.release(connection)
 
 
-def _check_replies(connection: "redis.connection.AbstractConnection", n_replies: int) -> None:
-    """Read ``n_replies``; raises the first that is an error, those within a transaction included."""
-    read = connection.read_response
-    for _ in range(n_replies):
-        reply = read()
-        if type(reply) is list:
-            for inner in reply:
-                if isinstance(inner, Exception):
-                    raise inner
+def _socket_of(connection: "redis.connection.AbstractConnection") -> socket.socket:
+    """The socket of a connection that was made: connecting, credentials and encryption stay the client's business."""
+    found: socket.socket | None = connection._sock  # noqa: SLF001 - there is no public way to read replies in bulk
+    if found is None:
+        raise redis.ConnectionError("Connection closed")
+    return found

@@ -1,4 +1,4 @@
-"""Current rows as bytes of the Redis protocol, built column by column.
+"""Current rows as bytes of the Redis protocol.
 
 A row becomes
 
@@ -10,28 +10,30 @@ A row becomes
 so a reader sees the fields of a row change together. The expiry stands outside the transaction: it only collects
 garbage, and two commands fewer per row are worth a third of the server's time. Values: integers in decimal, floats as
 the shortest text that reads back to the same float, booleans as ``1`` and ``0``. A null field is absent.
+
+Every reply to these commands is an integer, a status or an array of integers; ``resp_replies`` rests on that.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
+from unskew.features.kernel.directory import Keys
 from unskew.features.plan import ViewPlan
+from unskew.sinks import resp_bytes
 from unskew.sinks.keyspace import value_key
 
 COLLECT_AFTER_US = 7 * 24 * 3600 * 1_000_000
 
-_KEY = pl.col("_key")
-_EXPIRES_MS = pl.col("_expires_ms")
-_N_MISSING = pl.col("_n_missing")
-
 
 @dataclass(frozen=True)
 class Commands:
-    """Bytes ready to send, and how many replies the server gives to them."""
+    """Bytes ready to send, and how many lines the server answers with where it refuses nothing."""
 
     data: bytes
-    n_replies: int
+    n_lines: int
 
 
 class RowEncoder:
@@ -39,77 +41,101 @@ class RowEncoder:
 
     def __init__(self, view: ViewPlan, prefix: str) -> None:
         self._fields = (*(feature.name for feature in view.features), "_at", "_until")
-        self._before_key, self._after_key = value_key(prefix, view.id, "\0").split("\0")
+        before_key, after_key = (part.encode() for part in value_key(prefix, view.id, "\0").split("\0"))
+        self._around_key = _bytes(before_key + after_key)
+        self._n_before_key = len(before_key)
+        names = [_argument(name) for name in self._fields]
+        self._names = _bytes(b"".join(names))
+        self._name_ends = np.cumsum([0, *map(len, names)])
+        self._pieces = _bytes(resp_bytes.PIECES)
+        # Reused: a fresh buffer of this size costs more in page faults than what is written to it.
+        self._out = np.empty(0, np.uint8)
 
     def encode(self, rows: pl.DataFrame, now_us: int) -> Commands:
         """Commands for ``rows`` (``Updates.current``, each key at most once), in their order; none for no rows.
 
         ``now_us``: the present. A row whose time of collection is past gets no expiry, which would delete it at once.
         """
-        missing = [name for name in self._fields if rows[name].null_count()]
-        prepared = rows.select(
-            _argument(pl.concat_str(pl.lit(self._before_key), "key", pl.lit(self._after_key))).alias("_key"),
-            *(_text(rows.schema[name], name) for name in self._fields),
-            "_gone",
-            _collected_at_ms(now_us).alias("_expires_ms"),
-            pl.sum_horizontal(
-                pl.lit(0, pl.UInt32), *(pl.col(name).is_null().cast(pl.UInt32) for name in missing)
-            ).alias("_n_missing"),
+        if not rows.height:
+            return Commands(b"", 0)
+        missing = np.zeros((len(self._fields), rows.height), np.bool_)
+        sources = np.empty(len(self._fields), np.int64)
+        numbers: list[npt.NDArray[np.int64]] = []
+        floats: list[npt.NDArray[np.float64]] = []
+        for field, name in enumerate(self._fields):
+            column = rows[name]
+            if column.dtype == pl.Float64:
+                values = column.to_numpy()
+                # No stored value is NaN, so NaN is what a null has become; its text is never read.
+                np.isnan(values, out=missing[field])
+                floats.append(values)
+                sources[field] = -1 - len(floats)
+            else:
+                sources[field] = len(numbers)
+                numbers.append(_integers(column, missing[field]))
+        texts = rows["key"]
+        if floats:
+            # Polars writes the shortest text that reads back to the same float.
+            texts = pl.concat([texts, pl.Series("key", np.concatenate(floats)).cast(pl.String)])
+        laid_out = Keys.of(texts)
+        out = self._buffer(rows.height, laid_out)
+        n_bytes, n_lines = resp_bytes.write_rows(
+            out,
+            self._pieces,
+            self._around_key,
+            self._n_before_key,
+            self._names,
+            self._name_ends,
+            sources,
+            laid_out.data,
+            laid_out.offsets,
+            np.stack(numbers),
+            missing,
+            rows["_gone"].to_numpy(),
+            _collected_at_ms(rows["_empty_at"], now_us),
         )
-        wanted, n_replies = self._set(), pl.lit(1)
-        if missing:
-            has_missing = _N_MISSING > 0
-            both = pl.concat_str(
-                pl.lit("*1\r\n$5\r\nMULTI\r\n"), wanted, _unset(missing), pl.lit("*1\r\n$4\r\nEXEC\r\n")
-            )
-            wanted = pl.when(has_missing).then(both).otherwise(wanted)
-            n_replies = pl.when(has_missing).then(4).otherwise(1)
-        if prepared["_expires_ms"].null_count() < prepared.height:
-            wanted = pl.concat_str(wanted, _expire(), ignore_nulls=True)
-            n_replies += _EXPIRES_MS.is_not_null().cast(pl.Int32)
-        delete = pl.concat_str(pl.lit("*2\r\n$3\r\nDEL\r\n"), _KEY)
-        text, total = prepared.select(
-            pl.when("_gone").then(delete).otherwise(wanted).str.join(""),
-            pl.when("_gone").then(1).otherwise(n_replies).sum().alias("n_replies"),
-        ).row(0)
-        return Commands(text.encode(), total)
+        return Commands(out[:n_bytes].tobytes(), n_lines)
 
-    def _set(self) -> pl.Expr:
-        n_arguments = 2 + 2 * (len(self._fields) - _N_MISSING)
-        values = [pl.concat_str(pl.lit(_argument_text(name)), _argument(pl.col(name))) for name in self._fields]
-        return pl.concat_str(_array(n_arguments), pl.lit(_argument_text("HSET")), _KEY, *values, ignore_nulls=True)
+    def _buffer(self, n_rows: int, texts: Keys) -> npt.NDArray[np.uint8]:
+        """Room for what ``n_rows`` can become at most."""
+        n_fields = len(self._fields)
+        # A key stands in up to three commands; a name is set or unset.
+        of_a_row = (
+            resp_bytes.MOST_AROUND_A_ROW
+            + 3 * len(self._around_key)
+            + len(self._names)
+            + n_fields * (resp_bytes.MOST_AROUND_AN_ARGUMENT + resp_bytes.MOST_DIGITS)
+        )
+        size = n_rows * of_a_row + 3 * int(texts.offsets[-1] - texts.offsets[0])
+        if len(self._out) < size:
+            self._out = np.empty(size, np.uint8)
+        return self._out
 
 
-def _unset(names: list[str]) -> pl.Expr:
-    fields = [pl.when(pl.col(name).is_null()).then(pl.lit(_argument_text(name))) for name in names]
-    return pl.concat_str(_array(2 + _N_MISSING), pl.lit(_argument_text("HDEL")), _KEY, *fields, ignore_nulls=True)
+def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Integers or booleans as int64; nulls are marked in ``missing`` and read as anything."""
+    if column.dtype != pl.Int64:
+        column = column.cast(pl.Int64)
+    if not column.null_count():
+        return column.to_numpy()
+    array = column.to_arrow()
+    valid, values = array.buffers()
+    first, last = array.offset, array.offset + len(array)
+    np.equal(np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[first:last], 0, out=missing)
+    return np.frombuffer(values, np.int64)[first:last]
 
 
-def _expire() -> pl.Expr:
-    """Null where the row has no time of collection."""
-    return pl.concat_str(
-        _array(pl.lit(3)), pl.lit(_argument_text("PEXPIREAT")), _KEY, _argument(_EXPIRES_MS.cast(pl.String))
-    )
+def _collected_at_ms(empty_at: pl.Series, now_us: int) -> npt.NDArray[np.int64]:
+    """When each key is collected; 0 where it never is or should have been already."""
+    missing = np.zeros(len(empty_at), np.bool_)
+    collected_us = _integers(empty_at, missing) + COLLECT_AFTER_US
+    return np.where(~missing & (collected_us > now_us), -(-collected_us // 1000), 0)
 
 
-def _collected_at_ms(now_us: int) -> pl.Expr:
-    collected_us = pl.col("_empty_at") + COLLECT_AFTER_US
-    return pl.when(collected_us > now_us).then((collected_us + 999) // 1000)
+def _argument(text: str) -> bytes:
+    data = text.encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
-def _text(kind: pl.DataType, name: str) -> pl.Expr:
-    column = pl.col(name)
-    # Polars writes the shortest text that reads back to the same float.
-    return (column.cast(pl.Int8) if kind == pl.Boolean else column).cast(pl.String)
-
-
-def _array(length: pl.Expr) -> pl.Expr:
-    return pl.concat_str(pl.lit("*"), length.cast(pl.String), pl.lit("\r\n"))
-
-
-def _argument(text: pl.Expr) -> pl.Expr:
-    return pl.concat_str(pl.lit("$"), text.str.len_bytes().cast(pl.String), pl.lit("\r\n"), text, pl.lit("\r\n"))
-
-
-def _argument_text(text: str) -> str:
-    return f"${len(text.encode())}\r\n{text}\r\n"
+def _bytes(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)

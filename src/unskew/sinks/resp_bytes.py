@@ -1,0 +1,195 @@
+"""Commands of the Redis protocol written row by row into one buffer: the compiled half of ``resp``."""
+
+from typing import Any
+
+from numba import uint64
+
+from unskew.features.kernel.compiled import compiled
+
+Array = Any
+"""A numpy array; numba infers the element types."""
+
+_CR, _LF, _STAR, _DOLLAR, _MINUS, _ZERO = (ord(character) for character in "\r\n*$-0")
+
+# Pieces of every command, end to end in ``PIECES``; the numbers are where each begins and ends.
+_TEXTS = [
+    "$4\r\nHSET\r\n",
+    "$4\r\nHDEL\r\n",
+    "$3\r\nDEL\r\n",
+    "$9\r\nPEXPIREAT\r\n",
+    "*1\r\n$5\r\nMULTI\r\n",
+    "*1\r\n$4\r\nEXEC\r\n",
+]
+PIECES = "".join(_TEXTS).encode()
+_ENDS = tuple(sum(map(len, _TEXTS[: index + 1])) for index in range(len(_TEXTS)))
+_STARTS = (0, *_ENDS[:-1])
+_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC = range(len(_TEXTS))
+
+MOST_DIGITS = 20
+"""Longest decimal text of an int64, sign included."""
+MOST_AROUND_AN_ARGUMENT = 1 + MOST_DIGITS + 2 + 2
+MOST_AROUND_A_ROW = len(PIECES) + 4 * MOST_AROUND_AN_ARGUMENT + MOST_DIGITS
+"""Bytes of a row's commands beside its key, its field names and its values."""
+
+
+@compiled()
+def write_rows(
+    out: Array,
+    pieces: Array,
+    around_key: Array,
+    n_before_key: int,
+    names: Array,
+    name_ends: Array,
+    sources: Array,
+    texts: Array,
+    text_ends: Array,
+    numbers: Array,
+    missing: Array,
+    gone: Array,
+    expires_ms: Array,
+) -> tuple[int, int]:
+    """Write the commands of all rows to ``out``, which is large enough; bytes written and lines of their replies.
+
+    ``names``: each field's name as an argument, ends in ``name_ends`` [fields + 1]. ``sources`` [fields]: the row of
+    ``numbers`` [.., rows] that holds the field, or -1 - the number of its text column; ``texts`` holds the text columns
+    end to end, each row's end in ``text_ends`` [columns * rows + 1]; column 0 is the key. ``missing`` [fields, rows].
+    ``expires_ms`` [rows]: 0 for never.
+    """
+    n_rows = len(gone)
+    n_fields = len(sources)
+    at = 0
+    n_lines = 0
+    for row in range(n_rows):
+        key_start = text_ends[row]
+        key_stop = text_ends[row + 1]
+        if gone[row]:
+            at = _array(out, at, 2)
+            at = _piece(out, at, pieces, _DEL)
+            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            n_lines += 1
+            continue
+        n_missing = 0
+        for field in range(n_fields):
+            n_missing += missing[field, row]
+        if n_missing:
+            at = _piece(out, at, pieces, _MULTI)
+        at = _array(out, at, 2 + 2 * (n_fields - n_missing))
+        at = _piece(out, at, pieces, _HSET)
+        at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+        for field in range(n_fields):
+            if missing[field, row]:
+                continue
+            at = _copy(out, at, names, name_ends[field], name_ends[field + 1])
+            source = sources[field]
+            if source >= 0:
+                at = _number(out, at, numbers[source, row])
+            else:
+                place = (-1 - source) * n_rows + row
+                start = text_ends[place]
+                stop = text_ends[place + 1]
+                at = _length(out, at, stop - start)
+                at = _copy(out, at, texts, start, stop)
+                at = _line_end(out, at)
+        n_lines += 1
+        if n_missing:
+            at = _array(out, at, 2 + n_missing)
+            at = _piece(out, at, pieces, _HDEL)
+            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            for field in range(n_fields):
+                if missing[field, row]:
+                    at = _copy(out, at, names, name_ends[field], name_ends[field + 1])
+            at = _piece(out, at, pieces, _EXEC)
+            # OK, QUEUED, QUEUED, an array of two, and those: one of the six is counted above.
+            n_lines += 5
+        if expires_ms[row]:
+            at = _array(out, at, 3)
+            at = _piece(out, at, pieces, _PEXPIREAT)
+            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            at = _number(out, at, expires_ms[row])
+            n_lines += 1
+    return at, n_lines
+
+
+@compiled()
+def _copy(out: Array, at: int, data: Array, start: int, stop: int) -> int:
+    for index in range(stop - start):
+        # Unsigned, so that no index is tested for counting from the end, and the loop becomes a copy of words.
+        out[uint64(at + index)] = data[uint64(start + index)]
+    return at + stop - start
+
+
+@compiled()
+def _piece(out: Array, at: int, pieces: Array, piece: int) -> int:
+    return _copy(out, at, pieces, _STARTS[piece], _ENDS[piece])
+
+
+@compiled()
+def _line_end(out: Array, at: int) -> int:
+    out[uint64(at)] = _CR
+    out[uint64(at + 1)] = _LF
+    return at + 2
+
+
+@compiled()
+def _n_digits(value: Any) -> int:
+    n = 1 if value < uint64(10) else 2
+    # Two at a time: each step waits for the division of the one before.
+    while value >= uint64(100):
+        value //= uint64(100)
+        n += 1 if value < uint64(10) else 2
+    return n
+
+
+@compiled()
+def _digits(out: Array, at: int, value: Any, n_digits: int) -> int:
+    end = at + n_digits
+    place = end
+    while place - at >= 2:
+        pair = value % uint64(100)
+        value //= uint64(100)
+        out[uint64(place - 2)] = _ZERO + pair // uint64(10)
+        out[uint64(place - 1)] = _ZERO + pair % uint64(10)
+        place -= 2
+    if place > at:
+        out[uint64(at)] = _ZERO + value
+    return end
+
+
+@compiled()
+def _headed(out: Array, at: int, head: int, length: int) -> int:
+    out[uint64(at)] = head
+    value = uint64(length)
+    return _line_end(out, _digits(out, at + 1, value, _n_digits(value)))
+
+
+@compiled()
+def _array(out: Array, at: int, length: int) -> int:
+    return _headed(out, at, _STAR, length)
+
+
+@compiled()
+def _length(out: Array, at: int, length: int) -> int:
+    return _headed(out, at, _DOLLAR, length)
+
+
+@compiled()
+def _key(out: Array, at: int, around_key: Array, n_before_key: int, texts: Array, start: int, stop: int) -> int:
+    at = _length(out, at, len(around_key) + stop - start)
+    at = _copy(out, at, around_key, 0, n_before_key)
+    at = _copy(out, at, texts, start, stop)
+    at = _copy(out, at, around_key, n_before_key, len(around_key))
+    return _line_end(out, at)
+
+
+@compiled()
+def _number(out: Array, at: int, number: int) -> int:
+    """An int64 as an argument in decimal."""
+    negative = number < 0
+    # The smallest int64 has no positive counterpart.
+    value = uint64(-(number + 1)) + uint64(1) if negative else uint64(number)
+    n_digits = _n_digits(value)
+    at = _length(out, at, n_digits + negative)
+    if negative:
+        out[uint64(at)] = _MINUS
+        at += 1
+    return _line_end(out, _digits(out, at, value, n_digits))
