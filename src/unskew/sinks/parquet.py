@@ -14,18 +14,22 @@ saved state is older than the table; nothing can mend that, so it is an error an
 """
 
 import contextlib
+import datetime as dt
 import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks import layout
 
 _NEXT = "next"
+_EPOCH = dt.date(1970, 1, 1)
+_DAY_US = 24 * 3600 * 1_000_000
 
 
 def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
@@ -91,21 +95,23 @@ class StagedTable:
 
         Raises ``ValueError`` for a sequence that was appended before or is out of order: the caller's fault.
         """
-        if rows.is_empty():
+        n_rows = rows.height
+        if not n_rows:
             return
         first = self._next
         if self._sequence_column is None:
-            after = first + rows.height
+            after = first + n_rows
         else:
-            sequence = rows[self._sequence_column]
+            # This is called for each table and poll, mostly with few rows: numpy, whose calls cost little.
+            sequence = rows.get_column(self._sequence_column).to_numpy()
             first, after = int(sequence[0]), int(sequence[-1]) + 1
-            if first < self._next or (rows.height > 1 and not bool((sequence.diff(null_behavior="drop") > 0).all())):
+            if first < self._next or not (sequence[1:] > sequence[:-1]).all():
                 raise ValueError(
                     f"{self._root}: rows of {self._writer} from {self._sequence_column} {first} to {after - 1} are not "
                     f"past {self._next - 1} in increasing order"
                 )
         self._buffered.append((first, rows))
-        self._n_buffered += rows.height
+        self._n_buffered += n_rows
         self._next = after
 
     def cover(self, coverage: Mapping[str, int | None]) -> None:
@@ -222,15 +228,16 @@ class StagedTable:
             return
         first = self._buffered[0][0]
         rows = self._at_staging(pl.concat([rows for _, rows in self._buffered]))
-        day = rows[self._day_column].dt.date()
-        ends = [*(day != day.shift(1)).fill_null(value=False).arg_true().to_list(), rows.height]
+        days = rows.get_column(self._day_column).cast(pl.Int64).to_numpy() // _DAY_US
+        sequence = None if self._sequence_column is None else rows.get_column(self._sequence_column)
         start = 0
-        for end in ends:
-            part = rows.slice(start, end - start)
+        for end in (*(np.flatnonzero(np.diff(days)) + 1).tolist(), rows.height):
+            part = rows if end - start == rows.height else rows.slice(start, end - start)
             low, high = first + start, first + end - 1
-            if self._sequence_column is not None:
-                low, high = int(part[self._sequence_column][0]), int(part[self._sequence_column][-1])
-            yield layout.file_name(self._writer, low, high), layout.day_directory(day[start]), part
+            if sequence is not None:
+                low, high = int(sequence[start]), int(sequence[end - 1])
+            day = _EPOCH + dt.timedelta(days=int(days[start]))
+            yield layout.file_name(self._writer, low, high), layout.day_directory(day), part
             start = end
 
     def _remove_empty_staging(self) -> None:

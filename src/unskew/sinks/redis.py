@@ -30,10 +30,7 @@ class _Waiting:
     view: ViewPlan
     encoder: RowEncoder
     frames: list[pl.DataFrame] = field(default_factory=list)
-
-    @property
-    def n_rows(self) -> int:
-        return sum(frame.height for frame in self.frames)
+    n_rows: int = 0
 
 
 class RedisWriter:
@@ -74,13 +71,15 @@ class RedisWriter:
             self._clocks[name + SINCE] = updates.since_us
         if self._newest_clock_us is None or updates.clock_us > self._newest_clock_us:
             self._newest_clock_us = updates.clock_us
-        if updates.current.is_empty():
+        n_rows = updates.current.height
+        if not n_rows:
             return
         waiting = self._waiting.get(updates.view.id)
         if waiting is None:
             waiting = _Waiting(updates.view, RowEncoder(updates.view, self._prefix))
             self._waiting[updates.view.id] = waiting
         waiting.frames.append(updates.current)
+        waiting.n_rows += n_rows
 
     def interval_us(self, now_us: int) -> int:
         """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
@@ -116,6 +115,7 @@ class RedisWriter:
             self._client.hset(self._clock_key, mapping={name: str(clock) for name, clock in self._clocks.items()})
         for waiting in self._waiting.values():
             waiting.frames.clear()
+            waiting.n_rows = 0
         self._clocks.clear()
         self._newest_clock_us = None
         self._flushed_at_us = now_us
@@ -131,10 +131,10 @@ class RedisWriter:
         n_rows = 0
         for waiting in self._waiting.values():
             if len(waiting.frames) > 1:
-                before = waiting.n_rows
                 last = pl.concat(waiting.frames).unique("key", keep="last", maintain_order=True)
+                self.rows_conflated += waiting.n_rows - last.height
                 waiting.frames = [last]
-                self.rows_conflated += before - last.height
+                waiting.n_rows = last.height
             n_rows += waiting.n_rows
         return n_rows
 

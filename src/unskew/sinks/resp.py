@@ -58,12 +58,13 @@ class RowEncoder:
         """
         if not rows.height:
             return Commands(b"", 0)
+        columns = {column.name: column for column in rows.get_columns()}
         missing = np.zeros((len(self._fields), rows.height), np.bool_)
         sources = np.empty(len(self._fields), np.int64)
         numbers: list[npt.NDArray[np.int64]] = []
         floats: list[npt.NDArray[np.float64]] = []
         for field, name in enumerate(self._fields):
-            column = rows[name]
+            column = columns[name]
             if column.dtype == pl.Float64:
                 values = column.to_numpy()
                 # No stored value is NaN, so NaN is what a null has become; its text is never read.
@@ -73,7 +74,7 @@ class RowEncoder:
             else:
                 sources[field] = len(numbers)
                 numbers.append(_integers(column, missing[field]))
-        texts = rows["key"]
+        texts = columns["key"]
         if floats:
             # Polars writes the shortest text that reads back to the same float.
             texts = pl.concat([texts, pl.Series("key", np.concatenate(floats)).cast(pl.String)])
@@ -91,8 +92,8 @@ class RowEncoder:
             laid_out.offsets,
             np.stack(numbers),
             missing,
-            rows["_gone"].to_numpy(),
-            _collected_at_ms(rows["_empty_at"], now_us),
+            columns["_gone"].to_numpy(),
+            _collected_at_ms(columns["_empty_at"], now_us),
         )
         return Commands(out[:n_bytes].tobytes(), n_lines)
 
