@@ -34,7 +34,7 @@ class Disk:
             (Path, "unlink"),
             (Path, "mkdir"),
             (Path, "rmdir"),
-            (Path, "write_text"),
+            (Path, "write_bytes"),
             (Path, "open"),
         ]:
             self._watch(monkeypatch, owner, name)
