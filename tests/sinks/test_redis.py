@@ -11,7 +11,7 @@ from tests.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
 from tests.updates import current, updates
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.sinks.keyspace import connect
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis import LEAST_ROWS_ASIDE, RedisWriter
 from unskew.sinks.resp import COLLECT_AFTER_US, RowEncoder
 
 PURCHASES = view(
@@ -174,6 +174,56 @@ def test_a_flush_is_due_when_its_interval_is_over(writer):
     assert not step(NOW + SECOND - 1)
     assert step(NOW + SECOND)
     assert not writer.flush_if_due(NOW + MINUTE), "nothing waits"
+
+
+def many(n_rows, **values):
+    return [{**ROW, "key": f"u-{i}", **values} for i in range(n_rows)]
+
+
+def test_many_rows_are_sent_aside_and_a_flush_returns_when_they_are_acknowledged(writer, redis_client):
+    writer.add(updates(PURCHASES, 7, many(LEAST_ROWS_ASIDE, n=1)))
+    assert writer.flush_if_due(NOW)
+    writer.add(updates(PURCHASES, 8, many(LEAST_ROWS_ASIDE, n=2)))
+    writer.flush(NOW)
+
+    assert writer.n_waiting == 0
+    assert {row(redis_client, f"u-{i}")["n"] for i in range(LEAST_ROWS_ASIDE)} == {"2"}
+    assert clocks(redis_client)["purchases@1/h0"] == 8
+    assert (writer.rows_sent, writer.flushes) == (2 * LEAST_ROWS_ASIDE, 2)
+
+
+def test_no_clock_is_seen_before_the_values_that_it_speaks_of(writer, redis_client):
+    for clock in range(1, 40):
+        writer.add(updates(PURCHASES, clock, many(LEAST_ROWS_ASIDE, n=clock)))
+        writer.flush_if_due(NOW + clock * MINUTE)
+        seen = clocks(redis_client).get("purchases@1/h0", 0)
+        last = row(redis_client, f"u-{LEAST_ROWS_ASIDE - 1}")
+        assert int(last.get("n", 0)) >= seen
+    writer.flush(NOW)
+
+    assert clocks(redis_client)["purchases@1/h0"] == 39
+
+
+def test_rows_refused_aside_wait_before_those_that_came_since(writer, redis_client):
+    redis_client.set("unskew:purchases@1:{u-1}", "a string where the hash should be")
+    writer.add(updates(PURCHASES, 7, many(LEAST_ROWS_ASIDE, n=1)))
+    assert writer.flush_if_due(NOW)
+    writer.add(updates(PURCHASES, 8, [{**ROW, "n": 2}], shard="h1"))
+
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        writer.flush(NOW)
+    assert clocks(redis_client) == {}
+    assert writer.n_waiting == LEAST_ROWS_ASIDE + 1
+
+    redis_client.delete("unskew:purchases@1:{u-1}")
+    writer.flush(NOW)
+    assert row(redis_client)["n"] == "2"
+    assert row(redis_client, "u-0")["n"] == "1"
+    assert clocks(redis_client) == {
+        name: us
+        for shard, clock in (("h0", 7), ("h1", 8))
+        for name, us in ((f"purchases@1/{shard}", clock), (f"purchases@1/{shard}#since", 0))
+    }
 
 
 @given(

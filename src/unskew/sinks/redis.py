@@ -2,12 +2,12 @@
 
 import socket
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import polars as pl
 import redis
 
-from unskew.features.plan import ViewPlan
 from unskew.features.updates import Updates
 from unskew.sinks.keyspace import SINCE, clock_field, clock_key, connect, reaching_redis, registry_key
 from unskew.sinks.resp import Commands, RowEncoder
@@ -21,33 +21,77 @@ LAG_PER_INTERVAL = 16
 """The interval between flushes is this part of the lag: 1 ms at 16 ms of lag, 1 s from 16 s on."""
 
 MOST_ROWS_WAITING = 200_000
+LEAST_ROWS_ASIDE = 1_000
+"""Fewer are sent sooner than another thread is awake."""
 
 
 @dataclass
-class _Waiting:
-    """Rows of one view that were not acknowledged yet, in the order in which they came."""
+class _Batch:
+    """Rows and clocks not acknowledged yet. ``frames``: by view, in the order in which they came."""
 
-    view: ViewPlan
-    encoder: RowEncoder
-    frames: list[pl.DataFrame] = field(default_factory=list)
+    frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    clocks: dict[str, int] = field(default_factory=dict)
+    newest_clock_us: int | None = None
     n_rows: int = 0
+    n_conflated: int = 0
+
+    def add(self, updates: Updates) -> None:
+        name = clock_field(updates.view, updates.shard)
+        self.clocks[name] = updates.clock_us
+        if updates.since_us is not None:
+            self.clocks[name + SINCE] = updates.since_us
+        if self.newest_clock_us is None or updates.clock_us > self.newest_clock_us:
+            self.newest_clock_us = updates.clock_us
+        n_rows = updates.current.height
+        if n_rows:
+            self.frames.setdefault(updates.view.id, []).append(updates.current)
+            self.n_rows += n_rows
+
+    def then(self, later: "_Batch") -> "_Batch":
+        """Both as one."""
+        clocks = [batch.newest_clock_us for batch in (self, later) if batch.newest_clock_us is not None]
+        return _Batch(
+            frames={
+                view: [*self.frames.get(view, ()), *later.frames.get(view, ())]
+                for view in dict.fromkeys((*self.frames, *later.frames))
+            },
+            clocks={**self.clocks, **later.clocks},
+            newest_clock_us=max(clocks, default=None),
+            n_rows=self.n_rows + later.n_rows,
+            n_conflated=self.n_conflated + later.n_conflated,
+        )
+
+    def conflate(self) -> None:
+        """Keep the last row of each key."""
+        for view, frames in self.frames.items():
+            if len(frames) > 1:
+                together = pl.concat(frames)
+                last = together.unique("key", keep="last", maintain_order=True)
+                self.frames[view] = [last]
+                self.n_rows -= together.height - last.height
+                self.n_conflated += together.height - last.height
 
 
 class RedisWriter:
     """Brings Redis to the current rows of all views: values first, and the clocks once those are acknowledged.
 
-    ``client``: a ``redis.Redis`` or a URL. Rows wait in memory until ``flush``; of several rows of one key only the last
+    ``client``: a ``redis.Redis`` or a URL. Rows wait in memory until a flush; of several rows of one key only the last
     is sent. What a flush did not get acknowledged stays and is sent by the next one: rows are absolute, so sending them
     twice changes nothing.
+
+    One batch is on its way at a time, the next one waits for its acknowledgement, so nothing is overtaken. ``flush``
+    sends it in the caller's thread, ``flush_if_due`` may do so in a thread of the writer's own: meanwhile the caller
+    goes on, and what it adds is conflated while the server works. The writer itself is for one thread.
     """
 
     def __init__(self, client: "redis.Redis | str", prefix: str, pipeline: str) -> None:
         self._client = connect(client) if isinstance(client, str) else client
         self._prefix = prefix
         self._clock_key = clock_key(prefix, pipeline)
-        self._waiting: dict[str, _Waiting] = {}
-        self._clocks: dict[str, int] = {}
-        self._newest_clock_us: int | None = None
+        self._encoders: dict[str, RowEncoder] = {}
+        self._gathered = _Batch()
+        self._aside: ThreadPoolExecutor | None = None
+        self._sending: tuple[_Batch, Future[None]] | None = None
         self._flushed_at_us: int | None = None
         self.rows_sent = 0
         self.rows_conflated = 0
@@ -55,8 +99,8 @@ class RedisWriter:
 
     @property
     def n_waiting(self) -> int:
-        """Rows not yet acknowledged, before conflation."""
-        return sum(waiting.n_rows for waiting in self._waiting.values())
+        """Rows not yet acknowledged; those gathered for the next flush are not conflated yet."""
+        return self._gathered.n_rows + (0 if self._sending is None else self._sending[0].n_rows)
 
     def publish_registry(self, text: str) -> None:
         """Replace the published registry: a reader then needs nothing but Redis."""
@@ -65,41 +109,42 @@ class RedisWriter:
 
     def add(self, updates: Updates) -> None:
         """Take one step's current rows and its clock; a step without rows still moves the clock."""
-        name = clock_field(updates.view, updates.shard)
-        self._clocks[name] = updates.clock_us
-        if updates.since_us is not None:
-            self._clocks[name + SINCE] = updates.since_us
-        if self._newest_clock_us is None or updates.clock_us > self._newest_clock_us:
-            self._newest_clock_us = updates.clock_us
-        n_rows = updates.current.height
-        if not n_rows:
-            return
-        waiting = self._waiting.get(updates.view.id)
-        if waiting is None:
-            waiting = _Waiting(updates.view, RowEncoder(updates.view, self._prefix))
-            self._waiting[updates.view.id] = waiting
-        waiting.frames.append(updates.current)
-        waiting.n_rows += n_rows
+        if updates.view.id not in self._encoders:
+            self._encoders[updates.view.id] = RowEncoder(updates.view, self._prefix)
+        self._gathered.add(updates)
 
     def interval_us(self, now_us: int) -> int:
         """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
-        if self._newest_clock_us is None:
+        if self._gathered.newest_clock_us is None:
             return 0
-        lag_us = max(0, now_us - self._newest_clock_us)
+        lag_us = max(0, now_us - self._gathered.newest_clock_us)
         return min(LONGEST_INTERVAL_US, lag_us // LAG_PER_INTERVAL)
 
     def flush_if_due(self, now_us: int) -> bool:
-        """Flush where the interval since the last flush is over or very many rows wait; whether it did.
+        """Begin a flush where the interval since the last one is over or very many rows wait; whether it did.
 
-        ``now_us``: the present, microseconds. Only asking flushes: ask after every step, and flush before a snapshot.
+        ``now_us``: the present, microseconds. Only asking flushes: ask after every step, and ``flush`` before a
+        snapshot. While a batch is on its way no other is begun; with very many rows waiting it is awaited. Raises as
+        ``flush``, also for the batch begun before.
         """
-        if not self._clocks:
+        if self._sending is not None and self._sending[1].done():
+            self._finish()
+        if not self._gathered.clocks:
             return False
+        full = self.n_waiting >= MOST_ROWS_WAITING
         due = self._flushed_at_us is None or now_us - self._flushed_at_us >= self.interval_us(now_us)
-        if due or self.n_waiting >= MOST_ROWS_WAITING:
+        if not (full or (due and self._sending is None)):
+            return False
+        self._finish()
+        if self._gathered.n_rows < LEAST_ROWS_ASIDE:
             self.flush(now_us)
             return True
-        return False
+        if self._aside is None:
+            self._aside = ThreadPoolExecutor(1, "unskew-redis")
+        batch, self._gathered = self._gathered, _Batch()
+        self._sending = batch, self._aside.submit(self._bring, batch, now_us)
+        self._flushed_at_us = now_us
+        return True
 
     def flush(self, now_us: int) -> None:
         """Send all that waits, and return once Redis has acknowledged it, clocks included.
@@ -107,42 +152,52 @@ class RedisWriter:
         Raises ``StoreUnavailable`` with the server's text if Redis cannot be reached or refuses a command; the rows
         still wait then.
         """
-        if not self._clocks:
+        self._finish()
+        batch = self._gathered
+        if not batch.clocks:
             return
-        n_rows = self._conflate()
-        with reaching_redis():
-            self._send(self._commands(now_us))
-            self._client.hset(self._clock_key, mapping={name: str(clock) for name, clock in self._clocks.items()})
-        for waiting in self._waiting.values():
-            waiting.frames.clear()
-            waiting.n_rows = 0
-        self._clocks.clear()
-        self._newest_clock_us = None
+        self._bring(batch, now_us)
+        self._gathered = _Batch()
         self._flushed_at_us = now_us
-        self.rows_sent += n_rows
-        self.flushes += 1
+        self._count(batch)
 
     def close(self) -> None:
         """Give the connections back; what waits is forgotten."""
+        if self._aside is not None:
+            self._aside.shutdown()
         self._client.close()
 
-    def _conflate(self) -> int:
-        """Keep the last row of each key; rows that remain."""
-        n_rows = 0
-        for waiting in self._waiting.values():
-            if len(waiting.frames) > 1:
-                last = pl.concat(waiting.frames).unique("key", keep="last", maintain_order=True)
-                self.rows_conflated += waiting.n_rows - last.height
-                waiting.frames = [last]
-                waiting.n_rows = last.height
-            n_rows += waiting.n_rows
-        return n_rows
+    def _finish(self) -> None:
+        """Await the batch that is on its way; if it failed, its rows wait again, before those that came since."""
+        if self._sending is None:
+            return
+        batch, sent = self._sending
+        try:
+            sent.result()
+        except Exception:
+            self._sending = None
+            self._gathered = batch.then(self._gathered)
+            self._flushed_at_us = None
+            raise
+        self._sending = None
+        self._count(batch)
 
-    def _commands(self, now_us: int) -> Iterator[Commands]:
-        for waiting in self._waiting.values():
-            for frame in waiting.frames:
+    def _count(self, batch: _Batch) -> None:
+        self.rows_sent += batch.n_rows
+        self.rows_conflated += batch.n_conflated
+        self.flushes += 1
+
+    def _bring(self, batch: _Batch, now_us: int) -> None:
+        batch.conflate()
+        with reaching_redis():
+            self._send(self._commands(batch, now_us))
+            self._client.hset(self._clock_key, mapping={name: str(clock) for name, clock in batch.clocks.items()})
+
+    def _commands(self, batch: _Batch, now_us: int) -> Iterator[Commands]:
+        for view, frames in batch.frames.items():
+            for frame in frames:
                 for rows in frame.iter_slices(ROWS_PER_CHUNK):
-                    yield waiting.encoder.encode(rows, now_us)
+                    yield self._encoders[view].encode(rows, now_us)
 
     def _send(self, commands: Iterable[Commands]) -> None:
         """Send pipelined; the next chunk is made while the server works on the one before."""
