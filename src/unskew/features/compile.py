@@ -11,11 +11,9 @@ from unskew.features.definitions import Definition, Entity, Feature, FeatureView
 from unskew.features.errors import DefinitionError
 from unskew.features.expressions import unknown_column
 from unskew.features.fingerprints import presentation_fingerprint, state_fingerprint
-from unskew.features.plan import EntityPlan, KeyType, Plan, StreamPlan, ViewPlan
+from unskew.features.plan import MAX_FEATURES, EntityPlan, KeyType, Plan, StreamPlan, ViewPlan
 from unskew.features.slots import Slots, did_you_mean, text_faults
 from unskew.features.streams import column_names, plan_stream
-
-MAX_FEATURES = 64
 
 RESERVED_VIEWS = frozenset({"registry", "clock"})
 LOG_COLUMNS = frozenset(

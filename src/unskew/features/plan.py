@@ -25,6 +25,8 @@ POLARS_TYPES: Mapping[str, pl.DataType] = {
 }
 
 DEFAULT_SETTLE_US = 500_000
+MAX_FEATURES = 64
+"""Features of one view: whether each is present is a bit of one word in the kernel's rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,10 +32,15 @@ from unskew.features.kernel.program import (
     A_WORD,
     CALENDAR,
     COUNT,
+    ENTITY_CHANGED,
+    ENTITY_LIVE,
+    ENTITY_MARKS,
+    ENTITY_PRESENT,
+    ENTITY_SLOT,
+    ENTITY_VALUES,
     F_COUNT_WORD,
     F_FLOAT,
     F_READ,
-    F_WINDOW,
     F_WORD,
     LAST,
     MAX,
@@ -45,6 +50,7 @@ from unskew.features.kernel.program import (
     READ_SUM,
     SUM,
     W_END,
+    W_ENDS,
     W_FIRST,
     W_HOP,
     W_KIND,
@@ -53,7 +59,10 @@ from unskew.features.kernel.program import (
     W_SPAN,
     W_TABLE,
     W_TABLE_END,
+    W_TOTAL,
 )
+
+Ints = npt.NDArray[np.int64]
 
 NONE = -1
 NEVER = np.int64(-(2**63))
@@ -67,40 +76,35 @@ CAUSE_HOP, CAUSE_EVENT = 1, 2
 MARK_DIRTY, MARK_DEAD = 1, 2
 # Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET = range(5)
-# Columns of ``links``: a tile's neighbours in its entity's list, the next in its bucket, its entity row and window.
-L_NEXT, L_PREVIOUS, L_BUCKET, L_ROW, L_WINDOW = range(5)
+# Columns of ``tiles``: its number, its neighbours in its entity's list, the next in its bucket, its entity row and
+# window, and from there on its accumulators.
+TILE_NUMBER, TILE_NEXT, TILE_PREVIOUS, TILE_BUCKET, TILE_ROW, TILE_WINDOW, TILE_WORDS = range(7)
 
 
 class State(NamedTuple):
-    """All arrays of a shard's view. Entity arrays end in the row axis' capacity, tile arrays in the tiles'.
+    """All arrays of a shard's view.
 
-    ``totals`` [rows * windows, words]; ``ends`` [rows, windows, 2]: oldest and newest tile; ``live`` [rows]: tiles;
-    ``values``, ``present`` [rows, features]: the previous closed row; ``changed_at`` [rows];
-    ``slot`` [rows]: place in ``touched`` or -1; ``marks`` [rows]; ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows];
-    ``ordinals`` [tiles], ``links`` [tiles, 5], ``words`` [tiles, words]; ``ring``: first tile of each bucket;
-    ``window_tiles``, ``window_next``, ``late``, ``late_by`` [windows].
+    What an event needs of an entity, or of a tile, lies together in memory, as one row of int64 words:
+
+    ``entities`` [rows, ...]: ``ENTITY_LIVE`` tiles, ``ENTITY_SLOT`` place in ``touched`` or -1, ``ENTITY_MARKS``,
+    ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit for each feature and
+    from ``ENTITY_VALUES`` on a word for each; then per window (``W_ENDS``) the oldest and the newest tile, and per window
+    (``W_TOTAL``) its running total.
+    ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: first tile of each bucket.
+    ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late``, ``late_by`` [windows].
     """
 
-    scalars: npt.NDArray[np.int64]
-    totals: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int32]
-    live: npt.NDArray[np.int32]
-    values: npt.NDArray[np.int64]
-    present: npt.NDArray[np.uint8]
-    changed_at: npt.NDArray[np.int64]
-    slot: npt.NDArray[np.int32]
-    marks: npt.NDArray[np.uint8]
-    touched: npt.NDArray[np.int64]
+    scalars: Ints
+    entities: Ints
+    touched: Ints
     dirty: npt.NDArray[np.int32]
     dead: npt.NDArray[np.int32]
-    ordinals: npt.NDArray[np.int64]
-    links: npt.NDArray[np.int32]
-    words: npt.NDArray[np.int64]
-    ring: npt.NDArray[np.int32]
-    window_tiles: npt.NDArray[np.int64]
-    window_next: npt.NDArray[np.int64]
-    late: npt.NDArray[np.int64]
-    late_by: npt.NDArray[np.int64]
+    tiles: Ints
+    ring: Ints
+    window_tiles: Ints
+    window_next: Ints
+    late: Ints
+    late_by: Ints
 
 
 class Batch(NamedTuple):
@@ -121,15 +125,8 @@ class Batch(NamedTuple):
     known: npt.NDArray[np.bool_]
 
 
-class Scratch(NamedTuple):
-    """One row being read: int64 and uint8 [features]."""
-
-    values: npt.NDArray[np.int64]
-    present: npt.NDArray[np.uint8]
-
-
 class Rows(NamedTuple):
-    """Space for closed rows; ``n`` [1] holds how many there are."""
+    """Space for rows; ``n`` [1] holds how many there are, ``present`` a bit for each feature."""
 
     n: npt.NDArray[np.int64]
     row: npt.NDArray[np.int32]
@@ -139,7 +136,7 @@ class Rows(NamedTuple):
     partition: npt.NDArray[np.int64]
     offset: npt.NDArray[np.int64]
     values: npt.NDArray[np.int64]
-    present: npt.NDArray[np.uint8]
+    present: npt.NDArray[np.int64]
 
 
 @inlined()
@@ -169,15 +166,15 @@ def boundary(program, window, number):
 
 
 @inlined()
-def _later(cells, cell, word, effective, arrival, partition, offset):
+def _later(cells, cell, base, word, effective, arrival, partition, offset):
     """Whether an event comes after the one that a LAST accumulator holds."""
-    if effective != cells[cell, word]:
-        return effective > cells[cell, word]
-    if arrival != cells[cell, word + 1]:
-        return arrival > cells[cell, word + 1]
-    if partition != cells[cell, word + 2]:
-        return partition > cells[cell, word + 2]
-    return offset > cells[cell, word + 3]
+    if effective != cells[cell, base + word]:
+        return effective > cells[cell, base + word]
+    if arrival != cells[cell, base + word + 1]:
+        return arrival > cells[cell, base + word + 1]
+    if partition != cells[cell, base + word + 2]:
+        return partition > cells[cell, base + word + 2]
+    return offset > cells[cell, base + word + 3]
 
 
 @inlined()
@@ -191,7 +188,7 @@ def _add_limbs(cells, cell, word, low, mid, high):
 
 
 @inlined()
-def _add_event(program, batch, event, window, cells, cell):
+def _add_event(program, batch, event, window, cells, cell, base):
     """Let an event into a cell. Counts come before what they guard, so a count of 1 means the first value."""
     windows = program.windows
     accumulators = program.accumulators
@@ -205,7 +202,7 @@ def _add_event(program, batch, event, window, cells, cell):
         op = accumulators[index, A_OP]
         word = accumulators[index, A_WORD]
         if op == COUNT:
-            cells[cell, word] += 1
+            cells[cell, base + word] += 1
             continue
         number = batch.numbers[value, event]
         is_float = accumulators[index, A_FLOAT] == 1
@@ -214,25 +211,32 @@ def _add_event(program, batch, event, window, cells, cell):
                 low, mid, high = from_float_bits(number)
             else:
                 low, mid, high = from_int(number)
-            _add_limbs(cells, cell, word, low, mid, high)
+            _add_limbs(cells, cell, base + word, low, mid, high)
             continue
         if is_float:
             number = ordered_bits(number)
-        first = cells[cell, accumulators[index, A_COUNT_WORD]] == 1
+        first = cells[cell, base + accumulators[index, A_COUNT_WORD]] == 1
         if op == MIN:
-            if first or number < cells[cell, word]:
-                cells[cell, word] = number
+            if first or number < cells[cell, base + word]:
+                cells[cell, base + word] = number
         elif op == MAX:
-            if first or number > cells[cell, word]:
-                cells[cell, word] = number
+            if first or number > cells[cell, base + word]:
+                cells[cell, base + word] = number
         elif first or _later(
-            cells, cell, word, batch.effective[event], batch.arrival[event], batch.partition[event], batch.offset[event]
+            cells,
+            cell,
+            base,
+            word,
+            batch.effective[event],
+            batch.arrival[event],
+            batch.partition[event],
+            batch.offset[event],
         ):
-            cells[cell, word] = batch.effective[event]
-            cells[cell, word + 1] = batch.arrival[event]
-            cells[cell, word + 2] = batch.partition[event]
-            cells[cell, word + 3] = batch.offset[event]
-            cells[cell, word + 4] = number
+            cells[cell, base + word] = batch.effective[event]
+            cells[cell, base + word + 1] = batch.arrival[event]
+            cells[cell, base + word + 2] = batch.partition[event]
+            cells[cell, base + word + 3] = batch.offset[event]
+            cells[cell, base + word + 4] = number
 
 
 @inlined()
@@ -253,46 +257,63 @@ def _passes(program, batch, event, window):
 
 
 @compiled()
-def merge_tile(program, window, totals, total, words, tile):
+def merge_tile(program, entities, entity, window, tiles, tile):
     """Let a tile into a total; the total's counts still exclude it."""
     windows = program.windows
+    total = windows[window, W_TOTAL]
     accumulators = program.accumulators
     for index in range(windows[window, W_FIRST], windows[window, W_END]):
         op = accumulators[index, A_OP]
         word = accumulators[index, A_WORD]
         if op == COUNT:
-            totals[total, word] += words[tile, word]
+            entities[entity, total + word] += tiles[tile, TILE_WORDS + word]
             continue
         if op == SUM:
             _add_limbs(
-                totals,
-                total,
-                word,
-                uint64(words[tile, word]),
-                uint64(words[tile, word + 1]),
-                uint64(words[tile, word + 2]),
+                entities,
+                entity,
+                total + word,
+                uint64(tiles[tile, TILE_WORDS + word]),
+                uint64(tiles[tile, TILE_WORDS + word + 1]),
+                uint64(tiles[tile, TILE_WORDS + word + 2]),
             )
             continue
         count_word = accumulators[index, A_COUNT_WORD]
-        if words[tile, count_word] == 0:
+        if tiles[tile, TILE_WORDS + count_word] == 0:
             continue
         # The count beside it was merged just before: equal counts mean that the total held nothing.
-        _merge_ordered(op, word, totals, total, words, tile, totals[total, count_word] == words[tile, count_word])
+        _merge_ordered(
+            op,
+            word,
+            entities,
+            entity,
+            total,
+            tiles,
+            tile,
+            entities[entity, total + count_word] == tiles[tile, TILE_WORDS + count_word],
+        )
 
 
 @inlined()
-def _merge_ordered(op, word, totals, total, words, tile, first):
+def _merge_ordered(op, word, entities, entity, total, tiles, tile, first):
     if op == MIN:
-        if first or words[tile, word] < totals[total, word]:
-            totals[total, word] = words[tile, word]
+        if first or tiles[tile, TILE_WORDS + word] < entities[entity, total + word]:
+            entities[entity, total + word] = tiles[tile, TILE_WORDS + word]
     elif op == MAX:
-        if first or words[tile, word] > totals[total, word]:
-            totals[total, word] = words[tile, word]
+        if first or tiles[tile, TILE_WORDS + word] > entities[entity, total + word]:
+            entities[entity, total + word] = tiles[tile, TILE_WORDS + word]
     elif first or _later(
-        totals, total, word, words[tile, word], words[tile, word + 1], words[tile, word + 2], words[tile, word + 3]
+        entities,
+        entity,
+        total,
+        word,
+        tiles[tile, TILE_WORDS + word],
+        tiles[tile, TILE_WORDS + word + 1],
+        tiles[tile, TILE_WORDS + word + 2],
+        tiles[tile, TILE_WORDS + word + 3],
     ):
         for place in range(word, word + 5):
-            totals[total, place] = words[tile, place]
+            entities[entity, total + place] = tiles[tile, TILE_WORDS + place]
 
 
 @compiled()
@@ -300,79 +321,82 @@ def _subtract_tile(program, state, entity, window, tile):
     """Take a leaving tile, already out of its list, from its entity's total."""
     windows = program.windows
     accumulators = program.accumulators
-    totals = state.totals
-    words = state.words
-    total = entity * len(windows) + window
+    entities = state.entities
+    tiles = state.tiles
+    total = windows[window, W_TOTAL]
     for index in range(windows[window, W_FIRST], windows[window, W_END]):
         op = accumulators[index, A_OP]
         word = accumulators[index, A_WORD]
         if op == COUNT:
-            totals[total, word] -= words[tile, word]
+            entities[entity, total + word] -= tiles[tile, TILE_WORDS + word]
         elif op == SUM:
             low, mid, high = negate(
-                uint64(words[tile, word]), uint64(words[tile, word + 1]), uint64(words[tile, word + 2])
+                uint64(tiles[tile, TILE_WORDS + word]),
+                uint64(tiles[tile, TILE_WORDS + word + 1]),
+                uint64(tiles[tile, TILE_WORDS + word + 2]),
             )
-            _add_limbs(totals, total, word, low, mid, high)
+            _add_limbs(entities, entity, total + word, low, mid, high)
         else:
             count_word = accumulators[index, A_COUNT_WORD]
-            if words[tile, count_word] == 0 or totals[total, count_word] == 0:
+            if tiles[tile, TILE_WORDS + count_word] == 0 or entities[entity, total + count_word] == 0:
                 continue
             width = 5 if op == LAST else 1
             held = True
             for place in range(word, word + width):
-                if totals[total, place] != words[tile, place]:
+                if entities[entity, total + place] != tiles[tile, TILE_WORDS + place]:
                     held = False
                     break
             if held:
                 first = True
-                other = state.ends[entity, window, 0]
+                other = state.entities[entity, windows[window, W_ENDS]]
                 while other != NONE:
-                    if words[other, count_word] > 0:
-                        _merge_ordered(op, word, totals, total, words, other, first)
+                    if tiles[other, TILE_WORDS + count_word] > 0:
+                        _merge_ordered(op, word, entities, entity, total, tiles, other, first)
                         first = False
-                    other = state.links[other, L_NEXT]
+                    other = state.tiles[other, TILE_NEXT]
 
 
 @inlined()
 def tile_of(program, state, entity, window, number):
     """The entity's tile of that number, made and hung into list and ring where there is none."""
     scalars = state.scalars
-    links = state.links
-    before = state.ends[entity, window, 1]
-    after = np.int32(NONE)
-    while before != NONE and state.ordinals[before] > number:
-        after = before
-        before = links[before, L_PREVIOUS]
-    if before != NONE and state.ordinals[before] == number:
-        return before
-    tile = np.int32(scalars[S_TILE_FREE])
-    if tile != NONE:
-        scalars[S_TILE_FREE] = links[tile, L_NEXT]
-    else:
-        tile = np.int32(scalars[S_TILE_HIGH])
-        scalars[S_TILE_HIGH] += 1
-    state.ordinals[tile] = number
-    state.words[tile, :] = 0
-    links[tile, L_NEXT] = after
-    links[tile, L_PREVIOUS] = before
-    links[tile, L_ROW] = entity
-    links[tile, L_WINDOW] = window
-    if before == NONE:
-        state.ends[entity, window, 0] = tile
-    else:
-        links[before, L_NEXT] = tile
-    if after == NONE:
-        state.ends[entity, window, 1] = tile
-    else:
-        links[after, L_PREVIOUS] = tile
+    tiles = state.tiles
     windows = program.windows
+    before = state.entities[entity, windows[window, W_ENDS] + 1]
+    after = np.int64(NONE)
+    while before != NONE and tiles[before, TILE_NUMBER] > number:
+        after = before
+        before = tiles[before, TILE_PREVIOUS]
+    if before != NONE and tiles[before, TILE_NUMBER] == number:
+        return before
+    tile = scalars[S_TILE_FREE]
+    if tile != NONE:
+        scalars[S_TILE_FREE] = tiles[tile, TILE_NEXT]
+    else:
+        tile = scalars[S_TILE_HIGH]
+        scalars[S_TILE_HIGH] += 1
+    tiles[tile, TILE_NUMBER] = number
+    for word in range(TILE_WORDS, tiles.shape[1]):
+        tiles[tile, word] = 0
+    tiles[tile, TILE_NEXT] = after
+    tiles[tile, TILE_PREVIOUS] = before
+    tiles[tile, TILE_ROW] = entity
+    tiles[tile, TILE_WINDOW] = window
+    if before == NONE:
+        state.entities[entity, windows[window, W_ENDS]] = tile
+    else:
+        tiles[before, TILE_NEXT] = tile
+    if after == NONE:
+        state.entities[entity, windows[window, W_ENDS] + 1] = tile
+    else:
+        tiles[after, TILE_PREVIOUS] = tile
     leaves = number + windows[window, W_SPAN] + 1
     bucket = windows[window, W_RING] + leaves % windows[window, W_RING_SIZE]
-    links[tile, L_BUCKET] = state.ring[bucket]
+    tiles[tile, TILE_BUCKET] = state.ring[bucket]
     state.ring[bucket] = tile
     state.window_tiles[window] += 1
     scalars[S_TILES] += 1
-    state.live[entity] += 1
+    state.entities[entity, ENTITY_LIVE] += 1
     if leaves < state.window_next[window]:
         state.window_next[window] = leaves
         instant = boundary(program, window, leaves)
@@ -384,15 +408,15 @@ def tile_of(program, state, entity, window, number):
 def _touch(state, entity, cause):
     """Mark an entity as touched at the open instant; its place in ``touched``."""
     scalars = state.scalars
-    slot = state.slot[entity]
+    slot = state.entities[entity, ENTITY_SLOT]
     if slot == NONE:
-        slot = np.int32(scalars[S_TOUCHED])
+        slot = scalars[S_TOUCHED]
         scalars[S_TOUCHED] += 1
-        state.slot[entity] = slot
+        state.entities[entity, ENTITY_SLOT] = slot
         state.touched[slot, T_ROW] = entity
         state.touched[slot, T_CAUSE] = 0
-    if state.marks[entity] & MARK_DIRTY == 0:
-        state.marks[entity] |= MARK_DIRTY
+    if state.entities[entity, ENTITY_MARKS] & MARK_DIRTY == 0:
+        state.entities[entity, ENTITY_MARKS] |= MARK_DIRTY
         state.dirty[scalars[S_DIRTY]] = entity
         scalars[S_DIRTY] += 1
     state.touched[slot, T_CAUSE] |= cause
@@ -400,52 +424,53 @@ def _touch(state, entity, cause):
 
 
 @inlined()
-def read(program, state, entity, values, present):
-    """The entity's current values: int64 patterns and whether each is present."""
+def read(program, entities, entity, values):
+    """Read the entity's current values into ``values``, as int64 patterns; returns a bit for each that is present."""
     features = program.features
-    totals = state.totals
-    n_windows = len(program.windows)
+    present = np.int64(0)
     for index in range(len(features)):
-        total = entity * n_windows + features[index, F_WINDOW]
-        count = totals[total, features[index, F_COUNT_WORD]]
+        count = entities[entity, features[index, F_COUNT_WORD]]
         kind = features[index, F_READ]
         is_float = features[index, F_FLOAT] == 1
         word = features[index, F_WORD]
-        values[index] = 0
-        present[index] = 1
+        value = np.int64(0)
+        bit = np.int64(1) << index
         if kind == READ_COUNT:
-            values[index] = count
+            value = count
         elif kind == READ_SUM:
-            if is_float:
-                values[index] = to_float_bits(
-                    uint64(totals[total, word]), uint64(totals[total, word + 1]), uint64(totals[total, word + 2])
-                )
-            else:
-                values[index] = to_int(uint64(totals[total, word + 1]), uint64(totals[total, word + 2]))
+            mid = uint64(entities[entity, word + 1])
+            high = uint64(entities[entity, word + 2])
+            value = to_float_bits(uint64(entities[entity, word]), mid, high) if is_float else to_int(mid, high)
         elif count == 0:
-            present[index] = 0
+            bit = np.int64(0)
         elif kind == READ_MEAN:
-            values[index] = mean_bits(
-                uint64(totals[total, word]), uint64(totals[total, word + 1]), uint64(totals[total, word + 2]), count
+            value = mean_bits(
+                uint64(entities[entity, word]),
+                uint64(entities[entity, word + 1]),
+                uint64(entities[entity, word + 2]),
+                count,
             )
         elif is_float:
-            values[index] = ordered_bits(totals[total, word])
+            value = ordered_bits(entities[entity, word])
         else:
-            values[index] = totals[total, word]
+            value = entities[entity, word]
+        values[index] = value
+        present |= bit
+    return present
 
 
 @inlined()
-def _close(program, state, rows, values, present):
+def _close(program, state, rows, values):
     """Close the open instant: a row for every touched entity whose values differ from its previous row."""
     scalars = state.scalars
     n_features = len(program.features)
     for slot in range(scalars[S_TOUCHED]):
         entity = state.touched[slot, T_ROW]
-        state.slot[entity] = NONE
-        read(program, state, entity, values, present)
-        differs = False
+        state.entities[entity, ENTITY_SLOT] = NONE
+        present = read(program, state.entities, entity, values)
+        differs = present != state.entities[entity, ENTITY_PRESENT]
         for index in range(n_features):
-            if values[index] != state.values[entity, index] or present[index] != state.present[entity, index]:
+            if values[index] != state.entities[entity, ENTITY_VALUES + index]:
                 differs = True
                 break
         if differs:
@@ -459,12 +484,12 @@ def _close(program, state, rows, values, present):
             rows.offset[place] = state.touched[slot, T_OFFSET]
             for index in range(n_features):
                 rows.values[index, place] = values[index]
-                rows.present[index, place] = present[index]
-                state.values[entity, index] = values[index]
-                state.present[entity, index] = present[index]
-            state.changed_at[entity] = scalars[S_CLOCK]
-        if state.live[entity] == 0 and state.marks[entity] & MARK_DEAD == 0:
-            state.marks[entity] |= MARK_DEAD
+                state.entities[entity, ENTITY_VALUES + index] = values[index]
+            rows.present[place] = present
+            state.entities[entity, ENTITY_PRESENT] = present
+            state.entities[entity, ENTITY_CHANGED] = scalars[S_CLOCK]
+        if state.entities[entity, ENTITY_LIVE] == 0 and state.entities[entity, ENTITY_MARKS] & MARK_DEAD == 0:
+            state.entities[entity, ENTITY_MARKS] |= MARK_DEAD
             state.dead[scalars[S_DEAD]] = entity
             scalars[S_DEAD] += 1
     scalars[S_TOUCHED] = 0
@@ -479,22 +504,22 @@ def _expire(program, state, window):
     tile = state.ring[bucket]
     state.ring[bucket] = NONE
     while tile != NONE:
-        following = state.links[tile, L_BUCKET]
-        entity = state.links[tile, L_ROW]
+        following = state.tiles[tile, TILE_BUCKET]
+        entity = state.tiles[tile, TILE_ROW]
         # Tiles leave in order of their numbers, so this one is the oldest of its entity.
-        second = state.links[tile, L_NEXT]
-        state.ends[entity, window, 0] = second
+        second = state.tiles[tile, TILE_NEXT]
+        state.entities[entity, windows[window, W_ENDS]] = second
         if second == NONE:
-            state.ends[entity, window, 1] = NONE
+            state.entities[entity, windows[window, W_ENDS] + 1] = NONE
         else:
-            state.links[second, L_PREVIOUS] = NONE
+            state.tiles[second, TILE_PREVIOUS] = NONE
         _touch(state, entity, CAUSE_HOP)
         _subtract_tile(program, state, entity, window, tile)
-        state.links[tile, L_NEXT] = state.scalars[S_TILE_FREE]
+        state.tiles[tile, TILE_NEXT] = state.scalars[S_TILE_FREE]
         state.scalars[S_TILE_FREE] = tile
         state.window_tiles[window] -= 1
         state.scalars[S_TILES] -= 1
-        state.live[entity] -= 1
+        state.entities[entity, ENTITY_LIVE] -= 1
         tile = following
     state.window_next[window] = FOREVER
     if state.window_tiles[window] > 0:
@@ -505,7 +530,7 @@ def _expire(program, state, window):
 
 
 @inlined()
-def _advance(program, state, instant, rows, values, present):
+def _advance(program, state, instant, rows, values):
     """Open ``instant``: close every instant before it, let hops at or before it happen. False: no room for rows."""
     scalars = state.scalars
     while True:
@@ -514,7 +539,7 @@ def _advance(program, state, instant, rows, values, present):
         if target > scalars[S_CLOCK]:
             if rows.n[0] + scalars[S_TOUCHED] > len(rows.row):
                 return False
-            _close(program, state, rows, values, present)
+            _close(program, state, rows, values)
             scalars[S_CLOCK] = target
         if hop > instant:
             return True
@@ -533,20 +558,18 @@ def _advance(program, state, instant, rows, values, present):
 
 
 @compiled()
-def run(program, state, batch, first, clock, rows, scratch):
+def run(program, state, batch, first, clock, rows, values):
     """Apply the events from ``first`` on and then move the clock.
 
     Returns the number of events applied in all; when it is the batch's length and ``clock`` is reached, the step is
     done. Otherwise ``rows`` is full: take them out and call again from there. Tiles and entity rows must have room.
     """
-    n_windows = len(program.windows)
-    values = scratch.values
-    present = scratch.present
     scalars = state.scalars
+    windows = program.windows
     n_events = len(batch.rows)
     for event in range(first, n_events + 1):
         arrival = batch.arrival[event] if event < n_events else clock
-        if arrival > scalars[S_CLOCK] and not _advance(program, state, arrival, rows, values, present):
+        if arrival > scalars[S_CLOCK] and not _advance(program, state, arrival, rows, values):
             return event
         if event == n_events:
             break
@@ -565,51 +588,56 @@ def run(program, state, batch, first, clock, rows, scratch):
                 continue
             if slot == NONE:
                 slot = _touch(state, entity, CAUSE_EVENT)
-                if state.changed_at[entity] == NEVER:
-                    state.changed_at[entity] = arrival
+                if state.entities[entity, ENTITY_CHANGED] == NEVER:
+                    state.entities[entity, ENTITY_CHANGED] = arrival
             tile = tile_of(program, state, entity, window, number)
-            _add_event(program, batch, event, window, state.words, tile)
-            _add_event(program, batch, event, window, state.totals, entity * n_windows + window)
+            _add_event(program, batch, event, window, state.tiles, tile, TILE_WORDS)
+            _add_event(program, batch, event, window, state.entities, entity, windows[window, W_TOTAL])
         if slot != NONE:
             state.touched[slot, T_EVENT_TIME] = batch.event_time[event]
             state.touched[slot, T_PARTITION] = batch.partition[event]
             state.touched[slot, T_OFFSET] = batch.offset[event]
-        elif state.live[entity] == 0 and state.slot[entity] == NONE and state.marks[entity] & MARK_DEAD == 0:
+        elif (
+            state.entities[entity, ENTITY_LIVE] == 0
+            and state.entities[entity, ENTITY_SLOT] == NONE
+            and state.entities[entity, ENTITY_MARKS] & MARK_DEAD == 0
+        ):
             # Came too late for every window, or passed no filter: its row must not stay.
-            state.marks[entity] |= MARK_DEAD
+            state.entities[entity, ENTITY_MARKS] |= MARK_DEAD
             state.dead[scalars[S_DEAD]] = entity
             scalars[S_DEAD] += 1
     return n_events
 
 
 @compiled()
-def current(program, state, rows, until, empty_at, scratch):
+def current(program, state, rows, until, empty_at, values):
     """The current row of every entity touched since the last call, into ``rows``; clears the list."""
+    windows = program.windows
     scalars = state.scalars
     n_features = len(program.features)
-    values = scratch.values
-    present = scratch.present
     for place in range(scalars[S_DIRTY]):
         entity = state.dirty[place]
-        state.marks[entity] &= ~np.uint8(MARK_DIRTY)
-        read(program, state, entity, values, present)
-        at = state.changed_at[entity]
+        state.entities[entity, ENTITY_MARKS] &= ~MARK_DIRTY
+        present = read(program, state.entities, entity, values)
+        at = state.entities[entity, ENTITY_CHANGED]
         for index in range(n_features):
-            if values[index] != state.values[entity, index] or present[index] != state.present[entity, index]:
+            if values[index] != state.entities[entity, ENTITY_VALUES + index]:
                 at = scalars[S_CLOCK]
             rows.values[index, place] = values[index]
-            rows.present[index, place] = present[index]
+        if present != state.entities[entity, ENTITY_PRESENT]:
+            at = scalars[S_CLOCK]
+        rows.present[place] = present
         rows.row[place] = entity
         rows.instant[place] = at
         first = FOREVER
         last = NEVER
         for window in range(len(program.windows)):
-            oldest = state.ends[entity, window, 0]
+            oldest = state.entities[entity, windows[window, W_ENDS]]
             if oldest == NONE:
                 continue
             beyond = program.windows[window, W_SPAN] + 1
-            first = min(first, boundary(program, window, state.ordinals[oldest] + beyond))
-            newest = state.ordinals[state.ends[entity, window, 1]]
+            first = min(first, boundary(program, window, state.tiles[oldest, TILE_NUMBER] + beyond))
+            newest = state.tiles[state.entities[entity, windows[window, W_ENDS] + 1], TILE_NUMBER]
             last = max(last, boundary(program, window, newest + beyond))
         until[place] = first
         empty_at[place] = last
@@ -624,8 +652,8 @@ def take_dead(state, out):
     count = 0
     for place in range(scalars[S_DEAD]):
         entity = state.dead[place]
-        state.marks[entity] &= ~np.uint8(MARK_DEAD)
-        if state.live[entity] == 0 and state.slot[entity] == NONE:
+        state.entities[entity, ENTITY_MARKS] &= ~MARK_DEAD
+        if state.entities[entity, ENTITY_LIVE] == 0 and state.entities[entity, ENTITY_SLOT] == NONE:
             out[count] = entity
             count += 1
     scalars[S_DEAD] = 0
@@ -633,16 +661,16 @@ def take_dead(state, out):
 
 
 @compiled()
-def reset_rows(state, entities, values, present):
+def reset_rows(program, entities, rows, values, present):
     """Make entity rows as of an entity never seen: no tiles, the empty row."""
-    n_windows = state.ends.shape[1]
-    for entity in entities:
-        state.totals[entity * n_windows : (entity + 1) * n_windows, :] = 0
-        state.ends[entity, :, :] = NONE
-        state.live[entity] = 0
+    for row in rows:
+        for word in range(entities.shape[1]):
+            entities[row, word] = 0
+        entities[row, ENTITY_SLOT] = NONE
+        entities[row, ENTITY_CHANGED] = NEVER
+        entities[row, ENTITY_PRESENT] = present
         for index in range(len(values)):
-            state.values[entity, index] = values[index]
-            state.present[entity, index] = present[index]
-        state.changed_at[entity] = NEVER
-        state.slot[entity] = NONE
-        state.marks[entity] = 0
+            entities[row, ENTITY_VALUES + index] = values[index]
+        for window in range(len(program.windows)):
+            entities[row, program.windows[window, W_ENDS]] = NONE
+            entities[row, program.windows[window, W_ENDS] + 1] = NONE

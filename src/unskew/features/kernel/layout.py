@@ -11,7 +11,8 @@ All numbers are little-endian::
     u32       CRC-32 of everything before it
 
 Arrays, with n entities, m tiles, k touched entities, f features, w words per cell:
-``key_offsets`` i8 [n+1], ``key_bytes`` u1; ``values`` i8 [n, f] and ``present`` u1 [n, f]: the previous closed row;
+``key_offsets`` i8 [n+1], ``key_bytes`` u1; ``values`` i8 [n, f] and ``present`` i8 [n], a bit for each feature:
+the previous closed row;
 ``changed_at`` i8 [n]; ``tile_entity`` i4 [m], ``tile_window`` i4 [m], ``tile_number`` i8 [m], ``tile_words`` i8 [m, w],
 each entity's window by window from old to new; ``touched`` i8 [k, 5]: entity, cause bits, event time, partition,
 offset of what the open instant has touched. Totals, lists and rings are made again from these.
@@ -29,17 +30,19 @@ from unskew.features.errors import LayoutError
 from unskew.features.kernel.compiled import compiled
 from unskew.features.kernel.directory import Directory, Keys
 from unskew.features.kernel.engine import (
-    L_NEXT,
     NONE,
     S_CLOCK,
     S_TILES,
     S_TOUCHED,
     T_ROW,
+    TILE_NEXT,
+    TILE_NUMBER,
+    TILE_WORDS,
     State,
     merge_tile,
     tile_of,
 )
-from unskew.features.kernel.program import Program
+from unskew.features.kernel.program import ENTITY_CHANGED, ENTITY_PRESENT, ENTITY_SLOT, ENTITY_VALUES, W_ENDS, Program
 from unskew.features.plan import ViewPlan
 
 LAYOUT = 1
@@ -67,27 +70,27 @@ class Stored(NamedTuple):
     late_by: npt.NDArray[np.int64]
     keys: Keys
     values: npt.NDArray[np.int64]
-    present: npt.NDArray[np.uint8]
+    present: npt.NDArray[np.int64]
     changed_at: npt.NDArray[np.int64]
     tiles: Tiles
     touched: npt.NDArray[np.int64]
 
 
 @compiled()
-def _collect(state, rows, entity, window, number, words):
+def _collect(program, state, rows, entity, window, number, words):
     place = 0
     for index in range(len(rows)):
         row = rows[index]
-        for w in range(state.ends.shape[1]):
-            tile = state.ends[row, w, 0]
+        for w in range(len(program.windows)):
+            tile = state.entities[row, program.windows[w, W_ENDS]]
             while tile != NONE:
                 entity[place] = index
                 window[place] = w
-                number[place] = state.ordinals[tile]
+                number[place] = state.tiles[tile, TILE_NUMBER]
                 for word in range(words.shape[1]):
-                    words[place, word] = state.words[tile, word]
+                    words[place, word] = state.tiles[tile, TILE_WORDS + word]
                 place += 1
-                tile = state.links[tile, L_NEXT]
+                tile = state.tiles[tile, TILE_NEXT]
 
 
 @compiled()
@@ -96,9 +99,8 @@ def _hang(program, state, rows, entity, window, number, words):
         row = rows[entity[place]]
         tile = tile_of(program, state, row, window[place], number[place])
         for word in range(words.shape[1]):
-            state.words[tile, word] = words[place, word]
-        total = row * state.ends.shape[1] + window[place]
-        merge_tile(program, window[place], state.totals, total, state.words, tile)
+            state.tiles[tile, TILE_WORDS + word] = words[place, word]
+        merge_tile(program, state.entities, row, window[place], state.tiles, tile)
 
 
 def pack(
@@ -114,7 +116,7 @@ def pack(
         np.empty(n_tiles, np.int64),
         np.empty((n_tiles, program.n_words), np.int64),
     )
-    _collect(state, rows, *tiles)
+    _collect(program, state, rows, *tiles)
     touched = state.touched[: int(state.scalars[S_TOUCHED])].copy()
     index_of = np.empty(directory.capacity, np.int64)
     index_of[rows] = np.arange(len(rows))
@@ -122,9 +124,9 @@ def pack(
     arrays: list[tuple[str, npt.NDArray[Any]]] = [
         ("key_offsets", keys.offsets),
         ("key_bytes", keys.data),
-        ("values", state.values[rows]),
-        ("present", state.present[rows]),
-        ("changed_at", state.changed_at[rows]),
+        ("values", state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + len(program.features)]),
+        ("present", state.entities[rows, ENTITY_PRESENT]),
+        ("changed_at", state.entities[rows, ENTITY_CHANGED]),
         ("tile_entity", tiles.entity),
         ("tile_window", tiles.window),
         ("tile_number", tiles.number),
@@ -193,15 +195,15 @@ def unpack(data: bytes, view: ViewPlan, shard: str) -> Stored:
 
 def restore(stored: Stored, program: Program, state: State, rows: npt.NDArray[np.int32]) -> None:
     """Fill an empty state, whose directory already gave ``rows`` to the stored keys and which has room."""
-    state.values[rows] = stored.values
-    state.present[rows] = stored.present
-    state.changed_at[rows] = stored.changed_at
+    state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + len(program.features)] = stored.values
+    state.entities[rows, ENTITY_PRESENT] = stored.present
+    state.entities[rows, ENTITY_CHANGED] = stored.changed_at
     state.late[:] = stored.late
     state.late_by[:] = stored.late_by
     _hang(program, state, rows, *stored.tiles)
     count = len(stored.touched)
     state.touched[:count] = stored.touched
     state.touched[:count, T_ROW] = rows[stored.touched[:, T_ROW]]
-    state.slot[state.touched[:count, T_ROW]] = np.arange(count)
+    state.entities[state.touched[:count, T_ROW], ENTITY_SLOT] = np.arange(count)
     state.scalars[S_TOUCHED] = count
     state.scalars[S_CLOCK] = stored.clock

@@ -20,9 +20,9 @@ from unskew.features.kernel.engine import (
     S_TILE_FREE,
     S_TILES,
     S_TOUCHED,
+    TILE_WORDS,
     Batch,
     Rows,
-    Scratch,
     State,
     current,
     reset_rows,
@@ -53,11 +53,12 @@ class ShardState:
         self.since_us: int | None = None
         self._program = lower(view)
         self._empty = np.zeros(len(view.features), np.int64)
-        self._empty_present = np.isin(self._program.features[:, F_READ], (READ_COUNT, READ_SUM)).astype(np.uint8)
+        zero_when_empty = np.isin(self._program.features[:, F_READ], (READ_COUNT, READ_SUM))
+        self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
         # Most steps of a quiet shard change nothing: their frames without rows are made once.
         self._no_closed: pl.DataFrame | None = None
         self._no_current: pl.DataFrame | None = None
-        self._scratch = Scratch(np.empty_like(self._empty), np.empty_like(self._empty_present))
+        self._scratch = np.empty_like(self._empty)
         self.directory = Directory()
         self._state = _new_state(self._program, self.directory.capacity)
 
@@ -157,13 +158,15 @@ class ShardState:
     def _rows_of(self, keys: Keys, n_tiles: int) -> npt.NDArray[np.int32]:
         """Rows of keys, new ones made; afterwards there is room for ``n_tiles`` more tiles."""
         rows, fresh = self.directory.insert(keys)
-        if self.directory.capacity > len(self._state.live):
-            self._state = _grow_rows(self._state, self.directory.capacity)
-        free = len(self._state.ordinals) - int(self._state.scalars[S_TILES])
+        capacity = self.directory.capacity
+        if capacity > len(self._state.entities):
+            rows_of = {name: grown(getattr(self._state, name), capacity) for name in _ROW_ARRAYS}
+            self._state = self._state._replace(**rows_of)
+        tiles = len(self._state.tiles)
+        free = tiles - int(self._state.scalars[S_TILES])
         if n_tiles > free:
-            tiles = len(self._state.ordinals)
-            self._state = _grow_tiles(self._state, max(2 * tiles, tiles + n_tiles - free))
-        reset_rows(self._state, fresh, self._empty, self._empty_present)
+            self._state = self._state._replace(tiles=grown(self._state.tiles, max(2 * tiles, tiles + n_tiles - free)))
+        reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
         return rows
 
     def _closed(self, rows: Rows) -> pl.DataFrame:
@@ -219,7 +222,7 @@ class ShardState:
         columns = []
         for index, feature in enumerate(self.view.features):
             numbers = rows.values[index, :count]
-            present = rows.present[index, :count] != 0
+            present = (rows.present[:count] >> index) & 1 != 0
             if feature.dtype == "float64":
                 columns.append(_series(feature.name, numbers.view(np.float64), present))
             elif feature.dtype == "bool":
@@ -251,51 +254,29 @@ def _rows(n_features: int, capacity: int) -> Rows:
         partition=np.empty(capacity, np.int64),
         offset=np.empty(capacity, np.int64),
         values=np.empty((n_features, capacity), np.int64),
-        present=np.empty((n_features, capacity), np.uint8),
+        present=np.empty(capacity, np.int64),
     )
 
 
+_ROW_ARRAYS = ("entities", "touched", "dirty", "dead")
+
+
 def _new_state(program: Program, n_rows: int) -> State:
-    n_features, n_windows = len(program.features), len(program.windows)
+    n_windows = len(program.windows)
     scalars = np.zeros(N_SCALARS, np.int64)
     scalars[S_CLOCK] = NEVER
     scalars[S_NEXT_HOP] = FOREVER
     scalars[S_TILE_FREE] = NONE
     return State(
         scalars=scalars,
-        totals=np.zeros((n_rows * n_windows, program.n_words), np.int64),
-        ends=np.full((n_rows, n_windows, 2), NONE, np.int32),
-        live=np.zeros(n_rows, np.int32),
-        values=np.zeros((n_rows, n_features), np.int64),
-        present=np.zeros((n_rows, n_features), np.uint8),
-        changed_at=np.full(n_rows, NEVER, np.int64),
-        slot=np.full(n_rows, NONE, np.int32),
-        marks=np.zeros(n_rows, np.uint8),
+        entities=np.zeros((n_rows, program.entity_words), np.int64),
         touched=np.zeros((n_rows, 5), np.int64),
         dirty=np.zeros(n_rows, np.int32),
         dead=np.zeros(n_rows, np.int32),
-        ordinals=np.zeros(_MIN_TILES, np.int64),
-        links=np.full((_MIN_TILES, 5), NONE, np.int32),
-        words=np.zeros((_MIN_TILES, program.n_words), np.int64),
-        ring=np.full(program.ring_slots, NONE, np.int32),
+        tiles=np.zeros((_MIN_TILES, TILE_WORDS + program.n_words), np.int64),
+        ring=np.full(program.ring_slots, NONE, np.int64),
         window_tiles=np.zeros(n_windows, np.int64),
         window_next=np.full(n_windows, FOREVER, np.int64),
         late=np.zeros(n_windows, np.int64),
         late_by=np.zeros(n_windows, np.int64),
     )
-
-
-_ROW_ARRAYS = ("ends", "live", "values", "present", "changed_at", "slot", "marks", "touched", "dirty", "dead")
-_TILE_ARRAYS = ("ordinals", "links", "words")
-
-
-def _grow_rows(state: State, capacity: int) -> State:
-    n_windows = state.ends.shape[1]
-    return state._replace(
-        totals=grown(state.totals, capacity * n_windows),
-        **{name: grown(getattr(state, name), capacity) for name in _ROW_ARRAYS},
-    )
-
-
-def _grow_tiles(state: State, capacity: int) -> State:
-    return state._replace(**{name: grown(getattr(state, name), capacity) for name in _TILE_ARRAYS})
