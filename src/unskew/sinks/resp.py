@@ -48,6 +48,7 @@ class RowEncoder:
         self._names = _bytes(b"".join(names))
         self._name_ends = np.cumsum([0, *map(len, names)])
         self._pieces = _bytes(resp_bytes.PIECES)
+        self._piece_ends = np.array(resp_bytes.PIECE_ENDS)
         # Reused: a fresh buffer of this size costs more in page faults than what is written to it.
         self._out = np.empty(0, np.uint8)
 
@@ -83,6 +84,7 @@ class RowEncoder:
         n_bytes, n_lines = resp_bytes.write_rows(
             out,
             self._pieces,
+            self._piece_ends,
             self._around_key,
             self._n_before_key,
             self._names,

@@ -11,8 +11,7 @@ Array = Any
 
 _CR, _LF, _STAR, _DOLLAR, _MINUS, _ZERO = (ord(character) for character in "\r\n*$-0")
 
-# Pieces of every command, end to end in ``PIECES``; the numbers are where each begins and ends.
-_TEXTS = [
+_PIECES = [
     "$4\r\nHSET\r\n",
     "$4\r\nHDEL\r\n",
     "$3\r\nDEL\r\n",
@@ -20,15 +19,16 @@ _TEXTS = [
     "*1\r\n$5\r\nMULTI\r\n",
     "*1\r\n$4\r\nEXEC\r\n",
 ]
-PIECES = "".join(_TEXTS).encode()
-_ENDS = tuple(sum(map(len, _TEXTS[: index + 1])) for index in range(len(_TEXTS)))
-_STARTS = (0, *_ENDS[:-1])
-_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC = range(len(_TEXTS))
+_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC = range(len(_PIECES))
+PIECES = "".join(_PIECES).encode()
+PIECE_ENDS = [len("".join(_PIECES[:n])) for n in range(len(_PIECES) + 1)]
+"""Pieces of every command, end to end, and where each ends."""
 
 MOST_DIGITS = 20
 """Longest decimal text of an int64, sign included."""
 MOST_AROUND_AN_ARGUMENT = 1 + MOST_DIGITS + 2 + 2
-MOST_AROUND_A_ROW = len(PIECES) + 4 * MOST_AROUND_AN_ARGUMENT + MOST_DIGITS
+# Three arrays, their keys, and an instant.
+MOST_AROUND_A_ROW = len(PIECES) + 7 * MOST_AROUND_AN_ARGUMENT + MOST_DIGITS
 """Bytes of a row's commands beside its key, its field names and its values."""
 
 
@@ -36,6 +36,7 @@ MOST_AROUND_A_ROW = len(PIECES) + 4 * MOST_AROUND_AN_ARGUMENT + MOST_DIGITS
 def write_rows(
     out: Array,
     pieces: Array,
+    piece_ends: Array,
     around_key: Array,
     n_before_key: int,
     names: Array,
@@ -64,7 +65,7 @@ def write_rows(
         key_stop = text_ends[row + 1]
         if gone[row]:
             at = _array(out, at, 2)
-            at = _piece(out, at, pieces, _DEL)
+            at = _copy(out, at, pieces, piece_ends[_DEL], piece_ends[_DEL + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
             n_lines += 1
             continue
@@ -72,9 +73,9 @@ def write_rows(
         for field in range(n_fields):
             n_missing += missing[field, row]
         if n_missing:
-            at = _piece(out, at, pieces, _MULTI)
+            at = _copy(out, at, pieces, piece_ends[_MULTI], piece_ends[_MULTI + 1])
         at = _array(out, at, 2 + 2 * (n_fields - n_missing))
-        at = _piece(out, at, pieces, _HSET)
+        at = _copy(out, at, pieces, piece_ends[_HSET], piece_ends[_HSET + 1])
         at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
         for field in range(n_fields):
             if missing[field, row]:
@@ -93,17 +94,17 @@ def write_rows(
         n_lines += 1
         if n_missing:
             at = _array(out, at, 2 + n_missing)
-            at = _piece(out, at, pieces, _HDEL)
+            at = _copy(out, at, pieces, piece_ends[_HDEL], piece_ends[_HDEL + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
             for field in range(n_fields):
                 if missing[field, row]:
                     at = _copy(out, at, names, name_ends[field], name_ends[field + 1])
-            at = _piece(out, at, pieces, _EXEC)
+            at = _copy(out, at, pieces, piece_ends[_EXEC], piece_ends[_EXEC + 1])
             # OK, QUEUED, QUEUED, an array of two, and those: one of the six is counted above.
             n_lines += 5
         if expires_ms[row]:
             at = _array(out, at, 3)
-            at = _piece(out, at, pieces, _PEXPIREAT)
+            at = _copy(out, at, pieces, piece_ends[_PEXPIREAT], piece_ends[_PEXPIREAT + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
             at = _number(out, at, expires_ms[row])
             n_lines += 1
@@ -116,11 +117,6 @@ def _copy(out: Array, at: int, data: Array, start: int, stop: int) -> int:
         # Unsigned, so that no index is tested for counting from the end, and the loop becomes a copy of words.
         out[uint64(at + index)] = data[uint64(start + index)]
     return at + stop - start
-
-
-@compiled()
-def _piece(out: Array, at: int, pieces: Array, piece: int) -> int:
-    return _copy(out, at, pieces, _STARTS[piece], _ENDS[piece])
 
 
 @compiled()
