@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 from confluent_kafka import Producer
 
+from unskew.features import agg
 from unskew.features.compile import compile as compile_definitions
 from unskew.features.definitions import Calendar, Entity, Feature, FeatureView, Sliding, Stream, Tumbling
-from unskew.features import agg
 from unskew.features.plan import Plan, ViewPlan
 from unskew.monitoring.recount import Recount
 from unskew.pipelines.embedded import EmbeddedBroker
@@ -71,10 +71,15 @@ def history(n_records: int, *, seed: int, n_partitions: int = 4, n_users: int = 
     stamp_ms = START // 1000
     records = []
     for index in range(n_records):
-        stamp_ms += int(random.choice([0, 0, 1, 400, 1000, 2500, 20_000, 4_000_000], p=[0.15, 0.15, 0.1, 0.2, 0.2, 0.1, 0.09, 0.01]))
+        stamp_ms += int(
+            random.choice([0, 0, 1, 400, 1000, 2500, 20_000, 4_000_000], p=[0.15, 0.15, 0.1, 0.2, 0.2, 0.1, 0.09, 0.01])
+        )
         user = int(random.integers(n_users))
         lateness = int(random.choice([0, 0, 0, 300, 4_000, 90_000, -5_000])) * 1000
-        amount = random.choice([0.1, 0.2, -0.0, 1e-30, 4.6e18, -4.6e18, float(random.normal()), float("nan")], p=[0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.29, 0.01])
+        amount = random.choice(
+            [0.1, 0.2, -0.0, 1e-30, 4.6e18, -4.6e18, float(random.normal()), float("nan")],
+            p=[0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.29, 0.01],
+        )
         records.append(
             Record(
                 partition=user % n_partitions,
@@ -93,9 +98,7 @@ def history(n_records: int, *, seed: int, n_partitions: int = 4, n_users: int = 
 def plan(topic: str) -> Plan:
     """Two entities on one stream: users by partition, items across partitions."""
     user, item = Entity("user", key="user"), Entity("item", key="item")
-    stream = Stream(
-        "purchases", topic=topic, schema=SCHEMA, event_time="at", partitioned_by="user", owner="tests"
-    )
+    stream = Stream("purchases", topic=topic, schema=SCHEMA, event_time="at", partitioned_by="user", owner="tests")
     windows = {
         "5s": Sliding("5s", hop="1s"),
         "1m": Sliding("60s", hop="15s"),
@@ -154,7 +157,9 @@ class Outcome:
         return {file.stem: json.loads(file.read_text())["complete_to"] for file in files}
 
     def staged(self) -> list[Path]:
-        return [file for root in (self.deployment.log, self.deployment.archive) for file in root.rglob("_staged/**/*.*")]
+        return [
+            file for root in (self.deployment.log, self.deployment.archive) for file in root.rglob("_staged/**/*.*")
+        ]
 
 
 @dataclass
@@ -248,4 +253,6 @@ def logged(view: ViewPlan, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
 
 def bits(values: Any) -> tuple[Any, ...]:
     """Values so that only the same bits are equal, and that sort: floats as hexadecimal text."""
-    return tuple("null" if value is None else value.hex() if isinstance(value, float) else repr(value) for value in values)
+    return tuple(
+        "null" if value is None else value.hex() if isinstance(value, float) else repr(value) for value in values
+    )

@@ -68,7 +68,9 @@ archive = _option(
 )
 
 #: ``dead_letters: Path | None``; beside the archive where not given.
-dead_letters = _option("--dead-letters", type=_A_PATH, help="Folder of the dead letters. Default: dead_letters beside the archive.")
+dead_letters = _option(
+    "--dead-letters", type=_A_PATH, help="Folder of the dead letters. Default: dead_letters beside the archive."
+)
 
 #: ``state: Path``.
 state = _option("--state", required=True, type=_A_PATH, help="Folder of the recovery store.")

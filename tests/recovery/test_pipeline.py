@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tests.pipeline import Bench, Outcome, entities, expected_log, history, logged, plan
-from unskew.features.errors import LayoutError, UnskewError
+from unskew.features.errors import LayoutError, RequestError, UnskewError
 from unskew.features.plan import Plan
 from unskew.pipelines.run import Deployment, run
 from unskew.sinks import layout
@@ -155,6 +155,45 @@ def test_a_view_added_later_starts_with_its_own_coverage_and_the_others_go_on(be
     assert since is not None
     assert since.since_us is not None
     assert since.since_us >= RECORDS[90].stamp_ms * 1000
+
+
+def test_a_view_left_out_for_a_while_does_not_come_back_as_if_nothing_had_happened(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:60])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    run(both, outcome.deployment, stop=threading.Event())
+    run(replace(both, views={"by_user": both.views["by_user"]}), outcome.deployment, stop=threading.Event())
+
+    with pytest.raises(LayoutError, match=r"by_item@1: left out of an earlier run.*new version"):
+        run(both, outcome.deployment, stop=threading.Event())
+
+
+def test_end_offsets_that_leave_out_a_partition_are_refused(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:20])
+
+    with pytest.raises(RequestError, match="no end offset for partition 1, 3"):
+        bench.run(topic, ends={topic: {0: 3, 2: 3}})
+
+
+def test_a_first_record_from_the_future_is_a_dead_letter_and_the_flow_goes_on(bench: Bench) -> None:
+    future = replace(RECORDS[0], stamp_ms=4_000_000_000_000)
+    reference = bench.run(bench.produce(RECORDS))
+
+    outcome = bench.run(bench.produce([future, *RECORDS]))
+
+    letters = outcome.dead_letters()
+    assert letters.filter(pl.col("reason").str.contains("past the present")).rows() != []
+    for view in VIEWS:
+        assert outcome.values(view).equals(reference.values(view))
+
+
+def test_a_damaged_deployment_file_is_a_layout_error(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:20])
+    outcome = bench.run(topic)
+    (outcome.deployment.state / "deployment.json").write_text('{"layout"')
+
+    with pytest.raises(LayoutError, match=r"deployment\.json is damaged"):
+        run(outcome.plan, outcome.deployment, stop=threading.Event())
 
 
 def test_another_number_of_shards_or_a_lost_state_is_refused(bench: Bench, tmp_path) -> None:

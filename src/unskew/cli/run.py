@@ -1,9 +1,13 @@
 """``unskew run``: the pipeline in this process."""
 
 import json
+import os
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, cast
@@ -11,10 +15,11 @@ from typing import Literal, cast
 import click
 
 from unskew import settings
-from unskew.features.errors import RequestError
+from unskew.features.errors import RequestError, UnskewError
 from unskew.features.load import load
 from unskew.features.time import duration_us, format_instant
-from unskew.pipelines.run import Deployment, Status, run as run_pipeline, stopping_on_signals
+from unskew.pipelines.run import Deployment, Status, stopping_on_signals
+from unskew.pipelines.run import run as run_pipeline
 
 
 @click.command()
@@ -103,8 +108,35 @@ def run(  # noqa: PLR0913 - one parameter per option
         epoch_s=duration_us(epoch) / 1e6,
     )
     stop = threading.Event()
-    with stopping_on_signals(stop):
+    with stopping_on_signals(stop), _without_panics():
         run_pipeline(load(*definitions), deployment, stop=stop, report=_reporter(progress))
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Hold back what Bytewax's own runtime writes to standard error, a panic and its stack, where the error is ours.
+
+    It writes to the descriptor itself, so that is where it is caught; what Python writes still goes out at once.
+    """
+    python_stderr = sys.stderr
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "w", buffering=1) as direct:
+        os.dup2(held.fileno(), 2)
+        sys.stderr = direct
+        ours = False
+        try:
+            yield
+        except UnskewError:
+            ours = True
+            raise
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(kept, 2)
+            os.close(kept)
+            if not ours:
+                held.seek(0)
+                sys.stderr.write(held.read().decode(errors="replace"))
 
 
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
@@ -115,7 +147,7 @@ def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
         return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RequestError(
-            f"--end {end}: {error}; give 'now' or a JSON file like {{\"topic\": {{\"0\": 1000, \"1\": 990}}}}"
+            f'--end {end}: {error}; give \'now\' or a JSON file like {{"topic": {{"0": 1000, "1": 990}}}}'
         ) from error
 
 

@@ -160,7 +160,7 @@ def _refuse_gaps(files: Sequence[TableFile], coverage: Coverage | None, root: Pa
         return
     next_sequence: dict[str, int] = {}
     for file in files:
-        expected = next_sequence.get(file.writer, file.first)
+        expected = next_sequence.get(file.writer, 0)
         shard = coverage.shards.get(file.writer)
         if file.first > expected and shard is not None and expected < shard.next_sequence:
             raise LayoutError(

@@ -8,10 +8,12 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that cannot be placed in time. ``arrival``: its partition's clock then, microseconds; None before any."""
+    """A record that cannot be placed in time. ``arrival``: its partition's clock then, microseconds, or, before it
+    has one, the present.
+    """
 
     offset: int
-    arrival: int | None
+    arrival: int
     reason: str
     key: bytes | None
     value: bytes | None

@@ -359,7 +359,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self.clock_us = int(clocks[-1])
         if not found.placed.all():
             for row in np.flatnonzero(~found.placed).tolist():
-                arrival = None if clocks[row] == NO_CLOCK else int(clocks[row])
+                # Before the partition has a clock there is no arrival; a letter still needs a day to lie under.
+                arrival = self._reader.options.present_us() if clocks[row] == NO_CLOCK else int(clocks[row])
                 reason = refusal(int(kinds[row]), int(stamps_ms[row]))
                 rejected.append(Rejected(int(offsets[row]), arrival, reason, keys[row], values[row]))
             kept = np.flatnonzero(found.placed)

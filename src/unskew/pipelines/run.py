@@ -1,6 +1,7 @@
 """Run a pipeline in this process until its topics end or it is told to stop."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import run_main
 
-from unskew.features.errors import DefinitionError, LayoutError, UnskewError
+from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.pipelines.decode import AvroDecoder
@@ -88,12 +89,12 @@ def run(
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
     ``report`` is called about once a second and at the end. Raises ``LayoutError`` where the state folder belongs to
-    another deployment, ``StoreUnavailable`` where Kafka, Redis or the disk fails, ``DefinitionError`` where a stream
+    another deployment, ``RequestError`` where ``ends`` leaves out a partition, ``StoreUnavailable`` where Kafka, Redis or the disk fails, ``DefinitionError`` where a stream
     cannot be read as asked; the state stays that of the last durable epoch.
     """
     if not plan.views:
         raise DefinitionError("there is no view to compute; define a FeatureView")
-    recovery = _open_state(deployment)
+    recovery = _open_state(plan, deployment)
     progress = Progress()
     writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline)
     writer.publish_registry(json.dumps(describe(plan)))
@@ -118,7 +119,9 @@ def run(
             ),
         )
         sources[stream.name] = source
-        routers[stream.name] = Router(views, AvroDecoder(stream), len(source.list_parts()), deployment.n_hashes)
+        n_partitions = len(source.list_parts())
+        _check_ends(stream.topic, n_partitions, ends)
+        routers[stream.name] = Router(views, AvroDecoder(stream), n_partitions, deployment.n_hashes)
     parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us)
     flow = build_flow(FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us), progress)
 
@@ -148,6 +151,18 @@ def run(
     return status()
 
 
+def _check_ends(
+    topic: str, n_partitions: int, ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None
+) -> None:
+    """A partition without an end among ends would be left out, or waited for, in silence."""
+    if ends is None or isinstance(ends, str):
+        return
+    given = ends.get(topic, {})
+    missing = [str(partition) for partition in range(n_partitions) if partition not in given]
+    if missing:
+        raise RequestError(f"topic {topic!r}: no end offset for partition {', '.join(missing)}; give one for each")
+
+
 @contextmanager
 def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     """Set ``stop`` on SIGTERM and SIGINT; the handlers before are put back."""
@@ -163,28 +178,60 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _open_state(deployment: Deployment) -> RecoveryConfig:
-    """The recovery store, made when new; refused where it was made for another number of shards or pipeline."""
-    facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
+def _open_state(plan: Plan, deployment: Deployment) -> RecoveryConfig:
+    """The recovery store, made when new; refused where it was made for another deployment or has skipped a view.
+
+    Beside the store a small file says what it was made for, which views it holds, and which of them an earlier run no
+    longer had: their state stands still where it was, and must not go on as if nothing had come since.
+    """
     path = deployment.state / DEPLOYMENT
     recovery = deployment.state / RECOVERY
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found != facts:
-            raise LayoutError(
-                f"{deployment.state} belongs to pipeline {found.get('pipeline')!r} with {found.get('shards')} shards "
-                f"(layout {found.get('layout')}), not to {deployment.pipeline!r} with {deployment.n_hashes} "
-                f"(layout {DEPLOYMENT_LAYOUT}); run with those, or name another --state"
-            )
-    else:
+    facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
+    now = {view.id for view in plan.views.values()}
+    found = _read_deployment(path)
+    if found is None:
         if recovery.exists() and any(recovery.iterdir()):
             raise LayoutError(
-                f"{recovery} holds a recovery store but {path} is gone; restore it or name another --state"
+                f"{recovery} holds a recovery store but {path} is gone; restore it, or name another --state"
             )
         recovery.mkdir(parents=True, exist_ok=True)
         init_db_dir(recovery, 1)
-        path.write_text(json.dumps(facts))
+        found = {**facts, "views": [], "retired": []}
+    if any(found.get(name) != value for name, value in facts.items()):
+        raise LayoutError(
+            f"{deployment.state} belongs to pipeline {found.get('pipeline')!r} with {found.get('shards')} shards "
+            f"(layout {found.get('layout')}), not to {deployment.pipeline!r} with {deployment.n_hashes} "
+            f"(layout {DEPLOYMENT_LAYOUT}); run with those, or name another --state"
+        )
+    retired = set(found["retired"]) | (set(found["views"]) - now)
+    if back := sorted(retired & now):
+        raise LayoutError(
+            f"{', '.join(back)}: left out of an earlier run on {deployment.state}, so its state lacks what came then; "
+            "give the view a new version"
+        )
+    views = sorted(set(found["views"]) | now)
+    _replace(path, json.dumps({**facts, "views": views, "retired": sorted(retired)}))
     return RecoveryConfig(recovery)
+
+
+def _read_deployment(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"views": [], "retired": [], **found}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LayoutError(f"{path} is damaged ({error}); restore it, or name another --state") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old or the new one, whole."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _raise_ours(error: BaseException) -> None:

@@ -1,0 +1,84 @@
+"""``unskew run`` as a user starts it: its own process, real broker and Redis."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import SCHEMA, Bench, history
+from unskew.pipelines.embedded import EmbeddedBroker
+
+RECORDS = history(120, seed=5)
+
+
+@pytest.fixture
+def bench(broker: EmbeddedBroker, redis_url: str, tmp_path: Path) -> Bench:
+    return Bench(broker, redis_url, tmp_path)
+
+
+def _definitions(folder: Path, topic: str) -> Path:
+    (folder / "purchase.avsc").write_text(json.dumps(SCHEMA))
+    path = folder / "views.yaml"
+    path.write_text(
+        f"""\
+stream: {{name: purchases, topic: {topic}, schema: purchase.avsc, event_time: at, partitioned_by: user}}
+---
+entity: {{name: user, key: user}}
+---
+name: user_count_1h
+entity: user
+source: purchases
+aggregation:
+  function: count
+  window: 1h
+"""
+    )
+    return path
+
+
+def _run(bench: Bench, topic: str, *more: str, redis_url: str | None = None) -> subprocess.CompletedProcess[str]:
+    root = bench.root
+    command = [
+        *(sys.executable, "-m", "unskew", "run", "--definitions", str(_definitions(root, topic))),
+        *("--bootstrap-servers", bench.broker.bootstrap, "--redis-url", redis_url or bench.redis_url),
+        *("--log", str(root / "log"), "--archive", str(root / "archive"), "--state", str(root / "state")),
+        *("--idle", "none", "--end", "now", "--epoch", "200ms", *more),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_replay_ends_with_status_0_and_says_what_it_did(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+
+    done = _run(bench, topic, "--progress", "json")
+
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["consumed"] == len(RECORDS)
+    assert last["dead"] == sum(record.raw is not None for record in RECORDS)
+    assert last["lag"] == 0
+    assert list((bench.root / "log" / "user_count_1h").glob("v1/day=*/*.parquet"))
+    assert (bench.root / "dead_letters" / topic).is_dir()
+
+
+@pytest.mark.parametrize("broken", ["redis", "partition"])
+def test_a_failure_is_one_sentence_on_standard_error_and_status_1(bench: Bench, broken: str) -> None:
+    records = RECORDS
+    if broken == "partition":
+        # The same user, first in one partition and then in another.
+        records = [
+            *RECORDS[:60],
+            *(type(one)(**{**vars(one), "partition": (one.partition + 1) % 4}) for one in RECORDS[60:]),
+        ]
+    topic = bench.produce(records)
+
+    done = _run(bench, topic, redis_url="redis://:secret@127.0.0.1:1/0" if broken == "redis" else None)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+    assert ("127.0.0.1:1" if broken == "redis" else "partitioned_by") in done.stderr
