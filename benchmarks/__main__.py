@@ -1,0 +1,9 @@
+"""``python -m benchmarks``: every benchmark in turn, each in a process of its own; RESULTS.md holds a run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+for name in ("bench_kernel", "bench_pipeline", "bench_join"):
+    print(f"\n## {name}\n", flush=True)
+    subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=True)
