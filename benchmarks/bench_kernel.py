@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numba
 import numpy as np
@@ -66,7 +66,7 @@ class Timed:
         self.seconds = 0.0
         self._originals = [(place, name, getattr(place, name)) for place, name in places]
 
-    def __enter__(self) -> "Timed":
+    def __enter__(self) -> Self:
         for place, name, original in self._originals:
             setattr(place, name, self._around(original))
         return self

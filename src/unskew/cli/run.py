@@ -66,7 +66,7 @@ from unskew.pipelines.run import run as run_pipeline
     show_default=True,
     help="A line a second on standard output.",
 )
-def run(  # noqa: PLR0913 - one parameter per option
+def run(
     definitions: tuple[Path, ...],
     bootstrap_servers: str,
     redis_url: str,
@@ -99,9 +99,9 @@ def run(  # noqa: PLR0913 - one parameter per option
         archive=archive,
         dead_letters=dead_letters or archive.with_name("dead_letters"),
         state=state,
-        idle=cast(Literal["wall", "none"], idle),
+        idle=cast("Literal['wall', 'none']", idle),
         ends=_ends(end),
-        start=cast(Literal["earliest", "latest"], start),
+        start=cast("Literal['earliest', 'latest']", start),
         prefix=prefix,
         pipeline=pipeline,
         n_hashes=shards,
@@ -141,7 +141,7 @@ def _without_panics() -> Iterator[None]:
 
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
     if end is None or end == "now":
-        return cast(Literal["now"] | None, end)
+        return cast("Literal['now'] | None", end)
     try:
         found = json.loads(Path(end).read_text(encoding="utf-8"))
         return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in found.items()}
@@ -155,7 +155,7 @@ def _reporter(kind: str) -> Callable[[Status], None] | None:
     if kind == "none":
         return None
     if kind == "json":
-        return lambda status: print(json.dumps(asdict(status)), flush=True)  # noqa: T201 - what the option asks for
+        return lambda status: print(json.dumps(asdict(status)), flush=True)
     began = time.monotonic()
     last = [began, 0.0]
 

@@ -14,6 +14,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import KeyedStream, StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from typing_extensions import override
 
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Plan
@@ -84,14 +85,17 @@ class ParquetSink(_Sink):
         self._now_us = now_us
         self._parts: list[_ParquetPart] = []
 
-    def build_part(self, step_id: str, for_part: str, resume_state: dict[str, Any] | None) -> "_ParquetPart":  # noqa: ARG002
+    @override
+    def build_part(self, step_id: str, for_part: str, resume_state: dict[str, Any] | None) -> "_ParquetPart":
         part = _ParquetPart(self, resume_state or {})
         self._parts.append(part)
         return part
 
     def open(self, name: str, saved: Mapping[str, int] | None) -> Table | None:
-        """The table of that name, ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/…``; None where its
-        view is no longer defined."""
+        """Open a table by name; None where its view is no longer defined.
+
+        ``name``: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
+        """
         kind, place, part = name.split("/")
         if kind == "log":
             view = self._views.get(place)
@@ -152,7 +156,8 @@ class RedisSink(_Sink):
         self._writer = writer
         self._now_us = now_us
 
-    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_RedisPart":  # noqa: ARG002
+    @override
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_RedisPart":
         return _RedisPart(self._writer, self._now_us)
 
 

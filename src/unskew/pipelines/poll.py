@@ -8,8 +8,9 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that cannot be placed in time. ``arrival``: its partition's clock then, microseconds, or, before it
-    has one, the present.
+    """A record that cannot be placed in time.
+
+    ``arrival``: its partition's clock then, microseconds, or, before it has one, the present.
     """
 
     offset: int

@@ -151,9 +151,7 @@ def run(
     return status()
 
 
-def _check_ends(
-    topic: str, n_partitions: int, ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None
-) -> None:
+def _check_ends(topic: str, n_partitions: int, ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None) -> None:
     """A partition without an end among ends would be left out, or waited for, in silence."""
     if ends is None or isinstance(ends, str):
         return
@@ -216,8 +214,7 @@ def _open_state(plan: Plan, deployment: Deployment) -> RecoveryConfig:
 
 def _read_deployment(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"views": [], "retired": [], **found}
+        return {"views": [], "retired": [], **json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

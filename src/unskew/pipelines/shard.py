@@ -92,10 +92,7 @@ class Shard:
         running = [partition for partition in range(piece.n_partitions) if partition not in waiting.ended]
         if any(partition not in waiting.clocks for partition in running) or not waiting.clocks:
             return None
-        if running:
-            clock_us = min(waiting.clocks[partition] for partition in running)
-        else:
-            clock_us = max(waiting.clocks.values())
+        clock_us = min(waiting.clocks[partition] for partition in running) if running else max(waiting.clocks.values())
         if self.state.clock_us is not None and clock_us < self.state.clock_us:
             clock_us = self.state.clock_us
         return self.state.apply(self._release(clock_us, everything=not running), clock_us)

@@ -1,8 +1,8 @@
-"""State as bytes, layout 1: explicit, versioned, checksummed, independent of how the arrays happen to lie.
+r"""State as bytes, layout 1: explicit, versioned, checksummed, independent of how the arrays happen to lie.
 
 All numbers are little-endian::
 
-    8 bytes   magic  b"unskew\\x00S"
+    8 bytes   magic  b"unskew\x00S"
     u32       layout number
     u32       length of the header
     header    JSON, UTF-8: view, shard, fingerprint, clock, since, seq, late, late_by, and
