@@ -122,6 +122,7 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         (s.str.to_datetime(), "it parses times without a format"),
         (s.str.to_datetime("%Y"), "it parses times strictly"),
         (s.str.to_integer(), "it parses integers strictly"),
+        (t.dt.cast_time_unit("ns"), "it changes a time's unit strictly"),
         (s.str.contains(s), "it reads a text pattern from a column"),
         (s.cast(pl.Categorical), "it casts to Categorical"),
         (a.replace_strict({1: 2}), "replace_strict fails on a record with another value"),

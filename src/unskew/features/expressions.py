@@ -34,7 +34,7 @@ ROW_FUNCTIONS = frozenset(
         "StringExpr.": "ConcatHorizontal Contains ContainsAny CountMatches EndsWith Extract Find Head LenBytes LenChars Lowercase "
         "Normalize PadEnd PadStart Replace Reverse Slice StartsWith StripChars StripCharsEnd StripCharsStart StripPrefix "
         "StripSuffix Strptime Tail Titlecase ToInteger Uppercase ZFill",
-        "TemporalExpr.": "CastTimeUnit Century ConvertTimeZone Date Day Hour IsLeapYear IsoYear Microsecond Millennium Millisecond "
+        "TemporalExpr.": "Century ConvertTimeZone Date Day Hour IsLeapYear IsoYear Microsecond Millennium Millisecond "
         "Minute Month MonthEnd MonthStart Nanosecond OffsetBy OrdinalDay Quarter Round Second Time TimeStamp ToString "
         "TotalDays TotalHours TotalMicroseconds TotalMilliseconds TotalMinutes TotalNanoseconds TotalSeconds Truncate Week "
         "WeekDay Year",
@@ -269,6 +269,11 @@ def _function(function: Any) -> tuple[str, Any]:
 
 def _check_function(node: Any) -> None:
     name, options = _function(node["function"])
+    if name == "TemporalExpr.CastTimeUnit":
+        raise DefinitionError(
+            "it changes a time's unit strictly, so one far instant would fail its whole batch; "
+            'write cast(pl.Datetime("ms", "UTC"), strict=False), which gives null'
+        )
     if name not in ROW_FUNCTIONS:
         raise _not_row_by_row(f"the function {name}, which is not known to be row by row")
     flags = options[-1] if isinstance(options, list) else options
