@@ -1,5 +1,8 @@
+import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 from tests.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
 from tests.updates import current, updates
 from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.plan import Plan
+from unskew.features.registry import describe, parse
 from unskew.sinks.keyspace import connect
 from unskew.sinks.redis import LEAST_ROWS_ASIDE, RedisWriter
 from unskew.sinks.resp import COLLECT_AFTER_US, RowEncoder
@@ -263,3 +268,46 @@ def test_what_is_encoded_is_what_a_plain_client_would_send(rows):
             expected.append(("HSET", name, "n", n, "_at", 1, "_until", 2))
     assert encoded.data == b"".join(connection.pack_commands(expected))
     assert encoded.n_lines == sum(3 if command == ("EXEC",) else 1 for command in expected)
+
+
+def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, redis_client):
+    def published(*views):
+        return json.dumps(describe(Plan(streams={}, views={one.name: one for one in views})))
+
+    visits = replace(PURCHASES, name="visits")
+    other = RedisWriter(redis_client, "unskew", "other")
+    writer.publish_registry(published(PURCHASES))
+    other.publish_registry(published(visits))
+    writer.publish_registry(published(replace(PURCHASES, version=2)))
+
+    views = parse(redis_client.get("unskew:registry"))
+    assert {one.id for one in views.values()} == {"purchases@2", "visits@1"}
+
+
+def test_a_registry_published_by_another_meanwhile_is_not_lost(redis_client):
+    names = [f"view{index}" for index in range(24)]
+
+    def publish(name):
+        text = json.dumps(describe(Plan(streams={}, views={name: replace(PURCHASES, name=name)})))
+        RedisWriter(redis_client, "unskew", name).publish_registry(text)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(publish, names))
+
+    assert sorted(parse(redis_client.get("unskew:registry"))) == sorted(names)
+
+
+def test_a_damaged_registry_is_replaced(writer, redis_client):
+    redis_client.set("unskew:registry", '{"format": 1, "views": 3}')
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"purchases": PURCHASES}))))
+
+    assert list(parse(redis_client.get("unskew:registry"))) == ["purchases"]
+
+
+@pytest.mark.parametrize("query", ["foo=bar", "db=x", "timeout=5", "credential_provider=b", "parser_class=x"])
+def test_a_url_with_a_bad_query_is_a_request_error_that_keeps_the_password(query):
+    with pytest.raises(RequestError, match="the Redis URL cannot be read") as caught:
+        connect(f"redis://:s3cret@127.0.0.1:1/0?{query}")
+
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__suppress_context__

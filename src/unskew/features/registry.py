@@ -3,6 +3,7 @@
 ``describe`` gives it as JSON-able data, ``parse`` reads it back. A field that a newer version adds is passed over.
 """
 
+import json
 from typing import Any, Literal
 
 import msgspec
@@ -131,6 +132,24 @@ def describe(plan: Plan) -> dict[str, Any]:
     registry = _Registry(format=FORMAT, views=tuple(register(view) for view in plan.views.values()))
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
+
+
+def merge(stored: str | bytes | None, text: str) -> str:
+    """Give the stored registry with the views of ``text`` in place of those of the same names; both are JSON.
+
+    A stored registry that cannot be read, or of another format, is replaced whole. Fields that this version does not know
+    stay with their views.
+    """
+    new = json.loads(text)
+    try:
+        old = {} if stored is None else json.loads(stored)
+        if old.get("format") != new.get("format"):
+            return text
+        views = {view["name"]: view for view in old["views"]}
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return text
+    views.update((view["name"], view) for view in new["views"])
+    return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
 
 
 def parse(published: str | bytes | dict[str, Any]) -> dict[str, RegisteredView]:

@@ -34,13 +34,17 @@ def connect(url: str) -> "redis.Redis":
     """A client for ``redis://``, ``rediss://`` or ``unix://``; the connection is made at the first command."""
     try:
         # RESP2: all that is needed, and no server of the Redis 6 generation or Valkey treats it differently.
-        return redis.Redis.from_url(url, protocol=2)
-    except ValueError:
+        client = redis.Redis.from_url(url, protocol=2)
+        # Options of the URL's query are looked at only when a connection is made; this one is never opened.
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, AttributeError, LookupError, redis.RedisError):
         # Not chained: the text of a URL that cannot be parsed may hold the password.
         raise RequestError(
             "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix://, "
-            "with special characters of the password percent-encoded"
+            "with special characters of the password percent-encoded, and in its query only options that redis-py knows"
         ) from None
+    return client
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import polars as pl
 import redis
 
+from unskew.features.registry import merge
 from unskew.features.updates import Updates
 from unskew.sinks.keyspace import SINCE, clock_field, clock_key, connect, reaching_redis, registry_key
 from unskew.sinks.resp import Commands, RowEncoder
@@ -102,10 +103,26 @@ class RedisWriter:
         """Rows not yet acknowledged; those gathered for the next flush are not conflated yet."""
         return self._gathered.n_rows + (0 if self._sending is None else self._sending[0].n_rows)
 
-    def publish_registry(self, text: str) -> None:
-        """Replace the published registry: a reader then needs nothing but Redis."""
+    def ping(self) -> None:
+        """Raise ``StoreUnavailable`` where Redis cannot be reached or refuses the credentials."""
         with reaching_redis():
-            self._client.set(registry_key(self._prefix), text)
+            self._client.ping()
+
+    def publish_registry(self, text: str) -> None:
+        """Publish these views beside those of other pipelines: a reader then needs nothing but Redis.
+
+        ``text``: JSON as ``registry.describe`` gives it. A published view of the same name is replaced, the others stay.
+        """
+        key = registry_key(self._prefix)
+
+        def publish(transaction: "redis.client.Pipeline") -> None:
+            # Watched: if another pipeline publishes meanwhile, this is done again with what it published.
+            stored = transaction.get(key)
+            transaction.multi()
+            transaction.set(key, merge(stored, text))
+
+        with reaching_redis():
+            self._client.transaction(publish, key)
 
     def add(self, updates: Updates) -> None:
         """Take one step's current rows and its clock; a step without rows still moves the clock."""
