@@ -1,4 +1,5 @@
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import polars as pl
 import pytest
 
 from tests.plans import DAY, HOUR, SECOND, Wanted, events, sliding, tumbling, view
+from tests.updates import updates
 from tests.written import write_log
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
@@ -13,6 +15,7 @@ from unskew.features.registry import register
 from unskew.offline import join
 from unskew.offline.join import historical_features, joined
 from unskew.offline.log import ViewLog
+from unskew.sinks.log import LogTable
 
 T0 = 1_500_000_000 * SECOND  # a multiple of 20 s
 WINDOW = sliding(20 * SECOND, 5 * SECOND)
@@ -144,6 +147,26 @@ def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch)
 
     assert ask(tmp_path, frame, "last", plan=plan).equals(whole)
     assert whole.filter(user="u3")["last"].n_unique() == 10
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 28])
+@pytest.mark.parametrize("as_served", [False, True])
+def test_rows_of_one_entity_in_two_shards_are_taken_in_the_order_of_time(tmp_path, monkeypatch, chunk_bytes, as_served):
+    """It was forgotten in p0, which had run ahead, and came back in p1."""
+    monkeypatch.setattr("unskew.offline.log._CHUNK_BYTES", chunk_bytes)
+    plan = replace(VIEW, stream=replace(VIEW.stream, partitioned_by=VIEW.entity.keys))
+    for shard, first in (("p0.0", 20), ("p1.0", 1)):
+        now = [0]
+        table = LogTable(tmp_path, plan, shard, None, now_us=lambda now=now: now[0])
+        for seq, (second, count) in enumerate([(first, 1), (first + 6, 0)]):
+            now[0] = T0 + second * SECOND
+            row = {"user": "u", "count": count, "sum": 0.0, "available_at": now[0], "cause": "event", "seq": seq}
+            table.append(updates(plan, T0 + 60 * SECOND, shard=shard, log_rows=[row]))
+            table.snapshot()
+        table.settle()
+    frame = labels(("u", 2), ("u", 10), ("u", 21), ("u", 30))
+
+    assert ask(tmp_path, frame, "count", plan=plan, as_served=as_served)["count"].to_list() == [1, 0, 1, 0]
 
 
 def test_keys_that_share_a_hash_are_told_apart(log, monkeypatch):

@@ -129,10 +129,12 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Reg
         upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US)) if by == "available_at" else None
         seed = 0
         wanted = number_entities(_ids(keys, seed))
-        for chunk in log.newest_first([*key_names, by, *names], upto=upto):
+        times = dict.fromkeys([by, "available_at"])
+        for chunk in log.newest_first([*key_names, *times, *names], upto=upto):
             logged, when = chunk.select(key_names), chunk[by].to_physical().to_numpy()
+            available = None if by == "available_at" else chunk["available_at"].to_physical().to_numpy()
             while True:
-                rows = last_rows(wanted, remaining, bounds, _ids(logged, seed), when)
+                rows = last_rows(wanted, remaining, bounds, _ids(logged, seed), when, available)
                 hit = rows >= 0
                 if _same_keys(logged, rows[hit], keys, remaining[hit]):
                     break

@@ -68,20 +68,23 @@ class ViewLog:
     def newest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
         """The rows of all days, up to and with ``upto``, in bounded pieces, the newest piece first.
 
-        Within a piece each entity's rows are in the order of their instants; every row of an entity in a piece is
-        later than its rows in the pieces that follow.
+        Within a piece each shard's rows are in the order of their instants; every row of an entity in a piece is
+        later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
+        so the days of such a view are not split, however large.
         """
         groups: list[list[Path]] = []
         size = _CHUNK_BYTES
+        last_day: dt.date | None = None
         for day, file in self._days:
             if upto is not None and day > upto:
                 break
             n_bytes = file.path.stat().st_size
-            if size + n_bytes > _CHUNK_BYTES:
+            if size + n_bytes > _CHUNK_BYTES and not (self.view.partitioned and day == last_day):
                 groups.append([])
                 size = 0
             groups[-1].append(file.path)
             size += n_bytes
+            last_day = day
         for paths in reversed(groups):
             yield _read(paths, columns)
 

@@ -1,7 +1,7 @@
-"""Find, for many (entity, instant) at once, the last row of a time-ordered log: one pass over it, nothing sorted.
+"""Find, for many (entity, instant) at once, the last row of a log: one pass over it, hardly anything sorted.
 
 Rows are grouped by entity with a counting sort, which keeps each entity's rows in their order, and a label is one binary
-search in its group. Rows of entities that no label asks for cost one look into a hash table.
+search in its group. Only an entity with rows in several shards may need its group sorted. Rows of entities that no label asks for cost one look into a hash table.
 """
 
 from typing import NamedTuple
@@ -44,18 +44,29 @@ def number_entities(ids: Ids) -> Wanted:
     return Wanted(slot_ids, slot_numbers, numbers, n)
 
 
-def last_rows(wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: Ints) -> Rows:
+def last_rows(
+    wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: Ints, available: Ints | None = None
+) -> Rows:
     """Give, for each of ``labels``, the number of its entity's last log row with ``instant <= bound``; -1 where there is none.
 
-    ``labels``: positions in the labels that ``wanted`` was made of, of which ``bounds`` are the instants. ``ids``, ``instants`` [rows]: the log, each entity's rows in the order in which they were written. Where an entity's
-    instants go back (a wall clock was set), a row counts as no earlier than the one before it.
+    ``labels``: positions in the labels that ``wanted`` was made of, of which ``bounds`` are the instants. ``ids``,
+    ``instants`` [rows]: the log, each shard's rows in the order in which they were written. ``available`` [rows]: when
+    they became available, where ``instants`` is another time.
+
+    An entity that one partition forgot may have come back in another: where what became available goes back, its rows
+    are of several shards, and are sorted by ``instants``. Where only the instants go back (a wall clock was set), a row
+    counts as no earlier than the one before it.
     """
     numbers = np.empty(len(ids), np.int32)
     starts = np.zeros(wanted.n + 1, np.int64)
     _find(wanted.slot_ids, wanted.slot_numbers, ids, numbers, starts)
     grouped_instants = np.empty(int(starts[-1]), np.int64)
     grouped_rows = np.empty(int(starts[-1]), np.int64)
-    _group(numbers, instants, starts.copy(), starts, grouped_instants, grouped_rows)
+    order = instants if available is None else available
+    goes_back = _group(numbers, order, starts.copy(), starts, grouped_instants, grouped_rows)
+    if goes_back or available is not None:
+        grouped_order, grouped_instants = grouped_instants, instants[grouped_rows]
+        _mend(starts, grouped_order, grouped_instants, grouped_rows)
     found = np.empty(len(labels), np.int64)
     _search(wanted.numbers, labels, bounds, starts, grouped_instants, grouped_rows, found)
     return found
@@ -116,7 +127,9 @@ def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, star
 @njit(cache=True, nogil=True)
 def _group(
     numbers: Numbers, instants: Ints, ends: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows
-) -> None:
+) -> bool:
+    """Bring each entity's rows together, in their order; whether any entity's instants go back."""
+    goes_back = False
     for row in range(len(numbers)):
         number = numbers[row]
         if number < 0:
@@ -125,9 +138,28 @@ def _group(
         ends[number] = place + 1
         instant = instants[row]
         if place > starts[number] and grouped_instants[place - 1] > instant:
-            instant = grouped_instants[place - 1]
+            goes_back = True
         grouped_instants[place] = instant
         grouped_rows[place] = row
+    return goes_back
+
+
+@njit(cache=True, nogil=True)
+def _mend(starts: Ints, grouped_order: Ints, grouped_instants: Ints, grouped_rows: Rows) -> None:
+    """Bring every group into the order of its instants: sorted where ``grouped_order`` goes back, else held from going back."""
+    for number in range(len(starts) - 1):
+        low, high = starts[number], starts[number + 1]
+        goes_back = False
+        for place in range(low + 1, high):
+            goes_back |= grouped_order[place - 1] > grouped_order[place]
+        if goes_back:
+            # Stable: what was written later at one instant stays the later.
+            places = low + np.argsort(grouped_instants[low:high], kind="mergesort")
+            grouped_instants[low:high] = grouped_instants[places]
+            grouped_rows[low:high] = grouped_rows[places]
+        else:
+            for place in range(low + 1, high):
+                grouped_instants[place] = max(grouped_instants[place], grouped_instants[place - 1])
 
 
 @njit(cache=True, nogil=True)
