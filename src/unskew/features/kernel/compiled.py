@@ -1,8 +1,12 @@
 """How kernel functions are compiled: one place, so that all of them are alike."""
 
 from functools import partial
+from typing import Any
 
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 # cache: compiled once per machine, not per process. nogil: shards of one process may run side by side.
 # numpy error model: no test for division by zero on every division; divisors are checked by ``compile``.
@@ -13,3 +17,27 @@ compiled = partial(njit, cache=True, nogil=True, error_model="numpy", _nrt=False
 
 # Into the caller, before typing: a call would pass each of the state's arrays as seven words.
 inlined = partial(compiled, inline="always")
+
+
+def _prefetch(_typing: Any, array: Any, row: Any, column: Any) -> Any:
+    """Ask the processor to fetch a word of a 2-D array into its cache; a hint that changes nothing else."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = [
+            context.cast(builder, index, kind, types.intp)
+            for index, kind in zip(arguments[1:], signature.args[1:], strict=True)
+        ]
+        word = cgutils.get_item_pointer(context, builder, signature.args[0], held, place, wraparound=False)
+        pointer = ir.IntType(8).as_pointer()
+        flags = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, flags, flags, flags])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # For writing, wanted in every level of cache, data.
+        builder.call(fetch, [builder.bitcast(word, pointer), flags(1), flags(3), flags(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, row, column), generate
+
+
+prefetch: Any = intrinsic(_prefetch)

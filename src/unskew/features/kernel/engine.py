@@ -22,7 +22,7 @@ from unskew.features.kernel.arithmetic import (
     to_float_bits,
     to_int,
 )
-from unskew.features.kernel.compiled import compiled, inlined
+from unskew.features.kernel.compiled import compiled, inlined, prefetch
 from unskew.features.kernel.program import (
     A_COUNT_WORD,
     A_FILTER,
@@ -557,6 +557,27 @@ def _advance(program, state, instant, rows, values):
         scalars[S_NEXT_HOP] = nearest
 
 
+# Events ahead whose memory is asked for: the entity's row first, and, when that is there, its newest tiles.
+FAR, NEAR = 12, 6
+LINE_WORDS = 8
+
+
+@inlined()
+def _fetch_ahead(program, state, batch, event):
+    """Hide the wait for memory: with many entities nearly every row and tile is out of cache."""
+    if event + FAR < len(batch.rows):
+        row = batch.rows[event + FAR]
+        for word in range(0, state.entities.shape[1], LINE_WORDS):
+            prefetch(state.entities, row, word)
+    if event + NEAR < len(batch.rows):
+        row = batch.rows[event + NEAR]
+        for window in range(len(program.windows)):
+            tile = state.entities[row, program.windows[window, W_ENDS] + 1]
+            if tile != NONE:
+                prefetch(state.tiles, tile, TILE_NUMBER)
+                prefetch(state.tiles, tile, state.tiles.shape[1] - 1)
+
+
 @compiled()
 def run(program, state, batch, first, clock, rows, values):
     """Apply the events from ``first`` on and then move the clock.
@@ -573,6 +594,7 @@ def run(program, state, batch, first, clock, rows, values):
             return event
         if event == n_events:
             break
+        _fetch_ahead(program, state, batch, event)
         entity = batch.rows[event]
         effective = batch.effective[event]
         slot = NONE

@@ -241,7 +241,8 @@ def _series(name: str, numbers: npt.NDArray, present: npt.NDArray[np.bool_]) -> 
     """A column of copied numbers, null where not present."""
     if present.all():
         return pl.Series(name, numbers.copy())
-    return pl.Series(name, pa.array(numbers, mask=~present))
+    # pa.array with a mask may go on reading what it is given, which the next rows overwrite.
+    return pl.Series(name, pa.array(numbers.copy(), mask=~present))
 
 
 def _rows(n_features: int, capacity: int) -> Rows:
