@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tests.plans import DAY, HOUR, Wanted, sliding, view
-from tests.updates import updates
+from tests.updates import closing
 from unskew import FeatureStore, RequestError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
@@ -29,7 +29,7 @@ def log(tmp_path):
     """User a has one purchase of 2.5 at noon, and the log is complete until one."""
     table = LogTable(tmp_path, SPEND, "h0", None, now_us=lambda: 0)
     row = {"user": "a", "n": 1, "mean": 2.5, "available_at": NOON_US, "cause": "event", "seq": 0}
-    table.append(updates(SPEND, NOON_US + HOUR + 1, log_rows=[row], since_us=0))
+    table.append(closing(SPEND, NOON_US + HOUR + 1, log_rows=[row], since_us=0))
     table.snapshot()
     table.settle()
     return tmp_path
@@ -40,7 +40,7 @@ def redis_with_a(redis_url, redis_client):
     writer = RedisWriter(redis_client, "unskew", "main")
     writer.publish_registry(json.dumps(describe(PLAN)))
     row = {"key": "a", "n": 1, "mean": 2.5, "_at": NOON_US, "_until": NOON_US + DAY, "_empty_at": NOON_US + DAY}
-    writer.add(updates(SPEND, NOON_US + HOUR, [row]))
+    writer.add(closing(SPEND, NOON_US + HOUR, [row]))
     writer.flush(time.time_ns() // 1000)
     return redis_url
 

@@ -32,6 +32,11 @@ def closed(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(complete, schema=as_given, orient="row").cast(dict(schema))
 
 
+def closing(view: ViewPlan, closed_us: int, rows: Sequence[dict[str, Any]] = (), **more: Any) -> Updates:
+    """``updates`` of a step that closes every instant up to and including ``closed_us``."""
+    return updates(view, closed_us + 1, rows, **more)
+
+
 def updates(
     view: ViewPlan,
     clock_us: int,

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.plans import DAY, HOUR, Wanted, sliding, view
-from tests.updates import updates
+from tests.updates import closing
 from unskew.cli import main
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
@@ -24,7 +24,7 @@ CLOCK = 17_000 * DAY
 def get(redis_client, redis_url):
     writer = RedisWriter(redis_client, "shop", "nightly")
     writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"stays": STAYS}))))
-    writer.add(updates(STAYS, CLOCK, [{"key": "a%20b|7", "nights": 2, "_at": CLOCK, "_until": CLOCK + HOUR}]))
+    writer.add(closing(STAYS, CLOCK, [{"key": "a%20b|7", "nights": 2, "_at": CLOCK, "_until": CLOCK + HOUR}]))
     writer.flush(time.time_ns() // 1000)
     environment = {"UNSKEW_REDIS_URL": redis_url, "UNSKEW_PREFIX": "shop", "UNSKEW_PIPELINE": "nightly"}
     return lambda *arguments: CliRunner(env=environment).invoke(main, ["get", *arguments])

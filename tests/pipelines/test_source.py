@@ -225,11 +225,11 @@ def test_the_broker_s_own_timestamps_are_not_measured_against_the_present(topic,
     ],
 )
 def test_a_record_that_has_no_place_in_time_is_rejected(topic, read, kind, stamp_ms, reason):
-    source = read(topic())
+    source = read(topic(), present_us=Present(NOON))
 
     item = source.parts[0]._place(np.array([4]), np.array([kind]), np.array([stamp_ms]), [b"k"], [b"v"])
 
-    assert [(letter.offset, letter.arrival, letter.reason) for letter in item.rejected] == [(4, None, reason)]
+    assert [(letter.offset, letter.arrival, letter.reason) for letter in item.rejected] == [(4, NOON, reason)]
     assert item.clock_us is None
     assert len(item.offsets) == len(item.keys) == len(item.values) == 0
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tests.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
-from tests.updates import updates
+from tests.updates import closing
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
@@ -60,7 +60,7 @@ def row(key, at, **values):
 
 
 def test_values_come_back_in_their_types_in_the_order_asked(writer, reader):
-    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK - 5, n_5min=3, mean_1d=0.1, last_online=False)]))
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK - 5, n_5min=3, mean_1d=0.1, last_online=False)]))
 
     answer = reader.read(["visits:last_online", "visits:n_5min", "visits:mean_1d"], [{"user": "a"}])
 
@@ -70,7 +70,7 @@ def test_values_come_back_in_their_types_in_the_order_asked(writer, reader):
 
 
 def test_an_unknown_entity_gets_empty_values_and_defaults(writer, reader):
-    write(writer, updates(VISITS, CLOCK))
+    write(writer, closing(VISITS, CLOCK))
 
     answer = reader.read(["visits:n_5min", "visits:mean_1d", "visits:last_online"], [{"user": "nobody"}])
 
@@ -79,7 +79,7 @@ def test_an_unknown_entity_gets_empty_values_and_defaults(writer, reader):
 
 
 def test_a_null_of_a_present_entity_reads_as_the_default(writer, reader):
-    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK)]))
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK)]))
 
     answer = reader.read(["visits:mean_1d"], [{"user": "a"}])
 
@@ -90,8 +90,8 @@ def test_a_null_of_a_present_entity_reads_as_the_default(writer, reader):
 def test_several_views_and_rows_keep_their_places(writer, reader):
     write(
         writer,
-        updates(VISITS, CLOCK, [row("a%20b", CLOCK, n_5min=1), row("c", CLOCK, n_5min=2)]),
-        updates(STAYS, CLOCK, [{"key": "a%20b|7", "nights": 40, "_at": CLOCK, "_until": CLOCK + HOUR}]),
+        closing(VISITS, CLOCK, [row("a%20b", CLOCK, n_5min=1), row("c", CLOCK, n_5min=2)]),
+        closing(STAYS, CLOCK, [{"key": "a%20b|7", "nights": 40, "_at": CLOCK, "_until": CLOCK + HOUR}]),
     )
     rows = [{"user": "c", "hotel": 7}, {"user": "a b", "hotel": 7}, {"user": "c", "hotel": 7}]
 
@@ -120,14 +120,14 @@ def test_several_views_and_rows_keep_their_places(writer, reader):
     (CLOCK + 1, (CLOCK + 1, "present", True)),
 ])  # fmt: skip
 def test_a_hashed_row_is_the_value_at_the_later_of_its_change_and_its_clock(writer, reader, at, expected):
-    write(writer, updates(VISITS, CLOCK, [row("a", at)]))
+    write(writer, closing(VISITS, CLOCK, [row("a", at)]))
 
     assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [expected]
 
 
 def test_each_hashed_row_is_judged_by_the_clock_of_its_own_shard(writer, reader):
     users = [f"u{i}" for i in range(40)]
-    write(writer, *(updates(VISITS, CLOCK + shard, shard=f"h{shard}") for shard in range(4)))
+    write(writer, *(closing(VISITS, CLOCK + shard, shard=f"h{shard}") for shard in range(4)))
 
     found = {as_of for as_of, _, _ in judged(reader.read(["visits:n_5min"], [{"user": user} for user in users]))}
 
@@ -153,8 +153,8 @@ def test_a_partitioned_row_is_judged_by_what_every_partition_has_passed(redis_cl
     writer = RedisWriter(redis_client, "unskew", "main")
     write(
         writer,
-        updates(VISITS, CLOCK, [] if at is None else [row("a", at)], shard="p0.0"),
-        updates(VISITS, CLOCK + HOUR, shard="p1.0"),
+        closing(VISITS, CLOCK, [] if at is None else [row("a", at)], shard="p0.0"),
+        closing(VISITS, CLOCK + HOUR, shard="p1.0"),
     )
 
     assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [expected]
@@ -163,7 +163,7 @@ def test_a_partitioned_row_is_judged_by_what_every_partition_has_passed(redis_cl
 def test_an_absent_partitioned_row_is_certain_where_all_clocks_agree(redis_client):
     reader = OnlineReader(redis_client, views=with_partitions(VISITS))
     writer = RedisWriter(redis_client, "unskew", "main")
-    write(writer, updates(VISITS, CLOCK, shard="p0.0"), updates(VISITS, CLOCK, shard="p1.0"))
+    write(writer, closing(VISITS, CLOCK, shard="p0.0"), closing(VISITS, CLOCK, shard="p1.0"))
 
     assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [(CLOCK, "default", False)]
 
@@ -190,13 +190,13 @@ def test_without_clocks_nothing_is_known_of_the_instant(reader):
     (None, ["visits:n_5min"], "warming"),
 ])  # fmt: skip
 def test_a_window_that_begins_before_the_first_event_seen_is_warming(writer, reader, since, features, status):
-    write(writer, updates(VISITS, CLOCK, since_us=since))
+    write(writer, closing(VISITS, CLOCK, since_us=since))
 
     assert judged(reader.read(features, [{"user": "a"}])) == [(CLOCK, status, False)]
 
 
 def test_a_clock_far_behind_the_present_is_lagging(writer, redis_client):
-    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK)]))
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK)]))
     exactly = OnlineReader(redis_client, max_lag_us=HOUR, now_us=lambda: CLOCK + HOUR)
     beyond = OnlineReader(redis_client, max_lag_us=HOUR, now_us=lambda: CLOCK + HOUR + 1)
 
@@ -205,8 +205,8 @@ def test_a_clock_far_behind_the_present_is_lagging(writer, redis_client):
 
 
 def test_the_clock_of_a_view_is_found_in_any_of_several_pipelines(redis_client):
-    write(RedisWriter(redis_client, "unskew", "one"), updates(VISITS, CLOCK))
-    write(RedisWriter(redis_client, "unskew", "two"), updates(STAYS, CLOCK + 1))
+    write(RedisWriter(redis_client, "unskew", "one"), closing(VISITS, CLOCK))
+    write(RedisWriter(redis_client, "unskew", "two"), closing(STAYS, CLOCK + 1))
     from unskew.features.registry import register
 
     views = {plan.name: register(plan) for plan in (VISITS, STAYS)}
@@ -219,7 +219,7 @@ def test_the_clock_of_a_view_is_found_in_any_of_several_pipelines(redis_client):
 
 
 def test_a_republished_registry_is_followed(writer, reader):
-    write(writer, updates(VISITS, CLOCK))
+    write(writer, closing(VISITS, CLOCK))
     with pytest.raises(RequestError, match="no feature 'n_1h'"):
         reader.read(["visits:n_1h"], [{"user": "a"}])
     hourly = view(Wanted("n_1h", "count", sliding(HOUR, MINUTE)), name="visits")
@@ -265,7 +265,7 @@ def test_a_server_that_is_not_there_is_unavailable():
 
 
 def test_pandas_in_gives_pandas_out_with_its_index(writer, reader):
-    write(writer, updates(STAYS, CLOCK, [{"key": "a|7", "nights": 2, "_at": 1, "_until": 2}]))
+    write(writer, closing(STAYS, CLOCK, [{"key": "a|7", "nights": 2, "_at": 1, "_until": 2}]))
     asked = pd.DataFrame({"user": ["b", "a"], "hotel": [7.0, 7.0]}, index=[30, 10])
 
     answer = reader.read(["stays:nights"], asked).to_df()
@@ -274,7 +274,7 @@ def test_pandas_in_gives_pandas_out_with_its_index(writer, reader):
 
 
 def test_polars_in_gives_polars_out_with_other_columns_kept(writer, reader):
-    write(writer, updates(VISITS, CLOCK))
+    write(writer, closing(VISITS, CLOCK))
     asked = pl.DataFrame({"note": [dt.date(2024, 1, 1)], "user": ["a"]})
 
     answer = reader.read(["visits:n_5min"], asked).to_df()
@@ -283,7 +283,7 @@ def test_polars_in_gives_polars_out_with_other_columns_kept(writer, reader):
 
 
 def test_no_rows_give_no_rows(writer, reader):
-    write(writer, updates(VISITS, CLOCK))
+    write(writer, closing(VISITS, CLOCK))
 
     for rows in ([], pl.DataFrame(schema={"user": pl.String})):
         answer = reader.read(["visits:n_5min"], rows)
@@ -308,7 +308,7 @@ def test_full_feature_names_keep_columns_apart(redis_client):
 def test_a_client_that_decodes_responses_reads_the_same(writer, redis_url):
     import redis
 
-    write(writer, updates(VISITS, CLOCK, [row("a", CLOCK, n_5min=3, mean_1d=2.5, last_online=True)]))
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK, n_5min=3, mean_1d=2.5, last_online=True)]))
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         answer = OnlineReader(client).read(["visits:n_5min", "visits:mean_1d", "visits:last_online"], [{"user": "a"}])
 

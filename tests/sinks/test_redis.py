@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
-from tests.updates import current, updates
+from tests.updates import closing, current
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
@@ -44,16 +44,16 @@ def clocks(client):
 
 
 def test_a_row_is_a_hash_that_any_client_reads(writer, redis_client):
-    writer.add(updates(PURCHASES, 7, [ROW]))
+    writer.add(closing(PURCHASES, 7, [ROW]))
     writer.flush(NOW)
 
     assert row(redis_client) == {"n": "3", "mean": "0.1", "last_online": "1", "_at": "5", "_until": "9"}
 
 
 def test_fields_that_become_null_are_removed_and_the_others_stay(writer, redis_client):
-    writer.add(updates(PURCHASES, 7, [ROW, {**ROW, "key": "u-2"}]))
+    writer.add(closing(PURCHASES, 7, [ROW, {**ROW, "key": "u-2"}]))
     writer.flush(NOW)
-    writer.add(updates(PURCHASES, 8, [{"key": "u-1", "n": 0, "_at": 6}, {**ROW, "key": "u-2", "last_online": False}]))
+    writer.add(closing(PURCHASES, 8, [{"key": "u-1", "n": 0, "_at": 6}, {**ROW, "key": "u-2", "last_online": False}]))
     writer.flush(NOW)
 
     assert row(redis_client) == {"n": "0", "_at": "6"}
@@ -61,9 +61,9 @@ def test_fields_that_become_null_are_removed_and_the_others_stay(writer, redis_c
 
 
 def test_an_entity_that_is_gone_has_no_key(writer, redis_client):
-    writer.add(updates(PURCHASES, 7, [ROW, {**ROW, "key": "u-2"}]))
+    writer.add(closing(PURCHASES, 7, [ROW, {**ROW, "key": "u-2"}]))
     writer.flush(NOW)
-    writer.add(updates(PURCHASES, 8, [{"key": "u-1", "n": 0, "_gone": True}]))
+    writer.add(closing(PURCHASES, 8, [{"key": "u-1", "n": 0, "_gone": True}]))
     writer.flush(NOW)
 
     assert row(redis_client) == {}
@@ -72,8 +72,8 @@ def test_an_entity_that_is_gone_has_no_key(writer, redis_client):
 
 def test_a_key_expires_a_week_after_it_empties(writer, redis_client):
     empty_at = NOW + DAY
-    writer.add(updates(PURCHASES, 7, [{**ROW, "_empty_at": empty_at}, {**ROW, "key": "u-2", "mean": None}]))
-    writer.add(updates(PURCHASES, 7, [{**ROW, "key": "u-3", "mean": None, "_empty_at": empty_at}]))
+    writer.add(closing(PURCHASES, 7, [{**ROW, "_empty_at": empty_at}, {**ROW, "key": "u-2", "mean": None}]))
+    writer.add(closing(PURCHASES, 7, [{**ROW, "key": "u-3", "mean": None, "_empty_at": empty_at}]))
     writer.flush(NOW)
 
     expected_ms = math.ceil((empty_at + COLLECT_AFTER_US) / 1000)
@@ -86,10 +86,10 @@ def test_a_key_expires_a_week_after_it_empties(writer, redis_client):
 
 def test_of_several_rows_of_one_key_only_the_last_is_sent(writer, redis_client):
     other = view(Wanted("n", "count", sliding(DAY, DAY)), name="other")
-    writer.add(updates(PURCHASES, 7, [{**ROW, "n": 1}, {**ROW, "key": "u-2"}]))
-    writer.add(updates(other, 7, [{"key": "u-1", "n": 40, "_at": 1, "_until": 2}]))
-    writer.add(updates(PURCHASES, 8, [{"key": "u-1", "n": 0, "_gone": True}]))
-    writer.add(updates(PURCHASES, 9, [{**ROW, "n": 2}]))
+    writer.add(closing(PURCHASES, 7, [{**ROW, "n": 1}, {**ROW, "key": "u-2"}]))
+    writer.add(closing(other, 7, [{"key": "u-1", "n": 40, "_at": 1, "_until": 2}]))
+    writer.add(closing(PURCHASES, 8, [{"key": "u-1", "n": 0, "_gone": True}]))
+    writer.add(closing(PURCHASES, 9, [{**ROW, "n": 2}]))
     writer.flush(NOW)
 
     assert row(redis_client)["n"] == "2"
@@ -98,8 +98,8 @@ def test_of_several_rows_of_one_key_only_the_last_is_sent(writer, redis_client):
 
 
 def test_clocks_and_first_arrivals_stand_under_the_pipeline(writer, redis_client):
-    writer.add(updates(PURCHASES, 7, shard="h0", since_us=3))
-    writer.add(updates(PURCHASES, 8, shard="p1.0", since_us=None))
+    writer.add(closing(PURCHASES, 7, shard="h0", since_us=3))
+    writer.add(closing(PURCHASES, 8, shard="p1.0", since_us=None))
     writer.flush(NOW)
 
     assert clocks(redis_client) == {"purchases@1/h0": 7, "purchases@1/h0#since": 3, "purchases@1/p1.0": 8}
@@ -107,7 +107,7 @@ def test_clocks_and_first_arrivals_stand_under_the_pipeline(writer, redis_client
 
 def test_a_refused_value_is_reported_with_the_servers_text_and_moves_no_clock(writer, redis_client):
     redis_client.set("unskew:purchases@1:{u-1}", "a string where the hash should be")
-    writer.add(updates(PURCHASES, 7, [ROW]))
+    writer.add(closing(PURCHASES, 7, [ROW]))
 
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
         writer.flush(NOW)
@@ -121,7 +121,7 @@ def test_a_refused_value_is_reported_with_the_servers_text_and_moves_no_clock(wr
 
 def test_an_error_inside_a_transaction_is_seen(writer, redis_client):
     redis_client.set("unskew:purchases@1:{u-1}", "a string where the hash should be")
-    writer.add(updates(PURCHASES, 7, [{**ROW, "mean": None}]))
+    writer.add(closing(PURCHASES, 7, [{**ROW, "mean": None}]))
 
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
         writer.flush(NOW)
@@ -129,7 +129,7 @@ def test_an_error_inside_a_transaction_is_seen(writer, redis_client):
 
 def test_a_server_that_is_not_there_is_unavailable_and_what_waits_is_kept():
     writer = RedisWriter("redis://127.0.0.1:1/0", "unskew", "main")
-    writer.add(updates(PURCHASES, 7, [ROW]))
+    writer.add(closing(PURCHASES, 7, [ROW]))
 
     with pytest.raises(StoreUnavailable, match="Redis"):
         writer.flush(NOW)
@@ -151,7 +151,7 @@ def test_no_error_shows_the_password():
 def test_many_rows_arrive_whole(writer, redis_client):
     n = 12_345
     writer.add(
-        updates(PURCHASES, 7, [{**ROW, "key": f"u-{i}", "n": i, "mean": i if i % 3 else None} for i in range(n)])
+        closing(PURCHASES, 7, [{**ROW, "key": f"u-{i}", "n": i, "mean": i if i % 3 else None} for i in range(n)])
     )
     writer.flush(NOW)
 
@@ -165,14 +165,14 @@ def test_many_rows_arrive_whole(writer, redis_client):
 
 def test_the_interval_between_flushes_grows_with_the_lag_up_to_a_second(writer):
     for lag_us, expected_us in [(0, 0), (16_000, 1_000), (1_600_000, 100_000), (60 * SECOND, SECOND), (-5, 0)]:
-        writer.add(updates(PURCHASES, NOW - lag_us))
+        writer.add(closing(PURCHASES, NOW - lag_us - 1))
         assert writer.interval_us(NOW) == expected_us
         writer.flush(NOW)
 
 
 def test_a_flush_is_due_when_its_interval_is_over(writer):
     def step(now_us):
-        writer.add(updates(PURCHASES, NOW - 16 * SECOND, [ROW]))
+        writer.add(closing(PURCHASES, NOW - 16 * SECOND, [ROW]))
         return writer.flush_if_due(now_us)
 
     assert step(NOW)
@@ -186,9 +186,9 @@ def many(n_rows, **values):
 
 
 def test_many_rows_are_sent_aside_and_a_flush_returns_when_they_are_acknowledged(writer, redis_client):
-    writer.add(updates(PURCHASES, 7, many(LEAST_ROWS_ASIDE, n=1)))
+    writer.add(closing(PURCHASES, 7, many(LEAST_ROWS_ASIDE, n=1)))
     assert writer.flush_if_due(NOW)
-    writer.add(updates(PURCHASES, 8, many(LEAST_ROWS_ASIDE, n=2)))
+    writer.add(closing(PURCHASES, 8, many(LEAST_ROWS_ASIDE, n=2)))
     writer.flush(NOW)
 
     assert writer.n_waiting == 0
@@ -199,7 +199,7 @@ def test_many_rows_are_sent_aside_and_a_flush_returns_when_they_are_acknowledged
 
 def test_no_clock_is_seen_before_the_values_that_it_speaks_of(writer, redis_client):
     for clock in range(1, 40):
-        writer.add(updates(PURCHASES, clock, many(LEAST_ROWS_ASIDE, n=clock)))
+        writer.add(closing(PURCHASES, clock, many(LEAST_ROWS_ASIDE, n=clock)))
         writer.flush_if_due(NOW + clock * MINUTE)
         seen = clocks(redis_client).get("purchases@1/h0", 0)
         last = row(redis_client, f"u-{LEAST_ROWS_ASIDE - 1}")
@@ -211,9 +211,9 @@ def test_no_clock_is_seen_before_the_values_that_it_speaks_of(writer, redis_clie
 
 def test_rows_refused_aside_wait_before_those_that_came_since(writer, redis_client):
     redis_client.set("unskew:purchases@1:{u-1}", "a string where the hash should be")
-    writer.add(updates(PURCHASES, 7, many(LEAST_ROWS_ASIDE, n=1)))
+    writer.add(closing(PURCHASES, 7, many(LEAST_ROWS_ASIDE, n=1)))
     assert writer.flush_if_due(NOW)
-    writer.add(updates(PURCHASES, 8, [{**ROW, "n": 2}], shard="h1"))
+    writer.add(closing(PURCHASES, 8, [{**ROW, "n": 2}], shard="h1"))
 
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
         writer.flush(NOW)

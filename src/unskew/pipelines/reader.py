@@ -117,6 +117,8 @@ class Reader:
         self.n_partitions = self.topic.n_partitions
         self.lock = threading.RLock()
         self.parts: dict[int, KafkaPartition] = {}
+        # The latest clock of any partition when the saved state was taken.
+        self.saved_clock_us = NO_CLOCK
         self.closed = False
         # An idle partition's marks lie a settle behind the present: waiting for them would hold up a busy one that long,
         # and what a second or two of a live topic brings is little to hold downstream.
@@ -138,7 +140,8 @@ class Reader:
             ends = self.options.ends
             end = high if ends == "now" else None if ends is None else ends.get(partition, low)
             part = KafkaPartition(self, partition, offset, clock_us, end)
-            part.rejoins = saved is not None and bool(saved["ended"]) and not part.ended
+            part.rejoins = self.options.aligned and saved is not None and bool(saved["ended"]) and not part.ended
+            self.saved_clock_us = max(self.saved_clock_us, clock_us)
             self.parts[partition] = part
             if not part.ended:
                 self.topic.add(partition, offset)
@@ -215,8 +218,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self.partition = partition
         self.clock_us = clock_us
         self.closed = False
-        # It had left the minimum, so shards may have gone on to the clock of any other partition; what comes now
-        # comes after that.
+        # It had left the minimum, so ordered shards may have gone on to the clock that any other partition had by
+        # then; what comes now comes after that.
         self.rejoins = False
         self._reader = reader
         self._end = end
@@ -293,7 +296,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         with reader.lock:
             reader.topic.check()
             if self.rejoins:
-                self.clock_us = max(part.clock_us for part in reader.parts.values())
+                # All partitions are built before the first of them is asked for items.
+                self.clock_us = max(self.clock_us, reader.saved_clock_us)
                 self.rejoins = False
             if not self._queue:
                 reader.pump()
