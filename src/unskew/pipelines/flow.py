@@ -36,7 +36,15 @@ Table = LogTable | DeadLetterTable | StagedTable
 class _ShardLogic(StatefulBatchLogic[Slice, Updates, dict[str, Any]]):
     """A shard as Bytewax sees it; it learns which one it is from its saved state or its first slice."""
 
-    def __init__(self, plan: Plan, siblings: Siblings, progress: Progress, saved: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        siblings: Siblings,
+        progress: Progress,
+        accepted: Callable[[], None],
+        saved: dict[str, Any] | None,
+    ) -> None:
+        self._accepted = accepted
         self._plan = plan
         self._siblings = siblings
         self._progress = progress
@@ -57,6 +65,8 @@ class _ShardLogic(StatefulBatchLogic[Slice, Updates, dict[str, Any]]):
         return updates, StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:
+        # An epoch ends here only when every source and shard has taken up its saved state, and is not durable yet.
+        self._accepted()
         if self._shard is None:
             if self._saved is None:
                 raise RuntimeError("a shard is asked for its state before its first slice")
@@ -185,19 +195,27 @@ def build_flow(
     parquet: ParquetSink,
     redis: RedisSink,
     progress: Progress,
+    accepted: Callable[[], None],
 ) -> Dataflow:
-    """Wire sources, shards and sinks; ``sources`` and ``routers`` by stream name."""
+    """Wire sources, shards and sinks; ``sources`` and ``routers`` by topic.
+
+    ``accepted`` is called at the end of every epoch that brought something, before it is durable: by then all saved
+    state has been found fit.
+    """
     flow = Dataflow(name)
     routed = []
-    for stream, source in sources.items():
-        polls = op.input(f"{stream}_poll", flow, source)
-        routed.append(op.flat_map(f"{stream}_route", polls, routers[stream].route))
+    for topic, source in sources.items():
+        # Saved offsets are found by these names, so nothing is in them that may be renamed. A dot is Bytewax's own, and no
+        # topic has a plus sign.
+        step = topic.replace(".", "+")
+        polls = op.input(f"{step}_poll", flow, source)
+        routed.append(op.flat_map(f"{step}_route", polls, routers[topic].route))
     items = op.merge("routed", *routed)
     kinds = op.branch("kind", items, lambda item: isinstance(item[1], Slice))
     siblings = Siblings()
 
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
-        return _ShardLogic(plan, siblings, progress, saved)
+        return _ShardLogic(plan, siblings, progress, accepted, saved)
 
     slices = cast("KeyedStream[Slice]", kinds.trues)
     updates = op.stateful_batch("aggregate", slices, shard)

@@ -1,23 +1,26 @@
 """Run a pipeline in this process until its topics end or it is told to stop."""
 
+import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import run_main
 
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnskewError
-from unskew.features.plan import Plan
+from unskew.features.plan import Plan, StreamPlan, ViewPlan
 from unskew.features.registry import describe
 from unskew.pipelines.decode import AvroDecoder
 from unskew.pipelines.flow import ParquetSink, RedisSink, build_flow
@@ -29,6 +32,7 @@ from unskew.sinks.redis import RedisWriter
 RECOVERY = "recovery"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 1
+LOCK = "lock"
 FLOW = "unskew"
 
 
@@ -89,66 +93,96 @@ def run(
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
     ``report`` is called about once a second and at the end. Raises ``LayoutError`` where the state folder belongs to
-    another deployment, ``RequestError`` where ``ends`` leaves out a partition, ``StoreUnavailable`` where Kafka, Redis or the disk fails, ``DefinitionError`` where a stream
-    cannot be read as asked; the state stays that of the last durable epoch.
+    another deployment or is in use, ``RequestError`` where ``ends`` leaves out a partition, ``StoreUnavailable`` where
+    Kafka, Redis or the disk fails, ``DefinitionError`` where a stream cannot be read as asked; the state stays that of the
+    last durable epoch. A run that is refused has published nothing and retired no view.
     """
     if not plan.views:
         raise DefinitionError("there is no view to compute; define a FeatureView")
-    recovery = _open_state(plan, deployment)
     progress = Progress()
-    writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline)
-    writer.publish_registry(json.dumps(describe(plan)))
-    sources: dict[str, KafkaSource] = {}
-    routers: dict[str, Router] = {}
-    for stream in {view.stream.name: view.stream for view in plan.views.values()}.values():
-        views = [view for view in plan.views.values() if view.stream.name == stream.name]
-        ends = deployment.ends
-        source = KafkaSource(
-            stream,
-            SourceOptions(
-                bootstrap=deployment.bootstrap,
-                group=f"{deployment.prefix}-{deployment.pipeline}",
-                idle=deployment.idle,
-                present_us=present_us,
-                stop=stop,
-                ends=ends if ends is None or isinstance(ends, str) else ends.get(stream.topic),
-                start=deployment.start,
-                aligned=any(not view.partitioned for view in views),
-                poll_records=deployment.poll_records,
-                config=deployment.config,
-            ),
-        )
-        sources[stream.name] = source
-        n_partitions = len(source.list_parts())
-        _check_ends(stream.topic, n_partitions, ends)
-        routers[stream.name] = Router(views, AvroDecoder(stream), n_partitions, deployment.n_hashes)
-    parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us)
-    flow = build_flow(FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us), progress)
+    with ExitStack() as opened:
+        opened.enter_context(_owning(deployment.state))
+        state = _State.read(plan, deployment)
+        writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline)
+        opened.callback(writer.close)
+        writer.ping()
+        sources: dict[str, KafkaSource] = {}
+        routers: dict[str, Router] = {}
+        for stream in {view.stream.topic: view.stream for view in plan.views.values()}.values():
+            views = [view for view in plan.views.values() if view.stream.topic == stream.topic]
+            source = KafkaSource(stream, _source_options(stream, views, deployment, stop, present_us))
+            opened.callback(source.close)
+            sources[stream.topic] = source
+            n_partitions = len(source.list_parts())
+            _check_ends(stream.topic, n_partitions, deployment.ends)
+            routers[stream.topic] = Router(views, AvroDecoder(stream), n_partitions, deployment.n_hashes)
+        parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us)
 
-    def status() -> Status:
-        return Status(
-            consumed=sum(source.counters.consumed for source in sources.values()),
-            dead=sum(router.dead for router in routers.values()),
-            late=progress.late,
-            bumped=sum(source.counters.bumped for source in sources.values()),
-            updates=progress.updates,
-            rows=progress.rows,
-            clock_us=progress.clock_us,
-            lag=sum(source.counters.lag for source in sources.values()),
-        )
+        def accept() -> None:
+            writer.publish_registry(json.dumps(describe(plan)))
+            state.record()
 
-    with _reporting(status, report):
-        try:
-            run_main(flow, epoch_interval=timedelta(seconds=deployment.epoch_s), recovery_config=recovery)
-        except Exception as error:
-            _raise_ours(error)
-            raise
-        finally:
-            for source in sources.values():
-                source.close()
-            writer.close()
-        parquet.settle()
-    return status()
+        accepted = _once(accept)
+        flow = build_flow(FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us), progress, accepted)
+
+        def status() -> Status:
+            return Status(
+                consumed=sum(source.counters.consumed for source in sources.values()),
+                dead=sum(router.dead for router in routers.values()),
+                late=progress.late,
+                bumped=sum(source.counters.bumped for source in sources.values()),
+                updates=progress.updates,
+                rows=progress.rows,
+                clock_us=progress.clock_us,
+                lag=sum(source.counters.lag for source in sources.values()),
+            )
+
+        with _reporting(status, report):
+            _run_flow(flow, timedelta(seconds=deployment.epoch_s), state.open())
+            accepted()
+            parquet.settle()
+        return status()
+
+
+def _source_options(
+    stream: StreamPlan,
+    views: Sequence[ViewPlan],
+    deployment: Deployment,
+    stop: threading.Event,
+    present_us: Callable[[], int],
+) -> SourceOptions:
+    ends = deployment.ends
+    return SourceOptions(
+        bootstrap=deployment.bootstrap,
+        group=f"{deployment.prefix}-{deployment.pipeline}",
+        idle=deployment.idle,
+        present_us=present_us,
+        stop=stop,
+        ends=ends if ends is None or isinstance(ends, str) else ends.get(stream.topic),
+        start=deployment.start,
+        aligned=any(not view.partitioned for view in views),
+        poll_records=deployment.poll_records,
+        config=deployment.config,
+    )
+
+
+def _run_flow(flow: Dataflow, epoch: timedelta, recovery: RecoveryConfig) -> None:
+    try:
+        run_main(flow, epoch_interval=epoch, recovery_config=recovery)
+    except Exception as error:
+        _raise_ours(error)
+        raise
+
+
+def _once(action: Callable[[], None]) -> Callable[[], None]:
+    """The action, done at the first call only."""
+    waiting = [action]
+
+    def act() -> None:
+        while waiting:
+            waiting.pop()()
+
+    return act
 
 
 def _check_ends(topic: str, n_partitions: int, ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None) -> None:
@@ -176,40 +210,103 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _open_state(plan: Plan, deployment: Deployment) -> RecoveryConfig:
-    """The recovery store, made when new; refused where it was made for another deployment or has skipped a view.
-
-    Beside the store a small file says what it was made for, which views it holds, and which of them an earlier run no
-    longer had: their state stands still where it was, and must not go on as if nothing had come since.
-    """
-    path = deployment.state / DEPLOYMENT
-    recovery = deployment.state / RECOVERY
-    facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
-    now = {view.id for view in plan.views.values()}
-    found = _read_deployment(path)
-    if found is None:
-        if recovery.exists() and any(recovery.iterdir()):
+@contextmanager
+def _owning(folder: Path) -> Iterator[None]:
+    """Hold the state folder, made when new, for this process alone; the lock goes with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise LayoutError(
+            f"{folder} cannot be used as a state folder: {error.strerror}; name another --state"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
             raise LayoutError(
-                f"{recovery} holds a recovery store but {path} is gone; restore it, or name another --state"
+                f"{folder} is in use by a running pipeline ({lock.read().strip() or 'which has just begun'}); stop that "
+                "one first, or name another --state"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """The state folder: a recovery store, and beside it a small file.
+
+    The file says what the store was made for, which views it holds, and which of them an earlier run no longer had: their
+    state stands still where it was, and must not go on as if nothing had come since.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    views: Sequence[str]
+    retired: Sequence[str]
+    found: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, plan: Plan, deployment: Deployment) -> "_State":
+        """Look at what is there and write nothing; refused where it is another deployment's or has skipped a view."""
+        path = deployment.state / DEPLOYMENT
+        facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
+        now = {view.id for view in plan.views.values()}
+        existing = _read_deployment(path)
+        found = existing or {**facts, "views": [], "retired": []}
+        stored = _holds_anything(deployment.state / RECOVERY)
+        if existing is None and stored:
+            raise LayoutError(
+                f"{deployment.state / RECOVERY} holds a recovery store but {path} is gone; restore it, or name another "
+                "--state"
             )
-        recovery.mkdir(parents=True, exist_ok=True)
-        init_db_dir(recovery, 1)
-        found = {**facts, "views": [], "retired": []}
-    if any(found.get(name) != value for name, value in facts.items()):
-        raise LayoutError(
-            f"{deployment.state} belongs to pipeline {found.get('pipeline')!r} with {found.get('shards')} shards "
-            f"(layout {found.get('layout')}), not to {deployment.pipeline!r} with {deployment.n_hashes} "
-            f"(layout {DEPLOYMENT_LAYOUT}); run with those, or name another --state"
+        if any(found.get(name) != value for name, value in facts.items()):
+            raise LayoutError(
+                f"{deployment.state} belongs to pipeline {found.get('pipeline')!r} with {found.get('shards')} shards "
+                f"(layout {found.get('layout')}), not to {deployment.pipeline!r} with {deployment.n_hashes} "
+                f"(layout {DEPLOYMENT_LAYOUT}); run with those, or name another --state"
+            )
+        if found["views"] and not stored:
+            raise LayoutError(
+                f"{deployment.state / RECOVERY} is gone but {path} speaks of it; restore it, or name another --state"
+            )
+        retired = set(found["retired"]) | (set(found["views"]) - now)
+        if back := sorted(retired & now):
+            raise LayoutError(
+                f"{', '.join(back)}: left out of an earlier run on {deployment.state}, so its state lacks what came "
+                "then; give the view a new version"
+            )
+        return cls(
+            folder=deployment.state,
+            facts=facts,
+            views=sorted(set(found["views"]) | now),
+            retired=sorted(retired),
+            found=existing,
         )
-    retired = set(found["retired"]) | (set(found["views"]) - now)
-    if back := sorted(retired & now):
-        raise LayoutError(
-            f"{', '.join(back)}: left out of an earlier run on {deployment.state}, so its state lacks what came then; "
-            "give the view a new version"
-        )
-    views = sorted(set(found["views"]) | now)
-    _replace(path, json.dumps({**facts, "views": views, "retired": sorted(retired)}))
-    return RecoveryConfig(recovery)
+
+    def open(self) -> RecoveryConfig:
+        """The recovery store, made when new."""
+        recovery = self.folder / RECOVERY
+        if self.found is None:
+            # Before the store: a store without the file would be refused.
+            _replace(self.folder / DEPLOYMENT, json.dumps({**self.facts, "views": [], "retired": []}))
+        if not _holds_anything(recovery):
+            recovery.mkdir(exist_ok=True)
+            init_db_dir(recovery, 1)
+        return RecoveryConfig(recovery)
+
+    def record(self) -> None:
+        """Write down the views: before the first epoch without a retired one is durable, and not before this is sure."""
+        content = {**self.facts, "views": self.views, "retired": self.retired}
+        if content != self.found:
+            _replace(self.folder / DEPLOYMENT, json.dumps(content))
+
+
+def _holds_anything(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _read_deployment(path: Path) -> dict[str, Any] | None:
