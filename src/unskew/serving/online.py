@@ -15,8 +15,8 @@ from unskew.features.plan import POLARS_TYPES, Scalar, ValueType
 from unskew.features.registry import RegisteredView, parse
 from unskew.features.windows import old_edge_us
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
-from unskew.serving.request import Asked, entity_keys, resolve
-from unskew.sinks.keyspace import clock_key, connect, reaching_redis, registry_key, value_key
+from unskew.serving.request import Asked, entity_keys, find_view, resolve
+from unskew.sinks.keyspace import clock_key, connect, reaching_redis, registry_key, value_key, value_keys_pattern
 
 Status = Literal["present", "default", "warming", "lagging"]
 
@@ -131,6 +131,20 @@ class OnlineReader:
         # Not with_columns: starting a query costs more than a small answer.
         frame = rows.hstack([columns[one.column] for one in asked])
         return OnlineFeatures(frame, metadata, entity_rows)
+
+    def keys(self, view: str) -> pl.Series:
+        """The canonical keys of all entities that have a row, String in no order.
+
+        It walks the whole key space, in many small steps: what comes or goes meanwhile may be in it or not.
+        """
+        view_id = find_view(view, self.views()).id
+        around = len(value_key(self._prefix, view_id, ""))
+        found = set()
+        with reaching_redis():
+            for name in self._client.scan_iter(match=value_keys_pattern(self._prefix, view_id), count=10_000):
+                text = name.decode(errors="replace") if isinstance(name, bytes) else name
+                found.add(text[around - 1 : -1])
+        return pl.Series("key", list(found), pl.String)
 
     def close(self) -> None:
         """Give the connections back."""

@@ -1,6 +1,7 @@
 """Names of what is kept in Redis, and the way to a server; the writer and the reader share them."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import redis
@@ -14,6 +15,11 @@ SINCE = "#since"
 def value_key(prefix: str, view_id: str, entity_key: str) -> str:
     """The hash of one entity's current values; the braces are literal, a Redis Cluster hash tag."""
     return f"{prefix}:{view_id}:{{{entity_key}}}"
+
+
+def value_keys_pattern(prefix: str, view_id: str) -> str:
+    """What SCAN matches for every entity of a view; a prefix may hold what patterns give a meaning to."""
+    return re.sub(r"([*?\[\]\\^])", r"\\\1", f"{prefix}:{view_id}:") + "{*}"
 
 
 def clock_key(prefix: str, pipeline: str) -> str:
