@@ -151,10 +151,10 @@ class Outcome:
         rows = [pl.read_parquet(file, hive_partitioning=False) for file in files]
         return pl.concat(rows).sort("partition", "offset", "view") if rows else pl.DataFrame()
 
-    def complete_to(self, view: str) -> dict[str, int]:
-        """Per shard, the last instant that is closed."""
+    def complete_to(self, view: str) -> dict[str, Any]:
+        """Per shard, the last instant that is closed; None where it ended without any record."""
         files = (self.deployment.log / view / "v1" / "_coverage").glob("*.json")
-        return {file.stem: json.loads(file.read_text())["complete_to"] for file in files}
+        return {file.stem: json.loads(file.read_text())["complete_to"] for file in files if file.stem != "_shards"}
 
     def staged(self) -> list[Path]:
         return [

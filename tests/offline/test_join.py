@@ -1,4 +1,5 @@
 import datetime as dt
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from tests.written import write_log
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import register
+from unskew.features.updates import NothingToCome
 from unskew.offline import join
 from unskew.offline.join import historical_features, joined
 from unskew.offline.log import ViewLog
 from unskew.sinks.log import LogTable
+from unskew.sinks.parquet import record_shards
 
 T0 = 1_500_000_000 * SECOND  # a multiple of 20 s
 WINDOW = sliding(20 * SECOND, 5 * SECOND)
@@ -183,6 +186,37 @@ def test_keys_that_share_a_hash_are_told_apart(log, monkeypatch):
 def test_a_label_later_than_the_log_is_complete_is_refused_by_name(log):
     with pytest.raises(RequestError, match=r"label row 1 .*'v'.* of clicks@1 is complete: 2017-07-14T02:40:59.999999Z"):
         ask(log, labels(("u", 59.999999), ("v", 60), ("u", 61)), "count")
+
+
+def test_while_a_shard_has_no_clock_nothing_is_complete_and_the_error_says_which(log):
+    record_shards(log / "clicks" / "v1", ["h0", "h1", "h2"])
+
+    with pytest.raises(RequestError, match="no clock has come from shard h1, h2; wait until"):
+        ask(log, labels(("u", 2)), "count")
+
+
+def test_a_shard_that_ended_without_a_clock_holds_nothing_back_until_the_next_run(log):
+    root = log / "clicks" / "v1"
+    record_shards(root, ["h0", "h1"])
+    table = LogTable(log, VIEW, "h1", None, now_us=lambda: 0)
+    table.append(NothingToCome(VIEW, "h1"))
+    saved = table.snapshot()
+    table.settle()
+
+    assert json.loads((root / "_coverage" / "h1.json").read_text()) == {
+        "since": None,
+        "complete_to": None,
+        "ended": True,
+        "seq": 0,
+    }
+    assert ask(log, labels(("u", 2)), "count")["count"].to_list() == [1]
+
+    resumed = LogTable(log, VIEW, "h1", saved, now_us=lambda: 0)
+    record_shards(root, ["h0", "h1"])
+    resumed.snapshot()
+    resumed.settle()
+    with pytest.raises(RequestError, match="no clock has come from shard h1;"):
+        ask(log, labels(("u", 2)), "count")
 
 
 def test_the_last_closed_instant_can_be_asked_for(log):

@@ -32,3 +32,11 @@ class Updates:
     current: pl.DataFrame
     late: tuple[int, ...]
     late_by_us: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NothingToCome:
+    """Said of a shard that ended before it had any clock: it has nothing to say, and holds nothing back."""
+
+    view: ViewPlan
+    shard: str

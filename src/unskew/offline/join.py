@@ -236,6 +236,11 @@ def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: In
         return
     complete_to = log.complete_to_us
     view = f"{log.view.name}@{log.view.version}"
+    if log.coverage is not None and log.coverage.waiting:
+        raise RequestError(
+            f"the log of {view} under {log.root} is not complete to any instant yet: no clock has come from shard "
+            f"{', '.join(log.coverage.waiting)}; wait until every partition has had a record or has ended"
+        )
     if complete_to is None:
         raise RequestError(f"the log of {view} under {log.root} is not complete to any instant yet; run the pipeline")
     later = bounds > complete_to

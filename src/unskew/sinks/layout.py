@@ -3,6 +3,7 @@
     {root}/day=2017-03-01/{writer}-{first}-{last}.parquet    published: immutable, never withdrawn
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
     {root}/_coverage/{writer}.json                           up to which instant a writer's rows are complete
+    {root}/_coverage/_shards.json                            which writers there are, also those without a file yet
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer. Readers skip
 every name that begins with ``_``.
@@ -39,11 +40,15 @@ class TableFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCoverage:
-    """``since_us``: first arrival seen, None before one; ``complete_to_us``: last closed instant, None before one."""
+    """``since_us``: first arrival seen, None before one; ``complete_to_us``: last closed instant, None before one.
+
+    ``ended``: the shard ended without any event or clock; it holds back nothing.
+    """
 
     since_us: int | None
     complete_to_us: int | None
     next_sequence: int
+    ended: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +56,24 @@ class Coverage:
     """What a view's log can answer: instants up to ``complete_to_us``, exact for windows that begin at ``since_us``.
 
     ``since_us``: the latest over the shards, None where no shard has seen an event. ``complete_to_us``: the earliest
-    over the shards, None where one has closed no instant yet.
+    over the shards, None where one has closed no instant yet. ``waiting``: the shards that have no clock yet, in order;
+    while there are any, both are None.
     """
 
     shards: Mapping[str, ShardCoverage]
+    waiting: tuple[str, ...] = ()
 
     @property
     def since_us(self) -> int | None:
+        if self.waiting:
+            return None
         return max((shard.since_us for shard in self.shards.values() if shard.since_us is not None), default=None)
 
     @property
     def complete_to_us(self) -> int | None:
-        closed = [shard.complete_to_us for shard in self.shards.values() if shard.complete_to_us is not None]
-        return min(closed) if closed and len(closed) == len(self.shards) else None
+        open_ended = [shard for shard in self.shards.values() if not shard.ended]
+        closed = [shard.complete_to_us for shard in open_ended if shard.complete_to_us is not None]
+        return min(closed) if closed and len(closed) == len(open_ended) and not self.waiting else None
 
 
 def view_root(log_root: Path, name: str, version: int) -> Path:
@@ -133,26 +143,49 @@ def coverage_file(root: Path, writer: str) -> Path:
     return root / COVERAGE / f"{writer}.json"
 
 
+def shards_file(root: Path) -> Path:
+    """The list of all writers of a view's log."""
+    return root / COVERAGE / "_shards.json"
+
+
 def read_coverage(root: Path) -> Coverage | None:
-    """What the table at ``root`` covers, None where nothing was published yet.
+    """What the table at ``root`` covers, None where no run has begun yet.
 
     Read it before listing files: rows up to ``complete_to_us`` were published before it was written. Raises
     ``LayoutError`` for a file that is not whole (power was lost while it was replaced).
     """
     shards = {}
+    listed = _read_shards(shards_file(root))
     for path in sorted((root / COVERAGE).glob("*.json")):
         if path.name.startswith(("_", ".")):
             continue
         try:
             found = json.loads(path.read_bytes())
             shards[path.stem] = ShardCoverage(
-                since_us=found["since"], complete_to_us=found["complete_to"], next_sequence=found["seq"]
+                since_us=found["since"],
+                complete_to_us=found["complete_to"],
+                next_sequence=found["seq"],
+                ended=found["complete_to"] is None and bool(found.get("ended")),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise LayoutError(
                 f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it anew"
             ) from error
-    return Coverage(shards=shards) if shards else None
+    if not shards and not listed:
+        return None
+    return Coverage(shards=shards, waiting=tuple(shard for shard in listed if shard not in shards))
+
+
+def _read_shards(path: Path) -> list[str]:
+    """The listed shards; none where no list was ever written."""
+    try:
+        return [str(shard) for shard in json.loads(path.read_bytes())["shards"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise LayoutError(
+            f"{path} does not say which shards there are ({error}); restart the pipeline, which writes it anew"
+        ) from error
 
 
 def _files(root: Path, writer: str | None) -> list[TableFile]:

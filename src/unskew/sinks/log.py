@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import Updates
+from unskew.features.updates import NothingToCome, Updates
 from unskew.sinks.layout import INSTANT, log_schema, view_root
 from unskew.sinks.parquet import StagedTable
 
@@ -20,6 +20,8 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
     "key": pl.Binary(),
     "value": pl.Binary(),
 }
+
+_ENDED = "ended"
 
 
 class LogTable:
@@ -41,7 +43,8 @@ class LogTable:
             day_column="available_at",
             sequence_column="seq",
             metadata=log_metadata(view),
-            saved=saved,
+            # Whether a shard has ended is for each run to find out: a later one may go on to a later end.
+            saved=None if saved is None else {name: value for name, value in saved.items() if name != _ENDED},
             at_staging=self._complete,
         )
 
@@ -49,8 +52,11 @@ class LogTable:
     def next_sequence(self) -> int:
         return self._table.next_sequence
 
-    def append(self, updates: Updates) -> None:
+    def append(self, updates: Updates | NothingToCome) -> None:
         """Take the closed rows of one step and how far it closed instants; a step without rows moves only that."""
+        if isinstance(updates, NothingToCome):
+            self._table.cover({_ENDED: True})
+            return
         closed = updates.closed
         if closed.height:
             first = closed.item(0, "seq")

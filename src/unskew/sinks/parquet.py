@@ -18,7 +18,7 @@ import datetime as dt
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +246,27 @@ class StagedTable:
             # Not empty: another writer's files. Gone: another writer was quicker.
             with contextlib.suppress(OSError):
                 directory.rmdir()
+
+
+def record_shards(root: Path, shards: Sequence[str]) -> None:
+    """State at the start of a run, before any of its coverage, which shards the log at ``root`` has.
+
+    What earlier runs said of shards that ended without a clock is withdrawn: this run may reach further. Raises
+    ``StoreUnavailable`` where the disk fails.
+    """
+    with _disk(root):
+        path = layout.shards_file(root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(json.dumps({"shards": list(shards)}).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        before = layout.read_coverage(root)
+        for shard, coverage in before.shards.items() if before else ():
+            if coverage.ended:
+                layout.coverage_file(root, shard).unlink(missing_ok=True)
 
 
 def _encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
