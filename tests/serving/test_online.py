@@ -11,6 +11,7 @@ from tests.updates import closing
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.features.updates import NothingToCome
 from unskew.serving.online import OnlineReader
 from unskew.sinks.redis import RedisWriter
 
@@ -166,6 +167,62 @@ def test_an_absent_partitioned_row_is_certain_where_all_clocks_agree(redis_clien
     write(writer, closing(VISITS, CLOCK, shard="p0.0"), closing(VISITS, CLOCK, shard="p1.0"))
 
     assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [(CLOCK, "default", False)]
+
+
+@pytest.mark.parametrize(("at", "expected"), [
+    (CLOCK - 1, (CLOCK, "present", True)),
+    (None, (CLOCK, "default", True)),
+])  # fmt: skip
+def test_nothing_is_exact_while_a_partition_has_no_clock(redis_client, at, expected):
+    reader = OnlineReader(redis_client, views=with_partitions(VISITS))
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.expect({VISITS.id: ["p0.0", "p1.0"]})
+    write(writer, closing(VISITS, CLOCK, [] if at is None else [row("a", at)], shard="p0.0"))
+
+    assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [expected]
+
+
+@pytest.mark.parametrize(("at", "expected"), [
+    (CLOCK - 1, (CLOCK, "present", False)),
+    (None, (CLOCK, "default", False)),
+])  # fmt: skip
+def test_a_partition_that_ended_empty_holds_nothing_back(redis_client, at, expected):
+    reader = OnlineReader(redis_client, views=with_partitions(VISITS))
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.expect({VISITS.id: ["p0.0", "p1.0"]})
+    write(
+        writer,
+        NothingToCome(VISITS, "p1.0"),
+        closing(VISITS, CLOCK, [] if at is None else [row("a", at)], shard="p0.0"),
+    )
+
+    assert judged(reader.read(["visits:n_5min"], [{"user": "a"}])) == [expected]
+
+
+def test_a_hashed_shard_without_a_clock_leaves_only_its_own_rows_unknown(writer, reader):
+    writer.expect({VISITS.id: ["h0", "h1"]})
+    write(writer, closing(VISITS, CLOCK, shard="h0"))
+
+    found = set(judged(reader.read(["visits:n_5min"], [{"user": f"u{i}"} for i in range(40)])))
+
+    assert found == {(CLOCK, "default", False), (None, "warming", True)}
+
+
+def test_clocks_of_an_earlier_deployment_are_forgotten(redis_client, writer, reader):
+    earlier = {VISITS.id: [f"h{shard}" for shard in range(4)]}
+    writer.expect(earlier)
+    write(
+        writer,
+        *(closing(VISITS, CLOCK + shard, shard=shard_name) for shard, shard_name in enumerate(earlier[VISITS.id])),
+    )
+    again = RedisWriter(redis_client, "unskew", "main")
+    again.expect({VISITS.id: ["h0"]})
+    write(again, closing(VISITS, CLOCK + 9))
+
+    found = judged(reader.read(["visits:n_5min"], [{"user": f"u{i}"} for i in range(40)]))
+
+    assert found == [(CLOCK + 9, "default", False)] * 40
+    assert set(redis_client.hkeys("unskew:clock:main")) == {b"visits@1/h0", b"visits@1/h0#since", b"visits@1#shards"}
 
 
 def with_partitions(plan):

@@ -9,7 +9,7 @@ import polars as pl
 
 from unskew.features.keys import shard_of
 from unskew.features.registry import RegisteredView
-from unskew.sinks.keyspace import SINCE
+from unskew.sinks.keyspace import ENDED, SINCE, shards_field
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -37,10 +37,11 @@ class Placed:
 class ViewClocks:
     """The clocks of one view's shards, read *before* the rows that they judge.
 
-    A writer sends values, waits, and then sends the clock. So a row that is read after the clock holds everything up
-    to it, and perhaps more; it has stood unchanged since its ``_at``. Hence it is the value at
-    ``as_of = max(_at, clock of its shard)``, exactly so where the clock has reached ``_at``, else provisionally: the
-    step that wrote it may not have been all of that instant.
+    A clock in Redis is the last instant that a shard has closed: what its own clock stands on is still open, for more
+    events may arrive at that very instant. A writer sends values, waits, and then sends the clock. So a row that is read
+    after the clock holds everything up to it, and perhaps more; it has stood unchanged since its ``_at``. Hence it is
+    the value at ``as_of = max(_at, clock of its shard)``, exactly so where the clock has reached ``_at``, else
+    provisionally: the step that wrote it may not have been all of that instant.
 
     Which shard is a row's?
 
@@ -50,14 +51,26 @@ class ViewClocks:
       own clock is at least that; it is exact where even the least has reached ``_at``. A row that is absent is empty at
       its own clock, which may be any of them, and may have been deleted after the least: it is the value at the
       greatest, and provisional unless all clocks are equal.
+
+    The pipeline says which shards there are. A listed one without a clock may still bring records of any instant: while
+    there is one, every row of a partitioned view is provisional, and its instant the known clocks'. One that ended
+    without a clock brings none, and does not count.
     """
 
-    def __init__(self, view: RegisteredView, fields: Mapping[str, int]) -> None:
+    def __init__(self, view: RegisteredView, fields: Mapping[str, str]) -> None:
         own = f"{view.id}/"
-        shards = {name.removeprefix(own): us for name, us in fields.items() if name.startswith(own)}
+        shards = {name.removeprefix(own): text for name, text in fields.items() if name.startswith(own)}
+        listed = fields.get(shards_field(view.id))
+        self._listed = None if listed is None else dict.fromkeys(listed.split())
+        self._waiting = any(shard not in shards for shard in self._listed or ())
         self._partitioned = view.partitioned
-        self._clocks = {shard: us for shard, us in shards.items() if not shard.endswith(SINCE)}
-        self._since = {shard.removesuffix(SINCE): us for shard, us in shards.items() if shard.endswith(SINCE)}
+        self._clocks: dict[str, int] = {}
+        self._since: dict[str, int] = {}
+        for name, text in shards.items():
+            shard = name.removesuffix(SINCE)
+            if text == ENDED or (self._listed is not None and shard not in self._listed):
+                continue
+            (self._clocks if shard == name else self._since)[shard] = int(text)
         self._latest_since = max(self._since.values(), default=NEVER)
 
     def place(self, keys: pl.Series, at: Ints) -> Placed:
@@ -67,7 +80,10 @@ class ViewClocks:
         return self._place_hashed(keys, at)
 
     def _place_hashed(self, keys: pl.Series, at: Ints) -> Placed:
-        n_shards = 1 + max((int(shard.removeprefix("h")) for shard in self._clocks), default=0)
+        if self._listed is None:
+            n_shards = 1 + max((int(shard.removeprefix("h")) for shard in self._clocks), default=0)
+        else:
+            n_shards = len(self._listed)
         clocks = np.array([self._clocks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
         # A shard that met no event of its own began when the others did.
         since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)
@@ -86,7 +102,7 @@ class ViewClocks:
         absent = at == UNKNOWN
         return Placed(
             as_of=np.where(absent, greatest, np.maximum(at, least)),
-            clock=np.full(len(at), least, np.int64),
+            clock=np.full(len(at), UNKNOWN if self._waiting else least, np.int64),
             since=np.full(len(at), self._latest_since, np.int64),
-            provisional=(least == UNKNOWN) | np.where(absent, least < greatest, least < at),
+            provisional=self._waiting | (least == UNKNOWN) | np.where(absent, least < greatest, least < at),
         )

@@ -16,7 +16,15 @@ from unskew.features.registry import RegisteredView, parse
 from unskew.features.windows import old_edge_us
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
 from unskew.serving.request import Asked, entity_keys, find_view, resolve
-from unskew.sinks.keyspace import clock_key, connect, reaching_redis, registry_key, value_key, value_keys_pattern
+from unskew.sinks.keyspace import (
+    as_text,
+    clock_key,
+    connect,
+    reaching_redis,
+    registry_key,
+    value_key,
+    value_keys_pattern,
+)
 
 Status = Literal["present", "default", "warming", "lagging"]
 
@@ -150,7 +158,7 @@ class OnlineReader:
         """Give the connections back."""
         self._client.close()
 
-    def _clocks_and_views(self) -> tuple[dict[str, int], Mapping[str, RegisteredView]]:
+    def _clocks_and_views(self) -> tuple[dict[str, str], Mapping[str, RegisteredView]]:
         with reaching_redis():
             commands = self._client.pipeline(transaction=False)
             for pipeline in self._pipelines:
@@ -158,10 +166,9 @@ class OnlineReader:
             if self._pinned is None:
                 commands.get(registry_key(self._prefix))
             replies = commands.execute()
-        fields: dict[str, int] = {}
+        fields: dict[str, str] = {}
         for hash_ in replies[: len(self._pipelines)]:
-            for name, text in hash_.items():
-                fields[name.decode() if isinstance(name, bytes) else name] = int(text)
+            fields |= {as_text(name): as_text(text) for name, text in hash_.items()}
         return fields, self._pinned if self._pinned is not None else self._parsed(replies[-1])
 
     def _parsed(self, text: bytes | str | None) -> Mapping[str, RegisteredView]:

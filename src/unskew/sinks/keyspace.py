@@ -10,6 +10,8 @@ from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.plan import ViewPlan
 
 SINCE = "#since"
+ENDED = "ended"
+"""Stands for the clock of a shard that ended before it had one."""
 
 
 def value_key(prefix: str, view_id: str, entity_key: str) -> str:
@@ -23,7 +25,10 @@ def value_keys_pattern(prefix: str, view_id: str) -> str:
 
 
 def clock_key(prefix: str, pipeline: str) -> str:
-    """The hash of a pipeline's clocks: ``view@version/shard`` -> microseconds; with ``#since``, its first arrival."""
+    """The hash of a pipeline's clocks: ``view@version/shard`` -> microseconds; with ``#since``, its first arrival.
+
+    ``view@version#shards`` -> the names of all shards of the view, with spaces between, also of those without a clock.
+    """
     return f"{prefix}:clock:{pipeline}"
 
 
@@ -31,9 +36,18 @@ def clock_field(view: ViewPlan, shard: str) -> str:
     return f"{view.id}/{shard}"
 
 
+def shards_field(view_id: str) -> str:
+    return f"{view_id}#shards"
+
+
 def registry_key(prefix: str) -> str:
     """The published registry, JSON."""
     return f"{prefix}:registry"
+
+
+def as_text(reply: bytes | str) -> str:
+    """A reply as text, whether or not the client decodes replies."""
+    return reply.decode() if isinstance(reply, bytes) else reply
 
 
 def connect(url: str) -> "redis.Redis":

@@ -1,7 +1,7 @@
 """The writer of current values: the last per key, acknowledged before the clock says so."""
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -9,8 +9,18 @@ import polars as pl
 import redis
 
 from unskew.features.registry import merge
-from unskew.features.updates import Updates
-from unskew.sinks.keyspace import SINCE, clock_field, clock_key, connect, reaching_redis, registry_key
+from unskew.features.updates import NothingToCome, Updates
+from unskew.sinks.keyspace import (
+    ENDED,
+    SINCE,
+    as_text,
+    clock_field,
+    clock_key,
+    connect,
+    reaching_redis,
+    registry_key,
+    shards_field,
+)
 from unskew.sinks.resp import Commands, RowEncoder
 from unskew.sinks.resp_replies import Replies
 
@@ -31,14 +41,18 @@ class _Batch:
     """Rows and clocks not acknowledged yet. ``frames``: by view, in the order in which they came."""
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
-    clocks: dict[str, int] = field(default_factory=dict)
+    clocks: dict[str, int | str] = field(default_factory=dict)
     newest_clock_us: int | None = None
     n_rows: int = 0
     n_conflated: int = 0
 
-    def add(self, updates: Updates) -> None:
+    def add(self, updates: Updates | NothingToCome) -> None:
         name = clock_field(updates.view, updates.shard)
-        self.clocks[name] = updates.clock_us
+        if isinstance(updates, NothingToCome):
+            self.clocks[name] = ENDED
+            return
+        # The instant that the clock stands on is still open: readers judge exactness by the last closed one.
+        self.clocks[name] = updates.clock_us - 1
         if updates.since_us is not None:
             self.clocks[name + SINCE] = updates.since_us
         if self.newest_clock_us is None or updates.clock_us > self.newest_clock_us:
@@ -124,9 +138,30 @@ class RedisWriter:
         with reaching_redis():
             self._client.transaction(publish, key)
 
-    def add(self, updates: Updates) -> None:
+    def expect(self, shards: Mapping[str, Sequence[str]]) -> None:
+        """State at the start of a run, before any of its clocks, which shards each view has, by view id.
+
+        A reader then knows of shards that have no clock yet. Clocks of these views' other shards are an earlier
+        deployment's and are removed, as is what earlier runs said of shards that ended without a clock.
+        """
+        with reaching_redis():
+            stored = {as_text(name): as_text(value) for name, value in self._client.hgetall(self._clock_key).items()}
+            listed = {f"{view_id}/{shard}" for view_id, names in shards.items() for shard in names}
+            stale = [
+                name
+                for name, value in stored.items()
+                if name.partition("/")[0] in shards and (name.removesuffix(SINCE) not in listed or value == ENDED)
+            ]
+            commands = self._client.pipeline(transaction=True)
+            if stale:
+                commands.hdel(self._clock_key, *stale)
+            for view_id, names in shards.items():
+                commands.hset(self._clock_key, shards_field(view_id), " ".join(names))
+            commands.execute()
+
+    def add(self, updates: Updates | NothingToCome) -> None:
         """Take one step's current rows and its clock; a step without rows still moves the clock."""
-        if updates.view.id not in self._encoders:
+        if isinstance(updates, Updates) and updates.view.id not in self._encoders:
             self._encoders[updates.view.id] = RowEncoder(updates.view, self._prefix)
         self._gathered.add(updates)
 
