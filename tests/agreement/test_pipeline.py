@@ -136,6 +136,42 @@ def test_a_partition_without_records_holds_nothing_back_once_it_has_ended(bench:
         assert other.log(view).equals(reference.log(view))
 
 
+def test_a_partition_that_ended_empty_holds_back_neither_labels_nor_reads_until_it_gets_records(bench: Bench) -> None:
+    topic = bench.produce([replace(record, partition=0) for record in RECORDS[:60]], 2)
+    outcome = bench.run(topic)
+    events = outcome.archive()
+    users = entities(outcome.plan.views["by_user"], events)
+    recount = Recount(outcome.plan.views["by_user"], events)
+    last = outcome.complete_to("by_user")["p0.0"]
+    keys = pl.DataFrame(users, schema=["user"], orient="row")
+    frame = keys.with_columns(event_timestamp=pl.lit(last).cast(pl.Datetime("us", "UTC")))
+    counted = [recount.values(user, last)["count_today"] for user in users]
+
+    def join() -> list[int]:
+        feature = ["by_user:count_today"]
+        return historical_features(outcome.deployment.log, outcome.plan.views, frame, feature)["count_today"].to_list()
+
+    def read() -> pl.DataFrame:
+        with closing(OnlineReader(bench.redis_url, prefix=outcome.deployment.prefix)) as reader:
+            return reader.read(["by_user:count_today"], pl.DataFrame({"user": ["nobody"]})).metadata["by_user"]
+
+    assert outcome.complete_to("by_user") == {"p0.0": last, "p1.0": None}
+    assert join() == counted
+    assert read()["provisional"].to_list() == [False]
+
+    run(outcome.plan, outcome.deployment, stop=threading.Event())
+    assert outcome.complete_to("by_user") == {"p0.0": last, "p1.0": None}
+    assert join() == counted
+
+    bench.append(topic, [replace(RECORDS[70], partition=1, user="new", raw=None)])
+    run(outcome.plan, outcome.deployment, stop=threading.Event())
+    later = outcome.complete_to("by_user")["p1.0"]
+    assert later is not None
+    assert later > last
+    assert join() == counted
+    assert read()["provisional"].to_list() == [True]
+
+
 def test_permuting_records_within_an_instant_changes_no_value(bench: Bench) -> None:
     groups: dict[int, list] = {}
     for record in TIELESS:

@@ -6,7 +6,7 @@ before it is durable, which is what the sinks' publishing rests on.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,22 +18,26 @@ from typing_extensions import override
 
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Plan
-from unskew.features.updates import Updates
+from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.shard import Shard, Siblings, Slice
 from unskew.pipelines.source import KafkaSource
+from unskew.sinks.layout import view_root
 from unskew.sinks.log import DeadLetterTable, LogTable, archive_table
-from unskew.sinks.parquet import StagedTable
+from unskew.sinks.parquet import StagedTable, record_shards
 from unskew.sinks.redis import RedisWriter
 
 # Sink partitions must never change between runs; each holds the tables whose keys fall to it.
 SINK_PARTITIONS = [f"{index:02d}" for index in range(16)]
 
 Table = LogTable | DeadLetterTable | StagedTable
+Steps = Updates | NothingToCome
+Shards = Mapping[str, Sequence[str]]
+"""By view id, every shard that the run's partitions feed."""
 
 
-class _ShardLogic(StatefulBatchLogic[Slice, Updates, dict[str, Any]]):
+class _ShardLogic(StatefulBatchLogic[Slice, Steps, dict[str, Any]]):
     """A shard as Bytewax sees it; it learns which one it is from its saved state or its first slice."""
 
     def __init__(
@@ -55,13 +59,14 @@ class _ShardLogic(StatefulBatchLogic[Slice, Updates, dict[str, Any]]):
         if saved is not None and view is not None:
             self._shard = Shard.from_snapshot(view, siblings, saved)
 
-    def on_batch(self, values: list[Slice]) -> tuple[Iterable[Updates], bool]:
+    def on_batch(self, values: list[Slice]) -> tuple[Iterable[Steps], bool]:
         if self._shard is None:
             view = _views_by_id(self._plan)[values[0].view]
             self._shard = Shard(ShardState(view, values[0].shard), self._siblings)
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
         for update in updates:
-            self._progress.count(update)
+            if isinstance(update, Updates):
+                self._progress.count(update)
         return updates, StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:
@@ -87,7 +92,11 @@ class _Sink(FixedPartitionedSink[Any, Any]):
 class ParquetSink(_Sink):
     """Log, event archive and dead letters: every table published only once its epoch is durable."""
 
-    def __init__(self, plan: Plan, log: Path, archive: Path, dead_letters: Path, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self, plan: Plan, log: Path, archive: Path, dead_letters: Path, now_us: Callable[[], int], shards: Shards
+    ) -> None:
+        self._shards = shards
+        self._begun = False
         self._views = _views_by_id(plan)
         self._log = log
         self._archive = archive
@@ -114,6 +123,14 @@ class ParquetSink(_Sink):
             return archive_table(self._archive, place, int(part), saved)
         return DeadLetterTable(self._dead_letters, place, f"p{part}", saved)
 
+    def begin(self) -> None:
+        """Say which shards there are: with the first item, when all saved state has been found fit, once."""
+        if not self._begun:
+            for view_id, names in self._shards.items():
+                view = self._views[view_id]
+                record_shards(view_root(self._log, view.name, view.version), names)
+            self._begun = True
+
     def settle(self) -> None:
         """Publish the last epoch: only after the flow has returned without an error."""
         for part in self._parts:
@@ -133,9 +150,10 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             else:
                 self._tables[name] = table
 
-    def write_batch(self, values: list[Updates | TableRows]) -> None:
+    def write_batch(self, values: list[Steps | TableRows]) -> None:
+        self._sink.begin()
         for value in values:
-            if isinstance(value, Updates):
+            if isinstance(value, Updates | NothingToCome):
                 table = self._table(f"log/{value.view.id}/{value.shard}")
                 table.append(value)  # type: ignore[arg-type]
             else:
@@ -162,23 +180,33 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
 class RedisSink(_Sink):
     """Current values, through one writer that all partitions of the process share."""
 
-    def __init__(self, writer: RedisWriter, now_us: Callable[[], int]) -> None:
+    def __init__(self, writer: RedisWriter, now_us: Callable[[], int], shards: Shards) -> None:
         self._writer = writer
         self._now_us = now_us
+        self._shards = shards
+        self._begun = False
 
     @override
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_RedisPart":
-        return _RedisPart(self._writer, self._now_us)
+        return _RedisPart(self, self._writer, self._now_us)
+
+    def begin(self) -> None:
+        """As ``ParquetSink.begin``."""
+        if not self._begun:
+            self._writer.expect(self._shards)
+            self._begun = True
 
 
-class _RedisPart(StatefulSinkPartition[Updates, None]):
+class _RedisPart(StatefulSinkPartition[Steps, None]):
     """Nothing to resume from: values are absolute. What an epoch changed is acknowledged before the epoch is."""
 
-    def __init__(self, writer: RedisWriter, now_us: Callable[[], int]) -> None:
+    def __init__(self, sink: RedisSink, writer: RedisWriter, now_us: Callable[[], int]) -> None:
+        self._sink = sink
         self._writer = writer
         self._now_us = now_us
 
-    def write_batch(self, values: list[Updates]) -> None:
+    def write_batch(self, values: list[Steps]) -> None:
+        self._sink.begin()
         for update in values:
             self._writer.add(update)
         self._writer.flush_if_due(self._now_us())

@@ -26,6 +26,7 @@ from unskew.pipelines.decode import AvroDecoder
 from unskew.pipelines.flow import ParquetSink, RedisSink, build_flow
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
+from unskew.pipelines.shard import shard_names
 from unskew.pipelines.source import KafkaSource, SourceOptions
 from unskew.sinks.redis import RedisWriter
 
@@ -108,6 +109,7 @@ def run(
         writer.ping()
         sources: dict[str, KafkaSource] = {}
         routers: dict[str, Router] = {}
+        shards: dict[str, list[str]] = {}
         for stream in {view.stream.topic: view.stream for view in plan.views.values()}.values():
             views = [view for view in plan.views.values() if view.stream.topic == stream.topic]
             source = KafkaSource(stream, _source_options(stream, views, deployment, stop, present_us))
@@ -116,14 +118,15 @@ def run(
             n_partitions = len(source.list_parts())
             _check_ends(stream.topic, n_partitions, deployment.ends)
             routers[stream.topic] = Router(views, AvroDecoder(stream), n_partitions, deployment.n_hashes)
-        parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us)
+            shards |= {view.id: shard_names(view, range(n_partitions), deployment.n_hashes) for view in views}
+        parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us, shards)
 
         def accept() -> None:
             writer.publish_registry(json.dumps(describe(plan)))
             state.record()
 
         accepted = _once(accept)
-        flow = build_flow(FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us), progress, accepted)
+        flow = build_flow(FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us, shards), progress, accepted)
 
         def status() -> Status:
             return Status(

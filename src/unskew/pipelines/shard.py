@@ -10,7 +10,7 @@ from unskew.features.errors import LayoutError
 from unskew.features.kernel.directory import Keys
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import Updates
+from unskew.features.updates import NothingToCome, Updates
 
 LAYOUT = 1
 
@@ -62,12 +62,12 @@ class Shard:
         """Events held until every partition's clock has passed them."""
         return sum(frame.height for frame in self._waiting.frames)
 
-    def take(self, piece: Slice) -> Updates | None:
-        """Apply what may be applied after this slice; None while the shard has no clock yet."""
+    def take(self, piece: Slice) -> Updates | NothingToCome | None:
+        """Apply what may be applied after this slice; None while the shard has no clock but may still get one."""
         self._note_beginning(piece)
         if self.state.view.partitioned:
             if piece.clock_us is None:
-                return None
+                return self._without_clock(ended=piece.ended)
             if piece.events is not None:
                 self._siblings.refuse_strangers(self, piece)
             return self.state.apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
@@ -79,7 +79,7 @@ class Shard:
         if state.clock_us is None and piece.first_us is not None:
             state.since_us = piece.first_us if state.since_us is None else min(state.since_us, piece.first_us)
 
-    def _take_ordered(self, piece: Slice) -> Updates | None:
+    def _take_ordered(self, piece: Slice) -> Updates | NothingToCome | None:
         waiting = self._waiting
         if piece.events is not None and piece.events.height:
             waiting.frames.append(piece.events)
@@ -91,11 +91,15 @@ class Shard:
             waiting.ended.discard(piece.partition)
         running = [partition for partition in range(piece.n_partitions) if partition not in waiting.ended]
         if any(partition not in waiting.clocks for partition in running) or not waiting.clocks:
-            return None
+            return self._without_clock(ended=not running)
         clock_us = min(waiting.clocks[partition] for partition in running) if running else max(waiting.clocks.values())
         if self.state.clock_us is not None and clock_us < self.state.clock_us:
             clock_us = self.state.clock_us
         return self.state.apply(self._release(clock_us, everything=not running), clock_us)
+
+    def _without_clock(self, *, ended: bool) -> NothingToCome | None:
+        state = self.state
+        return NothingToCome(state.view, state.shard) if ended and state.clock_us is None else None
 
     def _release(self, clock_us: int, *, everything: bool) -> pl.DataFrame | None:
         """Take out the events that ``clock_us`` has passed, in the order in which they count."""
