@@ -101,7 +101,7 @@ STAGES: list[tuple[str, Any, str]] = [
     ("route (decode, evaluate, split)", Router, "route"),
     ("aggregate (kernel, rows to columns)", Shard, "take"),
     ("state to bytes", Shard, "to_snapshot"),
-    ("Redis", RedisWriter, "flush"),
+    ("Redis (encoding, waiting for the sender)", RedisWriter, "flush_if_due"),
     ("Parquet (log and archive)", StagedTable, "snapshot"),
 ]
 

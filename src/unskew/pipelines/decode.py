@@ -20,21 +20,9 @@ from unskew.features.plan import StreamPlan
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, format_duration
 from unskew.pipelines.poll import Poll
 from unskew.pipelines.wire import FRAME_BYTES, Wire
+from unskew.sinks.log import DEAD_LETTER_SCHEMA
 
 INSTANT = pl.Datetime("us", "UTC")
-
-DEAD_LETTER_SCHEMA = pl.Schema(
-    {
-        "topic": pl.String(),
-        "partition": pl.Int32(),
-        "offset": pl.Int64(),
-        "arrival": INSTANT,
-        "view": pl.String(),
-        "reason": pl.String(),
-        "key": pl.Binary(),
-        "value": pl.Binary(),
-    }
-)
 
 # Years 1 to 9999: what people's tools can show.
 _FIRST_SHOWN_US = -62_135_596_800_000_000
@@ -84,7 +72,7 @@ class AvroDecoder:
             "_event_time": INSTANT,
         }
         self._no_events = pl.DataFrame(schema=event_schema)
-        self._no_dead = DEAD_LETTER_SCHEMA.to_frame()
+        self._no_dead = pl.DataFrame(schema=DEAD_LETTER_SCHEMA)
         self._warned = False
 
     def decode(self, poll: Poll) -> Decoded:
@@ -250,7 +238,7 @@ class AvroDecoder:
             for row, reason in reasons.items()
         ]
         plain = pl.Schema({**DEAD_LETTER_SCHEMA, "arrival": pl.Int64()})
-        return pl.DataFrame(letters, schema=plain, orient="row").cast(DEAD_LETTER_SCHEMA).sort("offset")
+        return pl.DataFrame(letters, schema=plain, orient="row").cast(pl.Schema(DEAD_LETTER_SCHEMA)).sort("offset")
 
 
 def _outside(column: str, numbers: pl.Series, span: str) -> Callable[[int], str]:

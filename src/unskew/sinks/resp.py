@@ -8,7 +8,7 @@ A row becomes
     PEXPIREAT key ms                               where the time of collection is still to come,
 
 so a reader sees the fields of a row change together. The expiry stands outside the transaction: it only collects
-garbage, and two commands fewer per row are worth a third of the server's time. Values: integers in decimal, floats as
+garbage, and a command fewer in the transaction is work the server is spared. Values: integers in decimal, floats as
 the shortest text that reads back to the same float, booleans as ``1`` and ``0``. A null field is absent.
 
 Every reply to these commands is an integer, a status or an array of integers; ``resp_replies`` rests on that.

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 # cache: compiled once per machine, not per process. nogil: shards of one process may run side by side.
 # numpy error model: no test for division by zero on every division; divisors are checked by ``compile``.
 # _nrt=False: no reference counting inside. The kernel allocates nothing, its arrays are owned outside, and counting
-# costs an atomic pair per array access: it made an event six times as dear (1,200 against 200 ns, one window).
+# costs an atomic pair per array access: several times the work of an event (docs/decisions/0004 has the measurement).
 # The option is numba's own but not documented; without it everything works the same, slower.
 compiled = partial(njit, cache=True, nogil=True, error_model="numpy", _nrt=False)
 
