@@ -163,7 +163,9 @@ def _reporter(kind: str) -> Callable[[Status], None] | None:
         now = time.monotonic()
         rate = (status.consumed - last[1]) / max(now - last[0], 1e-9)
         last[:] = [now, status.consumed]
-        clock = "none yet" if status.clock_us is None else format_instant(status.clock_us)
+        clock = format_instant(status.clock_us) if status.clock_us is not None else "none yet"
+        if not status.rows:
+            clock += " (the first run after an installation compiles the kernel)"
         click.echo(
             f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "
             f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}"
