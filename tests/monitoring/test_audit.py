@@ -1,4 +1,9 @@
+import json
 import re
+import shutil
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -44,16 +49,31 @@ def stored(tmp_path: Path, redis_client: redis.Redis) -> Path:
     return tmp_path
 
 
-def write(folder: Path, client: redis.Redis, plan: ViewPlan, given: pl.DataFrame, clock_us: int = CLOCK) -> None:
+def write(
+    folder: Path,
+    client: redis.Redis,
+    plan: ViewPlan,
+    given: pl.DataFrame,
+    clock_us: int = CLOCK,
+    *,
+    archived: bool = True,
+) -> None:
     writer = RedisWriter(client, "unskew", "main")
     for updates in write_log(folder / "log", plan, given, clock_us, n_shards=2, n_batches=3):
         writer.add(updates)
     writer.flush(present_us())  # the server's own clock: keys that are old already would expire at once
-    write_archive(folder / "archive", plan, given)
+    if archived:
+        write_archive(folder / "archive", plan, given)
 
 
 def run(folder: Path, redis_url: str | None = None, *, plan: Plan = PLAN, **options) -> AuditReport:
-    return audit(plan, folder / "log", folder / "archive", redis_source=redis_url, samples=400, patience_s=0, **options)
+    return audit(
+        plan,
+        folder / "log",
+        folder / "archive",
+        redis_source=redis_url,
+        **{"samples": 400, "patience_s": 0, **options},
+    )
 
 
 def rewrite(folder: Path, change: pl.Expr) -> None:
@@ -81,7 +101,7 @@ def test_the_same_seed_draws_the_same_sample(stored):
 
 def test_entities_whose_key_is_gone_are_compared_too(tmp_path, redis_client, redis_url):
     plan = view(Wanted("count", "count", HOUR_WINDOW), name="clicks")
-    write(tmp_path, redis_client, plan, EVENTS[:117], clock_us=T0 + 116 * 17 * MINUTE)
+    write(tmp_path, redis_client, plan, EVENTS[:117], clock_us=T0 + 116 * 17 * MINUTE + 1)
 
     report = run(tmp_path, redis_url, plan=Plan(streams={}, views={"clicks": plan}))
 
@@ -145,12 +165,12 @@ def test_an_archive_that_lacks_events_is_refused(stored):
     write_archive(stored / "partial", CLICKS, EVENTS[::2])
 
     with pytest.raises(RequestError, match=r"the archive lacks \d+ events that clicks@1 was computed from"):
-        audit(PLAN, stored / "log", stored / "partial", samples=10)
+        audit(PLAN, stored / "log", stored / "partial", samples=10, patience_s=0)
 
 
 def test_without_an_archive_or_a_clock_nothing_is_claimed(stored, redis_client, redis_url):
     with pytest.raises(RequestError, match="no archived events of topic stream"):
-        audit(PLAN, stored / "log", stored / "nowhere", samples=10)
+        audit(PLAN, stored / "log", stored / "nowhere", samples=10, patience_s=0)
 
     redis_client.flushdb()
     with pytest.raises(RequestError, match="Redis has no clock of clicks@1"):
@@ -160,8 +180,165 @@ def test_without_an_archive_or_a_clock_nothing_is_claimed(stored, redis_client, 
 def test_a_redis_that_is_past_the_log_is_not_held_against_it(stored, redis_client, redis_url):
     redis_client.hset("unskew:clock:main", mapping={f"clicks@1/h{shard}": str(CLOCK + DAY) for shard in (0, 1)})
 
-    with pytest.raises(RequestError, match="past what the log has published"):
+    with pytest.raises(RequestError, match="7 values are past what the log has published"):
         run(stored, redis_url)
+
+
+SECOND_VIEW = replace(CLICKS, name="taps")
+
+
+def test_a_view_of_which_nothing_could_be_compared_is_refused_beside_others(stored, redis_client, redis_url):
+    write(stored, redis_client, SECOND_VIEW, EVENTS, archived=False)
+    both = Plan(streams=PLAN.streams, views={"clicks": CLICKS, "taps": SECOND_VIEW})
+    assert run(stored, redis_url, plan=both).difference is None
+
+    redis_client.hset("unskew:clock:main", mapping={f"taps@1/h{shard}": str(CLOCK + DAY) for shard in (0, 1)})
+
+    with pytest.raises(RequestError, match="nothing of taps@1 in Redis was compared: 7 values are past"):
+        run(stored, redis_url, plan=both)
+
+
+def test_a_view_without_events_is_said_to_have_none(stored, redis_url):
+    silent = replace(CLICKS, name="taps", stream=replace(CLICKS.stream, topic="silent"))
+
+    report = run(stored, redis_url, plan=Plan(streams=PLAN.streams, views={"clicks": CLICKS, "taps": silent}))
+
+    assert [(one.view, one.events, one.samples) for one in report.views] == [("clicks@1", 120, 200), ("taps@1", 0, 0)]
+    assert list(audit_table(report).columns[0].cells) == ["clicks@1", "taps@1 (no events)", "all"]
+
+
+@pytest.mark.parametrize(
+    ("column", "planted"),
+    [
+        ("event_time", pl.col("event_time") + pl.duration(microseconds=1)),
+        ("event_time", pl.lit(None, pl.Datetime("us", "UTC"))),
+        ("partition", pl.lit(None, pl.Int32)),
+        ("offset", (pl.col("offset") + 7) % 120),
+        ("cause", pl.lit("hop")),
+        ("cause", pl.lit("backfill")),
+        ("cause", pl.lit(None, pl.String)),
+    ],
+    ids=str,
+)
+def test_a_single_row_with_another_origin_is_found(stored, column, planted):
+    one = pl.col("offset") == 60
+    rewrite(stored, pl.when(one).then(planted).otherwise(pl.col(column)).alias(column))
+
+    difference = run(stored).difference
+
+    assert difference is not None
+    assert (difference.where, difference.entity, difference.feature) == ("log", ("u 4",), column)
+    assert difference.found != difference.expected
+
+
+def test_a_hop_that_passes_for_an_event_is_found(stored):
+    rewrite(stored, pl.lit("event").alias("cause"))
+
+    difference = run(stored).difference
+
+    assert difference is not None
+    assert (difference.feature, difference.found, difference.expected) == ("cause", "event", "hop")
+
+
+def test_of_two_events_at_one_instant_the_log_must_name_the_last(tmp_path, redis_client):
+    twice = pl.concat([EVENTS, EVENTS]).sort("_arrival").with_columns(_offset=pl.int_range(pl.len()))
+    write(tmp_path, redis_client, CLICKS, twice)
+    assert run(tmp_path).difference is None
+
+    rewrite(tmp_path, pl.col("offset") - 1)
+
+    difference = run(tmp_path).difference
+    assert difference is not None
+    assert (difference.feature, difference.found) == ("offset", difference.expected - 1)
+
+
+def test_a_row_in_the_log_of_an_entity_without_events_is_found(stored):
+    newest = max(stored.glob("log/clicks/v1/day=*/h0-*.parquet"), key=lambda file: file.name)
+    last = int(newest.stem.rsplit("-", 1)[1])
+    metadata = {name: text for name, text in pl.read_parquet_metadata(newest).items() if name.startswith("unskew.")}
+    planted = pl.read_parquet(newest, hive_partitioning=False)[-1:].with_columns(user=pl.lit("ghost"), seq=last + 1)
+    planted.write_parquet(newest.with_name(f"h0-{last + 1:020d}-{last + 1:020d}.parquet"), metadata=metadata)
+
+    difference = run(stored).difference
+
+    assert difference is not None
+    assert (difference.where, difference.entity, difference.feature) == ("log", ("ghost",), None)
+    assert "clicks@1 of ghost at 2017-" in str(difference)
+
+
+@pytest.mark.parametrize(
+    ("key", "entity"), [("ghost%20x", ("ghost x",)), ("no key", ("no key",)), ("two|parts", ("two", "parts"))]
+)
+@pytest.mark.parametrize("fields", [{"count": "1"}, {}], ids=["values", "empty"])
+def test_a_key_in_redis_of_an_entity_without_events_is_found(stored, redis_client, redis_url, key, entity, fields):
+    redis_client.hset(f"unskew:clicks@1:{{{key}}}", mapping={"_at": str(CLOCK - SECOND), **fields})
+
+    difference = run(stored, redis_url).difference
+
+    assert difference is not None
+    assert (difference.where, difference.entity, difference.feature) == ("redis", entity, None)
+
+
+def test_keys_of_other_views_and_prefixes_are_no_strays(stored, redis_client, redis_url):
+    for key in ("unskew:clicks@11:{ghost}", "unskew:clicks@1x:{ghost}", "other:unskew:clicks@1:{ghost}"):
+        redis_client.hset(key, "_at", "1")
+
+    assert run(stored, redis_url).difference is None
+
+
+def test_a_provisional_value_is_counted_and_not_held_against_redis(tmp_path, redis_client, redis_url):
+    write(tmp_path, redis_client, CLICKS, EVENTS, clock_us=T0 + 119 * 17 * MINUTE + 1)
+    redis_client.hset("unskew:clicks@1:{u%205}", mapping={"_at": str(CLOCK), "count": "1000"})
+
+    report = run(tmp_path, redis_url)
+
+    assert report.difference is None
+    assert (report.views[0].entities, report.views[0].provisional, report.views[0].ahead) == (6, 1, 0)
+    assert "provisional" in [column.header for column in audit_table(report).columns]
+
+
+def test_where_all_of_redis_is_provisional_nothing_is_claimed(tmp_path, redis_client, redis_url):
+    write(tmp_path, redis_client, CLICKS, EVENTS, clock_us=T0 + 119 * 17 * MINUTE + 1)
+    for key in redis_client.keys("unskew:clicks@1:*"):
+        redis_client.hset(key, "_at", str(CLOCK))
+
+    with pytest.raises(RequestError, match="0 values are past what the log has published, 7 provisional"):
+        run(tmp_path, redis_url)
+
+
+def test_what_is_published_after_the_logs_coverage_was_read_makes_no_difference(stored):
+    complete_to = T0 + 60 * 17 * MINUTE
+    for file in stored.glob("log/clicks/v1/_coverage/*.json"):
+        file.write_text(json.dumps({"since": T0, "complete_to": complete_to, "seq": 5}))
+    late = pl.col("available_at") > pl.from_epoch(pl.lit(complete_to), "us").dt.replace_time_zone("UTC")
+    rewrite(stored, pl.when(late).then(pl.lit("ghost")).otherwise("user").alias("user"))
+
+    report = run(stored)
+
+    assert report.difference is None
+    assert report.views[0].samples == 400
+
+
+def test_an_archive_that_is_published_after_the_log_is_waited_for(stored):
+    archive = stored / "archive"
+    shutil.rmtree(archive)
+    write_archive(archive, CLICKS, EVENTS[:60])
+
+    def follow() -> None:
+        time.sleep(0.2)
+        write_archive(stored / "whole", CLICKS, EVENTS)
+        for file in (stored / "whole").glob("*/day=*/*.parquet"):
+            target = archive / file.relative_to(stored / "whole")
+            target.parent.mkdir(exist_ok=True)
+            file.rename(target)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    report = run(stored, patience_s=20)
+    thread.join()
+
+    assert report.difference is None
+    assert report.views[0].events == 120
 
 
 DEFINITIONS = """

@@ -1,90 +1,50 @@
 """The audit: for the same instants, the log's join, Redis and a recount over the raw events are identical bit for bit."""
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from urllib.parse import quote, unquote
 
 import msgspec
 import numpy as np
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.plan import Plan, ViewPlan
+from unskew.features.keys import encode_keys
+from unskew.features.plan import POLARS_TYPES, Plan, ViewPlan
 from unskew.features.registry import RegisteredView, register
 from unskew.features.time import format_instant
-from unskew.monitoring.recount import Key, Recount, Values, identical
+from unskew.monitoring.log_rows import compare_origins, compare_rows, missing_events
+from unskew.monitoring.outcome import AuditReport, Difference, ViewAudit, first_difference, stray
+from unskew.monitoring.recount import Key, Recount, identical
 from unskew.offline.join import joined
 from unskew.offline.log import ViewLog
 from unskew.serving.online import OnlineReader
-from unskew.sinks.layout import published_files
+from unskew.sinks.layout import Coverage, published_files, read_coverage, view_root
 
-Where = Literal["log", "redis"]
 Progress = Callable[[str, int, int], None]
 
 _BATCH = 2_000
 _DRAWS = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The first place where two sides disagree: ``found`` in log or Redis, ``expected`` by the recount."""
-
-    where: Where
-    view: str
-    entity: Key
-    instant_us: int
-    feature: str
-    found: object
-    expected: object
-
-    def __str__(self) -> str:
-        entity = "|".join(str(part) for part in self.entity)
-        return (
-            f"{self.view} of {entity} at {format_instant(self.instant_us)}: {self.feature} is {self.found!r} in the "
-            f"{'log' if self.where == 'log' else 'online store'}, and {self.expected!r} by the recount"
-        )
-
-
-@dataclass(kw_only=True)
-class ViewAudit:
-    """What was compared of one view.
-
-    ``samples``: (entity, instant) pairs, of them ``on_arrivals`` and ``on_hops`` at such an instant exactly, ``beside``
-    one microsecond from one, the others anywhere; ``non_empty``: with some event in some window. ``entities``: read from
-    Redis and compared, ``entities_present`` of them with a row there; ``ahead``: left out, because Redis was past what log
-    and archive had published. ``events``: in the recount. ``engines``: who evaluated the SQL and other expressions.
-    """
-
-    view: str
-    events: int
-    samples: int = 0
-    on_arrivals: int = 0
-    on_hops: int = 0
-    beside: int = 0
-    non_empty: int = 0
-    entities: int = 0
-    entities_present: int = 0
-    ahead: int = 0
-    engines: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True)
-class AuditReport:
-    """What was compared, and the first difference, None where there is none."""
-
-    views: list[ViewAudit] = field(default_factory=list)
-    difference: Difference | None = None
+# Of each view's samples, those whose row in the log is compared too: looking for it takes several recounts.
+_ROWS = 250
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Online:
-    """What Redis held of one view, entity by entity: read before the archive, so that the archive can catch up with it."""
+    """What Redis held of one view, entity by entity: read before the archive, so that the archive can catch up with it.
+
+    The last ``n_strange`` rows are of keys that the archive did not know then; ``illegible``: keys that no entity has.
+    """
 
     values: pl.DataFrame
     as_of: pl.Series
+    provisional: pl.Series
+    n_strange: int
+    illegible: list[str]
 
 
 def audit(
@@ -107,28 +67,37 @@ def audit(
     then every entity of the archive is read there too, those whose key is gone included, and compared as of the instant
     that the reader states. ``patience_s``: how long log and archive of a running pipeline may take to publish up to there.
 
-    Raises ``RequestError`` where there is nothing to compare, or the archive lacks events that the log was computed from.
+    Log and archive of a running pipeline may grow meanwhile: what the log covers is read before the archive, and nothing
+    later is compared. Every row of the log, and every key in Redis, must be of an entity that the archive knows, and
+    every row must name its event.
+
+    Raises ``RequestError`` where there is nothing to compare, also in one view alone if it has events, or the archive
+    lacks events that the log was computed from.
     """
     report = AuditReport()
     rng = random.Random(seed)  # noqa: S311  a sample, no secret
     share = -(-samples // max(1, len(plan.views)))
     for view in plan.views.values():
         online = None
+        settled: Coverage | None = None
         if redis_source is not None:
-            keys = _entities(_archived(archive_root, view, whole=False), view)
-            online = _read_online(redis_source, prefix, pipeline, view, keys, progress)
+            settled = read_coverage(view_root(log_root, view.name, view.version))
+            online = _read_online(redis_source, prefix, pipeline, view, archive_root, progress)
             _wait_for_log(log_root, view, online, patience_s)
-        events = _archived(archive_root, view, whole=True)
+        # Its coverage first, and the archive after it: what came in between is then in the archive, and in no sample.
         log = ViewLog(log_root, register(view))
-        _refuse_missing_events(log, events)
+        if _is_without_events(log, archive_root, view, online):
+            report.views.append(ViewAudit(view=view.id, events=0))
+            continue
+        events = _archive_of(log, archive_root, view, patience_s)
         recount = Recount(view, events)
         result = ViewAudit(view=view.id, events=recount.n_events, engines=recount.engines)
         report.views.append(result)
-        report.difference = _compare_log(
-            log, recount, share, rng, result, progress, first_us=_first_exact(log, events, view)
-        )
+        first_us = _first_exact(log, events, view)
+        report.difference = _compare_log(log, events, recount, share, rng, result, progress, first_us=first_us)
         if report.difference is None and online is not None:
-            report.difference = _compare_online(online, log, recount, result, progress)
+            settled_us = _settled_us(view, events, settled)
+            report.difference = _compare_online(online, log, recount, result, settled_us, progress, first_us=first_us)
         if report.difference is not None:
             return report
     _refuse_vacuous(report, online=redis_source is not None)
@@ -137,6 +106,7 @@ def audit(
 
 def _compare_log(
     log: ViewLog,
+    events: pl.DataFrame,
     recount: Recount,
     n_samples: int,
     rng: random.Random,
@@ -151,7 +121,7 @@ def _compare_log(
             f"the log of {result.view} under {log.root} is not complete to any instant yet; run the pipeline"
         )
     if not len(recount.entities):
-        return None
+        return compare_origins(log, events, recount, result, first_us)
     drawn = _draw(recount, n_samples, rng, result, first_us, complete_to)
     key_names = recount.view.entity.keys
     keys = pl.DataFrame([key for key, _ in drawn], schema=recount.entities.schema, orient="row").select(key_names)
@@ -165,9 +135,11 @@ def _compare_log(
         result.samples += 1
         result.non_empty += not identical(expected, empty)
         if not identical(found, expected):
-            return _first_difference("log", result.view, key, t_us, found, expected)
+            return first_difference("log", result.view, key, t_us, found, expected)
     progress(f"{result.view}: log", len(drawn), len(drawn))
-    return None
+    return compare_origins(log, events, recount, result, first_us) or compare_rows(
+        log, recount, drawn[:_ROWS], result, first_us
+    )
 
 
 def _draw(
@@ -206,50 +178,127 @@ def _draw_instant(
     return rng.randint(first_us, last_us)
 
 
+def _settled_us(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None) -> dict[Key, int]:
+    """For each entity of a partitioned view, up to where the log was complete in all shards of its partition.
+
+    The log publishes only what Redis has acknowledged. So a row that was read after this coverage, and has not changed
+    since an instant in it, is exact there, though a reader, who knows no partitions, must call it provisional.
+    """
+    settled: dict[int, int] = {}
+    if coverage is None or not view.partitioned:
+        return {}
+    for name, shard in coverage.shards.items():
+        partition = int(name.removeprefix("p").partition(".")[0])
+        complete_to = -(2**63) if shard.complete_to_us is None else shard.complete_to_us
+        settled[partition] = min(complete_to, settled.get(partition, complete_to))
+    keys = list(view.entity.keys)
+    places = (
+        events.drop_nulls(keys).group_by(keys).agg(first=pl.col("_partition").min(), last=pl.col("_partition").max())
+    )
+    rows = places.filter(pl.col("first") == pl.col("last")).select(*keys, "first").iter_rows()
+    return {tuple(key): settled[partition] for *key, partition in rows if partition in settled}
+
+
 def _compare_online(
-    online: _Online, log: ViewLog, recount: Recount, result: ViewAudit, progress: Progress
+    online: _Online,
+    log: ViewLog,
+    recount: Recount,
+    result: ViewAudit,
+    settled_us: Mapping[Key, int],
+    progress: Progress,
+    *,
+    first_us: int,
 ) -> Difference | None:
     covered = _covered_us(log)
     key_names = list(recount.view.entity.keys)
     names = [feature.name for feature in recount.view.features]
     empty = recount.values((), 0)
     instants = online.as_of.to_physical().to_list()
+    provisional = online.provisional.to_list()
+    known = set(recount.entities.rows())
+    first_strange = len(instants) - online.n_strange
     rows = online.values.select(*key_names, *(f"{recount.view.name}__{name}" for name in names)).iter_rows()
-    for number, (row, t_us) in enumerate(zip(rows, instants, strict=True)):
+    for number, (row, as_of_us) in enumerate(zip(rows, instants, strict=True)):
         if number % _BATCH == 0:
             progress(f"{result.view}: Redis", number, len(instants))
-        if t_us is None:
+        if as_of_us is None:
             raise RequestError(
                 f"Redis has no clock of {result.view}; is it the pipeline and the prefix that wrote there?"
             )
-        if t_us > covered:
-            result.ahead += 1
-            continue
         key, found = row[: len(key_names)], dict(zip(names, row[len(key_names) :], strict=True))
+        if number >= first_strange and key not in known and first_us <= as_of_us <= covered:
+            return stray("redis", result.view, key, as_of_us)
+        t_us, upto_us = as_of_us, covered
+        if provisional[number]:
+            upto_us = settled_us.get(key, -(2**63))
+            if identical(found, empty) and first_us <= upto_us < as_of_us:
+                # Empty at some instant from here to ``as_of``: which, is only known where nothing changes in between.
+                t_us = upto_us
+                if not identical(recount.values(key, t_us), empty) and recount.last_row(key, as_of_us, t_us):
+                    upto_us = -(2**63)
+        if not first_us <= t_us <= upto_us:
+            result.provisional += provisional[number]
+            result.ahead += not provisional[number]
+            continue
         expected = recount.values(key, t_us)
         result.entities += 1
         result.entities_present += not identical(found, empty)
         if not identical(found, expected):
-            return _first_difference("redis", result.view, key, t_us, found, expected)
+            return first_difference("redis", result.view, key, t_us, found, expected)
     progress(f"{result.view}: Redis", len(instants), len(instants))
+    if online.illegible:
+        return stray("redis", result.view, tuple(online.illegible[0].split("|")), covered)
     return None
 
 
 def _read_online(
-    source: str, prefix: str, pipeline: str, view: ViewPlan, keys: pl.DataFrame, progress: Progress
+    source: str, prefix: str, pipeline: str, view: ViewPlan, archive_root: Path, progress: Progress
 ) -> _Online:
     reader = OnlineReader(source, prefix, pipeline, views={view.name: _without_defaults(register(view))})
     references = [f"{view.name}:{feature.name}" for feature in view.features]
-    values, as_of = [], []
+    answers, judged = [], []
     try:
+        keys = _archived_keys(archive_root, view)
+        unknown = reader.keys(view.name)
+        unknown = unknown.filter(~unknown.is_in(encode_keys(keys, view.entity).implode()))
+        strange, illegible = _legible(unknown.to_list(), view)
+        keys = pl.concat([keys, strange])
         for first in range(0, max(1, len(keys)), _BATCH):
             progress(f"{view.id}: reading Redis", first, len(keys))
             answer = reader.read(references, keys[first : first + _BATCH], full_feature_names=True)
-            values.append(answer.to_polars())
-            as_of.append(answer.metadata[view.name]["as_of"])
+            answers.append(answer.to_polars())
+            judged.append(answer.metadata[view.name])
     finally:
         reader.close()
-    return _Online(values=pl.concat(values), as_of=pl.concat(as_of))
+    metadata = pl.concat(judged)
+    return _Online(
+        values=pl.concat(answers),
+        as_of=metadata["as_of"],
+        provisional=metadata["provisional"],
+        n_strange=len(strange),
+        illegible=illegible,
+    )
+
+
+def _legible(keys: list[str], view: ViewPlan) -> tuple[pl.DataFrame, list[str]]:
+    """Typed keys of those that an entity can have, and the others."""
+    schema = {name: POLARS_TYPES[kind] for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    legible: list[Key] = []
+    illegible = []
+    for key in keys:
+        parts = key.split("|")
+        if len(parts) != len(schema) or not all(map(_is_part, parts, view.entity.types)):
+            illegible.append(key)
+            continue
+        typed = zip(parts, view.entity.types, strict=True)
+        legible.append(tuple(int(part) if kind == "int64" else unquote(part) for part, kind in typed))
+    return pl.DataFrame(legible, schema=schema, orient="row"), illegible
+
+
+def _is_part(part: str, kind: str) -> bool:
+    if kind == "int64":
+        return re.fullmatch(r"0|-?[1-9]\d{0,18}", part, re.ASCII) is not None and -(2**63) <= int(part) < 2**63
+    return quote(unquote(part), safe="") == part
 
 
 def _without_defaults(view: RegisteredView) -> RegisteredView:
@@ -260,7 +309,7 @@ def _without_defaults(view: RegisteredView) -> RegisteredView:
 
 def _wait_for_log(log_root: Path, view: ViewPlan, online: _Online, patience_s: float) -> None:
     """Give a running pipeline time to publish what Redis already shows."""
-    newest = online.as_of.to_physical().max()
+    newest = online.as_of.filter(~online.provisional).to_physical().max()
     deadline = time.monotonic() + patience_s
     while newest is not None and _covered_us(ViewLog(log_root, register(view))) < int(newest):  # type: ignore[arg-type]
         if time.monotonic() > deadline:
@@ -269,30 +318,52 @@ def _wait_for_log(log_root: Path, view: ViewPlan, online: _Online, patience_s: f
 
 
 def _covered_us(log: ViewLog) -> int:
-    """The open instant of the shard that is furthest: what arrived by then may be published."""
-    shards = log.coverage.shards.values() if log.coverage is not None else ()
-    closed = [shard.complete_to_us for shard in shards if shard.complete_to_us is not None]
-    return max(closed) + 1 if closed else -(2**63)
+    """The last instant that is published of every shard."""
+    complete_to = log.complete_to_us
+    return -(2**63) if complete_to is None else complete_to
 
 
-def _archived(archive_root: Path, view: ViewPlan, *, whole: bool) -> pl.DataFrame:
-    """The raw events of the view's stream, of ``whole`` rows what the view reads, else its keys alone."""
-    columns = list(view.entity.keys)
-    if whole:
-        expressions = [view.where, *view.filters, *view.values]
-        roots = {name for one in expressions if one is not None for name in one.expr.meta.root_names()}
-        columns += [*sorted(roots - set(columns)), "_partition", "_offset", "_arrival", "_event_time"]
-    files = published_files(archive_root / view.stream.topic)
-    if not files:
-        raise RequestError(
+def _archive_of(log: ViewLog, archive_root: Path, view: ViewPlan, patience_s: float) -> pl.DataFrame:
+    """The raw events of the view's stream: what the view reads, of every event that the log was computed from.
+
+    A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow.
+    """
+    expressions = [view.where, *view.filters, *view.values]
+    roots = {name for one in expressions if one is not None for name in one.expr.meta.root_names()}
+    keys = list(view.entity.keys)
+    columns = [*keys, *sorted(roots - set(keys)), "_partition", "_offset", "_arrival", "_event_time"]
+    deadline = time.monotonic() + patience_s
+    while True:
+        files = published_files(archive_root / view.stream.topic)
+        missing: str | None = (
             f"there are no archived events of topic {view.stream.topic} under {archive_root}; "
             "give the folder that `unskew run --archive` writes to"
         )
-    return pl.scan_parquet([file.path for file in files], hive_partitioning=False).select(columns).collect()
+        if files:
+            paths = [file.path for file in files]
+            events = pl.scan_parquet(paths, hive_partitioning=False).select(columns).collect()
+            missing = missing_events(log, events)
+            if missing is None:
+                return events
+        if time.monotonic() > deadline:
+            raise RequestError(missing)
+        time.sleep(0.5)
 
 
-def _entities(events: pl.DataFrame, view: ViewPlan) -> pl.DataFrame:
-    return events.select(view.entity.keys).drop_nulls().unique(maintain_order=True)
+def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
+    """The entities of all archived events, those of events that do not count too."""
+    files = published_files(archive_root / view.stream.topic)
+    schema = {name: POLARS_TYPES[kind] for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    if not files:
+        return pl.DataFrame(schema=schema)
+    scanned = pl.scan_parquet([file.path for file in files], hive_partitioning=False).select(view.entity.keys)
+    return scanned.drop_nulls().unique().cast(pl.Schema(schema)).collect().sort(view.entity.keys)
+
+
+def _is_without_events(log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None) -> bool:
+    """Whether neither archive nor log nor Redis knows anything of the view."""
+    in_redis = online is not None and (len(online.values) > 0 or online.illegible)
+    return not (in_redis or log.files or published_files(archive_root / view.stream.topic))
 
 
 def _first_exact(log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> int:
@@ -305,39 +376,17 @@ def _first_exact(log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> int:
     return archived + max(window.extent_us + window.hop_us for window in view.windows)
 
 
-def _refuse_missing_events(log: ViewLog, events: pl.DataFrame) -> None:
-    """Every event that the log names must be in the archive, from the archive's beginning on."""
-    first = events["_arrival"].min()
-    known = events.select(pl.col("_partition").alias("partition"), pl.col("_offset").alias("offset"))
-    for chunk in log.newest_first(["partition", "offset", "available_at"]):
-        named = chunk.drop_nulls().filter(pl.col("available_at") >= first)
-        missing = named.join(known, on=["partition", "offset"], how="anti")
-        if len(missing):
-            partition, offset, at = missing.row(0)
-            raise RequestError(
-                f"the archive lacks {len(missing)} events that {log.view.name}@{log.view.version} was computed from, "
-                f"first partition {partition}, offset {offset} ({at}): it is not this log's archive, or files are missing"
-            )
-
-
 def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:
-    """Agreement about nothing is no agreement."""
+    """Agreement about nothing is no agreement, not in one view beside others either."""
     if not sum(view.non_empty for view in report.views):
         raise RequestError("nothing was compared: no sampled value was other than empty")
-    if online and not sum(view.entities for view in report.views):
-        raise RequestError(
-            "nothing in Redis was compared: all of it is past what the log has published; wait for the next epoch"
-        )
-
-
-def _first_difference(where: Where, view: str, key: Key, t_us: int, found: Values, expected: Values) -> Difference:
-    feature = next(name for name in expected if not identical({name: found[name]}, {name: expected[name]}))
-    return Difference(
-        where=where,
-        view=view,
-        entity=key,
-        instant_us=t_us,
-        feature=feature,
-        found=found[feature],
-        expected=expected[feature],
-    )
+    for view in report.views:
+        if not view.events:
+            continue
+        if not view.samples:
+            raise RequestError(f"nothing of {view.view} was compared with its log: the sample is too small")
+        if online and not view.entities:
+            raise RequestError(
+                f"nothing of {view.view} in Redis was compared: {view.ahead} values are past what the log has published, "
+                f"{view.provisional} provisional; wait for the next epoch"
+            )

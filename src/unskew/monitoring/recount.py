@@ -88,6 +88,8 @@ class Recount:
             self._spans[tuple(key)] = (start, start + n)
             start += n
         self.n_events = start
+        # Those that do not count too: from here on the archive knows.
+        self.first_us = int(events["_arrival"].to_physical().min()) if len(events) else 0  # type: ignore[arg-type]
 
     def values(self, key: Sequence[int | str], t_us: int) -> Values:
         """What the view's features are at ``t_us``, all events that arrived at that instant included.
@@ -121,6 +123,16 @@ class Recount:
             if not identical(before, values):
                 rows.append(self._row(key, t_us, values))
         return rows
+
+    def last_row(self, key: Sequence[int | str], t_us: int, after_us: int) -> Row | None:
+        """The log row of ``key`` that stands at ``t_us``; None where none is past ``after_us``."""
+        history = self.history(key)
+        for instant in sorted({*history.arrivals, *history.edges}, reverse=True):
+            if after_us < instant <= t_us:
+                values = self.values(key, instant)
+                if not identical(self.values(key, instant - 1), values):
+                    return self._row(key, instant, values)
+        return None
 
     def _row(self, key: Sequence[int | str], t_us: int, values: Values) -> Row:
         """A row at ``t_us``; its cause is the last event of the instant that some feature takes in."""

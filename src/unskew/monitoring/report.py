@@ -3,13 +3,13 @@
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from unskew.monitoring.audit import AuditReport
+from unskew.monitoring.outcome import AuditReport
 
 
 def audit_table(report: AuditReport) -> Table:
     """Give a row for each view and one for all: what was compared, so that agreement can be weighed.
 
-    The column ``ahead`` is there only where something had to be left out.
+    The columns ``provisional`` and ``ahead`` are there only where something in Redis could not be compared.
     """
     columns = {
         "events": [view.events for view in report.views],
@@ -17,10 +17,13 @@ def audit_table(report: AuditReport) -> Table:
         "on arrivals": [view.on_arrivals for view in report.views],
         "on hops": [view.on_hops for view in report.views],
         "1 µs beside": [view.beside for view in report.views],
+        "log rows": [view.rows for view in report.views],
         "not empty": [view.non_empty for view in report.views],
         "Redis entities": [view.entities for view in report.views],
         "present": [view.entities_present for view in report.views],
     }
+    if any(view.provisional for view in report.views):
+        columns["provisional"] = [view.provisional for view in report.views]
     if any(view.ahead for view in report.views):
         columns["ahead"] = [view.ahead for view in report.views]
     table = Table(
@@ -39,7 +42,7 @@ def audit_table(report: AuditReport) -> Table:
         widest = max(len(f"{sum(cells):,}"), *map(len, heading.split()))
         table.add_column(heading, justify="right", width=widest)
     for view, *row in zip((view.view for view in report.views), *columns.values(), strict=True):
-        table.add_row(view, *(f"{n:,}" for n in row))
+        table.add_row(view if row[0] else f"{view} (no events)", *(f"{n:,}" for n in row))
     table.add_section()
     table.add_row("all", *(f"{sum(cells):,}" for cells in columns.values()))
     return table
