@@ -15,11 +15,14 @@ from tests.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, local_day, sl
 from tests.written import write_archive, write_log
 from unskew.cli import main
 from unskew.features.errors import RequestError
+from unskew.features.evaluate import evaluate
+from unskew.features.kernel.shard import ShardState
 from unskew.features.load import load
 from unskew.features.plan import Plan, ViewPlan
 from unskew.monitoring.audit import AuditReport, audit
 from unskew.monitoring.report import audit_table, engines_line
 from unskew.serving.online import present_us
+from unskew.sinks.log import LogTable
 from unskew.sinks.redis import RedisWriter
 
 T0 = 1_490_400_000 * SECOND  # 2017-03-25, the day before clocks change in Berlin
@@ -339,6 +342,60 @@ def test_an_archive_that_is_published_after_the_log_is_waited_for(stored):
 
     assert report.difference is None
     assert report.views[0].events == 120
+
+
+@pytest.fixture
+def uneven(tmp_path: Path, redis_client: redis.Redis) -> tuple[Path, Plan]:
+    """A partitioned view whose first partition ended a day before the other."""
+    plan = replace(CLICKS, stream=replace(CLICKS.stream, partitioned_by=CLICKS.entity.keys))
+    writer = RedisWriter(redis_client, "unskew", "main")
+    both = []
+    for partition, clock_us in ((0, CLOCK - 2 * DAY), (1, CLOCK - DAY)):
+        given = EVENTS.filter(pl.col("user").str.slice(2).cast(pl.Int64) % 2 == partition)
+        given = given.filter(pl.col("_arrival").to_physical() <= clock_us)
+        given = given.with_columns(pl.lit(partition, pl.Int32).alias("_partition"))
+        shard = f"p{partition}.0"
+        state = ShardState(plan, shard)
+        table = LogTable(tmp_path / "log", plan, shard, None, now_us=present_us)
+        step = state.apply(evaluate(plan, given).events, clock_us)
+        table.append(step)
+        table.snapshot()
+        table.settle()
+        writer.add(step)
+        both.append(given)
+    writer.flush(present_us())
+    write_archive(tmp_path / "archive", plan, pl.concat(both))
+    return tmp_path, Plan(streams={}, views={"clicks": plan})
+
+
+def test_partitions_that_ended_at_different_instants_are_compared_each_at_its_own(uneven, redis_url):
+    folder, plan = uneven
+
+    report = run(folder, redis_url, plan=plan)
+
+    assert report.difference is None
+    assert (report.views[0].entities, report.views[0].provisional, report.views[0].ahead) == (7, 0, 0)
+
+
+def test_a_fault_in_the_partition_that_is_further_is_found(uneven, redis_client, redis_url):
+    folder, plan = uneven
+    key = "unskew:clicks@1:{u%205}"
+    kept = redis_client.hgetall(key)
+
+    redis_client.hincrby(key, "last", 1)
+    changed = run(folder, redis_url, plan=plan).difference
+    redis_client.delete(key)
+    deleted = run(folder, redis_url, plan=plan).difference
+    redis_client.hset(key, mapping=kept)
+    redis_client.hset("unskew:clicks@1:{ghost}", mapping={"_at": str(CLOCK - DAY - 1), "count": "1"})
+    stray = run(folder, redis_url, plan=plan).difference
+
+    assert changed is not None
+    assert (changed.entity, changed.feature) == (("u 5",), "last")
+    assert deleted is not None
+    assert deleted.entity == ("u 5",)
+    assert stray is not None
+    assert (stray.entity, stray.feature) == (("ghost",), None)
 
 
 DEFINITIONS = """

@@ -89,7 +89,7 @@ def audit(
         if _is_without_events(log, archive_root, view, online):
             report.views.append(ViewAudit(view=view.id, events=0))
             continue
-        events = _archive_of(log, archive_root, view, patience_s)
+        events = _archive_of(log, archive_root, view, online, patience_s)
         recount = Recount(view, events)
         result = ViewAudit(view=view.id, events=recount.n_events, engines=recount.engines)
         report.views.append(result)
@@ -209,7 +209,7 @@ def _compare_online(
     *,
     first_us: int,
 ) -> Difference | None:
-    covered = _covered_us(log)
+    covered, furthest = _covered_us(log), _furthest_us(log)
     key_names = list(recount.view.entity.keys)
     names = [feature.name for feature in recount.view.features]
     empty = recount.values((), 0)
@@ -226,7 +226,7 @@ def _compare_online(
                 f"Redis has no clock of {result.view}; is it the pipeline and the prefix that wrote there?"
             )
         key, found = row[: len(key_names)], dict(zip(names, row[len(key_names) :], strict=True))
-        if number >= first_strange and key not in known and first_us <= as_of_us <= covered:
+        if number >= first_strange and key not in known and first_us <= as_of_us <= furthest:
             return stray("redis", result.view, key, as_of_us)
         t_us, upto_us = as_of_us, covered
         if provisional[number]:
@@ -323,10 +323,13 @@ def _covered_us(log: ViewLog) -> int:
     return -(2**63) if complete_to is None else complete_to
 
 
-def _archive_of(log: ViewLog, archive_root: Path, view: ViewPlan, patience_s: float) -> pl.DataFrame:
+def _archive_of(
+    log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None, patience_s: float
+) -> pl.DataFrame:
     """The raw events of the view's stream: what the view reads, of every event that the log was computed from.
 
-    A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow.
+    A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow: also to
+    name the entities that only Redis knew.
     """
     expressions = [view.where, *view.filters, *view.values]
     roots = {name for one in expressions if one is not None for name in one.expr.meta.root_names()}
@@ -343,11 +346,28 @@ def _archive_of(log: ViewLog, archive_root: Path, view: ViewPlan, patience_s: fl
             paths = [file.path for file in files]
             events = pl.scan_parquet(paths, hive_partitioning=False).select(columns).collect()
             missing = missing_events(log, events)
-            if missing is None:
+            if missing is None and (time.monotonic() > deadline or not _are_strange(online, log, events, view)):
                 return events
-        if time.monotonic() > deadline:
+        if missing is not None and time.monotonic() > deadline:
             raise RequestError(missing)
         time.sleep(0.5)
+
+
+def _are_strange(online: _Online | None, log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> bool:
+    """Whether Redis holds entities that are not among the events, though their instants are published of some shard."""
+    if online is None or not online.n_strange:
+        return False
+    keys = list(view.entity.keys)
+    strange = online.values.select(keys)[-online.n_strange :]
+    published = online.as_of.to_physical()[-online.n_strange :] <= _furthest_us(log)
+    known = events.select(pl.col(name).cast(kind) for name, kind in strange.schema.items())
+    return len(strange.filter(published).join(known, on=keys, how="anti")) > 0
+
+
+def _furthest_us(log: ViewLog) -> int:
+    """The last instant that is published of any shard."""
+    shards = log.coverage.shards.values() if log.coverage is not None else ()
+    return max((shard.complete_to_us for shard in shards if shard.complete_to_us is not None), default=-(2**63))
 
 
 def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
