@@ -15,6 +15,7 @@ from tests.updates import closing, current
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
+from unskew.features.updates import NothingToCome
 from unskew.sinks.keyspace import connect
 from unskew.sinks.redis import LEAST_ROWS_ASIDE, RedisWriter
 from unskew.sinks.resp import COLLECT_AFTER_US, RowEncoder
@@ -311,3 +312,20 @@ def test_a_url_with_a_bad_query_is_a_request_error_that_keeps_the_password(query
 
     assert "s3cret" not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+def test_the_list_of_shards_withdraws_what_an_earlier_run_said_of_empty_shards_and_leaves_other_views(redis_client):
+    writer = RedisWriter(redis_client, "unskew", "main")
+    redis_client.hset("unskew:clock:main", mapping={"other@1/h7": "5", "other@1#shards": "h7"})
+    writer.expect({PURCHASES.id: ["p0.0", "p1.0"]})
+    writer.add(NothingToCome(PURCHASES, "p1.0"))
+    writer.flush(0)
+    assert redis_client.hget("unskew:clock:main", f"{PURCHASES.id}/p1.0") == b"ended"
+
+    writer.expect({PURCHASES.id: ["p0.0", "p1.0"]})
+
+    assert redis_client.hgetall("unskew:clock:main") == {
+        b"other@1/h7": b"5",
+        b"other@1#shards": b"h7",
+        f"{PURCHASES.id}#shards".encode(): b"p0.0 p1.0",
+    }
