@@ -11,6 +11,7 @@ import pytest
 import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from unskew.pipelines import embedded
 from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 
 OWNER = """
@@ -136,3 +137,22 @@ def test_ctrl_c_reaches_the_owner_and_not_redis():
     owner.wait()
     owner.stdout.close()
     assert _wait_until_refused(port)
+
+
+def test_an_owner_that_dies_while_redis_starts_leaves_nothing_behind(tmp_path):
+    server = EmbeddedRedis()
+    binary = embedded._valkey_path()
+    for _ in range(10):
+        folder = tmp_path / "redis"
+        folder.mkdir()
+        server.port = embedded._free_port(server.host)
+        keeper = subprocess.Popen(
+            ["/bin/sh", "-c", embedded._KEEPER, "keeper", str(folder), *server._command(binary, folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        keeper.stdin.close()
+
+        assert keeper.wait(timeout=10) == 0
+        assert not folder.exists()

@@ -19,11 +19,13 @@ _PRODUCER = 0  # rd_kafka_type_t; the handle that carries the mock cluster produ
 _TOPIC_ALREADY_EXISTS = 36
 
 # The shell owns the server: it stops it when the owner closes the pipe, or dies and so closes it, however that happens.
+# It ignores signals only after the start: what a shell ignores its children ignore too, and the server may be told to
+# end before it has a handler of its own.
 _KEEPER = """
-trap '' INT HUP TERM
 dir=$1; shift
 exec 3<&0
 "$@" </dev/null 3<&- & server=$!
+trap '' INT HUP TERM
 read _ <&3
 kill "$server" 2>/dev/null; wait "$server" 2>/dev/null
 rm -rf "$dir"
