@@ -18,6 +18,7 @@ from typing import Any, Self
 import numba
 import numpy as np
 import polars as pl
+from workload import SCHEMA, zipf
 
 from unskew.features import agg
 from unskew.features.compile import compile as compile_definitions
@@ -26,15 +27,6 @@ from unskew.features.kernel import directory, shard
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
 
-SCHEMA = {
-    "type": "record",
-    "name": "Event",
-    "fields": [
-        {"name": "user", "type": "long"},
-        {"name": "amount", "type": "double"},
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-    ],
-}
 START_US = 1_600_000_000_000_000
 PER_MS = 50
 THREE = [("5m", "1s"), ("1h", "10s"), ("30d", "2h")]
@@ -55,8 +47,7 @@ def the_view(windows: list[tuple[str, str]]) -> ViewPlan:
 def users_of(n: int, n_entities: int, law: str, random: np.random.Generator) -> np.ndarray:
     if law == "uniform":
         return random.integers(0, n_entities, n)
-    weights = np.arange(1, n_entities + 1, dtype=np.float64) ** -1.1
-    return np.searchsorted(np.cumsum(weights) / weights.sum(), random.random(n))
+    return zipf(n, n_entities, random)
 
 
 class Timed:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from confluent_kafka import Producer
+from workload import SCHEMA, zipf
 
 from unskew.demo.encode import encode
 from unskew.features import agg
@@ -40,15 +41,6 @@ from unskew.sinks.parquet import StagedTable
 from unskew.sinks.redis import RedisWriter
 
 START_MS = 1_600_000_000_000
-SCHEMA = {
-    "type": "record",
-    "name": "Event",
-    "fields": [
-        {"name": "user", "type": "long"},
-        {"name": "amount", "type": "double"},
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-    ],
-}
 
 
 def the_plan(topic: str, *, partitioned: bool) -> Plan:
@@ -61,11 +53,6 @@ def the_plan(topic: str, *, partitioned: bool) -> Plan:
     return compile_definitions(
         FeatureView("by_user", entity=Entity("user", key="user"), stream=stream, features=features)
     )
-
-
-def zipf(n: int, n_entities: int, random: np.random.Generator, exponent: float = 1.1) -> np.ndarray:
-    weights = np.arange(1, n_entities + 1, dtype=np.float64) ** -exponent
-    return np.searchsorted(np.cumsum(weights) / weights.sum(), random.random(n))
 
 
 def produce(broker: EmbeddedBroker, topic: str, n_events: int, n_entities: int, n_partitions: int) -> None:

@@ -1,4 +1,4 @@
-"""The one module that knows Bytewax: sources, shards and sinks as its operators.
+"""The Bytewax adapter: sources, shards and sinks as its operators.
 
 An item is a batch and a key is a shard or a table, so what Bytewax does per item and per key stays small. Its epochs
 cut source offsets, shard states and sink positions together; a snapshot of an epoch is asked for when the epoch

@@ -1,6 +1,6 @@
 """One shard of one view inside the flow: when events may be applied, and the checks on partitioning."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,11 +56,6 @@ class Shard:
         self._siblings = siblings
         self._waiting = waiting or _Waiting()
         siblings.join(self)
-
-    @property
-    def n_waiting(self) -> int:
-        """Events held until every partition's clock has passed them."""
-        return sum(frame.height for frame in self._waiting.frames)
 
     def take(self, piece: Slice) -> Updates | NothingToCome | None:
         """Apply what may be applied after this slice; None while the shard has no clock but may still get one."""
@@ -150,10 +145,6 @@ class Siblings:
     def join(self, shard: Shard) -> None:
         """Add a shard to those of its view and hash."""
         self._shards.setdefault(_place(shard), []).append(shard)
-
-    def shards(self) -> Iterable[Shard]:
-        """Every shard of the process."""
-        return (shard for group in self._shards.values() for shard in group)
 
     def refuse_strangers(self, shard: Shard, piece: Slice) -> None:
         """Stop the flow when an entity that is new here lives in another partition's shard of the same hash.
