@@ -244,7 +244,7 @@ def expected_log(view: ViewPlan, events: pl.DataFrame, complete_to: Mapping[Any,
 
 def logged(view: ViewPlan, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
     """The log's rows in the form of ``expected_log``."""
-    names = [feature.name for feature in view.features]
+    names = [output.name for output in view.outputs]
     keys = view.entity.keys
     frame = rows.select(pl.col("available_at").dt.epoch("us"), *keys, "cause", *names)
     n_head = 2 + len(keys)

@@ -1,24 +1,29 @@
 """Plans written out by hand, for claims that compiling should have no say in."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any
 
 import polars as pl
 
 from unskew.features.definitions import Calendar
 from unskew.features.plan import (
     AggregationName,
+    CalendarUnit,
+    DerivedPlan,
     EntityPlan,
     FeaturePlan,
     FilterPlan,
     KeyType,
+    Parameters,
     Scalar,
     StreamPlan,
     ValuePlan,
-    ValueType,
     ViewPlan,
     WindowPlan,
 )
+from unskew.features.types import ValueType, polars_type
 from unskew.features.windows import plan_window
 
 SECOND = 1_000_000
@@ -41,8 +46,26 @@ def tumbling(extent_us: int) -> WindowPlan:
     return WindowPlan(kind="tumbling", text=f"tumbling({extent_us})", hop_us=extent_us, span=0, extent_us=extent_us)
 
 
+def closed(extent_us: int) -> WindowPlan:
+    return WindowPlan(kind="closed", text=f"closed({extent_us})", hop_us=extent_us, span=1, extent_us=extent_us)
+
+
+def calendar(unit: CalendarUnit, tz: str = "UTC") -> WindowPlan:
+    return plan_window(Calendar(unit, tz=tz))
+
+
 def local_day(tz: str) -> WindowPlan:
-    return plan_window(Calendar("day", tz=tz))
+    return calendar("day", tz)
+
+
+def lifetime() -> WindowPlan:
+    return WindowPlan(kind="lifetime", text="lifetime", hop_us=0, span=0, extent_us=0)
+
+
+def session(gap_us: int, hop_us: int) -> WindowPlan:
+    return WindowPlan(
+        kind="session", text=f"session({gap_us}, {hop_us})", hop_us=hop_us, span=gap_us // hop_us, extent_us=gap_us
+    )
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,34 @@ class Wanted:
     of: ValueType = "float64"
     filter: str | pl.Expr | None = None
     default: Scalar | None = None
+    by: str | pl.Expr | None = None
+    parameters: Parameters = field(default_factory=Parameters)
+
+
+@dataclass(frozen=True)
+class WantedOfOthers:
+    """A derived feature before it is put together."""
+
+    name: str
+    text: str | pl.Expr
+    dtype: ValueType = "float64"
+    default: Scalar | None = None
+
+
+def stream(**given: Any) -> StreamPlan:
+    """A stream of which only what is ``given`` matters."""
+    plain: dict[str, Any] = {
+        "name": "stream",
+        "topic": "topic",
+        "schema": {},
+        "columns": {},
+        "event_time": "at",
+        "partitioned_by": (),
+        "settle_us": None,
+        "max_age_us": None,
+        "owner": "",
+    }
+    return StreamPlan(**plain | given)
 
 
 def view(
@@ -64,7 +115,16 @@ def view(
     columns: Mapping[str, pl.DataType] | None = None,
     where: str | pl.Expr | None = None,
     name: str = "view",
+    derived: Sequence[WantedOfOthers] = (),
+    sessions: ViewPlan | None = None,
+    shared: bool = False,
+    event_id: str | None = None,
+    dedupe_within_us: int | None = None,
 ) -> ViewPlan:
+    """Put a view together.
+
+    ``shared``: equal filters, values and windows have one number, as compiling has it; else each feature has its own.
+    """
     keys = {"user": "string"} if keys is None else keys
     types: Mapping[KeyType, pl.DataType] = {"int64": pl.Int64(), "string": pl.String()}
     columns = {
@@ -77,44 +137,53 @@ def view(
     values: list[ValuePlan] = []
     windows: list[WindowPlan] = []
     features: list[FeaturePlan] = []
+
+    def number(known: list[Any], new: Any) -> int:
+        """The number of the equal one, where there is one and it may be shared."""
+        texts = [(one.text, getattr(one, "dtype", None)) for one in known]
+        if shared and (new.text, getattr(new, "dtype", None)) in texts:
+            return texts.index((new.text, getattr(new, "dtype", None)))
+        known.append(new)
+        return len(known) - 1
+
+    def number_value(expression: str | pl.Expr | None, dtype: ValueType) -> int:
+        if expression is None:
+            return -1
+        plan = ValuePlan(text=_text(expression), expr=_expr(expression), dtype=dtype)
+        return number(values, plan)
+
     for want in wanted:
+        condition = -1
         if want.filter is not None:
-            filters.append(FilterPlan(text=_text(want.filter), expr=_expr(want.filter)))
-        if want.value is not None:
-            values.append(ValuePlan(text=_text(want.value), expr=_expr(want.value), dtype=want.of))
-        windows.append(want.window)
+            plan = FilterPlan(text=_text(want.filter), expr=_expr(want.filter))
+            condition = number(filters, plan)
         features.append(
             FeaturePlan(
                 name=want.name,
                 function=want.function,
                 dtype=_dtype(want),
-                window=len(windows) - 1,
-                filter=len(filters) - 1 if want.filter is not None else -1,
-                value=len(values) - 1 if want.value is not None else -1,
-                empty=0.0
-                if want.function == "sum" and want.of == "float64"
-                else 0
-                if want.function in {"count", "sum"}
-                else None,
+                window=number(windows, want.window),
+                filter=condition,
+                value=number_value(want.value, want.of),
+                empty=_empty(want),
                 default=want.default,
                 description="",
                 owner="",
+                by=number_value(want.by, "string"),
+                parameters=want.parameters,
             )
         )
     return ViewPlan(
         name=name,
         version=1,
         entity=EntityPlan(name="entity", keys=tuple(keys), types=tuple(keys.values())),
-        stream=StreamPlan(
-            name="stream",
+        stream=stream(
             topic="stream",
-            schema={},
             columns=columns,
             event_time="event_time",
-            partitioned_by=(),
             settle_us=0,
-            max_age_us=None,
-            owner="",
+            event_id=event_id,
+            dedupe_within_us=dedupe_within_us,
         ),
         where=None if where is None else FilterPlan(text=_text(where), expr=_expr(where)),
         filters=tuple(filters),
@@ -125,17 +194,81 @@ def view(
         presentation_fingerprint="0" * 64,
         owner="",
         description="",
+        derived=tuple(_derived(want, features) for want in derived),
+        sessions=sessions,
     )
 
 
+def sessions(
+    gap_us: int, hop_us: int, *values: Wanted, where: str | pl.Expr | None = None, **given: object
+) -> ViewPlan:
+    """The inner view of one over sessions: ``values`` are over whichever window they say, made over the session's."""
+    window = session(gap_us, hop_us)
+    own = [
+        Wanted("start", "first_time", window),
+        Wanted("end", "last_time", window),
+        Wanted("events", "count", window),
+    ]
+    return view(*own, *(replace(want, window=window) for want in values), where=where, shared=True, **given)
+
+
+def _derived(want: WantedOfOthers, features: Sequence[FeaturePlan]) -> DerivedPlan:
+    written = _expr(want.text)
+    expr = written.cast(polars_type(want.dtype))
+    if want.dtype == "float64":
+        expr = pl.when(expr.is_finite()).then(expr)
+    names = set(written.meta.root_names())
+    empty = (
+        pl.DataFrame({f.name: pl.Series([f.empty], dtype=polars_type(f.dtype)) for f in features}).select(expr).item()
+    )
+    return DerivedPlan(
+        name=want.name,
+        text=_text(want.text),
+        expr=expr,
+        inputs=tuple(feature.name for feature in features if feature.name in names),
+        dtype=want.dtype,
+        empty=empty,
+        default=want.default,
+        description="",
+        owner="",
+    )
+
+
+_SUMS: Mapping[ValueType, ValueType] = {"int64": "int64", "bool": "int64", "float64": "float64"}
+_OWN_TYPE = {"min", "max", "first", "last", "mode"}
+_LISTS = {"first_n", "last_n", "top_k"}
+_FLOATS = {"mean", "var", "std", "quantile", "decayed_count", "decayed_sum"}
+
+
 def _dtype(want: Wanted) -> ValueType:
-    if want.function == "count":
+    if want.by is not None:
+        return f"map[{_dtype(replace(want, by=None))}]"
+    if want.function in {"count", "count_distinct", "approx_count_distinct"}:
         return "int64"
-    if want.function == "mean":
+    if want.function in {"first_time", "last_time"}:
+        return "timestamp"
+    if want.function in _OWN_TYPE:
+        return want.of
+    if want.function in _LISTS:
+        return f"list[{want.of}]"
+    if want.function == "histogram":
+        return "list[int64]"
+    if want.function in _FLOATS:
         return "float64"
-    if want.function == "sum" and want.of == "bool":
-        return "int64"
-    return want.of
+    assert want.function == "sum"
+    return _SUMS.get(want.of, want.of)
+
+
+def _empty(want: Wanted) -> Scalar | None:
+    if want.by is not None:
+        return None
+    if want.function in {"count", "count_distinct", "approx_count_distinct"}:
+        return 0
+    if want.function in {"decayed_count", "decayed_sum"}:
+        return 0.0
+    if want.function != "sum":
+        return None
+    return {"int64": 0, "bool": 0, "float64": 0.0}.get(want.of, Decimal(0))
 
 
 def _text(expression: str | pl.Expr) -> str:

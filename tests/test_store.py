@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from tests.plans import DAY, HOUR, Wanted, sliding, view
+from tests.typed import DEFAULTS, FULL, NAMES, ORDERS
 from tests.updates import closing
 from unskew import FeatureStore, RequestError
 from unskew.features.plan import Plan
@@ -61,6 +62,27 @@ def test_training_and_serving_give_the_same_values_under_the_same_names(log, red
     assert served == {"user": ["a"], "mean": [2.5], "n": [1]}
     assert trained == {**served, "event_timestamp": [NOON + dt.timedelta(hours=1)]}
     assert list(trained) == ["user", "event_timestamp", "mean", "n"]
+
+
+def test_values_and_defaults_of_every_type_are_the_same_in_training_and_serving(tmp_path, redis_url, redis_client):
+    table = LogTable(tmp_path, ORDERS, "h0", None, now_us=lambda: 0)
+    row = {"user": "a", **FULL, "available_at": NOON_US, "cause": "event", "seq": 0}
+    table.append(closing(ORDERS, NOON_US + HOUR, log_rows=[row]))
+    table.snapshot()
+    table.settle()
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.add(closing(ORDERS, NOON_US + HOUR, [{"key": "a", **FULL, "_at": NOON_US}]))
+    writer.flush(time.time_ns() // 1000)
+    store = FeatureStore(Plan(streams={}, views={"orders": ORDERS}), redis_url=redis_url, log=tmp_path)
+    features = [f"orders:{name}" for name in NAMES]
+    rows = [{"user": "a"}, {"user": "nobody"}]
+
+    served = store.get_online_features(features, rows)
+    trained = store.get_historical_features([{**row, "event_timestamp": NOON} for row in rows], features)
+
+    assert served.to_polars().drop("user").equals(trained.to_polars().drop("user", "event_timestamp"))
+    assert served.to_polars().schema.items() <= trained.to_polars().schema.items()
+    assert served.to_polars().drop("user").to_dicts() == [FULL, DEFAULTS]
 
 
 def test_a_label_before_the_purchase_or_at_it_exclusively_sees_the_default(log):

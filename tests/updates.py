@@ -1,12 +1,14 @@
 """One step's updates written out by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
-from unskew.features.plan import POLARS_TYPES, ViewPlan
-from unskew.features.updates import Updates
+from unskew.features.plan import ViewPlan
+from unskew.features.types import polars_type
+from unskew.features.updates import LATE_BOUNDS_US, Updates
 from unskew.sinks.layout import log_schema
 
 
@@ -14,7 +16,7 @@ def current(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """Current rows; what a row leaves out is null, and it is not gone."""
     schema = {
         "key": pl.String(),
-        **{feature.name: POLARS_TYPES[feature.dtype] for feature in view.features},
+        **{output.name: polars_type(output.dtype) for output in view.outputs},
         "_at": pl.Int64(),
         "_until": pl.Int64(),
         "_empty_at": pl.Int64(),
@@ -25,11 +27,26 @@ def current(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
 
 
 def closed(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    """Closed rows; instants in microseconds; what a row leaves out is null."""
+    """Closed rows; instants in microseconds, but values as they are; what a row leaves out is null."""
     schema = {name: kind for name, kind in log_schema(view).items() if name not in {"written_at", "shard"}}
-    as_given = {name: pl.Int64() if isinstance(kind, pl.Datetime) else kind for name, kind in schema.items()}
+    outputs = {output.name for output in view.outputs}
+    as_given = {
+        name: pl.Int64() if isinstance(kind, pl.Datetime) and name not in outputs else kind
+        for name, kind in schema.items()
+    }
     complete = [{**dict.fromkeys(schema), **row} for row in rows]
     return pl.DataFrame(complete, schema=as_given, orient="row").cast(dict(schema))
+
+
+def ledger_after(given: Updates, *late: Sequence[int], worst_us: int = 0, duplicates: int = 0) -> Updates:
+    """The same step in a shard to which events came too late: for each window the distances' places in the histogram."""
+    histograms = tuple(tuple(places.count(place) for place in range(len(LATE_BOUNDS_US) + 1)) for places in late)
+    return replace(
+        given,
+        late_by_us=tuple(worst_us if places else 0 for places in late),
+        late_histogram=histograms,
+        duplicates_total=duplicates,
+    )
 
 
 def closing(view: ViewPlan, closed_us: int, rows: Sequence[dict[str, Any]] = (), **more: Any) -> Updates:

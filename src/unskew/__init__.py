@@ -1,6 +1,7 @@
 """Streaming features whose training rows hold exactly what the model would have read.
 
-Definitions: ``Entity``, ``Stream``, ``FeatureView``, ``Feature``; windows ``Sliding``, ``Tumbling``, ``Calendar``; ``agg``.
+Definitions: ``Entity``, ``Stream``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``; windows ``Sliding``, ``Tumbling``,
+``Calendar``, ``Lifetime``, ``Session``; ``agg``.
 ``compile`` checks them; ``FeatureStore`` reads what the pipeline wrote.
 """
 
@@ -8,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from unskew.features import agg
 from unskew.features.compile import compile  # noqa: A004 - the word that users know
-from unskew.features.definitions import Calendar, Entity, Feature, FeatureView, Sliding, Stream, Tumbling
+from unskew.features.definitions import (
+    Calendar,
+    Derived,
+    Entity,
+    Feature,
+    FeatureView,
+    Lifetime,
+    Session,
+    Sessions,
+    Sliding,
+    Stream,
+    Tumbling,
+)
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
 from unskew.features.load import load
 from unskew.features.plan import Plan
@@ -21,13 +34,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Calendar",
     "DefinitionError",
+    "Derived",
     "Entity",
     "Feature",
     "FeatureStore",
     "FeatureView",
     "LayoutError",
+    "Lifetime",
     "Plan",
     "RequestError",
+    "Session",
+    "Sessions",
     "Sliding",
     "StoreUnavailable",
     "Stream",

@@ -30,6 +30,9 @@ def _option(flag: str, **settings: Any) -> _Decorator[Any]:
 #: ``paths: tuple[Path, ...]``: definition files and folders as arguments, or from the variable, joined as in PATH.
 definition_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_A_PATH, envvar=DEFINITIONS)
 
+#: The same, for a command that can do without.
+optional_definition_paths = click.argument("paths", metavar="[PATH...]", nargs=-1, type=_A_PATH, envvar=DEFINITIONS)
+
 #: ``definitions: tuple[Path, ...]``: the same as an option, for commands whose arguments are something else.
 definitions = click.option(
     "--definitions",
@@ -57,6 +60,13 @@ redis_url = _option(
     show_default=True,
     metavar="URL",
     help="Where Redis or Valkey is found.",
+)
+
+#: ``schema_registry: str | None``; may hold a user and password, so it is not shown.
+schema_registry = _option(
+    "--schema-registry",
+    metavar="URL",
+    help="Where the Confluent Schema Registry is found. Without one, every message is read with its stream's own schema.",
 )
 
 #: ``log: Path``.

@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.plans import DAY, HOUR, Wanted, sliding, view
+from tests.typed import FULL, NAMES, ORDERS
 from tests.updates import closing
 from unskew.cli import main
 from unskew.features.plan import Plan
@@ -57,6 +58,43 @@ def test_get_prints_json_for_programs(get):
         "status": "present",
         "provisional": False,
     }
+
+
+@pytest.fixture
+def get_order(redis_client, redis_url):
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"orders": ORDERS}))))
+    writer.add(closing(ORDERS, CLOCK, [{"key": "a", **FULL, "_at": CLOCK, "_until": CLOCK + HOUR}]))
+    writer.flush(time.time_ns() // 1000)
+    return lambda *arguments: CliRunner(env={"UNSKEW_REDIS_URL": redis_url}).invoke(
+        main, ["get", "orders", "a", *arguments]
+    )
+
+
+def test_get_shows_instants_decimals_lists_and_maps_as_people_read_them(get_order):
+    shown = get_order()
+
+    assert shown.exit_code == 0, shown.output
+    for text in (
+        "2017-07-14 02:40:00.000001Z",
+        "-12.30",
+        "[0.1, 1e+16, -5e-324]",
+        '{"b": 1.20, "a": 0.00, "other": 3.00}',
+        "lifetime",
+    ):
+        assert text in shown.output
+    assert "\0" not in shown.output
+
+
+def test_get_prints_every_type_as_json(get_order):
+    found = json.loads(get_order("--json").output)["features"]
+
+    assert list(found) == NAMES
+    assert found["spend"] == "-12.30"
+    assert found["since"] == "2017-07-14T02:40:00.000001+00:00"
+    assert found["shops"] == FULL["shops"]
+    assert found["n_by_shop"] == {pair["key"]: pair["value"] for pair in FULL["n_by_shop"]}
+    assert found["spend_by_shop"] == {"b": "1.20", "a": "0.00", "other": "3.00"}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from unskew.features.avro import avro_columns
+from unskew.features.avro import avro_columns, unread_types
 
 
 def record(*types: object) -> dict[str, object]:
@@ -24,6 +24,16 @@ def record(*types: object) -> dict[str, object]:
         ({"type": "long", "logicalType": "timestamp-micros"}, pl.Datetime("us", "UTC")),
         ({"type": "long", "logicalType": "timestamp-millis"}, pl.Datetime("us", "UTC")),
         (["null", {"type": "long", "logicalType": "timestamp-millis"}], pl.Datetime("us", "UTC")),
+        ({"type": "long", "logicalType": "timestamp-nanos"}, pl.Datetime("us", "UTC")),
+        ({"type": "long", "logicalType": "local-timestamp-millis"}, pl.Datetime("us", "UTC")),
+        ({"type": "int", "logicalType": "date"}, pl.Date()),
+        ({"type": "int", "logicalType": "time-millis"}, pl.Time()),
+        ({"type": "long", "logicalType": "time-micros"}, pl.Time()),
+        ({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}, pl.Decimal(38, 2)),
+        ({"type": "fixed", "name": "D", "size": 8, "logicalType": "decimal", "precision": 9}, pl.Decimal(38, 0)),
+        ({"type": "bytes", "logicalType": "decimal", "precision": 77, "scale": 2}, pl.Binary()),
+        ({"type": "string", "logicalType": "uuid"}, pl.String()),
+        ({"type": "long", "logicalType": "unheard-of"}, pl.Int64()),
         ({"type": "enum", "name": "E", "symbols": ["a"]}, pl.String()),
         ({"type": "fixed", "name": "F", "size": 4}, pl.Binary()),
     ],
@@ -45,19 +55,14 @@ def test_named_type_is_known_at_its_second_use():
         ({"type": "array", "items": "long"}, "array"),
         ({"type": "map", "values": "long"}, "map"),
         ({"type": "record", "name": "Inner", "fields": []}, "record"),
-        ({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}, "decimal"),
-        ({"type": "int", "logicalType": "date"}, "date"),
         (["null", "long", "string"], "null | long | string"),
         ("null", "null"),
     ],
     ids=str,
 )
-def test_type_that_is_not_read_is_a_fault_that_names_the_field(avro, spelled):
-    columns, faults = avro_columns(record("long", avro))
-
-    assert columns == {"c0": pl.Int64()}
-    assert len(faults) == 1
-    assert faults[0].startswith(f"field 'c1' has the type {spelled}, which is not read; readable are int,")
+def test_type_that_is_not_read_has_no_column(avro, spelled):
+    assert avro_columns(record("long", avro)) == ({"c0": pl.Int64()}, [])
+    assert unread_types(record("long", avro)) == {"c1": spelled}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,7 @@ def test_type_that_is_not_read_is_a_fault_that_names_the_field(avro, spelled):
         ({}, "the Avro schema is not valid"),
         ({"type": "enum", "name": "E", "symbols": ["a"]}, "the Avro schema is a 'enum'; a record is read"),
         ({"type": "record", "name": "R", "fields": []}, "the Avro schema has no fields"),
+        (record("null"), "the Avro schema has no field of a type that is read; these are int,"),
         (
             {"type": "record", "name": "R", "fields": [{"name": "_offset", "type": "long"}]},
             "begins with _, which is reserved",

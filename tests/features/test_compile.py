@@ -7,7 +7,8 @@ import pytest
 
 from tests.features.definitions import COUNT, SCHEMA, stream, view
 from unskew import Calendar, DefinitionError, Entity, Feature, FeatureView, Sliding, Tumbling, agg, compile
-from unskew.features.plan import POLARS_TYPES, FeaturePlan
+from unskew.features.plan import FeaturePlan
+from unskew.features.types import polars_type
 
 HOUR = Sliding("1h")
 
@@ -52,7 +53,7 @@ def test_values_are_evaluated_in_the_type_the_plan_says(value):
     plan = compile(view(Feature("x", agg.max(value), HOUR))).views["purchases"]
     frame = pl.DataFrame(schema=dict(plan.stream.columns))
 
-    assert frame.select(plan.values[0].expr).dtypes == [POLARS_TYPES[plan.values[0].dtype]]
+    assert frame.select(plan.values[0].expr).dtypes == [polars_type(plan.values[0].dtype)]
 
 
 def test_equal_filters_values_and_windows_are_numbered_once():
@@ -94,6 +95,20 @@ def test_key_types_come_from_the_schema():
 def test_stream_without_a_declared_settle_has_none():
     assert compile(stream()).streams["transactions"].settle_us is None
     assert compile(stream(settle="2s", max_age="30d")).streams["transactions"].settle_us == 2_000_000
+
+
+def test_an_id_without_a_time_within_which_it_repeats_changes_nothing():
+    plain = compile(view()).views["purchases"]
+    named = compile(view(stream=stream(event_id="transaction_id"))).views["purchases"]
+    within = {
+        compile(view(stream=stream(event_id=column, dedupe_within=time))).views["purchases"].state_fingerprint
+        for column in ("transaction_id", "user_id")
+        for time in ("1d", "2d")
+    }
+
+    assert named.stream.dedupe_within_us is None
+    assert named.state_fingerprint == plain.state_fingerprint
+    assert len(within) == 4
 
 
 def test_feature_owner_is_the_views_where_it_has_none():
@@ -150,18 +165,21 @@ def test_entity_and_stream_resolve_by_name_key_and_alias():
             "purchases.n: no aggregation is called 'median'; did you mean 'mean'?",
         ),
         (Feature("n", agg.Aggregation("sum"), HOUR), "purchases.n: sum needs a value"),
-        (Feature("n", agg.Aggregation("count", "amount"), HOUR), "purchases.n: count takes no value"),
+        (
+            Feature("n", agg.Aggregation("first_time", "amount"), HOUR),
+            "purchases.n: first_time takes no value; leave it",
+        ),
         (
             Feature("n", agg.sum("amont"), HOUR),
             "purchases.n: value: the stream has no column 'amont'; did you mean 'amount'?",
         ),
         (
             Feature("n", agg.sum("status"), HOUR),
-            "purchases.n: value: 'status' is String; sum takes int64, float64 and bool",
+            "purchases.n: value: 'status' is String; sum takes int64, float64, bool and decimal",
         ),
         (
             Feature("n", agg.max("note"), HOUR),
-            "purchases.n: value: 'note' is Binary; max takes int64, float64 and bool",
+            "purchases.n: value: 'note' is Binary; max takes numbers, bool, strings and UTC timestamps",
         ),
         (
             Feature("n", agg.count(), HOUR, filter="amount"),
@@ -197,7 +215,7 @@ def test_entity_and_stream_resolve_by_name_key_and_alias():
         (Feature("n", agg.max("online"), HOUR, default=1), "purchases.n: the default 1 is no bool"),
         (Feature("n", agg.count(), HOUR, default=-1), "purchases.n: the default -1 would never show"),
         (Feature("n", agg.count(), HOUR, description=7), "purchases.n: description: 7 is no text"),
-        ("n", "purchases: 'n' is no feature; give Feature objects"),
+        ("n", "purchases: 'n' is no feature; give Feature and Derived objects"),
     ],
     ids=lambda case: case if isinstance(case, str) else None,
 )
@@ -292,6 +310,19 @@ def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
         ({"aliases": 3}, "stream transactions: aliases=3 is no list of names"),
         ({"settle": "soon"}, "stream transactions: settle: 'soon' is no duration"),
         ({"max_age": "0s"}, "stream transactions: max_age is 0"),
+        ({"dedupe_within": "1d"}, "stream transactions: dedupe_within needs an event_id"),
+        (
+            {"event_id": "transaction_id", "dedupe_within": "0s"},
+            "stream transactions: dedupe_within is '0s', within which nothing repeats",
+        ),
+        (
+            {"event_id": "transaction_id", "dedupe_within": "long"},
+            "stream transactions: dedupe_within: 'long' is no duration",
+        ),
+        (
+            {"event_id": "amount", "dedupe_within": "1d"},
+            "stream transactions: event_id: column 'amount' is Float64; to drop repeats",
+        ),
         ({"schema": "nowhere.avsc"}, "stream transactions: the schema file nowhere.avsc cannot be read"),
         ({"schema": "{"}, "stream transactions: the schema's text is not JSON"),
         ({"schema": 3}, "stream transactions: the schema 3 is no path, JSON text or JSON object"),
@@ -377,6 +408,7 @@ def test_presentation_changes_leave_the_state_fingerprint():
         view(stream=stream(topic="other")),
         view(stream=stream(partitioned_by=None)),
         view(stream=stream(max_age="1d")),
+        view(stream=stream(event_id="transaction_id", dedupe_within="1d")),
     ],
 )
 def test_whatever_state_depends_on_changes_the_state_fingerprint(changed):

@@ -75,8 +75,8 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         ("a, b", "Polars cannot read the SQL text"),
         ("", "the SQL text is empty"),
         ("-- nothing", "the SQL text is empty"),
-        ("1", "it reads no column of the stream"),
-        ("true", "it reads no column of the stream"),
+        ("1", "it reads no column, so it is always the same; leave it out"),
+        ("true", "it reads no column, so it is always the same; leave it out"),
         ("amount > 1", "the stream has no column 'amount'; it has a, b,"),
         ("ss = 'x'", "the stream has no column 'ss'; did you mean 's'?"),
         ("s > 1", "cannot compare string with numeric type"),
@@ -113,7 +113,7 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         (a.map_elements(lambda value: value, return_dtype=pl.Int64), "a Python function"),
         (a + pl.lit(pl.Series([1, 2])), "it holds a series as a literal"),
         (a + pl.lit(pl.Series([1])), "it holds a series as a literal"),
-        (pl.lit(1), "it reads no column of the stream"),
+        (pl.lit(1), "it reads no column, so it is always the same; leave it out"),
         (pl.all(), "it names several columns at once"),
         (pl.col("a", "b"), "it names several columns at once"),
         (pl.col("^a$"), "it names several columns at once"),
@@ -156,3 +156,51 @@ def test_text_of_a_polars_expression_is_golden():
         '"input":[{"Column":"a"},{"Literal":["List(Int64)",["[1, 2]"]]}]}},"op":"And","right":{"BinaryExpr":'
         '{"left":{"Column":"s"},"op":"Eq","right":{"Literal":{"Scalar":{"String":"x"}}}}}}}'
     )
+
+
+@pytest.mark.parametrize("text", ["n / 5", "x / 5", "x / 5.0", "(n / 3) / 7", "x / (2 * 2.5)", "1 / (x / 3)"])
+def test_division_is_exact_and_the_same_in_a_batch_of_one_row_and_of_many(text):
+    columns = {"n": pl.Int64(), "x": pl.Float64()}
+    values = [7, 8, 9, 1, 3, 502_708]
+    frame = pl.DataFrame({"n": values, "x": values}, schema=columns)
+    checked = check_expression(text, columns)
+
+    exact = [eval(text, {}, {"n": value, "x": float(value)}) for value in values]
+    assert frame.select(checked.expr.alias("r"))["r"].to_list() == exact
+    assert [frame[row : row + 1].select(checked.expr.alias("r"))["r"].item() for row in range(len(values))] == exact
+
+
+@pytest.mark.parametrize("text", ["n * 1.5", "n / 4.0", "n + .5", "d * 0.9"])
+def test_a_number_with_a_point_is_a_float_in_sql(text):
+    columns = {"n": pl.Int64(), "d": pl.Decimal(38, 2)}
+
+    assert check_expression(text, columns).dtype == pl.Float64()
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        pl.col("x") // 0.1,
+        pl.col("x") % 0.7,
+        pl.col("n") // 0.7,
+        pl.col("n") % 7,
+        pl.col("x") / 0.3,
+        "x % 0.7",
+        "n % 7",
+        "n / 7",
+    ],
+    ids=str,
+)
+def test_a_value_does_not_depend_on_how_many_rows_its_batch_has(expression):
+    values = [8_973, 1_241, 7, -3, 0, 502_708, 999_999, 31, 17, 129]
+    frame = pl.DataFrame({"n": values, "x": [value / 10 for value in values]})
+    expr = check_expression(expression, {"n": pl.Int64(), "x": pl.Float64()}).expr.alias("r")
+
+    whole = frame.select(expr)["r"].to_list()
+    assert whole == [frame[row : row + 1].select(expr)["r"].item() for row in range(len(values))]
+
+
+@pytest.mark.parametrize("text", ["x // 2", "d * d + d * d"])
+def test_an_expression_that_fails_on_what_a_record_may_hold_is_refused(text):
+    with pytest.raises(DefinitionError, match="fails on some values, and their whole batch with them"):
+        check_expression(text, {"x": pl.Float64(), "d": pl.Decimal(38, 2)})

@@ -72,6 +72,14 @@ def faults_of(*paths: Path) -> list[str]:
     return [fault.replace(str(paths[0]), "DIR") for fault in caught.value.faults]
 
 
+def test_a_stream_in_yaml_says_which_events_are_repeats(folder):
+    told = STREAM.replace("aliases:", "event_id: user_id\n  dedupe_within: 1d\n  aliases:")
+    write(folder, streams_yaml=told)
+
+    stream = load(folder / "streams.yaml").streams["transactions"]
+    assert (stream.event_id, stream.dedupe_within_us) == ("user_id", 24 * 3600 * 1_000_000)
+
+
 def test_python_of_the_design_is_a_valid_definition(folder):
     plan = load(write(folder, purchases_py=PYTHON) / "purchases.py")
     view = plan.views["user_purchases"]
@@ -191,6 +199,179 @@ def test_missing_schema_file_is_a_fault_of_the_file_that_names_it(folder):
     )
 
 
+EVERYTHING = """\
+from unskew import (
+    Calendar, Derived, Entity, Feature, FeatureView, Lifetime, Session, Sessions, Sliding, Stream, Tumbling, agg
+)
+
+user = Entity("user", key="user_id")
+transactions = Stream(
+    "transactions", topic="transactions", schema="schemas/transaction.avsc", partitioned_by="user_id",
+    event_time="event_time",
+)
+month = Sliding("30d")
+everything = FeatureView(
+    "everything", entity=user, stream=transactions,
+    features=[
+        Feature("online", agg.count("amount", by="online", keys=2), Tumbling("1h", closed=True)),
+        Feature("spread", agg.std("amount", ddof=0), Calendar("week", tz="Europe/Berlin"), default=0.5),
+        Feature("kinds", agg.approx_count_distinct("status", error=0.05), Lifetime()),
+        Feature("tops", agg.top_k("status", 3), Session("30min", hop="1min")),
+        Feature("p90", agg.quantile("amount", 0.9, error=0.02), month),
+        Feature("sizes", agg.histogram("amount", [0, 10, 100]), month),
+        Feature("warmth", agg.decayed_sum("amount", half_life="7d"), Sliding("30d", hop="1d")),
+        Feature("first", agg.first_n("status", 2), Calendar("quarter")),
+        Feature("n", agg.count(), month),
+        Derived("share", "warmth / n", default=0, description="of each", owner="risk", type="float64"),
+    ],
+)
+visits = Sessions("visits", stream=transactions, gap="30min", hop="1min", where="online", owner="web",
+                  values={"spend": agg.sum("amount"), "last_status": agg.last("status")})
+user_visits = FeatureView(
+    "user_visits", entity=user, stream=visits,
+    features=[Feature("spend_p50", agg.quantile("spend", 0.5), month, where="length_s > 60")],
+)
+"""
+EVERYTHING_YAML = """\
+stream:
+  name: transactions
+  topic: transactions
+  schema: schemas/transaction.avsc
+  event_time: event_time
+  partitioned_by: user_id
+---
+entity: {name: user, key: user_id}
+---
+name: everything
+entity: user
+source: transactions
+features:
+  - name: online
+    aggregation: {function: count, value: amount, by: online, keys: 2, window: {tumbling: 1h, closed: true}}
+  - name: spread
+    default: 0.5
+    aggregation: {function: std, value: amount, ddof: 0, window: {calendar: week, tz: Europe/Berlin}}
+  - name: kinds
+    aggregation: {function: approx_count_distinct, value: status, error: 0.05, window: lifetime}
+  - name: tops
+    aggregation: {function: top_k, value: status, n: 3, window: {session: 30min, hop: 1min}}
+  - name: p90
+    aggregation: {function: quantile, value: amount, q: 0.9, error: 0.02, window: 30d}
+  - name: sizes
+    aggregation: {function: histogram, value: amount, edges: [0, 10, 100], window: {sliding: 30d}}
+  - name: warmth
+    aggregation: {function: decayed_sum, value: amount, half_life: 1w, window: 30d, hop: 1d}
+  - name: first
+    aggregation: {function: first_n, value: status, n: 2, window: {calendar: quarter}}
+  - name: n
+    aggregation: {function: count, window: 30d}
+  - {name: share, derived: warmth / n, default: 0, description: of each, owner: risk, type: float64}
+---
+sessions:
+  name: visits
+  stream: transactions
+  gap: 30min
+  hop: 1min
+  filter: online
+  owner: web
+  values:
+    spend: {function: sum, value: amount}
+    last_status: {function: last, value: status}
+---
+name: user_visits
+entity: user_id
+source: visits
+features:
+  - name: spend_p50
+    aggregation: {function: quantile, value: spend, q: 0.5, window: 30d, where: length_s > 60}
+"""
+
+
+def test_all_that_can_be_said_in_python_can_be_said_in_yaml(folder):
+    by_python = load(write(folder, everything_py=EVERYTHING) / "everything.py").views
+    by_yaml = load(write(folder, everything_yaml=EVERYTHING_YAML) / "everything.yaml").views
+
+    assert list(by_yaml) == list(by_python) == ["everything", "user_visits"]
+    for name, view in by_python.items():
+        same = by_yaml[name]
+        assert (same.state_fingerprint, same.presentation_fingerprint) == (
+            view.state_fingerprint,
+            view.presentation_fingerprint,
+        )
+        assert same.features == view.features
+        assert [window.text for window in same.windows] == [window.text for window in view.windows]
+        assert [(d.name, d.text, d.inputs, d.default) for d in same.derived] == [
+            (d.name, d.text, d.inputs, d.default) for d in view.derived
+        ]
+    assert by_python["user_visits"].sessions is not None
+    assert by_yaml["user_visits"].sessions is not None
+    assert by_yaml["user_visits"].sessions.features == by_python["user_visits"].sessions.features
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("half_life: 1w", "half_life: 7"), "view everything: feature warmth: half_life: 7 has no unit; write for"),
+        (("window: lifetime", "window: lifetime, hop: 1h"), "feature kinds: a lifetime has no hop; leave it out"),
+        (("window: lifetime", "window: {lifetime: 1}"), "feature kinds: the window has no kind; write window: 30d,"),
+        (("session: 30min,", "session: 30,"), "feature tops: 30 has no unit; write for example 30d, 5min or 10s"),
+        (("closed: true", "close: true"), "window: there is no key 'close'; did you mean 'closed'?"),
+        (("ddof: 0", "dof: 0"), "aggregation: there is no key 'dof'; did you mean 'ddof'?"),
+        (("by: online", "by: [online]"), "feature online: by: ['online'] is no SQL text; put it in quotes"),
+        (("derived: warmth / n", "derived: [n]"), "feature share: derived: ['n'] is no SQL text; put it in quotes"),
+        (
+            ("derived: warmth / n", "derived: n, aggregation: {}"),
+            "share: it has both derived and aggregation; keep one",
+        ),
+        (("{name: share, ", "{"), "feature 10: it has no name; give it one"),
+        (("sessions:\n  name: visits\n", "sessions:\n"), "sessions: it has no name; give it one"),
+        (("  gap: 30min\n", ""), "sessions visits: it has no gap; give it one"),
+        (("  gap: 30min\n", "  gap: 30\n"), "sessions visits: gap: 30 has no unit; write for example"),
+        (("  gap: 30min\n  hop: 1min", "  gap: 30min\n  hop: 60"), "sessions visits: hop: 60 has no unit; write"),
+        (("  gap: 30min\n", "  gaps: 30min\n"), "sessions visits: there is no key 'gaps'; did you mean 'gap'?"),
+        (
+            ("spend: {function: sum, value: amount}", "spend: amount"),
+            "visits: spend: 'amount' is no aggregation; write",
+        ),
+        (
+            ("spend: {function: sum,", "spend: {functon: sum,"),
+            "visits: spend: there is no key 'functon'; did you mean 'function'?",
+        ),
+        (
+            ("spend: {function: sum, value: amount}", "spend: {function: sum, value: amount, window: 1h}"),
+            "visits: spend: there is no key 'window'; known are function,",
+        ),
+    ],
+    ids=str,
+)
+def test_yaml_of_another_form_is_a_fault_for_what_is_new_too(folder, change, fault):
+    assert EVERYTHING_YAML.count(change[0]) == 1
+    faults = faults_of(write(folder, bad_yaml=EVERYTHING_YAML.replace(*change)))
+
+    assert faults[0].startswith("DIR/bad.yaml: document ")
+    assert fault in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("n: 3,", "n: 300,"), "everything.tops: n=300 is no whole number between 1 and 128; write for example n=5"),
+        (("closed: true", "closed: maybe"), "everything.online: closed='maybe' is neither true nor false; write one"),
+        (("calendar: week", "calendar: weeks"), "everything.spread: Calendar('weeks') is not known; units are day,"),
+        (("edges: [0, 10, 100]", "edges: 0"), "everything.sizes: edges=0 is no list of 1 to 127 ascending numbers"),
+        (("default: 0.5", "default: low"), "everything.spread: the default 'low' is no float64; give a float64"),
+        (("function: quantile, value: spend", "function: quantile, value: spent"), "did you mean 'spend'?"),
+        (("source: visits", "source: visit"), "user_visits: no stream is called 'visit'; did you mean 'visits'?"),
+        (("stream: transactions\n  gap", "stream: transaction\n  gap"), "no stream is called 'transaction'; did you"),
+    ],
+    ids=str,
+)
+def test_what_compile_finds_in_yaml_it_says_as_for_python(folder, change, fault):
+    assert EVERYTHING_YAML.count(change[0]) == 1
+
+    assert fault in faults_of(write(folder, bad_yaml=EVERYTHING_YAML.replace(*change)))[0]
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -203,7 +384,10 @@ def test_missing_schema_file_is_a_fault_of_the_file_that_names_it(folder):
         ),
         (("window: 30d", "window: 30"), "30 has no unit; write for example 30d, 5min or 10s"),
         (("  window: 30d\n", ""), "aggregation: it has no window; give it one"),
-        (("window: 30d", "window: {rolling: 30d}"), "the window has no kind; write window: 30d, {tumbling: 1h} or"),
+        (
+            ("window: 30d", "window: {rolling: 30d}"),
+            "the window has no kind; write window: 30d, {tumbling: 1h}, {calendar",
+        ),
         (("window: 30d", "window: {tumbling: 1h, hop: 1min}"), "window: there is no key 'hop'; known are tumbling"),
         (("window: 30d", "window: {sliding: 30d}\n  hop: 1d"), "hop stands beside a window that is spelled out"),
         (("name: user_purchase_count_30d\n", ""), "it has no name; give it one"),
@@ -236,6 +420,10 @@ def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
         (
             STREAM.replace("aliases:", "settle: 500\n  aliases:"),
             "DIR/bad.yaml: document 1: stream transactions: settle: 500 has no unit",
+        ),
+        (
+            STREAM.replace("aliases:", "dedupe_within: 500\n  aliases:"),
+            "DIR/bad.yaml: document 1: stream transactions: dedupe_within: 500 has no unit",
         ),
         ("name: v\nentity: user\nsource: t\n", "DIR/bad.yaml: view v: it has no list of features; write features:"),
         ("name: v\nentity: user\nsource: t\nfeatures: [n]\n", "DIR/bad.yaml: view v: feature 1: 'n' is no feature"),

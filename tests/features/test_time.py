@@ -1,4 +1,5 @@
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from unskew.features.time import (
     format_instant,
     instant_us,
     time_zone,
+    unit_boundaries,
 )
 
 
@@ -164,3 +166,76 @@ def test_boundaries_cover_all_instants_and_cannot_be_written():
 def test_unknown_zone_is_refused(tz):
     with pytest.raises(DefinitionError, match="is no time zone; name one as the IANA database does"):
         day_boundaries(tz)
+
+
+def first_day_of(unit: str, day: date) -> date:
+    match unit:
+        case "week":
+            return day - timedelta(days=day.weekday())
+        case "month":
+            return day.replace(day=1)
+        case "quarter":
+            return day.replace(month=(day.month - 1) // 3 * 3 + 1, day=1)
+        case "year":
+            return day.replace(month=1, day=1)
+    return day
+
+
+ZONES = ["Europe/Berlin", "Asia/Kathmandu", "Pacific/Apia", "America/St_Johns", "America/Sao_Paulo", "UTC"]
+# Apia skips 30 December 2011; St John's clocks change one minute past midnight until then, and at two o'clock after.
+YEARS = [(2010, 2012), (2017, 2018)]
+
+
+@cache
+def new_days(tz: str, first: int, past: int) -> tuple[list[tuple[int, date, date]], int, int]:
+    """Seconds at which a walk along the clock finds a later date than ever before, that date and the one before it."""
+    zone = time_zone(tz)
+    begin, end = (int(datetime(year, 6, 1, tzinfo=UTC).timestamp()) for year in (first, past))
+    latest = datetime.fromtimestamp(begin, zone).date()
+    found = []
+    for second in range(begin, end, 900):
+        # Clocks change on whole quarters of an hour, and St John's a minute past.
+        for at in (second, second + 60):
+            if (day := datetime.fromtimestamp(at, zone).date()) > latest:
+                found.append((at * SECOND_US, latest, day))
+                latest = day
+    return found, begin * SECOND_US, (end - 840) * SECOND_US
+
+
+@pytest.mark.parametrize("tz", ZONES)
+@pytest.mark.parametrize("unit", ["day", "week", "month", "quarter", "year"])
+@pytest.mark.parametrize(("first", "past"), YEARS)
+def test_local_periods_begin_where_a_walk_along_the_clock_finds_a_new_one(unit, tz, first, past):
+    days, begin, end = new_days(tz, first, past)
+    boundaries = unit_boundaries(unit, tz)
+
+    assert boundaries[(boundaries > begin) & (boundaries <= end)].tolist() == [
+        at for at, before, day in days if first_day_of(unit, before) != first_day_of(unit, day)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("unit", "instant"),
+    [
+        ("week", "2011-12-26T10:00:00Z"),
+        ("month", "2011-12-31T10:00:00Z"),
+        ("quarter", "2011-12-31T10:00:00Z"),
+        ("year", "2011-12-31T10:00:00Z"),
+    ],
+)
+def test_periods_around_the_day_that_samoa_skipped(unit, instant):
+    # Monday 26 December begins at UTC-10, 1 January at UTC+14.
+    assert instant in {format_instant(each) for each in unit_boundaries(unit, "Pacific/Apia")}
+
+
+@pytest.mark.parametrize("unit", ["week", "month", "quarter", "year"])
+def test_boundaries_of_every_unit_cover_all_instants_and_cannot_be_written(unit):
+    boundaries = unit_boundaries(unit, "America/St_Johns")
+
+    assert boundaries.dtype == np.int64
+    assert boundaries[0] <= MIN_INSTANT_US
+    assert boundaries[-1] > MAX_INSTANT_US
+    assert (np.diff(boundaries) > 0).all()
+    assert np.isin(boundaries, day_boundaries("America/St_Johns")).all()
+    with pytest.raises(ValueError, match="read-only"):
+        boundaries[0] = 0

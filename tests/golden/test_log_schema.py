@@ -1,8 +1,11 @@
 """Columns, types and names of the Parquet tables are what trainers' queries rest on: a change here is a decision."""
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.plans import DAY, Wanted, sliding, view
+from tests.typed import FULL, ORDERS
 from tests.updates import updates
 from unskew.sinks.layout import published_files
 from unskew.sinks.log import DEAD_LETTER_SCHEMA, LogTable
@@ -77,6 +80,49 @@ def test_log_rows_and_their_place(tmp_path):
         "unskew.state_fingerprint": VISITS.state_fingerprint,
         "unskew.presentation_fingerprint": VISITS.presentation_fingerprint,
     }
+
+
+def test_columns_of_every_type_as_polars_and_others_read_them(tmp_path):
+    log = LogTable(tmp_path, ORDERS, "h0", None, now_us=lambda: 0)
+    row = {"user": "a", **FULL, "available_at": 5, "cause": "hop", "seq": 0}
+    log.append(updates(ORDERS, 9, log_rows=[row, {"user": "a", "available_at": 6, "cause": "hop", "seq": 1}]))
+    log.snapshot()
+    log.settle()
+
+    (path,) = [file.path for file in published_files(tmp_path / "orders" / "v1")]
+    rows = pl.read_parquet(path, hive_partitioning=False).drop(
+        "user", "available_at", "event_time", "partition", "offset", "cause", "written_at", "shard", "seq"
+    )
+
+    def map_of(value):
+        return pl.List(pl.Struct({"key": pl.String(), "value": value}))
+
+    money = pl.Decimal(38, 2)
+    assert list(rows.schema.items()) == [
+        ("n", pl.Int64()),
+        ("spend", money),
+        ("rate", pl.Float64()),
+        ("gift", pl.Boolean()),
+        ("shop", pl.String()),
+        ("dearest", money),
+        ("since", INSTANT),
+        ("counts", pl.List(pl.Int64())),
+        ("rates", pl.List(pl.Float64())),
+        ("gifts", pl.List(pl.Boolean())),
+        ("shops", pl.List(pl.String())),
+        ("prices", pl.List(money)),
+        ("times", pl.List(INSTANT)),
+        ("n_by_shop", map_of(pl.Int64())),
+        ("rate_by_shop", map_of(pl.Float64())),
+        ("spend_by_shop", map_of(money)),
+        ("share", pl.Float64()),
+        ("is_new", pl.Boolean()),
+    ]
+    assert rows.to_dicts() == [FULL, dict.fromkeys(FULL)]
+    found = pq.read_schema(path)
+    assert found.field("spend").type == pa.decimal128(38, 2)
+    assert found.field("since").type == pa.timestamp("us", tz="UTC")
+    assert [field.name for field in found.field("spend_by_shop").type.value_type] == ["key", "value"]
 
 
 def test_dead_letter_columns():

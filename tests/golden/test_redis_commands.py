@@ -1,6 +1,7 @@
 """The bytes that reach Redis are a contract with readers in any language: a change here is a decision."""
 
 from tests.plans import DAY, Wanted, sliding, view
+from tests.typed import FULL, NAMES, ORDERS
 from tests.updates import current
 from unskew.sinks.keyspace import clock_field, clock_key, registry_key
 from unskew.sinks.resp import RowEncoder
@@ -47,6 +48,24 @@ def test_the_expiry_is_a_week_after_the_row_empties_in_whole_milliseconds():
 
 def test_a_gone_row_is_deleted():
     assert sent(count_30d=0, spend_30d=0.0, _at=1, _gone=True) == "*2 $3 DEL $28 unskew:purchases@1:{u%2F1|7} "
+
+
+def test_values_of_every_type():
+    encoded = RowEncoder(ORDERS, "unskew").encode(current(ORDERS, [{"key": "a", **FULL, "_at": 1, "_until": 2}]), NOW)
+    shop = 'a\r\n$3\r\n\0"\\/é\u2028😀'
+    quoted = '"a\\r\\n$3\\r\\n\\u0000\\"\\\\/é\u2028😀"'
+
+    texts = [
+        "-9223372036854775808", "-12.30", "1e+300", "0", shop, "92233720368547758.07", "1500000000000001",
+        "[9223372036854775807,0,-1]", "[0.1,1e+16,-5e-324]", "[true,false]", f'["",{quoted}]', '["0.05","-0.05"]',
+        "[1500000000000001,-315619200000000]", f'{{"b":2,"a":1,"":1,{quoted}:1}}',
+        '{"b":0.30000000000000004,"a":-1e-7}', '{"b":"1.20","a":"0.00","other":"3.00"}', "0.1", "1", "1", "2",
+    ]  # fmt: skip
+    arguments = ["HSET", "unskew:orders@1:{a}"]
+    for name, text in zip([*NAMES, "_at", "_until"], texts, strict=True):
+        arguments += [name, text]
+    expected = "".join(f"${len(argument.encode())}\r\n{argument}\r\n" for argument in arguments)
+    assert encoded.data.decode() == f"*42\r\n{expected}"
 
 
 def test_names_beside_the_values():

@@ -1,9 +1,11 @@
+import datetime as dt
 import json
 import re
 import shutil
 import threading
 import time
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
@@ -11,14 +13,30 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from tests.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, local_day, sliding, view
+from tests.plans import (
+    DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    Wanted,
+    WantedOfOthers,
+    events,
+    lifetime,
+    local_day,
+    sessions,
+    sliding,
+    view,
+)
+from tests.typed import pairs
+from tests.updates import updates
 from tests.written import write_archive, write_log
 from unskew.cli import main
 from unskew.features.errors import RequestError
 from unskew.features.evaluate import evaluate
 from unskew.features.kernel.shard import ShardState
 from unskew.features.load import load
-from unskew.features.plan import Plan, ViewPlan
+from unskew.features.plan import Parameters, Plan, ViewPlan
+from unskew.features.types import polars_type
 from unskew.monitoring.audit import AuditReport, audit
 from unskew.monitoring.report import audit_table, engines_line
 from unskew.serving.online import present_us
@@ -62,8 +80,8 @@ def write(
     archived: bool = True,
 ) -> None:
     writer = RedisWriter(client, "unskew", "main")
-    for updates in write_log(folder / "log", plan, given, clock_us, n_shards=2, n_batches=3):
-        writer.add(updates)
+    for step in write_log(folder / "log", plan, given, clock_us, n_shards=2, n_batches=3):
+        writer.add(step)
     writer.flush(present_us())  # the server's own clock: keys that are old already would expire at once
     if archived:
         write_archive(folder / "archive", plan, given)
@@ -396,6 +414,182 @@ def test_a_fault_in_the_partition_that_is_further_is_found(uneven, redis_client,
     assert deleted.entity == ("u 5",)
     assert stray is not None
     assert (stray.entity, stray.feature) == (("ghost",), None)
+
+
+#   min   0    5   10   15       60   65   70   75
+#         e----|----f----|--- … -|----^----|----^     e leaves at 65 min, f at 75 min
+TYPED = view(
+    Wanted("shop", "last", HOUR_WINDOW, "shop", "string", default="none"),
+    Wanted("prices", "last_n", HOUR_WINDOW, "price", "decimal(38,2)", parameters=Parameters(n=3)),
+    Wanted("by_shop", "mean", HOUR_WINDOW, "x", by="shop", parameters=Parameters(keys=16)),
+    Wanted("since", "first_time", lifetime()),
+    Wanted("spend", "sum", HOUR_WINDOW, "price", "decimal(38,2)"),
+    Wanted("n", "count", HOUR_WINDOW),
+    derived=[WantedOfOthers("odd", "1 / (n - 2)")],
+    columns={"shop": pl.String(), "price": pl.Decimal(38, 2)},
+    name="clicks",
+)
+TYPED_EVENTS = events(
+    [
+        (T0, T0, {"user": "u", "shop": "a", "price": Decimal("1.20"), "x": 0.1}),
+        (T0 + 10 * MINUTE, T0 + 10 * MINUTE, {"user": "u", "shop": 'b"', "price": Decimal("0.05"), "x": -0.0}),
+    ],
+    columns={"shop": pl.String(), "price": pl.Decimal(38, 2)},
+)
+BEGAN = dt.datetime(2017, 3, 25, tzinfo=dt.UTC)
+E, F = Decimal("1.20"), Decimal("0.05")
+
+
+@pytest.fixture
+def typed(tmp_path: Path, redis_client: redis.Redis) -> Path:
+    """What a pipeline over the two events leaves, written out by hand."""
+    rows = [
+        (0, "event", 0, {"shop": "a", "prices": [E], "by_shop": pairs(("a", 0.1)), "spend": E, "n": 1, "odd": -1.0}),
+        (10, "event", 1, {
+            "shop": 'b"', "prices": [F, E], "by_shop": pairs(("a", 0.1), ('b"', 0.0)), "spend": E + F, "n": 2, "odd": None,
+        }),
+        (65, "hop", None, {
+            "shop": 'b"', "prices": [F], "by_shop": pairs(('b"', 0.0)), "spend": F, "n": 1, "odd": -1.0,
+        }),
+        (75, "hop", None, {"shop": None, "prices": None, "by_shop": None, "spend": Decimal(0), "n": 0, "odd": -0.5}),
+    ]  # fmt: skip
+    log_rows = []
+    for seq, (minutes, cause, offset, values) in enumerate(rows):
+        at = T0 + minutes * MINUTE
+        origin = {} if offset is None else {"event_time": at, "partition": 0, "offset": offset}
+        row = {"user": "u", **values, "since": BEGAN, "available_at": at, "cause": cause, "seq": seq, **origin}
+        log_rows.append(row)
+    current = {"key": "u", **rows[1][-1], "since": BEGAN, "_at": T0 + 10 * MINUTE}
+    table = LogTable(tmp_path / "log", TYPED, "h0", None, now_us=present_us)
+    table.append(updates(TYPED, CLOCK, log_rows=log_rows, since_us=T0))
+    table.snapshot()
+    table.settle()
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.add(updates(TYPED, T0 + 20 * MINUTE, [current], since_us=T0))
+    writer.flush(present_us())
+    write_archive(tmp_path / "archive", TYPED, TYPED_EVENTS)
+    return tmp_path
+
+
+TYPED_PLAN = Plan(streams={}, views={"clicks": TYPED})
+
+
+def test_values_of_every_kind_agree(typed, redis_url):
+    report = run(typed, redis_url, plan=TYPED_PLAN)
+
+    assert report.difference is None
+    assert (report.views[0].entities, report.views[0].entities_present) == (1, 1)
+    assert report.views[0].non_empty > 100
+
+
+@pytest.mark.parametrize(
+    ("column", "planted"),
+    [
+        ("shop", pl.col("shop") + " "),
+        ("prices", pl.col("prices").list.reverse()),
+        ("prices", pl.col("prices").list.head(1)),
+        ("by_shop", pl.col("by_shop").list.reverse()),
+        ("since", pl.col("since") + pl.duration(microseconds=1)),
+        ("spend", pl.col("spend") + pl.lit(Decimal("0.01"))),
+        ("odd", pl.lit(0.0)),
+    ],
+    ids=str,
+)
+def test_a_difference_in_a_value_of_any_kind_is_found_in_the_log(typed, column, planted):
+    kind = pl.col(column)
+    one = pl.col("offset") == 1
+    rewrite(typed, pl.when(one).then(planted.cast(LOG_TYPES[column])).otherwise(kind).alias(column))
+
+    difference = run(typed, plan=TYPED_PLAN).difference
+
+    assert difference is not None
+    assert (difference.where, difference.feature) == ("log", column)
+    assert f": {column} is " in str(difference)
+
+
+LOG_TYPES = {output.name: polars_type(output.dtype) for output in TYPED.outputs}
+
+
+@pytest.mark.parametrize(
+    ("column", "planted"),
+    [
+        ("shop", 'b" '),
+        ("shop", None),
+        ("prices", '["1.20","0.05"]'),
+        ("by_shop", '{"b\\"":0.0,"a":0.1}'),
+        ("by_shop", '{"a":0.1,"b\\"":-0.0}'),
+        ("since", str(T0 + 1)),
+        ("spend", "1.26"),
+        ("odd", "-0.5"),
+    ],
+)
+def test_a_difference_in_a_value_of_any_kind_is_found_in_redis(typed, redis_client, redis_url, column, planted):
+    if planted is None:
+        redis_client.hdel("unskew:clicks@1:{u}", column)
+    else:
+        redis_client.hset("unskew:clicks@1:{u}", column, planted)
+
+    difference = run(typed, redis_url, plan=TYPED_PLAN).difference
+
+    assert difference is not None
+    assert (difference.where, difference.entity, difference.feature) == ("redis", ("u",), column)
+
+
+def test_a_lifetime_of_which_the_archive_lacks_the_beginning_is_refused(typed):
+    shutil.rmtree(typed / "archive")
+    write_archive(typed / "archive", TYPED, TYPED_EVENTS[1:])
+
+    with pytest.raises(RequestError, match=r"begins at 2017-03-25T00:10:00Z, after its log, .* give the whole archive"):
+        run(typed, plan=TYPED_PLAN)
+
+
+#   min   0    5   10   15   20   25   30
+#         e----f----|----|----|----^              gap 20 min, hop 5 min: the session of e and f is over at 30 min
+VISITS = view(
+    Wanted("n", "count", sliding(HOUR, 5 * MINUTE)),
+    Wanted("longest", "max", lifetime(), "length_s", "float64"),
+    sessions=sessions(20 * MINUTE, 5 * MINUTE),
+    name="clicks",
+)
+VISITS = replace(VISITS, sessions=replace(VISITS.sessions, name="visits"))
+
+
+@pytest.fixture
+def visits(tmp_path: Path) -> Path:
+    over = T0 + 30 * MINUTE
+    origin = {"event_time": over, "partition": 0, "offset": 1}
+    longest = {"longest": 300.0}
+    rows = [
+        {"n": 1, **longest, "available_at": over, "cause": "event", "seq": 0, **origin},
+        {"n": 0, **longest, "available_at": over + HOUR + 5 * MINUTE, "cause": "hop", "seq": 1},
+    ]
+    table = LogTable(tmp_path / "log", VISITS, "h0", None, now_us=present_us)
+    table.append(updates(VISITS, CLOCK, log_rows=[{"user": "u", **row} for row in rows], since_us=T0))
+    table.snapshot()
+    table.settle()
+    given = [(T0, T0, {"user": "u"}), (T0 + 5 * MINUTE, T0 + 5 * MINUTE, {"user": "u"})]
+    write_archive(tmp_path / "archive", VISITS, events(given))
+    return tmp_path
+
+
+VISITS_PLAN = Plan(streams={}, views={"clicks": VISITS})
+
+
+def test_rows_caused_by_closed_sessions_agree(visits):
+    report = run(visits, plan=VISITS_PLAN)
+
+    assert report.difference is None
+    assert report.views[0].events == 1
+    assert report.views[0].rows > 0
+
+
+def test_a_row_that_names_another_event_than_the_sessions_last_is_found(visits):
+    rewrite(visits, pl.col("offset") - 1)
+
+    difference = run(visits, plan=VISITS_PLAN).difference
+
+    assert difference is not None
+    assert (difference.feature, difference.found, difference.expected) == ("offset", 0, 1)
 
 
 DEFINITIONS = """

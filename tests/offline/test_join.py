@@ -7,12 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.plans import DAY, HOUR, SECOND, Wanted, events, sliding, tumbling, view
+from tests.plans import DAY, HOUR, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
+from tests.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.updates import updates
 from tests.written import write_log
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import register
+from unskew.features.types import polars_type
 from unskew.features.updates import NothingToCome
 from unskew.offline import join
 from unskew.offline.join import historical_features, joined
@@ -399,3 +401,82 @@ def test_stats_count_the_whole_log(log):
 
 def test_head_gives_the_first_rows(log):
     assert ViewLog(log, register(VIEW)).head(2)["seq"].to_list() == [0, 1]
+
+
+@pytest.fixture
+def orders(tmp_path) -> Path:
+    """A log with a value of every type: u has all from 2 s to a day later, and none after; v has nulls from 5 s on."""
+    table = LogTable(tmp_path, ORDERS, "h0", None, now_us=lambda: 0)
+    rows = [("u", 2 * SECOND, FULL), ("v", 5 * SECOND, {"n": 1}), ("u", DAY, EMPTY)]
+    for seq, (user, after, values) in enumerate(rows):
+        row = {"user": user, **values, "available_at": T0 + after, "cause": "event", "seq": seq}
+        table.append(updates(ORDERS, T0 + after + 1, log_rows=[row], since_us=T0))
+        table.snapshot()
+    table.append(updates(ORDERS, T0 + 2 * DAY, since_us=T0))
+    table.snapshot()
+    table.settle()
+    return tmp_path
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 28])
+def test_values_of_every_type_are_joined_bit_for_bit_in_any_order(orders, monkeypatch, chunk_bytes):
+    monkeypatch.setattr("unskew.offline.log._CHUNK_BYTES", chunk_bytes)
+    frame = labels(("u", 90_000), ("u", 2), ("v", 6), ("nobody", 6), ("u", 1), ("u", 80_000))
+
+    answer = ask(orders, frame, *NAMES, plan=ORDERS)
+
+    bare = {**DEFAULTS, "n": 1, "spend": None, "is_new": None}
+    assert answer.select(NAMES).to_dicts() == [DEFAULTS, FULL, bare, DEFAULTS, DEFAULTS, FULL]
+    assert dict(answer.select(NAMES).schema) == {one.name: polars_type(one.dtype) for one in ORDERS.outputs}
+
+
+def test_joined_gives_values_of_every_type_as_stored(orders):
+    keys = pl.DataFrame({"user": ["u", "nobody", "v"]})
+
+    stored = joined(ViewLog(orders, register(ORDERS)), keys, np.array([T0 + 3 * SECOND, T0, T0 + 6 * SECOND]))
+
+    assert stored.to_dicts() == [FULL, EMPTY, {**dict.fromkeys(NAMES), "n": 1}]
+
+
+def test_expired_values_of_every_type_read_as_nulls_and_defaults(orders):
+    answer = ask(orders, labels(("u", 13)), *NAMES, plan=ORDERS, max_age="10s")
+
+    assert answer.select(NAMES).to_dicts() == [{**DEFAULTS, "n": None, "spend": None, "is_new": None}]
+
+
+def test_without_rows_the_types_stay(orders):
+    answer = ask(orders, labels(), *NAMES, plan=ORDERS)
+
+    assert dict(answer.select(NAMES).schema) == {one.name: polars_type(one.dtype) for one in ORDERS.outputs}
+
+
+def test_a_derived_null_is_its_default_and_not_its_empty_value(tmp_path):
+    """``1 / (n - 2)`` is -0.5 of an entity without events, and null where n is 2."""
+    plan = view(Wanted("n", "count", WINDOW), derived=[WantedOfOthers("odd", "1 / (n - 2)", default=7.0)], name="odds")
+    table = LogTable(tmp_path, plan, "h0", None, now_us=lambda: 0)
+    row = {"user": "u", "n": 2, "available_at": T0, "cause": "event", "seq": 0}
+    table.append(updates(plan, T0 + 60 * SECOND, log_rows=[row], since_us=T0 - DAY))
+    table.snapshot()
+    table.settle()
+
+    answer = ask(tmp_path, labels(("u", 1), ("nobody", 1)), "odd", plan=plan, with_status=True)
+
+    assert answer.select("odd", "odd__status").rows() == [(7.0, "present"), (-0.5, "default")]
+
+
+def test_a_derived_feature_is_warming_with_what_it_is_made_of(tmp_path):
+    plan = view(
+        Wanted("minute", "count", sliding(60 * SECOND, SECOND)),
+        Wanted("day", "count", sliding(DAY, SECOND)),
+        derived=[WantedOfOthers("share", "minute / day")],
+        name="shares",
+    )
+    table = LogTable(tmp_path, plan, "h0", None, now_us=lambda: 0)
+    table.append(updates(plan, T0 + 2 * DAY, since_us=T0))
+    table.snapshot()
+    table.settle()
+    frame = labels(("u", 60), ("u", 86_400))
+
+    answer = ask(tmp_path, frame, "minute", "share", plan=plan, with_status=True)
+
+    assert answer.select("minute__status", "share__status").rows() == [("default", "warming"), ("default", "default")]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import plans
 from unskew.features.avro import avro_columns
-from unskew.features.plan import StreamPlan
 from unskew.pipelines.decode import DEAD_LETTER_SCHEMA, AvroDecoder
 from unskew.pipelines.poll import Poll, Rejected
 from unskew.pipelines.wire import Wire, varint
@@ -54,17 +54,7 @@ NOON_MS = 1_483_272_000_000
 def stream(schema=EVERYTHING, event_time="event_time", **options):
     columns, faults = avro_columns(schema)
     assert not faults
-    return StreamPlan(
-        name="stream",
-        topic="topic",
-        schema=schema,
-        columns=columns,
-        event_time=event_time,
-        partitioned_by=(),
-        settle_us=None,
-        max_age_us=options.pop("max_age_us", None),
-        owner="",
-    )
+    return plans.stream(schema=schema, columns=columns, event_time=event_time, **options)
 
 
 def poll(values, rejected=()):

@@ -20,8 +20,8 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from tests import plans
 from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
-from unskew.features.plan import StreamPlan
 from unskew.pipelines.embedded import EmbeddedBroker
 from unskew.pipelines.source import KafkaSource, SourceOptions
 
@@ -76,17 +76,7 @@ def read():
 
     def open_source(topic, states=None, *, settle_us=None, build=True, **options):
         source = KafkaSource(
-            StreamPlan(
-                name="stream",
-                topic=topic.name,
-                schema={},
-                columns={},
-                event_time="at",
-                partitioned_by=(),
-                settle_us=settle_us,
-                max_age_us=None,
-                owner="",
-            ),
+            plans.stream(topic=topic.name, settle_us=settle_us),
             SourceOptions(
                 **{
                     "bootstrap": topic.bootstrap,
@@ -239,7 +229,7 @@ def test_a_partition_ends_before_its_end_offset_and_says_so_once(topic, read):
     stream.put(0, *range(10))
     stream.put(1, *range(10))
 
-    items = polls(read(stream, ends={0: 4, 1: 10}), never)
+    items = polls(read(stream, ends={stream.name: {0: 4, 1: 10}}), never)
 
     assert [offset for offset, _ in arrivals_of(items, 0)] == [0, 1, 2, 3]
     assert len(arrivals_of(items, 1)) == 10
@@ -273,7 +263,8 @@ def test_a_stopped_source_ends_without_having_reached_its_end(topic, read):
     with pytest.raises(StopIteration):
         source.parts[0].next_batch()
     assert not any(item.ended for item in items)
-    assert source.parts[0].snapshot() == {"offset": 1, "clock": NOON + 1_000, "partitions": 1, "ended": 0}
+    saved = {"offset": 1, "clock": NOON + 1_000, "partitions": 1, "ended": 0, "origin": f"{stream.name}/0"}
+    assert source.parts[0].snapshot() == saved
 
 
 def test_an_aligned_partition_gives_records_only_while_its_clock_is_the_least(topic, read):

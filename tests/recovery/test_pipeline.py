@@ -87,13 +87,15 @@ def test_broken_off_many_times_in_a_row_the_outcome_is_the_same(bench: Bench) ->
     reference = bench.run(topic, **EVERY_ITEM)
     outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
     broken = 0
-    for attempt in range(60):
+    for attempt in range(20):
         try:
-            run(outcome.plan, outcome.deployment, stop=After(17 + 4 * attempt, how="abort"))
+            run(outcome.plan, outcome.deployment, stop=After(9 + 2 * attempt, how="abort"))
         except BrokenOff:
             broken += 1
             continue
         break
+    # However far that came: how fast records are fetched is not for a test to say.
+    run(outcome.plan, outcome.deployment, stop=threading.Event())
     assert broken > 2
 
     _same(outcome, reference)
@@ -117,27 +119,37 @@ def test_readers_see_only_what_is_durable_and_nothing_is_withdrawn(bench: Bench)
     assert seen
 
 
-@pytest.mark.parametrize("n", [38, 44, 52])
-def test_what_is_served_after_a_stop_is_exact_where_it_says_so(bench: Bench, n: int) -> None:
+def test_what_is_served_after_a_stop_is_exact_where_it_says_so(bench: Bench) -> None:
     """Records that share an instant are cut apart by the polls, and ordered shards hold some back."""
     topic = bench.produce(RECORDS)
-    outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
-    run(outcome.plan, outcome.deployment, stop=After(n, how="stop"))
-    events = outcome.archive()
-    for name in VIEWS:
-        view = outcome.plan.views[name]
-        features = [feature.name for feature in view.features]
-        keys = entities(view, events)
-        with closing(OnlineReader(bench.redis_url, prefix=outcome.deployment.prefix)) as reader:
-            asked = pl.DataFrame(keys, schema=list(view.entity.keys), orient="row")
-            found = reader.read([f"{name}:{feature}" for feature in features], asked)
-        served, meta = found.to_polars(), found.metadata[name]
-        recount = Recount(view, events)
-        exact = [row for row, provisional in enumerate(meta["provisional"]) if not provisional]
-        assert exact or name == "by_user"
-        for row in exact:
-            as_of = meta["as_of"].dt.epoch("us")[row]
-            assert bits(served[feature][row] for feature in features) == bits(recount.values(keys[row], as_of).values())
+    n_exact = dict.fromkeys(VIEWS, 0)
+    # How far a run comes until it is asked to stop depends on how fast records are fetched: some stops are near the middle.
+    for n in range(32, 152, 12):
+        outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
+        run(outcome.plan, outcome.deployment, stop=After(n, how="stop"))
+        if not any(outcome.deployment.archive.glob("*/day=*/*.parquet")):
+            continue
+        events = outcome.archive()
+        for name in VIEWS:
+            n_exact[name] += _exact_and_right(bench, outcome, name, events)
+    assert min(n_exact.values()) > 0
+
+
+def _exact_and_right(bench: Bench, outcome: Outcome, name: str, events: pl.DataFrame) -> int:
+    """How many entities are served as exact; their values must be the recount's."""
+    view = outcome.plan.views[name]
+    features = [feature.name for feature in view.features]
+    keys = entities(view, events)
+    with closing(OnlineReader(bench.redis_url, prefix=outcome.deployment.prefix)) as reader:
+        asked = pl.DataFrame(keys, schema=list(view.entity.keys), orient="row")
+        found = reader.read([f"{name}:{feature}" for feature in features], asked)
+    served, meta = found.to_polars(), found.metadata[name]
+    recount = Recount(view, events)
+    exact = [row for row, provisional in enumerate(meta["provisional"]) if not provisional]
+    for row in exact:
+        as_of = meta["as_of"].dt.epoch("us")[row]
+        assert bits(served[feature][row] for feature in features) == bits(recount.values(keys[row], as_of).values())
+    return len(exact)
 
 
 def test_a_topic_that_grows_after_its_end_goes_on_where_it_ended(bench: Bench) -> None:
@@ -177,12 +189,14 @@ def test_a_changed_definition_is_refused_with_a_layout_error(bench: Bench) -> No
 
 
 def test_a_view_added_later_starts_with_its_own_coverage_and_the_others_go_on(bench: Bench) -> None:
-    topic = bench.produce(RECORDS[:100])
+    # Between two instants: what came at the very instant of the end would be counted past it.
+    n = next(n for n in range(100, len(RECORDS)) if RECORDS[n - 1].stamp_ms < RECORDS[n].stamp_ms)
+    topic = bench.produce(RECORDS[:n])
     both = plan(topic)
     one = replace(both, views={"by_user": both.views["by_user"]})
     outcome = Outcome(both, bench.deployment())
     run(one, outcome.deployment, stop=threading.Event())
-    bench.append(topic, RECORDS[100:])
+    bench.append(topic, RECORDS[n:])
 
     run(both, outcome.deployment, stop=threading.Event())
 
@@ -190,7 +204,7 @@ def test_a_view_added_later_starts_with_its_own_coverage_and_the_others_go_on(be
     since = layout.read_coverage(outcome.deployment.log / "by_item" / "v1")
     assert since is not None
     assert since.since_us is not None
-    assert since.since_us >= RECORDS[90].stamp_ms * 1000
+    assert since.since_us >= RECORDS[n - 10].stamp_ms * 1000
 
 
 def test_a_view_left_out_for_a_while_does_not_come_back_as_if_nothing_had_happened(bench: Bench) -> None:

@@ -6,11 +6,13 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from tests.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
+from tests.plans import DAY, HOUR, MINUTE, Wanted, WantedOfOthers, lifetime, sessions, sliding, view
+from tests.typed import AWKWARD, DEFAULTS, FULL, NAMES, ORDERS
 from tests.updates import closing
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
-from unskew.features.registry import describe
+from unskew.features.registry import describe, register
+from unskew.features.types import polars_type
 from unskew.features.updates import NothingToCome
 from unskew.serving.online import OnlineReader
 from unskew.sinks.redis import RedisWriter
@@ -68,6 +70,109 @@ def test_values_come_back_in_their_types_in_the_order_asked(writer, reader):
     assert answer.to_dict() == {"user": ["a"], "last_online": [False], "n_5min": [3], "mean_1d": [0.1]}
     assert answer.to_polars().dtypes == [pl.String, pl.Boolean, pl.Int64, pl.Float64]
     assert judged(answer) == [(CLOCK, "present", False)]
+
+
+REFERENCES = [f"orders:{name}" for name in NAMES]
+
+
+@pytest.fixture
+def orders(redis_client):
+    """One entity with a value of every type, one with nothing but its last instant, and a reader of them."""
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"orders": ORDERS}))))
+    write(writer, closing(ORDERS, CLOCK, [{"key": "full", **FULL, "_at": CLOCK}, {"key": "bare", "_at": CLOCK}]))
+    return OnlineReader(redis_client, now_us=lambda: CLOCK + HOUR)
+
+
+def test_values_of_every_type_come_back_bit_for_bit(orders):
+    answer = orders.read(REFERENCES, [{"user": "full"}]).to_polars()
+
+    assert answer.drop("user").to_dicts() == [FULL]
+    assert dict(answer.drop("user").schema) == {output.name: polars_type(output.dtype) for output in ORDERS.outputs}
+
+
+def test_an_unknown_entity_gets_empty_values_and_defaults_of_every_type(orders):
+    answer = orders.read(REFERENCES, [{"user": "nobody"}, {"user": "full"}])
+
+    assert answer.to_polars().drop("user").to_dicts() == [DEFAULTS, FULL]
+    assert [status for _, status, _ in judged(answer, "orders")] == ["default", "present"]
+
+
+def test_a_null_of_a_row_that_is_there_is_no_empty_value(redis_client):
+    """``1 / (n - 2)`` is -0.5 of an entity without events, and null where n is 2."""
+    plan = view(
+        Wanted("n", "count", sliding(DAY, HOUR)),
+        derived=[WantedOfOthers("odd", "1 / (n - 2)"), WantedOfOthers("with_default", "1 / (n - 2)", default=7.0)],
+    )
+    writer = RedisWriter(redis_client, "unskew", "main")
+    write(writer, closing(plan, CLOCK, [{"key": "two", "n": 2, "_at": CLOCK}]))
+    reader = OnlineReader(redis_client, views={"view": register(plan)})
+
+    answer = reader.read(["view:odd", "view:with_default"], [{"user": "two"}, {"user": "nobody"}])
+
+    assert answer.to_dict() == {"user": ["two", "nobody"], "odd": [None, -0.5], "with_default": [7.0, -0.5]}
+
+
+def test_lists_and_maps_go_to_pandas(orders):
+    answer = orders.read(REFERENCES, pd.DataFrame({"user": ["full", "nobody"]}, index=[7, 3])).to_df()
+
+    assert answer.index.to_list() == [7, 3]
+    assert list(answer["shops"].iloc[0]) == ["", AWKWARD]
+    assert list(answer["n_by_shop"].iloc[0]) == FULL["n_by_shop"]
+    assert answer["spend"].to_list() == [FULL["spend"], DEFAULTS["spend"]]
+    assert answer["since"].iloc[0] == pd.Timestamp(FULL["since"])
+    assert answer["counts"].iloc[1] is None
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_client_that_decodes_responses_reads_every_type(redis_url):
+    import redis
+
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        answer = OnlineReader(client).read(REFERENCES, [{"user": "full"}])
+
+    assert answer.to_polars().drop("user").to_dicts() == [FULL]
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("n", "many"), ("spend", "1.5"), ("shop", b"\xff"), ("counts", "[1"), ("n_by_shop", "[]"), ("since", "today"),
+])  # fmt: skip
+def test_text_that_unskew_did_not_write_is_named(orders, redis_client, name, text):
+    redis_client.hset("unskew:orders@1:{full}", name, text)
+
+    with pytest.raises(LayoutError, match=rf"Redis holds for orders@1:{name} .* is no .*; remove that key"):
+        orders.read(REFERENCES, [{"user": "nobody"}, {"user": "full"}])
+
+
+@pytest.mark.parametrize(("feature", "since", "status"), [
+    ("ever", CLOCK, "default"),
+    ("per_day", CLOCK - DAY, "default"),
+    ("per_day", CLOCK - DAY + 1, "warming"),
+])  # fmt: skip
+def test_a_derived_feature_is_warming_with_what_it_is_made_of(redis_client, feature, since, status):
+    plan = view(
+        Wanted("day", "count", sliding(DAY, HOUR)),
+        Wanted("ever", "count", lifetime()),
+        derived=[WantedOfOthers("per_day", "ever / day")],
+    )
+    write(RedisWriter(redis_client, "unskew", "main"), closing(plan, CLOCK, since_us=since))
+
+    answer = OnlineReader(redis_client, views={"view": register(plan)}).read([f"view:{feature}"], [{"user": "a"}])
+
+    assert judged(answer, "view") == [(CLOCK, status, False)]
+
+
+def test_a_view_over_sessions_is_warming_a_gap_and_a_hop_longer(redis_client):
+    plan = view(Wanted("n", "count", sliding(DAY, HOUR)), sessions=sessions(HOUR, MINUTE))
+    writer = RedisWriter(redis_client, "unskew", "main")
+    reader = OnlineReader(redis_client, views={"view": register(plan)})
+
+    found = []
+    for since in (CLOCK - DAY - HOUR - MINUTE, CLOCK - DAY - HOUR - MINUTE + 1):
+        write(writer, closing(plan, CLOCK, since_us=since))
+        found += [status for _, status, _ in judged(reader.read(["view:n"], [{"user": "a"}]), "view")]
+
+    assert found == ["default", "warming"]
 
 
 def test_an_unknown_entity_gets_empty_values_and_defaults(writer, reader):
@@ -228,8 +333,6 @@ def test_clocks_of_an_earlier_deployment_are_forgotten(redis_client, writer, rea
 def with_partitions(plan):
     import msgspec
 
-    from unskew.features.registry import register
-
     return {plan.name: msgspec.structs.replace(register(plan), partitioned=True)}
 
 
@@ -264,8 +367,6 @@ def test_a_clock_far_behind_the_present_is_lagging(writer, redis_client):
 def test_the_clock_of_a_view_is_found_in_any_of_several_pipelines(redis_client):
     write(RedisWriter(redis_client, "unskew", "one"), closing(VISITS, CLOCK))
     write(RedisWriter(redis_client, "unskew", "two"), closing(STAYS, CLOCK + 1))
-    from unskew.features.registry import register
-
     views = {plan.name: register(plan) for plan in (VISITS, STAYS)}
     reader = OnlineReader(redis_client, pipeline=["one", "two"], views=views)
 
@@ -349,8 +450,6 @@ def test_no_rows_give_no_rows(writer, reader):
 
 
 def test_full_feature_names_keep_columns_apart(redis_client):
-    from unskew.features.registry import register
-
     other = view(Wanted("n_5min", "count", sliding(5 * MINUTE, MINUTE)), name="other")
     reader = OnlineReader(redis_client, views={plan.name: register(plan) for plan in (VISITS, other)})
     both = ["visits:n_5min", "other:n_5min"]

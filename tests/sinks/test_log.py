@@ -2,9 +2,10 @@ import polars as pl
 import pytest
 
 from tests.plans import DAY, Wanted, sliding, view
-from tests.updates import updates
+from tests.updates import ledger_after, updates
 from unskew.features.errors import LayoutError
-from unskew.sinks.layout import INSTANT, published_files, read_coverage
+from unskew.features.ledger import LateEvents
+from unskew.sinks.layout import INSTANT, coverage_file, published_files, read_coverage
 from unskew.sinks.log import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable, archive_table
 
 VISITS = view(Wanted("n", "count", sliding(DAY, DAY)), name="visits")
@@ -47,6 +48,35 @@ def test_a_step_without_rows_moves_what_is_complete(tmp_path):
     # The clock's own instant is still open.
     assert (coverage.since_us, coverage.complete_to_us) == (0, 49)
     assert coverage.shards["h0"].next_sequence == 1
+
+
+def test_the_late_events_and_repeats_of_all_shards_are_covered_after_a_restart_too(tmp_path):
+    for shard in ("h0", "h1"):
+        table = LogTable(tmp_path, VISITS, shard, None, now_us=lambda: 0)
+        table.append(ledger_after(updates(VISITS, 10, shard=shard), [0, 0, 7], worst_us=5, duplicates=2))
+        saved = table.snapshot()
+        resumed = LogTable(tmp_path, VISITS, shard, saved, now_us=lambda: 0)
+        resumed.append(ledger_after(updates(VISITS, 20, shard=shard), [0, 0, 7, 1], worst_us=9, duplicates=3))
+        resumed.snapshot()
+        at_first = read_coverage(tmp_path / "visits" / "v1").shards[shard].ledger
+        assert (at_first.windows[0].events, at_first.duplicates) == (3, 2)
+        resumed.snapshot()
+
+    found = read_coverage(tmp_path / "visits" / "v1").ledger
+    assert found.windows == (LateEvents(events=8, worst_us=9, histogram=(4, 2, 0, 0, 0, 0, 0, 2)),)
+    assert found.duplicates == 6
+
+
+def test_a_damaged_ledger_is_a_layout_error(tmp_path):
+    table = log(tmp_path)
+    table.append(ledger_after(updates(VISITS, 10), [0]))
+    table.snapshot()
+    table.settle()
+    path = coverage_file(tmp_path / "visits" / "v1", "h0")
+    path.write_text(path.read_text().replace('"histogram": [1, ', '"histogram": ['))
+
+    with pytest.raises(LayoutError, match=r"h0\.json does not say what the log covers"):
+        read_coverage(tmp_path / "visits" / "v1")
 
 
 def test_the_archive_goes_on_at_the_offsets_that_come_again_after_a_restart(tmp_path):

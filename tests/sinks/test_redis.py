@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
-from tests.updates import closing, current
+from tests.typed import FULL, NAMES, ORDERS, TEXTS
+from tests.updates import closing, current, ledger_after
 from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.ledger import ledger_of, read_ledger
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.features.updates import NothingToCome
@@ -49,6 +51,45 @@ def test_a_row_is_a_hash_that_any_client_reads(writer, redis_client):
     writer.flush(NOW)
 
     assert row(redis_client) == {"n": "3", "mean": "0.1", "last_online": "1", "_at": "5", "_until": "9"}
+
+
+def typed_row(client, key):
+    found = client.hgetall(f"unskew:orders@1:{{{key}}}")
+    return {name.decode(): text.decode() for name, text in found.items()}
+
+
+def test_a_value_of_every_type_is_text_that_any_client_reads(writer, redis_client):
+    writer.add(closing(ORDERS, 7, [{"key": "a", **FULL, "_at": 5}, {"key": "b", "n": 0, "shop": "", "_at": 6}]))
+    writer.flush(NOW)
+
+    assert typed_row(redis_client, "a") == {**TEXTS, "_at": "5"}
+    assert typed_row(redis_client, "b") == {"n": "0", "shop": "", "_at": "6"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_of_any_type_is_removed_where_it_becomes_null_and_the_last_of_a_key_wins(writer, redis_client, name):
+    writer.add(closing(ORDERS, 7, [{"key": "a", **FULL, "_at": 5}, {"key": "b", **FULL, "_at": 5}]))
+    writer.flush(NOW)
+    writer.add(closing(ORDERS, 8, [{"key": "a", "_at": 6}]))
+    writer.add(closing(ORDERS, 9, [{"key": "a", **FULL, name: None, "_at": 7}]))
+    writer.flush(NOW)
+
+    assert typed_row(redis_client, "a") == {**{n: text for n, text in TEXTS.items() if n != name}, "_at": "7"}
+    assert typed_row(redis_client, "b") == {**TEXTS, "_at": "5"}
+
+
+def test_many_rows_of_every_type_arrive_whole(writer, redis_client):
+    n = 6_000
+    rows = [{"key": f"u-{i}", **FULL, "shop": f"s{i}", "counts": [i] if i % 3 else None, "_at": i} for i in range(n)]
+    writer.add(closing(ORDERS, 7, rows))
+    writer.flush(NOW)
+
+    found = redis_client.pipeline(transaction=False)
+    for i in range(n):
+        found.hmget(f"unskew:orders@1:{{u-{i}}}", "shop", "counts", "spend_by_shop", "_at")
+    assert found.execute() == [
+        [b"s%d" % i, b"[%d]" % i if i % 3 else None, TEXTS["spend_by_shop"].encode(), b"%d" % i] for i in range(n)
+    ]
 
 
 def test_fields_that_become_null_are_removed_and_the_others_stay(writer, redis_client):
@@ -271,6 +312,32 @@ def test_what_is_encoded_is_what_a_plain_client_would_send(rows):
     assert encoded.n_lines == sum(3 if command == ("EXEC",) else 1 for command in expected)
 
 
+@given(st.lists(st.none() | st.text(max_size=5)))
+def test_any_text_is_encoded_as_a_plain_client_would_send_it(values):
+    plan = view(
+        Wanted("x", "last", sliding(DAY, DAY), "x"),
+        Wanted("s", "last", sliding(DAY, DAY), "s", of="string"),
+        Wanted("m", "mean", sliding(DAY, DAY), "x"),
+        Wanted("t", "first", sliding(DAY, DAY), "s", of="string"),
+    )
+    before = {"key": "before", "s": "x", "t": None, "_at": 1}
+    rows = [
+        {"key": f"{i}", "x": 0.5, "m": -1.0, "s": value, "t": f"{value}!", "_at": i} for i, value in enumerate(values)
+    ]
+
+    encoded = RowEncoder(plan, "p").encode(current(plan, [before, *rows]).slice(1), NOW)
+
+    connection = redis.Redis().connection_pool.make_connection()
+    expected = []
+    for i, value in enumerate(values):
+        fields = [("x", "0.5"), ("s", value), ("m", "-1.0"), ("t", f"{value}!"), ("_at", i)]
+        given_fields = [part for name, text in fields if text is not None for part in (name, text)]
+        key = f"p:view@1:{{{i}}}"
+        null = [name for name, text in fields if text is None] + ["_until"]
+        expected += [("MULTI",), ("HSET", key, *given_fields), ("HDEL", key, *null), ("EXEC",)]
+    assert encoded.data == b"".join(connection.pack_commands(expected))
+
+
 def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, redis_client):
     def published(*views):
         return json.dumps(describe(Plan(streams={}, views={one.name: one for one in views})))
@@ -329,3 +396,48 @@ def test_the_list_of_shards_withdraws_what_an_earlier_run_said_of_empty_shards_a
         b"other@1#shards": b"h7",
         f"{PURCHASES.id}#shards".encode(): b"p0.0 p1.0",
     }
+
+
+def ledgers(client):
+    return {name.decode(): read_ledger(text) for name, text in client.hgetall("unskew:late:main").items()}
+
+
+def test_a_shards_ledger_is_written_when_it_changes_and_only_then(writer, redis_client):
+    step = ledger_after(closing(PURCHASES, 7), [0, 3], [], [7], worst_us=5, duplicates=1)
+    writer.add(step)
+    writer.flush(NOW)
+    assert ledgers(redis_client) == {"purchases@1/h0": ledger_of(step)}
+
+    redis_client.delete("unskew:late:main")
+    writer.add(replace(step, clock_us=20))
+    writer.flush(NOW)
+    assert ledgers(redis_client) == {}
+
+    writer.add(ledger_after(closing(PURCHASES, 30), [0, 3], [], [7], worst_us=5, duplicates=2))
+    writer.flush(NOW)
+    assert ledgers(redis_client)["purchases@1/h0"].duplicates == 2
+
+
+def test_a_ledger_that_was_not_acknowledged_is_sent_with_the_next_flush(writer, redis_client):
+    step = ledger_after(closing(PURCHASES, 7), [0], [], [])
+    writer.add(step)
+    redis_client.set("unskew:late:main", "in the way")
+    with pytest.raises(StoreUnavailable):
+        writer.flush(NOW)
+    redis_client.delete("unskew:late:main")
+
+    writer.flush(NOW)
+
+    assert ledgers(redis_client) == {"purchases@1/h0": ledger_of(step)}
+    assert clocks(redis_client)["purchases@1/h0"] == 7
+
+
+def test_the_list_of_shards_withdraws_ledgers_of_shards_that_are_no_more(writer, redis_client):
+    for shard in ("h0", "h1"):
+        writer.add(ledger_after(closing(PURCHASES, 7, shard=shard), [0], [], []))
+    writer.flush(NOW)
+    redis_client.hset("unskew:late:main", "other@1/h7", "{}")
+
+    writer.expect({PURCHASES.id: ["h0"]})
+
+    assert set(ledgers(redis_client)) == {"purchases@1/h0", "other@1/h7"}

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from unskew import settings
 
@@ -25,7 +26,7 @@ def check(paths: tuple[Path, ...]) -> None:
     plan = load(*paths)
     width = max((len(view.id) for view in plan.views.values()), default=0)
     for view in plan.views.values():
-        n_features = f"{len(view.features)} feature{'s' if len(view.features) > 1 else ''}"
+        n_features = f"{len(view.outputs)} feature{'s' if len(view.outputs) > 1 else ''}"
         click.echo(
             f"ok  {view.id:<{width}}  {n_features:<11}  "
             f"state {view.state_fingerprint[:16]}  presentation {view.presentation_fingerprint[:16]}"
@@ -35,18 +36,44 @@ def check(paths: tuple[Path, ...]) -> None:
 
 
 @click.command()
-@settings.definition_paths
-@click.option("--json", "as_json", is_flag=True, help="Print the registry that readers get, as JSON.")
-def describe(paths: tuple[Path, ...], as_json: bool) -> None:
+@settings.optional_definition_paths
+@click.option("--live", is_flag=True, help="Show what runs, as Redis says: clocks, lag, late events. Takes no PATH.")
+@settings.redis_url
+@settings.prefix
+@settings.pipeline
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the registry that readers get, or what runs.")
+@click.pass_context
+def describe(
+    context: click.Context,
+    paths: tuple[Path, ...],
+    live: bool,
+    redis_url: str,
+    prefix: str,
+    pipeline: str,
+    as_json: bool,
+) -> None:
     """Show what definitions mean: each view's entity, stream and owner, and its features with window, hop and type.
 
     PATH is a Python or YAML file, or a folder of them. Without PATH, UNSKEW_DEFINITIONS is read.
+
+    With --live, show how far each running view has come, since when it counts, and how many events came too late for
+    which window, by how much. This reads Redis alone.
 
     \b
     Examples:
         unskew describe examples/complete_journey
         unskew describe --json examples/complete_journey | jq '.views[].name'
+        unskew describe --live
     """
+    if live:
+        if context.get_parameter_source("paths") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--live shows what the pipeline published; give no PATH with it")
+        from unskew.cli.live import show
+
+        show(redis_url, prefix, pipeline, as_json=as_json)
+        return
+    if not paths:
+        raise click.UsageError("there is no PATH; give one, set UNSKEW_DEFINITIONS, or ask for what runs with --live")
     from unskew.features.load import load
     from unskew.features.registry import describe as registry_of
     from unskew.features.registry import register

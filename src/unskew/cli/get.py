@@ -34,6 +34,7 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
         unskew get household_purchases 1
         unskew get household_purchases:spend_30d 1 --json
     """
+    from unskew.cli.tables import plain
     from unskew.serving.online import OnlineReader
 
     reader = OnlineReader(redis_url, prefix, pipeline)
@@ -51,14 +52,15 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
             name: int(row[name]) if kind == "int64" else row[name]
             for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
         }
-        found = {"view": view.id, "entity": entity, "features": values, **judged, "as_of": as_of}
+        features_found = {name: plain(value) for name, value in values.items()}
+        found = {"view": view.id, "entity": entity, "features": features_found, **judged, "as_of": as_of}
         click.echo(json.dumps(found, ensure_ascii=False))
         return
     _print_table(view, keys, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
 
 
 def _asked(features: str, views: Mapping[str, RegisteredView]) -> tuple[RegisteredView, list[str]]:
-    from unskew.serving.request import find_view, resolve
+    from unskew.features.references import find_view, resolve
 
     if ":" in features:
         return resolve([features], views)[0].view, [features]
@@ -88,6 +90,8 @@ def _print_table(
     from rich.markup import escape
     from rich.table import Table
 
+    from unskew.cli.tables import shown
+
     entity = ", ".join(f"{name} {key}" for name, key in zip(view.entity.keys, keys, strict=True))
     how = f"{status}, provisional" if provisional else status
     table = Table(
@@ -102,6 +106,7 @@ def _print_table(
     for name, value in values.items():
         feature = view.feature(name)
         assert feature is not None
-        table.add_row(escape(name), "-" if value is None else str(value), escape(view.window_of(feature).text))
+        windows = ", ".join(window.text for window in view.windows_of(feature))
+        table.add_row(escape(name), escape(shown(value)), escape(windows))
     # A pipe has no width of its own; there, nothing should be folded.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)

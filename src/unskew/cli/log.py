@@ -1,6 +1,5 @@
 """``unskew log``: what the Parquet log holds."""
 
-import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,10 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
         unskew log head household_purchases --definitions examples/complete_journey --log data/log
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from unskew.cli.tables import shown
 
     opened = _open(view, definitions, log)
     frame = opened.head(rows)
@@ -41,7 +43,7 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
     for name, dtype in frame.schema.items():
         table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
     for row in frame.iter_rows():
-        table.add_row(*(_cell(cell) for cell in row))
+        table.add_row(*(escape(shown(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         # A file or a pager has room for whole lines.
@@ -51,18 +53,12 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
     console.print(table)
 
 
-def _cell(cell: object) -> str:
-    if cell is None:
-        return "-"
-    return cell.isoformat(" ").replace("+00:00", "Z") if isinstance(cell, dt.datetime) else str(cell)
-
-
 @log.command()
 @click.argument("view")
 @settings.definitions
 @settings.log
 def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
-    """Count VIEW's rows, entities, files and bytes, and say which instants the log answers.
+    """Count VIEW's rows, entities, files and bytes, and say which instants the log answers and which events came too late.
 
     \b
     Example:
@@ -70,6 +66,8 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+
+    from unskew.cli.live import late_table
 
     opened = _open(view, definitions, log)
     found = opened.stats()
@@ -86,7 +84,12 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
         ("complete to", str(found.complete_to or "-")),
     ):
         table.add_row(name, text)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if found.ledger.windows:
+        # A pipe has no width of its own; there, nothing should be folded.
+        wide = console if console.is_terminal else Console(width=200)
+        wide.print(late_table(opened.view, found.ledger))
 
 
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":

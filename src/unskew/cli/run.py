@@ -26,6 +26,7 @@ from unskew.pipelines.run import run as run_pipeline
 @settings.definitions
 @settings.bootstrap_servers
 @settings.redis_url
+@settings.schema_registry
 @settings.log
 @settings.archive
 @settings.dead_letters
@@ -57,7 +58,7 @@ from unskew.pipelines.run import run as run_pipeline
     show_default=True,
     help="Hash shards per view; fixed for as long as the state lives.",
 )
-@click.option("--epoch", default="2s", show_default=True, metavar="DURATION", help="Time between commits.")
+@click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
     "progress",
@@ -70,6 +71,7 @@ def run(
     definitions: tuple[Path, ...],
     bootstrap_servers: str,
     redis_url: str,
+    schema_registry: str | None,
     log: Path,
     archive: Path,
     dead_letters: Path | None,
@@ -95,6 +97,7 @@ def run(
     deployment = Deployment(
         bootstrap=bootstrap_servers,
         redis_url=redis_url,
+        schema_registry=schema_registry,
         log=log,
         archive=archive,
         dead_letters=dead_letters or archive.with_name("dead_letters"),
@@ -166,9 +169,10 @@ def _reporter(kind: str) -> Callable[[Status], None] | None:
         clock = format_instant(status.clock_us) if status.clock_us is not None else "none yet"
         if not status.rows:
             clock += " (the first run after an installation compiles the kernel)"
+        repeats = "".join(f"  duplicates of {view} {n:,}" for view, n in status.duplicates.items())
         click.echo(
             f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "
-            f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}"
+            f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}{repeats}"
         )
 
     return line

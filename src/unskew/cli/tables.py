@@ -1,10 +1,62 @@
-"""Tables that people read."""
+"""Tables that people read, and values in them."""
+
+import datetime as dt
+import json
+from decimal import Decimal
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from unskew.features.registry import RegisteredFeature, RegisteredView
+from unskew.features.registry import RegisteredFeature, RegisteredView, RegisteredWindow
 from unskew.features.time import format_duration
+from unskew.features.types import MAP_KEY, MAP_VALUE
+
+
+def shown(value: Any) -> str:
+    """A value as a person reads it: null as ``-``, an instant in ISO 8601, a map as ``{key: value}``.
+
+    Text that holds what a terminal would not print, or that stands in a list or map, is quoted.
+    """
+    match value:
+        case None:
+            return "-"
+        case str():
+            return value if value.isprintable() else _quoted(value)
+        case dt.datetime():
+            return value.isoformat(" ").replace("+00:00", "Z")
+        case [dict(), *_]:
+            members = (f"{_quoted(member[MAP_KEY])}: {_inside(member[MAP_VALUE])}" for member in value)
+            return f"{{{', '.join(members)}}}"
+        case list():
+            return f"[{', '.join(map(_inside, value))}]"
+        case _:
+            return str(value)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: a map as an object, an instant in ISO 8601, a decimal as text."""
+    match value:
+        case dt.datetime():
+            return value.isoformat(timespec="microseconds")
+        case Decimal():
+            return str(value)
+        case [dict(), *_]:
+            return {member[MAP_KEY]: plain(member[MAP_VALUE]) for member in value}
+        case list():
+            return [plain(item) for item in value]
+        case _:
+            return value
+
+
+def _inside(value: Any) -> str:
+    return _quoted(value) if isinstance(value, str) else shown(value)
+
+
+def _quoted(text: str) -> str:
+    # Control characters beyond ASCII are none to JSON, but are to a terminal.
+    quoted = json.dumps(text, ensure_ascii=False)
+    return quoted if quoted.isprintable() else json.dumps(text)
 
 
 def view_table(view: RegisteredView) -> Table:
@@ -17,8 +69,13 @@ def view_table(view: RegisteredView) -> Table:
         f"owner {escape(view.owner or '-')}",
         f"state {view.state_fingerprint}",
     ]
+    if view.sessions is not None:
+        gap, hop = (format_duration(n_us) for n_us in (view.sessions.window.extent_us, view.sessions.window.hop_us))
+        where = f", of events where {escape(view.sessions.where)}" if view.sessions.where else ""
+        columns = ", ".join(column.name for column in view.sessions.columns)
+        lines.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {escape(columns)}")
     if view.where:
-        lines.insert(2, f"where {escape(view.where)}")
+        lines.insert(-2, f"where {escape(view.where)}")
     table = Table(title="\n".join(lines), title_justify="left", title_style="", header_style="bold")
     for column in ("feature", "type", "aggregation", "window", "hop", "default", "owner", "description"):
         table.add_column(column, overflow="fold")
@@ -28,21 +85,36 @@ def view_table(view: RegisteredView) -> Table:
 
 
 def _cells(view: RegisteredView, feature: RegisteredFeature) -> tuple[str, ...]:
-    window = view.window_of(feature)
-    shown, hop = {
-        "sliding": (format_duration(window.extent_us), format_duration(window.hop_us)),
-        "tumbling": (f"running {format_duration(window.extent_us)}", format_duration(window.hop_us)),
-        "calendar": (f"day in {window.tz}", "midnight"),
-    }[window.kind]
-    aggregation = f"{feature.function}({feature.value or ''})" + (f" where {feature.filter}" if feature.filter else "")
-    default = "-" if feature.default is None else str(feature.default)
+    window, hop = ("-", "-") if feature.window is None else _window(view.windows[feature.window])
     return (
         feature.name,
         feature.type,
-        aggregation,
-        shown,
+        _aggregation(feature),
+        window,
         hop,
-        default,
+        shown(feature.default),
         feature.owner or "-",
         feature.description or "-",
     )
+
+
+def _aggregation(feature: RegisteredFeature) -> str:
+    if feature.function == "derived":
+        return f"= {feature.value}"
+    told = [] if feature.value is None else [feature.value]
+    told += [] if feature.by is None else [f"by {feature.by}"]
+    told += [f"{name}={list(it) if isinstance(it, tuple) else it}" for name, it in feature.parameters.items()]
+    return f"{feature.function}({', '.join(told)})" + (f" where {feature.filter}" if feature.filter else "")
+
+
+def _window(window: RegisteredWindow) -> tuple[str, str]:
+    """What it covers, and the steps in which it moves."""
+    extent, hop = format_duration(window.extent_us), format_duration(window.hop_us)
+    return {
+        "sliding": (extent, hop),
+        "tumbling": (f"running {extent}", hop),
+        "closed": (f"last whole {extent}", hop),
+        "calendar": (f"{window.unit or 'day'} in {window.tz}", "midnight"),
+        "lifetime": ("lifetime", "-"),
+        "session": (f"session, gap {extent}", hop),
+    }[window.kind]

@@ -34,13 +34,14 @@ class Topic:
 
     ``frame``: the schema's fields (times as integers in the field's unit), ``_timestamp_ms``, and ``_damage``: the
     index into ``DAMAGES``, null for a sound record.
-    Records are keyed by household, and a household's are in one partition.
+    ``key``: the column that keys the records; those of one key are in one partition.
     """
 
     name: str
     schema: Mapping[str, Any]
     frame: pl.DataFrame
     n_partitions: int
+    key: str = "household_id"
 
     @property
     def n_records(self) -> int:
@@ -71,21 +72,20 @@ class Topic:
                 value[row] = damage(value[row], DAMAGES[kind])
             yield Chunk(
                 partition=self._partitions(rows),
-                key=[str(household).encode() for household in rows["household_id"].to_list()],
+                key=[str(key).encode() for key in rows[self.key].to_list()],
                 value=value,
                 timestamp_ms=rows["_timestamp_ms"].to_numpy(),
             )
 
     def _partitions(self, rows: pl.DataFrame) -> npt.NDArray[np.int32]:
-        households = rows["household_id"].to_numpy()
-        distinct, inverse = np.unique(households, return_inverse=True)
-        of_distinct = np.array([partition_of(int(h), self.n_partitions) for h in distinct], np.int32)
+        distinct, inverse = np.unique(rows[self.key].to_numpy(), return_inverse=True)
+        of_distinct = np.array([partition_of(int(key), self.n_partitions) for key in distinct], np.int32)
         return of_distinct[inverse]
 
 
-def partition_of(household_id: int, n_partitions: int) -> int:
-    """Return the partition of a household: the CRC-32 of its key, the same on every machine."""
-    return crc32(str(household_id).encode()) % n_partitions
+def partition_of(key: int, n_partitions: int) -> int:
+    """Return the partition of a key: its CRC-32 as text, the same on every machine."""
+    return crc32(str(key).encode()) % n_partitions
 
 
 def damage(message: bytes, kind: str) -> bytes:

@@ -1,10 +1,12 @@
-"""An Avro reader schema as Polars columns."""
+"""An Avro record schema as fields, each with the Polars type that it has after decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import fastavro
 import polars as pl
-from fastavro.schema import SchemaParseException, UnknownType, parse_schema
+from fastavro.schema import SchemaParseException, UnknownType
 
 TIMESTAMP = pl.Datetime("us", "UTC")
 
@@ -16,21 +18,75 @@ _PRIMITIVES: Mapping[str, pl.DataType] = {
     "boolean": pl.Boolean(),
     "string": pl.String(),
     "bytes": pl.Binary(),
+    "enum": pl.String(),
+    "fixed": pl.Binary(),
 }
-_LOGICAL: Mapping[tuple[str, str], pl.DataType] = {
-    ("long", "timestamp-millis"): TIMESTAMP,
-    ("long", "timestamp-micros"): TIMESTAMP,
+# A local timestamp is taken as UTC: it has no zone, and a column has one type.
+_INSTANTS = {
+    f"{local}timestamp-{unit}": ("long", TIMESTAMP)
+    for local in ("", "local-")
+    for unit in ("millis", "micros", "nanos")
 }
-_READABLE = "int, long, float, double, boolean, string, bytes, enum, fixed, timestamp-millis and timestamp-micros, each also with null"
+_LOGICAL: Mapping[str, tuple[str, pl.DataType]] = {
+    **_INSTANTS,
+    "date": ("int", pl.Date()),
+    "time-millis": ("int", pl.Time()),
+    "time-micros": ("long", pl.Time()),
+}
+_DECIMAL_DIGITS = 38
+READABLE = "int, long, float, double, boolean, string, bytes, enum and fixed, timestamps, date, time and decimal, each also with null"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvroField:
+    """One field of a record schema.
+
+    ``kind``: a primitive's name, ``enum``, ``fixed``, or ``other`` for what has no column (arrays, maps, records, unions of
+    several types). ``null_at``: where its union has null; -1 where it is no union, -2 where that is a union of one type.
+    ``logical``: a logical type that is read as such, else None: Avro wants unknown ones ignored. ``scale``: of a decimal.
+    ``type_names``: of an enum or fixed, first its own, then its aliases, without namespaces. ``symbol``: an enum's default.
+    ``default``: as in the schema, in a tuple of one; empty where there is none. ``avro``: the type with nothing left out.
+    """
+
+    name: str
+    kind: str
+    avro: Any
+    null_at: int = -1
+    logical: str | None = None
+    scale: int = 0
+    symbols: tuple[str, ...] = ()
+    symbol: str | None = None
+    size: int = 0
+    type_names: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    default: tuple[Any, ...] = ()
+
+    @property
+    def nullable(self) -> bool:
+        return self.null_at >= 0
+
+    @property
+    def dtype(self) -> pl.DataType | None:
+        """The column's type; None where there is no column."""
+        if self.logical == "decimal":
+            return pl.Decimal(_DECIMAL_DIGITS, self.scale)
+        return _LOGICAL[self.logical][1] if self.logical else _PRIMITIVES.get(self.kind)
+
+
+def avro_fields(schema: Mapping[str, Any]) -> tuple[AvroField, ...]:
+    """Fields of a valid record schema, in order."""
+    expanded: Any = fastavro.schema.expand_schema(dict(schema))
+    return tuple(_field(field) for field in expanded["fields"])
 
 
 def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], list[str]]:
-    """Columns of a record schema with their types after decoding, and a fault (half a sentence) for each that has none.
+    """Columns of a record schema with their types after decoding, and its faults (each half a sentence).
 
     A union of null and one type is that type. Enums are strings, fixed is binary, timestamps are microseconds in UTC.
+    A field of any other type has no column.
     """
     try:
-        parse_schema(dict(schema), expand=False)
+        fastavro.parse_schema(dict(schema), expand=False)
     except (SchemaParseException, UnknownType) as error:
         return {}, [f"the Avro schema is not valid: {error}"]
     # fastavro raises whatever an unexpected shape leads to.
@@ -42,51 +98,83 @@ def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], lis
         return {}, ["the Avro schema has no fields; a record has one for each column"]
     columns: dict[str, pl.DataType] = {}
     faults: list[str] = []
-    named: dict[str, pl.DataType] = {}
-    for field in schema["fields"]:
-        name = field["name"]
-        dtype = _column(field["type"], named)
-        if name.startswith("_"):
+    names: set[str] = set()
+    for field in avro_fields(schema):
+        if field.name.startswith("_"):
             faults.append(
-                f"field {name!r} begins with _, which is reserved; rename it in the reader schema, with its old name as an alias"
+                f"field {field.name!r} begins with _, which is reserved; rename it in the reader schema, with its old name as an alias"
             )
-        elif name in columns:
-            faults.append(f"field {name!r} is there twice")
-        elif dtype is None:
-            faults.append(
-                f"field {name!r} has the type {_spell(field['type'])}, which is not read; readable are {_READABLE}"
-            )
-        else:
-            columns[name] = dtype
+        elif field.name in names:
+            faults.append(f"field {field.name!r} is there twice")
+        elif field.dtype is not None:
+            columns[field.name] = field.dtype
+        names.add(field.name)
+    if not columns and not faults:
+        faults.append(f"the Avro schema has no field of a type that is read; these are {READABLE}")
     return columns, faults
 
 
-def _column(avro: Any, named: dict[str, pl.DataType]) -> pl.DataType | None:
+def unread_types(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of a valid record schema that have no column, with their types as people write them."""
+    return {field.name: spell(field.avro) for field in avro_fields(schema) if field.dtype is None}
+
+
+def spell(avro: Any) -> str:
+    """A type as people write it: ``null | long``."""
+    if isinstance(avro, list):
+        return " | ".join(spell(branch) for branch in avro)
+    if isinstance(avro, Mapping):
+        return str(avro.get("logicalType") or spell(avro["type"]))
+    return str(avro)
+
+
+def _field(field: Mapping[str, Any]) -> AvroField:
+    null_at, avro = _without_null(field["type"])
+    aliases = tuple(field.get("aliases", ()))
+    default = (field["default"],) if "default" in field else ()
+    kind = avro["type"]
+    if null_at is None or (kind not in _PRIMITIVES and kind != "null"):
+        return AvroField(name=field["name"], kind="other", avro=field["type"], aliases=aliases, default=default)
+    logical, scale = _logical(kind, avro)
+    return AvroField(
+        name=field["name"],
+        kind=kind,
+        avro=field["type"],
+        null_at=null_at,
+        logical=logical,
+        scale=scale,
+        symbols=tuple(avro.get("symbols", ())),
+        symbol=avro.get("default") if kind == "enum" else None,
+        size=int(avro.get("size", 0)),
+        type_names=_type_names(avro) if kind in {"enum", "fixed"} else (),
+        aliases=aliases,
+        default=default,
+    )
+
+
+def _without_null(avro: Any) -> tuple[int | None, Mapping[str, Any]]:
+    """Where a union has its null (None: a union of several types beside it), and the type beside it."""
+    null_at: int | None = -1
     if isinstance(avro, list):
         rest = [branch for branch in avro if branch != "null"]
-        return _column(rest[0], named) if len(rest) == 1 else None
-    if isinstance(avro, str):
-        return _PRIMITIVES.get(avro) or named.get(avro)
-    kind = avro["type"]
-    if isinstance(kind, (dict, list)):
-        return _column(kind, named)
-    if kind in {"enum", "fixed"}:
-        dtype: pl.DataType | None = pl.String() if kind == "enum" else pl.Binary()
-        if avro.get("logicalType") is not None:
-            return None
-        assert dtype is not None
-        named[avro["name"]] = dtype
-        if "namespace" in avro:
-            named[f"{avro['namespace']}.{avro['name']}"] = dtype
-        return dtype
-    if (logical := avro.get("logicalType")) is not None:
-        return _LOGICAL.get((kind, logical))
-    return _column(kind, named)
+        null_at = None if len(rest) != 1 else avro.index("null") if len(avro) == 2 else -2
+        avro = rest[0] if rest else "null"
+    while isinstance(avro, Mapping) and isinstance(avro["type"], Mapping):
+        avro = avro["type"]
+    if isinstance(avro, Mapping) and isinstance(avro["type"], Sequence) and not isinstance(avro["type"], str):
+        return None, {"type": "union"}
+    return null_at, avro if isinstance(avro, Mapping) else {"type": avro}
 
 
-def _spell(avro: Any) -> str:
-    if isinstance(avro, list):
-        return " | ".join(_spell(branch) for branch in avro)
-    if isinstance(avro, dict):
-        return str(avro.get("logicalType") or _spell(avro["type"]))
-    return str(avro)
+def _logical(kind: str, avro: Mapping[str, Any]) -> tuple[str | None, int]:
+    logical = avro.get("logicalType")
+    if logical == "decimal" and kind in {"bytes", "fixed"}:
+        scale, precision = avro.get("scale", 0), avro.get("precision", 0)
+        fits = isinstance(scale, int) and isinstance(precision, int) and 0 <= scale <= precision <= _DECIMAL_DIGITS
+        return (logical, scale) if fits and precision else (None, 0)
+    known = _LOGICAL.get(logical) if isinstance(logical, str) else None
+    return (logical, 0) if known is not None and known[0] == kind else (None, 0)
+
+
+def _type_names(avro: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(name).rpartition(".")[2] for name in (avro["name"], *avro.get("aliases", ())))

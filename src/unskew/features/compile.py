@@ -1,24 +1,48 @@
 """Definitions to a plan: every check is made here, once, and all faults are reported together."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import polars as pl
 
-from unskew.features.definitions import Definition, Entity, Feature, FeatureView, Stream
+from unskew.features.agg import count, first_time, last_time
+from unskew.features.definitions import Definition, Derived, Entity, Feature, FeatureView, Session, Sessions, Stream
 from unskew.features.errors import DefinitionError
 from unskew.features.expressions import unknown_column
 from unskew.features.fingerprints import presentation_fingerprint, state_fingerprint
-from unskew.features.plan import MAX_FEATURES, EntityPlan, KeyType, Plan, StreamPlan, ViewPlan
+from unskew.features.kernel.program import value_width
+from unskew.features.plan import (
+    MAX_FEATURES,
+    DerivedPlan,
+    EntityPlan,
+    FeaturePlan,
+    FilterPlan,
+    KeyType,
+    Plan,
+    StreamPlan,
+    ViewPlan,
+)
 from unskew.features.slots import Slots, did_you_mean, text_faults
-from unskew.features.streams import column_names, plan_stream
+from unskew.features.streams import column_names, is_pattern, plan_stream
+from unskew.features.types import is_list, is_map, polars_type
+from unskew.features.windows import plan_window
 
-RESERVED_VIEWS = frozenset({"registry", "clock"})
+# Besides those of the log: what rows are called by on their way.
+RESERVED_FEATURES = frozenset({"key"})
+RESERVED_VIEWS = frozenset({"registry", "clock", "late"})
 LOG_COLUMNS = frozenset(
     {"available_at", "event_time", "partition", "offset", "cause", "written_at", "shard", "seq"},
 )
+MAX_VALUE_WORDS = 4_096
+# Every session has these columns.
+SESSION_COLUMNS: Mapping[str, pl.DataType] = {
+    "start": polars_type("timestamp"),
+    "end": polars_type("timestamp"),
+    "length_s": pl.Float64(),
+    "events": pl.Int64(),
+}
 
 _VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -27,11 +51,11 @@ _FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A001 - the word that users know
     """Check definitions and number them: views with everything they refer to.
 
-    Takes entities, streams and views, or iterables of them. Entities and streams that views hold need not be given beside
-    them. Raises one ``DefinitionError`` with every fault found, each saying what, where, and what to do.
+    Takes entities, streams, sessions and views, or iterables of them. What views hold need not be given beside them.
+    Raises one ``DefinitionError`` with every fault found, each saying what, where, and what to do.
     """
     faults: list[str] = []
-    entities, streams, views = _sorted(definitions, faults)
+    entities, streams, sessions, views = _sorted(definitions, faults)
     stream_plans: dict[str, StreamPlan] = {}
     for name, stream in streams.items():
         try:
@@ -41,7 +65,7 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     faults += _shared_topics(stream_plans.values())
     view_plans: dict[str, ViewPlan] = {}
     for view in views:
-        plan = _ViewCompiler(view, entities, streams, stream_plans, faults).plan()
+        plan = _ViewCompiler(view, entities, streams, sessions, stream_plans, faults).plan()
         if plan is not None:
             view_plans[plan.name] = plan
     if faults:
@@ -59,39 +83,62 @@ def _flat(definitions: Iterable[Any]) -> Iterable[Any]:
 
 def _sorted(
     definitions: Iterable[Any], faults: list[str]
-) -> tuple[dict[str, Entity], dict[str, Stream], list[FeatureView]]:
+) -> tuple[dict[str, Entity], dict[str, Stream], dict[str, Sessions], list[FeatureView]]:
     entities: dict[str, Entity] = {}
     streams: dict[str, Stream] = {}
+    sessions: dict[str, Sessions] = {}
     views: dict[str, FeatureView] = {}
+    tables: dict[type, tuple[str, dict[str, Any]]] = {
+        Entity: ("entity", entities),
+        Stream: ("stream", streams),
+        Sessions: ("sessions", sessions),
+        FeatureView: ("view", views),
+    }
     found: list[Any] = []
     for each in _flat(definitions):
         found.append(each)
-        if isinstance(each, FeatureView):
-            found += [part for part in (each.entity, each.stream) if isinstance(part, (Entity, Stream))]
+        held = [each.entity, each.stream] if isinstance(each, FeatureView) else []
+        held += [part.stream for part in (each, *held) if isinstance(part, Sessions)]
+        found += [part for part in held if isinstance(part, (Entity, Stream, Sessions))]
     for each in found:
-        if not isinstance(each, (Entity, Stream, FeatureView)):
-            faults.append(f"{each!r} is no definition; give Entity, Stream and FeatureView objects")
+        if type(each) not in tables:
+            faults.append(f"{each!r} is no definition; give Entity, Stream, Sessions and FeatureView objects")
             continue
-        kind = "entity" if isinstance(each, Entity) else "stream" if isinstance(each, Stream) else "view"
+        kind, known = tables[type(each)]
         if not isinstance(each.name, str) or not each.name.strip():
             faults.append(f"{kind} {each.name!r}: it has no name; give it one")
             continue
-        tables: dict[str, dict[str, Any]] = {"entity": entities, "stream": streams, "view": views}
-        known = tables[kind]
         # The same definition met twice (held by two views, imported by two files) is one.
         if known.setdefault(each.name, each) is not each and not _same(known[each.name], each):
             faults.append(f"{kind} {each.name}: it is defined twice, differently; rename one or remove it")
-    return entities, streams, list(views.values())
+    called = {name: f"stream {name}" for name in streams}
+    for name, stream in streams.items():
+        called |= dict.fromkeys(column_names(stream.aliases) or (), f"stream {name}, by an alias,")
+    faults += [
+        f"sessions {name}: the {called[name]} has that name too; rename one" for name in sessions if name in called
+    ]
+    return entities, streams, sessions, list(views.values())
 
 
 def _shared_topics(streams: Iterable[StreamPlan]) -> list[str]:
     """Faults of streams that read one topic: it is archived once, by one schema."""
-    first: dict[str, str] = {}
+    known = list(streams)
     return [
-        f"stream {stream.name}: its topic {stream.topic} is already that of the stream {first[stream.topic]}; use that one, or an alias of it"
-        for stream in streams
-        if first.setdefault(stream.topic, stream.name) != stream.name
+        f"stream {other.name}: its topic {topic} is already that of the stream {one.name}; use that one, or an alias of it"
+        for number, one in enumerate(known)
+        for other in known[number + 1 :]
+        if (topic := _shared(one, other)) is not None
     ]
+
+
+def _shared(one: StreamPlan, other: StreamPlan) -> str | None:
+    """A topic of both streams, or a name under which both would be archived; of two patterns no one can say."""
+    for left, right in ((one, other), (other, one)):
+        for topic in (*left.sources, left.topic):
+            matched = any(is_pattern(each) and re.match(each, topic) for each in right.sources)
+            if topic in (*right.sources, right.topic) or (matched and not is_pattern(topic)):
+                return topic
+    return None
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -101,9 +148,23 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, msgspec.Struct):
         fields = one.__struct_fields__
         return type(one) is type(other) and all(_same(getattr(one, field), getattr(other, field)) for field in fields)
+    if isinstance(one, Mapping):
+        return (
+            isinstance(other, Mapping) and list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
+        )
     if isinstance(one, (list, tuple)):
         return isinstance(other, (list, tuple)) and len(one) == len(other) and all(map(_same, one, other))
     return type(one) is type(other) and bool(one == other)
+
+
+def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
+    """Columns of the sessions that an inner view keeps."""
+    keys = zip(sessions.entity.keys, sessions.entity.types, strict=True)
+    return {
+        **{key: polars_type(kind) for key, kind in keys},
+        **SESSION_COLUMNS,
+        **{feature.name: polars_type(feature.dtype) for feature in sessions.features},
+    }
 
 
 class _ViewCompiler:
@@ -114,10 +175,12 @@ class _ViewCompiler:
         view: FeatureView,
         entities: Mapping[str, Entity],
         streams: Mapping[str, Stream],
+        sessions: Mapping[str, Sessions],
         stream_plans: Mapping[str, StreamPlan],
         faults: list[str],
     ) -> None:
         self._view = view
+        self._sessions = sessions
         self._entities = entities
         self._streams = streams
         self._stream_plans = stream_plans
@@ -127,15 +190,52 @@ class _ViewCompiler:
         view = self._view
         n_faults = len(self._faults)
         self._check_view()
-        stream = self._stream()
+        over = self._over_sessions()
+        stream = self._stream(view.stream if over is None else over.stream)
         entity = self._entity(stream)
-        slots = Slots(stream.columns if stream else None, self._faults)
+        columns = stream.columns if stream else None
+        sessions: ViewPlan | None = None
+        if over is not None:
+            sessions = self._plan_sessions(over, stream, entity)
+            columns = None if sessions is None else _session_columns(sessions)
+        slots = Slots(columns, self._faults)
         where = slots.condition(view.name, view.where, view.filter)
+        defined = self._features(entity)
         features = [
-            slots.feature(f"{view.name}.{feature.name}", feature, view.owner) for feature in self._features(entity)
+            slots.feature(f"{view.name}.{feature.name}", feature, view.owner)
+            for feature in defined
+            if isinstance(feature, Feature)
+        ]
+        planned = [feature for feature in features if feature is not None]
+        if (n_words := sum(map(value_width, planned))) > MAX_VALUE_WORDS:
+            self._fault(
+                view.name,
+                f"its row of values has {n_words} words, more than {MAX_VALUE_WORDS}, as its lists and maps are long; shorten them, or "
+                "make two views",
+            )
+        derived = [
+            slots.derived(f"{view.name}.{feature.name}", feature, planned, view.owner)
+            for feature in defined
+            # What a faulty feature would have been called is not known to be missing.
+            if isinstance(feature, Derived) and len(planned) == len(features)
         ]
         if len(self._faults) > n_faults or stream is None or entity is None:
             return None
+        return self._put_together(
+            view, stream, entity, slots, where, planned, [each for each in derived if each is not None], sessions
+        )
+
+    def _put_together(
+        self,
+        named: FeatureView | Sessions,
+        stream: StreamPlan,
+        entity: EntityPlan,
+        slots: Slots,
+        where: FilterPlan | None,
+        features: Sequence[FeaturePlan],
+        derived: Sequence[DerivedPlan] = (),
+        sessions: ViewPlan | None = None,
+    ) -> ViewPlan:
         parts: dict[str, Any] = {
             "entity": entity,
             "stream": stream,
@@ -143,19 +243,82 @@ class _ViewCompiler:
             "filters": slots.filters,
             "values": slots.values,
             "windows": slots.windows,
-            "features": tuple(feature for feature in features if feature is not None),
+            "features": tuple(features),
+            "derived": tuple(derived),
+            "sessions": sessions,
         }
         return ViewPlan(
-            name=view.name,
-            version=view.version,
+            name=named.name,
+            version=self._view.version,
             **parts,
             state_fingerprint=state_fingerprint(**parts),
             presentation_fingerprint=presentation_fingerprint(
-                description=view.description, owner=view.owner, features=parts["features"]
+                description=named.description, owner=named.owner, features=(*features, *derived)
             ),
-            owner=view.owner,
-            description=view.description,
+            owner=named.owner,
+            description=named.description,
         )
+
+    def _over_sessions(self) -> Sessions | None:
+        wanted = self._view.stream
+        if isinstance(wanted, Sessions):
+            return wanted
+        return self._sessions.get(wanted) if isinstance(wanted, str) else None
+
+    def _plan_sessions(
+        self, sessions: Sessions, stream: StreamPlan | None, entity: EntityPlan | None
+    ) -> ViewPlan | None:
+        """The inner view, which keeps the sessions of the view's entity: its features are their columns."""
+        place = f"{self._view.name}: sessions {sessions.name}"
+        n_faults = len(self._faults)
+        self._faults += text_faults(place, sessions)
+        window = Session(sessions.gap, sessions.hop)
+        try:
+            plan_window(window)
+        except DefinitionError as error:
+            self._fault(place, error)
+            return None
+        slots = Slots(stream.columns if stream else None, self._faults)
+        where = slots.condition(place, sessions.where, sessions.filter)
+        wanted = {"start": first_time(), "end": last_time(), "events": count()}
+        if not isinstance(sessions.values, Mapping):
+            self._fault(
+                place, f"values={sessions.values!r} is no table; give an aggregation by the name of each column"
+            )
+            return None
+        if 3 + len(sessions.values) > MAX_FEATURES:
+            self._fault(
+                place,
+                f"it has {len(sessions.values)} values, more than {MAX_FEATURES - 3}; leave out what no view reads",
+            )
+        for key in entity.keys if entity else ():
+            if key in SESSION_COLUMNS:
+                self._fault(
+                    place,
+                    f"the key column {key!r} has the name of a column of sessions; rename it in the reader schema",
+                )
+        taken = {*SESSION_COLUMNS, *(entity.keys if entity else ())}
+        for name, aggregation in sessions.values.items():
+            if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name) or name in taken:
+                self._fault(
+                    place,
+                    f"the column {name!r} is not allowed, or there already; use letters, digits and _, and another name than "
+                    f"{', '.join(sorted(taken))}",
+                )
+            wanted[name] = aggregation
+        features = [
+            slots.feature(f"{place}: {name}", Feature(name, aggregation, window), sessions.owner)
+            for name, aggregation in wanted.items()
+        ]
+        for feature in features:
+            if feature is not None and (is_list(feature.dtype) or is_map(feature.dtype)):
+                self._fault(
+                    place, f"the column {feature.name} is {feature.dtype}; a column of sessions holds a single value"
+                )
+        if len(self._faults) > n_faults or stream is None or entity is None:
+            return None
+        planned = [feature for feature in features if feature is not None]
+        return self._put_together(sessions, stream, entity, slots, where, planned)
 
     def _fault(self, where: str, error: DefinitionError | str) -> None:
         for fault in [error] if isinstance(error, str) else error.faults:
@@ -171,11 +334,19 @@ class _ViewCompiler:
             self._fault(view.name, f"version {view.version!r} is no positive whole number; count versions from 1")
         self._faults += text_faults(view.name, view)
 
-    def _stream(self) -> StreamPlan | None:
-        wanted = self._view.stream
+    def _stream(self, wanted: Stream | Sessions | str) -> StreamPlan | None:
         if isinstance(wanted, Stream):
             return self._stream_plans.get(wanted.name)
-        names = [*self._streams, *(alias for s in self._streams.values() for alias in column_names(s.aliases) or ())]
+        name = wanted.name if isinstance(wanted, Sessions) else wanted
+        if isinstance(name, str) and name in self._sessions:
+            # A view's own sessions were resolved to their stream.
+            self._fault(self._view.name, f"{name!r} are sessions, and sessions are of a stream's events; name a stream")
+            return None
+        names = [
+            *self._streams,
+            *self._sessions,
+            *(alias for s in self._streams.values() for alias in column_names(s.aliases) or ()),
+        ]
         matches = [s.name for s in self._streams.values() if wanted == s.name]
         matches = matches or [s.name for s in self._streams.values() if wanted in (column_names(s.aliases) or ())]
         if not matches:
@@ -242,21 +413,22 @@ class _ViewCompiler:
             )
         return EntityPlan(name=entity.name, keys=keys, types=tuple(types))
 
-    def _features(self, entity: EntityPlan | None) -> list[Feature]:
+    def _features(self, entity: EntityPlan | None) -> list[Feature | Derived]:
         view = self._view
         if isinstance(view.features, (str, Mapping)) or not isinstance(view.features, Iterable):
             self._fault(view.name, f"features={view.features!r} is no list; give a list of Feature objects")
             return []
-        features: list[Feature] = []
+        features: list[Feature | Derived] = []
         for feature in view.features:
-            if isinstance(feature, Feature):
+            if isinstance(feature, (Feature, Derived)):
                 features.append(feature)
             else:
-                self._fault(view.name, f"{feature!r} is no feature; give Feature objects")
-        if not features:
+                self._fault(view.name, f"{feature!r} is no feature; give Feature and Derived objects")
+        n_kept = sum(isinstance(feature, Feature) for feature in features)
+        if not n_kept:
             self._fault(view.name, "it has no features; give it at least one")
-        if len(features) > MAX_FEATURES:
-            self._fault(view.name, f"it has {len(features)} features, more than {MAX_FEATURES}; make two views of them")
+        if n_kept > MAX_FEATURES:
+            self._fault(view.name, f"it has {n_kept} features, more than {MAX_FEATURES}; make two views of them")
         names: dict[str, str] = {}
         for feature in features:
             name = feature.name
@@ -264,13 +436,16 @@ class _ViewCompiler:
             if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name):
                 self._fault(place, "the name is not allowed; use letters, digits and _, begin with a letter")
                 continue
-            if name in LOG_COLUMNS:
-                self._fault(place, f"the name is that of a column of the log; rename it, for example feature_{name}")
-            if entity is not None and name in entity.keys:
-                self._fault(place, "the name is that of an entity key column; rename the feature")
             # Tools that read the log may not tell upper from lower case.
-            if (first := names.get(name.lower())) is not None:
+            lower = name.lower()
+            if lower in LOG_COLUMNS:
+                self._fault(place, f"the name is that of a column of the log; rename it, for example feature_{name}")
+            if lower in RESERVED_FEATURES:
+                self._fault(place, f"the name is reserved; rename it, for example feature_{name}")
+            if entity is not None and lower in {key.lower() for key in entity.keys}:
+                self._fault(place, "the name is that of an entity key column; rename the feature")
+            if (first := names.get(lower)) is not None:
                 again = "twice" if first == name else f"beside {first}, which differs only in upper and lower case"
                 self._fault(place, f"the name is there {again}; rename one")
-            names.setdefault(name.lower(), name)
+            names.setdefault(lower, name)
         return features

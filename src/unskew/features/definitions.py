@@ -1,16 +1,15 @@
 """What users write: frozen structs that only hold the words; ``compile`` checks them and gives them meaning."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from unskew.features.agg import Aggregation, Expression
-from unskew.features.plan import KeyType, Scalar, ValueType
+from unskew.features.agg import Aggregation, Duration, Expression
+from unskew.features.plan import CalendarUnit, KeyFormat, KeyType, PayloadFormat, Scalar
+from unskew.features.types import ValueType
 
-Duration = str | timedelta | int
 Schema = str | Path | Mapping[str, Any]
 
 
@@ -28,23 +27,36 @@ class Entity(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """A Kafka topic and how its records are read.
+    """A Kafka topic, or several, and how their records are read.
 
-    ``schema``: the Avro reader schema: a path (relative to the definition file), JSON text, or the parsed JSON.
-    ``event_time``: the column that says when the event happened (timestamp-millis or timestamp-micros).
+    ``topic``: a topic, a list of topics, or a pattern that begins with ^ as Kafka's own subscriptions do: all topics that it matches
+    at the start of a run. The partitions of several are numbered one after the other, topic by topic, and archived together under
+    the stream's name.
+    ``schema``: the Avro reader schema: a path (relative to the definition file), JSON text, or the parsed JSON. With
+    ``format="json"`` also a JSON Schema. Fields of types that have no column (arrays, for example) are left out.
+    ``event_time``: the column that says when the event happened, a timestamp.
+    ``key_column``: a column beside the schema's that is the record key: ``key_format`` ``"string"`` (UTF-8), ``"int64"`` or
+    ``"int32"`` (big-endian, as Kafka's own serializers write them). ``headers``: further columns from record headers (UTF-8
+    text, null where there is none): column to header, or a list of names that are both.
     ``partitioned_by``: the key column(s) by which the producer partitions the topic, where it does.
-    ``event_id``: the column that tells events apart; recorded, duplicates still count.
+    ``event_id``: the column that tells events apart. With ``dedupe_within``, an event whose id its entity has already had that long
+    before it (in arrival) or less is dropped; without, duplicates count.
     ``settle``: how far behind the present a caught-up reader announces its clock: 500 ms if left out, which
     a live topic on producer timestamps (CreateTime) may not do.
     ``max_age``: older events are dead letters. ``aliases``: other names by which views may call the stream.
     """
 
     name: str
-    topic: str
+    topic: str | Sequence[str]
     schema: Schema
     event_time: str
+    format: PayloadFormat = "avro"
+    key_column: str | None = None
+    key_format: KeyFormat = "string"
+    headers: Mapping[str, str] | Sequence[str] = ()
     partitioned_by: str | Sequence[str] | None = None
     event_id: str | None = None
+    dedupe_within: Duration | None = None
     owner: str = ""
     description: str = ""
     aliases: Sequence[str] = ()
@@ -67,17 +79,58 @@ class Sliding(Window, frozen=True):
 
 
 class Tumbling(Window, frozen=True):
-    """The running period of length ``extent``, aligned to the epoch."""
+    """The running period of length ``extent``, aligned to the epoch.
+
+    ``closed``: the last whole period instead; an event that comes late still corrects that one.
+    """
 
     extent: Duration
     closed: bool = False
 
 
 class Calendar(Window, frozen=True):
-    """The running local day, begun at midnight in ``tz`` (an IANA name), 23 or 25 hours long where clocks change."""
+    """The running local day, week (from Monday), month, quarter or year, begun at midnight in ``tz`` (an IANA name).
 
-    unit: Literal["day"]
+    As long as it is there: a day has 23 or 25 hours where clocks change.
+    """
+
+    unit: CalendarUnit
     tz: str = "UTC"
+
+
+class Lifetime(Window, frozen=True):
+    """Everything since the view began. Its entities are never forgotten."""
+
+
+class Session(Window, frozen=True):
+    """The running session: events that follow one another by less than ``gap``; empty once ``gap`` has passed without one.
+
+    ``hop``: in what steps the passing of the gap is noticed, as for ``Sliding``; it divides the gap. An event joins the running
+    session if it is less than the gap before its first one, and is too late otherwise.
+    """
+
+    gap: Duration
+    hop: Duration | None = None
+
+
+class Sessions(msgspec.Struct, frozen=True):
+    """The closed sessions of each entity as a stream: a view over it aggregates sessions, not events.
+
+    A session closes when the clock has passed the gap after its last event. That instant is its event time and arrival. Its
+    columns: the entity's keys, ``start`` and ``end`` (of its first and last event), ``length_s`` (float64 seconds between
+    them), ``events`` (their number), and ``values``: a column for each aggregation over the session's events.
+    ``where``: events for which it is not true belong to no session. ``filter`` is the same thing.
+    """
+
+    name: str
+    stream: Stream | str
+    gap: Duration
+    hop: Duration | None = None
+    values: Mapping[str, Aggregation] = {}
+    where: Expression | None = None
+    filter: Expression | None = None
+    owner: str = ""
+    description: str = ""
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -98,17 +151,31 @@ class Feature(msgspec.Struct, frozen=True):
     type: ValueType | None = None
 
 
+class Derived(msgspec.Struct, frozen=True):
+    """A number made of others: an expression over features of the same view, null where it is not finite.
+
+    ``expression``: SQL text or a Polars expression, row by row: ``"returns_90d / purchases_90d"``.
+    """
+
+    name: str
+    expression: Expression
+    default: Scalar | None = None
+    description: str = ""
+    owner: str = ""
+    type: ValueType | None = None
+
+
 class FeatureView(msgspec.Struct, frozen=True):
     """Features of one entity over one stream.
 
-    ``entity``: an ``Entity``, or its name or key column. ``stream``: a ``Stream``, or its name or an alias.
+    ``entity``: an ``Entity``, or its name or key column. ``stream``: a ``Stream`` or ``Sessions``, or its name or an alias.
     ``where``: events for which it is not true do not exist for this view. ``filter`` is the same thing.
     """
 
     name: str
     entity: Entity | str | Sequence[str]
-    stream: Stream | str
-    features: Sequence[Feature]
+    stream: Stream | Sessions | str
+    features: Sequence[Feature | Derived]
     where: Expression | None = None
     filter: Expression | None = None
     owner: str = ""
@@ -116,4 +183,4 @@ class FeatureView(msgspec.Struct, frozen=True):
     version: int = 1
 
 
-Definition = Entity | Stream | FeatureView
+Definition = Entity | Stream | Sessions | FeatureView

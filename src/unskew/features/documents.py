@@ -6,10 +6,13 @@ A document is one of
   ``features``, a list of ``name``, ``type``, ``default``, ``description``, ``owner`` and ``aggregation``;
 - a view of one feature, which has its name: the same with ``aggregation``, ``type`` and ``default`` in place of ``features``;
 - an entity: ``entity: {name: user, key: user_id}``;
-- a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``.
+- a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``;
+- sessions: ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``.
 
-``aggregation`` has ``function``, ``value``, ``filter`` (or ``where``) and ``window``: a duration for a sliding one (then also
-``hop``), or ``{sliding: 30d, hop: 2h}``, ``{tumbling: 1h}``, ``{calendar: day, tz: Europe/Berlin}``.
+``aggregation`` has ``function``, ``value`` and what else the function is told (``by``, ``keys``, ``n``, ``ddof``, ``q``, ``error``,
+``edges``, ``half_life``), ``filter`` (or ``where``) and ``window``: a duration for a sliding one (then also ``hop``), or
+``{sliding: 30d, hop: 2h}``, ``{tumbling: 1h, closed: true}``, ``{calendar: day, tz: Europe/Berlin}``, ``{session: 30min, hop: 1min}``,
+``lifetime``. A feature with ``derived`` in place of ``aggregation`` is an expression over the others.
 
 Text stays text: nothing in a document is ever run.
 """
@@ -22,9 +25,13 @@ from unskew.features.agg import Aggregation
 from unskew.features.definitions import (
     Calendar,
     Definition,
+    Derived,
     Entity,
     Feature,
     FeatureView,
+    Lifetime,
+    Session,
+    Sessions,
     Sliding,
     Stream,
     Tumbling,
@@ -33,10 +40,17 @@ from unskew.features.definitions import (
 from unskew.features.errors import DefinitionError
 
 _VIEW_KEYS = ("name", "version", "entity", "stream", "source", "where", "filter", "owner", "description")
-_FEATURE_KEYS = ("name", "aggregation", "type", "default", "description", "owner")
+_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
-_AGGREGATION_KEYS = ("function", "value", "window", "hop", "filter", "where")
-_WINDOW_KEYS = {"sliding": ("sliding", "hop"), "tumbling": ("tumbling",), "calendar": ("calendar", "tz")}
+_TOLD_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
+_VALUE_KEYS = ("function", "value", "by", *_TOLD_KEYS)
+_AGGREGATION_KEYS = (*_VALUE_KEYS, "window", "hop", "filter", "where")
+_WINDOW_KEYS = {
+    "sliding": ("sliding", "hop"),
+    "tumbling": ("tumbling", "closed"),
+    "calendar": ("calendar", "tz"),
+    "session": ("session", "hop"),
+}
 _REQUIRED = {Entity: ("name", "key"), Stream: ("name", "topic", "schema", "event_time")}
 
 
@@ -50,7 +64,58 @@ def definition_of(document: object) -> Definition:
         return _part(Entity, "entity", document["entity"])
     if list(document) == ["stream"] and isinstance(document["stream"], Mapping):
         return _part(Stream, "stream", document["stream"])
+    if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
+        return _sessions(document["sessions"])
     return _view(document)
+
+
+def _sessions(fields: Mapping[Any, Any]) -> Sessions:
+    place = f"sessions {fields.get('name', '')}".rstrip()
+    faults = [
+        *_unknown_keys(place, fields, Sessions.__struct_fields__),
+        *_missing_keys(place, fields, ("name", "stream", "gap")),
+    ]
+    given = {key: value for key, value in fields.items() if key != "values"}
+    values: dict[str, Aggregation] = {}
+    if not isinstance(fields.get("values", {}), Mapping):
+        faults.append(
+            f"{place}: values: {fields['values']!r} is no table; write the name of each column and its aggregation"
+        )
+    else:
+        for name, entry in fields.get("values", {}).items():
+            where = f"{place}: {name}"
+            if not isinstance(entry, Mapping):
+                faults.append(f"{where}: {entry!r} is no aggregation; write function: and value: below it")
+                continue
+            faults += _unknown_keys(where, entry, _VALUE_KEYS)
+            faults += _missing_keys(where, entry, ("function",))
+            try:
+                values[name] = _aggregation(entry)
+            except DefinitionError as error:
+                faults += [f"{where}: {fault}" for fault in error.faults]
+    for key in ("gap", "hop"):
+        try:
+            _with_unit(fields.get(key))
+        except DefinitionError as error:
+            faults += [f"{place}: {key}: {fault}" for fault in error.faults]
+    if faults:
+        raise DefinitionError(faults)
+    return Sessions(**given, values=values)
+
+
+def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
+    """The function, its value, and what else it is told; which of these it takes is for compile to say."""
+    told = {key: entry[key] for key in _TOLD_KEYS if key in entry}
+    try:
+        _with_unit(told.get("half_life"))
+    except DefinitionError as error:
+        raise DefinitionError([f"half_life: {fault}" for fault in error.faults]) from error
+    return Aggregation(
+        entry.get("function"),  # type: ignore[arg-type]  # compile names the known ones
+        _text("value", entry.get("value")),
+        by=_text("by", entry.get("by")),
+        **told,
+    )
 
 
 def _part(kind: type[Entity] | type[Stream], word: str, fields: Mapping[Any, Any]) -> Entity | Stream:
@@ -58,7 +123,7 @@ def _part(kind: type[Entity] | type[Stream], word: str, fields: Mapping[Any, Any
     faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
     faults += [
         f"{place}: {key}: {fields[key]!r} has no unit; write for example 500ms"
-        for key in ("settle", "max_age")
+        for key in ("settle", "max_age", "dedupe_within")
         if isinstance(fields.get(key), (int, float))
     ]
     if faults:
@@ -75,7 +140,7 @@ def _view(document: Mapping[Any, Any]) -> FeatureView:
     if len(sources) != 1:
         remedy = "which are the same thing; keep one" if sources else "the name of a stream; give it one"
         faults.append(f"{place}: it has {'both source and stream' if sources else 'no source'}, {remedy}")
-    features: list[Feature] = []
+    features: list[Feature | Derived] = []
     for where, entry in _entries(place, document, one_feature=one_feature, faults=faults):
         try:
             features.append(_feature(where, entry))
@@ -108,7 +173,9 @@ def _entries(
     return entries
 
 
-def _feature(place: str, entry: Mapping[Any, Any]) -> Feature:
+def _feature(place: str, entry: Mapping[Any, Any]) -> Feature | Derived:
+    if "derived" in entry:
+        return _derived(place, entry)
     aggregation = entry.get("aggregation")
     if not isinstance(aggregation, Mapping):
         raise DefinitionError(f"{place}: it has no aggregation; write aggregation: with function: and window: below it")
@@ -120,7 +187,7 @@ def _feature(place: str, entry: Mapping[Any, Any]) -> Feature:
     try:
         return Feature(
             **{key: entry[key] for key in _FEATURE_KEYS if key in entry and key != "aggregation"},
-            aggregation=Aggregation(aggregation["function"], _text("value", aggregation.get("value"))),
+            aggregation=_aggregation(aggregation),
             window=_window(aggregation),
             filter=_text("filter", aggregation.get("filter")),
             where=_text("where", aggregation.get("where")),
@@ -129,8 +196,25 @@ def _feature(place: str, entry: Mapping[Any, Any]) -> Feature:
         raise DefinitionError([f"{place}: {fault}" for fault in error.faults]) from error
 
 
+def _derived(place: str, entry: Mapping[Any, Any]) -> Derived:
+    faults = _missing_keys(place, entry, ("name",))
+    if "aggregation" in entry:
+        faults.append(f"{place}: it has both derived and aggregation; keep one")
+    if faults:
+        raise DefinitionError(faults)
+    given = {key: entry[key] for key in _FEATURE_KEYS if key in entry and key != "derived"}
+    try:
+        return Derived(**given, expression=_text("derived", entry["derived"]))
+    except DefinitionError as error:
+        raise DefinitionError([f"{place}: {fault}" for fault in error.faults]) from error
+
+
 def _window(aggregation: Mapping[Any, Any]) -> Window:
     window = aggregation["window"]
+    if window == "lifetime":
+        if "hop" in aggregation:
+            raise DefinitionError("a lifetime has no hop; leave it out")
+        return Lifetime()
     if not isinstance(window, Mapping):
         return Sliding(_with_unit(window), hop=_with_unit(aggregation.get("hop")))
     if "hop" in aggregation:
@@ -138,7 +222,8 @@ def _window(aggregation: Mapping[Any, Any]) -> Window:
     kind = next((word for word in _WINDOW_KEYS if word in window), None)
     if kind is None:
         raise DefinitionError(
-            "the window has no kind; write window: 30d, {tumbling: 1h} or {calendar: day, tz: Europe/Berlin}"
+            "the window has no kind; write window: 30d, {tumbling: 1h}, {calendar: day, tz: Europe/Berlin}, {session: 30min} "
+            "or lifetime"
         )
     if faults := _unknown_keys("window", window, _WINDOW_KEYS[kind]):
         raise DefinitionError(faults)
@@ -146,7 +231,9 @@ def _window(aggregation: Mapping[Any, Any]) -> Window:
         case "sliding":
             return Sliding(_with_unit(window["sliding"]), hop=_with_unit(window.get("hop")))
         case "tumbling":
-            return Tumbling(_with_unit(window["tumbling"]))
+            return Tumbling(_with_unit(window["tumbling"]), closed=window.get("closed", False))
+        case "session":
+            return Session(_with_unit(window["session"]), hop=_with_unit(window.get("hop")))
         case _:
             return Calendar(window["calendar"], tz=window.get("tz", "UTC"))
 

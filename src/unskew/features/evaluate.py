@@ -6,12 +6,14 @@ import polars as pl
 
 from unskew.features.keys import encode_keys
 from unskew.features.plan import ValuePlan, ViewPlan
+from unskew.features.types import decimal_scale
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
 
 PARTITION, OFFSET, ARRIVAL, EVENT_TIME = "_partition", "_offset", "_arrival", "_event_time"
 _BAD = "_bad"
+_FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Evaluated:
     """A view's events out of one batch, in its order.
 
     ``events``: ``key`` String; ``effective``, ``arrival``, ``event_time`` Int64 microseconds; ``partition`` Int32,
-    ``offset`` Int64; ``f0…`` Boolean, one per filter; ``v0…`` Int64 or Float64, one per value (booleans as 0 and 1).
+    ``offset`` Int64; ``event_id`` String, where the stream drops repeats; ``f0…`` Boolean, one per filter; ``v0…`` Float64, String,
+    or Int64, one per value (booleans as 0 and 1, timestamps as microseconds, decimals in units of their last digit).
     ``rejected``: ``_partition``, ``_offset``, ``reason`` of events that the view cannot take; they change nothing.
     """
 
@@ -28,9 +31,13 @@ class Evaluated:
 
 
 class Evaluator:
-    """A view's filters and values as expressions, put together once and run over every batch."""
+    """A view's filters and values as expressions, put together once and run over every batch.
+
+    Of a view over sessions: those of the inner view, which keeps the sessions.
+    """
 
     def __init__(self, view: ViewPlan) -> None:
+        view = view.sessions or view
         self._view = view
         self._where = None if view.where is None else view.where.expr.fill_null(value=False)
         arrival, event_time = pl.col(ARRIVAL).to_physical(), pl.col(EVENT_TIME).to_physical()
@@ -41,25 +48,52 @@ class Evaluator:
             pl.col(PARTITION).alias("partition"),
             pl.col(OFFSET).alias("offset"),
         ]
+        if view.stream.dedupe_within_us is not None:
+            self._columns.append(pl.col(str(view.stream.event_id)).cast(pl.String).alias("event_id"))
         filters = [filter_.expr.cast(pl.Boolean).fill_null(value=False) for filter_ in view.filters]
         values = [_number(value) for value in view.values]
         self._columns += [filter_.alias(f"f{index}") for index, filter_ in enumerate(filters)]
         self._columns += [value.alias(f"v{index}") for index, value in enumerate(values)]
         self._tests: list[tuple[pl.Expr, str]] = []
         for feature in view.features:
-            if feature.value < 0 or view.values[feature.value].dtype != "float64":
+            if feature.value < 0:
                 continue
+            value = view.values[feature.value]
             number = values[feature.value]
-            bad = number.is_nan() | (number.abs() >= FLOAT_LIMIT)
+            if value.dtype == "float64":
+                bad = number.is_nan() | (number.abs() >= FLOAT_LIMIT)
+                reason = f"{view.name}.{feature.name}: value is NaN, infinite or beyond 2^62"
+            elif decimal_scale(value.dtype) is not None:
+                bad = number.is_null() & value.expr.is_not_null()
+                reason = f"{view.name}.{feature.name}: value is beyond 2^63 units of its last digit"
+            else:
+                continue
             if feature.filter >= 0:
                 bad &= filters[feature.filter]
-            reason = f"{view.name}.{feature.name}: value is NaN, infinite or beyond 2^62"
             self._tests.append((bad.fill_null(value=False), reason))
         if self._tests:
             self._columns.append(pl.any_horizontal(*(test for test, _ in self._tests)).alias(_BAD))
 
     def __call__(self, decoded: pl.DataFrame) -> Evaluated:
-        """Filter and evaluate decoded events."""
+        """Filter and evaluate decoded events; those on which an expression fails are rejected."""
+        try:
+            return self._evaluated(decoded)
+        except _FAILURES:
+            # Compiling tries every expression on what is known to be hard. What is not known must not take its neighbours with it.
+            return self._one_by_one(decoded)
+
+    def _one_by_one(self, decoded: pl.DataFrame) -> Evaluated:
+        found: list[Evaluated] = []
+        for row in decoded.iter_slices(1):
+            try:
+                found.append(self._evaluated(row))
+            except _FAILURES as error:
+                reason = f"{self._view.name}: an expression fails on it: {str(error).partition(chr(10))[0]}"
+                rejected = row.select(PARTITION, OFFSET, pl.lit(reason).alias("reason"))
+                found.append(Evaluated(self._evaluated(row.clear()).events, rejected))
+        return Evaluated(pl.concat(each.events for each in found), pl.concat(each.rejected for each in found))
+
+    def _evaluated(self, decoded: pl.DataFrame) -> Evaluated:
         if self._where is not None:
             decoded = decoded.filter(self._where)
         keys = encode_keys(decoded, self._view.entity)
@@ -84,6 +118,13 @@ def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
 
 
 def _number(value: ValuePlan) -> pl.Expr:
+    if value.dtype == "string":
+        return value.expr
+    if value.dtype == "timestamp":
+        return value.expr.to_physical()
+    if decimal_scale(value.dtype) is not None:
+        # Beyond what fits it becomes null, which is told from a value that was null.
+        return value.expr.to_physical().cast(pl.Int64, strict=False)
     if value.dtype != "float64":
         return value.expr.cast(pl.Int64)
     number = value.expr.cast(pl.Float64)

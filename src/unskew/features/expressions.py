@@ -6,10 +6,12 @@ a small frame evaluated whole, reversed and one row at a time must agree.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
@@ -89,6 +91,10 @@ _SQL_TOKENS = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+_FLOATS = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/|(?<![\w.])(?:\d+\.\d*|\.\d+)(?![\w.])""", re.DOTALL
+)
+
 _CASTS = (
     "Int8",
     "Int16",
@@ -116,8 +122,10 @@ class Checked:
     dtype: pl.DataType
 
 
-def check_expression(source: Expression, columns: Mapping[str, pl.DataType]) -> Checked:
-    """Parse and prove an expression over ``columns``.
+def check_expression(
+    source: Expression, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column"
+) -> Checked:
+    """Parse and prove an expression over ``columns``. ``lacks``: what is said before the name of a column that is not there.
 
     Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown column, types that
     do not fit, a result that would depend on other rows or on a clock, a conversion that could fail on some record.
@@ -131,9 +139,10 @@ def check_expression(source: Expression, columns: Mapping[str, pl.DataType]) -> 
     else:
         raise DefinitionError(f"{source!r} is no expression; write SQL text or a Polars expression")
     tree = _serialized(expr)
-    _check_columns(tree, columns)
+    _check_columns(tree, columns, lacks)
     for node in _nodes(tree):
         _check_node(node, columns)
+    expr = _deserialized(_dividing_exactly(tree))
     dtype = _result_type(expr, columns)
     _try_out(expr, columns, dtype)
     return Checked(text=text or canonical_polars(tree), expr=expr, dtype=dtype)
@@ -162,9 +171,17 @@ def _parse_sql(source: str, text: str) -> pl.Expr:
             f"{clock} reads a clock; a value may depend on its record only, so use a column of the stream"
         )
     try:
-        return pl.sql_expr(source)
+        return pl.sql_expr(_with_floats(source))
     except _POLARS_ERRORS as error:
-        raise DefinitionError(f"Polars cannot read the SQL text {text!r}: {_first_line(error)}") from error
+        raise DefinitionError(
+            f"Polars cannot read the SQL text {text!r}: {_first_line(error)}; "
+            'correct it, and write a column whose name is a word of SQL in double quotes, as "end"'
+        ) from error
+
+
+def _with_floats(source: str) -> str:
+    """SQL text with 1.5 written 1.5e0: people mean a float, and Polars would make of it a decimal that cuts what it divides."""
+    return _FLOATS.sub(lambda found: found[0] if found[0][0] in "'\"`-/" else f"{found[0]}e0", source)
 
 
 def _serialized(expr: pl.Expr) -> Any:
@@ -177,6 +194,35 @@ def _serialized(expr: pl.Expr) -> Any:
         if "not allowed in this context" in str(error):
             raise DefinitionError(_SEVERAL_OUTPUTS) from error
         raise DefinitionError("it calls a Python function; say it with Polars' own expressions") from error
+
+
+def _dividing_exactly(tree: Any) -> Any:
+    """The tree with every divisor that reads no column made a column of its own.
+
+    By a single number Polars multiplies with its reciprocal, which is rounded: 7 / 5 is then 1.4000000000000001, and 1.4 where it is the
+    only row of its batch. A value may not depend on that.
+    """
+    match tree:
+        case {"BinaryExpr": {"op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide", "right": divisor} as parts}:
+            return {"BinaryExpr": {**_rebuilt(parts), "right": _as_column(divisor)}}
+        case {"Function": {"function": {"Sql": {"Binary": "Div"}}, "input": [dividend, divisor]} as parts}:
+            return {"Function": {**parts, "input": [_dividing_exactly(dividend), _as_column(divisor)]}}
+        case _:
+            return _rebuilt(tree)
+
+
+def _rebuilt(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _dividing_exactly(value) for name, value in part.items()}
+    return [_dividing_exactly(value) for value in part] if isinstance(part, list) else part
+
+
+def _as_column(divisor: Any) -> Any:
+    if any(_kind(node) == "Column" for node in _nodes(divisor)):
+        return _dividing_exactly(divisor)
+    # A repeated number is still a single one to Polars; what is added to a range is not.
+    column = pl.int_range(pl.len()) * 0 + _deserialized(divisor)
+    return json.loads(column.meta.serialize(format="json"))
 
 
 def _children(node: Any) -> Iterator[Any]:
@@ -208,22 +254,22 @@ def _kind(node: Any) -> str:
     return node if isinstance(node, str) else next(iter(node))
 
 
-def _check_columns(tree: Any, columns: Mapping[str, pl.DataType]) -> None:
+def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str) -> None:
     names = [node["Column"] for node in _nodes(tree) if _kind(node) == "Column"]
     if unknown := sorted({name for name in names if name not in columns}):
-        raise DefinitionError("; ".join(unknown_column(name, columns) for name in unknown))
+        raise DefinitionError("; ".join(unknown_column(name, columns, lacks) for name in unknown))
     # An unusual node may hide its columns, and is refused for what it is.
     if not names and all(
         _kind(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in _nodes(tree)
     ):
-        raise DefinitionError("it reads no column of the stream, so it is the same for every event; leave it out")
+        raise DefinitionError("it reads no column, so it is always the same; leave it out")
 
 
-def unknown_column(name: str, columns: Mapping[str, pl.DataType]) -> str:
+def unknown_column(name: str, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column") -> str:
     """Half a sentence about a column that the stream does not have, with the nearest ones that it has."""
     near = get_close_matches(name, columns, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns) or 'none'}"
-    return f"the stream has no column {name!r}; {hint}"
+    return f"{lacks} {name!r}; {hint}"
 
 
 def _check_node(node: Any, columns: Mapping[str, pl.DataType]) -> None:
@@ -325,7 +371,7 @@ def _always_fits(source: pl.DataType, target: str) -> bool:
         return target in _CASTS
     if source.is_integer():
         return target in {"Float32", "Float64", "Boolean"} or (target == "Int64" and source != pl.UInt64())
-    if source.is_float():
+    if source.is_float() or source.is_decimal():
         return target in {"Float32", "Float64"}
     return source.is_temporal() and target in {"Date", "Time", "Datetime"}
 
@@ -351,7 +397,10 @@ def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType], dtype: pl.DataTy
         turned = _results(expr, sample.reverse())[::-1]
         single = [result for row in range(sample.height) for result in _results(expr, sample.slice(row, 1))]
     except _POLARS_ERRORS as error:
-        raise DefinitionError(f"it fails on some values: {_first_line(error)}") from error
+        raise DefinitionError(
+            f"it fails on some values, and their whole batch with them: {_first_line(error)}; "
+            "calculate with CAST(... AS DOUBLE), or leave such values out by CASE WHEN"
+        ) from error
     if given != dtype:
         raise DefinitionError(f"its type is {dtype} by Polars' rules but {given} when evaluated; cast it")
     if not whole == turned == single:
@@ -364,7 +413,7 @@ def _results(expr: pl.Expr, frame: pl.DataFrame) -> list[str]:
 
 
 def _sample(dtype: pl.DataType, turn: int) -> pl.Series:
-    """Eight values of a column type, null among them, turned so that no two columns run in step."""
+    """Values of a column type: eight, null among them, turned so that no two columns run in step, then its extremes, in step."""
     values: list[Any]
     match dtype:
         case pl.Boolean():
@@ -379,10 +428,32 @@ def _sample(dtype: pl.DataType, turn: int) -> pl.Series:
             values = [
                 datetime(2017, 3, 1 + 3 * day, 23 - day, 59, tzinfo=UTC) if day != 3 else None for day in range(8)
             ]
+        case pl.Date():
+            values = [date(2017, 3, 1 + 3 * day) if day != 3 else None for day in range(8)]
+        case pl.Time():
+            values = [time(23 - day, 59, day) if day != 3 else None for day in range(8)]
+        case pl.Decimal():
+            # The widest that are aggregated, too: results of more than 38 digits are errors to Polars.
+            units = (30, -1, 0, None, 2**63 - 1, 75, -(2**63 - 1), 2)
+            values = [None if n is None else Decimal(n).scaleb(-dtype.scale) for n in units]
         case _:
             values = [3, -1, 0, None, 100, 7, 1, 2]
     shift = turn * 3 % len(values)
-    return pl.Series(values[shift:] + values[:shift], dtype=dtype)
+    return pl.Series(values[shift:] + values[:shift] + _extremes(dtype), dtype=dtype)
+
+
+def _extremes(dtype: pl.DataType) -> list[Any]:
+    """What a record may hold at worst: an expression that fails on it would fail its whole batch."""
+    if dtype.is_float():
+        greatest = 3e38 if dtype == pl.Float32() else 1e308
+        return [greatest, -greatest, math.inf, -math.inf, math.nan]
+    if dtype.is_integer():
+        least, most = pl.select(dtype.min(), b=dtype.max()).row(0)  # type: ignore[attr-defined]
+        return [most, least, most, least, 0]
+    if isinstance(dtype, pl.Decimal):
+        most_units = Decimal(2**63 - 1).scaleb(-dtype.scale)
+        return [most_units, -most_units, most_units, -most_units, Decimal(0)]
+    return [None] * 5
 
 
 def _readable(tree: Any) -> Any:

@@ -1,14 +1,30 @@
 """Digests of a view: what stored state depends on, and what is only shown or applied at reading."""
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from decimal import Decimal
 from typing import Any
 
-from unskew.features.plan import EntityPlan, FeaturePlan, FilterPlan, StreamPlan, ValuePlan, WindowPlan
+from unskew.features.plan import (
+    DerivedPlan,
+    EntityPlan,
+    FeaturePlan,
+    FilterPlan,
+    Output,
+    Parameters,
+    Scalar,
+    StreamPlan,
+    ValuePlan,
+    ViewPlan,
+    WindowPlan,
+)
 
 # Raised when the same definitions come to mean other state or other values.
-LAYOUT = 1
+LAYOUT = 2
+_NOT_TOLD = Parameters()
 
 
 def state_fingerprint(
@@ -20,39 +36,76 @@ def state_fingerprint(
     values: Sequence[ValuePlan],
     windows: Sequence[WindowPlan],
     features: Sequence[FeaturePlan],
+    derived: Sequence[DerivedPlan] = (),
+    sessions: ViewPlan | None = None,
 ) -> str:
     """Hex SHA-256 of everything the kernel's state and values depend on; 64 characters.
 
     Names of views, versions, descriptions, owners and defaults are not in it; the order of features is, as it numbers slots.
     """
+    repeats = (
+        {}
+        if stream.dedupe_within_us is None
+        else {"repeats": {"event_id": stream.event_id, "within_us": stream.dedupe_within_us}}
+    )
+    over = {"sessions": sessions.state_fingerprint} if sessions is not None else {}
+    others = {"derived": [[d.name, d.text, d.dtype] for d in derived]} if derived else {}
     return _digest(
         {
+            **repeats,
+            **over,
+            **others,
             "layout": LAYOUT,
             "entity": [list(entity.keys), list(entity.types)],
             "stream": {
-                "topic": stream.topic,
+                "topic": list(stream.topics) or stream.topic,
                 "event_time": stream.event_time,
                 "partitioned": stream.partitioned_by == entity.keys,
                 "max_age_us": stream.max_age_us,
+                **_told(stream),
             },
             "where": where.text if where else None,
             "filters": [each.text for each in filters],
             "values": [[each.text, each.dtype] for each in values],
             "windows": [each.text for each in windows],
-            "features": [[f.name, f.function, f.dtype, f.window, f.filter, f.value] for f in features],
+            "features": [_feature(f) for f in features],
         }
     )
 
 
-def presentation_fingerprint(*, description: str, owner: str, features: Sequence[FeaturePlan]) -> str:
+def _told(stream: StreamPlan) -> dict[str, Any]:
+    """How columns are read from records, where it is not the usual way."""
+    told: dict[str, Any] = {}
+    if stream.format != "avro":
+        told["format"] = stream.format
+    if stream.key_column is not None:
+        told["key"] = [stream.key_column, stream.key_format]
+    if stream.headers:
+        told["headers"] = dict(stream.headers)
+    return told
+
+
+def _feature(feature: FeaturePlan) -> list[Any]:
+    told = {name: value for name, value in asdict(feature.parameters).items() if value != getattr(_NOT_TOLD, name)}
+    if feature.by >= 0:
+        told["by"] = feature.by
+    words = [feature.name, feature.function, feature.dtype, feature.window, feature.filter, feature.value]
+    return [*words, told] if told else words
+
+
+def presentation_fingerprint(*, description: str, owner: str, features: Sequence[Output]) -> str:
     """Hex SHA-256 of defaults, descriptions and owners; 64 characters."""
     return _digest(
         {
             "description": description,
             "owner": owner,
-            "features": [[f.name, f.default, f.description, f.owner] for f in features],
+            "features": [[f.name, _plain(f.default), f.description, f.owner] for f in features],
         }
     )
+
+
+def _plain(default: Scalar | None) -> Scalar | None:
+    return str(default) if isinstance(default, (Decimal, dt.datetime)) else default
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Definition files: Python modules and YAML documents with the same words.
 
-A Python file is run and its module-level ``Entity``, ``Stream`` and ``FeatureView`` objects are taken. A YAML file has one
+A Python file is run and its module-level ``Entity``, ``Stream``, ``Sessions`` and ``FeatureView`` objects are taken. A YAML file has one
 definition in each document, as ``documents`` describes.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from unskew.features.compile import compile  # noqa: A004 - the word that users know
-from unskew.features.definitions import Definition, Entity, FeatureView, Stream
+from unskew.features.definitions import Definition, Entity, FeatureView, Sessions, Stream
 from unskew.features.documents import definition_of
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
@@ -81,8 +81,8 @@ def _files(paths: Iterable[str | Path], faults: list[str]) -> Iterator[Path]:
 
 def _with_schema(definition: Definition, path: Path) -> Definition:
     """Replace a schema's path by what stands in it, as only the loader knows where the path begins."""
-    if isinstance(definition, FeatureView):
-        if isinstance(definition.stream, Stream):
+    if isinstance(definition, (FeatureView, Sessions)):
+        if isinstance(definition.stream, (Stream, Sessions)):
             return msgspec.structs.replace(definition, stream=_with_schema(definition.stream, path))
         return definition
     if isinstance(definition, Stream):
@@ -107,7 +107,7 @@ def _from_python(path: Path) -> list[Definition]:
     # Whatever the user's code raises is a fault of that file, a call of exit() too.
     except (Exception, SystemExit) as error:
         raise DefinitionError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
-    return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, FeatureView))]
+    return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, Sessions, FeatureView))]
 
 
 @contextlib.contextmanager

@@ -4,25 +4,47 @@ A plan is what every other part reads. It is immutable, holds no text that still
 equal sets of definitions give equal fingerprints on every machine.
 """
 
+import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-ValueType = Literal["int64", "float64", "bool"]
-KeyType = Literal["int64", "string"]
-AggregationName = Literal["count", "sum", "mean", "min", "max", "last"]
-Scalar = int | float | bool
+from unskew.features.types import ValueType
 
-POLARS_TYPES: Mapping[str, pl.DataType] = {
-    "int64": pl.Int64(),
-    "float64": pl.Float64(),
-    "bool": pl.Boolean(),
-    "string": pl.String(),
-}
+KeyType = Literal["int64", "string"]
+PayloadFormat = Literal["avro", "json"]
+KeyFormat = Literal["string", "int64", "int32"]
+AggregationName = Literal[
+    "count",
+    "sum",
+    "mean",
+    "var",
+    "std",
+    "min",
+    "max",
+    "first",
+    "last",
+    "first_n",
+    "last_n",
+    "first_time",
+    "last_time",
+    "count_distinct",
+    "approx_count_distinct",
+    "mode",
+    "top_k",
+    "histogram",
+    "quantile",
+    "decayed_count",
+    "decayed_sum",
+]
+WindowKind = Literal["sliding", "tumbling", "closed", "calendar", "lifetime", "session"]
+CalendarUnit = Literal["day", "week", "month", "quarter", "year"]
+Scalar = int | float | bool | str | dt.datetime | Decimal
 
 DEFAULT_SETTLE_US = 500_000
 MAX_FEATURES = 64
@@ -40,12 +62,17 @@ class EntityPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPlan:
-    """A topic and how its records are read.
+    """A topic, or several, and how their records are read.
+
+    ``topic``: the name under which the records are archived: that of the one topic, or the stream's where there are several.
+    ``topics``: those several, or one pattern that begins with ^; empty where ``topic`` is the topic.
 
     ``schema``: the Avro reader schema, parsed JSON. ``columns``: payload column -> Polars type after decoding.
     ``settle_us``: how far behind the present a caught-up reader announces its clock; None where the definition does not say:
     then it is ``DEFAULT_SETTLE_US``, and a live topic on producer timestamps is refused.
-    ``event_id``: the column that tells events apart; None where there is none.
+    ``event_id``: the column that tells events apart; None where there is none. ``format``: of the values; of JSON, ``schema`` may
+    also be a JSON Schema. ``key_column``: the column that is the record key, in ``key_format``; None where there is none.
+    ``headers``: column -> the record header that it holds.
     """
 
     name: str
@@ -58,7 +85,18 @@ class StreamPlan:
     max_age_us: int | None
     owner: str
     event_id: str | None = None
+    dedupe_within_us: int | None = None
     description: str = ""
+    format: PayloadFormat = "avro"
+    key_column: str | None = None
+    key_format: KeyFormat = "string"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    topics: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The topics that are read, or the pattern of their names."""
+        return self.topics or (self.topic,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +107,22 @@ class WindowPlan:
     ``[boundaries[k], boundaries[k+1])``. It is inside the window from its first instant until tile ``k+span+1``
     begins, which is when it leaves.
 
-    ``span``: whole tiles behind the running one: ``L/h`` for sliding, 0 for tumbling and calendar.
+    ``kind``: ``closed`` is the last whole tumbling period: a tile counts from the end of its period, and leaves a period later.
+    ``lifetime`` has one tile, which never leaves. ``session``: the running session, which is one tile, numbered by its latest
+    event: it ends when that number's tile would leave a sliding window of ``extent_us`` (the gap) and ``hop_us``.
+    ``span``: whole tiles behind the running one: ``L/h`` for sliding and session, 1 for closed, else 0.
     ``boundaries``: int64 microseconds, strictly increasing; None for a fixed grid.
     ``text``: canonical text, equal for equal windows; part of the fingerprint.
-    ``hop_us`` and ``extent_us`` of a calendar are a nominal day.
+    ``hop_us`` and ``extent_us`` of a calendar are nominal (a day, 7, 30, 91 or 365 of them); of a lifetime 0.
     """
 
-    kind: Literal["sliding", "tumbling", "calendar"]
+    kind: WindowKind
     text: str
     hop_us: int
     span: int
     extent_us: int
     tz: str | None = None
+    unit: CalendarUnit | None = None
     boundaries: npt.NDArray[np.int64] | None = None
 
 
@@ -102,11 +144,29 @@ class FilterPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What an aggregation is told beside its value; 0 or empty where it does not apply.
+
+    ``n``: most items of ``first_n``, ``last_n``, ``top_k``. ``ddof``: of ``var``, ``std``. ``q``: of ``quantile``, in [0, 1].
+    ``bits``: mantissa bits that ``quantile`` keeps of a value, or bits that choose a register of ``approx_count_distinct``.
+    ``edges``: ascending, of ``histogram``. ``half_life_hops``: of the decayed ones. ``keys``: most keys of a map.
+    """
+
+    n: int = 0
+    ddof: int = 0
+    q: float = 0.0
+    bits: int = 0
+    edges: tuple[float, ...] = ()
+    half_life_hops: int = 0
+    keys: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeaturePlan:
     """One numbered feature.
 
-    ``filter``, ``value``, ``window``: indexes into the view's tuples; -1 where there is none.
-    ``dtype``: the type of the result. ``empty``: the value on an empty window: 0 for count and sum, else None.
+    ``filter``, ``value``, ``by``, ``window``: indexes into the view's tuples (``by`` into its values, of type string); -1 where
+    there is none. ``dtype``: the type of the result. ``empty``: the value on an empty window: 0 for counts and sums, else None.
     ``default``: applied at reading where the value is null; never stored.
     """
 
@@ -120,12 +180,38 @@ class FeaturePlan:
     default: Scalar | None
     description: str
     owner: str
+    by: int = -1
+    parameters: Parameters = field(default_factory=Parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivedPlan:
+    """A feature that is an expression over the view's other features, evaluated on every row of theirs.
+
+    ``expr`` gives null where ``text`` gives NaN or infinity. ``inputs``: names of the features it reads, in their order.
+    """
+
+    name: str
+    text: str
+    expr: pl.Expr
+    inputs: tuple[str, ...]
+    dtype: ValueType
+    empty: Scalar | None
+    default: Scalar | None
+    description: str
+    owner: str
+
+
+Output = FeaturePlan | DerivedPlan
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
     """One view: an entity, a stream, and features over shared filters, values and windows.
 
+    ``derived``: features over the others. ``sessions``: where the view is over sessions of its stream, the inner view that keeps
+    them: its one window is the session's, its features are the columns of a session; ``where``, ``filters`` and ``values`` are
+    then over those columns.
     ``state_fingerprint``: hex digest of all that stored state depends on.
     ``presentation_fingerprint``: hex digest of defaults, descriptions and owners.
     """
@@ -143,6 +229,13 @@ class ViewPlan:
     presentation_fingerprint: str
     owner: str
     description: str
+    derived: tuple[DerivedPlan, ...] = ()
+    sessions: "ViewPlan | None" = None
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Every column of the view's values, in the order in which log, Redis and registry have them."""
+        return (*self.features, *self.derived)
 
     @property
     def id(self) -> str:

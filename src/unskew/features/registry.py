@@ -1,17 +1,39 @@
 """The published registry: what a reader that has nothing but Redis must know about the views.
 
-``describe`` gives it as JSON-able data, ``parse`` reads it back. A field that a newer version adds is passed over.
+``describe`` gives it as JSON-able data, ``parse`` reads it back. A field that a newer version adds is passed over. Of empty
+values and defaults a decimal is text in JSON, a timestamp its microseconds.
 """
 
+import datetime as dt
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from decimal import Decimal, DecimalException
 from typing import Any, Literal
 
 import msgspec
 
 from unskew.features.errors import LayoutError
-from unskew.features.plan import AggregationName, KeyType, Plan, Scalar, ValueType, ViewPlan
+from unskew.features.plan import (
+    AggregationName,
+    CalendarUnit,
+    FeaturePlan,
+    KeyType,
+    Output,
+    Parameters,
+    Plan,
+    Scalar,
+    ViewPlan,
+    WindowKind,
+    WindowPlan,
+)
+from unskew.features.time import EPOCH, instant_us
+from unskew.features.types import ValueType, decimal_scale, is_type
 
 FORMAT = 1
+
+# Parameters whose zero means something where the function takes them; elsewhere it stands for none.
+_MAY_BE_ZERO: Mapping[str, Sequence[str]] = {"quantile": ("q", "bits"), "var": ("ddof",), "std": ("ddof",)}
 
 
 class RegisteredEntity(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,38 +47,53 @@ class RegisteredEntity(msgspec.Struct, frozen=True, kw_only=True):
 class RegisteredWindow(msgspec.Struct, frozen=True, kw_only=True):
     """A window's shape, enough to place its old edge: see ``windows.old_edge_us``.
 
-    ``hop_us`` and ``extent_us`` of a calendar are a nominal day; its real ones follow from ``tz``.
+    ``hop_us`` and ``extent_us`` of a calendar are nominal; its real ones follow from ``unit``, a day where it is None, and
+    ``tz``. Those of a lifetime are 0.
     """
 
     text: str
-    kind: Literal["sliding", "tumbling", "calendar"]
+    kind: WindowKind
     hop_us: int
     extent_us: int
     span: int
     tz: str | None = None
+    unit: CalendarUnit | None = None
 
 
-class RegisteredFeature(msgspec.Struct, frozen=True, kw_only=True):
+class RegisteredFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One feature as readers see it.
 
-    ``window``: index into the view's windows. ``empty``: the value where no event is in the window. ``default``: what to
-    read in place of null.
+    ``window``: index into the view's windows; None for a derived feature, whose ``value`` is the expression over the features
+    that ``inputs`` names. ``parameters``: those of ``plan.Parameters`` that the function takes. ``by``: what the keys of a map
+    are. ``empty``: the value where no event is in the window. ``default``: what to read in place of null; both are scalars
+    of ``type``.
     """
 
     name: str
     type: ValueType
-    function: AggregationName
-    window: int
+    function: AggregationName | Literal["derived"]
+    window: int | None
     value: str | None
     filter: str | None
-    empty: Scalar | None
-    default: Scalar | None
+    empty: Any
+    default: Any
     description: str
     owner: str
+    by: str | None = None
+    parameters: dict[str, int | float | tuple[float, ...]] = {}
+    inputs: tuple[str, ...] = ()
 
 
-class RegisteredView(msgspec.Struct, frozen=True, kw_only=True):
-    """One view as readers see it."""
+class RegisteredSessions(msgspec.Struct, frozen=True, kw_only=True):
+    """The sessions that a view aggregates in place of events: the gap as a window, and their columns as features in it."""
+
+    window: RegisteredWindow
+    where: str | None
+    columns: tuple[RegisteredFeature, ...]
+
+
+class RegisteredView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One view as readers see it; ``features`` are the columns of its values, derived ones last."""
 
     name: str
     version: int
@@ -71,6 +108,7 @@ class RegisteredView(msgspec.Struct, frozen=True, kw_only=True):
     presentation_fingerprint: str
     description: str
     owner: str
+    sessions: RegisteredSessions | None = None
 
     @property
     def id(self) -> str:
@@ -81,9 +119,12 @@ class RegisteredView(msgspec.Struct, frozen=True, kw_only=True):
         """Give the feature of that name; None where there is none."""
         return next((feature for feature in self.features if feature.name == name), None)
 
-    def window_of(self, feature: RegisteredFeature) -> RegisteredWindow:
-        """Give the window of one of this view's features."""
-        return self.windows[feature.window]
+    def windows_of(self, feature: RegisteredFeature) -> tuple[RegisteredWindow, ...]:
+        """Give what one of this view's features is a value over: its window, or every one of those it is derived from."""
+        if feature.window is not None:
+            return (self.windows[feature.window],)
+        inputs = (self.feature(name) for name in feature.inputs)
+        return tuple(dict.fromkeys(window for one in inputs if one is not None for window in self.windows_of(one)))
 
 
 class _Registry(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,38 +139,75 @@ def register(view: ViewPlan) -> RegisteredView:
         version=view.version,
         entity=RegisteredEntity(name=view.entity.name, keys=view.entity.keys, types=view.entity.types),
         stream=view.stream.name,
-        topic=view.stream.topic,
+        topic=", ".join(view.stream.sources),
         partitioned=view.partitioned,
         where=view.where.text if view.where else None,
-        windows=tuple(
-            RegisteredWindow(text=w.text, kind=w.kind, hop_us=w.hop_us, extent_us=w.extent_us, span=w.span, tz=w.tz)
-            for w in view.windows
-        ),
-        features=tuple(
-            RegisteredFeature(
-                name=f.name,
-                type=f.dtype,
-                function=f.function,
-                window=f.window,
-                value=view.values[f.value].text if f.value >= 0 else None,
-                filter=view.filters[f.filter].text if f.filter >= 0 else None,
-                empty=f.empty,
-                default=f.default,
-                description=f.description,
-                owner=f.owner,
-            )
-            for f in view.features
-        ),
+        windows=tuple(_window(window) for window in view.windows),
+        features=tuple(_feature(view, output) for output in view.outputs),
         state_fingerprint=view.state_fingerprint,
         presentation_fingerprint=view.presentation_fingerprint,
         description=view.description,
         owner=view.owner,
+        sessions=None if view.sessions is None else _sessions(view.sessions),
+    )
+
+
+def _window(window: WindowPlan) -> RegisteredWindow:
+    return RegisteredWindow(
+        text=window.text,
+        kind=window.kind,
+        hop_us=window.hop_us,
+        extent_us=window.extent_us,
+        span=window.span,
+        tz=window.tz,
+        unit=window.unit,
+    )
+
+
+def _feature(view: ViewPlan, output: Output) -> RegisteredFeature:
+    shown: dict[str, Any] = {
+        "name": output.name,
+        "type": output.dtype,
+        "empty": output.empty,
+        "default": output.default,
+        "description": output.description,
+        "owner": output.owner,
+    }
+    if not isinstance(output, FeaturePlan):
+        return RegisteredFeature(
+            **shown, function="derived", window=None, value=output.text, filter=None, inputs=output.inputs
+        )
+    return RegisteredFeature(
+        **shown,
+        function=output.function,
+        window=output.window,
+        value=view.values[output.value].text if output.value >= 0 else None,
+        filter=view.filters[output.filter].text if output.filter >= 0 else None,
+        by=view.values[output.by].text if output.by >= 0 else None,
+        parameters=_parameters(output),
+    )
+
+
+def _parameters(feature: FeaturePlan) -> dict[str, int | float | tuple[float, ...]]:
+    takes = _MAY_BE_ZERO.get(feature.function, ())
+    return {
+        one.name: value
+        for one in fields(Parameters)
+        if (value := getattr(feature.parameters, one.name)) != one.default or one.name in takes
+    }
+
+
+def _sessions(inner: ViewPlan) -> RegisteredSessions:
+    return RegisteredSessions(
+        window=_window(inner.windows[0]),
+        where=inner.where.text if inner.where else None,
+        columns=tuple(_feature(inner, output) for output in inner.outputs),
     )
 
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Give the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
-    registry = _Registry(format=FORMAT, views=tuple(register(view) for view in plan.views.values()))
+    registry = _Registry(format=FORMAT, views=tuple(_written(register(view)) for view in plan.views.values()))
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
 
@@ -174,13 +252,57 @@ def parse(published: str | bytes | dict[str, Any]) -> dict[str, RegisteredView]:
     return {view.name: _typed(view) for view in registry.views}
 
 
-def _typed(view: RegisteredView) -> RegisteredView:
-    # JSON has one kind of number: 0 of a float64 feature comes back as an int where another writer wrote it so.
-    def number(value: Scalar | None, dtype: ValueType) -> Scalar | None:
-        return float(value) if value is not None and dtype == "float64" else value
+def _written(view: RegisteredView) -> RegisteredView:
+    """Scalars as JSON has them."""
 
-    features = tuple(
-        msgspec.structs.replace(f, empty=number(f.empty, f.type), default=number(f.default, f.type))
-        for f in view.features
-    )
-    return msgspec.structs.replace(view, features=features)
+    def written(value: Scalar | None, _dtype: ValueType) -> Scalar | None:
+        match value:
+            case dt.datetime():
+                return instant_us(value)
+            case Decimal():
+                return format(value, "f")
+            case _:
+                return value
+
+    return _with_scalars(view, written)
+
+
+def _typed(view: RegisteredView) -> RegisteredView:
+    """Scalars in their types, as ``_written`` wrote them."""
+
+    def typed(value: Any, dtype: ValueType) -> Scalar | None:
+        if not is_type(dtype):
+            raise LayoutError(
+                f"the published registry has a feature of type {dtype!r} in {view.id}, which this version does not know; "
+                "use the version of unskew that published it"
+            )
+        if value is None:
+            return None
+        try:
+            if dtype == "float64":
+                # JSON has one kind of number: another writer may write 0.
+                return float(value)
+            if dtype == "timestamp":
+                return EPOCH + dt.timedelta(microseconds=value)
+            scalar: Scalar = value if decimal_scale(dtype) is None else Decimal(value)
+        except (ValueError, TypeError, OverflowError, DecimalException) as error:
+            raise LayoutError(
+                f"the published registry cannot be read: {value!r} in {view.id} is no {dtype}; "
+                "publish it again with unskew run"
+            ) from error
+        return scalar
+
+    return _with_scalars(view, typed)
+
+
+def _with_scalars(view: RegisteredView, change: Callable[[Any, ValueType], Any]) -> RegisteredView:
+    def changed(features: Sequence[RegisteredFeature]) -> tuple[RegisteredFeature, ...]:
+        return tuple(
+            msgspec.structs.replace(f, empty=change(f.empty, f.type), default=change(f.default, f.type))
+            for f in features
+        )
+
+    sessions = view.sessions
+    if sessions is not None:
+        sessions = msgspec.structs.replace(sessions, columns=changed(sessions.columns))
+    return msgspec.structs.replace(view, features=changed(view.features), sessions=sessions)

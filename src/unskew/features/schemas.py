@@ -27,6 +27,11 @@ def read_schema(schema: Schema, folder: Path | None = None) -> Mapping[str, Any]
             raise DefinitionError(
                 f"{origin} cannot be read: {error}; give a path relative to the definition file"
             ) from error
+        # A name that no file can have: a null character, or half of a surrogate pair, which could not be printed either.
+        except ValueError as error:
+            raise DefinitionError(
+                f"the schema {str(schema)!r} is no path ({error}); give one relative to the definition file, or a JSON object"
+            ) from error
     else:
         raise DefinitionError(f"the schema {schema!r} is no path, JSON text or JSON object")
     try:

@@ -1,29 +1,43 @@
 """Features of one view, checked and numbered: equal filters, values and windows share a slot."""
 
+import datetime as dt
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from difflib import get_close_matches
 from typing import get_args
 
 import polars as pl
 
 from unskew.features.agg import Aggregation, Expression
-from unskew.features.definitions import Feature, FeatureView, Window
+from unskew.features.aggregations import RULES, empty_value, parameters_of, result_type
+from unskew.features.definitions import Derived, Feature, FeatureView, Sessions, Window
 from unskew.features.errors import DefinitionError
-from unskew.features.expressions import check_expression
+from unskew.features.expressions import Checked, check_expression
 from unskew.features.plan import (
-    POLARS_TYPES,
     AggregationName,
+    DerivedPlan,
     FeaturePlan,
     FilterPlan,
+    Parameters,
     Scalar,
     ValuePlan,
-    ValueType,
     WindowPlan,
+)
+from unskew.features.types import (
+    SCALARS,
+    ValueType,
+    decimal_scale,
+    is_list,
+    is_map,
+    is_type,
+    polars_type,
+    value_type,
 )
 from unskew.features.windows import plan_window
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+_EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -34,14 +48,27 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(sorted(known))}" if known else "none is defined"
 
 
-def text_faults(place: str, definition: FeatureView | Feature) -> list[str]:
+def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions) -> list[str]:
     """Faults of what is only shown: it must be text."""
     words = {word: getattr(definition, word) for word in ("description", "owner")}
     return [
         f"{place}: {word}: {text!r} is no text; put it in quotes, or leave it out"
         for word, text in words.items()
-        if not isinstance(text, str)
+        if not is_text(text)
     ]
+
+
+def is_text(text: object) -> bool:
+    """Whether it is text that can be written: half of a surrogate pair cannot."""
+    return isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _finite(default: object) -> float | None:
+    try:
+        number = float(default) if isinstance(default, (int, float)) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 class Slots:
@@ -55,7 +82,7 @@ class Slots:
         self._columns = columns
         self._faults = faults
         self._filters: dict[str, FilterPlan] = {}
-        self._values: dict[str, ValuePlan] = {}
+        self._values: dict[tuple[str, ValueType], ValuePlan] = {}
         self._windows: dict[str, WindowPlan] = {}
 
     @property
@@ -88,27 +115,82 @@ class Slots:
             self._filters.setdefault(condition.text, condition)
         if function is None:
             return None
-        value = self._value(place, function, feature.aggregation.value)
-        if window is None or (value is None and function != "count"):
+        parameters = self._parameters(place, feature.aggregation, window)
+        value = self._value(place, feature.aggregation)
+        by = self._by(place, feature.aggregation)
+        if window is None or parameters is None:
             return None
-        dtype = _result_type(function, value.dtype if value else None)
-        if feature.type is not None and feature.type != dtype:
-            known = get_args(ValueType)
-            remedy = "correct the type or cast the value" if feature.type in known else f"types are {', '.join(known)}"
-            self._fault(place, f"its type is declared {feature.type!r}, but {function} gives {dtype} here; {remedy}")
-        empty = _empty(function, dtype)
+        if (value is None and feature.aggregation.value is not None) or (
+            by is None and feature.aggregation.by is not None
+        ):
+            return None
+        dtype = result_type(feature.aggregation, value.dtype if value else None)
+        self._check_type(place, feature.type, dtype, function)
+        empty = empty_value(feature.aggregation, dtype)
         return FeaturePlan(
             name=feature.name,
             function=function,
             dtype=dtype,
             window=list(self._windows).index(window.text),
             filter=-1 if condition is None else list(self._filters).index(condition.text),
-            value=-1 if value is None else list(self._values).index(value.text),
+            value=-1 if value is None else list(self._values).index((value.text, value.dtype)),
             empty=empty,
             default=self._default(place, feature.default, dtype, empty),
             description=feature.description,
             owner=feature.owner or owner,
+            by=-1 if by is None else list(self._values).index((by.text, by.dtype)),
+            parameters=parameters,
         )
+
+    def derived(self, place: str, derived: Derived, features: Sequence[FeaturePlan], owner: str) -> DerivedPlan | None:
+        """Check a feature over others of its view; None where it has a fault."""
+        self._faults += text_faults(place, derived)
+        scalars = {f.name: polars_type(f.dtype) for f in features if not (is_list(f.dtype) or is_map(f.dtype))}
+        try:
+            checked = check_expression(derived.expression, scalars, "the view has no other single-valued feature")
+        except DefinitionError as error:
+            self._fault(f"{place}: expression", error)
+            return None
+        dtype = value_type(checked.dtype)
+        if dtype is None:
+            self._fault(f"{place}: expression", f"{checked.text!r} is {checked.dtype}; cast it, for example to DOUBLE")
+            return None
+        self._check_type(place, derived.type, dtype, "the expression")
+        expr = checked.expr.cast(polars_type(dtype))
+        if dtype == "float64":
+            expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
+        on_empty = pl.DataFrame({f.name: pl.Series([f.empty], dtype=polars_type(f.dtype)) for f in features})
+        empty = on_empty.select(expr.alias("empty")).item()
+        used = set(checked.expr.meta.root_names())
+        return DerivedPlan(
+            name=derived.name,
+            text=checked.text,
+            expr=expr,
+            inputs=tuple(f.name for f in features if f.name in used),
+            dtype=dtype,
+            empty=empty,
+            # Whatever it is on an empty window, it may be null on another.
+            default=self._default(place, derived.default, dtype, None),
+            description=derived.description,
+            owner=derived.owner or owner,
+        )
+
+    def _check_type(self, place: str, declared: object, dtype: ValueType, what: str) -> None:
+        if declared is None or declared == dtype:
+            return
+        remedy = (
+            "correct the type or cast the value"
+            if is_type(declared)
+            else f"types are {', '.join(SCALARS)}, decimal(38,2), list[...] and map[...] of these"
+        )
+        self._fault(place, f"its type is declared {declared!r}, but {what} gives {dtype} here; {remedy}")
+
+    def _parameters(self, place: str, aggregation: Aggregation, window: WindowPlan | None) -> Parameters | None:
+        try:
+            return parameters_of(aggregation, window)
+        except DefinitionError as error:
+            self._fault(place, error)
+            return None
 
     def _window(self, place: str, window: Window) -> WindowPlan | None:
         try:
@@ -131,12 +213,10 @@ class Slots:
                 f"no aggregation is called {aggregation.function!r}; {did_you_mean(str(aggregation.function), names)}",
             )
             return None
-        if aggregation.function == "count" and aggregation.value is not None:
-            self._fault(
-                place,
-                "count takes no value; count what is not null by a filter, for example filter='amount IS NOT NULL'",
-            )
-        if aggregation.function != "count" and aggregation.value is None:
+        rule = RULES[aggregation.function]
+        if rule.value is False and aggregation.value is not None:
+            self._fault(place, f"{aggregation.function} takes no value; leave it out")
+        if rule.value and aggregation.value is None:
             self._fault(place, f"{aggregation.function} needs a value; give it a column or an expression")
             return None
         return aggregation.function
@@ -161,68 +241,93 @@ class Slots:
             return None
         return FilterPlan(text=checked.text, expr=checked.expr)
 
-    def _value(self, place: str, function: AggregationName, source: Expression | None) -> ValuePlan | None:
-        if source is None or function == "count" or self._columns is None:
+    def _value(self, place: str, aggregation: Aggregation) -> ValuePlan | None:
+        rule = RULES[aggregation.function]
+        if aggregation.value is None or rule.value is False:
             return None
-        try:
-            checked = check_expression(source, self._columns)
-        except DefinitionError as error:
-            self._fault(f"{place}: value", error)
+        checked = self._checked(f"{place}: value", aggregation.value)
+        if checked is None:
             return None
-        dtype = _value_type(checked.dtype)
-        if dtype is None:
+        dtype = value_type(checked.dtype)
+        if dtype is None or (rule.numbers and dtype in {"string", "timestamp"}):
+            takes = "int64, float64, bool and decimal" if rule.numbers else "numbers, bool, strings and UTC timestamps"
             self._fault(
                 f"{place}: value",
-                f"{checked.text!r} is {checked.dtype}; {function} takes int64, float64 and bool, so cast it, for example to DOUBLE",
+                f"{checked.text!r} is {checked.dtype}; {aggregation.function} takes {takes}, so cast it, for example to DOUBLE",
             )
             return None
-        plan = ValuePlan(text=checked.text, expr=checked.expr.cast(POLARS_TYPES[dtype]), dtype=dtype)
-        return self._values.setdefault(plan.text, plan)
+        return self._number_value(checked, dtype)
+
+    def _by(self, place: str, aggregation: Aggregation) -> ValuePlan | None:
+        """The key of a map, as text."""
+        if aggregation.by is None:
+            return None
+        checked = self._checked(f"{place}: by", aggregation.by)
+        if checked is None:
+            return None
+        if value_type(checked.dtype) not in {"string", "int64", "bool"}:
+            self._fault(
+                f"{place}: by", f"{checked.text!r} is {checked.dtype}; keys of a map are strings, whole numbers or bool"
+            )
+            return None
+        return self._number_value(checked, "string")
+
+    def _number_value(self, checked: Checked, dtype: ValueType) -> ValuePlan:
+        plan = ValuePlan(text=checked.text, expr=checked.expr.cast(polars_type(dtype)), dtype=dtype)
+        return self._values.setdefault((plan.text, dtype), plan)
+
+    def _checked(self, place: str, source: Expression) -> Checked | None:
+        if self._columns is None:
+            return None
+        try:
+            return check_expression(source, self._columns)
+        except DefinitionError as error:
+            self._fault(place, error)
+            return None
 
     def _default(self, place: str, default: object, dtype: ValueType, empty: Scalar | None) -> Scalar | None:
         if default is None:
             return None
-        fits = {
-            "bool": isinstance(default, bool),
-            "int64": isinstance(default, int) and not isinstance(default, bool) and INT64_MIN <= default <= INT64_MAX,
-            "float64": isinstance(default, (int, float)) and not isinstance(default, bool) and math.isfinite(default),
-        }
-        if not fits[dtype]:
+        typed = _typed(default, dtype)
+        if typed is None:
             remedy = (
                 "leave it out for null"
-                if isinstance(default, float) and not math.isfinite(default)
-                else f"give a {dtype}"
+                if (isinstance(default, float) and not math.isfinite(default)) or is_list(dtype) or is_map(dtype)
+                else f"give {_EXAMPLES.get(dtype, f'a {dtype}')}"
+                if decimal_scale(dtype) is None
+                else f"give a whole number, or text with at most {decimal_scale(dtype)} digits after the point"
             )
             self._fault(place, f"the default {default!r} is no {dtype}; {remedy}")
             return None
-        assert isinstance(default, (bool, int, float))
-        if empty is not None and default != empty:
+        if empty is not None and typed != empty:
             self._fault(
                 place,
                 f"the default {default!r} would never show, as the value is never null ({empty} on an empty window); leave it out",
             )
-        return float(default) if dtype == "float64" else default
+        return typed
 
 
-def _value_type(dtype: pl.DataType) -> ValueType | None:
-    if dtype == pl.Boolean():
-        return "bool"
-    if dtype.is_float():
-        return "float64"
-    return "int64" if dtype.is_integer() and dtype not in {pl.UInt64(), pl.Int128(), pl.UInt128()} else None
-
-
-def _result_type(function: AggregationName, value: ValueType | None) -> ValueType:
-    if function == "count" or value is None:
-        return "int64"
-    if function == "mean":
-        return "float64"
-    if function == "sum":
-        return "float64" if value == "float64" else "int64"
-    return value
-
-
-def _empty(function: AggregationName, dtype: ValueType) -> Scalar | None:
-    if function not in {"count", "sum"}:
+def _typed(default: object, dtype: ValueType) -> Scalar | None:
+    """The default in its type; None where it does not fit."""
+    if dtype == "bool":
+        return default if isinstance(default, bool) else None
+    if isinstance(default, bool):
         return None
-    return 0.0 if dtype == "float64" else 0
+    if dtype == "int64":
+        return default if isinstance(default, int) and INT64_MIN <= default <= INT64_MAX else None
+    if dtype == "float64":
+        return _finite(default)
+    if dtype == "string":
+        return default if isinstance(default, str) and is_text(default) else None
+    if dtype == "timestamp":
+        return default.astimezone(dt.UTC) if isinstance(default, dt.datetime) and default.tzinfo is not None else None
+    scale = decimal_scale(dtype)
+    if scale is None or not isinstance(default, (int, str, Decimal)):
+        return None
+    try:
+        exact = Decimal(default).quantize(
+            Decimal((0, (1,), -scale)), context=Context(prec=38, traps=[Inexact, InvalidOperation])
+        )
+    except (ArithmeticError, ValueError):
+        return None
+    return exact if exact.is_finite() and abs(int(exact.scaleb(scale))) <= INT64_MAX else None

@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 
-from unskew.features.avro import TIMESTAMP, avro_columns
+from unskew.features.avro import READABLE, TIMESTAMP, avro_columns, unread_types
 from unskew.features.definitions import Stream
 from unskew.features.errors import DefinitionError
 from unskew.features.expressions import unknown_column
-from unskew.features.plan import StreamPlan
+from unskew.features.json_schema import json_columns
+from unskew.features.plan import KeyFormat, PayloadFormat, StreamPlan
 from unskew.features.schemas import read_schema
 from unskew.features.time import duration_us
 
@@ -31,12 +32,14 @@ def plan_stream(stream: Stream) -> StreamPlan:
     except DefinitionError as error:
         faults += error.faults
     else:
-        columns, schema_faults = avro_columns(schema)
+        columns, schema_faults = json_columns(schema) if stream.format == "json" else avro_columns(schema)
         faults += schema_faults
-    if not isinstance(stream.topic, str) or not _TOPIC.fullmatch(stream.topic):
-        faults.append(
-            f"{stream.topic!r} is no topic name; Kafka's have up to 249 letters, digits, dots, dashes and underscores"
-        )
+    if stream.format not in get_args(PayloadFormat):
+        faults.append(f"format={stream.format!r} is not known; write one of {', '.join(get_args(PayloadFormat))}")
+    headers = _headers(stream, faults)
+    if columns:
+        columns |= _record_columns(stream, headers, columns, faults)
+    topics = _topics(stream, faults)
     partitioned_by = () if stream.partitioned_by is None else column_names(stream.partitioned_by)
     if partitioned_by is None:
         faults.append(f"partitioned_by={stream.partitioned_by!r} is no column name; give one or a list of them")
@@ -46,16 +49,21 @@ def plan_stream(stream: Stream) -> StreamPlan:
             f"aliases={stream.aliases!r} is no list of names; give other names of the stream, or leave it out"
         )
     if columns:
-        faults += _column_faults(stream, partitioned_by, columns)
+        unread = unread_types(schema) if not faults and stream.format == "avro" else {}
+        faults += _column_faults(stream, partitioned_by, columns, unread)
     settle_us = _duration(stream.settle, "settle", faults)
     max_age_us = _duration(stream.max_age, "max_age", faults)
     if max_age_us == 0:
         faults.append("max_age is 0, which makes every event a dead letter; leave it out or give it a length")
+    dedupe_within_us = _duration(stream.dedupe_within, "dedupe_within", faults)
+    if dedupe_within_us is not None:
+        faults += _repeat_faults(stream, dedupe_within_us, columns)
     if faults:
         raise DefinitionError(faults)
     return StreamPlan(
         name=stream.name,
-        topic=stream.topic,
+        topic=topics[0] if len(topics) == 1 and not is_pattern(topics[0]) else stream.name,
+        topics=topics if len(topics) > 1 or is_pattern(topics[0]) else (),
         schema=schema,
         columns=columns,
         event_time=stream.event_time,
@@ -64,8 +72,51 @@ def plan_stream(stream: Stream) -> StreamPlan:
         max_age_us=max_age_us,
         owner=stream.owner,
         event_id=stream.event_id,
+        dedupe_within_us=dedupe_within_us,
         description=stream.description,
+        format=stream.format,
+        key_column=stream.key_column,
+        key_format=stream.key_format,
+        headers=headers,
     )
+
+
+def is_pattern(topic: str) -> bool:
+    """Whether it stands for all topics whose names it matches."""
+    return topic.startswith("^")
+
+
+def _topics(stream: Stream, faults: list[str]) -> tuple[str, ...]:
+    """The topics of a stream, or its pattern; where these are faulty, something of the kind."""
+    topics = column_names(stream.topic)
+    if topics is None:
+        faults.append(
+            f"topic={stream.topic!r} is no topic name; give one, a list of them, or a pattern like '^orders-.*'"
+        )
+        return (str(stream.topic),)
+    if len(topics) == 1 and is_pattern(topics[0]):
+        try:
+            re.compile(topics[0])
+        except re.error as error:
+            faults.append(f"the pattern {topics[0]!r} is no regular expression: {error}; correct it")
+    else:
+        faults += [
+            f"{topic!r} is no topic name; Kafka's have up to 249 letters, digits, dots, dashes and underscores"
+            for topic in topics
+            if not _TOPIC.fullmatch(topic)
+        ]
+    several = len(topics) > 1 or is_pattern(topics[0])
+    if len(set(topics)) < len(topics):
+        faults.append(f"topic={list(topics)!r} names a topic twice; leave one out")
+    if several and not _TOPIC.fullmatch(stream.name):
+        faults.append(
+            f"its records are archived under its name, {stream.name!r}; give it one of letters, digits, dots, dashes and underscores"
+        )
+    if several and stream.partitioned_by is not None:
+        faults.append(
+            "partitioned_by is said of a stream of several topics, where an entity has a partition in each; leave it out"
+        )
+    return topics
 
 
 def column_names(names: object) -> tuple[str, ...] | None:
@@ -77,12 +128,53 @@ def column_names(names: object) -> tuple[str, ...] | None:
     return None
 
 
-def _column_faults(stream: Stream, partitioned_by: tuple[str, ...], columns: Mapping[str, pl.DataType]) -> list[str]:
+def _headers(stream: Stream, faults: list[str]) -> dict[str, str]:
+    """Columns and the headers that they hold."""
+    headers = stream.headers
+    if isinstance(headers, Mapping) and all(isinstance(word, str) for pair in headers.items() for word in pair):
+        return dict(headers)
+    if not headers and not isinstance(headers, (bool, int, float)):
+        return {}
+    names = None if isinstance(headers, (str, Mapping)) else column_names(headers)
+    if names is None:
+        faults.append(f"headers={headers!r} is no list of header names and no mapping from columns to them; give one")
+    return {name: name for name in names or ()}
+
+
+def _record_columns(
+    stream: Stream, headers: Mapping[str, str], columns: Mapping[str, pl.DataType], faults: list[str]
+) -> dict[str, pl.DataType]:
+    """Columns that come from a record's key and headers."""
+    found: dict[str, pl.DataType] = {}
+    if stream.key_format not in get_args(KeyFormat):
+        faults.append(f"key_format={stream.key_format!r} is not known; write one of {', '.join(get_args(KeyFormat))}")
+    if stream.key_column is not None:
+        found[str(stream.key_column)] = pl.String() if stream.key_format == "string" else pl.Int64()
+    for column in headers:
+        if column in found:
+            faults.append(f"headers: column {column!r} is the record key's; give it another name")
+        found[column] = pl.String()
+    for column in found:
+        if column in columns:
+            faults.append(f"column {column!r} is in the schema already; give the record's own another name")
+        if column.startswith("_") or not column:
+            faults.append(f"column {column!r} begins with _, which is reserved, or has no name; give it another")
+    return found
+
+
+def _column_faults(
+    stream: Stream,
+    partitioned_by: tuple[str, ...],
+    columns: Mapping[str, pl.DataType],
+    unread: Mapping[str, str],
+) -> list[str]:
     named = {"event_time": (stream.event_time,), "partitioned_by": partitioned_by}
     if stream.event_id is not None:
         named["event_id"] = (stream.event_id,)
     faults = [
-        f"{word}: {unknown_column(str(name), columns)}"
+        f"{word}: field {name!r} has the type {unread[str(name)]}, which is not read; readable are {READABLE}"
+        if str(name) in unread
+        else f"{word}: {unknown_column(str(name), columns)}"
         for word, names in named.items()
         for name in names
         if str(name) not in columns
@@ -91,7 +183,25 @@ def _column_faults(stream: Stream, partitioned_by: tuple[str, ...], columns: Map
     if dtype is not None and dtype != TIMESTAMP:
         faults.append(
             f"event_time: column {stream.event_time!r} is {dtype}; "
-            "give it the Avro logical type timestamp-millis or timestamp-micros"
+            "give it the Avro logical type timestamp-millis or timestamp-micros, in a JSON Schema the format date-time or unix-time-ms"
+        )
+    return faults
+
+
+def _repeat_faults(stream: Stream, within_us: int, columns: Mapping[str, pl.DataType]) -> list[str]:
+    if stream.event_id is None:
+        return [
+            "dedupe_within needs an event_id, by which repeats are known; name its column, or leave dedupe_within out"
+        ]
+    faults = []
+    if within_us <= 0:
+        faults.append(
+            f"dedupe_within is {stream.dedupe_within!r}, within which nothing repeats; leave it out or give it a length"
+        )
+    dtype = columns.get(str(stream.event_id))
+    if dtype is not None and not (dtype.is_integer() or dtype == pl.String()):
+        faults.append(
+            f"event_id: column {stream.event_id!r} is {dtype}; to drop repeats it must be a whole number or a string"
         )
     return faults
 

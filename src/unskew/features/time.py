@@ -4,6 +4,7 @@ Instants are int64 microseconds since the epoch, UTC; durations are int microsec
 """
 
 import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from importlib import resources
@@ -164,6 +165,34 @@ def day_boundaries(tz: str) -> npt.NDArray[np.int64]:
     boundaries = np.unique(starts) * SECOND_US
     boundaries.flags.writeable = False
     return boundaries
+
+
+@lru_cache(maxsize=64)
+def unit_boundaries(unit: str, tz: str) -> npt.NDArray[np.int64]:
+    """Instants at which local days, weeks (on Monday), months, quarters or years begin; as ``day_boundaries``.
+
+    A period begins with the first local day that is in it: where that day was skipped whole, with the next one.
+    """
+    days = day_boundaries(tz)
+    if unit == "day":
+        return days
+    zone = time_zone(tz)
+    # The last instant of a day has its date, whatever the clocks did at its beginning.
+    dates = [datetime.fromtimestamp(int(end // SECOND_US) - 1, zone).date() for end in days[1:]]
+    periods = np.array([_PERIODS[unit](each) for each in dates], np.int64)
+    begins = np.flatnonzero(np.diff(periods, prepend=periods[0] - 1))
+    boundaries = np.concatenate((days[begins], days[-1:]))
+    boundaries.flags.writeable = False
+    return boundaries
+
+
+_PERIODS: Mapping[str, Callable[[date], int]] = {
+    # The first day of the calendar, year 1, was a Monday.
+    "week": lambda day: (day.toordinal() - 1) // 7,
+    "month": lambda day: day.year * 12 + day.month,
+    "quarter": lambda day: day.year * 4 + (day.month - 1) // 3,
+    "year": lambda day: day.year,
+}
 
 
 def _first_instant_of(ordinal: int, zone: ZoneInfo, midnight_s: int) -> int:

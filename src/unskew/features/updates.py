@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from unskew.features.plan import ViewPlan
+from unskew.features.time import DAY_US, HOUR_US, MINUTE_US, SECOND_US
+
+LATE_BOUNDS_US = (SECOND_US, 10 * SECOND_US, MINUTE_US, 10 * MINUTE_US, HOUR_US, 6 * HOUR_US, DAY_US)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,14 +17,20 @@ class Updates:
     ``clock_us``: the shard's clock after the step; ``since_us``: the first arrival it has seen, None before it.
 
     ``closed``: one row per (closed instant, entity) at which a value changed, in the order of ``seq``: entity key
-    columns, feature columns, ``available_at``, ``event_time``, ``partition``, ``offset``, ``cause``, ``seq``.
+    columns, a column for each of the view's ``outputs``, ``available_at``, ``event_time``, ``partition``, ``offset``,
+    ``cause``, ``seq``.
 
-    ``current``: one row per entity touched in the step: ``key`` (canonical), feature columns, and in int64
-    microseconds ``_at`` (last change), ``_until`` (when a tile next leaves), ``_empty_at`` (when the last tile
+    ``current``: one row per entity touched in the step: ``key`` (canonical), a column for each of the ``outputs``, and in
+    int64 microseconds ``_at`` (last change), ``_until`` (when a tile next leaves), ``_empty_at`` (when the last tile
     leaves), both null without tiles; ``_gone``: the entity has no tile left.
 
-    ``late``: per window of the view, events in this step that were outside it; ``late_by_us``: the largest
-    distance from its old edge so far. A step without changes has frames without rows.
+    ``late``: per window of the view, and last that of the sessions it is over, events in this step that came after their tile
+    had left it; ``late_by_us``: how long after at most, so far; ``late_histogram``: such events since the
+    state began, by how long after, a count for each of ``LATE_BOUNDS_US``, which it is not past, and one for
+    those past the last.
+
+    ``duplicates``: events in this step that repeated others, and so changed nothing; ``duplicates_total``: since the state began.
+    A step without changes has frames without rows.
     """
 
     view: ViewPlan
@@ -32,6 +41,14 @@ class Updates:
     current: pl.DataFrame
     late: tuple[int, ...]
     late_by_us: tuple[int, ...]
+    late_histogram: tuple[tuple[int, ...], ...] = ()
+    duplicates: int = 0
+    duplicates_total: int = 0
+
+    @property
+    def late_total(self) -> tuple[int, ...]:
+        """Per window, the late events since the state began."""
+        return tuple(map(sum, self.late_histogram))
 
 
 @dataclass(frozen=True)

@@ -1,60 +1,88 @@
 """Windows resolved to whole tiles, and the instant at which a window begins."""
 
-from typing import Literal, Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from unskew.features.definitions import Calendar, Sliding, Tumbling, Window
+from unskew.features.agg import Duration
+from unskew.features.definitions import Calendar, Lifetime, Session, Sliding, Tumbling, Window
 from unskew.features.errors import DefinitionError
-from unskew.features.plan import WindowPlan
-from unskew.features.time import DAY_US, day_boundaries, default_hop_us, duration_us, format_duration, round_hop_us
+from unskew.features.plan import CalendarUnit, WindowKind, WindowPlan
+from unskew.features.time import (
+    DAY_US,
+    default_hop_us,
+    duration_us,
+    format_duration,
+    round_hop_us,
+    unit_boundaries,
+)
 
 # Tile numbers inside a window fit 20 bits with room in the kernel's rings; a finer hop buys no one anything.
 MAX_SPAN = 1_048_576
 MAX_EXTENT_US = 36_600 * DAY_US
+
+_NOMINAL_DAYS = {"day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}
 
 
 class WindowShape(Protocol):
     """What is needed to place a window in time; ``WindowPlan`` and ``RegisteredWindow`` both have it."""
 
     @property
-    def kind(self) -> Literal["sliding", "tumbling", "calendar"]: ...
+    def kind(self) -> WindowKind: ...
     @property
     def hop_us(self) -> int: ...
     @property
     def extent_us(self) -> int: ...
     @property
     def tz(self) -> str | None: ...
+    @property
+    def unit(self) -> CalendarUnit | None: ...
 
 
 def plan_window(window: Window) -> WindowPlan:
-    """Resolve durations, default hop and local days.
+    """Resolve durations, default hop and local periods.
 
-    A calendar's ``hop_us`` and ``extent_us`` are a nominal day; its real ones stand in ``boundaries``.
     Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do.
     """
     match window:
         case Sliding():
-            return _sliding(window)
+            return _hopping("sliding", window.extent, window.hop)
+        case Session():
+            return _hopping("session", window.gap, window.hop)
         case Tumbling():
-            if window.closed:
-                raise DefinitionError("Tumbling covers the running period; leave closed out")
             extent_us = _extent_us(window.extent)
-            text = f"tumbling({format_duration(extent_us)})"
-            return WindowPlan(kind="tumbling", text=text, hop_us=extent_us, span=0, extent_us=extent_us)
+            if not isinstance(window.closed, bool):
+                raise DefinitionError(f"closed={window.closed!r} is neither true nor false; write one of them")
+            kind: WindowKind = "closed" if window.closed else "tumbling"
+            text = f"tumbling({format_duration(extent_us)}{',closed' if window.closed else ''})"
+            return WindowPlan(kind=kind, text=text, hop_us=extent_us, span=int(window.closed), extent_us=extent_us)
         case Calendar():
-            if window.unit != "day":
-                raise DefinitionError(
-                    f"Calendar({window.unit!r}) is not known; Calendar covers the running local 'day'"
-                )
-            boundaries = day_boundaries(window.tz)
-            text = f"calendar(day,{window.tz})"
-            return WindowPlan(
-                kind="calendar", text=text, hop_us=DAY_US, span=0, extent_us=DAY_US, tz=window.tz, boundaries=boundaries
-            )
+            return _calendar(window)
+        case Lifetime():
+            return WindowPlan(kind="lifetime", text="lifetime()", hop_us=0, span=0, extent_us=0)
         case _:
-            raise DefinitionError(f"{window!r} is no window; use Sliding, Tumbling or Calendar")
+            raise DefinitionError(f"{window!r} is no window; use Sliding, Tumbling, Calendar, Lifetime or Session")
+
+
+def _calendar(window: Calendar) -> WindowPlan:
+    if window.unit not in get_args(CalendarUnit):
+        raise DefinitionError(f"Calendar({window.unit!r}) is not known; units are {', '.join(get_args(CalendarUnit))}")
+    if not isinstance(window.tz, str):
+        raise DefinitionError(
+            f"{window.tz!r} is no time zone; name one as the IANA database does, for example Europe/Berlin"
+        )
+    nominal_us = _NOMINAL_DAYS[window.unit] * DAY_US
+    return WindowPlan(
+        kind="calendar",
+        text=f"calendar({window.unit},{window.tz})",
+        hop_us=nominal_us,
+        span=0,
+        extent_us=nominal_us,
+        tz=window.tz,
+        unit=window.unit,
+        boundaries=unit_boundaries(window.unit, window.tz),
+    )
 
 
 def _extent_us(extent: object) -> int:
@@ -66,10 +94,10 @@ def _extent_us(extent: object) -> int:
     return extent_us
 
 
-def _sliding(window: Sliding) -> WindowPlan:
-    extent_us = _extent_us(window.extent)
+def _hopping(kind: WindowKind, length: Duration, step: Duration | None) -> WindowPlan:
+    extent_us = _extent_us(length)
     extent = format_duration(extent_us)
-    hop_us = default_hop_us(extent_us) if window.hop is None else duration_us(window.hop)
+    hop_us = default_hop_us(extent_us) if step is None else duration_us(step)
     if hop_us is None:
         raise DefinitionError(
             f"no whole second divides the window {extent}; declare a hop that does, for example hop={extent!r}"
@@ -86,8 +114,8 @@ def _sliding(window: Sliding) -> WindowPlan:
             f"hop {hop} cuts the window {extent} into {span} tiles, more than {MAX_SPAN}; "
             f"choose a hop of {format_duration(-(-extent_us // MAX_SPAN))} or more"
         )
-    text = f"sliding({extent},hop={hop})"
-    return WindowPlan(kind="sliding", text=text, hop_us=hop_us, span=span, extent_us=extent_us)
+    text = f"{kind}({extent},hop={hop})"
+    return WindowPlan(kind=kind, text=text, hop_us=hop_us, span=span, extent_us=extent_us)
 
 
 def _near_divisor_us(extent_us: int, hop_us: int) -> int:
@@ -101,11 +129,17 @@ def _near_divisor_us(extent_us: int, hop_us: int) -> int:
 def old_edge_us(window: WindowShape, instants: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Give the earliest effective time that each window covers at its instant, in microseconds; same shape as ``instants``.
 
-    Exact for any instant of fixed windows, and between MIN_INSTANT_US and MAX_INSTANT_US for calendars.
+    Exact for any instant of fixed windows, and between MIN_INSTANT_US and MAX_INSTANT_US for calendars. Of a session, the latest
+    instant at which it can have begun. A lifetime begins with the view: nothing before that is missing from it, so its edge is
+    the instant itself.
     """
-    if window.kind == "calendar":
-        assert window.tz is not None
-        boundaries = day_boundaries(window.tz)
-        return boundaries[np.searchsorted(boundaries, instants, side="right") - 1]
-    behind_us = window.extent_us if window.kind == "sliding" else 0
-    return instants // window.hop_us * window.hop_us - behind_us
+    match window.kind:
+        case "calendar":
+            boundaries = unit_boundaries(window.unit or "day", window.tz or "UTC")
+            return boundaries[np.searchsorted(boundaries, instants, side="right") - 1]
+        case "lifetime":
+            return instants
+        case "tumbling":
+            return instants // window.hop_us * window.hop_us
+        case "sliding" | "closed" | "session":
+            return instants // window.hop_us * window.hop_us - window.extent_us

@@ -14,9 +14,10 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.keys import encode_keys
-from unskew.features.plan import POLARS_TYPES, Plan, ViewPlan
+from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import RegisteredView, register
 from unskew.features.time import format_instant
+from unskew.features.types import polars_type
 from unskew.monitoring.log_rows import compare_origins, compare_rows, missing_events
 from unskew.monitoring.outcome import AuditReport, Difference, ViewAudit, first_difference, stray
 from unskew.monitoring.recount import Key, Recount, identical
@@ -94,7 +95,7 @@ def audit(
         result = ViewAudit(view=view.id, events=recount.n_events, engines=recount.engines)
         report.views.append(result)
         first_us = _first_exact(log, events, view)
-        report.difference = _compare_log(log, events, recount, share, rng, result, progress, first_us=first_us)
+        report.difference = _compare_log(log, recount, share, rng, result, progress, first_us=first_us)
         if report.difference is None and online is not None:
             settled_us = _settled_us(view, events, settled)
             report.difference = _compare_online(online, log, recount, result, settled_us, progress, first_us=first_us)
@@ -106,7 +107,6 @@ def audit(
 
 def _compare_log(
     log: ViewLog,
-    events: pl.DataFrame,
     recount: Recount,
     n_samples: int,
     rng: random.Random,
@@ -121,7 +121,7 @@ def _compare_log(
             f"the log of {result.view} under {log.root} is not complete to any instant yet; run the pipeline"
         )
     if not len(recount.entities):
-        return compare_origins(log, events, recount, result, first_us)
+        return compare_origins(log, recount, result, first_us)
     drawn = _draw(recount, n_samples, rng, result, first_us, complete_to)
     key_names = recount.view.entity.keys
     keys = pl.DataFrame([key for key, _ in drawn], schema=recount.entities.schema, orient="row").select(key_names)
@@ -137,7 +137,7 @@ def _compare_log(
         if not identical(found, expected):
             return first_difference("log", result.view, key, t_us, found, expected)
     progress(f"{result.view}: log", len(drawn), len(drawn))
-    return compare_origins(log, events, recount, result, first_us) or compare_rows(
+    return compare_origins(log, recount, result, first_us) or compare_rows(
         log, recount, drawn[:_ROWS], result, first_us
     )
 
@@ -167,9 +167,11 @@ def _draw_instant(
 ) -> int:
     kind = rng.choices(["arrival", "hop", "any"], weights=[45, 45, 10])[0]
     for _ in range(_DRAWS if kind != "any" else 0):
-        arrival, leaves = recount.instants(key, rng.randrange(n_events))
+        arrival, changes = recount.instants(key, rng.randrange(n_events))
+        if kind == "hop" and not changes:
+            continue
         step = rng.choice([0, 0, 0, -1, 1])
-        t_us = (arrival if kind == "arrival" else rng.choice(leaves)) + step
+        t_us = (arrival if kind == "arrival" else rng.choice(changes)) + step
         if first_us <= t_us <= last_us:
             result.beside += step != 0
             result.on_arrivals += step == 0 and kind == "arrival"
@@ -211,7 +213,7 @@ def _compare_online(
 ) -> Difference | None:
     covered, furthest = _covered_us(log), _furthest_us(log)
     key_names = list(recount.view.entity.keys)
-    names = [feature.name for feature in recount.view.features]
+    names = [output.name for output in recount.view.outputs]
     empty = recount.values((), 0)
     instants = online.as_of.to_physical().to_list()
     provisional = online.provisional.to_list()
@@ -255,7 +257,7 @@ def _read_online(
     source: str, prefix: str, pipeline: str, view: ViewPlan, archive_root: Path, progress: Progress
 ) -> _Online:
     reader = OnlineReader(source, prefix, pipeline, views={view.name: _without_defaults(register(view))})
-    references = [f"{view.name}:{feature.name}" for feature in view.features]
+    references = [f"{view.name}:{output.name}" for output in view.outputs]
     answers, judged = [], []
     try:
         keys = _archived_keys(archive_root, view)
@@ -282,7 +284,7 @@ def _read_online(
 
 def _legible(keys: list[str], view: ViewPlan) -> tuple[pl.DataFrame, list[str]]:
     """Typed keys of those that an entity can have, and the others."""
-    schema = {name: POLARS_TYPES[kind] for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    schema = {name: polars_type(kind) for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
     legible: list[Key] = []
     illegible = []
     for key in keys:
@@ -331,8 +333,12 @@ def _archive_of(
     A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow: also to
     name the entities that only Redis knew.
     """
-    expressions = [view.where, *view.filters, *view.values]
+    # A view over sessions reads events through them alone.
+    reads = view.sessions or view
+    expressions = [reads.where, *reads.filters, *reads.values]
     roots = {name for one in expressions if one is not None for name in one.expr.meta.root_names()}
+    if view.stream.event_id is not None and view.stream.dedupe_within_us is not None:
+        roots.add(view.stream.event_id)
     keys = list(view.entity.keys)
     columns = [*keys, *sorted(roots - set(keys)), "_partition", "_offset", "_arrival", "_event_time"]
     deadline = time.monotonic() + patience_s
@@ -373,7 +379,7 @@ def _furthest_us(log: ViewLog) -> int:
 def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
     """The entities of all archived events, those of events that do not count too."""
     files = published_files(archive_root / view.stream.topic)
-    schema = {name: POLARS_TYPES[kind] for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    schema = {name: polars_type(kind) for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
     if not files:
         return pl.DataFrame(schema=schema)
     scanned = pl.scan_parquet([file.path for file in files], hive_partitioning=False).select(view.entity.keys)
@@ -393,7 +399,17 @@ def _first_exact(log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> int:
     since = min((shard.since_us for shard in shards if shard.since_us is not None), default=archived)
     if archived <= since:
         return archived
-    return archived + max(window.extent_us + window.hop_us for window in view.windows)
+    kinds = {window.kind for window in view.windows}
+    if view.sessions is not None or kinds & {"lifetime", "session"}:
+        raise RequestError(
+            f"the archive of {view.id} begins at {format_instant(archived)}, after its log, at {format_instant(since)}: what a "
+            "lifetime or a session holds cannot be recounted without its beginning; give the whole archive"
+        )
+    return (
+        archived
+        + max(window.extent_us + window.hop_us for window in view.windows)
+        + (view.stream.dedupe_within_us or 0)
+    )
 
 
 def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:

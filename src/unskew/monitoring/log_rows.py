@@ -19,10 +19,13 @@ Origin = dict[str, object]
 
 def missing_events(log: ViewLog, events: pl.DataFrame) -> str | None:
     """Say which events the log names, from the archive's beginning on, that the archive lacks; None if it has all."""
-    first = events["_arrival"].min()
+    # A session's row names its last event, which came up to a gap and a hop before the row.
+    window = None if log.view.sessions is None else log.view.sessions.window
+    behind_us = 0 if window is None else window.extent_us + window.hop_us
+    first_us = int(events["_arrival"].to_physical().min()) + behind_us if len(events) else 0  # type: ignore[arg-type]
     known = events.select(pl.col("_partition").alias("partition"), pl.col("_offset").alias("offset"))
     for chunk in log.newest_first(["partition", "offset", "available_at", "shard"]):
-        named = _covered(log, chunk).drop_nulls().filter(pl.col("available_at") >= first)
+        named = _covered(log, chunk).drop_nulls().filter(pl.col("available_at").to_physical() >= first_us)
         missing = named.join(known, on=["partition", "offset"], how="anti")
         if len(missing):
             partition, offset, at, _ = missing.row(0)
@@ -33,15 +36,13 @@ def missing_events(log: ViewLog, events: pl.DataFrame) -> str | None:
     return None
 
 
-def compare_origins(
-    log: ViewLog, events: pl.DataFrame, recount: Recount, result: ViewAudit, first_us: int
-) -> Difference | None:
-    """Compare every row of the log that can be: its entity has events, and the event it names is the archive's.
+def compare_origins(log: ViewLog, recount: Recount, result: ViewAudit, first_us: int) -> Difference | None:
+    """Compare every row of the log that can be: its entity has events, and the event it names is one that the view aggregates.
 
     Rows before ``first_us`` are left out, and those past what coverage said when the log was opened.
     """
     keys = list(recount.view.entity.keys)
-    archived = events.select(
+    archived = recount.events.select(
         *(pl.col(name).alias(f"_own_{name}") for name in keys),
         pl.col("_partition").alias("partition"),
         pl.col("_offset").alias("offset"),

@@ -1,5 +1,6 @@
 """What an audit compared and found."""
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,7 +33,13 @@ class Difference:
         place = "log" if self.where == "log" else "online store"
         if self.feature is None:
             return f"{at}: there is a row in the {place}, and no event of it in the archive"
-        return f"{at}: {self.feature} is {self.found!r} in the {place}, and {self.expected!r} by the recount"
+        found, expected = _shown(self.found), _shown(self.expected)
+        return f"{at}: {self.feature} is {found} in the {place}, and {expected} by the recount"
+
+
+def _shown(value: object) -> str:
+    """So that values which differ look different: 1, 1.0, True and '1'."""
+    return value.isoformat() if isinstance(value, dt.datetime) else repr(value)
 
 
 @dataclass(kw_only=True)

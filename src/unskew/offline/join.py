@@ -3,7 +3,6 @@
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.frames import key_column
-from unskew.features.plan import POLARS_TYPES, Scalar, ViewPlan
+from unskew.features.plan import Scalar, ViewPlan
+from unskew.features.references import Asked, by_view, hint, key_columns, resolve
 from unskew.features.registry import RegisteredFeature, RegisteredView, register
 from unskew.features.time import duration_us, format_instant
-from unskew.features.windows import old_edge_us
+from unskew.features.types import polars_type
+from unskew.features.warming import is_warming
 from unskew.offline.log import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
@@ -26,12 +26,6 @@ _INSTANT = pl.Datetime("us", "UTC")
 _NEVER = np.iinfo(np.int64).min
 _EPOCH = dt.date(1970, 1, 1)
 _DAY_US = 86_400_000_000
-
-
-@dataclass(frozen=True)
-class _Asked:
-    feature: RegisteredFeature
-    column: str
 
 
 def historical_features(
@@ -65,13 +59,14 @@ def historical_features(
     Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and a label later than the log is
     complete; ``LayoutError`` for a log with missing files or of another definition.
     """
-    asked = _resolve(features, views, full_feature_names=full_feature_names)
+    registered = {name: register(view) if isinstance(view, ViewPlan) else view for name, view in views.items()}
+    asked = resolve(features, registered, full_feature_names=full_feature_names)
     bounds = _bounds(labels, timestamp, inclusive=inclusive)
     max_age_us = None if max_age is None else duration_us(max_age)
     columns: dict[str, pl.Series] = {}
-    for name, ones in asked.items():
-        log = ViewLog(log_root, _registered(views[name]))
-        keys = _keys(log.view, labels)
+    for ones in by_view(asked).values():
+        log = ViewLog(log_root, ones[0].view)
+        keys = key_columns(log.view, labels)
         if not as_served:
             _refuse_later(log, labels, timestamp, bounds)
         found = _join(
@@ -89,9 +84,7 @@ def historical_features(
         raise RequestError(
             f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
         )
-    ordered = [one for ones in asked.values() for one in ones]
-    by_request = sorted(ordered, key=lambda one: list(columns).index(one.column))
-    order = [name for one in by_request for name in (one.column, f"{one.column}__status") if name in columns]
+    order = [name for one in asked for name in (one.column, f"{one.column}__status") if name in columns]
     return labels.with_columns(columns[name].alias(name) for name in order)
 
 
@@ -100,7 +93,7 @@ def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
 
     Instants past the log's ``complete_to`` are answered as well as they can be.
     """
-    found = _join(log, _keys(log.view, keys), instants_us, list(log.view.features), by="available_at")
+    found = _join(log, key_columns(log.view, keys), instants_us, list(log.view.features), by="available_at")
     seen = pl.Series(found.instants != _NEVER)
     return pl.DataFrame([_or_empty(found.values[feature.name], feature.empty, seen) for feature in log.view.features])
 
@@ -120,7 +113,7 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Reg
     """
     names = [feature.name for feature in features]
     key_names = list(log.view.entity.keys)
-    unknown = pl.DataFrame(schema={feature.name: POLARS_TYPES[feature.type] for feature in features})
+    unknown = pl.DataFrame(schema={feature.name: polars_type(feature.type) for feature in features})
     found: list[pl.DataFrame] = []
     labels: list[Ints] = []
     instants = np.full(len(bounds), _NEVER, np.int64)
@@ -178,7 +171,7 @@ def _same_keys(logged: pl.DataFrame, rows: Ints, keys: pl.DataFrame, labels: Int
     return logged[rows].equals(keys[labels])
 
 
-def _read(asked: _Asked, found: _Found, expired: npt.NDArray[np.bool_]) -> pl.Series:
+def _read(asked: Asked, found: _Found, expired: npt.NDArray[np.bool_]) -> pl.Series:
     """What stands in the answer: stored values, empty ones, defaults for null."""
     feature = asked.feature
     read = _or_empty(found.values[feature.name], feature.empty, pl.Series(found.instants != _NEVER))
@@ -196,13 +189,13 @@ def _or_empty(values: pl.Series, empty: Scalar | None, seen: pl.Series) -> pl.Se
     return values.to_frame().select(filled.alias(values.name)).to_series()
 
 
-def _status(asked: _Asked, log: ViewLog, found: _Found, expired: npt.NDArray[np.bool_], bounds: Ints) -> pl.Series:
+def _status(asked: Asked, log: ViewLog, found: _Found, expired: npt.NDArray[np.bool_], bounds: Ints) -> pl.Series:
     status = np.where(found.instants == _NEVER, "default", "present").astype(object)
     status[expired] = "expired"
     if log.since_us is None:
         status[:] = "warming"
     else:
-        status[old_edge_us(log.view.windows[asked.feature.window], bounds) < log.since_us] = "warming"
+        status[is_warming(log.view, [asked.feature], bounds, log.since_us)] = "warming"
     return pl.Series(status.tolist(), dtype=pl.String)
 
 
@@ -210,7 +203,7 @@ def _bounds(labels: pl.DataFrame, timestamp: str, *, inclusive: bool) -> Ints:
     """The last microsecond that counts for each label."""
     if timestamp not in labels.columns:
         raise RequestError(
-            f"the labels have no column {timestamp!r}{_hint(timestamp, labels.columns, 'their columns are')}; "
+            f"the labels have no column {timestamp!r}{hint(timestamp, labels.columns, 'their columns are')}; "
             "say which one holds the instant with timestamp="
         )
     column = labels[timestamp]
@@ -254,56 +247,3 @@ def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: In
 
 def _keys_text(view: RegisteredView, labels: pl.DataFrame, row: int) -> str:
     return ", ".join(f"{name} {labels[name][row]!r}" for name in view.entity.keys)
-
-
-def _keys(view: RegisteredView, labels: pl.DataFrame) -> pl.DataFrame:
-    """The view's key columns in its types; converted only where nothing is lost."""
-    columns = []
-    for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
-        if name not in labels.columns:
-            raise RequestError(
-                f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the labels' columns"
-                f"{_hint(name, labels.columns, 'they are')}"
-            )
-        columns.append(key_column(labels[name], kind))
-    return pl.DataFrame(columns)
-
-
-def _resolve(references: Sequence[str], views: Views, *, full_feature_names: bool) -> dict[str, list[_Asked]]:
-    """References by view, in order; a repeated one counts once."""
-    if isinstance(references, str):
-        raise RequestError(f"features is a list of references: write [{references!r}]")
-    asked: dict[str, list[_Asked]] = {}
-    owners: dict[str, str] = {}
-    for reference in dict.fromkeys(references):
-        view_name, colon, feature_name = reference.partition(":")
-        if not colon:
-            raise RequestError(f"{reference!r} is no feature reference; write view:feature")
-        if view_name not in views:
-            raise RequestError(f"there is no view {view_name!r}{_hint(view_name, views, 'views are')}")
-        view = _registered(views[view_name])
-        feature = view.feature(feature_name)
-        if feature is None:
-            names = [feature.name for feature in view.features]
-            raise RequestError(
-                f"{view_name} has no feature {feature_name!r}{_hint(feature_name, names, 'its features are')}"
-            )
-        column = f"{view_name}__{feature_name}" if full_feature_names else feature_name
-        if column in owners:
-            raise RequestError(
-                f"{owners[column]} and {reference} would share the column {column!r}; ask with full_feature_names=True"
-            )
-        owners[column] = reference
-        asked.setdefault(view_name, []).append(_Asked(feature, column))
-    if not asked:
-        raise RequestError("no features are asked for; name them as view:feature")
-    return asked
-
-
-def _registered(view: ViewPlan | RegisteredView) -> RegisteredView:
-    return register(view) if isinstance(view, ViewPlan) else view
-
-
-def _hint(name: str, known: Mapping[str, object] | Sequence[str], introduction: str) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; {introduction} {', '.join(known) or 'none'}"

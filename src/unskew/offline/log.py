@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.registry import RegisteredView
 from unskew.sinks.layout import Coverage, TableFile, published_files, read_coverage, view_root
 
@@ -17,7 +18,10 @@ _CHUNK_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class LogStats:
-    """What a view's log holds; ``causes``: rows per cause; ``first``, ``last``: of ``available_at``, None without rows."""
+    """What a view's log holds; ``causes``: rows per cause; ``first``, ``last``: of ``available_at``, None without rows.
+
+    ``ledger``: what did not count on the way: events that came too late for a window, and repeats.
+    """
 
     rows: int
     entities: int
@@ -29,6 +33,7 @@ class LogStats:
     since: dt.datetime | None
     complete_to: dt.datetime | None
     causes: dict[str, int]
+    ledger: Ledger
 
 
 class ViewLog:
@@ -132,6 +137,7 @@ class ViewLog:
             since=_instant(self.since_us),
             complete_to=_instant(self.complete_to_us),
             causes=causes,
+            ledger=NOTHING_LATE if self.coverage is None else self.coverage.ledger,
         )
 
     def _refuse_other_definitions(self) -> None:

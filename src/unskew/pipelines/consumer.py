@@ -1,10 +1,11 @@
-"""One consumer of one topic: assigned by hand, never by a group; what librdkafka tells, sorted by what it means."""
+"""One consumer of one stream's topics: assigned by hand, never by a group; what librdkafka tells, sorted by what it means."""
 
 import logging
+import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
+from unskew.features.streams import is_pattern
 
 _log = logging.getLogger("unskew.kafka")
 
@@ -41,72 +43,147 @@ _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError.
 
 
 # Methods of the C type, called by map rather than by bytecode.
-_OFFSET = cast("Callable[[Record], int]", Message.offset)
-_PARTITION = cast("Callable[[Record], int]", Message.partition)
-_TIMESTAMP = cast("Callable[[Record], tuple[int, int]]", Message.timestamp)
-_ERROR = cast("Callable[[Record], KafkaError | None]", Message.error)
+_OFFSET = cast("Callable[[_Message], int]", Message.offset)
+_TOPIC = cast("Callable[[_Message], str]", Message.topic)
+_PARTITION = cast("Callable[[_Message], int]", Message.partition)
+_TIMESTAMP = cast("Callable[[_Message], tuple[int, int]]", Message.timestamp)
+_KEY = cast("Callable[[_Message], bytes | None]", Message.key)
+_VALUE = cast("Callable[[_Message], bytes | None]", Message.value)
+_HEADERS = cast("Callable[[_Message], Any]", Message.headers)
+_ERROR = cast("Callable[[_Message], KafkaError | None]", Message.error)
+
+# Python looks for garbage whenever this many more objects live that may hold others, and at times through all there are.
+# Messages are such objects, what is taken out of them is not: fewer at once cost a third as much.
+_AT_ONCE = 500
 
 
-class Record(Protocol):
+class _Message(Protocol):
     """A Kafka message that is a record, not an error: what it has is there."""
+
+    def topic(self) -> str: ...
 
     def partition(self) -> int: ...
 
     def offset(self) -> int: ...
 
-    def timestamp(self) -> tuple[int, int]: ...
-
-    def key(self) -> bytes | None: ...
-
-    def value(self) -> bytes | None: ...
-
     def error(self) -> KafkaError | None: ...
 
 
-def offsets_of(records: Sequence[Record]) -> npt.NDArray[np.int64]:
-    """Give offsets, without a step of Python per record."""
-    return np.fromiter(map(_OFFSET, records), np.int64, len(records))
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Consecutive records of one partition as columns of equal length, in offset order.
+
+    ``kinds``: Kafka's timestamp types. ``stamps_ms``: record timestamps. A tombstone is a value None.
+    ``headers``: as the client gives them; None where they are not asked for.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
+    stamps_ms: npt.NDArray[np.int64]
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    headers: list[Any] | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def before(self, offset: int) -> "Records":
+        """Those before ``offset``."""
+        return self.part(slice(0, int(np.searchsorted(self.offsets, offset))))
+
+    def since(self, offset: int) -> "Records":
+        """Those at ``offset`` and past it."""
+        return self.part(slice(int(np.searchsorted(self.offsets, offset)), len(self)))
+
+    def part(self, rows: slice) -> "Records":
+        """Those of consecutive ``rows``."""
+        return Records(
+            self.offsets[rows],
+            self.kinds[rows],
+            self.stamps_ms[rows],
+            self.keys[rows],
+            self.values[rows],
+            None if self.headers is None else self.headers[rows],
+        )
+
+    @classmethod
+    def joined(cls, pieces: "Sequence[Records]") -> "Records":
+        """Several, which follow one another, as one."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return cls(
+            np.concatenate([piece.offsets for piece in pieces]),
+            np.concatenate([piece.kinds for piece in pieces]),
+            np.concatenate([piece.stamps_ms for piece in pieces]),
+            list(chain.from_iterable(piece.keys for piece in pieces)),
+            list(chain.from_iterable(piece.values for piece in pieces)),
+            None if pieces[0].headers is None else list(chain.from_iterable(piece.headers or () for piece in pieces)),
+        )
 
 
-def partitions_of(records: Sequence[Record]) -> npt.NDArray[np.int64]:
-    """Give partition numbers, as ``offsets_of``."""
-    return np.fromiter(map(_PARTITION, records), np.int64, len(records))
+def _by_partition(
+    messages: Sequence[_Message], first_of: Mapping[str, int], *, headers: bool
+) -> Iterator[tuple[int, Records]]:
+    """Records of messages, one piece for each run of one partition, without a step of Python per record.
 
-
-def timestamps_of(records: Sequence[Record]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Give Kafka's timestamp types, and milliseconds, as ``offsets_of``."""
-    pairs = np.fromiter(chain.from_iterable(map(_TIMESTAMP, records)), np.int64, 2 * len(records)).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+    ``first_of``: the number of each topic's first partition.
+    """
+    if not messages:
+        return
+    count = len(messages)
+    partitions = np.fromiter(map(_PARTITION, messages), np.int64, count)
+    if len(first_of) > 1:
+        partitions += np.fromiter(map(first_of.__getitem__, map(_TOPIC, messages)), np.int64, count)
+    stamps = np.fromiter(chain.from_iterable(map(_TIMESTAMP, messages)), np.int64, 2 * count).reshape(-1, 2)
+    every = Records(
+        np.fromiter(map(_OFFSET, messages), np.int64, count),
+        stamps[:, 0],
+        stamps[:, 1],
+        list(map(_KEY, messages)),
+        list(map(_VALUE, messages)),
+        list(map(_HEADERS, messages)) if headers else None,
+    )
+    edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), count]
+    for first, after in pairwise(edges):
+        yield int(partitions[first]), every if after - first == count else every.part(slice(first, after))
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Records as fetched, in order per partition, and (partition, offset) of ends that were reached."""
+    """What was fetched, in order per partition, and (partition, offset) of ends that were reached.
 
-    messages: list[Record]
+    ``pieces``: partitions and records of theirs. ``all_there_was``: nothing more waited.
+    """
+
+    pieces: list[tuple[int, Records]]
     ends: list[tuple[int, int]]
+    all_there_was: bool
 
 
 class TopicReader:
-    """A topic's consumer, and a thread that asks the broker what must not hold up the flow.
+    """The consumer of one topic or several, and a thread that asks the broker what must not hold up the flow.
 
-    The thread looks whether partitions were added, and verifies high watermarks that may be out of date: those of
-    partitions that were paused, and all after the broker was lost. Raises ``StoreUnavailable`` where the broker does
+    ``topics``: their names, or one pattern that begins with ^. Partitions are numbered one after the other, topic by topic:
+    ``origins`` says which each is. The thread looks whether partitions or topics were added, and verifies high watermarks that may be out of date: those of
+    partitions that were paused, and all after the broker was lost. ``headers``: whether records bring theirs. Raises ``StoreUnavailable`` where the broker does
     not answer within ``timeout_s`` or has no such topic.
     """
 
     def __init__(
         self,
-        topic: str,
+        topics: Sequence[str],
         bootstrap: str,
         group: str,
         *,
+        headers: bool,
         timeout_s: float,
         check_partitions_s: float,
         config: Mapping[str, Any],
     ) -> None:
-        self.topic = topic
+        self._topics = topics
+        self.title = f"Topic {topics[0]!r}" if len(topics) == 1 else f"The group of topics {', '.join(topics)}"
         self._bootstrap = bootstrap
+        self._headers = headers
         self._timeout_s = timeout_s
         self._check_partitions_s = check_partitions_s
         self._handles: dict[int, TopicPartition] = {}
@@ -130,19 +207,29 @@ class TopicReader:
             }
         )
         try:
-            self.n_partitions = self._count_partitions(timeout_s)
+            self.origins = self._find_partitions(timeout_s)
         except BaseException:
             self._consumer.close()
             raise
-        self._watcher = threading.Thread(target=self._watch, name=f"unskew-kafka-{topic}", daemon=True)
+        self.n_partitions = len(self.origins)
+        self._number_of = {origin: number for number, origin in enumerate(self.origins)}
+        self._first_of = {topic: number - partition for (topic, partition), number in self._number_of.items()}
+        self._watcher = threading.Thread(target=self._watch, name=f"unskew-kafka-{topics[0]}", daemon=True)
         self._watcher.start()
+
+    def name_of(self, partition: int) -> str:
+        """Topic and partition as people write them."""
+        topic, number = self.origins[partition]
+        return f"{topic}/{number}"
+
+    def _at(self, partition: int, offset: int = OFFSET_INVALID) -> TopicPartition:
+        topic, number = self.origins[partition]
+        return TopicPartition(topic, number, offset)
 
     def watermarks(self, partition: int) -> tuple[int, int]:
         """Low and high watermark as the broker has them now. Raises ``StoreUnavailable``."""
         try:
-            low, high = self._consumer.get_watermark_offsets(
-                TopicPartition(self.topic, partition), timeout=self._timeout_s
-            )
+            low, high = self._consumer.get_watermark_offsets(self._at(partition), timeout=self._timeout_s)
         except KafkaException as error:
             raise self._unavailable(error) from error
         return low, high
@@ -151,38 +238,52 @@ class TopicReader:
         """Read a partition from ``offset`` on, also one that is being read already."""
         if partition in self._handles:
             self._consumer.incremental_unassign([self._handles[partition]])
-        self._handles[partition] = TopicPartition(self.topic, partition)
-        self._consumer.incremental_assign([TopicPartition(self.topic, partition, offset)])
+        self._handles[partition] = self._at(partition)
+        self._consumer.incremental_assign([self._at(partition, offset)])
 
     def consume(self, limit: int) -> Fetched:
-        """Take what has been fetched, without waiting.
+        """Take up to ``limit`` of what has been fetched, without waiting.
 
         Raises ``LayoutError`` where the wanted offset is gone, ``StoreUnavailable`` for errors that do not pass.
         """
-        messages = cast("list[Record]", self._consumer.consume(limit, 0))
-        self.check()
-        # The usual case costs one pass: an error is a message in disguise.
-        if not any(map(_ERROR, messages)):
-            return Fetched(messages, [])
-        records: list[Record] = []
+        pieces: list[tuple[int, Records]] = []
         ends: list[tuple[int, int]] = []
+        left = limit
+        while left:
+            wanted = min(left, _AT_ONCE)
+            messages = cast("list[_Message]", self._consumer.consume(wanted, 0))
+            self.check()
+            left -= len(messages)
+            all_there_was = len(messages) < wanted
+            # The usual case costs one pass: an error is a message in disguise.
+            if any(map(_ERROR, messages)):
+                messages = self._without_errors(messages, ends)
+            pieces.extend(_by_partition(messages, self._first_of, headers=self._headers))
+            if all_there_was:
+                return Fetched(pieces, ends, all_there_was=True)
+        return Fetched(pieces, ends, all_there_was=False)
+
+    def _without_errors(self, messages: Sequence[_Message], ends: list[tuple[int, int]]) -> list[_Message]:
+        """Sort out the records; what is no fault goes to ``ends``."""
+        records: list[_Message] = []
         for message in messages:
             error = message.error()
             if error is None:
                 records.append(message)
             elif error.code() == _END_OF_PARTITION:
-                ends.append((message.partition(), message.offset()))
+                ends.append((self._number_of[message.topic(), message.partition()], message.offset()))
             elif error.code() in _OUT_OF_RANGE:
                 raise self._out_of_range(message)
             else:
                 self._on_error(error)
                 self.check()
-        return Fetched(records, ends)
+        return records
 
-    def _out_of_range(self, message: Record) -> UnskewError:
+    def _out_of_range(self, message: _Message) -> UnskewError:
         wanted = message.offset()
-        low, _ = self.watermarks(message.partition())
-        return LayoutError(offsets_gone(f"{self.topic}/{message.partition()}", wanted, low))
+        partition = self._number_of[message.topic(), message.partition()]
+        low, _ = self.watermarks(partition)
+        return LayoutError(offsets_gone(self.name_of(partition), wanted, low))
 
     def pause(self, partition: int) -> None:
         """Fetch no more of a partition."""
@@ -215,7 +316,7 @@ class TopicReader:
     def commit(self, partition: int, offset: int) -> None:
         """Tell the consumer group, for lag tools only; does not wait."""
         try:
-            self._consumer.commit(offsets=[TopicPartition(self.topic, partition, offset)], asynchronous=True)
+            self._consumer.commit(offsets=[self._at(partition, offset)], asynchronous=True)
         except KafkaException as error:
             self._on_error(error.args[0])
 
@@ -233,13 +334,13 @@ class TopicReader:
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
-            self._fault = StoreUnavailable(f"Kafka at {self._bootstrap}, topic {self.topic!r}: {error.str()}")
+            self._fault = StoreUnavailable(f"Kafka at {self._bootstrap}, {self.title}: {error.str()}")
             return
         if error.code() in _BROKER_LOST:
             self._doubt(self._handles)
         if error.code() not in self._said:
             self._said.add(error.code())
-            _log.warning("Kafka at %s, topic %r: %s; going on", self._bootstrap, self.topic, error.str())
+            _log.warning("Kafka at %s, %s: %s; going on", self._bootstrap, self.title, error.str())
 
     def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         for failed in [error, *(partition.error for partition in partitions)]:
@@ -264,7 +365,7 @@ class TopicReader:
             if self._closing.is_set():
                 return
             try:
-                answer = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=_ANSWER_S)
+                answer = self._consumer.get_watermark_offsets(self._at(partition), timeout=_ANSWER_S)
             except KafkaException:
                 continue
             with self._lock:
@@ -280,20 +381,38 @@ class TopicReader:
 
     def _check_partitions(self) -> None:
         try:
-            count = self._count_partitions(_ANSWER_S)
+            found = self._find_partitions(_ANSWER_S)
         except StoreUnavailable:
             return
-        if count != self.n_partitions:
-            self._fault = LayoutError(partition_count_changed(self.topic, self.n_partitions, count))
+        if len(found) != self.n_partitions:
+            self._fault = LayoutError(partition_count_changed(self.title, self.n_partitions, len(found)))
 
-    def _count_partitions(self, timeout_s: float) -> int:
+    def _find_partitions(self, timeout_s: float) -> list[tuple[str, int]]:
+        """Topic and partition of every number."""
+        topics = self._matching(timeout_s) if is_pattern(self._topics[0]) else self._topics
+        return [(topic, number) for topic in topics for number in range(self._count_partitions(topic, timeout_s))]
+
+    def _matching(self, timeout_s: float) -> list[str]:
+        """The topics that the pattern matches, in the order of their names."""
         try:
-            found = self._consumer.list_topics(self.topic, timeout=timeout_s).topics.get(self.topic)
+            names = self._consumer.list_topics(timeout=timeout_s).topics
+        except KafkaException as error:
+            raise self._unavailable(error) from error
+        matched = sorted(name for name in names if re.match(self._topics[0], name))
+        if not matched:
+            raise StoreUnavailable(
+                f"no topic on the broker at {self._bootstrap} matches {self._topics[0]!r}: create one, or correct the pattern"
+            )
+        return matched
+
+    def _count_partitions(self, topic: str, timeout_s: float) -> int:
+        try:
+            found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)
         except KafkaException as error:
             raise self._unavailable(error) from error
         if found is None or found.error is not None or not found.partitions:
             raise StoreUnavailable(
-                f"Topic {self.topic!r} is not on the broker at {self._bootstrap}: create it, or correct the stream's topic"
+                f"Topic {topic!r} is not on the broker at {self._bootstrap}: create it, or correct the stream's topic"
             )
         return len(found.partitions)
 
@@ -304,11 +423,11 @@ class TopicReader:
         )
 
 
-def partition_count_changed(topic: str, before: int, now: int) -> str:
+def partition_count_changed(title: str, before: int, now: int) -> str:
     """Say that the topic is another than the one that was read."""
     return (
-        f"Topic {topic!r} has {now} partitions, and had {before} when its records were read: keys have moved between "
-        "partitions, so values would be wrong; start over with a new recovery store and a new log, or give the topic "
+        f"{title} has {now} partitions, and had {before} when its records were read: keys have moved between "
+        "partitions, so values would be wrong; start over with a new recovery store and a new log, or give it "
         f"{before} partitions again"
     )
 

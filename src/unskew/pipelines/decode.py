@@ -2,247 +2,201 @@
 
 The fast way checks every message by itself (``wire``) and hands all good ones to ``polars.read_avro`` as the one block
 of an Avro container. What the check does not pass, and everything where Polars and the check disagree, is read by
-fastavro message by message; both ways give the same columns.
+fastavro message by message; both ways give the same columns. Messages are read with the schema they were written by,
+and their columns then resolved into the stream's (``resolve``).
 """
 
 import io
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import fastavro
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from typing_extensions import override
 
+from unskew.features.avro import avro_fields
 from unskew.features.plan import StreamPlan
-from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, format_duration
-from unskew.pipelines.poll import Poll
-from unskew.pipelines.wire import FRAME_BYTES, Wire
+from unskew.pipelines.columns import Refusals
+from unskew.pipelines.decoded import BadMessage, Decoded, Decoder, InOnePiece, Read, merged, one_by_one
+from unskew.pipelines.json_decode import JsonDecoder
+from unskew.pipelines.resolve import Incompatible, Resolution
+from unskew.pipelines.wire import FRAME_BYTES, Wire, schema_ids_of
 from unskew.sinks.log import DEAD_LETTER_SCHEMA
 
-INSTANT = pl.Datetime("us", "UTC")
+__all__ = ["DEAD_LETTER_SCHEMA", "AvroDecoder", "Decoded", "Decoder", "Schemas", "decoder_of"]
 
-# Years 1 to 9999: what people's tools can show.
-_FIRST_SHOWN_US = -62_135_596_800_000_000
-_LAST_SHOWN_US = 253_402_300_799_999_999
-_INT_MIN, _INT_MAX = -(2**31), 2**31 - 1
+_RANGES = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
 _log = logging.getLogger("unskew.decode")
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A poll after decoding.
+class Schemas(Protocol):
+    """Where writers' schemas are found by the ids that messages carry."""
 
-    ``events``: payload columns as ``StreamPlan.columns``, then ``_partition``, ``_offset``, ``_arrival``,
-    ``_event_time`` (never null), in offset order. ``dead``: columns as ``DEAD_LETTER_SCHEMA``, in offset order.
+    def writer(self, schema_id: int) -> Mapping[str, Any]:
+        """Give the schema, parsed; may wait for it. Raises ``Incompatible`` where there is none that can be read."""
+
+
+def decoder_of(stream: StreamPlan, schemas: Schemas | None = None) -> Decoder:
+    """Give the decoder of a stream's format; ``schemas``: of Avro writers, the stream's own for all if None."""
+    return JsonDecoder(stream) if stream.format == "json" else AvroDecoder(stream, schemas=schemas)
+
+
+class AvroDecoder(Decoder):
+    """Reads a stream's messages with the schemas they were written by.
+
+    ``schema_ids``: ids that messages may carry; any if None. ``schemas``: where writers' schemas are found; without, the
+    stream's own schema is taken for the writer's. ``incompatible``: messages, so far, whose writer's schema cannot be read.
     """
 
-    stream: str
-    partition: int
-    clock_us: int | None
-    ended: bool
-    events: pl.DataFrame
-    dead: pl.DataFrame
-
-
-class AvroDecoder:
-    """Reads a stream's messages with its own schema as the writer's.
-
-    ``schema_ids``: ids that messages may carry; any if None.
-    """
-
-    def __init__(self, stream: StreamPlan, schema_ids: Collection[int] | None = None) -> None:
-        self.topic = stream.topic
-        self._stream = stream
+    def __init__(
+        self, stream: StreamPlan, schema_ids: Collection[int] | None = None, schemas: Schemas | None = None
+    ) -> None:
+        super().__init__(stream)
         self._ids = None if schema_ids is None else frozenset(schema_ids)
-        self._wire = Wire(stream.schema)
-        self._plain = fastavro.parse_schema(_plain(stream.schema))
-        self._shape: dict[str, pl.DataType] = {
-            column: pl.Int64() if column in self._wire.scales or dtype == pl.Int32 else dtype
-            for column, dtype in stream.columns.items()
-        }
-        event_schema = {
-            **stream.columns,
-            "_partition": pl.Int32(),
-            "_offset": pl.Int64(),
-            "_arrival": INSTANT,
-            "_event_time": INSTANT,
-        }
-        self._no_events = pl.DataFrame(schema=event_schema)
-        self._no_dead = pl.DataFrame(schema=DEAD_LETTER_SCHEMA)
-        self._warned = False
+        self._schemas = schemas
+        self._own = _Reading(stream.schema, stream)
+        self._readings: dict[int, _Reading] = {}
+        # Why the messages of a schema cannot be read, which stays so for as long as the process runs.
+        self._faults: dict[int, str] = {}
+        self._empty = self._no_events.select(list(self.payload))
 
-    def decode(self, poll: Poll) -> Decoded:
-        """Decode a poll; every record of it is either in ``events`` or in ``dead``."""
-        reasons: dict[int, str] = {}
-        events = self._no_events
-        if poll.values:
-            rows, frame = self._read(poll.values, reasons)
-            events = self._finish(poll, rows, frame, reasons)
-        return Decoded(
-            stream=poll.stream,
-            partition=poll.partition,
-            clock_us=poll.clock_us,
-            ended=poll.ended,
-            events=events,
-            dead=self._dead(poll, reasons),
-        )
-
-    def _read(
-        self, values: Sequence[bytes | None], reasons: dict[int, str]
-    ) -> tuple[npt.NDArray[np.int64], pl.DataFrame]:
-        """Rows that could be read, in order, and their columns as ``_shape``; a reason for every other."""
+    @override
+    def _read(self, values: Sequence[bytes | None], reasons: dict[int, str]) -> Read:
         messages = cast("Sequence[bytes]", values) if None not in values else [value or b"" for value in values]
-        passed = self._wire.check(messages, self._ids)
+        if self._schemas is None:
+            rows = np.arange(len(values))
+            return merged([self._own.read(rows, messages, values, reasons, self._ids)], self._empty)
+        ids = schema_ids_of(messages)
+        found = np.unique(ids).tolist()
+        parts = []
+        for schema_id in found:
+            rows = np.flatnonzero(ids == schema_id)
+            if schema_id < 0:
+                # It has no frame; any reading can say what is wrong with it.
+                reading: _Reading | None = self._own
+            else:
+                reading = self._reading(schema_id)
+            if reading is None:
+                reasons |= dict.fromkeys(rows.tolist(), self._faults[schema_id])
+                self.incompatible += len(rows)
+                continue
+            chosen = messages if len(found) == 1 else [messages[row] for row in rows.tolist()]
+            parts.append(reading.read(rows, chosen, values, reasons, self._ids))
+        return merged(parts, self._empty)
+
+    def _reading(self, schema_id: int) -> "_Reading | None":
+        """Give how messages of a schema are read; None where they are not, for a reason that has been noted and said."""
+        assert self._schemas is not None
+        if schema_id in self._readings:
+            return self._readings[schema_id]
+        if schema_id in self._faults or (self._ids is not None and schema_id not in self._ids):
+            self._faults.setdefault(schema_id, f"unknown schema id {schema_id}")
+            return None
+        try:
+            writer = self._schemas.writer(schema_id)
+            self._readings[schema_id] = _Reading(writer, self._stream)
+        except Incompatible as fault:
+            self._faults[schema_id] = f"schema {schema_id}: {fault}"
+            _log.error(
+                "Topic %r: messages with schema id %d cannot be read and become dead letters: %s. Correct the producer, "
+                "or give the stream a schema into which this one resolves, and read the topic again from there.",
+                self.topic,
+                schema_id,
+                fault,
+            )
+            return None
+        _log.info("Topic %r: messages with schema id %d are resolved into the stream's schema", self.topic, schema_id)
+        return self._readings[schema_id]
+
+
+class _Reading:
+    """How messages written by one schema become columns of a stream."""
+
+    def __init__(self, writer: Mapping[str, Any], stream: StreamPlan) -> None:
+        self._resolution = Resolution(writer, stream.schema, stream.event_time)
+        self._wire = Wire(writer, self._resolution.wanted)
+        self._plain = fastavro.parse_schema(_plain(writer))
+        self._ranges = {field.name: _RANGES[field.kind] for field in avro_fields(writer) if field.kind in _RANGES}
+        self._in_one_piece = InOnePiece(stream.topic)
+
+    def read(
+        self,
+        rows: npt.NDArray[np.int64],
+        messages: Sequence[bytes],
+        values: Sequence[bytes | None],
+        reasons: dict[int, str],
+        ids: Collection[int] | None,
+    ) -> Read:
+        """Columns of the stream from ``messages``, which stand at ``rows`` of the poll's ``values``."""
+        passed = self._wire.check(messages, ids)
         good = np.flatnonzero(passed)
-        frame = self._read_block(messages if len(good) == len(values) else [messages[row] for row in good.tolist()])
+        frame = self._read_block(messages if len(good) == len(messages) else [messages[at] for at in good.tolist()])
         if frame is None:
             good = good[:0]
             passed[:] = False
-        if len(good) == len(values):
-            assert frame is not None
-            return good, frame
-        slow_rows, slow = self._read_each(values, np.flatnonzero(~passed), reasons)
-        if frame is None or not len(good):
-            return slow_rows, slow
-        if not len(slow_rows):
-            return good, frame
-        rows = np.concatenate([good, slow_rows])
-        order = np.argsort(rows)
-        return rows[order], pl.concat([frame, slow])[order]
+        parts = [] if frame is None else [(rows[good], frame)]
+        if len(good) < len(rows):
+            parts.append(self._read_each(values, rows[~passed], reasons, ids))
+        read, frame = merged(parts, pl.DataFrame(schema=self._wire.shape))
+        refusals = Refusals(read, reasons)
+        return refusals.of(self._resolution.apply(frame, refusals)) if len(read) else (read, frame)
 
     def _read_block(self, values: Sequence[bytes]) -> pl.DataFrame | None:
         """Columns of messages that passed the check; None where Polars does not agree with it."""
         if not values:
             return None
-        try:
-            return self._wire.read(values).select(list(self._shape)).cast(self._shape)  # type: ignore[arg-type]
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
-        # Whatever Polars stumbles over, a Rust panic too (a BaseException), fastavro tells which message it is.
-        except BaseException as error:  # noqa: BLE001
-            if not self._warned:
-                self._warned = True
-                _log.warning(
-                    "Topic %r: a batch could not be read in one piece (%s); reading it one by one", self.topic, error
-                )
-            return None
+        shape = self._wire.shape
+        return self._in_one_piece(lambda: self._wire.read(values).select(list(shape)).cast(shape))  # type: ignore[arg-type]
 
     def _read_each(
-        self, values: Sequence[bytes | None], rows: npt.NDArray[np.int64], reasons: dict[int, str]
-    ) -> tuple[npt.NDArray[np.int64], pl.DataFrame]:
-        read: list[int] = []
-        records: list[dict[str, Any]] = []
-        for row in rows.tolist():
-            try:
-                records.append(self._read_one(values[row]))
-                read.append(row)
-            except _BadMessage as bad:
-                reasons[row] = str(bad)
-        return np.array(read, np.int64), pl.DataFrame(records, schema=self._shape, orient="row")
+        self,
+        values: Sequence[bytes | None],
+        rows: npt.NDArray[np.int64],
+        reasons: dict[int, str],
+        ids: Collection[int] | None,
+    ) -> Read:
+        def columns(value: bytes | None) -> tuple[Any, ...]:
+            record = self._read_one(value, ids)
+            return tuple(record[name] for name in self._resolution.wanted)
 
-    def _read_one(self, value: bytes | None) -> dict[str, Any]:
-        """Read a single message with fastavro; timestamps stay the numbers they are on the wire."""
+        read, records = one_by_one(values, rows, reasons, columns)
+        shape = {column: self._wire.shape[column] for column in self._resolution.wanted.values()}
+        return read, pl.DataFrame(records, schema=shape, orient="row").select(list(self._wire.shape))
+
+    def _read_one(self, value: bytes | None, ids: Collection[int] | None) -> Mapping[str, Any]:
+        """Read a single message with fastavro; numbers stay what they are on the wire."""
         if value is None:
-            raise _BadMessage("empty value (tombstone)")
+            raise BadMessage("empty value (tombstone)")
         if value[:1] not in {b"", b"\0"}:
-            raise _BadMessage("wrong magic byte")
+            raise BadMessage("wrong magic byte")
         if len(value) < FRAME_BYTES:
-            raise _BadMessage("truncated")
+            raise BadMessage("truncated")
         schema_id = int.from_bytes(value[1:FRAME_BYTES], "big")
-        if self._ids is not None and schema_id not in self._ids:
-            raise _BadMessage(f"unknown schema id {schema_id}")
+        if ids is not None and schema_id not in ids:
+            raise BadMessage(f"unknown schema id {schema_id}")
         body = io.BytesIO(value[FRAME_BYTES:])
         try:
             record: Any = fastavro.schemaless_reader(body, self._plain, None)
         except EOFError as error:
-            raise _BadMessage("truncated") from error
+            raise BadMessage("truncated") from error
         except UnicodeDecodeError as error:
-            raise _BadMessage("invalid UTF-8") from error
+            raise BadMessage("invalid UTF-8") from error
         # fastavro raises what its steps happen to raise on bytes that are no record: IndexError, OverflowError, ...
         except Exception as error:
             if isinstance(error, IndexError) and not body.read(1):
-                raise _BadMessage("truncated") from error
-            raise _BadMessage(f"not a record of the schema ({type(error).__name__}: {error})") from error
+                raise BadMessage("truncated") from error
+            raise BadMessage(f"not a record of the schema ({type(error).__name__}: {error})") from error
         if extra := len(value) - FRAME_BYTES - body.tell():
-            raise _BadMessage(f"{extra} trailing bytes")
-        for column, number in record.items():
-            if isinstance(number, int) and not isinstance(number, bool):
-                least, most = (_INT_MIN, _INT_MAX) if column in self._wire.ints else (-(2**63), 2**63 - 1)
-                if not least <= number <= most:
-                    raise _BadMessage(f"{column}: {number} does not fit its type")
-        return dict(record)
-
-    def _finish(
-        self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, str]
-    ) -> pl.DataFrame:
-        """Instants in microseconds, the event time checked, columns typed, and where each event came from."""
-        if not len(rows):
-            return self._no_events
-        stream = self._stream
-        kept = np.ones(len(rows), np.bool_)
-
-        def refuse(bad: pl.Series, reason: Callable[[int], str]) -> None:
-            for at in np.flatnonzero(bad.fill_null(value=False).to_numpy() & kept).tolist():
-                kept[at] = False
-                reasons[int(rows[at])] = reason(at)
-
-        arrivals = pl.Series("_arrival", poll.arrivals[rows])
-        for column, scale in self._wire.scales.items():
-            numbers = frame[column]
-            if column == stream.event_time:
-                refuse(numbers.is_null(), lambda _: "event_time is null")
-                first, last, word = MIN_INSTANT_US, MAX_INSTANT_US - 1, "event_time"
-                span = "1900..2200"
-            else:
-                first, last, word = _FIRST_SHOWN_US, _LAST_SHOWN_US, column
-                span = "years 1..9999"
-            # Compared before scaling, which could overflow; what is refused must not be scaled either.
-            inside = numbers.is_between(-(-first // scale), last // scale)
-            if not inside.all():
-                refuse(~inside, _outside(word, numbers, span))
-                numbers = numbers.set(~inside, None)
-            frame = frame.with_columns(numbers * scale if scale > 1 else numbers)
-        event_times = frame[stream.event_time]
-        if stream.max_age_us is not None:
-            age = format_duration(stream.max_age_us)
-            refuse(arrivals - event_times > stream.max_age_us, lambda _: f"older than max_age ({age})")
-        events = frame.cast(dict(stream.columns)).with_columns(  # type: ignore[arg-type]
-            pl.lit(poll.partition, pl.Int32).alias("_partition"),
-            pl.Series("_offset", poll.offsets[rows]),
-            arrivals.cast(INSTANT),
-            event_times.cast(INSTANT).alias("_event_time"),
-        )
-        return events if kept.all() else events.filter(pl.Series(kept))
-
-    def _dead(self, poll: Poll, reasons: Mapping[int, str]) -> pl.DataFrame:
-        if not reasons and not poll.rejected:
-            return self._no_dead
-        letters = [
-            (self.topic, poll.partition, bad.offset, bad.arrival, None, bad.reason, bad.key, bad.value)
-            for bad in poll.rejected
-        ] + [
-            (
-                self.topic,
-                poll.partition,
-                int(poll.offsets[row]),
-                int(poll.arrivals[row]),
-                None,
-                reason,
-                poll.keys[row],
-                poll.values[row],
-            )
-            for row, reason in reasons.items()
-        ]
-        plain = pl.Schema({**DEAD_LETTER_SCHEMA, "arrival": pl.Int64()})
-        return pl.DataFrame(letters, schema=plain, orient="row").cast(pl.Schema(DEAD_LETTER_SCHEMA)).sort("offset")
-
-
-def _outside(column: str, numbers: pl.Series, span: str) -> Callable[[int], str]:
-    return lambda at: f"{column} {numbers[at]} is outside {span}"
+            raise BadMessage(f"{extra} trailing bytes")
+        for name, (least, most) in self._ranges.items():
+            number = record[name]
+            if number is not None and not least <= number <= most:
+                raise BadMessage(f"{name}: {number} does not fit its type")
+        return cast("Mapping[str, Any]", record)
 
 
 def _plain(avro: Any) -> Any:
@@ -250,7 +204,3 @@ def _plain(avro: Any) -> Any:
     if isinstance(avro, Mapping):
         return {word: _plain(part) for word, part in avro.items() if word != "logicalType"}
     return [_plain(part) for part in avro] if isinstance(avro, (list, tuple)) else avro
-
-
-class _BadMessage(Exception):
-    """A message that is no event; its text is the reason."""

@@ -110,7 +110,7 @@ class ParquetSink(_Sink):
         self._parts.append(part)
         return part
 
-    def open(self, name: str, saved: Mapping[str, int] | None) -> Table | None:
+    def open(self, name: str, saved: Mapping[str, Any] | None) -> Table | None:
         """Open a table by name; None where its view is no longer defined.
 
         ``name``: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.

@@ -1,5 +1,6 @@
 """What a source gives at once: some records of one partition, with arrivals, and its clock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ class Poll:
     ``clock_us``: the partition's clock after this item: its last arrival or an announced mark; None before any.
     ``ended``: it has reached its end offset and leaves the minimum; no item follows.
     ``offsets``, ``arrivals`` (microseconds), ``keys``, ``values``: of equal length, in offset order, arrivals never
-    falling. A tombstone is a value None.
+    falling. A tombstone is a value None. ``origin``: topic and partition as the broker calls them, where a stream has several topics.
+    ``headers``: of the same length, or None where the stream has no use for them.
     """
 
     stream: str
@@ -39,3 +41,5 @@ class Poll:
     keys: list[bytes | None]
     values: list[bytes | None]
     rejected: list[Rejected]
+    origin: tuple[str, int] | None = None
+    headers: Sequence[Sequence[tuple[str, bytes | None]] | None] | None = None

@@ -5,7 +5,6 @@ carries it once alignment lets that partition go. An arrival is assigned when th
 on the clock announced until then.
 """
 
-import itertools
 import logging
 import threading
 import time
@@ -22,15 +21,7 @@ from typing_extensions import override
 from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
 from unskew.pipelines.arrivals import NO_CLOCK, assign_arrivals, refusal
-from unskew.pipelines.consumer import (
-    Record,
-    TopicReader,
-    offsets_gone,
-    offsets_of,
-    partition_count_changed,
-    partitions_of,
-    timestamps_of,
-)
+from unskew.pipelines.consumer import Records, TopicReader, offsets_gone, partition_count_changed
 from unskew.pipelines.poll import Poll, Rejected
 
 _WAIT_S = 10.0
@@ -67,7 +58,7 @@ class SourceOptions:
 
     ``bootstrap``: broker addresses. ``group``: consumer group to which durable offsets are committed, for lag tools.
     ``idle``: ``wall``: a caught-up partition announces the present less the stream's settle; ``none``: no marks.
-    ``ends``: partition -> offset before which it ends, ``now`` for the high watermarks at start, None for a live topic.
+    ``ends``: topic -> partition -> offset before which it ends, ``now`` for the high watermarks at start, None for a live topic.
     ``start``: where a partition begins that has no saved state.
     ``aligned``: whether a partition waits until its clock is the least of this stream's partitions in this process; of
     a live topic, until it is at most a settle and a second ahead of that.
@@ -83,7 +74,7 @@ class SourceOptions:
     idle: Literal["wall", "none"]
     present_us: Callable[[], int]
     stop: Flag
-    ends: Mapping[int, int] | Literal["now"] | None = None
+    ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None = None
     start: Literal["earliest", "latest"] = "earliest"
     aligned: bool = True
     partitions: Sequence[int] | None = None
@@ -94,7 +85,7 @@ class SourceOptions:
     mark_s: float = 0.05
     timeout_s: float = 10.0
     check_partitions_s: float = 30.0
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     monotonic: Callable[[], float] = time.monotonic
 
 
@@ -107,9 +98,10 @@ class Reader:
         self.counters = counters
         self.settle_us = DEFAULT_SETTLE_US if stream.settle_us is None else stream.settle_us
         self.topic = TopicReader(
-            stream.topic,
+            stream.sources,
             options.bootstrap,
             options.group,
+            headers=bool(stream.headers),
             timeout_s=options.timeout_s,
             check_partitions_s=options.check_partitions_s,
             config=options.config,
@@ -138,7 +130,8 @@ class Reader:
                 clock_us = NO_CLOCK if saved["clock"] is None else saved["clock"]
                 self.topic.commit(partition, offset)
             ends = self.options.ends
-            end = high if ends == "now" else None if ends is None else ends.get(partition, low)
+            topic, number = self.topic.origins[partition]
+            end = high if ends == "now" else None if ends is None else ends.get(topic, {}).get(number, low)
             part = KafkaPartition(self, partition, offset, clock_us, end)
             part.rejoins = self.options.aligned and saved is not None and bool(saved["ended"]) and not part.ended
             self.saved_clock_us = max(self.saved_clock_us, clock_us)
@@ -148,9 +141,14 @@ class Reader:
             return part
 
     def _check_saved(self, partition: int, saved: dict[str, Any], low: int, high: int) -> None:
-        name = f"{self.stream.topic}/{partition}"
+        name = self.topic.name_of(partition)
         if saved["partitions"] != self.n_partitions:
-            raise LayoutError(partition_count_changed(self.stream.topic, saved["partitions"], self.n_partitions))
+            raise LayoutError(partition_count_changed(self.topic.title, saved["partitions"], self.n_partitions))
+        if saved.get("origin", name) != name:
+            raise LayoutError(
+                f"{self.topic.title}: partition {partition} was {saved['origin']} and is now {name}, as the topics are others; "
+                "give the stream the topics that it had, or start over with a new recovery store and a new log"
+            )
         if saved["offset"] < low:
             raise LayoutError(offsets_gone(name, saved["offset"], low))
         if saved["offset"] > high:
@@ -159,16 +157,17 @@ class Reader:
                 "truncated, and its records are not those already counted; start over with a new recovery store and a new log"
             )
 
-    def pump(self) -> None:
-        """Move what has been fetched into the partitions' queues; never waits."""
+    def pump(self) -> bool:
+        """Move what has been fetched into the partitions' queues, up to a poll; whether more is there.
+
+        Never waits.
+        """
         fetched = self.topic.consume(self.options.poll_records)
-        if fetched.messages:
-            numbers = partitions_of(fetched.messages)
-            edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-            for first, after in itertools.pairwise(edges):
-                self.parts[int(numbers[first])].enqueue(fetched.messages[first:after])
+        for number, records in fetched.pieces:
+            self.parts[number].enqueue(records)
         for number, offset in fetched.ends:
             self.parts[number].reach(offset)
+        return not fetched.all_there_was
 
     def may_emit(self, part: "KafkaPartition") -> bool:
         """Whether no partition that goes on has an earlier clock, by more than the marks of a live topic lag."""
@@ -191,10 +190,9 @@ class Reader:
         elif now_s - self._waits_since_s > _WAIT_S:
             self._warned = True
             _log.warning(
-                "%s/%d has no record yet, so the other partitions wait for it; read a live topic with idle=wall, "
+                "%s has no record yet, so the other partitions wait for it; read a live topic with idle=wall, "
                 "a replay with end offsets",
-                self.stream.topic,
-                behind.partition,
+                self.topic.name_of(behind.partition),
             )
 
     def remove(self, part: "KafkaPartition") -> None:
@@ -211,6 +209,24 @@ class Reader:
                 self.topic.close()
 
 
+class _Gathered:
+    """The records of a poll to come, in the pieces in which they came."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Records] = []
+        self._n_records = 0
+
+    def __len__(self) -> int:
+        return self._n_records
+
+    def add(self, records: Records) -> None:
+        self._pieces.append(records)
+        self._n_records += len(records)
+
+    def records(self) -> Records:
+        return Records.joined(self._pieces)
+
+
 class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     """One partition's position and clock; see ``KafkaSource``."""
 
@@ -225,13 +241,14 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._end = end
         self._position = offset  # the next offset to emit
         self._fetched = offset  # the next offset to be queued
-        self._queue: list[list[Record]] = []
+        self._queue: list[_Gathered] = []
         self._paused = False
         self._said_ended = False
         self._lag = 0
         self._last_item_s = float("-inf")
         self._saved_offset: int | None = None
         self._idle_wall = reader.options.idle == "wall"
+        self._origin = reader.topic.origins[partition] if reader.stream.topics else None
 
     @property
     def ended(self) -> bool:
@@ -247,21 +264,20 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._reader.counters.lag += lag - self._lag
         self._lag = lag
 
-    def enqueue(self, messages: list[Record]) -> None:
+    def enqueue(self, records: Records) -> None:
         """Take records as fetched, in offset order."""
         if self.ended or self.closed:
             return
         # What was fetched before a pause may come again after it.
-        if messages[0].offset() < self._fetched:
-            messages = [message for message in messages if message.offset() >= self._fetched]
-            if not messages:
+        if records.offsets[0] < self._fetched:
+            records = records.since(self._fetched)
+            if not len(records):
                 return
-        self._fetched = messages[-1].offset() + 1
-        # A partition that waits gathers whole polls, however small the pieces that come.
-        if self._queue and len(self._queue[-1]) + len(messages) <= self._reader.options.poll_records:
-            self._queue[-1] += messages
-        else:
-            self._queue.append(messages)
+        self._fetched = int(records.offsets[-1]) + 1
+        # A partition gathers whole polls, however small the pieces that come.
+        if not self._queue or len(self._queue[-1]) + len(records) > self._reader.options.poll_records:
+            self._queue.append(_Gathered())
+        self._queue[-1].add(records)
         self._pause_or_resume()
 
     def reach(self, offset: int) -> None:
@@ -296,11 +312,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         with reader.lock:
             reader.topic.check()
             if self.rejoins:
-                # All partitions are built before the first of them is asked for items.
-                self.clock_us = max(self.clock_us, reader.saved_clock_us)
+                # All partitions are built before the first of them is asked for items. One past that clock: events of
+                # partitions of higher numbers may have arrived at it, and come after this one's in the order of an instant.
+                self.clock_us = max(self.clock_us, reader.saved_clock_us + 1)
                 self.rejoins = False
-            if not self._queue:
-                reader.pump()
+            while self._wants_more() and reader.pump():
+                pass
             if self._queue and reader.may_emit(self):
                 return [self._records()]
             since_item_s = reader.options.monotonic() - self._last_item_s
@@ -312,6 +329,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                     return [self._item(_EMPTY, _EMPTY, [], [], [])]
         return []
 
+    def _wants_more(self) -> bool:
+        """Whether the next poll is worth waiting for what has been fetched already: each has a cost of its own."""
+        return not self._queue or (
+            len(self._queue) == 1 and 2 * len(self._queue[0]) < self._reader.options.poll_records
+        )
+
     def _mark(self) -> int:
         """Give the clock that may be announced without a record; ``NO_CLOCK`` for none."""
         reader = self._reader
@@ -320,24 +343,24 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return reader.options.present_us() - reader.settle_us
 
     def _records(self) -> Poll:
-        messages = self._queue.pop(0)
+        records = self._queue.pop(0).records()
         self._pause_or_resume()
-        offsets = offsets_of(messages)
-        if self._end is not None and offsets[-1] >= self._end:
-            messages = messages[: int(np.searchsorted(offsets, self._end))]
-            offsets = offsets[: len(messages)]
+        if self._end is not None and records.offsets[-1] >= self._end:
+            records = records.before(self._end)
             self._position = self._end
             self._queue.clear()
             self._reader.topic.pause(self.partition)
         elif self._queue:
-            self._position = int(offsets[-1]) + 1
+            self._position = int(records.offsets[-1]) + 1
         else:
             self._position = self._fetched
-        if not messages:
+        if not len(records):
             return self._item(_EMPTY, _EMPTY, [], [], [])
-        keys = [message.key() for message in messages]
-        values = [message.value() for message in messages]
-        return self._place(offsets, *timestamps_of(messages), keys, values)
+        if not len(records):
+            return self._item(_EMPTY, _EMPTY, [], [], [])
+        return self._place(
+            records.offsets, records.kinds, records.stamps_ms, records.keys, records.values, records.headers
+        )
 
     def _place(
         self,
@@ -346,6 +369,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         stamps_ms: npt.NDArray[np.int64],
         keys: list[bytes | None],
         values: list[bytes | None],
+        headers: list[Any] | None = None,
     ) -> Poll:
         """Assign arrivals, and set aside the records that cannot have one."""
         reader = self._reader
@@ -370,11 +394,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             kept = np.flatnonzero(found.placed)
             keys = [keys[row] for row in kept.tolist()]
             values = [values[row] for row in kept.tolist()]
+            headers = headers and [headers[row] for row in kept.tolist()]
             offsets, clocks = offsets[kept], clocks[kept]
         reader.counters.consumed += len(stamps_ms)
         reader.counters.bumped += found.bumped
         reader.counters.rejected += len(rejected)
-        return self._item(offsets, clocks, keys, values, rejected)
+        return self._item(offsets, clocks, keys, values, rejected, headers)
 
     def _item(
         self,
@@ -383,6 +408,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         keys: list[bytes | None],
         values: list[bytes | None],
         rejected: list[Rejected],
+        headers: list[Any] | None = None,
     ) -> Poll:
         self._last_item_s = self._reader.options.monotonic()
         self._said_ended = self.ended
@@ -397,6 +423,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             keys=keys,
             values=values,
             rejected=rejected,
+            headers=headers,
+            origin=self._origin,
         )
 
     @override
@@ -413,6 +441,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             "clock": None if self.clock_us == NO_CLOCK else self.clock_us,
             "partitions": self._reader.n_partitions,
             "ended": int(self._said_ended),
+            "origin": self._reader.topic.name_of(self.partition),
         }
 
     @override

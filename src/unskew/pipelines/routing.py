@@ -10,7 +10,7 @@ import polars as pl
 from unskew.features.evaluate import Evaluator
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
-from unskew.pipelines.decode import AvroDecoder, Decoded
+from unskew.pipelines.decoded import Decoded, Decoder
 from unskew.pipelines.shard import Slice, shard_names
 from unskew.pipelines.source import Poll
 
@@ -28,12 +28,17 @@ class TableRows:
 class Router:
     """Decodes the polls of one stream and splits them by view and shard; has no state but counters."""
 
-    def __init__(self, views: Sequence[ViewPlan], decoder: AvroDecoder, n_partitions: int, n_hashes: int) -> None:
+    def __init__(self, views: Sequence[ViewPlan], decoder: Decoder, n_partitions: int, n_hashes: int) -> None:
         self._views = [(view, Evaluator(view)) for view in views]
         self._decoder = decoder
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
         self.dead = 0
+
+    @property
+    def incompatible(self) -> int:
+        """Messages whose writer's schema cannot be read as the stream's."""
+        return self._decoder.incompatible
 
     def route(self, poll: Poll) -> Iterator[tuple[str, Slice | TableRows]]:
         """Everything that follows from a poll, keyed by shard or table.
@@ -93,10 +98,11 @@ def _split(events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> l
 def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
     """Dead letters for events that decoded well but that a view cannot take."""
     places = np.searchsorted(poll.offsets, rejected["_offset"].to_numpy()).tolist()
+    topic, partition = poll.origin or (topic, poll.partition)
     return pl.DataFrame(
         {
             "topic": topic,
-            "partition": rejected["_partition"],
+            "partition": pl.Series([partition], dtype=pl.Int32).new_from_index(0, rejected.height),
             "offset": rejected["_offset"],
             "arrival": pl.Series(poll.arrivals[places]).cast(pl.Datetime("us", "UTC")),
             "view": view,

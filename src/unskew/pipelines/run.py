@@ -20,11 +20,12 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import run_main
 
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnskewError
-from unskew.features.plan import Plan, StreamPlan, ViewPlan
+from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
-from unskew.pipelines.decode import AvroDecoder
+from unskew.pipelines.decode import decoder_of
 from unskew.pipelines.flow import ParquetSink, RedisSink, build_flow
 from unskew.pipelines.progress import Progress
+from unskew.pipelines.registry_client import SchemaRegistry
 from unskew.pipelines.routing import Router
 from unskew.pipelines.shard import shard_names
 from unskew.pipelines.source import KafkaSource, SourceOptions
@@ -44,11 +45,13 @@ class Deployment:
     ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables; ``state``: the recovery store's folder.
     ``n_hashes``: hash shards per view (and per partition where the topic is partitioned by the entity); fixed for as
     long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``, ``ends`` by topic.
-    ``epoch_s``: seconds between commits.
+    ``epoch_s``: seconds between commits. ``schema_registry``: its URL, where writers' schemas are looked up; None: streams'
+    own schemas are the writers'.
     """
 
     bootstrap: str
-    redis_url: str
+    redis_url: str = field(repr=False)
+    schema_registry: str | None = field(default=None, repr=False)
     log: Path
     archive: Path
     dead_letters: Path
@@ -59,14 +62,18 @@ class Deployment:
     prefix: str = "unskew"
     pipeline: str = "main"
     n_hashes: int = 1
-    epoch_s: float = 2.0
+    epoch_s: float = 5.0
     poll_records: int = 10_000
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
 class Status:
-    """One reading of a running pipeline; counts since the process started, instants in microseconds."""
+    """One reading of a running pipeline; counts since the process started, instants in microseconds.
+
+    ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's schema cannot be
+    read as the stream's.
+    """
 
     consumed: int
     dead: int
@@ -76,6 +83,9 @@ class Status:
     rows: int
     clock_us: int | None
     lag: int
+    late_by_view: Mapping[str, int] = field(default_factory=dict)
+    duplicates: Mapping[str, int] = field(default_factory=dict)
+    incompatible: int = 0
 
 
 def wall_us() -> int:
@@ -109,15 +119,16 @@ def run(
         writer.ping()
         sources: dict[str, KafkaSource] = {}
         routers: dict[str, Router] = {}
+        schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
         shards: dict[str, list[str]] = {}
         for stream in {view.stream.topic: view.stream for view in plan.views.values()}.values():
             views = [view for view in plan.views.values() if view.stream.topic == stream.topic]
-            source = KafkaSource(stream, _source_options(stream, views, deployment, stop, present_us))
+            source = KafkaSource(stream, _source_options(views, deployment, stop, present_us))
             opened.callback(source.close)
             sources[stream.topic] = source
             n_partitions = len(source.list_parts())
-            _check_ends(stream.topic, n_partitions, deployment.ends)
-            routers[stream.topic] = Router(views, AvroDecoder(stream), n_partitions, deployment.n_hashes)
+            _check_ends(source.origins, deployment.ends)
+            routers[stream.topic] = Router(views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes)
             shards |= {view.id: shard_names(view, range(n_partitions), deployment.n_hashes) for view in views}
         parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us, shards)
 
@@ -132,12 +143,15 @@ def run(
             return Status(
                 consumed=sum(source.counters.consumed for source in sources.values()),
                 dead=sum(router.dead for router in routers.values()),
+                incompatible=sum(router.incompatible for router in routers.values()),
                 late=progress.late,
                 bumped=sum(source.counters.bumped for source in sources.values()),
                 updates=progress.updates,
                 rows=progress.rows,
                 clock_us=progress.clock_us,
                 lag=sum(source.counters.lag for source in sources.values()),
+                late_by_view=dict(progress.late_by_view),
+                duplicates=dict(progress.duplicates),
             )
 
         with _reporting(status, report):
@@ -148,20 +162,18 @@ def run(
 
 
 def _source_options(
-    stream: StreamPlan,
     views: Sequence[ViewPlan],
     deployment: Deployment,
     stop: threading.Event,
     present_us: Callable[[], int],
 ) -> SourceOptions:
-    ends = deployment.ends
     return SourceOptions(
         bootstrap=deployment.bootstrap,
         group=f"{deployment.prefix}-{deployment.pipeline}",
         idle=deployment.idle,
         present_us=present_us,
         stop=stop,
-        ends=ends if ends is None or isinstance(ends, str) else ends.get(stream.topic),
+        ends=deployment.ends,
         start=deployment.start,
         aligned=any(not view.partitioned for view in views),
         poll_records=deployment.poll_records,
@@ -188,14 +200,18 @@ def _once(action: Callable[[], None]) -> Callable[[], None]:
     return act
 
 
-def _check_ends(topic: str, n_partitions: int, ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None) -> None:
+def _check_ends(
+    origins: Sequence[tuple[str, int]], ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None
+) -> None:
     """A partition without an end among ends would be left out, or waited for, in silence."""
     if ends is None or isinstance(ends, str):
         return
-    given = ends.get(topic, {})
-    missing = [str(partition) for partition in range(n_partitions) if partition not in given]
-    if missing:
-        raise RequestError(f"topic {topic!r}: no end offset for partition {', '.join(missing)}; give one for each")
+    missing: dict[str, list[str]] = {}
+    for topic, partition in origins:
+        if partition not in ends.get(topic, {}):
+            missing.setdefault(topic, []).append(str(partition))
+    for topic, partitions in missing.items():
+        raise RequestError(f"topic {topic!r}: no end offset for partition {', '.join(partitions)}; give one for each")
 
 
 @contextmanager

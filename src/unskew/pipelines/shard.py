@@ -1,13 +1,16 @@
-"""One shard of one view inside the flow: when events may be applied, and the checks on partitioning."""
+"""One shard of one view inside the flow: when events may be applied, which are repeats, and the checks on partitioning."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.kernel.directory import Keys
+from unskew.features.kernel.repeats import Repeats
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
@@ -48,11 +51,21 @@ class Shard:
 
     Partitioned by the entity: events are applied as they come, the clock is the partition's. Otherwise an event waits
     until every partition's clock has passed its arrival and is then applied in (arrival, partition, offset) order; the
-    clock is the minimum over partitions that have not ended, and once all have, the latest of them.
+    clock is the minimum over partitions that have not ended, and once all have, the latest of them. Events that are
+    repeats, where the stream says what is one, are dropped once they are in order.
     """
 
-    def __init__(self, state: ShardState, siblings: "Siblings", waiting: _Waiting | None = None) -> None:
+    def __init__(
+        self,
+        state: ShardState,
+        siblings: "Siblings",
+        waiting: _Waiting | None = None,
+        repeats: Repeats | None = None,
+    ) -> None:
         self.state = state
+        self.repeats = repeats
+        if repeats is None and state.view.stream.dedupe_within_us is not None:
+            self.repeats = Repeats(state.view, state.shard)
         self._siblings = siblings
         self._waiting = waiting or _Waiting()
         siblings.join(self)
@@ -65,8 +78,22 @@ class Shard:
                 return self._without_clock(ended=piece.ended)
             if piece.events is not None:
                 self._siblings.refuse_strangers(self, piece)
-            return self.state.apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
+            return self._apply(piece.events, max(piece.clock_us, self.state.clock_us or piece.clock_us))
         return self._take_ordered(piece)
+
+    def _apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
+        """Apply events, which are in the order in which they count, but for those that are repeats."""
+        if self.repeats is None:
+            return self.state.apply(events, clock_us)
+        before = self.repeats.dropped
+        updates = self.state.apply(self.repeats.drop(events, clock_us), clock_us)
+        dropped = self.repeats.dropped
+        return replace(updates, duplicates=dropped - before, duplicates_total=dropped)
+
+    def knows(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Of each entity, whether anything of it is kept here."""
+        known = self.state.holds(keys)
+        return known if self.repeats is None else known | self.repeats.knows(keys)
 
     def _note_beginning(self, piece: Slice) -> None:
         """Until the shard has a clock, the earliest arrival in any partition is where its coverage begins."""
@@ -90,7 +117,7 @@ class Shard:
         clock_us = min(waiting.clocks[partition] for partition in running) if running else max(waiting.clocks.values())
         if self.state.clock_us is not None and clock_us < self.state.clock_us:
             clock_us = self.state.clock_us
-        return self.state.apply(self._release(clock_us, everything=not running), clock_us)
+        return self._apply(self._release(clock_us, everything=not running), clock_us)
 
     def _without_clock(self, *, ended: bool) -> NothingToCome | None:
         state = self.state
@@ -120,6 +147,7 @@ class Shard:
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
             "waiting": to_ipc(pl.concat(frames)) if frames else b"",
+            **({} if self.repeats is None else {"repeats": self.repeats.to_bytes()}),
         }
 
     @classmethod
@@ -133,7 +161,11 @@ class Shard:
         waiting = _Waiting(clocks=dict(saved["clocks"]), ended=set(saved["ended"]))
         if saved["waiting"]:
             waiting.frames = [from_ipc(saved["waiting"])]
-        return cls(ShardState.from_bytes(view, saved["shard"], saved["state"]), siblings, waiting)
+        state = ShardState.from_bytes(view, saved["shard"], saved["state"])
+        repeats = None
+        if view.stream.dedupe_within_us is not None:
+            repeats = Repeats.from_bytes(view, saved["shard"], saved["repeats"])
+        return cls(state, siblings, waiting, repeats)
 
 
 class Siblings:
@@ -149,19 +181,20 @@ class Siblings:
     def refuse_strangers(self, shard: Shard, piece: Slice) -> None:
         """Stop the flow when an entity that is new here lives in another partition's shard of the same hash.
 
-        An entity whose tiles have all left is forgotten there and may come back anywhere without harm.
+        An entity whose tiles have all left, and whose ids can no longer repeat, is forgotten there and may come back anywhere
+        without harm.
         """
         others = [other for other in self._shards[_place(shard)] if other is not shard]
         if not others or piece.events is None or piece.events.height == 0:
             return
         keys = piece.events["key"]
-        unknown = shard.state.directory.find(Keys.of(keys)) < 0
+        unknown = ~shard.state.holds(Keys.of(keys))
         if not unknown.any():
             return
         new = keys.filter(pl.Series(unknown)).unique()
         batch = Keys.of(new)
         for other in others:
-            known = other.state.directory.find(batch) >= 0
+            known = other.knows(batch)
             if known.any():
                 view = shard.state.view
                 raise LayoutError(

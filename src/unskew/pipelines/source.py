@@ -1,6 +1,7 @@
 """A Kafka topic as a Bytewax source: one item per poll and partition, with arrivals and a clock."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource
@@ -15,7 +16,7 @@ __all__ = ["KafkaPartition", "KafkaSource", "Poll", "Rejected", "SourceCounters"
 
 
 class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
-    """A stream's topic; partitions are called ``p0``, ``p1``, ...
+    """A stream's topic, or several; partitions are called ``p0``, ``p1``, ...
 
     All partitions that a process builds share one consumer, opened with the first of them.
     """
@@ -36,7 +37,7 @@ class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
             return [f"p{partition}" for partition in range(reader.n_partitions)]
         if absent := [partition for partition in wanted if not 0 <= partition < reader.n_partitions]:
             raise LayoutError(
-                f"Topic {self.stream.topic!r} has {reader.n_partitions} partitions and none numbered "
+                f"{reader.topic.title} has {reader.n_partitions} partitions and none numbered "
                 f"{', '.join(map(str, absent))}; correct the partitions this process is to read"
             )
         return [f"p{partition}" for partition in wanted]
@@ -48,6 +49,11 @@ class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
         Raises ``LayoutError`` where the saved offset is gone or the topic's number of partitions has changed.
         """
         return self._open().build(int(for_part.removeprefix("p")), resume_state)
+
+    @property
+    def origins(self) -> Sequence[tuple[str, int]]:
+        """Topic and partition, as the broker calls them, of every partition."""
+        return self._open().topic.origins
 
     def close(self) -> None:
         """Give back the consumer, where the flow ended in an error and left it open."""

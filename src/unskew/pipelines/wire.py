@@ -2,19 +2,21 @@
 
 Joined messages are read in one piece, so a message that is too short or too long would shift its neighbours. No check of
 what was decoded can rule that out: a payload may itself hold the bytes of a frame. So each message is walked, field by
-field, before it is joined: what passes ends exactly where it should, and Polars reads it as fastavro does.
+field, before it is joined: what passes ends exactly where it should, and Polars reads it as fastavro does. Fields that
+nobody reads are walked too, and cut out before Polars sees the message.
 """
 
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
-import fastavro
-import numba
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
+from unskew.features.avro import AvroField, avro_fields
+from unskew.features.kernel.compiled import compiled, inlined
 
 FRAME_BYTES = 5
 """Confluent's frame: a zero byte, then the schema's id, big-endian."""
@@ -22,7 +24,9 @@ FRAME_BYTES = 5
 _FRAME = "_frame"
 _SYNC = b"\0" * 16
 
-_BOOLEAN, _INT, _LONG, _FLOAT, _DOUBLE, _BYTES, _STRING, _ENUM, _FIXED = range(9)
+_BOOLEAN, _INT, _LONG, _FLOAT, _DOUBLE, _BYTES, _STRING, _ENUM, _FIXED, _SKIPPED = range(10)
+# Further kinds, of types that are only walked.
+_NULL, _ARRAY, _MAP, _RECORD, _UNION = range(10, 15)
 _KINDS = {
     "boolean": _BOOLEAN,
     "int": _INT,
@@ -33,77 +37,98 @@ _KINDS = {
     "string": _STRING,
     "enum": _ENUM,
     "fixed": _FIXED,
+    "null": _NULL,
+    "array": _ARRAY,
+    "map": _MAP,
+    "record": _RECORD,
+    "error": _RECORD,
 }
-_TIMESTAMP_SCALES = {"timestamp-millis": 1000, "timestamp-micros": 1}
+RAW: Mapping[str, pl.DataType] = {
+    "boolean": pl.Boolean(),
+    "int": pl.Int64(),
+    "long": pl.Int64(),
+    "float": pl.Float32(),
+    "double": pl.Float64(),
+    "bytes": pl.Binary(),
+    "string": pl.String(),
+    "enum": pl.String(),
+    "fixed": pl.Binary(),
+}
+# Deeper than any schema nests; what a message of a recursive type nests deeper is left to the other reader.
+_DEEPEST = 40
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def walking(function: _Function) -> _Function:
+    """A compiled function that allocates nothing, so that no references are counted: that costs more than the walk."""
+    return cast("_Function", compiled(function))
+
+
+def _inlined(function: _Function) -> _Function:
+    """The same, put into its callers: a call for each field would pass all these arrays."""
+    return cast("_Function", inlined(function))
 
 
 class Wire:
     """How messages of one record schema lie on the wire.
 
-    ``scales``: timestamp column -> microseconds per unit. ``ints``: 32-bit columns.
-    ``columnar``: whether messages can be read in one piece: every field is a primitive, an enum, a fixed or a timestamp,
-    or one of these with null.
-
-    ``read`` gives timestamps as the numbers they are on the wire, and ints as Int64.
+    ``wanted``: fields that become columns, and the columns' names; all that have a type for one if None.
+    ``shape``: the columns that ``read`` gives, in the schema's order, with the types of what is on the wire: numbers of any
+    logical type as Int64, decimals as Binary, enums as their symbols.
     """
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self.scales: dict[str, int] = {}
-        self.ints: set[str] = set()
-        self.columnar = True
+    def __init__(self, schema: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> None:
+        fields = avro_fields(schema)
+        if wanted is None:
+            wanted = {field.name: field.name for field in fields if field.dtype is not None}
+        self.shape: dict[str, pl.DataType] = {}
         self._symbols: dict[str, pl.Series] = {}
         self._booleans: list[str] = []
+        types = _Types()
         steps: list[tuple[int, int, int]] = []
-        fields: list[dict[str, Any]] = [
+        read_fields: list[dict[str, Any]] = [
             {"name": _FRAME, "type": {"type": "fixed", "name": _FRAME, "size": FRAME_BYTES}}
         ]
-        expanded: Any = fastavro.schema.expand_schema(dict(schema))
-        for field in expanded["fields"]:
-            null_at, avro = _without_null(field["type"])
-            kind = _KINDS.get(avro["type"])
-            if kind is None or null_at is None:
-                self.columnar = False
-                return
-            steps.append((kind, null_at, self._note(field["name"], kind, avro)))
-            read_as = _read_as(kind, avro, f"_fixed{len(fields)}")
+        for field in fields:
+            name = wanted.get(field.name)
+            node = types.node(field.avro)
+            # A union of one type is not for Polars to read; its branch is cut off by itself.
+            if name is None:
+                steps.append((_SKIPPED, -1, node))
+                continue
+            if field.null_at == -2:
+                steps.append((_SKIPPED, -1, types.node(["null"], n_branches=1)))
+            steps.append((_KINDS[field.kind], max(field.null_at, -1), len(field.symbols) or field.size))
+            self.shape[name] = RAW[field.kind]
+            if field.kind == "enum":
+                self._symbols[name] = pl.Series(field.symbols, dtype=pl.String)
+            if field.kind == "boolean":
+                self._booleans.append(name)
+            read_as = _read_as(field, f"_fixed{len(read_fields)}")
             branches = {0: ["null", read_as], 1: [read_as, "null"]}
-            fields.append({"name": field["name"], "type": branches.get(null_at, read_as)})
+            read_fields.append({"name": name, "type": branches.get(field.null_at, read_as)})
         self._steps = np.array(steps, np.int64).reshape(-1, 3)
-        text = json.dumps({"type": "record", "name": "_message", "fields": fields}).encode()
+        self._types = types.arrays()
+        self._cuts = bool((self._steps[:, 0] == _SKIPPED).any())
+        text = json.dumps({"type": "record", "name": "_message", "fields": read_fields}).encode()
         metadata = {b"avro.schema": text, b"avro.codec": b"null"}
         self._header = b"Obj\x01" + varint(len(metadata))
         for key, value in metadata.items():
             self._header += varint(len(key)) + key + varint(len(value)) + value
         self._header += b"\0" + _SYNC
 
-    def _note(self, name: str, kind: int, avro: Mapping[str, Any]) -> int:
-        """Take note of what reading has to make good, and give the size or count that the check needs."""
-        if kind == _ENUM:
-            self._symbols[name] = pl.Series(avro["symbols"], dtype=pl.String)
-            return len(avro["symbols"])
-        if kind == _FIXED:
-            return int(avro["size"])
-        if kind == _BOOLEAN:
-            self._booleans.append(name)
-        elif kind == _INT:
-            self.ints.add(name)
-        elif kind == _LONG and (scale := _TIMESTAMP_SCALES.get(avro.get("logicalType", ""))):
-            self.scales[name] = scale
-        return 0
-
-    def check(self, values: Sequence[bytes], ids: Collection[int] | None) -> npt.NDArray[np.bool_]:
+    def check(self, values: Sequence[bytes], ids: Collection[int] | None = None) -> npt.NDArray[np.bool_]:
         """Whether each message is a record of the schema, whole and with nothing after it, under one of ``ids``.
 
         False also for what only looks odd (a boolean of 2, a number in more bytes than it can need): another reader
         must decide.
         """
-        if not self.columnar:
-            return np.zeros(len(values), np.bool_)
-        lengths = np.fromiter(map(len, values), np.int64, len(values))
-        data = np.frombuffer(b"".join(values), np.uint8)
+        lengths, data = joined(values)
         found_ids = np.empty(len(values), np.int64)
         passed = np.empty(len(values), np.bool_)
-        _check(data, lengths, self._steps, found_ids, passed)
+        _check(data, lengths, self._steps, *self._types, found_ids, passed)
         if ids is not None:
             passed &= np.isin(found_ids, np.fromiter(ids, np.int64))
         return passed
@@ -113,8 +138,15 @@ class Wire:
 
         Raises ``ValueError`` where rows or frames are not those of the messages, and whatever Polars raises.
         """
-        size = sum(map(len, values))
-        block = b"".join((self._header, varint(len(values)), varint(size), *values, _SYNC))
+        parts: Sequence[bytes] = values
+        if self._cuts:
+            lengths, data = joined(values)
+            kept = np.empty(len(data), np.uint8)
+            size = int(_cut(data, lengths, self._steps, *self._types, kept))
+            parts = [kept[:size].tobytes()]
+        else:
+            size = sum(map(len, values))
+        block = b"".join((self._header, varint(len(values)), varint(size), *parts, _SYNC))
         frame = pl.read_avro(io.BytesIO(block))
         # Nearly always there is one schema id; a literal is compared without a Python object per message.
         same = frame.height == len(values) and frame.select((pl.col(_FRAME) == values[0][:FRAME_BYTES]).all()).item()
@@ -125,6 +157,71 @@ class Wire:
             *(symbols.gather(frame[name]).alias(name) for name, symbols in self._symbols.items()),
             *(pl.col(name) == pl.lit(b"\x01") for name in self._booleans),
         )
+
+
+class _Types:
+    """Types that are only walked, as numbered nodes: kind, size or first child, children."""
+
+    def __init__(self) -> None:
+        self._nodes: list[tuple[int, int, int]] = []
+        self._children: list[int] = []
+        self._named: dict[str, int] = {}
+
+    def node(self, avro: Any, n_branches: int | None = None) -> int:
+        """The number of a type; its parts are numbered too."""
+        if isinstance(avro, str) and avro in self._named:
+            return self._named[avro]
+        number = len(self._nodes)
+        self._nodes.append((_NULL, 0, 0))
+        if isinstance(avro, list):
+            self._nodes[number] = (_UNION, *self._several(avro if n_branches is None else avro[:n_branches]))
+            return number
+        kind = avro["type"] if isinstance(avro, Mapping) else avro
+        if isinstance(kind, (list, Mapping)):
+            self._nodes.pop()
+            return self.node(kind)
+        if isinstance(avro, Mapping) and "name" in avro:
+            self._named[avro["name"]] = number
+        code = _KINDS[kind]
+        if code == _RECORD:
+            self._nodes[number] = (code, *self._several([field["type"] for field in avro["fields"]]))
+        elif code in {_ARRAY, _MAP}:
+            self._nodes[number] = (code, self.node(avro["items" if code == _ARRAY else "values"]), 0)
+        elif code in {_ENUM, _FIXED}:
+            self._nodes[number] = (code, len(avro["symbols"]) if code == _ENUM else int(avro["size"]), 0)
+        else:
+            self._nodes[number] = (code, 0, 0)
+        return number
+
+    def _several(self, parts: Sequence[Any]) -> tuple[int, int]:
+        children = [self.node(part) for part in parts]
+        first = len(self._children)
+        self._children += children
+        return first, len(children)
+
+    def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Nodes, their children, and room to walk them."""
+        nodes = np.array(self._nodes, np.int64).reshape(-1, 3)
+        return nodes, np.array(self._children, np.int64), np.empty((_DEEPEST, 2), np.int64)
+
+
+def joined(values: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Lengths of messages, and their bytes one after the other."""
+    return np.fromiter(map(len, values), np.int64, len(values)), np.frombuffer(b"".join(values), np.uint8)
+
+
+def schema_ids_of(values: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    """The schema id of each message; -1 where it has no frame."""
+    lengths, data = joined(values)
+    ids = np.full(len(values), -1, np.int64)
+    begins = np.cumsum(lengths) - lengths
+    framed = np.flatnonzero(lengths >= FRAME_BYTES)
+    begins = begins[framed]
+    numbers = np.zeros(len(framed), np.int64)
+    for at in range(1, FRAME_BYTES):
+        numbers = numbers << 8 | data[begins + at]
+    ids[framed] = np.where(data[begins] == 0, numbers, -1)
+    return ids
 
 
 def varint(number: int) -> bytes:
@@ -138,31 +235,23 @@ def varint(number: int) -> bytes:
     return bytes(octets)
 
 
-def _without_null(avro: Any) -> tuple[int | None, Mapping[str, Any]]:
-    """Where a union has its null (-1: no union, None: a union that is not one type and null), and the type beside it."""
-    null_at: int | None = -1
-    if isinstance(avro, list):
-        null_at = avro.index("null") if len(avro) == 2 and "null" in avro else None
-        avro = next((branch for branch in avro if branch != "null"), "null")
-    while isinstance(avro, Mapping) and isinstance(avro["type"], Mapping):
-        avro = avro["type"]
-    return null_at, avro if isinstance(avro, Mapping) else {"type": avro}
-
-
-def _read_as(kind: int, avro: Mapping[str, Any], fixed_name: str) -> Any:
+def _read_as(field: AvroField, fixed_name: str) -> Any:
     """Give the type as which Polars reads a field: numbers as long, so that none is cut off or looked up in Rust."""
-    if kind in {_INT, _LONG, _ENUM}:
+    if field.kind in {"int", "long", "enum"}:
         return "long"
-    if kind in {_FIXED, _BOOLEAN}:
-        return {"type": "fixed", "name": fixed_name, "size": 1 if kind == _BOOLEAN else avro["size"]}
-    return avro["type"]
+    if field.kind in {"fixed", "boolean"}:
+        return {"type": "fixed", "name": fixed_name, "size": 1 if field.kind == "boolean" else field.size}
+    return field.kind
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[misc,unused-ignore]
+@walking
 def _check(
     data: npt.NDArray[np.uint8],
     lengths: npt.NDArray[np.int64],
     steps: npt.NDArray[np.int64],
+    nodes: npt.NDArray[np.int64],
+    children: npt.NDArray[np.int64],
+    stack: npt.NDArray[np.int64],
     ids: npt.NDArray[np.int64],
     passed: npt.NDArray[np.bool_],
 ) -> None:
@@ -182,46 +271,166 @@ def _check(
         )
         at += FRAME_BYTES
         for step in range(len(steps)):
-            kind, null_at, size = steps[step, 0], steps[step, 1], steps[step, 2]
-            if null_at >= 0:
-                if at >= end or data[at] > 2 or data[at] & 1:
-                    at = -1
-                    break
-                branch = data[at] >> 1
-                at += 1
-                if branch == null_at:
-                    continue
-            if kind == _BOOLEAN:
-                at = at + 1 if at < end and data[at] <= 1 else -1
-            elif kind == _FLOAT:
-                at += 4
-            elif kind == _DOUBLE:
-                at += 8
-            elif kind == _FIXED:
-                at += size
-            else:
-                number, at = _long(data, at, end)
-                if at < 0:
-                    break
-                if kind == _INT:
-                    if number < -2147483648 or number > 2147483647:
-                        at = -1
-                elif kind == _ENUM:
-                    if number < 0 or number >= size:
-                        at = -1
-                elif kind != _LONG:
-                    # Not ``at + number > end``, which could overflow.
-                    if number < 0 or number > end - at or (kind == _STRING and not _is_utf8(data, at, at + number)):
-                        at = -1
-                    else:
-                        at += number
-            if at < 0 or at > end:
-                at = -1
+            at = _step(data, at, end, steps[step, 0], steps[step, 1], steps[step, 2], nodes, children, stack)
+            if at < 0:
                 break
         passed[row] = at == end
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[misc,unused-ignore]
+@walking
+def _cut(
+    data: npt.NDArray[np.uint8],
+    lengths: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    nodes: npt.NDArray[np.int64],
+    children: npt.NDArray[np.int64],
+    stack: npt.NDArray[np.int64],
+    kept: npt.NDArray[np.uint8],
+) -> int:
+    """Copy messages that passed the check, without what is skipped; give how many bytes were kept."""
+    size = 0
+    end = 0
+    for row in range(len(lengths)):
+        begin = end
+        end = begin + lengths[row]
+        at = begin + FRAME_BYTES
+        for step in range(len(steps)):
+            after = _step(data, at, end, steps[step, 0], steps[step, 1], steps[step, 2], nodes, children, stack)
+            if steps[step, 0] == _SKIPPED:
+                for place in range(begin, at):
+                    kept[size + place - begin] = data[place]
+                size += at - begin
+                begin = after
+            at = after
+        for place in range(begin, end):
+            kept[size + place - begin] = data[place]
+        size += end - begin
+    return size
+
+
+@_inlined
+def _step(
+    data: npt.NDArray[np.uint8],
+    at: int,
+    end: int,
+    kind: int,
+    null_at: int,
+    size: int,
+    nodes: npt.NDArray[np.int64],
+    children: npt.NDArray[np.int64],
+    stack: npt.NDArray[np.int64],
+) -> int:
+    """Where a field ends that begins at ``at``; -1 where it does not end inside the message or is not as it should be."""
+    if kind == _SKIPPED:
+        return _walk(data, at, end, size, nodes, children, stack)
+    if null_at >= 0:
+        if at >= end or data[at] > 2 or data[at] & 1:
+            return -1
+        branch = data[at] >> 1
+        at += 1
+        if branch == null_at:
+            return at
+    return _primitive(data, at, end, kind, size)
+
+
+@_inlined
+def _primitive(data: npt.NDArray[np.uint8], at: int, end: int, kind: int, size: int) -> int:
+    if kind == _BOOLEAN:
+        return at + 1 if at < end and data[at] <= 1 else -1
+    if kind == _FLOAT:
+        at += 4
+    elif kind == _DOUBLE:
+        at += 8
+    elif kind == _FIXED:
+        at += size
+    else:
+        number, at = _long(data, at, end)
+        if at < 0:
+            return -1
+        if kind == _INT:
+            if number < -2147483648 or number > 2147483647:
+                return -1
+        elif kind == _ENUM:
+            if number < 0 or number >= size:
+                return -1
+        elif kind != _LONG:
+            # Not ``at + number > end``, which could overflow.
+            if number < 0 or number > end - at or (kind == _STRING and not is_utf8(data, at, at + number)):
+                return -1
+            at += number
+    return at if at <= end else -1
+
+
+@walking
+def _walk(
+    data: npt.NDArray[np.uint8],
+    at: int,
+    end: int,
+    node: int,
+    nodes: npt.NDArray[np.int64],
+    children: npt.NDArray[np.int64],
+    stack: npt.NDArray[np.int64],
+) -> int:
+    """Where a value of any type ends; -1 as for ``_step``.
+
+    ``stack``: room for the types it stands in, each with its parts so far (a record) or its items to come. Not a recursive
+    function: numba's cache gives those back broken.
+    """
+    depth = 0
+    while True:
+        kind, size, n_parts = nodes[node, 0], nodes[node, 1], nodes[node, 2]
+        if kind < _SKIPPED:
+            at = _primitive(data, at, end, kind, size)
+            if at < 0:
+                return -1
+        elif kind == _UNION:
+            branch, at = _long(data, at, end)
+            if at < 0 or branch < 0 or branch >= n_parts:
+                return -1
+            node = children[size + branch]
+            continue
+        elif kind != _NULL:
+            if depth == len(stack):
+                return -1
+            stack[depth, 0], stack[depth, 1] = node, 0
+            depth += 1
+        # The next value, of the innermost type that still has one.
+        while True:
+            if depth == 0:
+                return at
+            outer = stack[depth - 1, 0]
+            kind, size, n_parts = nodes[outer, 0], nodes[outer, 1], nodes[outer, 2]
+            if kind == _RECORD:
+                if stack[depth - 1, 1] < n_parts:
+                    node = children[size + stack[depth - 1, 1]]
+                    stack[depth - 1, 1] += 1
+                    break
+                depth -= 1
+                continue
+            if stack[depth - 1, 1] == 0:
+                count, at = _long(data, at, end)
+                if at >= 0 and count < 0:
+                    # Such a block also says how many bytes it has, for those who would rather not walk it.
+                    _, at = _long(data, at, end)
+                    count = -count
+                # An item may be empty (a null), but no more of them are believed than there are bytes.
+                if at < 0 or count < 0 or count > end - at:
+                    return -1
+                if count == 0:
+                    depth -= 1
+                    continue
+                stack[depth - 1, 1] = count
+            stack[depth - 1, 1] -= 1
+            # With its last item gone it looks as before its first: the next block follows, perhaps the empty one.
+            if kind == _MAP:
+                at = _primitive(data, at, end, _STRING, 0)
+                if at < 0:
+                    return -1
+            node = size
+            break
+
+
+@walking
 def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     """Give a long and where it ends; -1 as the end where it has no end or more than 64 bits."""
     bits = np.uint64(0)
@@ -239,8 +448,8 @@ def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     return 0, -1
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[misc,unused-ignore]
-def _is_utf8(data: npt.NDArray[np.uint8], at: int, end: int) -> bool:
+@walking
+def is_utf8(data: npt.NDArray[np.uint8], at: int, end: int) -> bool:
     """Whether the bytes are UTF-8 as Unicode table 3-7 has it: no overlong forms, no surrogates, at most U+10FFFF."""
     while at < end:
         lead = data[at]

@@ -9,13 +9,14 @@ import numpy as np
 import polars as pl
 import redis
 
-from unskew.features.errors import RequestError
+from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Table, like, to_polars
-from unskew.features.plan import POLARS_TYPES, Scalar, ValueType
+from unskew.features.keys import encode_keys
+from unskew.features.plan import EntityPlan
+from unskew.features.references import Asked, by_view, find_view, key_columns, resolve
 from unskew.features.registry import RegisteredView, parse
-from unskew.features.windows import old_edge_us
+from unskew.features.warming import is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
-from unskew.serving.request import Asked, entity_keys, find_view, resolve
 from unskew.sinks.keyspace import (
     as_text,
     clock_key,
@@ -25,6 +26,7 @@ from unskew.sinks.keyspace import (
     value_key,
     value_keys_pattern,
 )
+from unskew.sinks.texts import read_column
 
 Status = Literal["present", "default", "warming", "lagging"]
 
@@ -44,7 +46,7 @@ class OnlineFeatures:
 
     - ``as_of`` Datetime UTC: the instant whose values these are; null where the pipeline has not said a clock yet;
     - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window of a
-      feature asked for begins before the pipeline's first event), else ``present``, or ``default`` for an entity without
+      feature asked for, or of one it is derived from, begins before the pipeline's first event), else ``present``, or ``default`` for an entity without
       events in any window;
     - ``provisional``: whether more may still arrive at or before ``as_of``.
     """
@@ -115,25 +117,25 @@ class OnlineReader:
         if rows.width == 0:
             # No rows were given, so no columns either.
             rows = pl.DataFrame(schema={name: pl.String for one in asked for name in one.view.entity.keys})
-        by_view: dict[str, list[Asked]] = {}
         for one in asked:
             if one.column in rows.columns:
                 raise RequestError(
                     f"{one.view.name}:{one.feature.name} would replace the column {one.column!r} of the entity rows; "
                     "rename it, or ask with full_feature_names=True"
                 )
-            by_view.setdefault(one.view.name, []).append(one)
-        keys = {name: entity_keys(ones[0].view, rows) for name, ones in by_view.items()}
-        found = self._values(by_view, keys)
+        of_views = by_view(asked)
+        keys = {name: _entity_keys(ones[0].view, rows) for name, ones in of_views.items()}
+        found = self._values(of_views, keys)
 
         now_us = self._now_us()
         columns: dict[str, pl.Series] = {}
         metadata = {}
-        for name, ones in by_view.items():
+        for name, ones in of_views.items():
             texts = found[name]
             at = np.array([UNKNOWN if row[0] is None else int(row[0]) for row in texts], np.int64)
+            present = [row[0] is not None for row in texts]
             for position, one in enumerate(ones, start=1):
-                columns[one.column] = _column(one, [row[position] for row in texts])
+                columns[one.column] = _column(one, [row[position] for row in texts], present)
             placed = ViewClocks(ones[0].view, fields).place(keys[name], at)
             metadata[name] = self._judge(ones, placed, at, now_us)
         # Not with_columns: starting a query costs more than a small answer.
@@ -182,50 +184,52 @@ class OnlineReader:
         return self._registry[1]
 
     def _values(
-        self, by_view: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
+        self, of_views: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
     ) -> dict[str, list[list[bytes | None]]]:
         """For every view and row: ``_at`` and then each feature, as text; None where absent."""
         with reaching_redis():
             commands = self._client.pipeline(transaction=False)
-            for name, ones in by_view.items():
+            for name, ones in of_views.items():
                 fields = ["_at", *(one.feature.name for one in ones)]
                 for key in keys[name].to_list():
                     commands.hmget(value_key(self._prefix, ones[0].view.id, key), fields)
             replies = iter(commands.execute())
-        return {name: [next(replies) for _ in range(len(keys[name]))] for name in by_view}
+        return {name: [next(replies) for _ in range(len(keys[name]))] for name in of_views}
 
     def _judge(self, ones: list[Asked], placed: Placed, at: np.ndarray[Any, Any], now_us: int) -> pl.DataFrame:
         known = placed.as_of != UNKNOWN
         status = np.where(at == UNKNOWN, "default", "present").astype(object)
-        view = ones[0].view
-        for window in {one.feature.window for one in ones}:
-            old_edge = old_edge_us(view.windows[window], np.where(known, placed.as_of, 0))
-            status[~known | (old_edge < placed.since)] = "warming"
+        as_of = np.where(known, placed.as_of, 0)
+        warming = is_warming(ones[0].view, [one.feature for one in ones], as_of, placed.since)
+        status[~known | warming] = "warming"
         if self._max_lag_us is not None:
             # Compared this way round, so that an unknown clock does not overflow.
             status[placed.clock < now_us - self._max_lag_us] = "lagging"
         return pl.DataFrame(
             [
-                pl.Series("as_of", np.where(known, placed.as_of, 0), pl.Int64)
-                .cast(_INSTANT)
-                .set(pl.Series(~known), None),
+                pl.Series("as_of", as_of, pl.Int64).cast(_INSTANT).set(pl.Series(~known), None),
                 pl.Series("status", status.tolist(), pl.String),
                 pl.Series("provisional", placed.provisional, pl.Boolean),
             ]
         )
 
 
-def _column(asked: Asked, texts: list[bytes | None]) -> pl.Series:
-    """Typed values; where nothing is stored the empty value stands, and where that is null the default."""
+def _entity_keys(view: RegisteredView, rows: pl.DataFrame) -> pl.Series:
+    """The canonical key of every row."""
+    entity = EntityPlan(name=view.entity.name, keys=view.entity.keys, types=view.entity.types)
+    return encode_keys(key_columns(view, rows), entity)
+
+
+def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> pl.Series:
+    """Typed values; of an entity without a row the empty one. The default stands where either is null."""
     feature = asked.feature
-    instead = feature.empty if feature.empty is not None else feature.default
-    read = _READ[feature.type]
-    values = [instead if text is None else read(text) for text in texts]
-    return pl.Series(asked.column, values, POLARS_TYPES[feature.type])
-
-
-_READ: Mapping[ValueType, Callable[[bytes], Scalar]] = {
-    "int64": int,
-    "float64": float,
-    "bool": lambda text: bool(int(text)),
-}
+    absent = feature.default if feature.empty is None else feature.empty
+    try:
+        return read_column(
+            asked.column, texts, feature.type, [feature.default if is_present else absent for is_present in present]
+        )
+    except ValueError as error:
+        raise LayoutError(
+            f"Redis holds for {asked.view.id}:{feature.name} what unskew did not write: {error}; "
+            "remove that key, or the field, and the next change of the entity writes it anew"
+        ) from error

@@ -32,6 +32,11 @@ def clock_key(prefix: str, pipeline: str) -> str:
     return f"{prefix}:clock:{pipeline}"
 
 
+def ledger_key(prefix: str, pipeline: str) -> str:
+    """The hash of a pipeline's late events and repeats: ``view@version/shard`` -> a ledger as JSON."""
+    return f"{prefix}:late:{pipeline}"
+
+
 def clock_field(view: ViewPlan, shard: str) -> str:
     return f"{view.id}/{shard}"
 

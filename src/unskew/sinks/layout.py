@@ -18,11 +18,15 @@ from pathlib import Path
 import polars as pl
 
 from unskew.features.errors import LayoutError
-from unskew.features.plan import POLARS_TYPES, ViewPlan
+from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, together
+from unskew.features.plan import ViewPlan
+from unskew.features.types import polars_type
 
 LAYOUT = "1"
 STAGED = "_staged"
 COVERAGE = "_coverage"
+LEDGER = "ledger"
+"""Beside what a shard covers: its late events and repeats."""
 INSTANT = pl.Datetime("us", "UTC")
 
 _SUFFIX = ".parquet"
@@ -42,13 +46,15 @@ class TableFile:
 class ShardCoverage:
     """``since_us``: first arrival seen, None before one; ``complete_to_us``: last closed instant, None before one.
 
-    ``ended``: the shard ended without any event or clock; it holds back nothing.
+    ``ended``: the shard ended without any event or clock; it holds back nothing. ``ledger``: events up to ``complete_to_us``
+    and a few after it that came too late or were repeats.
     """
 
     since_us: int | None
     complete_to_us: int | None
     next_sequence: int
     ended: bool = False
+    ledger: Ledger = NOTHING_LATE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,11 @@ class Coverage:
         return max((shard.since_us for shard in self.shards.values() if shard.since_us is not None), default=None)
 
     @property
+    def ledger(self) -> Ledger:
+        """Late events and repeats of all shards together."""
+        return together(shard.ledger for shard in self.shards.values())
+
+    @property
     def complete_to_us(self) -> int | None:
         open_ended = [shard for shard in self.shards.values() if not shard.ended]
         closed = [shard.complete_to_us for shard in open_ended if shard.complete_to_us is not None]
@@ -84,8 +95,8 @@ def view_root(log_root: Path, name: str, version: int) -> Path:
 def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
     """Columns of a view's log, in order."""
     return {
-        **{key: POLARS_TYPES[kind] for key, kind in zip(view.entity.keys, view.entity.types, strict=True)},
-        **{feature.name: POLARS_TYPES[feature.dtype] for feature in view.features},
+        **{key: polars_type(kind) for key, kind in zip(view.entity.keys, view.entity.types, strict=True)},
+        **{output.name: polars_type(output.dtype) for output in view.outputs},
         "available_at": INSTANT,
         "event_time": INSTANT,
         "partition": pl.Int32(),
@@ -166,8 +177,9 @@ def read_coverage(root: Path) -> Coverage | None:
                 complete_to_us=found["complete_to"],
                 next_sequence=found["seq"],
                 ended=found["complete_to"] is None and bool(found.get("ended")),
+                ledger=read_ledger(found.get(LEDGER, {})),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, LayoutError) as error:
             raise LayoutError(
                 f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it anew"
             ) from error

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.layout import INSTANT, log_schema, view_root
+from unskew.sinks.layout import INSTANT, LEDGER, log_schema, view_root
 from unskew.sinks.parquet import StagedTable
 
 DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
@@ -32,9 +34,10 @@ class LogTable:
     """
 
     def __init__(
-        self, log_root: Path, view: ViewPlan, shard: str, saved: Mapping[str, int] | None, *, now_us: Callable[[], int]
+        self, log_root: Path, view: ViewPlan, shard: str, saved: Mapping[str, Any] | None, *, now_us: Callable[[], int]
     ) -> None:
         self._shard = shard
+        self._ledger = NOTHING_LATE
         self._schema = log_schema(view)
         self._now_us = now_us
         self._table = StagedTable(
@@ -68,8 +71,12 @@ class LogTable:
             self._table.append(closed)
         # The instant that the clock stands on is still open.
         self._table.cover({"since": updates.since_us, "complete_to": updates.clock_us - 1})
+        ledger = ledger_of(updates)
+        if ledger != self._ledger:
+            self._ledger = ledger
+            self._table.cover({LEDGER: written(ledger)})
 
-    def snapshot(self) -> dict[str, int]:
+    def snapshot(self) -> dict[str, Any]:
         """As ``StagedTable.snapshot``."""
         return self._table.snapshot()
 
@@ -92,7 +99,7 @@ class DeadLetterTable:
     come, sorted by arrival within an epoch, so that each day makes one file.
     """
 
-    def __init__(self, root: Path, topic: str, writer: str, saved: Mapping[str, int] | None) -> None:
+    def __init__(self, root: Path, topic: str, writer: str, saved: Mapping[str, Any] | None) -> None:
         self._waiting: list[pl.DataFrame] = []
         self._table = StagedTable(
             root / topic,
@@ -108,7 +115,7 @@ class DeadLetterTable:
         if letters.height:
             self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
 
-    def snapshot(self) -> dict[str, int]:
+    def snapshot(self) -> dict[str, Any]:
         """As ``StagedTable.snapshot``."""
         if self._waiting:
             self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
@@ -120,7 +127,7 @@ class DeadLetterTable:
         self._table.settle()
 
 
-def archive_table(archive_root: Path, topic: str, partition: int, saved: Mapping[str, int] | None) -> StagedTable:
+def archive_table(archive_root: Path, topic: str, partition: int, saved: Mapping[str, Any] | None) -> StagedTable:
     """One partition's share of a topic's event archive: decoded events in the order of ``_offset``."""
     return StagedTable(
         archive_root / topic,

@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -57,7 +58,7 @@ class StagedTable:
         day_column: str,
         sequence_column: str | None,
         metadata: Mapping[str, str],
-        saved: Mapping[str, int] | None,
+        saved: Mapping[str, Any] | None,
         at_staging: Callable[[pl.DataFrame], pl.DataFrame] = _as_they_are,
     ) -> None:
         if "-" in writer:
@@ -76,7 +77,7 @@ class StagedTable:
         self._staged_next = self._next
         self._coverage = {name: value for name, value in (saved or {}).items() if name != _NEXT}
         self._staged_coverage = dict(self._coverage)
-        self._written_coverage: dict[str, int | None] | None = None
+        self._written_coverage: dict[str, Any] | None = None
         with _disk(root):
             self._recover(saved)
 
@@ -114,11 +115,11 @@ class StagedTable:
         self._n_buffered += n_rows
         self._next = after
 
-    def cover(self, coverage: Mapping[str, int | None]) -> None:
+    def cover(self, coverage: Mapping[str, Any]) -> None:
         """State what readers may rely on once the rows appended so far are published; None values are unknown yet."""
         self._coverage.update({name: value for name, value in coverage.items() if value is not None})
 
-    def snapshot(self) -> dict[str, int]:
+    def snapshot(self) -> dict[str, Any]:
         """Publish what the previous snapshot staged, stage what came since, and return the state to resume from.
 
         Call it only when the previous snapshot's return value is durable. After ``StoreUnavailable`` it can be
@@ -138,7 +139,7 @@ class StagedTable:
             self._publish()
             self._remove_empty_staging()
 
-    def _recover(self, saved: Mapping[str, int] | None) -> None:
+    def _recover(self, saved: Mapping[str, Any] | None) -> None:
         published = layout.published_files(self._root, self._writer)
         staged = layout.staged_files(self._root, self._writer)
         self._refuse_strangers(saved, published, staged)
@@ -154,7 +155,7 @@ class StagedTable:
         self._remove_empty_staging()
 
     def _refuse_strangers(
-        self, saved: Mapping[str, int] | None, published: list[layout.TableFile], staged: list[layout.TableFile]
+        self, saved: Mapping[str, Any] | None, published: list[layout.TableFile], staged: list[layout.TableFile]
     ) -> None:
         if saved is None:
             if published:
@@ -198,7 +199,7 @@ class StagedTable:
     def _write_coverage(self) -> None:
         if not self._staged_coverage:
             return
-        coverage: dict[str, int | None] = {"since": None, "complete_to": None, **self._staged_coverage}
+        coverage: dict[str, Any] = {"since": None, "complete_to": None, **self._staged_coverage}
         coverage["seq"] = self._staged_next
         if coverage == self._written_coverage:
             return

@@ -1,5 +1,6 @@
 """The writer of current values: the last per key, acknowledged before the clock says so."""
 
+import json
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 import polars as pl
 import redis
 
+from unskew.features.ledger import Ledger, ledger_of, written
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
 from unskew.sinks.keyspace import (
@@ -17,6 +19,7 @@ from unskew.sinks.keyspace import (
     clock_field,
     clock_key,
     connect,
+    ledger_key,
     reaching_redis,
     registry_key,
     shards_field,
@@ -42,6 +45,7 @@ class _Batch:
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
     clocks: dict[str, int | str] = field(default_factory=dict)
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
     newest_clock_us: int | None = None
     n_rows: int = 0
     n_conflated: int = 0
@@ -71,6 +75,7 @@ class _Batch:
                 for view in dict.fromkeys((*self.frames, *later.frames))
             },
             clocks={**self.clocks, **later.clocks},
+            ledgers={**self.ledgers, **later.ledgers},
             newest_clock_us=max(clocks, default=None),
             n_rows=self.n_rows + later.n_rows,
             n_conflated=self.n_conflated + later.n_conflated,
@@ -103,6 +108,8 @@ class RedisWriter:
         self._client = connect(client) if isinstance(client, str) else client
         self._prefix = prefix
         self._clock_key = clock_key(prefix, pipeline)
+        self._ledger_key = ledger_key(prefix, pipeline)
+        self._ledgers: dict[str, Ledger] = {}
         self._encoders: dict[str, RowEncoder] = {}
         self._gathered = _Batch()
         self._aside: ThreadPoolExecutor | None = None
@@ -142,7 +149,7 @@ class RedisWriter:
         """State at the start of a run, before any of its clocks, which shards each view has, by view id.
 
         A reader then knows of shards that have no clock yet. Clocks of these views' other shards are an earlier
-        deployment's and are removed, as is what earlier runs said of shards that ended without a clock.
+        deployment's and are removed, with their ledgers, as is what earlier runs said of shards that ended without a clock.
         """
         with reaching_redis():
             stored = {as_text(name): as_text(value) for name, value in self._client.hgetall(self._clock_key).items()}
@@ -152,7 +159,11 @@ class RedisWriter:
                 for name, value in stored.items()
                 if name.partition("/")[0] in shards and (name.removesuffix(SINCE) not in listed or value == ENDED)
             ]
+            told = [as_text(name) for name in self._client.hkeys(self._ledger_key)]
+            unlisted = [name for name in told if name.partition("/")[0] in shards and name not in listed]
             commands = self._client.pipeline(transaction=True)
+            if unlisted:
+                commands.hdel(self._ledger_key, *unlisted)
             if stale:
                 commands.hdel(self._clock_key, *stale)
             for view_id, names in shards.items():
@@ -164,6 +175,10 @@ class RedisWriter:
         if isinstance(updates, Updates) and updates.view.id not in self._encoders:
             self._encoders[updates.view.id] = RowEncoder(updates.view, self._prefix)
         self._gathered.add(updates)
+        if isinstance(updates, Updates):
+            name, ledger = clock_field(updates.view, updates.shard), ledger_of(updates)
+            if ledger != self._ledgers.get(name):
+                self._ledgers[name] = self._gathered.ledgers[name] = ledger
 
     def interval_us(self, now_us: int) -> int:
         """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
@@ -243,6 +258,11 @@ class RedisWriter:
         batch.conflate()
         with reaching_redis():
             self._send(self._commands(batch, now_us))
+            if batch.ledgers:
+                self._client.hset(
+                    self._ledger_key,
+                    mapping={name: json.dumps(written(ledger)) for name, ledger in batch.ledgers.items()},
+                )
             self._client.hset(self._clock_key, mapping={name: str(clock) for name, clock in batch.clocks.items()})
 
     def _commands(self, batch: _Batch, now_us: int) -> Iterator[Commands]:

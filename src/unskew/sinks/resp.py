@@ -8,8 +8,8 @@ A row becomes
     PEXPIREAT key ms                               where the time of collection is still to come,
 
 so a reader sees the fields of a row change together. The expiry stands outside the transaction: it only collects
-garbage, and a command fewer in the transaction is work the server is spared. Values: integers in decimal, floats as
-the shortest text that reads back to the same float, booleans as ``1`` and ``0``. A null field is absent.
+garbage, and a command fewer in the transaction is work the server is spared. Values are as ``texts`` says; a null field is
+absent.
 
 Every reply to these commands is an integer, a status or an array of integers; ``resp_replies`` rests on that.
 """
@@ -24,6 +24,7 @@ from unskew.features.kernel.directory import Keys
 from unskew.features.plan import ViewPlan
 from unskew.sinks import resp_bytes
 from unskew.sinks.keyspace import value_key
+from unskew.sinks.texts import text_of
 
 COLLECT_AFTER_US = 7 * 24 * 3600 * 1_000_000
 
@@ -40,7 +41,19 @@ class RowEncoder:
     """Makes the commands that bring the keys of one view to given current rows."""
 
     def __init__(self, view: ViewPlan, prefix: str) -> None:
-        self._fields = (*(feature.name for feature in view.features), "_at", "_until")
+        types = {output.name: output.dtype for output in view.outputs} | {"_at": "int64", "_until": "int64"}
+        self._fields = tuple(types)
+        self._n_floats = sum(dtype == "float64" for dtype in types.values())
+        # Integers are written without a text in between, and of floats all texts are made at once.
+        self._kinds = [
+            "float" if dtype == "float64" else "integer" if dtype in {"int64", "bool", "timestamp"} else "text"
+            for dtype in types.values()
+        ]
+        self._texts = [
+            text_of(pl.col(name), dtype).alias(name)
+            for (name, dtype), kind in zip(types.items(), self._kinds, strict=True)
+            if kind == "text" and dtype != "string"
+        ]
         before_key, after_key = (part.encode() for part in value_key(prefix, view.id, "\0").split("\0"))
         self._around_key = _bytes(before_key + after_key)
         self._n_before_key = len(before_key)
@@ -60,26 +73,35 @@ class RowEncoder:
         if not rows.height:
             return Commands(b"", 0)
         columns = {column.name: column for column in rows.get_columns()}
+        if self._texts:
+            columns |= {column.name: column for column in rows.select(self._texts).get_columns()}
         missing = np.zeros((len(self._fields), rows.height), np.bool_)
         sources = np.empty(len(self._fields), np.int64)
         numbers: list[npt.NDArray[np.int64]] = []
         floats: list[npt.NDArray[np.float64]] = []
-        for field, name in enumerate(self._fields):
+        strings: list[pl.Series] = []
+        for field, (name, kind) in enumerate(zip(self._fields, self._kinds, strict=True)):
             column = columns[name]
-            if column.dtype == pl.Float64:
+            if kind == "float":
                 values = column.to_numpy()
                 # No stored value is NaN, so NaN is what a null has become; its text is never read.
                 np.isnan(values, out=missing[field])
                 floats.append(values)
                 sources[field] = -1 - len(floats)
+            elif kind == "text":
+                if column.null_count():
+                    missing[field] = column.is_null().to_numpy()
+                strings.append(column)
+                sources[field] = -1 - self._n_floats - len(strings)
             else:
                 sources[field] = len(numbers)
                 numbers.append(_integers(column, missing[field]))
-        texts = columns["key"]
+        texts = [columns["key"]]
         if floats:
             # Polars writes the shortest text that reads back to the same float.
-            texts = pl.concat([texts, pl.Series("key", np.concatenate(floats)).cast(pl.String)])
-        laid_out = Keys.of(texts)
+            texts.append(pl.Series(np.concatenate(floats)).cast(pl.String))
+        texts += strings
+        laid_out = Keys.of(texts[0] if len(texts) == 1 else pl.concat(texts))
         out = self._buffer(rows.height, laid_out)
         n_bytes, n_lines = resp_bytes.write_rows(
             out,
@@ -116,7 +138,7 @@ class RowEncoder:
 
 
 def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Integers or booleans as int64; nulls are marked in ``missing`` and read as anything."""
+    """Integers, booleans or timestamps as int64; nulls are marked in ``missing`` and read as anything."""
     if column.dtype != pl.Int64:
         column = column.cast(pl.Int64)
     if not column.null_count():

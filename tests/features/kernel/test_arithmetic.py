@@ -1,10 +1,11 @@
 """Fixed-point sums against Python's exact fractions."""
 
 import struct
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from unskew.features.kernel import arithmetic
@@ -90,3 +91,68 @@ def test_comparable_bits_order_as_floats_do(pair: list[float]) -> None:
 
     assert (one < other) == (arithmetic.ordered_bits(_bits(one)) < arithmetic.ordered_bits(_bits(other)))
     assert arithmetic.ordered_bits(arithmetic.ordered_bits(_bits(one))) == _bits(one)
+
+
+WORDS = st.integers(0, 2**64 - 1)
+
+
+def _wide(number: int, n_limbs: int) -> np.ndarray:
+    return np.array([number >> (64 * place) & (2**64 - 1) for place in range(n_limbs)], np.uint64)
+
+
+def _value(wide: Iterable[np.uint64]) -> int:
+    return sum(int(limb) << (64 * place) for place, limb in enumerate(wide))
+
+
+@given(WORDS, WORDS)
+@example(2**64 - 1, 2**64 - 1)
+@example(2**32 - 1, 2**32)
+def test_a_product_of_words_is_two_words(one: int, other: int) -> None:
+    assert _value(map(np.uint64, arithmetic.multiply(np.uint64(one), np.uint64(other)))) == one * other
+
+
+# Sums of exact values of less than 2**62 in units of 2**-64.
+@given(st.integers(-(2**127), 2**127))
+@example(2**127)
+@example(-(2**127))
+@example((2**63 << 64) - 1)
+@example((2**64 - 1) << 63)
+def test_a_square_is_exact_in_four_limbs(number: int) -> None:
+    assert _value(map(np.uint64, arithmetic.square(*_limbs(number)))) == number * number
+
+
+@given(st.integers(0, 2**320 - 1), WORDS)
+@example(2**320 - 1, 2**64 - 1)
+@example(2**128 - 1, 2**63)
+def test_scaling_multiplies_in_place(number: int, factor: int) -> None:
+    wide = _wide(number, 6)
+    arithmetic.scale_wide(wide, np.uint64(factor))
+
+    assert _value(wide) == number * factor
+
+
+@given(st.integers(0, 2**384 - 1), st.integers(0, 2**384 - 1))
+@example(2**192, 1)
+@example(2**128, 2**64)
+@example(2**64 - 1, 2**64 - 1)
+@example(2**128 + 2**64, 2**128 + 1)
+def test_subtracting_borrows_through_every_limb(one: int, other: int) -> None:
+    less, more = sorted((one, other))
+    wide = _wide(more, 6)
+    arithmetic.subtract_wide(wide, _wide(less, 6))
+
+    assert _value(wide) == more - less
+
+
+@given(st.integers(0, 2**700), st.integers(1, 2**400), st.integers(-256, 0), st.booleans())
+@example(1, 3, 0, False)
+@example((2**53 + 1) << 300, 1 << 300, 0, False)
+@example((2**54 - 1) << 300, 1 << 300, 0, True)
+@example(((2**53 + 1) << 64) + 1, 1 << 64, 0, False)
+@example(2**200, 2**200, -128, True)
+def test_a_quotient_is_rounded_once_half_even(numerator: int, denominator: int, exponent: int, negative: bool) -> None:
+    exact = Fraction(numerator, denominator) * Fraction(2) ** exponent
+    assume(exact == 0 or 2.0**-1000 < exact < 2.0**1000)
+    found = arithmetic.quotient_bits(_wide(numerator, 12), _wide(denominator, 12), exponent, negative)
+
+    assert _float(found) == (-float(exact) if negative else float(exact))

@@ -120,6 +120,28 @@ def _leading_zeros(_typing: Any, word: Any) -> Any:
 leading_zeros: Any = intrinsic(_leading_zeros)
 
 
+def _as_float(_typing: Any, _pattern: Any) -> Any:
+    """The float64 of a bit pattern."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
+def _as_bits(_typing: Any, _number: Any) -> Any:
+    """The bit pattern of a float64."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.int64(types.float64), generate
+
+
+as_float: Any = intrinsic(_as_float)
+as_bits: Any = intrinsic(_as_bits)
+
+
 @compiled()
 def _assemble(top, sticky, exponent, negative):
     """Bits of ``+-top * 2**(exponent-63)`` rounded half-even, ``top`` normalised, ``sticky`` = more bits below."""
@@ -214,3 +236,117 @@ def mean_bits(low, mid, high, count):
     if place < 0:
         return np.int64(0)
     return _assemble(top, sticky or remainder != _U0, place - 192, negative)
+
+
+@compiled()
+def multiply(left, right):
+    """Low and high word of the product of two unsigned words."""
+    left_low, left_high = left & _LOW32, left >> np.uint64(32)
+    right_low, right_high = right & _LOW32, right >> np.uint64(32)
+    low = left_low * right_low
+    middle = left_high * right_low + (low >> np.uint64(32))
+    other = left_low * right_high + (middle & _LOW32)
+    high = left_high * right_high + (middle >> np.uint64(32)) + (other >> np.uint64(32))
+    return (other << np.uint64(32)) | (low & _LOW32), high
+
+
+@compiled()
+def square(low, mid, high):
+    """Four limbs of the square of a three-limb integer of at most 2**127."""
+    if np.int64(high) < 0:
+        low, mid, _ = negate(low, mid, high)
+    first, second = multiply(low, low)
+    cross_low, cross_high = multiply(low, mid)
+    third, fourth = multiply(mid, mid)
+    for _ in range(2):
+        second += cross_low
+        carry = _U1 if second < cross_low else _U0
+        third += carry
+        if carry == _U1 and third == _U0:
+            fourth += _U1
+        third += cross_high
+        if third < cross_high:
+            fourth += _U1
+    return first, second, third, fourth
+
+
+# Numbers wider than three limbs: uint64 arrays, the lowest limb first, without a sign.
+
+
+@compiled()
+def scale_wide(wide, factor):
+    """Multiply in place by a word."""
+    carry = _U0
+    for index in range(len(wide)):
+        low, high = multiply(wide[index], factor)
+        low += carry
+        carry = high + (_U1 if low < carry else _U0)
+        wide[index] = low
+
+
+@compiled()
+def subtract_wide(wide, other):
+    """Subtract in place; ``other`` is not larger."""
+    borrow = _U0
+    for index in range(len(wide)):
+        before = wide[index]
+        after = before - other[index]
+        below = before < other[index]
+        wide[index] = after - borrow
+        borrow = _U1 if (below or (borrow == _U1 and after == _U0)) else _U0
+
+
+@compiled()
+def _bits_of(wide):
+    for index in range(len(wide) - 1, -1, -1):
+        if wide[index] != _U0:
+            return 64 * index + 64 - leading_zeros(wide[index])
+    return 0
+
+
+@compiled()
+def _shift_wide(wide, n_bits):
+    words = n_bits // 64
+    bits = uint64(n_bits % 64)
+    for index in range(len(wide) - 1, -1, -1):
+        low = wide[index - words] if index >= words else _U0
+        lower = wide[index - words - 1] if index > words else _U0
+        wide[index] = low if bits == _U0 else (low << bits) | (lower >> (np.uint64(64) - bits))
+
+
+@compiled()
+def _reaches(wide, other):
+    for index in range(len(wide) - 1, -1, -1):
+        if wide[index] != other[index]:
+            return wide[index] > other[index]
+    return True
+
+
+@compiled()
+def quotient_bits(numerator, denominator, exponent, negative):
+    """float64 bits of ``+-numerator / denominator * 2**exponent``, rounded half-even once; both arrays are used up.
+
+    Both have a bit to spare at the top; the denominator is not zero. Restoring division, a bit at a time.
+    """
+    n_bits = _bits_of(numerator)
+    if n_bits == 0:
+        return np.int64(0)
+    ahead = n_bits - _bits_of(denominator)
+    if ahead > 0:
+        _shift_wide(denominator, ahead)
+    else:
+        _shift_wide(numerator, -ahead)
+    top = _U0
+    taken = 0
+    place = ahead
+    while taken < 64:
+        reaches = _reaches(numerator, denominator)
+        if reaches:
+            subtract_wide(numerator, denominator)
+        if reaches or taken > 0:
+            top = (top << _U1) | (_U1 if reaches else _U0)
+            taken += 1
+        else:
+            place -= 1
+        _shift_wide(numerator, 1)
+    return _assemble(top, _bits_of(numerator) > 0, place + exponent, negative)

@@ -107,34 +107,42 @@ def find_rows(arrays, offsets, data, out):
 
 
 @compiled()
+def insert_row(arrays, data, start, stop):
+    """Row of a key, and whether it is new; capacity is the caller's."""
+    scalars = arrays.scalars
+    hashed = hash_bytes(data, start, stop)
+    slot = _find(arrays, hashed, data, start, stop)
+    row = arrays.slots[slot]
+    if row != EMPTY:
+        return row, False
+    if scalars[D_FREE] > 0:
+        scalars[D_FREE] -= 1
+        row = arrays.free[scalars[D_FREE]]
+    else:
+        row = np.int32(scalars[D_HIGH])
+        scalars[D_HIGH] += 1
+    base = scalars[D_POOL]
+    for offset in range(stop - start):
+        arrays.pool[base + offset] = data[start + offset]
+    scalars[D_POOL] = base + stop - start
+    arrays.starts[row] = base
+    arrays.lengths[row] = stop - start
+    arrays.hashes[row] = hashed
+    arrays.slots[slot] = row
+    scalars[D_ROWS] += 1
+    return row, True
+
+
+@compiled()
 def insert_rows(arrays, offsets, data, out, fresh):
     """Row of every key, new ones added; returns how many, their rows in ``fresh``. Capacity is the caller's."""
-    scalars = arrays.scalars
     n_fresh = 0
     for index in range(len(offsets) - 1):
-        start, stop = offsets[index], offsets[index + 1]
-        hashed = hash_bytes(data, start, stop)
-        slot = _find(arrays, hashed, data, start, stop)
-        row = arrays.slots[slot]
-        if row == EMPTY:
-            if scalars[D_FREE] > 0:
-                scalars[D_FREE] -= 1
-                row = arrays.free[scalars[D_FREE]]
-            else:
-                row = np.int32(scalars[D_HIGH])
-                scalars[D_HIGH] += 1
-            base = scalars[D_POOL]
-            for offset in range(stop - start):
-                arrays.pool[base + offset] = data[start + offset]
-            scalars[D_POOL] = base + stop - start
-            arrays.starts[row] = base
-            arrays.lengths[row] = stop - start
-            arrays.hashes[row] = hashed
-            arrays.slots[slot] = row
-            scalars[D_ROWS] += 1
+        row, is_new = insert_row(arrays, data, offsets[index], offsets[index + 1])
+        out[index] = row
+        if is_new:
             fresh[n_fresh] = row
             n_fresh += 1
-        out[index] = row
     return n_fresh
 
 
@@ -163,6 +171,27 @@ def remove_row(arrays, row):
     arrays.free[scalars[D_FREE]] = row
     scalars[D_FREE] += 1
     scalars[D_ROWS] -= 1
+
+
+@compiled()
+def _fill_rows(arrays, lengths, offsets, data):
+    scalars = arrays.scalars
+    for row in range(len(lengths)):
+        start, stop = offsets[row], offsets[row + 1]
+        arrays.lengths[row] = lengths[row]
+        if lengths[row] < 0:
+            arrays.free[scalars[D_FREE]] = row
+            scalars[D_FREE] += 1
+            continue
+        for position in range(start, stop):
+            arrays.pool[position] = data[position]
+        arrays.starts[row] = start
+        hashed = hash_bytes(data, start, stop)
+        arrays.hashes[row] = hashed
+        arrays.slots[_find(arrays, hashed, data, start, stop)] = row
+        scalars[D_ROWS] += 1
+    scalars[D_HIGH] = len(lengths)
+    scalars[D_POOL] = offsets[len(lengths)]
 
 
 @compiled()
@@ -250,11 +279,26 @@ class Directory:
     def insert(self, keys: Keys) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Rows of all keys, int32 [n], and the rows that are new."""
         count = len(keys.offsets) - 1
-        self._reserve(count, int(keys.offsets[-1] - keys.offsets[0]) if count else 0)
+        self.reserve(count, int(keys.offsets[-1] - keys.offsets[0]) if count else 0)
         rows = np.empty(count, np.int32)
         fresh = np.empty(count, np.int32)
         n_fresh = insert_rows(self.arrays, keys.offsets, keys.data, rows, fresh)
         return rows, fresh[:n_fresh]
+
+    def rows_as_they_lie(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """The length of every row's key up to the last, -1 where the row is free, and the bytes of the others end to end."""
+        rows = self.rows()
+        high = int(rows[-1]) + 1 if len(rows) else 0
+        return self.arrays.lengths[:high].copy(), self.gather(rows).data
+
+    @classmethod
+    def of_rows(cls, lengths: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> "Directory":
+        """A directory whose keys have the rows that ``rows_as_they_lie`` gave."""
+        result = cls()
+        offsets = np.concatenate(([0], np.cumsum(np.maximum(lengths, 0)))).astype(np.int64)
+        result.reserve(len(lengths), int(offsets[-1]))
+        _fill_rows(result.arrays, lengths, offsets, data)
+        return result
 
     def find(self, keys: Keys) -> npt.NDArray[np.int32]:
         """Rows of all keys, -1 where unknown."""
@@ -275,7 +319,8 @@ class Directory:
         _gather_bytes(self.arrays, rows, offsets, data)
         return Keys(offsets, data)
 
-    def _reserve(self, n_keys: int, n_bytes: int) -> None:
+    def reserve(self, n_keys: int, n_bytes: int) -> None:
+        """Make room for that many more keys, of that many bytes together."""
         scalars = self.arrays.scalars
         needed = int(scalars[D_HIGH]) + max(0, n_keys - int(scalars[D_FREE]))
         if needed > self.capacity:

@@ -1,37 +1,60 @@
-r"""State as bytes, layout 1: explicit, versioned, checksummed, independent of how the arrays happen to lie.
+r"""State as bytes, layout 2 of ``sealed``: explicit, versioned, independent of how the arrays happen to lie.
 
-All numbers are little-endian::
+Header: view, shard, fingerprint, clock, since, seq, late_by.
 
-    8 bytes   magic  b"unskew\x00S"
-    u32       layout number
-    u32       length of the header
-    header    JSON, UTF-8: view, shard, fingerprint, clock, since, seq, late, late_by, and
-              ``arrays``: [name, dtype, shape] in the order in which they follow
-    arrays    back to back, C order
-    u32       CRC-32 of everything before it
-
-Arrays, with n entities, m tiles, k touched entities, f features, w words per cell:
-``key_offsets`` i8 [n+1], ``key_bytes`` u1; ``values`` i8 [n, f] and ``present`` i8 [n], a bit for each feature:
+Arrays, with n entities, m tiles, k touched entities, v words of values, w words per cell, i items, t rows of texts:
+``key_offsets`` i8 [n+1], ``key_bytes`` u1; ``values`` i8 [n, v] and ``present`` i8 [n], a bit for each feature:
 the previous closed row;
 ``changed_at`` i8 [n]; ``tile_entity`` i4 [m], ``tile_window`` i4 [m], ``tile_number`` i8 [m], ``tile_words`` i8 [m, w],
-each entity's window by window from old to new; ``touched`` i8 [k, 5]: entity, cause bits, event time, partition,
-offset of what the open instant has touched. Totals, lists and rings are made again from these.
+each entity's window by window from old to new, words of multisets and lists 0; ``touched`` i8 [k, 5]: entity, cause bits, event
+time, partition, offset of what the open instant has touched; ``late`` i8 [windows, 8]; ``items`` i8 [i, 4+4]: tile, accumulator,
+code, count, and its words, of tiles only, lists in their order; ``text_lengths`` i4 [t], -1 for a row that is free, and
+``text_bytes`` u1: what numbers that stand for texts mean. Totals, lists and rings are made again from these.
 """
 
-import json
-import struct
-import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from unskew.features.errors import LayoutError
+from unskew.features.kernel.accumulators import merge_tile
+from unskew.features.kernel.bags import put, tile_owner
 from unskew.features.kernel.compiled import compiled
 from unskew.features.kernel.directory import Directory, Keys
-from unskew.features.kernel.engine import (
+from unskew.features.kernel.engine import tile_of
+from unskew.features.kernel.program import (
+    A_OP,
+    A_WORD,
+    BAG,
+    CLOSED,
+    ENTITY_CHANGED,
+    ENTITY_PRESENT,
+    ENTITY_SLOT,
+    ENTITY_VALUES,
+    FIRST_N,
+    LAST_N,
+    W_END,
+    W_ENDS,
+    W_FIRST,
+    W_KIND,
+    Program,
+)
+from unskew.features.kernel.reading import ordinal
+from unskew.features.kernel.sealed import seal, unseal
+from unskew.features.kernel.state import (
+    ITEM_CHAIN,
+    ITEM_CODE,
+    ITEM_COUNT,
+    ITEM_NEXT,
+    ITEM_OWNER,
+    ITEM_PREVIOUS,
+    ITEM_WORDS,
+    N_ITEM_WORDS,
     NONE,
     S_CLOCK,
+    S_ITEM_HIGH,
+    S_ITEMS,
     S_TILES,
     S_TOUCHED,
     T_ROW,
@@ -39,25 +62,23 @@ from unskew.features.kernel.engine import (
     TILE_NUMBER,
     TILE_WORDS,
     State,
-    merge_tile,
-    tile_of,
 )
-from unskew.features.kernel.program import ENTITY_CHANGED, ENTITY_PRESENT, ENTITY_SLOT, ENTITY_VALUES, W_ENDS, Program
 from unskew.features.plan import ViewPlan
 
-LAYOUT = 1
+LAYOUT = 2
 MAGIC = b"unskew\x00S"
-_PREFIX = struct.Struct("<8sII")
-_CHECKSUM = struct.Struct("<I")
+# Columns of stored items.
+I_TILE, I_ACCUMULATOR, I_CODE, I_COUNT, I_WORDS = range(5)
 
 
 class Tiles(NamedTuple):
-    """Live tiles as columns."""
+    """Live tiles as columns, and their items."""
 
     entity: npt.NDArray[np.int32]
     window: npt.NDArray[np.int32]
     number: npt.NDArray[np.int64]
     words: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
 
 
 class Stored(NamedTuple):
@@ -74,11 +95,14 @@ class Stored(NamedTuple):
     changed_at: npt.NDArray[np.int64]
     tiles: Tiles
     touched: npt.NDArray[np.int64]
+    text_lengths: npt.NDArray[np.int32]
+    text_bytes: npt.NDArray[np.uint8]
 
 
 @compiled()
-def _collect(program, state, rows, entity, window, number, words):
+def _collect(program, state, rows, entity, window, number, words, items):
     place = 0
+    item_place = 0
     for index in range(len(rows)):
         row = rows[index]
         for w in range(len(program.windows)):
@@ -89,22 +113,96 @@ def _collect(program, state, rows, entity, window, number, words):
                 number[place] = state.tiles[tile, TILE_NUMBER]
                 for word in range(words.shape[1]):
                     words[place, word] = state.tiles[tile, TILE_WORDS + word]
+                for accumulator in range(program.windows[w, W_FIRST], program.windows[w, W_END]):
+                    op = program.accumulators[accumulator, A_OP]
+                    if op != BAG and op != LAST_N and op != FIRST_N:
+                        continue
+                    word = program.accumulators[accumulator, A_WORD]
+                    words[place, word] = 0
+                    words[place, word + 1] = 0
+                    item = state.tiles[tile, TILE_WORDS + word] - 1
+                    while item != NONE:
+                        items[item_place, I_TILE] = place
+                        items[item_place, I_ACCUMULATOR] = accumulator
+                        items[item_place, I_CODE] = state.items[item, ITEM_CODE]
+                        items[item_place, I_COUNT] = state.items[item, ITEM_COUNT]
+                        for position in range(N_ITEM_WORDS):
+                            items[item_place, I_WORDS + position] = state.items[item, ITEM_WORDS + position]
+                        item_place += 1
+                        item = state.items[item, ITEM_NEXT]
                 place += 1
                 tile = state.tiles[tile, TILE_NEXT]
+    return item_place
 
 
 @compiled()
-def _hang(program, state, rows, entity, window, number, words):
+def _restore_item(program, state, tile, item):
+    """Hang a stored item into its tile: lists at their end, as they are stored in order."""
+    accumulator = item[I_ACCUMULATOR]
+    word = TILE_WORDS + program.accumulators[accumulator, A_WORD]
+    owner = tile_owner(program, tile, accumulator)
+    if program.accumulators[accumulator, A_OP] == BAG:
+        put(
+            state.scalars, state.items, state.slots, state.tiles, tile, word, owner, item[I_CODE], item[I_COUNT],
+            np.uint64(item[I_WORDS]), np.uint64(item[I_WORDS + 1]), np.uint64(item[I_WORDS + 2]),
+        )  # fmt: skip
+        return
+    place = state.scalars[S_ITEM_HIGH]
+    state.scalars[S_ITEM_HIGH] += 1
+    state.scalars[S_ITEMS] += 1
+    items = state.items
+    last = state.tiles[tile, word] - 1
+    while last != NONE and items[last, ITEM_NEXT] != NONE:
+        last = items[last, ITEM_NEXT]
+    items[place, ITEM_OWNER] = owner
+    items[place, ITEM_CHAIN] = NONE
+    items[place, ITEM_NEXT] = NONE
+    items[place, ITEM_PREVIOUS] = last
+    items[place, ITEM_CODE] = item[I_CODE]
+    items[place, ITEM_COUNT] = item[I_COUNT]
+    for position in range(N_ITEM_WORDS):
+        items[place, ITEM_WORDS + position] = item[I_WORDS + position]
+    if last == NONE:
+        state.tiles[tile, word] = place + 1
+    else:
+        items[last, ITEM_NEXT] = place
+    state.tiles[tile, word + 1] += 1
+
+
+@compiled()
+def _hang(program, state, rows, entity, window, number, words, items):
+    item = 0
     for place in range(len(entity)):
-        row = rows[entity[place]]
-        tile = tile_of(program, state, row, window[place], number[place])
+        row = np.int64(rows[entity[place]])
+        w = np.int64(window[place])
+        now = ordinal(program, w, state.scalars[S_CLOCK])
+        tile = tile_of(program, state, row, w, number[place], now)
         for word in range(words.shape[1]):
             state.tiles[tile, TILE_WORDS + word] = words[place, word]
-        merge_tile(program, state.entities, row, window[place], state.tiles, tile)
+        end = item
+        while end < len(items) and items[end, I_TILE] == place:
+            end += 1
+        # Multisets take what is new in at their front: the last one first, so that they lie as they were stored.
+        for back in range(end - 1, item - 1, -1):
+            if program.accumulators[items[back, I_ACCUMULATOR], A_OP] == BAG:
+                _restore_item(program, state, tile, items[back])
+        for front in range(item, end):
+            if program.accumulators[items[front, I_ACCUMULATOR], A_OP] != BAG:
+                _restore_item(program, state, tile, items[front])
+        item = end
+        if program.windows[w, W_KIND] != CLOSED or number[place] < now:
+            merge_tile(program, state, row, w, tile)
 
 
 def pack(
-    view: ViewPlan, shard: str, seq: int, since_us: int | None, program: Program, state: State, directory: Directory
+    view: ViewPlan,
+    shard: str,
+    seq: int,
+    since_us: int | None,
+    program: Program,
+    state: State,
+    directory: Directory,
+    texts: Directory,
 ) -> bytes:
     """The bytes of a state."""
     rows = directory.rows()
@@ -115,24 +213,14 @@ def pack(
         np.empty(n_tiles, np.int32),
         np.empty(n_tiles, np.int64),
         np.empty((n_tiles, program.n_words), np.int64),
+        np.empty((int(state.scalars[S_ITEMS]), I_WORDS + N_ITEM_WORDS), np.int64),
     )
-    _collect(program, state, rows, *tiles)
+    n_items = _collect(program, state, rows, *tiles)
     touched = state.touched[: int(state.scalars[S_TOUCHED])].copy()
     index_of = np.empty(directory.capacity, np.int64)
     index_of[rows] = np.arange(len(rows))
     touched[:, T_ROW] = index_of[touched[:, T_ROW]]
-    arrays: list[tuple[str, npt.NDArray[Any]]] = [
-        ("key_offsets", keys.offsets),
-        ("key_bytes", keys.data),
-        ("values", state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + len(program.features)]),
-        ("present", state.entities[rows, ENTITY_PRESENT]),
-        ("changed_at", state.entities[rows, ENTITY_CHANGED]),
-        ("tile_entity", tiles.entity),
-        ("tile_window", tiles.window),
-        ("tile_number", tiles.number),
-        ("tile_words", tiles.words),
-        ("touched", touched),
-    ]
+    text_lengths, text_bytes = texts.rows_as_they_lie()
     header = {
         "view": view.id,
         "shard": shard,
@@ -140,70 +228,72 @@ def pack(
         "clock": int(state.scalars[S_CLOCK]),
         "since": since_us,
         "seq": seq,
-        "late": state.late.tolist(),
         "late_by": state.late_by.tolist(),
-        "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in arrays],
     }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    parts = [_PREFIX.pack(MAGIC, LAYOUT, len(text)), text]
-    parts += [np.ascontiguousarray(array).tobytes() for _, array in arrays]
-    body = b"".join(parts)
-    return body + _CHECKSUM.pack(zlib.crc32(body))
+    arrays = {
+        "key_offsets": keys.offsets,
+        "key_bytes": keys.data,
+        "values": state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + program.value_words],
+        "present": state.entities[rows, ENTITY_PRESENT],
+        "changed_at": state.entities[rows, ENTITY_CHANGED],
+        "tile_entity": tiles.entity,
+        "tile_window": tiles.window,
+        "tile_number": tiles.number,
+        "tile_words": tiles.words,
+        "touched": touched,
+        "late": state.late,
+        "items": tiles.items[:n_items],
+        "text_lengths": text_lengths,
+        "text_bytes": text_bytes,
+    }
+    return seal(MAGIC, LAYOUT, header, arrays)
 
 
 def unpack(data: bytes, view: ViewPlan, shard: str) -> Stored:
     """Read a state's bytes back; ``LayoutError`` where they are damaged, of another layout or another definition."""
     where = f"state of {view.id} in shard {shard}"
-    if len(data) < _PREFIX.size + _CHECKSUM.size or data[: len(MAGIC)] != MAGIC:
-        raise LayoutError(f"{where}: not a state of unskew; start from an empty state directory")
-    _, number, length = _PREFIX.unpack_from(data)
-    if number != LAYOUT:
-        raise LayoutError(
-            f"{where}: layout {number}, this version reads {LAYOUT}; run the version that wrote it, "
-            "or start from an empty state directory"
-        )
-    body = memoryview(data)[: -_CHECKSUM.size]
-    if zlib.crc32(body) != _CHECKSUM.unpack_from(data, len(body))[0]:
-        raise LayoutError(f"{where}: checksum does not match, the bytes are damaged; restore the state from a backup")
-    header = json.loads(bytes(body[_PREFIX.size : _PREFIX.size + length]))
+    header, arrays = unseal(data, MAGIC, LAYOUT, where)
     if header["fingerprint"] != view.state_fingerprint or header["view"] != view.id or header["shard"] != shard:
         raise LayoutError(
             f"{where}: written for {header['view']} in shard {header['shard']} with another definition "
             f"(fingerprint {header['fingerprint'][:12]}, now {view.state_fingerprint[:12]}); give the changed view "
             "a new version, or start from an empty state directory"
         )
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    place = _PREFIX.size + length
-    for name, dtype, shape in header["arrays"]:
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(body, dtype, count, place).reshape(shape)
-        place += count * np.dtype(dtype).itemsize
     return Stored(
         clock=header["clock"],
         since_us=header["since"],
         seq=header["seq"],
-        late=np.array(header["late"], np.int64),
+        late=arrays["late"],
         late_by=np.array(header["late_by"], np.int64),
-        keys=Keys(np.array(arrays["key_offsets"]), np.array(arrays["key_bytes"])),
-        values=np.array(arrays["values"]),
-        present=np.array(arrays["present"]),
-        changed_at=np.array(arrays["changed_at"]),
-        tiles=Tiles(*(np.array(arrays[f"tile_{name}"]) for name in ("entity", "window", "number", "words"))),
-        touched=np.array(arrays["touched"]),
+        keys=Keys(arrays["key_offsets"], arrays["key_bytes"]),
+        values=arrays["values"],
+        present=arrays["present"],
+        changed_at=arrays["changed_at"],
+        tiles=Tiles(
+            entity=arrays["tile_entity"],
+            window=arrays["tile_window"],
+            number=arrays["tile_number"],
+            words=arrays["tile_words"],
+            items=arrays["items"],
+        ),
+        touched=arrays["touched"],
+        text_lengths=arrays["text_lengths"],
+        text_bytes=arrays["text_bytes"],
     )
 
 
 def restore(stored: Stored, program: Program, state: State, rows: npt.NDArray[np.int32]) -> None:
     """Fill an empty state, whose directory already gave ``rows`` to the stored keys and which has room."""
-    state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + len(program.features)] = stored.values
+    state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + program.value_words] = stored.values
     state.entities[rows, ENTITY_PRESENT] = stored.present
     state.entities[rows, ENTITY_CHANGED] = stored.changed_at
     state.late[:] = stored.late
     state.late_by[:] = stored.late_by
+    # Tiles hang where something next happens to them, seen from the clock.
+    state.scalars[S_CLOCK] = stored.clock
     _hang(program, state, rows, *stored.tiles)
     count = len(stored.touched)
     state.touched[:count] = stored.touched
     state.touched[:count, T_ROW] = rows[stored.touched[:, T_ROW]]
     state.entities[state.touched[:count, T_ROW], ENTITY_SLOT] = np.arange(count)
     state.scalars[S_TOUCHED] = count
-    state.scalars[S_CLOCK] = stored.clock

@@ -1,31 +1,52 @@
 """Lower a view's features to the small integer arrays that the kernel runs on."""
 
-from typing import NamedTuple
+from decimal import Context, Decimal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan, WindowPlan
+from unskew.features.types import decimal_scale, element
 
 Ints = npt.NDArray[np.int64]
 
-# Accumulators. A cell (a tile, or the running total of an entity and window) is a row of int64 words.
+# Accumulators. A cell (a tile, or the running total of an entity and window) is a row of int64 words. COUNT and SUM come
+# first, as they are the most frequent.
 COUNT = 0  # 1 word: rows that pass (value -1), or non-null values
 SUM = 1  # 3 words: limbs of an exact sum
 MIN = 2  # 1 word: in comparable form, meaningful where the count beside it is > 0
 MAX = 3
 LAST = 4  # 5 words: effective, arrival, partition, offset, value
+FIRST = 5
+SQUARES = 6  # 5 words: limbs of an exact sum of squares
+BUCKETS = 7  # a count for each bucket of a histogram
+BAG = 8  # 2 words: the first of its items, how many there are
+LAST_N = 9  # 2 words: as BAG, items of a tile only, the latest first
+FIRST_N = 10  # the earliest first
+OPENED = 11  # 7 words, of a session: whether it has begun, its least tile number, and as LAST its latest event
 _LAST_VALUE = 4
-ACCUMULATOR_WORDS = {COUNT: 1, SUM: 3, MIN: 1, MAX: 1, LAST: 5}
+ACCUMULATOR_WORDS = {
+    COUNT: 1, SUM: 3, MIN: 1, MAX: 1, LAST: 5, FIRST: 5, SQUARES: 5, BAG: 2, LAST_N: 2, FIRST_N: 2, OPENED: 7,
+}  # fmt: skip
 
-READ_COUNT, READ_SUM, READ_MEAN, READ_VALUE = 0, 1, 2, 3
+(
+    READ_COUNT, READ_SUM, READ_MEAN, READ_VALUE, READ_VAR, READ_STD, READ_DISTINCT, READ_APPROX, READ_MODE, READ_TOP,
+    READ_BUCKETS, READ_QUANTILE, READ_LIST, READ_DECAYED_COUNT, READ_DECAYED_SUM, READ_MAP_COUNT, READ_MAP_SUM, READ_MAP_MEAN,
+) = range(18)  # fmt: skip
+ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYED_COUNT, READ_DECAYED_SUM)
 
-FIXED, CALENDAR = 0, 1
+# Kinds of windows. FIXED is a grid whose tiles count from their first event until they leave; tiles of a CLOSED one count from
+# the end of their period; EVERY is a grid whose values change at every hop.
+FIXED, CALENDAR, CLOSED, LIFETIME, SESSION, EVERY = range(6)
+
+# Kinds of numbers: integers as they are, bits of a float64, row of a text in the state's directory of texts.
+INTEGER, FLOAT, TEXT = range(3)
 
 # Column numbers of the tables below.
-A_WINDOW, A_OP, A_FILTER, A_VALUE, A_FLOAT, A_WORD, A_COUNT_WORD = range(7)
-F_READ, F_COUNT_WORD, F_WORD, F_FLOAT = range(4)
-W_KIND, W_HOP, W_SPAN, W_TABLE, W_TABLE_END, W_RING, W_RING_SIZE, W_FIRST, W_END, W_ENDS, W_TOTAL = range(11)
+A_WINDOW, A_OP, A_FILTER, A_VALUE, A_KIND, A_WORD, A_COUNT_WORD, A_BY, A_SIZE = range(9)
+F_READ, F_COUNT_WORD, F_WORD, F_KIND, F_OUT, F_SIZE, F_WINDOW, F_CONSTANT, F_BITS, F_OP, F_ACCUMULATOR = range(11)
+W_KIND, W_HOP, W_SPAN, W_TABLE, W_TABLE_END, W_RING, W_RING_SIZE, W_FIRST, W_END, W_ENDS, W_TOTAL, W_OPENED = range(12)
 
 # Columns of an entity's row; after the values come two words per window for its oldest and newest tile, and per window
 # ``n_words`` for its running total.
@@ -34,24 +55,48 @@ ENTITY_LIVE, ENTITY_SLOT, ENTITY_MARKS, ENTITY_CHANGED, ENTITY_PRESENT, ENTITY_V
 # A calendar has one running tile; its ring needs that one, the next, and a guard.
 RING_GUARD = 2
 
+Coding = Literal["raw", "known", "time", "approx", "bins", "buckets"]
+
+
+class Column(NamedTuple):
+    """A column of numbers that accumulators take in.
+
+    ``value``: index of the view's value; -1 for the effective time. ``coding``: what is made of the value: ``raw`` itself;
+    ``known`` only whether it is null; ``approx`` register and rank of HyperLogLog, ``bits`` of it choosing the register; ``bins``
+    its leading ``bits`` of mantissa; ``buckets`` its place among ``edges``. ``scale``: digits after a decimal's point.
+    """
+
+    value: int
+    coding: Coding
+    bits: int = 0
+    edges: tuple[float, ...] = ()
+    scale: int = 0
+
 
 class Program(NamedTuple):
     """A view as arrays: read-only, shared by all its shards.
 
-    ``accumulators``: int64 [n, 7], grouped by window; ``features``: int64 [n, 4], words counted from the beginning of an
-    entity's row; ``windows``: int64 [n, 11];
+    ``accumulators``: int64 [n, 9], grouped by window; ``features``: int64 [n, 11], words counted from the beginning of an
+    entity's row; ``windows``: int64 [n, 12];
     ``boundaries``: the calendars' tables, one after the other, int64 microseconds;
+    ``constants``: float64, what features are told: decay per hop, quantiles, units of decimals;
     ``n_words``: words per cell, the widest window's; ``ring_slots``: slots of all rings together;
-    ``entity_words``: words of an entity's row.
+    ``entity_words``: words of an entity's row; ``value_words``: words of a row of values;
+    ``chosen_words``, ``rank_words``: that reading needs for itself; ``n_bags``: accumulators with items.
     """
 
     accumulators: Ints
     features: Ints
     windows: Ints
     boundaries: Ints
+    constants: npt.NDArray[np.float64]
     n_words: int
     ring_slots: int
     entity_words: int
+    value_words: int
+    chosen_words: int
+    rank_words: int
+    n_bags: int
 
 
 class _Cells:
@@ -60,78 +105,239 @@ class _Cells:
     def __init__(self, window: int) -> None:
         self.window = window
         self.rows: list[list[int]] = []
-        self.places: dict[tuple[int, int, int], int] = {}
+        self.places: dict[tuple[int, int, int, int, int], tuple[int, int]] = {}
         self.n_words = 0
 
-    def place(self, op: int, filter_: int, value: int, *, is_float: bool) -> int:
+    def place(self, op: int, filter_: int, value: int, by: int = -1, *, kind: int = INTEGER, size: int = 0) -> int:
         """The first word of an accumulator, added when new; one over values has a count beside it."""
         count_word = -1
-        if op != COUNT:
-            count_word = self.place(COUNT, filter_, value, is_float=False)
-        found = self.places.get((op, filter_, value))
-        if found is not None:
-            return found
+        if op not in {COUNT, OPENED}:
+            count_word = self.place(COUNT, filter_, value, by)
+        key = (op, filter_, value, by, size)
+        if key in self.places:
+            return self.places[key][0]
         word = self.n_words
-        self.n_words += ACCUMULATOR_WORDS[op]
-        self.places[op, filter_, value] = word
-        self.rows.append([self.window, op, filter_, value, int(is_float), word, count_word])
+        self.n_words += size if op == BUCKETS else ACCUMULATOR_WORDS[op]
+        self.places[key] = word, len(self.rows)
+        self.rows.append([self.window, op, filter_, value, kind, word, count_word, by, size])
         return word
 
 
-_OPS = {"count": COUNT, "sum": SUM, "mean": SUM, "min": MIN, "max": MAX, "last": LAST}
+# How a feature is kept, and how it is read.
+_OPS = {
+    "count": COUNT,
+    "sum": SUM,
+    "mean": SUM,
+    "var": SQUARES,
+    "std": SQUARES,
+    "min": MIN,
+    "max": MAX,
+    "first": FIRST,
+    "last": LAST,
+    "first_n": FIRST_N,
+    "last_n": LAST_N,
+    "first_time": MIN,
+    "last_time": MAX,
+    "count_distinct": BAG,
+    "approx_count_distinct": BAG,
+    "mode": BAG,
+    "top_k": BAG,
+    "histogram": BUCKETS,
+    "quantile": BAG,
+    "decayed_count": COUNT,
+    "decayed_sum": SUM,
+}
 _READS = {
     "count": READ_COUNT,
     "sum": READ_SUM,
     "mean": READ_MEAN,
+    "var": READ_VAR,
+    "std": READ_STD,
     "min": READ_VALUE,
     "max": READ_VALUE,
+    "first": READ_VALUE,
     "last": READ_VALUE,
+    "first_n": READ_LIST,
+    "last_n": READ_LIST,
+    "first_time": READ_VALUE,
+    "last_time": READ_VALUE,
+    "count_distinct": READ_DISTINCT,
+    "approx_count_distinct": READ_APPROX,
+    "mode": READ_MODE,
+    "top_k": READ_TOP,
+    "histogram": READ_BUCKETS,
+    "quantile": READ_QUANTILE,
+    "decayed_count": READ_DECAYED_COUNT,
+    "decayed_sum": READ_DECAYED_SUM,
 }
+_MAP_READS = {"count": READ_MAP_COUNT, "sum": READ_MAP_SUM, "mean": READ_MAP_MEAN}
+_CODINGS: dict[str, Coding] = {"approx_count_distinct": "approx", "histogram": "buckets", "quantile": "bins"}
+_KINDS = {CALENDAR: ("calendar",), CLOSED: ("closed",), LIFETIME: ("lifetime",), SESSION: ("session",)}
 
 
-def lower(view: ViewPlan) -> Program:
-    """The program of a view; equal views give equal programs."""
+def value_width(feature: FeaturePlan) -> int:
+    """Words of a feature's value in a row: one of a scalar; of a list its length and then its items, of a map its length and pairs."""
+    if feature.by >= 0:
+        return 1 + 2 * (feature.parameters.keys + 1)
+    match feature.function:
+        case "first_n" | "last_n" | "top_k":
+            return 1 + feature.parameters.n
+        case "histogram":
+            return 1 + len(feature.parameters.edges) + 1
+        case _:
+            return 1
+
+
+def lower(view: ViewPlan) -> tuple[Program, tuple[Column, ...]]:
+    """The program of a view, and the columns of numbers that its events bring; equal views give equal ones."""
     if len(view.features) > MAX_FEATURES:
         raise ValueError(f"{view.name}: {len(view.features)} features, and a view has at most {MAX_FEATURES}")
-    cells = [_Cells(index) for index in range(len(view.windows))]
-    placed = [_place(view, feature, cells[feature.window]) for feature in view.features]
-    n_words = max(cell.n_words for cell in cells)
-    ends = ENTITY_VALUES + len(view.features)
-    totals = ends + 2 * len(cells)
-    features = np.array(
-        [
-            (_READS[feature.function], base + count_word, base + word, is_float)
-            for feature, (count_word, word, is_float) in zip(view.features, placed, strict=True)
-            for base in [totals + feature.window * n_words]
-        ],
-        np.int64,
-    )
-    accumulators: list[list[int]] = []
-    windows = np.zeros((len(view.windows), 11), np.int64)
-    tables: list[Ints] = []
-    table = ring = 0
-    for index, (row, window, cell) in enumerate(zip(windows, view.windows, cells, strict=True)):
-        first = len(accumulators)
-        accumulators += cell.rows
-        boundaries = _table(window)
-        ring_size = window.span + RING_GUARD
-        kind = CALENDAR if window.kind == "calendar" else FIXED
-        row[:] = (
-            kind, window.hop_us, window.span, table, table + len(boundaries),
-            ring, ring_size, first, len(accumulators), ends + 2 * index, totals + index * n_words,
-        )  # fmt: skip
-        tables.append(boundaries)
-        table += len(boundaries)
-        ring += ring_size
-    return Program(
-        accumulators=np.array(accumulators, np.int64).reshape(-1, 7),
-        features=features,
-        windows=windows,
-        boundaries=np.concatenate(tables) if tables else np.empty(0, np.int64),
-        n_words=n_words,
-        ring_slots=ring,
-        entity_words=totals + len(cells) * n_words,
-    )
+    return _Lowering(view).program()
+
+
+class _Lowering:
+    def __init__(self, view: ViewPlan) -> None:
+        self._view = view
+        self._cells = [_Cells(index) for index in range(len(view.windows))]
+        self._columns: dict[Column, int] = {}
+        self._constants: list[float] = []
+        self._chosen_words = 1
+        self._rank_words = 1
+
+    def program(self) -> tuple[Program, tuple[Column, ...]]:
+        view = self._view
+        opened = [
+            cell.place(OPENED, -1, -1) if window.kind == "session" else -1
+            for cell, window in zip(self._cells, view.windows, strict=True)
+        ]
+        rows = [self._feature(feature) for feature in view.features]
+        n_words = max(cell.n_words for cell in self._cells)
+        outs = np.cumsum([0, *(value_width(feature) for feature in view.features)]).tolist()
+        value_words = outs.pop()
+        ends = ENTITY_VALUES + value_words
+        totals = ends + 2 * len(self._cells)
+        first_of = np.cumsum([0, *(len(cell.rows) for cell in self._cells)]).tolist()
+        features = np.array(rows, np.int64).reshape(-1, 11)
+        features[:, F_OUT] = outs
+        features[:, F_ACCUMULATOR] += np.array(first_of)[features[:, F_WINDOW]]
+        for column in (F_COUNT_WORD, F_WORD):
+            features[:, column] += totals + features[:, F_WINDOW] * n_words
+        with_squares = np.isin(features[:, F_READ], (READ_VAR, READ_STD))
+        features[with_squares, F_CONSTANT] += totals + features[with_squares, F_WINDOW] * n_words
+        windows = np.zeros((len(view.windows), 12), np.int64)
+        tables: list[Ints] = []
+        table = ring = 0
+        for index, (row, window) in enumerate(zip(windows, view.windows, strict=True)):
+            boundaries = _table(window)
+            ring_size = window.span + RING_GUARD
+            row[:] = (
+                self._kind(index), window.hop_us, window.span, table, table + len(boundaries), ring, ring_size,
+                first_of[index], first_of[index + 1], ends + 2 * index, totals + index * n_words, opened[index],
+            )  # fmt: skip
+            tables.append(boundaries)
+            table += len(boundaries)
+            ring += ring_size
+        accumulators = np.array([row for cell in self._cells for row in cell.rows], np.int64).reshape(-1, 9)
+        program = Program(
+            accumulators=accumulators,
+            features=features,
+            windows=windows,
+            boundaries=np.concatenate(tables) if tables else np.empty(0, np.int64),
+            constants=np.array(self._constants or [0.0], np.float64),
+            n_words=n_words,
+            ring_slots=ring,
+            entity_words=totals + len(self._cells) * n_words,
+            value_words=value_words,
+            chosen_words=self._chosen_words,
+            rank_words=self._rank_words,
+            n_bags=int(np.isin(accumulators[:, A_OP], (BAG, LAST_N, FIRST_N)).sum()),
+        )
+        return program, tuple(self._columns)
+
+    def _kind(self, index: int) -> int:
+        window = self._view.windows[index]
+        decayed = {"decayed_count", "decayed_sum"}
+        if any(feature.window == index and feature.function in decayed for feature in self._view.features):
+            return EVERY
+        return next((kind for kind, names in _KINDS.items() if window.kind in names), FIXED)
+
+    def _column(self, column: Column) -> int:
+        return self._columns.setdefault(column, len(self._columns))
+
+    def _constant(self, values: list[float]) -> int:
+        place = len(self._constants)
+        self._constants += values
+        return place
+
+    def _feature(self, feature: FeaturePlan) -> list[int]:
+        """A row of the table; words are counted from the beginning of the cell, accumulators from the first of the window."""
+        parameters = feature.parameters
+        value, kind, scale = self._value(feature)
+        by = -1 if feature.by < 0 else self._column(Column(feature.by, "raw"))
+        op = _OPS[feature.function]
+        read = _READS[feature.function]
+        if by >= 0:
+            op, read = BAG, _MAP_READS[feature.function]
+        size, bits = 0, parameters.bits
+        constant = -1
+        match feature.function:
+            case "first_n" | "last_n" | "top_k":
+                size = parameters.n
+                self._chosen_words = max(self._chosen_words, parameters.n)
+            case "histogram":
+                size = len(parameters.edges) + 1
+            case "quantile":
+                constant = self._constant([parameters.q])
+            case "approx_count_distinct":
+                self._rank_words = max(self._rank_words, (1 << parameters.bits) + 66)
+            case "decayed_count" | "decayed_sum":
+                size = parameters.half_life_hops
+                constant = self._constant([*_decay(size), 10.0**scale])
+            case "var" | "std":
+                size = parameters.ddof
+            case _:
+                pass
+        if read in {READ_MEAN, READ_MAP_MEAN, READ_VAR, READ_STD}:
+            bits = scale
+        if by >= 0:
+            size = parameters.keys
+            self._chosen_words = max(self._chosen_words, parameters.keys)
+        cell = self._cells[feature.window]
+        acc_size = size if op in {BUCKETS, LAST_N, FIRST_N} else 0
+        if op == SQUARES:
+            # Beside it, as reading takes both.
+            cell.place(SUM, feature.filter, value, kind=kind)
+        word = cell.place(op, feature.filter, value, by, kind=kind, size=acc_size)
+        accumulator = cell.places[op, feature.filter, value, by, acc_size][1]
+        if op == SQUARES:
+            # Reading finds the squares through the accumulator.
+            constant = word
+            word = cell.places[SUM, feature.filter, value, -1, 0][0]
+        count_word = cell.places[COUNT, feature.filter, value, by, 0][0]
+        return [
+            read, count_word, word + (_LAST_VALUE if op in {LAST, FIRST} else 0), kind, 0, size, feature.window, constant,
+            bits, op, accumulator,
+        ]  # fmt: skip
+
+    def _value(self, feature: FeaturePlan) -> tuple[int, int, int]:
+        """Column, kind and decimal places of what a feature aggregates."""
+        if feature.function in {"first_time", "last_time"}:
+            return self._column(Column(-1, "time")), INTEGER, 0
+        if feature.value < 0:
+            return -1, INTEGER, 0
+        dtype = element(self._view.values[feature.value].dtype)
+        scale = decimal_scale(dtype) or 0
+        coding = _CODINGS.get(feature.function, "raw")
+        kind = FLOAT if dtype == "float64" else TEXT if dtype == "string" else INTEGER
+        if feature.function == "count" and kind == TEXT:
+            coding = "known"
+        if coding != "raw":
+            kind = INTEGER
+        parameters = feature.parameters
+        column = Column(feature.value, coding, parameters.bits if coding != "raw" else 0, parameters.edges, scale)
+        if coding in {"raw", "known"}:
+            column = Column(feature.value, coding)
+        return self._column(column), kind, scale
 
 
 def _table(window: WindowPlan) -> Ints:
@@ -140,10 +346,9 @@ def _table(window: WindowPlan) -> Ints:
     return np.ascontiguousarray(window.boundaries, np.int64)
 
 
-def _place(view: ViewPlan, feature: FeaturePlan, cell: _Cells) -> tuple[int, int, bool]:
-    """Where in the cell a feature finds its count and its value, and whether that is a float."""
-    op = _OPS[feature.function]
-    is_float = feature.value >= 0 and view.values[feature.value].dtype == "float64"
-    word = cell.place(op, feature.filter, feature.value, is_float=is_float)
-    count_word = cell.places[COUNT, feature.filter, feature.value]
-    return count_word, word + (_LAST_VALUE if op == LAST else 0), is_float
+def _decay(half_life_hops: int) -> list[float]:
+    """2 to the power of -j / half_life_hops for one half-life, correctly rounded; further ones are halved exactly."""
+    context = Context(prec=60)
+    return [
+        float(context.power(Decimal(2), context.divide(Decimal(-j), half_life_hops))) for j in range(half_life_hops)
+    ]

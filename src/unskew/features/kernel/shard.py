@@ -1,21 +1,60 @@
 """The state of one view in one shard: apply batches, read rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from unskew.features.evaluate import Evaluator
 from unskew.features.kernel import layout
+from unskew.features.kernel.accumulators import mark_texts
+from unskew.features.kernel.bags import fill_slots
+from unskew.features.kernel.codings import coded
 from unskew.features.kernel.directory import Directory, Keys, grown, remove_rows
-from unskew.features.kernel.engine import (
+from unskew.features.kernel.engine import current, reset_rows, run, take_dead
+from unskew.features.kernel.program import (
+    A_BY,
+    A_KIND,
+    A_OP,
+    A_VALUE,
+    BAG,
+    CLOSED,
+    ENTITY_MARKS,
+    F_OUT,
+    F_READ,
+    TEXT,
+    W_KIND,
+    ZERO_WHEN_EMPTY,
+    Column,
+    Program,
+    lower,
+    value_width,
+)
+from unskew.features.kernel.results import column, series
+from unskew.features.kernel.sealed import seal, unseal
+from unskew.features.kernel.state import (
+    C_INSTANT,
+    C_OFFSET,
+    C_PARTITION,
+    C_PRESENT,
+    C_ROW,
+    C_VALUES,
     CAUSE_EVENT,
     FOREVER,
+    ITEM_WORDS,
+    MARK_DIRTY,
+    N_ITEM_WORDS,
     N_SCALARS,
     NEVER,
     NONE,
     S_CLOCK,
+    S_CLOSINGS,
     S_DEAD,
     S_DIRTY,
+    S_ITEM_FREE,
+    S_ITEMS,
     S_NEXT_HOP,
     S_TILE_FREE,
     S_TILES,
@@ -24,18 +63,19 @@ from unskew.features.kernel.engine import (
     Batch,
     Rows,
     State,
-    current,
-    reset_rows,
-    run,
-    take_dead,
 )
-from unskew.features.kernel.program import F_READ, READ_COUNT, READ_SUM, Program, lower
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
-from unskew.features.updates import Updates
+from unskew.features.updates import LATE_BOUNDS_US, Updates
+
+LAYOUT = 1
+_MAGIC = b"unskew\x00V"
 
 _MIN_TILES = 256
 _MIN_ROWS = 1024
+_MIN_ITEMS = 64
+_MIN_TEXTS = 1024
+_MOST_ROW_WORDS = 4_000_000
 _INSTANT = pl.Datetime("us", "UTC")
 _CAUSES = pa.array(["hop", "event"])
 
@@ -43,38 +83,74 @@ _CAUSES = pa.array(["hop", "event"])
 class ShardState:
     """All entities of a view in one shard; owns its arrays.
 
-    Between two calls no entity without a tile is kept, unless the open instant has touched it.
+    Between two calls no entity without a tile is kept, unless the open instant has touched it. A view over sessions holds
+    the state of the inner view that keeps them: the sessions that it closes are the events of this one.
+
+    ``notes_closings``: whether closed sessions are written down, for ``close_sessions``, and nothing else is given out.
     """
 
-    def __init__(self, view: ViewPlan, shard: str) -> None:
+    def __init__(self, view: ViewPlan, shard: str, *, notes_closings: bool = False) -> None:
         self.view = view
         self.shard = shard
         self.seq = 0
         self.since_us: int | None = None
-        self._program = lower(view)
-        self._empty = np.zeros(len(view.features), np.int64)
-        zero_when_empty = np.isin(self._program.features[:, F_READ], (READ_COUNT, READ_SUM))
+        self._program, self._columns = lower(view)
+        features = self._program.features
+        self._empty = np.zeros(self._program.value_words, np.int64)
+        zero_when_empty = np.isin(features[:, F_READ], ZERO_WHEN_EMPTY)
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
+        accumulators = self._program.accumulators
+        self._in_table = accumulators[:, A_OP] == BAG
+        as_texts = {column for column in accumulators[accumulators[:, A_KIND] == TEXT, A_VALUE].tolist() if column >= 0}
+        # The columns whose numbers are rows of texts: values that are kept, and keys of maps.
+        self._as_texts = as_texts | {column for column in accumulators[:, A_BY].tolist() if column >= 0}
+        self._enters_late = bool((self._program.windows[:, W_KIND] == CLOSED).any())
         # Most steps of a quiet shard change nothing: their frames without rows are made once.
         self._no_closed: pl.DataFrame | None = None
         self._no_current: pl.DataFrame | None = None
         self._scratch = np.empty_like(self._empty)
         self.directory = Directory()
+        self._texts = Directory()
+        self._texts_swept_at = _MIN_TEXTS
         self._state = _new_state(self._program, self.directory.capacity)
+        self._notes_closings = notes_closings
+        self._sessions: ShardState | None = None
+        self._over_sessions: Evaluator | None = None
+        if view.sessions is not None:
+            self._sessions = ShardState(view.sessions, shard, notes_closings=True)
+            # Of sessions there are no repeats: those of events are dropped before.
+            stream = replace(view.stream, dedupe_within_us=None)
+            self._over_sessions = Evaluator(replace(view, sessions=None, stream=stream))
 
     @classmethod
-    def from_bytes(cls, view: ViewPlan, shard: str, data: bytes) -> "ShardState":
+    def from_bytes(cls, view: ViewPlan, shard: str, data: bytes, *, notes_closings: bool = False) -> "ShardState":
         """The state that ``to_bytes`` wrote; ``LayoutError`` where it belongs to another definition or is damaged."""
-        result = cls(view, shard)
+        result = cls(view, shard, notes_closings=notes_closings)
+        if view.sessions is not None:
+            _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
+            result._sessions = cls.from_bytes(view.sessions, shard, parts["sessions"].tobytes(), notes_closings=True)
+            data = parts["state"].tobytes()
         stored = layout.unpack(data, view, shard)
         result.seq, result.since_us = stored.seq, stored.since_us
         rows = result._rows_of(stored.keys, len(stored.tiles.entity))
+        result._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
+        result._show_texts()
+        result._reserve_items(2 * len(stored.tiles.items))
         layout.restore(stored, result._program, result._state, rows)
         return result
 
     def to_bytes(self) -> bytes:
         """The state in the versioned layout of ``kernel.layout``; equal bytes restore to equal behaviour."""
-        return layout.pack(self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory)
+        if len(self._texts):
+            # However many there once were: only those that stand for something are written.
+            self._sweep_texts()
+        data = layout.pack(
+            self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory, self._texts
+        )
+        if self._sessions is None:
+            return data
+        parts = {"state": data, "sessions": self._sessions.to_bytes()}
+        return seal(_MAGIC, LAYOUT, {}, {name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
 
     @property
     def clock_us(self) -> int | None:
@@ -83,12 +159,27 @@ class ShardState:
         return None if clock == NEVER else clock
 
     def __len__(self) -> int:
-        return len(self.directory)
+        return len(self.directory) + (0 if self._sessions is None else len(self._sessions))
+
+    def holds(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Which of the entities have anything here, a running session too."""
+        held: npt.NDArray[np.bool_] = self.directory.find(keys) >= 0
+        return held if self._sessions is None else held | self._sessions.holds(keys)
 
     @property
     def n_tiles(self) -> int:
         """Live tiles over all windows."""
         return int(self._state.scalars[S_TILES])
+
+    @property
+    def n_items(self) -> int:
+        """Different codes, and listed events, of all tiles and totals."""
+        return int(self._state.scalars[S_ITEMS])
+
+    @property
+    def n_texts(self) -> int:
+        """Texts that numbers stand for, some of which may not be in use any more."""
+        return len(self._texts)
 
     def apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
         """Apply events in the given order, then move the clock.
@@ -96,64 +187,157 @@ class ShardState:
         ``events``: as from ``evaluate``; arrivals do not fall and are not before the clock. ``clock_us``: not
         before the last arrival; instants before it are closed, the instant itself stays open.
         """
-        state = self._state
-        late_before = state.late.copy()
-        batch = self._batch(events)
-        if len(batch.arrival) and batch.arrival[0] < state.scalars[S_CLOCK]:
-            raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
-        if self.since_us is None:
-            self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
-        chunks: list[pl.DataFrame] = []
-        done = 0
-        rows = _rows(len(self.view.features), max(_MIN_ROWS, 2 * len(batch.rows)))
-        while True:
-            needed = int(self._state.scalars[S_TOUCHED])
-            if needed > len(rows.row):
-                rows = _rows(len(self.view.features), 2 * needed)
-            done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
-            if rows.n[0]:
-                chunks.append(self._closed(rows))
-                rows.n[0] = 0
-            if done == len(batch.rows) and self._state.scalars[S_CLOCK] >= clock_us:
-                break
+        late_before, _ = self.late_events()
+        if self._sessions is not None and self._over_sessions is not None:
+            events = self._over_sessions(self._sessions.close_sessions(events, clock_us)).events
+            if self.since_us is None:
+                self.since_us = self._sessions.since_us
+        chunks = self._run(events, clock_us)
+        late, late_by = self.late_events()
         updates = Updates(
             view=self.view,
             shard=self.shard,
             clock_us=clock_us,
             since_us=self.since_us,
-            closed=pl.concat(chunks) if chunks else self._closed(rows),
+            closed=pl.concat(chunks) if chunks else self._closed(_rows(self._program.value_words, 0)),
             current=self._current(),
-            late=tuple((self._state.late - late_before).tolist()),
-            late_by_us=tuple(self._state.late_by.tolist()),
+            late=tuple((late - late_before).sum(axis=1).tolist()),
+            late_by_us=tuple(late_by.tolist()),
+            late_histogram=tuple(tuple(window) for window in late.tolist()),
         )
         self._forget()
         return updates
 
+    def late_events(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Late events by window and distance, and the largest distances; of the sessions too, last."""
+        if self._sessions is None:
+            return self._state.late.copy(), self._state.late_by
+        inner, inner_by = self._sessions.late_events()
+        return np.concatenate([self._state.late, inner]), np.concatenate([self._state.late_by, inner_by])
+
+    def _run(self, events: pl.DataFrame | None, clock_us: int) -> list[pl.DataFrame]:
+        """Apply events and move the clock; the closed rows."""
+        batch = self._batch(events)
+        if len(batch.arrival) and batch.arrival[0] < self._state.scalars[S_CLOCK]:
+            raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
+        if self.since_us is None:
+            self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
+        chunks: list[pl.DataFrame] = []
+        done = 0
+        n_words = self._program.value_words
+        rows = _rows(n_words, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
+        while True:
+            needed = int(self._state.scalars[S_TOUCHED])
+            if needed > len(rows.row):
+                rows = _rows(self._program.value_words, 2 * needed)
+            done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
+            if rows.n[0]:
+                if not self._notes_closings:
+                    chunks.append(self._closed(rows))
+                rows.n[0] = 0
+            if done == len(batch.rows) and self._state.scalars[S_CLOCK] >= clock_us:
+                return chunks
+
+    def close_sessions(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame:
+        """As ``apply``, but only the sessions that close: as events of a stream, in the order of (instant, key)."""
+        self._run(events, clock_us)
+        count = int(self._state.scalars[S_CLOSINGS])
+        self._state.scalars[S_CLOSINGS] = 0
+        # Its current rows are no one's.
+        self._state.entities[self._state.dirty[: int(self._state.scalars[S_DIRTY])], ENTITY_MARKS] &= ~MARK_DIRTY
+        self._state.scalars[S_DIRTY] = 0
+        held = self._state.closings[:count].copy()
+        keys = self.directory.gather(held[:, C_ROW].astype(np.int32)).to_series("key")
+        instants = pl.Series("_arrival", held[:, C_INSTANT].copy())
+        order = pl.DataFrame([instants, keys]).select(pl.arg_sort_by("_arrival", "key")).to_series()
+        values = np.ascontiguousarray(held[:, C_VALUES:].T)
+        features = self._features(values, held[:, C_PRESENT].copy())
+        frame = pl.DataFrame(
+            [
+                *decode_keys(keys, self.view.entity).get_columns(),
+                *features,
+                pl.Series("_partition", held[:, C_PARTITION].astype(np.int32)),
+                pl.Series("_offset", held[:, C_OFFSET].copy()),
+                instants.cast(_INSTANT),
+                instants.cast(_INSTANT).alias("_event_time"),
+            ]
+        )
+        length_us = frame["end"].to_physical() - frame["start"].to_physical()
+        # Polars divides a column by a number as it multiplies by the reciprocal: not the nearest float64.
+        length = pl.Series("length_s", length_us.to_numpy() / 1e6)
+        self._forget()
+        return frame.with_columns(length)[order]
+
     def _batch(self, events: pl.DataFrame | None) -> Batch:
-        n_filters, n_values = len(self.view.filters), len(self.view.values)
+        n_filters, n_columns = len(self.view.filters), len(self._columns)
         if events is None or events.height == 0:
+            self._reserve(0)
             empty = np.empty(0, np.int64)
             return Batch(
                 np.empty(0, np.int32), empty, empty, empty, empty, empty,
-                np.empty((n_filters, 0), np.bool_), np.empty((n_values, 0), np.int64), np.empty((n_values, 0), np.bool_),
+                np.empty((n_filters, 0), np.bool_), np.empty((n_columns, 0), np.int64), np.empty((n_columns, 0), np.bool_),
             )  # fmt: skip
         filters = np.empty((n_filters, events.height), np.bool_)
         for index in range(n_filters):
             filters[index] = events[f"f{index}"].to_numpy()
-        numbers = np.empty((n_values, events.height), np.int64)
-        known = np.ones((n_values, events.height), np.bool_)
-        for index in range(n_values):
-            column = events[f"v{index}"]
-            if column.null_count():
-                known[index] = column.is_not_null().to_numpy()
-                column = column.fill_null(0)
-            numbers[index] = column.to_numpy().view(np.int64)
+        numbers = np.empty((n_columns, events.height), np.int64)
+        known = np.ones((n_columns, events.height), np.bool_)
         columns = {
             name: np.ascontiguousarray(events[name].to_numpy(), np.int64)
             for name in ("effective", "arrival", "event_time", "partition", "offset")
         }
+        for index, wanted in enumerate(self._columns):
+            if wanted.value < 0:
+                numbers[index] = columns["effective"]
+                continue
+            values = events[f"v{wanted.value}"]
+            if values.null_count():
+                known[index] = values.is_not_null().to_numpy()
+                values = values.fill_null("" if values.dtype == pl.String() else 0)
+            numbers[index] = self._numbers(index, wanted, values)
         rows = self._rows_of(Keys.of(events["key"]), events.height * len(self.view.windows))
+        self._reserve(events.height)
         return Batch(rows=rows, filters=filters, numbers=numbers, known=known, **columns)
+
+    def _numbers(self, index: int, wanted: Column, values: pl.Series) -> npt.ArrayLike:
+        if wanted.coding == "known":
+            return 0
+        if wanted.coding != "raw":
+            return coded(values, wanted)
+        if values.dtype == pl.String():
+            return self._texts.insert(Keys.of(values))[0] if index in self._as_texts else 0
+        numbers: npt.NDArray[np.int64] = values.to_numpy().view(np.int64)
+        return numbers
+
+    def _reserve(self, n_events: int) -> None:
+        """Make room for what events may add beside tiles: items, closed sessions; and show the texts to the kernel."""
+        if self._program.n_bags:
+            # In a tile and in the total each; and a tile's items once more where they enter the total only later.
+            n_items = 2 * n_events * self._program.n_bags + (self.n_items if self._enters_late else 0)
+            # A full list holds one more for a moment.
+            self._reserve_items(n_items + 1)
+        if self._as_texts:
+            self._show_texts()
+        if self._notes_closings:
+            needed = self.n_tiles + n_events
+            if needed > len(self._state.closings) or not len(self._state.closings):
+                self._state = self._state._replace(
+                    closings=np.empty((2 * needed + 1, C_VALUES + self._program.value_words), np.int64)
+                )
+
+    def _reserve_items(self, count: int) -> None:
+        state = self._state
+        capacity = len(state.items)
+        if self.n_items + count <= capacity:
+            return
+        items = grown(state.items, max(2 * capacity, self.n_items + count))
+        slots = np.full(1 << len(items).bit_length(), NONE, np.int64)
+        fill_slots(state.scalars, items, slots, self._in_table)
+        self._state = state._replace(items=items, slots=slots)
+
+    def _show_texts(self) -> None:
+        texts = self._texts.arrays
+        self._state = self._state._replace(text_starts=texts.starts, text_lengths=texts.lengths, text_pool=texts.pool)
 
     def _rows_of(self, keys: Keys, n_tiles: int) -> npt.NDArray[np.int32]:
         """Rows of keys, new ones made; afterwards there is room for ``n_tiles`` more tiles."""
@@ -178,11 +362,11 @@ class ShardState:
         frame = pl.DataFrame(
             [
                 keys,
-                *self._features(rows, count),
+                *self._outputs(rows, count),
                 pl.Series("available_at", rows.instant[:count].copy()).cast(_INSTANT),
-                _series("event_time", rows.event_time[:count], caused).cast(_INSTANT),
-                _series("partition", rows.partition[:count], caused).cast(pl.Int32),
-                _series("offset", rows.offset[:count], caused),
+                series("event_time", rows.event_time[:count], caused).cast(_INSTANT),
+                series("partition", rows.partition[:count], caused).cast(pl.Int32),
+                series("offset", rows.offset[:count], caused),
                 pl.Series("cause", _CAUSES.take(pa.array(caused.view(np.int8)))),
             ]
         )
@@ -201,16 +385,16 @@ class ShardState:
         count = int(self._state.scalars[S_DIRTY])
         if count == 0 and self._no_current is not None:
             return self._no_current
-        rows = _rows(len(self.view.features), count)
+        rows = _rows(self._program.value_words, count)
         until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
         current(self._program, self._state, rows, until, empty_at, self._scratch)
         frame = pl.DataFrame(
             [
                 self.directory.gather(rows.row).to_series("key"),
-                *self._features(rows, count),
+                *self._outputs(rows, count),
                 pl.Series("_at", rows.instant),
-                _series("_until", until, until != FOREVER),
-                _series("_empty_at", empty_at, empty_at != NEVER),
+                series("_until", until, until != FOREVER),
+                series("_empty_at", empty_at, (empty_at != NEVER) & (empty_at != FOREVER)),
                 pl.Series("_gone", empty_at == NEVER),
             ]
         )
@@ -218,34 +402,39 @@ class ShardState:
             self._no_current = frame
         return frame
 
-    def _features(self, rows: Rows, count: int) -> list[pl.Series]:
+    def _outputs(self, rows: Rows, count: int) -> list[pl.Series]:
+        """Columns of all outputs: the features, and what is derived from them."""
+        columns = self._features(rows.values[:, :count], rows.present[:count])
+        if not self.view.derived:
+            return columns
+        derived = pl.DataFrame(columns).select(plan.expr.alias(plan.name) for plan in self.view.derived)
+        return [*columns, *derived.get_columns()]
+
+    def _features(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
         columns = []
         for index, feature in enumerate(self.view.features):
-            numbers = rows.values[index, :count]
-            present = (rows.present[:count] >> index) & 1 != 0
-            if feature.dtype == "float64":
-                columns.append(_series(feature.name, numbers.view(np.float64), present))
-            elif feature.dtype == "bool":
-                columns.append(_series(feature.name, numbers != 0, present))
-            else:
-                columns.append(_series(feature.name, numbers, present))
+            out = int(self._program.features[index, F_OUT])
+            there = (present >> index) & 1 != 0
+            columns.append(column(feature, words[out : out + value_width(feature)], there, self._texts))
         return columns
 
     def _forget(self) -> None:
         dead = np.empty(int(self._state.scalars[S_DEAD]), np.int32)
         count = take_dead(self._state, dead)
         remove_rows(self.directory.arrays, dead[:count])
+        if len(self._texts) > self._texts_swept_at:
+            self._sweep_texts()
+
+    def _sweep_texts(self) -> None:
+        """Forget the texts that nothing stands for any more; next when there are twice as many as are left."""
+        used = np.zeros(self._texts.capacity, np.bool_)
+        mark_texts(self._program, self._state, self.directory.rows(), used)
+        rows = self._texts.rows()
+        remove_rows(self._texts.arrays, rows[~used[rows]])
+        self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
 
 
-def _series(name: str, numbers: npt.NDArray, present: npt.NDArray[np.bool_]) -> pl.Series:  # type: ignore[type-arg]
-    """A column of copied numbers, null where not present."""
-    if present.all():
-        return pl.Series(name, numbers.copy())
-    # pa.array with a mask may go on reading what it is given, which the next rows overwrite.
-    return pl.Series(name, pa.array(numbers.copy(), mask=~present))
-
-
-def _rows(n_features: int, capacity: int) -> Rows:
+def _rows(n_words: int, capacity: int) -> Rows:
     return Rows(
         n=np.zeros(1, np.int64),
         row=np.empty(capacity, np.int32),
@@ -254,7 +443,7 @@ def _rows(n_features: int, capacity: int) -> Rows:
         event_time=np.empty(capacity, np.int64),
         partition=np.empty(capacity, np.int64),
         offset=np.empty(capacity, np.int64),
-        values=np.empty((n_features, capacity), np.int64),
+        values=np.empty((n_words, capacity), np.int64),
         present=np.empty(capacity, np.int64),
     )
 
@@ -268,6 +457,7 @@ def _new_state(program: Program, n_rows: int) -> State:
     scalars[S_CLOCK] = NEVER
     scalars[S_NEXT_HOP] = FOREVER
     scalars[S_TILE_FREE] = NONE
+    scalars[S_ITEM_FREE] = NONE
     return State(
         scalars=scalars,
         entities=np.zeros((n_rows, program.entity_words), np.int64),
@@ -276,8 +466,17 @@ def _new_state(program: Program, n_rows: int) -> State:
         dead=np.zeros(n_rows, np.int32),
         tiles=np.zeros((_MIN_TILES, TILE_WORDS + program.n_words), np.int64),
         ring=np.full(program.ring_slots, NONE, np.int64),
+        items=np.empty((_MIN_ITEMS, ITEM_WORDS + N_ITEM_WORDS), np.int64),
+        slots=np.full(2 * _MIN_ITEMS, NONE, np.int64),
+        text_starts=np.empty(0, np.int64),
+        text_lengths=np.empty(0, np.int32),
+        text_pool=np.empty(0, np.uint8),
+        chosen=np.empty(program.chosen_words, np.int64),
+        ranks=np.zeros(program.rank_words, np.int64),
+        wide=np.zeros((3, 12), np.uint64),
+        closings=np.empty((0, C_VALUES), np.int64),
         window_tiles=np.zeros(n_windows, np.int64),
         window_next=np.full(n_windows, FOREVER, np.int64),
-        late=np.zeros(n_windows, np.int64),
+        late=np.zeros((n_windows, len(LATE_BOUNDS_US) + 1), np.int64),
         late_by=np.zeros(n_windows, np.int64),
     )

@@ -1,4 +1,4 @@
-"""What a request names, looked up among the published views; what is not there is said with the nearest that is."""
+"""What a request names, looked up among views; what is not there is said with the nearest that is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,6 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.frames import key_column
-from unskew.features.keys import encode_keys
-from unskew.features.plan import EntityPlan
 from unskew.features.registry import RegisteredFeature, RegisteredView
 
 
@@ -51,28 +49,42 @@ def resolve(
     return list(asked.values())
 
 
+def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:
+    """The features asked for of each view, by its name."""
+    grouped: dict[str, list[Asked]] = {}
+    for one in asked:
+        grouped.setdefault(one.view.name, []).append(one)
+    return grouped
+
+
 def find_view(name: str, views: Mapping[str, RegisteredView]) -> RegisteredView:
     """The view of that name; raises ``RequestError`` with the nearest."""
     if name not in views:
-        raise RequestError(f"there is no view {name!r}{_hint(name, views, 'views are')}")
+        raise RequestError(f"there is no view {name!r}{hint(name, views, 'views are')}")
     return views[name]
 
 
-def entity_keys(view: RegisteredView, rows: pl.DataFrame) -> pl.Series:
-    """The canonical key of every row for the view's entity, String without nulls.
+def key_columns(view: RegisteredView, rows: pl.DataFrame) -> pl.DataFrame:
+    """The view's key columns in its types; converted only where nothing is lost.
 
-    Raises ``RequestError`` for a key column that is missing or that ``key_column`` refuses.
+    Raises ``RequestError`` for one that is missing or that ``key_column`` refuses.
     """
     columns = []
     for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
         if name not in rows.columns:
             raise RequestError(
                 f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the columns given"
-                f"{_hint(name, rows.columns, 'they are')}"
+                f"{hint(name, rows.columns, 'they are')}"
             )
         columns.append(key_column(rows[name], kind))
-    entity = EntityPlan(name=view.entity.name, keys=view.entity.keys, types=view.entity.types)
-    return encode_keys(pl.DataFrame(columns), entity)
+    return pl.DataFrame(columns)
+
+
+def hint(name: str, known: Iterable[str], introduction: str) -> str:
+    """The end of a message: the nearest known name, or all of them."""
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; {introduction} {', '.join(names) or 'none'}"
 
 
 def _resolve_one(reference: str, views: Mapping[str, RegisteredView], *, full_feature_names: bool) -> Asked:
@@ -84,16 +96,10 @@ def _resolve_one(reference: str, views: Mapping[str, RegisteredView], *, full_fe
     if feature is None:
         names = [feature.name for feature in view.features]
         raise RequestError(
-            f"{view.name} has no feature {feature_name!r}{_hint(feature_name, names, 'its features are')}"
+            f"{view.name} has no feature {feature_name!r}{hint(feature_name, names, 'its features are')}"
         )
     return Asked(view, feature, f"{view.name}__{feature.name}" if full_feature_names else feature.name)
 
 
 def _example(views: Mapping[str, RegisteredView]) -> str:
     return next((f"{view.name}:{view.features[0].name}" for view in views.values()), "user_purchases:spend_30d")
-
-
-def _hint(name: str, known: Iterable[str], introduction: str) -> str:
-    names = list(known)
-    near = get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; {introduction} {', '.join(names) or 'none'}"

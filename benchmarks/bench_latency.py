@@ -1,0 +1,436 @@
+"""From produce to readable in Redis, of a live topic: p50, p99, p99.9 at fixed rates, for both kinds of shard.
+
+    python benchmarks/bench_latency.py [--rates 1000 10000 50000] [--seconds 60] [--probes 200] [--settle 10ms]
+
+Four processes: the broker and Valkey (here), the pipeline (what ``unskew run --idle wall`` calls, with other waits of
+the Kafka client), a producer and a prober. The producer is an open loop: every event has an instant at which it is due,
+fixed before the run, and latency counts from that instant, so whatever holds the producer up is latency too. Some of
+the events are probes: they belong to entities of their own, and the n-th of an entity has the amount n, so that
+``max_30d`` says how many Redis has. The prober knows when they are due and asks, in one pipelined request at a time, only
+for entities of which something is outstanding; a value counts as readable when the reply that holds it is there.
+
+All other events are of entities by Zipf's law. Nine features over three windows, as in bench_pipeline.
+
+The embedded broker answers a fetch that finds nothing only after the consumer's ``fetch.wait.max.ms``, whatever comes
+meanwhile, where Kafka answers at the first record. So the pipeline runs with ``--fetch-wait`` milliseconds instead of
+its own 100; what that wait costs is still in the figures. It also hands on one batch of each partition at a fetch, however many
+there are: the producer's ``linger.ms`` is the client's default of 5, as smaller batches than that gives would not be
+fetched as fast as they come.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import redis
+from confluent_kafka import Producer
+from workload import SCHEMA, zipf
+
+from unskew.demo.encode import encode
+from unskew.features import agg
+from unskew.features.compile import compile as compile_definitions
+from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.features.plan import Plan
+from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.pipelines.run import Deployment, run, stopping_on_signals
+
+TOPIC = "events"
+VIEW = "by_user"
+FIRST_PROBE = 1_000_000_000
+"""Entities from here on are probes."""
+N_PROBES = 2_000
+POLL_S = 0.0005
+AHEAD_S = 4.0
+"""What the helpers have to make ready before the first event is due."""
+GIVE_UP_S = 30.0
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, as its processes are told of it. ``first_ns``: when the first event is due, on the monotonic clock."""
+
+    bootstrap: str
+    redis_port: int
+    redis_url: str
+    partitioned: bool
+    rate: int
+    seconds: float
+    warm_up_s: float
+    probes_per_s: int
+    entities: int
+    partitions: int
+    settle: str
+    fetch_wait_ms: int
+    linger_ms: float
+    epoch_s: float
+    folder: str
+    first_ns: int = 0
+
+    @property
+    def n_events(self) -> int:
+        return int(self.rate * (self.warm_up_s + self.seconds))
+
+    @property
+    def name(self) -> str:
+        return f"{TOPIC}-{'partitioned' if self.partitioned else 'ordered'}-{self.rate}"
+
+
+def due_ns(case: Case) -> npt.NDArray[np.int64]:
+    """When each event is due, in nanoseconds after the first."""
+    return np.arange(case.n_events, dtype=np.int64) * 1_000_000_000 // case.rate
+
+
+def probes(case: Case) -> npt.NDArray[np.int64]:
+    """Which events are probes, in order: one at random in each of equal stretches, so that no rhythm is met."""
+    stretch = case.rate / case.probes_per_s
+    n_probes = int(case.n_events / stretch)
+    return ((np.arange(n_probes) + np.random.default_rng(1).random(n_probes)) * stretch).astype(np.int64)
+
+
+def the_plan(case: Case) -> Plan:
+    stream = Stream(
+        TOPIC,
+        topic=case.name,
+        schema=SCHEMA,
+        event_time="at",
+        settle=case.settle,
+        partitioned_by="user" if case.partitioned else None,
+    )
+    features = [
+        Feature(f"{name}_{extent}", aggregation, Sliding(extent))
+        for extent in ("5m", "1h", "30d")
+        for name, aggregation in (("count", agg.count()), ("sum", agg.sum("amount")), ("max", agg.max("amount")))
+    ]
+    return compile_definitions(FeatureView(VIEW, entity=Entity("user", key="user"), stream=stream, features=features))
+
+
+def pipeline(case: Case) -> None:
+    folder = Path(case.folder)
+    deployment = Deployment(
+        bootstrap=case.bootstrap,
+        redis_url=case.redis_url,
+        log=folder / "log",
+        archive=folder / "archive",
+        dead_letters=folder / "dead",
+        state=folder / "state",
+        idle="wall",
+        prefix=case.name,
+        epoch_s=case.epoch_s,
+        config={"fetch.wait.max.ms": case.fetch_wait_ms},
+    )
+    stop = threading.Event()
+    with stopping_on_signals(stop):
+        status = run(the_plan(case), deployment, stop=stop)
+    print(json.dumps({"consumed": status.consumed, "bumped": status.bumped, "dead": status.dead, "late": status.late}))
+
+
+def producing(case: Case) -> Producer:
+    return Producer(
+        {
+            "bootstrap.servers": case.bootstrap,
+            "linger.ms": case.linger_ms,
+            "queue.buffering.max.messages": 1_000_000,
+            "log_level": 0,
+        }
+    )
+
+
+def produce(case: Case) -> None:
+    random = np.random.default_rng(0)
+    users = zipf(case.n_events, case.entities, random)
+    amounts = np.round(random.gamma(2.0, 20.0, case.n_events), 2)
+    chosen = probes(case)
+    number = np.arange(len(chosen))
+    users[chosen] = FIRST_PROBE + number % N_PROBES
+    amounts[chosen] = 1 + number // N_PROBES
+    due = due_ns(case)
+    wall_ns = case.first_ns + time.time_ns() - time.monotonic_ns()
+    stamps_us = (wall_ns + due) // 1000
+    values = encode(pl.DataFrame({"user": users, "amount": amounts, "at": stamps_us}), SCHEMA)
+    stamps_ms = (stamps_us // 1000).tolist()
+    # A topic partitioned by the entity has each in one place; of the other kind it does not matter where they are.
+    parts = (users if case.partitioned else np.arange(case.n_events)) % case.partitions
+    partitions = parts.tolist()
+    producer = producing(case)
+    failed = 0
+
+    def delivered(error: object, _message: object) -> None:
+        nonlocal failed
+        failed += error is not None
+
+    begun = 0
+    behind_ns = np.zeros(case.n_events, np.int64)
+    while begun < case.n_events:
+        now_ns = time.monotonic_ns() - case.first_ns
+        until = int(np.searchsorted(due, now_ns, side="right"))
+        behind_ns[begun:until] = now_ns - due[begun:until]
+        for event in range(begun, until):
+            producer.produce(
+                case.name, values[event], partition=partitions[event], timestamp=stamps_ms[event], on_delivery=delivered
+            )
+        producer.poll(0)
+        begun = max(begun, until)
+        if begun < case.n_events:
+            time.sleep(max(0.0005, (due[begun] - (time.monotonic_ns() - case.first_ns)) / 1e9))
+    waiting = producer.flush(30)
+    seconds = (time.monotonic_ns() - case.first_ns) / 1e9
+    counted = behind_ns[int(case.warm_up_s * case.rate) :]
+    print(
+        json.dumps(
+            {
+                "rate": (case.n_events - waiting - failed) / seconds,
+                "failed": failed + waiting,
+                "late_p999_ms": float(np.quantile(counted, 0.999)) / 1e6,
+            }
+        )
+    )
+
+
+class Values:
+    """``max_30d`` of entities, asked for in one request."""
+
+    def __init__(self, case: Case) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", case.redis_port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.settimeout(10.0)
+        self._reader = hiredis.Reader()
+        self._prefix = f"{case.name}:{VIEW}@1"
+
+    def of(self, entities: list[int]) -> list[float]:
+        """In the order asked for; 0 where there is no value yet."""
+        keys = [b"%s:{%d}" % (self._prefix.encode(), entity) for entity in entities]
+        self._socket.sendall(
+            b"".join(b"*3\r\n$4\r\nHGET\r\n$%d\r\n%s\r\n$7\r\nmax_30d\r\n" % (len(k), k) for k in keys)
+        )
+        found: list[float] = []
+        while len(found) < len(keys):
+            reply = self._reader.gets()
+            while reply is not False:
+                found.append(float(reply or 0.0))
+                reply = self._reader.gets()
+            if len(found) < len(keys):
+                self._reader.feed(self._socket.recv(65_536))
+        return found
+
+
+def probe(case: Case) -> None:
+    values = Values(case)
+    chosen = probes(case)
+    number = np.arange(len(chosen))
+    entities = (FIRST_PROBE + number % N_PROBES).tolist()
+    numbers = (1 + number // N_PROBES).tolist()
+    due = (case.first_ns + due_ns(case)[chosen]).tolist()
+    latency_ns = np.full(len(chosen), -1, np.int64)
+    outstanding: dict[int, deque[int]] = {}
+    following = 0
+    asked = 0
+    give_up_ns = due[-1] + int(GIVE_UP_S * 1e9)
+    while following < len(due) or outstanding:
+        now_ns = time.monotonic_ns()
+        if now_ns > give_up_ns:
+            break
+        while following < len(due) and due[following] <= now_ns:
+            outstanding.setdefault(entities[following], deque()).append(following)
+            following += 1
+        if outstanding:
+            # Should very much be outstanding, all of it in one request would hold the server up.
+            asking = list(outstanding)[:64]
+            asked += 1
+            found = values.of(asking)
+            read_ns = time.monotonic_ns()
+            for entity, value in zip(asking, found, strict=True):
+                waiting = outstanding.pop(entity)
+                while waiting and numbers[waiting[0]] <= value:
+                    first = waiting.popleft()
+                    latency_ns[first] = read_ns - due[first]
+                if waiting:
+                    # To the end, so that the others have their turn.
+                    outstanding[entity] = waiting
+        time.sleep(POLL_S)
+    warm_ns = case.first_ns + int(case.warm_up_s * 1e9)
+    counted = latency_ns[np.array(due) >= warm_ns]
+    seen = counted[counted >= 0]
+    quantiles = np.quantile(seen, [0.5, 0.9, 0.99, 0.999, 1.0]) / 1e6 if len(seen) else np.full(5, np.nan)
+    print(
+        json.dumps(
+            {
+                "probes": len(counted),
+                "unseen": int((counted < 0).sum()),
+                "ms": quantiles.tolist(),
+                "asks_per_s": asked / (case.seconds + case.warm_up_s),
+            }
+        )
+    )
+
+
+ROLES = {"pipeline": pipeline, "produce": produce, "probe": probe}
+
+
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def start(role: str, case: Case) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, __file__, "--role", role, "--case", msgspec.json.encode(case).decode()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def answer(process: "subprocess.Popen[bytes]", timeout_s: float) -> dict[str, Any]:
+    out, _ = process.communicate(timeout=timeout_s)
+    if process.returncode:
+        raise SystemExit(f"{process.args[3]} ended with {process.returncode}")  # type: ignore[index]
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
+
+
+def processor_s(pid: int) -> float:
+    """Processor seconds of a process so far; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def machine_s() -> float:
+    """Processor seconds of all that runs on the machine so far."""
+    user, nice, system, _idle, _wait, irq, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + soft + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def server_of(case: Case) -> int:
+    """The process of the Redis server."""
+    with redis.Redis.from_url(case.redis_url) as client:
+        return int(client.info("server")["process_id"])
+
+
+def wait_until_read(case: Case, process: "subprocess.Popen[bytes]") -> None:
+    """Send events of an entity of its own until Redis has it: the pipeline is then started, and compiled."""
+    producer, values = producing(case), Values(case)
+    deadline_s = time.monotonic() + 180
+    entity = FIRST_PROBE + N_PROBES
+    while not values.of([entity])[0]:
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            raise SystemExit("the pipeline does not start")
+        now_us = time.time_ns() // 1000
+        frame = pl.DataFrame({"user": [entity], "amount": [1.0], "at": [now_us]})
+        part = entity % case.partitions
+        producer.produce(case.name, encode(frame, SCHEMA)[0], partition=part, timestamp=now_us // 1000)
+        producer.flush(10)
+        time.sleep(0.1)
+
+
+def measure(case: Case) -> str:
+    """One row of the table."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        running = start("pipeline", case)
+        processes.append(running)
+        wait_until_read(case, running)
+        case = msgspec.structs.replace(case, first_ns=time.monotonic_ns() + int(AHEAD_S * 1e9))
+        prober, producer = start("probe", case), start("produce", case)
+        processes += [prober, producer]
+        ours = [running.pid, prober.pid, producer.pid, os.getpid(), server_of(case)]
+        time.sleep(AHEAD_S + case.warm_up_s)
+        began = time.monotonic()
+        before = [machine_s(), *map(processor_s, ours)]
+        # The helpers are still there a little before the last event is due.
+        time.sleep(case.seconds - 1.0)
+        after = [machine_s(), *map(processor_s, ours)]
+        cores = (np.array(after) - before) / (time.monotonic() - began)
+        others = max(0.0, cores[0] - cores[1:].sum())
+        sent = answer(producer, 60 + GIVE_UP_S)
+        found = answer(prober, 60 + GIVE_UP_S)
+        running.send_signal(signal.SIGTERM)
+        status = answer(running, 60)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    if sent["failed"] or status["dead"]:
+        raise SystemExit(f"not delivered {sent['failed']}, dead letters {status['dead']}")
+    p50, p90, p99, p999, most = found["ms"]
+    unseen = f" ({found['unseen']:,} never seen)" if found["unseen"] else ""
+    kind = "partitioned" if case.partitioned else f"ordered, settle {case.settle}"
+    return (
+        f"| {kind} | {case.rate:,} | {sent['rate']:,.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p999:.1f} | {most:.0f} | "
+        f"{found['probes']:,}{unseen} | {sent['late_p999_ms']:.1f} | {cores[1]:.2f} | {others:.2f} | {status['bumped'] / status['consumed']:.2%} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", type=int, nargs="+", default=[1_000, 10_000, 50_000])
+    parser.add_argument("--kinds", choices=["partitioned", "ordered"], nargs="+", default=["partitioned", "ordered"])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--warm-up", type=float, default=10.0)
+    parser.add_argument("--probes", type=int, default=200, help="probes a second")
+    parser.add_argument("--entities", type=int, default=100_000)
+    parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--settle", default="10ms")
+    parser.add_argument("--fetch-wait", type=int, default=1)
+    parser.add_argument("--linger", type=float, default=5.0)
+    parser.add_argument("--epoch", type=float, default=5.0, help="seconds between commits")
+    parser.add_argument("--role", choices=sorted(ROLES), help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.role:
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+        ROLES[given.role](msgspec.json.decode(given.case, type=Case))
+        return
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores for broker, Valkey, pipeline, producer and prober together; "
+        f"{given.partitions} partitions, {given.entities:,} entities (Zipf 1.1), {given.probes} probes a second, "
+        f"{given.seconds:.0f} s after {given.warm_up:.0f} s of warm-up; linger.ms {given.linger:g}, "
+        f"fetch.wait.max.ms {given.fetch_wait}, an epoch every {given.epoch:g} s. Milliseconds.\n"
+    )
+    print(
+        "| shards | events/s asked | sent | p50 | p90 | p99 | p99.9 | most | probes | producer behind, p99.9 | "
+        "pipeline's cores | others' cores | bumped |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for kind in given.kinds:
+        for rate in given.rates:
+            with EmbeddedBroker() as broker, EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
+                case = Case(
+                    bootstrap=broker.bootstrap,
+                    redis_port=server.port,
+                    redis_url=server.url,
+                    partitioned=kind == "partitioned",
+                    rate=rate,
+                    seconds=given.seconds,
+                    warm_up_s=given.warm_up,
+                    probes_per_s=min(given.probes, rate // 5),
+                    entities=given.entities,
+                    partitions=given.partitions,
+                    settle=given.settle,
+                    fetch_wait_ms=given.fetch_wait,
+                    linger_ms=given.linger,
+                    epoch_s=given.epoch,
+                    folder=folder,
+                )
+                broker.create_topic(case.name, case.partitions)
+                print(measure(case), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What ``unskew describe --live`` prints."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unskew.features.registry import RegisteredView, RegisteredWindow
+from unskew.features.time import format_duration, format_instant
+from unskew.features.updates import LATE_BOUNDS_US
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from unskew.features.ledger import Ledger
+    from unskew.serving.live import LiveView
+
+
+def show(redis_url: str, prefix: str, pipeline: str, *, as_json: bool) -> None:
+    """Print how the views of a pipeline stand, as a table for each or as one JSON object."""
+    from unskew.serving.live import read_live
+
+    live = read_live(redis_url, prefix, pipeline)
+    if as_json:
+        found = {"pipeline": pipeline, "late_bounds_us": LATE_BOUNDS_US, "views": [_plain(one) for one in live]}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+
+    from rich.console import Console
+
+    # A pipe has no width of its own; there, nothing should be folded.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for one in live:
+        table = late_table(one.view, one.ledger)
+        table.title = f"{_heading(one)}\n{table.title}"
+        console.print(table)
+        console.print()
+
+
+def late_table(view: RegisteredView, ledger: "Ledger") -> "Table":
+    """Give the late events of each window as a table, with the repeats above it."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title_justify="left", title_style="", header_style="bold")
+    table.title = f"too late for a window: {sum(window.events for window in ledger.windows):,} times" + (
+        f"; repeats dropped: {ledger.duplicates:,}" if ledger.duplicates else ""
+    )
+    table.add_column("window", overflow="fold")
+    bounds = [f"<= {format_duration(bound)}" for bound in LATE_BOUNDS_US]
+    for column in ("events", "worst by", *bounds, f"> {format_duration(LATE_BOUNDS_US[-1])}"):
+        table.add_column(column, justify="right")
+    for window, late in zip(windows_of(view), ledger.windows, strict=False):
+        counts = (f"{count:,}" if count else "-" for count in late.histogram)
+        worst = _rough(late.worst_us) if late.events else "-"
+        table.add_row(escape(window.text), f"{late.events:,}", worst, *counts)
+    return table
+
+
+def windows_of(view: RegisteredView) -> tuple[RegisteredWindow, ...]:
+    """The windows that a ledger speaks of, in its order: the view's, then that of the sessions it is over."""
+    return view.windows if view.sessions is None else (*view.windows, view.sessions.window)
+
+
+def _heading(one: "LiveView") -> str:
+    clock = "no clock yet" if one.clock_us is None else f"clock {format_instant(one.clock_us)}"
+    lag = "" if one.lag_us is None else f", {_rough(one.lag_us)} behind the present"
+    since = "-" if one.since_us is None else format_instant(one.since_us)
+    shards = f"{len(one.shards)} shard{'s' if len(one.shards) != 1 else ''}"
+    for word, names in (("waiting", one.waiting), ("ended without a clock", one.ended)):
+        shards += f", {word}: {' '.join(names)}" if names else ""
+    return f"[bold]{one.view.id}[/bold]\n{clock}{lag}\nsince {since}, {shards}"
+
+
+def _rough(n_us: int) -> str:
+    """A duration of any length in three or so digits."""
+    for unit, size_us in (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000)):
+        if n_us >= 2 * size_us:
+            return f"{n_us / size_us:,.1f} {unit}"
+    return f"{n_us / 1e6:,.1f} s"
+
+
+def _plain(one: "LiveView") -> dict[str, Any]:
+    windows = zip(windows_of(one.view), one.ledger.windows, strict=False)
+    return {
+        "view": one.view.id,
+        "clock_us": one.clock_us,
+        "lag_us": one.lag_us,
+        "since_us": one.since_us,
+        "shards": one.shards,
+        "waiting": one.waiting,
+        "ended": one.ended,
+        "duplicates": one.ledger.duplicates,
+        "late": [
+            {"window": window.text, "events": late.events, "worst_us": late.worst_us, "histogram": late.histogram}
+            for window, late in windows
+        ],
+    }

@@ -1,0 +1,214 @@
+"""What each aggregation takes, is told, and gives."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+from unskew.features.agg import Aggregation
+from unskew.features.errors import DefinitionError
+from unskew.features.plan import AggregationName, Parameters, Scalar, WindowPlan
+from unskew.features.time import duration_us, format_duration
+from unskew.features.types import ValueType, decimal_scale
+
+MAX_ITEMS = 128
+"""Most items of a list, counts of a histogram, keys of a map: a row of values has a fixed width in the kernel."""
+MAX_HALF_LIVES = 1000
+MAX_HALF_LIFE_HOPS = 100_000
+DEFAULT_KEYS = 16
+
+LEAST_QUANTILE_ERROR, MOST_QUANTILE_ERROR = 2.0**-13, 0.5
+LEAST_BITS, MOST_BITS = 4, 16
+_REGISTERS_ERROR = 1.04
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One aggregation: whether it takes a value (None: it may), numbers only or any type, what it is told, what it gives.
+
+    ``result``: a type, or ``value`` for that of the value, ``total`` for that of its sum.
+    """
+
+    value: bool | None
+    numbers: bool
+    told: tuple[str, ...]
+    result: str
+    zero: bool = False
+
+
+RULES: Mapping[AggregationName, Rule] = {
+    "count": Rule(None, False, ("by", "keys"), "int64", zero=True),
+    "sum": Rule(True, True, ("by", "keys"), "total", zero=True),
+    "mean": Rule(True, True, ("by", "keys"), "float64"),
+    "var": Rule(True, True, ("ddof",), "float64"),
+    "std": Rule(True, True, ("ddof",), "float64"),
+    "min": Rule(True, False, (), "value"),
+    "max": Rule(True, False, (), "value"),
+    "first": Rule(True, False, (), "value"),
+    "last": Rule(True, False, (), "value"),
+    "first_n": Rule(True, False, ("n",), "list[value]"),
+    "last_n": Rule(True, False, ("n",), "list[value]"),
+    "first_time": Rule(False, False, (), "timestamp"),
+    "last_time": Rule(False, False, (), "timestamp"),
+    "count_distinct": Rule(True, False, (), "int64", zero=True),
+    "approx_count_distinct": Rule(True, False, ("error",), "int64", zero=True),
+    "mode": Rule(True, False, (), "value"),
+    "top_k": Rule(True, False, ("n",), "list[value]"),
+    "histogram": Rule(True, True, ("edges",), "list[int64]"),
+    "quantile": Rule(True, True, ("q", "error"), "float64"),
+    "decayed_count": Rule(False, False, ("half_life",), "float64", zero=True),
+    "decayed_sum": Rule(True, True, ("half_life",), "float64", zero=True),
+}
+TOLD = ("by", "keys", "n", "ddof", "q", "error", "edges", "half_life")
+
+
+def result_type(aggregation: Aggregation, value: ValueType | None) -> ValueType:
+    """The type of the result, for a value of type ``value``."""
+    rule = RULES[aggregation.function]
+    total = value if value == "float64" or (value and decimal_scale(value) is not None) else "int64"
+    scalar = rule.result.replace("total", total or "int64").replace("value", value or "int64")
+    return scalar if aggregation.by is None else f"map[{scalar}]"
+
+
+def empty_value(aggregation: Aggregation, dtype: ValueType) -> Scalar | None:
+    """The value on an empty window: 0 of counts and sums, else None."""
+    if not RULES[aggregation.function].zero or aggregation.by is not None:
+        return None
+    scale = decimal_scale(dtype)
+    if scale is not None:
+        return Decimal((0, (0,), -scale))
+    return 0.0 if dtype == "float64" else 0
+
+
+def parameters_of(aggregation: Aggregation, window: WindowPlan | None) -> Parameters:
+    """What the aggregation is told, checked. Raises ``DefinitionError`` with all faults, each half a sentence."""
+    function = aggregation.function
+    rule = RULES[function]
+    faults = [
+        f"{function} is not told {word}; leave it out"
+        for word in TOLD
+        if word not in rule.told and getattr(aggregation, word) is not None
+    ]
+    found: dict[str, Any] = {}
+    for word in rule.told:
+        try:
+            found |= _CHECKS[word](aggregation, window)
+        except DefinitionError as error:
+            faults += error.faults
+    if faults:
+        raise DefinitionError(faults)
+    return Parameters(**found)
+
+
+def _whole(given: object, word: str, least: int, most: int, example: str) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
+        raise DefinitionError(
+            f"{word}={given!r} is no whole number between {least} and {most}; write for example {example}"
+        )
+    return given
+
+
+def _number(given: object, word: str, least: float, most: float, example: str) -> float:
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not least <= given <= most:
+        raise DefinitionError(f"{word}={given!r} is no number between {least} and {most}; write for example {example}")
+    return float(given)
+
+
+def _n(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+    return {"n": _whole(aggregation.n, "n", 1, MAX_ITEMS, "n=5")}
+
+
+def _ddof(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+    return {"ddof": 1 if aggregation.ddof is None else _whole(aggregation.ddof, "ddof", 0, 1_000, "ddof=1")}
+
+
+def _q(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+    return {"q": _number(aggregation.q, "q", 0, 1, "q=0.95")}
+
+
+def _error(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+    if aggregation.function == "quantile":
+        given = 0.01 if aggregation.error is None else aggregation.error
+        error = _number(given, "error", LEAST_QUANTILE_ERROR, MOST_QUANTILE_ERROR, "error=0.01")
+        # Half a bin is 2**-(bits + 1) of its least value.
+        return {"bits": max(0, math.ceil(-math.log2(error)) - 1)}
+    given = 0.02 if aggregation.error is None else aggregation.error
+    least, most = (_REGISTERS_ERROR / math.sqrt(2**bits) for bits in (MOST_BITS, LEAST_BITS))
+    error = _number(given, "error", math.ceil(least * 1e4) / 1e4, most, "error=0.02")
+    return {"bits": next(b for b in range(LEAST_BITS, MOST_BITS + 1) if _REGISTERS_ERROR / math.sqrt(2**b) <= error)}
+
+
+def _edges(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+    edges = _floats(aggregation.edges)
+    if (
+        not 0 < len(edges) < MAX_ITEMS
+        or not all(map(math.isfinite, edges))
+        # As floats: whole numbers beyond 2**53 may be the same one.
+        or not all(one < other for one, other in pairwise(edges))
+    ):
+        raise DefinitionError(
+            f"edges={aggregation.edges!r} is no list of 1 to {MAX_ITEMS - 1} ascending numbers; write for example "
+            "edges=[0, 10, 100]"
+        )
+    return {"edges": edges}
+
+
+def _floats(given: object) -> tuple[float, ...]:
+    """Numbers of a list; none where anything in it is no number."""
+    if not isinstance(given, (list, tuple)):
+        return ()
+    if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in given):
+        return ()
+    try:
+        # -0.0 is the same edge as 0.0.
+        return tuple(float(each) + 0.0 for each in given)
+    except OverflowError:
+        return ()
+
+
+def _half_life(aggregation: Aggregation, window: WindowPlan | None) -> dict[str, Any]:
+    if aggregation.half_life is None:
+        raise DefinitionError(f"{aggregation.function} has no half_life; give it one, for example half_life='7d'")
+    half_life_us = duration_us(aggregation.half_life)
+    if window is None:
+        return {}
+    if window.kind != "sliding":
+        raise DefinitionError(
+            f"{aggregation.function} is over {window.text}; decayed aggregations are over Sliding windows, as their age is "
+            "counted in hops"
+        )
+    hops, rest = divmod(half_life_us, window.hop_us)
+    if rest or hops < 1:
+        raise DefinitionError(
+            f"half_life {format_duration(half_life_us)} is no multiple of the window's hop {format_duration(window.hop_us)}; "
+            f"choose one, for example {format_duration(max(1, hops) * window.hop_us)}, or another hop"
+        )
+    if hops > MAX_HALF_LIFE_HOPS or window.extent_us > MAX_HALF_LIVES * half_life_us:
+        raise DefinitionError(
+            f"half_life {format_duration(half_life_us)} is {hops} hops and {window.extent_us / half_life_us:g} of it are in the "
+            f"window; at most {MAX_HALF_LIFE_HOPS} hops and {MAX_HALF_LIVES} half-lives, so choose a longer hop, or another window"
+        )
+    return {"half_life_hops": hops}
+
+
+def _keys(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+    if aggregation.by is None:
+        if aggregation.keys is not None:
+            raise DefinitionError("keys bounds a map, and there is no by; give by, or leave keys out")
+        return {}
+    given = DEFAULT_KEYS if aggregation.keys is None else aggregation.keys
+    return {"keys": _whole(given, "keys", 1, MAX_ITEMS // 2, "keys=16")}
+
+
+_CHECKS: Mapping[str, Callable[[Aggregation, WindowPlan | None], dict[str, Any]]] = {
+    "n": _n,
+    "ddof": _ddof,
+    "q": _q,
+    "error": _error,
+    "edges": _edges,
+    "half_life": _half_life,
+    "by": lambda _aggregation, _window: {},
+    "keys": _keys,
+}

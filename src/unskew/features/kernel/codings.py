@@ -1,0 +1,51 @@
+"""Evaluated values as the numbers that accumulators take in: whole columns at once."""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.features.kernel.arithmetic import MANTISSA_BITS, leading_zeros
+from unskew.features.kernel.compiled import compiled
+from unskew.features.kernel.directory import Keys, hash_keys
+from unskew.features.kernel.program import Column
+
+Ints = npt.NDArray[np.int64]
+
+
+def coded(values: pl.Series, column: Column) -> Ints:
+    """Codes of values without nulls: Int64 (decimals in units of their last digit), Float64, or text to be counted as different."""
+    if column.coding == "approx":
+        return _approx(values, column.bits)
+    numbers = values.to_numpy().astype(np.float64)
+    if column.scale:
+        numbers = numbers / 10.0**column.scale
+    if column.coding == "buckets":
+        return np.searchsorted(np.array(column.edges), numbers, side="right").astype(np.int64)
+    # Values that share their exponent and leading bits of mantissa share a bin.
+    bins = np.abs(numbers).view(np.int64) >> (MANTISSA_BITS - column.bits)
+    return np.where(numbers < 0, -bins, bins)
+
+
+def _approx(values: pl.Series, bits: int) -> Ints:
+    """64 * register + rank, as HyperLogLog takes a value's hash apart."""
+    if values.dtype == pl.String():
+        keys = Keys.of(values)
+    else:
+        patterns = np.ascontiguousarray(values.to_numpy()).view(np.uint8)
+        keys = Keys(np.arange(0, len(patterns) + 1, 8, dtype=np.int64), patterns)
+    hashes = np.empty(len(values), np.uint64)
+    hash_keys(keys.offsets, keys.data, hashes)
+    codes = np.empty(len(values), np.int64)
+    _take_apart(hashes, bits, codes)
+    return codes
+
+
+@compiled()
+def _take_apart(hashes, bits, out):
+    for index in range(len(hashes)):
+        register = np.int64(hashes[index] >> np.uint64(64 - bits))
+        rest = hashes[index] << np.uint64(bits)
+        rank = 65 - bits
+        if rest != np.uint64(0):
+            rank = min(rank, leading_zeros(rest) + 1)
+        out[index] = 64 * register + rank

@@ -1,0 +1,561 @@
+"""An entity's current values, read from its totals, items and tiles."""
+
+import math
+
+import numpy as np
+from numba import uint64
+
+from unskew.features.kernel.arithmetic import (
+    add,
+    as_bits,
+    as_float,
+    mean_bits,
+    negate,
+    ordered_bits,
+    quotient_bits,
+    scale_wide,
+    subtract_wide,
+    to_float_bits,
+    to_int,
+)
+from unskew.features.kernel.compiled import compiled, inlined
+from unskew.features.kernel.program import (
+    A_WORD,
+    CALENDAR,
+    CLOSED,
+    F_ACCUMULATOR,
+    F_BITS,
+    F_CONSTANT,
+    F_COUNT_WORD,
+    F_KIND,
+    F_OP,
+    F_OUT,
+    F_READ,
+    F_SIZE,
+    F_WINDOW,
+    F_WORD,
+    FLOAT,
+    LAST_N,
+    LIFETIME,
+    READ_APPROX,
+    READ_BUCKETS,
+    READ_COUNT,
+    READ_DECAYED_COUNT,
+    READ_DECAYED_SUM,
+    READ_DISTINCT,
+    READ_LIST,
+    READ_MAP_COUNT,
+    READ_MAP_SUM,
+    READ_MEAN,
+    READ_MODE,
+    READ_QUANTILE,
+    READ_STD,
+    READ_SUM,
+    READ_TOP,
+    READ_VALUE,
+    READ_VAR,
+    TEXT,
+    W_ENDS,
+    W_HOP,
+    W_KIND,
+    W_TABLE,
+    W_TABLE_END,
+    W_TOTAL,
+)
+from unskew.features.kernel.state import (
+    FOREVER,
+    ITEM_CODE,
+    ITEM_COUNT,
+    ITEM_NEXT,
+    ITEM_WORDS,
+    NONE,
+    S_CLOCK,
+    TILE_NEXT,
+    TILE_NUMBER,
+    TILE_PREVIOUS,
+    TILE_WORDS,
+)
+
+_LAST_PLAIN = READ_VALUE
+_HALF_OVER_LN_2 = 0.7213475204444817
+_OTHER = np.frombuffer(b"other", np.uint8)
+OTHER_KEY = -1
+_N_RANKS = 66
+
+
+@inlined()
+def ordinal(program, window, instant):
+    """Number of the tile that holds an instant."""
+    windows = program.windows
+    kind = windows[window, W_KIND]
+    if kind == CALENDAR:
+        low = windows[window, W_TABLE]
+        high = windows[window, W_TABLE_END]
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if program.boundaries[middle] <= instant:
+                low = middle
+            else:
+                high = middle
+        return low - windows[window, W_TABLE]
+    if kind == LIFETIME:
+        return np.int64(0)
+    return instant // windows[window, W_HOP]
+
+
+@inlined()
+def boundary(program, window, number):
+    """First instant of a tile; of what comes after a lifetime, none."""
+    windows = program.windows
+    kind = windows[window, W_KIND]
+    if kind == CALENDAR:
+        return program.boundaries[windows[window, W_TABLE] + number]
+    if kind == LIFETIME:
+        return FOREVER
+    return number * windows[window, W_HOP]
+
+
+@compiled()
+def text_before(state, left, right):
+    """Whether one text comes before another, by their UTF-8 bytes."""
+    n_left, n_right = state.text_lengths[left], state.text_lengths[right]
+    at_left, at_right = state.text_starts[left], state.text_starts[right]
+    for index in range(min(n_left, n_right)):
+        one, other = state.text_pool[at_left + index], state.text_pool[at_right + index]
+        if one != other:
+            return one < other
+    return n_left < n_right
+
+
+@compiled()
+def _is_other(state, text):
+    if state.text_lengths[text] != len(_OTHER):
+        return False
+    for index in range(len(_OTHER)):
+        if state.text_pool[state.text_starts[text] + index] != _OTHER[index]:
+            return False
+    return True
+
+
+@compiled()
+def _code_before(state, kind, left, right):
+    """Whether one code's value is smaller."""
+    if kind == TEXT:
+        return text_before(state, left, right)
+    if kind == FLOAT:
+        return ordered_bits(left) < ordered_bits(right)
+    return left < right
+
+
+@inlined()
+def read(program, state, entity, values):
+    """Read the entity's current values into ``values``, as int64 words; returns a bit for each feature that is present."""
+    features = program.features
+    entities = state.entities
+    present = np.int64(0)
+    for index in range(len(features)):
+        count = entities[entity, features[index, F_COUNT_WORD]]
+        kind = features[index, F_READ]
+        is_float = features[index, F_KIND] == FLOAT
+        word = features[index, F_WORD]
+        out = features[index, F_OUT]
+        value = np.int64(0)
+        bit = np.int64(1) << index
+        if kind == READ_COUNT:
+            value = count
+        elif kind == READ_SUM:
+            mid = uint64(entities[entity, word + 1])
+            high = uint64(entities[entity, word + 2])
+            value = to_float_bits(uint64(entities[entity, word]), mid, high) if is_float else to_int(mid, high)
+        elif kind > _LAST_PLAIN:
+            if not _read_more(program, state, entity, index, count, values):
+                bit = np.int64(0)
+            present |= bit
+            continue
+        elif count == 0:
+            bit = np.int64(0)
+        elif kind == READ_MEAN:
+            value = _mean(state, entities, entity, word, count, features[index, F_BITS])
+        elif is_float:
+            # The latest and the earliest value are kept in comparable form too.
+            value = ordered_bits(entities[entity, word])
+        else:
+            value = entities[entity, word]
+        values[out] = value
+        present |= bit
+    return present
+
+
+@compiled()
+def read_row(program, state, entity, values):
+    """As ``read``, as a call: for where it is read less often."""
+    return read(program, state, entity, values)
+
+
+@inlined()
+def _mean(state, cells, cell, word, count, scale):
+    low, mid, high = uint64(cells[cell, word]), uint64(cells[cell, word + 1]), uint64(cells[cell, word + 2])
+    if scale == 0:
+        return mean_bits(low, mid, high, count)
+    return _decimal_mean(state, low, mid, high, count, scale)
+
+
+@compiled()
+def _decimal_mean(state, low, mid, high, count, scale):
+    negative = np.int64(high) < 0
+    if negative:
+        low, mid, high = negate(low, mid, high)
+    state.wide[:2] = 0
+    state.wide[0, 0], state.wide[0, 1], state.wide[0, 2] = low, mid, high
+    state.wide[1, 0] = uint64(count)
+    for _ in range(scale):
+        scale_wide(state.wide[1], uint64(10))
+    return quotient_bits(state.wide[0], state.wide[1], -64, negative)
+
+
+@compiled()
+def _variance(state, entity, sums, squares, count, ddof, scale):
+    """float64 bits of (n * sum of squares - square of the sum) / (n * (n - ddof)), rounded once."""
+    entities = state.entities
+    wide = state.wide
+    wide[:] = 0
+    for limb in range(5):
+        wide[0, limb] = uint64(entities[entity, squares + limb])
+    scale_wide(wide[0], uint64(count))
+    mid, high = uint64(entities[entity, sums + 1]), uint64(entities[entity, sums + 2])
+    low = uint64(entities[entity, sums])
+    if np.int64(high) < 0:
+        low, mid, high = negate(low, mid, high)
+    _square_wide(wide, low, mid, high)
+    subtract_wide(wide[0], wide[1])
+    wide[1] = 0
+    wide[1, 0] = uint64(count)
+    scale_wide(wide[1], uint64(count - ddof))
+    for _ in range(2 * scale):
+        scale_wide(wide[1], uint64(10))
+    return quotient_bits(wide[0], wide[1], -128, False)
+
+
+@compiled()
+def _square_wide(wide, low, mid, high):
+    """The square of three limbs into ``wide[1]``; ``wide[2]`` is used up."""
+    limbs = (low, mid, high)
+    for place in range(3):
+        wide[2] = 0
+        for limb in range(3):
+            wide[2, limb + place] = limbs[limb]
+        scale_wide(wide[2], limbs[place])
+        carry = uint64(0)
+        for limb in range(wide.shape[1]):
+            total = wide[1, limb] + wide[2, limb]
+            above = uint64(1) if total < wide[2, limb] else uint64(0)
+            total += carry
+            if carry == uint64(1) and total == uint64(0):
+                above = uint64(1)
+            wide[1, limb] = total
+            carry = above
+
+
+@compiled()
+def _read_more(program, state, entity, index, count, values):
+    """Read a feature that is more than a word of its total; whether it is present. Unused words are 0."""
+    features = program.features
+    entities = state.entities
+    kind = features[index, F_READ]
+    word = features[index, F_WORD]
+    out = features[index, F_OUT]
+    size = features[index, F_SIZE]
+    after = features[index + 1, F_OUT] if index + 1 < len(features) else program.value_words
+    for place in range(out, after):
+        values[place] = 0
+    if kind == READ_DISTINCT:
+        values[out] = entities[entity, word + 1]
+        return True
+    if kind == READ_APPROX:
+        if count > 0:
+            values[out] = _estimate(state, entities[entity, word] - 1, features[index, F_BITS])
+        return True
+    if kind in (READ_DECAYED_COUNT, READ_DECAYED_SUM):
+        values[out] = _decayed(program, state, entity, index)
+        return True
+    if count == 0:
+        return False
+    if kind in (READ_VAR, READ_STD):
+        if count <= size:
+            return False
+        bits = _variance(state, entity, word, features[index, F_CONSTANT], count, size, features[index, F_BITS])
+        values[out] = as_bits(math.sqrt(as_float(bits))) if kind == READ_STD else bits
+    elif kind == READ_MODE:
+        values[out] = _mode(state, entities[entity, word] - 1, features[index, F_KIND])
+    elif kind == READ_TOP:
+        _top(state, entities[entity, word] - 1, features[index, F_KIND], size, values, out)
+    elif kind == READ_BUCKETS:
+        values[out] = size
+        for bucket in range(size):
+            values[out + 1 + bucket] = entities[entity, word + bucket]
+    elif kind == READ_QUANTILE:
+        rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, F_CONSTANT]] * count)))
+        values[out] = _quantile(state, entities[entity, word] - 1, rank, features[index, F_BITS])
+    elif kind == READ_LIST:
+        _list(program, state, entity, index, values)
+    else:
+        _map(program, state, entity, index, values)
+    return True
+
+
+@compiled()
+def _mode(state, item, kind):
+    items = state.items
+    best = item
+    while item != NONE:
+        if items[item, ITEM_COUNT] > items[best, ITEM_COUNT] or (
+            items[item, ITEM_COUNT] == items[best, ITEM_COUNT]
+            and _code_before(state, kind, items[item, ITEM_CODE], items[best, ITEM_CODE])
+        ):
+            best = item
+        item = items[item, ITEM_NEXT]
+    return items[best, ITEM_CODE]
+
+
+@compiled()
+def _select(state, item, kind, size, skip_other):
+    """The most frequent ``size`` items into ``chosen``, of as many the smallest code first; how many there are."""
+    items = state.items
+    chosen = state.chosen
+    n_chosen = 0
+    while item != NONE:
+        if not (skip_other and _is_other(state, items[item, ITEM_CODE])):
+            place = n_chosen
+            while place > 0:
+                other = chosen[place - 1]
+                more = items[item, ITEM_COUNT] - items[other, ITEM_COUNT]
+                if more < 0 or (
+                    more == 0 and not _code_before(state, kind, items[item, ITEM_CODE], items[other, ITEM_CODE])
+                ):
+                    break
+                if place < size:
+                    chosen[place] = other
+                place -= 1
+            if place < size:
+                chosen[place] = item
+                n_chosen = min(n_chosen + 1, size)
+        item = items[item, ITEM_NEXT]
+    return n_chosen
+
+
+@compiled()
+def _top(state, item, kind, size, values, out):
+    n_chosen = _select(state, item, kind, size, False)
+    values[out] = n_chosen
+    for place in range(n_chosen):
+        values[out + 1 + place] = state.items[state.chosen[place], ITEM_CODE]
+
+
+@compiled()
+def _quantile(state, first, rank, bits):
+    """Bits of the value that stands for the bin of a rank: found by halving the range of codes, without sorting them."""
+    items = state.items
+    low = items[first, ITEM_CODE]
+    high = low
+    item = first
+    while item != NONE:
+        low = min(low, items[item, ITEM_CODE])
+        high = max(high, items[item, ITEM_CODE])
+        item = items[item, ITEM_NEXT]
+    while low < high:
+        middle = low + ((high - low) >> 1)
+        below = np.int64(0)
+        item = first
+        while item != NONE:
+            if items[item, ITEM_CODE] <= middle:
+                below += items[item, ITEM_COUNT]
+            item = items[item, ITEM_NEXT]
+        if below >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    if low == 0:
+        return np.int64(0)
+    magnitude = (abs(low) << (52 - bits)) + (np.int64(1) << (51 - bits))
+    return magnitude | np.int64(-(2**63)) if low < 0 else magnitude
+
+
+@compiled()
+def _tau(x):
+    if x == 0.0 or x == 1.0:
+        return 0.0
+    y = 1.0
+    z = 1.0 - x
+    before = z - 1.0
+    while z != before:
+        x = math.sqrt(x)
+        before = z
+        y = 0.5 * y
+        z = z - (1.0 - x) * (1.0 - x) * y
+    return z / 3.0
+
+
+@compiled()
+def _sigma(x):
+    y = 1.0
+    z = x
+    before = z - 1.0
+    while z != before:
+        x = x * x
+        before = z
+        z = z + x * y
+        y = y + y
+    return z
+
+
+@compiled()
+def _estimate(state, first, bits):
+    """Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6.
+
+    Codes are 64 * register + rank. ``ranks``: first a count for each rank, then the ranks of the registers, all 0 before and after.
+    """
+    items = state.items
+    n_registers = np.int64(1) << bits
+    most = 64 - bits
+    ranks = state.ranks
+    item = first
+    n_set = np.int64(0)
+    for rank in range(most + 2):
+        ranks[rank] = 0
+    while item != NONE:
+        register, rank = items[item, ITEM_CODE] >> 6, items[item, ITEM_CODE] & 63
+        if ranks[_N_RANKS + register] == 0:
+            n_set += 1
+        ranks[_N_RANKS + register] = max(ranks[_N_RANKS + register], rank)
+        item = items[item, ITEM_NEXT]
+    item = first
+    while item != NONE:
+        place = _N_RANKS + (items[item, ITEM_CODE] >> 6)
+        if ranks[place] > 0:
+            ranks[ranks[place]] += 1
+            ranks[place] = 0
+        item = items[item, ITEM_NEXT]
+    m = float(n_registers)
+    z = m * _tau(1.0 - float(ranks[most + 1]) / m)
+    for rank in range(most, 0, -1):
+        z = 0.5 * (z + float(ranks[rank]))
+    n_zero = n_registers - n_set
+    if n_zero > 0:
+        z += m * _sigma(float(n_zero) / m)
+    return np.int64(math.floor((_HALF_OVER_LN_2 * m) * m / z + 0.5))
+
+
+@compiled()
+def _decayed(program, state, entity, index):
+    """Bits of the sum over the tiles, from old to new, of what each holds times the decay of its age in hops."""
+    features = program.features
+    window = features[index, F_WINDOW]
+    half_life = features[index, F_SIZE]
+    constant = features[index, F_CONSTANT]
+    word = features[index, F_WORD] - program.windows[window, W_TOTAL] + TILE_WORDS
+    count_word = features[index, F_COUNT_WORD] - program.windows[window, W_TOTAL] + TILE_WORDS
+    is_float = features[index, F_KIND] == FLOAT
+    now = ordinal(program, window, state.scalars[S_CLOCK])
+    tiles = state.tiles
+    total = 0.0
+    tile = state.entities[entity, program.windows[window, W_ENDS]]
+    while tile != NONE:
+        if tiles[tile, count_word] > 0:
+            age = now - tiles[tile, TILE_NUMBER]
+            weight = program.constants[constant + age % half_life]
+            halves = age // half_life
+            if halves <= 1000:
+                weight = weight * as_float((np.int64(1023) - halves) << 52)
+            else:
+                weight = 0.0
+            held = float(tiles[tile, count_word])
+            if features[index, F_READ] == READ_DECAYED_SUM:
+                held = as_float(
+                    to_float_bits(
+                        uint64(tiles[tile, word]), uint64(tiles[tile, word + 1]), uint64(tiles[tile, word + 2])
+                    )
+                )
+            total = total + held * weight
+        tile = tiles[tile, TILE_NEXT]
+    if features[index, F_READ] == READ_DECAYED_SUM and not is_float:
+        total = total / program.constants[constant + half_life]
+    return as_bits(total)
+
+
+@compiled()
+def _list(program, state, entity, index, values):
+    """The first items of the tiles' lists, from the newest tile back or from the oldest on."""
+    features = program.features
+    window = features[index, F_WINDOW]
+    size = features[index, F_SIZE]
+    out = features[index, F_OUT]
+    word = TILE_WORDS + program.accumulators[features[index, F_ACCUMULATOR], A_WORD]
+    latest = features[index, F_OP] == LAST_N
+    entered = ordinal(program, window, state.scalars[S_CLOCK]) - 1
+    closed = program.windows[window, W_KIND] == CLOSED
+    n_read = 0
+    tile = state.entities[entity, program.windows[window, W_ENDS] + (1 if latest else 0)]
+    while tile != NONE and n_read < size:
+        if not closed or state.tiles[tile, TILE_NUMBER] <= entered:
+            item = state.tiles[tile, word] - 1
+            while item != NONE and n_read < size:
+                n_read += 1
+                values[out + n_read] = state.items[item, ITEM_CODE]
+                item = state.items[item, ITEM_NEXT]
+        tile = state.tiles[tile, TILE_PREVIOUS if latest else TILE_NEXT]
+    values[out] = n_read
+
+
+@compiled()
+def _map(program, state, entity, index, values):
+    """Pairs of the most frequent keys and what is read for them, last of all the rest together."""
+    features = program.features
+    items = state.items
+    out = features[index, F_OUT]
+    first = state.entities[entity, features[index, F_WORD]] - 1
+    n_chosen = _select(state, first, TEXT, features[index, F_SIZE], True)
+    count = np.int64(0)
+    low, mid, high = uint64(0), uint64(0), uint64(0)
+    item = first
+    n_items = 0
+    while item != NONE:
+        n_items += 1
+        count += items[item, ITEM_COUNT]
+        low, mid, high = add(
+            low, mid, high,
+            uint64(items[item, ITEM_WORDS]), uint64(items[item, ITEM_WORDS + 1]), uint64(items[item, ITEM_WORDS + 2]),
+        )  # fmt: skip
+        item = items[item, ITEM_NEXT]
+    for place in range(n_chosen):
+        item = state.chosen[place]
+        item_low, item_mid, item_high = (
+            uint64(items[item, ITEM_WORDS]), uint64(items[item, ITEM_WORDS + 1]), uint64(items[item, ITEM_WORDS + 2]),
+        )  # fmt: skip
+        values[out + 1 + 2 * place] = items[item, ITEM_CODE]
+        values[out + 2 + 2 * place] = _map_value(
+            program, state, index, items[item, ITEM_COUNT], item_low, item_mid, item_high
+        )
+        count -= items[item, ITEM_COUNT]
+        item_low, item_mid, item_high = negate(item_low, item_mid, item_high)
+        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
+    n_pairs = n_chosen
+    if n_items > n_chosen:
+        values[out + 1 + 2 * n_pairs] = OTHER_KEY
+        values[out + 2 + 2 * n_pairs] = _map_value(program, state, index, count, low, mid, high)
+        n_pairs += 1
+    values[out] = n_pairs
+
+
+@compiled()
+def _map_value(program, state, index, count, low, mid, high):
+    features = program.features
+    kind = features[index, F_READ]
+    if kind == READ_MAP_COUNT:
+        return count
+    if kind == READ_MAP_SUM:
+        if features[index, F_KIND] == FLOAT:
+            return to_float_bits(low, mid, high)
+        return to_int(mid, high)
+    if features[index, F_BITS] == 0:
+        return mean_bits(low, mid, high, count)
+    return _decimal_mean(state, low, mid, high, count, features[index, F_BITS])

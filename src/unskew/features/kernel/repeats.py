@@ -1,0 +1,269 @@
+"""Repeats of an event: which events of one view and shard carry an id that their entity has just had.
+
+An event counts, and is remembered, unless its entity has a remembered event of the same id whose arrival is ``within``
+or less before its own; that makes it a repeat. A repeat is not remembered: it does not make the time longer for which
+others are repeats. An event without an id always counts and is not remembered.
+
+So whether an event is a repeat follows from the events of its entity before it, in the order in which they count. What is
+remembered is bounded by the events of the last ``within``, as the shard's clock measures it.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.features.errors import LayoutError
+from unskew.features.kernel.compiled import compiled
+from unskew.features.kernel.directory import Arrays, Directory, Keys, grown, insert_row, remove_row
+from unskew.features.kernel.sealed import seal, unseal
+from unskew.features.plan import ViewPlan
+
+LAYOUT = 1
+MAGIC = b"unskew\x00R"
+_MIN_QUEUE = 64
+# Before an id stands its entity's row, so that the ids of two entities are never the same key.
+_ROW_BYTES = 4
+# Scalars of a queue.
+Q_FIRST, Q_COUNT = range(2)
+
+
+class Queue(NamedTuple):
+    """What is remembered, from old to new: a ring; ``at`` are arrivals, which do not fall."""
+
+    scalars: npt.NDArray[np.int64]
+    at: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int32]
+    entity: npt.NDArray[np.int32]
+
+
+@compiled()
+def _join(rows, known, offsets, data, joined_offsets, joined):
+    """Each id behind its entity's row; nothing where there is none."""
+    place = 0
+    joined_offsets[0] = 0
+    for index in range(len(rows)):
+        if known[index]:
+            row = rows[index]
+            for byte in range(_ROW_BYTES):
+                joined[place] = (row >> (8 * byte)) & 0xFF
+                place += 1
+            for position in range(offsets[index], offsets[index + 1]):
+                joined[place] = data[position]
+                place += 1
+        joined_offsets[index + 1] = place
+
+
+@compiled()
+def _split(joined_offsets, joined, offsets, data):
+    """The ids alone."""
+    place = 0
+    offsets[0] = 0
+    for index in range(len(joined_offsets) - 1):
+        for position in range(joined_offsets[index] + _ROW_BYTES, joined_offsets[index + 1]):
+            data[place] = joined[position]
+            place += 1
+        offsets[index + 1] = place
+
+
+@compiled()
+def _let_go(entities, held, row):
+    held[row] -= 1
+    if held[row] == 0:
+        remove_row(entities, row)
+
+
+@compiled()
+def _forget(entities, held, ids, queue, before):
+    """Forget what arrived before an instant."""
+    scalars = queue.scalars
+    capacity = len(queue.at)
+    while scalars[Q_COUNT] > 0 and queue.at[scalars[Q_FIRST]] < before:
+        first = scalars[Q_FIRST]
+        remove_row(ids, queue.row[first])
+        _let_go(entities, held, queue.entity[first])
+        scalars[Q_FIRST] = first + 1 if first + 1 < capacity else 0
+        scalars[Q_COUNT] -= 1
+
+
+@compiled()
+def _remember(entities, held, ids, queue, rows, known, joined_offsets, joined, arrivals, within, counts):
+    """Say of every event whether it counts, and remember those that do and have an id."""
+    scalars = queue.scalars
+    capacity = len(queue.at)
+    for row in rows:
+        # No entity of the batch loses its row meanwhile.
+        held[row] += 1
+    for index in range(len(rows)):
+        counts[index] = True
+        if not known[index]:
+            continue
+        arrival = arrivals[index]
+        _forget(entities, held, ids, queue, arrival - within)
+        row, is_new = insert_row(ids, joined, joined_offsets[index], joined_offsets[index + 1])
+        if not is_new:
+            counts[index] = False
+            continue
+        last = scalars[Q_FIRST] + scalars[Q_COUNT]
+        last = last if last < capacity else last - capacity
+        queue.at[last] = arrival
+        queue.row[last] = row
+        queue.entity[last] = rows[index]
+        held[rows[index]] += 1
+        scalars[Q_COUNT] += 1
+    for row in rows:
+        _let_go(entities, held, row)
+
+
+class Repeats:
+    """The ids that the entities of one view had lately in one shard; owns its arrays.
+
+    ``view``: its stream has ``event_id`` and ``dedupe_within_us``.
+    """
+
+    def __init__(self, view: ViewPlan, shard: str) -> None:
+        if view.stream.dedupe_within_us is None:
+            raise ValueError(f"{view.id}: stream {view.stream.name} does not say within what time ids repeat")
+        self.dropped = 0
+        self._view = view
+        self._shard = shard
+        self._within_us = view.stream.dedupe_within_us
+        self._entities = Directory()
+        self._held = np.zeros(self._entities.capacity, np.int64)
+        self._ids = Directory()
+        self._queue = _new_queue(_MIN_QUEUE)
+
+    def __len__(self) -> int:
+        """How many events are remembered."""
+        return int(self._queue.scalars[Q_COUNT])
+
+    @property
+    def n_entities(self) -> int:
+        """How many entities have an event that is remembered."""
+        return len(self._entities)
+
+    def knows(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Of each entity, whether an event of it is remembered."""
+        return self._entities.find(keys) >= 0
+
+    def drop(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame | None:
+        """The events without those that are repeats; then forget what can no longer make any.
+
+        ``events``: as from ``evaluate``, in the order in which they count, arrivals not before those of earlier calls.
+        ``clock_us``: no later event arrives before it.
+        """
+        kept = events
+        if events is not None and events.height:
+            ids = events["event_id"]
+            known = np.ones(events.height, np.bool_)
+            if ids.null_count():
+                known = ids.is_not_null().to_numpy()
+                ids = ids.fill_null("")
+            arrivals = np.ascontiguousarray(events["arrival"].to_numpy(), np.int64)
+            counts = self._take(self._rows_of(Keys.of(events["key"])), Keys.of(ids), known, arrivals)
+            if not counts.all():
+                kept = events.filter(pl.Series(counts))
+                self.dropped += events.height - kept.height
+        _forget(*self._arrays(), clock_us - self._within_us)
+        return kept
+
+    def to_bytes(self) -> bytes:
+        """All that is remembered, in its order: bytes of the same shard are equal where it remembers the same."""
+        order = (self._queue.scalars[Q_FIRST] + np.arange(len(self))) % len(self._queue.at)
+        rows, first, index = np.unique(self._queue.entity[order], return_index=True, return_inverse=True)
+        # Entities are numbered as they first come, whatever rows they have.
+        by_first = np.argsort(first)
+        number = np.empty(len(rows), np.int32)
+        number[by_first] = np.arange(len(rows))
+        entities = self._entities.gather(rows[by_first])
+        joined = self._ids.gather(self._queue.row[order])
+        offsets = np.empty(len(order) + 1, np.int64)
+        data = np.empty(len(joined.data) - _ROW_BYTES * len(order), np.uint8)
+        _split(joined.offsets, joined.data, offsets, data)
+        header = {
+            "view": self._view.id,
+            "shard": self._shard,
+            "fingerprint": self._view.state_fingerprint,
+            "dropped": self.dropped,
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "key_offsets": entities.offsets,
+            "key_bytes": entities.data,
+            "entity": number[index],
+            "at": self._queue.at[order],
+            "id_offsets": offsets,
+            "id_bytes": data,
+        }
+        return seal(MAGIC, LAYOUT, header, arrays)
+
+    @classmethod
+    def from_bytes(cls, view: ViewPlan, shard: str, data: bytes) -> "Repeats":
+        """What ``to_bytes`` wrote; ``LayoutError`` where it belongs to another definition or is damaged."""
+        what = f"ids of {view.id} in shard {shard}"
+        header, arrays = unseal(data, MAGIC, LAYOUT, what)
+        if (header["view"], header["shard"], header["fingerprint"]) != (view.id, shard, view.state_fingerprint):
+            raise LayoutError(
+                f"{what}: written for {header['view']} in shard {header['shard']} with another definition "
+                f"(fingerprint {header['fingerprint'][:12]}, now {view.state_fingerprint[:12]}); give the changed view "
+                "a new version, or start from an empty state directory"
+            )
+        result = cls(view, shard)
+        result.dropped = header["dropped"]
+        rows = result._rows_of(Keys(arrays["key_offsets"], arrays["key_bytes"]))
+        known = np.ones(len(arrays["at"]), np.bool_)
+        ids = Keys(arrays["id_offsets"], arrays["id_bytes"])
+        result._take(rows[arrays["entity"]], ids, known, arrays["at"])
+        return result
+
+    def _rows_of(self, keys: Keys) -> npt.NDArray[np.int32]:
+        rows, fresh = self._entities.insert(keys)
+        if self._entities.capacity > len(self._held):
+            self._held = grown(self._held, self._entities.capacity)
+        self._held[fresh] = 0
+        return rows
+
+    def _take(
+        self,
+        rows: npt.NDArray[np.int32],
+        ids: Keys,
+        known: npt.NDArray[np.bool_],
+        arrivals: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each event counts. ``rows``: of entities, which lose them where nothing of theirs is remembered."""
+        count = len(rows)
+        offsets = np.empty(count + 1, np.int64)
+        joined = np.empty(_ROW_BYTES * count + int(ids.offsets[-1] - ids.offsets[0]), np.uint8)
+        _join(rows, known, ids.offsets, ids.data, offsets, joined)
+        self._ids.reserve(count, len(joined))
+        self._queue = _with_room(self._queue, count)
+        counts = np.empty(count, np.bool_)
+        _remember(*self._arrays(), rows, known, offsets, joined, arrivals, self._within_us, counts)
+        return counts
+
+    def _arrays(self) -> tuple[Arrays, npt.NDArray[np.int64], Arrays, Queue]:
+        return self._entities.arrays, self._held, self._ids.arrays, self._queue
+
+
+def _new_queue(capacity: int) -> Queue:
+    return Queue(
+        scalars=np.zeros(2, np.int64),
+        at=np.empty(capacity, np.int64),
+        row=np.empty(capacity, np.int32),
+        entity=np.empty(capacity, np.int32),
+    )
+
+
+def _with_room(queue: Queue, n_more: int) -> Queue:
+    """A queue with that many free places: the same one where it has them."""
+    first, count = queue.scalars.tolist()
+    if count + n_more <= len(queue.at):
+        return queue
+    capacity = max(2 * len(queue.at), count + n_more)
+    order = (first + np.arange(count)) % len(queue.at)
+    return Queue(
+        scalars=np.array([0, count], np.int64),
+        at=grown(queue.at[order], capacity),
+        row=grown(queue.row[order], capacity),
+        entity=grown(queue.entity[order], capacity),
+    )

@@ -1,0 +1,89 @@
+"""Words of rows as typed columns."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from unskew.features.kernel.directory import Directory
+from unskew.features.kernel.reading import OTHER_KEY
+from unskew.features.plan import FeaturePlan
+from unskew.features.types import MAP_KEY, MAP_VALUE, decimal_scale, element, is_list, is_map, polars_type
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_OTHER = "other"
+
+
+def column(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
+    """A feature's column, its own copy; null where not present.
+
+    ``words``: int64 [width, rows], which may be written over afterwards. ``texts``: whose rows stand for texts.
+    """
+    if is_list(feature.dtype) or is_map(feature.dtype):
+        return _nested(feature, words, present, texts)
+    return _scalars(feature.name, feature.dtype, words[0], present, texts)
+
+
+def _scalars(name: str, dtype: str, numbers: Ints, present: Bools, texts: Directory) -> pl.Series:
+    if dtype == "float64":
+        return series(name, numbers.view(np.float64), present)
+    if dtype == "int64":
+        return series(name, numbers, present)
+    if dtype == "bool":
+        return series(name, numbers != 0, present)
+    if dtype == "timestamp":
+        return series(name, numbers, present).cast(polars_type(dtype))
+    if dtype == "string":
+        held = texts.gather(numbers[present].astype(np.int32)).to_series(name)
+        return held if present.all() else _spread(held, present)
+    return pl.Series(name, _decimals(numbers, present, decimal_scale(dtype) or 0))
+
+
+def series(name: str, numbers: npt.NDArray[Any], present: Bools) -> pl.Series:
+    """A column of copied numbers, null where not present."""
+    if present.all():
+        return pl.Series(name, numbers.copy())
+    # pa.array with a mask may go on reading what it is given, which the next rows overwrite.
+    return pl.Series(name, pa.array(numbers.copy(), mask=~present))
+
+
+def _spread(held: pl.Series, present: Bools) -> pl.Series:
+    """The values of present rows at their places, nulls between them."""
+    places = series("", np.cumsum(present) - 1, present)
+    return held.gather(places) if len(held) else pl.Series(held.name, [None] * len(present), held.dtype)
+
+
+def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
+    """Units of the last digit as decimals: 128 bits each, the upper half all sign."""
+    wide = np.stack((units, units >> 63), axis=1)
+    mask = None if present.all() else pa.array(present).buffers()[1]
+    return pa.Array.from_buffers(pa.decimal128(38, scale), len(units), [mask, pa.py_buffer(wide.tobytes())])
+
+
+def _nested(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
+    """Lists: a word for the length, then the items. Maps: the length, then pairs of key and value."""
+    lengths = np.where(present, words[0], 0)
+    ends = np.concatenate(([0], np.cumsum(lengths)))
+    inner = element(feature.dtype)
+    if is_map(feature.dtype):
+        keys, values = words[1::2].T, words[2::2].T
+        filled = np.arange(keys.shape[1]) < lengths[:, None]
+        every = np.ones(int(ends[-1]), np.bool_)
+        codes = keys[filled]
+        named = codes != OTHER_KEY
+        names = _scalars(MAP_KEY, "string", np.where(named, codes, 0), named, texts).fill_null(_OTHER)
+        held = _scalars(MAP_VALUE, inner, values[filled], every, texts)
+        flat = pl.DataFrame([names, held]).to_struct("")
+    else:
+        items = words[1:].T
+        filled = np.arange(items.shape[1]) < lengths[:, None]
+        flat = _scalars("", inner, items[filled], np.ones(int(ends[-1]), np.bool_), texts)
+    array = flat.to_arrow()
+    lists = pa.LargeListArray.from_arrays(
+        pa.array(ends, pa.int64()), array, mask=None if present.all() else pa.array(~present)
+    )
+    return pl.Series(feature.name, lists, polars_type(feature.dtype))

@@ -1,0 +1,109 @@
+"""The arrays that the kernel works on: a shard's state, a batch of events, space for rows."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+NONE = -1
+NEVER = np.int64(-(2**63))
+FOREVER = np.int64(2**63 - 1)
+
+# Scalars of a state.
+(
+    S_CLOCK, S_NEXT_HOP, S_TOUCHED, S_DIRTY, S_DEAD, S_TILE_HIGH, S_TILE_FREE, S_TILES, S_ITEM_HIGH, S_ITEM_FREE, S_ITEMS,
+    S_CLOSINGS,
+) = range(12)  # fmt: skip
+N_SCALARS = 12
+
+CAUSE_HOP, CAUSE_EVENT = 1, 2
+MARK_DIRTY, MARK_DEAD = 1, 2
+# Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
+T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET = range(5)
+# Columns of ``tiles``: its number, its neighbours in its entity's list, the next in its bucket, its entity row and
+# window, and from there on its accumulators.
+TILE_NUMBER, TILE_NEXT, TILE_PREVIOUS, TILE_BUCKET, TILE_ROW, TILE_WINDOW, TILE_WORDS = range(7)
+# Columns of ``items``: its neighbours in its cell's list (the free ones hang together by ITEM_NEXT), the next in its slot of the
+# table, whose it is, its code (a number), how often it is there, and from there on the limbs of a sum, or the effective time,
+# arrival, partition and offset of an event.
+ITEM_NEXT, ITEM_PREVIOUS, ITEM_CHAIN, ITEM_OWNER, ITEM_CODE, ITEM_COUNT, ITEM_WORDS = range(7)
+N_ITEM_WORDS = 4
+
+# Columns of ``closings``: sessions that are over.
+C_ROW, C_INSTANT, C_PARTITION, C_OFFSET, C_PRESENT, C_VALUES = range(6)
+
+
+class State(NamedTuple):
+    """All arrays of a shard's view.
+
+    What an event needs of an entity, or of a tile, lies together in memory, as one row of int64 words:
+
+    ``entities`` [rows, ...]: ``ENTITY_LIVE`` tiles, ``ENTITY_SLOT`` place in ``touched`` or -1, ``ENTITY_MARKS``,
+    ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit for each feature and
+    from ``ENTITY_VALUES`` on its words; then per window (``W_ENDS``) the oldest and the newest tile, and per window
+    (``W_TOTAL``) its running total.
+    ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: first tile of each bucket.
+    ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells; ``slots``: first item of each slot of
+    the hash table in which those of multisets are found.
+    ``text_starts``, ``text_lengths``, ``text_pool``: of the directory of texts, whose rows stand for them in numbers.
+    ``closings`` [sessions, ...]: columns ``C_...``, sessions that closed since they were last taken out: entity row, instant,
+    partition and offset of the latest event, a bit for each value that is present, the values. No rows where no one asks for them.
+    ``chosen``, ``ranks`` int64, ``wide`` uint64 [3, 12]: space for reading; ``ranks`` is all 0 between two readings.
+    ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late_by`` [windows]; ``late``
+    [windows, 8]: by how much, as ``LATE_BOUNDS_US``.
+    """
+
+    scalars: Ints
+    entities: Ints
+    closings: Ints
+    touched: Ints
+    dirty: npt.NDArray[np.int32]
+    dead: npt.NDArray[np.int32]
+    tiles: Ints
+    ring: Ints
+    items: Ints
+    slots: Ints
+    text_starts: Ints
+    text_lengths: npt.NDArray[np.int32]
+    text_pool: npt.NDArray[np.uint8]
+    chosen: Ints
+    ranks: Ints
+    wide: npt.NDArray[np.uint64]
+    window_tiles: Ints
+    window_next: Ints
+    late: Ints
+    late_by: Ints
+
+
+class Batch(NamedTuple):
+    """Events in the order in which they count; all instants int64 microseconds.
+
+    ``rows`` int32 [n]: entity rows; ``filters`` bool [f, n]; ``numbers`` int64 [c, n]: one row per column of the program: integers,
+    float64 bits, or rows of texts; ``known`` bool [c, n]: False where the value is null.
+    """
+
+    rows: npt.NDArray[np.int32]
+    effective: Ints
+    arrival: Ints
+    event_time: Ints
+    partition: Ints
+    offset: Ints
+    filters: npt.NDArray[np.bool_]
+    numbers: Ints
+    known: npt.NDArray[np.bool_]
+
+
+class Rows(NamedTuple):
+    """Space for rows; ``n`` [1] holds how many there are, ``present`` a bit for each feature, ``values`` [words, rows]."""
+
+    n: Ints
+    row: npt.NDArray[np.int32]
+    instant: Ints
+    cause: npt.NDArray[np.uint8]
+    event_time: Ints
+    partition: Ints
+    offset: Ints
+    values: Ints
+    present: Ints

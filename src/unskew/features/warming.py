@@ -1,0 +1,25 @@
+"""Whether a value is whole yet: all that its windows cover came after the pipeline began."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from unskew.features.registry import RegisteredFeature, RegisteredView
+from unskew.features.windows import old_edge_us
+
+Ints = npt.NDArray[np.int64]
+
+
+def is_warming(
+    view: RegisteredView, features: Iterable[RegisteredFeature], instants_us: Ints, since_us: Ints | int
+) -> npt.NDArray[np.bool_]:
+    """For each instant, whether a window of any of ``features`` begins there before ``since_us``, the first arrival seen.
+
+    A session that closes inside a window had its last event up to a gap and a hop before that.
+    """
+    behind_us = 0 if view.sessions is None else view.sessions.window.extent_us + view.sessions.window.hop_us
+    warming = np.zeros(len(instants_us), np.bool_)
+    for window in {window for feature in features for window in view.windows_of(feature)}:
+        warming |= old_edge_us(window, instants_us) - behind_us < since_us
+    return warming

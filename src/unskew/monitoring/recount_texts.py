@@ -1,0 +1,104 @@
+"""Texts of the recount: SQL is evaluated by DuckDB, and Polars expressions by Polars."""
+
+import re
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from unskew.features.errors import RequestError
+from unskew.features.plan import DerivedPlan, FilterPlan, ValuePlan
+from unskew.features.types import ValueType, decimal_scale, polars_type
+
+Text = FilterPlan | ValuePlan | DerivedPlan
+
+_SQL_TYPES = {
+    "int64": "BIGINT",
+    "float64": "DOUBLE",
+    "bool": "BOOLEAN",
+    "string": "VARCHAR",
+    "timestamp": "TIMESTAMPTZ",
+}
+
+
+class Texts:
+    """Evaluates filters, values and derived features. ``engines``: for each text, who did, ``duckdb`` or ``polars``."""
+
+    def __init__(self) -> None:
+        self.engines: dict[str, str] = {}
+        self._sql: dict[int, bool] = {}
+
+    def passes(self, condition: FilterPlan, events: pl.DataFrame) -> pl.Series:
+        """Whether it is true, row by row; never null."""
+        return self._evaluate(condition, "bool", events).fill_null(value=False)
+
+    def value(self, plan: ValuePlan | DerivedPlan, events: pl.DataFrame) -> pl.Series:
+        """Its value, row by row, of its own type."""
+        read = self._evaluate(plan, plan.dtype, events)
+        # -0.0 reads as 0.0; adding 0.0 would not do it, for Polars knows that to change nothing.
+        zero = plan.dtype == "float64" and isinstance(plan, ValuePlan)
+        return read.set(read == 0.0, 0.0) if zero else read
+
+    def _evaluate(self, plan: Text, dtype: ValueType, events: pl.DataFrame) -> pl.Series:
+        kind = polars_type(dtype)
+        if id(plan) not in self._sql:
+            self._sql[id(plan)] = _is_sql(plan)
+        if self._sql[id(plan)]:
+            answer = self._duckdb(plan, dtype, events)
+            if answer is not None:
+                self.engines[plan.text] = "duckdb"
+                return answer.cast(kind)
+        self.engines[plan.text] = "polars"
+        return events.with_columns(_x=plan.expr)["_x"].cast(kind)
+
+    @cached_property
+    def _connection(self) -> Any:
+        try:
+            import duckdb  # noqa: PLC0415  an optional dependency, asked for only where there is SQL
+        except ImportError as error:
+            raise RequestError(
+                "the recount evaluates SQL text with DuckDB, which is not installed: pip install duckdb pyarrow"
+            ) from error
+        connection = duckdb.connect()
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection
+
+    def _duckdb(self, plan: Text, dtype: ValueType, events: pl.DataFrame) -> pl.Series | None:
+        """One expression over all events, in their order; None where DuckDB's SQL does not know it."""
+        connection = self._connection
+        import duckdb  # noqa: PLC0415  it is there: it gave the connection
+
+        frame = events.select(pl.int_range(pl.len()).alias("_row"), *sorted(set(plan.expr.meta.root_names())))
+        scale = decimal_scale(dtype)
+        kind = _SQL_TYPES[dtype] if scale is None else f"DECIMAL(38,{scale})"
+        text = _double_literals(plan.text)
+        # The text is the author's own definition, which the pipeline has compiled and run.
+        query = f"SELECT CAST(({text}) AS {kind}) AS x FROM frame ORDER BY _row"  # noqa: S608
+        connection.register("frame", frame.to_arrow())
+        try:
+            answer: pl.DataFrame = connection.sql(query).pl()
+        except duckdb.Error:
+            return None
+        finally:
+            connection.unregister("frame")
+        return answer["x"]
+
+
+def _is_sql(plan: Text) -> bool:
+    """Whether the text is what the author wrote as SQL, and not the rendering of a Polars expression."""
+    try:
+        parsed = pl.sql_expr(plan.text)
+    except pl.exceptions.PolarsError:
+        return False
+    # An expression of Polars is written as JSON. What a text's own expression becomes in compiling is not looked at.
+    inputs = plan.inputs if isinstance(plan, DerivedPlan) else plan.expr.meta.root_names()
+    return not plan.text.startswith("{") and set(parsed.meta.root_names()) == set(inputs)
+
+
+def _double_literals(sql: str) -> str:
+    """``sql`` with 1.5 written 1.5e0, outside quotes: definitions mean a float, and for DuckDB it is a decimal."""
+    return re.sub(
+        r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w.])(?:\d+\.\d*|\.\d+)(?![\w.])""",
+        lambda m: m.group() if m.group()[0] in "'\"" else m.group() + "e0",
+        sql,
+    )

@@ -1,0 +1,214 @@
+"""Windows of the recount: what each covers at an instant, and when an event enters and leaves it.
+
+Of a window it reads what the author wrote: kind, extent, hop, unit and time zone. Local dates are Python's.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from zoneinfo import ZoneInfo
+
+from unskew.features.plan import WindowPlan
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
+_HOUR_US = 3_600_000_000
+
+# A local date lasts at most this long: 24 h, a shift of the clock, and a zone that changed sides of the date line.
+_LONGEST_DAY_US = 75 * _HOUR_US
+# Clocks go back over a midnight by no more than this, and past it are shown that long before they do.
+_BACK_US = 3 * _HOUR_US
+_SHOWN_US = 30_000_000
+
+
+def oldest_us(window: WindowPlan, t_us: int) -> int | None:
+    """The earliest effective time that the window covers at ``t_us``; None where it covers any, or is a session."""
+    match window.kind:
+        case "sliding":
+            return t_us // window.hop_us * window.hop_us - window.extent_us
+        case "tumbling":
+            return t_us // window.extent_us * window.extent_us
+        case "closed":
+            return t_us // window.extent_us * window.extent_us - window.extent_us
+        case "calendar":
+            first = _first_date(_last_date(t_us, window), window.unit)
+            return _date_passes(first - dt.timedelta(days=1), window.tz)
+        case "lifetime" | "session":
+            return None
+
+
+def covers(window: WindowPlan, t_us: int) -> Callable[[int], bool]:
+    """Return a test of effective times no later than ``t_us``: whether the window, no session, covers one at ``t_us``."""
+    match window.kind:
+        case "closed":
+            running = t_us // window.extent_us * window.extent_us
+            return lambda effective: running - window.extent_us <= effective < running
+        case "lifetime":
+            return lambda _effective: True
+        case _:
+            edge = oldest_us(window, t_us)
+            assert edge is not None
+            return lambda effective: effective >= edge
+
+
+def edges(window: WindowPlan, effective_us: int) -> list[int]:
+    """When time alone takes an event into the window or out of it, ascending; of a session see ``Sitting.over_us``."""
+    match window.kind:
+        case "sliding":
+            return [(effective_us // window.hop_us + 1) * window.hop_us + window.extent_us]
+        case "tumbling":
+            return [(effective_us // window.extent_us + 1) * window.extent_us]
+        case "closed":
+            period = effective_us // window.extent_us
+            return [(period + 1) * window.extent_us, (period + 2) * window.extent_us]
+        case "calendar":
+            return [_date_passes(_last_date(effective_us, window), window.tz)]
+        case "lifetime" | "session":
+            return []
+
+
+def all_edges(window: WindowPlan, effectives: list[int]) -> set[int]:
+    """The edges of several events."""
+    if window.kind != "calendar":
+        return {edge for effective in effectives for edge in edges(window, effective)}
+    found: list[int] = []
+    for effective in sorted(effectives):
+        # Looking for a local date takes long; events of one period leave together.
+        if not found or effective >= found[-1]:
+            found += edges(window, effective)
+    return set(found)
+
+
+def hops(window: WindowPlan, effectives: Iterable[int]) -> list[int]:
+    """Every hop at which some event of a sliding window has become older, the one that takes it out too; ascending."""
+    found: list[int] = []
+    for number in sorted({effective // window.hop_us for effective in effectives}):
+        leaves = number + 1 + window.extent_us // window.hop_us
+        first = max(number + 1, found[-1] + 1) if found else number + 1
+        found += range(first, leaves + 1)
+    return [number * window.hop_us for number in found]
+
+
+@dataclass
+class Sitting:
+    """One session: the events that joined it, in the order in which they came, as (row, arrival, number of the hop)."""
+
+    window: WindowPlan
+    joined: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def over_us(self, t_us: int | None = None) -> int:
+        """When it is over: as was known at ``t_us``, or in the end."""
+        latest = max(number for _, arrival, number in self.joined if t_us is None or arrival <= t_us)
+        return (latest + 1) * self.window.hop_us + self.window.extent_us
+
+    def rows(self, t_us: int | None = None) -> list[int]:
+        """The rows of those that had joined by ``t_us``, or of all; none if it was over then."""
+        if t_us is not None and t_us >= self.over_us(t_us):
+            return []
+        return [row for row, arrival, _ in self.joined if t_us is None or arrival <= t_us]
+
+
+def sittings(window: WindowPlan, events: Iterable[tuple[int, int, int]]) -> list[Sitting]:
+    """All sessions of one entity, one after the other.
+
+    ``events``: (row, arrival, effective) of those that enter some feature of the window, by (arrival, partition, offset).
+    One that is too late joins none.
+    """
+    found: list[Sitting] = []
+    running: Sitting | None = None
+    first = over_us = 0
+    for row, arrival, effective in events:
+        number = effective // window.hop_us
+        if running is not None and arrival >= over_us:
+            running = None
+        if running is None:
+            if (number + 1) * window.hop_us + window.extent_us <= arrival:
+                continue
+            running, first = Sitting(window), number
+            found.append(running)
+        elif number < first - window.extent_us // window.hop_us:
+            continue
+        running.joined.append((row, arrival, number))
+        first, over_us = min(first, number), running.over_us()
+    return found
+
+
+def instant(t_us: int) -> dt.datetime:
+    """The instant as Polars gives it."""
+    return EPOCH + dt.timedelta(microseconds=t_us)
+
+
+def micros(moment: dt.datetime) -> int:
+    """Microseconds since the epoch."""
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def _local_date(t_us: int, tz: str | None) -> dt.date:
+    return instant(t_us).astimezone(_zone(tz or "UTC")).date()
+
+
+def _last_date(t_us: int, window: WindowPlan) -> dt.date:
+    """The last date of the local period that runs at ``t_us``."""
+    last = _last_of(_local_date(t_us, window.tz), window.unit)
+    # Where clocks went back over midnight, the period that began at the first of the two goes on.
+    return _last_of(last + dt.timedelta(days=1), window.unit) if _date_passes(last, window.tz) <= t_us else last
+
+
+def _last_of(date: dt.date, unit: str | None) -> dt.date:
+    """The last date of the day, week, month, quarter or year in which ``date`` lies."""
+    match unit:
+        case "week":
+            return date + dt.timedelta(days=6 - date.weekday())
+        case "month":
+            following = date.replace(day=28) + dt.timedelta(days=4)
+            return following - dt.timedelta(days=following.day)
+        case "quarter":
+            return _last_of(date.replace(day=1, month=(date.month + 2) // 3 * 3), "month")
+        case "year":
+            return date.replace(month=12, day=31)
+        case _:
+            return date
+
+
+def _first_date(date: dt.date, unit: str | None) -> dt.date:
+    """The first date of the day, week, month, quarter or year in which ``date`` lies."""
+    match unit:
+        case "week":
+            return date - dt.timedelta(days=date.weekday())
+        case "month":
+            return date.replace(day=1)
+        case "quarter":
+            return date.replace(day=1, month=(date.month - 1) // 3 * 3 + 1)
+        case "year":
+            return date.replace(day=1, month=1)
+        case _:
+            return date
+
+
+@lru_cache(maxsize=64)
+def _zone(tz: str) -> ZoneInfo:
+    """Read the zone from the ``tzdata`` package, as definitions promise, and not from the machine's own files."""
+    with resources.files("tzdata").joinpath("zoneinfo", *tz.split("/")).open("rb") as file:
+        return ZoneInfo.from_file(file, key=tz)
+
+
+@lru_cache(maxsize=65536)
+def _date_passes(date: dt.date, tz: str | None) -> int:
+    """The first instant whose local date is past ``date``, found by halving, without trust in any offset."""
+    noon = micros(dt.datetime(date.year, date.month, date.day, 12, tzinfo=dt.UTC))
+    found = _halved(noon - _LONGEST_DAY_US, noon + _LONGEST_DAY_US, date, tz)
+    # It may be the second of two midnights, where clocks went back over the first.
+    for earlier in range(found - _BACK_US, found, _SHOWN_US):
+        if _local_date(earlier, tz) > date:
+            return _halved(earlier - _SHOWN_US, earlier, date, tz)
+    return found
+
+
+def _halved(low: int, high: int, date: dt.date, tz: str | None) -> int:
+    """An instant past ``low``, up to and with ``high``, at which the local date comes to be past ``date``."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _local_date(middle, tz) > date else (middle, high)
+    return high

@@ -1,0 +1,215 @@
+"""A poll after decoding, and what is the same for every format: instants, keys, headers, dead letters."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from unskew.features.plan import StreamPlan
+from unskew.features.time import format_duration
+from unskew.pipelines.columns import Refusals, texts
+from unskew.pipelines.poll import Poll
+from unskew.sinks.log import DEAD_LETTER_SCHEMA
+
+INSTANT = pl.Datetime("us", "UTC")
+
+_KEY_BYTES = {"int64": (8, pl.Int64()), "int32": (4, pl.Int32())}
+
+Read = tuple[npt.NDArray[np.int64], pl.DataFrame]
+"""Places in a poll, ascending, and the columns read from the values there."""
+
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger("unskew.decode")
+
+
+class BadMessage(Exception):
+    """A message that is no event; its text is the reason."""
+
+
+class InOnePiece:
+    """Reads batches of a topic in one piece where that can be done, and says the first time that it cannot."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._warned = False
+
+    def __call__(self, read: Callable[[], Result]) -> Result | None:
+        """What ``read`` gives; None where it fails, and the messages are to be read one by one."""
+        try:
+            return read()
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        # Whatever Polars stumbles over, a Rust panic too (a BaseException), reading one by one tells which message it is.
+        except BaseException as error:  # noqa: BLE001
+            if not self._warned:
+                self._warned = True
+                _log.warning(
+                    "Topic %r: a batch could not be read in one piece (%s); reading it one by one", self._topic, error
+                )
+            return None
+
+
+def one_by_one(
+    values: Sequence[bytes | None],
+    rows: npt.NDArray[np.int64],
+    reasons: dict[int, str],
+    read_one: Callable[[bytes | None], tuple[Any, ...]],
+) -> tuple[npt.NDArray[np.int64], list[tuple[Any, ...]]]:
+    """The places among ``rows`` of values that could be read, and what was read there; a reason for every other."""
+    read: list[int] = []
+    records: list[tuple[Any, ...]] = []
+    for row in rows.tolist():
+        try:
+            records.append(read_one(values[row]))
+        except BadMessage as bad:
+            reasons[row] = str(bad)
+        else:
+            read.append(row)
+    return np.array(read, np.int64), records
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A poll after decoding.
+
+    ``events``: columns as ``StreamPlan.columns``, then ``_partition``, ``_offset``, ``_arrival``, ``_event_time`` (never null),
+    in offset order. ``dead``: columns as ``DEAD_LETTER_SCHEMA``, in offset order.
+    """
+
+    stream: str
+    partition: int
+    clock_us: int | None
+    ended: bool
+    events: pl.DataFrame
+    dead: pl.DataFrame
+
+
+class Decoder(ABC):
+    """Reads a stream's polls.
+
+    ``topic``: the stream's. ``payload``: columns that come from a record's value, with their types. ``incompatible``: messages, so far,
+    whose writer's schema cannot be read as the stream's.
+    """
+
+    def __init__(self, stream: StreamPlan) -> None:
+        self.topic = stream.topic
+        self.incompatible = 0
+        self._stream = stream
+        elsewhere = {stream.key_column, *stream.headers}
+        self.payload = {column: dtype for column, dtype in stream.columns.items() if column not in elsewhere}
+        self._no_events = pl.DataFrame(
+            schema={
+                **stream.columns,
+                "_partition": pl.Int32(),
+                "_offset": pl.Int64(),
+                "_arrival": INSTANT,
+                "_event_time": INSTANT,
+            }
+        )
+        self._no_dead = pl.DataFrame(schema=DEAD_LETTER_SCHEMA)
+
+    def decode(self, poll: Poll) -> Decoded:
+        """Decode a poll; every record of it is either in ``events`` or in ``dead``."""
+        reasons: dict[int, str] = {}
+        events = self._no_events
+        if poll.values:
+            rows, frame = self._read(poll.values, reasons)
+            if len(rows):
+                events = self._finish(poll, rows, frame, reasons)
+        return Decoded(
+            stream=poll.stream,
+            partition=poll.partition,
+            clock_us=poll.clock_us,
+            ended=poll.ended,
+            events=events,
+            dead=self._dead(poll, reasons),
+        )
+
+    @abstractmethod
+    def _read(self, values: Sequence[bytes | None], reasons: dict[int, str]) -> Read:
+        """Values that could be read, as ``payload``, with an event time; a reason for every other, by its place."""
+
+    def _finish(
+        self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, str]
+    ) -> pl.DataFrame:
+        """Add what does not come from the value; refuse what is too old."""
+        stream = self._stream
+        refusals = Refusals(rows, reasons)
+        more = []
+        if stream.key_column is not None:
+            more.append(_key_column(stream.key_column, stream.key_format, poll, rows, refusals))
+        more += [_header_column(column, header, poll, rows, refusals) for column, header in stream.headers.items()]
+        arrivals = pl.Series("_arrival", poll.arrivals[rows])
+        event_times = frame[stream.event_time]
+        if stream.max_age_us is not None:
+            age = format_duration(stream.max_age_us)
+            too_old = arrivals - event_times.to_physical() > stream.max_age_us
+            refusals.refuse(too_old, lambda _: f"older than max_age ({age})")
+        events = frame.with_columns(
+            *more,
+            pl.lit(poll.partition, pl.Int32).alias("_partition"),
+            pl.Series("_offset", poll.offsets[rows]),
+            arrivals.cast(INSTANT),
+            event_times.alias("_event_time"),
+        ).select(self._no_events.columns)
+        return refusals.of(events)[1]
+
+    def _dead(self, poll: Poll, reasons: Mapping[int, str]) -> pl.DataFrame:
+        if not reasons and not poll.rejected:
+            return self._no_dead
+        topic, partition = poll.origin or (self.topic, poll.partition)
+        letters = [
+            (topic, partition, bad.offset, bad.arrival, None, bad.reason, bad.key, bad.value) for bad in poll.rejected
+        ] + [
+            (
+                topic,
+                partition,
+                int(poll.offsets[row]),
+                int(poll.arrivals[row]),
+                None,
+                reason,
+                poll.keys[row],
+                poll.values[row],
+            )
+            for row, reason in reasons.items()
+        ]
+        plain = pl.Schema({**DEAD_LETTER_SCHEMA, "arrival": pl.Int64()})
+        return pl.DataFrame(letters, schema=plain, orient="row").cast(pl.Schema(DEAD_LETTER_SCHEMA)).sort("offset")
+
+
+def merged(parts: Sequence[Read], empty: pl.DataFrame) -> Read:
+    """Parts of one poll, read apart, in the poll's order."""
+    parts = [part for part in parts if len(part[0])]
+    if not parts:
+        return np.empty(0, np.int64), empty
+    if len(parts) == 1:
+        return parts[0]
+    rows = np.concatenate([rows for rows, _ in parts])
+    order = np.argsort(rows)
+    return rows[order], pl.concat([frame for _, frame in parts])[order]
+
+
+def _key_column(column: str, key_format: str, poll: Poll, rows: npt.NDArray[np.int64], refusals: Refusals) -> pl.Series:
+    """The record keys: UTF-8 text, or a big-endian integer as Kafka's own serializers write it; null where there is none."""
+    keys = pl.Series(column, [poll.keys[row] for row in rows.tolist()], dtype=pl.Binary)
+    if key_format == "string":
+        return texts(keys, refusals, "the record key")
+    size, dtype = _KEY_BYTES[key_format]
+    bad = keys.bin.size() != size
+    refusals.refuse(bad, lambda at: f"the record key has {len(keys[at])} bytes; {key_format} has {size}")
+    sound = keys.to_frame().select(pl.when(~pl.lit(bad)).then(pl.col(column))).to_series() if bad.any() else keys
+    return sound.bin.reinterpret(dtype=dtype, endianness="big").cast(pl.Int64)
+
+
+def _header_column(column: str, header: str, poll: Poll, rows: npt.NDArray[np.int64], refusals: Refusals) -> pl.Series:
+    """The last header of a name, which is UTF-8 text; null where there is none."""
+    found = poll.headers or [None] * len(poll.values)
+    values = [dict(found[row] or ()).get(header) for row in rows.tolist()]
+    return texts(pl.Series(column, values, dtype=pl.Binary), refusals, f"the header {header!r}")

@@ -1,0 +1,168 @@
+"""Writers' schemas from a Confluent Schema Registry, by the ids that messages carry."""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol, cast
+from urllib.parse import unquote, urlsplit
+
+import fastavro
+
+from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.pipelines.resolve import Incompatible
+
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 5.0
+_NOT_FOUND = 404
+_REFUSED = range(400, 500)
+_BUSY = (408, 429)
+_LONG_SECRET = 4
+
+_log = logging.getLogger("unskew.registry")
+
+
+class Flag(Protocol):
+    """What can be asked to stop, and waited for: ``threading.Event``, for example."""
+
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: float) -> bool: ...
+
+
+class SchemaRegistry:
+    """A registry's schemas, asked for once each: the client keeps them, so an outage matters for new ids only.
+
+    ``url``: one or several with commas; user and password may stand in it, percent-encoded. ``timeout_s``: for one answer.
+    ``wait_s``: how long a schema that is needed is waited for while the registry does not answer.
+    """
+
+    def __init__(self, url: str, stop: Flag, *, timeout_s: float = 10.0, wait_s: float = 60.0) -> None:
+        try:
+            from confluent_kafka.schema_registry import SchemaRegistryClient  # noqa: PLC0415
+        except ImportError as error:
+            raise RequestError(
+                f"reading from a Schema Registry needs packages that are not installed ({error}); install unskew[registry]"
+            ) from error
+        self.shown, credentials = _without_credentials(url)
+        self._secret = _secrets(url)
+        config = {"url": self.shown, "timeout": timeout_s, "max.retries": 0, **credentials}
+        try:
+            self._client = SchemaRegistryClient(config)
+        except (ValueError, TypeError) as error:
+            raise RequestError(
+                f"--schema-registry {self.shown}: {self._hidden(error)}; give for example http://localhost:8081"
+            ) from error
+        self._stop = stop
+        self._wait_s = wait_s
+
+    def writer(self, schema_id: int) -> Mapping[str, Any]:
+        """Give the Avro record schema of an id, with those that it refers to inside it.
+
+        While the registry does not answer, it is asked again and again. Raises ``Incompatible`` where the registry has no such
+        schema or it is no Avro record, ``StoreUnavailable`` where it has not answered for ``wait_s``, refuses the
+        question, or this process is to stop: then nothing of the poll has been counted.
+        """
+        found = self._ask(partial(self._client.get_schema, schema_id), f"schema {schema_id}")
+        if (found.schema_type or "AVRO") != "AVRO":
+            raise Incompatible(f"it is a schema of {found.schema_type}, not of Avro")
+        named: dict[str, Any] = {}
+        try:
+            self._refer(found, named)
+            schema = json.loads(found.schema_str)
+            refers = bool(named)
+            parsed = fastavro.parse_schema(schema, named)
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            fastavro.schema.SchemaParseException,
+            fastavro.schema.UnknownType,
+        ) as error:
+            raise Incompatible(f"it is not a valid schema ({type(error).__name__}: {error})") from error
+        if not isinstance(schema, dict) or schema.get("type") != "record":
+            raise Incompatible("it is no record")
+        return cast("Mapping[str, Any]", fastavro.schema.expand_schema(parsed) if refers else schema)
+
+    def _refer(self, schema: Any, named: dict[str, Any]) -> None:
+        """Parse the schemas to which one refers, those first to which they refer."""
+        for reference in schema.references or ():
+            what = f"schema {reference.subject} version {reference.version}"
+            found = self._ask(partial(self._client.get_version, reference.subject, reference.version), what)
+            self._refer(found.schema, named)
+            fastavro.parse_schema(json.loads(found.schema.schema_str), named)
+
+    def _ask(self, question: Callable[[], Any], what: str) -> Any:
+        from confluent_kafka.schema_registry import SchemaRegistryError  # noqa: PLC0415
+
+        waited_s, pause_s = 0.0, _FIRST_PAUSE_S
+        while True:
+            try:
+                return question()
+            except SchemaRegistryError as error:
+                fault, status = self._hidden(error), error.http_status_code
+                if status == _NOT_FOUND:
+                    raise Incompatible("the registry has no such schema") from error
+                if status in _REFUSED and status not in _BUSY:
+                    raise StoreUnavailable(
+                        f"Schema Registry {self.shown} refuses to give {what} ({fault}); give the user and password that it wants"
+                    ) from error
+            # The client lets through whatever its HTTP library raises: no connection, no answer in time, ...
+            except Exception as error:  # noqa: BLE001
+                fault = f"{type(error).__name__}: {self._hidden(error)}"
+            if waited_s >= self._wait_s or self._stop.is_set():
+                raise StoreUnavailable(
+                    f"Schema Registry {self.shown} does not give {what}, by which messages were written ({fault}); "
+                    "start again when it answers: reading goes on from the last epoch, and nothing is lost"
+                )
+            _log.warning("Schema Registry %s does not give %s (%s); waiting for it", self.shown, what, fault)
+            self._stop.wait(pause_s)
+            waited_s += pause_s
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _hidden(self, error: Exception) -> str:
+        """What an error says, without user and password: the registry may repeat what it was sent."""
+        return str(error) if self._secret is None else self._secret.sub("***", str(error))
+
+
+def _without_credentials(urls: str) -> tuple[str, dict[str, str]]:
+    """Addresses that may be shown, and what the client is told beside them.
+
+    An address that is not understood whole is refused without saying it: what is where the password should not be cannot be
+    told from an address.
+    """
+    shown, user_info = [], ""
+    for url in urls.split(","):
+        try:
+            parts = urlsplit(url.strip())
+            port = "" if parts.port is None else f":{parts.port}"
+        except ValueError:
+            raise _not_understood() from None
+        odd = parts.query or parts.fragment or "@" in parts.path
+        if parts.scheme not in {"http", "https"} or not parts.hostname or odd:
+            raise _not_understood()
+        if parts.username is not None and not user_info:
+            user_info = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        shown.append(f"{parts.scheme}://{host}{port}{parts.path}")
+    return ",".join(shown), {"basic.auth.user.info": user_info} if user_info else {}
+
+
+def _secrets(urls: str) -> re.Pattern[str] | None:
+    """Users and passwords of understood addresses, as they are written and as they are meant; None where there is none."""
+    parts = [urlsplit(url.strip()) for url in urls.split(",")]
+    written = {word for part in parts for word in (part.username, part.password) if word}
+    words = sorted(written | {unquote(word) for word in written}, key=len, reverse=True)
+    # A short one stands inside other words by chance: there it tells nothing, and the text would become unreadable.
+    return re.compile("|".join(_hiding(word) for word in words)) if words else None
+
+
+def _hiding(word: str) -> str:
+    return re.escape(word) if len(word) >= _LONG_SECRET else rf"(?<!\w){re.escape(word)}(?!\w)"
+
+
+def _not_understood() -> RequestError:
+    return RequestError(
+        "the address of the Schema Registry is not understood (it is not repeated here, as it may hold a password); write "
+        "http://host:8081 or https://user:password@host, special characters of user and password percent-encoded"
+    )

@@ -1,0 +1,149 @@
+"""A writer's schema resolved into a stream's own, by Avro's rules, for whole columns.
+
+Fields are matched by name, else by one of the reader's aliases. Numbers widen, text and bytes stand for each other, missing
+fields take the reader's default. A logical type of time keeps its meaning: milliseconds that are read into a column of
+microseconds are still the same instant (Avro itself would take the bare number).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from unskew.features.avro import AvroField, avro_fields, spell
+from unskew.pipelines.columns import Refusals, Unit, texts, typed
+from unskew.pipelines.wire import RAW
+
+_WIDENS = {
+    "int": ("int", "long", "float", "double"),
+    "long": ("long", "float", "double"),
+    "float": ("float", "double"),
+    "double": ("double",),
+    "string": ("string", "bytes"),
+    "bytes": ("bytes", "string"),
+    "boolean": ("boolean",),
+    "enum": ("enum",),
+    "fixed": ("fixed",),
+}
+
+
+class Incompatible(Exception):
+    """A writer's schema that cannot be read into the stream's columns; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """``writer``: None where the column is the reader's default."""
+
+    reader: AvroField
+    writer: AvroField | None
+    unit: Unit
+    dtype: pl.DataType
+
+
+class Resolution:
+    """How columns of a writer become columns of the stream.
+
+    ``wanted``: the writer's fields that are read, and the columns they become. Raises ``Incompatible``.
+    """
+
+    def __init__(self, writer: Mapping[str, Any], reader: Mapping[str, Any], event_time: str) -> None:
+        self._event_time = event_time
+        self._columns = list(_matched({field.name: field for field in avro_fields(writer)}, avro_fields(reader)))
+        self.wanted = {
+            column.writer.name: column.reader.name
+            for column in self._columns
+            if column.writer is not None and column.writer.kind != "null"
+        }
+
+    def apply(self, frame: pl.DataFrame, refusals: Refusals) -> pl.DataFrame:
+        """Typed columns of the stream, of columns as ``Wire`` gives them; refuses rows that have no place in them."""
+        columns = [self._column(column, frame, refusals) for column in self._columns]
+        return pl.DataFrame(columns)
+
+    def _column(self, column: _Column, frame: pl.DataFrame, refusals: Refusals) -> pl.Series:
+        reader, writer = column.reader, column.writer
+        if writer is None or writer.kind == "null":
+            default = None if writer is not None else _default(reader)
+            values = pl.Series(reader.name, [default], dtype=RAW[reader.kind]).new_from_index(0, frame.height)
+        else:
+            values = frame[reader.name]
+            if writer.nullable and not reader.nullable:
+                refusals.refuse(values.is_null(), lambda _: f"{reader.name} is null, which its type does not allow")
+            values = _promoted(values, writer, reader, refusals)
+        event_time = reader.name == self._event_time
+        return typed(values, column.unit, column.dtype, refusals, event_time=event_time)
+
+
+def _matched(writer: Mapping[str, AvroField], reader: tuple[AvroField, ...]) -> Iterator[_Column]:
+    for field in reader:
+        dtype = field.dtype
+        if dtype is None:
+            continue
+        found = next((writer[name] for name in (field.name, *field.aliases) if name in writer), None)
+        unit = Unit(field.logical, field.scale)
+        if found is None:
+            if not field.default:
+                raise Incompatible(f"it has no field {field.name!r}, which has no default")
+        elif found.kind == "null":
+            if not field.nullable:
+                raise Incompatible(f"its field {found.name!r} is always null, which is not allowed")
+        else:
+            if (fault := _mismatch(found, field)) is not None:
+                raise Incompatible(
+                    f"its field {found.name!r} is {spell(found.avro)}, which cannot be read as {spell(field.avro)}{fault}"
+                )
+            if found.logical is not None and field.logical is not None:
+                unit = Unit(found.logical, found.scale)
+        yield _Column(field, found, unit, dtype)
+
+
+def _mismatch(writer: AvroField, reader: AvroField) -> str | None:
+    """Why one type is not read as the other, as the end of a sentence (perhaps empty); None where it is."""
+    if reader.kind not in _WIDENS.get(writer.kind, ()):
+        return ""
+    if reader.kind == "fixed" and writer.size != reader.size:
+        return f": its size is {writer.size}, not {reader.size}"
+    if reader.type_names and writer.type_names[0] not in reader.type_names:
+        return f": its name is {writer.type_names[0]}"
+    if reader.logical == "decimal" and writer.kind not in {"bytes", "fixed"}:
+        return ""
+    if writer.logical is None or reader.logical is None:
+        return None
+    if _meaning(writer.logical) != _meaning(reader.logical):
+        return ""
+    return f": its scale is {writer.scale}, not {reader.scale}" if writer.scale != reader.scale else None
+
+
+def _meaning(logical: str) -> str:
+    return logical.removeprefix("local-").partition("-")[0]
+
+
+def _default(field: AvroField) -> Any:
+    (default,) = field.default
+    # Avro writes bytes in JSON as text of code points below 256.
+    return default.encode("latin-1") if isinstance(default, str) and field.kind in {"bytes", "fixed"} else default
+
+
+def _promoted(values: pl.Series, writer: AvroField, reader: AvroField, refusals: Refusals) -> pl.Series:
+    if reader.kind == "enum":
+        return _symbols(values, writer, reader, refusals)
+    if writer.kind == reader.kind:
+        return values
+    if writer.kind == "bytes" and reader.kind == "string":
+        return texts(values, refusals, values.name)
+    if writer.kind in {"int", "long"} and reader.kind == "float":
+        # By way of a double, as fastavro has it: a number is rounded twice.
+        return values.cast(pl.Float64).cast(pl.Float32)
+    return values.cast(RAW[reader.kind])
+
+
+def _symbols(values: pl.Series, writer: AvroField, reader: AvroField, refusals: Refusals) -> pl.Series:
+    unknown = [symbol for symbol in writer.symbols if symbol not in reader.symbols]
+    if not unknown:
+        return values
+    if reader.symbol is not None:
+        return values.replace(unknown, [reader.symbol] * len(unknown))
+    refusals.refuse(values.is_in(unknown), lambda at: f"{reader.name}: {values[at]!r} is none of its symbols")
+    return values

@@ -1,0 +1,105 @@
+"""What has left every window leaves no trace in a shard's memory, and is stored as it lies."""
+
+import polars as pl
+import pytest
+
+from tests.plans import DAY, MINUTE, SECOND, Wanted, closed, events, local_day, session, sessions, sliding, view
+from unskew.features.evaluate import evaluate
+from unskew.features.kernel.shard import ShardState
+from unskew.features.plan import Parameters, ViewPlan, WindowPlan
+
+TEXT = {"s": pl.String()}
+START = 1_500_000_000 * SECOND
+
+
+def rich(window: WindowPlan) -> ViewPlan:
+    return view(
+        Wanted("different", "count_distinct", window, "s", of="string"),
+        Wanted("about", "approx_count_distinct", window, "s", of="string", parameters=Parameters(bits=4)),
+        Wanted("least", "min", window, "s", of="string"),
+        Wanted("top", "top_k", window, "s", of="string", parameters=Parameters(n=2)),
+        Wanted("latest", "last_n", window, "s", of="string", parameters=Parameters(n=3)),
+        Wanted("middle", "quantile", window, "x", parameters=Parameters(q=0.5, bits=6)),
+        Wanted("spend_by", "sum", window, "n", of="int64", by="s", parameters=Parameters(keys=2)),
+        columns=TEXT,
+    )
+
+
+def apply(state: ShardState, texts: list[str], at_us: int) -> None:
+    rows = [
+        (at_us + i, at_us + i, {"user": f"u{i % 7}", "x": float(i), "n": i, "s": text}) for i, text in enumerate(texts)
+    ]
+    state.apply(evaluate(state.view, events(rows, columns=TEXT)).events, at_us + len(rows))
+
+
+WINDOWS = [sliding(5 * MINUTE, MINUTE), closed(MINUTE), local_day("Europe/Berlin"), session(MINUTE, SECOND)]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window.kind)
+def test_items_are_free_when_everything_has_left(window):
+    state = ShardState(rich(window), "h0")
+    apply(state, [f"t{i % 50}" for i in range(500)], START)
+    held = state.n_items, state.n_tiles, len(state)
+    state.apply(None, START + 3 * DAY)
+
+    assert min(held) > 0
+    assert (state.n_items, state.n_tiles, len(state)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window.kind)
+def test_the_same_again_takes_no_more_room(window):
+    state = ShardState(rich(window), "h0")
+    sizes = []
+    for turn in range(6):
+        apply(state, [f"t{i}" for i in range(300)], START + turn * 3 * DAY)
+        sizes.append((state.n_items, state.n_tiles, state.n_texts))
+
+    assert len(set(sizes)) == 1
+
+
+def test_texts_that_nothing_stands_for_are_swept_and_the_rest_keep_their_meaning():
+    state = ShardState(rich(sliding(5 * MINUTE, MINUTE)), "h0")
+    for turn in range(20):
+        apply(state, [f"text {turn} {i}" for i in range(300)], START + turn * 10 * MINUTE)
+    # Of 6,000 different texts 300 are in the window; sweeping begins at 1,024.
+    assert 300 <= state.n_texts <= 1024 + 300
+
+    restored = ShardState.from_bytes(state.view, "h0", state.to_bytes())
+    at_us = START + 19 * 10 * MINUTE + MINUTE
+    rows = events([(at_us, at_us, {"user": "u0", "s": "zzz", "x": 1.0, "n": 1})], columns=TEXT)
+    found = [each.apply(evaluate(each.view, rows).events, at_us + 1).current.to_dicts() for each in (state, restored)]
+
+    assert found[0] == found[1]
+    # The latest of u0: the new one, then events 294 and 287.
+    assert found[0][0]["latest"] == ["zzz", "text 19 294", "text 19 287"]
+    assert found[0][0]["least"] == "text 19 0"
+    assert found[0][0]["different"] == 44
+
+
+def test_a_view_over_sessions_frees_sessions_and_what_was_counted_of_them():
+    inner = sessions(
+        MINUTE, SECOND, Wanted("different", "count_distinct", session(MINUTE, SECOND), "s", of="string"), columns=TEXT
+    )
+    outer = view(
+        Wanted("lengths", "quantile", sliding(5 * MINUTE, MINUTE), "length_s", parameters=Parameters(q=0.5, bits=6)),
+        columns={"length_s": pl.Float64()},
+        sessions=inner,
+    )
+    state = ShardState(outer, "h0")
+    apply(state, [f"t{i}" for i in range(50)], START)
+    running = len(state)
+    state.apply(None, START + 2 * MINUTE)
+    closed_ones = state.n_items
+    state.apply(None, START + DAY)
+
+    assert (running, closed_ones) == (7, 14)  # one bin in a tile and in the total of each
+    assert (len(state), state.n_items, state.n_tiles) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window.kind)
+def test_many_items_of_a_tile_come_back_as_they_lay(window):
+    state = ShardState(rich(window), "h0")
+    apply(state, [f"t{i % 50}" for i in range(500)], START)
+    data = state.to_bytes()
+
+    assert ShardState.from_bytes(state.view, "h0", data).to_bytes() == data

@@ -1,0 +1,173 @@
+"""Records as they travel: through a real broker, with keys, headers and writers' schemas, into features and dead letters."""
+
+import io
+import itertools
+import json
+import struct
+import threading
+from datetime import date, time
+from decimal import Decimal
+
+import fastavro
+import polars as pl
+import pytest
+from confluent_kafka import Producer
+
+from tests.schema_registry import Registry
+from unskew.features import agg
+from unskew.features.compile import compile as compile_definitions
+from unskew.features.definitions import Entity, Feature, FeatureView, Lifetime, Stream
+from unskew.pipelines.run import Deployment, run
+
+NOON_MS = 1_483_272_000_000
+AT = {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}}
+_topics = itertools.count()
+
+
+def record(*fields):
+    return {"type": "record", "name": "R", "fields": [*fields, AT]}
+
+
+def framed(schema_id, schema, datum):
+    body = io.BytesIO()
+    fastavro.schemaless_writer(body, fastavro.parse_schema(schema), {**datum, "at": NOON_MS})
+    return b"\0" + schema_id.to_bytes(4, "big") + body.getvalue()
+
+
+@pytest.fixture
+def registry():
+    found = Registry()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def computed(broker, redis_url, tmp_path):
+    """Put records into a topic, and give the archive, the dead letters and the log of features over them."""
+
+    def compute(records, features, *, schema, key="user", registry=None, **stream):
+        topic = f"inputs-{next(_topics)}"
+        broker.create_topic(topic, 1)
+        producer = Producer({"bootstrap.servers": broker.bootstrap, "log_level": 2})
+        for offset, (record_key, value, headers) in enumerate(records):
+            producer.produce(topic, value, key=record_key, headers=headers, partition=0, timestamp=NOON_MS + offset)
+        assert producer.flush(10) == 0
+        source = Stream("s", topic=topic, schema=schema, event_time="at", owner="tests", **stream)
+        view = FeatureView("v", entity=Entity("e", key=key), stream=source, owner="tests", features=features)
+        deployment = Deployment(
+            bootstrap=broker.bootstrap,
+            redis_url=redis_url,
+            schema_registry=registry,
+            log=tmp_path / "log",
+            archive=tmp_path / "archive",
+            dead_letters=tmp_path / "dead",
+            state=tmp_path / "state",
+            idle="none",
+            ends="now",
+        )
+        run(compile_definitions(view), deployment, stop=threading.Event())
+        tables = [
+            [pl.read_parquet(file, hive_partitioning=False) for file in sorted(root.glob("**/day=*/*.parquet"))]
+            for root in (deployment.archive, deployment.dead_letters, deployment.log)
+        ]
+        return [pl.concat(table) if table else pl.DataFrame() for table in tables]
+
+    return compute
+
+
+def test_a_writer_s_schema_may_change_in_the_middle_of_a_topic(computed, registry):
+    first = record({"name": "user", "type": "string"}, {"name": "n", "type": "int"})
+    second = record(
+        {"name": "n", "type": "long"},
+        {"name": "tags", "type": {"type": "array", "items": "string"}},
+        {"name": "who", "type": "string"},
+    )
+    broken = record({"name": "user", "type": "string"}, {"name": "n", "type": "string"})
+    wanted = record({"name": "user", "type": "string", "aliases": ["who"]}, {"name": "n", "type": "long"})
+    for schema_id, schema in ((1, first), (2, second), (3, broken)):
+        registry.put(schema_id, schema)
+    values = [
+        framed(1, first, {"user": "a", "n": 1}),
+        framed(2, second, {"who": "a", "n": 10, "tags": ["x", "y"]}),
+        framed(3, broken, {"user": "a", "n": "1000"}),
+        framed(1, first, {"user": "a", "n": 100}),
+        framed(4, first, {"user": "a", "n": 10_000}),
+    ]
+
+    archive, dead, log = computed(
+        [(None, value, None) for value in values],
+        [Feature("n", agg.sum("n"), Lifetime())],
+        schema=wanted,
+        registry=f"http://{registry.address}",
+    )
+
+    assert archive.sort("_offset").select("_offset", "user", "n").rows() == [(0, "a", 1), (1, "a", 10), (3, "a", 100)]
+    assert log.sort("seq")["n"].to_list()[-1] == 111
+    assert dead.sort("offset").select("offset", "reason", "value").rows() == [
+        (2, "schema 3: its field 'n' is string, which cannot be read as long", values[2]),
+        (4, "schema 4: the registry has no such schema", values[4]),
+    ]
+
+
+def test_json_with_keys_and_headers_becomes_columns(computed):
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}, "at": {"type": "string", "format": "date-time"}},
+        "required": ["n", "at"],
+    }
+    noon = "2017-01-01T12:00:00Z"
+
+    def value(n):
+        return json.dumps({"n": n, "at": noon}).encode()
+
+    archive, dead, log = computed(
+        [
+            (struct.pack(">q", 7), value(1), [("x-tenant", b"red")]),
+            (struct.pack(">q", 7), value(2), [("x-tenant", b"blue"), ("x-tenant", b"red")]),
+            (struct.pack(">q", 7), value(4), None),
+            (b"7", value(8), None),
+            (struct.pack(">q", -7), value(16), [("x-tenant", b"\xff")]),
+            (struct.pack(">q", -7), b"{", [("x-tenant", b"red")]),
+        ],
+        [Feature("red", agg.sum("n"), Lifetime(), filter="tenant = 'red'"), Feature("n", agg.sum("n"), Lifetime())],
+        schema=schema,
+        key="id",
+        format="json",
+        key_column="id",
+        key_format="int64",
+        headers={"tenant": "x-tenant"},
+    )
+
+    assert archive.sort("_offset").select("id", "tenant", "n").rows() == [(7, "red", 1), (7, "red", 2), (7, None, 4)]
+    assert log.sort("seq").select("id", "red", "n").rows()[-1] == (7, 3, 7)
+    assert dead.sort("offset").select("offset", "reason").rows() == [
+        (3, "the record key has 1 bytes; int64 has 8"),
+        (4, "the header 'x-tenant' is not UTF-8"),
+        (5, "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    ]
+
+
+def test_values_of_every_new_column_type_reach_the_archive(computed):
+    schema = record(
+        {"name": "user", "type": "string"},
+        {"name": "price", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}},
+        {"name": "day", "type": {"type": "int", "logicalType": "date"}},
+        {"name": "time", "type": {"type": "int", "logicalType": "time-millis"}},
+    )
+    raw = json.loads(json.dumps(schema).replace('"logicalType"', '"was"'))
+    value = framed(7, raw, {"user": "a", "price": (-1234).to_bytes(3, "big", signed=True), "day": 17_000, "time": 1})
+    archive, dead, log = computed(
+        # The second has its own instant, so that the first one's closes.
+        [(b"k", value, None), (b"k", None, None)],
+        [
+            Feature("price", agg.sum("price"), Lifetime()),
+            Feature("summer", agg.count(), Lifetime(), filter="day > '2016-06-01'::date"),
+        ],
+        schema=schema,
+    )
+
+    assert dead["reason"].to_list() == ["empty value (tombstone)"]
+    assert archive.select("price", "day", "time").rows() == [
+        (Decimal("-12.34"), date(2016, 7, 18), time(0, 0, 0, 1_000))
+    ]
+    assert log.select("price", "summer").rows() == [(Decimal("-12.34"), 1)]

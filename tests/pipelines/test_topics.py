@@ -1,0 +1,160 @@
+"""A stream of several topics: their partitions are numbered one after the other, and nothing else is different."""
+
+import itertools
+import threading
+from dataclasses import replace
+
+import polars as pl
+import pytest
+from confluent_kafka import Producer
+
+from tests.features.definitions import SCHEMA, stream
+from tests.pipeline import SCHEMA as PURCHASES
+from tests.pipeline import Bench, Outcome, history
+from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
+from unskew import compile as compile_definitions
+from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable
+from unskew.features.streams import plan_stream
+from unskew.pipelines.run import run
+
+RECORDS = history(400, seed=11)
+_names = (f"topics{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def bench(broker, redis_url, tmp_path):
+    return Bench(broker, redis_url, tmp_path)
+
+
+@pytest.fixture
+def halves(bench):
+    """Partitions 0 and 1 in one topic, 2 and 3 in another."""
+    name = next(_names)
+    topics = [f"{name}-a", f"{name}-b"]
+    for topic in topics:
+        bench.broker.create_topic(topic, 2)
+    put(bench, topics, RECORDS)
+    return topics
+
+
+def put(bench, topics, records):
+    producer = Producer({"bootstrap.servers": bench.broker.bootstrap, "linger.ms": 5, "log_level": 0})
+    for record in records:
+        producer.produce(
+            topics[record.partition // 2],
+            record.value(),
+            record.user.encode(),
+            partition=record.partition % 2,
+            timestamp=record.stamp_ms,
+        )
+    assert producer.flush(20) == 0
+
+
+def plan(topic):
+    source = Stream("purchases", topic=topic, schema=PURCHASES, event_time="at", owner="tests")
+    features = [
+        Feature("n", agg.count(), Sliding("1min", hop="15s")),
+        Feature("last", agg.last("amount"), Sliding("5s")),
+    ]
+    return compile_definitions(
+        FeatureView("by_user", entity=Entity("user", key="user"), stream=source, owner="tests", features=features)
+    )
+
+
+def outcome(bench, topic, **changes):
+    found = Outcome(plan(topic), bench.deployment(**changes))
+    found.status = run(found.plan, found.deployment, stop=threading.Event())
+    return found
+
+
+def test_two_topics_give_the_log_that_one_topic_with_the_same_records_gives(bench, halves):
+    one = outcome(bench, bench.produce(RECORDS))
+    two = outcome(bench, halves)
+
+    assert two.log("by_user").equals(one.log("by_user"))
+    assert two.archive().equals(one.archive())
+    assert two.status.consumed == one.status.consumed == len(RECORDS)
+
+
+def test_dead_letters_say_topic_and_partition_as_the_broker_calls_them(bench, halves):
+    letters = outcome(bench, halves).dead_letters()
+    views, poisoned = letters.drop_nulls("view"), letters.filter(pl.col("view").is_null())
+
+    expected = sorted((halves[r.partition // 2], r.partition % 2) for r in RECORDS if r.raw is not None)
+    assert len({topic for topic, _ in expected}) == 2
+    assert sorted(poisoned.select("topic", "partition").rows()) == expected
+    assert set(views["topic"]) <= set(halves)
+    assert set(views["partition"]) <= {0, 1}
+    assert views.height > 0
+
+
+def test_a_pattern_is_all_topics_that_it_matches_in_the_order_of_their_names(bench, halves):
+    listed = outcome(bench, halves)
+    matched = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
+
+    assert matched.log("by_user").equals(listed.log("by_user"))
+
+
+def test_ends_are_told_by_topic(bench, halves):
+    ends = {halves[0]: {0: 10, 1: 20}, halves[1]: {0: 30, 1: 40}}
+
+    assert outcome(bench, halves, ends=ends).status.consumed == 100
+    with pytest.raises(RequestError, match=f"topic '{halves[1]}': no end offset for partition 1"):
+        outcome(bench, halves, ends={halves[0]: {0: 1, 1: 1}, halves[1]: {0: 1}})
+
+
+def test_a_run_goes_on_in_every_topic_where_the_one_before_it_stopped(bench, halves):
+    whole = outcome(bench, halves)
+    ends = {topic: {0: 25, 1: 25} for topic in halves}
+    first = outcome(bench, halves, ends=ends)
+    second = Outcome(first.plan, replace(first.deployment, ends="now"))
+    second.status = run(second.plan, second.deployment, stop=threading.Event())
+
+    assert second.status.consumed == len(RECORDS) - 100
+    assert second.archive().drop("_arrival").equals(whole.archive().drop("_arrival"))
+
+
+def test_a_topic_more_or_another_order_of_topics_is_refused(bench, halves):
+    first = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
+    bench.broker.create_topic(f"{halves[0]}a", 2)
+
+    with pytest.raises(LayoutError, match="has 6 partitions, and had 4"):
+        run(first.plan, first.deployment, stop=threading.Event())
+
+
+def test_a_pattern_without_a_topic_is_an_error_that_says_so(bench):
+    with pytest.raises(StoreUnavailable, match=r"no topic on the broker at .* matches '\^nothing-of-the-kind'"):
+        outcome(bench, "^nothing-of-the-kind")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"topic": ["a", "a"]}, "names a topic twice"),
+        ({"topic": ["a", "b c"]}, "'b c' is no topic name"),
+        ({"topic": []}, "topic=[] is no topic name"),
+        ({"topic": "^a("}, "the pattern '^a(' is no regular expression"),
+        ({"topic": ["a", "b"], "partitioned_by": "user_id"}, "partitioned_by is said of a stream of several topics"),
+        ({"topic": ["a", "b"], "name": "pay ments"}, "its records are archived under its name"),
+    ],
+)
+def test_topics_that_cannot_be_are_a_fault(changes, fault):
+    with pytest.raises(DefinitionError) as raised:
+        plan_stream(stream(**{"partitioned_by": None} | changes))
+    assert fault in str(raised.value)
+
+
+@pytest.mark.parametrize("topic", ["orders", ["orders", "refunds"], ["x", "orders"], "^ord.*"])
+def test_two_streams_may_not_read_one_topic(topic):
+    views = [
+        FeatureView(
+            name,
+            entity=Entity("user", key="user_id"),
+            stream=Stream(name, topic=read, schema=SCHEMA, event_time="event_time"),
+            features=[Feature("n", agg.count(), Sliding("1h"))],
+        )
+        for name, read in (("one", "orders"), ("other", topic))
+    ]
+
+    with pytest.raises(DefinitionError, match="topic orders is already that of the stream"):
+        compile_definitions(*views)

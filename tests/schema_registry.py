@@ -1,0 +1,52 @@
+"""A Schema Registry small enough to stand in a test: real HTTP, a few answers."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Registry:
+    """``/schemas/ids/N`` and ``/subjects/S/versions/V``; ``failures`` answers of ``status`` come first."""
+
+    def __init__(self) -> None:
+        self.answers = {}
+        self.asked = []
+        self.failures, self.status, self.told = 0, 503, "in trouble"
+        self.login = None
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                path = self.path.partition("?")[0]
+                registry.asked.append(path)
+                status, answer = 200, registry.answers.get(path)
+                if registry.login and self.headers.get("Authorization") != registry.login:
+                    status, answer = 401, {"error_code": 40101, "message": "Unauthorized"}
+                elif registry.failures:
+                    registry.failures -= 1
+                    status, answer = registry.status, {"error_code": 50001, "message": registry.told}
+                elif answer is None:
+                    status, answer = 404, {"error_code": 40403, "message": "Schema not found"}
+                body = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+        self.address = f"127.0.0.1:{self.server.server_port}"
+
+    def put(self, schema_id, schema, **more):
+        self.answers[f"/schemas/ids/{schema_id}"] = {"schema": json.dumps(schema), **more}
+
+    def close(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
