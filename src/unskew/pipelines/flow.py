@@ -26,6 +26,7 @@ from unskew.pipelines.source import KafkaSource
 from unskew.sinks.layout import view_root
 from unskew.sinks.log import DeadLetterTable, LogTable, archive_table
 from unskew.sinks.parquet import StagedTable, record_shards
+from unskew.sinks.patience import Patience
 from unskew.sinks.redis import RedisWriter
 
 # Sink partitions must never change between runs; each holds the tables whose keys fall to it.
@@ -93,8 +94,16 @@ class ParquetSink(_Sink):
     """Log, event archive and dead letters: every table published only once its epoch is durable."""
 
     def __init__(
-        self, plan: Plan, log: Path, archive: Path, dead_letters: Path, now_us: Callable[[], int], shards: Shards
+        self,
+        plan: Plan,
+        log: Path,
+        archive: Path,
+        dead_letters: Path,
+        now_us: Callable[[], int],
+        shards: Shards,
+        disk: Patience,
     ) -> None:
+        self.disk = disk
         self._shards = shards
         self._begun = False
         self._views = _views_by_id(plan)
@@ -128,13 +137,14 @@ class ParquetSink(_Sink):
         if not self._begun:
             for view_id, names in self._shards.items():
                 view = self._views[view_id]
-                record_shards(view_root(self._log, view.name, view.version), names)
+                root = view_root(self._log, view.name, view.version)
+                self.disk.until_done(lambda root=root, names=names: record_shards(root, names))  # type: ignore[misc]
             self._begun = True
 
     def settle(self) -> None:
         """Publish the last epoch: only after the flow has returned without an error."""
         for part in self._parts:
-            part.settle()
+            self.disk.until_done(part.settle)
 
 
 class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
@@ -170,7 +180,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
         return table
 
     def snapshot(self) -> dict[str, Any]:
-        return {**self._retired, **{name: table.snapshot() for name, table in self._tables.items()}}
+        tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+        return {**self._retired, **tables}
 
     def settle(self) -> None:
         for table in self._tables.values():
@@ -180,7 +191,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
 class RedisSink(_Sink):
     """Current values, through one writer that all partitions of the process share."""
 
-    def __init__(self, writer: RedisWriter, now_us: Callable[[], int], shards: Shards) -> None:
+    def __init__(self, writer: RedisWriter, now_us: Callable[[], int], shards: Shards, server: Patience) -> None:
+        self.server = server
         self._writer = writer
         self._now_us = now_us
         self._shards = shards
@@ -193,7 +205,7 @@ class RedisSink(_Sink):
     def begin(self) -> None:
         """As ``ParquetSink.begin``."""
         if not self._begun:
-            self._writer.expect(self._shards)
+            self.server.until_done(lambda: self._writer.expect(self._shards))
             self._begun = True
 
 
@@ -209,10 +221,10 @@ class _RedisPart(StatefulSinkPartition[Steps, None]):
         self._sink.begin()
         for update in values:
             self._writer.add(update)
-        self._writer.flush_if_due(self._now_us())
+        self._sink.server.until_done(lambda: self._writer.flush_if_due(self._now_us()))
 
     def snapshot(self) -> None:
-        self._writer.flush(self._now_us())
+        self._sink.server.until_done(lambda: self._writer.flush(self._now_us()))
 
 
 def build_flow(

@@ -29,6 +29,7 @@ from unskew.pipelines.registry_client import SchemaRegistry
 from unskew.pipelines.routing import Router
 from unskew.pipelines.shard import shard_names
 from unskew.pipelines.source import KafkaSource, SourceOptions
+from unskew.sinks.patience import Patience
 from unskew.sinks.redis import RedisWriter
 
 RECOVERY = "recovery"
@@ -117,6 +118,7 @@ def run(
         writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline)
         opened.callback(writer.close)
         writer.ping()
+        server, disk = Patience("Redis", stop), Patience("the disk", stop)
         sources: dict[str, KafkaSource] = {}
         routers: dict[str, Router] = {}
         schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
@@ -130,14 +132,16 @@ def run(
             _check_ends(source.origins, deployment.ends)
             routers[stream.topic] = Router(views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes)
             shards |= {view.id: shard_names(view, range(n_partitions), deployment.n_hashes) for view in views}
-        parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us, shards)
+        parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us, shards, disk)
 
         def accept() -> None:
-            writer.publish_registry(json.dumps(describe(plan)))
+            server.until_done(lambda: writer.publish_registry(json.dumps(describe(plan))))
             state.record()
 
         accepted = _once(accept)
-        flow = build_flow(FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us, shards), progress, accepted)
+        flow = build_flow(
+            FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us, shards, server), progress, accepted
+        )
 
         def status() -> Status:
             return Status(
@@ -216,17 +220,23 @@ def _check_ends(
 
 @contextmanager
 def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set ``stop`` on SIGTERM and SIGINT; the handlers before are put back."""
+    """Set ``stop`` on SIGTERM and SIGINT; ignore them from the end on, when the process exits with a code of its own.
+
+    With the default handlers put back, one that comes while the interpreter shuts down would still kill a process that has
+    done all its work.
+    """
 
     def handle(_number: int, _frame: object) -> None:
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

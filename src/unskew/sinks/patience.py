@@ -1,0 +1,93 @@
+"""Waiting for a store that is away: the flow pauses, tries again with growing and random pauses, and says so once."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from unskew.features.errors import StoreUnavailable
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 5.0
+GRACE_S = 5.0
+"""How long a process that was told to stop goes on trying."""
+
+_Result = TypeVar("_Result")
+_log = logging.getLogger("unskew.patience")
+
+
+class Patience:
+    """Repeats what a store refuses until it is done, in the caller's thread: who waits takes no more work in.
+
+    ``store``: its name, for log lines and metrics. ``stop``: once it is set, tries go on for ``grace_s`` at most, and then
+    the store's error is raised. Between two tries lies a random pause up to a bound that doubles from 50 ms to 5 s
+    ("full jitter", M. Brooker, "Exponential Backoff And Jitter", AWS 2015). A change between there and away is one log line.
+    """
+
+    def __init__(self, store: str, stop: threading.Event, *, grace_s: float = GRACE_S) -> None:
+        self.store = store
+        self.retries = 0
+        self._stop = stop
+        self._grace_s = grace_s
+        self._away_since_s: float | None = None
+        self._told_at_s: float | None = None
+
+    @property
+    def away_s(self) -> float:
+        """For how long the store has been away, seconds; 0.0 while it is there."""
+        since_s = self._away_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def until_done(self, action: Callable[[], _Result]) -> _Result:
+        """The action's result, however often it takes. ``action`` raises ``StoreUnavailable`` and can be repeated after it."""
+        try:
+            result = action()
+        except StoreUnavailable as error:
+            result = self._again(action, error)
+        return result
+
+    def _again(self, action: Callable[[], _Result], error: StoreUnavailable) -> _Result:
+        began_s = self._away_since_s = time.monotonic()
+        before = self.retries
+        self._told_at_s = None
+        _log.warning("%s is away: %s; the flow waits and tries again", self.store, error)
+        retrying = Retrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
+            stop=self._gives_up,
+            before=self._count,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        self._sleep(FIRST_PAUSE_S)
+        try:
+            result = retrying(action)
+        finally:
+            self._away_since_s = None
+        _log.warning(
+            "%s is back after %.1f s and %d tries; going on",
+            self.store,
+            time.monotonic() - began_s,
+            self.retries - before,
+        )
+        return result
+
+    def _count(self, _state: RetryCallState) -> None:
+        self.retries += 1
+
+    def _gives_up(self, _state: RetryCallState) -> bool:
+        if not self._stop.is_set():
+            return False
+        if self._told_at_s is None:
+            self._told_at_s = time.monotonic()
+        return time.monotonic() - self._told_at_s >= self._grace_s
+
+    def _sleep(self, seconds: float) -> None:
+        # Woken by the order to stop; after it, the pauses are short.
+        if self._stop.is_set():
+            time.sleep(min(seconds, 0.1))
+        else:
+            self._stop.wait(seconds)
