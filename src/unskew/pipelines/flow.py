@@ -19,6 +19,7 @@ from typing_extensions import override
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Plan
 from unskew.features.updates import NothingToCome, Updates
+from unskew.pipelines.changelog import Changelog, Changelogs
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.shard import Shard, Siblings, Slice
@@ -45,6 +46,8 @@ class _ShardLogic(StatefulBatchLogic[Slice, Steps, dict[str, Any]]):
         self,
         plan: Plan,
         siblings: Siblings,
+        changelogs: Changelogs,
+        disk: Patience,
         progress: Progress,
         accepted: Callable[[], None],
         saved: dict[str, Any] | None,
@@ -52,18 +55,22 @@ class _ShardLogic(StatefulBatchLogic[Slice, Steps, dict[str, Any]]):
         self._accepted = accepted
         self._plan = plan
         self._siblings = siblings
+        self._changelogs = changelogs
+        self._disk = disk
         self._progress = progress
         self._saved = saved
         self._shard: Shard | None = None
         view = None if saved is None else _views_by_id(plan).get(saved["view"])
         # A view that is no longer defined keeps its saved state, unread.
         if saved is not None and view is not None:
-            self._shard = Shard.from_snapshot(view, siblings, saved)
+            self._shard = Shard.from_snapshot(view, siblings, changelogs, saved)
 
     def on_batch(self, values: list[Slice]) -> tuple[Iterable[Steps], bool]:
         if self._shard is None:
             view = _views_by_id(self._plan)[values[0].view]
-            self._shard = Shard(ShardState(view, values[0].shard), self._siblings)
+            name = values[0].shard
+            changelog = Changelog(self._changelogs, view, name, None)
+            self._shard = Shard(ShardState(view, name), self._siblings, changelog)
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
         for update in updates:
             if isinstance(update, Updates):
@@ -77,7 +84,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Steps, dict[str, Any]]):
             if self._saved is None:
                 raise RuntimeError("a shard is asked for its state before its first slice")
             return self._saved
-        return self._shard.to_snapshot()
+        return self._disk.until_done(self._shard.to_snapshot)
 
 
 class _Sink(FixedPartitionedSink[Any, Any]):
@@ -234,6 +241,7 @@ def build_flow(
     routers: Mapping[str, Router],
     parquet: ParquetSink,
     redis: RedisSink,
+    changelogs: Changelogs,
     progress: Progress,
     accepted: Callable[[], None],
 ) -> Dataflow:
@@ -255,7 +263,7 @@ def build_flow(
     siblings = Siblings()
 
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
-        return _ShardLogic(plan, siblings, progress, accepted, saved)
+        return _ShardLogic(plan, siblings, changelogs, parquet.disk, progress, accepted, saved)
 
     slices = cast("KeyedStream[Slice]", kinds.trues)
     updates = op.stateful_batch("aggregate", slices, shard)

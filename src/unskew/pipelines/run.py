@@ -22,6 +22,7 @@ from bytewax.testing import run_main
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnskewError
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
+from unskew.pipelines.changelog import Changelogs
 from unskew.pipelines.decode import decoder_of
 from unskew.pipelines.flow import ParquetSink, RedisSink, build_flow
 from unskew.pipelines.progress import Progress
@@ -33,6 +34,7 @@ from unskew.sinks.patience import Patience
 from unskew.sinks.redis import RedisWriter
 
 RECOVERY = "recovery"
+CHANGELOG = "changelog"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 1
 LOCK = "lock"
@@ -139,9 +141,10 @@ def run(
             state.record()
 
         accepted = _once(accept)
-        flow = build_flow(
-            FLOW, plan, sources, routers, parquet, RedisSink(writer, wall_us, shards, server), progress, accepted
-        )
+        changelogs = Changelogs(deployment.state / CHANGELOG)
+        opened.callback(changelogs.close)
+        redis = RedisSink(writer, wall_us, shards, server)
+        flow = build_flow(FLOW, plan, sources, routers, parquet, redis, changelogs, progress, accepted)
 
         def status() -> Status:
             return Status(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -14,8 +15,9 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
+from unskew.pipelines.changelog import Changelog, Changelogs, Manifest, restored
 
-LAYOUT = 1
+LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,12 @@ class Shard:
         self,
         state: ShardState,
         siblings: "Siblings",
+        changelog: Changelog,
         waiting: _Waiting | None = None,
         repeats: Repeats | None = None,
     ) -> None:
         self.state = state
+        self._changelog = changelog
         self.repeats = repeats
         if repeats is None and state.view.stream.dedupe_within_us is not None:
             self.repeats = Repeats(state.view, state.shard)
@@ -83,12 +87,20 @@ class Shard:
 
     def _apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
         """Apply events, which are in the order in which they count, but for those that are repeats."""
+        before = self.dropped
+        if self.repeats is not None:
+            events = self.repeats.drop(events, clock_us)
+        updates = self.state.apply(events, clock_us)
+        if events is not None:
+            self._changelog.append(events)
         if self.repeats is None:
-            return self.state.apply(events, clock_us)
-        before = self.repeats.dropped
-        updates = self.state.apply(self.repeats.drop(events, clock_us), clock_us)
-        dropped = self.repeats.dropped
-        return replace(updates, duplicates=dropped - before, duplicates_total=dropped)
+            return updates
+        return replace(updates, duplicates=self.dropped - before, duplicates_total=self.dropped)
+
+    @property
+    def dropped(self) -> int:
+        """Events that were repeats."""
+        return 0 if self.repeats is None else self.repeats.dropped
 
     def knows(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Of each entity, whether anything of it is kept here."""
@@ -137,35 +149,38 @@ class Shard:
         return events.sort("arrival", "partition", "offset")
 
     def to_snapshot(self) -> dict[str, Any]:
-        """A copy of all that the shard needs to go on: plain types, events as Arrow IPC."""
+        """What the shard needs to go on, once its changelog is durable, which it then is: plain types, events as Arrow IPC.
+
+        Raises ``StoreUnavailable`` where the disk fails, and can be repeated then.
+        """
         frames = self._waiting.frames
         return {
             "layout": LAYOUT,
             "view": self.state.view.id,
             "shard": self.state.shard,
-            "state": self.state.to_bytes(),
+            "changelog": msgspec.json.encode(self._changelog.snapshot(self.state, self.dropped)),
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
             "waiting": to_ipc(pl.concat(frames)) if frames else b"",
-            **({} if self.repeats is None else {"repeats": self.repeats.to_bytes()}),
         }
 
     @classmethod
-    def from_snapshot(cls, view: ViewPlan, siblings: "Siblings", saved: dict[str, Any]) -> "Shard":
+    def from_snapshot(
+        cls, view: ViewPlan, siblings: "Siblings", changelogs: Changelogs, saved: dict[str, Any]
+    ) -> "Shard":
         """The shard that ``to_snapshot`` described; ``LayoutError`` where it does not belong to the definition."""
+        shard = saved["shard"]
         if saved["layout"] != LAYOUT:
             raise LayoutError(
-                f"shard {saved['shard']} of {saved['view']}: layout {saved['layout']}, this version reads {LAYOUT}; run "
-                "the version that wrote it, or start from an empty state directory"
+                f"shard {shard} of {saved['view']}: layout {saved['layout']}, this version reads {LAYOUT}; run the version "
+                "that wrote it, or begin anew: 'unskew run' with an empty --state, --log, --archive and --dead-letters"
             )
         waiting = _Waiting(clocks=dict(saved["clocks"]), ended=set(saved["ended"]))
         if saved["waiting"]:
             waiting.frames = [from_ipc(saved["waiting"])]
-        state = ShardState.from_bytes(view, saved["shard"], saved["state"])
-        repeats = None
-        if view.stream.dedupe_within_us is not None:
-            repeats = Repeats.from_bytes(view, saved["shard"], saved["repeats"])
-        return cls(state, siblings, waiting, repeats)
+        manifest = msgspec.json.decode(saved["changelog"], type=Manifest)
+        state, repeats = restored(changelogs, view, shard, manifest)
+        return cls(state, siblings, Changelog(changelogs, view, shard, manifest), waiting, repeats)
 
 
 class Siblings:

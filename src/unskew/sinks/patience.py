@@ -1,10 +1,9 @@
 """Waiting for a store that is away: the flow pauses, tries again with growing and random pauses, and says so once."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
@@ -14,9 +13,16 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 5.0
 GRACE_S = 5.0
 """How long a process that was told to stop goes on trying."""
+_SLICE_S = 0.1
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger("unskew.patience")
+
+
+class Flag(Protocol):
+    """What says that the process was told to stop: ``threading.Event``, for example."""
+
+    def is_set(self) -> bool: ...
 
 
 class Patience:
@@ -27,7 +33,7 @@ class Patience:
     ("full jitter", M. Brooker, "Exponential Backoff And Jitter", AWS 2015). A change between there and away is one log line.
     """
 
-    def __init__(self, store: str, stop: threading.Event, *, grace_s: float = GRACE_S) -> None:
+    def __init__(self, store: str, stop: Flag, *, grace_s: float = GRACE_S) -> None:
         self.store = store
         self.retries = 0
         self._stop = stop
@@ -87,7 +93,8 @@ class Patience:
 
     def _sleep(self, seconds: float) -> None:
         # Woken by the order to stop; after it, the pauses are short.
-        if self._stop.is_set():
-            time.sleep(min(seconds, 0.1))
-        else:
-            self._stop.wait(seconds)
+        until_s = time.monotonic() + (min(seconds, _SLICE_S) if self._stop.is_set() else seconds)
+        while (left_s := until_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, _SLICE_S))
+            if self._stop.is_set():
+                return

@@ -12,6 +12,7 @@ code, count, and its words, of tiles only, lists in their order; ``text_lengths`
 ``text_bytes`` u1: what numbers that stand for texts mean. Totals, lists and rings are made again from these.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ from unskew.features.kernel.program import (
     Program,
 )
 from unskew.features.kernel.reading import ordinal
-from unskew.features.kernel.sealed import seal, unseal
+from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import (
     ITEM_CHAIN,
     ITEM_CODE,
@@ -203,8 +204,8 @@ def pack(
     state: State,
     directory: Directory,
     texts: Directory,
-) -> bytes:
-    """The bytes of a state."""
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a state, in pieces."""
     rows = directory.rows()
     keys = directory.gather(rows)
     n_tiles = int(state.scalars[S_TILES])
@@ -246,10 +247,10 @@ def pack(
         "text_lengths": text_lengths,
         "text_bytes": text_bytes,
     }
-    return seal(MAGIC, LAYOUT, header, arrays)
+    return sealed(MAGIC, LAYOUT, header, arrays)
 
 
-def unpack(data: bytes, view: ViewPlan, shard: str) -> Stored:
+def unpack(data: bytes | memoryview, view: ViewPlan, shard: str) -> Stored:
     """Read a state's bytes back; ``LayoutError`` where they are damaged, of another layout or another definition."""
     where = f"state of {view.id} in shard {shard}"
     header, arrays = unseal(data, MAGIC, LAYOUT, where)

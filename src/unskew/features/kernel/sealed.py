@@ -13,7 +13,7 @@ All numbers are little-endian::
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,31 @@ _PREFIX = struct.Struct("<8sII")
 _CHECKSUM = struct.Struct("<I")
 
 
-def seal(magic: bytes, layout: int, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """The bytes of a header and arrays."""
+def sealed(
+    magic: bytes, layout: int, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a header and arrays in pieces, none of which is a copy of an array that lies in one piece."""
     described = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
     text = json.dumps({**header, "arrays": described}, separators=(",", ":")).encode()
-    parts = [_PREFIX.pack(magic, layout, len(text)), text]
-    parts += [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
-    body = b"".join(parts)
-    return body + _CHECKSUM.pack(zlib.crc32(body))
+    head = _PREFIX.pack(magic, layout, len(text)) + text
+    checksum = zlib.crc32(head)
+    yield head
+    for array in arrays.values():
+        if array.size:
+            piece = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+    yield _CHECKSUM.pack(checksum)
 
 
-def unseal(data: bytes, magic: bytes, layout: int, what: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+def seal(magic: bytes, layout: int, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """The bytes of a header and arrays."""
+    return b"".join(sealed(magic, layout, header, arrays))
+
+
+def unseal(
+    data: bytes | memoryview, magic: bytes, layout: int, what: str
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """The header and the arrays, which are their own; ``LayoutError`` where the bytes are damaged or of another layout."""
     if len(data) < _PREFIX.size + _CHECKSUM.size or data[: len(magic)] != magic:
         raise LayoutError(f"{what}: not a state of unskew; start from an empty state directory")

@@ -1,5 +1,6 @@
 """The state of one view in one shard: apply batches, read rows."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,7 @@ from unskew.features.kernel.program import (
     value_width,
 )
 from unskew.features.kernel.results import column, series
-from unskew.features.kernel.sealed import seal, unseal
+from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import (
     C_INSTANT,
     C_OFFSET,
@@ -123,13 +124,15 @@ class ShardState:
             self._over_sessions = Evaluator(replace(view, sessions=None, stream=stream))
 
     @classmethod
-    def from_bytes(cls, view: ViewPlan, shard: str, data: bytes, *, notes_closings: bool = False) -> "ShardState":
+    def from_bytes(
+        cls, view: ViewPlan, shard: str, data: bytes | memoryview, *, notes_closings: bool = False
+    ) -> "ShardState":
         """The state that ``to_bytes`` wrote; ``LayoutError`` where it belongs to another definition or is damaged."""
         result = cls(view, shard, notes_closings=notes_closings)
         if view.sessions is not None:
             _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
-            result._sessions = cls.from_bytes(view.sessions, shard, parts["sessions"].tobytes(), notes_closings=True)
-            data = parts["state"].tobytes()
+            result._sessions = cls.from_bytes(view.sessions, shard, parts["sessions"].data, notes_closings=True)
+            data = parts["state"].data
         stored = layout.unpack(data, view, shard)
         result.seq, result.since_us = stored.seq, stored.since_us
         rows = result._rows_of(stored.keys, len(stored.tiles.entity))
@@ -141,16 +144,20 @@ class ShardState:
 
     def to_bytes(self) -> bytes:
         """The state in the versioned layout of ``kernel.layout``; equal bytes restore to equal behaviour."""
+        return b"".join(self.to_pieces())
+
+    def to_pieces(self) -> Iterator[bytes | memoryview]:
+        """The bytes of ``to_bytes``, one after the other, so that a large state is not in memory a second time as one."""
         if len(self._texts):
             # However many there once were: only those that stand for something are written.
             self._sweep_texts()
-        data = layout.pack(
+        pieces = layout.pack(
             self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory, self._texts
         )
         if self._sessions is None:
-            return data
-        parts = {"state": data, "sessions": self._sessions.to_bytes()}
-        return seal(_MAGIC, LAYOUT, {}, {name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
+            return pieces
+        parts = {"state": b"".join(pieces), "sessions": self._sessions.to_bytes()}
+        return sealed(_MAGIC, LAYOUT, {}, {name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
 
     @property
     def clock_us(self) -> int | None:
@@ -188,11 +195,8 @@ class ShardState:
         before the last arrival; instants before it are closed, the instant itself stays open.
         """
         late_before, _ = self.late_events()
-        if self._sessions is not None and self._over_sessions is not None:
-            events = self._over_sessions(self._sessions.close_sessions(events, clock_us)).events
-            if self.since_us is None:
-                self.since_us = self._sessions.since_us
-        chunks = self._run(events, clock_us)
+        chunks: list[pl.DataFrame] = []
+        self._run(self._own_events(events, clock_us), clock_us, lambda rows: chunks.append(self._closed(rows)))
         late, late_by = self.late_events()
         updates = Updates(
             view=self.view,
@@ -208,6 +212,43 @@ class ShardState:
         self._forget()
         return updates
 
+    def replay(self, events: pl.DataFrame | None, clock_us: int) -> None:
+        """Become what ``apply`` makes of the state, and give nothing out."""
+
+        def count(rows: Rows) -> None:
+            self.seq += int(rows.n[0])
+
+        self._run(self._own_events(events, clock_us), clock_us, count)
+        self._clear_dirty()
+        self._forget()
+
+    def everything(self, n_rows: int) -> Iterator[pl.DataFrame]:
+        """The current rows of all entities, as ``Updates.current``, so many at a time.
+
+        Between two pieces the state may go on: an entity that is new since may be left out, as its own step gave it.
+        """
+        first = 0
+        while first < self.directory.capacity:
+            live = self.directory.rows()
+            chosen = live[np.searchsorted(live, first) :][:n_rows]
+            if not len(chosen):
+                return
+            first = int(chosen[-1]) + 1
+            state = self._state
+            state.dirty[: len(chosen)] = chosen
+            state.entities[chosen, ENTITY_MARKS] |= MARK_DIRTY
+            state.scalars[S_DIRTY] = len(chosen)
+            yield self._current()
+
+    def _own_events(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame | None:
+        """The events themselves, or, of a view over sessions, those that close on them."""
+        if self._sessions is None or self._over_sessions is None:
+            return events
+        closed = self._over_sessions(self._sessions.close_sessions(events, clock_us)).events
+        if self.since_us is None:
+            self.since_us = self._sessions.since_us
+        return closed
+
     def late_events(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Late events by window and distance, and the largest distances; of the sessions too, last."""
         if self._sessions is None:
@@ -215,14 +256,13 @@ class ShardState:
         inner, inner_by = self._sessions.late_events()
         return np.concatenate([self._state.late, inner]), np.concatenate([self._state.late_by, inner_by])
 
-    def _run(self, events: pl.DataFrame | None, clock_us: int) -> list[pl.DataFrame]:
-        """Apply events and move the clock; the closed rows."""
+    def _run(self, events: pl.DataFrame | None, clock_us: int, take: Callable[[Rows], None]) -> None:
+        """Apply events and move the clock; ``take`` is called with closed rows, as many as there is space for."""
         batch = self._batch(events)
         if len(batch.arrival) and batch.arrival[0] < self._state.scalars[S_CLOCK]:
             raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
         if self.since_us is None:
             self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
-        chunks: list[pl.DataFrame] = []
         done = 0
         n_words = self._program.value_words
         rows = _rows(n_words, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
@@ -232,20 +272,18 @@ class ShardState:
                 rows = _rows(self._program.value_words, 2 * needed)
             done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
             if rows.n[0]:
-                if not self._notes_closings:
-                    chunks.append(self._closed(rows))
+                take(rows)
                 rows.n[0] = 0
             if done == len(batch.rows) and self._state.scalars[S_CLOCK] >= clock_us:
-                return chunks
+                return
 
     def close_sessions(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame:
         """As ``apply``, but only the sessions that close: as events of a stream, in the order of (instant, key)."""
-        self._run(events, clock_us)
+        # The rows of the inner view are no one's.
+        self._run(events, clock_us, lambda _rows: None)
+        self._clear_dirty()
         count = int(self._state.scalars[S_CLOSINGS])
         self._state.scalars[S_CLOSINGS] = 0
-        # Its current rows are no one's.
-        self._state.entities[self._state.dirty[: int(self._state.scalars[S_DIRTY])], ENTITY_MARKS] &= ~MARK_DIRTY
-        self._state.scalars[S_DIRTY] = 0
         held = self._state.closings[:count].copy()
         keys = self.directory.gather(held[:, C_ROW].astype(np.int32)).to_series("key")
         instants = pl.Series("_arrival", held[:, C_INSTANT].copy())
@@ -417,6 +455,11 @@ class ShardState:
             there = (present >> index) & 1 != 0
             columns.append(column(feature, words[out : out + value_width(feature)], there, self._texts))
         return columns
+
+    def _clear_dirty(self) -> None:
+        dirty = self._state.dirty[: int(self._state.scalars[S_DIRTY])]
+        self._state.entities[dirty, ENTITY_MARKS] &= ~MARK_DIRTY
+        self._state.scalars[S_DIRTY] = 0
 
     def _forget(self) -> None:
         dead = np.empty(int(self._state.scalars[S_DEAD]), np.int32)

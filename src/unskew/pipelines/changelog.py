@@ -1,0 +1,519 @@
+r"""What changed in a shard since its last base: files beside the recovery store, so that an epoch costs what it brought.
+
+A shard's state is a base, which is all of it as of some epoch, and the events that were applied since, in order. Applied again by
+the same kernel they make the same state; sequence number and clock in the manifest say whether they did. The order of
+steps is the contract:
+
+1. ``append`` notes events as they are applied. Many are written at once, in another thread; a file only ever grows.
+2. ``snapshot`` of an epoch writes the rest, makes the files durable and returns the manifest: which files, how many bytes of each.
+3. The caller makes the manifest durable, with the rest of the epoch.
+4. The next ``snapshot`` (only asked for when the epoch before is durable) removes the files that the manifest before no longer
+   named.
+
+When the events since the base are many, a new base is made of the old one and the files up to now, which the flow no longer
+writes: a thread of its own reads them, as a restart would, and one shard after the other has its turn. Small states are
+written at once.
+
+What a stop leaves behind a manifest's bytes is cut, and what no manifest names is removed. Files::
+
+    state/changelog/{view}/{shard}/{number}.events    records: u32 length, u32 CRC-32, u64 events, then Arrow IPC
+    state/changelog/{view}/{shard}/{number}.base      ``ShardState.to_bytes`` as of the end of the events of that number
+"""
+
+import contextlib
+import mmap
+import os
+import struct
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import polars as pl
+
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.kernel.repeats import Repeats
+from unskew.features.kernel.shard import ShardState
+from unskew.features.plan import ViewPlan
+
+CHUNK_EVENTS = 25_000
+"""Events that are encoded and written at once, meanwhile."""
+APPLIED_AT_ONCE = 100_000
+SMALL_STATE = 50_000
+"""Entities, tiles and items that are written within an epoch's end, in milliseconds."""
+LEAST_EVENTS = 100_000
+TILES_PER_EVENT = 4
+"""A base is due when there are this part as many events since the last as it has tiles: bounds both the way to go again after
+a stop and the work of making bases, which is then a constant per event."""
+LONGEST_FILE_BYTES = 1 << 26
+
+_HEAD = struct.Struct("<IIQ")
+
+
+class EventsFile(msgspec.Struct, frozen=True):
+    """A file of events as a manifest names it. ``newest_us``: the latest arrival in it."""
+
+    number: int
+    n_bytes: int
+    n_events: int
+    newest_us: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a shard's state is made of. ``base``: number of its base, 0 for none; ``base_bytes``: its length.
+
+    ``events``: files from old to new; those after the base are applied to it, the others only say which ids there were.
+    ``dropped``: repeats, in all.
+    """
+
+    fingerprint: str
+    clock_us: int | None
+    since_us: int | None
+    seq: int
+    dropped: int
+    base: int
+    base_bytes: int
+    events: tuple[EventsFile, ...]
+
+    @property
+    def since_base(self) -> int:
+        """How many events a restart applies."""
+        return sum(file.n_events for file in self.events if file.number > self.base)
+
+    def names(self) -> set[str]:
+        """The files it needs."""
+        return {events_name(file.number) for file in self.events} | ({base_name(self.base)} if self.base else set())
+
+
+def events_name(number: int) -> str:
+    return f"{number:08d}.events"
+
+
+def base_name(number: int) -> str:
+    return f"{number:08d}.base"
+
+
+class Changelogs:
+    """The changelogs of all shards of this process, under one folder; one thread writes, and one shard at a time is rebased."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.rebases = 0
+        self._writer: ThreadPoolExecutor | None = None
+        self._turn = threading.Lock()
+        self._sizes: dict[Path, int] = {}
+        self.opened: list[Changelog] = []
+        self.closed = threading.Event()
+
+    def folder(self, view: ViewPlan, shard: str) -> Path:
+        return self.root / view.id / shard
+
+    def soon(self, write: Callable[[], None]) -> None:
+        """Write in another thread."""
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "unskew-changelog")
+        self._writer.submit(write)
+
+    def aside(self, make: Callable[[], None]) -> bool:
+        """Make a base in a thread of its own, unless another shard's is being made; whether it has begun."""
+        if not self._turn.acquire(blocking=False):
+            return False
+
+        def work() -> None:
+            try:
+                make()
+                self.rebases += 1
+            finally:
+                self._turn.release()
+
+        # Nothing waits for it at the end: what it has not finished is removed at the next start.
+        threading.Thread(target=work, name="unskew-base", daemon=True).start()
+        return True
+
+    def note_size(self, folder: Path, n_bytes: int) -> None:
+        self._sizes[folder] = n_bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk that the shards' states need."""
+        return sum(list(self._sizes.values()))
+
+    def close(self) -> None:
+        """End the threads: what they were doing is not needed."""
+        self.closed.set()
+        if self._writer is not None:
+            self._writer.shutdown(cancel_futures=True)
+        for changelog in self.opened:
+            changelog.close()
+
+
+class Changelog:
+    """One shard's changelog. ``saved``: the last durable manifest, None where there is none.
+
+    Raises ``StoreUnavailable`` where the disk fails; every call can then be repeated.
+    """
+
+    def __init__(self, all_of_them: Changelogs, view: ViewPlan, shard: str, saved: Manifest | None) -> None:
+        self.view = view
+        self.shard = shard
+        self.folder = all_of_them.folder(view, shard)
+        self._all = all_of_them
+        self._files: list[EventsFile] = [] if saved is None else list(saved.events)
+        self._base, self._base_bytes = (0, 0) if saved is None else (saved.base, saved.base_bytes)
+        self._number = 1 + max([self._base, *(file.number for file in self._files)])
+        self._named: set[str] = set() if saved is None else saved.names()
+        self._outgoing: set[str] = set()
+        self._waiting: list[pl.DataFrame] = []
+        self._n_waiting = 0
+        # Shared with the writing thread, under the lock.
+        self._lock = threading.Lock()
+        self._chunks: deque[list[pl.DataFrame]] = deque()
+        self._current: _Growing | None = None
+        self._made: tuple[int, int] | None = None
+        self._making = False
+        self._fault: LayoutError | None = None
+        all_of_them.opened.append(self)
+        with _disk(self.folder):
+            self._clean(saved)
+
+    def append(self, events: pl.DataFrame) -> None:
+        """Note events that are being applied, in their order."""
+        if not events.height:
+            return
+        self._waiting.append(events)
+        self._n_waiting += events.height
+        if self._n_waiting >= CHUNK_EVENTS:
+            self._hand_over()
+            self._all.soon(self._write_quietly)
+
+    def snapshot(self, state: ShardState, dropped: int) -> Manifest:
+        """Make durable what was noted, and return what to go on from; see the module for when to call it."""
+        with _disk(self.folder):
+            for name in sorted(self._outgoing):
+                (self.folder / name).unlink(missing_ok=True)
+            self._outgoing = set()
+            self._hand_over()
+            with self._lock:
+                self._write()
+                if self._current is not None:
+                    self._current.sync()
+            self._adopt()
+            self._rebase_if_due(state, dropped)
+            self._let_go(state.clock_us)
+        manifest = self._manifest(state, dropped)
+        names = manifest.names()
+        self._outgoing = self._named - names
+        self._named = names
+        self._all.note_size(self.folder, self._base_bytes + sum(file.n_bytes for file in manifest.events))
+        return manifest
+
+    def close(self) -> None:
+        """Give the open file back."""
+        self._roll()
+
+    def _manifest(self, state: ShardState, dropped: int) -> Manifest:
+        return Manifest(
+            fingerprint=state.view.state_fingerprint,
+            clock_us=state.clock_us,
+            since_us=state.since_us,
+            seq=state.seq,
+            dropped=dropped,
+            base=self._base,
+            base_bytes=self._base_bytes,
+            events=(*self._files, *([] if self._current is None else [self._current.described()])),
+        )
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            self._chunks.append(self._waiting)
+            self._waiting = []
+            self._n_waiting = 0
+
+    def _write_quietly(self) -> None:
+        """What fails here is tried again by the next snapshot, which then says so."""
+        with contextlib.suppress(OSError), self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        while self._chunks:
+            if self._current is None:
+                _make_durably(self.folder, self._all.root.parent)
+                self._current = _Growing(self.folder, self._number)
+                self._number += 1
+            self._current.add(pl.concat(self._chunks[0]))
+            self._chunks.popleft()
+
+    def _roll(self) -> None:
+        """Go on in another file."""
+        if self._current is not None:
+            self._files.append(self._current.described())
+            self._current.close()
+            self._current = None
+
+    def _adopt(self) -> None:
+        """Take the base that was made meanwhile in place of what it was made of."""
+        if self._fault is not None:
+            raise self._fault
+        if self._made is None:
+            return
+        self._base, self._base_bytes = self._made
+        self._made = None
+
+    def _rebase_if_due(self, state: ShardState, dropped: int) -> None:
+        if self._current is not None and self._current.n_bytes >= LONGEST_FILE_BYTES:
+            self._roll()
+        if self._making:
+            return
+        size = len(state) + state.n_tiles + state.n_items
+        since = sum(file.n_events for file in self._files if file.number > self._base)
+        since += 0 if self._current is None else self._current.n_events
+        if size <= SMALL_STATE:
+            if since >= max(size, 1) + LEAST_EVENTS // TILES_PER_EVENT:
+                self._roll()
+                number = self._files[-1].number
+                self._base, self._base_bytes = number, _write_base(self.folder, number, state)
+            return
+        if since < max(LEAST_EVENTS, size // TILES_PER_EVENT):
+            return
+        self._roll()
+        manifest = self._manifest(state, dropped)
+        number = self._files[-1].number
+        self._making = self._all.aside(lambda: self._make_base(manifest, number))
+
+    def _make_base(self, manifest: Manifest, number: int) -> None:
+        try:
+            state = _applied(self.folder, self.view, self.shard, manifest, self._all.closed)
+            if state is not None:
+                self._made = number, _write_base(self.folder, number, state)
+        except (OSError, StoreUnavailable):
+            # The next snapshots try again; a full disk stops those too, and they say so.
+            with contextlib.suppress(OSError):
+                (self.folder / base_name(number)).with_suffix(".tmp").unlink(missing_ok=True)
+        except LayoutError as error:
+            self._fault = error
+        finally:
+            self._making = False
+
+    def _let_go(self, clock_us: int | None) -> None:
+        """Name no more the files that the base holds, but for ids that may still be repeated."""
+        within_us = self.view.stream.dedupe_within_us
+        if within_us is None or clock_us is None:
+            self._files = [file for file in self._files if file.number > self._base]
+            return
+        self._files = [
+            file for file in self._files if file.number > self._base or file.newest_us >= clock_us - within_us
+        ]
+
+    def _clean(self, saved: Manifest | None) -> None:
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            if path.name not in self._named:
+                path.unlink()
+        for file in () if saved is None else saved.events:
+            path = self.folder / events_name(file.number)
+            if path.exists() and path.stat().st_size > file.n_bytes:
+                os.truncate(path, file.n_bytes)
+
+
+def restored(
+    all_of_them: Changelogs, view: ViewPlan, shard: str, manifest: Manifest
+) -> tuple[ShardState, Repeats | None]:
+    """A shard's state and the ids of its repeats as they were; ``LayoutError`` where a file is gone or damaged."""
+    folder = all_of_them.folder(view, shard)
+    if manifest.fingerprint != view.state_fingerprint:
+        raise LayoutError(
+            f"{view.id}: its state in shard {shard} is that of another definition (fingerprint "
+            f"{manifest.fingerprint[:12]}, now {view.state_fingerprint[:12]}); give the changed view the version "
+            f"{view.version + 1}, see that 'unskew check' accepts it, and start 'unskew run' again with the same folders: "
+            "all other views go on, and the new version begins where they are"
+        )
+    state = _applied(folder, view, shard, manifest, threading.Event())
+    assert state is not None
+    within_us = view.stream.dedupe_within_us
+    if within_us is None:
+        return state, None
+    repeats = Repeats(view, shard)
+    clock_us = manifest.clock_us
+    for file in manifest.events:
+        if clock_us is None or file.newest_us < clock_us - within_us:
+            continue
+        for events in _read(folder, file):
+            repeats.drop(events, int(events.item(-1, "arrival")))
+    if clock_us is not None:
+        repeats.drop(None, clock_us)
+    repeats.dropped = manifest.dropped
+    return state, repeats
+
+
+def _applied(
+    folder: Path, view: ViewPlan, shard: str, manifest: Manifest, closed: threading.Event
+) -> ShardState | None:
+    """The manifest's base with its events applied; None where ``closed`` is set meanwhile."""
+    state = _read_base(folder, view, shard, manifest)
+    # Asked of an event's first arrival where the shard has had none, and of nothing later.
+    state.since_us = manifest.since_us
+    for file in manifest.events:
+        if file.number <= manifest.base:
+            continue
+        for events in _gathered(_read(folder, file)):
+            if closed.is_set():
+                return None
+            state.replay(events, int(events.item(-1, "arrival")))
+    if manifest.clock_us is not None:
+        state.replay(None, manifest.clock_us)
+    if (state.seq, state.clock_us) != (manifest.seq, manifest.clock_us):
+        raise LayoutError(
+            f"{folder}: base and events give {state.seq} rows up to {state.clock_us}, and were {manifest.seq} up to "
+            f"{manifest.clock_us}: the files are not those of the recovery store, or another version of unskew wrote them; "
+            + REMEDY
+        )
+    return state
+
+
+REMEDY = (
+    "stop, restore the state folder and the log from one backup, or begin anew: 'unskew run' with an empty --state, --log, "
+    "--archive and --dead-letters"
+)
+
+
+def _read_base(folder: Path, view: ViewPlan, shard: str, manifest: Manifest) -> ShardState:
+    if not manifest.base:
+        return ShardState(view, shard)
+    path = folder / base_name(manifest.base)
+    with _open(path, manifest.base_bytes) as file:
+        # Mapped, so that a large one is not in memory twice; it goes with the last array that looks into it.
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return ShardState.from_bytes(view, shard, content[: manifest.base_bytes])
+    except LayoutError as error:
+        raise LayoutError(f"{path} is damaged ({error}); {REMEDY}") from error
+
+
+def _read(folder: Path, file: EventsFile) -> Iterator[pl.DataFrame]:
+    """The events of a file, record by record."""
+    path = folder / events_name(file.number)
+    with _open(path, file.n_bytes) as stream:
+        place = 0
+        while place < file.n_bytes:
+            head = stream.read(_HEAD.size)
+            length, checksum, _ = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0, 0)
+            body = stream.read(length)
+            place += _HEAD.size + length
+            if not body or len(body) != length or place > file.n_bytes or zlib.crc32(body) != checksum:
+                raise LayoutError(
+                    f"{path} is damaged: the record that ends at byte {place} of {file.n_bytes} does not match its checksum; "
+                    + REMEDY
+                )
+            yield pl.read_ipc(body)
+
+
+def _gathered(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Fewer and larger frames of the same events."""
+    held: list[pl.DataFrame] = []
+    n_held = 0
+    for frame in frames:
+        held.append(frame)
+        n_held += frame.height
+        if n_held >= APPLIED_AT_ONCE:
+            yield pl.concat(held)
+            held, n_held = [], 0
+    if held:
+        yield pl.concat(held)
+
+
+def _open(path: Path, n_bytes: int) -> BinaryIO:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise LayoutError(f"{path} is gone, and the recovery store needs it; {REMEDY}") from error
+    except OSError as error:
+        raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
+    found = os.fstat(file.fileno()).st_size
+    if found < n_bytes:
+        file.close()
+        raise LayoutError(f"{path} is damaged: it has {found} bytes of {n_bytes}; {REMEDY}")
+    return file
+
+
+class _Growing:
+    """A file of events that is being written; what a failed write left behind its end is written over."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self.n_bytes = 0
+        self.n_events = 0
+        self._newest_us = 0
+        self._synced = 0
+        self._file = os.open(folder / events_name(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        _sync_folder(folder)
+
+    def add(self, events: pl.DataFrame) -> None:
+        body = events.write_ipc(None).getvalue()
+        record = _HEAD.pack(len(body), zlib.crc32(body), events.height) + body
+        _write_all(self._file, record, self.n_bytes)
+        self.n_bytes += len(record)
+        self.n_events += events.height
+        self._newest_us = int(events.item(-1, "arrival"))
+
+    def sync(self) -> None:
+        if self._synced != self.n_bytes:
+            os.fdatasync(self._file)
+            self._synced = self.n_bytes
+
+    def described(self) -> EventsFile:
+        return EventsFile(self.number, self.n_bytes, self.n_events, self._newest_us)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _write_all(file: int, data: bytes, at: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(file, left, at)
+        left, at = left[written:], at + written
+
+
+def _write_base(folder: Path, number: int, state: ShardState) -> int:
+    """Write a base, whole and durable or not at all; its length."""
+    path = folder / base_name(number)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        for piece in state.to_pieces():
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        n_bytes = file.tell()
+    temporary.rename(path)
+    _sync_folder(folder)
+    return n_bytes
+
+
+def _make_durably(folder: Path, existing: Path) -> None:
+    """Make a folder and its parents below ``existing``."""
+    if folder.is_dir() or folder == existing:
+        return
+    _make_durably(folder.parent, existing)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"cannot write to {folder}: {error}") from error
