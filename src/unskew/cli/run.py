@@ -58,6 +58,20 @@ from unskew.pipelines.run import run as run_pipeline
     show_default=True,
     help="Hash shards per view; fixed for as long as the state lives.",
 )
+@click.option(
+    "--partitions",
+    metavar="N,N,...",
+    help="Read these partitions alone, always the same for one --state; other processes read the others.",
+)
+@click.option(
+    "--cluster",
+    metavar="HOST:PORT,...",
+    help="Every process of a cluster that shares one --state: the same list for each. Processes trust each other: "
+    "use addresses that nobody else reaches.",
+)
+@click.option(
+    "--process", type=click.IntRange(0), default=0, show_default=True, help="Which process of --cluster this one is."
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -82,6 +96,9 @@ def run(
     end: str | None,
     start: str,
     shards: int,
+    partitions: str | None,
+    cluster: str | None,
+    process: int,
     epoch: str,
     progress: str,
 ) -> None:
@@ -108,6 +125,9 @@ def run(
         prefix=prefix,
         pipeline=pipeline,
         n_hashes=shards,
+        partitions=_partitions(partitions),
+        cluster=_cluster(cluster, process),
+        process=process,
         epoch_s=duration_us(epoch) / 1e6,
     )
     stop = threading.Event()
@@ -140,6 +160,30 @@ def _without_panics() -> Iterator[None]:
             if not ours:
                 held.seek(0)
                 sys.stderr.write(held.read().decode(errors="replace"))
+
+
+def _partitions(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise RequestError(f"--partitions {text}: give the numbers of partitions, each once, for example 0,1")
+    return tuple(sorted(map(int, parts)))
+
+
+def _cluster(text: str | None, process: int) -> tuple[str, ...]:
+    addresses = () if text is None else tuple(part.strip() for part in text.split(","))
+    if any(not host or not port.isdecimal() for host, _, port in (address.rpartition(":") for address in addresses)):
+        raise RequestError(
+            f"--cluster {text}: give host:port of every process, for example 127.0.0.1:9101,127.0.0.1:9102"
+        )
+    if process >= max(len(addresses), 1):
+        raise RequestError(
+            f"--process {process}: --cluster names {len(addresses)} processes, counted from 0"
+            if addresses
+            else f"--process {process}: say with --cluster who the others are"
+        )
+    return addresses
 
 
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:

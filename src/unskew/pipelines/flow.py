@@ -7,6 +7,7 @@ before it is durable, which is what the sinks' publishing rests on.
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
 from unskew.features.kernel.shard import ShardState
-from unskew.features.plan import Plan
+from unskew.features.plan import Plan, ViewPlan
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.changelog import Changelog, Changelogs
 from unskew.pipelines.progress import Progress
@@ -39,7 +40,31 @@ Shards = Mapping[str, Sequence[str]]
 """By view id, every shard that the run's partitions feed."""
 
 
-class _ShardLogic(StatefulBatchLogic[Slice, Steps, dict[str, Any]]):
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step on its way to the sinks, which may lie in another process of a cluster.
+
+    What crosses over only names its view, whose tables would be many times the step.
+    """
+
+    taken: Steps
+
+    def here(self, views: Mapping[str, ViewPlan]) -> Steps:
+        """The step itself."""
+        view: ViewPlan | str = self.taken.view
+        return replace(self.taken, view=views[view]) if isinstance(view, str) else self.taken
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = {field.name: getattr(self.taken, field.name) for field in fields(self.taken)}
+        return _arrived, (type(self.taken), {**told, "view": self.taken.view.id})
+
+
+def _arrived(kind: type[Steps], told: dict[str, Any]) -> Step:
+    return Step(kind(**told))
+
+
+class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
     """A shard as Bytewax sees it; it learns which one it is from its saved state or its first slice."""
 
     def __init__(
@@ -65,7 +90,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Steps, dict[str, Any]]):
         if saved is not None and view is not None:
             self._shard = Shard.from_snapshot(view, siblings, changelogs, saved)
 
-    def on_batch(self, values: list[Slice]) -> tuple[Iterable[Steps], bool]:
+    def on_batch(self, values: list[Slice]) -> tuple[Iterable[Step], bool]:
         if self._shard is None:
             view = _views_by_id(self._plan)[values[0].view]
             name = values[0].shard
@@ -75,7 +100,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Steps, dict[str, Any]]):
         for update in updates:
             if isinstance(update, Updates):
                 self._progress.count(update)
-        return updates, StatefulBatchLogic.RETAIN
+        return map(Step, updates), StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:
         # An epoch ends here only when every source and shard has taken up its saved state, and is not durable yet.
@@ -113,7 +138,7 @@ class ParquetSink(_Sink):
         self.disk = disk
         self._shards = shards
         self._begun = False
-        self._views = _views_by_id(plan)
+        self.views = _views_by_id(plan)
         self._log = log
         self._archive = archive
         self._dead_letters = dead_letters
@@ -133,7 +158,7 @@ class ParquetSink(_Sink):
         """
         kind, place, part = name.split("/")
         if kind == "log":
-            view = self._views.get(place)
+            view = self.views.get(place)
             return None if view is None else LogTable(self._log, view, part, saved, now_us=self._now_us)
         if kind == "archive":
             return archive_table(self._archive, place, int(part), saved)
@@ -143,7 +168,7 @@ class ParquetSink(_Sink):
         """Say which shards there are: with the first item, when all saved state has been found fit, once."""
         if not self._begun:
             for view_id, names in self._shards.items():
-                view = self._views[view_id]
+                view = self.views[view_id]
                 root = view_root(self._log, view.name, view.version)
                 self.disk.until_done(lambda root=root, names=names: record_shards(root, names))  # type: ignore[misc]
             self._begun = True
@@ -167,12 +192,13 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             else:
                 self._tables[name] = table
 
-    def write_batch(self, values: list[Steps | TableRows]) -> None:
+    def write_batch(self, values: list[Step | TableRows]) -> None:
         self._sink.begin()
         for value in values:
-            if isinstance(value, Updates | NothingToCome):
-                table = self._table(f"log/{value.view.id}/{value.shard}")
-                table.append(value)  # type: ignore[arg-type]
+            if isinstance(value, Step):
+                step = value.here(self._sink.views)
+                table = self._table(f"log/{step.view.id}/{step.shard}")
+                table.append(step)  # type: ignore[arg-type]
             else:
                 table = self._table(f"{'dead' if value.dead else 'archive'}/{value.topic}/{value.partition}")
                 table.append(value.rows)  # type: ignore[arg-type]
@@ -198,7 +224,10 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
 class RedisSink(_Sink):
     """Current values, through one writer that all partitions of the process share."""
 
-    def __init__(self, writer: RedisWriter, now_us: Callable[[], int], shards: Shards, server: Patience) -> None:
+    def __init__(
+        self, plan: Plan, writer: RedisWriter, now_us: Callable[[], int], shards: Shards, server: Patience
+    ) -> None:
+        self.views = _views_by_id(plan)
         self.server = server
         self._writer = writer
         self._now_us = now_us
@@ -216,7 +245,7 @@ class RedisSink(_Sink):
             self._begun = True
 
 
-class _RedisPart(StatefulSinkPartition[Steps, None]):
+class _RedisPart(StatefulSinkPartition[Step, None]):
     """Nothing to resume from: values are absolute. What an epoch changed is acknowledged before the epoch is."""
 
     def __init__(self, sink: RedisSink, writer: RedisWriter, now_us: Callable[[], int]) -> None:
@@ -224,10 +253,10 @@ class _RedisPart(StatefulSinkPartition[Steps, None]):
         self._writer = writer
         self._now_us = now_us
 
-    def write_batch(self, values: list[Steps]) -> None:
+    def write_batch(self, values: list[Step]) -> None:
         self._sink.begin()
-        for update in values:
-            self._writer.add(update)
+        for value in values:
+            self._writer.add(value.here(self._sink.views))
         self._sink.server.until_done(lambda: self._writer.flush_if_due(self._now_us()))
 
     def snapshot(self) -> None:
@@ -272,5 +301,5 @@ def build_flow(
     return flow
 
 
-def _views_by_id(plan: Plan) -> dict[str, Any]:
+def _views_by_id(plan: Plan) -> dict[str, ViewPlan]:
     return {view.id: view for view in plan.views.values()}

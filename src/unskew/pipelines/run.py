@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,9 +18,10 @@ from typing import Any, Literal
 
 from bytewax.dataflow import Dataflow
 from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnskewError
+from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
 from unskew.pipelines.changelog import Changelogs
@@ -39,6 +41,7 @@ DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 1
 LOCK = "lock"
 FLOW = "unskew"
+STORE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class Deployment:
     long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``, ``ends`` by topic.
     ``epoch_s``: seconds between commits. ``schema_registry``: its URL, where writers' schemas are looked up; None: streams'
     own schemas are the writers'.
+    ``partitions``: those that this process reads, always the same for one ``state``; all if None. ``cluster``: host:port of
+    every process that shares this ``state``, the same list for each of them, and ``process`` the place of this one.
     """
 
     bootstrap: str
@@ -66,6 +71,9 @@ class Deployment:
     pipeline: str = "main"
     n_hashes: int = 1
     epoch_s: float = 5.0
+    partitions: Sequence[int] | None = None
+    cluster: Sequence[str] = ()
+    process: int = 0
     poll_records: int = 10_000
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -113,9 +121,10 @@ def run(
     """
     if not plan.views:
         raise DefinitionError("there is no view to compute; define a FeatureView")
+    _check_partitions(plan, deployment)
     progress = Progress()
     with ExitStack() as opened:
-        opened.enter_context(_owning(deployment.state))
+        opened.enter_context(_owning(deployment.state, deployment.process))
         state = _State.read(plan, deployment)
         writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline)
         opened.callback(writer.close)
@@ -130,7 +139,8 @@ def run(
             source = KafkaSource(stream, _source_options(views, deployment, stop, present_us))
             opened.callback(source.close)
             sources[stream.topic] = source
-            n_partitions = len(source.list_parts())
+            source.list_parts()
+            n_partitions = len(source.origins)
             _check_ends(source.origins, deployment.ends)
             routers[stream.topic] = Router(views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes)
             shards |= {view.id: shard_names(view, range(n_partitions), deployment.n_hashes) for view in views}
@@ -143,7 +153,7 @@ def run(
         accepted = _once(accept)
         changelogs = Changelogs(deployment.state / CHANGELOG)
         opened.callback(changelogs.close)
-        redis = RedisSink(writer, wall_us, shards, server)
+        redis = RedisSink(plan, writer, wall_us, shards, server)
         flow = build_flow(FLOW, plan, sources, routers, parquet, redis, changelogs, progress, accepted)
 
         def status() -> Status:
@@ -162,7 +172,7 @@ def run(
             )
 
         with _reporting(status, report):
-            _run_flow(flow, timedelta(seconds=deployment.epoch_s), state.open())
+            _run_flow(flow, deployment, state.open())
             accepted()
             parquet.settle()
         return status()
@@ -184,16 +194,41 @@ def _source_options(
         start=deployment.start,
         aligned=any(not view.partitioned for view in views),
         poll_records=deployment.poll_records,
+        partitions=deployment.partitions,
         config=deployment.config,
     )
 
 
-def _run_flow(flow: Dataflow, epoch: timedelta, recovery: RecoveryConfig) -> None:
+def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) -> None:
+    epoch = timedelta(seconds=deployment.epoch_s)
     try:
-        run_main(flow, epoch_interval=epoch, recovery_config=recovery)
+        if deployment.cluster:
+            cli_main(
+                flow,
+                process_id=deployment.process,
+                addresses=list(deployment.cluster),
+                epoch_interval=epoch,
+                recovery_config=recovery,
+            )
+        else:
+            run_main(flow, epoch_interval=epoch, recovery_config=recovery)
     except Exception as error:
         _raise_ours(error)
         raise
+
+
+def _check_partitions(plan: Plan, deployment: Deployment) -> None:
+    """A view that is not partitioned by its entity needs events of every partition, in one order."""
+    if deployment.partitions is None:
+        return
+    if deployment.cluster:
+        raise RequestError("--partitions and --cluster exclude each other: a cluster divides the partitions by itself")
+    apart = sorted(view.name for view in plan.views.values() if not view.partitioned)
+    if apart:
+        raise RequestError(
+            f"{', '.join(apart)}: not partitioned by the entity, so its events are in all partitions; run it in a process that "
+            "reads all of them (without --partitions), or as a cluster (--cluster)"
+        )
 
 
 def _once(action: Callable[[], None]) -> Callable[[], None]:
@@ -243,11 +278,11 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _owning(folder: Path) -> Iterator[None]:
+def _owning(folder: Path, process: int) -> Iterator[None]:
     """Hold the state folder, made when new, for this process alone; the lock goes with the process, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+", encoding="utf-8")
+        lock = (folder / (f"{LOCK}.{process}" if process else LOCK)).open("a+", encoding="utf-8")
     except OSError as error:
         raise LayoutError(
             f"{folder} cannot be used as a state folder: {error.strerror}; name another --state"
@@ -280,11 +315,15 @@ class _State:
     views: Sequence[str]
     retired: Sequence[str]
     found: Mapping[str, Any] | None
+    leads: bool
 
     @classmethod
     def read(cls, plan: Plan, deployment: Deployment) -> "_State":
         """Look at what is there and write nothing; refused where it is another deployment's or has skipped a view."""
         path = deployment.state / DEPLOYMENT
+        leads = deployment.process == 0
+        if not leads:
+            _await_store(deployment.state / RECOVERY)
         facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
         now = {view.id for view in plan.views.values()}
         existing = _read_deployment(path)
@@ -317,24 +356,45 @@ class _State:
             views=sorted(set(found["views"]) | now),
             retired=sorted(retired),
             found=existing,
+            leads=leads,
         )
 
     def open(self) -> RecoveryConfig:
         """The recovery store, made when new."""
         recovery = self.folder / RECOVERY
+        if not self.leads:
+            return RecoveryConfig(recovery)
         if self.found is None:
             # Before the store: a store without the file would be refused.
             _replace(self.folder / DEPLOYMENT, json.dumps({**self.facts, "views": [], "retired": []}))
         if not _holds_anything(recovery):
-            recovery.mkdir(exist_ok=True)
-            init_db_dir(recovery, 1)
+            # Under another name first: the other processes of a cluster wait for a store that is whole.
+            made = recovery.with_suffix(".tmp")
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            init_db_dir(made, 1)
+            if recovery.is_dir():
+                recovery.rmdir()
+            made.rename(recovery)
         return RecoveryConfig(recovery)
 
     def record(self) -> None:
         """Write down the views: before the first epoch without a retired one is durable, and not before this is sure."""
         content = {**self.facts, "views": self.views, "retired": self.retired}
-        if content != self.found:
+        if self.leads and content != self.found:
             _replace(self.folder / DEPLOYMENT, json.dumps(content))
+
+
+def _await_store(recovery: Path) -> None:
+    """Wait for the first process of a cluster to make the recovery store."""
+    until_s = time.monotonic() + STORE_TIMEOUT_S
+    while not _holds_anything(recovery):
+        if time.monotonic() > until_s:
+            raise StoreUnavailable(
+                f"{recovery} was not made within {STORE_TIMEOUT_S:.0f} s: start process 0 of the cluster, and give all processes "
+                "the same --state"
+            )
+        time.sleep(0.05)
 
 
 def _holds_anything(folder: Path) -> bool:
