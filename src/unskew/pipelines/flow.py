@@ -100,7 +100,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         for update in updates:
             if isinstance(update, Updates):
                 self._progress.count(update)
-        return map(Step, updates), StatefulBatchLogic.RETAIN
+        return [Step(update) for update in updates], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:
         # An epoch ends here only when every source and shard has taken up its saved state, and is not durable yet.
