@@ -1,0 +1,148 @@
+"""What an epoch's end costs the flow, and a restart, with many entities: one shard and its changelog on a real disk.
+
+    python benchmarks/bench_recovery.py [--entities 1_000_000] [--epochs 30] [--folder DIR]
+
+One window of an hour in steps of six minutes, so that an entity has ten live tiles; count, sum and max of a float. Events come
+uniformly over the entities: first so many an hour that every tile is there, then 20,000 a second of event time in polls of
+2,000 at that pace, with an epoch's end every five seconds. "Stall" is the wall time of
+``Shard.to_snapshot``, during which the flow stands still, beside what the kernel's steps took at their longest;
+"whole state" is what writing all of it would take instead. The restart is in a process of its own and includes its
+imports.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+from workload import SCHEMA
+
+from unskew.features import agg
+from unskew.features.compile import compile as compile_definitions
+from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.features.kernel.shard import ShardState
+from unskew.features.plan import ViewPlan
+from unskew.pipelines.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.pipelines.shard import Shard, Siblings
+
+START_US = 1_600_000_000_000_000
+HOP_US = 360_000_000
+RATE, EPOCH_S, POLL = 20_000, 5, 2_000
+SHARD = "p0.0"
+
+
+def the_view() -> ViewPlan:
+    stream = Stream("events", topic="events", schema=SCHEMA, event_time="at", partitioned_by="user")
+    hour = Sliding("1h", hop="6m")
+    features = [
+        Feature(f"{name}_1h", aggregation, hour)
+        for name, aggregation in (("count", agg.count()), ("sum", agg.sum("amount")), ("max", agg.max("amount")))
+    ]
+    return compile_definitions(
+        FeatureView("by_user", entity=Entity("user", key="user"), stream=stream, features=features)
+    ).views["by_user"]
+
+
+def events(names: pl.Series, users: np.ndarray, first_us: int, last_us: int, offset: int) -> pl.DataFrame:
+    at = np.linspace(first_us, last_us, len(users)).astype(np.int64)
+    return pl.DataFrame(
+        {
+            "key": names[users],
+            "effective": at,
+            "arrival": at,
+            "event_time": at,
+            "partition": np.zeros(len(users), np.int32),
+            "offset": np.arange(offset, offset + len(users)),
+            "v0": users.astype(np.float64),
+        }
+    )
+
+
+def measure(n_entities: int, n_epochs: int, folder: Path) -> None:
+    view = the_view()
+    random = np.random.default_rng(0)
+    names = pl.Series([str(number) for number in range(n_entities)])
+    changelogs = Changelogs(folder)
+    shard = Shard(ShardState(view, SHARD), Siblings(), Changelog(changelogs, view, SHARD, None))
+    clock_us, offset = START_US, 0
+
+    def take(users: np.ndarray, until_us: int) -> float:
+        nonlocal clock_us, offset
+        frame = events(names, users, clock_us, until_us - 1, offset)
+        clock_us, offset = until_us, offset + len(users)
+        began = time.perf_counter()
+        shard._apply(frame, clock_us)  # noqa: SLF001 - what ``take`` does for a partitioned view
+        return time.perf_counter() - began
+
+    began = time.perf_counter()
+    for _ in range(10):
+        for piece in np.array_split(random.permutation(n_entities), max(n_entities // 100_000, 1)):
+            take(piece, clock_us + HOP_US * len(piece) // n_entities)
+            shard.to_snapshot()
+    print(
+        f"{n_entities:,} entities, {shard.state.n_tiles:,} live tiles, after {offset:,} events in "
+        f"{time.perf_counter() - began:.0f} s; {RATE:,} events/s of event time, an epoch each {EPOCH_S} s"
+    )
+    stalls, longest, written = [], 0.0, []
+    rebases = changelogs.rebases
+    due_s = time.perf_counter()
+    for _ in range(n_epochs):
+        for _ in range(RATE * EPOCH_S // POLL):
+            due_s += POLL / RATE
+            time.sleep(max(due_s - time.perf_counter(), 0.0))
+            longest = max(longest, take(random.integers(0, n_entities, POLL), clock_us + POLL * 1_000_000 // RATE))
+        at = time.perf_counter()
+        saved = shard.to_snapshot()
+        stalls.append(time.perf_counter() - at)
+        written.append(changelogs.n_bytes)
+    at = time.perf_counter()
+    whole = len(shard.state.to_bytes())
+    whole_s = time.perf_counter() - at
+    found = sorted(stalls)
+    print(
+        f"stall at an epoch's end: median {found[len(found) // 2] * 1e3:.1f} ms, worst {found[-1] * 1e3:.1f} ms of "
+        f"{n_epochs}; longest kernel step {longest * 1e3:.0f} ms; {changelogs.rebases - rebases} bases made meanwhile; "
+        f"on disk at most {max(written) / 1e6:,.0f} MB"
+    )
+    print(f"whole state instead: {whole / 1e6:,.0f} MB, {whole_s * 1e3:,.0f} ms in memory alone")
+    manifest = msgspec.json.decode(saved["changelog"], type=Manifest)
+    (folder / "manifest.json").write_bytes(saved["changelog"])
+    changelogs.close()
+    print(f"restart applies {manifest.since_base:,} events to a base of {manifest.base_bytes / 1e6:,.0f} MB")
+    began = time.perf_counter()
+    subprocess.run([sys.executable, __file__, "--restart", str(folder)], check=True)
+    print(f"restart, the process included: {time.perf_counter() - began:.1f} s")
+
+
+def restart(folder: Path) -> None:
+    manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    began = time.perf_counter()
+    state, _ = restored(Changelogs(folder), the_view(), SHARD, manifest)
+    print(f"state of {len(state):,} entities and {state.n_tiles:,} tiles back in {time.perf_counter() - began:.1f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entities", type=int, default=1_000_000)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--restart", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.restart is not None:
+        restart(given.restart)
+        return
+    folder = given.folder or Path(tempfile.mkdtemp())
+    try:
+        measure(given.entities, given.epochs, folder / "changelog")
+    finally:
+        shutil.rmtree(folder / "changelog", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
