@@ -16,7 +16,7 @@ written at once.
 
 What a stop leaves behind a manifest's bytes is cut, and what no manifest names is removed. Files::
 
-    state/changelog/{view}/{shard}/{number}.events    records: u32 length, u32 CRC-32, u64 events, then Arrow IPC
+    state/changelog/{view}/{shard}/{number}.events    records: u32 length, u32 CRC-32, then events as Arrow IPC
     state/changelog/{view}/{shard}/{number}.base      ``ShardState.to_bytes`` as of the end of the events of that number
 """
 
@@ -50,8 +50,10 @@ TILES_PER_EVENT = 4
 """A base is due when there are this part as many events since the last as it has tiles: bounds both the way to go again after
 a stop and the work of making bases, which is then a constant per event."""
 LONGEST_FILE_BYTES = 1 << 26
+GIVE_UP_S = 0.3
+"""How long the end waits for a base that is being made; it looks up after every piece."""
 
-_HEAD = struct.Struct("<IIQ")
+_HEAD = struct.Struct("<II")
 
 
 class EventsFile(msgspec.Struct, frozen=True):
@@ -105,6 +107,7 @@ class Changelogs:
         self.rebases = 0
         self._writer: ThreadPoolExecutor | None = None
         self._turn = threading.Lock()
+        self._making: threading.Thread | None = None
         self._sizes: dict[Path, int] = {}
         self.opened: list[Changelog] = []
         self.closed = threading.Event()
@@ -130,8 +133,9 @@ class Changelogs:
             finally:
                 self._turn.release()
 
-        # Nothing waits for it at the end: what it has not finished is removed at the next start.
-        threading.Thread(target=work, name="unskew-base", daemon=True).start()
+        # A daemon: at the end it is not waited for long, and what it has not finished is removed at the next start.
+        self._making = threading.Thread(target=work, name="unskew-base", daemon=True)
+        self._making.start()
         return True
 
     def note_size(self, folder: Path, n_bytes: int) -> None:
@@ -145,6 +149,8 @@ class Changelogs:
     def close(self) -> None:
         """End the threads: what they were doing is not needed."""
         self.closed.set()
+        if self._making is not None:
+            self._making.join(GIVE_UP_S)
         if self._writer is not None:
             self._writer.shutdown(cancel_futures=True)
         for changelog in self.opened:
@@ -275,7 +281,9 @@ class Changelog:
             if since >= max(size, 1) + LEAST_EVENTS // TILES_PER_EVENT:
                 self._roll()
                 number = self._files[-1].number
-                self._base, self._base_bytes = number, _write_base(self.folder, number, state)
+                n_bytes = _write_base(self.folder, number, state, threading.Event())
+                assert n_bytes is not None
+                self._base, self._base_bytes = number, n_bytes
             return
         if since < max(LEAST_EVENTS, size // TILES_PER_EVENT):
             return
@@ -287,8 +295,9 @@ class Changelog:
     def _make_base(self, manifest: Manifest, number: int) -> None:
         try:
             state = _applied(self.folder, self.view, self.shard, manifest, self._all.closed)
-            if state is not None:
-                self._made = number, _write_base(self.folder, number, state)
+            n_bytes = None if state is None else _write_base(self.folder, number, state, self._all.closed)
+            if n_bytes is not None:
+                self._made = number, n_bytes
         except (OSError, StoreUnavailable):
             # The next snapshots try again; a full disk stops those too, and they say so.
             with contextlib.suppress(OSError):
@@ -401,7 +410,7 @@ def _read(folder: Path, file: EventsFile) -> Iterator[pl.DataFrame]:
         place = 0
         while place < file.n_bytes:
             head = stream.read(_HEAD.size)
-            length, checksum, _ = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0, 0)
+            length, checksum = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
             body = stream.read(length)
             place += _HEAD.size + length
             if not body or len(body) != length or place > file.n_bytes or zlib.crc32(body) != checksum:
@@ -454,7 +463,7 @@ class _Growing:
 
     def add(self, events: pl.DataFrame) -> None:
         body = events.write_ipc(None).getvalue()
-        record = _HEAD.pack(len(body), zlib.crc32(body), events.height) + body
+        record = _HEAD.pack(len(body), zlib.crc32(body)) + body
         _write_all(self._file, record, self.n_bytes)
         self.n_bytes += len(record)
         self.n_events += events.height
@@ -479,16 +488,20 @@ def _write_all(file: int, data: bytes, at: int) -> None:
         left, at = left[written:], at + written
 
 
-def _write_base(folder: Path, number: int, state: ShardState) -> int:
-    """Write a base, whole and durable or not at all; its length."""
+def _write_base(folder: Path, number: int, state: ShardState, closed: threading.Event) -> int | None:
+    """Write a base, whole and durable or not at all; its length, None where ``closed`` is set meanwhile."""
     path = folder / base_name(number)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         for piece in state.to_pieces():
+            if closed.is_set():
+                return None
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())
         n_bytes = file.tell()
+    if closed.is_set():
+        return None
     temporary.rename(path)
     _sync_folder(folder)
     return n_bytes

@@ -1,0 +1,327 @@
+"""A shard that restarts from its changelog goes on as if nothing had been; and what is damaged is named."""
+
+import shutil
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.laws.fed import Fed
+from tests.laws.histories import N_PACKS, WINDOWS, History, histories, laws, pack, small_view, splits
+from tests.laws.test_sessions import GAPS, of_sessions
+from tests.plans import SECOND, Wanted, events, lifetime, session, sessions, sliding, view
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.evaluate import evaluate
+from unskew.features.kernel.repeats import Repeats
+from unskew.features.kernel.shard import ShardState
+from unskew.features.plan import ViewPlan
+from unskew.features.windows import plan_window
+from unskew.pipelines import changelog as module
+from unskew.pipelines.changelog import Changelog, Changelogs, Manifest, restored
+
+SHARD = "h0"
+COUNT = view(Wanted("n", "count", lifetime()), Wanted("sum", "sum", sliding(6 * SECOND, 2 * SECOND), "x"))
+
+
+class Life(Fed):
+    """A shard with a changelog, restarted from it before the batches of these numbers."""
+
+    def __init__(
+        self,
+        view: ViewPlan,
+        history: History,
+        batches: list[tuple[int, int, int]],
+        folder: Path,
+        restarts: set[int],
+    ) -> None:
+        self.view = view
+        self.current = {}
+        logs = Changelogs(folder)
+        self.state = ShardState(view, SHARD)
+        notes = Changelog(logs, view, SHARD, None)
+        closed = []
+        steps = [(history.events[first:past], clock) for first, past, clock in batches]
+        for number, (records, clock) in enumerate([*steps, (None, history.clock_us)]):
+            manifest = notes.snapshot(self.state, 0)
+            if number in restarts:
+                logs.close()
+                logs = Changelogs(folder)
+                self.state, _ = restored(logs, view, SHARD, manifest)
+                notes = Changelog(logs, view, SHARD, manifest)
+            evaluated = None if records is None else evaluate(view, records).events
+            updates = self.state.apply(evaluated, clock)
+            if evaluated is not None:
+                notes.append(evaluated)
+            closed.append(updates.closed)
+            self.current |= {row["key"]: row for row in updates.current.iter_rows(named=True)}
+        self.log = pl.concat(closed)
+        logs.close()
+
+
+@pytest.fixture
+def bases(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Bases are due after every few events."""
+    monkeypatch.setattr(module, "LEAST_EVENTS", 4)
+    monkeypatch.setattr(module, "TILES_PER_EVENT", 4)
+    monkeypatch.setattr(module, "CHUNK_EVENTS", 3)
+    return monkeypatch
+
+
+def _agree(view: ViewPlan, history: History, data: st.DataObject) -> None:
+    batches = data.draw(splits(history))
+    restarts = data.draw(st.sets(st.integers(0, len(batches))))
+    folder = Path(tempfile.mkdtemp())
+    try:
+        through, restarted = Fed(view, history, batches), Life(view, history, batches, folder, restarts)
+    finally:
+        shutil.rmtree(folder)
+    assert restarted.log.equals(through.log)
+    assert restarted.current == through.current
+
+
+@pytest.mark.parametrize("named", list(WINDOWS))
+@pytest.mark.parametrize("small", [0, 1_000_000], ids=["bases made aside", "bases made at once"])
+@laws(max_examples=4)
+@given(st.data())
+def test_restarts_from_the_changelog_change_not_one_bit(named, small, bases, data):
+    bases.setattr(module, "SMALL_STATE", small)
+    window = plan_window(WINDOWS[named])
+    plan = pack(named, data.draw(st.integers(0, N_PACKS - 1)))
+
+    _agree(plan, data.draw(histories(window)), data)
+
+
+@laws(max_examples=25)
+@given(st.data())
+def test_restarts_change_nothing_of_views_over_sessions(bases, data):
+    bases.setattr(module, "SMALL_STATE", data.draw(st.sampled_from([0, 1_000_000])))
+    gap_us, hop_us = data.draw(st.sampled_from(GAPS))
+    inner = sessions(gap_us, hop_us, Wanted("spend", "sum", session(gap_us, hop_us), pl.col("x")))
+    over = [want for want in of_sessions(plan_window(WINDOWS["few tiles"])) if "length" in want.name]
+    plan = small_view(over, sessions=inner)
+
+    _agree(plan, data.draw(histories(inner.windows[0])), data)
+
+
+def _some(first: int, count: int, *, users: int = 3) -> pl.DataFrame:
+    rows = [
+        (number * SECOND, number * SECOND, {"user": f"u{number % users}", "x": 1.0})
+        for number in range(first, first + count)
+    ]
+    return evaluate(COUNT, events(rows)).events
+
+
+def _fed(folder: Path, *, n_epochs: int = 6) -> tuple[Manifest, ShardState]:
+    logs = Changelogs(folder)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    manifest = notes.snapshot(state, 0)
+    for epoch in range(n_epochs):
+        applied = _some(10 * epoch, 10)
+        state.apply(applied, (10 * epoch + 10) * SECOND)
+        notes.append(applied)
+        manifest = notes.snapshot(state, 0)
+    logs.close()
+    return manifest, state
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / COUNT.id / SHARD).iterdir())
+
+
+def test_bytes_behind_a_manifest_are_cut_and_files_that_none_names_are_removed(tmp_path):
+    manifest, state = _fed(tmp_path)
+    (file,) = _files(tmp_path)
+    whole = file.stat().st_size
+    with file.open("ab") as torn:
+        torn.write(b"\x99" * 77)
+    for name in ("00000002.events", "00000001.base", "00000001.tmp"):
+        file.with_name(name).write_bytes(b"of an epoch that was never durable")
+    logs = Changelogs(tmp_path)
+
+    found, _ = restored(logs, COUNT, SHARD, manifest)
+    Changelog(logs, COUNT, SHARD, manifest)
+
+    assert found.to_bytes() == state.to_bytes()
+    assert _files(tmp_path) == [file]
+    assert file.stat().st_size == whole
+
+
+@pytest.mark.parametrize("place", [0, 5, 40, -1])
+def test_a_damaged_file_is_named_with_its_remedy(tmp_path, place):
+    manifest, _ = _fed(tmp_path)
+    (file,) = _files(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x10
+    file.write_bytes(content)
+
+    with pytest.raises(LayoutError, match=r"is damaged.*begin anew: 'unskew run' with an empty --state") as error:
+        restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("harm", ["shorter", "gone"])
+def test_a_file_that_lost_its_end_or_is_gone_is_named(tmp_path, harm):
+    manifest, _ = _fed(tmp_path)
+    (file,) = _files(tmp_path)
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+
+    with pytest.raises(LayoutError, match=str(file)):
+        restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+
+
+@pytest.mark.usefixtures("bases")
+def test_a_damaged_base_is_named(tmp_path):
+    manifest, _ = _fed(tmp_path)
+    base = tmp_path / COUNT.id / SHARD / module.base_name(manifest.base)
+    content = bytearray(base.read_bytes())
+    content[len(content) // 2] ^= 1
+    base.write_bytes(content)
+
+    with pytest.raises(LayoutError, match=r"is damaged.*checksum") as error:
+        restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+
+    assert str(base) in str(error.value)
+
+
+def test_a_lost_segment_cannot_go_unnoticed(tmp_path):
+    manifest, _ = _fed(tmp_path)
+    short = replace_events(manifest, manifest.events[:-1])
+
+    with pytest.raises(LayoutError, match="base and events give"):
+        restored(Changelogs(tmp_path), COUNT, SHARD, short)
+
+
+def replace_events(manifest: Manifest, files: tuple[module.EventsFile, ...]) -> Manifest:
+    return Manifest(**{name: getattr(manifest, name) for name in manifest.__struct_fields__} | {"events": files})
+
+
+def test_a_changed_definition_is_refused_and_told_what_to_do(tmp_path):
+    manifest, _ = _fed(tmp_path)
+    changed = replace(COUNT, state_fingerprint="f" * 64)
+
+    with pytest.raises(LayoutError, match=rf"{COUNT.id}.*version {COUNT.version + 1}.*'unskew run' again"):
+        restored(Changelogs(tmp_path), changed, SHARD, manifest)
+
+
+def test_what_an_epoch_writes_follows_what_it_brought_and_not_the_state(tmp_path):
+    logs = Changelogs(tmp_path)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    many = _some(0, 20_000, users=20_000)
+    state.apply(many, 20_000 * SECOND)
+    notes.append(many)
+    notes.snapshot(state, 0)
+    before = logs.n_bytes
+    few = _some(20_000, 10)
+    state.apply(few, 20_010 * SECOND)
+    notes.append(few)
+
+    notes.snapshot(state, 0)
+
+    assert 0 < logs.n_bytes - before < 10_000 < before
+    logs.close()
+
+
+@pytest.mark.usefixtures("bases")
+def test_files_of_before_a_base_go_only_when_the_epoch_that_names_it_is_durable(tmp_path):
+    logs = Changelogs(tmp_path)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    manifests = []
+    for epoch in range(12):
+        applied = _some(10 * epoch, 10)
+        state.apply(applied, (10 * epoch + 10) * SECOND)
+        notes.append(applied)
+        manifests.append((notes.snapshot(state, 0), state.to_bytes()))
+        # Until this one is durable, a restart takes the one before.
+        for manifest, expected in manifests[-2:]:
+            assert {file.name for file in _files(tmp_path)} >= manifest.names()
+            found, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+            assert found.to_bytes() == expected
+    assert manifests[-1][0].base > 0
+    assert len(_files(tmp_path)) < 6
+    logs.close()
+
+
+@pytest.mark.usefixtures("bases")
+def test_ids_are_remembered_for_as_long_as_they_may_repeat_whatever_bases_are_made(tmp_path):
+    plan = view(
+        Wanted("n", "count", lifetime()),
+        event_id="id",
+        dedupe_within_us=30 * SECOND,
+        columns={"id": pl.String()},
+    )
+    logs = Changelogs(tmp_path)
+    notes, state, repeats = Changelog(logs, plan, SHARD, None), ShardState(plan, SHARD), Repeats(plan, SHARD)
+    for epoch in range(40):
+        rows = [
+            (number * SECOND, number * SECOND, {"user": f"u{number % 2}", "id": f"i{number % 11}"})
+            for number in range(5 * epoch, 5 * epoch + 5)
+        ]
+        frame = events(rows, columns={"id": pl.String()})
+        kept = repeats.drop(evaluate(plan, frame).events, (epoch * 5 + 5) * SECOND)
+        state.apply(kept, (epoch * 5 + 5) * SECOND)
+        notes.append(kept)
+        manifest = notes.snapshot(state, repeats.dropped)
+
+        found, remembered = restored(Changelogs(tmp_path), plan, SHARD, manifest)
+
+        assert found.to_bytes() == state.to_bytes()
+        assert remembered.to_bytes() == repeats.to_bytes()
+    assert repeats.dropped > 0
+    assert len(list((tmp_path / plan.id / SHARD).iterdir())) < 15
+    logs.close()
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_written_twice(tmp_path, monkeypatch):
+    logs = Changelogs(tmp_path)
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    notes.snapshot(state, 0)
+    applied = _some(0, 10)
+    state.apply(applied, 10 * SECOND)
+    notes.append(applied)
+    real, left = module.os.pwrite, [3]
+
+    def short(file: int, data: bytes, at: int) -> int:
+        left[0] -= 1
+        if left[0] >= 0:
+            real(file, data[:7], at)
+            raise OSError(28, "No space left on device")
+        return real(file, data, at)
+
+    monkeypatch.setattr(module.os, "pwrite", short)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="No space left"):
+            notes.snapshot(state, 0)
+
+    manifest = notes.snapshot(state, 0)
+
+    found, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+    assert found.to_bytes() == state.to_bytes()
+    assert manifest.since_base == 10
+    logs.close()
+
+
+def test_a_base_is_given_up_when_the_process_ends(tmp_path, bases):
+    bases.setattr(module, "SMALL_STATE", 0)
+    logs = Changelogs(tmp_path)
+    logs.closed.set()
+    notes, state = Changelog(logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    applied = _some(0, 50)
+    state.apply(applied, 50 * SECOND)
+    notes.append(applied)
+
+    notes.snapshot(state, 0)
+    for thread in threading.enumerate():
+        if thread.name == "unskew-base":
+            thread.join()
+
+    assert notes.snapshot(state, 0).base == 0
+    logs.close()
