@@ -1,6 +1,7 @@
 """What one step of one shard puts out, and what sinks take in."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 
@@ -31,6 +32,10 @@ class Updates:
 
     ``duplicates``: events in this step that repeated others, and so changed nothing; ``duplicates_total``: since the state began.
     A step without changes has frames without rows.
+
+    ``applied``: events that the shard has ever applied; with the clock it says how far a shard is along its own history, which is
+    the same however often it is gone through. ``refill``: not a step, but the current rows of entities whether they changed or
+    not, for a store that lost them: a part of all, or the last.
     """
 
     view: ViewPlan
@@ -44,6 +49,8 @@ class Updates:
     late_histogram: tuple[tuple[int, ...], ...] = ()
     duplicates: int = 0
     duplicates_total: int = 0
+    applied: int = 0
+    refill: Literal["part", "last"] | None = None
 
     @property
     def late_total(self) -> tuple[int, ...]:

@@ -69,13 +69,14 @@ class Manifest(msgspec.Struct, frozen=True):
     """What a shard's state is made of. ``base``: number of its base, 0 for none; ``base_bytes``: its length.
 
     ``events``: files from old to new; those after the base are applied to it, the others only say which ids there were.
-    ``dropped``: repeats, in all.
+    ``applied``: events, and ``dropped``: repeats, in all.
     """
 
     fingerprint: str
     clock_us: int | None
     since_us: int | None
     seq: int
+    applied: int
     dropped: int
     base: int
     base_bytes: int
@@ -158,7 +159,7 @@ class Changelogs:
 
 
 class Changelog:
-    """One shard's changelog. ``saved``: the last durable manifest, None where there is none.
+    """One shard's changelog. ``saved``: the last durable manifest, None where there is none. ``applied``: events ever noted.
 
     Raises ``StoreUnavailable`` where the disk fails; every call can then be repeated.
     """
@@ -168,6 +169,7 @@ class Changelog:
         self.shard = shard
         self.folder = all_of_them.folder(view, shard)
         self._all = all_of_them
+        self.applied = 0 if saved is None else saved.applied
         self._files: list[EventsFile] = [] if saved is None else list(saved.events)
         self._base, self._base_bytes = (0, 0) if saved is None else (saved.base, saved.base_bytes)
         self._number = 1 + max([self._base, *(file.number for file in self._files)])
@@ -192,6 +194,7 @@ class Changelog:
             return
         self._waiting.append(events)
         self._n_waiting += events.height
+        self.applied += events.height
         if self._n_waiting >= CHUNK_EVENTS:
             self._hand_over()
             self._all.soon(self._write_quietly)
@@ -227,6 +230,7 @@ class Changelog:
             clock_us=state.clock_us,
             since_us=state.since_us,
             seq=state.seq,
+            applied=self.applied,
             dropped=dropped,
             base=self._base,
             base_bytes=self._base_bytes,

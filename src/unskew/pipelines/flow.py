@@ -5,8 +5,9 @@ cut source offsets, shard states and sink positions together; a snapshot of an e
 before it is durable, which is what the sinks' publishing rests on.
 """
 
+import datetime as dt
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,8 @@ from unskew.sinks.log import DeadLetterTable, LogTable, archive_table
 from unskew.sinks.parquet import StagedTable, record_shards
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis import RedisWriter
+
+ROWS_PER_REFILL = 20_000
 
 # Sink partitions must never change between runs; each holds the tables whose keys fall to it.
 SINK_PARTITIONS = [f"{index:02d}" for index in range(16)]
@@ -73,10 +76,14 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         siblings: Siblings,
         changelogs: Changelogs,
         disk: Patience,
+        redis: RedisWriter,
         progress: Progress,
         accepted: Callable[[], None],
         saved: dict[str, Any] | None,
     ) -> None:
+        self._redis = redis
+        self._refill: Iterator[Updates] | None = None
+        self._losses_seen = 0
         self._accepted = accepted
         self._plan = plan
         self._siblings = siblings
@@ -89,6 +96,9 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         # A view that is no longer defined keeps its saved state, unread.
         if saved is not None and view is not None:
             self._shard = Shard.from_snapshot(view, siblings, changelogs, saved)
+            clock_us = self._shard.state.clock_us
+            if clock_us is not None and redis.is_behind(view, saved["shard"], clock_us):
+                self._refill = self._shard.everything(ROWS_PER_REFILL)
 
     def on_batch(self, values: list[Slice]) -> tuple[Iterable[Step], bool]:
         if self._shard is None:
@@ -96,11 +106,34 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
             name = values[0].shard
             changelog = Changelog(self._changelogs, view, name, None)
             self._shard = Shard(ShardState(view, name), self._siblings, changelog)
+        refill = self._next_refill(self._shard)
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
         for update in updates:
             if isinstance(update, Updates):
                 self._progress.count(update)
+        updates = [*refill, *updates]
         return [Step(update) for update in updates], StatefulBatchLogic.RETAIN
+
+    @override
+    def on_notify(self) -> tuple[Iterable[Step], bool]:
+        refill = [] if self._shard is None else self._next_refill(self._shard)
+        return [Step(update) for update in refill], StatefulBatchLogic.RETAIN
+
+    @override
+    def notify_at(self) -> dt.datetime | None:
+        return None if self._refill is None else dt.datetime.now(dt.UTC)
+
+    def _next_refill(self, shard: Shard) -> list[Updates]:
+        """A part of the current rows, where Redis lacks them; a part, so that the flow goes on meanwhile."""
+        if self._losses_seen != self._redis.lost:
+            self._losses_seen = self._redis.lost
+            self._refill = None if shard.state.clock_us is None else shard.everything(ROWS_PER_REFILL)
+        if self._refill is None:
+            return []
+        part = next(self._refill)
+        if part.refill == "last":
+            self._refill = None
+        return [part]
 
     def snapshot(self) -> dict[str, Any]:
         # An epoch ends here only when every source and shard has taken up its saved state, and is not durable yet.
@@ -229,19 +262,19 @@ class RedisSink(_Sink):
     ) -> None:
         self.views = _views_by_id(plan)
         self.server = server
-        self._writer = writer
+        self.writer = writer
         self._now_us = now_us
         self._shards = shards
         self._begun = False
 
     @override
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_RedisPart":
-        return _RedisPart(self, self._writer, self._now_us)
+        return _RedisPart(self, self.writer, self._now_us)
 
     def begin(self) -> None:
         """As ``ParquetSink.begin``."""
         if not self._begun:
-            self.server.until_done(lambda: self._writer.expect(self._shards))
+            self.server.until_done(lambda: self.writer.expect(self._shards))
             self._begun = True
 
 
@@ -292,7 +325,7 @@ def build_flow(
     siblings = Siblings()
 
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
-        return _ShardLogic(plan, siblings, changelogs, parquet.disk, progress, accepted, saved)
+        return _ShardLogic(plan, siblings, changelogs, parquet.disk, redis.writer, progress, accepted, saved)
 
     slices = cast("KeyedStream[Slice]", kinds.trues)
     updates = op.stateful_batch("aggregate", slices, shard)

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from unskew.sinks.redis import RedisWriter
 RECOVERY = "recovery"
 CHANGELOG = "changelog"
 DEPLOYMENT = "deployment.json"
-DEPLOYMENT_LAYOUT = 1
+DEPLOYMENT_LAYOUT = 2
 LOCK = "lock"
 FLOW = "unskew"
 STORE_TIMEOUT_S = 60.0
@@ -126,9 +127,9 @@ def run(
     with ExitStack() as opened:
         opened.enter_context(_owning(deployment.state, deployment.process))
         state = _State.read(plan, deployment)
-        writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline)
+        writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline, state.id)
         opened.callback(writer.close)
-        writer.ping()
+        writer.look()
         server, disk = Patience("Redis", stop), Patience("the disk", stop)
         sources: dict[str, KafkaSource] = {}
         routers: dict[str, Router] = {}
@@ -306,7 +307,7 @@ def _owning(folder: Path, process: int) -> Iterator[None]:
 class _State:
     """The state folder: a recovery store, and beside it a small file.
 
-    The file says what the store was made for, which views it holds, and which of them an earlier run no longer had: their
+    The file says what the store was made for, by which ``id`` it is told from any other, which views it holds, and which of them an earlier run no longer had: their
     state stands still where it was, and must not go on as if nothing had come since.
     """
 
@@ -315,6 +316,7 @@ class _State:
     views: Sequence[str]
     retired: Sequence[str]
     found: Mapping[str, Any] | None
+    id: str
     leads: bool
 
     @classmethod
@@ -327,7 +329,7 @@ class _State:
         facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
         now = {view.id for view in plan.views.values()}
         existing = _read_deployment(path)
-        found = existing or {**facts, "views": [], "retired": []}
+        found = existing or {**facts, "id": uuid.uuid4().hex, "views": [], "retired": []}
         stored = _holds_anything(deployment.state / RECOVERY)
         if existing is None and stored:
             raise LayoutError(
@@ -356,6 +358,7 @@ class _State:
             views=sorted(set(found["views"]) | now),
             retired=sorted(retired),
             found=existing,
+            id=found["id"],
             leads=leads,
         )
 
@@ -366,7 +369,7 @@ class _State:
             return RecoveryConfig(recovery)
         if self.found is None:
             # Before the store: a store without the file would be refused.
-            _replace(self.folder / DEPLOYMENT, json.dumps({**self.facts, "views": [], "retired": []}))
+            _replace(self.folder / DEPLOYMENT, json.dumps({**self.facts, "id": self.id, "views": [], "retired": []}))
         if not _holds_anything(recovery):
             # Under another name first: the other processes of a cluster wait for a store that is whole.
             made = recovery.with_suffix(".tmp")
@@ -380,7 +383,7 @@ class _State:
 
     def record(self) -> None:
         """Write down the views: before the first epoch without a retired one is durable, and not before this is sure."""
-        content = {**self.facts, "views": self.views, "retired": self.retired}
+        content = {**self.facts, "id": self.id, "views": self.views, "retired": self.retired}
         if self.leads and content != self.found:
             _replace(self.folder / DEPLOYMENT, json.dumps(content))
 
@@ -403,7 +406,7 @@ def _holds_anything(folder: Path) -> bool:
 
 def _read_deployment(path: Path) -> dict[str, Any] | None:
     try:
-        return {"views": [], "retired": [], **json.loads(path.read_text(encoding="utf-8"))}
+        return {"id": "", "views": [], "retired": [], **json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -1,6 +1,6 @@
 """One shard of one view inside the flow: when events may be applied, which are repeats, and the checks on partitioning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,9 +93,15 @@ class Shard:
         updates = self.state.apply(events, clock_us)
         if events is not None:
             self._changelog.append(events)
-        if self.repeats is None:
-            return updates
-        return replace(updates, duplicates=self.dropped - before, duplicates_total=self.dropped)
+        return self._told(updates, self.dropped - before)
+
+    def _told(self, updates: Updates, duplicates: int = 0) -> Updates:
+        """With what only the shard knows."""
+        return replace(updates, duplicates=duplicates, duplicates_total=self.dropped, applied=self._changelog.applied)
+
+    def everything(self, n_rows: int) -> Iterator[Updates]:
+        """As ``ShardState.everything``."""
+        return map(self._told, self.state.everything(n_rows))
 
     @property
     def dropped(self) -> int:

@@ -32,6 +32,14 @@ def clock_key(prefix: str, pipeline: str) -> str:
     return f"{prefix}:clock:{pipeline}"
 
 
+def sent_key(prefix: str, pipeline: str) -> str:
+    """The hash of how far a pipeline's values may have been sent: ``view@version/shard`` -> state, clock and events applied.
+
+    Beside the clocks rather than among them: those are read at every request.
+    """
+    return f"{prefix}:sent:{pipeline}"
+
+
 def ledger_key(prefix: str, pipeline: str) -> str:
     """The hash of a pipeline's late events and repeats: ``view@version/shard`` -> a ledger as JSON."""
     return f"{prefix}:late:{pipeline}"

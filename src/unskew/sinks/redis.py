@@ -1,6 +1,19 @@
-"""The writer of current values: the last per key, acknowledged before the clock says so."""
+"""The writer of current values: the last per key, acknowledged before the clock says so, and never going back.
+
+What a flush does, in this order, on one connection:
+
+1. Where the connection is a new one, see that the server still has what it acknowledged; if not, it came back without its data,
+   and the shards are asked for everything they hold (``lost``).
+2. Say how far the values to come go: for each shard its clock and how many events it has applied ("mark").
+3. Send the values, and await their replies.
+4. Send ledgers and clocks, and await theirs.
+
+After a crash a shard goes again through what it had sent already. Its updates are held back until it has come as far as its mark,
+and then the last per key are sent: no reader sees a value go back.
+"""
 
 import json
+import logging
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +23,7 @@ import polars as pl
 import redis
 
 from unskew.features.ledger import Ledger, ledger_of, written
+from unskew.features.plan import ViewPlan
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
 from unskew.sinks.keyspace import (
@@ -22,6 +36,7 @@ from unskew.sinks.keyspace import (
     ledger_key,
     reaching_redis,
     registry_key,
+    sent_key,
     shards_field,
 )
 from unskew.sinks.resp import Commands, RowEncoder
@@ -38,6 +53,11 @@ MOST_ROWS_WAITING = 200_000
 LEAST_ROWS_ASIDE = 1_000
 """Fewer are sent sooner than another thread is awake."""
 
+Place = tuple[int, int]
+"""Clock in microseconds and number of events applied: how far a shard is, in an order that every life of it shares."""
+
+_log = logging.getLogger("unskew.redis")
+
 
 @dataclass
 class _Batch:
@@ -45,9 +65,12 @@ class _Batch:
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
     clocks: dict[str, int | str] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    refilled: set[str] = field(default_factory=set)
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     newest_clock_us: int | None = None
     n_rows: int = 0
+    n_distinct: int = 0
     n_conflated: int = 0
 
     def add(self, updates: Updates | NothingToCome) -> None:
@@ -57,6 +80,9 @@ class _Batch:
             return
         # The instant that the clock stands on is still open: readers judge exactness by the last closed one.
         self.clocks[name] = updates.clock_us - 1
+        self.places[name] = updates.clock_us, updates.applied
+        if updates.refill == "last":
+            self.refilled.add(name)
         if updates.since_us is not None:
             self.clocks[name + SINCE] = updates.since_us
         if self.newest_clock_us is None or updates.clock_us > self.newest_clock_us:
@@ -75,6 +101,8 @@ class _Batch:
                 for view in dict.fromkeys((*self.frames, *later.frames))
             },
             clocks={**self.clocks, **later.clocks},
+            places={**self.places, **later.places},
+            refilled=self.refilled | later.refilled,
             ledgers={**self.ledgers, **later.ledgers},
             newest_clock_us=max(clocks, default=None),
             n_rows=self.n_rows + later.n_rows,
@@ -102,11 +130,28 @@ class RedisWriter:
     One batch is on its way at a time, the next one waits for its acknowledgement, so nothing is overtaken. ``flush``
     sends it in the caller's thread, ``flush_if_due`` may do so in a thread of the writer's own: meanwhile the caller
     goes on, and what it adds is conflated while the server works. The writer itself is for one thread.
+
+    ``state``: names the history that the shards go through; marks of another one hold nothing back.
     """
 
-    def __init__(self, client: "redis.Redis | str", prefix: str, pipeline: str) -> None:
+    def __init__(self, client: "redis.Redis | str", prefix: str, pipeline: str, state: str = "") -> None:
         self._client = connect(client) if isinstance(client, str) else client
         self._prefix = prefix
+        self._state = state
+        self._sent_key = sent_key(prefix, pipeline)
+        self._registry: str | None = None
+        self._shards: Mapping[str, Sequence[str]] = {}
+        # As the server had them at the start: clocks by field, and how far each shard's values went.
+        self._found: dict[str, str] = {}
+        self._holds: dict[str, Place] = {}
+        self._held: dict[str, _Batch] = {}
+        # What the server acknowledged in this run, and the connection over which it did.
+        self._acknowledged: dict[str, int | str] = {}
+        self._socket: socket.socket | None = None
+        self._refilling: set[str] = set()
+        self._told_of_refill: set[str] = set()
+        self._rows_refilled = 0
+        self.lost = 0
         self._clock_key = clock_key(prefix, pipeline)
         self._ledger_key = ledger_key(prefix, pipeline)
         self._ledgers: dict[str, Ledger] = {}
@@ -120,20 +165,41 @@ class RedisWriter:
         self.flushes = 0
 
     @property
+    def n_held(self) -> int:
+        """Rows held back until their shard has come as far as it had before a crash."""
+        return sum(batch.n_rows for batch in self._held.values())
+
+    @property
     def n_waiting(self) -> int:
         """Rows not yet acknowledged; those gathered for the next flush are not conflated yet."""
         return self._gathered.n_rows + (0 if self._sending is None else self._sending[0].n_rows)
 
-    def ping(self) -> None:
-        """Raise ``StoreUnavailable`` where Redis cannot be reached or refuses the credentials."""
+    def look(self) -> None:
+        """See what is there: how far each shard's values and clocks went.
+
+        Raises ``StoreUnavailable`` where Redis cannot be reached or refuses the credentials.
+        """
         with reaching_redis():
-            self._client.ping()
+            self._found = self._texts(self._clock_key)
+            for name, text in self._texts(self._sent_key).items():
+                state, clock, applied = text.rsplit(":", 2)
+                if state == self._state:
+                    self._holds[name] = int(clock), int(applied)
+
+    def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
+        """Whether, when ``look`` was called, the server lacked values that a state with this clock had sent."""
+        text = self._found.get(clock_field(view, shard))
+        return text is None or text == ENDED or int(text) < clock_us - 1
+
+    def _texts(self, key: str) -> dict[str, str]:
+        return {as_text(name): as_text(value) for name, value in self._client.hgetall(key).items()}
 
     def publish_registry(self, text: str) -> None:
         """Publish these views beside those of other pipelines: a reader then needs nothing but Redis.
 
         ``text``: JSON as ``registry.describe`` gives it. A published view of the same name is replaced, the others stay.
         """
+        self._registry = text
         key = registry_key(self._prefix)
 
         def publish(transaction: "redis.client.Pipeline") -> None:
@@ -151,8 +217,9 @@ class RedisWriter:
         A reader then knows of shards that have no clock yet. Clocks of these views' other shards are an earlier
         deployment's and are removed, with their ledgers, as is what earlier runs said of shards that ended without a clock.
         """
+        self._shards = shards
         with reaching_redis():
-            stored = {as_text(name): as_text(value) for name, value in self._client.hgetall(self._clock_key).items()}
+            stored = self._texts(self._clock_key)
             listed = {f"{view_id}/{shard}" for view_id, names in shards.items() for shard in names}
             stale = [
                 name
@@ -161,7 +228,11 @@ class RedisWriter:
             ]
             told = [as_text(name) for name in self._client.hkeys(self._ledger_key)]
             unlisted = [name for name in told if name.partition("/")[0] in shards and name not in listed]
+            marked = [name for name in self._texts(self._sent_key) if name.partition("/")[0] in shards]
+            strange = [name for name in marked if name not in listed]
             commands = self._client.pipeline(transaction=True)
+            if strange:
+                commands.hdel(self._sent_key, *strange)
             if unlisted:
                 commands.hdel(self._ledger_key, *unlisted)
             if stale:
@@ -174,11 +245,47 @@ class RedisWriter:
         """Take one step's current rows and its clock; a step without rows still moves the clock."""
         if isinstance(updates, Updates) and updates.view.id not in self._encoders:
             self._encoders[updates.view.id] = RowEncoder(updates.view, self._prefix)
+        if isinstance(updates, Updates) and not self._has_arrived(updates):
+            return
         self._gathered.add(updates)
         if isinstance(updates, Updates):
             name, ledger = clock_field(updates.view, updates.shard), ledger_of(updates)
             if ledger != self._ledgers.get(name):
                 self._ledgers[name] = self._gathered.ledgers[name] = ledger
+
+    def _has_arrived(self, updates: Updates) -> bool:
+        """Whether a step may be sent; if not, it is kept. What was kept before goes ahead of the one that may."""
+        name = clock_field(updates.view, updates.shard)
+        if updates.refill is not None:
+            self._tell_of_refill(name, updates)
+        mark = self._holds.get(name)
+        if mark is None:
+            return True
+        if (updates.clock_us, updates.applied) < mark:
+            held = self._held.setdefault(name, _Batch())
+            held.add(updates)
+            if held.n_rows > 2 * LEAST_ROWS_ASIDE + 2 * held.n_distinct:
+                held.conflate()
+                held.n_distinct = held.n_rows
+            return False
+        del self._holds[name]
+        if name in self._held:
+            self._gathered = self._gathered.then(self._held.pop(name))
+        return True
+
+    def _tell_of_refill(self, name: str, updates: Updates) -> None:
+        """Hold the shard's clock back until all of its values are there, and say what is being done, once."""
+        if not self._told_of_refill and not self._refilling:
+            _log.warning("Redis is empty or behind the state: rewriting all current values")
+        self._rows_refilled += updates.current.height
+        if updates.refill == "part":
+            self._refilling.add(name)
+            self._told_of_refill.add(name)
+            return
+        self._told_of_refill.discard(name)
+        if not self._told_of_refill:
+            _log.warning("Redis: %d values rewritten from the state", self._rows_refilled)
+            self._rows_refilled = 0
 
     def interval_us(self, now_us: int) -> int:
         """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
@@ -257,38 +364,81 @@ class RedisWriter:
     def _bring(self, batch: _Batch, now_us: int) -> None:
         batch.conflate()
         with reaching_redis():
-            self._send(self._commands(batch, now_us))
-            if batch.ledgers:
-                self._client.hset(
-                    self._ledger_key,
-                    mapping={name: json.dumps(written(ledger)) for name, ledger in batch.ledgers.items()},
-                )
-            self._client.hset(self._clock_key, mapping={name: str(clock) for name, clock in batch.clocks.items()})
+            connection = self._client.connection_pool.get_connection()
+            try:
+                self._see_what_is_left(connection)
+                self._send(connection, self._commands(batch, now_us))
+                # Values whose clock is not told are the shard's refill: a reader must not take what still lacks for empty.
+                untold = self._refilling - batch.refilled
+                clocks = {name: clock for name, clock in batch.clocks.items() if name.removesuffix(SINCE) not in untold}
+                self._send(connection, self._closing(batch, clocks))
+            except BaseException:
+                # Replies may be outstanding; the next command must not read them as its own.
+                connection.disconnect()  # type: ignore[no-untyped-call]
+                raise
+            finally:
+                self._client.connection_pool.release(connection)
+        self._acknowledged |= clocks
+        self._refilling -= batch.refilled
+
+    def _see_what_is_left(self, connection: "redis.connection.AbstractConnection") -> None:
+        """Over a new connection: whether the server has what it acknowledged in this run. If not, ``lost`` is one more."""
+        current = _socket_of(connection)
+        if current is self._socket:
+            return
+        if self._socket is not None and self._is_lost():
+            self._refilling = {f"{view_id}/{shard}" for view_id, names in self._shards.items() for shard in names}
+            ended = {name: value for name, value in self._acknowledged.items() if value == ENDED}
+            self._acknowledged = {}
+            self._ledgers = {}
+            if self._registry is not None:
+                self.publish_registry(self._registry)
+            self.expect(self._shards)
+            if ended:
+                self._client.hset(self._clock_key, mapping=ended)  # type: ignore[arg-type]
+            self.lost += 1
+        self._socket = current
+
+    def _is_lost(self) -> bool:
+        stored = self._texts(self._clock_key)
+        return any(
+            name not in stored or (isinstance(clock, int) and int(stored[name]) < clock)
+            for name, clock in self._acknowledged.items()
+        ) or any(shards_field(view_id) not in stored for view_id in self._shards)
 
     def _commands(self, batch: _Batch, now_us: int) -> Iterator[Commands]:
+        if batch.places:
+            marks = {name: f"{self._state}:{clock}:{applied}" for name, (clock, applied) in batch.places.items()}
+            yield _hset(self._sent_key, marks)
         for view, frames in batch.frames.items():
             for frame in frames:
                 for rows in frame.iter_slices(ROWS_PER_CHUNK):
                     yield self._encoders[view].encode(rows, now_us)
 
-    def _send(self, commands: Iterable[Commands]) -> None:
+    def _closing(self, batch: _Batch, clocks: Mapping[str, int | str]) -> Iterator[Commands]:
+        if batch.ledgers:
+            yield _hset(self._ledger_key, {name: json.dumps(written(ledger)) for name, ledger in batch.ledgers.items()})
+        if clocks:
+            yield _hset(self._clock_key, clocks)
+
+    def _send(self, connection: "redis.connection.AbstractConnection", commands: Iterable[Commands]) -> None:
         """Send pipelined; the next chunk is made while the server works on the one before."""
-        connection = self._client.connection_pool.get_connection()
-        try:
-            replies: Replies | None = None
-            for chunk in commands:
-                connection.send_packed_command([chunk.data], check_health=False)  # type: ignore[no-untyped-call]
-                replies = replies or Replies(_socket_of(connection).recv_into)
-                replies.expect(chunk.n_lines)
-                replies.read(down_to=chunk.n_lines)
-            if replies is not None:
-                replies.read()
-        except BaseException:
-            # Replies may be outstanding; the next command must not read them as its own.
-            connection.disconnect()  # type: ignore[no-untyped-call]
-            raise
-        finally:
-            self._client.connection_pool.release(connection)
+        replies: Replies | None = None
+        for chunk in commands:
+            connection.send_packed_command([chunk.data], check_health=False)  # type: ignore[no-untyped-call]
+            replies = replies or Replies(_socket_of(connection).recv_into)
+            replies.expect(chunk.n_lines)
+            replies.read(down_to=chunk.n_lines)
+        if replies is not None:
+            replies.read()
+
+
+def _hset(key: str, values: Mapping[str, int | str]) -> Commands:
+    """The command that sets fields of a hash."""
+    arguments = ["HSET", key, *(str(part) for pair in values.items() for part in pair)]
+    parts = [argument.encode() for argument in arguments]
+    data = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+    return Commands(data, 1)
 
 
 def _socket_of(connection: "redis.connection.AbstractConnection") -> socket.socket:

@@ -222,23 +222,36 @@ class ShardState:
         self._clear_dirty()
         self._forget()
 
-    def everything(self, n_rows: int) -> Iterator[pl.DataFrame]:
-        """The current rows of all entities, as ``Updates.current``, so many at a time.
+    def everything(self, n_rows: int) -> Iterator[Updates]:
+        """The current rows of all entities, so many at a time, for a store that lost them.
 
-        Between two pieces the state may go on: an entity that is new since may be left out, as its own step gave it.
+        Between two pieces the state may go on: an entity that is new since may be left out, as its own step gave it. The last
+        piece has no rows.
         """
         first = 0
-        while first < self.directory.capacity:
+        while True:
             live = self.directory.rows()
             chosen = live[np.searchsorted(live, first) :][:n_rows]
-            if not len(chosen):
-                return
-            first = int(chosen[-1]) + 1
+            first = int(chosen[-1]) + 1 if len(chosen) else first
             state = self._state
             state.dirty[: len(chosen)] = chosen
             state.entities[chosen, ENTITY_MARKS] |= MARK_DIRTY
             state.scalars[S_DIRTY] = len(chosen)
-            yield self._current()
+            late, late_by = self.late_events()
+            yield Updates(
+                view=self.view,
+                shard=self.shard,
+                clock_us=int(state.scalars[S_CLOCK]),
+                since_us=self.since_us,
+                closed=self._closed(_rows(self._program.value_words, 0)),
+                current=self._current(),
+                late=(0,) * len(late),
+                late_by_us=tuple(late_by.tolist()),
+                late_histogram=tuple(tuple(window) for window in late.tolist()),
+                refill="part" if len(chosen) else "last",
+            )
+            if not len(chosen):
+                return
 
     def _own_events(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame | None:
         """The events themselves, or, of a view over sessions, those that close on them."""
