@@ -135,4 +135,10 @@ def test_dead_letter_columns():
         ("reason", pl.String()),
         ("key", pl.Binary()),
         ("value", pl.Binary()),
+        # Added later, at the end: readers that name the columns above read old and new files alike.
+        ("kind", pl.String()),
+        ("key_bytes", pl.Int64()),
+        ("value_bytes", pl.Int64()),
+        ("headers", pl.List(pl.Struct({"name": pl.String(), "value": pl.Binary()}))),
+        ("n_headers", pl.Int64()),
     ]

@@ -303,31 +303,33 @@ GOOD = encode(WHOLE)
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    ("value", "kind", "reason"),
     [
-        (None, "empty value (tombstone)"),
-        (b"", "truncated"),
-        (FRAME[:3], "truncated"),
-        (FRAME, "truncated"),
-        (b"{}", "wrong magic byte"),
-        (b"\x01" + GOOD[1:], "wrong magic byte"),
-        (GOOD[:-1], "truncated"),
-        (GOOD + b"\0\0", "2 trailing bytes"),
-        (GOOD.replace("é".encode(), b"\xff\xfe"), "invalid UTF-8"),
-        (FRAME + b"\x00" + varint(2**40) + GOOD[9:], "small: 1099511627776 does not fit its type"),
-        (encode({**WHOLE, "event_time": 2**61}), f"event_time {2**61} is outside 1900..2200"),
-        (encode({**WHOLE, "event_time": -(2**62)}), f"event_time {-(2**62)} is outside 1900..2200"),
-        (encode({**WHOLE, "event_time": 7_258_118_400_000}), "event_time 7258118400000 is outside 1900..2200"),
-        (encode({**WHOLE, "seen_at": 2**62}), f"seen_at {2**62} is outside years 1..9999"),
+        (None, "tombstone", "empty value (tombstone)"),
+        (b"", "truncated", "truncated"),
+        (FRAME[:3], "truncated", "truncated"),
+        (FRAME, "truncated", "truncated"),
+        (b"{}", "frame", "wrong magic byte"),
+        (b"\x01" + GOOD[1:], "frame", "wrong magic byte"),
+        (GOOD[:-1], "truncated", "truncated"),
+        (GOOD + b"\0\0", "trailing", "2 trailing bytes"),
+        (GOOD.replace("é".encode(), b"\xff\xfe"), "encoding", "invalid UTF-8"),
+        (FRAME + b"\x00" + varint(2**40) + GOOD[9:], "range", "small: 1099511627776 does not fit its type"),
+        (encode({**WHOLE, "event_time": 2**61}), "time", f"event_time {2**61} is outside 1900..2200"),
+        (encode({**WHOLE, "event_time": -(2**62)}), "time", f"event_time {-(2**62)} is outside 1900..2200"),
+        (encode({**WHOLE, "event_time": 7_258_118_400_000}), "time", "event_time 7258118400000 is outside 1900..2200"),
+        (encode({**WHOLE, "seen_at": 2**62}), "range", f"seen_at {2**62} is outside years 1..9999"),
     ],
 )
-def test_a_bad_message_is_a_dead_letter_with_its_reason_and_bytes(value, reason):
+def test_a_bad_message_is_a_dead_letter_with_its_reason_and_bytes(value, kind, reason):
     decoded = AvroDecoder(stream()).decode(poll([GOOD, value, GOOD]))
 
     assert decoded.events["_offset"].to_list() == [100, 102]
     assert decoded.dead.schema == DEAD_LETTER_SCHEMA
+    arrival = datetime(2017, 1, 1, 12, 0, 0, 101_000, tzinfo=UTC)
+    n_bytes = None if value is None else len(value)
     assert decoded.dead.rows() == [
-        ("topic", 3, 101, datetime(2017, 1, 1, 12, 0, 0, 101_000, tzinfo=UTC), None, reason, b"k101", value)
+        ("topic", 3, 101, arrival, None, reason, b"k101", value, kind, 4, n_bytes, None, None)
     ]
 
 

@@ -21,7 +21,10 @@ def row(seq):
 
 def letters(*given: tuple[int, int, str | None]) -> pl.DataFrame:
     """Dead letters from (offset, day of arrival, view)."""
-    rows = [("t", 0, offset, day * DAY, view, "bad", None, b"\x00") for offset, day, view in given]
+    rows = [
+        ("t", 0, offset, day * DAY, view, "bad", None, b"\x00", "malformed", None, 1, None, None)
+        for offset, day, view in given
+    ]
     arrival_as_number = {**DEAD_LETTER_SCHEMA, "arrival": pl.Int64()}
     return pl.DataFrame(rows, schema=arrival_as_number, orient="row").cast({"arrival": INSTANT})
 

@@ -23,7 +23,7 @@ class Evaluated:
     ``events``: ``key`` String; ``effective``, ``arrival``, ``event_time`` Int64 microseconds; ``partition`` Int32,
     ``offset`` Int64; ``event_id`` String, where the stream drops repeats; ``f0…`` Boolean, one per filter; ``v0…`` Float64, String,
     or Int64, one per value (booleans as 0 and 1, timestamps as microseconds, decimals in units of their last digit).
-    ``rejected``: ``_partition``, ``_offset``, ``reason`` of events that the view cannot take; they change nothing.
+    ``rejected``: ``_partition``, ``_offset``, ``kind``, ``reason`` of events that the view cannot take; they change nothing.
     """
 
     events: pl.DataFrame
@@ -89,7 +89,9 @@ class Evaluator:
                 found.append(self._evaluated(row))
             except _FAILURES as error:
                 reason = f"{self._view.name}: an expression fails on it: {str(error).partition(chr(10))[0]}"
-                rejected = row.select(PARTITION, OFFSET, pl.lit(reason).alias("reason"))
+                rejected = row.select(
+                    PARTITION, OFFSET, pl.lit("expression").alias("kind"), pl.lit(reason).alias("reason")
+                )
                 found.append(Evaluated(self._evaluated(row.clear()).events, rejected))
         return Evaluated(pl.concat(each.events for each in found), pl.concat(each.rejected for each in found))
 
@@ -109,7 +111,8 @@ class Evaluator:
         no_key = f"{self._view.name}: key {', '.join(self._view.entity.keys)} is null"
         tests = [(pl.lit(keys.is_null()), no_key), *self._tests]
         reasons = [pl.when(test).then(pl.lit(text)) for test, text in tests]
-        return decoded.select(PARTITION, OFFSET, pl.coalesce(reasons).alias("reason"))
+        kind = pl.when(pl.lit(keys.is_null())).then(pl.lit("key")).otherwise(pl.lit("number"))
+        return decoded.select(PARTITION, OFFSET, kind.alias("kind"), pl.coalesce(reasons).alias("reason"))
 
 
 def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
@@ -132,4 +135,4 @@ def _number(value: ValuePlan) -> pl.Expr:
     return pl.when(number == 0.0).then(0.0).otherwise(number)
 
 
-NOTHING_REJECTED = pl.DataFrame(schema={PARTITION: pl.Int32, OFFSET: pl.Int64, "reason": pl.String})
+NOTHING_REJECTED = pl.DataFrame(schema={PARTITION: pl.Int32, OFFSET: pl.Int64, "kind": pl.String, "reason": pl.String})

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from unskew.features.avro import TIMESTAMP
+from unskew.features.rejection import Kind, Rejection
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US
 
 # Years 1 to 9999: what people's tools can show.
@@ -27,17 +28,17 @@ class Refusals:
     ``rows``: their places in the poll, ascending. ``reasons``: by those places, shared with whoever else refuses.
     """
 
-    def __init__(self, rows: npt.NDArray[np.int64], reasons: dict[int, str]) -> None:
+    def __init__(self, rows: npt.NDArray[np.int64], reasons: dict[int, Rejection]) -> None:
         self.kept = np.ones(len(rows), np.bool_)
         self._rows = rows
         self._reasons = reasons
 
-    def refuse(self, bad: pl.Series | npt.NDArray[np.bool_], reason: Callable[[int], str]) -> None:
+    def refuse(self, bad: pl.Series | npt.NDArray[np.bool_], kind: Kind, reason: Callable[[int], str]) -> None:
         """Refuse rows for which ``bad`` is true, with ``reason`` of each one's place among the rows."""
         flags = bad.fill_null(value=False).to_numpy() if isinstance(bad, pl.Series) else bad
         for at in np.flatnonzero(flags & self.kept).tolist():
             self.kept[at] = False
-            self._reasons[int(self._rows[at])] = reason(at)
+            self._reasons[int(self._rows[at])] = Rejection(kind, reason(at))
 
     def of(self, frame: pl.DataFrame) -> tuple[npt.NDArray[np.int64], pl.DataFrame]:
         """The rows that were kept, and their part of ``frame``."""
@@ -59,7 +60,7 @@ def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals
     """A column with its type; rows are refused whose values lie outside what it can hold or show."""
     name = numbers.name
     if event_time:
-        refusals.refuse(numbers.is_null(), lambda _: "event_time is null")
+        refusals.refuse(numbers.is_null(), "time", lambda _: "event_time is null")
     match unit.logical:
         case None:
             return numbers.cast(dtype)
@@ -93,7 +94,8 @@ def _inside(numbers: pl.Series, first: int, last: int, word: str, span: str, ref
     inside = numbers.is_between(first, last)
     if inside.all():
         return numbers
-    refusals.refuse(~inside, lambda at: f"{word} {numbers[at]} is outside {span}")
+    kind: Kind = "time" if word == "event_time" else "range"
+    refusals.refuse(~inside, kind, lambda at: f"{word} {numbers[at]} is outside {span}")
     return numbers.set(~inside, None)
 
 
@@ -108,11 +110,13 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
     fits = np.empty(len(array), np.bool_)
     _read_decimals(starts, np.frombuffer(data if data is not None else b"", np.uint8), words, fits)
     present = unscaled.is_not_null().to_numpy()
-    refusals.refuse(present & ~fits, lambda _: f"{unscaled.name} has more than {_DIGITS} digits")
+    refusals.refuse(present & ~fits, "range", lambda _: f"{unscaled.name} has more than {_DIGITS} digits")
     # More than values may have: arithmetic on such a number would fail, and with it its whole batch.
     low, high = words.view(np.int64).T
     narrow = high == low >> 63
-    refusals.refuse(present & fits & ~narrow, lambda _: f"{unscaled.name} is beyond 2^63 units of its last digit")
+    refusals.refuse(
+        present & fits & ~narrow, "range", lambda _: f"{unscaled.name} is beyond 2^63 units of its last digit"
+    )
     fits &= narrow
     validity = pa.array(present & fits).buffers()[1]
     column = pa.Array.from_buffers(pa.decimal128(_DIGITS, scale), len(array), [validity, pa.py_buffer(words)])
@@ -151,14 +155,14 @@ def _read_decimals(
             fits[row] = False
 
 
-def texts(values: pl.Series, refusals: Refusals, what: str) -> pl.Series:
+def texts(values: pl.Series, refusals: Refusals, kind: Kind, what: str) -> pl.Series:
     """Bytes as text; the rows are refused whose bytes are not UTF-8."""
     try:
         return values.cast(pl.String)
     except pl.exceptions.PolarsError:
         read = [_text(value) for value in values.to_list()]
     found = pl.Series(values.name, read, dtype=pl.String)
-    refusals.refuse(found.is_null() & values.is_not_null(), lambda _: f"{what} is not UTF-8")
+    refusals.refuse(found.is_null() & values.is_not_null(), kind, lambda _: f"{what} is not UTF-8")
     return found
 
 

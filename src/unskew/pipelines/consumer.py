@@ -141,11 +141,26 @@ def _by_partition(
         stamps[:, 1],
         list(map(_KEY, messages)),
         list(map(_VALUE, messages)),
-        list(map(_HEADERS, messages)) if headers else None,
+        _headers_of(messages) if headers else None,
     )
     edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), count]
     for first, after in pairwise(edges):
         yield int(partitions[first]), every if after - first == count else every.part(slice(first, after))
+
+
+def _headers_of(messages: Sequence[_Message]) -> list[Any]:
+    """Headers of messages; None for one whose headers have names that are not UTF-8, which the client cannot give."""
+    try:
+        return list(map(_HEADERS, messages))
+    except UnicodeDecodeError:
+        return [_sound_headers(message) for message in messages]
+
+
+def _sound_headers(message: _Message) -> Any:
+    try:
+        return _HEADERS(cast("Any", message))
+    except UnicodeDecodeError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

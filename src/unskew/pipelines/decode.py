@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from unskew.features.avro import avro_fields
 from unskew.features.plan import StreamPlan
+from unskew.features.rejection import Rejection
 from unskew.pipelines.columns import Refusals
 from unskew.pipelines.decoded import BadMessage, Decoded, Decoder, InOnePiece, Read, merged, one_by_one
 from unskew.pipelines.json_decode import JsonDecoder
@@ -65,7 +66,7 @@ class AvroDecoder(Decoder):
         self._empty = self._no_events.select(list(self.payload))
 
     @override
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, str]) -> Read:
+    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
         messages = cast("Sequence[bytes]", values) if None not in values else [value or b"" for value in values]
         if self._schemas is None:
             rows = np.arange(len(values))
@@ -81,7 +82,7 @@ class AvroDecoder(Decoder):
             else:
                 reading = self._reading(schema_id)
             if reading is None:
-                reasons |= dict.fromkeys(rows.tolist(), self._faults[schema_id])
+                reasons |= dict.fromkeys(rows.tolist(), Rejection("schema", self._faults[schema_id]))
                 self.incompatible += len(rows)
                 continue
             chosen = messages if len(found) == 1 else [messages[row] for row in rows.tolist()]
@@ -128,7 +129,7 @@ class _Reading:
         rows: npt.NDArray[np.int64],
         messages: Sequence[bytes],
         values: Sequence[bytes | None],
-        reasons: dict[int, str],
+        reasons: dict[int, Rejection],
         ids: Collection[int] | None,
     ) -> Read:
         """Columns of the stream from ``messages``, which stand at ``rows`` of the poll's ``values``."""
@@ -156,7 +157,7 @@ class _Reading:
         self,
         values: Sequence[bytes | None],
         rows: npt.NDArray[np.int64],
-        reasons: dict[int, str],
+        reasons: dict[int, Rejection],
         ids: Collection[int] | None,
     ) -> Read:
         def columns(value: bytes | None) -> tuple[Any, ...]:
@@ -170,33 +171,42 @@ class _Reading:
     def _read_one(self, value: bytes | None, ids: Collection[int] | None) -> Mapping[str, Any]:
         """Read a single message with fastavro; numbers stay what they are on the wire."""
         if value is None:
-            raise BadMessage("empty value (tombstone)")
+            raise BadMessage("tombstone", "empty value (tombstone)")
         if value[:1] not in {b"", b"\0"}:
-            raise BadMessage("wrong magic byte")
+            raise BadMessage("frame", "wrong magic byte")
         if len(value) < FRAME_BYTES:
-            raise BadMessage("truncated")
+            raise BadMessage("truncated", "truncated")
         schema_id = int.from_bytes(value[1:FRAME_BYTES], "big")
         if ids is not None and schema_id not in ids:
-            raise BadMessage(f"unknown schema id {schema_id}")
+            raise BadMessage("schema", f"unknown schema id {schema_id}")
+        if self._wire.trapped:
+            return self._read_walked(value)
         body = io.BytesIO(value[FRAME_BYTES:])
         try:
             record: Any = fastavro.schemaless_reader(body, self._plain, None)
         except EOFError as error:
-            raise BadMessage("truncated") from error
+            raise BadMessage("truncated", "truncated") from error
         except UnicodeDecodeError as error:
-            raise BadMessage("invalid UTF-8") from error
+            raise BadMessage("encoding", "invalid UTF-8") from error
         # fastavro raises what its steps happen to raise on bytes that are no record: IndexError, OverflowError, ...
         except Exception as error:
             if isinstance(error, IndexError) and not body.read(1):
-                raise BadMessage("truncated") from error
-            raise BadMessage(f"not a record of the schema ({type(error).__name__}: {error})") from error
+                raise BadMessage("truncated", "truncated") from error
+            raise BadMessage("malformed", f"not a record of the schema ({type(error).__name__}: {error})") from error
         if extra := len(value) - FRAME_BYTES - body.tell():
-            raise BadMessage(f"{extra} trailing bytes")
+            raise BadMessage("trailing", f"{extra} trailing bytes")
         for name, (least, most) in self._ranges.items():
             number = record[name]
             if number is not None and not least <= number <= most:
-                raise BadMessage(f"{name}: {number} does not fit its type")
+                raise BadMessage("range", f"{name}: {number} does not fit its type")
         return cast("Mapping[str, Any]", record)
+
+    def _read_walked(self, value: bytes) -> Mapping[str, Any]:
+        """The same of a schema under which bytes can make fastavro fill the memory, or recurse until the process dies."""
+        frame = self._in_one_piece(lambda: self._wire.read([value])) if self._wire.check([value]).all() else None
+        if frame is None:
+            raise BadMessage("malformed", "not a record of the schema")
+        return {name: frame.item(0, column) for name, column in self._resolution.wanted.items()}
 
 
 def _plain(avro: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.plan import StreamPlan
+from unskew.features.rejection import Kind, Rejection, clear
 from unskew.features.time import format_duration
 from unskew.pipelines.columns import Refusals, texts
 from unskew.pipelines.poll import Poll
@@ -23,6 +24,13 @@ _KEY_BYTES = {"int64": (8, pl.Int64()), "int32": (4, pl.Int32())}
 Read = tuple[npt.NDArray[np.int64], pl.DataFrame]
 """Places in a poll, ascending, and the columns read from the values there."""
 
+Headers = Sequence[tuple[str, bytes | None]] | None
+
+Refused = tuple[int, int, Rejection, bytes | None, bytes | None, Headers]
+"""Offset, arrival in microseconds, why, key, value, headers."""
+
+KEPT_BYTES = 1 << 20
+"""A dead letter keeps so much of its key, of its value and of its headers; beyond that, it says how long they were."""
 
 Result = TypeVar("Result")
 
@@ -31,6 +39,10 @@ _log = logging.getLogger("unskew.decode")
 
 class BadMessage(Exception):
     """A message that is no event; its text is the reason."""
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        super().__init__(reason)
+        self.rejection = Rejection(kind, reason)
 
 
 class InOnePiece:
@@ -59,7 +71,7 @@ class InOnePiece:
 def one_by_one(
     values: Sequence[bytes | None],
     rows: npt.NDArray[np.int64],
-    reasons: dict[int, str],
+    reasons: dict[int, Rejection],
     read_one: Callable[[bytes | None], tuple[Any, ...]],
 ) -> tuple[npt.NDArray[np.int64], list[tuple[Any, ...]]]:
     """The places among ``rows`` of values that could be read, and what was read there; a reason for every other."""
@@ -69,7 +81,7 @@ def one_by_one(
         try:
             records.append(read_one(values[row]))
         except BadMessage as bad:
-            reasons[row] = str(bad)
+            reasons[row] = bad.rejection
         else:
             read.append(row)
     return np.array(read, np.int64), records
@@ -117,7 +129,7 @@ class Decoder(ABC):
 
     def decode(self, poll: Poll) -> Decoded:
         """Decode a poll; every record of it is either in ``events`` or in ``dead``."""
-        reasons: dict[int, str] = {}
+        reasons: dict[int, Rejection] = {}
         events = self._no_events
         if poll.values:
             rows, frame = self._read(poll.values, reasons)
@@ -133,11 +145,11 @@ class Decoder(ABC):
         )
 
     @abstractmethod
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, str]) -> Read:
+    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
         """Values that could be read, as ``payload``, with an event time; a reason for every other, by its place."""
 
     def _finish(
-        self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, str]
+        self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]
     ) -> pl.DataFrame:
         """Add what does not come from the value; refuse what is too old."""
         stream = self._stream
@@ -151,7 +163,7 @@ class Decoder(ABC):
         if stream.max_age_us is not None:
             age = format_duration(stream.max_age_us)
             too_old = arrivals - event_times.to_physical() > stream.max_age_us
-            refusals.refuse(too_old, lambda _: f"older than max_age ({age})")
+            refusals.refuse(too_old, "time", lambda _: f"older than max_age ({age})")
         events = frame.with_columns(
             *more,
             pl.lit(poll.partition, pl.Int32).alias("_partition"),
@@ -161,27 +173,72 @@ class Decoder(ABC):
         ).select(self._no_events.columns)
         return refusals.of(events)[1]
 
-    def _dead(self, poll: Poll, reasons: Mapping[int, str]) -> pl.DataFrame:
+    def _dead(self, poll: Poll, reasons: Mapping[int, Rejection]) -> pl.DataFrame:
         if not reasons and not poll.rejected:
             return self._no_dead
+        headers = poll.headers or [None] * len(poll.values)
         topic, partition = poll.origin or (self.topic, poll.partition)
-        letters = [
-            (topic, partition, bad.offset, bad.arrival, None, bad.reason, bad.key, bad.value) for bad in poll.rejected
-        ] + [
-            (
-                topic,
-                partition,
-                int(poll.offsets[row]),
-                int(poll.arrivals[row]),
-                None,
-                reason,
-                poll.keys[row],
-                poll.values[row],
-            )
-            for row, reason in reasons.items()
-        ]
-        plain = pl.Schema({**DEAD_LETTER_SCHEMA, "arrival": pl.Int64()})
-        return pl.DataFrame(letters, schema=plain, orient="row").cast(pl.Schema(DEAD_LETTER_SCHEMA)).sort("offset")
+        return letters(
+            topic,
+            partition,
+            None,
+            [
+                *(
+                    (bad.offset, bad.arrival, Rejection("time", bad.reason), bad.key, bad.value, bad.headers)
+                    for bad in poll.rejected
+                ),
+                *(
+                    (
+                        int(poll.offsets[row]),
+                        int(poll.arrivals[row]),
+                        why,
+                        poll.keys[row],
+                        poll.values[row],
+                        headers[row],
+                    )
+                    for row, why in reasons.items()
+                ),
+            ],
+        )
+
+
+def letters(topic: str, partition: int, view: str | None, refused: Iterable[Refused]) -> pl.DataFrame:
+    """Dead letters of one partition, columns as ``DEAD_LETTER_SCHEMA``, in offset order; what is very long is cut.
+
+    ``partition``: of ``topic``, as the broker calls them. ``view``: which cannot take them; None where nobody can.
+    """
+    rows = [
+        (
+            topic,
+            partition,
+            offset,
+            arrival,
+            view,
+            clear(why.reason),
+            None if key is None else key[:KEPT_BYTES],
+            None if value is None else value[:KEPT_BYTES],
+            why.kind,
+            None if key is None else len(key),
+            None if value is None else len(value),
+            *_kept_headers(headers),
+        )
+        for offset, arrival, why, key, value, headers in refused
+    ]
+    plain = pl.Schema({**DEAD_LETTER_SCHEMA, "arrival": pl.Int64()})
+    return pl.DataFrame(rows, schema=plain, orient="row").cast(pl.Schema(DEAD_LETTER_SCHEMA)).sort("offset")
+
+
+def _kept_headers(headers: Headers) -> tuple[list[dict[str, Any]] | None, int | None]:
+    """The first of them that are short enough together, and how many there were."""
+    if headers is None:
+        return None, None
+    kept, left = [], KEPT_BYTES
+    for name, value in headers:
+        left -= len(name.encode()) + len(value or b"")
+        if left < 0:
+            break
+        kept.append({"name": name, "value": value})
+    return kept, len(headers)
 
 
 def merged(parts: Sequence[Read], empty: pl.DataFrame) -> Read:
@@ -200,10 +257,10 @@ def _key_column(column: str, key_format: str, poll: Poll, rows: npt.NDArray[np.i
     """The record keys: UTF-8 text, or a big-endian integer as Kafka's own serializers write it; null where there is none."""
     keys = pl.Series(column, [poll.keys[row] for row in rows.tolist()], dtype=pl.Binary)
     if key_format == "string":
-        return texts(keys, refusals, "the record key")
+        return texts(keys, refusals, "key", "the record key")
     size, dtype = _KEY_BYTES[key_format]
     bad = keys.bin.size() != size
-    refusals.refuse(bad, lambda at: f"the record key has {len(keys[at])} bytes; {key_format} has {size}")
+    refusals.refuse(bad, "key", lambda at: f"the record key has {len(keys[at])} bytes; {key_format} has {size}")
     sound = keys.to_frame().select(pl.when(~pl.lit(bad)).then(pl.col(column))).to_series() if bad.any() else keys
     return sound.bin.reinterpret(dtype=dtype, endianness="big").cast(pl.Int64)
 
@@ -212,4 +269,4 @@ def _header_column(column: str, header: str, poll: Poll, rows: npt.NDArray[np.in
     """The last header of a name, which is UTF-8 text; null where there is none."""
     found = poll.headers or [None] * len(poll.values)
     values = [dict(found[row] or ()).get(header) for row in rows.tolist()]
-    return texts(pl.Series(column, values, dtype=pl.Binary), refusals, f"the header {header!r}")
+    return texts(pl.Series(column, values, dtype=pl.Binary), refusals, "header", f"the header {header!r}")

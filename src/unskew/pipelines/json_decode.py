@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from unskew.features.json_schema import JsonField, json_fields
 from unskew.features.plan import StreamPlan
+from unskew.features.rejection import Rejection
 from unskew.pipelines.columns import Refusals, Unit, typed
 from unskew.pipelines.decoded import BadMessage, Decoder, InOnePiece, Read, merged, one_by_one
 from unskew.pipelines.json_wire import JsonWire
@@ -39,7 +40,7 @@ class JsonDecoder(Decoder):
         self._in_one_piece = InOnePiece(stream.topic)
 
     @override
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, str]) -> Read:
+    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
         nothing = pl.DataFrame(schema=self._wire.shape)
         messages = [value or b"" for value in values]
         whole = self._in_one_piece(lambda: self._wire.read(messages))
@@ -54,7 +55,7 @@ class JsonDecoder(Decoder):
 
     def _read_one(self, value: bytes | None) -> tuple[Any, ...]:
         if value is None:
-            raise BadMessage("empty value (tombstone)")
+            raise BadMessage("tombstone", "empty value (tombstone)")
         if len(value) > FRAME_BYTES and value[0] == 0:
             value = value[FRAME_BYTES:]
         try:
@@ -66,22 +67,22 @@ class JsonDecoder(Decoder):
                 parse_float=_Number,
             )
         except UnicodeDecodeError as error:
-            raise BadMessage("invalid UTF-8") from error
+            raise BadMessage("encoding", "invalid UTF-8") from error
         except RecursionError as error:
-            raise BadMessage("nested too deeply") from error
+            raise BadMessage("malformed", "nested too deeply") from error
         except ValueError as error:
-            raise BadMessage(f"not JSON: {error}") from error
+            raise BadMessage("malformed", f"not JSON: {error}") from error
         if not isinstance(pairs, _Pairs):
-            raise BadMessage("not a JSON object")
+            raise BadMessage("malformed", "not a JSON object")
         found: dict[str, Any] = {}
         for key, item in pairs:
             if key in found:
-                raise BadMessage(f"the key {key!r} is there twice")
+                raise BadMessage("malformed", f"the key {key!r} is there twice")
             if key in self._by_name:
                 found[key] = _checked(self._by_name[key], item)
         for field in self._fields:
             if field.required and field.name not in found:
-                raise BadMessage(f"{field.name} is missing")
+                raise BadMessage("type", f"{field.name} is missing")
         return tuple(found.get(field.name) for field in self._fields)
 
     def _column(self, field: JsonField, frame: pl.DataFrame, refusals: Refusals) -> pl.Series:
@@ -91,17 +92,19 @@ class JsonDecoder(Decoder):
         if field.symbols:
             refusals.refuse(
                 values.is_not_null() & ~values.is_in(field.symbols),
+                "range",
                 lambda at: f"{field.name}: {values[at]!r} is none of the values allowed",
             )
         if field.dtype == pl.Int32:
             outside = ~values.is_between(*_INT32)
-            refusals.refuse(outside, lambda at: f"{field.name}: {values[at]} does not fit its type")
+            refusals.refuse(outside, "range", lambda at: f"{field.name}: {values[at]} does not fit its type")
             return values.cast(field.dtype, strict=False)
         if field.logical in {"date-time", "date"}:
             texts = values
             values = _parsed(texts, field.logical)
             refusals.refuse(
                 values.is_null() & texts.is_not_null(),
+                "time" if event_time else "range",
                 lambda at: f"{field.name}: {texts[at]!r} is no {field.logical} as in RFC 3339",
             )
             unit = Unit("timestamp-micros" if field.logical == "date-time" else "date")
@@ -136,21 +139,21 @@ def _checked(field: JsonField, item: Any) -> Any:
         # Longer texts are no int64, and slow to convert.
         number = int(item) if len(item) <= 20 else _INT64[1] + 1
         if not _INT64[0] <= number <= _INT64[1]:
-            raise BadMessage(f"{field.name}: {item[:30]} does not fit its type")
+            raise BadMessage("range", f"{field.name}: {item[:30]} does not fit its type")
         return number
     if field.kind == "number" and isinstance(item, (_Integer, _Number)):
         real = float(item)
         if not math.isfinite(real):
-            raise BadMessage(f"{field.name}: {item[:30]} does not fit its type")
+            raise BadMessage("range", f"{field.name}: {item[:30]} does not fit its type")
         return real
     if field.kind == "boolean" and isinstance(item, bool):
         return item
     if field.kind == "string" and type(item) is str:
         if not _is_text(item):
-            raise BadMessage(f"{field.name} has half a surrogate pair")
+            raise BadMessage("encoding", f"{field.name} has half a surrogate pair")
         return item
     kind = "a number" if isinstance(item, (_Integer, _Number)) else _WORDS.get(type(item), "an object")
-    raise BadMessage(f"{field.name} is {kind}, not of type {field.kind}")
+    raise BadMessage("type", f"{field.name} is {kind}, not of type {field.kind}")
 
 
 def _is_text(text: str) -> bool:

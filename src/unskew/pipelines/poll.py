@@ -19,6 +19,7 @@ class Rejected:
     reason: str
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Poll:
     ``ended``: it has reached its end offset and leaves the minimum; no item follows.
     ``offsets``, ``arrivals`` (microseconds), ``keys``, ``values``: of equal length, in offset order, arrivals never
     falling. A tombstone is a value None. ``origin``: topic and partition as the broker calls them, where a stream has several topics.
-    ``headers``: of the same length, or None where the stream has no use for them.
+    ``headers``: of the same length, or None where none are known.
     """
 
     stream: str

@@ -32,6 +32,16 @@ _EMPTY.flags.writeable = False
 _log = logging.getLogger("unskew.kafka")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a partition has come: its clock, None before any, and how many records it is behind."""
+
+    topic: str
+    partition: int
+    clock_us: int | None
+    lag: int
+
+
 class Flag(Protocol):
     """What can be asked to stop: ``threading.Event``, for example."""
 
@@ -101,7 +111,8 @@ class Reader:
             stream.sources,
             options.bootstrap,
             options.group,
-            headers=bool(stream.headers),
+            # Also where no column comes from them: a dead letter keeps them, to be sent again as it was.
+            headers=True,
             timeout_s=options.timeout_s,
             check_partitions_s=options.check_partitions_s,
             config=options.config,
@@ -258,6 +269,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     def has_records(self) -> bool:
         return bool(self._queue)
 
+    def place(self) -> Place:
+        """Where it stands; another thread may ask."""
+        topic, number = self._reader.topic.origins[self.partition]
+        clock_us = self.clock_us
+        return Place(topic, number, None if clock_us == NO_CLOCK else clock_us, self._lag)
+
     def _count_lag(self) -> None:
         high = None if self.ended else self._reader.topic.high(self.partition)
         lag = 0 if high is None else max(high - self._position, 0)
@@ -390,7 +407,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 # Before the partition has a clock there is no arrival; a letter still needs a day to lie under.
                 arrival = self._reader.options.present_us() if clocks[row] == NO_CLOCK else int(clocks[row])
                 reason = refusal(int(kinds[row]), int(stamps_ms[row]))
-                rejected.append(Rejected(int(offsets[row]), arrival, reason, keys[row], values[row]))
+                found_headers = headers[row] if headers else None
+                rejected.append(Rejected(int(offsets[row]), arrival, reason, keys[row], values[row], found_headers))
             kept = np.flatnonzero(found.placed)
             keys = [keys[row] for row in kept.tolist()]
             values = [values[row] for row in kept.tolist()]

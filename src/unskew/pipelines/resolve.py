@@ -70,7 +70,9 @@ class Resolution:
         else:
             values = frame[reader.name]
             if writer.nullable and not reader.nullable:
-                refusals.refuse(values.is_null(), lambda _: f"{reader.name} is null, which its type does not allow")
+                refusals.refuse(
+                    values.is_null(), "type", lambda _: f"{reader.name} is null, which its type does not allow"
+                )
             values = _promoted(values, writer, reader, refusals)
         event_time = reader.name == self._event_time
         return typed(values, column.unit, column.dtype, refusals, event_time=event_time)
@@ -132,7 +134,7 @@ def _promoted(values: pl.Series, writer: AvroField, reader: AvroField, refusals:
     if writer.kind == reader.kind:
         return values
     if writer.kind == "bytes" and reader.kind == "string":
-        return texts(values, refusals, values.name)
+        return texts(values, refusals, "encoding", values.name)
     if writer.kind in {"int", "long"} and reader.kind == "float":
         # By way of a double, as fastavro has it: a number is rounded twice.
         return values.cast(pl.Float64).cast(pl.Float32)
@@ -145,5 +147,5 @@ def _symbols(values: pl.Series, writer: AvroField, reader: AvroField, refusals: 
         return values
     if reader.symbol is not None:
         return values.replace(unknown, [reader.symbol] * len(unknown))
-    refusals.refuse(values.is_in(unknown), lambda at: f"{reader.name}: {values[at]!r} is none of its symbols")
+    refusals.refuse(values.is_in(unknown), "range", lambda at: f"{reader.name}: {values[at]!r} is none of its symbols")
     return values

@@ -10,7 +10,8 @@ import polars as pl
 from unskew.features.evaluate import Evaluator
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
-from unskew.pipelines.decoded import Decoded, Decoder
+from unskew.features.rejection import Rejection
+from unskew.pipelines.decoded import Decoded, Decoder, letters
 from unskew.pipelines.shard import Slice, shard_names
 from unskew.pipelines.source import Poll
 
@@ -34,6 +35,7 @@ class Router:
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
         self.dead = 0
+        self.dead_by_kind: dict[str, int] = {}
 
     @property
     def incompatible(self) -> int:
@@ -56,15 +58,18 @@ class Router:
                 evaluated = evaluate(decoded.events)
                 events = evaluated.events
                 if evaluated.rejected.height:
-                    dead.append(_letters(poll, topic, view.name, evaluated.rejected, decoded.dead.schema))
+                    dead.append(_letters(poll, topic, view.name, evaluated.rejected))
             yield from self._slices(view, decoded, events, first_us)
         yield (
             f"archive/{topic}/{decoded.partition}",
             TableRows(topic, decoded.partition, dead=False, rows=decoded.events),
         )
-        letters = pl.concat(dead) if len(dead) > 1 else decoded.dead
-        self.dead += letters.height
-        yield f"dead/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=True, rows=letters)
+        all_dead = pl.concat(dead) if len(dead) > 1 else decoded.dead
+        self.dead += all_dead.height
+        if all_dead.height:
+            for kind, count in all_dead["kind"].value_counts().iter_rows():
+                self.dead_by_kind[kind] = self.dead_by_kind.get(kind, 0) + count
+        yield f"dead/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=True, rows=all_dead)
 
     def _slices(
         self, view: ViewPlan, decoded: Decoded, events: pl.DataFrame | None, first_us: int | None
@@ -95,19 +100,24 @@ def _split(events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> l
     return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame) -> pl.DataFrame:
     """Dead letters for events that decoded well but that a view cannot take."""
     places = np.searchsorted(poll.offsets, rejected["_offset"].to_numpy()).tolist()
+    headers = poll.headers or [None] * len(poll.values)
     topic, partition = poll.origin or (topic, poll.partition)
-    return pl.DataFrame(
-        {
-            "topic": topic,
-            "partition": pl.Series([partition], dtype=pl.Int32).new_from_index(0, rejected.height),
-            "offset": rejected["_offset"],
-            "arrival": pl.Series(poll.arrivals[places]).cast(pl.Datetime("us", "UTC")),
-            "view": view,
-            "reason": rejected["reason"],
-            "key": pl.Series([poll.keys[place] for place in places], dtype=pl.Binary),
-            "value": pl.Series([poll.values[place] for place in places], dtype=pl.Binary),
-        }
-    ).match_to_schema(schema)
+    return letters(
+        topic,
+        partition,
+        view,
+        (
+            (
+                int(poll.offsets[place]),
+                int(poll.arrivals[place]),
+                Rejection(kind, reason),
+                poll.keys[place],
+                poll.values[place],
+                headers[place],
+            )
+            for place, kind, reason in zip(places, rejected["kind"], rejected["reason"], strict=True)
+        ),
+    )

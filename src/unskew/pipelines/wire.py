@@ -54,8 +54,8 @@ RAW: Mapping[str, pl.DataType] = {
     "enum": pl.String(),
     "fixed": pl.Binary(),
 }
-# Deeper than any schema nests; what a message of a recursive type nests deeper is left to the other reader.
-_DEEPEST = 40
+# Deeper than any schema nests, and than a message of a recursive type has reason to.
+_DEEPEST = 1000
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -75,6 +75,8 @@ class Wire:
     """How messages of one record schema lie on the wire.
 
     ``wanted``: fields that become columns, and the columns' names; all that have a type for one if None.
+    ``trapped``: whether bytes could be made, under this schema, that other readers must not be given: a type that stands in itself can
+    nest without end, and an array of what takes no bytes can say it has any number of them.
     ``shape``: the columns that ``read`` gives, in the schema's order, with the types of what is on the wire: numbers of any
     logical type as Int64, decimals as Binary, enums as their symbols.
     """
@@ -111,6 +113,7 @@ class Wire:
             read_fields.append({"name": name, "type": branches.get(field.null_at, read_as)})
         self._steps = np.array(steps, np.int64).reshape(-1, 3)
         self._types = types.arrays()
+        self.trapped = types.trapped
         self._cuts = bool((self._steps[:, 0] == _SKIPPED).any())
         text = json.dumps({"type": "record", "name": "_message", "fields": read_fields}).encode()
         metadata = {b"avro.schema": text, b"avro.codec": b"null"}
@@ -166,10 +169,13 @@ class _Types:
         self._nodes: list[tuple[int, int, int]] = []
         self._children: list[int] = []
         self._named: dict[str, int] = {}
+        self._open: set[int] = set()
+        self.trapped = False
 
     def node(self, avro: Any, n_branches: int | None = None) -> int:
         """The number of a type; its parts are numbered too."""
         if isinstance(avro, str) and avro in self._named:
+            self.trapped |= self._named[avro] in self._open
             return self._named[avro]
         number = len(self._nodes)
         self._nodes.append((_NULL, 0, 0))
@@ -184,14 +190,34 @@ class _Types:
             self._named[avro["name"]] = number
         code = _KINDS[kind]
         if code == _RECORD:
+            self._open.add(number)
             self._nodes[number] = (code, *self._several([field["type"] for field in avro["fields"]]))
+            self._open.discard(number)
         elif code in {_ARRAY, _MAP}:
-            self._nodes[number] = (code, self.node(avro["items" if code == _ARRAY else "values"]), 0)
+            self._nodes[number] = (code, self._items(avro), 0)
         elif code in {_ENUM, _FIXED}:
             self._nodes[number] = (code, len(avro["symbols"]) if code == _ENUM else int(avro["size"]), 0)
         else:
             self._nodes[number] = (code, 0, 0)
         return number
+
+    def _items(self, avro: Any) -> int:
+        if avro["type"] == "map":
+            return self.node(avro["values"])
+        items = self.node(avro["items"])
+        if not self._is_empty(items):
+            return items
+        # Walked as nulls, all at once: their number may be any.
+        self.trapped = True
+        self._nodes.append((_NULL, 0, 0))
+        return len(self._nodes) - 1
+
+    def _is_empty(self, node: int) -> bool:
+        """Whether a value of the type takes no bytes."""
+        kind, size, n_parts = self._nodes[node]
+        if kind == _RECORD and node not in self._open:
+            return all(self._is_empty(part) for part in self._children[size : size + n_parts])
+        return kind == _NULL or (kind == _FIXED and size == 0)
 
     def _several(self, parts: Sequence[Any]) -> tuple[int, int]:
         children = [self.node(part) for part in parts]
@@ -413,12 +439,17 @@ def _walk(
                     # Such a block also says how many bytes it has, for those who would rather not walk it.
                     _, at = _long(data, at, end)
                     count = -count
-                # An item may be empty (a null), but no more of them are believed than there are bytes.
-                if at < 0 or count < 0 or count > end - at:
+                if at < 0 or count < 0:
                     return -1
                 if count == 0:
                     depth -= 1
                     continue
+                if kind == _ARRAY and nodes[size, 0] == _NULL:
+                    # They take no bytes: there is nothing to walk, however many it says there are.
+                    continue
+                # Every other item has at least one byte.
+                if count > end - at:
+                    return -1
                 stack[depth - 1, 1] = count
             stack[depth - 1, 1] -= 1
             # With its last item gone it looks as before its first: the next block follows, perhaps the empty one.

@@ -21,6 +21,11 @@ DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
     "reason": pl.String(),
     "key": pl.Binary(),
     "value": pl.Binary(),
+    "kind": pl.String(),
+    "key_bytes": pl.Int64(),
+    "value_bytes": pl.Int64(),
+    "headers": pl.List(pl.Struct({"name": pl.String(), "value": pl.Binary()})),
+    "n_headers": pl.Int64(),
 }
 
 _ENDED = "ended"
