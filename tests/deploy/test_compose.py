@@ -11,7 +11,7 @@ from unskew.demo.journey import HOME
 from unskew.features.load import load
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("kafka", "topics", "valkey", "pipeline")
+SERVICES = ("kafka", "topics", "valkey", "pipeline", "prometheus", "grafana")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
-def test_services_are_kafka_its_topics_valkey_and_the_pipeline(compose):
+def test_services_are_kafka_its_topics_valkey_the_pipeline_and_what_watches_it(compose):
     assert sorted(compose["services"]) == sorted(SERVICES)
 
 
@@ -33,10 +33,10 @@ def test_every_published_port_is_bound_to_loopback(compose):
 
 def test_every_image_names_a_version(compose):
     for service in compose["services"].values():
-        assert re.search(r":\d+\.\d+", service["image"])
+        assert re.search(r":v?\d+\.\d+", service["image"])
 
 
-@pytest.mark.parametrize("name", ["kafka", "valkey", "pipeline"])
+@pytest.mark.parametrize("name", ["kafka", "valkey", "pipeline", "prometheus", "grafana"])
 def test_what_keeps_running_has_a_healthcheck_and_restarts(compose, name):
     service = compose["services"][name]
 
@@ -58,7 +58,7 @@ def test_waiting_is_for_services_that_exist_and_can_reach_the_condition(compose)
 def test_every_volume_is_declared_and_used(compose):
     mounts = [mount.split(":")[0] for service in compose["services"].values() for mount in service.get("volumes", [])]
 
-    assert {mount for mount in mounts if not mount.startswith("$")} == set(compose["volumes"])
+    assert {mount for mount in mounts if mount[0] not in "$."} == set(compose["volumes"])
 
 
 def test_what_the_pipeline_writes_is_on_volumes(compose):
@@ -68,6 +68,29 @@ def test_what_the_pipeline_writes_is_on_volumes(compose):
     assert {
         pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "DEAD_LETTERS", "STATE")
     } == mounted
+
+
+def test_what_is_mounted_from_the_repository_exists_and_is_read_only(compose):
+    mounts = [mount for service in compose["services"].values() for mount in service.get("volumes", [])]
+    ours = [mount for mount in mounts if mount.startswith("./")]
+
+    assert ours
+    for mount in ours:
+        path, _, way = mount.split(":")
+        assert (ROOT / path).exists()
+        assert way == "ro"
+
+
+def test_figures_are_for_containers_alone_and_asked_for_where_the_pipeline_tells_them(compose):
+    pipeline = compose["services"]["pipeline"]
+    host, port = pipeline["environment"]["UNSKEW_METRICS"].split(":")
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in scraped}
+
+    assert host == "0.0.0.0"
+    assert targets["unskew"] == [f"pipeline:{port}"]
+    assert "ports" not in pipeline
+    assert f"http://127.0.0.1:{port}/health" in pipeline["healthcheck"]["test"][-1]
 
 
 def test_the_topics_are_those_of_the_example(compose):

@@ -1,0 +1,114 @@
+"""Dashboard and alerts hold together: they are valid, ask the data source that is provisioned, and name figures that exist."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/unskew.json").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def source() -> dict[str, Any]:
+    provisioned = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())
+    (only,) = provisioned["datasources"]
+    found: dict[str, Any] = only
+    return found
+
+
+@pytest.fixture(scope="module")
+def alerts() -> list[dict[str, Any]]:
+    loaded = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
+    return [rule for group in loaded["groups"] for rule in group["rules"]]
+
+
+def explained() -> set[str]:
+    """The metrics of the table in docs/operations.md; that they are those of a pipeline is tested with one."""
+    return set(re.findall(r"^\| `(unskew_[a-z_]+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
+
+
+def named(expression: str) -> set[str]:
+    """The metrics of ours in an expression, histograms without the part that is asked for."""
+    names = set(re.findall(r"\bunskew_[a-z_]+", expression))
+    return {
+        next((base for part in HISTOGRAM_PARTS if (base := name.removesuffix(part)) in explained()), name)
+        for name in names
+    }
+
+
+def expressions(dashboard: dict[str, Any]) -> list[str]:
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+
+def sources_of(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        if "datasource" in part:
+            yield part["datasource"]
+        for value in part.values():
+            yield from sources_of(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from sources_of(value)
+
+
+def test_the_dashboard_asks_for_figures_that_exist_and_leaves_none_out(dashboard):
+    shown = set().union(*map(named, expressions(dashboard)))
+
+    assert shown == explained()
+
+
+def test_alerts_ask_for_figures_that_exist_and_say_what_has_happened(alerts):
+    assert alerts
+    for alert in alerts:
+        assert named(alert["expr"]) <= explained()
+        assert alert["annotations"]["summary"]
+        assert alert["labels"]["severity"] in {"page", "ticket"}
+
+
+def test_every_panel_asks_the_provisioned_data_source(dashboard, source):
+    asked = list(sources_of(dashboard))
+
+    assert asked
+    assert all(one == {"type": source["type"], "uid": source["uid"]} for one in asked)
+
+
+def test_panels_have_numbers_of_their_own_and_do_not_overlap(dashboard):
+    panels = dashboard["panels"]
+    taken = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len(set(taken)) == len(taken)
+    assert max(x for x, _ in taken) < 24
+
+
+def test_grafana_reads_its_dashboard_from_where_compose_mounts_it(source):
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/unskew.yml").read_text())["providers"]
+    mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in compose["grafana"]["volumes"]}
+
+    assert mounted[provider["options"]["path"]] == "./deploy/grafana/dashboards"
+    assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"
+    assert source["url"] == f"http://prometheus:{compose['prometheus']['ports'][0].rsplit(':', 1)[1]}"
+
+
+def test_prometheus_reads_the_alerts_beside_its_configuration():
+    files = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["rule_files"]
+
+    assert all((DEPLOY / "prometheus" / file).is_file() for file in files)
