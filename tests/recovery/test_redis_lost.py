@@ -1,0 +1,69 @@
+"""A Redis that lost its data, before a run or during one, holds at the end what it would have held."""
+
+import logging
+import threading
+from dataclasses import replace
+
+import pytest
+import redis
+
+from tests.pipeline import Bench, Outcome, history, plan
+from tests.recovery.test_state_folder import Calling
+from unskew.pipelines.run import run
+
+RECORDS = history(200, seed=11)
+
+
+def _held(client: "redis.Redis", outcome: Outcome) -> dict[str, dict[bytes, bytes]]:
+    """Every value and clock under the outcome's prefix, by key without it."""
+    prefix = outcome.deployment.prefix
+    keys = [key.decode() for key in client.keys(f"{prefix}:*")]
+    return {
+        key.removeprefix(prefix): client.hgetall(key)
+        for key in keys
+        if not key.startswith((f"{prefix}:sent", f"{prefix}:registry"))
+    }
+
+
+def test_a_restart_fills_an_empty_redis_from_the_state(
+    bench: Bench, redis_client: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = bench.run(bench.produce(RECORDS))
+    expected = _held(redis_client, outcome)
+    redis_client.flushdb()
+
+    with caplog.at_level(logging.WARNING, "unskew"):
+        run(outcome.plan, outcome.deployment, stop=threading.Event())
+
+    assert _held(redis_client, outcome) == expected
+    assert "Redis is empty or behind the state: rewriting all current values" in caplog.messages
+    assert redis_client.exists(f"{outcome.deployment.prefix}:registry")
+
+
+def test_a_restart_on_a_redis_that_has_all_rewrites_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    outcome = bench.run(bench.produce(RECORDS))
+
+    with caplog.at_level(logging.WARNING, "unskew"):
+        run(outcome.plan, outcome.deployment, stop=threading.Event())
+
+    assert not [message for message in caplog.messages if message.startswith("Redis")]
+
+
+@pytest.mark.parametrize("asked", [20, 60, 150])
+def test_a_redis_that_loses_its_data_during_a_run_is_filled_again(
+    bench: Bench, redis_client: "redis.Redis", asked: int
+) -> None:
+    topic = bench.produce(RECORDS)
+    through = bench.run(topic)
+    lossy = Outcome(plan(topic), bench.deployment(poll_records=6, epoch_s=0.0))
+
+    def lose() -> None:
+        for key in redis_client.keys(f"{lossy.deployment.prefix}:*"):
+            redis_client.delete(key)
+        redis_client.client_kill_filter(_type="normal", skipme=True)
+
+    run(lossy.plan, lossy.deployment, stop=Calling(asked, lose))  # type: ignore[arg-type]
+    # Whether it was near the end or not: a run without records finds out what is lacking.
+    run(lossy.plan, replace(lossy.deployment), stop=threading.Event())
+
+    assert _held(redis_client, lossy) == _held(redis_client, through)
