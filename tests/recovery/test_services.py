@@ -1,0 +1,112 @@
+"""What a pipeline survives without a restart: Redis, broker or disk gone for a while; and what a signal costs."""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.recovery import instants
+from tests.recovery.harness import Ordeal
+from tests.recovery.processes import ONE, Life, Site
+from tests.recovery.scene import Feeder, scene
+from tests.recovery.servers import RestartableRedis, filled_up, small_disk
+from unskew.pipelines.embedded import EmbeddedBroker
+
+RECORDS = 900
+PAUSE_S = 10.0
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RestartableRedis]:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with RestartableRedis(folder) as server:
+        yield server
+
+
+def _site(broker: EmbeddedBroker, redis_url: str, folder: Path, *, seed: int) -> Site:
+    played = scene(folder / "scene", RECORDS, seed=seed)
+    for topic, n_partitions in played.partitions.items():
+        broker.create_topic(topic, n_partitions)
+    return Site(played, broker.bootstrap, redis_url, folder / "site", prefix="services")
+
+
+def _run_into(ordeal: Ordeal, feeder: Feeder) -> Life:
+    """Start, and come to the middle of the history, with records to come while something is away."""
+    life = ordeal.start(0)
+    feeder.allow(RECORDS // 6)
+    assert instants.await_changes(instants.covered, 1, life, ordeal.site, within_s=120, pause_s=0.02)
+    feeder.allow(RECORDS // 2)
+    time.sleep(1.0)
+    return life
+
+
+def test_redis_killed_and_restarted_empty_holds_in_the_end_what_it_would_have_held(
+    broker: EmbeddedBroker, own_redis: RestartableRedis, tmp_path: Path
+) -> None:
+    ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=11), [ONE], 11, may_empty=True)
+    with ordeal.watched() as feeder:
+        life = _run_into(ordeal, feeder)
+        own_redis.kill()
+        time.sleep(2.0)
+        own_redis.start()
+        feeder.finish()
+        ordeal.come_to_the_end(life)
+
+    assert not ordeal.report.faults, str(ordeal.report)
+
+
+def test_redis_that_stands_still_for_ten_seconds_is_waited_for(
+    broker: EmbeddedBroker, own_redis: RestartableRedis, tmp_path: Path
+) -> None:
+    ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=12), [ONE], 12)
+    with ordeal.watched() as feeder:
+        life = _run_into(ordeal, feeder)
+        with own_redis.paused():
+            time.sleep(PAUSE_S)
+        feeder.finish()
+        ordeal.come_to_the_end(life)
+
+    assert not ordeal.report.faults, str(ordeal.report)
+
+
+def test_told_to_stop_at_any_moment_it_ends_with_0_and_has_nothing_to_replay(
+    broker: EmbeddedBroker, redis_url: str, tmp_path: Path
+) -> None:
+    n_stops, chance = 5, random.Random(13)
+    ordeal = Ordeal(_site(broker, redis_url, tmp_path, seed=13), [ONE], 13)
+    consumed, took_s = [], []
+    with ordeal.watched() as feeder:
+        for _ in range(n_stops):
+            life = ordeal.start(0)
+            feeder.allow(RECORDS // n_stops)
+            assert instants.await_changes(instants.store, 1, life, ordeal.site, within_s=60, pause_s=0.02)
+            time.sleep(chance.uniform(0.0, 3.0))
+            took_s.append(life.terminate())
+            consumed.append(life.consumed())
+        feeder.finish()
+        life = ordeal.start(0)
+        ordeal.come_to_the_end(life)
+        consumed.append(life.consumed())
+        again = ordeal.start(0)
+        again.await_end()
+    print("seconds from SIGTERM to the end:", ", ".join(f"{seconds:.2f}" for seconds in took_s))
+
+    assert not ordeal.report.faults, str(ordeal.report)
+    assert sum(consumed) == RECORDS, consumed
+    assert again.consumed() == 0
+
+
+def test_a_full_disk_is_waited_for_until_it_has_room(broker: EmbeddedBroker, redis_url: str, tmp_path: Path) -> None:
+    ordeal = Ordeal(_site(broker, redis_url, tmp_path, seed=14), [ONE], 14)
+    with small_disk(ordeal.site.log, 10), ordeal.watched() as feeder:
+        life = _run_into(ordeal, feeder)
+        with filled_up(ordeal.site.log):
+            time.sleep(3.0)
+            assert not life.ended, "the pipeline ended with the disk full"
+        feeder.finish()
+        ordeal.come_to_the_end(life)
+
+    assert not ordeal.report.faults, str(ordeal.report)
