@@ -18,7 +18,7 @@ import datetime as dt
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +249,11 @@ class StagedTable:
                 directory.rmdir()
 
 
-def record_shards(root: Path, shards: Sequence[str]) -> None:
+def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None) -> None:
     """State at the start of a run, before any of its coverage, which shards the log at ``root`` has.
 
-    What earlier runs said of shards that ended without a clock is withdrawn: this run may reach further. Raises
-    ``StoreUnavailable`` where the disk fails.
+    What earlier runs said of shards that ended without a clock is withdrawn: this run may reach further; only of those in
+    ``own``, where other processes write the others. Raises ``StoreUnavailable`` where the disk fails.
     """
     with _disk(root):
         path = layout.shards_file(root)
@@ -266,7 +266,7 @@ def record_shards(root: Path, shards: Sequence[str]) -> None:
         temporary.replace(path)
         before = layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
-            if coverage.ended:
+            if coverage.ended and (own is None or shard in own):
                 layout.coverage_file(root, shard).unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ and then the last per key are sent: no reader sees a value go back.
 import json
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -141,6 +141,7 @@ class RedisWriter:
         self._sent_key = sent_key(prefix, pipeline)
         self._registry: str | None = None
         self._shards: Mapping[str, Sequence[str]] = {}
+        self._own: Container[str] | None = None
         # As the server had them at the start: clocks by field, and how far each shard's values went.
         self._found: dict[str, str] = {}
         self._holds: dict[str, Place] = {}
@@ -167,12 +168,13 @@ class RedisWriter:
     @property
     def n_held(self) -> int:
         """Rows held back until their shard has come as far as it had before a crash."""
-        return sum(batch.n_rows for batch in self._held.values())
+        return sum(batch.n_rows for batch in list(self._held.values()))
 
     @property
     def n_waiting(self) -> int:
         """Rows not yet acknowledged; those gathered for the next flush are not conflated yet."""
-        return self._gathered.n_rows + (0 if self._sending is None else self._sending[0].n_rows)
+        sending = self._sending  # read once: metrics ask from another thread
+        return self._gathered.n_rows + (0 if sending is None else sending[0].n_rows)
 
     def look(self) -> None:
         """See what is there: how far each shard's values and clocks went.
@@ -211,20 +213,22 @@ class RedisWriter:
         with reaching_redis():
             self._client.transaction(publish, key)
 
-    def expect(self, shards: Mapping[str, Sequence[str]]) -> None:
+    def expect(self, shards: Mapping[str, Sequence[str]], own: Container[str] | None = None) -> None:
         """State at the start of a run, before any of its clocks, which shards each view has, by view id.
 
         A reader then knows of shards that have no clock yet. Clocks of these views' other shards are an earlier
-        deployment's and are removed, with their ledgers, as is what earlier runs said of shards that ended without a clock.
+        deployment's and are removed, with their ledgers, as is what earlier runs said of shards that ended without a clock:
+        of those in ``own``, ``view@version/shard``, where other processes keep the others.
         """
-        self._shards = shards
+        self._shards, self._own = shards, own
         with reaching_redis():
             stored = self._texts(self._clock_key)
             listed = {f"{view_id}/{shard}" for view_id, names in shards.items() for shard in names}
             stale = [
                 name
                 for name, value in stored.items()
-                if name.partition("/")[0] in shards and (name.removesuffix(SINCE) not in listed or value == ENDED)
+                if name.partition("/")[0] in shards
+                and (name.removesuffix(SINCE) not in listed or (value == ENDED and (own is None or name in own)))
             ]
             told = [as_text(name) for name in self._client.hkeys(self._ledger_key)]
             unlisted = [name for name in told if name.partition("/")[0] in shards and name not in listed]
@@ -393,7 +397,7 @@ class RedisWriter:
             self._ledgers = {}
             if self._registry is not None:
                 self.publish_registry(self._registry)
-            self.expect(self._shards)
+            self.expect(self._shards, self._own)
             if ended:
                 self._client.hset(self._clock_key, mapping=ended)  # type: ignore[arg-type]
             self.lost += 1
