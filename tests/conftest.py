@@ -8,6 +8,9 @@ import pytest
 import redis
 from hypothesis import settings
 
+from tests.servers import choice
+from tests.servers.broker import Broker
+from tests.servers.kafka import ApacheKafka
 from unskew.features import kernel
 from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.sinks.keyspace import connect
@@ -15,6 +18,27 @@ from unskew.sinks.keyspace import connect
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
 settings.register_profile("unskew", deadline=None)
 settings.load_profile("unskew")
+
+KAFKA = pytest.StashKey[choice.Choice]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "needs_broker(*abilities): skipped where the broker of this run lacks one of them"
+    )
+    config.stash[KAFKA] = choice.of_kafka(dict(os.environ))  # noqa: TID251 - the package's settings are not the tests'
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which servers the tests run against."""
+    return [f"broker: {config.stash[KAFKA]}", f"redis: {choice.of_redis(dict(os.environ))}"]  # noqa: TID251
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    found = item.config.stash[KAFKA]
+    for marker in item.iter_markers("needs_broker"):
+        if lacking := sorted(set(marker.args) - found.abilities):
+            pytest.skip(f"needs a broker with {', '.join(lacking)}; this run has {found}")
 
 
 def pytest_sessionstart() -> None:
@@ -56,7 +80,23 @@ def redis_client(redis_url: str) -> Iterator["redis.Redis"]:
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[EmbeddedBroker]:
-    """An embedded Kafka; a test creates topics of its own in it."""
+def broker(pytestconfig: pytest.Config) -> Iterator["Broker | EmbeddedBroker"]:
+    """A Kafka, the best that is there; a test creates topics of its own in it."""
+    with choice.started(pytestconfig.stash[KAFKA]) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def mock_broker() -> Iterator[EmbeddedBroker]:
+    """librdkafka's mock, for claims about it alone."""
     with EmbeddedBroker() as started:
+        yield started
+
+
+@pytest.fixture
+def own_broker(pytestconfig: pytest.Config) -> Iterator[ApacheKafka]:
+    """An Apache Kafka of the test's own, which it may kill and pause."""
+    if pytestconfig.stash[KAFKA].kind != "Apache Kafka":
+        pytest.skip(f"needs a broker that can be killed: {pytestconfig.stash[KAFKA]}")
+    with ApacheKafka() as started:
         yield started
