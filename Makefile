@@ -6,11 +6,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= demo-output
+KILLS ?= 200
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench install lock clean
+.PHONY: help demo test soak check bench install lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +21,9 @@ demo: install ## A year of real purchases through the whole path; output in demo
 
 test: install ## The tests
 	$(BIN)/python -m pytest
+
+soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N to repeat a history)
+	$(BIN)/python -m tests.recovery.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 check: install ## Format, lint, types, import contracts and tests: what CI calls
 	$(BIN)/ruff format --check .

@@ -77,7 +77,8 @@ class Site:
             *("--bootstrap-servers", self.bootstrap, "--redis-url", self.redis_url, "--prefix", self.prefix),
             *("--log", str(self.log), "--archive", str(self.archive), "--dead-letters", str(self.dead_letters)),
             *("--state", str(self.state), "--idle", "none", "--end", str(self.scene.ends)),
-            *("--epoch", self.epoch, "--progress", "json"),
+            # Small steps: what is computed again after a crash comes in many of them, so that one can be seen.
+            *("--epoch", self.epoch, "--poll-records", "10", "--progress", "json"),
         ]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.recovery.cases import CASES, WARM_UP
 from tests.recovery.harness import Report
+from tests.servers.broker import Broker
 from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 
 AT_ONCE = 2
@@ -16,7 +17,9 @@ AT_ONCE = 2
 
 
 @pytest.fixture(scope="module")
-def reports(broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Future[Report]]]:
+def reports(
+    broker: Broker | EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Future[Report]]]:
     """The ordeals of all cases, some at a time, each on folders, topics and keys of its own."""
     with EmbeddedRedis() as server, ThreadPoolExecutor(AT_ONCE) as pool:
         first = WARM_UP.run(broker, server.url, tmp_path_factory.mktemp("kill"), seed=100)

@@ -12,7 +12,11 @@ from tests.recovery.harness import Ordeal
 from tests.recovery.processes import ONE, Life, Site
 from tests.recovery.scene import Feeder, scene
 from tests.recovery.servers import RestartableRedis, filled_up, small_disk
+from tests.servers.broker import Broker
+from tests.servers.kafka import ApacheKafka
 from unskew.pipelines.embedded import EmbeddedBroker
+
+AnyBroker = ApacheKafka | Broker | EmbeddedBroker
 
 RECORDS = 900
 PAUSE_S = 10.0
@@ -26,7 +30,7 @@ def own_redis(tmp_path: Path) -> Iterator[RestartableRedis]:
         yield server
 
 
-def _site(broker: EmbeddedBroker, redis_url: str, folder: Path, *, seed: int) -> Site:
+def _site(broker: AnyBroker, redis_url: str, folder: Path, *, seed: int) -> Site:
     played = scene(folder / "scene", RECORDS, seed=seed)
     for topic, n_partitions in played.partitions.items():
         broker.create_topic(topic, n_partitions)
@@ -44,7 +48,7 @@ def _run_into(ordeal: Ordeal, feeder: Feeder) -> Life:
 
 
 def test_redis_killed_and_restarted_empty_holds_in_the_end_what_it_would_have_held(
-    broker: EmbeddedBroker, own_redis: RestartableRedis, tmp_path: Path
+    broker: AnyBroker, own_redis: RestartableRedis, tmp_path: Path
 ) -> None:
     ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=11), [ONE], 11, may_empty=True)
     with ordeal.watched() as feeder:
@@ -59,7 +63,7 @@ def test_redis_killed_and_restarted_empty_holds_in_the_end_what_it_would_have_he
 
 
 def test_redis_that_stands_still_for_ten_seconds_is_waited_for(
-    broker: EmbeddedBroker, own_redis: RestartableRedis, tmp_path: Path
+    broker: AnyBroker, own_redis: RestartableRedis, tmp_path: Path
 ) -> None:
     ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=12), [ONE], 12)
     with ordeal.watched() as feeder:
@@ -72,8 +76,21 @@ def test_redis_that_stands_still_for_ten_seconds_is_waited_for(
     assert not ordeal.report.faults, str(ordeal.report)
 
 
+def test_a_broker_killed_and_restarted_is_waited_for(own_broker: ApacheKafka, redis_url: str, tmp_path: Path) -> None:
+    ordeal = Ordeal(_site(own_broker, redis_url, tmp_path, seed=15), [ONE], 15)
+    with ordeal.watched() as feeder:
+        life = _run_into(ordeal, feeder)
+        own_broker.kill()
+        time.sleep(2.0)
+        own_broker.start()
+        feeder.finish()
+        ordeal.come_to_the_end(life)
+
+    assert not ordeal.report.faults, str(ordeal.report)
+
+
 def test_told_to_stop_at_any_moment_it_ends_with_0_and_has_nothing_to_replay(
-    broker: EmbeddedBroker, redis_url: str, tmp_path: Path
+    broker: AnyBroker, redis_url: str, tmp_path: Path
 ) -> None:
     n_stops, chance = 5, random.Random(13)
     ordeal = Ordeal(_site(broker, redis_url, tmp_path, seed=13), [ONE], 13)
@@ -99,7 +116,7 @@ def test_told_to_stop_at_any_moment_it_ends_with_0_and_has_nothing_to_replay(
     assert again.consumed() == 0
 
 
-def test_a_full_disk_is_waited_for_until_it_has_room(broker: EmbeddedBroker, redis_url: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_waited_for_until_it_has_room(broker: AnyBroker, redis_url: str, tmp_path: Path) -> None:
     ordeal = Ordeal(_site(broker, redis_url, tmp_path, seed=14), [ONE], 14)
     with small_disk(ordeal.site.log, 10), ordeal.watched() as feeder:
         life = _run_into(ordeal, feeder)

@@ -72,6 +72,13 @@ from unskew.pipelines.run import run as run_pipeline
 @click.option(
     "--process", type=click.IntRange(0), default=0, show_default=True, help="Which process of --cluster this one is."
 )
+@click.option(
+    "--poll-records",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Records of a partition that are worked on in one step, at most.",
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -99,6 +106,7 @@ def run(
     partitions: str | None,
     cluster: str | None,
     process: int,
+    poll_records: int,
     epoch: str,
     progress: str,
 ) -> None:
@@ -129,6 +137,7 @@ def run(
         cluster=_cluster(cluster, process),
         process=process,
         epoch_s=duration_us(epoch) / 1e6,
+        poll_records=poll_records,
     )
     stop = threading.Event()
     with stopping_on_signals(stop), _without_panics():
