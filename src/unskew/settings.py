@@ -85,6 +85,14 @@ dead_letters = _option(
 #: ``state: Path``.
 state = _option("--state", required=True, type=_A_PATH, help="Folder of the recovery store.")
 
+#: ``metrics: str | None``.
+metrics = _option(
+    "--metrics",
+    metavar="HOST:PORT|PORT",
+    help="Where to tell metrics (/metrics, for Prometheus) and health (/health, /ready) over HTTP, to whoever asks; a PORT alone "
+    "is of this machine's loopback. Nowhere if not given.",
+)
+
 #: ``prefix: str``.
 prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
 

@@ -26,6 +26,9 @@ COMMANDS = {
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
     "log": _Place("unskew.cli.log", "log", "Look into the Parquet log."),
+    "dead-letters": _Place(
+        "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
+    ),
     "audit": _Place("unskew.cli.audit", "audit", "Prove that the log, a recount and Redis agree."),
 }
 

@@ -21,6 +21,8 @@ from unskew.features.time import duration_us, format_instant
 from unskew.pipelines.run import Deployment, Status, stopping_on_signals
 from unskew.pipelines.run import run as run_pipeline
 
+LOOPBACK = "127.0.0.1"
+
 
 @click.command()
 @settings.definitions
@@ -33,6 +35,7 @@ from unskew.pipelines.run import run as run_pipeline
 @settings.state
 @settings.prefix
 @settings.pipeline
+@settings.metrics
 @click.option(
     "--idle",
     type=click.Choice(["wall", "none"]),
@@ -99,6 +102,7 @@ def run(
     state: Path,
     prefix: str,
     pipeline: str,
+    metrics: str | None,
     idle: str,
     end: str | None,
     start: str,
@@ -136,6 +140,7 @@ def run(
         partitions=_partitions(partitions),
         cluster=_cluster(cluster, process),
         process=process,
+        metrics=_address(metrics),
         epoch_s=duration_us(epoch) / 1e6,
         poll_records=poll_records,
     )
@@ -193,6 +198,18 @@ def _cluster(text: str | None, process: int) -> tuple[str, ...]:
             else f"--process {process}: say with --cluster who the others are"
         )
     return addresses
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or LOOPBACK
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise RequestError(
+            f"--metrics {text}: give HOST:PORT, for example 127.0.0.1:9464, or a port alone, which is then one of {LOOPBACK}"
+        )
+    return host, int(port)
 
 
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:

@@ -22,7 +22,7 @@ from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.changelog import Changelog, Changelogs
-from unskew.pipelines.progress import Progress
+from unskew.pipelines.progress import Epochs, Progress
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.shard import Shard, Siblings, Slice
 from unskew.pipelines.source import KafkaSource
@@ -39,8 +39,17 @@ SINK_PARTITIONS = [f"{index:02d}" for index in range(16)]
 
 Table = LogTable | DeadLetterTable | StagedTable
 Steps = Updates | NothingToCome
-Shards = Mapping[str, Sequence[str]]
-"""By view id, every shard that the run's partitions feed."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """By view id, every shard that the topic's partitions feed; ``own``: ``view@version/shard`` of those that are this process's.
+
+    ``own`` is None where no other process has any.
+    """
+
+    by_view: Mapping[str, Sequence[str]]
+    own: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         for update in updates:
             if isinstance(update, Updates):
                 self._progress.count(update)
+        self._progress.epochs.moved()
         updates = [*refill, *updates]
         return [Step(update) for update in updates], StatefulBatchLogic.RETAIN
 
@@ -142,7 +152,10 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
             if self._saved is None:
                 raise RuntimeError("a shard is asked for its state before its first slice")
             return self._saved
-        return self._disk.until_done(self._shard.to_snapshot)
+        with self._progress.epochs.snapshot("shard"):
+            state = self._shard.state
+            self._progress.note_size(state.view.id, state.shard, entities=len(state), tiles=state.n_tiles)
+            return self._disk.until_done(self._shard.to_snapshot)
 
 
 class _Sink(FixedPartitionedSink[Any, Any]):
@@ -167,8 +180,10 @@ class ParquetSink(_Sink):
         now_us: Callable[[], int],
         shards: Shards,
         disk: Patience,
+        epochs: Epochs,
     ) -> None:
         self.disk = disk
+        self.epochs = epochs
         self._shards = shards
         self._begun = False
         self.views = _views_by_id(plan)
@@ -200,10 +215,14 @@ class ParquetSink(_Sink):
     def begin(self) -> None:
         """Say which shards there are: with the first item, when all saved state has been found fit, once."""
         if not self._begun:
-            for view_id, names in self._shards.items():
+            for view_id, names in self._shards.by_view.items():
                 view = self.views[view_id]
                 root = view_root(self._log, view.name, view.version)
-                self.disk.until_done(lambda root=root, names=names: record_shards(root, names))  # type: ignore[misc]
+                mine = self._shards.own
+                own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
+                self.disk.until_done(
+                    lambda root=root, names=names, own=own: record_shards(root, names, own)  # type: ignore[misc]
+                )
             self._begun = True
 
     def settle(self) -> None:
@@ -246,7 +265,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
         return table
 
     def snapshot(self) -> dict[str, Any]:
-        tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+        with self._sink.epochs.snapshot("sink"):
+            tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
         return {**self._retired, **tables}
 
     def settle(self) -> None:
@@ -258,10 +278,17 @@ class RedisSink(_Sink):
     """Current values, through one writer that all partitions of the process share."""
 
     def __init__(
-        self, plan: Plan, writer: RedisWriter, now_us: Callable[[], int], shards: Shards, server: Patience
+        self,
+        plan: Plan,
+        writer: RedisWriter,
+        now_us: Callable[[], int],
+        shards: Shards,
+        server: Patience,
+        epochs: Epochs,
     ) -> None:
         self.views = _views_by_id(plan)
         self.server = server
+        self.epochs = epochs
         self.writer = writer
         self._now_us = now_us
         self._shards = shards
@@ -274,7 +301,7 @@ class RedisSink(_Sink):
     def begin(self) -> None:
         """As ``ParquetSink.begin``."""
         if not self._begun:
-            self.server.until_done(lambda: self.writer.expect(self._shards))
+            self.server.until_done(lambda: self.writer.expect(self._shards.by_view, self._shards.own))
             self._begun = True
 
 
@@ -293,7 +320,8 @@ class _RedisPart(StatefulSinkPartition[Step, None]):
         self._sink.server.until_done(lambda: self._writer.flush_if_due(self._now_us()))
 
     def snapshot(self) -> None:
-        self._sink.server.until_done(lambda: self._writer.flush(self._now_us()))
+        with self._sink.epochs.snapshot("sink"):
+            self._sink.server.until_done(lambda: self._writer.flush(self._now_us()))
 
 
 def build_flow(

@@ -27,10 +27,12 @@ from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
 from unskew.pipelines.changelog import Changelogs
 from unskew.pipelines.decode import decoder_of
-from unskew.pipelines.flow import ParquetSink, RedisSink, build_flow
+from unskew.pipelines.endpoint import answering
+from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.registry_client import SchemaRegistry
 from unskew.pipelines.routing import Router
+from unskew.pipelines.running import Running
 from unskew.pipelines.shard import shard_names
 from unskew.pipelines.source import KafkaSource, SourceOptions
 from unskew.sinks.patience import Patience
@@ -56,6 +58,7 @@ class Deployment:
     own schemas are the writers'.
     ``partitions``: those that this process reads, always the same for one ``state``; all if None. ``cluster``: host:port of
     every process that shares this ``state``, the same list for each of them, and ``process`` the place of this one.
+    ``metrics``: host and port where metrics and health are told; nowhere if None.
     """
 
     bootstrap: str
@@ -76,6 +79,7 @@ class Deployment:
     cluster: Sequence[str] = ()
     process: int = 0
     poll_records: int = 10_000
+    metrics: tuple[str, int] | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -84,7 +88,8 @@ class Status:
     """One reading of a running pipeline; counts since the process started, instants in microseconds.
 
     ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's schema cannot be
-    read as the stream's.
+    read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: durable ones; ``commit_s``, ``longest_commit_s``:
+    seconds that their snapshots took, all together and at most. ``retries``: by store, tries after one that found it away.
     """
 
     consumed: int
@@ -98,6 +103,11 @@ class Status:
     late_by_view: Mapping[str, int] = field(default_factory=dict)
     duplicates: Mapping[str, int] = field(default_factory=dict)
     incompatible: int = 0
+    dead_by_kind: Mapping[str, int] = field(default_factory=dict)
+    epochs: int = 0
+    commit_s: float = 0.0
+    longest_commit_s: float = 0.0
+    retries: Mapping[str, int] = field(default_factory=dict)
 
 
 def wall_us() -> int:
@@ -134,7 +144,8 @@ def run(
         sources: dict[str, KafkaSource] = {}
         routers: dict[str, Router] = {}
         schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
-        shards: dict[str, list[str]] = {}
+        names: dict[str, list[str]] = {}
+        own: set[str] = set()
         for stream in {view.stream.topic: view.stream for view in plan.views.values()}.values():
             views = [view for view in plan.views.values() if view.stream.topic == stream.topic]
             source = KafkaSource(stream, _source_options(views, deployment, stop, present_us))
@@ -144,8 +155,18 @@ def run(
             n_partitions = len(source.origins)
             _check_ends(source.origins, deployment.ends)
             routers[stream.topic] = Router(views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes)
-            shards |= {view.id: shard_names(view, range(n_partitions), deployment.n_hashes) for view in views}
-        parquet = ParquetSink(plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us, shards, disk)
+            for view in views:
+                names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)
+                for shard in shard_names(view, deployment.partitions or range(n_partitions), deployment.n_hashes):
+                    own.add(f"{view.id}/{shard}")
+        if deployment.partitions is None:
+            # Of a cluster, one process withdraws what earlier runs said.
+            shards = Shards(names, None if deployment.process == 0 else frozenset())
+        else:
+            shards = Shards(names, frozenset(own))
+        parquet = ParquetSink(
+            plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us, shards, disk, progress.epochs
+        )
 
         def accept() -> None:
             server.until_done(lambda: writer.publish_registry(json.dumps(describe(plan))))
@@ -154,8 +175,20 @@ def run(
         accepted = _once(accept)
         changelogs = Changelogs(deployment.state / CHANGELOG)
         opened.callback(changelogs.close)
-        redis = RedisSink(plan, writer, wall_us, shards, server)
+        redis = RedisSink(plan, writer, wall_us, shards, server, progress.epochs)
         flow = build_flow(FLOW, plan, sources, routers, parquet, redis, changelogs, progress, accepted)
+
+        running = Running(
+            progress=progress,
+            sources=sources,
+            routers=routers,
+            writer=writer,
+            stores={"redis": server, "disk": disk},
+            changelogs=changelogs,
+            present_us=present_us,
+        )
+        if deployment.metrics is not None:
+            opened.enter_context(answering(deployment.metrics, running))
 
         def status() -> Status:
             return Status(
@@ -170,12 +203,18 @@ def run(
                 lag=sum(source.counters.lag for source in sources.values()),
                 late_by_view=dict(progress.late_by_view),
                 duplicates=dict(progress.duplicates),
+                dead_by_kind=running.dead_by_kind(),
+                epochs=progress.epochs.durable,
+                commit_s=progress.epochs.commits.sum_s,
+                longest_commit_s=progress.epochs.commits.longest_s,
+                retries=running.retries(),
             )
 
         with _reporting(status, report):
             _run_flow(flow, deployment, state.open())
             accepted()
             parquet.settle()
+            progress.epochs.settle()
         return status()
 
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan
 from unskew.pipelines.poll import Poll, Rejected
-from unskew.pipelines.reader import KafkaPartition, Reader, SourceCounters, SourceOptions
+from unskew.pipelines.reader import KafkaPartition, Place, Reader, SourceCounters, SourceOptions
 
 __all__ = ["KafkaPartition", "KafkaSource", "Poll", "Rejected", "SourceCounters", "SourceOptions"]
 
@@ -54,6 +54,11 @@ class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
     def origins(self) -> Sequence[tuple[str, int]]:
         """Topic and partition, as the broker calls them, of every partition."""
         return self._open().topic.origins
+
+    def places(self) -> list[Place]:
+        """How far each partition that this process reads has come; asked by any thread."""
+        reader = self._reader
+        return [] if reader is None else [part.place() for part in list(reader.parts.values())]
 
     def close(self) -> None:
         """Give back the consumer, where the flow ended in an error and left it open."""

@@ -1,0 +1,419 @@
+"""``unskew dead-letters``: what could not be used, and sending it again once it is mended."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from unskew import settings
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from unskew.offline.dead_letters import Letter, Wanted
+    from unskew.pipelines.replay import Checks, Resend
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_SHOWN_BYTES = 256
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Look at records that could not be used, and send them again.
+
+    \b
+    What came:      unskew dead-letters list --dead-letters data/dead_letters
+    One of them:    unskew dead-letters show purchases/3/4711 --dead-letters data/dead_letters
+    Mend and send:  unskew dead-letters show --reason range --output letters.jsonl ...
+                    (edit letters.jsonl: put the right object under "mended")
+                    unskew dead-letters replay letters.jsonl --yes ...
+    """
+
+
+def _folders(command: _Command) -> _Command:
+    archive = click.option(
+        "--archive",
+        type=click.Path(path_type=Path),
+        envvar="UNSKEW_ARCHIVE",
+        show_envvar=True,
+        help="Folder of the archive.",
+    )
+    return cast("_Command", settings.dead_letters(archive(command)))
+
+
+def _filters(command: _Command) -> _Command:
+    for option in (
+        click.option("--until", metavar="INSTANT", help="Those that arrived before it, in ISO 8601."),
+        click.option("--since", metavar="INSTANT", help="Those that arrived at it or later, in ISO 8601."),
+        click.option("--reason", metavar="KIND|TEXT", help="Those of one kind, or whose reason holds the text."),
+        click.option(
+            "--topic", "topics", multiple=True, metavar="TOPIC", help="Those of a topic; may be given several times."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@dead_letters.command("list")
+@_folders
+@_filters
+@click.option(
+    "-n",
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Show the last so many; 0: counts alone.",
+)
+def list_(
+    dead_letters: Path | None,
+    archive: Path | None,
+    topics: tuple[str, ...],
+    reason: str | None,
+    since: str | None,
+    until: str | None,
+    limit: int,
+) -> None:
+    """List letters, each record once, and count them by topic and kind of reason.
+
+    \b
+    Example:
+        unskew dead-letters list --topic purchases --since 2026-01-01T00:00:00Z --reason truncated
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from unskew.cli.tables import shown
+    from unskew.offline.dead_letters import find
+    from unskew.pipelines.replay import REPLAYED, fates
+
+    root = _root(dead_letters, archive)
+    found = find(root, _wanted(topics, reason, since, until))
+    if found.is_empty():
+        click.echo("there are no such dead letters")
+        return
+    sent = fates(root / REPLAYED)
+    table = Table(header_style="bold")
+    for name in ("topic/partition/offset", "arrival", "view", "kind", "bytes", "replayed", "reason"):
+        table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
+    for row in found.tail(limit).iter_rows(named=True):
+        place = f"{row['topic']}/{row['partition']}/{row['offset']}"
+        cells = (
+            place,
+            shown(row["arrival"]),
+            ", ".join(row["views"]) or "-",
+            shown(row["kind"]),
+            shown(row["value_bytes"]),
+            sent.get(place, "-"),
+            "; ".join(row["reasons"]),
+        )
+        table.add_row(*(escape(cell) for cell in cells))
+    counts = found.group_by("topic", "kind").len().sort("topic", "len", "kind", descending=[False, True, False])
+    by_kind = Table(title=f"{found.height:,} letters", title_justify="left", header_style="bold")
+    for name in ("topic", "kind", "letters"):
+        by_kind.add_column(name, justify="right" if name == "letters" else "left")
+    for topic, kind, n_letters in counts.iter_rows():
+        by_kind.add_row(escape(topic), shown(kind), f"{n_letters:,}")
+    console = Console()
+    if not console.is_terminal:
+        # A file or a pager has room for whole lines.
+        console = Console(width=400)
+    if limit:
+        console.print(table)
+    console.print(by_kind)
+
+
+@dead_letters.command()
+@click.argument("places", metavar="[TOPIC/PARTITION/OFFSET...]", nargs=-1)
+@_folders
+@_filters
+@click.option(
+    "--definitions",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    envvar=settings.DEFINITIONS,
+    show_envvar=True,
+    help="Definitions, to decode values with; may be given several times.",
+)
+@settings.schema_registry
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write them to this file, a line of JSON each, to be mended.",
+)
+def show(
+    places: tuple[str, ...],
+    dead_letters: Path | None,
+    archive: Path | None,
+    topics: tuple[str, ...],
+    reason: str | None,
+    since: str | None,
+    until: str | None,
+    definitions: tuple[Path, ...],
+    schema_registry: str | None,
+    output: Path | None,
+) -> None:
+    """Show letters whole: key, value, headers, reason; or write them to a file, to be mended and replayed.
+
+    Of each line of that file, ``replay`` sends key, value and headers (base64). Where an object stands under ``mended``, it is
+    written in place of the value: as JSON, or as Avro with numbers as on the wire.
+
+    \b
+    Examples:
+        unskew dead-letters show purchases/3/4711 --definitions definitions/
+        unskew dead-letters show --reason range --output letters.jsonl --definitions definitions/
+    """
+    from unskew.features.errors import RequestError
+    from unskew.offline.dead_letters import as_json, find, letters
+
+    if not places and output is None:
+        raise RequestError("say which letters: topic/partition/offset, or --output FILE for all that fit the filters")
+    root = _root(dead_letters, archive)
+    found = find(root, replace(_wanted(topics, reason, since, until), places=places))
+    _refuse_missing(places, found)
+    checks = _checks(definitions, schema_registry) if definitions else None
+    if output is not None:
+        try:
+            with output.open("x", encoding="utf-8") as file:
+                for letter in letters(root, found):
+                    file.write(as_json(letter, _decoded(checks, letter)) + "\n")
+        except OSError as error:
+            raise RequestError(f"{output}: {error.strerror}; name another file") from error
+        click.echo(f"{found.height} letters written to {output}")
+        return
+    for letter in letters(root, found):
+        _print(letter, _decoded(checks, letter))
+
+
+@dead_letters.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@_folders
+@_filters
+@click.option(
+    "--place",
+    "places",
+    multiple=True,
+    metavar="TOPIC/PARTITION/OFFSET",
+    help="This letter; may be given several times.",
+)
+@settings.definitions
+@settings.bootstrap_servers
+@settings.schema_registry
+@click.option("--yes", is_flag=True, help="Send them. Without it nothing is sent: what would be is said.")
+@click.option(
+    "--only-good", is_flag=True, help="Send those that are good now, and leave the others. Without it: all or nothing."
+)
+@click.option("--again", is_flag=True, help="Also those that were sent already.")
+@click.option(
+    "--twice", is_flag=True, help="Also those that other views counted when they first came: these count them again."
+)
+def replay(
+    file: Path | None,
+    dead_letters: Path | None,
+    archive: Path | None,
+    topics: tuple[str, ...],
+    reason: str | None,
+    since: str | None,
+    until: str | None,
+    places: tuple[str, ...],
+    definitions: tuple[Path, ...],
+    bootstrap_servers: str,
+    schema_registry: str | None,
+    yes: bool,
+    only_good: bool,
+    again: bool,
+    twice: bool,
+) -> None:
+    """Send letters again: those of FILE as they were mended, or as they are those that fit the filters.
+
+    Each becomes a new record of its topic and partition, with its key and headers: it arrives now, its event time stays what its value says, so
+    windows that have passed it do not count it. It is checked first by the definitions as they are now. What was sent is remembered
+    beside the letters. Exits with 1 where a letter was refused, or not acknowledged by the broker.
+
+    \b
+    Examples:
+        unskew dead-letters replay letters.jsonl --definitions definitions/           (says what would be sent)
+        unskew dead-letters replay letters.jsonl --definitions definitions/ --yes
+        unskew dead-letters replay --reason schema --definitions definitions/ --yes   (the schema was registered since)
+    """
+    from unskew.features.errors import RequestError, StoreUnavailable
+    from unskew.offline.dead_letters import Mended, find, letters, read_mended
+    from unskew.pipelines.replay import Memory, send
+
+    if file is None and not (topics or reason or since or until or places):
+        raise RequestError("say which letters: a file, --place, or filters; --topic TOPIC for all of a topic")
+    root = _root(dead_letters, archive)
+    wanted = replace(_wanted(topics, reason, since, until), places=places)
+    if file is not None:
+        if topics or reason or since or until or places:
+            raise RequestError("give a file or filters, not both")
+        given = read_mended(file)
+        wanted = replace(wanted, places=[each.letter.place for each in given])
+    found = find(root, wanted)
+    if file is None:
+        _refuse_missing(places, found)
+        given = [Mended(letter, None) for letter in letters(root, found)]
+    else:
+        _refuse_missing(wanted.places, found)
+        # Where it came from is for the folder to say, not for the file.
+        views = {letter.place: letter.views for letter in letters(root, found)}
+        given = [Mended(replace(each.letter, views=views[each.letter.place]), each.mended) for each in given]
+    checks = _checks(definitions, schema_registry)
+    with Memory(root).open() as memory:
+        good: list[Resend] = []
+        refused = 0
+        for each in given:
+            record = _resend(each.letter)
+            fault = None
+            try:
+                if each.mended is not None:
+                    record = replace(record, value=checks.encoded(record, each.mended))
+                elif each.letter.cut:
+                    fault = "only a part of it was kept, so it cannot be sent as it was"
+                fault = fault or (None if again else memory.fault(record)) or checks.fault(record, twice=twice)
+            except RequestError as error:
+                fault = str(error).removeprefix(f"{record.place}: ")
+            if fault is None:
+                good.append(record)
+            else:
+                refused += 1
+                click.echo(f"{record.place}: refused: {fault}", err=True)
+        if refused and not only_good:
+            raise RequestError(
+                f"{refused} of {len(given)} letters are refused, so nothing was sent: mend them, or send the others with --only-good"
+            )
+        if not yes:
+            click.echo(f"{len(good)} letters would be sent to {bootstrap_servers}; --yes sends them")
+        elif good:
+            failed = send(good, memory, {"bootstrap.servers": bootstrap_servers})
+            for record, why in failed:
+                click.echo(f"{record.place}: not acknowledged: {why}", err=True)
+            click.echo(f"{len(good) - len(failed)} letters sent")
+            if failed:
+                raise StoreUnavailable(
+                    f"Kafka at {bootstrap_servers} did not acknowledge {len(failed)} of {len(good)} letters; it may have them all "
+                    "the same: look into the topic, then send what is missing with --again"
+                )
+    if refused:
+        raise click.exceptions.Exit(1)
+
+
+def _root(dead_letters: Path | None, archive: Path | None) -> Path:
+    from unskew.features.errors import RequestError
+
+    if dead_letters is not None:
+        return dead_letters
+    if archive is None:
+        raise RequestError("say where the dead letters are: --dead-letters, or --archive of the run")
+    return archive.with_name("dead_letters")
+
+
+def _wanted(topics: tuple[str, ...], reason: str | None, since: str | None, until: str | None) -> "Wanted":
+    from unskew.offline.dead_letters import Wanted
+
+    return Wanted(topics=topics, reason=reason, since=_instant(since), until=_instant(until))
+
+
+def _instant(text: str | None) -> datetime | None:
+    from datetime import UTC
+
+    from unskew.features.errors import RequestError
+
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise RequestError(f"{text!r} is no instant; write it as in 2026-01-31T12:00:00Z") from error
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def _refuse_missing(places: "tuple[str, ...] | list[str] | Any", found: "pl.DataFrame") -> None:
+    from unskew.features.errors import RequestError
+
+    there = {
+        f"{topic}/{partition}/{offset}"
+        for topic, partition, offset in found.select("topic", "partition", "offset").rows()
+    }
+    missing = [place for place in places if place not in there]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise RequestError(
+            f"there is no dead letter {', '.join(missing[:3])}{more}; 'unskew dead-letters list' shows which are"
+        )
+
+
+def _checks(definitions: tuple[Path, ...], schema_registry: str | None) -> "Checks":
+    import threading
+
+    from unskew.features.load import load
+    from unskew.pipelines.replay import Checks
+
+    schemas = None
+    if schema_registry is not None:
+        from unskew.pipelines.registry_client import SchemaRegistry
+
+        schemas = SchemaRegistry(schema_registry, threading.Event())
+    return Checks(load(*definitions), schemas)
+
+
+def _resend(letter: "Letter") -> "Resend":
+    from unskew.pipelines.replay import Resend
+
+    return Resend(
+        letter.folder,
+        letter.topic,
+        letter.partition,
+        letter.offset,
+        letter.key,
+        letter.value,
+        letter.headers,
+        letter.views,
+    )
+
+
+def _decoded(checks: "Checks | None", letter: "Letter") -> Any:
+    import json
+
+    if checks is not None:
+        return checks.decoded(_resend(letter))
+    try:
+        return json.loads(letter.value or b"")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _print(letter: "Letter", decoded: Any) -> None:
+    import json
+
+    click.echo(letter.place)
+    for name, text in (
+        ("arrival", letter.arrival.isoformat()),
+        ("views", ", ".join(letter.views) or "none can take it"),
+        ("kind", letter.kind or "-"),
+        ("reason", letter.reason),
+        ("key", _octets(letter.key)),
+        (
+            "value",
+            _octets(letter.value) + (f"  ({letter.value_bytes:,} bytes)" if letter.value_bytes is not None else ""),
+        ),
+        *((f"header {name}", _octets(value)) for name, value in letter.headers or ()),
+        ("cut", "yes: only its beginning was kept") if letter.cut else ("cut", "no"),
+        ("decoded", "-" if decoded is None else json.dumps(decoded, ensure_ascii=True)[: _SHOWN_BYTES * 8]),
+    ):
+        click.echo(f"  {name:10} {text if text.isprintable() else repr(text)}")
+
+
+def _octets(octets: bytes | None) -> str:
+    """Bytes in hexadecimal, and as text where they are some."""
+    if octets is None:
+        return "null"
+    part = octets[:_SHOWN_BYTES]
+    text = part.decode(errors="replace")
+    more = "..." if len(octets) > len(part) else ""
+    return f"{part.hex(' ')}{more}" + (f"  {text!r}" if part and text.isprintable() else "")

@@ -1,0 +1,244 @@
+"""The dead letters in their folder: found, counted, written out to be mended, and read back."""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from unskew.features.errors import RequestError
+from unskew.sinks.layout import published_files
+from unskew.sinks.log import DEAD_LETTER_SCHEMA
+
+PLACE = ("folder", "topic", "partition", "offset")
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One record that could not be used, or that some views could not take.
+
+    ``folder``: the topic under which its stream archives records. ``topic``, ``partition``, ``offset``: as the broker calls them.
+    ``views``: which could not take it; none where nobody could. ``key``, ``value``: as kept; ``cut``: whether parts of them or of the headers
+    were not. ``headers``: None also where an earlier version wrote the letter, which kept none.
+    """
+
+    folder: str
+    topic: str
+    partition: int
+    offset: int
+    arrival: datetime
+    views: tuple[str, ...]
+    kind: str | None
+    reason: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] | None
+    value_bytes: int | None
+    cut: bool
+
+    @property
+    def place(self) -> str:
+        """``topic/partition/offset``."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which letters: those that fit everything that is given.
+
+    ``reason``: a kind, or text that the reason holds. ``since``, ``until``: of arrivals, the first inclusive, the last not.
+    """
+
+    topics: Sequence[str] = ()
+    reason: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    places: Sequence[str] = ()
+
+
+def find(root: Path, wanted: Wanted) -> pl.DataFrame:
+    """Rows of letters, each record once, by arrival; columns ``folder``, ``views`` and ``reasons`` (lists), those of the table.
+
+    ``value`` and ``key`` are left out: read those of few letters by ``letters``. Raises ``RequestError`` where there is no such folder.
+    """
+    rows = _scan(root, wanted).drop("key", "value", "headers").collect()
+    return (
+        rows.group_by(*PLACE, maintain_order=True)
+        .agg(
+            pl.col("arrival", "kind", "value_bytes").first(),
+            views=pl.col("view").drop_nulls().unique(maintain_order=True),
+            reasons=pl.col("reason").unique(maintain_order=True),
+        )
+        .sort("arrival", *PLACE)
+    )
+
+
+def letters(root: Path, found: pl.DataFrame) -> Iterable[Letter]:
+    """The letters of rows that ``find`` gave, in their order, with key and value."""
+    # A letter may be a megabyte, or a few.
+    for part in found.iter_slices(200):
+        yield from _letters(root, part)
+
+
+def _letters(root: Path, found: pl.DataFrame) -> Iterable[Letter]:
+    places = found.select(*PLACE)
+    kept = _scan(root, Wanted(topics=found["topic"].unique().to_list(), since=found["arrival"].min()))  # type: ignore[arg-type]
+    rows = kept.join(places.lazy(), on=PLACE, how="semi").unique(PLACE, keep="first").collect()
+    by_place = {tuple(row[name] for name in PLACE): row for row in rows.iter_rows(named=True)}
+    for row in found.iter_rows(named=True):
+        whole = by_place[tuple(row[name] for name in PLACE)]
+        headers = whole["headers"]
+        yield Letter(
+            folder=row["folder"],
+            topic=row["topic"],
+            partition=row["partition"],
+            offset=row["offset"],
+            arrival=row["arrival"],
+            views=tuple(row["views"]),
+            kind=row["kind"],
+            reason="; ".join(row["reasons"]),
+            key=whole["key"],
+            value=whole["value"],
+            headers=None if headers is None else tuple((each["name"], each["value"]) for each in headers),
+            value_bytes=whole["value_bytes"],
+            cut=_is_cut(whole),
+        )
+
+
+def as_json(letter: Letter, decoded: Any) -> str:
+    """A letter as a line of a file to be mended.
+
+    What is sent again is ``key``, ``value`` and ``headers``, in base64, or in place of the value the object under ``mended``.
+    """
+    text = json.dumps(
+        {
+            "topic": letter.topic,
+            "partition": letter.partition,
+            "offset": letter.offset,
+            "folder": letter.folder,
+            "arrival": letter.arrival.isoformat(),
+            "views": list(letter.views),
+            "kind": letter.kind,
+            "reason": letter.reason,
+            "cut": letter.cut,
+            "decoded": decoded,
+            "mended": None,
+            "key": _text(letter.key),
+            "value": _text(letter.value),
+            "headers": None if letter.headers is None else [[name, _text(value)] for name, value in letter.headers],
+        },
+        ensure_ascii=False,
+    )
+    # Half a surrogate pair, which JSON may write but UTF-8 cannot, stays an escape.
+    return text.encode(errors="backslashreplace").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A letter as it came back; ``mended``: the object to send in place of the value, None for the value as it is."""
+
+    letter: Letter
+    mended: Any
+
+
+def read_mended(path: Path) -> list[Mended]:
+    """The letters of a file that ``as_json`` wrote and a person edited.
+
+    Raises ``RequestError`` that names the line that is none, or a letter that is there twice.
+    """
+    found: list[Mended] = []
+    places: dict[str, int] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: {error}; give a file that 'unskew dead-letters show --output' wrote") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            mended = _read_line(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RequestError(
+                f"{path}, line {number} is no letter ({type(error).__name__}: {error}); keep the fields that "
+                "'unskew dead-letters show --output' wrote, keys and values in base64"
+            ) from error
+        place = mended.letter.place
+        if place in places:
+            raise RequestError(f"{path}: {place} is on line {places[place]} and on line {number}; keep one of them")
+        places[place] = number
+        found.append(mended)
+    return found
+
+
+def _read_line(line: dict[str, Any]) -> Mended:
+    headers = line["headers"]
+    letter = Letter(
+        folder=str(line["folder"]),
+        topic=str(line["topic"]),
+        partition=int(line["partition"]),
+        offset=int(line["offset"]),
+        arrival=datetime.fromisoformat(line["arrival"]),
+        views=tuple(line["views"]),
+        kind=line["kind"],
+        reason=str(line["reason"]),
+        key=_bytes(line["key"]),
+        value=_bytes(line["value"]),
+        headers=None if headers is None else tuple((str(name), _bytes(value)) for name, value in headers),
+        value_bytes=None,
+        cut=bool(line["cut"]),
+    )
+    return Mended(letter, line["mended"])
+
+
+def _scan(root: Path, wanted: Wanted) -> pl.LazyFrame:
+    if not root.is_dir():
+        raise RequestError(
+            f"{root}: there is no such folder; give that of 'unskew run', with --dead-letters or --archive"
+        )
+    frames = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        files = [file.path for file in published_files(folder)]
+        if wanted.since is not None:
+            first = f"day={wanted.since.date().isoformat()}"
+            files = [file for file in files if file.parent.name >= first]
+        for file in files:
+            # Columns that earlier versions did not write are null.
+            rows = pl.scan_parquet(file, hive_partitioning=False, glob=False)
+            missing = [name for name in DEAD_LETTER_SCHEMA if name not in rows.collect_schema()]
+            rows = rows.with_columns(pl.lit(None, DEAD_LETTER_SCHEMA[name]).alias(name) for name in missing)
+            frames.append(rows.select(pl.lit(folder.name).alias("folder"), *DEAD_LETTER_SCHEMA))
+    if not frames:
+        return pl.LazyFrame(schema={"folder": pl.String(), **DEAD_LETTER_SCHEMA})
+    rows = pl.concat(frames)
+    if wanted.topics:
+        rows = rows.filter(pl.col("topic").is_in(list(wanted.topics)) | pl.col("folder").is_in(list(wanted.topics)))
+    if wanted.reason is not None:
+        rows = rows.filter(
+            (pl.col("kind") == wanted.reason) | pl.col("reason").str.contains(wanted.reason, literal=True)
+        )
+    if wanted.since is not None:
+        rows = rows.filter(pl.col("arrival") >= wanted.since)
+    if wanted.until is not None:
+        rows = rows.filter(pl.col("arrival") < wanted.until)
+    if wanted.places:
+        rows = rows.filter(pl.format("{}/{}/{}", "topic", "partition", "offset").is_in(list(wanted.places)))
+    return rows
+
+
+def _is_cut(row: dict[str, Any]) -> bool:
+    longer = any(
+        row[f"{name}_bytes"] is not None and row[f"{name}_bytes"] > len(row[name] or b"") for name in ("key", "value")
+    )
+    return longer or (row["n_headers"] or 0) > len(row["headers"] or ())
+
+
+def _text(octets: bytes | None) -> str | None:
+    return None if octets is None else base64.b64encode(octets).decode()
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text, validate=True)

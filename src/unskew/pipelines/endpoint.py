@@ -1,0 +1,114 @@
+"""Where a running pipeline tells its metrics and its health, over HTTP."""
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from socketserver import TCPServer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler
+
+from prometheus_client import make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+from typing_extensions import override
+
+from unskew.features.errors import RequestError
+from unskew.pipelines.metrics import registry_of
+from unskew.pipelines.running import Running
+
+_SILENT_CLIENT_S = 10.0
+_STOP_POLL_S = 0.05
+
+_log = logging.getLogger("unskew.metrics")
+
+_Start = Callable[[str, list[tuple[str, str]]], object]
+_App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
+
+
+class _Handler(WSGIRequestHandler):
+    # A client that connects and says nothing holds no thread for longer.
+    timeout = _SILENT_CLIENT_S
+
+    @override
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing of each request."""
+
+
+class _Server(ThreadingWSGIServer):
+    @override
+    def server_bind(self) -> None:
+        # Not HTTPServer's: that asks the resolver for this machine's full name, which may take it seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is no concern of the pipeline's log."""
+        _log.debug("a request of %s was not answered", client_address, exc_info=True)
+
+
+def _server_of(family: socket.AddressFamily) -> type[_Server]:
+    class OfFamily(_Server):
+        address_family = family
+
+    return OfFamily
+
+
+@contextmanager
+def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
+    """Answer at ``address`` (host, port), and nowhere else, until the end of the block.
+
+    ``/metrics``: for Prometheus. ``/health``: 200 while the process works or knowingly waits, else 503: start it anew. ``/ready``: 200
+    once its state is taken up and an epoch is durable, while no store is away, else 503. Both as JSON, with reasons. Raises
+    ``RequestError`` where the address cannot be had.
+    """
+    host, port = address
+    try:
+        family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        server = _server_of(family)((str(found[0]), port), _Handler)
+    except OSError as error:
+        raise RequestError(
+            f"metrics at {host}:{port}: {error.strerror or error}; choose another HOST:PORT with --metrics, or leave it out"
+        ) from error
+    server.set_app(_app(running))
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": _STOP_POLL_S}, name="unskew-metrics", daemon=True
+    )
+    thread.start()
+    _log.info("metrics at http://%s:%d/metrics", host, port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _app(running: Running) -> _App:
+    """What answers a request."""
+    metrics: _App = make_wsgi_app(registry_of(running))
+
+    def answer(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return metrics(environ, start)
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            return _told(start, "405 Method Not Allowed", {"error": "only GET is answered"})
+        if path in {"/health", "/ready"}:
+            reasons = running.dead_reasons() if path == "/health" else running.unready_reasons()
+            status = "503 Service Unavailable" if reasons else "200 OK"
+            return _told(start, status, {"ok": not reasons, "reasons": reasons, **running.facts()})
+        return _told(
+            start, "404 Not Found", {"error": f"{path} is not here", "paths": ["/metrics", "/health", "/ready"]}
+        )
+
+    return answer
+
+
+def _told(start: _Start, status: str, body: dict[str, object]) -> list[bytes]:
+    text = json.dumps(body).encode() + b"\n"
+    start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(text)))])
+    return [text]

@@ -1,0 +1,291 @@
+"""Dead letters sent again: checked by the definitions as they are now, acknowledged by the broker, remembered.
+
+The order of steps is the contract: what is about to be sent is written down and fsynced, then sent, and what was
+acknowledged is written down. So a letter whose fate a crash left open is known to be one that may have been sent.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import fastavro
+import numpy as np
+from confluent_kafka import KafkaException, Producer
+
+from unskew.features.avro import avro_fields
+from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.evaluate import Evaluator
+from unskew.features.plan import Plan, StreamPlan
+from unskew.pipelines.decode import Schemas, decoder_of
+from unskew.pipelines.poll import Poll
+from unskew.pipelines.resolve import Incompatible
+from unskew.pipelines.wire import FRAME_BYTES
+
+REPLAYED = "_replayed.jsonl"
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """A record to send again: where it came from, and what it is now."""
+
+    folder: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] | None
+    views: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """``topic/partition/offset``, of the letter."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class Checks:
+    """What the definitions, as they are now, make of a record that would be sent."""
+
+    def __init__(self, plan: Plan, schemas: Schemas | None) -> None:
+        self._schemas = schemas
+        self._streams = {view.stream.topic: view.stream for view in plan.views.values()}
+        self._views = {
+            topic: [view for view in plan.views.values() if view.stream.topic == topic] for topic in self._streams
+        }
+        self._decoders = {topic: decoder_of(stream, schemas) for topic, stream in self._streams.items()}
+        self._evaluators = {view.name: Evaluator(view) for view in plan.views.values()}
+
+    def stream(self, folder: str) -> StreamPlan:
+        """Give the stream whose letters lie in a folder. Raises ``RequestError`` where no view reads one."""
+        if folder not in self._streams:
+            raise RequestError(f"no view reads topic {folder!r}; topics read are {', '.join(sorted(self._streams))}")
+        return self._streams[folder]
+
+    def fault(self, record: Resend, *, twice: bool) -> str | None:
+        """Why a record is not to be sent; None where it is an event that every view can take.
+
+        ``twice``: also where views have counted it already.
+        """
+        stream = self.stream(record.folder)
+        found = self._decoders[record.folder].decode(_poll(stream, record, time.time_ns() // 1000))
+        if found.dead.height:
+            return str(found.dead.item(0, "reason"))
+        for view in self._views[record.folder]:
+            if (rejected := self._evaluators[view.name](found.events).rejected).height:
+                return str(rejected.item(0, "reason"))
+        counted = [view.name for view in self._views[record.folder] if record.views and view.name not in record.views]
+        if counted and not twice:
+            return f"{', '.join(counted)} took it when it first came and would count it again; --twice sends it all the same"
+        return None
+
+    def decoded(self, record: Resend) -> Any:
+        """What can be read of the value, as JSON has it; None where nothing can."""
+        value = record.value
+        if not value:
+            return None
+        stream = self._streams.get(record.folder)
+        with contextlib.suppress(ValueError, RecursionError):
+            bare = value[FRAME_BYTES:] if value[:1] == b"\0" else value
+            if stream is None or stream.format == "json":
+                return json.loads(bare)
+        if stream is None or stream.format == "json":
+            return None
+        found = self._decoders[record.folder].decode(_poll(stream, record, 0)).events
+        return _written(found.select(list(avro_names(stream))).row(0, named=True)) if found.height else None
+
+    def encoded(self, record: Resend, mended: Any) -> bytes:
+        """The value that says ``mended``: JSON, or Avro by the schema whose id the letter carried.
+
+        Raises ``RequestError`` where it cannot be written so.
+        """
+        stream = self.stream(record.folder)
+        old = record.value or b""
+        frame = old[:FRAME_BYTES] if len(old) >= FRAME_BYTES and old[0] == 0 else b""
+        if stream.format == "json":
+            return frame + (mended if isinstance(mended, str) else json.dumps(mended, ensure_ascii=False)).encode()
+        if not frame and self._schemas is not None:
+            raise RequestError(
+                f"{record.place}: its value names no schema, so it cannot be written anew; give its bytes"
+            )
+        frame = frame or bytes(FRAME_BYTES)
+        body = io.BytesIO()
+        try:
+            schema: Mapping[str, Any] = stream.schema
+            if self._schemas is not None:
+                schema = self._schemas.writer(int.from_bytes(frame[1:], "big"))
+            fastavro.schemaless_writer(body, fastavro.parse_schema(_plain(schema)), mended, strict=True)
+        except Incompatible as error:
+            raise RequestError(f"{record.place}: {error}") from error
+        # fastavro raises what its steps happen to raise on what does not fit.
+        except Exception as error:
+            raise RequestError(
+                f"{record.place}: what stands under mended does not fit the schema ({type(error).__name__}: {error}); "
+                "numbers stay as on the wire, logical types as their numbers"
+            ) from error
+        return frame + body.getvalue()
+
+
+def avro_names(stream: StreamPlan) -> Iterable[str]:
+    """Columns of a stream that come from its values."""
+    known = {field.name for field in avro_fields(stream.schema)}
+    return [name for name in stream.columns if name in known]
+
+
+class Memory:
+    """Which letters were sent again: a file beside the letters, one writer at a time.
+
+    A line is written before a letter is sent, and one after it was acknowledged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / REPLAYED
+        self._fates: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Memory"]:
+        """Read what there is, and keep others from sending meanwhile. Raises ``RequestError`` where somebody does."""
+        try:
+            file = self.path.open("a+b")
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path}: {error.strerror}; what is sent must be written down there") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RequestError(f"{self.path}: another replay is under way; wait for it") from error
+            self._fates = fates(self.path)
+            self._file = file
+            yield self
+
+    def fault(self, record: Resend) -> str | None:
+        """Why a letter is not to be sent once more."""
+        fate = self._fates.get(record.place)
+        if fate is None:
+            return None
+        said = "was sent again already" if fate == "sent" else "may have been sent: a replay broke off"
+        return f"it {said}; --again sends it once more"
+
+    def write(self, records: Sequence[Resend], fate: str) -> None:
+        """Write down what happened to letters, durably."""
+        at = int(time.time())
+        for record in records:
+            line = {
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+                "fate": fate,
+                "at": at,
+            }
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._fates[record.place] = fate
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def fates(path: Path) -> dict[str, str]:
+    """What is known of letters, by place: ``sending`` or ``sent``; a line that a crash cut off is left out."""
+    found: dict[str, str] = {}
+    if not path.exists():
+        return found
+    for text in path.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+            found[f"{line['topic']}/{line['partition']}/{line['offset']}"] = str(line["fate"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def send(
+    records: Sequence[Resend], memory: Memory, config: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S
+) -> list[tuple[Resend, str]]:
+    """Send records, each to the partition it came from, and give those that were not acknowledged, with why.
+
+    Their timestamp is the present: each is a new record, and arrives anew. ``config``: of the client, with its
+    ``bootstrap.servers``.
+    """
+    memory.write(records, "sending")
+    failed: list[tuple[Resend, str]] = []
+    done: set[str] = set()
+    producer = Producer(
+        {
+            "log_level": 2,
+            **config,
+            "acks": "all",
+            "enable.idempotence": True,
+            "message.timeout.ms": int(timeout_s * 1000),
+            "message.max.bytes": 1_000_000_000,
+        }
+    )
+    for record in records:
+        headers = None if record.headers is None else list(record.headers)
+        try:
+            while True:
+                try:
+                    producer.produce(
+                        record.topic,
+                        record.value,
+                        record.key,
+                        partition=record.partition,
+                        headers=cast("Any", headers),
+                        on_delivery=_noting(record, done, failed),
+                    )
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+        except KafkaException as error:
+            failed.append((record, error.args[0].str()))
+            done.add(record.place)
+        producer.poll(0)
+    # A message's own time is over before this is.
+    producer.flush(timeout_s + 10)
+    failed += [(record, "no answer came") for record in records if record.place not in done]
+    lost = {record.place for record, _ in failed}
+    memory.write([record for record in records if record.place not in lost], "sent")
+    return failed
+
+
+def _noting(record: Resend, done: set[str], failed: list[tuple[Resend, str]]) -> Callable[[Any, Any], None]:
+    def note(error: Any, _message: Any) -> None:
+        done.add(record.place)
+        if error is not None:
+            failed.append((record, str(error.str())))
+
+    return note
+
+
+def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:
+    return Poll(
+        stream.name,
+        record.partition,
+        arrival_us,
+        False,
+        np.array([record.offset], np.int64),
+        np.array([arrival_us], np.int64),
+        [record.key],
+        [record.value],
+        [],
+        headers=[record.headers],
+    )
+
+
+def _written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for a person to read, as JSON."""
+    return {
+        name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+        for name, value in row.items()
+    }
+
+
+def _plain(avro: Any) -> Any:
+    if isinstance(avro, Mapping):
+        return {word: _plain(part) for word, part in avro.items() if word != "logicalType"}
+    return [_plain(part) for part in avro] if isinstance(avro, (list, tuple)) else avro
