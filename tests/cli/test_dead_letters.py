@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +126,8 @@ def test_letters_are_seen_mended_sent_and_counted_once(scene: Scene, tmp_path: P
     file.write_text(json.dumps(lines[1] | {"mended": mended}))
     assert "1 letters would be sent" in scene.call("replay", str(file)).output
     scene.run()
-    assert scene.counted("visits") == {"ann": 1, "bob": 1}
+    # The last instant of each partition is still open.
+    assert scene.counted("visits") == {"ann": 1}
     sent = scene.call("replay", str(file), "--yes")
     assert (sent.exit_code, "1 letters sent" in sent.output) == (0, True), sent.output
     second = scene.call("replay", str(file), "--yes")
@@ -133,7 +135,7 @@ def test_letters_are_seen_mended_sent_and_counted_once(scene: Scene, tmp_path: P
     assert "sent" in next(line for line in scene.call("list").output.splitlines() if f"{topic}/0/1" in line)
 
     # One more, so that the instant of the replayed one closes.
-    scene.bench.append(topic, [Record(0, 7_000_000_000_000, "cid", 1, 1.0, True, START)])
+    scene.bench.append(topic, [Record(0, time.time_ns() // 1_000_000 + 1, "cid", 1, 1.0, True, START)])
     scene.run()
     assert scene.counted("visits")["ann"] == 3
 

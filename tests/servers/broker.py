@@ -22,8 +22,8 @@ class Broker:
     def create_topic(self, name: str, partitions: int, config: Mapping[str, str] | None = None) -> None:
         """Create a topic that forgets nothing and wait until every partition has a leader. One that exists stays as it is."""
         admin = self.admin()
-        # Histories of tests lie years back.
-        kept = {"retention.ms": "-1", "retention.bytes": "-1", **(config or {})}
+        # Histories of tests lie years back, and poison may be long.
+        kept = {"retention.ms": "-1", "retention.bytes": "-1", "max.message.bytes": "16777216", **(config or {})}
         future = admin.create_topics([NewTopic(name, partitions, 1, config=kept)])[name]
         try:
             future.result(30)
