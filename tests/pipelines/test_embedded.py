@@ -60,11 +60,11 @@ def test_topics_have_the_partitions_they_were_given():
         assert {name: len(topic.partitions) for name, topic in topics.items()} == {"transactions": 2, "page_views": 7}
 
 
-def test_a_topic_is_created_once(broker):
-    broker.create_topic("once", 1)
+def test_a_topic_is_created_once(mock_broker):
+    mock_broker.create_topic("once", 1)
 
     with pytest.raises(ValueError, match="'once' is already there"):
-        broker.create_topic("once", 1)
+        mock_broker.create_topic("once", 1)
 
 
 def test_a_stopped_broker_can_be_started_again_and_is_empty():
@@ -76,18 +76,18 @@ def test_a_stopped_broker_can_be_started_again_and_is_empty():
         assert _watermarks(broker, "topic") == (0, 0)
 
 
-def test_a_partition_keeps_its_newest_five_mebibytes_as_sent(broker):
-    broker.create_topic("plain", 1)
-    broker.create_topic("compressed", 1)
+def test_a_partition_keeps_its_newest_five_mebibytes_as_sent(mock_broker):
+    mock_broker.create_topic("plain", 1)
+    mock_broker.create_topic("compressed", 1)
     values = [bytes(1_000)] * 8_000
 
-    _produce(broker, "plain", values)
-    _produce(broker, "compressed", values, **{"compression.type": "zstd"})
+    _produce(mock_broker, "plain", values)
+    _produce(mock_broker, "compressed", values, **{"compression.type": "zstd"})
 
-    low, high = _watermarks(broker, "plain")
+    low, high = _watermarks(mock_broker, "plain")
     assert high == 8_000
     assert 4_000 < high - low < 5_243
-    assert _watermarks(broker, "compressed") == (0, 8_000)
+    assert _watermarks(mock_broker, "compressed") == (0, 8_000)
 
 
 def test_redis_answers_and_is_gone_after_its_block():

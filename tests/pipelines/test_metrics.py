@@ -166,7 +166,7 @@ def test_state_clocks_and_partitions_are_told(bench: Bench) -> None:
     assert freshness.keys() == slowest.keys()
     assert all(abs(time.time() - clock_s - freshness[view]) < 60 for view, clock_s in slowest.items())
     assert min(by(families, "unskew_state_tiles", "view").values()) > 0
-    assert families["unskew_build"].samples[0].labels == {"version": unskew.__version__}
+    assert families["unskew_build_info"].samples[0].labels == {"version": unskew.__version__}
     assert families["process_resident_memory_bytes"].samples[0].value > 0
     assert by(families, "unskew_store_retries_total", "store") == status.retries
 

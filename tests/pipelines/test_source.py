@@ -1,4 +1,4 @@
-"""Arrivals, clocks, alignment, ends, resuming and refusals of the Kafka source, against the embedded broker."""
+"""Arrivals, clocks, alignment, ends, resuming and refusals of the Kafka source."""
 
 import itertools
 import threading
@@ -447,22 +447,49 @@ def test_lag_is_what_lies_between_position_and_the_end(topic, read):
     assert source.counters.lag == 0
 
 
-def test_saved_offsets_that_retention_took_are_named(topic, read):
-    stream = topic()
+SAVED = {0: {"offset": 1, "clock": NOON, "partitions": 1, "ended": 0}}
+GONE = r"source-\d+/0: offsets 1 to \d+ are gone .* retention"
+
+
+def test_saved_offsets_that_the_mock_forgot_are_named(mock_broker, read):
+    stream = Topic(mock_broker, 1)
     stream.put(0, *range(6), value=bytes(900_000))
     stream.put(0, *range(6), value=bytes(900_000))
-    saved = {0: {"offset": 1, "clock": NOON, "partitions": 1, "ended": 0}}
 
-    with pytest.raises(LayoutError, match=r"source-\d+/0: offsets 1 to \d+ are gone .* retention"):
-        read(stream, saved)
+    with pytest.raises(LayoutError, match=GONE):
+        read(stream, SAVED)
 
 
-def test_offsets_that_vanish_while_reading_are_named(topic, read):
-    stream = topic()
+def test_offsets_that_the_mock_forgets_while_they_are_read_are_named(mock_broker, read):
+    stream = Topic(mock_broker, 1)
     source = read(stream)
     stream.put(0, *range(12), value=bytes(900_000))
 
     with pytest.raises(LayoutError, match=r"offsets \d+ to \d+ are gone"):
+        polls(source, never)
+
+
+@pytest.mark.needs_broker("deleted records")
+def test_saved_offsets_that_retention_took_are_named(topic, read, broker):
+    stream = topic()
+    stream.put(0, *range(10))
+    broker.delete_records(stream.name, 0, 7)
+
+    with pytest.raises(LayoutError, match=GONE):
+        read(stream, SAVED)
+
+
+@pytest.mark.needs_broker("deleted records")
+def test_offsets_that_vanish_while_reading_are_named(topic, read, broker):
+    stream = topic(2)
+    stream.put(0, *range(100))
+    source = read(stream, poll_records=5)
+    # The other partition has no clock yet, so this one fills its queue and is paused.
+    polls(source, lambda _items: source.parts[0]._paused)
+    broker.delete_records(stream.name, 0, 90)
+    stream.put(1, 200)
+
+    with pytest.raises(LayoutError, match=r"offsets \d+ to 89 are gone"):
         polls(source, never)
 
 

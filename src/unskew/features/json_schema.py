@@ -130,6 +130,8 @@ def _property(name: str, about: Any, required: bool) -> JsonField | None:  # noq
     form = str(about.get("format"))
     if kind == "integer" and form in _UNITS:
         logical, dtype = _UNITS[form], TIMESTAMP
+    elif kind == "integer" and form == "int32":
+        dtype = pl.Int32()
     elif kind == "string" and form in _FORMATS:
         logical, dtype = form, _FORMATS[form]
     symbols = about.get("enum", ()) if kind == "string" and logical is None else ()

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
 from unskew.features.streams import is_pattern
@@ -39,6 +40,8 @@ _ANSWER_S = 1.0
 # librdkafka's own error codes begin with an underscore; they are public all the same.
 _END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
+# While a partition has just been made, or moves to another broker.
+_PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
 
@@ -206,6 +209,9 @@ class TopicReader:
         # Partitions whose high watermark may be out of date, each with the number of the doubt.
         self._doubts: dict[int, int] = {}
         self._n_doubts = 0
+        # Offsets to tell the group with the next commit, and whether one is on its way.
+        self._uncommitted: dict[int, int] = {}
+        self._committing = False
         self._fault: UnskewError | None = None
         self._said: set[int] = set()
         self._lock = threading.Lock()
@@ -243,8 +249,14 @@ class TopicReader:
 
     def watermarks(self, partition: int) -> tuple[int, int]:
         """Low and high watermark as the broker has them now. Raises ``StoreUnavailable``."""
+        asking = Retrying(
+            retry=retry_if_exception(_passes),
+            wait=wait_random_exponential(multiplier=0.02, max=0.5),
+            stop=stop_after_delay(self._timeout_s),
+            reraise=True,
+        )
         try:
-            low, high = self._consumer.get_watermark_offsets(self._at(partition), timeout=self._timeout_s)
+            low, high = asking(self._consumer.get_watermark_offsets, self._at(partition), timeout=self._timeout_s)
         except KafkaException as error:
             raise self._unavailable(error) from error
         return low, high
@@ -261,6 +273,7 @@ class TopicReader:
 
         Raises ``LayoutError`` where the wanted offset is gone, ``StoreUnavailable`` for errors that do not pass.
         """
+        self._commit_next()
         pieces: list[tuple[int, Records]] = []
         ends: list[tuple[int, int]] = []
         left = limit
@@ -329,10 +342,26 @@ class TopicReader:
         return True
 
     def commit(self, partition: int, offset: int) -> None:
-        """Tell the consumer group, for lag tools only; does not wait."""
+        """Tell the consumer group, for lag tools only; does not wait.
+
+        One commit is on its way at a time, the next one tells the latest of all: librdkafka begins to read a newly added partition
+        only when none is, so commits that follow close on each other would keep it from ever beginning.
+        """
+        self._uncommitted[partition] = offset
+        self._commit_next()
+
+    def _commit_next(self) -> None:
+        if self._uncommitted and not self._committing:
+            self._commit()
+
+    def _commit(self) -> None:
+        offsets = [self._at(partition, offset) for partition, offset in self._uncommitted.items()]
+        self._uncommitted.clear()
         try:
-            self._consumer.commit(offsets=[self._at(partition, offset)], asynchronous=True)
+            self._committing = True
+            self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
+            self._committing = False
             self._on_error(error.args[0])
 
     def check(self) -> None:
@@ -345,6 +374,8 @@ class TopicReader:
         self._closing.set()
         self._wake.set()
         self._watcher.join()
+        if self._uncommitted:
+            self._commit()
         self._consumer.close()
 
     def _on_error(self, error: KafkaError) -> None:
@@ -358,6 +389,7 @@ class TopicReader:
             _log.warning("Kafka at %s, %s: %s; going on", self._bootstrap, self.title, error.str())
 
     def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
+        self._committing = False
         for failed in [error, *(partition.error for partition in partitions)]:
             if failed is not None:
                 self._on_error(failed)
@@ -436,6 +468,10 @@ class TopicReader:
             f"Kafka at {self._bootstrap} did not answer within {self._timeout_s:g} s ({error.args[0].str()}): "
             "start it, or correct the address"
         )
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].code() in _PASSING
 
 
 def partition_count_changed(title: str, before: int, now: int) -> str:

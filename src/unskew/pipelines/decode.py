@@ -195,6 +195,10 @@ class _Reading:
             raise BadMessage("malformed", f"not a record of the schema ({type(error).__name__}: {error})") from error
         if extra := len(value) - FRAME_BYTES - body.tell():
             raise BadMessage("trailing", f"{extra} trailing bytes")
+        if not self._wire.is_record(value):
+            raise BadMessage(
+                "malformed", "not a record of the schema (an index out of range, or a number of over 64 bits)"
+            )
         for name, (least, most) in self._ranges.items():
             number = record[name]
             if number is not None and not least <= number <= most:

@@ -114,6 +114,9 @@ class Wire:
         self._steps = np.array(steps, np.int64).reshape(-1, 3)
         self._types = types.arrays()
         self.trapped = types.trapped
+        loosely = _Types(loosely=True)
+        loosely.node({**schema, "name": "_message"})
+        self._loosely = loosely.arrays()
         self._cuts = bool((self._steps[:, 0] == _SKIPPED).any())
         text = json.dumps({"type": "record", "name": "_message", "fields": read_fields}).encode()
         metadata = {b"avro.schema": text, b"avro.codec": b"null"}
@@ -135,6 +138,15 @@ class Wire:
         if ids is not None:
             passed &= np.isin(found_ids, np.fromiter(ids, np.int64))
         return passed
+
+    def is_record(self, value: bytes) -> bool:
+        """Whether a framed message is a record of the schema, however oddly written.
+
+        fastavro takes an index below zero, of an enum's symbol or a union's branch, as Python does, from the end.
+        """
+        nodes, children, stack = self._loosely
+        data = np.frombuffer(value, np.uint8)
+        return bool(_walk(data, FRAME_BYTES, len(data), 0, nodes, children, stack) == len(data))
 
     def read(self, values: Sequence[bytes]) -> pl.DataFrame:
         """Columns of messages that all passed the check.
@@ -163,9 +175,13 @@ class Wire:
 
 
 class _Types:
-    """Types that are only walked, as numbered nodes: kind, size or first child, children."""
+    """Types that are only walked, as numbered nodes: kind, size or first child, children.
 
-    def __init__(self) -> None:
+    ``loosely``: a boolean may be any byte, and an int as long as a long.
+    """
+
+    def __init__(self, *, loosely: bool = False) -> None:
+        self._simple = {_BOOLEAN: (_FIXED, 1), _INT: (_LONG, 0)} if loosely else {}
         self._nodes: list[tuple[int, int, int]] = []
         self._children: list[int] = []
         self._named: dict[str, int] = {}
@@ -198,7 +214,7 @@ class _Types:
         elif code in {_ENUM, _FIXED}:
             self._nodes[number] = (code, len(avro["symbols"]) if code == _ENUM else int(avro["size"]), 0)
         else:
-            self._nodes[number] = (code, 0, 0)
+            self._nodes[number] = (*self._simple.get(code, (code, 0)), 0)
         return number
 
     def _items(self, avro: Any) -> int:
