@@ -1,9 +1,13 @@
 """The published log of one view: which files there are, what they cover, and their rows in order of days."""
 
+import bisect
 import datetime as dt
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 
@@ -11,6 +15,8 @@ from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.registry import RegisteredView
 from unskew.sinks.layout import Coverage, TableFile, published_files, read_coverage, view_root
+
+_Answer = TypeVar("_Answer")
 
 # Compressed bytes that are read at once: a bound on memory, far above what one label set of one view needs in most logs.
 _CHUNK_BYTES = 256 << 20
@@ -36,11 +42,19 @@ class LogStats:
     ledger: Ledger
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where rows lie now: all of a file, or those ``within`` the sequence numbers, both inclusive, of a shard."""
+
+    path: Path
+    within: tuple[int, int] | None = None
+
+
 class ViewLog:
-    """The files of one view's log that were published when it was opened.
+    """The rows of one view's log that were published when it was opened, wherever compaction moves them meanwhile.
 
     Raises ``LayoutError`` where rows below the covered sequence are missing, or where the log was written with
-    another definition than ``view``.
+    another definition than ``view``; reading raises it where a file went away and no other holds its rows.
     """
 
     def __init__(self, log_root: Path, view: RegisteredView) -> None:
@@ -51,13 +65,14 @@ class ViewLog:
         files = published_files(self.root)
         _refuse_gaps(files, self.coverage, self.root)
         self._days = sorted(
-            ((_day(file), file) for file in files), key=lambda pair: (pair[0], pair[1].writer, pair[1].first)
+            ((file.day, file) for file in files), key=lambda pair: (pair[0], pair[1].writer, pair[1].first)
         )
+        self._n_bytes = self._found(self.files, lambda parts: [part.path.stat().st_size for part in parts])
         self._refuse_other_definitions()
 
     @property
     def files(self) -> list[TableFile]:
-        """All files by (day, shard, sequence)."""
+        """All files by (day, shard, sequence), as they were when the log was opened."""
         return [file for _, file in self._days]
 
     @property
@@ -77,34 +92,29 @@ class ViewLog:
         later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
         so the days of such a view are not split, however large.
         """
-        groups: list[list[Path]] = []
+        groups: list[list[TableFile]] = []
         size = _CHUNK_BYTES
         last_day: dt.date | None = None
-        for day, file in self._days:
+        for (day, file), n_bytes in zip(self._days, self._n_bytes, strict=True):
             if upto is not None and day > upto:
                 break
-            n_bytes = file.path.stat().st_size
             if size + n_bytes > _CHUNK_BYTES and not (self.view.partitioned and day == last_day):
                 groups.append([])
                 size = 0
-            groups[-1].append(file.path)
+            groups[-1].append(file)
             size += n_bytes
             last_day = day
-        for paths in reversed(groups):
-            yield _read(paths, columns)
+        for files in reversed(groups):
+            yield self._rows(files, lambda rows: rows.select(columns).collect())
 
     def head(self, n_rows: int) -> pl.DataFrame:
         """The first rows by ``available_at``; without columns where nothing is published."""
         days = sorted({day for day, _ in self._days})
         rows = pl.DataFrame()
         for day in days:
-            paths = [file.path for at, file in self._days if at == day]
-            found = (
-                pl.scan_parquet(paths, hive_partitioning=False)
-                .sort("available_at", "shard", "seq")
-                .head(n_rows - len(rows))
-                .collect()
-            )
+            files = [file for at, file in self._days if at == day]
+            first = partial(_first, n_rows=n_rows - len(rows))
+            found = self._rows(files, first)
             rows = pl.concat([rows, found]) if len(rows) else found
             if len(rows) >= n_rows:
                 break
@@ -117,12 +127,7 @@ class ViewLog:
         rows = entities = 0
         causes: dict[str, int] = {}
         if files:
-            scanned = pl.scan_parquet([file.path for file in files], hive_partitioning=False)
-            counts = scanned.group_by("cause").agg(
-                n=pl.len(), first=pl.col("available_at").min(), last=pl.col("available_at").max()
-            )
-            unique = scanned.select(self.view.entity.keys).unique().select(pl.len())
-            by_cause, n_entities = pl.collect_all([counts.sort("cause"), unique])
+            by_cause, n_entities = self._rows(files, self._counts)
             causes = dict(by_cause.select("cause", "n").iter_rows())
             first, last = by_cause.select(pl.col("first").min(), pl.col("last").max()).row(0)
             rows, entities = sum(causes.values()), n_entities.item()
@@ -130,7 +135,7 @@ class ViewLog:
             rows=rows,
             entities=entities,
             files=len(files),
-            bytes=sum(file.path.stat().st_size for file in files),
+            bytes=sum(self._n_bytes),
             shards=0 if self.coverage is None else len(self.coverage.shards),
             first=first,
             last=last,
@@ -140,9 +145,19 @@ class ViewLog:
             ledger=NOTHING_LATE if self.coverage is None else self.coverage.ledger,
         )
 
+    def _counts(self, rows: pl.LazyFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Rows and first and last instant by cause, and how many entities."""
+        counts = rows.group_by("cause").agg(
+            n=pl.len(), first=pl.col("available_at").min(), last=pl.col("available_at").max()
+        )
+        unique = rows.select(self.view.entity.keys).unique().select(pl.len())
+        by_cause, n_entities = pl.collect_all([counts.sort("cause"), unique])
+        return by_cause, n_entities
+
     def _refuse_other_definitions(self) -> None:
         for file in [*self.files[:1], *self.files[1:][-1:]]:
-            written = pl.read_parquet_metadata(file.path).get("unskew.state_fingerprint")
+            metadata = self._found([file], lambda parts: pl.read_parquet_metadata(parts[0].path))
+            written = metadata.get("unskew.state_fingerprint")
             if written != self.view.state_fingerprint:
                 raise LayoutError(
                     f"{file.path} was written with another definition of {self.view.name}@{self.view.version} "
@@ -150,13 +165,56 @@ class ViewLog:
                     "read it with the definition it was written with, or give the changed view a new version"
                 )
 
+    def _rows(self, files: Sequence[TableFile], query: Callable[[pl.LazyFrame], _Answer]) -> _Answer:
+        """The answer of ``query`` to the rows of ``files``, in their order."""
+        return self._found(files, lambda parts: query(_scanned(parts)))
 
-def _read(paths: Sequence[Path], columns: Sequence[str]) -> pl.DataFrame:
-    return pl.scan_parquet(list(paths), hive_partitioning=False).select(columns).collect()
+    def _found(self, files: Sequence[TableFile], use: Callable[[Sequence[_Part]], _Answer]) -> _Answer:
+        """What ``use`` gives of where the rows of each of ``files`` lie.
+
+        Compaction deletes files that it has merged, after a time that a slow reader may exceed: then their rows are
+        looked for in the file that covers them.
+        """
+        parts = [_Part(file.path) for file in files]
+        while True:
+            try:
+                return use(parts)
+            except FileNotFoundError as error:
+                places = self._places(files)
+                if places == parts:
+                    raise LayoutError(f"{self.root}: {error}; restore the file") from error
+                parts = places
+
+    def _places(self, files: Sequence[TableFile]) -> list[_Part]:
+        published = published_files(self.root)
+        starts = [(file.writer, file.first) for file in published]
+        parts = []
+        for file in files:
+            place = bisect.bisect_right(starts, (file.writer, file.first)) - 1
+            holder = published[place] if place >= 0 else None
+            if holder is None or holder.writer != file.writer or holder.last < file.last:
+                raise LayoutError(f"{file.path} is gone, and no other file holds its rows; restore it")
+            parts.append(_Part(holder.path, None if holder.path == file.path else (file.first, file.last)))
+        return parts
 
 
-def _day(file: TableFile) -> dt.date:
-    return dt.date.fromisoformat(file.path.parent.name.removeprefix("day="))
+def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
+    """The rows of the parts, one after the other."""
+    scans = []
+    for holder, grouped in itertools.groupby(parts, lambda part: None if part.within is None else part.path):
+        ones = list(grouped)
+        if holder is None:
+            scans.append(pl.scan_parquet([one.path for one in ones], hive_partitioning=False))
+        else:
+            # A day's files of a shard come one after the other: nothing lies between the first and the last but these.
+            ranges = [one.within for one in ones if one.within is not None]
+            within = pl.col("seq").is_between(ranges[0][0], ranges[-1][1])
+            scans.append(pl.scan_parquet(holder, hive_partitioning=False).filter(within))
+    return scans[0] if len(scans) == 1 else pl.concat(scans)
+
+
+def _first(rows: pl.LazyFrame, *, n_rows: int) -> pl.DataFrame:
+    return rows.sort("available_at", "shard", "seq").head(n_rows).collect()
 
 
 def _instant(t_us: int | None) -> dt.datetime | None:

@@ -2,16 +2,20 @@
 
     {root}/day=2017-03-01/{writer}-{first}-{last}.parquet    published: immutable, never withdrawn
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
+    {root}/_compacting/...                                   of a compaction that is at work, or was broken off
     {root}/_coverage/{writer}.json                           up to which instant a writer's rows are complete
     {root}/_coverage/_shards.json                            which writers there are, also those without a file yet
 
-``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer. Readers skip
-every name that begins with ``_``.
+``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
+are published in that order. A merged file covers the range of the files that it was made of, and takes their place; they
+stay for a while, for those who listed them. Readers skip every name that begins with ``_``.
 """
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +28,14 @@ from unskew.features.types import polars_type
 
 LAYOUT = "1"
 STAGED = "_staged"
+COMPACTING = "_compacting"
 COVERAGE = "_coverage"
 LEDGER = "ledger"
 """Beside what a shard covers: its late events and repeats."""
 INSTANT = pl.Datetime("us", "UTC")
 
 _SUFFIX = ".parquet"
+_DAY = "day="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,11 @@ class TableFile:
     writer: str
     first: int
     last: int
+
+    @property
+    def day(self) -> dt.date:
+        """The day in whose directory it lies."""
+        return dt.date.fromisoformat(self.path.parent.name.removeprefix(_DAY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +120,7 @@ def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
 
 
 def day_directory(day: dt.date) -> str:
-    return f"day={day.isoformat()}"
+    return f"{_DAY}{day.isoformat()}"
 
 
 def file_name(writer: str, first: int, last: int) -> str:
@@ -132,7 +143,20 @@ def published_files(root: Path, writer: str | None = None) -> list[TableFile]:
     A file whose sequence range another file of its writer covers is superseded and left out, so that each row is
     listed once whenever one looks.
     """
-    return without_superseded(_files(root, writer))
+    return without_superseded(_all_published(root, writer))
+
+
+def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
+    """Every published file that others of its writer cover, each with those, the widest first."""
+    found: list[tuple[TableFile, list[TableFile]]] = []
+    covers: list[TableFile] = []
+    for file in _ordered(_all_published(root, None)):
+        # Ranges lie apart or within each other, and the wider ones come first.
+        covers = [cover for cover in covers if cover.writer == file.writer and file.last <= cover.last]
+        if covers:
+            found.append((file, list(covers)))
+        covers.append(file)
+    return found
 
 
 def staged_files(root: Path, writer: str) -> list[TableFile]:
@@ -200,10 +224,40 @@ def _read_shards(path: Path) -> list[str]:
         ) from error
 
 
+def _all_published(root: Path, writer: str | None) -> list[TableFile]:
+    """Published files, superseded ones among them; never a row less than was published before the call.
+
+    A listing is no snapshot: one that began before a merged file was there may miss it, and miss also the files that it
+    was made of, if those are deleted before the listing comes to them. Then one of them was there a moment ago, and is
+    looked for again.
+    """
+    before = _files(root, writer)
+    while True:
+        now = _files(root, writer)
+        if {file.path for file in before} <= {file.path for file in now}:
+            return now
+        before = now
+
+
 def _files(root: Path, writer: str | None) -> list[TableFile]:
-    pattern = "*" if writer is None else f"{writer}-*"
-    files = (parse(path) for path in root.glob(f"day=*/{pattern}{_SUFFIX}"))
-    return [file for file in files if file is not None and writer in {None, file.writer}]
+    found = []
+    for day in _names(root):
+        if not day.startswith(_DAY):
+            continue
+        folder = root / day
+        for name in _names(folder):
+            if writer is None or name.startswith(f"{writer}-"):
+                file = parse(folder / name)
+                if file is not None and writer in {None, file.writer}:
+                    found.append(file)
+    return found
+
+
+def _names(folder: Path) -> Iterator[str]:
+    # Gone: another writer's settling removed an empty directory. No directory: no place for files.
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name
 
 
 def _ordered(files: Iterable[TableFile]) -> list[TableFile]:
