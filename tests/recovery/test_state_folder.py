@@ -1,6 +1,8 @@
 """What a state folder and a prefix are safe from: runs that are refused, mistaken, or two at once."""
 
 import contextlib
+import os
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -145,9 +147,50 @@ def test_a_second_run_on_one_state_folder_is_refused_and_the_first_goes_on(bench
     run(outcome.plan, outcome.deployment, stop=Calling(10, second))
 
     assert len(refusals) == 1
-    assert "is in use by a running pipeline (process " in refusals[0]
+    assert f"{outcome.deployment.state} is in use by pipeline 'main' on " in refusals[0]
+    assert f"process {os.getpid()} on " in refusals[0]
+    assert re.search(r"its lease was renewed \d+ s ago", refusals[0])
     assert "stop that one first, or name another --state" in refusals[0]
     assert outcome.log("by_user").equals(bench.run(topic).log("by_user"))
+
+
+@pytest.mark.parametrize("shared", ["log", "archive", "dead_letters"])
+def test_a_run_with_a_state_of_its_own_on_a_folder_in_use_is_refused_and_the_first_goes_on(
+    bench: Bench, shared: str
+) -> None:
+    topic = bench.produce(RECORDS)
+    outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
+    other = bench.deployment(**{shared: getattr(outcome.deployment, shared)})
+    refusals = []
+
+    def second() -> None:
+        try:
+            _run(outcome.plan, other)
+        except LayoutError as error:
+            refusals.append(str(error))
+
+    run(outcome.plan, outcome.deployment, stop=Calling(10, second))
+
+    assert len(refusals) == 1
+    assert f"{getattr(other, shared)} is in use by pipeline 'main' on {outcome.deployment.state}" in refusals[0]
+    assert f"name another --{shared.replace('_', '-')}" in refusals[0]
+    assert outcome.log("by_user").equals(bench.run(topic).log("by_user"))
+
+
+def test_a_run_whose_lease_was_taken_over_stops_before_it_publishes_anything_more(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
+    published = []
+
+    def taken_over() -> None:
+        for lease in (outcome.deployment.log / "_leases").glob("*.json"):
+            lease.unlink()
+        published.extend(outcome.deployment.log.glob("*/v1/day=*/*.parquet"))
+
+    with pytest.raises(LayoutError, match="was taken over, as it was not renewed for 30 s"):
+        run(outcome.plan, outcome.deployment, stop=Calling(20, taken_over))
+
+    assert sorted(outcome.deployment.log.glob("*/v1/day=*/*.parquet")) == sorted(published)
 
 
 def test_a_state_folder_that_is_a_file_is_a_layout_error(bench: Bench) -> None:

@@ -82,6 +82,11 @@ LOOPBACK = "127.0.0.1"
     show_default=True,
     help="Records of a partition that are worked on in one step, at most.",
 )
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take over, at once, what a process of another machine that may be gone has a lease on; without it, that is watched for 30 s.",
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -111,6 +116,7 @@ def run(
     cluster: str | None,
     process: int,
     poll_records: int,
+    take_over: bool,
     epoch: str,
     progress: str,
 ) -> None:
@@ -141,6 +147,7 @@ def run(
         cluster=_cluster(cluster, process),
         process=process,
         metrics=_address(metrics),
+        take_over=take_over,
         epoch_s=duration_us(epoch) / 1e6,
         poll_records=poll_records,
     )

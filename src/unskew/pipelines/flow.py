@@ -181,9 +181,11 @@ class ParquetSink(_Sink):
         shards: Shards,
         disk: Patience,
         epochs: Epochs,
+        still_ours: Callable[[], None],
     ) -> None:
         self.disk = disk
         self.epochs = epochs
+        self.still_ours = still_ours
         self._shards = shards
         self._begun = False
         self.views = _views_by_id(plan)
@@ -266,6 +268,7 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
 
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
+            self._sink.still_ours()
             tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
         return {**self._retired, **tables}
 

@@ -1,6 +1,5 @@
 """Run a pipeline in this process until its topics end or it is told to stop."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,6 +34,7 @@ from unskew.pipelines.routing import Router
 from unskew.pipelines.running import Running
 from unskew.pipelines.shard import shard_names
 from unskew.pipelines.source import KafkaSource, SourceOptions
+from unskew.sinks.lease import Lease, Leases, Owner
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis import RedisWriter
 
@@ -42,7 +42,6 @@ RECOVERY = "recovery"
 CHANGELOG = "changelog"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 2
-LOCK = "lock"
 FLOW = "unskew"
 STORE_TIMEOUT_S = 60.0
 
@@ -58,7 +57,8 @@ class Deployment:
     own schemas are the writers'.
     ``partitions``: those that this process reads, always the same for one ``state``; all if None. ``cluster``: host:port of
     every process that shares this ``state``, the same list for each of them, and ``process`` the place of this one.
-    ``metrics``: host and port where metrics and health are told; nowhere if None.
+    ``metrics``: host and port where metrics and health are told; nowhere if None. ``take_over``: whether leases of processes of other
+    machines, of which it cannot be told whether they live, are taken over at once.
     """
 
     bootstrap: str
@@ -80,6 +80,7 @@ class Deployment:
     process: int = 0
     poll_records: int = 10_000
     metrics: tuple[str, int] | None = None
+    take_over: bool = False
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -126,7 +127,7 @@ def run(
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
     ``report`` is called about once a second and at the end. Raises ``LayoutError`` where the state folder belongs to
-    another deployment or is in use, ``RequestError`` where ``ends`` leaves out a partition, ``StoreUnavailable`` where
+    another deployment, or another process writes what this one is to write, ``RequestError`` where ``ends`` leaves out a partition, ``StoreUnavailable`` where
     Kafka, Redis or the disk fails, ``DefinitionError`` where a stream cannot be read as asked; the state stays that of the
     last durable epoch. A run that is refused has published nothing and retired no view.
     """
@@ -135,17 +136,26 @@ def run(
     _check_partitions(plan, deployment)
     progress = Progress()
     with ExitStack() as opened:
-        opened.enter_context(_owning(deployment.state, deployment.process))
+        server, disk = Patience("Redis", stop), Patience("the disk", stop)
+        leases, owner = Leases(), _owner(deployment)
+        opened.callback(leases.release)
+
+        def lease(root: Path, option: str, writers: Iterable[str]) -> None:
+            wanted = frozenset(writers)
+            leases.add(disk.until_done(lambda: Lease(root, option, owner, wanted, take_over=deployment.take_over)))
+
+        _check_state_folder(deployment.state)
+        lease(deployment.state, "--state", ["the state"])
         state = _State.read(plan, deployment)
         writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline, state.id)
         opened.callback(writer.close)
         writer.look()
-        server, disk = Patience("Redis", stop), Patience("the disk", stop)
         sources: dict[str, KafkaSource] = {}
         routers: dict[str, Router] = {}
         schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
         names: dict[str, list[str]] = {}
         own: set[str] = set()
+        tables: set[str] = set()
         for stream in {view.stream.topic: view.stream for view in plan.views.values()}.values():
             views = [view for view in plan.views.values() if view.stream.topic == stream.topic]
             source = KafkaSource(stream, _source_options(views, deployment, stop, present_us))
@@ -154,6 +164,7 @@ def run(
             source.list_parts()
             n_partitions = len(source.origins)
             _check_ends(source.origins, deployment.ends)
+            tables.update(f"{stream.topic}/p{number}" for number in deployment.partitions or range(n_partitions))
             routers[stream.topic] = Router(views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes)
             for view in views:
                 names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)
@@ -164,8 +175,19 @@ def run(
             shards = Shards(names, None if deployment.process == 0 else frozenset())
         else:
             shards = Shards(names, frozenset(own))
+        lease(deployment.log, "--log", own)
+        lease(deployment.archive, "--archive", tables)
+        lease(deployment.dead_letters, "--dead-letters", tables)
         parquet = ParquetSink(
-            plan, deployment.log, deployment.archive, deployment.dead_letters, wall_us, shards, disk, progress.epochs
+            plan,
+            deployment.log,
+            deployment.archive,
+            deployment.dead_letters,
+            wall_us,
+            shards,
+            disk,
+            progress.epochs,
+            leases.check,
         )
 
         def accept() -> None:
@@ -213,6 +235,7 @@ def run(
         with _reporting(status, report):
             _run_flow(flow, deployment, state.open())
             accepted()
+            leases.check()
             parquet.settle()
             progress.epochs.settle()
         return status()
@@ -317,29 +340,25 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
 
 
-@contextmanager
-def _owning(folder: Path, process: int) -> Iterator[None]:
-    """Hold the state folder, made when new, for this process alone; the lock goes with the process, however it ends."""
+def _owner(deployment: Deployment) -> Owner:
+    text = f"pipeline {deployment.pipeline!r} on {deployment.state.absolute()}, process {os.getpid()} on {socket.gethostname()}"
+    return Owner(
+        text=text,
+        group=f"cluster {','.join(deployment.cluster)}" if deployment.cluster else uuid.uuid4().hex,
+        member=deployment.process,
+    )
+
+
+def _check_state_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / (f"{LOCK}.{process}" if process else LOCK)).open("a+", encoding="utf-8")
+        usable = os.access(folder, os.W_OK)
     except OSError as error:
         raise LayoutError(
             f"{folder} cannot be used as a state folder: {error.strerror}; name another --state"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise LayoutError(
-                f"{folder} is in use by a running pipeline ({lock.read().strip() or 'which has just begun'}); stop that "
-                "one first, or name another --state"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
+    if not usable:
+        raise LayoutError(f"{folder} cannot be used as a state folder: it is not writable; name another --state")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,252 @@
+"""Who writes under a folder: leases with owner and age, so that a second deployment on the same folder by mistake is refused.
+
+    {root}/_leases/{name}.json    one for each process that writes there, locked by it (flock) and renewed every ``RENEW_S``
+
+A lock ends with its process, however that ends, and tells the truth to every process of the same machine. To other machines that
+share the disk it may tell nothing; to them a lease is held while it is renewed. Whether it is they see by watching it, not by its
+instants: clocks of two machines differ. What was not renewed for ``STALE_S`` is taken over, and whoever held it finds that out
+before it next publishes anything.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from unskew.features.errors import LayoutError, StoreUnavailable
+
+LEASES = "_leases"
+RENEW_S = 5.0
+STALE_S = 30.0
+_LOCK = "lock"
+_LOOK_S = 0.2
+# Rewritten in place, so that a full disk does not keep a lease from being renewed.
+_BYTES = 4096
+_MOST_SHOWN = 3
+_READS = 4
+_WORDS = {"owner", "group", "member", "machine", "writers", "renewed_at"}
+
+_log = logging.getLogger("unskew.lease")
+
+
+def _machine() -> str:
+    """What tells this boot of this machine from all others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who asks for a lease. ``text``: for people. ``group``: processes of one group, with different ``member``, may write the same.
+
+    ``machine``: the boot of the machine that runs it; processes of one see each other's locks.
+    """
+
+    text: str
+    group: str
+    member: int
+    machine: str = field(default_factory=_machine)
+
+
+class Lease:
+    """One process's lease on one folder; ``writers``: names, within the folder, of what it alone writes.
+
+    Taking it raises ``LayoutError`` where another process writes any of them, ``StoreUnavailable`` where the disk fails. Where it cannot be told
+    whether another machine's process still lives, that is watched for ``stale_s``, or not at all if ``take_over``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        option: str,
+        owner: Owner,
+        writers: frozenset[str],
+        *,
+        take_over: bool = False,
+        stale_s: float = STALE_S,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.root = root
+        self._option = option
+        self._owner = owner
+        self._writers = writers
+        self._take_over = take_over
+        self._stale_s = stale_s
+        self._now_s = now_s
+        self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self._path.parent / _LOCK):
+                for path in sorted(self._path.parent.glob("*.json")):
+                    self._settle_with(path)
+                self._file = self._path.open("xb", buffering=0)
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+                self.renew()
+        except OSError as error:
+            if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP}:
+                raise LayoutError(
+                    f"{root}: its file system knows no locks ({error.strerror}); name another {option}"
+                ) from error
+            raise StoreUnavailable(f"cannot write to {root}: {error}") from error
+
+    def renew(self) -> None:
+        """Say that this process lives. Raises ``OSError``."""
+        content = {
+            "owner": self._owner.text,
+            "group": self._owner.group,
+            "member": self._owner.member,
+            "machine": self._owner.machine,
+            "writers": sorted(self._writers),
+            "renewed_at": round(self._now_s(), 3),
+        }
+        data = json.dumps(content).encode()
+        os.pwrite(self._file.fileno(), data.ljust(-(-len(data) // _BYTES) * _BYTES), 0)
+
+    def check(self) -> None:
+        """Raise ``LayoutError`` where the lease is another's by now: this process stood still for too long."""
+        try:
+            held = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            held = False
+        except OSError:
+            # The disk is away; what is to be written next says so, and waits.
+            return
+        if not held:
+            raise LayoutError(
+                f"{self.root}: the lease of this process was taken over, as it was not renewed for {self._stale_s:.0f} s; another "
+                f"process may write there now, so this one stops. See which is to go on, and start that one alone"
+            )
+
+    def release(self) -> None:
+        """Give it back."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _settle_with(self, path: Path) -> None:
+        """Return once the lease at ``path`` is no obstacle: it allows this one, or was left behind and is removed."""
+        try:
+            other = path.open("r+b", buffering=0)
+        except FileNotFoundError:
+            return
+        with other:
+            locked, content = _is_locked(other), _read(other)
+            if not locked and (content is None or self._is_left_behind(other, content)):
+                path.unlink(missing_ok=True)
+                return
+        if content is None:
+            raise LayoutError(f"{path} is locked by a process that it does not name; stop that one first")
+        if self._allows(content):
+            return
+        both = sorted(self._writers & set(content["writers"]))
+        more = f" and {len(both) - _MOST_SHOWN} more" if len(both) > _MOST_SHOWN else ""
+        raise LayoutError(
+            f"{self.root} is in use by {content['owner']} (its lease was renewed {self._age(content)} ago), which writes "
+            f"{', '.join(both[:_MOST_SHOWN])}{more} there too; stop that one first, or name another {self._option}"
+        )
+
+    def _allows(self, content: dict[str, Any]) -> bool:
+        """Whether the holder of another lease and this process write different things, or share them as one group."""
+        together = content["group"] == self._owner.group and content["member"] != self._owner.member
+        return together or self._writers.isdisjoint(content["writers"])
+
+    def _is_left_behind(self, other: IO[bytes], content: dict[str, Any]) -> bool:
+        """Whether the process of an unlocked lease is gone."""
+        if content["machine"] == self._owner.machine:
+            return True
+        if self._allows(content):
+            return False
+        if not self._take_over:
+            _log.warning(
+                "%s: the lease of %s was renewed %s ago; it is taken over if that does not happen again within %.0f s",
+                *(self.root, content["owner"], self._age(content), self._stale_s),
+            )
+            until_s = time.monotonic() + self._stale_s
+            while time.monotonic() < until_s:
+                time.sleep(min(_LOOK_S, self._stale_s / 10))
+                if _is_locked(other) or _read(other) != content:
+                    return False
+        _log.warning(
+            "%s: the lease of %s, renewed %s ago, is taken over", self.root, content["owner"], self._age(content)
+        )
+        return True
+
+    def _age(self, content: dict[str, Any]) -> str:
+        return f"{max(0.0, self._now_s() - float(content['renewed_at'])):.0f} s"
+
+
+class Leases:
+    """The leases of one process, renewed by a thread of their own until they are released."""
+
+    def __init__(self) -> None:
+        self._held: list[Lease] = []
+        self._released = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, lease: Lease) -> None:
+        self._held.append(lease)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._renew, name="unskew-leases", daemon=True)
+            self._thread.start()
+
+    def check(self) -> None:
+        """As ``Lease.check``, of all."""
+        for lease in self._held:
+            lease.check()
+
+    def release(self) -> None:
+        self._released.set()
+        if self._thread is not None:
+            self._thread.join()
+        for lease in self._held:
+            lease.release()
+
+    def _renew(self) -> None:
+        while not self._released.wait(RENEW_S):
+            for lease in list(self._held):
+                # A disk that is away for long may cost the lease; the next publication finds that out.
+                with contextlib.suppress(OSError):
+                    lease.renew()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time looks and takes."""
+    with path.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    """Whether another process of this machine, or of one whose locks reach here, holds the file's lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
+def _read(file: IO[bytes]) -> dict[str, Any] | None:
+    """What a lease says; None where it is not whole: its process died while it took it."""
+    for _ in range(_READS):
+        try:
+            content = json.loads(os.pread(file.fileno(), 1 << 24, 0))
+        except ValueError:
+            # Perhaps it was just being renewed.
+            time.sleep(_LOOK_S / _READS)
+            continue
+        return content if isinstance(content, dict) and content.keys() >= _WORDS else None
+    return None

@@ -1,0 +1,160 @@
+"""Leases: who writes what under a folder, seen by processes of this machine and of others."""
+
+import contextlib
+import fcntl
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unskew.features.errors import LayoutError
+from unskew.sinks.lease import LEASES, Lease, Owner
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from unskew.sinks.lease import Lease, Owner
+lease = Lease(Path(sys.argv[1]), "--log", Owner(text="the other", group="b", member=0, machine=sys.argv[2]), frozenset(sys.argv[3:]))
+print("held", flush=True)
+time.sleep(60)
+"""
+HERE = Owner(text="this one", group="a", member=0)
+
+
+def taken(root: Path, *writers: str, owner: Owner = HERE, **options: object) -> Lease:
+    return Lease(root, "--log", owner, frozenset(writers), **options)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def held_by_a_process(root: Path, machine: str, *writers: str) -> "Iterator[subprocess.Popen[bytes]]":
+    command = [sys.executable, "-c", HOLDER, str(root), machine, *writers]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def left(root: Path) -> list[str]:
+    return sorted(json.loads(path.read_text())["owner"] for path in (root / LEASES).glob("*.json"))
+
+
+def test_a_second_writer_of_the_same_is_refused_with_owner_age_and_remedy(tmp_path: Path) -> None:
+    with held_by_a_process(tmp_path, HERE.machine, "v@1/p0.0", "v@1/p1.0"):
+        with pytest.raises(
+            LayoutError,
+            match=r"is in use by the other \(its lease was renewed \d+ s ago\), which writes v@1/p1.0 there too; stop that one "
+            r"first, or name another --log",
+        ):
+            taken(tmp_path, "v@1/p1.0", "v@1/p2.0")
+
+        assert left(tmp_path) == ["the other"]
+
+
+def test_those_that_write_different_things_or_are_one_group_share_a_folder(tmp_path: Path) -> None:
+    first = taken(tmp_path, "a", owner=Owner(text="0", group="cluster", member=0))
+    other = taken(tmp_path, "b", owner=Owner(text="elsewhere", group="x", member=0))
+    second = taken(tmp_path, "a", owner=Owner(text="1", group="cluster", member=1))
+
+    with pytest.raises(LayoutError, match="is in use by 0"):
+        taken(tmp_path, "a", owner=Owner(text="again", group="cluster", member=0))
+    for lease in (first, other, second):
+        lease.check()
+        lease.release()
+    assert left(tmp_path) == []
+
+
+def test_a_killed_process_of_this_machine_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    with held_by_a_process(tmp_path, HERE.machine, "a") as process:
+        process.kill()
+        process.wait()
+
+        lease = taken(tmp_path, "a")
+
+    assert left(tmp_path) == ["this one"]
+    lease.release()
+
+
+def test_a_lease_of_another_machine_that_is_not_renewed_is_watched_and_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with held_by_a_process(tmp_path, "elsewhere", "a") as process:
+        process.kill()
+        process.wait()
+    began_s = time.monotonic()
+
+    lease = taken(tmp_path, "a", stale_s=0.3)
+
+    assert time.monotonic() - began_s >= 0.3
+    assert left(tmp_path) == ["this one"]
+    assert [message.split("the other, ")[-1] for message in caplog.messages if "taken over" in message][-1].startswith(
+        "renewed"
+    )
+    lease.release()
+
+
+def test_asked_to_it_is_taken_over_at_once(tmp_path: Path) -> None:
+    with held_by_a_process(tmp_path, "elsewhere", "a") as process:
+        process.kill()
+        process.wait()
+
+    # Watched, it would take an hour.
+    taken(tmp_path, "a", stale_s=3600.0, take_over=True).release()
+
+
+def without_lock(lease: Lease) -> None:
+    """As it looks from a machine that its locks do not reach."""
+    fcntl.flock(lease._file, fcntl.LOCK_UN)
+
+
+def test_a_lease_that_is_renewed_is_left_alone_even_where_its_lock_cannot_be_seen(tmp_path: Path) -> None:
+    other = taken(tmp_path, "a", owner=Owner(text="the other", group="b", member=0, machine="elsewhere"))
+    without_lock(other)
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.01):
+            other.renew()
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    try:
+        with pytest.raises(LayoutError, match="is in use by the other"):
+            taken(tmp_path, "a", stale_s=30.0)
+    finally:
+        ended.set()
+        renewing.join()
+    other.check()
+    other.release()
+
+
+def test_who_lost_a_lease_finds_out(tmp_path: Path) -> None:
+    stood_still = taken(tmp_path, "a", owner=Owner(text="the other", group="b", member=0, machine="elsewhere"))
+    without_lock(stood_still)
+
+    lease = taken(tmp_path, "a", stale_s=0.1)
+
+    with pytest.raises(LayoutError, match="the lease of this process was taken over"):
+        stood_still.check()
+    stood_still.renew()
+    lease.check()
+    stood_still.release()
+    lease.check()
+    lease.release()
+
+
+def test_a_lease_that_its_process_died_while_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / LEASES).mkdir()
+    (tmp_path / LEASES / "half.json").write_text('{"owner": "the')
+
+    lease = taken(tmp_path, "a")
+
+    assert left(tmp_path) == ["this one"]
+    lease.release()
