@@ -53,6 +53,14 @@ bootstrap_servers = _option(
     help="Where Kafka is found.",
 )
 
+#: ``kafka_config: Path | None``; a file, as it may hold secrets.
+kafka_config = _option(
+    "--kafka-config",
+    type=_A_PATH,
+    metavar="FILE",
+    help="Further settings of the Kafka client, as lines name=value in librdkafka's words: TLS, SASL, credentials.",
+)
+
 #: ``redis_url: str``.
 redis_url = _option(
     "--redis-url",

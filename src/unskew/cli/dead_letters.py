@@ -203,6 +203,7 @@ def show(
 )
 @settings.definitions
 @settings.bootstrap_servers
+@settings.kafka_config
 @settings.schema_registry
 @click.option("--yes", is_flag=True, help="Send them. Without it nothing is sent: what would be is said.")
 @click.option(
@@ -223,6 +224,7 @@ def replay(
     places: tuple[str, ...],
     definitions: tuple[Path, ...],
     bootstrap_servers: str,
+    kafka_config: Path | None,
     schema_registry: str | None,
     yes: bool,
     only_good: bool,
@@ -243,11 +245,13 @@ def replay(
     """
     from unskew.features.errors import RequestError, StoreUnavailable
     from unskew.offline.dead_letters import Mended, find, letters, read_mended
+    from unskew.pipelines.kafka_config import read_kafka_config
     from unskew.pipelines.replay import Memory, send
 
     if file is None and not (topics or reason or since or until or places):
         raise RequestError("say which letters: a file, --place, or filters; --topic TOPIC for all of a topic")
     root = _root(dead_letters, archive)
+    config = {} if kafka_config is None else read_kafka_config(kafka_config)
     wanted = replace(_wanted(topics, reason, since, until), places=places)
     if file is not None:
         if topics or reason or since or until or places:
@@ -290,7 +294,7 @@ def replay(
         if not yes:
             click.echo(f"{len(good)} letters would be sent to {bootstrap_servers}; --yes sends them")
         elif good:
-            failed = send(good, memory, {"bootstrap.servers": bootstrap_servers})
+            failed = send(good, memory, {**config, "bootstrap.servers": bootstrap_servers})
             for record, why in failed:
                 click.echo(f"{record.place}: not acknowledged: {why}", err=True)
             click.echo(f"{len(good) - len(failed)} letters sent")

@@ -18,6 +18,7 @@ from unskew import settings
 from unskew.features.errors import RequestError, UnskewError
 from unskew.features.load import load
 from unskew.features.time import duration_us, format_instant
+from unskew.pipelines.kafka_config import read_kafka_config
 from unskew.pipelines.run import Deployment, Status, stopping_on_signals
 from unskew.pipelines.run import run as run_pipeline
 
@@ -27,6 +28,7 @@ LOOPBACK = "127.0.0.1"
 @click.command()
 @settings.definitions
 @settings.bootstrap_servers
+@settings.kafka_config
 @settings.redis_url
 @settings.schema_registry
 @settings.log
@@ -99,6 +101,7 @@ LOOPBACK = "127.0.0.1"
 def run(
     definitions: tuple[Path, ...],
     bootstrap_servers: str,
+    kafka_config: Path | None,
     redis_url: str,
     schema_registry: str | None,
     log: Path,
@@ -131,6 +134,7 @@ def run(
     """
     deployment = Deployment(
         bootstrap=bootstrap_servers,
+        config={} if kafka_config is None else read_kafka_config(kafka_config),
         redis_url=redis_url,
         schema_registry=schema_registry,
         log=log,

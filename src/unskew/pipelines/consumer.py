@@ -45,6 +45,7 @@ _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
 
+_NOT_LET_IN = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001
 # Methods of the C type, called by map rather than by bytecode.
 _OFFSET = cast("Callable[[_Message], int]", Message.offset)
 _TOPIC = cast("Callable[[_Message], str]", Message.topic)
@@ -214,6 +215,7 @@ class TopicReader:
         self._committing = False
         self._fault: UnskewError | None = None
         self._said: set[int] = set()
+        self._refused: str | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -384,6 +386,8 @@ class TopicReader:
             return
         if error.code() in _BROKER_LOST:
             self._doubt(self._handles)
+        if error.code() in _NOT_LET_IN:
+            self._refused = error.str()
         if error.code() not in self._said:
             self._said.add(error.code())
             _log.warning("Kafka at %s, %s: %s; going on", self._bootstrap, self.title, error.str())
@@ -441,10 +445,7 @@ class TopicReader:
 
     def _matching(self, timeout_s: float) -> list[str]:
         """The topics that the pattern matches, in the order of their names."""
-        try:
-            names = self._consumer.list_topics(timeout=timeout_s).topics
-        except KafkaException as error:
-            raise self._unavailable(error) from error
+        names = self._metadata(timeout_s)
         matched = sorted(name for name in names if re.match(self._topics[0], name))
         if not matched:
             raise StoreUnavailable(
@@ -453,17 +454,38 @@ class TopicReader:
         return matched
 
     def _count_partitions(self, topic: str, timeout_s: float) -> int:
-        try:
-            found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)
-        except KafkaException as error:
-            raise self._unavailable(error) from error
+        found = self._metadata(timeout_s, topic).get(topic)
         if found is None or found.error is not None or not found.partitions:
             raise StoreUnavailable(
                 f"Topic {topic!r} is not on the broker at {self._bootstrap}: create it, or correct the stream's topic"
             )
         return len(found.partitions)
 
+    def _metadata(self, timeout_s: float, topic: str | None = None) -> Mapping[str, Any]:
+        """What the broker tells of a topic, or of all, by name; a broker that does not let this client in is not waited for."""
+        left_s = timeout_s
+        while True:
+            within_s = min(left_s, _ANSWER_S)
+            try:
+                about = (
+                    self._consumer.list_topics(timeout=within_s)
+                    if topic is None
+                    else self._consumer.list_topics(topic, within_s)
+                )
+            except KafkaException as error:
+                # What went wrong with the connection comes by way of the error callback, which is called from here.
+                self._consumer.poll(0)
+                left_s -= within_s
+                if left_s <= 0 or self._refused is not None:
+                    raise self._unavailable(error) from error
+            else:
+                return cast("Mapping[str, Any]", about.topics)
+
     def _unavailable(self, error: KafkaException) -> StoreUnavailable:
+        if self._refused is not None:
+            return StoreUnavailable(
+                f"Kafka at {self._bootstrap} does not let this client in: {self._refused}; correct the settings of --kafka-config"
+            )
         return StoreUnavailable(
             f"Kafka at {self._bootstrap} did not answer within {self._timeout_s:g} s ({error.args[0].str()}): "
             "start it, or correct the address"
