@@ -7,11 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 KILLS ?= 200
+MINUTES ?= 60
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak check bench install lock clean
+.PHONY: help demo test soak endure check bench install lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +25,9 @@ test: install ## The tests
 
 soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N to repeat a history)
 	$(BIN)/python -m tests.recovery.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+endure: install ## A live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
+	$(BIN)/python -m tests.recovery.endurance --minutes $(MINUTES)
 
 check: install ## Format, lint, types, import contracts and tests: what CI calls
 	$(BIN)/ruff format --check .
