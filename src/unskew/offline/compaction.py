@@ -204,7 +204,7 @@ class _Work:
         return len(files), sum(file.path.stat().st_size for file in files)
 
     def _runs(self) -> list[Sequence[Sized]]:
-        sized = [Sized(file, file.path.stat().st_size) for file in _settled(self._root)]
+        sized = [Sized(file, file.path.stat().st_size) for file in layout.settled_files(self._root)]
         return [
             run
             for _, ones in groupby(sized, lambda one: one.file.writer)
@@ -333,16 +333,6 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
     """The first sources that fit into one file if it is no smaller than they are; two at least."""
     n_fitting = sum(n_bytes <= target_bytes for n_bytes in accumulate(one.n_bytes for one in sources))
     return sources[: max(2, n_fitting)]
-
-
-def _settled(root: Path) -> list[TableFile]:
-    """Published files, but the newest ones: behind those that are given, no file of their writer can still appear.
-
-    A writer publishes in the order of sequence, but a listing may show a file and miss the one before it, which came while
-    it was made. All that came before a file of one listing are in the next one.
-    """
-    reached = {file.writer: file.last for file in layout.published_files(root)}
-    return [file for file in layout.published_files(root) if file.last <= reached.get(file.writer, -1)]
 
 
 @contextlib.contextmanager

@@ -151,7 +151,9 @@ def _encodings(path: Path) -> Mapping[str, Any]:
 
     What it does of itself may be larger than the source.
     """
-    texts, others, numbers = [], [], {}
+    texts: list[str] = []
+    others: list[str] = []
+    numbers: dict[str, str] = {}
     with pq.ParquetFile(path) as opened:
         for place in range(len(opened.schema)):
             column = opened.schema.column(place)

@@ -146,6 +146,16 @@ def published_files(root: Path, writer: str | None = None) -> list[TableFile]:
     return without_superseded(_all_published(root, writer))
 
 
+def settled_files(root: Path) -> list[TableFile]:
+    """Published files, but the newest: behind those that are given, no file of their writer can still appear.
+
+    A writer publishes in the order of sequence, but a listing may show a file and miss the one before it, which came
+    while it was made. All that came before a file of one listing are in the next one.
+    """
+    reached = {file.writer: file.last for file in published_files(root)}
+    return [file for file in published_files(root) if file.last <= reached.get(file.writer, -1)]
+
+
 def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
     """Every published file that others of its writer cover, each with those, the widest first."""
     found: list[tuple[TableFile, list[TableFile]]] = []
@@ -228,29 +238,32 @@ def _all_published(root: Path, writer: str | None) -> list[TableFile]:
     """Published files, superseded ones among them; never a row less than was published before the call.
 
     A listing is no snapshot: one that began before a merged file was there may miss it, and miss also the files that it
-    was made of, if those are deleted before the listing comes to them. Then one of them was there a moment ago, and is
-    looked for again.
+    was made of, if those are deleted before the listing comes to them. Those were there a moment ago: then one looks again.
     """
-    before = _files(root, writer)
+    before = _listed(root, writer)
     while True:
-        now = _files(root, writer)
-        if {file.path for file in before} <= {file.path for file in now}:
-            return now
+        now = _listed(root, writer)
+        files = _parsed(root, writer, now)
+        gone = _parsed(root, writer, set(before).difference(now))
+        if set(gone).isdisjoint(without_superseded([*files, *gone]) if gone else ()):
+            return files
         before = now
 
 
 def _files(root: Path, writer: str | None) -> list[TableFile]:
-    found = []
-    for day in _names(root):
-        if not day.startswith(_DAY):
-            continue
-        folder = root / day
-        for name in _names(folder):
-            if writer is None or name.startswith(f"{writer}-"):
-                file = parse(folder / name)
-                if file is not None and writer in {None, file.writer}:
-                    found.append(file)
-    return found
+    return _parsed(root, writer, _listed(root, writer))
+
+
+def _listed(root: Path, writer: str | None) -> list[tuple[str, str]]:
+    """Directory and name of everything that may be a file of the table."""
+    prefix = "" if writer is None else f"{writer}-"
+    days = [day for day in _names(root) if day.startswith(_DAY)]
+    return [(day, name) for day in days for name in _names(root / day) if name.startswith(prefix)]
+
+
+def _parsed(root: Path, writer: str | None, listed: Iterable[tuple[str, str]]) -> list[TableFile]:
+    files = (parse(root / day / name) for day, name in listed)
+    return [file for file in files if file is not None and writer in {None, file.writer}]
 
 
 def _names(folder: Path) -> Iterator[str]:
