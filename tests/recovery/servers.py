@@ -58,6 +58,22 @@ class RestartableRedis:
         finally:
             os.kill(self._server.pid, signal.SIGCONT)
 
+    @contextlib.contextmanager
+    def out_of_memory(self) -> Iterator[None]:
+        """Refuse whatever needs memory while the body lasts."""
+        with connect(self.url) as client:
+            client.config_set("maxmemory", 1)
+            yield
+            client.config_set("maxmemory", 0)
+
+    @contextlib.contextmanager
+    def demoted(self) -> Iterator[None]:
+        """Be the replica of a primary that nobody reaches, and so read-only, while the body lasts."""
+        with connect(self.url) as client:
+            client.replicaof("127.0.0.1", 1)  # type: ignore[no-untyped-call]
+            yield
+            client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -81,6 +97,16 @@ def small_disk(folder: Path, n_megabytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be written on the file system mounted at ``folder`` while the body lasts; no file on it may be open for writing."""
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
 
 
 @contextlib.contextmanager

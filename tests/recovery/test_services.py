@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from tests.recovery import instants
 from tests.recovery.harness import Ordeal
 from tests.recovery.processes import ONE, Life, Site
 from tests.recovery.scene import Feeder, scene
-from tests.recovery.servers import RestartableRedis, filled_up, small_disk
+from tests.recovery.servers import RestartableRedis, filled_up, read_only, small_disk
 from tests.servers.broker import Broker
 from tests.servers.kafka import ApacheKafka
 from unskew.pipelines.embedded import EmbeddedBroker
@@ -37,14 +37,23 @@ def _site(broker: AnyBroker, redis_url: str, folder: Path, *, seed: int) -> Site
     return Site(played, broker.bootstrap, redis_url, folder / "site", prefix="services")
 
 
-def _run_into(ordeal: Ordeal, feeder: Feeder) -> Life:
-    """Start, and come to the middle of the history, with records to come while something is away."""
-    life = ordeal.start(0)
+def _run_into(ordeal: Ordeal, feeder: Feeder, life: Life | None = None) -> Life:
+    """Start, if it is not yet, and come to the middle of the history, with records to come while something is away."""
+    life = life or ordeal.start(0)
     feeder.allow(RECORDS // 6)
     assert instants.await_changes(instants.covered, 1, life, ordeal.site, within_s=120, pause_s=0.02)
     feeder.allow(RECORDS // 2)
     time.sleep(1.0)
     return life
+
+
+def _comes(claim: Callable[[], bool], within_s: float = 60.0) -> bool:
+    deadline_s = time.monotonic() + within_s
+    while not claim():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def test_redis_killed_and_restarted_empty_holds_in_the_end_what_it_would_have_held(
@@ -70,6 +79,26 @@ def test_redis_that_stands_still_for_ten_seconds_is_waited_for(
         life = _run_into(ordeal, feeder)
         with own_redis.paused():
             time.sleep(PAUSE_S)
+        feeder.finish()
+        ordeal.come_to_the_end(life)
+
+    assert not ordeal.report.faults, str(ordeal.report)
+
+
+def test_redis_that_refuses_writes_is_waited_for(
+    broker: AnyBroker, own_redis: RestartableRedis, tmp_path: Path
+) -> None:
+    ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=16), [ONE], 16)
+    with ordeal.watched() as feeder:
+        life = _run_into(ordeal, feeder)
+        for refusing, reason in (
+            (own_redis.out_of_memory, "OOM command not allowed"),
+            (own_redis.demoted, "READONLY You can't write"),
+        ):
+            with refusing():
+                time.sleep(2.0)
+                assert not life.ended
+                assert f"Redis is away: Redis: {reason}" in life._errors(0)
         feeder.finish()
         ordeal.come_to_the_end(life)
 
@@ -116,10 +145,14 @@ def test_told_to_stop_at_any_moment_it_ends_with_0_and_has_nothing_to_replay(
     assert again.consumed() == 0
 
 
-def test_a_full_disk_is_waited_for_until_it_has_room(broker: AnyBroker, redis_url: str, tmp_path: Path) -> None:
+def test_a_disk_that_is_read_only_or_full_is_waited_for(broker: AnyBroker, redis_url: str, tmp_path: Path) -> None:
     ordeal = Ordeal(_site(broker, redis_url, tmp_path, seed=14), [ONE], 14)
     with small_disk(ordeal.site.log, 10), ordeal.watched() as feeder:
-        life = _run_into(ordeal, feeder)
+        with read_only(ordeal.site.log):
+            life = ordeal.start(0)
+            assert _comes(lambda: "Read-only file system" in life._errors(0)), life._errors(0)
+            assert not life.ended, "the pipeline ended with the disk read-only"
+        _run_into(ordeal, feeder, life)
         with filled_up(ordeal.site.log):
             time.sleep(3.0)
             assert not life.ended, "the pipeline ended with the disk full"
