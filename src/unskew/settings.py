@@ -80,10 +80,16 @@ schema_registry = _option(
 #: ``log: Path``.
 log = _option("--log", required=True, type=_A_PATH, help="Folder of the Parquet log: every value that was ever served.")
 
+#: ``log: Path | None``, for a command that can do without.
+optional_log = _option("--log", type=_A_PATH, help="Folder of the Parquet log.")
+
 #: ``archive: Path``.
 archive = _option(
     "--archive", required=True, type=_A_PATH, help="Folder of the event archive: every event with its arrival."
 )
+
+#: ``archive: Path | None``, for a command that can do without.
+optional_archive = _option("--archive", type=_A_PATH, help="Folder of the event archive.")
 
 #: ``dead_letters: Path | None``; beside the archive where not given.
 dead_letters = _option(

@@ -51,10 +51,9 @@ def table(root: Path, *, gapless: bool = True) -> Table:
     return Table(name="t", root=root, sequence="n", gapless=gapless)
 
 
-def staged(root: Path, saved: dict | None = None, *, writer: str = "h0", metadata: dict | None = None) -> StagedTable:
-    return StagedTable(
-        root, writer, day_column="t", sequence_column="n", metadata=metadata or {"unskew.view": "v"}, saved=saved
-    )
+def staged(root: Path, saved: dict | None = None, *, writer: str = "h0", **options) -> StagedTable:
+    told = {"sequence_column": "n", "metadata": {"unskew.view": "v"}, **options}
+    return StagedTable(root, writer, day_column="t", saved=saved, **told)
 
 
 def rows(*numbers: int, day: int = 0) -> pl.DataFrame:
@@ -308,7 +307,7 @@ def test_files_are_kept_where_the_one_that_covers_them_has_not_their_rows(tmp_pa
     found = compact(table(tmp_path), AT_ONCE, now_s=LATER)
 
     assert found.n_deleted == 0
-    assert "has 2 rows, and the 4 files that its name covers have 4" in found.notes[0]
+    assert "has 2 rows, and the 4 files that its name covers have 4" in found.faults[0]
     assert on_disk(tmp_path) == 5
 
 
@@ -336,8 +335,8 @@ def test_a_damaged_file_is_left_alone_and_named(tmp_path, n_lost):
     found = compact(table(tmp_path), AT_ONCE, now_s=LATER)
 
     assert ranges(tmp_path) == [(0, 39), (40, 59), (60, 99), (100, 100)]
-    (note,) = found.notes
-    assert str(damaged) in note
+    (fault,) = found.faults
+    assert str(damaged) in fault
 
 
 def test_damage_inside_is_found_when_rows_are_read(tmp_path):
@@ -350,7 +349,7 @@ def test_damage_inside_is_found_when_rows_are_read(tmp_path):
     found = compact(table(tmp_path), AT_ONCE, now_s=LATER)
 
     assert ranges(tmp_path) == [(0, 199), (200, 399), (400, 599), (600, 600)]
-    assert len(found.notes) == 1
+    assert len(found.faults) == 1
     assert not list((tmp_path / "_compacting").glob("*.tmp"))
 
 
@@ -362,7 +361,7 @@ def test_a_file_whose_rows_are_not_those_of_its_name_is_not_merged(tmp_path):
     found = compact(table(tmp_path), AT_ONCE, now_s=LATER)
 
     assert ranges(tmp_path) == [(0, 1), (2, 3), (4, 5), (6, 6)]
-    assert "their n are not those from 0 to 5 in order" in found.notes[0]
+    assert "their n are not those from 0 to 5 in order" in found.faults[0]
 
 
 def test_a_file_that_somebody_puts_between_is_not_covered(tmp_path):
@@ -376,7 +375,7 @@ def test_a_file_that_somebody_puts_between_is_not_covered(tmp_path):
     found = compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER, progress=restore)
 
     assert read(tmp_path) == [0, 1, 3, 5, 6]
-    assert "there are other files between them" in found.notes[0]
+    assert "there are other files between them" in found.faults[0]
 
 
 FLOATS = pl.DataFrame({"n": [0, 1, 2], "x": [0.0, 1.5, None], "xs": [[0.0], None, []], "s": [{"y": 0.0}, {"y": None}, None]})  # fmt: skip
@@ -567,7 +566,8 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
 
     def merge() -> None:
         while not ended.is_set():
-            faults.extend(compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER).notes)
+            found = compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
+            faults.extend((*found.notes, *found.faults))
 
     threads = [threading.Thread(target=target) for target in (look, look, merge)]
     for thread in threads:
@@ -660,7 +660,7 @@ def test_a_killed_compaction_leaves_every_row_once_and_the_next_one_ends_the_wor
     assert read(tmp_path) == list(range(100))
     assert process.wait() == -signal.SIGKILL or rest == "1\n"
     staged(tmp_path, saved)
-    assert compact(table(tmp_path), AT_ONCE, now_s=LATER).notes == ()
+    assert compact(table(tmp_path), AT_ONCE, now_s=LATER).faults == ()
 
     assert read(tmp_path) == list(range(100))
     assert on_disk(tmp_path) == 1

@@ -29,6 +29,7 @@ COMMANDS = {
     "dead-letters": _Place(
         "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
+    "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
     "audit": _Place("unskew.cli.audit", "audit", "Prove that the log, a recount and Redis agree."),
 }
 

@@ -60,7 +60,7 @@ class Compacted:
     """What became of a table, or would: published files and their bytes before and after.
 
     ``n_deleted``, ``n_waiting``: files that were merged, and are gone, or wait for their grace period. ``notes``: what was
-    left alone, and why.
+    left alone, and why; ``faults``: what was because it is damaged or not what its name promises.
     """
 
     table: Table
@@ -71,6 +71,7 @@ class Compacted:
     n_deleted: int = 0
     n_waiting: int = 0
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def compact(
     ``now_s``: the present as the disk's files are stamped. ``dry_run``: nothing is written; bytes after are then those
     before, which merging makes fewer. ``progress``: files merged, of how many. Safe beside running writers and readers.
 
-    What cannot be merged (damaged, of different columns or metadata, or not what the names promise) is left alone and
-    noted, as is the whole table where another compaction is at work on it. Raises ``StoreUnavailable`` where the disk
+    What cannot be merged (of different columns or metadata, damaged, or not what the names promise) is left alone and
+    told, as is the whole table where another compaction is at work on it. Raises ``StoreUnavailable`` where the disk
     fails; nothing is lost, and it can be repeated.
     """
     work = _Work(table, limits, now_s, progress)
@@ -149,6 +150,7 @@ class _Work:
         self._now_s = now_s
         self._progress = progress
         self._notes: list[str] = []
+        self._faults: list[str] = []
         self._n_merged = 0
         self._n_to_merge = 0
 
@@ -176,7 +178,8 @@ class _Work:
             files_after=before.files_before - fewer,
             n_deleted=n_deleted,
             n_waiting=n_waiting,
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=tuple(self._notes),
+            faults=tuple(dict.fromkeys(self._faults)),
         )
 
     def done(self) -> Compacted:
@@ -196,7 +199,8 @@ class _Work:
             bytes_after=n_bytes,
             n_deleted=n_earlier + n_now,
             n_waiting=n_waiting,
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=tuple(self._notes),
+            faults=tuple(dict.fromkeys(self._faults)),
         )
 
     def _size(self) -> tuple[int, int]:
@@ -218,7 +222,7 @@ class _Work:
             try:
                 read = source(one.file, one.n_bytes)
             except Unmergeable as error:
-                self._notes.append(str(error))
+                self._faults.append(str(error))
                 found.append([])
                 continue
             before = found[-1][-1] if found[-1] else read
@@ -242,7 +246,7 @@ class _Work:
                 verify(temporary, taken, sequence=self._table.sequence, gapless=self._table.gapless)
                 self._publish(temporary, taken)
             except Unmergeable as error:
-                self._notes.append(str(error))
+                self._faults.append(str(error))
                 return
             finally:
                 temporary.unlink(missing_ok=True)
@@ -279,10 +283,10 @@ class _Work:
             try:
                 held, wanted = n_rows(cover.path), sum(n_rows(one.path) for one in layout.without_superseded(files))
             except Unmergeable as error:
-                self._notes.append(str(error))
+                self._faults.append(str(error))
                 continue
             if held < wanted:
-                self._notes.append(
+                self._faults.append(
                     f"{cover.path} has {held} rows, and the {len(files)} files that its name covers have {wanted}; left alone"
                 )
                 continue

@@ -1,0 +1,222 @@
+"""``unskew compact``: few large files in place of many small ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unskew import settings
+
+if TYPE_CHECKING:
+    from unskew.offline.compaction import Compacted, Table
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+@click.command()
+@click.argument("views", metavar="[VIEW...]", nargs=-1)
+@settings.optional_log
+@settings.optional_archive
+@settings.dead_letters
+@click.option(
+    "--target-size",
+    default="128MiB",
+    show_default=True,
+    metavar="SIZE",
+    help="How large a merged file may be, compressed. A file of half of that is left alone.",
+)
+@click.option(
+    "--min-files",
+    default=8,
+    show_default=True,
+    type=click.IntRange(2),
+    help="How many small files make a merge in the day that a writer is in. In one that is over, two do.",
+)
+@click.option(
+    "--grace",
+    default="1h",
+    show_default=True,
+    metavar="DURATION",
+    help="For how long files that were merged stay, for readers that listed them before. This or a later call deletes them.",
+)
+@click.option("--dry-run", is_flag=True, help="Change nothing: say what would be done.")
+def compact(
+    views: tuple[str, ...],
+    log: Path | None,
+    archive: Path | None,
+    dead_letters: Path | None,
+    target_size: str,
+    min_files: int,
+    grace: str,
+    dry_run: bool,
+) -> None:
+    """Merge the many small files of the log, the archive and the dead letters into few.
+
+    Rows, their order, columns and metadata stay as they are; each merged file is compared with its sources before readers
+    see it. It is safe beside running pipelines and readers, and when it is broken off at any point. Of the folders given,
+    all tables are compacted; VIEWs restrict it to their logs. It needs no definitions and no server.
+
+    It exits with 1 where a file is damaged, or is not what its name says; all others are merged all the same.
+
+    \b
+    All three:        unskew compact --log data/log --archive data/archive --dead-letters data/dead_letters
+    One view's log:   unskew compact household_purchases --log data/log
+    What it would do: unskew compact --log data/log --dry-run
+    """
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from unskew.offline.compaction import Limits
+    from unskew.offline.compaction import compact as compact_table
+
+    limits = Limits(target_bytes=_size(target_size), min_files=min_files, grace_s=_duration_s(grace))
+    tables = _tables(views, log, archive, dead_letters)
+    if not tables:
+        click.echo("there are no files yet")
+        return
+    found = []
+    errors = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as bar:
+        task = bar.add_task("")
+        for table in tables:
+            bar.update(task, description=table.name, completed=0, total=None)
+            found.append(
+                compact_table(
+                    table,
+                    limits,
+                    now_s=time.time(),
+                    dry_run=dry_run,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+            )
+    _show(found, dry_run=dry_run)
+    for note in (note for one in found for note in one.notes):
+        click.echo(note, err=True)
+    faults = [fault for one in found for fault in one.faults]
+    for fault in faults:
+        click.echo(f"error: {fault}", err=True)
+    if faults:
+        raise click.exceptions.Exit(1)
+
+
+def _tables(
+    views: Sequence[str], log: Path | None, archive: Path | None, dead_letters: Path | None
+) -> "Sequence[Table]":
+    from unskew.features.errors import RequestError
+    from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables
+
+    if views and log is None:
+        raise RequestError("a view is compacted in its log: say with --log where that is")
+    if log is None and archive is None and dead_letters is None:
+        raise RequestError("say what to compact: --log, --archive, --dead-letters, or several of them")
+    if log is not None:
+        _refuse_missing(log, "--log")
+    tables = [] if log is None else log_tables(log)
+    if log is not None and views:
+        return _of_views(views, tables, log)
+    if archive is not None:
+        _refuse_missing(archive, "--archive")
+        tables += archive_tables(archive)
+        beside = archive.with_name("dead_letters")
+        if dead_letters is None and beside.is_dir():
+            dead_letters = beside
+    if dead_letters is not None:
+        _refuse_missing(dead_letters, "--dead-letters")
+        tables += dead_letter_tables(dead_letters)
+    return tables
+
+
+def _of_views(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Sequence[Table]":
+    from difflib import get_close_matches
+
+    from unskew.features.errors import RequestError
+
+    known = sorted({path.name for path in log.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))})
+    for view in views:
+        if view not in known:
+            near = get_close_matches(view, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none yet'}"
+            raise RequestError(f"{log} holds no view {view!r}; {hint}")
+    return [table for table in tables if table.root.parent.name in views]
+
+
+def _refuse_missing(folder: Path, option: str) -> None:
+    from unskew.features.errors import RequestError
+
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: there is no such folder; give that of 'unskew run' with {option}")
+
+
+def _size(text: str) -> int:
+    import re
+
+    from unskew.features.errors import RequestError
+
+    found = re.fullmatch(r"(\d+)\s*([a-z]*)", text.strip().lower())
+    n_bytes = int(found[1]) * _UNITS.get(found[2], 0) if found else 0
+    if not n_bytes:
+        raise RequestError(f"--target-size: {text!r} is no size; write a number and a unit, for example 128MiB")
+    return n_bytes
+
+
+def _duration_s(text: str) -> float:
+    from unskew.features.errors import DefinitionError, RequestError
+    from unskew.features.time import duration_us
+
+    try:
+        return duration_us(text) / 1e6
+    except DefinitionError as error:
+        raise RequestError(f"--grace: {error}") from error
+
+
+def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Shown
+
+    table = Shown(title="nothing was changed: this would be done" if dry_run else None, header_style="bold")
+    for name in ("table", "files", "after", "bytes", "after", "deleted", "to be deleted"):
+        table.add_column(name, justify="left" if name == "table" else "right")
+    for one in found:
+        table.add_row(
+            escape(one.table.name),
+            f"{one.files_before:,}",
+            f"{one.files_after:,}",
+            _bytes(one.bytes_before),
+            f"<= {_bytes(one.bytes_after)}" if dry_run else _bytes(one.bytes_after),
+            f"{one.n_deleted:,}",
+            f"{one.n_waiting:,}",
+        )
+    if len(found) > 1:
+        table.add_section()
+        table.add_row(
+            "all",
+            f"{sum(one.files_before for one in found):,}",
+            f"{sum(one.files_after for one in found):,}",
+            _bytes(sum(one.bytes_before for one in found)),
+            ("<= " if dry_run else "") + _bytes(sum(one.bytes_after for one in found)),
+            f"{sum(one.n_deleted for one in found):,}",
+            f"{sum(one.n_waiting for one in found):,}",
+        )
+    console = Console()
+    if not console.is_terminal:
+        # A file or a pager has room for whole lines.
+        console = Console(width=200)
+    console.print(table)
+
+
+def _bytes(n_bytes: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {unit}"
+    return f"{n_bytes} B"

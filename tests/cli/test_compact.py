@@ -1,0 +1,128 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.offline.test_compaction import on_disk, read, rows, write
+from unskew.cli import main
+from unskew.sinks.layout import published_files
+
+
+def unskew(*arguments: object, **environment: str):
+    return CliRunner(env=environment).invoke(main, ["compact", *(str(each) for each in arguments)])
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Nine files of a day that is over in each table, and one of the next."""
+    for folder in ("log/clicks/v1", "log/clicks/v2", "log/visits/v1"):
+        log_rows = [rows(n).rename({"n": "seq"}) for n in range(9)]
+        write(tmp_path / folder, *log_rows, rows(9, day=1).rename({"n": "seq"}), sequence_column="seq")
+    offsets = [rows(n).rename({"n": "_offset"}) for n in range(9)]
+    write(tmp_path / "archive/topic", *offsets, sequence_column="_offset")
+    write(tmp_path / "dead_letters/topic", *(rows(n) for n in range(9)), sequence_column=None)
+    return tmp_path
+
+
+def test_all_tables_of_the_folders_are_merged_and_the_table_says_so(data):
+    result = unskew("--log", data / "log", "--archive", data / "archive", "--min-files", 5)
+
+    assert result.exit_code == 0, result.output
+    lines = [line.split("│") for line in result.stdout.splitlines() if "│" in line]
+    told = [[cell.strip() for cell in line[1:-1]] for line in lines]
+    assert [(cells[0], cells[1], cells[2], cells[5], cells[6]) for cells in told] == [
+        ("log clicks@1", "10", "2", "0", "9"),
+        ("log clicks@2", "10", "2", "0", "9"),
+        ("log visits@1", "10", "2", "0", "9"),
+        ("archive topic", "9", "1", "0", "9"),
+        ("dead letters topic", "9", "1", "0", "9"),
+        ("all", "48", "8", "0", "45"),
+    ]
+    assert [on_disk(data / folder) for folder in ("log/clicks/v1", "archive/topic")] == [11, 10]
+    assert read(data / "dead_letters/topic") == list(range(9))
+
+
+def test_views_restrict_it_to_their_logs(data):
+    result = unskew("clicks", UNSKEW_LOG=str(data / "log"), UNSKEW_ARCHIVE=str(data / "archive"))
+
+    assert result.exit_code == 0, result.output
+    assert [len(published_files(data / folder)) for folder in ("log/clicks/v1", "log/clicks/v2", "log/visits/v1", "archive/topic")] == [2, 2, 10, 9]  # fmt: skip
+
+
+def test_files_go_once_their_grace_is_over(data):
+    assert unskew("--log", data / "log", "--grace", "30min").exit_code == 0
+    assert on_disk(data / "log/visits/v1") == 11
+    merged = published_files(data / "log/visits/v1")[0].path
+    os.utime(merged, (time.time() - 1_900, time.time() - 1_900))
+
+    assert unskew("--log", data / "log", "--grace", "30min").exit_code == 0
+
+    assert [on_disk(data / f"log/{view}/v1") for view in ("visits", "clicks")] == [2, 11]
+
+
+def test_a_dry_run_changes_nothing(data):
+    result = unskew("--log", data / "log", "--dry-run")
+
+    assert result.exit_code == 0, result.output
+    assert "nothing was changed" in result.stdout
+    assert on_disk(data / "log/visits/v1") == 10
+    assert not (data / "log/visits/v1/_compacting").exists()
+
+
+def test_a_target_size_is_kept(data):
+    n_bytes = sum(file.path.stat().st_size for file in published_files(data / "log/visits/v1"))
+    result = unskew("--log", data / "log", "--target-size", f"{n_bytes // 2_000} kB")
+
+    assert result.exit_code == 0, result.output
+    assert 2 < len(published_files(data / "log/visits/v1")) < 10
+
+
+def test_a_damaged_file_is_named_and_makes_the_command_fail(data):
+    damaged = published_files(data / "log/visits/v1")[4].path
+    damaged.write_bytes(b"PAR1")
+
+    result = unskew("--log", data / "log")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {damaged} is damaged")
+    assert [len(published_files(data / f"log/{view}/v1")) for view in ("visits", "clicks")] == [4, 2]
+
+
+def test_what_stays_apart_is_told_and_is_no_failure(data):
+    (version,) = (data / "log/visits").iterdir()
+    rows(0).rename({"n": "seq"}).write_parquet(published_files(version)[0].path, metadata={"unskew.view": "other"})
+
+    result = unskew("--log", data / "log")
+
+    assert result.exit_code == 0
+    assert "has other columns or metadata than" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: say what to compact: --log, --archive, --dead-letters, or several of them"),
+        (["clicks"], "error: a view is compacted in its log: say with --log where that is"),
+        (["--log", "{data}/nowhere"], "error: {data}/nowhere: there is no such folder; give that of 'unskew run' with --log"),
+        (["--archive", "{data}/nowhere"], "error: {data}/nowhere: there is no such folder; give that of 'unskew run' with --archive"),
+        (["click", "--log", "{data}/log"], "error: {data}/log holds no view 'click'; did you mean 'clicks'?"),
+        (["x", "--log", "{data}/log"], "error: {data}/log holds no view 'x'; it has clicks, visits"),
+        (["--log", "{data}/log", "--target-size", "big"], "error: --target-size: 'big' is no size; write a number and a unit, for example 128MiB"),
+        (["--log", "{data}/log", "--target-size", "0MiB"], "error: --target-size: '0MiB' is no size; write a number and a unit, for example 128MiB"),
+        (["--log", "{data}/log", "--grace", "soon"], "error: --grace: 'soon' is no duration; write a number and a unit, for example 5min, 1h or 30d"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said(data, arguments, message):
+    result = unskew(*(each.format(data=data) for each in arguments))
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [message.format(data=data)]
+    assert on_disk(data / "log/visits/v1") == 10
+
+
+def test_folders_without_files_are_no_error(tmp_path):
+    result = unskew("--log", tmp_path)
+
+    assert (result.exit_code, result.stdout) == (0, "there are no files yet\n")
