@@ -14,6 +14,12 @@ def unskew(*arguments: object, **environment: str):
     return CliRunner(env=environment).invoke(main, ["compact", *(str(each) for each in arguments)])
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """Only lost power asks for syncing, which is slow."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+
+
 @pytest.fixture
 def data(tmp_path) -> Path:
     """Nine files of a day that is over in each table, and one of the next."""

@@ -1,0 +1,173 @@
+"""A pipeline whose tables are merged while it writes them, and while others read them, is as one that nobody touched."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from tests.pipeline import Bench, Outcome, history, plan
+from unskew.features.registry import register
+from unskew.monitoring.audit import audit
+from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
+from unskew.offline.join import historical_features
+from unskew.offline.log import ViewLog
+from unskew.pipelines.run import run
+from unskew.sinks.layout import published_files, read_coverage, superseded_files
+
+RECORDS = history(250, seed=11)
+VIEWS = ["by_user", "by_item"]
+# So short that what a reader has listed goes while it reads.
+EAGER = Limits(min_files=3, grace_s=0.05)
+
+
+@dataclass
+class Others:
+    """Compaction and readers beside a pipeline; ``faults``: whatever they found wrong."""
+
+    reference: Outcome
+    outcome: Outcome
+    labels: dict[str, pl.DataFrame]
+    answers: dict[str, pl.DataFrame]
+    ended: threading.Event = field(default_factory=threading.Event)
+    faults: list[str] = field(default_factory=list)
+    n_merged: int = 0
+    n_deleted: int = 0
+    n_read: int = 0
+    n_joined: int = 0
+    lengths: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def at_work(self):
+        threads = [threading.Thread(target=self._again, args=(each,)) for each in (self.merge, self.read)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self.ended.set()
+            for thread in threads:
+                thread.join()
+
+    def _again(self, step: Callable[[], None]) -> None:
+        while not self.ended.wait(0.02):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - any is a fault, and shown
+                self.faults.append(f"{type(error).__name__}: {error}")
+
+    def merge(self, limits: Limits = EAGER) -> None:
+        deployment = self.outcome.deployment
+        for root, tables in (
+            (deployment.log, log_tables),
+            (deployment.archive, archive_tables),
+            (deployment.dead_letters, dead_letter_tables),
+        ):
+            for table in tables(root) if root.is_dir() else ():
+                found = compact(table, limits, now_s=time.time())
+                self.n_merged += found.files_before - found.files_after
+                self.n_deleted += found.n_deleted
+                self.faults += [*found.notes, *found.faults]
+
+    def read(self) -> None:
+        for view in VIEWS:
+            log = ViewLog(self.outcome.deployment.log, register(self.outcome.plan.views[view]))
+            self._rows(view, log)
+            if log.complete_to_us is not None:
+                self._join(view, log.complete_to_us)
+        self._archive()
+
+    def _rows(self, view: str, log: ViewLog) -> None:
+        """Each shard's rows are those from the first on, each once, in order; never fewer than before."""
+        pieces = list(log.newest_first(["shard", "seq"]))
+        if not pieces:
+            return
+        rows = pl.concat(reversed(pieces))
+        n_rows = 0
+        for (shard,), ones in rows.group_by("shard", maintain_order=True):
+            if ones["seq"].to_list() != list(range(len(ones))):
+                self.faults.append(f"{view}, shard {shard}: {ones['seq'].to_list()}")
+            n_rows += len(ones)
+        self._longer(view, n_rows)
+
+    def _join(self, view: str, complete_to_us: int) -> None:
+        known = pl.col("event_timestamp").dt.epoch("us") <= complete_to_us
+        labels, expected = self.labels[view].filter(known), self.answers[view].filter(known)
+        if not len(labels):
+            return
+        if not self._joined(self.outcome, view, labels).equals(expected):
+            self.faults.append(f"{view}: the join to {complete_to_us} differs")
+        self.n_joined += len(labels)
+
+    def _archive(self) -> None:
+        root = self.outcome.deployment.archive
+        for table in archive_tables(root) if root.is_dir() else ():
+            try:
+                paths = [file.path for file in published_files(table.root)]
+                rows = pl.read_parquet(paths, columns=["_partition", "_offset"], hive_partitioning=False)
+            except FileNotFoundError:
+                continue  # it was deleted after it was listed, which the grace period is for
+            expected = self.reference.archive().select(rows.columns)
+            for (partition,), ones in rows.group_by("_partition", maintain_order=True):
+                offsets = expected.filter(pl.col("_partition") == partition)["_offset"].to_list()
+                if ones["_offset"].to_list() != offsets[: len(ones)]:
+                    self.faults.append(f"archive, partition {partition}: {ones['_offset'].to_list()}")
+            self._longer("archive", len(rows))
+
+    def _longer(self, what: str, n_rows: int) -> None:
+        if n_rows < self.lengths.get(what, 0):
+            self.faults.append(f"{what} has {n_rows} rows, and had {self.lengths[what]}")
+        self.lengths[what] = n_rows
+        self.n_read += 1
+
+    @staticmethod
+    def _joined(outcome: Outcome, view: str, labels: pl.DataFrame) -> pl.DataFrame:
+        references = [f"{view}:{feature.name}" for feature in outcome.plan.views[view].features]
+        return historical_features(outcome.deployment.log, outcome.plan.views, labels, references)
+
+
+def labels_of(reference: Outcome, view: str) -> pl.DataFrame:
+    """Every entity at a sample of the instants at which something changed, and just before and after them."""
+    coverage = read_coverage(reference.deployment.log / view / "v1")
+    (key,) = reference.plan.views[view].entity.keys
+    rows = reference.log(view)
+    step = pl.DataFrame({"step": [-1, 0, 1]}).select(step=pl.duration(microseconds="step"))
+    instants = rows.select(event_timestamp=pl.col("available_at").unique()).sample(30, seed=3)
+    labels = rows.select(pl.col(key).unique().sort()).join(instants, how="cross").join(step, how="cross")
+    labels = labels.select(key, pl.col("event_timestamp") + pl.col("step"))
+    return labels.filter(pl.col("event_timestamp").dt.epoch("us") <= coverage.complete_to_us)
+
+
+def rows_of(root: Path) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(file.path, hive_partitioning=False) for file in published_files(root)])
+
+
+def test_a_pipeline_that_is_compacted_while_it_runs_and_is_read_is_as_one_that_is_not(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    reference = bench.run(topic)
+    labels = {view: labels_of(reference, view) for view in VIEWS}
+    answers = {view: Others._joined(reference, view, labels[view]) for view in VIEWS}
+    outcome = Outcome(plan(topic), bench.deployment(poll_records=5))
+    others = Others(reference, outcome, labels, answers)
+
+    with others.at_work():
+        run(outcome.plan, outcome.deployment, stop=threading.Event())
+
+    assert others.faults == []
+    assert min(others.n_merged, others.n_deleted, others.n_read, others.n_joined) > 0
+    # Once more, with everything published, and nobody reading.
+    others.merge(Limits(min_files=2, grace_s=-1))
+    assert others.faults == []
+    log, archive = outcome.deployment.log, outcome.deployment.archive
+    for view in VIEWS:
+        assert not superseded_files(log / view / "v1")
+        assert rows_of(log / view / "v1").drop("written_at").sort("shard", "seq").equals(reference.log(view))
+    assert rows_of(archive / topic).sort("_partition", "_offset").equals(reference.archive())
+    letters = rows_of(outcome.deployment.dead_letters / topic).sort("partition", "offset", "view")
+    assert letters.equals(reference.dead_letters())
+    report = audit(outcome.plan, log, archive, redis_source=bench.redis_url, prefix=outcome.deployment.prefix, samples=300)  # fmt: skip
+    assert report.difference is None
+    assert all(view.non_empty for view in report.views)
