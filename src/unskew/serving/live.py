@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import redis
-
 from unskew.features.errors import RequestError
 from unskew.features.ledger import Ledger, read_ledger, together
 from unskew.features.registry import RegisteredView, parse
@@ -14,12 +12,12 @@ from unskew.sinks.keyspace import (
     SINCE,
     as_text,
     clock_key,
-    connect,
     ledger_key,
-    reaching_redis,
     registry_key,
     shards_field,
 )
+from unskew.sinks.redis_server import Server
+from unskew.sinks.redis_url import Client
 
 
 def present_us() -> int:
@@ -48,16 +46,16 @@ class LiveView:
 
 
 def read_live(
-    source: "redis.Redis | str", prefix: str, pipeline: str, *, now_us: Callable[[], int] = present_us
+    source: Client | str, prefix: str, pipeline: str, *, now_us: Callable[[], int] = present_us
 ) -> list[LiveView]:
     """The views that the pipeline has said anything of, in the registry's order.
 
     ``source``: a client or a URL. Raises ``RequestError`` where there is none, ``StoreUnavailable`` where Redis cannot
     be reached, ``LayoutError`` where what it holds cannot be read.
     """
-    client = connect(source) if isinstance(source, str) else source
+    server = Server(source)
     try:
-        with reaching_redis():
+        with server.reaching() as client:
             commands = client.pipeline(transaction=False)
             commands.get(registry_key(prefix))
             commands.hgetall(clock_key(prefix, pipeline))
@@ -65,7 +63,7 @@ def read_live(
             registry, clocks, ledgers = commands.execute()
     finally:
         if isinstance(source, str):
-            client.close()
+            server.close()
     fields = {as_text(name): as_text(value) for name, value in clocks.items()}
     told = {as_text(name): as_text(value) for name, value in ledgers.items()}
     views = {} if registry is None else parse(registry)

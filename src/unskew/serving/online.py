@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-import redis
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Table, like, to_polars
@@ -20,12 +19,12 @@ from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
 from unskew.sinks.keyspace import (
     as_text,
     clock_key,
-    connect,
-    reaching_redis,
     registry_key,
     value_key,
     value_keys_pattern,
 )
+from unskew.sinks.redis_server import Server
+from unskew.sinks.redis_url import Client
 from unskew.sinks.texts import read_column
 
 Status = Literal["present", "default", "warming", "lagging"]
@@ -70,14 +69,14 @@ class OnlineFeatures:
 class OnlineReader:
     """Reads current features; needs nothing but Redis.
 
-    ``client``: a ``redis.Redis`` or a URL. ``pipeline``: the pipeline, or the several, that keep the views. ``views``: the
+    ``client``: a client of redis-py or a URL, of one server, sentinels or a cluster. ``pipeline``: the pipeline, or the several, that keep the views. ``views``: the
     view versions to read; without them, those of the published registry, followed as it changes. ``max_lag_us``: how far
     a clock may be behind the present before a status says ``lagging``; None never says so.
     """
 
     def __init__(
         self,
-        client: "redis.Redis | str",
+        client: Client | str,
         prefix: str = "unskew",
         pipeline: str | Sequence[str] = "main",
         *,
@@ -85,7 +84,7 @@ class OnlineReader:
         max_lag_us: int | None = None,
         now_us: Callable[[], int] = present_us,
     ) -> None:
-        self._client = connect(client) if isinstance(client, str) else client
+        self._server = Server(client)
         self._prefix = prefix
         self._pipelines = [pipeline] if isinstance(pipeline, str) else list(pipeline)
         self._pinned = views
@@ -97,8 +96,8 @@ class OnlineReader:
         """The views that can be read, by name."""
         if self._pinned is not None:
             return self._pinned
-        with reaching_redis():
-            text = self._client.get(registry_key(self._prefix))
+        with self._server.reaching() as client:
+            text = client.get(registry_key(self._prefix))
         return self._parsed(text)
 
     def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
@@ -150,19 +149,19 @@ class OnlineReader:
         view_id = find_view(view, self.views()).id
         around = len(value_key(self._prefix, view_id, ""))
         found = set()
-        with reaching_redis():
-            for name in self._client.scan_iter(match=value_keys_pattern(self._prefix, view_id), count=10_000):
+        with self._server.reaching() as client:
+            for name in client.scan_iter(match=value_keys_pattern(self._prefix, view_id), count=10_000):
                 text = name.decode(errors="replace") if isinstance(name, bytes) else name
                 found.add(text[around - 1 : -1])
         return pl.Series("key", list(found), pl.String)
 
     def close(self) -> None:
         """Give the connections back."""
-        self._client.close()
+        self._server.close()
 
     def _clocks_and_views(self) -> tuple[dict[str, str], Mapping[str, RegisteredView]]:
-        with reaching_redis():
-            commands = self._client.pipeline(transaction=False)
+        with self._server.reaching() as client:
+            commands = client.pipeline(transaction=False)
             for pipeline in self._pipelines:
                 commands.hgetall(clock_key(self._prefix, pipeline))
             if self._pinned is None:
@@ -187,8 +186,8 @@ class OnlineReader:
         self, of_views: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
     ) -> dict[str, list[list[bytes | None]]]:
         """For every view and row: ``_at`` and then each feature, as text; None where absent."""
-        with reaching_redis():
-            commands = self._client.pipeline(transaction=False)
+        with self._server.reaching() as client:
+            commands = client.pipeline(transaction=False)
             for name, ones in of_views.items():
                 fields = ["_at", *(one.feature.name for one in ones)]
                 for key in keys[name].to_list():

@@ -1,17 +1,14 @@
-"""Names of what is kept in Redis, and the way to a server; the writer and the reader share them."""
+"""Names of what is kept in Redis; the writer and the reader share them."""
 
-import contextlib
 import re
-from collections.abc import Iterator
 
-import redis
-
-from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.plan import ViewPlan
+from unskew.sinks.redis_url import Address, Client
 
 SINCE = "#since"
 ENDED = "ended"
 """Stands for the clock of a shard that ended before it had one."""
+LOSS = "#loss"
 
 
 def value_key(prefix: str, view_id: str, entity_key: str) -> str:
@@ -35,9 +32,18 @@ def clock_key(prefix: str, pipeline: str) -> str:
 def sent_key(prefix: str, pipeline: str) -> str:
     """The hash of how far a pipeline's values may have been sent: ``view@version/shard`` -> state, clock and events applied.
 
-    Beside the clocks rather than among them: those are read at every request.
+    Beside the clocks rather than among them: those are read at every request. ``LOSS`` -> names the loss of values that a
+    process of the pipeline noticed, until they are all there again.
     """
     return f"{prefix}:sent:{pipeline}"
+
+
+def witness_key(prefix: str, pipeline: str, tag: str) -> str:
+    """The hash, on each server one, of how far the rows there are acknowledged; its fields are as those of ``sent_key``.
+
+    ``tag``: makes the key fall to that server; the braces are literal.
+    """
+    return f"{prefix}:sent:{pipeline}:{{{tag}}}"
 
 
 def ledger_key(prefix: str, pipeline: str) -> str:
@@ -63,27 +69,6 @@ def as_text(reply: bytes | str) -> str:
     return reply.decode() if isinstance(reply, bytes) else reply
 
 
-def connect(url: str) -> "redis.Redis":
-    """A client for ``redis://``, ``rediss://`` or ``unix://``; the connection is made at the first command."""
-    try:
-        # RESP2: all that is needed, and no server of the Redis 6 generation or Valkey treats it differently.
-        client = redis.Redis.from_url(url, protocol=2)
-        # Options of the URL's query are looked at only when a connection is made; this one is never opened.
-        pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)
-    except (ValueError, TypeError, AttributeError, LookupError, redis.RedisError):
-        # Not chained: the text of a URL that cannot be parsed may hold the password.
-        raise RequestError(
-            "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix://, "
-            "with special characters of the password percent-encoded, and in its query only options that redis-py knows"
-        ) from None
-    return client
-
-
-@contextlib.contextmanager
-def reaching_redis() -> Iterator[None]:
-    """Turn whatever Redis or the way to it refuses into ``StoreUnavailable`` with the server's own text."""
-    try:
-        yield
-    except (redis.RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis: {error}") from error
+def connect(url: str) -> Client:
+    """A client for a URL as ``redis_url`` has them; of a cluster it asks for the nodes at once, else it connects at the first command."""
+    return Address.parse(url).client()

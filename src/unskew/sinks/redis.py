@@ -1,12 +1,13 @@
 """The writer of current values: the last per key, acknowledged before the clock says so, and never going back.
 
-What a flush does, in this order, on one connection:
+What a flush does, in this order, over one connection to each server that holds a part of the keys:
 
-1. Where the connection is a new one, see that the server still has what it acknowledged; if not, it came back without its data,
-   and the shards are asked for everything they hold (``lost``).
-2. Say how far the values to come go: for each shard its clock and how many events it has applied ("mark").
+1. Where a connection is a new one, see that its server still has what was acknowledged (``redis_kept``); if not, it came back without
+   its data, or another has taken over without the last of it, and the shards are asked for everything they hold (``lost``).
+2. Say how far the values to come go: for each shard its clock and how many events it has applied ("mark"). Where there are
+   several servers, await the reply.
 3. Send the values, and await their replies.
-4. Send ledgers and clocks, and await theirs.
+4. Send ledgers, witnesses and clocks, and await theirs.
 
 After a crash a shard goes again through what it had sent already. Its updates are held back until it has come as far as its mark,
 and then the last per key are sent: no reader sees a value go back.
@@ -15,11 +16,10 @@ and then the last per key are sent: no reader sees a value go back.
 import json
 import logging
 import socket
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
-import polars as pl
 import redis
 
 from unskew.features.ledger import Ledger, ledger_of, written
@@ -28,22 +28,22 @@ from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
 from unskew.sinks.keyspace import (
     ENDED,
+    LOSS,
     SINCE,
     as_text,
     clock_field,
     clock_key,
-    connect,
     ledger_key,
-    reaching_redis,
     registry_key,
     sent_key,
     shards_field,
 )
-from unskew.sinks.resp import Commands, RowEncoder
-from unskew.sinks.resp_replies import Replies
-
-ROWS_PER_CHUNK = 2_500
-"""Rows sent before replies are read: bounds what the server holds back for us while we still send."""
+from unskew.sinks.redis_batch import Batch, Place
+from unskew.sinks.redis_kept import NOWHERE, Kept, texts_of
+from unskew.sinks.redis_nodes import Nodes, nodes_of
+from unskew.sinks.redis_server import Server
+from unskew.sinks.redis_url import Client
+from unskew.sinks.resp import RowEncoder
 
 LONGEST_INTERVAL_US = 1_000_000
 LAG_PER_INTERVAL = 16
@@ -53,77 +53,16 @@ MOST_ROWS_WAITING = 200_000
 LEAST_ROWS_ASIDE = 1_000
 """Fewer are sent sooner than another thread is awake."""
 
-Place = tuple[int, int]
-"""Clock in microseconds and number of events applied: how far a shard is, in an order that every life of it shares."""
+HEAR_EVERY_US = 1_000_000
+"""How often a writer asks what writers in other processes have lost."""
 
 _log = logging.getLogger("unskew.redis")
-
-
-@dataclass
-class _Batch:
-    """Rows and clocks not acknowledged yet. ``frames``: by view, in the order in which they came."""
-
-    frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
-    clocks: dict[str, int | str] = field(default_factory=dict)
-    places: dict[str, Place] = field(default_factory=dict)
-    refilled: set[str] = field(default_factory=set)
-    ledgers: dict[str, Ledger] = field(default_factory=dict)
-    newest_clock_us: int | None = None
-    n_rows: int = 0
-    n_distinct: int = 0
-    n_conflated: int = 0
-
-    def add(self, updates: Updates | NothingToCome) -> None:
-        name = clock_field(updates.view, updates.shard)
-        if isinstance(updates, NothingToCome):
-            self.clocks[name] = ENDED
-            return
-        # The instant that the clock stands on is still open: readers judge exactness by the last closed one.
-        self.clocks[name] = updates.clock_us - 1
-        self.places[name] = updates.clock_us, updates.applied
-        if updates.refill == "last":
-            self.refilled.add(name)
-        if updates.since_us is not None:
-            self.clocks[name + SINCE] = updates.since_us
-        if self.newest_clock_us is None or updates.clock_us > self.newest_clock_us:
-            self.newest_clock_us = updates.clock_us
-        n_rows = updates.current.height
-        if n_rows:
-            self.frames.setdefault(updates.view.id, []).append(updates.current)
-            self.n_rows += n_rows
-
-    def then(self, later: "_Batch") -> "_Batch":
-        """Both as one."""
-        clocks = [batch.newest_clock_us for batch in (self, later) if batch.newest_clock_us is not None]
-        return _Batch(
-            frames={
-                view: [*self.frames.get(view, ()), *later.frames.get(view, ())]
-                for view in dict.fromkeys((*self.frames, *later.frames))
-            },
-            clocks={**self.clocks, **later.clocks},
-            places={**self.places, **later.places},
-            refilled=self.refilled | later.refilled,
-            ledgers={**self.ledgers, **later.ledgers},
-            newest_clock_us=max(clocks, default=None),
-            n_rows=self.n_rows + later.n_rows,
-            n_conflated=self.n_conflated + later.n_conflated,
-        )
-
-    def conflate(self) -> None:
-        """Keep the last row of each key."""
-        for view, frames in self.frames.items():
-            if len(frames) > 1:
-                together = pl.concat(frames)
-                last = together.unique("key", keep="last", maintain_order=True)
-                self.frames[view] = [last]
-                self.n_rows -= together.height - last.height
-                self.n_conflated += together.height - last.height
 
 
 class RedisWriter:
     """Brings Redis to the current rows of all views: values first, and the clocks once those are acknowledged.
 
-    ``client``: a ``redis.Redis`` or a URL. Rows wait in memory until a flush; of several rows of one key only the last
+    ``client``: a client of redis-py or a URL, of one server, sentinels or a cluster. Rows wait in memory until a flush; of several rows of one key only the last
     is sent. What a flush did not get acknowledged stays and is sent by the next one: rows are absolute, so sending them
     twice changes nothing.
 
@@ -134,21 +73,24 @@ class RedisWriter:
     ``state``: names the history that the shards go through; marks of another one hold nothing back.
     """
 
-    def __init__(self, client: "redis.Redis | str", prefix: str, pipeline: str, state: str = "") -> None:
-        self._client = connect(client) if isinstance(client, str) else client
+    def __init__(self, client: Client | str, prefix: str, pipeline: str, state: str = "") -> None:
+        self._server = Server(client)
+        self._nodes: tuple[Client, Nodes] | None = None
         self._prefix = prefix
-        self._state = state
         self._sent_key = sent_key(prefix, pipeline)
         self._registry: str | None = None
         self._shards: Mapping[str, Sequence[str]] = {}
         self._own: Container[str] | None = None
-        # As the server had them at the start: clocks by field, and how far each shard's values went.
-        self._found: dict[str, str] = {}
+        # How far each shard's values went before a crash, and the updates that come up to it again.
         self._holds: dict[str, Place] = {}
-        self._held: dict[str, _Batch] = {}
-        # What the server acknowledged in this run, and the connection over which it did.
-        self._acknowledged: dict[str, int | str] = {}
-        self._socket: socket.socket | None = None
+        self._held: dict[str, Batch] = {}
+        # What was acknowledged, and the connections over which it was.
+        self._kept = Kept(prefix, pipeline, state)
+        self._sockets: dict[str, socket.socket] = {}
+        # The last loss that any process of the pipeline noticed, whether it was this one, and when it was last asked for.
+        self._loss = ""
+        self._tells_of_loss = False
+        self._heard_at_us: int | None = None
         self._refilling: set[str] = set()
         self._told_of_refill: set[str] = set()
         self._rows_refilled = 0
@@ -157,9 +99,9 @@ class RedisWriter:
         self._ledger_key = ledger_key(prefix, pipeline)
         self._ledgers: dict[str, Ledger] = {}
         self._encoders: dict[str, RowEncoder] = {}
-        self._gathered = _Batch()
+        self._gathered = Batch()
         self._aside: ThreadPoolExecutor | None = None
-        self._sending: tuple[_Batch, Future[None]] | None = None
+        self._sending: tuple[Batch, Future[None]] | None = None
         self._flushed_at_us: int | None = None
         self.rows_sent = 0
         self.rows_conflated = 0
@@ -181,20 +123,21 @@ class RedisWriter:
 
         Raises ``StoreUnavailable`` where Redis cannot be reached or refuses the credentials.
         """
-        with reaching_redis():
-            self._found = self._texts(self._clock_key)
-            for name, text in self._texts(self._sent_key).items():
-                state, clock, applied = text.rsplit(":", 2)
-                if state == self._state:
-                    self._holds[name] = int(clock), int(applied)
+        with self._server.reaching() as client:
+            self._kept.look(client, self._nodes_of(client).tags)
+            for name, text in texts_of(client, self._sent_key).items():
+                place = self._kept.place(text)
+                if place != NOWHERE:
+                    self._holds[name] = place
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
-        """Whether, when ``look`` was called, the server lacked values that a state with this clock had sent."""
-        text = self._found.get(clock_field(view, shard))
-        return text is None or text == ENDED or int(text) < clock_us - 1
+        """Whether, when ``look`` was called, Redis lacked values that a state with this clock had sent."""
+        return self._kept.is_behind(view, shard, clock_us)
 
-    def _texts(self, key: str) -> dict[str, str]:
-        return {as_text(name): as_text(value) for name, value in self._client.hgetall(key).items()}
+    def _nodes_of(self, client: Client) -> Nodes:
+        if self._nodes is None or self._nodes[0] is not client:
+            self._nodes = client, nodes_of(client)
+        return self._nodes[1]
 
     def publish_registry(self, text: str) -> None:
         """Publish these views beside those of other pipelines: a reader then needs nothing but Redis.
@@ -210,8 +153,8 @@ class RedisWriter:
             transaction.multi()
             transaction.set(key, merge(stored, text))
 
-        with reaching_redis():
-            self._client.transaction(publish, key)
+        with self._server.reaching() as client:
+            client.transaction(publish, key)
 
     def expect(self, shards: Mapping[str, Sequence[str]], own: Container[str] | None = None) -> None:
         """State at the start of a run, before any of its clocks, which shards each view has, by view id.
@@ -221,29 +164,30 @@ class RedisWriter:
         of those in ``own``, ``view@version/shard``, where other processes keep the others.
         """
         self._shards, self._own = shards, own
-        with reaching_redis():
-            stored = self._texts(self._clock_key)
+        with self._server.reaching() as client:
             listed = {f"{view_id}/{shard}" for view_id, names in shards.items() for shard in names}
+            # Hash by hash: in a cluster each may be on another server.
+            for key in (self._sent_key, *self._kept.witnesses(self._nodes_of(client).tags), self._ledger_key):
+                told = [as_text(name) for name in client.hkeys(key)]
+                unlisted = [name for name in told if name.partition("/")[0] in shards and name not in listed]
+                if LOSS in told:
+                    unlisted.append(LOSS)
+                if unlisted:
+                    client.hdel(key, *unlisted)
             stale = [
                 name
-                for name, value in stored.items()
+                for name, value in texts_of(client, self._clock_key).items()
                 if name.partition("/")[0] in shards
                 and (name.removesuffix(SINCE) not in listed or (value == ENDED and (own is None or name in own)))
             ]
-            told = [as_text(name) for name in self._client.hkeys(self._ledger_key)]
-            unlisted = [name for name in told if name.partition("/")[0] in shards and name not in listed]
-            marked = [name for name in self._texts(self._sent_key) if name.partition("/")[0] in shards]
-            strange = [name for name in marked if name not in listed]
-            commands = self._client.pipeline(transaction=True)
-            if strange:
-                commands.hdel(self._sent_key, *strange)
-            if unlisted:
-                commands.hdel(self._ledger_key, *unlisted)
+            # In this order: clocks of shards that are not listed count for nothing.
+            if shards:
+                client.hset(
+                    self._clock_key,
+                    mapping={shards_field(view_id): " ".join(names) for view_id, names in shards.items()},
+                )
             if stale:
-                commands.hdel(self._clock_key, *stale)
-            for view_id, names in shards.items():
-                commands.hset(self._clock_key, shards_field(view_id), " ".join(names))
-            commands.execute()
+                client.hdel(self._clock_key, *stale)
 
     def add(self, updates: Updates | NothingToCome) -> None:
         """Take one step's current rows and its clock; a step without rows still moves the clock."""
@@ -266,7 +210,7 @@ class RedisWriter:
         if mark is None:
             return True
         if (updates.clock_us, updates.applied) < mark:
-            held = self._held.setdefault(name, _Batch())
+            held = self._held.setdefault(name, Batch())
             held.add(updates)
             if held.n_rows > 2 * LEAST_ROWS_ASIDE + 2 * held.n_distinct:
                 held.conflate()
@@ -319,7 +263,7 @@ class RedisWriter:
             return True
         if self._aside is None:
             self._aside = ThreadPoolExecutor(1, "unskew-redis")
-        batch, self._gathered = self._gathered, _Batch()
+        batch, self._gathered = self._gathered, Batch()
         self._sending = batch, self._aside.submit(self._bring, batch, now_us)
         self._flushed_at_us = now_us
         return True
@@ -335,7 +279,7 @@ class RedisWriter:
         if not batch.clocks:
             return
         self._bring(batch, now_us)
-        self._gathered = _Batch()
+        self._gathered = Batch()
         self._flushed_at_us = now_us
         self._count(batch)
 
@@ -343,7 +287,7 @@ class RedisWriter:
         """Give the connections back; what waits is forgotten."""
         if self._aside is not None:
             self._aside.shutdown()
-        self._client.close()
+        self._server.close()
 
     def _finish(self) -> None:
         """Await the batch that is on its way; if it failed, its rows wait again, before those that came since."""
@@ -360,94 +304,93 @@ class RedisWriter:
         self._sending = None
         self._count(batch)
 
-    def _count(self, batch: _Batch) -> None:
+    def _count(self, batch: Batch) -> None:
         self.rows_sent += batch.n_rows
         self.rows_conflated += batch.n_conflated
         self.flushes += 1
 
-    def _bring(self, batch: _Batch, now_us: int) -> None:
+    def _bring(self, batch: Batch, now_us: int) -> None:
         batch.conflate()
-        with reaching_redis():
-            connection = self._client.connection_pool.get_connection()
-            try:
-                self._see_what_is_left(connection)
-                self._send(connection, self._commands(batch, now_us))
+        with self._server.reaching() as client:
+            self._hear_of_losses(client, batch, now_us)
+            nodes = self._nodes_of(client)
+            with nodes.open():
+                self._see_what_is_left(client, nodes, batch)
+                if batch.places:
+                    nodes.set_fields(
+                        self._sent_key, {name: self._kept.text(place) for name, place in batch.places.items()}
+                    )
+                    nodes.then()
+                for view, frames in batch.frames.items():
+                    for frame in frames:
+                        nodes.send_rows(self._encoders[view], frame, now_us)
+                nodes.finish()
+                # Of a cluster, another server may have taken over meanwhile.
+                self._see_what_is_left(client, nodes, batch)
                 # Values whose clock is not told are the shard's refill: a reader must not take what still lacks for empty.
                 untold = self._refilling - batch.refilled
                 clocks = {name: clock for name, clock in batch.clocks.items() if name.removesuffix(SINCE) not in untold}
-                self._send(connection, self._closing(batch, clocks))
-            except BaseException:
-                # Replies may be outstanding; the next command must not read them as its own.
-                connection.disconnect()  # type: ignore[no-untyped-call]
-                raise
-            finally:
-                self._client.connection_pool.release(connection)
-        self._acknowledged |= clocks
-        self._refilling -= batch.refilled
+                places = {name: place for name, place in batch.places.items() if name not in untold}
+                words = dict(self._kept.words(nodes.tags, places))
+                for key, values in self._closing(batch, words, clocks):
+                    nodes.set_fields(key, values, anywhere=key not in words)
+                nodes.finish()
+                witnesses = [key for key in self._kept.witnesses(nodes.tags) if key not in nodes.refused]
+            self._kept.acknowledged(clocks, places, witnesses)
+            self._refilling -= batch.refilled
+            if self._tells_of_loss and not self._refilling:
+                if self._told_loss(client) == self._loss:
+                    client.hdel(self._sent_key, LOSS)
+                self._tells_of_loss = False
 
-    def _see_what_is_left(self, connection: "redis.connection.AbstractConnection") -> None:
-        """Over a new connection: whether the server has what it acknowledged in this run. If not, ``lost`` is one more."""
-        current = _socket_of(connection)
-        if current is self._socket:
+    def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
+        """Over new connections: whether Redis has what it acknowledged in this run. If not, ``lost`` is one more."""
+        sockets = nodes.sockets()
+        if all(self._sockets.get(name) is found for name, found in sockets.items()):
             return
-        if self._socket is not None and self._is_lost():
-            self._refilling = {f"{view_id}/{shard}" for view_id, names in self._shards.items() for shard in names}
-            ended = {name: value for name, value in self._acknowledged.items() if value == ENDED}
-            self._acknowledged = {}
-            self._ledgers = {}
-            if self._registry is not None:
-                self.publish_registry(self._registry)
-            self.expect(self._shards, self._own)
-            if ended:
-                self._client.hset(self._clock_key, mapping=ended)  # type: ignore[arg-type]
-            self.lost += 1
-        self._socket = current
+        if self._sockets:
+            lacking = self._kept.lacking(client, self._shards)
+            if lacking is not None:
+                # Nothing is forgotten here before all of this is done: it may break off and is then done again.
+                if lacking:
+                    client.hdel(self._clock_key, *lacking)
+                if self._registry is not None:
+                    self.publish_registry(self._registry)
+                self.expect(self._shards, self._own)
+                if ended := self._kept.ended():
+                    client.hset(self._clock_key, mapping=ended)  # type: ignore[arg-type]
+                self._loss, self._tells_of_loss = uuid.uuid4().hex, True
+                client.hset(self._sent_key, LOSS, self._loss)
+                self._kept.forget()
+                self._ledgers = {}
+                self._ask_for_everything(batch)
+        self._sockets = sockets
 
-    def _is_lost(self) -> bool:
-        stored = self._texts(self._clock_key)
-        return any(
-            name not in stored or (isinstance(clock, int) and int(stored[name]) < clock)
-            for name, clock in self._acknowledged.items()
-        ) or any(shards_field(view_id) not in stored for view_id in self._shards)
+    def _hear_of_losses(self, client: Client, batch: Batch, now_us: int) -> None:
+        """In a cluster of processes, values that the writer of another one lost may be of shards that are computed in this one."""
+        if self._heard_at_us is not None and now_us - self._heard_at_us < HEAR_EVERY_US:
+            return
+        told = self._told_loss(client)
+        if told not in {"", self._loss}:
+            self._loss, self._tells_of_loss = told, False
+            self._ask_for_everything(batch)
+        self._heard_at_us = now_us
 
-    def _commands(self, batch: _Batch, now_us: int) -> Iterator[Commands]:
-        if batch.places:
-            marks = {name: f"{self._state}:{clock}:{applied}" for name, (clock, applied) in batch.places.items()}
-            yield _hset(self._sent_key, marks)
-        for view, frames in batch.frames.items():
-            for frame in frames:
-                for rows in frame.iter_slices(ROWS_PER_CHUNK):
-                    yield self._encoders[view].encode(rows, now_us)
+    def _told_loss(self, client: Client) -> str:
+        told = client.hget(self._sent_key, LOSS)
+        return "" if told is None else as_text(told)
 
-    def _closing(self, batch: _Batch, clocks: Mapping[str, int | str]) -> Iterator[Commands]:
+    def _ask_for_everything(self, batch: Batch) -> None:
+        """From here on no clock is told before all values of its shard have come again."""
+        self._refilling = {f"{view_id}/{shard}" for view_id, names in self._shards.items() for shard in names}
+        batch.refilled.clear()
+        self.lost += 1
+
+    def _closing(
+        self, batch: Batch, words: Mapping[str, Mapping[str, str]], clocks: Mapping[str, int | str]
+    ) -> Iterator[tuple[str, Mapping[str, int | str]]]:
         if batch.ledgers:
-            yield _hset(self._ledger_key, {name: json.dumps(written(ledger)) for name, ledger in batch.ledgers.items()})
+            yield self._ledger_key, {name: json.dumps(written(ledger)) for name, ledger in batch.ledgers.items()}
+        yield from words.items()
         if clocks:
-            yield _hset(self._clock_key, clocks)
-
-    def _send(self, connection: "redis.connection.AbstractConnection", commands: Iterable[Commands]) -> None:
-        """Send pipelined; the next chunk is made while the server works on the one before."""
-        replies: Replies | None = None
-        for chunk in commands:
-            connection.send_packed_command([chunk.data], check_health=False)  # type: ignore[no-untyped-call]
-            replies = replies or Replies(_socket_of(connection).recv_into)
-            replies.expect(chunk.n_lines)
-            replies.read(down_to=chunk.n_lines)
-        if replies is not None:
-            replies.read()
-
-
-def _hset(key: str, values: Mapping[str, int | str]) -> Commands:
-    """The command that sets fields of a hash."""
-    arguments = ["HSET", key, *(str(part) for pair in values.items() for part in pair)]
-    parts = [argument.encode() for argument in arguments]
-    data = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
-    return Commands(data, 1)
-
-
-def _socket_of(connection: "redis.connection.AbstractConnection") -> socket.socket:
-    """The socket of a connection that was made: connecting, credentials and encryption stay the client's business."""
-    found: socket.socket | None = connection._sock  # noqa: SLF001 - there is no public way to read replies in bulk
-    if found is None:
-        raise redis.ConnectionError("Connection closed")
-    return found
+            yield self._clock_key, clocks

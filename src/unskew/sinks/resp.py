@@ -14,6 +14,7 @@ absent.
 Every reply to these commands is an integer, a status or an array of integers; ``resp_replies`` rests on that.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +38,17 @@ class Commands:
     n_lines: int
 
 
+def hset(key: str, values: Mapping[str, int | str]) -> Commands:
+    """The command that sets fields of a hash."""
+    arguments = ["HSET", key, *(str(part) for pair in values.items() for part in pair)]
+    return Commands(b"*%d\r\n%b" % (len(arguments), b"".join(map(_argument, arguments))), 1)
+
+
 class RowEncoder:
-    """Makes the commands that bring the keys of one view to given current rows."""
+    """Makes the commands that bring the keys of one view to given current rows.
+
+    A row's key in Redis is its entity's between ``before_key`` and ``after_key``.
+    """
 
     def __init__(self, view: ViewPlan, prefix: str) -> None:
         types = {output.name: output.dtype for output in view.outputs} | {"_at": "int64", "_until": "int64"}
@@ -54,9 +64,9 @@ class RowEncoder:
             for (name, dtype), kind in zip(types.items(), self._kinds, strict=True)
             if kind == "text" and dtype != "string"
         ]
-        before_key, after_key = (part.encode() for part in value_key(prefix, view.id, "\0").split("\0"))
-        self._around_key = _bytes(before_key + after_key)
-        self._n_before_key = len(before_key)
+        self.before_key, self.after_key = value_key(prefix, view.id, "\0").split("\0")
+        self._around_key = _bytes((self.before_key + self.after_key).encode())
+        self._n_before_key = len(self.before_key.encode())
         names = [_argument(name) for name in self._fields]
         self._names = _bytes(b"".join(names))
         self._name_ends = np.cumsum([0, *map(len, names)])

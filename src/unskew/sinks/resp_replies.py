@@ -21,6 +21,7 @@ class Replies:
         self._receive = receive
         self._buffer = bytearray(BYTES_PER_READ)
         self._n_outstanding = 0
+        self._refused = bytearray()
 
     def expect(self, n_lines: int) -> None:
         """Count the replies of commands that were sent."""
@@ -30,7 +31,8 @@ class Replies:
         """Return once no more than ``down_to`` lines are outstanding.
 
         Raises ``redis.ResponseError`` with the server's text for a command that was refused, ``redis.ConnectionError``
-        where the server hung up, ``redis.TimeoutError`` where it is silent. The connection is of no use after any.
+        where the server hung up, ``redis.TimeoutError`` where it is silent. The connection is of no use after any, unless
+        after a refusal ``refusals`` reads on.
         """
         while self._n_outstanding > down_to:
             received = self._next()
@@ -39,6 +41,14 @@ class Replies:
             self._n_outstanding -= received.count(b"\n")
         if self._n_outstanding < 0:
             raise redis.InvalidResponse("more replies than commands")
+
+    def refusals(self, last: bytes) -> list[str]:
+        """After a refusal, read on up to ``last``, which is the last reply to come; the server's text for all it refused."""
+        text = self._refused
+        while not text.endswith(last):
+            text += self._next()
+        self._n_outstanding = 0
+        return [line[1:].decode(errors="replace") for line in text.split(b"\r\n") if line.startswith(b"-")]
 
     def _next(self) -> bytearray:
         try:
@@ -54,6 +64,7 @@ class Replies:
         text = received
         while b"-" in text and b"\r\n" not in text[text.index(b"-") :]:
             text = text + self._next()
+        self._refused = text
         _, dash, line = text.partition(b"-")
         if not dash:
             return redis.InvalidResponse(f"unexpected reply: {bytes(text[:80])!r}")

@@ -1,0 +1,359 @@
+"""Where commands go: over one connection to every server that holds a part of the keys, pipelined, in bytes.
+
+One server holds them all. Of a cluster each master holds some of 16384 slots, which may move at any time: a node then refuses
+a command with MOVED (the slot is another's) or, while the slot is on its way, with ASK (this key is at the other already, or
+is nowhere yet). Only what was refused is sent again, to where the refusal says. Rows are absolute and their commands have one
+key each, so sending one twice changes nothing.
+"""
+
+import contextlib
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, zip_longest
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import redis
+from redis.cluster import PRIMARY, ClusterNode
+from redis.exceptions import ClusterError
+from typing_extensions import override
+
+from unskew.sinks.redis_url import Client
+from unskew.sinks.resp import Commands, RowEncoder, hset
+from unskew.sinks.resp_replies import Replies
+from unskew.sinks.slots import N_SLOTS, slot_of, slots_of, tag_of
+
+ROWS_PER_CHUNK = 2_500
+"""Rows sent before replies are read: bounds what the server holds back for us while we still send."""
+
+MOST_ROUNDS = 8
+LONGEST_PAUSE_S = 0.1
+"""What a cluster still refuses after so many rounds, with pauses up to this between, is the caller's to try again."""
+
+# A present so late that no row gets an expiry.
+_PAST_ALL_EXPIRIES_US = 2**62
+_ASKING = b"*1\r\n$6\r\nASKING\r\n"
+_REDIRECTION = re.compile(r"(MOVED|ASK) (\d+) (\S*):(\d+)")
+
+
+@dataclass(frozen=True)
+class _Redirection:
+    """Where a node says that a slot, or a key that it does not have, is."""
+
+    kind: str
+    slot: int
+    at: str
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.kind} {self.slot} {self.at}"
+
+
+class Line:
+    """A connection to one server, over which commands go pipelined and replies are counted.
+
+    ``redirected``: what the server refused because it is another's to answer, by slot; of a server that is not ``one_of_several``
+    that is an error like any other. Raises what redis-py raises.
+    """
+
+    def __init__(self, server: redis.Redis, *, one_of_several: bool = False) -> None:
+        # Held until the line is given back: a client that nobody holds closes its connections.
+        self._server = server
+        self._one_of_several = one_of_several
+        self._connection = server.connection_pool.get_connection()
+        found: socket.socket | None = self._connection._sock  # noqa: SLF001 - there is no public way to read replies in bulk
+        if found is None:
+            self.give_back()
+            raise redis.ConnectionError("Connection closed")
+        self.socket = found
+        self._replies = Replies(found.recv_into)
+        self.redirected: dict[int, _Redirection] = {}
+
+    def send(self, commands: Commands) -> None:
+        """Send; returns once all that was sent before is answered."""
+        self._connection.send_packed_command([commands.data], check_health=False)  # type: ignore[no-untyped-call]
+        self._replies.expect(commands.n_lines)
+        self._read(down_to=commands.n_lines)
+
+    def finish(self) -> None:
+        """Await all replies."""
+        self._read(down_to=0)
+
+    def break_off(self) -> None:
+        """Close: replies may be outstanding, which the next command must not read as its own."""
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
+
+    def give_back(self) -> None:
+        self._server.connection_pool.release(self._connection)
+
+    def _read(self, *, down_to: int) -> None:
+        try:
+            self._replies.read(down_to=down_to)
+        except redis.ResponseError:
+            if not self._one_of_several:
+                raise
+            self._note_redirections()
+
+    def _note_redirections(self) -> None:
+        """Read on to the end: how many lines a refused transaction answers with depends on where it was refused."""
+        last = b"$32\r\n%b\r\n" % uuid.uuid4().hex.encode()
+        self._connection.send_packed_command([b"*2\r\n$4\r\nPING\r\n" + last], check_health=False)  # type: ignore[no-untyped-call]
+        for text in self._replies.refusals(last):
+            found = _REDIRECTION.fullmatch(text)
+            if found is not None:
+                kind, slot, host, port = found.groups()
+                host = host or self._server.get_connection_kwargs()["host"]
+                self.redirected[int(slot)] = _Redirection(kind, int(slot), f"{host}:{port}")
+            elif not text.startswith("EXECABORT "):
+                raise redis.ResponseError(text)
+
+
+class Nodes(Protocol):
+    """Every server that holds a part of the keys."""
+
+    tags: Sequence[str]
+    """What, within braces, makes a key fall to a server: one for each, for which connections are open."""
+    refused: set[str]
+    """Keys whose fields were not set, as they were not to be sent elsewhere; since the connections were opened."""
+
+    def open(self) -> contextlib.AbstractContextManager[None]:
+        """Connect to each; the connections are given back at the end, and closed where the body fails."""
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """The connections that are open."""
+
+    def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
+        """Send fields of a hash; with ``anywhere=False`` to the server to which rows of this slot were sent, or not at all."""
+
+    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
+        """Send current rows, each key at most once."""
+
+    def then(self) -> None:
+        """What was sent is done before what will be sent."""
+
+    def finish(self) -> None:
+        """Return once all that was sent is acknowledged."""
+
+
+class OneServer:
+    """A server that holds all keys: the order in which commands are sent is that in which they are done."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._line: Line | None = None
+        self.tags: Sequence[str] = (tag_of(0),)
+        self.refused: set[str] = set()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        line = self._line = Line(self._client)
+        try:
+            yield
+        except BaseException:
+            line.break_off()
+            raise
+        finally:
+            self._line = None
+            line.give_back()
+
+    @property
+    def _only(self) -> Line:
+        assert self._line is not None
+        return self._line
+
+    def sockets(self) -> dict[str, socket.socket]:
+        return {"": self._only.socket}
+
+    def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:  # noqa: ARG002
+        self._only.send(hset(key, values))
+
+    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
+        for chunk in rows.iter_slices(ROWS_PER_CHUNK):
+            # Made while the server works on the one before.
+            self._only.send(encoder.encode(chunk, now_us))
+
+    def then(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        self._only.finish()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    encoder: RowEncoder
+    rows: pl.DataFrame
+    now_us: int
+
+    def slots(self) -> npt.NDArray[np.int64]:
+        return slots_of(self.rows["key"], self.encoder.before_key, self.encoder.after_key)
+
+    def of(self, chosen: npt.NDArray[np.bool_]) -> "_Rows":
+        return _Rows(self.encoder, self.rows.filter(pl.Series(chosen)), self.now_us)
+
+
+class ClusterNodes:
+    """The masters of a cluster, each with its slots."""
+
+    def __init__(self, client: redis.RedisCluster) -> None:
+        self._client = client
+        # Which line each slot's commands go over; -1 for a slot that no node has.
+        self._owners = np.full(N_SLOTS, -1, np.int64)
+        self._masters: list[str] = []
+        self._lines: dict[str, Line] = {}
+        self._outdated = True
+        self._rows: list[_Rows] = []
+        self._fields: list[tuple[str, Mapping[str, int | str], bool]] = []
+        self.tags: Sequence[str] = ()
+        self.refused: set[str] = set()
+        self._look_up()
+
+    def _look_up(self) -> None:
+        """Take over what redis-py knows of the nodes."""
+        slots = self._client.nodes_manager.slots_cache
+        self._masters = sorted({nodes[0].name for nodes in slots.values()})
+        numbers = {name: number for number, name in enumerate(self._masters)}
+        self._owners[:] = -1
+        for slot, nodes in slots.items():
+            self._owners[slot] = numbers[nodes[0].name]
+        self.tags = [tag_of(int(np.argmax(self._owners == number))) for number in range(len(self._masters))]
+        self._outdated = False
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        self.refused = set()
+        try:
+            if self._outdated:
+                self._client.nodes_manager.initialize()
+                self._look_up()
+            for name in self._masters:
+                self._line_at(name)
+            yield
+        except BaseException:
+            self._outdated = True
+            for line in self._lines.values():
+                line.break_off()
+            raise
+        finally:
+            for line in self._lines.values():
+                line.give_back()
+            self._lines = {}
+            self._rows, self._fields = [], []
+
+    def sockets(self) -> dict[str, socket.socket]:
+        return {name: line.socket for name, line in self._lines.items()}
+
+    def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
+        self._fields.append((key, values, anywhere))
+        self._line_of(slot_of(key)).send(hset(key, values))
+
+    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
+        sent = _Rows(encoder, rows, now_us)
+        self._rows.append(sent)
+        self._divide(sent)
+
+    def then(self) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        for number in count(1):
+            redirected: dict[int, _Redirection] = {}
+            for line in self._lines.values():
+                line.finish()
+                redirected |= line.redirected
+                line.redirected = {}
+            if not redirected:
+                break
+            if number > MOST_ROUNDS:
+                raise ClusterError(f"{next(iter(redirected.values()))}, after {MOST_ROUNDS} tries")
+            # What the refusals say does until then.
+            self._outdated = True
+            time.sleep(LONGEST_PAUSE_S * (number - 1) / MOST_ROUNDS)
+            self._send_again(redirected)
+        self._rows, self._fields = [], []
+
+    def _send_again(self, redirected: Mapping[int, _Redirection]) -> None:
+        """Send what was refused: to the slot's new owner, or, of a slot on its way, to whichever of both has the key."""
+        moved = [one for one in redirected.values() if one.kind == "MOVED"]
+        for one in moved:
+            self._line_at(one.at)
+            self._owners[one.slot] = list(self._lines).index(one.at)
+        for key, values, anywhere in self._fields:
+            if slot_of(key) not in redirected:
+                continue
+            if anywhere:
+                self._client.hset(key, mapping=values)  # type: ignore[arg-type]
+            else:
+                self.refused.add(key)
+        asked = [one.slot for one in redirected.values() if one.kind == "ASK"]
+        for sent in self._rows:
+            slots = sent.slots()
+            self._divide(sent.of(np.isin(slots, [one.slot for one in moved])))
+            on_their_way = sent.of(np.isin(slots, asked))
+            for row in on_their_way.rows.iter_slices(1):
+                self._ask(_Rows(sent.encoder, row, sent.now_us))
+
+    def _divide(self, sent: _Rows) -> None:
+        """Send rows to their owners; all servers work at the same time."""
+        owners = self._owners[sent.slots()]
+        if len(owners) and owners.min() < 0:
+            raise ClusterError("CLUSTERDOWN Hash slot not served: no node has some of the slots")
+        rows = sent.rows[np.argsort(owners, kind="stable")]
+        ends = np.cumsum(np.bincount(owners, minlength=len(self._lines)))
+        parts = []
+        for line, start, end in zip(self._lines.values(), [0, *ends], ends, strict=False):
+            if end > start:
+                parts.append([(line, chunk) for chunk in rows[start:end].iter_slices(ROWS_PER_CHUNK)])
+        for turn in zip_longest(*parts):
+            for part in turn:
+                if part is not None:
+                    line, chunk = part
+                    line.send(sent.encoder.encode(chunk, sent.now_us))
+
+    def _ask(self, row: _Rows) -> None:
+        """Send one row of a slot on its way: to its old owner first, as only that one knows whether the key has left.
+
+        A row, its expiry apart, is one command or one transaction, and ASKING holds for one of either.
+        """
+        commands = row.encoder.encode(row.rows, row.now_us)
+        slot = int(row.slots()[0])
+        line = self._line_of(slot)
+        line.send(commands)
+        line.finish()
+        told = line.redirected.get(slot)
+        if told is None or told.kind != "ASK":
+            return
+        del line.redirected[slot]
+        other = self._line_at(told.at)
+        n_values = len(row.encoder.encode(row.rows, _PAST_ALL_EXPIRIES_US).data)
+        expiry = commands.data[n_values:]
+        other.send(Commands(_ASKING + commands.data[:n_values], 1 + commands.n_lines - bool(expiry)))
+        if expiry:
+            other.send(Commands(_ASKING + expiry, 2))
+        other.finish()
+
+    def _line_of(self, slot: int) -> Line:
+        number = int(self._owners[slot])
+        if number < 0:
+            raise ClusterError(f"CLUSTERDOWN Hash slot not served: no node has slot {slot}")
+        return list(self._lines.values())[number]
+
+    def _line_at(self, name: str) -> Line:
+        line = self._lines.get(name)
+        if line is None:
+            host, _, port = name.rpartition(":")
+            node = self._client.get_node(node_name=name) or ClusterNode(host, int(port), PRIMARY)  # type: ignore[no-untyped-call]
+            server = self._client.get_redis_connection(node)
+            line = self._lines[name] = Line(server, one_of_several=True)
+        return line
+
+
+def nodes_of(client: Client) -> Nodes:
+    """The servers that a client knows. Raises what redis-py raises."""
+    return ClusterNodes(client) if isinstance(client, redis.RedisCluster) else OneServer(client)

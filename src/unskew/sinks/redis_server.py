@@ -1,0 +1,76 @@
+"""A deployment of Redis as the writer and the readers see it: a client when it is needed, and errors of one kind."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import redis
+from redis.exceptions import AskError, AuthenticationError, MovedError, RedisClusterException
+
+from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.sinks.redis_url import Address, Client
+
+
+class Server:
+    """One server, the master that sentinels name, or a cluster.
+
+    ``source``: a client, or a URL as ``redis_url`` has them. Nothing is connected before it is used; may be used by several
+    threads. Raises ``RequestError`` for a URL that cannot be read.
+    """
+
+    def __init__(self, source: Client | str) -> None:
+        self._address = Address.parse(source) if isinstance(source, str) else None
+        self._client = None if isinstance(source, str) else source
+        self._making = threading.Lock()
+
+    @contextlib.contextmanager
+    def reaching(self) -> Iterator[Client]:
+        """A client for the body; whatever Redis or the way to it refuses becomes ``StoreUnavailable`` with the server's text."""
+        try:
+            yield self._made()
+        except (redis.RedisError, RedisClusterException, OSError) as error:
+            text = _text(error)
+            if text.startswith(("MOVED ", "ASK ")) and isinstance(self._client, redis.Redis):
+                raise RequestError(
+                    f"Redis: {text}; this server is a node of a cluster: write redis+cluster:// in its URL"
+                ) from error
+            if isinstance(error, RedisClusterException):
+                self._forget()
+            raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}") from error
+
+    def close(self) -> None:
+        """Give the connections back."""
+        client, self._client = self._client, None if self._address else self._client
+        if client is not None:
+            client.close()
+            sentinels = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+            if sentinels is not None:
+                sentinels.close()
+
+    def _made(self) -> Client:
+        client = self._client
+        if client is None:
+            with self._making:
+                client = self._client
+                if client is None:
+                    assert self._address is not None
+                    client = self._client = self._address.client()
+        return client
+
+    def _forget(self) -> None:
+        """Of a cluster, none of the nodes that were known may be left: the next client begins with those of the URL."""
+        if self._address is not None:
+            self._client = None
+
+    def _asked_as(self, error: Exception) -> str:
+        refused = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
+        if not refused or self._address is None:
+            return ""
+        user = self._address.user
+        return f" (asked as user {user!r})" if user else " (asked without a user's name)"
+
+
+def _text(error: Exception) -> str:
+    """The server's text; of where a key is redis-py leaves out the first word."""
+    word = "MOVED " if isinstance(error, MovedError) else "ASK " if isinstance(error, AskError) else ""
+    return f"{word}{error}"

@@ -1,0 +1,241 @@
+"""The writer on a cluster: every row at the node that has its slot, no clock before all of them, and slots that move meanwhile."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.plans import DAY, Wanted, sliding, view
+from tests.servers.valkey import Cluster, Valkey, cluster, wait_until  # noqa: F401 - a fixture
+from tests.updates import closing, ledger_after, updates
+from unskew.features.plan import Plan
+from unskew.features.registry import describe, parse
+from unskew.features.updates import Updates
+from unskew.sinks.keyspace import clock_key, connect, ledger_key, registry_key, sent_key
+from unskew.sinks.redis import RedisWriter
+from unskew.sinks.resp import COLLECT_AFTER_US
+from unskew.sinks.slots import slot_of
+
+VIEW = view(
+    Wanted("n", "count", sliding(30 * DAY, DAY)),
+    Wanted("mean", "mean", sliding(30 * DAY, DAY), "x"),
+    name="purchases",
+)
+NOW = time.time_ns() // 1000
+STATE = "one-history"
+KEYS = [f"u-{number}" for number in range(600)]
+
+
+def step(clock_us: int, n: int, keys: list[str] = KEYS, *, gone: bool = False) -> Updates:
+    """A row for each key; every third has a null, and so is a transaction."""
+    rows = [
+        {
+            "key": key,
+            "n": n,
+            "mean": None if (number + n) % 3 == 0 else 0.5,
+            "_at": clock_us,
+            "_until": clock_us + 9,
+            "_empty_at": NOW,
+            "_gone": gone,
+        }
+        for number, key in enumerate(keys)
+    ]
+    return replace(updates(VIEW, clock_us, rows), applied=n)
+
+
+def writing(url: str, state: str = STATE) -> RedisWriter:
+    """A writer of a process that has just started."""
+    writer = RedisWriter(url, "unskew", "main", state)
+    writer.look()
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={VIEW.name: VIEW}))))
+    writer.expect({VIEW.id: ["h0"]})
+    return writer
+
+
+@pytest.fixture
+def writer(cluster: Cluster) -> Iterator[RedisWriter]:  # noqa: F811
+    made = writing(cluster.url)
+    yield made
+    made.close()
+
+
+def send(writer: RedisWriter, *steps: Updates) -> None:
+    for taken in steps:
+        writer.add(taken)
+    writer.flush(NOW)
+
+
+def everything(*servers: Valkey) -> dict[bytes, object]:
+    """All keys on all servers, but what says which server it is of."""
+    found: dict[bytes, object] = {}
+    for server in servers:
+        names = [name for name in server.client.keys("unskew:*") if not name.startswith(b"unskew:sent:main:")]
+        assert not found.keys() & set(names), "stands on two servers"
+        commands = server.client.pipeline(transaction=False)
+        for name in names:
+            (commands.get if name == b"unskew:registry" else commands.hgetall)(name)
+        found |= dict(zip(names, commands.execute(), strict=True))
+    return found
+
+
+def values(url: str) -> dict[str, int]:
+    with connect(url) as client:
+        names = [name.decode() for name in client.scan_iter(match="unskew:purchases@1:*", count=10_000)]
+        commands = client.pipeline(transaction=False)
+        for name in names:
+            commands.hget(name, "n")
+        return {name.partition("{")[2][:-1]: int(n) for name, n in zip(names, commands.execute(), strict=True)}
+
+
+def clock(url: str, shard: str = "h0") -> int | None:
+    with connect(url) as client:
+        text = client.hget("unskew:clock:main", f"{VIEW.id}/{shard}")
+    return None if text is None else int(text)
+
+
+def slot(key: str) -> int:
+    return slot_of(f"unskew:purchases@1:{{{key}}}")
+
+
+def test_a_cluster_holds_what_one_server_would_hold_each_key_where_its_slot_is(cluster, tmp_path):  # noqa: F811
+    steps = [
+        step(10, 1),
+        step(20, 2, KEYS[:400]),
+        step(30, 3, KEYS[300:500], gone=True),
+        ledger_after(closing(VIEW, 40, shard="h1"), [0, 3], [], worst_us=5, duplicates=1),
+    ]
+    with Valkey(tmp_path / "one") as one:
+        for url in (one.url, cluster.url):
+            writer = writing(url)
+            for taken in steps:
+                send(writer, taken)
+            writer.close()
+
+        assert everything(*cluster.nodes) == everything(one)
+        expiry = one.client.pexpiretime("unskew:purchases@1:{u-0}")
+    assert len(values(cluster.url)) == len(KEYS) - 200
+    assert all(node.client.dbsize() > 100 for node in cluster.nodes)
+    owner = cluster.owner_of(slot("u-0"))
+    assert owner.client.pexpiretime("unskew:purchases@1:{u-0}") == expiry == -(-(NOW + COLLECT_AFTER_US) // 1000)
+
+
+def test_no_clock_is_told_while_one_node_has_not_acknowledged_its_values(cluster, writer):  # noqa: F811
+    of_clock = cluster.owner_of(slot_of(clock_key("unskew", "main")))
+    slow = next(
+        node for node in cluster.nodes if node not in {of_clock, cluster.owner_of(slot_of(sent_key("unskew", "main")))}
+    )
+    others = [node for node in cluster.nodes if node is not slow]
+    send(writer, step(10, 1))
+    writer.add(step(20, 2))
+
+    with slow.paused():
+        flush = threading.Thread(target=writer.flush, args=(NOW,))
+        flush.start()
+        wait_until(lambda: all(_n_of(node) == {2} for node in others), "the other nodes have their values")
+        assert of_clock.client.hget("unskew:clock:main", f"{VIEW.id}/h0") == b"9"
+    flush.join()
+
+    assert clock(cluster.url) == 19
+    assert set(values(cluster.url).values()) == {2}
+
+
+def _n_of(node: Valkey) -> set[int]:
+    commands = node.client.pipeline(transaction=False)
+    for name in node.client.scan_iter(match="unskew:purchases@1:*", count=10_000):
+        commands.hget(name, "n")
+    return set(map(int, commands.execute()))
+
+
+def test_no_value_is_sent_before_its_mark_is_acknowledged(cluster, writer):  # noqa: F811
+    of_mark = cluster.owner_of(slot_of(sent_key("unskew", "main")))
+    others = [node for node in cluster.nodes if node is not of_mark]
+    send(writer, step(10, 1))
+    before = sum(node.client.info("commandstats")["cmdstat_hset"]["calls"] for node in others)
+    writer.add(step(20, 2))
+
+    with of_mark.paused():
+        flush = threading.Thread(target=writer.flush, args=(NOW,))
+        flush.start()
+        # Long enough for all values to have been sent, had they not waited.
+        flush.join(0.3)
+        assert flush.is_alive()
+        assert sum(node.client.info("commandstats")["cmdstat_hset"]["calls"] for node in others) == before
+    flush.join()
+
+    assert set(values(cluster.url).values()) == {2}
+
+
+def test_rows_of_a_slot_that_has_moved_go_to_its_new_owner(cluster, writer):  # noqa: F811
+    send(writer, step(10, 1))
+    moving = sorted({slot(key) for key in KEYS[:4]})
+    homes = [cluster.owner_of(one) for one in moving]
+    for one, home in zip(moving, homes, strict=True):
+        cluster.move(one, next(node for node in cluster.nodes if node is not home))
+
+    send(writer, step(20, 2))
+    seen = (values(cluster.url), clock(cluster.url), writer.lost)
+    for one, home in zip(moving, homes, strict=True):
+        cluster.move(one, home)
+    send(writer, step(30, 3))
+
+    assert seen == (dict.fromkeys(KEYS, 2), 19, 0)
+    assert (values(cluster.url), clock(cluster.url), writer.lost) == (dict.fromkeys(KEYS, 3), 29, 0)
+    assert len(everything(*cluster.nodes)) == len(KEYS) + 4  # clocks, marks, ledgers and the registry
+
+
+def test_rows_of_a_slot_on_its_way_go_to_whichever_node_has_the_key(cluster, writer):  # noqa: F811
+    one = slot("a")
+    keys = ["a", *(key for key in (f"k{number}" for number in range(200_000)) if slot(key) == one)]
+    old, fresh, gone = keys[:6], keys[6:9], keys[2:4]
+    assert len(fresh) == 3
+    send(writer, step(10, 1, [*KEYS, *old]))
+    source = cluster.owner_of(one)
+    target = next(node for node in cluster.nodes if node is not source)
+
+    cluster.begin_move(one, source, target)
+    moved = {name.decode().partition("{")[2][:-1] for name in cluster.move_keys(one, source, target, 3)}
+    assert len(moved) == 3
+    send(writer, step(20, 2, [*KEYS, *old, *fresh]))
+    send(writer, step(30, 3, gone, gone=True), step(30, 4, KEYS))
+    there = {name.decode().partition("{")[2][:-1] for name in target.ask("CLUSTER", "GETKEYSINSLOT", one, 99)}
+    assert there >= set(fresh) | (moved - set(gone))
+    cluster.move_keys(one, source, target)
+    cluster.end_move(one, target)
+
+    expected = {**dict.fromkeys(KEYS, 4), **{key: 2 for key in [*old, *fresh] if key not in gone}}
+    assert values(cluster.url) == expected
+    assert target.client.pexpiretime(f"unskew:purchases@1:{{{fresh[0]}}}") > 0
+    assert (clock(cluster.url), writer.lost) == (29, 0)
+    cluster.move(one, source)
+
+
+def test_clocks_marks_ledgers_and_registry_may_be_on_their_way_to_a_node_that_has_no_slot_yet(cluster, writer):  # noqa: F811
+    send(writer, step(10, 1), ledger_after(closing(VIEW, 10, shard="h1"), [0], [], worst_us=5))
+    names = [name("unskew", "main") for name in (clock_key, sent_key, ledger_key)] + [registry_key("unskew")]
+    slots = [slot_of(name) for name in names]
+    homes = [cluster.owner_of(one) for one in slots]
+    node = cluster.add()
+    for one, home in zip(slots, homes, strict=True):
+        cluster.begin_move(one, home, node)
+        assert cluster.move_keys(one, home, node)
+
+    try:
+        send(writer, step(20, 2), ledger_after(closing(VIEW, 20, shard="h1"), [0, 3], [], worst_us=5))
+        writer.expect({VIEW.id: ["h0", "h1"]})
+        found = (clock(cluster.url), clock(cluster.url, "h1"), set(values(cluster.url).values()))
+        for one in slots:
+            cluster.end_move(one, node)
+        writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"other": replace(VIEW, name="other")}))))
+        send(writer, step(30, 3))
+        with connect(cluster.url) as client:
+            assert set(parse(client.get(registry_key("unskew")))) == {VIEW.name, "other"}
+            assert b'"events":2' in client.hget(ledger_key("unskew", "main"), f"{VIEW.id}/h1").replace(b" ", b"")
+        assert found == (19, 20, {2})
+        assert (clock(cluster.url), writer.lost) == (29, 0)
+    finally:
+        for one, home in zip(slots, homes, strict=True):
+            cluster.move(one, home)
+        cluster.remove(node)
