@@ -20,8 +20,8 @@ from unskew.sinks.layout import published_files, read_coverage, superseded_files
 
 RECORDS = history(250, seed=11)
 VIEWS = ["by_user", "by_item"]
-# So short that what a reader has listed goes while it reads.
-EAGER = Limits(min_files=3, grace_s=0.05)
+# Nothing stays for those who have listed it: what a reader holds goes while it reads.
+EAGER = Limits(min_files=3, grace_s=0)
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Others:
     answers: dict[str, pl.DataFrame]
     ended: threading.Event = field(default_factory=threading.Event)
     faults: list[str] = field(default_factory=list)
+    n_rounds: int = 0
     n_merged: int = 0
     n_deleted: int = 0
     n_read: int = 0
@@ -71,10 +72,16 @@ class Others:
                 self.n_merged += found.files_before - found.files_after
                 self.n_deleted += found.n_deleted
                 self.faults += [*found.notes, *found.faults]
+        self.n_rounds += 1
 
     def read(self) -> None:
-        for view in VIEWS:
-            log = ViewLog(self.outcome.deployment.log, register(self.outcome.plan.views[view]))
+        views = self.outcome.plan.views
+        opened = {view: ViewLog(self.outcome.deployment.log, register(views[view])) for view in VIEWS}
+        # A slow reader: meanwhile files are merged, and those that it has listed go.
+        n_rounds = self.n_rounds + 2
+        while self.n_rounds < n_rounds and not self.ended.wait(0.005):
+            pass
+        for view, log in opened.items():
             self._rows(view, log)
             if log.complete_to_us is not None:
                 self._join(view, log.complete_to_us)
