@@ -15,6 +15,7 @@ from unskew.features.registry import describe, register
 from unskew.features.types import polars_type
 from unskew.features.updates import NothingToCome
 from unskew.serving.online import OnlineReader
+from unskew.sinks.keyspace import sent_key
 from unskew.sinks.redis import RedisWriter
 
 VISITS = view(
@@ -238,6 +239,31 @@ def test_each_hashed_row_is_judged_by_the_clock_of_its_own_shard(writer, reader)
     found = {as_of for as_of, _, _ in judged(reader.read(["visits:n_5min"], [{"user": user} for user in users]))}
 
     assert found == {CLOCK, CLOCK + 1, CLOCK + 2, CLOCK + 3}
+
+
+# A hashed shard, closed up to 10 d, whose entity has no row. The mark says how far values had been sent when it was read.
+#
+#     clock read      mark
+#     --------|--------|--------------------------
+#        10 d |  the instant after it: nothing past the clock was sent; absent at the clock, exact
+#        10 d |  later: it may have been deleted meanwhile; absent at the mark, provisional
+
+
+@pytest.mark.parametrize(("mark", "expected"), [
+    (CLOCK + 1, (CLOCK, "default", False)),
+    (CLOCK + 2, (CLOCK + 2, "default", True)),
+    (CLOCK + HOUR, (CLOCK + HOUR, "default", True)),
+])  # fmt: skip
+@pytest.mark.parametrize("shard", ["h0", "p0.0"])
+def test_an_absent_row_may_have_been_deleted_by_values_whose_clock_is_to_come(redis_client, mark, expected, shard):
+    views = {"visits": register(VISITS)} if shard == "h0" else with_partitions(VISITS)
+    reader = OnlineReader(redis_client, views=views)
+    write(RedisWriter(redis_client, "unskew", "main"), closing(VISITS, CLOCK, [row("b", CLOCK - 5)], shard=shard))
+    redis_client.hset(sent_key("unskew", "main"), f"{VISITS.id}/{shard}", f"of this state:{mark}:7")
+
+    answer = reader.read(["visits:n_5min"], [{"user": "a"}, {"user": "b"}])
+
+    assert judged(answer) == [expected, (CLOCK, "present", False)]
 
 
 # Two partitions with clocks 10 d and 10 d + 1 h; which one an entity is in, its key does not tell.

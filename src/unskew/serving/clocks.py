@@ -52,12 +52,16 @@ class ViewClocks:
       its own clock, which may be any of them, and may have been deleted after the least: it is the value at the
       greatest, and provisional unless all clocks are equal.
 
+    A row that is absent has no ``_at`` to say when it was deleted: perhaps after the clock, by values whose clock is still to come. The
+    writer says how far values go before it sends them. Such a *mark*, read *after* the rows, tells: where it is past the clock, an absent row is
+    the value at the mark, and provisional.
+
     The pipeline says which shards there are. A listed one without a clock may still bring records of any instant: while
     there is one, every row of a partitioned view is provisional, and its instant the known clocks'. One that ended
     without a clock brings none, and does not count.
     """
 
-    def __init__(self, view: RegisteredView, fields: Mapping[str, str]) -> None:
+    def __init__(self, view: RegisteredView, fields: Mapping[str, str], marks: Mapping[str, str]) -> None:
         own = f"{view.id}/"
         shards = {name.removeprefix(own): text for name, text in fields.items() if name.startswith(own)}
         listed = fields.get(shards_field(view.id))
@@ -71,6 +75,10 @@ class ViewClocks:
             if text == ENDED or (self._listed is not None and shard not in self._listed):
                 continue
             (self._clocks if shard == name else self._since)[shard] = int(text)
+        # ``state:clock:applied``; the instant that such a clock stands on is open.
+        self._marks = {
+            name.removeprefix(own): int(text.rsplit(":", 2)[1]) for name, text in marks.items() if name.startswith(own)
+        }
         self._latest_since = max(self._since.values(), default=NEVER)
 
     def place(self, keys: pl.Series, at: Ints) -> Placed:
@@ -87,18 +95,22 @@ class ViewClocks:
         clocks = np.array([self._clocks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
         # A shard that met no event of its own began when the others did.
         since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)
+        marks = np.array([self._marks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
         shards = shard_of(keys, n_shards)
         clock = clocks[shards]
+        # An absent row may be that of any instant up to the mark, a row that is there was as it is since its ``_at``.
+        changed = np.where((at == UNKNOWN) & (marks[shards] > clock + 1), marks[shards], at)
         return Placed(
-            as_of=np.maximum(at, clock),
+            as_of=np.where(clock == UNKNOWN, at, np.maximum(changed, clock)),
             clock=clock,
             since=since[shards],
-            provisional=(clock == UNKNOWN) | (clock < at),
+            provisional=(clock == UNKNOWN) | (clock < changed),
         )
 
     def _place_partitioned(self, at: Ints) -> Placed:
         least = min(self._clocks.values(), default=UNKNOWN)
-        greatest = max(self._clocks.values(), default=UNKNOWN)
+        ahead = [mark for shard, mark in self._marks.items() if mark > self._clocks.get(shard, NEVER - 1) + 1]
+        greatest = max([*self._clocks.values(), *ahead], default=UNKNOWN)
         absent = at == UNKNOWN
         return Placed(
             as_of=np.where(absent, greatest, np.maximum(at, least)),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import redis
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Table, like, to_polars
@@ -20,6 +21,7 @@ from unskew.sinks.keyspace import (
     as_text,
     clock_key,
     registry_key,
+    sent_key,
     value_key,
     value_keys_pattern,
 )
@@ -105,7 +107,7 @@ class OnlineReader:
 
         ``entity_rows``: a list of dicts, or a Polars or pandas frame, with the key columns of every view asked for;
         other columns are handed through. Entities that were never seen, or of which nothing is left, get empty values
-        and defaults. Two round trips, whatever the number of views and rows.
+        and defaults. Two round trips, whatever the number of views and rows; three to a cluster.
 
         Raises ``RequestError`` for what is unknown, with the nearest known; ``StoreUnavailable`` where Redis is.
         """
@@ -124,7 +126,7 @@ class OnlineReader:
                 )
         of_views = by_view(asked)
         keys = {name: _entity_keys(ones[0].view, rows) for name, ones in of_views.items()}
-        found = self._values(of_views, keys)
+        found, sent = self._values_and_marks(of_views, keys)
 
         now_us = self._now_us()
         columns: dict[str, pl.Series] = {}
@@ -135,7 +137,7 @@ class OnlineReader:
             present = [row[0] is not None for row in texts]
             for position, one in enumerate(ones, start=1):
                 columns[one.column] = _column(one, [row[position] for row in texts], present)
-            placed = ViewClocks(ones[0].view, fields).place(keys[name], at)
+            placed = ViewClocks(ones[0].view, fields, sent).place(keys[name], at)
             metadata[name] = self._judge(ones, placed, at, now_us)
         # Not with_columns: starting a query costs more than a small answer.
         frame = rows.hstack([columns[one.column] for one in asked])
@@ -182,18 +184,27 @@ class OnlineReader:
             self._registry = (text, parse(text))
         return self._registry[1]
 
-    def _values(
+    def _values_and_marks(
         self, of_views: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
-    ) -> dict[str, list[list[bytes | None]]]:
-        """For every view and row: ``_at`` and then each feature, as text; None where absent."""
+    ) -> tuple[dict[str, list[list[bytes | None]]], dict[str, str]]:
+        """For every view and row ``_at`` and then each feature, as text, None where absent; and how far values had been sent by then."""
         with self._server.reaching() as client:
             commands = client.pipeline(transaction=False)
             for name, ones in of_views.items():
                 fields = ["_at", *(one.feature.name for one in ones)]
                 for key in keys[name].to_list():
                     commands.hmget(value_key(self._prefix, ones[0].view.id, key), fields)
-            replies = iter(commands.execute())
-        return {name: [next(replies) for _ in range(len(keys[name]))] for name in of_views}
+            # After the values. A server does what one connection sends in that order; the nodes of a cluster know nothing of each other.
+            marks = commands
+            if isinstance(client, redis.RedisCluster):
+                replies = commands.execute()
+                marks = client.pipeline(transaction=False)  # type: ignore[no-untyped-call]
+            for pipeline in self._pipelines:
+                marks.hgetall(sent_key(self._prefix, pipeline))
+            replies = [*(replies if marks is not commands else ()), *marks.execute()]
+        values = iter(replies)
+        found = {name: [next(values) for _ in range(len(keys[name]))] for name in of_views}
+        return found, {as_text(name): as_text(text) for hash_ in values for name, text in hash_.items()}
 
     def _judge(self, ones: list[Asked], placed: Placed, at: np.ndarray[Any, Any], now_us: int) -> pl.DataFrame:
         known = placed.as_of != UNKNOWN
