@@ -166,7 +166,7 @@ def test_a_pipeline_that_is_compacted_while_it_runs_and_is_read_is_as_one_that_i
     assert others.faults == []
     assert min(others.n_merged, others.n_deleted, others.n_read, others.n_joined) > 0
     # Once more, with everything published, and nobody reading.
-    others.merge(Limits(min_files=2, grace_s=-1))
+    others.merge(Limits(min_files=2, grace_s=0))
     assert others.faults == []
     log, archive = outcome.deployment.log, outcome.deployment.archive
     for view in VIEWS:

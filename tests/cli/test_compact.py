@@ -68,6 +68,13 @@ def test_files_go_once_their_grace_is_over(data):
     assert [on_disk(data / f"log/{view}/v1") for view in ("visits", "clicks")] == [2, 11]
 
 
+def test_without_grace_they_go_at_once(data):
+    result = unskew("--log", data / "log", "--grace", "0s")
+
+    assert result.exit_code == 0, result.output
+    assert [on_disk(data / f"log/{view}/v1") for view in ("visits", "clicks")] == [2, 2]
+
+
 def test_a_dry_run_changes_nothing(data):
     result = unskew("--log", data / "log", "--dry-run")
 

@@ -268,13 +268,18 @@ class _Work:
         temporary.rename(first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
         _sync(first.path.parent)
 
+    def _is_old(self, cover: TableFile) -> bool:
+        # Without a grace period what is merged goes at once: it is newer than the present that was told.
+        grace_s = self._limits.grace_s
+        return not grace_s or self._now_s - cover.path.stat().st_mtime >= grace_s
+
     def _delete(self, *, dry_run: bool = False) -> tuple[int, int]:
         """Delete superseded files whose grace period is over; how many those are, and how many wait."""
         n_deleted = n_waiting = 0
         by_cover: dict[TableFile, list[TableFile]] = {}
         for file, covers in layout.superseded_files(self._root):
             # Any will do: a reader that listed since it was there holds it, or one that covers it in turn.
-            ripe = [one for one in covers if self._now_s - one.path.stat().st_mtime >= self._limits.grace_s]
+            ripe = [one for one in covers if self._is_old(one)]
             if ripe:
                 by_cover.setdefault(ripe[0], []).append(file)
             else:

@@ -172,7 +172,8 @@ def _batches(path: Path) -> Iterator[Any]:
         n_bytes = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
         per_row = max(1, n_bytes // max(1, opened.metadata.num_rows))
         size = min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row))
-        yield from opened.iter_batches(batch_size=size)
+        # Threads would cost more than the small files that most sources are.
+        yield from opened.iter_batches(batch_size=size, use_threads=False)
 
 
 def _same_rows(found: Iterator[Any], wanted: Iterator[Any]) -> bool:
