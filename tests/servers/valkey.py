@@ -14,11 +14,15 @@ from typing import Any, Self
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from unskew.pipelines.embedded import _valkey_path
 
 WITHIN_S = 30.0
 N_SLOTS = 16384
+# A master does not wait for more replicas to ask for its data.
+_QUICK = {"repl-diskless-sync-delay": 0}
 
 
 def wait_until(claim: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
@@ -48,8 +52,12 @@ class Valkey:
         self.folder = folder
         self.options = dict(options or {})
         self.port = quiet_port()
-        self.client = redis.Redis(port=self.port, protocol=2)
+        self.client = self.client_as()
         self._process: subprocess.Popen[bytes] | None = None
+
+    def client_as(self, password: str | None = None) -> redis.Redis:
+        """A client that tries once."""
+        return redis.Redis(port=self.port, password=password, protocol=2, retry=Retry(NoBackoff(), 0))
 
     @property
     def url(self) -> str:
@@ -65,7 +73,7 @@ class Valkey:
         return self
 
     def _words(self) -> list[str]:
-        options = {"bind": "127.0.0.1", "port": self.port, "dir": self.folder, "save": "", **self.options}
+        options = {"bind": "127.0.0.1", "port": self.port, "dir": self.folder, "save": "", **_QUICK, **self.options}
         return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
     def _answers(self) -> bool:
@@ -148,9 +156,7 @@ class Sentinel(Valkey):
 
 def replica_of(master: Valkey, folder: Path, options: Mapping[str, Any] | None = None) -> Valkey:
     """A replica, started and in step with its master."""
-    replica = Valkey(
-        folder, {"replicaof": f"127.0.0.1 {master.port}", "repl-diskless-sync-delay": 0, **(options or {})}
-    )
+    replica = Valkey(folder, {"replicaof": f"127.0.0.1 {master.port}", **(options or {})})
     replica.start()
     wait_until(lambda: replica.client.info("replication")["master_link_status"] == "up", "the replica is in step")
     return replica
@@ -163,8 +169,10 @@ class Cluster:
         self._folder = folder
         self._options = dict(options or {})
         self.nodes = [self._node() for _ in range(n_masters)]
+        # Nodes without slots that nobody uses.
+        self.spares: set[Valkey] = set()
 
-    def _node(self, **options: Any) -> Valkey:
+    def _node(self) -> Valkey:
         bus = quiet_port()
         options = {
             "cluster-enabled": "yes",
@@ -173,9 +181,7 @@ class Cluster:
             "cluster-config-file": "nodes.conf",
             # A master that gave its last slot away stays one.
             "cluster-allow-replica-migration": "no",
-            "repl-diskless-sync-delay": 0,
             **self._options,
-            **options,
         }
         node = Valkey(self._folder / f"node{bus}", options)
         node.bus = bus  # type: ignore[attr-defined]
@@ -196,17 +202,20 @@ class Cluster:
         self.settle()
         return self
 
-    def add(self, **options: Any) -> Valkey:
-        """One more node, without slots."""
-        node = self._node(**options).start()
-        self.nodes.append(node)
-        self._meet(node)
-        self.settle()
-        return node
+    def add(self, *, roles: Sequence[bytes] = (b"master",)) -> Valkey:
+        """A node without slots: one that was left so before, else one more."""
+        spare = next((node for node in self.spares if node.client.role()[0] in roles), None)
+        if spare is None:
+            spare = self._node().start()
+            self.nodes.append(spare)
+            self._meet(spare)
+            self.settle()
+        self.spares.discard(spare)
+        return spare
 
     def add_replica(self, master: Valkey) -> Valkey:
         """A replica of one of the masters, in step."""
-        node = self.add()
+        node = self.add(roles=(b"master", b"slave"))
         node.ask("CLUSTER", "REPLICATE", self.id_of(master))
         wait_until(lambda: node.client.info("replication").get("master_link_status") == "up", "the replica is in step")
         return node
@@ -226,10 +235,8 @@ class Cluster:
     def id_of(self, node: Valkey) -> str:
         return str(node.ask("CLUSTER", "MYID").decode())
 
-    def remove(self, node: Valkey) -> None:
-        """Take a node without slots away, and let the others forget it."""
-        name = self.id_of(node)
-        node.kill()
+    def forget(self, node: Valkey, name: str) -> None:
+        """Let the others forget a node that is dead, by its id."""
         self.nodes.remove(node)
         for other in self.nodes:
             other.ask("CLUSTER", "FORGET", name)

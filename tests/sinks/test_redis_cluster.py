@@ -2,70 +2,27 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from tests.plans import DAY, Wanted, sliding, view
-from tests.servers.valkey import Cluster, Valkey, cluster, wait_until  # noqa: F401 - a fixture
-from tests.updates import closing, ledger_after, updates
+from tests.servers.valkey import Cluster, Valkey, wait_until
+from tests.sinks.flows import KEYS, NOW, VIEW, clock, send, step, values, writing
+from tests.updates import closing, ledger_after
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
-from unskew.features.updates import Updates
 from unskew.sinks.keyspace import clock_key, connect, ledger_key, registry_key, sent_key
 from unskew.sinks.redis import RedisWriter
 from unskew.sinks.resp import COLLECT_AFTER_US
 from unskew.sinks.slots import slot_of
 
-VIEW = view(
-    Wanted("n", "count", sliding(30 * DAY, DAY)),
-    Wanted("mean", "mean", sliding(30 * DAY, DAY), "x"),
-    name="purchases",
-)
-NOW = time.time_ns() // 1000
-STATE = "one-history"
-KEYS = [f"u-{number}" for number in range(600)]
-
-
-def step(clock_us: int, n: int, keys: list[str] = KEYS, *, gone: bool = False) -> Updates:
-    """A row for each key; every third has a null, and so is a transaction."""
-    rows = [
-        {
-            "key": key,
-            "n": n,
-            "mean": None if (number + n) % 3 == 0 else 0.5,
-            "_at": clock_us,
-            "_until": clock_us + 9,
-            "_empty_at": NOW,
-            "_gone": gone,
-        }
-        for number, key in enumerate(keys)
-    ]
-    return replace(updates(VIEW, clock_us, rows), applied=n)
-
-
-def writing(url: str, state: str = STATE) -> RedisWriter:
-    """A writer of a process that has just started."""
-    writer = RedisWriter(url, "unskew", "main", state)
-    writer.look()
-    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={VIEW.name: VIEW}))))
-    writer.expect({VIEW.id: ["h0"]})
-    return writer
-
 
 @pytest.fixture
-def writer(cluster: Cluster) -> Iterator[RedisWriter]:  # noqa: F811
+def writer(cluster: Cluster) -> Iterator[RedisWriter]:
     made = writing(cluster.url)
     yield made
     made.close()
-
-
-def send(writer: RedisWriter, *steps: Updates) -> None:
-    for taken in steps:
-        writer.add(taken)
-    writer.flush(NOW)
 
 
 def everything(*servers: Valkey) -> dict[bytes, object]:
@@ -81,26 +38,11 @@ def everything(*servers: Valkey) -> dict[bytes, object]:
     return found
 
 
-def values(url: str) -> dict[str, int]:
-    with connect(url) as client:
-        names = [name.decode() for name in client.scan_iter(match="unskew:purchases@1:*", count=10_000)]
-        commands = client.pipeline(transaction=False)
-        for name in names:
-            commands.hget(name, "n")
-        return {name.partition("{")[2][:-1]: int(n) for name, n in zip(names, commands.execute(), strict=True)}
-
-
-def clock(url: str, shard: str = "h0") -> int | None:
-    with connect(url) as client:
-        text = client.hget("unskew:clock:main", f"{VIEW.id}/{shard}")
-    return None if text is None else int(text)
-
-
 def slot(key: str) -> int:
     return slot_of(f"unskew:purchases@1:{{{key}}}")
 
 
-def test_a_cluster_holds_what_one_server_would_hold_each_key_where_its_slot_is(cluster, tmp_path):  # noqa: F811
+def test_a_cluster_holds_what_one_server_would_hold_each_key_where_its_slot_is(cluster, tmp_path):
     steps = [
         step(10, 1),
         step(20, 2, KEYS[:400]),
@@ -122,7 +64,7 @@ def test_a_cluster_holds_what_one_server_would_hold_each_key_where_its_slot_is(c
     assert owner.client.pexpiretime("unskew:purchases@1:{u-0}") == expiry == -(-(NOW + COLLECT_AFTER_US) // 1000)
 
 
-def test_no_clock_is_told_while_one_node_has_not_acknowledged_its_values(cluster, writer):  # noqa: F811
+def test_no_clock_is_told_while_one_node_has_not_acknowledged_its_values(cluster, writer):
     of_clock = cluster.owner_of(slot_of(clock_key("unskew", "main")))
     slow = next(
         node for node in cluster.nodes if node not in {of_clock, cluster.owner_of(slot_of(sent_key("unskew", "main")))}
@@ -149,7 +91,7 @@ def _n_of(node: Valkey) -> set[int]:
     return set(map(int, commands.execute()))
 
 
-def test_no_value_is_sent_before_its_mark_is_acknowledged(cluster, writer):  # noqa: F811
+def test_no_value_is_sent_before_its_mark_is_acknowledged(cluster, writer):
     of_mark = cluster.owner_of(slot_of(sent_key("unskew", "main")))
     others = [node for node in cluster.nodes if node is not of_mark]
     send(writer, step(10, 1))
@@ -168,7 +110,7 @@ def test_no_value_is_sent_before_its_mark_is_acknowledged(cluster, writer):  # n
     assert set(values(cluster.url).values()) == {2}
 
 
-def test_rows_of_a_slot_that_has_moved_go_to_its_new_owner(cluster, writer):  # noqa: F811
+def test_rows_of_a_slot_that_has_moved_go_to_its_new_owner(cluster, writer):
     send(writer, step(10, 1))
     moving = sorted({slot(key) for key in KEYS[:4]})
     homes = [cluster.owner_of(one) for one in moving]
@@ -186,7 +128,7 @@ def test_rows_of_a_slot_that_has_moved_go_to_its_new_owner(cluster, writer):  # 
     assert len(everything(*cluster.nodes)) == len(KEYS) + 4  # clocks, marks, ledgers and the registry
 
 
-def test_rows_of_a_slot_on_its_way_go_to_whichever_node_has_the_key(cluster, writer):  # noqa: F811
+def test_rows_of_a_slot_on_its_way_go_to_whichever_node_has_the_key(cluster, writer):
     one = slot("a")
     keys = ["a", *(key for key in (f"k{number}" for number in range(200_000)) if slot(key) == one)]
     old, fresh, gone = keys[:6], keys[6:9], keys[2:4]
@@ -212,7 +154,7 @@ def test_rows_of_a_slot_on_its_way_go_to_whichever_node_has_the_key(cluster, wri
     cluster.move(one, source)
 
 
-def test_clocks_marks_ledgers_and_registry_may_be_on_their_way_to_a_node_that_has_no_slot_yet(cluster, writer):  # noqa: F811
+def test_clocks_marks_ledgers_and_registry_may_be_on_their_way_to_a_node_that_has_no_slot_yet(cluster, writer):
     send(writer, step(10, 1), ledger_after(closing(VIEW, 10, shard="h1"), [0], [], worst_us=5))
     names = [name("unskew", "main") for name in (clock_key, sent_key, ledger_key)] + [registry_key("unskew")]
     slots = [slot_of(name) for name in names]
@@ -238,4 +180,4 @@ def test_clocks_marks_ledgers_and_registry_may_be_on_their_way_to_a_node_that_ha
     finally:
         for one, home in zip(slots, homes, strict=True):
             cluster.move(one, home)
-        cluster.remove(node)
+        cluster.spares.add(node)

@@ -161,8 +161,8 @@ class _Sentinels(Sentinel):
 
 def _parse(url: str) -> Address:
     parts = urlsplit(url)
-    if parts.fragment or "#" in url:
-        # A password that is not encoded: what stands behind would be left out.
+    if "#" in url or "@" in parts.path:
+        # A password that is not encoded: what stands behind would be left out, or taken for something to be shown.
         raise ValueError
     if parts.query:
         parse_qsl(parts.query, strict_parsing=True)
