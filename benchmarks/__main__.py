@@ -4,6 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-for name in ("bench_kernel", "bench_aggregations", "bench_pipeline", "bench_latency", "bench_peers", "bench_join"):
+NAMES = (
+    "bench_kernel",
+    "bench_aggregations",
+    "bench_pipeline",
+    "bench_latency",
+    "bench_peers",
+    "bench_join",
+    "bench_recovery",
+    "bench_compaction",
+)
+
+for name in NAMES:
     print(f"\n## {name}\n", flush=True)
     subprocess.run([sys.executable, str(Path(__file__).with_name(f"{name}.py"))], check=True)
