@@ -30,6 +30,10 @@ class TlsFront:
         self._open: list[socket.socket] = []
         self.n_encrypted = 0
 
+    def lead_to(self, port: int) -> None:
+        """What connects from here on is handed on to another server."""
+        self._behind = port
+
     def __enter__(self) -> Self:
         self._in_background(self._accept)
         return self

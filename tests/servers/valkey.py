@@ -17,6 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from unskew.features.errors import StoreUnavailable
 from unskew.pipelines.embedded import _valkey_path
 
 WITHIN_S = 30.0
@@ -29,7 +30,7 @@ def wait_until(claim: Callable[[], Any], what: str, within_s: float = WITHIN_S) 
     """What the claim says once it is true; errors of Redis mean that it is not yet."""
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
-        with contextlib.suppress(redis.RedisError):
+        with contextlib.suppress(redis.RedisError, StoreUnavailable):
             if found := claim():
                 return found
         time.sleep(0.01)
@@ -92,6 +93,10 @@ class Valkey:
             self._process = None
         self.client.close()
 
+    def n_calls(self, command: str) -> int:
+        """How often a command was called."""
+        return int(self.client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
     def signal(self, number: int) -> None:
         assert self._process is not None
         os.kill(self._process.pid, number)
@@ -135,7 +140,7 @@ class Sentinel(Valkey):
         self._name = name
         self._lines = [
             f"sentinel monitor {name} 127.0.0.1 {master.port} 1",
-            f"sentinel down-after-milliseconds {name} 300",
+            f"sentinel down-after-milliseconds {name} 600",
             f"sentinel failover-timeout {name} 4000",
             *lines,
         ]
@@ -154,12 +159,14 @@ class Sentinel(Valkey):
         return int(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)[1])
 
 
-def replica_of(master: Valkey, folder: Path, options: Mapping[str, Any] | None = None) -> Valkey:
-    """A replica, started and in step with its master."""
-    replica = Valkey(folder, {"replicaof": f"127.0.0.1 {master.port}", **(options or {})})
-    replica.start()
-    wait_until(lambda: replica.client.info("replication")["master_link_status"] == "up", "the replica is in step")
-    return replica
+@contextlib.contextmanager
+def replica_of(master: Valkey, folder: Path, options: Mapping[str, Any] | None = None) -> Iterator[Valkey]:
+    """A replica in step with its master."""
+    with Valkey(folder, options) as replica:
+        # Told in its configuration, it would begin a second later.
+        replica.client.replicaof("127.0.0.1", master.port)
+        wait_until(lambda: replica.client.info("replication")["master_link_status"] == "up", "the replica is in step")
+        yield replica
 
 
 class Cluster:
@@ -240,6 +247,12 @@ class Cluster:
         self.nodes.remove(node)
         for other in self.nodes:
             other.ask("CLUSTER", "FORGET", name)
+
+    @property
+    def masters(self) -> list[Valkey]:
+        """The nodes that have slots, as the first node sees it."""
+        ports = {told[2][1] for told in self.nodes[0].ask("CLUSTER SLOTS")}
+        return [node for node in self.nodes if node.port in ports]
 
     def owner_of(self, slot: int, asked: Valkey | None = None) -> Valkey:
         """The node that holds a slot, as a node sees it: the first one, unless another is to be asked."""

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing as closing_
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from tests.sinks.flows import KEYS, NOW, VIEW, clock, send, step, values, writin
 from tests.updates import closing, ledger_after
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
+from unskew.serving.online import OnlineReader
 from unskew.sinks.keyspace import clock_key, connect, ledger_key, registry_key, sent_key
 from unskew.sinks.redis import RedisWriter
 from unskew.sinks.resp import COLLECT_AFTER_US
@@ -59,7 +61,7 @@ def test_a_cluster_holds_what_one_server_would_hold_each_key_where_its_slot_is(c
         assert everything(*cluster.nodes) == everything(one)
         expiry = one.client.pexpiretime("unskew:purchases@1:{u-0}")
     assert len(values(cluster.url)) == len(KEYS) - 200
-    assert all(node.client.dbsize() > 100 for node in cluster.nodes)
+    assert all(node.client.dbsize() > 100 for node in cluster.masters)
     owner = cluster.owner_of(slot("u-0"))
     assert owner.client.pexpiretime("unskew:purchases@1:{u-0}") == expiry == -(-(NOW + COLLECT_AFTER_US) // 1000)
 
@@ -67,9 +69,11 @@ def test_a_cluster_holds_what_one_server_would_hold_each_key_where_its_slot_is(c
 def test_no_clock_is_told_while_one_node_has_not_acknowledged_its_values(cluster, writer):
     of_clock = cluster.owner_of(slot_of(clock_key("unskew", "main")))
     slow = next(
-        node for node in cluster.nodes if node not in {of_clock, cluster.owner_of(slot_of(sent_key("unskew", "main")))}
+        node
+        for node in cluster.masters
+        if node not in {of_clock, cluster.owner_of(slot_of(sent_key("unskew", "main")))}
     )
-    others = [node for node in cluster.nodes if node is not slow]
+    others = [node for node in cluster.masters if node is not slow]
     send(writer, step(10, 1))
     writer.add(step(20, 2))
 
@@ -93,9 +97,9 @@ def _n_of(node: Valkey) -> set[int]:
 
 def test_no_value_is_sent_before_its_mark_is_acknowledged(cluster, writer):
     of_mark = cluster.owner_of(slot_of(sent_key("unskew", "main")))
-    others = [node for node in cluster.nodes if node is not of_mark]
+    others = [node for node in cluster.masters if node is not of_mark]
     send(writer, step(10, 1))
-    before = sum(node.client.info("commandstats")["cmdstat_hset"]["calls"] for node in others)
+    before = sum(node.n_calls("hset") for node in others)
     writer.add(step(20, 2))
 
     with of_mark.paused():
@@ -104,7 +108,7 @@ def test_no_value_is_sent_before_its_mark_is_acknowledged(cluster, writer):
         # Long enough for all values to have been sent, had they not waited.
         flush.join(0.3)
         assert flush.is_alive()
-        assert sum(node.client.info("commandstats")["cmdstat_hset"]["calls"] for node in others) == before
+        assert sum(node.n_calls("hset") for node in others) == before
     flush.join()
 
     assert set(values(cluster.url).values()) == {2}
@@ -115,7 +119,7 @@ def test_rows_of_a_slot_that_has_moved_go_to_its_new_owner(cluster, writer):
     moving = sorted({slot(key) for key in KEYS[:4]})
     homes = [cluster.owner_of(one) for one in moving]
     for one, home in zip(moving, homes, strict=True):
-        cluster.move(one, next(node for node in cluster.nodes if node is not home))
+        cluster.move(one, next(node for node in cluster.masters if node is not home))
 
     send(writer, step(20, 2))
     seen = (values(cluster.url), clock(cluster.url), writer.lost)
@@ -135,7 +139,7 @@ def test_rows_of_a_slot_on_its_way_go_to_whichever_node_has_the_key(cluster, wri
     assert len(fresh) == 3
     send(writer, step(10, 1, [*KEYS, *old]))
     source = cluster.owner_of(one)
-    target = next(node for node in cluster.nodes if node is not source)
+    target = next(node for node in cluster.masters if node is not source)
 
     cluster.begin_move(one, source, target)
     moved = {name.decode().partition("{")[2][:-1] for name in cluster.move_keys(one, source, target, 3)}
@@ -168,6 +172,8 @@ def test_clocks_marks_ledgers_and_registry_may_be_on_their_way_to_a_node_that_ha
         send(writer, step(20, 2), ledger_after(closing(VIEW, 20, shard="h1"), [0, 3], [], worst_us=5))
         writer.expect({VIEW.id: ["h0", "h1"]})
         found = (clock(cluster.url), clock(cluster.url, "h1"), set(values(cluster.url).values()))
+        with closing_(OnlineReader(cluster.url)) as reader:
+            assert reader.read(["purchases:n"], [{"user": "u-0"}]).to_dict() == {"user": ["u-0"], "n": [2]}
         for one in slots:
             cluster.end_move(one, node)
         writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"other": replace(VIEW, name="other")}))))

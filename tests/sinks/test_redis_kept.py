@@ -115,24 +115,6 @@ def test_a_node_that_lost_its_values_is_noticed_and_no_clock_elsewhere_vouches_f
     assert (values(cluster.url), clock(cluster.url)) == ({**ALL, KEYS[0]: 3}, 29)
 
 
-def test_a_node_that_dies_is_waited_for_and_one_that_comes_back_empty_is_filled_again(cluster):
-    writer = writing(cluster.url)
-    send(writer, step(20, 2))
-    killed = _another(cluster)
-    killed.kill()
-
-    writer.add(step(30, 2, KEYS[:1]))
-    with pytest.raises(StoreUnavailable, match=r"refused|closed|CLUSTERDOWN|cluster is down"):
-        writer.flush(NOW)
-    killed.start()
-    cluster.settle()
-    writer.flush(NOW)
-
-    assert writer.lost == 1
-    send(writer, part(30, 2), part(30, 2, [], last=True))
-    assert (values(cluster.url), clock(cluster.url)) == (ALL, 29)
-
-
 def test_a_replica_that_takes_over_in_step_has_lost_nothing(cluster):
     writer = writing(cluster.url)
     master = _another(cluster)
@@ -143,10 +125,7 @@ def test_a_replica_that_takes_over_in_step_has_lost_nothing(cluster):
     send(writer, step(30, 2))
 
     assert (values(cluster.url), clock(cluster.url), writer.lost) == (ALL, 29, 0)
-    _take_over(master, replica)
-    cluster.spares.add(replica)
-    send(writer, step(40, 3))
-    assert (set(values(cluster.url).values()), clock(cluster.url), writer.lost) == ({3}, 39, 0)
+    cluster.spares.add(master)
 
 
 def test_a_replica_that_takes_over_without_the_last_writes_is_noticed(cluster):
@@ -158,11 +137,13 @@ def test_a_replica_that_takes_over_without_the_last_writes_is_noticed(cluster):
         master.ask("CLIENT", "KILL", "TYPE", "replica")
         send(writer, step(30, 2))
         master.kill()
+    writer.add(step(40, 2, KEYS[:1]))
+    with pytest.raises(StoreUnavailable, match=r"refused|closed|CLUSTERDOWN|cluster is down"):
+        writer.flush(NOW)
     wait_until(lambda: replica.client.role()[0] == b"master", "the replica takes over")
     cluster.forget(master, name)
 
-    writer.add(step(40, 2, KEYS[:1]))
-    wait_until(lambda: _flushed(writer), "the cluster works again")
+    wait_until(lambda: writer.flush(NOW) is None, "the cluster works again")
 
     assert writer.lost == 1
     assert clock(cluster.url) is None
@@ -174,18 +155,10 @@ def test_a_replica_that_takes_over_without_the_last_writes_is_noticed(cluster):
 def _another(cluster: Cluster) -> Valkey:
     """A node that has values, and not the clocks."""
     of_clock = cluster.owner_of(OF_CLOCK)
-    return next(node for node in cluster.nodes if node is not of_clock)
+    return next(node for node in cluster.masters if node is not of_clock)
 
 
 def _take_over(replica: Valkey, master: Valkey) -> None:
     replica.ask("CLUSTER", "FAILOVER")
     wait_until(lambda: replica.client.role()[0] == b"master", "the replica takes over")
     wait_until(lambda: master.client.info("replication").get("master_link_status") == "up", "the master follows it")
-
-
-def _flushed(writer) -> bool:
-    try:
-        writer.flush(NOW)
-    except StoreUnavailable:
-        return False
-    return True

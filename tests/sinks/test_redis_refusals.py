@@ -110,8 +110,8 @@ def test_a_server_that_is_loading_is_waited_for(tmp_path):
         send(writer, step(20, 2))
         server.client.save()
         server.kill()
-        # A millisecond for each key: slow enough to be seen.
-        server.options["key-load-delay"] = 1000
+        # For each key half a millisecond: slow enough to be seen.
+        server.options["key-load-delay"] = 500
         server.start()
 
         writer.add(step(30, 2))
@@ -176,9 +176,9 @@ def test_over_tls_only_a_server_that_the_authority_knows_is_talked_to(one, certi
         writer = writing(trusted)
         send(writer, step(20, 2))
         # Several reads for one chunk, both ways.
-        send(writer, step(30, 2, [f"k{number}" for number in range(20_000)]))
+        send(writer, step(30, 2, [f"k{number}" for number in range(6_000)]))
         writer.close()
-        assert len(values(one.url)) == len(KEYS) + 20_000
+        assert len(values(one.url)) == len(KEYS) + 6_000
         assert front.n_encrypted >= 1
         assert clock(trusted) == 29
         assert clock(f"{url}?ssl_cert_reqs=none") == 29

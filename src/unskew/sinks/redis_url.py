@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.cluster import PRIMARY, REDIS_ALLOWED_KEYS, ClusterNode
+from redis.cluster import PRIMARY, REDIS_ALLOWED_KEYS, ClusterNode, ClusterPipeline
 from redis.connection import parse_url
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.retry import Retry
@@ -123,16 +123,23 @@ class Address:
 
 
 class _Cluster(redis.RedisCluster):
+    """As redis-py has it, which knows only nodes with slots; ASK also names one that is about to get its first."""
+
     @override
     def get_node(
         self, host: str | None = None, port: int | None = None, node_name: str | None = None
     ) -> ClusterNode | None:
-        """As redis-py does, which knows only nodes with slots; ASK also names one that is about to get its first."""
         node: ClusterNode | None = super().get_node(host, port, node_name)  # type: ignore[no-untyped-call]
         if node is None and node_name is not None:
             name, _, number = node_name.rpartition(":")
             node = ClusterNode(name, int(number), PRIMARY)  # type: ignore[no-untyped-call]
         return node
+
+    @override
+    def pipeline(self, transaction: bool | None = None, shard_hint: str | None = None) -> ClusterPipeline:
+        made: ClusterPipeline = super().pipeline(transaction, shard_hint)  # type: ignore[no-untyped-call]
+        made.get_node = self.get_node  # type: ignore[method-assign]
+        return made
 
 
 class _Sentinels(Sentinel):
