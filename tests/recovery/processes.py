@@ -140,11 +140,11 @@ class Life:
             os.killpg(self.processes[number].pid, signal.SIGKILL)
         self.processes[number].wait()
 
-    def terminate(self) -> float:
-        """SIGTERM; seconds until all have ended, which must be with 0."""
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Send the signal; seconds until all have ended, which must be with 0."""
         began_s = time.monotonic()
         for process in self.processes:
-            process.terminate()
+            process.send_signal(number)
         self._await_success(END_WITHIN_S)
         return time.monotonic() - began_s
 

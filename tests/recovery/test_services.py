@@ -1,6 +1,7 @@
 """What a pipeline survives without a restart: Redis, broker or disk gone for a while; and what a signal costs."""
 
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_told_to_stop_at_any_moment_it_ends_with_0_and_has_nothing_to_replay(
             feeder.allow(RECORDS // n_stops)
             assert instants.await_changes(instants.store, 1, life, ordeal.site, within_s=60, pause_s=0.02)
             time.sleep(chance.uniform(0.0, 3.0))
-            took_s.append(life.terminate())
+            took_s.append(life.terminate(chance.choice([signal.SIGTERM, signal.SIGINT])))
             consumed.append(life.consumed())
         feeder.finish()
         life = ordeal.start(0)

@@ -71,6 +71,15 @@ def test_those_that_write_different_things_or_are_one_group_share_a_folder(tmp_p
     assert left(tmp_path) == []
 
 
+def test_a_folder_that_was_made_and_not_written_to_is_gone_with_the_lease(tmp_path: Path) -> None:
+    taken(tmp_path / "empty", "a").release()
+    lease = taken(tmp_path / "written", "a")
+    (tmp_path / "written" / "file").write_text("")
+    lease.release()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["written"]
+
+
 def test_a_killed_process_of_this_machine_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     with held_by_a_process(tmp_path, HERE.machine, "a") as process:
         process.kill()

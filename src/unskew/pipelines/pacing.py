@@ -80,6 +80,9 @@ class PacedProducer:
                     behind = self._next.get(partition, 0) + n_records
                     self._next[partition] = behind
                     self._ahead.setdefault(partition, deque()).append((behind, n_bytes))
+        except KeyboardInterrupt:
+            # Polars raises it in any thread whose query a Ctrl-C meets; the owner, in the main thread, is told by Python.
+            return
         except Exception as error:  # noqa: BLE001 - the owner learns of it through ``failed``
             self.failed = error
 

@@ -28,7 +28,6 @@ from unskew.features.errors import LayoutError, StoreUnavailable
 LEASES = "_leases"
 RENEW_S = 5.0
 STALE_S = 30.0
-_LOCK = "lock"
 _LOOK_S = 0.2
 # Rewritten in place, so that a full disk does not keep a lease from being renewed.
 _BYTES = 4096
@@ -87,8 +86,9 @@ class Lease:
         self._now_s = now_s
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
         try:
+            self._made_root = not root.exists()
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self._path.parent / _LOCK):
+            with _alone(self._path.parent):
                 for path in sorted(self._path.parent.glob("*.json")):
                     self._settle_with(path)
                 self._file = self._path.open("xb", buffering=0)
@@ -130,10 +130,15 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give it back."""
+        """Give it back, and leave no folder behind that nothing was written to."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
         self._file.close()
+        with contextlib.suppress(OSError):
+            # Else it stays: it must not vanish under somebody who is listing what is written there.
+            if self._made_root and [path.name for path in self.root.iterdir()] == [LEASES]:
+                self._path.parent.rmdir()
+                self.root.rmdir()
 
     def _settle_with(self, path: Path) -> None:
         """Return once the lease at ``path`` is no obstacle: it allows this one, or was left behind and is removed."""
@@ -222,11 +227,14 @@ class Leases:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time looks and takes."""
-    with path.open("ab") as lock:
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time looks and takes; in a folder that was removed meanwhile nothing can be taken."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _is_locked(file: IO[bytes]) -> bool:
