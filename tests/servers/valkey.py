@@ -274,11 +274,17 @@ class Cluster:
         return keys
 
     def end_move(self, slot: int, target: Valkey) -> None:
-        """All keys are moved: the slot is the target's, which is told first and tells the others."""
+        """All keys are moved: the slot is the target's, whose word is the newest, and all have heard it."""
+        target.ask("CLUSTER", "BUMPEPOCH")
         for node in sorted(self.nodes, key=lambda node: node is not target):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
         for node in self.nodes:
+            wait_until(lambda node=node: self._has_heard(node, target), "the newest word has come round")
             wait_until(lambda node=node: self.owner_of(slot, node) is target, "all know the slot's new owner")
+
+    def _has_heard(self, node: Valkey, of: Valkey) -> bool:
+        epoch = of.ask("CLUSTER INFO")["cluster_my_epoch"]
+        return node.ask("CLUSTER NODES")[f"127.0.0.1:{of.port}"]["epoch"] == epoch
 
     def move(self, slot: int, target: Valkey) -> None:
         """Move a slot and its keys."""

@@ -81,6 +81,9 @@ def test_no_clock_is_told_while_one_node_has_not_acknowledged_its_values(cluster
         flush = threading.Thread(target=writer.flush, args=(NOW,))
         flush.start()
         wait_until(lambda: all(_n_of(node) == {2} for node in others), "the other nodes have their values")
+        # Long enough for the clock to have been told, had it not waited.
+        flush.join(0.2)
+        assert flush.is_alive()
         assert of_clock.client.hget("unskew:clock:main", f"{VIEW.id}/h0") == b"9"
     flush.join()
 

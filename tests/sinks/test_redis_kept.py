@@ -125,7 +125,27 @@ def test_a_replica_that_takes_over_in_step_has_lost_nothing(cluster):
     send(writer, step(30, 2))
 
     assert (values(cluster.url), clock(cluster.url), writer.lost) == (ALL, 29, 0)
-    cluster.spares.add(master)
+    _take_over(master, replica)
+    cluster.spares.add(replica)
+
+
+def test_a_node_that_takes_over_while_values_are_sent_is_looked_at_before_any_clock_is_told(cluster):
+    """The connection to the old master stays open: only its answers say that it is one no more."""
+    writer = writing(cluster.url)
+    master = _another(cluster)
+    replica = cluster.add_replica(master)
+    send(writer, step(20, 2))
+    _take_over(replica, master)
+    replica.ask("FLUSHALL")
+
+    send(writer, step(30, 3))
+
+    assert writer.lost == 1
+    assert clock(cluster.url) is None
+    send(writer, part(30, 2), part(30, 2, [], last=True))
+    assert (values(cluster.url), clock(cluster.url)) == (ALL, 29)
+    _take_over(master, replica)
+    cluster.spares.add(replica)
 
 
 def test_a_replica_that_takes_over_without_the_last_writes_is_noticed(cluster):

@@ -209,5 +209,7 @@ def test_nothing_is_connected_before_it_is_used():
 
 
 def test_an_address_is_not_written_down_with_its_secrets():
-    assert SECRET not in repr(Address.parse(f"redis+cluster://app:{SECRET}@a:1"))
+    for url in (f"redis+cluster://app:{SECRET}@a:1", f"redis+sentinel://a/b?sentinel_password={SECRET}"):
+        assert SECRET not in repr(Address.parse(url))
+    assert SECRET not in repr(Address.parse(f"rediss://a:1?ssl_password={SECRET}"))
     assert SECRET.encode() not in pickle.dumps(repr(Server(f"redis+cluster://app:{SECRET}@a:1")))
