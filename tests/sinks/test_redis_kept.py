@@ -77,9 +77,11 @@ def test_what_one_process_lost_the_others_write_again_until_all_is_there(one):
 
         assert others.lost == 1
         assert (clock(one.url), clock(one.url, "h1")) == (None, 19)
-        # Which process computes a shard, and which one sends it, is another matter.
-        send(mine, part(21, 2), part(21, 2, [], last=True), part(22, 2, ["other"], last=True, shard="h1"))
+        send(mine, part(21, 2))
+        assert one.client.hget(sent_key("unskew", "main"), LOSS) is not None
+        send(mine, part(21, 2, [], last=True))
         assert one.client.hget(sent_key("unskew", "main"), LOSS) is None
+        send(others, part(22, 2, ["other"], last=True, shard="h1"))
         assert (clock(one.url), clock(one.url, "h1")) == (20, 21)
         others.add(step(23, 2, [], shard="h1"))
         others.flush(NOW + 2 * HEAR_EVERY_US)

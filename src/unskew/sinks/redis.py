@@ -87,9 +87,10 @@ class RedisWriter:
         # What was acknowledged, and the connections over which it was.
         self._kept = Kept(prefix, pipeline, state)
         self._sockets: dict[str, socket.socket] = {}
-        # The last loss that any process of the pipeline noticed, whether it was this one, and when it was last asked for.
+        # The last loss that any process of the pipeline noticed, and when it was last asked for; if it was this one, which
+        # shards' values have not all come again.
         self._loss = ""
-        self._tells_of_loss = False
+        self._lacking: set[str] | None = None
         self._heard_at_us: int | None = None
         self._refilling: set[str] = set()
         self._told_of_refill: set[str] = set()
@@ -338,10 +339,10 @@ class RedisWriter:
                 witnesses = [key for key in self._kept.witnesses(nodes.tags) if key not in nodes.refused]
             self._kept.acknowledged(clocks, places, witnesses)
             self._refilling -= batch.refilled
-            if self._tells_of_loss and not self._refilling:
+            if self._lacking is not None and not self._lacking & self._refilling:
                 if self._told_loss(client) == self._loss:
                     client.hdel(self._sent_key, LOSS)
-                self._tells_of_loss = False
+                self._lacking = None
 
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
         """Over new connections: whether Redis has what it acknowledged in this run. If not, ``lost`` is one more."""
@@ -359,7 +360,7 @@ class RedisWriter:
                 self.expect(self._shards, self._own)
                 if ended := self._kept.ended():
                     client.hset(self._clock_key, mapping=ended)  # type: ignore[arg-type]
-                self._loss, self._tells_of_loss = uuid.uuid4().hex, True
+                self._loss, self._lacking = uuid.uuid4().hex, self._kept.shards()
                 client.hset(self._sent_key, LOSS, self._loss)
                 self._kept.forget()
                 self._ledgers = {}
@@ -372,7 +373,7 @@ class RedisWriter:
             return
         told = self._told_loss(client)
         if told not in {"", self._loss}:
-            self._loss, self._tells_of_loss = told, False
+            self._loss, self._lacking = told, None
             self._ask_for_everything(batch)
         self._heard_at_us = now_us
 

@@ -94,6 +94,10 @@ class Kept:
             lost |= {name for name, place in self._places.items() if places.get(name, NOWHERE) < place}
         return lost & stored.keys() if behind or lost else None
 
+    def shards(self) -> set[str]:
+        """Those of which values were acknowledged."""
+        return set(self._places)
+
     def ended(self) -> dict[str, str]:
         """What was told of shards that ended before they had a clock."""
         return {name: ENDED for name, value in self._clocks.items() if value == ENDED and SINCE not in name}

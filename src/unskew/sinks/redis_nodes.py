@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from unskew.sinks.redis_url import Client
 from unskew.sinks.resp import Commands, RowEncoder, hset
-from unskew.sinks.resp_replies import Replies
+from unskew.sinks.resp_replies import BYTES_PER_READ, Replies
 from unskew.sinks.slots import N_SLOTS, slot_of, slots_of, tag_of
 
 ROWS_PER_CHUNK = 2_500
@@ -73,16 +73,30 @@ class Line:
             raise redis.ConnectionError("Connection closed")
         self.socket = found
         self._replies = Replies(found.recv_into)
+        self._held: list[Commands] = []
         self.redirected: dict[int, _Redirection] = {}
 
-    def send(self, commands: Commands) -> None:
+    def hold(self, commands: Commands) -> None:
+        """Take what is little: it is sent ahead of what is sent next, or in the end."""
+        self._held.append(commands)
+
+    def send(self, *commands: Commands) -> None:
         """Send; returns once all that was sent before is answered."""
-        self._connection.send_packed_command([commands.data], check_health=False)  # type: ignore[no-untyped-call]
-        self._replies.expect(commands.n_lines)
-        self._read(down_to=commands.n_lines)
+        going = [*self._held, *commands]
+        self._held = []
+        n_lines = sum(one.n_lines for one in going)
+        parts = [one.data for one in going]
+        if sum(map(len, parts)) < BYTES_PER_READ:
+            # A call to the system costs more than to copy what is little.
+            parts = [b"".join(parts)]
+        self._connection.send_packed_command(parts, check_health=False)  # type: ignore[no-untyped-call]
+        self._replies.expect(n_lines)
+        self._read(down_to=n_lines)
 
     def finish(self) -> None:
-        """Await all replies."""
+        """Send what is held, and await all replies."""
+        if self._held:
+            self.send()
         self._read(down_to=0)
 
     def break_off(self) -> None:
@@ -171,7 +185,7 @@ class OneServer:
         return {"": self._only.socket}
 
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:  # noqa: ARG002
-        self._only.send(hset(key, values))
+        self._only.hold(hset(key, values))
 
     def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
         for chunk in rows.iter_slices(ROWS_PER_CHUNK):
@@ -251,7 +265,7 @@ class ClusterNodes:
 
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
         self._fields.append((key, values, anywhere))
-        self._line_of(slot_of(key)).send(hset(key, values))
+        self._line_of(slot_of(key)).hold(hset(key, values))
 
     def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
         sent = _Rows(encoder, rows, now_us)

@@ -89,8 +89,7 @@ class Address:
         if self.hosts:
             nodes = [ClusterNode(host, port) for host, port in self.hosts]  # type: ignore[no-untyped-call]
             retry = Retry(NoBackoff(), CLUSTER_TRIES)
-            # Whether a cluster that lacks slots still answers is for its servers to say.
-            return _Cluster(startup_nodes=nodes, retry=retry, require_full_coverage=False, ssl=self.tls, **self.options)
+            return _Cluster(startup_nodes=nodes, retry=retry, ssl=self.tls, **self.options)
         return redis.Redis.from_pool(redis.ConnectionPool(**self.options))
 
     def _sentinels(self) -> "_Sentinels":
