@@ -172,12 +172,12 @@ def replica_of(master: Valkey, folder: Path, options: Mapping[str, Any] | None =
 class Cluster:
     """A cluster of masters, each with an even part of the slots; nodes may be added that have none."""
 
-    def __init__(self, folder: Path, n_masters: int = 3, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, n_masters: int = 3, n_spares: int = 0) -> None:
         self._folder = folder
-        self._options = dict(options or {})
-        self.nodes = [self._node() for _ in range(n_masters)]
+        self._n_masters = n_masters
+        self.nodes = [self._node() for _ in range(n_masters + n_spares)]
         # Nodes without slots that nobody uses.
-        self.spares: set[Valkey] = set()
+        self.spares = set(self.nodes[n_masters:])
 
     def _node(self) -> Valkey:
         bus = quiet_port()
@@ -188,7 +188,6 @@ class Cluster:
             "cluster-config-file": "nodes.conf",
             # A master that gave its last slot away stays one.
             "cluster-allow-replica-migration": "no",
-            **self._options,
         }
         node = Valkey(self._folder / f"node{bus}", options)
         node.bus = bus  # type: ignore[attr-defined]
@@ -199,9 +198,10 @@ class Cluster:
         return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
 
     def start(self) -> Self:
-        ends = [N_SLOTS * number // len(self.nodes) for number in range(len(self.nodes) + 1)]
-        for epoch, (node, first, behind) in enumerate(zip(self.nodes, ends, ends[1:], strict=False), start=1):
+        ends = [N_SLOTS * number // self._n_masters for number in range(self._n_masters + 1)]
+        for node in self.nodes:
             node.start()
+        for epoch, (node, first, behind) in enumerate(zip(self.nodes, ends, ends[1:], strict=False), start=1):
             node.ask("CLUSTER", "ADDSLOTSRANGE", first, behind - 1)
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
         for node in self.nodes[1:]:
@@ -324,7 +324,7 @@ _SHARED = pytest.StashKey[Cluster]()
 def cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster of three masters, empty; one for all tests of a run, which leave its slots where they were."""
     if _SHARED not in pytestconfig.stash:
-        shared = Cluster(tmp_path_factory.mktemp("cluster"))
+        shared = Cluster(tmp_path_factory.mktemp("cluster"), n_spares=1)
         pytestconfig.add_cleanup(shared.kill)
         pytestconfig.stash[_SHARED] = shared.start()
     shared = pytestconfig.stash[_SHARED]
