@@ -50,6 +50,9 @@ TILES_PER_EVENT = 4
 """A base is due when there are this part as many events since the last as it has tiles: bounds both the way to go again after
 a stop and the work of making bases, which is then a constant per event."""
 LONGEST_FILE_BYTES = 1 << 26
+WRITTEN_AT_ONCE = 1 << 23
+PAUSE_S = 0.05
+"""A base that is made aside goes to the disk in pieces of so many bytes, with pauses between: it has time."""
 GIVE_UP_S = 0.3
 """How long the end waits for a base that is being made; it looks up after every piece."""
 
@@ -299,9 +302,13 @@ class Changelog:
     def _make_base(self, manifest: Manifest, number: int) -> None:
         try:
             state = _applied(self.folder, self.view, self.shard, manifest, self._all.closed)
-            n_bytes = None if state is None else _write_base(self.folder, number, state, self._all.closed)
+            n_bytes = (
+                None if state is None else _write_base(self.folder, number, state, self._all.closed, pause_s=PAUSE_S)
+            )
             if n_bytes is not None:
                 self._made = number, n_bytes
+            if state is not None:
+                state.dissolve()
         except (OSError, StoreUnavailable):
             # The next snapshots try again; a full disk stops those too, and they say so.
             with contextlib.suppress(OSError):
@@ -492,15 +499,30 @@ def _write_all(file: int, data: bytes, at: int) -> None:
         left, at = left[written:], at + written
 
 
-def _write_base(folder: Path, number: int, state: ShardState, closed: threading.Event) -> int | None:
-    """Write a base, whole and durable or not at all; its length, None where ``closed`` is set meanwhile."""
+def _write_base(
+    folder: Path, number: int, state: ShardState, closed: threading.Event, *, pause_s: float = 0.0
+) -> int | None:
+    """Write a base, whole and durable or not at all; its length, None where ``closed`` is set meanwhile.
+
+    ``pause_s``: after every ``WRITTEN_AT_ONCE`` bytes.
+    """
     path = folder / base_name(number)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
+        n_since = 0
         for piece in state.to_pieces():
-            if closed.is_set():
-                return None
-            file.write(piece)
+            part = memoryview(piece).cast("B")
+            for begin in range(0, len(part), WRITTEN_AT_ONCE):
+                n_since += file.write(part[begin : begin + WRITTEN_AT_ONCE])
+                if n_since >= WRITTEN_AT_ONCE:
+                    n_since = 0
+                    file.flush()
+                    # Begins to write it to the disk, and waits for nothing. An epoch's end, which makes little durable, would
+                    # else stand in line behind all of it, and with no pause it would do so all the same.
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    closed.wait(pause_s)
+                if closed.is_set():
+                    return None
         file.flush()
         os.fsync(file.fileno())
         n_bytes = file.tell()

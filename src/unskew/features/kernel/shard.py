@@ -75,6 +75,7 @@ _MAGIC = b"unskew\x00V"
 _MIN_TILES = 256
 _MIN_ROWS = 1024
 _MIN_ITEMS = 64
+_FREED_AT_ONCE = 1 << 23
 _MIN_TEXTS = 1024
 _MOST_ROW_WORDS = 4_000_000
 _INSTANT = pl.Datetime("us", "UTC")
@@ -158,6 +159,16 @@ class ShardState:
             return pieces
         parts = {"state": b"".join(pieces), "sessions": self._sessions.to_bytes()}
         return sealed(_MAGIC, LAYOUT, {}, {name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
+
+    def dissolve(self) -> None:
+        """Give the memory back, little by little; the state is of no use afterwards.
+
+        Freed at once, hundreds of megabytes hold up every thread of the process for as long as that takes.
+        """
+        for array in self._state:
+            while array.flags.owndata and array.nbytes > _FREED_AT_ONCE:
+                n_rows = len(array) - max(1, len(array) * _FREED_AT_ONCE // array.nbytes)
+                array.resize((n_rows, *array.shape[1:]), refcheck=False)
 
     @property
     def clock_us(self) -> int | None:
