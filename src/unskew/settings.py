@@ -67,7 +67,8 @@ redis_url = _option(
     default="redis://localhost:6379/0",
     show_default=True,
     metavar="URL",
-    help="Where Redis or Valkey is found.",
+    help="Where Redis or Valkey is found: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST,HOST/SERVICE or "
+    "redis+cluster://HOST,HOST.",
 )
 
 #: ``schema_registry: str | None``; may hold a user and password, so it is not shown.

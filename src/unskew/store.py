@@ -45,7 +45,7 @@ class FeatureStore:
     """Reads what the pipeline wrote: current values from Redis, values of any covered instant from the log.
 
     ``definitions``: a compiled ``Plan``, or definition files and folders; without them, features are those that the
-    registry in Redis describes, followed as it changes. ``redis_url``: a URL or a ``redis.Redis``.
+    registry in Redis describes, followed as it changes. ``redis_url``: a URL or a client of redis-py.
     ``log``: the folder of the Parquet log. Only what is used is needed, and nothing is connected before it is.
     ``max_lag``: how far the pipeline's clock may be behind the present before a status says ``lagging``, for example
     ``"5min"``; None never says so.
@@ -55,7 +55,7 @@ class FeatureStore:
         self,
         definitions: Definitions | None = None,
         *,
-        redis_url: "str | redis.Redis | None" = None,
+        redis_url: "str | redis.Redis | redis.RedisCluster | None" = None,
         log: str | os.PathLike[str] | None = None,
         prefix: str = "unskew",
         pipeline: str | Sequence[str] = "main",
