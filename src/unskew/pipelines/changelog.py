@@ -21,7 +21,6 @@ What a stop leaves behind a manifest's bytes is cut, and what no manifest names 
 """
 
 import contextlib
-import mmap
 import os
 import struct
 import threading
@@ -406,12 +405,12 @@ def _read_base(folder: Path, view: ViewPlan, shard: str, manifest: Manifest) -> 
         return ShardState(view, shard)
     path = folder / base_name(manifest.base)
     with _open(path, manifest.base_bytes) as file:
-        # Mapped, so that a large one is not in memory twice; it goes with the last array that looks into it.
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    try:
-        return ShardState.from_bytes(view, shard, content[: manifest.base_bytes])
-    except LayoutError as error:
-        raise LayoutError(f"{path} is damaged ({error}); {REMEDY}") from error
+        try:
+            return ShardState.from_bytes(view, shard, file)
+        except LayoutError as error:
+            raise LayoutError(f"{path} is damaged ({error}); {REMEDY}") from error
+        except OSError as error:
+            raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read(folder: Path, file: EventsFile) -> Iterator[pl.DataFrame]:

@@ -13,7 +13,7 @@ code, count, and its words, of tiles only, lists in their order; ``text_lengths`
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -250,7 +250,7 @@ def pack(
     return sealed(MAGIC, LAYOUT, header, arrays)
 
 
-def unpack(data: bytes | memoryview, view: ViewPlan, shard: str) -> Stored:
+def unpack(data: bytes | memoryview | BinaryIO, view: ViewPlan, shard: str) -> Stored:
     """Read a state's bytes back; ``LayoutError`` where they are damaged, of another layout or another definition."""
     where = f"state of {view.id} in shard {shard}"
     header, arrays = unseal(data, MAGIC, LAYOUT, where)

@@ -10,11 +10,13 @@ All numbers are little-endian::
     u32       CRC-32 of everything before it
 """
 
+import io
 import json
+import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from unskew.features.errors import LayoutError
 
 _PREFIX = struct.Struct("<8sII")
 _CHECKSUM = struct.Struct("<I")
+_READ_AT_ONCE = 1 << 23
 
 
 def sealed(
@@ -48,25 +51,54 @@ def seal(magic: bytes, layout: int, header: Mapping[str, Any], arrays: Mapping[s
 
 
 def unseal(
-    data: bytes | memoryview, magic: bytes, layout: int, what: str
+    source: bytes | memoryview | BinaryIO, magic: bytes, layout: int, what: str
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """The header and the arrays, which are their own; ``LayoutError`` where the bytes are damaged or of another layout."""
-    if len(data) < _PREFIX.size + _CHECKSUM.size or data[: len(magic)] != magic:
+    """The header and the arrays, which are their own; ``LayoutError`` where the bytes are damaged or of another layout.
+
+    ``source``: the bytes, or a file of them and nothing else, which is read piece by piece.
+    """
+    stream = io.BytesIO(source) if isinstance(source, (bytes, memoryview)) else source
+    n_bytes = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    prefix = stream.read(_PREFIX.size)
+    if n_bytes < _PREFIX.size + _CHECKSUM.size or prefix[: len(magic)] != magic:
         raise LayoutError(f"{what}: not a state of unskew; start from an empty state directory")
-    _, number, length = _PREFIX.unpack_from(data)
+    _, number, length = _PREFIX.unpack(prefix)
     if number != layout:
         raise LayoutError(
             f"{what}: layout {number}, this version reads {layout}; run the version that wrote it, "
             "or start from an empty state directory"
         )
-    body = memoryview(data)[: -_CHECKSUM.size]
-    if zlib.crc32(body) != _CHECKSUM.unpack_from(data, len(body))[0]:
-        raise LayoutError(f"{what}: checksum does not match, the bytes are damaged; restore the state from a backup")
-    header = json.loads(bytes(body[_PREFIX.size : _PREFIX.size + length]))
+    text = stream.read(length)
+    checksum = zlib.crc32(text, zlib.crc32(prefix))
+    try:
+        header, described = _described(text, n_bytes - len(prefix) - len(text) - _CHECKSUM.size)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(what) from error
     arrays: dict[str, npt.NDArray[Any]] = {}
-    place = _PREFIX.size + length
-    for name, dtype, shape in header.pop("arrays"):
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(body, dtype, count, place).reshape(shape).copy()
-        place += count * np.dtype(dtype).itemsize
+    for name, kind, shape in described:
+        arrays[name] = np.empty(shape, kind)
+        whole = arrays[name].reshape(-1).view(np.uint8)
+        for begin in range(0, len(whole), _READ_AT_ONCE):
+            part = whole[begin : begin + _READ_AT_ONCE].data
+            # All other threads run meanwhile; a mapped file would keep them from asking for memory until the disk has answered.
+            stream.readinto(part)  # type: ignore[attr-defined]
+            checksum = zlib.crc32(part, checksum)
+    if checksum != _CHECKSUM.unpack(stream.read(_CHECKSUM.size))[0]:
+        raise _damaged(what)
     return header, arrays
+
+
+def _described(text: bytes, n_bytes: int) -> tuple[dict[str, Any], list[tuple[str, np.dtype[Any], tuple[int, ...]]]]:
+    """The header, and the arrays that follow it in ``n_bytes``; of numbers that nothing has vouched for yet, so raises where they cannot be."""
+    header = json.loads(text)
+    described = [(name, np.dtype(kind), tuple(shape)) for name, kind, shape in header.pop("arrays")]
+    if not all(kind.kind in "biuf" and min(shape, default=0) >= 0 for _, kind, shape in described):
+        raise ValueError("no such arrays")
+    if sum(kind.itemsize * math.prod(shape) for _, kind, shape in described) != n_bytes:
+        raise ValueError("other arrays")
+    return header, described
+
+
+def _damaged(what: str) -> LayoutError:
+    return LayoutError(f"{what}: checksum does not match, the bytes are damaged; restore the state from a backup")

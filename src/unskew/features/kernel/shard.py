@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -126,9 +127,9 @@ class ShardState:
 
     @classmethod
     def from_bytes(
-        cls, view: ViewPlan, shard: str, data: bytes | memoryview, *, notes_closings: bool = False
+        cls, view: ViewPlan, shard: str, data: bytes | memoryview | BinaryIO, *, notes_closings: bool = False
     ) -> "ShardState":
-        """The state that ``to_bytes`` wrote; ``LayoutError`` where it belongs to another definition or is damaged."""
+        """The state that ``to_bytes`` wrote, from bytes or a file of them; ``LayoutError`` where it belongs to another definition or is damaged."""
         result = cls(view, shard, notes_closings=notes_closings)
         if view.sessions is not None:
             _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
