@@ -204,9 +204,10 @@ class Changelog:
     def snapshot(self, state: ShardState, dropped: int) -> Manifest:
         """Make durable what was noted, and return what to go on from; see the module for when to call it."""
         with _disk(self.folder):
-            for name in sorted(self._outgoing):
-                (self.folder / name).unlink(missing_ok=True)
-            self._outgoing = set()
+            if self._outgoing:
+                # Aside: removing a large file takes as long as it is large. What is left of it the next start removes.
+                outgoing, self._outgoing = self._outgoing, set()
+                self._all.soon(lambda: self._remove(outgoing))
             self._hand_over()
             with self._lock:
                 self._write()
@@ -244,6 +245,11 @@ class Changelog:
             self._chunks.append(self._waiting)
             self._waiting = []
             self._n_waiting = 0
+
+    def _remove(self, names: set[str]) -> None:
+        for name in sorted(names):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
 
     def _write_quietly(self) -> None:
         """What fails here is tried again by the next snapshot, which then says so."""
