@@ -34,14 +34,7 @@ def dead_letters() -> None:
 
 
 def _folders(command: _Command) -> _Command:
-    archive = click.option(
-        "--archive",
-        type=click.Path(path_type=Path),
-        envvar="UNSKEW_ARCHIVE",
-        show_envvar=True,
-        help="Folder of the archive.",
-    )
-    return cast("_Command", settings.dead_letters(archive(command)))
+    return cast("_Command", settings.dead_letters(settings.optional_archive(command)))
 
 
 def _filters(command: _Command) -> _Command:

@@ -24,6 +24,7 @@ from unskew.features.errors import StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify
 from unskew.sinks import layout
 from unskew.sinks.layout import TableFile
+from unskew.sinks.parquet import sync_folder
 
 Progress = Callable[[int, int], None]
 
@@ -266,7 +267,7 @@ class _Work:
         # The grace period begins now, however long the merge took.
         os.utime(temporary)
         temporary.rename(first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
-        _sync(first.path.parent)
+        sync_folder(first.path.parent)
 
     def _is_old(self, cover: TableFile) -> bool:
         # Without a grace period what is merged goes at once: it is newer than the present that was told.
@@ -363,11 +364,3 @@ def _lock(root: Path) -> Iterator[bool]:
 
 def _is_table(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(("_", ".")) and any(path.glob("day=*"))
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -38,6 +38,7 @@ from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
+from unskew.sinks.parquet import sync_folder
 
 CHUNK_EVENTS = 25_000
 """Events that are encoded and written at once, meanwhile."""
@@ -475,7 +476,7 @@ class _Growing:
         self._newest_us = 0
         self._synced = 0
         self._file = os.open(folder / events_name(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        _sync_folder(folder)
+        sync_folder(folder)
 
     def add(self, events: pl.DataFrame) -> None:
         body = events.write_ipc(None).getvalue()
@@ -534,7 +535,7 @@ def _write_base(
     if closed.is_set():
         return None
     temporary.rename(path)
-    _sync_folder(folder)
+    sync_folder(folder)
     return n_bytes
 
 
@@ -544,15 +545,7 @@ def _make_durably(folder: Path, existing: Path) -> None:
         return
     _make_durably(folder.parent, existing)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)
 
 
 @contextlib.contextmanager

@@ -373,8 +373,6 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             self._position = self._fetched
         if not len(records):
             return self._item(_EMPTY, _EMPTY, [], [], [])
-        if not len(records):
-            return self._item(_EMPTY, _EMPTY, [], [], [])
         return self._place(
             records.offsets, records.kinds, records.stamps_ms, records.keys, records.values, records.headers
         )

@@ -164,12 +164,12 @@ def run(
             source.list_parts()
             n_partitions = len(source.origins)
             _check_ends(source.origins, deployment.ends)
-            tables.update(f"{stream.topic}/p{number}" for number in deployment.partitions or range(n_partitions))
+            mine = deployment.partitions or range(n_partitions)
+            tables.update(f"{stream.topic}/p{number}" for number in mine)
             routers[stream.topic] = Router(views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes)
             for view in views:
                 names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)
-                for shard in shard_names(view, deployment.partitions or range(n_partitions), deployment.n_hashes):
-                    own.add(f"{view.id}/{shard}")
+                own.update(f"{view.id}/{shard}" for shard in shard_names(view, mine, deployment.n_hashes))
         if deployment.partitions is None:
             # Of a cluster, one process withdraws what earlier runs said.
             shards = Shards(names, None if deployment.process == 0 else frozenset())

@@ -308,12 +308,17 @@ def _sync(directories: set[Path]) -> None:
     """Make new entries of the directories durable; each that is leaves the set."""
     while directories:
         directory = next(iter(directories))
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(directory)
         directories.discard(directory)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names that a folder holds durable. Raises ``OSError``."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
