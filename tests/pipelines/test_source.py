@@ -1,6 +1,5 @@
 """Arrivals, clocks, alignment, ends, resuming and refusals of the Kafka source."""
 
-import itertools
 import threading
 import time
 from datetime import timedelta
@@ -15,129 +14,23 @@ from confluent_kafka import (
     TIMESTAMP_CREATE_TIME,
     TIMESTAMP_LOG_APPEND_TIME,
     TIMESTAMP_NOT_AVAILABLE,
-    Consumer,
-    Producer,
-    TopicPartition,
 )
 
-from tests import plans
+from tests.pipelines.sources import (
+    NOON,
+    NOON_MS,
+    SECOND,
+    Present,
+    Topic,
+    arrivals_of,
+    for_seconds,
+    n_records,
+    never,
+    polls,
+)
 from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
+from unskew.pipelines.consumer import Records
 from unskew.pipelines.embedded import EmbeddedBroker
-from unskew.pipelines.source import KafkaSource, SourceOptions
-
-NOON_MS = 1_483_272_000_000
-NOON = NOON_MS * 1_000
-SECOND = 1_000_000
-_topics = itertools.count()
-
-
-class Topic:
-    """A topic of a test's own, with a producer that puts records where and when it is told."""
-
-    def __init__(self, broker, partitions) -> None:
-        self.bootstrap = broker.bootstrap
-        self.name = f"source-{next(_topics)}"
-        broker.create_topic(self.name, partitions)
-        self._producer = Producer({"bootstrap.servers": self.bootstrap, "log_level": 2, "linger.ms": 1})
-
-    def put(self, partition, *after_noon_ms, value=b"value"):
-        for ms in after_noon_ms:
-            self._producer.produce(self.name, value, key=b"key", partition=partition, timestamp=NOON_MS + ms)
-            self._producer.poll(0)
-        assert self._producer.flush(10) == 0
-
-    def committed(self, group, partition):
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "log_level": 2})
-        try:
-            return consumer.committed([TopicPartition(self.name, partition)], timeout=5)[0].offset
-        finally:
-            consumer.close()
-
-
-class Present:
-    """A wall clock that stands still until it is moved."""
-
-    def __init__(self, us=NOON + 3_600 * SECOND) -> None:
-        self.us = us
-
-    def __call__(self) -> int:
-        return self.us
-
-
-@pytest.fixture
-def topic(broker):
-    return lambda partitions=1: Topic(broker, partitions)
-
-
-@pytest.fixture
-def read():
-    """A source's partitions by number, closed after the test."""
-    opened = []
-
-    def open_source(topic, states=None, *, settle_us=None, build=True, **options):
-        source = KafkaSource(
-            plans.stream(topic=topic.name, settle_us=settle_us),
-            SourceOptions(
-                **{
-                    "bootstrap": topic.bootstrap,
-                    "group": "group",
-                    "idle": "none",
-                    "present_us": Present(),
-                    "stop": threading.Event(),
-                    "timeout_s": 5.0,
-                    **options,
-                }
-            ),
-        )
-        opened.append(source)
-        source.parts = {
-            int(name[1:]): source.build_part("step", name, (states or {}).get(int(name[1:])))
-            for name in (source.list_parts() if build else [])
-        }
-        return source
-
-    yield open_source
-    for source in opened:
-        source.close()
-
-
-def polls(source, until, within_s=10.0):
-    """Items in the order they come, until ``until`` of them is true or all partitions have ended."""
-    items = []
-    running = dict(source.parts)
-    deadline = time.monotonic() + within_s
-    while running and not until(items):
-        for number, part in list(running.items()):
-            try:
-                items += part.next_batch()
-            except StopIteration:
-                del running[number]
-        assert time.monotonic() < deadline, items
-        time.sleep(0.0005)
-    return items
-
-
-def never(_items):
-    return False
-
-
-def n_records(n):
-    return lambda items: sum(len(item.offsets) for item in items) >= n
-
-
-def for_seconds(s):
-    end = time.monotonic() + s
-    return lambda _items: time.monotonic() > end
-
-
-def arrivals_of(items, partition=0):
-    """(offset, microseconds after noon) of every record of a partition."""
-    return [
-        (offset, arrival - NOON)
-        for item in items
-        if item.partition == partition
-        for offset, arrival in zip(item.offsets.tolist(), item.arrivals.tolist(), strict=True)
-    ]
 
 
 def test_an_arrival_is_the_timestamp_or_the_arrival_before_if_that_is_later(topic, read):
@@ -200,7 +93,9 @@ def test_the_broker_s_own_timestamps_are_not_measured_against_the_present(topic,
     source = read(topic(), present_us=Present(NOON))
     kinds = np.array([TIMESTAMP_LOG_APPEND_TIME, TIMESTAMP_CREATE_TIME])
 
-    item = source.parts[0]._place(np.arange(2), kinds, np.full(2, NOON_MS + 60_000), [None] * 2, [b""] * 2)
+    item = source.parts[0]._place(
+        Records(np.arange(2), kinds, np.full(2, NOON_MS + 60_000), [None] * 2, [b""] * 2, None)
+    )
 
     assert item.offsets.tolist() == [0]
     assert [letter.offset for letter in item.rejected] == [1]
@@ -217,7 +112,7 @@ def test_the_broker_s_own_timestamps_are_not_measured_against_the_present(topic,
 def test_a_record_that_has_no_place_in_time_is_rejected(topic, read, kind, stamp_ms, reason):
     source = read(topic(), present_us=Present(NOON))
 
-    item = source.parts[0]._place(np.array([4]), np.array([kind]), np.array([stamp_ms]), [b"k"], [b"v"])
+    item = source.parts[0]._place(Records(np.array([4]), np.array([kind]), np.array([stamp_ms]), [b"k"], [b"v"], None))
 
     assert [(letter.offset, letter.arrival, letter.reason) for letter in item.rejected] == [(4, NOON, reason)]
     assert item.clock_us is None

@@ -35,7 +35,8 @@ class Updates:
 
     ``applied``: events that the shard has ever applied; with the clock it says how far a shard is along its own history, which is
     the same however often it is gone through. ``refill``: not a step, but the current rows of entities whether they changed or
-    not, for a store that lost them: a part of all, or the last.
+    not, for a store that lost them: a part of all, or the last. ``behind``: an earlier life of the process has shown more than the shard has
+    come to again.
     """
 
     view: ViewPlan
@@ -51,6 +52,7 @@ class Updates:
     duplicates_total: int = 0
     applied: int = 0
     refill: Literal["part", "last"] | None = None
+    behind: bool = False
 
     @property
     def late_total(self) -> tuple[int, ...]:

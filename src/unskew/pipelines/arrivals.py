@@ -16,32 +16,38 @@ NO_CLOCK = int(np.iinfo(np.int64).min)
 class Arrivals:
     """``clocks``: the partition's clock after each record, microseconds: its arrival where it is ``placed``.
 
-    ``placed``: whether the record has a place in time. ``bumped``: records placed later than their own timestamp.
+    ``placed``: whether the record has a place in time. ``future``: whether it has none only because its producer's timestamp
+    lies past the present. ``bumped``: records placed later than their own timestamp.
     """
 
     clocks: npt.NDArray[np.int64]
     placed: npt.NDArray[np.bool_]
+    future: npt.NDArray[np.bool_]
     bumped: int
 
 
 def assign_arrivals(
-    kinds: npt.NDArray[np.int64], stamps_ms: npt.NDArray[np.int64], clock_us: int, latest_us: int
+    kinds: npt.NDArray[np.int64],
+    stamps_ms: npt.NDArray[np.int64],
+    clock_us: int,
+    latest_us: int,
+    decided_future: npt.NDArray[np.bool_] | None = None,
 ) -> Arrivals:
     """Give each record the latest of its timestamp, the arrival before it, and the clock announced so far.
 
     ``kinds``: Kafka's timestamp types. ``latest_us``: a producer's timestamp past it has no place in time; neither has a
-    record without a timestamp or with one outside 1900..2200. Such records move no clock.
+    record without a timestamp or with one outside 1900..2200. Such records move no clock. ``decided_future``: which records lay past
+    the present when an earlier life of the process met them; then ``latest_us`` decides nothing.
     """
     # Clipped before scaling, which could overflow; what is clipped is outside still.
     instants = np.clip(stamps_ms, MIN_INSTANT_US // 1000 - 1, MAX_INSTANT_US // 1000) * 1000
-    placed = (
-        (kinds != TIMESTAMP_NOT_AVAILABLE)
-        & (instants >= MIN_INSTANT_US)
-        & (instants < MAX_INSTANT_US)
-        & ((kinds != TIMESTAMP_CREATE_TIME) | (instants <= latest_us))
+    sound = (kinds != TIMESTAMP_NOT_AVAILABLE) & (instants >= MIN_INSTANT_US) & (instants < MAX_INSTANT_US)
+    future = sound & (
+        ((kinds == TIMESTAMP_CREATE_TIME) & (instants > latest_us)) if decided_future is None else decided_future
     )
+    placed = sound & ~future
     clocks = np.maximum(np.maximum.accumulate(np.where(placed, instants, NO_CLOCK)), clock_us)
-    return Arrivals(clocks, placed, int(np.count_nonzero(placed & (instants < clocks))))
+    return Arrivals(clocks, placed, future, int(np.count_nonzero(placed & (instants < clocks))))
 
 
 def refusal(kind: int, stamp_ms: int) -> str:

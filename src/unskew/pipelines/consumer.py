@@ -110,6 +110,18 @@ class Records:
             None if self.headers is None else self.headers[rows],
         )
 
+    def at(self, rows: npt.NDArray[np.int64]) -> "Records":
+        """Those of some ``rows``."""
+        chosen = rows.tolist()
+        return Records(
+            self.offsets[rows],
+            self.kinds[rows],
+            self.stamps_ms[rows],
+            [self.keys[row] for row in chosen],
+            [self.values[row] for row in chosen],
+            None if self.headers is None else [self.headers[row] for row in chosen],
+        )
+
     @classmethod
     def joined(cls, pieces: "Sequence[Records]") -> "Records":
         """Several, which follow one another, as one."""

@@ -59,6 +59,7 @@ class AvroDecoder(Decoder):
         super().__init__(stream)
         self._ids = None if schema_ids is None else frozenset(schema_ids)
         self._schemas = schemas
+        self.asks = schemas is not None
         self._own = _Reading(stream.schema, stream)
         self._readings: dict[int, _Reading] = {}
         # Why the messages of a schema cannot be read, which stays so for as long as the process runs.

@@ -107,8 +107,10 @@ class Decoder(ABC):
     """Reads a stream's polls.
 
     ``topic``: the stream's. ``payload``: columns that come from a record's value, with their types. ``incompatible``: messages, so far,
-    whose writer's schema cannot be read as the stream's.
+    whose writer's schema cannot be read as the stream's. ``asks``: whether what a message becomes may depend on what another server says.
     """
+
+    asks = False
 
     def __init__(self, stream: StreamPlan) -> None:
         self.topic = stream.topic
@@ -184,7 +186,7 @@ class Decoder(ABC):
             None,
             [
                 *(
-                    (bad.offset, bad.arrival, Rejection("time", bad.reason), bad.key, bad.value, bad.headers)
+                    (bad.offset, bad.arrival, Rejection(bad.kind, bad.reason), bad.key, bad.value, bad.headers)
                     for bad in poll.rejected
                 ),
                 *(

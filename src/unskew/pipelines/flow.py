@@ -115,8 +115,13 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
             name = values[0].shard
             changelog = Changelog(self._changelogs, view, name, None)
             self._shard = Shard(ShardState(view, name), self._siblings, changelog)
+        was_behind = self._shard.behind
         refill = self._next_refill(self._shard)
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
+        if was_behind and (late := self._next_refill(self._shard)):
+            # No clock is told before the first part of what Redis lacks is on its way, so these wait for it.
+            updates = [replace(update, behind=True) if isinstance(update, Updates) else update for update in updates]
+            updates += late
         for update in updates:
             if isinstance(update, Updates):
                 self._progress.count(update)
@@ -131,10 +136,16 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
 
     @override
     def notify_at(self) -> dt.datetime | None:
-        return None if self._refill is None else dt.datetime.now(dt.UTC)
+        waits = self._refill is not None and self._shard is not None and not self._shard.behind
+        return dt.datetime.now(dt.UTC) if waits else None
 
     def _next_refill(self, shard: Shard) -> list[Updates]:
-        """A part of the current rows, where Redis lacks them; a part, so that the flow goes on meanwhile."""
+        """A part of the current rows, where Redis lacks them; a part, so that the flow goes on meanwhile.
+
+        Not before they are as late as any that a reader has seen.
+        """
+        if shard.behind:
+            return []
         if self._losses_seen != self._redis.lost:
             self._losses_seen = self._redis.lost
             self._refill = None if shard.state.clock_us is None else shard.everything(ROWS_PER_REFILL)

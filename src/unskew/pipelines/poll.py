@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from unskew.features.rejection import Kind
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that cannot be placed in time.
+    """A record that the source sets aside: it cannot be placed in time, or an earlier life of the process refused it.
 
-    ``arrival``: its partition's clock then, microseconds, or, before it has one, the present.
+    ``arrival``: its partition's clock then, microseconds, or, before it has one, the present. ``kind``: of dead letter.
     """
 
     offset: int
@@ -20,6 +22,7 @@ class Rejected:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]] | None = None
+    kind: Kind = "time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ class Poll:
     ``offsets``, ``arrivals`` (microseconds), ``keys``, ``values``: of equal length, in offset order, arrivals never
     falling. A tombstone is a value None. ``origin``: topic and partition as the broker calls them, where a stream has several topics.
     ``headers``: of the same length, or None where none are known.
+
+    ``place``: under what name the journal knows the partition; ``ticket``: what the journal must hold before anything that rests on this
+    item is shown. ``replaying``: an earlier life of the process has shown more than this partition has given so far.
     """
 
     stream: str
@@ -44,3 +50,13 @@ class Poll:
     rejected: list[Rejected]
     origin: tuple[str, int] | None = None
     headers: Sequence[Sequence[tuple[str, bytes | None]] | None] | None = None
+    place: str = ""
+    ticket: int = 0
+    replaying: bool = False
+
+    @property
+    def first_us(self) -> int | None:
+        """The first arrival in it, also of a record that was set aside but has a place in time; None where there is none."""
+        firsts = [int(self.arrivals[0])] if len(self.arrivals) else []
+        firsts += [bad.arrival for bad in self.rejected if bad.kind != "time"][:1]
+        return min(firsts, default=None)

@@ -22,6 +22,7 @@ from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
 from unskew.pipelines.arrivals import NO_CLOCK, assign_arrivals, refusal
 from unskew.pipelines.consumer import Records, TopicReader, offsets_gone, partition_count_changed
+from unskew.pipelines.journal import Journal, Placed, Refused, Script, place_of
 from unskew.pipelines.poll import Poll, Rejected
 
 _WAIT_S = 10.0
@@ -30,6 +31,10 @@ _EMPTY = np.empty(0, np.int64)
 _EMPTY.flags.writeable = False
 
 _log = logging.getLogger("unskew.kafka")
+
+
+def _no_records() -> Records:
+    return Records(_EMPTY, _EMPTY, _EMPTY, [], [], None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class SourceOptions:
     ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
     ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark alone at most this often.
     ``timeout_s``: for the broker's answer at start. ``config``: further librdkafka settings.
+    ``journal``: where what is decided about records is noted before it is given on; None notes nothing.
     """
 
     bootstrap: str
@@ -97,6 +103,7 @@ class SourceOptions:
     check_partitions_s: float = 30.0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     monotonic: Callable[[], float] = time.monotonic
+    journal: Journal | None = None
 
 
 class Reader:
@@ -120,8 +127,10 @@ class Reader:
         self.n_partitions = self.topic.n_partitions
         self.lock = threading.RLock()
         self.parts: dict[int, KafkaPartition] = {}
-        # The latest clock of any partition when the saved state was taken.
+        # The latest clock that any partition had before this start, as far as it is known in this process.
         self.saved_clock_us = NO_CLOCK
+        if options.journal is not None and (noted_us := options.journal.latest_us(stream.topic)) is not None:
+            self.saved_clock_us = noted_us
         self.closed = False
         # An idle partition's marks lie a settle behind the present: waiting for them would hold up a busy one that long,
         # and what a second or two of a live topic brings is little to hold downstream.
@@ -140,16 +149,40 @@ class Reader:
                 offset = saved["offset"]
                 clock_us = NO_CLOCK if saved["clock"] is None else saved["clock"]
                 self.topic.commit(partition, offset)
+            script = self._script(partition, saved, low, high)
+            if script is not None and saved is None:
+                offset = script.begins
             ends = self.options.ends
             topic, number = self.topic.origins[partition]
             end = high if ends == "now" else None if ends is None else ends.get(topic, {}).get(number, low)
-            part = KafkaPartition(self, partition, offset, clock_us, end)
-            part.rejoins = self.options.aligned and saved is not None and bool(saved["ended"]) and not part.ended
+            if end is not None and script is not None:
+                # What was shown already is not taken back.
+                end = max(end, script.until)
+            part = KafkaPartition(self, partition, offset, clock_us, end, script)
+            had_ended = (saved is not None and bool(saved["ended"])) if script is None else script.ended
+            part.rejoins = (
+                self.options.aligned and had_ended and not part.ends_at(offset if script is None else script.until)
+            )
             self.saved_clock_us = max(self.saved_clock_us, clock_us)
             self.parts[partition] = part
             if not part.ended:
                 self.topic.add(partition, offset)
             return part
+
+    def _script(self, partition: int, saved: Mapping[str, Any] | None, low: int, high: int) -> Script | None:
+        """What an earlier life decided about a partition past its saved place."""
+        journal = self.options.journal
+        if journal is None:
+            return None
+        name = self.topic.name_of(partition)
+        place = place_of(self.stream.topic, name)
+        offset, clock_us = (None, None) if saved is None else (saved["offset"], saved["clock"])
+        script = journal.script(place, offset, clock_us)
+        if script is not None and script.until > high:
+            raise LayoutError(_past_the_end(name, script.until, high))
+        if script is not None and saved is None and script.begins < low:
+            raise LayoutError(offsets_gone(name, script.begins, low))
+        return script
 
     def _check_saved(self, partition: int, saved: dict[str, Any], low: int, high: int) -> None:
         name = self.topic.name_of(partition)
@@ -163,10 +196,7 @@ class Reader:
         if saved["offset"] < low:
             raise LayoutError(offsets_gone(name, saved["offset"], low))
         if saved["offset"] > high:
-            raise LayoutError(
-                f"{name}: the saved position {saved['offset']} is past the topic's end {high}: the topic was recreated or "
-                "truncated, and its records are not those already counted; start over with a new recovery store and a new log"
-            )
+            raise LayoutError(_past_the_end(name, saved["offset"], high))
 
     def pump(self) -> bool:
         """Move what has been fetched into the partitions' queues, up to a poll; whether more is there.
@@ -220,6 +250,13 @@ class Reader:
                 self.topic.close()
 
 
+def _past_the_end(name: str, position: int, high: int) -> str:
+    return (
+        f"{name}: the saved position {position} is past the topic's end {high}: the topic was recreated or "
+        "truncated, and its records are not those already counted; start over with a new recovery store and a new log"
+    )
+
+
 class _Gathered:
     """The records of a poll to come, in the pieces in which they came."""
 
@@ -229,6 +266,11 @@ class _Gathered:
 
     def __len__(self) -> int:
         return self._n_records
+
+    @property
+    def first(self) -> int:
+        """The first offset."""
+        return int(self._pieces[0].offsets[0])
 
     def add(self, records: Records) -> None:
         self._pieces.append(records)
@@ -241,7 +283,15 @@ class _Gathered:
 class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     """One partition's position and clock; see ``KafkaSource``."""
 
-    def __init__(self, reader: Reader, partition: int, offset: int, clock_us: int, end: int | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        partition: int,
+        offset: int,
+        clock_us: int,
+        end: int | None,
+        script: Script | None = None,
+    ) -> None:
         self.partition = partition
         self.clock_us = clock_us
         self.closed = False
@@ -257,13 +307,25 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._said_ended = False
         self._lag = 0
         self._last_item_s = float("-inf")
-        self._saved_offset: int | None = None
+        self._saved: tuple[int, int | None] | None = None
+        self._script = script
+        self._journal = reader.options.journal
+        self._place_name = place_of(reader.stream.topic, reader.topic.name_of(partition))
+        self._ticket = 0
+        # A mark is announced, as records that come from now on arrive after it, but no item has carried it yet.
+        self._unsaid = False
+        if script is None:
+            self._note(offset)
         self._idle_wall = reader.options.idle == "wall"
         self._origin = reader.topic.origins[partition] if reader.stream.topics else None
 
     @property
     def ended(self) -> bool:
-        return self._end is not None and self._position >= self._end
+        return self.ends_at(self._position)
+
+    def ends_at(self, offset: int) -> bool:
+        """Whether nothing past ``offset`` is read."""
+        return self._end is not None and offset >= self._end
 
     @property
     def has_records(self) -> bool:
@@ -328,23 +390,74 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             raise StopIteration
         with reader.lock:
             reader.topic.check()
+            while self._wants_more() and reader.pump():
+                pass
+            if self._script is not None and (item := self._replay(self._script)) is not None:
+                return [item]
+            if self._script is not None:
+                return []
             if self.rejoins:
                 # All partitions are built before the first of them is asked for items. One past that clock: events of
                 # partitions of higher numbers may have arrived at it, and come after this one's in the order of an instant.
-                self.clock_us = max(self.clock_us, reader.saved_clock_us + 1)
                 self.rejoins = False
-            while self._wants_more() and reader.pump():
-                pass
+                self._announce(reader.saved_clock_us + 1)
             if self._queue and reader.may_emit(self):
                 return [self._records()]
+            if self._unsaid:
+                # Not waited for: the flow's thread has better to do.
+                return [self._item()] if self._journal is None or self._journal.holds(self._ticket) else []
             since_item_s = reader.options.monotonic() - self._last_item_s
             beats = self.ended or since_item_s >= reader.options.heartbeat_s
             if beats or since_item_s >= reader.options.mark_s:
-                mark_us = self._mark()
-                if beats or mark_us > self.clock_us:
-                    self.clock_us = max(self.clock_us, mark_us)
-                    return [self._item(_EMPTY, _EMPTY, [], [], [])]
+                announced = self._announce(self._mark())
+                if (beats or announced) and not (announced and self._journal is not None):
+                    return [self._item()]
         return []
+
+    def _replay(self, script: Script) -> Poll | None:
+        """Give what an earlier life gave, record for record with the same arrivals; None where there is nothing yet."""
+        here = self._queue[0].first if self._queue else self._position
+        if script.marks and here >= script.marks[0][0]:
+            self.clock_us = max(self.clock_us, script.marks.popleft()[1])
+            self._end_replay(script)
+            return self._item()
+        limit = min(script.until, script.marks[0][0] if script.marks else script.until)
+        if self._queue and here < limit and self._reader.may_emit(self):
+            return self._records(limit)
+        self._end_replay(script)
+        if (
+            self._script is None
+            or self._reader.options.monotonic() - self._last_item_s >= self._reader.options.heartbeat_s
+        ):
+            return self._item()
+        return None
+
+    def _end_replay(self, script: Script) -> None:
+        """From here on this life decides, once everything is as far as it was."""
+        here = self._queue[0].first if self._queue else self._position
+        if not script.marks and here >= script.until:
+            self._script = None
+            if script.clock_us is not None:
+                self._announce(script.clock_us)
+
+    def _announce(self, clock_us: int) -> bool:
+        """Move the clock without a record; whether it was moved."""
+        if clock_us <= self.clock_us:
+            return False
+        self.clock_us = clock_us
+        self._unsaid = True
+        self._note(self._position, floor_us=clock_us)
+        return True
+
+    def _note(self, begins: int, floor_us: int | None = None) -> None:
+        """Have the journal hold where the partition is now."""
+        if self._journal is None:
+            return
+        clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
+        self._ticket = self._journal.note(
+            Placed(self._place_name, begins, self._position, clock_us, floor_us, self.ended)
+        )
+        self._journal.begin()
 
     def _wants_more(self) -> bool:
         """Whether the next poll is worth waiting for what has been fetched already: each has a cost of its own."""
@@ -359,8 +472,14 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             return NO_CLOCK
         return reader.options.present_us() - reader.settle_us
 
-    def _records(self) -> Poll:
+    def _records(self, limit: int | None = None) -> Poll:
+        """The next records, of a replay those before ``limit``."""
         records = self._queue.pop(0).records()
+        if limit is not None and records.offsets[-1] >= limit:
+            later = _Gathered()
+            later.add(records.since(limit))
+            self._queue.insert(0, later)
+            records = records.before(limit)
         self._pause_or_resume()
         if self._end is not None and records.offsets[-1] >= self._end:
             records = records.before(self._end)
@@ -372,75 +491,89 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         else:
             self._position = self._fetched
         if not len(records):
-            return self._item(_EMPTY, _EMPTY, [], [], [])
-        return self._place(
-            records.offsets, records.kinds, records.stamps_ms, records.keys, records.values, records.headers
-        )
+            return self._item()
+        return self._place(records)
 
-    def _place(
-        self,
-        offsets: npt.NDArray[np.int64],
-        kinds: npt.NDArray[np.int64],
-        stamps_ms: npt.NDArray[np.int64],
-        keys: list[bytes | None],
-        values: list[bytes | None],
-        headers: list[Any] | None = None,
-    ) -> Poll:
+    def _place(self, records: Records) -> Poll:
         """Assign arrivals, and set aside the records that cannot have one."""
-        reader = self._reader
+        reader, script = self._reader, self._script
+        offsets, kinds, stamps_ms = records.offsets, records.kinds, records.stamps_ms
         if self._idle_wall and reader.stream.settle_us is None and (kinds == TIMESTAMP_CREATE_TIME).any():
             raise DefinitionError(
                 f"Topic {reader.stream.topic!r} carries producer timestamps (CreateTime), so how late a record may still come "
                 f'is for you to say: declare `settle` on stream {reader.stream.name!r}, for example settle="2s", '
                 "or set the topic to message.timestamp.type=LogAppendTime"
             )
+        decided = {} if script is None else dict(script.refused(int(offsets[0]), int(offsets[-1])))
         found = assign_arrivals(
-            kinds, stamps_ms, self.clock_us, reader.options.present_us() + reader.options.tolerance_us
+            kinds,
+            stamps_ms,
+            self.clock_us,
+            reader.options.present_us() + reader.options.tolerance_us,
+            None if script is None else np.isin(offsets, [at for at, why in decided.items() if why.kind == "time"]),
         )
         clocks = found.clocks
-        rejected: list[Rejected] = []
         self.clock_us = int(clocks[-1])
-        if not found.placed.all():
-            for row in np.flatnonzero(~found.placed).tolist():
+        aside = ~found.placed
+        if decided:
+            aside |= np.isin(offsets, list(decided))
+        rejected: list[Rejected] = []
+        kept = records
+        if aside.any():
+            for row in np.flatnonzero(aside).tolist():
                 # Before the partition has a clock there is no arrival; a letter still needs a day to lie under.
-                arrival = self._reader.options.present_us() if clocks[row] == NO_CLOCK else int(clocks[row])
-                reason = refusal(int(kinds[row]), int(stamps_ms[row]))
-                found_headers = headers[row] if headers else None
-                rejected.append(Rejected(int(offsets[row]), arrival, reason, keys[row], values[row], found_headers))
-            kept = np.flatnonzero(found.placed)
-            keys = [keys[row] for row in kept.tolist()]
-            values = [values[row] for row in kept.tolist()]
-            headers = headers and [headers[row] for row in kept.tolist()]
-            offsets, clocks = offsets[kept], clocks[kept]
+                arrival = reader.options.present_us() if clocks[row] == NO_CLOCK else int(clocks[row])
+                known = decided.get(int(offsets[row])) if found.placed[row] else None
+                rejected.append(
+                    Rejected(
+                        int(offsets[row]),
+                        arrival,
+                        refusal(int(kinds[row]), int(stamps_ms[row])) if known is None else known.reason,
+                        records.keys[row],
+                        records.values[row],
+                        records.headers[row] if records.headers else None,
+                        "time" if known is None else known.kind,
+                    )
+                )
+            kept = records.at(np.flatnonzero(~aside))
+            clocks = clocks[~aside]
         reader.counters.consumed += len(stamps_ms)
         reader.counters.bumped += found.bumped
         reader.counters.rejected += len(rejected)
-        return self._item(offsets, clocks, keys, values, rejected, headers)
+        if script is not None:
+            self._end_replay(script)
+        else:
+            if found.future.any() and self._journal is not None:
+                self._journal.note(Refused.of(self._place_name, offsets[found.future].tolist(), "time", ""))
+            self._note(int(offsets[0]))
+        return self._item(kept, clocks, rejected)
 
     def _item(
         self,
-        offsets: npt.NDArray[np.int64],
-        arrivals: npt.NDArray[np.int64],
-        keys: list[bytes | None],
-        values: list[bytes | None],
-        rejected: list[Rejected],
-        headers: list[Any] | None = None,
+        records: Records | None = None,
+        arrivals: npt.NDArray[np.int64] = _EMPTY,
+        rejected: Sequence[Rejected] = (),
     ) -> Poll:
+        records = _no_records() if records is None else records
         self._last_item_s = self._reader.options.monotonic()
-        self._said_ended = self.ended
+        self._said_ended = self.ended and self._script is None
+        self._unsaid = False
         self._count_lag()
         return Poll(
             stream=self._reader.stream.name,
             partition=self.partition,
             clock_us=None if self.clock_us == NO_CLOCK else self.clock_us,
             ended=self._said_ended,
-            offsets=offsets,
+            offsets=records.offsets,
             arrivals=arrivals,
-            keys=keys,
-            values=values,
-            rejected=rejected,
-            headers=headers,
+            keys=records.keys,
+            values=records.values,
+            rejected=list(rejected),
+            headers=records.headers,
             origin=self._origin,
+            place=self._place_name,
+            ticket=self._ticket,
+            replaying=self._script is not None,
         )
 
     @override
@@ -449,12 +582,15 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
         The snapshot before this one is durable by now: its offset is committed to the consumer group.
         """
-        if self._saved_offset is not None:
-            self._reader.topic.commit(self.partition, self._saved_offset)
-        self._saved_offset = self._position
+        clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
+        if self._saved is not None:
+            self._reader.topic.commit(self.partition, self._saved[0])
+            if self._journal is not None:
+                self._journal.durable(self._place_name, *self._saved)
+        self._saved = self._position, clock_us
         return {
             "offset": self._position,
-            "clock": None if self.clock_us == NO_CLOCK else self.clock_us,
+            "clock": clock_us,
             "partitions": self._reader.n_partitions,
             "ended": int(self._said_ended),
             "origin": self._reader.topic.name_of(self.partition),

@@ -12,6 +12,7 @@ from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoded import Decoded, Decoder, letters
+from unskew.pipelines.journal import Journal, Refused
 from unskew.pipelines.shard import Slice, shard_names
 from unskew.pipelines.source import Poll
 
@@ -27,9 +28,20 @@ class TableRows:
 
 
 class Router:
-    """Decodes the polls of one stream and splits them by view and shard; has no state but counters."""
+    """Decodes the polls of one stream and splits them by view and shard; has no state but counters.
 
-    def __init__(self, views: Sequence[ViewPlan], decoder: Decoder, n_partitions: int, n_hashes: int) -> None:
+    ``journal``: holds what was decided about a poll before anything that follows from it is given; None holds nothing.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[ViewPlan],
+        decoder: Decoder,
+        n_partitions: int,
+        n_hashes: int,
+        journal: Journal | None = None,
+    ) -> None:
+        self._journal = journal
         self._views = [(view, Evaluator(view)) for view in views]
         self._decoder = decoder
         self._n_partitions = n_partitions
@@ -49,8 +61,30 @@ class Router:
         do the partition's two tables.
         """
         decoded = self._decoder.decode(poll)
+        # All of it is made before it is waited for: the disk works meanwhile.
+        items = list(self._items(poll, decoded))
+        if self._journal is not None:
+            self._journal.ensure(max(poll.ticket, self._note_refused(self._journal, poll, decoded)))
+        return iter(items)
+
+    def _note_refused(self, journal: Journal, poll: Poll, decoded: Decoded) -> int:
+        """Note what a Schema Registry had no schema for just now: another time it may have. A ticket, 0 where there is nothing."""
+        if not decoded.dead.height or not self._decoder.asks:
+            return 0
+        known = {bad.offset for bad in poll.rejected}
+        refused: dict[str, list[int]] = {}
+        letters_ = decoded.dead.filter(pl.col("kind") == "schema").select("offset", "reason")
+        for offset, reason in letters_.iter_rows():
+            if offset not in known:
+                refused.setdefault(reason, []).append(offset)
+        return max(
+            (journal.note(Refused.of(poll.place, offsets, "schema", reason)) for reason, offsets in refused.items()),
+            default=0,
+        )
+
+    def _items(self, poll: Poll, decoded: Decoded) -> Iterator[tuple[str, Slice | TableRows]]:
         topic = self._decoder.topic
-        first_us = int(poll.arrivals[0]) if len(poll.arrivals) else None
+        first_us = poll.first_us
         dead = [decoded.dead]
         for view, evaluate in self._views:
             events = None
@@ -59,7 +93,7 @@ class Router:
                 events = evaluated.events
                 if evaluated.rejected.height:
                     dead.append(_letters(poll, topic, view.name, evaluated.rejected))
-            yield from self._slices(view, decoded, events, first_us)
+            yield from self._slices(view, decoded, events, first_us, replaying=poll.replaying)
         yield (
             f"archive/{topic}/{decoded.partition}",
             TableRows(topic, decoded.partition, dead=False, rows=decoded.events),
@@ -72,7 +106,13 @@ class Router:
         yield f"dead/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=True, rows=all_dead)
 
     def _slices(
-        self, view: ViewPlan, decoded: Decoded, events: pl.DataFrame | None, first_us: int | None
+        self,
+        view: ViewPlan,
+        decoded: Decoded,
+        events: pl.DataFrame | None,
+        first_us: int | None,
+        *,
+        replaying: bool,
     ) -> Iterator[tuple[str, Slice]]:
         names = shard_names(view, [decoded.partition], self._n_hashes)
         pieces: list[pl.DataFrame | None] = [None] * len(names)
@@ -90,6 +130,7 @@ class Router:
                     first_us=first_us,
                     ended=decoded.ended,
                     events=piece,
+                    replaying=replaying,
                 ),
             )
 

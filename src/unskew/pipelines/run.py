@@ -28,6 +28,7 @@ from unskew.pipelines.changelog import Changelogs
 from unskew.pipelines.decode import decoder_of
 from unskew.pipelines.endpoint import answering
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
+from unskew.pipelines.journal import Journal
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.registry_client import SchemaRegistry
 from unskew.pipelines.routing import Router
@@ -40,6 +41,7 @@ from unskew.sinks.redis import RedisWriter
 
 RECOVERY = "recovery"
 CHANGELOG = "changelog"
+JOURNAL = "journal"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 2
 FLOW = "unskew"
@@ -147,7 +149,24 @@ def run(
         _check_state_folder(deployment.state)
         lease(deployment.state, "--state", ["the state"])
         state = _State.read(plan, deployment)
-        writer = RedisWriter(deployment.redis_url, deployment.prefix, deployment.pipeline, state.id)
+        journal = Journal(
+            deployment.state / JOURNAL,
+            state.id,
+            process=deployment.process,
+            n_processes=len(deployment.cluster) or 1,
+            durably=disk.until_done,
+            still_ours=leases.check,
+        )
+        opened.callback(journal.close)
+        writer = RedisWriter(
+            deployment.redis_url,
+            deployment.prefix,
+            deployment.pipeline,
+            state.id,
+            process=deployment.process,
+            n_processes=len(deployment.cluster) or 1,
+            still_ours=leases.check,
+        )
         opened.callback(writer.close)
         writer.look()
         sources: dict[str, KafkaSource] = {}
@@ -158,7 +177,7 @@ def run(
         tables: set[str] = set()
         for stream in {view.stream.topic: view.stream for view in plan.views.values()}.values():
             views = [view for view in plan.views.values() if view.stream.topic == stream.topic]
-            source = KafkaSource(stream, _source_options(views, deployment, stop, present_us))
+            source = KafkaSource(stream, _source_options(views, deployment, stop, present_us, journal))
             opened.callback(source.close)
             sources[stream.topic] = source
             source.list_parts()
@@ -166,7 +185,9 @@ def run(
             _check_ends(source.origins, deployment.ends)
             mine = deployment.partitions or range(n_partitions)
             tables.update(f"{stream.topic}/p{number}" for number in mine)
-            routers[stream.topic] = Router(views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes)
+            routers[stream.topic] = Router(
+                views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes, journal
+            )
             for view in views:
                 names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)
                 own.update(f"{view.id}/{shard}" for shard in shard_names(view, mine, deployment.n_hashes))
@@ -246,6 +267,7 @@ def _source_options(
     deployment: Deployment,
     stop: threading.Event,
     present_us: Callable[[], int],
+    journal: Journal,
 ) -> SourceOptions:
     return SourceOptions(
         bootstrap=deployment.bootstrap,
@@ -259,6 +281,7 @@ def _source_options(
         poll_records=deployment.poll_records,
         partitions=deployment.partitions,
         config=deployment.config,
+        journal=journal,
     )
 
 

@@ -27,6 +27,7 @@ class Slice:
     ``events``: as from ``evaluate``, in offset order; None when there are none. ``clock_us``: the partition's clock
     after the poll; None while it has none. ``first_us``: its first arrival in the poll; None without
     records. ``ended``: the partition reached its end offset and no longer holds back the others. ``n_partitions``: partitions of the topic.
+    ``replaying``: the partition has yet to give again what an earlier life of the process has shown.
     """
 
     view: str
@@ -37,6 +38,7 @@ class Slice:
     first_us: int | None
     ended: bool
     events: pl.DataFrame | None
+    replaying: bool = False
 
 
 @dataclass(slots=True)
@@ -72,11 +74,16 @@ class Shard:
             self.repeats = Repeats(state.view, state.shard)
         self._siblings = siblings
         self._waiting = waiting or _Waiting()
+        # Partitions that have given all that an earlier life had shown.
+        self._caught_up: set[int] = set()
+        self.behind = True
         siblings.join(self)
 
     def take(self, piece: Slice) -> Updates | NothingToCome | None:
         """Apply what may be applied after this slice; None while the shard has no clock but may still get one."""
         self._note_beginning(piece)
+        if self.behind:
+            self._note_replay(piece)
         if self.state.view.partitioned:
             if piece.clock_us is None:
                 return self._without_clock(ended=piece.ended)
@@ -97,7 +104,13 @@ class Shard:
 
     def _told(self, updates: Updates, duplicates: int = 0) -> Updates:
         """With what only the shard knows."""
-        return replace(updates, duplicates=duplicates, duplicates_total=self.dropped, applied=self._changelog.applied)
+        return replace(
+            updates,
+            duplicates=duplicates,
+            duplicates_total=self.dropped,
+            applied=self._changelog.applied,
+            behind=self.behind,
+        )
 
     def everything(self, n_rows: int) -> Iterator[Updates]:
         """As ``ShardState.everything``."""
@@ -114,10 +127,20 @@ class Shard:
         return known if self.repeats is None else known | self.repeats.knows(keys)
 
     def _note_beginning(self, piece: Slice) -> None:
-        """Until the shard has a clock, the earliest arrival in any partition is where its coverage begins."""
+        """Until the shard has a clock, the earliest instant that any partition speaks of is where its coverage begins.
+
+        That is its first arrival or its first mark: what came between depends on how quickly the partitions were read.
+        """
         state = self.state
-        if state.clock_us is None and piece.first_us is not None:
-            state.since_us = piece.first_us if state.since_us is None else min(state.since_us, piece.first_us)
+        first_us = piece.clock_us if piece.first_us is None else piece.first_us
+        if state.clock_us is None and first_us is not None:
+            state.since_us = first_us if state.since_us is None else min(state.since_us, first_us)
+
+    def _note_replay(self, piece: Slice) -> None:
+        if not piece.replaying:
+            self._caught_up.add(piece.partition)
+        needed = 1 if self.state.view.partitioned else piece.n_partitions
+        self.behind = len(self._caught_up) < needed
 
     def _take_ordered(self, piece: Slice) -> Updates | NothingToCome | None:
         waiting = self._waiting
@@ -181,7 +204,8 @@ class Shard:
                 f"shard {shard} of {saved['view']}: layout {saved['layout']}, this version reads {LAYOUT}; run the version "
                 "that wrote it, or begin anew: 'unskew run' with an empty --state, --log, --archive and --dead-letters"
             )
-        waiting = _Waiting(clocks=dict(saved["clocks"]), ended=set(saved["ended"]))
+        # A partition that has ended says so again in every run; one that goes on holds the others back from the beginning.
+        waiting = _Waiting(clocks=dict(saved["clocks"]))
         if saved["waiting"]:
             waiting.frames = [from_ipc(saved["waiting"])]
         manifest = msgspec.json.decode(saved["changelog"], type=Manifest)

@@ -2,22 +2,23 @@
 
 What a flush does, in this order, over one connection to each server that holds a part of the keys:
 
-1. Where a connection is a new one, see that its server still has what was acknowledged (``redis_kept``); if not, it came back without
+1. Where a connection is a new one, name it, so that a process that takes over can cut it; see that this process still holds its lease, and
+   that the server still has what was acknowledged (``redis_kept``); if not, it came back without
    its data, or another has taken over without the last of it, and the shards are asked for everything they hold (``lost``).
 2. Say how far the values to come go: for each shard its clock and how many events it has applied ("mark"). Where there are
    several servers, await the reply.
 3. Send the values, and await their replies.
 4. Send ledgers, witnesses and clocks, and await theirs.
 
-After a crash a shard goes again through what it had sent already. Its updates are held back until it has come as far as its mark,
-and then the last per key are sent: no reader sees a value go back.
+After a crash a shard goes again through what it had sent already. Its updates are held back until it is no longer ``behind`` and has come
+as far as its mark, and then the last per key are sent: no reader sees a value go back, also of a server that has lost the mark.
 """
 
 import json
 import logging
 import socket
 import uuid
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import redis
@@ -39,6 +40,7 @@ from unskew.sinks.keyspace import (
     shards_field,
 )
 from unskew.sinks.redis_batch import Batch, Place
+from unskew.sinks.redis_cuts import Cuts
 from unskew.sinks.redis_kept import NOWHERE, Kept, texts_of
 from unskew.sinks.redis_nodes import Nodes, nodes_of
 from unskew.sinks.redis_server import Server
@@ -70,10 +72,23 @@ class RedisWriter:
     sends it in the caller's thread, ``flush_if_due`` may do so in a thread of the writer's own: meanwhile the caller
     goes on, and what it adds is conflated while the server works. The writer itself is for one thread.
 
-    ``state``: names the history that the shards go through; marks of another one hold nothing back.
+    ``state``: names the history that the shards go through; marks of another one hold nothing back. ``process``: this one's number among
+    the ``n_processes`` of that history. ``still_ours``: raises where another process has taken over; it is asked before every flush.
     """
 
-    def __init__(self, client: Client | str, prefix: str, pipeline: str, state: str = "") -> None:
+    def __init__(
+        self,
+        client: Client | str,
+        prefix: str,
+        pipeline: str,
+        state: str = "",
+        *,
+        process: int = 0,
+        n_processes: int = 1,
+        still_ours: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._still_ours = still_ours
+        self._cuts = Cuts(state, process, n_processes)
         self._server = Server(client)
         self._nodes: tuple[Client, Nodes] | None = None
         self._prefix = prefix
@@ -125,6 +140,7 @@ class RedisWriter:
         Raises ``StoreUnavailable`` where Redis cannot be reached or refuses the credentials.
         """
         with self._server.reaching() as client:
+            self._cuts.cut_predecessors(self._nodes_of(client))
             self._kept.look(client, self._nodes_of(client).tags)
             for name, text in texts_of(client, self._sent_key).items():
                 place = self._kept.place(text)
@@ -208,16 +224,14 @@ class RedisWriter:
         if updates.refill is not None:
             self._tell_of_refill(name, updates)
         mark = self._holds.get(name)
-        if mark is None:
-            return True
-        if (updates.clock_us, updates.applied) < mark:
+        if updates.behind or (mark is not None and (updates.clock_us, updates.applied) < mark):
             held = self._held.setdefault(name, Batch())
             held.add(updates)
             if held.n_rows > 2 * LEAST_ROWS_ASIDE + 2 * held.n_distinct:
                 held.conflate()
                 held.n_distinct = held.n_rows
             return False
-        del self._holds[name]
+        self._holds.pop(name, None)
         if name in self._held:
             self._gathered = self._gathered.then(self._held.pop(name))
         return True
@@ -316,7 +330,13 @@ class RedisWriter:
             self._hear_of_losses(client, batch, now_us)
             nodes = self._nodes_of(client)
             with nodes.open():
-                self._see_what_is_left(client, nodes, batch)
+                new = self._are_new(nodes)
+                if new:
+                    self._cuts.show(nodes)
+                # In this order: who takes over first takes the lease, and then cuts the connections that it finds.
+                self._still_ours()
+                if new:
+                    self._see_what_is_left(client, nodes, batch)
                 if batch.places:
                     nodes.set_fields(
                         self._sent_key, {name: self._kept.text(place) for name, place in batch.places.items()}
@@ -326,8 +346,9 @@ class RedisWriter:
                     for frame in frames:
                         nodes.send_rows(self._encoders[view], frame, now_us)
                 nodes.finish()
-                # Of a cluster, another server may have taken over meanwhile.
-                self._see_what_is_left(client, nodes, batch)
+                if self._are_new(nodes):
+                    # Of a cluster, another server has taken over meanwhile.
+                    self._see_what_is_left(client, nodes, batch)
                 # Values whose clock is not told are the shard's refill: a reader must not take what still lacks for empty.
                 untold = self._refilling - batch.refilled
                 clocks = {name: clock for name, clock in batch.clocks.items() if name.removesuffix(SINCE) not in untold}
@@ -344,11 +365,12 @@ class RedisWriter:
                     client.hdel(self._sent_key, LOSS)
                 self._lacking = None
 
+    def _are_new(self, nodes: Nodes) -> bool:
+        """Whether a connection is not the one over which the last flush went."""
+        return any(self._sockets.get(name) is not found for name, found in nodes.sockets().items())
+
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
         """Over new connections: whether Redis has what it acknowledged in this run. If not, ``lost`` is one more."""
-        sockets = nodes.sockets()
-        if all(self._sockets.get(name) is found for name, found in sockets.items()):
-            return
         if self._sockets:
             lacking = self._kept.lacking(client, self._shards)
             if lacking is not None:
@@ -365,7 +387,7 @@ class RedisWriter:
                 self._kept.forget()
                 self._ledgers = {}
                 self._ask_for_everything(batch)
-        self._sockets = sockets
+        self._sockets = nodes.sockets()
 
     def _hear_of_losses(self, client: Client, batch: Batch, now_us: int) -> None:
         """In a cluster of processes, values that the writer of another one lost may be of shards that are computed in this one."""

@@ -76,6 +76,11 @@ class Line:
         self._held: list[Commands] = []
         self.redirected: dict[int, _Redirection] = {}
 
+    def call_it(self, name: str) -> None:
+        """Give the connection a name, which a server shows; with no reply outstanding."""
+        self._connection.send_command("CLIENT", "SETNAME", name)  # type: ignore[no-untyped-call]
+        self._connection.read_response()
+
     def hold(self, commands: Commands) -> None:
         """Take what is little: it is sent ahead of what is sent next, or in the end."""
         self._held.append(commands)
@@ -142,6 +147,12 @@ class Nodes(Protocol):
     def sockets(self) -> dict[str, socket.socket]:
         """The connections that are open."""
 
+    def call_them(self, name: str) -> None:
+        """Give them a name, which the servers show."""
+
+    def servers(self) -> Iterator[redis.Redis]:
+        """A client of each."""
+
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
         """Send fields of a hash; with ``anywhere=False`` to the server to which rows of this slot were sent, or not at all."""
 
@@ -183,6 +194,12 @@ class OneServer:
 
     def sockets(self) -> dict[str, socket.socket]:
         return {"": self._only.socket}
+
+    def call_them(self, name: str) -> None:
+        self._only.call_it(name)
+
+    def servers(self) -> Iterator[redis.Redis]:
+        yield self._client
 
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:  # noqa: ARG002
         self._only.hold(hset(key, values))
@@ -262,6 +279,14 @@ class ClusterNodes:
 
     def sockets(self) -> dict[str, socket.socket]:
         return {name: line.socket for name, line in self._lines.items()}
+
+    def call_them(self, name: str) -> None:
+        for line in self._lines.values():
+            line.call_it(name)
+
+    def servers(self) -> Iterator[redis.Redis]:
+        for node in self._client.get_primaries():  # type: ignore[no-untyped-call]
+            yield self._client.get_redis_connection(node)
 
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
         self._fields.append((key, values, anywhere))

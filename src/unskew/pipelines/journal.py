@@ -1,0 +1,399 @@
+r"""What this process decided about records and no topic says, durable before anything that rests on it is shown.
+
+A record's timestamp stands in its topic. That a partition announced a mark, that a record was refused because its timestamp lay
+past the present, where a partition began without saved state: a restart cannot find that there, and a value in Redis rests on it long before
+the epoch is durable. The order of steps is the contract:
+
+1. The source notes what it decided (``Placed``, ``Refused``) and begins to make it durable in another thread.
+2. The router, after decoding, notes what it refused on the word of another server, and calls ``ensure``: it returns once all
+   of that is on the disk, and this process still holds its lease. Only then do slices go to the shards.
+3. When an epoch is durable, ``durable`` lets go of what the recovery store now says.
+
+A restart asks for the ``Script`` of each partition: it places the records below ``until`` as they were placed, announces each mark at the
+offset at which it was announced, and decides anew from there.
+
+Each process of a deployment has one file, which holds facts: they stay true, so a stale one does no harm, and facts may stand twice. The file is
+appended to, and replaced by a shorter one at the start and once it has grown: who still holds the old one open, as a process
+that stood still while another took over, writes where nobody reads. A torn record ends a file. Files::
+
+    state/journal/{process}.journal    records: u32 length, u32 CRC-32, then JSON; the first says layout and state
+"""
+
+import os
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from struct import Struct
+
+import msgspec
+
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.rejection import Kind
+from unskew.sinks.parquet import sync_folder
+
+LAYOUT = 1
+LONGEST_BYTES = 1 << 16
+"""A longer file is replaced by one that holds only what is not durable elsewhere."""
+
+_HEAD = Struct("<II")
+_SUFFIX = ".journal"
+_READS = 5
+
+
+class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
+    """A partition came from offset ``begins`` to ``next``, where its clock was ``clock_us``.
+
+    ``floor_us``: the clock that was announced at ``begins``, before any record there; None where records alone moved it.
+    ``ended``: it reached its end offset and left the minimum over partitions. Clocks are None before any.
+    """
+
+    place: str
+    begins: int
+    next: int
+    clock_us: int | None
+    floor_us: int | None = None
+    ended: bool = False
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    """Records of a partition became dead letters for a reason that another moment would not have given.
+
+    ``runs``: their offsets, as first and last of each run. ``kind``: of dead letter. ``reason``: of them all; empty where
+    each record says its own.
+    """
+
+    place: str
+    runs: tuple[tuple[int, int], ...]
+    kind: Kind
+    reason: str
+
+    @classmethod
+    def of(cls, place: str, offsets: Sequence[int], kind: Kind, reason: str) -> "Refused":
+        """``offsets``: ascending, at least one."""
+        runs: list[tuple[int, int]] = []
+        for offset in offsets:
+            if runs and offset == runs[-1][1] + 1:
+                runs[-1] = runs[-1][0], offset
+            else:
+                runs.append((offset, offset))
+        return cls(place, tuple(runs), kind, reason)
+
+
+Fact = Placed | Refused
+
+
+class _Head(msgspec.Struct, frozen=True):
+    layout: int
+    state: str
+
+
+class Script:
+    """What was decided about one partition past its saved place, to be done again.
+
+    ``begins``: the first offset it speaks of. ``until``: records below it are decided. ``clock_us``: the partition's clock once they
+    and all marks are done; None before any. ``marks``: (offset, clock) of each clock announced, in order. ``ended``: it ended at ``until``.
+    """
+
+    def __init__(self, facts: Iterable[Fact]) -> None:
+        facts = list(facts)
+        placed = [fact for fact in facts if isinstance(fact, Placed)]
+        self.begins = min((fact.begins for fact in placed), default=0)
+        self.until = max((fact.next for fact in placed), default=0)
+        self.clock_us = max((fact.clock_us for fact in placed if fact.clock_us is not None), default=None)
+        self.ended = any(fact.ended for fact in placed if fact.next == self.until)
+        self.marks: deque[tuple[int, int]] = deque()
+        for offset, mark_us in sorted((fact.begins, fact.floor_us) for fact in placed if fact.floor_us is not None):
+            if not self.marks or mark_us > self.marks[-1][1]:
+                self.marks.append((offset, mark_us))
+        self._refused = [(run, fact) for fact in facts if isinstance(fact, Refused) for run in fact.runs]
+
+    def refused(self, first: int, last: int) -> Iterator[tuple[int, Refused]]:
+        """Offsets from ``first`` to ``last`` that were refused, and why."""
+        for (begin, end), fact in self._refused:
+            for offset in range(max(first, begin), min(last, end) + 1):
+                yield offset, fact
+
+
+class Journal:
+    """This process's journal, and at the start those of all processes of the deployment.
+
+    ``state``: names the history that the facts belong to; those of another are not read. ``process``, ``n_processes``: its number
+    and how many there are; journals of higher numbers are taken over. ``durably``: repeats what raises ``StoreUnavailable`` until it is
+    done. ``still_ours``: raises where another process has taken over.
+
+    ``note``, ``ensure``, ``script`` and ``durable`` are for one thread. Raises ``LayoutError`` for files of another version.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: str,
+        *,
+        process: int = 0,
+        n_processes: int = 1,
+        durably: Callable[[Callable[[], None]], None],
+        still_ours: Callable[[], None],
+    ) -> None:
+        self._folder = folder
+        self._path = folder / f"{process}{_SUFFIX}"
+        self._head = _Head(LAYOUT, state)
+        self._durably = durably
+        self._still_ours = still_ours
+        self._found: dict[str, list[Fact]] = {}
+        self._live: dict[str, list[Fact]] = {}
+        self._owned: set[str] = set()
+        self._orphans: list[Path] = []
+        for path, facts in self._read_all().items():
+            number = int(path.stem)
+            if number >= n_processes:
+                self._orphans.append(path)
+            for fact in facts:
+                self._found.setdefault(fact.place, []).append(fact)
+                if number == process or number >= n_processes:
+                    self._live.setdefault(fact.place, []).append(fact)
+        # Of the flow's thread: facts noted, in all. Of whoever holds the lock: how many of them are on the disk.
+        self.noted = 0
+        self._pending: deque[bytes] = deque()
+        self._writing = threading.Lock()
+        self._durable = 0
+        self._unwritten = b""
+        self._file: int | None = None
+        self._end = 0
+        self._failed = False
+        self._aside: ThreadPoolExecutor | None = None
+        self._begun = False
+        self._replacing = False
+
+    def latest_us(self, stream: str) -> int | None:
+        """The latest clock of any partition of a stream that any process noted before this start; None where there is none."""
+        prefix = place_of(stream, "")
+        return max(
+            (
+                fact.clock_us
+                for place, facts in self._found.items()
+                if place.startswith(prefix)
+                for fact in facts
+                if isinstance(fact, Placed) and fact.clock_us is not None
+            ),
+            default=None,
+        )
+
+    def script(self, place: str, offset: int | None, clock_us: int | None) -> Script | None:
+        """What was decided about a partition of this process past its saved place; None where nothing was.
+
+        ``offset``, ``clock_us``: the saved ones, None where none is.
+        """
+        self._owned.add(place)
+        facts = [fact for fact in self._found.get(place, ()) if _is_past(fact, offset, clock_us)]
+        self._live[place] = facts
+        return Script(facts) if any(isinstance(fact, Placed) for fact in facts) else None
+
+    def note(self, fact: Fact) -> int:
+        """Take a fact in; a ticket for ``ensure`` and ``holds``."""
+        facts = self._live.setdefault(fact.place, [])
+        merged = _merged(facts[-2:], fact)
+        if merged is None:
+            facts.append(fact)
+        else:
+            facts[-1] = merged
+        self._pending.append(_record(fact))
+        self.noted += 1
+        return self.noted
+
+    def begin(self) -> None:
+        """Make what is noted durable in another thread."""
+        if self._begun:
+            return
+        self._begun = True
+        self._soon(self._write_quietly)
+
+    def holds(self, ticket: int) -> bool:
+        """Whether ``ensure`` would return at once, or has a fault to deal with."""
+        return self._durable >= ticket or self._failed
+
+    def ensure(self, ticket: int) -> None:
+        """Return once the facts up to ``ticket`` are durable and nobody else has taken over.
+
+        Waits for a disk that is away. Raises ``LayoutError`` where another process holds the lease.
+        """
+        if self._durable < ticket:
+            self._durably(self._write)
+        # In this order: a process that takes over first takes the lease and then reads the journals.
+        self._still_ours()
+
+    def durable(self, place: str, offset: int, clock_us: int | None) -> None:
+        """The recovery store holds a partition's place durably: forget what it says itself."""
+        for other in self._live.keys() - self._owned:
+            # Another process has them, and an epoch of its is durable as well.
+            del self._live[other]
+        facts = self._live.get(place, [])
+        kept = [fact for fact in facts if _is_past(fact, offset, clock_us)]
+        # The last one stays: how far any partition has come matters to one that had ended and goes on.
+        if not any(isinstance(fact, Placed) for fact in kept):
+            kept += [fact for fact in facts if isinstance(fact, Placed)][-1:]
+        self._live[place] = kept
+        if self._end > LONGEST_BYTES and not self._replacing:
+            self._replacing = True
+            self._soon(partial(self._replace_quietly, self._all_live()))
+
+    def close(self) -> None:
+        """End the thread, and give the file back."""
+        if self._aside is not None:
+            self._aside.shutdown()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _soon(self, work: Callable[[], None]) -> None:
+        if self._aside is None:
+            self._aside = ThreadPoolExecutor(1, "unskew-journal")
+        self._aside.submit(work)
+
+    def _write_quietly(self) -> None:
+        # Before anything is taken: what is noted from here on begins another write.
+        self._begun = False
+        with suppress(StoreUnavailable):
+            self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            noted = self.noted
+            if self._durable >= noted:
+                return
+            while self._pending:
+                self._unwritten += self._pending.popleft()
+            try:
+                if self._file is None:
+                    self._replace(self._all_live())
+                assert self._file is not None
+                # Whatever a failed try left behind the end is written over.
+                written = 0
+                while written < len(self._unwritten):
+                    written += os.pwrite(self._file, self._unwritten[written:], self._end + written)
+                os.fdatasync(self._file)
+            except OSError as error:
+                self._failed = True
+                raise StoreUnavailable(f"cannot write to {self._folder}: {error}") from error
+            self._end += len(self._unwritten)
+            self._unwritten = b""
+            self._failed = False
+            self._durable = noted
+
+    def _all_live(self) -> bytes:
+        facts = [_record(fact) for facts in list(self._live.values()) for fact in list(facts)]
+        return b"".join([_record(self._head), *facts])
+
+    def _replace_quietly(self, data: bytes) -> None:
+        try:
+            with suppress(OSError), self._writing:
+                self._replace(data)
+        finally:
+            self._replacing = False
+
+    def _replace(self, data: bytes) -> None:
+        """Go on in a new file that holds ``data``. Raises ``OSError``; the old one is then still the one."""
+        self._folder.mkdir(exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(file, data[written:])
+            os.fsync(file)
+            temporary.rename(self._path)
+            sync_folder(self._folder)
+        except OSError:
+            os.close(file)
+            raise
+        if self._file is not None:
+            os.close(self._file)
+        self._file, self._end = file, len(data)
+        for path in self._orphans:
+            path.unlink(missing_ok=True)
+        self._orphans = []
+
+    def _read_all(self) -> dict[Path, list[Fact]]:
+        """The facts of every file; another process may replace its own meanwhile."""
+        for _ in range(_READS):
+            found: dict[Path, list[Fact]] = {}
+            try:
+                for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+                    found[path] = self._read(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StoreUnavailable(f"cannot read {self._folder}: {error}") from error
+            return found
+        raise StoreUnavailable(f"cannot read {self._folder}: its files change all the time")
+
+    def _read(self, path: Path) -> list[Fact]:
+        bodies = _bodies(path.read_bytes())
+        first = next(bodies, None)
+        if first is None:
+            return []
+        try:
+            head = msgspec.json.decode(first, type=_Head)
+            if head.layout == LAYOUT:
+                return [_DECODER.decode(body) for body in bodies] if head.state == self._head.state else []
+        except msgspec.DecodeError as error:
+            raise LayoutError(f"{path} is not a journal of unskew ({error}); {_REMEDY}") from error
+        raise LayoutError(f"{path} has layout {head.layout}, this version reads {LAYOUT}; {_REMEDY}")
+
+
+_REMEDY = "run the version that wrote it, or begin anew: 'unskew run' with an empty --state, --log, --archive and --dead-letters"
+_DECODER = msgspec.json.Decoder(Fact)
+
+
+def place_of(stream: str, name: str) -> str:
+    """Under what name facts of a partition stand: ``stream`` by its topic, ``name`` as the broker calls the partition."""
+    return f"{stream} {name}"
+
+
+def _is_past(fact: Fact, offset: int | None, clock_us: int | None) -> bool:
+    """Whether a fact says more than a saved place does."""
+    if offset is None:
+        return True
+    if isinstance(fact, Refused):
+        return fact.runs[-1][1] >= offset
+    return fact.next > offset or (fact.clock_us is not None and (clock_us is None or fact.clock_us > clock_us))
+
+
+def _merged(last: Sequence[Fact], fact: Fact) -> Fact | None:
+    """The last fact with the next one; None where both are needed.
+
+    Of places that records alone led to, one that spans all is enough; of marks at one offset the first, which may be
+    where a shard's coverage begins, and the latest.
+    """
+    if not last or not isinstance(last[-1], Placed) or not isinstance(fact, Placed):
+        return None
+    before = last[-1]
+    if before.floor_us is None and fact.floor_us is None:
+        return msgspec.structs.replace(fact, begins=before.begins)
+    if len(last) < 2 or not isinstance(last[0], Placed):
+        return None
+    marks = [one for one in (*last, fact) if isinstance(one, Placed) and one.floor_us is not None]
+    same = len(marks) == 3 and marks[0].begins == marks[1].begins == marks[2].begins
+    return fact if same and marks[1].next == marks[1].begins else None
+
+
+def _record(content: Fact | _Head) -> bytes:
+    body = msgspec.json.encode(content)
+    return _HEAD.pack(len(body), zlib.crc32(body)) + body
+
+
+def _bodies(data: bytes) -> Iterator[bytes]:
+    """The records up to the first that is not whole."""
+    at = 0
+    while at + _HEAD.size <= len(data):
+        length, checksum = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        body = data[at : at + length]
+        if len(body) != length or zlib.crc32(body) != checksum:
+            return
+        at += length
+        yield body

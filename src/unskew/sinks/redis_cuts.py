@@ -1,0 +1,61 @@
+"""Cutting the connections of a process that stood still while this one took over: what it would still send is older than what is there.
+
+A process that is frozen between the check of its lease and a send wakes up and sends. So whoever takes over first takes the lease, and
+then has each server close the connections that bear the name of a predecessor; one that connects after that finds its lease gone.
+"""
+
+import logging
+
+import redis
+
+from unskew.sinks.redis_nodes import Nodes
+
+_log = logging.getLogger("unskew.redis")
+
+
+class Cuts:
+    """The names of writers' connections. ``state``: names the history that they write; empty: no name is given and nothing cut.
+
+    ``process``: the number of this one among the ``n_processes`` of that history.
+    """
+
+    def __init__(self, state: str, process: int, n_processes: int) -> None:
+        self._prefix = f"unskew-{state}-"
+        self._process = process
+        self._n_processes = n_processes
+        self._able = bool(state)
+
+    def show(self, nodes: Nodes) -> None:
+        """Name this process's connections. Raises what redis-py raises."""
+        if self._able:
+            try:
+                nodes.call_them(f"{self._prefix}{self._process}")
+            except redis.exceptions.ResponseError as error:
+                self._give_up(error)
+
+    def cut_predecessors(self, nodes: Nodes) -> None:
+        """Close the connections of processes in whose place this one is. Raises what redis-py raises."""
+        if not self._able:
+            return
+        for server in nodes.servers():
+            try:
+                for one in server.client_list():
+                    if self._is_predecessor(one["name"]):
+                        server.client_kill_filter(_id=one["id"])
+            except redis.exceptions.ResponseError as error:
+                self._give_up(error)
+                return
+
+    def _is_predecessor(self, name: str) -> bool:
+        number = name.removeprefix(self._prefix)
+        if number == name or not number.isdecimal():
+            return False
+        return int(number) == self._process or int(number) >= self._n_processes
+
+    def _give_up(self, error: redis.exceptions.ResponseError) -> None:
+        self._able = False
+        _log.warning(
+            "Redis does not let this user run CLIENT SETNAME, LIST and KILL (%s): what a process that stood still, and was replaced, sends when it "
+            "wakes up cannot be stopped; allow them",
+            error,
+        )

@@ -1,0 +1,224 @@
+"""The journal of decisions: what a restart finds of them, however the process ended, and how little is kept."""
+
+import os
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.pipelines.journal import LONGEST_BYTES, Journal, Placed, Refused
+
+HERE = "clicks clicks/0"
+THERE = "clicks clicks/1"
+
+
+def journal(folder: Path, state: str = "state", process: int = 0, n_processes: int = 1, **more) -> Journal:
+    return Journal(
+        folder,
+        state,
+        process=process,
+        n_processes=n_processes,
+        **{"durably": lambda work: work(), "still_ours": lambda: None, **more},
+    )
+
+
+def written(folder: Path, *facts, **more) -> Journal:
+    """A journal in which these facts are durable; its process is then killed."""
+    made = journal(folder, **more)
+    for fact in facts:
+        made.note(fact)
+    made.ensure(len(facts))
+    return made
+
+
+def placed(begins: int, next_: int, clock_us: int | None, **more) -> Placed:
+    return Placed(HERE, begins, next_, clock_us, **more)
+
+
+def mark(offset: int, clock_us: int) -> Placed:
+    return placed(offset, offset, clock_us, floor_us=clock_us)
+
+
+def test_a_restart_announces_each_mark_where_it_was_announced(tmp_path):
+    written(tmp_path, placed(0, 3, 10), mark(3, 20), placed(3, 5, 21), mark(5, 40))
+
+    script = journal(tmp_path).script(HERE, None, None)
+
+    assert (script.begins, script.until, script.clock_us, script.ended) == (0, 5, 40, False)
+    assert list(script.marks) == [(3, 20), (5, 40)]
+
+
+def test_what_the_saved_place_says_is_not_done_again(tmp_path):
+    written(tmp_path, placed(0, 3, 10), mark(3, 20), placed(3, 5, 21), mark(5, 40))
+    again = journal(tmp_path)
+
+    assert list(again.script(HERE, 5, 21).marks) == [(5, 40)]
+    assert again.script(HERE, 5, 40) is None
+    assert again.script(THERE, None, None) is None
+
+
+def test_of_marks_at_one_offset_the_first_and_the_latest_are_kept(tmp_path):
+    written(tmp_path, *(mark(7, clock_us) for clock_us in range(10, 60, 10)), placed(7, 9, 51))
+    made = journal(tmp_path)
+    made.script(HERE, None, None)
+
+    assert next(iter(made.script(HERE, None, None).marks)) == (7, 10)
+    for clock_us in range(60, 90, 10):
+        made.note(mark(9, clock_us))
+    assert [fact.floor_us for fact in made._live[HERE]][-2:] == [60, 80]
+
+
+def test_places_to_which_records_alone_led_are_kept_as_one(tmp_path):
+    made = journal(tmp_path)
+    for offset in range(1_000):
+        made.note(placed(offset, offset + 1, offset))
+
+    assert made._live[HERE] == [placed(0, 1_000, 999)]
+
+
+@pytest.mark.parametrize("n_lost", [1, 3, 8, 20])
+def test_a_torn_record_ends_the_file_and_what_is_before_it_is_found(tmp_path, n_lost):
+    written(tmp_path, placed(0, 3, 10), placed(3, 4, 20))
+    path = tmp_path / "0.journal"
+    # The facts stand twice: once noted before the file was there, once appended to it.
+    os.truncate(path, path.stat().st_size - n_lost)
+
+    assert journal(tmp_path).script(HERE, None, None).until == 4
+    path.write_bytes(path.read_bytes()[:40])
+    assert journal(tmp_path).script(HERE, None, None) is None
+
+
+def test_a_flipped_bit_ends_the_file(tmp_path):
+    made = written(tmp_path, placed(0, 3, 10))
+    made.note(placed(3, 9, 20))
+    made.ensure(2)
+    path = tmp_path / "0.journal"
+    damaged = bytearray(path.read_bytes())
+    damaged[-3] ^= 1
+    path.write_bytes(bytes(damaged))
+
+    assert journal(tmp_path).script(HERE, None, None).until == 3
+
+
+def test_facts_of_another_history_are_not_read_and_another_layout_is_refused(tmp_path):
+    written(tmp_path, placed(0, 3, 10))
+    assert journal(tmp_path, state="another").script(HERE, None, None) is None
+
+    (tmp_path / "1.journal").write_bytes((tmp_path / "0.journal").read_bytes().replace(b'"layout":1', b'"layout":9'))
+    # Its checksum is that of another text, so it reads as empty; a whole one of another layout is refused.
+    assert journal(tmp_path).script(HERE, None, None).until == 3
+    body = b'{"layout":9,"state":"state"}'
+    head = len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little")
+    (tmp_path / "1.journal").write_bytes(head + body)
+    with pytest.raises(LayoutError, match="layout 9, this version reads 1"):
+        journal(tmp_path)
+
+
+def test_every_process_of_a_deployment_finds_what_any_of_them_noted(tmp_path):
+    written(tmp_path, placed(0, 3, 10), n_processes=2)
+    written(tmp_path, Placed(THERE, 0, 8, 70), process=1, n_processes=2)
+
+    one = journal(tmp_path)
+    assert one.script(HERE, None, None).until == 3
+    assert one.script(THERE, None, None).until == 8
+    assert one.latest_us("clicks") == 70
+    one.ensure(one.note(placed(3, 4, 80)))
+    # The other's file is taken over and is gone; what it said is not.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.journal"]
+    assert journal(tmp_path).script(THERE, None, None).until == 8
+
+
+def test_whoever_still_holds_an_old_file_open_writes_where_nobody_reads(tmp_path):
+    frozen = written(tmp_path, placed(0, 3, 10))
+    successor = written(tmp_path, placed(3, 4, 20))
+    frozen.note(placed(3, 9, 99))
+    frozen.ensure(2)
+
+    assert successor.script(HERE, None, None).until == 3
+    assert journal(tmp_path).script(HERE, None, None).until == 4
+
+
+def test_nothing_is_passed_on_where_another_process_has_taken_over(tmp_path):
+    def taken_over() -> None:
+        raise LayoutError("the lease was taken over")
+
+    made = journal(tmp_path, still_ours=taken_over)
+    with pytest.raises(LayoutError, match="taken over"):
+        made.ensure(made.note(placed(0, 3, 10)))
+    with pytest.raises(LayoutError, match="taken over"):
+        made.ensure(0)
+
+
+def test_what_is_durable_is_forgotten_but_for_the_last_place(tmp_path):
+    made = journal(tmp_path)
+    made.script(HERE, None, None)
+    for fact in (placed(0, 3, 10), mark(3, 20), Refused(HERE, ((1, 1), (4, 4)), "time", ""), placed(3, 5, 21)):
+        made.note(fact)
+
+    made.durable(HERE, 3, 20)
+    assert made._live[HERE] == [Refused(HERE, ((1, 1), (4, 4)), "time", ""), placed(3, 5, 21)]
+    made.durable(HERE, 5, 21)
+    assert made._live[HERE] == [placed(3, 5, 21)]
+
+
+def test_a_file_that_has_grown_is_replaced_by_a_short_one_and_nothing_is_lost(tmp_path):
+    made = journal(tmp_path)
+    made.script(HERE, None, None)
+    path = tmp_path / "0.journal"
+    longest = 0
+    for offset in range(0, 4_000, 2):
+        made.note(mark(offset, 10 * offset))
+        made.ensure(made.note(placed(offset, offset + 2, 10 * offset + 5)))
+        if offset % 100 == 0:
+            made.durable(HERE, offset, 10 * offset)
+        longest = max(longest, path.stat().st_size)
+    made.close()
+
+    assert longest < 2 * LONGEST_BYTES
+    script = journal(tmp_path).script(HERE, 3_900, 39_000)
+    assert (script.until, script.clock_us) == (4_000, 10 * 3_998 + 5)
+    assert list(script.marks)[-1] == (3_998, 39_980)
+
+
+def test_a_disk_that_is_away_is_waited_for_and_loses_nothing(tmp_path):
+    folder = tmp_path / "journal"
+    folder.write_text("not a folder")
+    tries = []
+
+    def patiently(work) -> None:
+        while True:
+            try:
+                work()
+            except StoreUnavailable:
+                tries.append(1)
+                folder.unlink()
+            else:
+                return
+
+    made = journal(folder, durably=patiently)
+    ticket = made.note(placed(0, 3, 10))
+    made.ensure(ticket)
+
+    assert tries
+    assert journal(folder).script(HERE, None, None).until == 3
+
+
+def test_another_thread_makes_durable_what_was_begun(tmp_path):
+    made = journal(tmp_path)
+    ticket = made.note(placed(0, 3, 10))
+    made.begin()
+    until_s = time.monotonic() + 10
+    while not made.holds(ticket):
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+    made.close()
+
+    assert journal(tmp_path).script(HERE, None, None).until == 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("unskew-journal")]
+
+
+def test_refused_offsets_are_kept_as_runs():
+    assert Refused.of(HERE, [3, 4, 5, 9, 11, 12], "schema", "unknown").runs == ((3, 5), (9, 9), (11, 12))
