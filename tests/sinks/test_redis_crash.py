@@ -1,13 +1,15 @@
 """After a crash no value goes back; and a server that lost its data is noticed and filled again."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import redis
 
 from tests.plans import DAY, Wanted, sliding, view
 from tests.updates import updates
-from unskew.features.errors import StoreUnavailable
+from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.updates import NothingToCome, Updates
 from unskew.sinks.redis import RedisWriter
 
@@ -175,3 +177,83 @@ def test_a_connection_that_broke_is_no_loss(redis_client):
 
     assert writer.lost == 0
     assert values(redis_client) == {"a": 1, "b": 2}
+
+
+def test_an_empty_server_gets_nothing_older_than_what_readers_had_seen(redis_client):
+    """The mark is lost with the values: the shard itself says how far it had come."""
+    restarted = writing(redis_client)
+    seen = []
+    for again in (step(10, 1, a=1), step(20, 2, a=2, b=1)):
+        send(restarted, replace(again, behind=True))
+        seen.append((values(redis_client), clock(redis_client)))
+
+    assert seen == [({}, None), ({}, None)]
+    send(restarted, step(30, 4, a=4))
+    assert (values(redis_client), clock(redis_client)) == ({"a": 4, "b": 1}, 29)
+
+
+def test_a_process_that_stood_still_and_was_replaced_sends_nothing_more(redis_url, redis_client):
+    taken_over = []
+
+    def still_ours() -> None:
+        if taken_over:
+            raise LayoutError("the lease of this process was taken over")
+
+    def process(check: Callable[[], None] = lambda: None) -> RedisWriter:
+        writer = RedisWriter(redis_url, "unskew", "main", STATE, still_ours=check)
+        writer.look()
+        writer.expect({VIEW.id: ["h0"]})
+        return writer
+
+    frozen = process(still_ours)
+    send(frozen, step(10, 1, a=1))
+    # It stands still just before it sends: its lease was looked at, its connection is open.
+    nodes = frozen._nodes[1]
+
+    def wake_up() -> None:
+        with nodes.open():
+            taken_over.append(True)
+            send(process(), step(20, 2, a=2))
+            nodes.send_rows(frozen._encoders[VIEW.id], step(11, 1, a=1).current, NOW)
+            nodes.finish()
+
+    with pytest.raises(redis.ConnectionError):
+        wake_up()
+    frozen.add(step(12, 1, a=1))
+    with pytest.raises(LayoutError, match="taken over"):
+        frozen.flush(NOW)
+    assert (values(redis_client), clock(redis_client)) == ({"a": 2}, 19)
+
+
+def test_only_the_process_in_whose_place_one_starts_is_cut_off(redis_url):
+    def process(number: int, n_processes: int) -> RedisWriter:
+        writer = RedisWriter(redis_url, "unskew", "main", STATE, process=number, n_processes=n_processes)
+        writer.look()
+        send(writer, step(10, 1, a=1))
+        return writer
+
+    one, other = process(0, 2), process(1, 2)
+    kept = other._sockets[""]
+    process(0, 2)
+    send(other, step(11, 1, a=1))
+    assert other._sockets[""] is kept
+    # A deployment of one process takes the places of all.
+    process(0, 1)
+    send(other, step(12, 1, a=1))
+    assert other._sockets[""] is not kept
+    one.close()
+
+
+def test_a_user_who_may_not_cut_connections_is_served_and_warned(redis_url, redis_client, caplog):
+    redis_client.execute_command("ACL", "SETUSER", "plain", "on", "nopass", "~*", "+@all", "-client")
+    try:
+        with caplog.at_level(logging.WARNING, "unskew"):
+            writer = writing(redis_url.replace("://", "://plain:any@"))
+            send(writer, step(10, 1, a=1))
+    finally:
+        redis_client.execute_command("ACL", "DELUSER", "plain")
+
+    assert values(redis_client) == {"a": 1}
+    assert [message for message in caplog.messages if "CLIENT SETNAME, LIST and KILL" in message] == [
+        caplog.messages[0]
+    ]

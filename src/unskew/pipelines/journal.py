@@ -21,6 +21,7 @@ that stood still while another took over, writes where nobody reads. A torn reco
 
 import os
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ import msgspec
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.rejection import Kind
+from unskew.pipelines.progress import Durations
 from unskew.sinks.parquet import sync_folder
 
 LAYOUT = 1
@@ -126,7 +128,7 @@ class Journal:
     and how many there are; journals of higher numbers are taken over. ``durably``: repeats what raises ``StoreUnavailable`` until it is
     done. ``still_ours``: raises where another process has taken over.
 
-    ``note``, ``ensure``, ``script`` and ``durable`` are for one thread. Raises ``LayoutError`` for files of another version.
+    ``note``, ``ensure``, ``script`` and ``durable`` are for one thread. ``waits``: how long ``ensure`` took. Raises ``LayoutError`` for files of another version.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Journal:
                 self._found.setdefault(fact.place, []).append(fact)
                 if number == process or number >= n_processes:
                     self._live.setdefault(fact.place, []).append(fact)
+        self.waits = Durations()
         # Of the flow's thread: facts noted, in all. Of whoever holds the lock: how many of them are on the disk.
         self.noted = 0
         self._pending: deque[bytes] = deque()
@@ -221,8 +224,11 @@ class Journal:
 
         Waits for a disk that is away. Raises ``LayoutError`` where another process holds the lease.
         """
+        began_s = time.monotonic()
         if self._durable < ticket:
             self._durably(self._write)
+        if ticket:
+            self.waits.note(time.monotonic() - began_s)
         # In this order: a process that takes over first takes the lease and then reads the journals.
         self._still_ours()
 

@@ -155,6 +155,11 @@ class _PipelineCollector(Collector):
             epochs.commits,
         )
         yield _histogram("unskew_epoch_seconds", "From the commit of an epoch to the next one's.", epochs.lengths)
+        yield _histogram(
+            "unskew_journal_wait_seconds",
+            "What items waited until the journal held what decided them; the flow's thread does nothing else meanwhile.",
+            self._running.journal.waits,
+        )
         durable_at_s = epochs.durable_at_s
         yield _gauge(
             "unskew_epoch_durable_timestamp_seconds",

@@ -14,8 +14,8 @@ from typing import Literal
 from unskew.features.ledger import Ledger, ledger_of, together
 from unskew.features.updates import Updates
 
-# From the commit of an idle pipeline to one that waits out an outage.
-DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+# From a wait for a fast disk to a commit that waits out an outage.
+DURATION_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class Durations:

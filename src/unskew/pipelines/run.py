@@ -228,6 +228,7 @@ def run(
             writer=writer,
             stores={"redis": server, "disk": disk},
             changelogs=changelogs,
+            journal=journal,
             present_us=present_us,
         )
         if deployment.metrics is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from unskew.pipelines.changelog import Changelogs
+from unskew.pipelines.journal import Journal
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
 from unskew.pipelines.source import KafkaSource
@@ -27,6 +28,7 @@ class Running:
     writer: RedisWriter
     stores: Mapping[str, Patience]
     changelogs: Changelogs
+    journal: Journal
     present_us: Callable[[], int]
 
     def dead_by_kind(self) -> dict[str, int]:

@@ -1,0 +1,102 @@
+"""What a shard rests on when it begins, and when it begins again: not on which partition happened to be read first."""
+
+import itertools
+
+import pytest
+
+from tests.plans import SECOND, Wanted, events, sliding, view
+from unskew.features.evaluate import evaluate
+from unskew.features.kernel.shard import ShardState
+from unskew.features.updates import Updates
+from unskew.pipelines.changelog import Changelog, Changelogs
+from unskew.pipelines.shard import Shard, Siblings, Slice
+
+VIEW = view(Wanted("n", "count", sliding(6 * SECOND, 2 * SECOND)))
+N = 3
+
+
+@pytest.fixture
+def shard(tmp_path):
+    logs = Changelogs(tmp_path / "changelog")
+    yield lambda: Shard(ShardState(VIEW, "h0"), Siblings(), Changelog(logs, VIEW, "h0", None))
+    logs.close()
+
+
+def restarted(shard, folder):
+    """The shard as the next process takes it up."""
+    logs = Changelogs(folder / "changelog")
+    return Shard.from_snapshot(VIEW, Siblings(), logs, shard.to_snapshot())
+
+
+def piece(partition, clock_us, *arrivals, **more):
+    given = None
+    if arrivals:
+        rows = [(arrival, arrival, {"user": "u"}) for arrival in arrivals]
+        given = evaluate(VIEW, events(rows, partition=partition)).events
+    first_us = arrivals[0] if arrivals else None
+    return Slice(VIEW.id, "h0", partition, N, clock_us, first_us, more.pop("ended", False), given, **more)
+
+
+def steps(shard, *pieces):
+    return [update for one in pieces if isinstance(update := shard.take(one), Updates)]
+
+
+def orders(*by_partition):
+    """Every order in which the partitions' slices can come, each partition's own in its order."""
+    numbers = [number for number, pieces in enumerate(by_partition) for _ in pieces]
+    for order in sorted(set(itertools.permutations(numbers))):
+        turns = [iter(pieces) for pieces in by_partition]
+        yield [next(turns[number]) for number in order]
+
+
+def test_coverage_begins_at_the_same_instant_whichever_partition_is_read_first(tmp_path):
+    found = set()
+    for number, order in enumerate(
+        orders(
+            [piece(0, 100), piece(0, 160, 150)],
+            [piece(1, 180, 180)],
+            [piece(2, 120), piece(2, 200)],
+        )
+    ):
+        logs = Changelogs(tmp_path / str(number))
+        made = Shard(ShardState(VIEW, "h0"), Siblings(), Changelog(logs, VIEW, "h0", None))
+        found |= {step.since_us for step in steps(made, *order)}
+        logs.close()
+
+    assert found == {100}
+
+
+def test_a_shard_is_behind_until_every_partition_has_given_again_what_was_shown(shard):
+    again = [
+        piece(0, 100),
+        piece(1, 100, replaying=True),
+        piece(2, 100, replaying=True),
+        piece(1, 150),
+        piece(2, 160, 155, replaying=True),
+        piece(2, 170),
+        piece(2, 180, replaying=False),
+    ]
+
+    assert [step.behind for step in steps(shard(), *again)] == [True, True, True, False, False]
+
+
+def test_a_partition_that_had_ended_and_goes_on_holds_the_others_back_from_the_beginning(shard, tmp_path):
+    before = shard()
+    steps(before, piece(0, 100, 90, ended=True), piece(1, 200, 200, ended=True), piece(2, 150, 150, ended=True))
+    after = restarted(before, tmp_path)
+
+    # Partition 0 is live and far ahead before the others have given anything.
+    clocks = [
+        step.clock_us
+        for step in steps(
+            after,
+            piece(0, 900),
+            piece(1, 201),
+            piece(1, 300, 250),
+            piece(2, 201, ended=True),
+            piece(0, 950),
+            piece(1, 960),
+        )
+    ]
+
+    assert clocks == [200, 200, 200, 300, 300, 950]
