@@ -44,7 +44,10 @@ APART = Topology(
 
 @dataclass(frozen=True)
 class Site:
-    """Where one deployment lives: servers, the folders below ``root`` and its prefix in Redis."""
+    """Where one deployment lives: servers, the folders below ``root`` and its prefix in Redis.
+
+    ``live``: the topics have no end, and the wall clock moves what brings no records.
+    """
 
     scene: Scene
     bootstrap: str
@@ -52,6 +55,7 @@ class Site:
     root: Path
     prefix: str
     epoch: str = "200ms"
+    live: bool = False
 
     @property
     def log(self) -> Path:
@@ -76,7 +80,8 @@ class Site:
             *(sys.executable, "-m", "unskew", "run", "--definitions", str(self.scene.definitions)),
             *("--bootstrap-servers", self.bootstrap, "--redis-url", self.redis_url, "--prefix", self.prefix),
             *("--log", str(self.log), "--archive", str(self.archive), "--dead-letters", str(self.dead_letters)),
-            *("--state", str(self.state), "--idle", "none", "--end", str(self.scene.ends)),
+            *("--state", str(self.state)),
+            *(("--idle", "wall") if self.live else ("--idle", "none", "--end", str(self.scene.ends))),
             # Small steps: what is computed again after a crash comes in many of them, so that one can be seen.
             *("--epoch", self.epoch, "--poll-records", "10", "--progress", "json"),
         ]
@@ -178,6 +183,10 @@ class Life:
                     f"{self.topology.name}: not at its end within {within_s:g} s; last {said}; {errors}"
                 ) from None
             assert process.returncode == 0, self._failure(number)
+
+    def failures(self) -> list[str]:
+        """How those ended that ended with an error."""
+        return [text for number in range(len(self.processes)) if (text := self._failure(number))]
 
     def _failure(self, number: int) -> str:
         """How a process ended that ended by itself; empty where it did so with 0."""
