@@ -27,6 +27,9 @@ class LiveReport(Report):
     figures: Figures = field(default_factory=Figures)
 
 
+TAKEN_OVER = "the lease of this process was taken over"
+
+
 def leave_alone(_site: Site) -> None:
     """Between two lives nothing happens."""
 
@@ -36,7 +39,7 @@ class LiveOrdeal:
     """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
 
     ``between``: called after each kill, before the next start. ``may_empty``: Redis loses its data on the way. ``bumps``: whether
-    some event must have been bumped, else the ordeal showed nothing. ``say``: told of each kill.
+    some event must have been bumped, else the ordeal showed nothing. ``draw``: the moment of a kill. ``say``: told of each kill.
     """
 
     site: Site
@@ -45,6 +48,7 @@ class LiveOrdeal:
     between: Callable[[Site], None] = leave_alone
     may_empty: bool = False
     bumps: bool = True
+    draw: Callable[[random.Random], Instant] | None = None
     say: Callable[[str], None] = print
     report: LiveReport = field(init=False)
 
@@ -58,13 +62,37 @@ class LiveOrdeal:
         with self.watched() as feeder:
             for number in range(n_kills):
                 life = self.start(number)
-                came = draw(chance).await_in(life, self.site, lambda: None)
+                came = (self.draw or draw)(chance).await_in(life, self.site, lambda: None)
                 age_s = life.age_s
                 life.kill(chance)
                 self.note_kill(f"{life.topology.name}: {came}, {age_s:.2f} s old")
                 self.between(self.site)
                 time.sleep(chance.choice([0.0, 0.0, chance.uniform(0.0, 1.5)]))
             self.come_to_rest(self.start(n_kills), feeder)
+        return self.report
+
+    def freeze_again_and_again(self, n_freezes: int) -> LiveReport:
+        """Let a life stand still ``n_freezes`` times, let another one take its place, and wake it up while that one works.
+
+        The leases are removed meanwhile, as a process of another machine removes those that nobody has renewed for long.
+        """
+        chance = random.Random(self.seed)
+        with self.watched() as feeder:
+            life = self.start(0)
+            for number in range(n_freezes):
+                await_running(life, self.site)
+                time.sleep(chance.uniform(0.2, 2.5))
+                life.freeze()
+                self.note_kill(f"{life.topology.name}: frozen, {life.age_s:.2f} s old")
+                for lease in self.site.root.glob("*/_leases/*.json"):
+                    lease.unlink()
+                following = self.start(number + 1)
+                await_running(following, self.site)
+                time.sleep(chance.uniform(1.0, 3.0))
+                life.thaw()
+                life.await_failure(1, TAKEN_OVER)
+                life = following
+            self.come_to_rest(life, feeder)
         return self.report
 
     def note_kill(self, text: str) -> None:

@@ -135,6 +135,29 @@ class Life:
         self.destroy()
         assert not any(failed), failed
 
+    def freeze(self) -> None:
+        """Let every process stand still, as those of a machine that hangs."""
+        for process in self.processes:
+            os.killpg(process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        for process in self.processes:
+            os.killpg(process.pid, signal.SIGCONT)
+
+    def await_failure(self, code: int, text: str, within_s: float = END_WITHIN_S) -> None:
+        """Wait until every process has ended by itself, with that code and such a text."""
+        deadline_s = time.monotonic() + within_s
+        for number, process in enumerate(self.processes):
+            try:
+                process.wait(max(deadline_s - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                raise AssertionError(
+                    f"process {number} of {self.topology.name} goes on after {within_s:g} s: {self._errors(number)}"
+                ) from None
+            assert process.returncode == code, f"it ended with {process.returncode}: {self._errors(number)}"
+            assert text in self._errors(number), self._errors(number)
+
     def destroy(self) -> None:
         """Kill whatever is left."""
         for number in range(len(self.processes)):
