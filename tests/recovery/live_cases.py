@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tests.recovery import instants
 from tests.recovery.instants import Instant
 from tests.recovery.live import live_scene
-from tests.recovery.live_ordeal import LiveOrdeal, LiveReport, draw, leave_alone
+from tests.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, draw, leave_alone
 from tests.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
 from tests.servers.broker import Broker
 from tests.servers.valkey import Sentinel, Valkey, replica_of, wait_until
@@ -35,7 +34,7 @@ class LiveCase:
     frozen: bool = False
     redis: Literal["kept", "emptied", "failed over"] = "kept"
     between: Callable[[Site], None] = leave_alone
-    moment: Callable[[random.Random], Instant] = draw
+    moment: Callable[[random.Random], Instant | CaughtUp] = draw
 
     def run(
         self,
@@ -63,7 +62,7 @@ class LiveCase:
                 between,
                 may_empty=self.redis == "emptied",
                 bumps=not self.append_time,
-                draw=self.moment,
+                moment=self.moment,
                 say=say,
             )
             return (ordeal.freeze_again_and_again if self.frozen else ordeal.kill_again_and_again)(self.n_kills)
@@ -131,9 +130,9 @@ def forget_journal(site: Site) -> None:
         shutil.rmtree(folder)
 
 
-def while_running(chance: random.Random) -> Instant:
+def caught_up(chance: random.Random) -> CaughtUp:
     """When readers have been told what no epoch has made durable."""
-    return Instant("running", instants.covered, None, 0, chance.uniform(0.5, 3.0))
+    return CaughtUp(chance.uniform(0.5, 2.5))
 
 
 LIVE_CASES = {
@@ -148,5 +147,5 @@ LIVE_CASES = {
     "frozen": LiveCase([ONE], n_kills=3, frozen=True),
 }
 
-FORGETFUL = LiveCase([ONE], n_kills=3, between=forget_journal, moment=while_running)
+FORGETFUL = LiveCase([ONE], n_kills=3, between=forget_journal, moment=caught_up)
 """Its arrivals are forgotten with each kill: readers must be found to have been contradicted."""

@@ -18,6 +18,40 @@ from tests.recovery.processes import Life, Site, Topology
 from tests.recovery.watch import FilesWatch
 
 CAUGHT_UP_WITHIN_S = 60.0
+LITTLE = 100
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """A moment ``delay_s`` after a life says that it has read all there is: then it makes marks, and readers are told what no epoch
+    has made durable yet.
+    """
+
+    delay_s: float
+    name: str = "caught up"
+
+    def await_in(self, life: Life, _site: Site, _at_work: Callable[[], None]) -> str:
+        """Wait for it, or until the life has ended or has had enough time; say what came about."""
+        deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
+        while not has_caught_up(life):
+            if life.ended or time.monotonic() > deadline_s:
+                return f"{self.name} (did not come)"
+            time.sleep(0.02)
+        time.sleep(self.delay_s)
+        return self.name
+
+
+def has_caught_up(life: Life) -> bool:
+    """Whether each process said, with its last word, that it has read something and that hardly anything is left.
+
+    A partition whose clock is in the future waits for the others.
+    """
+    return all(status.get("consumed") and status["lag"] <= LITTLE for status in life.statuses())
+
+
+def draw(chance: random.Random) -> Instant | CaughtUp:
+    """A moment: most often some time after it has caught up; else any, or the very step in which something is half done."""
+    return CaughtUp(chance.uniform(0.0, 2.5)) if chance.random() < 0.6 else instants.draw(chance)
 
 
 @dataclass
@@ -39,7 +73,7 @@ class LiveOrdeal:
     """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
 
     ``between``: called after each kill, before the next start. ``may_empty``: Redis loses its data on the way. ``bumps``: whether
-    some event must have been bumped, else the ordeal showed nothing. ``draw``: the moment of a kill. ``say``: told of each kill.
+    some event must have been bumped, else the ordeal showed nothing. ``moment``: draws that of a kill. ``say``: told of each kill.
     """
 
     site: Site
@@ -48,7 +82,7 @@ class LiveOrdeal:
     between: Callable[[Site], None] = leave_alone
     may_empty: bool = False
     bumps: bool = True
-    draw: Callable[[random.Random], Instant] | None = None
+    moment: Callable[[random.Random], Instant | CaughtUp] = draw
     say: Callable[[str], None] = print
     report: LiveReport = field(init=False)
 
@@ -62,7 +96,7 @@ class LiveOrdeal:
         with self.watched() as feeder:
             for number in range(n_kills):
                 life = self.start(number)
-                came = (self.draw or draw)(chance).await_in(life, self.site, lambda: None)
+                came = self.moment(chance).await_in(life, self.site, lambda: None)
                 age_s = life.age_s
                 life.kill(chance)
                 self.note_kill(f"{life.topology.name}: {came}, {age_s:.2f} s old")
@@ -110,9 +144,9 @@ class LiveOrdeal:
         feeder.stop()
         deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
         time.sleep(1.2)
-        while not (statuses := life.statuses()) or any(status.get("lag", 1) for status in statuses):
+        while any(status.get("lag", 1) for status in life.statuses()):
             assert not life.ended, life.failures()
-            assert time.monotonic() < deadline_s, f"it does not catch up: {statuses}"
+            assert time.monotonic() < deadline_s, f"it does not catch up: {life.statuses()}"
             time.sleep(0.2)
         time.sleep(LONGEST_S)
         life.terminate()
@@ -148,10 +182,3 @@ def await_running(life: Life, site: Site) -> None:
     """Wait until the life has written what readers may rely on."""
     came = instants.await_changes(instants.covered, 1, life, site, within_s=instants.RUNNING_WITHIN_S, pause_s=0.02)
     assert came, f"never ran: {life.failures()}"
-
-
-def draw(chance: random.Random) -> Instant:
-    """A moment: most often some time after it runs, so that readers have been told what is not durable yet."""
-    if chance.random() < 0.65:
-        return Instant("running", instants.covered, None, 0, chance.uniform(0.2, 3.0))
-    return instants.draw(chance)
