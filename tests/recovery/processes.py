@@ -44,7 +44,10 @@ APART = Topology(
 
 @dataclass(frozen=True)
 class Site:
-    """Where one deployment lives: servers, the folders below ``root`` and its prefix in Redis."""
+    """Where one deployment lives: servers, the folders below ``root`` and its prefix in Redis.
+
+    ``live``: the topics have no end, and the wall clock moves what brings no records.
+    """
 
     scene: Scene
     bootstrap: str
@@ -52,6 +55,7 @@ class Site:
     root: Path
     prefix: str
     epoch: str = "200ms"
+    live: bool = False
 
     @property
     def log(self) -> Path:
@@ -76,7 +80,8 @@ class Site:
             *(sys.executable, "-m", "unskew", "run", "--definitions", str(self.scene.definitions)),
             *("--bootstrap-servers", self.bootstrap, "--redis-url", self.redis_url, "--prefix", self.prefix),
             *("--log", str(self.log), "--archive", str(self.archive), "--dead-letters", str(self.dead_letters)),
-            *("--state", str(self.state), "--idle", "none", "--end", str(self.scene.ends)),
+            *("--state", str(self.state)),
+            *(("--idle", "wall") if self.live else ("--idle", "none", "--end", str(self.scene.ends))),
             # Small steps: what is computed again after a crash comes in many of them, so that one can be seen.
             *("--epoch", self.epoch, "--poll-records", "10", "--progress", "json"),
         ]
@@ -130,6 +135,29 @@ class Life:
         self.destroy()
         assert not any(failed), failed
 
+    def freeze(self) -> None:
+        """Let every process stand still, as those of a machine that hangs."""
+        for process in self.processes:
+            os.killpg(process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        for process in self.processes:
+            os.killpg(process.pid, signal.SIGCONT)
+
+    def await_failure(self, code: int, text: str, within_s: float = END_WITHIN_S) -> None:
+        """Wait until every process has ended by itself, with that code and such a text."""
+        deadline_s = time.monotonic() + within_s
+        for number, process in enumerate(self.processes):
+            try:
+                process.wait(max(deadline_s - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                raise AssertionError(
+                    f"process {number} of {self.topology.name} goes on after {within_s:g} s: {self._errors(number)}"
+                ) from None
+            assert process.returncode == code, f"it ended with {process.returncode}: {self._errors(number)}"
+            assert text in self._errors(number), self._errors(number)
+
     def destroy(self) -> None:
         """Kill whatever is left."""
         for number in range(len(self.processes)):
@@ -178,6 +206,10 @@ class Life:
                     f"{self.topology.name}: not at its end within {within_s:g} s; last {said}; {errors}"
                 ) from None
             assert process.returncode == 0, self._failure(number)
+
+    def failures(self) -> list[str]:
+        """How those ended that ended with an error."""
+        return [text for number in range(len(self.processes)) if (text := self._failure(number))]
 
     def _failure(self, number: int) -> str:
         """How a process ended that ended by itself; empty where it did so with 0."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 from confluent_kafka import Producer
 
 from tests.pipeline import SCHEMA, Record, history
@@ -86,6 +87,11 @@ class Scene:
     @property
     def plan(self) -> Plan:
         return load(self.definitions)
+
+    @property
+    def entities(self) -> pl.DataFrame:
+        """Every user and item of which there will be a record."""
+        return pl.DataFrame([(record.user, record.item) for _, record in self.records], ["user", "item"], orient="row")
 
 
 def scene(

@@ -55,7 +55,7 @@ class Verdict:
         files.check_unchanged(root, rows, "shard", "seq")
         order = ["shard", "seq"]
         self._compare(f"log of {view.name}", rows.drop("written_at"), expected.drop("written_at"), order)
-        mine, its = (_coverage(view_root(site, view)) for site in (self._site, self._reference))
+        mine, its = (coverage(view_root(site, view)) for site in (self._site, self._reference))
         if mine != its:
             self.faults.append(f"coverage of {view.name}: {mine}, without interruption {its}")
 
@@ -107,7 +107,7 @@ class Verdict:
 
     def _complete_to(self, view: ViewPlan, rows: pl.DataFrame, keys: Sequence[tuple[Any, ...]]) -> dict[Any, int]:
         """Per key, up to where its shard closed instants; of a key without a row, as far as any did."""
-        closed = {shard: found["complete_to"] for shard, found in _coverage(view_root(self._site, view)).items()}
+        closed = {shard: found["complete_to"] for shard, found in coverage(view_root(self._site, view)).items()}
         shards = {tuple(key): shard for *key, shard in rows.select(*view.entity.keys, "shard").unique().rows()}
         return {key: closed[shards[key]] if key in shards else max(filter(None, closed.values())) for key in keys}
 
@@ -160,7 +160,7 @@ def everything_in_redis(site: Site) -> dict[str, Any]:
     return found
 
 
-def _coverage(root: Path) -> dict[str, Any]:
+def coverage(root: Path) -> dict[str, Any]:
     files = (root / "_coverage").glob("[!_]*.json")
     return {path.stem: json.loads(path.read_bytes()) for path in sorted(files)}
 

@@ -205,8 +205,8 @@ class RedisWatch(Watch):
     older than what was seen before.
     """
 
-    def __init__(self, site: Site, *, may_empty: bool = False) -> None:
-        super().__init__("redis", 0.04)
+    def __init__(self, site: Site, *, may_empty: bool = False, pause_s: float = 0.04) -> None:
+        super().__init__("redis", pause_s)
         self._site = site
         self._may_empty = may_empty
         self._client = connect(site.redis_url)
@@ -216,9 +216,7 @@ class RedisWatch(Watch):
         self._exact_to: dict[tuple[str, tuple[Any, ...]], int] = {}
         self.exact: set[ExactRead] = set()
         self.away = 0
-        columns = pl.DataFrame(
-            [(record.user, record.item) for _, record in site.scene.records], ["user", "item"], orient="row"
-        )
+        columns = site.scene.entities
         self._asked = []
         for view in site.scene.plan.views.values():
             keys = columns.select(view.entity.keys).unique().sort(view.entity.keys)
@@ -294,13 +292,16 @@ class RedisWatch(Watch):
         values = found.to_polars().select(reference.partition(":")[2] for reference in asked.references).rows()
         as_of = meta["as_of"].dt.epoch("us").to_list()
         for key, at_us, provisional, row in zip(asked.keys, as_of, meta["provisional"], values, strict=True):
-            if provisional:
-                continue
-            before_us = self._exact_to.get((asked.view.name, key))
-            if before_us is not None and at_us < before_us:
-                self.fault(f"{asked.view.name} of {key}: exact at {before_us}, and after that at {at_us}")
-            self._exact_to[asked.view.name, key] = at_us
-            self.exact.add(ExactRead(asked.view.name, key, at_us, bits(row)))
+            if not provisional:
+                self.note_exact(ExactRead(asked.view.name, key, at_us, bits(row)))
+
+    def note_exact(self, read: ExactRead) -> None:
+        """Keep an exact read; none may be of an instant before that of an earlier one."""
+        before_us = self._exact_to.get((read.view, read.key))
+        if before_us is not None and read.as_of_us < before_us:
+            self.fault(f"{read.view} of {read.key}: exact at {before_us}, and after that at {read.as_of_us}")
+        self._exact_to[read.view, read.key] = read.as_of_us
+        self.exact.add(read)
 
 
 def wrong_reads(reads: Iterable[ExactRead], view: ViewPlan, log: pl.DataFrame, nothing: tuple[Any, ...]) -> list[str]:

@@ -1,0 +1,151 @@
+"""What is put through the live ordeal, in CI and for hours by ``make soak``."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tests.recovery.instants import Instant
+from tests.recovery.live import live_scene
+from tests.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, draw, leave_alone
+from tests.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
+from tests.servers.broker import Broker
+from tests.servers.valkey import Sentinel, Valkey, replica_of, wait_until
+from unskew.pipelines.embedded import EmbeddedBroker
+
+EPOCH = "2s"
+
+
+@dataclass(frozen=True)
+class LiveCase:
+    """``topologies``: of the lives, in turn. ``n_kills``: how many of them are killed, or, if ``frozen``, stand still while another one
+    takes their place. ``append_time``: the broker stamps records, so none comes late. ``redis``: what becomes of it with each
+    kill: ``kept``, ``emptied``, or with the first one ``failed over`` to its replica. ``between``: done after each kill.
+    ``moment``: draws that of a kill.
+    """
+
+    topologies: Sequence[Topology]
+    n_kills: int = 4
+    across_partitions: bool = True
+    append_time: bool = False
+    frozen: bool = False
+    redis: Literal["kept", "emptied", "failed over"] = "kept"
+    between: Callable[[Site], None] = leave_alone
+    moment: Callable[[random.Random], Instant | CaughtUp] = draw
+
+    def run(
+        self,
+        broker: Broker | EmbeddedBroker,
+        redis_url: str,
+        folder: Path,
+        *,
+        seed: int,
+        say: Callable[[str], None] = print,
+    ) -> LiveReport:
+        """One ordeal on topics, keys and folders of its own."""
+        played = live_scene(folder / "scene", across_partitions=self.across_partitions)
+        for topic, n_partitions in played.partitions.items():
+            if self.append_time:
+                assert isinstance(broker, Broker)
+                broker.create_topic(topic, n_partitions, {"message.timestamp.type": "LogAppendTime"})
+            else:
+                broker.create_topic(topic, n_partitions)
+        with self._served(redis_url, folder) as (url, between):
+            site = Site(played, broker.bootstrap, url, folder / "site", folder.name, EPOCH, live=True)
+            ordeal = LiveOrdeal(
+                site,
+                self.topologies,
+                seed,
+                between,
+                may_empty=self.redis == "emptied",
+                bumps=not self.append_time,
+                moment=self.moment,
+                say=say,
+            )
+            return (ordeal.freeze_again_and_again if self.frozen else ordeal.kill_again_and_again)(self.n_kills)
+
+    def killed(self, n_kills: int) -> "LiveCase":
+        """The same, with so many kills."""
+        return replace(self, n_kills=n_kills)
+
+    @contextmanager
+    def _served(self, redis_url: str, folder: Path) -> Iterator[tuple[str, Callable[[Site], None]]]:
+        """The Redis of the ordeal, and what is done between two lives."""
+        match self.redis:
+            case "kept":
+                yield redis_url, self.between
+            case "emptied":
+                with Valkey(folder / "redis") as server:
+                    yield server.url, Emptying(server)
+            case "failed over":
+                with (
+                    Valkey(folder / "master") as master,
+                    replica_of(master, folder / "replica") as replica,
+                    Sentinel(folder / "sentinel", master) as sentinel,
+                ):
+                    wait_until(
+                        lambda: sentinel.ask("SENTINEL", "REPLICAS", "mymaster"), "the sentinel knows the replica"
+                    )
+                    yield sentinel.url, FailingOver(master, replica, sentinel)
+
+
+class Emptying:
+    """Empties a server: by a command, or, every other time, by killing it."""
+
+    def __init__(self, server: Valkey) -> None:
+        self._server = server
+        self._n_times = 0
+
+    def __call__(self, _site: Site) -> None:
+        self._n_times += 1
+        if self._n_times % 2:
+            self._server.ask("FLUSHALL")
+        else:
+            self._server.kill()
+            self._server.start()
+
+
+class FailingOver:
+    """Kills a master, once, and waits until its replica has taken over."""
+
+    def __init__(self, master: Valkey, replica: Valkey, sentinel: Sentinel) -> None:
+        self._master, self._replica, self._sentinel = master, replica, sentinel
+        self._done = False
+
+    def __call__(self, _site: Site) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._master.kill()
+        wait_until(lambda: self._replica.client.role()[0] == b"master", "the replica has taken over")
+        wait_until(lambda: self._sentinel.master_port() == self._replica.port, "the sentinel says so")
+
+
+def forget_journal(site: Site) -> None:
+    """Remove what a restart reads of the arrivals that no epoch had made durable yet."""
+    for folder in site.root.glob("state*/journal"):
+        shutil.rmtree(folder)
+
+
+def caught_up(chance: random.Random) -> CaughtUp:
+    """When readers have been told what no epoch has made durable."""
+    return CaughtUp(chance.uniform(0.5, 2.5))
+
+
+LIVE_CASES = {
+    "one process": LiveCase([ONE], n_kills=5),
+    "three shards": LiveCase([SHARDED]),
+    "cluster of two": LiveCase([CLUSTER], n_kills=3),
+    "two apart": LiveCase([APART], across_partitions=False),
+    "one, two, one, two processes": LiveCase([ONE, CLUSTER]),
+    "Redis emptied": LiveCase([ONE], redis="emptied"),
+    "Redis failed over": LiveCase([ONE], n_kills=2, redis="failed over"),
+    "append time": LiveCase([ONE], n_kills=3, append_time=True),
+    "frozen": LiveCase([ONE], n_kills=3, frozen=True),
+}
+
+FORGETFUL = LiveCase([ONE], n_kills=3, between=forget_journal, moment=caught_up)
+"""Its arrivals are forgotten with each kill: readers must be found to have been contradicted."""

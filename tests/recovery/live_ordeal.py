@@ -1,0 +1,184 @@
+"""The live ordeal: a pipeline on topics that are fed in real time is killed and started again, and no reader who was told an exact
+value is contradicted by what the log and the archive say of its instant in the end.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+from tests.recovery import instants
+from tests.recovery.harness import Report
+from tests.recovery.instants import Instant
+from tests.recovery.live import LONGEST_S, LiveFeeder, LiveScene, LiveWatch
+from tests.recovery.live_verdict import Figures, LiveVerdict
+from tests.recovery.processes import Life, Site, Topology
+from tests.recovery.watch import FilesWatch
+
+CAUGHT_UP_WITHIN_S = 60.0
+LITTLE = 100
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """A moment ``delay_s`` after a life says that it has read all there is: then it makes marks, and readers are told what no epoch
+    has made durable yet.
+    """
+
+    delay_s: float
+    name: str = "caught up"
+
+    def await_in(self, life: Life, _site: Site, _at_work: Callable[[], None]) -> str:
+        """Wait for it, or until the life has ended or has had enough time; say what came about."""
+        deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
+        while not has_caught_up(life):
+            if life.ended or time.monotonic() > deadline_s:
+                return f"{self.name} (did not come)"
+            time.sleep(0.02)
+        time.sleep(self.delay_s)
+        return self.name
+
+
+def has_caught_up(life: Life) -> bool:
+    """Whether each process said, with its last word, that it has read something and that hardly anything is left.
+
+    A partition whose clock is in the future waits for the others.
+    """
+    return all(status.get("consumed") and status["lag"] <= LITTLE for status in life.statuses())
+
+
+def draw(chance: random.Random) -> Instant | CaughtUp:
+    """A moment: most often some time after it has caught up; else any, or the very step in which something is half done."""
+    return CaughtUp(chance.uniform(0.0, 2.5)) if chance.random() < 0.6 else instants.draw(chance)
+
+
+@dataclass
+class LiveReport(Report):
+    """``figures``: what readers were told, and how much of it was contradicted."""
+
+    figures: Figures = field(default_factory=Figures)
+
+
+TAKEN_OVER = "the lease of this process was taken over"
+
+
+def leave_alone(_site: Site) -> None:
+    """Between two lives nothing happens."""
+
+
+@dataclass
+class LiveOrdeal:
+    """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
+
+    ``between``: called after each kill, before the next start. ``may_empty``: Redis loses its data on the way. ``bumps``: whether
+    some event must have been bumped, else the ordeal showed nothing. ``moment``: draws that of a kill. ``say``: told of each kill.
+    """
+
+    site: Site
+    topologies: Sequence[Topology]
+    seed: int
+    between: Callable[[Site], None] = leave_alone
+    may_empty: bool = False
+    bumps: bool = True
+    moment: Callable[[random.Random], Instant | CaughtUp] = draw
+    say: Callable[[str], None] = print
+    report: LiveReport = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.report = LiveReport(self.seed)
+        self._lives: list[Life] = []
+
+    def kill_again_and_again(self, n_kills: int) -> LiveReport:
+        """Kill ``n_kills`` lives while records come, let the next one catch up, end it, and judge."""
+        chance = random.Random(self.seed)
+        with self.watched() as feeder:
+            for number in range(n_kills):
+                life = self.start(number)
+                came = self.moment(chance).await_in(life, self.site, lambda: None)
+                age_s = life.age_s
+                life.kill(chance)
+                self.note_kill(f"{life.topology.name}: {came}, {age_s:.2f} s old")
+                self.between(self.site)
+                time.sleep(chance.choice([0.0, 0.0, chance.uniform(0.0, 1.5)]))
+            self.come_to_rest(self.start(n_kills), feeder)
+        return self.report
+
+    def freeze_again_and_again(self, n_freezes: int) -> LiveReport:
+        """Let a life stand still ``n_freezes`` times, let another one take its place, and wake it up while that one works.
+
+        The leases are removed meanwhile, as a process of another machine removes those that nobody has renewed for long.
+        """
+        chance = random.Random(self.seed)
+        with self.watched() as feeder:
+            life = self.start(0)
+            for number in range(n_freezes):
+                await_running(life, self.site)
+                time.sleep(chance.uniform(0.2, 2.5))
+                life.freeze()
+                self.note_kill(f"{life.topology.name}: frozen, {life.age_s:.2f} s old")
+                for lease in self.site.root.glob("*/_leases/*.json"):
+                    lease.unlink()
+                following = self.start(number + 1)
+                await_running(following, self.site)
+                time.sleep(chance.uniform(1.0, 3.0))
+                life.thaw()
+                life.await_failure(1, TAKEN_OVER)
+                life = following
+            self.come_to_rest(life, feeder)
+        return self.report
+
+    def note_kill(self, text: str) -> None:
+        self.report.kills.append(text)
+        self.say(f"{len(self.report.kills):4d}  {text}")
+
+    def start(self, number: int) -> Life:
+        """Start life ``number``."""
+        self._lives.append(Life.start(self.site, self.topologies[number % len(self.topologies)]))
+        return self._lives[-1]
+
+    def come_to_rest(self, life: Life, feeder: LiveFeeder) -> None:
+        """Let the life catch up once nothing more comes, wait until all windows are empty, and end it by a signal."""
+        await_running(life, self.site)
+        feeder.stop()
+        deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
+        time.sleep(1.2)
+        while any(status.get("lag", 1) for status in life.statuses()):
+            assert not life.ended, life.failures()
+            assert time.monotonic() < deadline_s, f"it does not catch up: {life.statuses()}"
+            time.sleep(0.2)
+        time.sleep(LONGEST_S)
+        life.terminate()
+
+    @contextmanager
+    def watched(self) -> Iterator[LiveFeeder]:
+        """Feed and look on while the body lasts, and then judge; the body brings the pipeline to rest."""
+        scene = cast("LiveScene", self.site.scene)
+        feeder = LiveFeeder(self.site.bootstrap, scene, seed=self.seed)
+        files, online = FilesWatch(self.site), LiveWatch(self.site, may_empty=self.may_empty)
+        watches = files, online
+        for thread in (feeder, *watches):
+            thread.start()
+        try:
+            yield feeder
+        finally:
+            for life in self._lives:
+                life.destroy()
+            feeder.stop()
+            for watch in watches:
+                watch.finish()
+        verdict = LiveVerdict(self.site, scene, feeder.fed)
+        self.report.faults += verdict.judge(files, online)
+        self.report.figures = verdict.figures
+        self.report.looks = f"{sum(map(len, files.seen.values()))} files seen in {files.looks} looks, Redis in {online.looks}: {verdict.figures}"
+        if not (files.looks and online.looks and online.exact):
+            self.report.faults.append("nobody looked on")
+        if self.bumps and not verdict.figures.bumped:
+            self.report.faults.append("nothing was bumped, so nothing could have been forgotten")
+
+
+def await_running(life: Life, site: Site) -> None:
+    """Wait until the life has written what readers may rely on."""
+    came = instants.await_changes(instants.covered, 1, life, site, within_s=instants.RUNNING_WITHIN_S, pause_s=0.02)
+    assert came, f"never ran: {life.failures()}"
