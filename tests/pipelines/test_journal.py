@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unskew.features.errors import LayoutError, StoreUnavailable
-from unskew.pipelines.journal import LONGEST_BYTES, Journal, Placed, Refused
+from unskew.pipelines.journal import LONGEST_BYTES, Journal, Placed, Refused, Script
 
 HERE = "clicks clicks/0"
 THERE = "clicks clicks/1"
@@ -183,6 +183,27 @@ def test_a_file_that_has_grown_is_replaced_by_a_short_one_and_nothing_is_lost(tm
     assert list(script.marks)[-1] == (3_998, 39_980)
 
 
+def test_what_is_noted_while_the_file_is_about_to_be_replaced_is_not_lost(tmp_path):
+    made = journal(tmp_path)
+    made.script(HERE, None, None)
+    for offset in range(0, 2_000, 2):
+        made.note(mark(offset, 10 * offset))
+        made.note(placed(offset, offset + 2, 10 * offset + 5))
+    made.ensure(made.noted)
+    assert (tmp_path / "0.journal").stat().st_size > LONGEST_BYTES
+    busy = threading.Event()
+    made._soon(lambda: busy.wait(10) and None)
+
+    made.durable(HERE, 1_000, 9_985)
+    made.ensure(made.note(mark(2_000, 90_000)))
+    busy.set()
+    made.close()
+
+    script = journal(tmp_path).script(HERE, 1_000, 9_985)
+    assert (script.until, script.clock_us, script.marks[-1]) == (2_000, 90_000, (2_000, 90_000))
+    assert (tmp_path / "0.journal").stat().st_size < 1.5 * LONGEST_BYTES
+
+
 def test_a_disk_that_is_away_is_waited_for_and_loses_nothing(tmp_path):
     folder = tmp_path / "journal"
     folder.write_text("not a folder")
@@ -220,5 +241,13 @@ def test_another_thread_makes_durable_what_was_begun(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("unskew-journal")]
 
 
-def test_refused_offsets_are_kept_as_runs():
-    assert Refused.of(HERE, [3, 4, 5, 9, 11, 12], "schema", "unknown").runs == ((3, 5), (9, 9), (11, 12))
+def test_refused_offsets_are_kept_as_runs_and_found_again():
+    offsets = [3, 4, 5, 9, 11, 12, 30]
+    fact = Refused.of(HERE, offsets, "schema", "unknown")
+    assert fact.runs == ((3, 5), (9, 9), (11, 12), (30, 30))
+
+    script = Script([fact, fact, placed(0, 40, 1)])
+    for first in range(35):
+        for last in range(first, 35):
+            found = {offset for offset, _ in script.refused(first, last)}
+            assert found == {offset for offset in offsets if first <= offset <= last}

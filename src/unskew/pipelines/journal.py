@@ -23,11 +23,12 @@ import os
 import threading
 import time
 import zlib
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from struct import Struct
 
@@ -112,11 +113,16 @@ class Script:
         for offset, mark_us in sorted((fact.begins, fact.floor_us) for fact in placed if fact.floor_us is not None):
             if not self.marks or mark_us > self.marks[-1][1]:
                 self.marks.append((offset, mark_us))
-        self._refused = [(run, fact) for fact in facts if isinstance(fact, Refused) for run in fact.runs]
+        refused = [(run, fact) for fact in facts if isinstance(fact, Refused) for run in fact.runs]
+        self._refused = sorted(refused, key=itemgetter(0))
 
     def refused(self, first: int, last: int) -> Iterator[tuple[int, Refused]]:
         """Offsets from ``first`` to ``last`` that were refused, and why."""
-        for (begin, end), fact in self._refused:
+        # Runs may stand twice, but do not overlap otherwise.
+        place = bisect_left(self._refused, first, key=lambda one: one[0][1])
+        for (begin, end), fact in self._refused[place:]:
+            if begin > last:
+                return
             for offset in range(max(first, begin), min(last, end) + 1):
                 yield offset, fact
 
@@ -245,7 +251,7 @@ class Journal:
         self._live[place] = kept
         if self._end > LONGEST_BYTES and not self._replacing:
             self._replacing = True
-            self._soon(partial(self._replace_quietly, self._all_live()))
+            self._soon(self._replace_quietly)
 
     def close(self) -> None:
         """End the thread, and give the file back."""
@@ -275,7 +281,7 @@ class Journal:
                 self._unwritten += self._pending.popleft()
             try:
                 if self._file is None:
-                    self._replace(self._all_live())
+                    self._replace()
                 assert self._file is not None
                 # Whatever a failed try left behind the end is written over.
                 written = 0
@@ -290,19 +296,18 @@ class Journal:
             self._failed = False
             self._durable = noted
 
-    def _all_live(self) -> bytes:
-        facts = [_record(fact) for facts in list(self._live.values()) for fact in list(facts)]
-        return b"".join([_record(self._head), *facts])
-
-    def _replace_quietly(self, data: bytes) -> None:
+    def _replace_quietly(self) -> None:
         try:
             with suppress(OSError), self._writing:
-                self._replace(data)
+                self._replace()
         finally:
             self._replacing = False
 
-    def _replace(self, data: bytes) -> None:
-        """Go on in a new file that holds ``data``. Raises ``OSError``; the old one is then still the one."""
+    def _replace(self) -> None:
+        """Go on in a new file of what is not durable elsewhere. Raises ``OSError``; the old one is then still the one."""
+        # What the old file got is here too, or is durable elsewhere: a fact is taken in before it is handed to whoever writes.
+        facts = [fact for facts in list(self._live.values()) for fact in list(facts)]
+        data = b"".join(map(_record, (self._head, *facts)))
         self._folder.mkdir(exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -392,10 +392,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             reader.topic.check()
             while self._wants_more() and reader.pump():
                 pass
-            if self._script is not None and (item := self._replay(self._script)) is not None:
-                return [item]
             if self._script is not None:
-                return []
+                item = self._replay(self._script)
+                return [] if item is None else [item]
             if self.rejoins:
                 # All partitions are built before the first of them is asked for items. One past that clock: events of
                 # partitions of higher numbers may have arrived at it, and come after this one's in the order of an instant.
