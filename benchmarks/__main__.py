@@ -9,6 +9,7 @@ NAMES = (
     "bench_aggregations",
     "bench_pipeline",
     "bench_latency",
+    "bench_journal",
     "bench_peers",
     "bench_join",
     "bench_recovery",

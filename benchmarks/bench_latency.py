@@ -19,6 +19,7 @@ fetched as fast as they come.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -40,7 +41,7 @@ import numpy.typing as npt
 import polars as pl
 import redis
 from confluent_kafka import Producer
-from workload import SCHEMA, zipf
+from workload import SCHEMA, without_journal, zipf
 
 from unskew.demo.encode import encode
 from unskew.features import agg
@@ -62,7 +63,10 @@ GIVE_UP_S = 30.0
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, as its processes are told of it. ``first_ns``: when the first event is due, on the monotonic clock."""
+    """One run, as its processes are told of it. ``first_ns``: when the first event is due, on the monotonic clock.
+
+    ``journal``: whether items wait until the journal holds what decided them, as they do in the product.
+    """
 
     bootstrap: str
     redis_port: int
@@ -80,6 +84,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     epoch_s: float
     folder: str
     first_ns: int = 0
+    journal: bool = True
 
     @property
     def n_events(self) -> int:
@@ -134,7 +139,7 @@ def pipeline(case: Case) -> None:
         config={"fetch.wait.max.ms": case.fetch_wait_ms},
     )
     stop = threading.Event()
-    with stopping_on_signals(stop):
+    with stopping_on_signals(stop), contextlib.nullcontext() if case.journal else without_journal():
         status = run(the_plan(case), deployment, stop=stop)
     print(json.dumps({"consumed": status.consumed, "bumped": status.bumped, "dead": status.dead, "late": status.late}))
 
@@ -289,7 +294,7 @@ def end_with(parent: int) -> None:
 
 
 def start(role: str, case: Case) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, __file__, "--role", role, "--case", msgspec.json.encode(case).decode()]
+    command = [sys.executable, str(Path(__file__)), "--role", role, "--case", msgspec.json.encode(case).decode()]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
@@ -338,8 +343,33 @@ def wait_until_read(case: Case, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.1)
 
 
-def measure(case: Case) -> str:
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """``ms``: quantiles of latency: 0.5, 0.9, 0.99, 0.999, the most. ``cores``: of the pipeline, and of what else ran meanwhile."""
+
+    sent_per_s: float
+    ms: list[float]
+    n_probes: int
+    n_unseen: int
+    producer_late_ms: float
+    cores: tuple[float, float]
+    bumped: float
+
+
+def row(case: Case) -> str:
     """One row of the table."""
+    found = measure(case)
+    p50, p90, p99, p999, most = found.ms
+    unseen = f" ({found.n_unseen:,} never seen)" if found.n_unseen else ""
+    kind = "partitioned" if case.partitioned else f"ordered, settle {case.settle}"
+    return (
+        f"| {kind} | {case.rate:,} | {found.sent_per_s:,.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p999:.1f} | {most:.0f} | "
+        f"{found.n_probes:,}{unseen} | {found.producer_late_ms:.1f} | {found.cores[0]:.2f} | {found.cores[1]:.2f} | "
+        f"{found.bumped:.2%} |"
+    )
+
+
+def measure(case: Case) -> Measured:
+    """One run."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         running = start("pipeline", case)
@@ -368,12 +398,14 @@ def measure(case: Case) -> str:
             process.wait()
     if sent["failed"] or status["dead"]:
         raise SystemExit(f"not delivered {sent['failed']}, dead letters {status['dead']}")
-    p50, p90, p99, p999, most = found["ms"]
-    unseen = f" ({found['unseen']:,} never seen)" if found["unseen"] else ""
-    kind = "partitioned" if case.partitioned else f"ordered, settle {case.settle}"
-    return (
-        f"| {kind} | {case.rate:,} | {sent['rate']:,.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p999:.1f} | {most:.0f} | "
-        f"{found['probes']:,}{unseen} | {sent['late_p999_ms']:.1f} | {cores[1]:.2f} | {others:.2f} | {status['bumped'] / status['consumed']:.2%} |"
+    return Measured(
+        sent_per_s=sent["rate"],
+        ms=found["ms"],
+        n_probes=found["probes"],
+        n_unseen=found["unseen"],
+        producer_late_ms=sent["late_p999_ms"],
+        cores=(float(cores[1]), float(others)),
+        bumped=status["bumped"] / status["consumed"],
     )
 
 
@@ -429,7 +461,7 @@ def main() -> None:
                     folder=folder,
                 )
                 broker.create_topic(case.name, case.partitions)
-                print(measure(case), flush=True)
+                print(row(case), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,13 @@
-"""What the benchmarks feed in: one shape of event, and keys by Zipf's law."""
+"""What the benchmarks feed in: one shape of event, and keys by Zipf's law; and a pipeline without its journal, to be held against one with it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+
+from unskew.pipelines import run as pipeline
+from unskew.pipelines.journal import Fact, Journal
 
 SCHEMA = {
     "type": "record",
@@ -17,3 +24,32 @@ def zipf(n: int, n_entities: int, random: np.random.Generator, exponent: float =
     """``n`` entity numbers below ``n_entities``, the small ones often."""
     weights = np.arange(1, n_entities + 1, dtype=np.float64) ** -exponent
     return np.searchsorted(np.cumsum(weights) / weights.sum(), random.random(n))
+
+
+class _Forgetful(Journal):
+    """Notes nothing and waits for nothing, as a pipeline did that had no journal."""
+
+    def note(self, fact: Fact) -> int:  # noqa: ARG002
+        return 0
+
+    def begin(self) -> None:
+        pass
+
+    def holds(self, ticket: int) -> bool:  # noqa: ARG002
+        return True
+
+    def ensure(self, ticket: int) -> None:
+        pass
+
+    def durable(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def without_journal() -> Iterator[None]:
+    """Pipelines that are run in the body have none."""
+    pipeline.Journal = _Forgetful  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        pipeline.Journal = Journal  # type: ignore[misc]
