@@ -161,7 +161,7 @@ class LiveOrdeal:
         """Feed and look on while the body lasts, and then judge; the body brings the pipeline to rest."""
         scene = cast("LiveScene", self.site.scene)
         feeder = LiveFeeder(self.site.bootstrap, scene, seed=self.seed)
-        files, online = FilesWatch(self.site), LiveWatch(self.site, may_empty=self.may_empty)
+        files, online = FilesWatch(self.site, pause_s=0.5), LiveWatch(self.site, may_empty=self.may_empty)
         watches = files, online
         for thread in (feeder, *watches):
             thread.start()
