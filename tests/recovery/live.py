@@ -27,10 +27,11 @@ _numbers = itertools.count(int(time.time()))
 SETTLE_S = 0.3
 LATEST_S = 10 * SETTLE_S
 """How far behind the present a producer's timestamp lies at most."""
-AHEAD_S = (4.5, 8.0)
-"""How far ahead of the present a few lie: from 5 s on the pipeline refuses them. One that it takes moves its partition's clock."""
-AHEAD_EVERY_S = 2.0
-AHEAD_PARTITIONS = {"purchases": 2, "refunds": 0}
+AHEAD_S = (4.5, 9.0)
+"""How far ahead of the present a few lie: those from 5 s on are refused when they are read at once, and one that is taken moves its
+partition's clock.
+"""
+AHEAD_EVERY_S = 8.0
 LONGEST_S = SETTLE_S + 4.0
 """After so long without a record every window is empty."""
 
@@ -144,7 +145,8 @@ class LiveFeeder(threading.Thread):
         self._chance = random.Random(seed)
         self._per_s = per_s
         self._ended = threading.Event()
-        self._next_ahead_s = time.monotonic()
+        self._ahead_wanted = threading.Event()
+        self._next_ahead_s = time.monotonic() + AHEAD_EVERY_S
         self._producer = Producer(
             {"bootstrap.servers": bootstrap, "linger.ms": 2, "log_level": 0, "enable.idempotence": True}
         )
@@ -156,6 +158,10 @@ class LiveFeeder(threading.Thread):
     @property
     def sent(self) -> int:
         return sum(len(records) for topic in self.fed.values() for records in topic)
+
+    def send_ahead(self) -> None:
+        """Let one of the next records lie far ahead of the present."""
+        self._ahead_wanted.set()
 
     def stop(self) -> None:
         """Send no more; all that was sent is with the broker then."""
@@ -208,7 +214,8 @@ class LiveFeeder(threading.Thread):
             behind_s = chance.uniform(0.02, SETTLE_S)
         elif kind < 0.45:
             behind_s = chance.uniform(SETTLE_S, LATEST_S)
-        elif partition == AHEAD_PARTITIONS[name] and time.monotonic() > self._next_ahead_s:
+        elif self._ahead_wanted.is_set() or time.monotonic() > self._next_ahead_s:
+            self._ahead_wanted.clear()
             self._next_ahead_s = time.monotonic() + AHEAD_EVERY_S
             behind_s = -chance.uniform(*AHEAD_S)
         stamp_ms = int((time.time() - behind_s) * 1000)

@@ -136,12 +136,12 @@ def caught_up(chance: random.Random) -> CaughtUp:
 
 
 LIVE_CASES = {
-    "one process": LiveCase([ONE], n_kills=5),
+    "one process": LiveCase([ONE]),
     "three shards": LiveCase([SHARDED]),
     "cluster of two": LiveCase([CLUSTER], n_kills=3),
-    "two apart": LiveCase([APART], across_partitions=False),
+    "two apart": LiveCase([APART], n_kills=3, across_partitions=False),
     "one, two, one, two processes": LiveCase([ONE, CLUSTER]),
-    "Redis emptied": LiveCase([ONE], redis="emptied"),
+    "Redis emptied": LiveCase([ONE], n_kills=3, redis="emptied"),
     "Redis failed over": LiveCase([ONE], n_kills=2, redis="failed over"),
     "append time": LiveCase([ONE], n_kills=3, append_time=True),
     "frozen": LiveCase([ONE], n_kills=3, frozen=True),

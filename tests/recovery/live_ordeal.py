@@ -30,13 +30,17 @@ class CaughtUp:
     delay_s: float
     name: str = "caught up"
 
-    def await_in(self, life: Life, _site: Site, _at_work: Callable[[], None]) -> str:
-        """Wait for it, or until the life has ended or has had enough time; say what came about."""
+    def await_in(self, life: Life, _site: Site, at_work: Callable[[], None]) -> str:
+        """Wait for it, or until the life has ended or has had enough time; say what came about.
+
+        ``at_work``: called as soon as it has caught up.
+        """
         deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
         while not has_caught_up(life):
             if life.ended or time.monotonic() > deadline_s:
                 return f"{self.name} (did not come)"
             time.sleep(0.02)
+        at_work()
         time.sleep(self.delay_s)
         return self.name
 
@@ -96,7 +100,7 @@ class LiveOrdeal:
         with self.watched() as feeder:
             for number in range(n_kills):
                 life = self.start(number)
-                came = self.moment(chance).await_in(life, self.site, lambda: None)
+                came = self.moment(chance).await_in(life, self.site, feeder.send_ahead)
                 age_s = life.age_s
                 life.kill(chance)
                 self.note_kill(f"{life.topology.name}: {came}, {age_s:.2f} s old")
@@ -115,6 +119,7 @@ class LiveOrdeal:
             life = self.start(0)
             for number in range(n_freezes):
                 await_running(life, self.site)
+                feeder.send_ahead()
                 time.sleep(chance.uniform(0.2, 2.5))
                 life.freeze()
                 self.note_kill(f"{life.topology.name}: frozen, {life.age_s:.2f} s old")
@@ -156,7 +161,7 @@ class LiveOrdeal:
         """Feed and look on while the body lasts, and then judge; the body brings the pipeline to rest."""
         scene = cast("LiveScene", self.site.scene)
         feeder = LiveFeeder(self.site.bootstrap, scene, seed=self.seed)
-        files, online = FilesWatch(self.site), LiveWatch(self.site, may_empty=self.may_empty)
+        files, online = FilesWatch(self.site, pause_s=0.5), LiveWatch(self.site, may_empty=self.may_empty)
         watches = files, online
         for thread in (feeder, *watches):
             thread.start()

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import click
 
-from tests.recovery.cases import CASES, WARM_UP
+from tests.recovery.cases import CASES, WARM_UP, Case
+from tests.recovery.live_cases import LIVE_CASES, LiveCase
 from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 
 KILLS_PER_HISTORY = 12
+# The embedded broker stamps no record.
+ROUNDS: dict[str, Case | LiveCase] = CASES | {
+    f"live, {name}": case for name, case in LIVE_CASES.items() if not case.append_time
+}
 
 
 @click.command()
@@ -26,9 +31,9 @@ def soak(kills: int, seed: int | None) -> None:
     with EmbeddedBroker() as broker, EmbeddedRedis() as server:
         WARM_UP.run(broker, server.url, root / "warm-up", seed=seed)
         while survived < kills:
-            name = list(CASES)[round_ % len(CASES)]
+            name = list(ROUNDS)[round_ % len(ROUNDS)]
             folder = root / f"round-{round_}"
-            case = CASES[name].killed(min(KILLS_PER_HISTORY, kills - survived))
+            case = ROUNDS[name].killed(min(KILLS_PER_HISTORY, kills - survived))
             report = case.run(broker, server.url, folder, seed=seed + round_)
             survived += len(report.kills)
             print(

@@ -61,6 +61,11 @@ def test_where_arrivals_are_forgotten_with_a_kill_readers_are_found_to_have_been
     assert report.figures.unlogged, str(report)
 
 
+def test_records_too_far_in_the_future_were_among_those_sent(reports: Mapping[str, "Future[LiveReport]"]) -> None:
+    """Whether one is refused depends on when it is read, so a restart must know what was decided."""
+    assert sum(report.result().figures.refused for report in reports.values()) > 0
+
+
 def test_at_least_25_lives_end_in_at_least_3_topologies() -> None:
     assert sum(case.n_kills for case in LIVE_CASES.values() if not case.append_time) >= 25
     assert len({topology.name for case in LIVE_CASES.values() for topology in case.topologies}) >= 3

@@ -77,8 +77,8 @@ class FilesWatch(Watch):
     grows, and what it speaks of is there.
     """
 
-    def __init__(self, site: Site) -> None:
-        super().__init__("files", 0.08)
+    def __init__(self, site: Site, *, pause_s: float = 0.08) -> None:
+        super().__init__("files", pause_s)
         self._site = site
         self.seen: dict[Path, dict[Path, Published]] = {}
         self._coverage: dict[Path, dict[str, Any]] = {}
