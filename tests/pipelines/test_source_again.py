@@ -78,6 +78,24 @@ def test_the_first_clock_is_the_same_in_every_life(topic, life):
     assert [item.clock_us for item in items] == [NOON + 9 * SECOND, NOON + 14 * SECOND, NOON + 20 * SECOND]
 
 
+def test_a_clock_that_was_saved_before_an_item_carried_it_is_the_first_that_is_given(topic, life):
+    stream = topic()
+    present = Present(NOON + 10 * SECOND)
+    first = life(stream, present_us=present)
+    part = first.parts[0]
+    while not part._unsaid:
+        assert [item.clock_us for item in part.next_batch()] in ([], [None])
+    saved = {0: part.snapshot()}
+    shown(first, polls(first, at_clock(NOON + 9 * SECOND)))
+    present.us += 5 * SECOND
+    shown(first, polls(first, at_clock(NOON + 14 * SECOND)))
+
+    again = life(stream, saved, present_us=Present(NOON + 40 * SECOND))
+    items = polls(again, at_clock(NOON + 39 * SECOND))
+
+    assert [item.clock_us for item in items] == [NOON + 9 * SECOND, NOON + 14 * SECOND, NOON + 39 * SECOND]
+
+
 def test_a_record_refused_as_of_the_future_stays_refused_and_its_neighbours_keep_their_arrivals(topic, life):
     stream = topic()
     stream.put(0, 1_000, 30_000, 2_000)

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from tests.recovery.instants import Instant
 from tests.recovery.live import live_scene
 from tests.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, draw, leave_alone
 from tests.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
 from tests.servers.broker import Broker
-from tests.servers.valkey import Sentinel, Valkey, replica_of, wait_until
+from tests.servers.valkey import Cluster, Sentinel, Valkey, replica_of, wait_until
 from unskew.pipelines.embedded import EmbeddedBroker
+from unskew.pipelines.journal import _DECODER, Placed, _bodies, _Head, _record
 
 EPOCH = "2s"
 
@@ -22,9 +25,9 @@ EPOCH = "2s"
 @dataclass(frozen=True)
 class LiveCase:
     """``topologies``: of the lives, in turn. ``n_kills``: how many of them are killed, or, if ``frozen``, stand still while another one
-    takes their place. ``append_time``: the broker stamps records, so none comes late. ``redis``: what becomes of it with each
-    kill: ``kept``, ``emptied``, or with the first one ``failed over`` to its replica. ``between``: done after each kill.
-    ``moment``: draws that of a kill.
+    takes their place. ``told_to_stop``: every other one of them is, and ends by itself. ``append_time``: the broker stamps records, so none
+    comes late. ``redis``: a server that is ``kept``, or ``emptied`` with each kill; sentinels, with the first kill ``failed over`` to the
+    replica; or a ``cluster``. ``between``: done after each kill. ``moment``: draws that of a kill.
     """
 
     topologies: Sequence[Topology]
@@ -32,7 +35,8 @@ class LiveCase:
     across_partitions: bool = True
     append_time: bool = False
     frozen: bool = False
-    redis: Literal["kept", "emptied", "failed over"] = "kept"
+    told_to_stop: bool = False
+    redis: Literal["kept", "emptied", "failed over", "cluster"] = "kept"
     between: Callable[[Site], None] = leave_alone
     moment: Callable[[random.Random], Instant | CaughtUp] = draw
 
@@ -63,6 +67,7 @@ class LiveCase:
                 may_empty=self.redis == "emptied",
                 bumps=not self.append_time,
                 moment=self.moment,
+                told_to_stop=self.told_to_stop,
                 say=say,
             )
             return (ordeal.freeze_again_and_again if self.frozen else ordeal.kill_again_and_again)(self.n_kills)
@@ -80,6 +85,9 @@ class LiveCase:
             case "emptied":
                 with Valkey(folder / "redis") as server:
                     yield server.url, Emptying(server)
+            case "cluster":
+                with Cluster(folder / "cluster") as cluster:
+                    yield cluster.url, self.between
             case "failed over":
                 with (
                     Valkey(folder / "master") as master,
@@ -130,6 +138,41 @@ def forget_journal(site: Site) -> None:
         shutil.rmtree(folder)
 
 
+def forget_a_mark(site: Site) -> None:
+    """Forget of each partition the last mark that was announced before a record: what was bumped to it arrives earlier."""
+
+    def forget(facts: list[Placed]) -> list[Placed]:
+        for place in range(len(facts) - 2, -1, -1):
+            if facts[place].floor_us is not None and facts[place + 1].floor_us is None:
+                return [*facts[:place], *facts[place + 1 :]]
+        return facts
+
+    _tamper(site, forget)
+
+
+def set_clocks_back(site: Site) -> None:
+    """Let clocks begin a second behind: whatever was announced last is forgotten."""
+
+    def forget(facts: list[Placed]) -> list[Placed]:
+        latest_us = max((fact.clock_us or 0 for fact in facts), default=0) - 1_000_000
+        return [fact for fact in facts if fact.clock_us is None or fact.clock_us <= latest_us]
+
+    _tamper(site, forget)
+
+
+def _tamper(site: Site, forget: Callable[[list[Placed]], list[Placed]]) -> None:
+    """Write the journals again, with less in them of each partition."""
+    for path in site.root.glob("state*/journal/*.journal"):
+        head, *bodies = _bodies(path.read_bytes())
+        facts: dict[str, list[Placed]] = {}
+        # A fact may stand twice.
+        for fact in dict.fromkeys(map(_DECODER.decode, bodies)):
+            if isinstance(fact, Placed):
+                facts.setdefault(fact.place, []).append(fact)
+        kept = [fact for ones in facts.values() for fact in forget(ones)]
+        path.write_bytes(b"".join([_record(msgspec.json.decode(head, type=_Head)), *map(_record, kept)]))
+
+
 def caught_up(chance: random.Random) -> CaughtUp:
     """When readers have been told what no epoch has made durable."""
     return CaughtUp(chance.uniform(0.5, 2.5))
@@ -143,9 +186,18 @@ LIVE_CASES = {
     "one, two, one, two processes": LiveCase([ONE, CLUSTER]),
     "Redis emptied": LiveCase([ONE], n_kills=3, redis="emptied"),
     "Redis failed over": LiveCase([ONE], n_kills=2, redis="failed over"),
+    "Redis as a cluster": LiveCase([ONE], n_kills=2, redis="cluster"),
+    "told to stop": LiveCase([ONE], n_kills=2, told_to_stop=True),
     "append time": LiveCase([ONE], n_kills=3, append_time=True),
     "frozen": LiveCase([ONE], n_kills=3, frozen=True),
 }
 
-FORGETFUL = LiveCase([ONE], n_kills=3, between=forget_journal, moment=caught_up)
-"""Its arrivals are forgotten with each kill: readers must be found to have been contradicted."""
+FORGETFUL = {
+    name: LiveCase([ONE], n_kills=3, between=forget, moment=caught_up)
+    for name, forget in {
+        "all that was decided": forget_journal,
+        "a mark": forget_a_mark,
+        "the last second of clocks": set_clocks_back,
+    }.items()
+}
+"""What is forgotten with each kill: readers must be found to have been contradicted."""

@@ -77,7 +77,8 @@ class LiveOrdeal:
     """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
 
     ``between``: called after each kill, before the next start. ``may_empty``: Redis loses its data on the way. ``bumps``: whether
-    some event must have been bumped, else the ordeal showed nothing. ``moment``: draws that of a kill. ``say``: told of each kill.
+    some event must have been bumped, else the ordeal showed nothing. ``moment``: draws that of a kill. ``told_to_stop``: every other life is,
+    instead of being killed. ``say``: told of each kill.
     """
 
     site: Site
@@ -87,6 +88,7 @@ class LiveOrdeal:
     may_empty: bool = False
     bumps: bool = True
     moment: Callable[[random.Random], Instant | CaughtUp] = draw
+    told_to_stop: bool = False
     say: Callable[[str], None] = print
     report: LiveReport = field(init=False)
 
@@ -102,7 +104,10 @@ class LiveOrdeal:
                 life = self.start(number)
                 came = self.moment(chance).await_in(life, self.site, feeder.send_ahead)
                 age_s = life.age_s
-                life.kill(chance)
+                if self.told_to_stop and number % 2 == 0:
+                    life.terminate()
+                else:
+                    life.kill(chance)
                 self.note_kill(f"{life.topology.name}: {came}, {age_s:.2f} s old")
                 self.between(self.site)
                 time.sleep(chance.choice([0.0, 0.0, chance.uniform(0.0, 1.5)]))

@@ -17,8 +17,7 @@ from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 AT_ONCE = 2
 """Ordeals at a time: most of a life is the start of a process, which keeps one core busy."""
 
-FORGETTING = "its arrivals are forgotten"
-ALL: Mapping[str, LiveCase] = LIVE_CASES | {FORGETTING: FORGETFUL}
+ALL: Mapping[str, LiveCase] = LIVE_CASES | FORGETFUL
 _NAMES = [
     pytest.param(name, marks=[pytest.mark.needs_broker("log append time")] if case.append_time else [])
     for name, case in LIVE_CASES.items()
@@ -51,10 +50,11 @@ def test_no_exact_read_is_contradicted_whenever_the_pipeline_is_killed(
     assert len(report.kills) == LIVE_CASES[name].n_kills
 
 
-def test_where_arrivals_are_forgotten_with_a_kill_readers_are_found_to_have_been_contradicted(
-    reports: Mapping[str, "Future[LiveReport]"],
+@pytest.mark.parametrize("forgotten", FORGETFUL)
+def test_what_is_forgotten_with_a_kill_is_found_in_what_readers_were_told(
+    reports: Mapping[str, "Future[LiveReport]"], forgotten: str
 ) -> None:
-    report = reports[FORGETTING].result()
+    report = reports[forgotten].result()
     print(report)
 
     assert report.figures.contradicted, str(report)

@@ -314,6 +314,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._ticket = 0
         # A mark is announced, as records that come from now on arrive after it, but no item has carried it yet.
         self._unsaid = False
+        self._begun = False
         if script is None:
             self._note(offset)
         self._idle_wall = reader.options.idle == "wall"
@@ -390,6 +391,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             raise StopIteration
         with reader.lock:
             reader.topic.check()
+            if not self._begun:
+                self._begun = True
+                if self.clock_us != NO_CLOCK:
+                    # A clock may have been saved before any item carried it, and shown then as where coverage begins.
+                    return [self._item()]
             while self._wants_more() and reader.pump():
                 pass
             if self._script is not None:
