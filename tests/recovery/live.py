@@ -19,7 +19,7 @@ from tests.pipeline import SCHEMA, Record, bits
 from tests.recovery.counted import SECOND_US, Counted, CountedView, Ever, Running, Sliding, Tumbling
 from tests.recovery.processes import Site
 from tests.recovery.scene import MONOTONE, Scene
-from tests.recovery.watch import ExactRead, RedisWatch
+from tests.recovery.watch import Asked, ExactRead, RedisWatch
 from unskew.features.errors import RequestError, StoreUnavailable
 
 _numbers = itertools.count(int(time.time()))
@@ -111,7 +111,7 @@ class LiveScene(Scene):
     @property
     @override
     def entities(self) -> pl.DataFrame:
-        """Every user and item: one row asks for one of each."""
+        """Every user and item."""
         n_rows = max(N_USERS, N_ITEMS)
         users, items = [user_name(row % N_USERS) for row in range(n_rows)], [row % N_ITEMS for row in range(n_rows)]
         return pl.DataFrame({"user": users, "item": items})
@@ -235,12 +235,16 @@ class LiveFeeder(threading.Thread):
 
 
 class LiveWatch(RedisWatch):
-    """Reads all features of all entities again and again; what each answer said is kept, or compared with what was said before."""
+    """Reads all features of all users, then of all items, again and again; what each answer said is kept, or compared with what was
+    said before.
+    """
 
     def __init__(self, site: Site, *, may_empty: bool = False) -> None:
         super().__init__(site, may_empty=may_empty, pause_s=0.008)
-        self._rows = site.scene.entities
-        self._references = [reference for asked in self._asked for reference in asked.references]
+        by_keys: dict[tuple[str, ...], list[Asked]] = {}
+        for asked in self._asked:
+            by_keys.setdefault(tuple(asked.view.entity.keys), []).append(asked)
+        self._turns = itertools.cycle(by_keys.values())
         self._counts: dict[tuple[str, object], tuple[int, int]] = {}
         self.n_reads = self.n_exact = 0
 
@@ -251,25 +255,25 @@ class LiveWatch(RedisWatch):
                 self._look_at_clocks()
                 for asked in self._asked:
                     self._look_at_rows(asked.view)
-            self._read()
+            self._read(next(self._turns))
         except (redis.RedisError, OSError, StoreUnavailable):
             self.away += 1
             time.sleep(0.02)
 
-    def _read(self) -> None:
+    def _read(self, of_entity: list[Asked]) -> None:
+        references = [reference for asked in of_entity for reference in asked.references]
         try:
-            found = self._reader.read(self._references, self._rows, full_feature_names=True)
+            found = self._reader.read(references, of_entity[0].entities, full_feature_names=True)
         except RequestError:
             # Nothing is published yet, or no longer.
             return
         answers = found.to_polars()
-        for asked in self._asked:
+        for asked in of_entity:
             view, meta = asked.view.name, found.metadata[asked.view.name]
-            keys = answers.select(asked.view.entity.keys).rows()
             values = answers.select(reference.replace(":", "__") for reference in asked.references).rows()
             as_of = meta["as_of"].dt.epoch("us").to_list()
             counted = next((i for i, o in enumerate(asked.view.outputs) if o.name == MONOTONE.get(view)), None)
-            for key, at_us, provisional, row in zip(keys, as_of, meta["provisional"], values, strict=True):
+            for key, at_us, provisional, row in zip(asked.keys, as_of, meta["provisional"], values, strict=True):
                 self.n_reads += 1
                 if counted is not None:
                     self._note_count(view, key, row[counted], provisional=provisional)

@@ -188,7 +188,7 @@ class ExactRead:
 
 
 @dataclass
-class _Asked:
+class Asked:
     """What is asked of a view: all features of all its entities."""
 
     view: ViewPlan
@@ -221,7 +221,7 @@ class RedisWatch(Watch):
         for view in site.scene.plan.views.values():
             keys = columns.select(view.entity.keys).unique().sort(view.entity.keys)
             references = [f"{view.name}:{output.name}" for output in view.outputs]
-            self._asked.append(_Asked(view, references, keys, keys.rows()))
+            self._asked.append(Asked(view, references, keys, keys.rows()))
 
     @override
     def look(self) -> None:
@@ -282,7 +282,7 @@ class RedisWatch(Watch):
                 self.fault(f"{name} went back from {known.count} events to {now.count}")
         self._entities[name] = now
 
-    def _read_exact(self, asked: _Asked) -> None:
+    def _read_exact(self, asked: Asked) -> None:
         try:
             found = self._reader.read(asked.references, asked.entities)
         except RequestError:
