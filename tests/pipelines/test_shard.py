@@ -63,7 +63,7 @@ def test_coverage_begins_at_the_same_instant_whichever_partition_is_read_first(t
         found |= {step.since_us for step in steps(made, *order)}
         logs.close()
 
-    assert found == {100}
+    assert found == {101}
 
 
 def test_a_shard_is_behind_until_every_partition_has_given_again_what_was_shown(shard):

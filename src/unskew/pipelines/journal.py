@@ -1,22 +1,24 @@
-r"""What this process decided about records and no topic says, durable before anything that rests on it is shown.
+r"""The journal: what a process decided about records, made durable before anything is shown that rests on it.
 
-A record's timestamp stands in its topic. That a partition announced a mark, that a record was refused because its timestamp lay
-past the present, where a partition began without saved state: a restart cannot find that there, and a value in Redis rests on it long before
-the epoch is durable. The order of steps is the contract:
+A topic holds each record's timestamp. It does not hold which marks a partition announced, which records were refused
+because their timestamps lay past the present, or where a partition without saved state began. Values in Redis rest on
+these decisions long before the epoch is durable, so a restart must find them. The order of steps is the contract:
 
-1. The source notes what it decided (``Placed``, ``Refused``) and begins to make it durable in another thread.
-2. The router, after decoding, notes what it refused on the word of another server, and calls ``ensure``: it returns once all
-   of that is on the disk, and this process still holds its lease. Only then do slices go to the shards.
-3. When an epoch is durable, ``durable`` lets go of what the recovery store now says.
+1. The source notes each decision (``Placed``, ``Refused``), and another thread begins to write it to the disk.
+2. The router decodes the poll, notes which records it refused because of what another server said, and calls
+   ``ensure``, which returns once all of this is on the disk and the process still holds its lease. Only then do slices
+   go to the shards.
+3. When an epoch is durable, ``durable`` drops the facts that the recovery store now holds.
 
-A restart asks for the ``Script`` of each partition: it places the records below ``until`` as they were placed, announces each mark at the
-offset at which it was announced, and decides anew from there.
+A restart asks for the ``Script`` of each partition. It places the records below ``until`` as they were placed,
+announces each mark at the offset at which it was announced, and decides for itself from there on.
 
-Each process of a deployment has one file, which holds facts: they stay true, so a stale one does no harm, and facts may stand twice. The file is
-appended to, and replaced by a shorter one at the start and once it has grown: who still holds the old one open, as a process
-that stood still while another took over, writes where nobody reads. A torn record ends a file. Files::
+Each process of a deployment has one file. It holds facts, which stay true: a stale fact does no harm, and a fact may
+stand twice. The file is appended to. At the start, and when it has grown long, a shorter file replaces it. A process
+that stood still while another took over still has the old file open, and writes where nobody reads. A torn record ends
+a file. Files::
 
-    state/journal/{process}.journal    records: u32 length, u32 CRC-32, then JSON; the first says layout and state
+    state/journal/{process}.journal    records: u32 length, u32 CRC-32, then JSON; the first holds layout and state
 """
 
 import os
@@ -41,7 +43,7 @@ from unskew.sinks.parquet import sync_folder
 
 LAYOUT = 1
 LONGEST_BYTES = 1 << 16
-"""A longer file is replaced by one that holds only what is not durable elsewhere."""
+"""A longer file is replaced, at the next durable epoch, by one with only the facts that no recovery store holds."""
 
 _HEAD = Struct("<II")
 _SUFFIX = ".journal"
@@ -49,10 +51,11 @@ _READS = 5
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
-    """A partition came from offset ``begins`` to ``next``, where its clock was ``clock_us``.
+    """A partition went from offset ``begins`` to ``next``, and its clock was ``clock_us`` then.
 
-    ``floor_us``: the clock that was announced at ``begins``, before any record there; None where records alone moved it.
-    ``ended``: it reached its end offset and left the minimum over partitions. Clocks are None before any.
+    ``floor_us``: the clock that the partition announced at ``begins``, before any record there; None if only records
+    moved the clock. ``ended``: the partition reached its end offset and left the minimum over partitions. Clocks are
+    None before the first.
     """
 
     place: str
@@ -64,10 +67,10 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """Records of a partition became dead letters for a reason that another moment would not have given.
+    """Records of a partition became dead letters for a reason that may not hold at another moment.
 
-    ``runs``: their offsets, as first and last of each run. ``kind``: of dead letter. ``reason``: of them all; empty where
-    each record says its own.
+    ``runs``: first and last offset of each run of such records. ``kind``: the kind of dead letter. ``reason``: the
+    reason that all share; empty if the source makes it from each record.
     """
 
     place: str
@@ -96,10 +99,11 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 class Script:
-    """What was decided about one partition past its saved place, to be done again.
+    """The decisions about one partition past its saved place, for a restart to repeat.
 
-    ``begins``: the first offset it speaks of. ``until``: records below it are decided. ``clock_us``: the partition's clock once they
-    and all marks are done; None before any. ``marks``: (offset, clock) of each clock announced, in order. ``ended``: it ended at ``until``.
+    ``begins``: the first offset that they cover. ``until``: records below this offset are decided. ``clock_us``: the
+    partition's clock after all of them; None if it has none. ``marks``: (offset, clock) of each announced clock, in
+    order. ``ended``: the partition ended at ``until``.
     """
 
     def __init__(self, facts: Iterable[Fact]) -> None:
@@ -117,7 +121,7 @@ class Script:
         self._refused = sorted(refused, key=itemgetter(0))
 
     def refused(self, first: int, last: int) -> Iterator[tuple[int, Refused]]:
-        """Offsets from ``first`` to ``last`` that were refused, and why."""
+        """Give each refused offset from ``first`` to ``last``, with the fact that says why."""
         # Runs may stand twice, but do not overlap otherwise.
         place = bisect_left(self._refused, first, key=lambda one: one[0][1])
         for (begin, end), fact in self._refused[place:]:
@@ -128,13 +132,14 @@ class Script:
 
 
 class Journal:
-    """This process's journal, and at the start those of all processes of the deployment.
+    """Writes this process's journal; at the start, reads those of all processes of the deployment.
 
-    ``state``: names the history that the facts belong to; those of another are not read. ``process``, ``n_processes``: its number
-    and how many there are; journals of higher numbers are taken over. ``durably``: repeats what raises ``StoreUnavailable`` until it is
-    done. ``still_ours``: raises where another process has taken over.
+    ``state``: names the history; facts of other histories are not read. ``process``, ``n_processes``: this process's
+    number and how many there are; it takes over the journals of higher numbers. ``durably``: repeats a call that raises
+    ``StoreUnavailable`` until it succeeds. ``still_ours``: raises if another process has taken over.
 
-    ``note``, ``ensure``, ``script`` and ``durable`` are for one thread. ``waits``: how long ``ensure`` took. Raises ``LayoutError`` for files of another version.
+    ``note``, ``ensure``, ``script`` and ``durable`` are for one thread. ``waits``: how long ``ensure`` took. Raises
+    ``LayoutError`` for files of another version.
     """
 
     def __init__(
@@ -179,7 +184,7 @@ class Journal:
         self._replacing = False
 
     def latest_us(self, stream: str) -> int | None:
-        """The latest clock of any partition of a stream that any process noted before this start; None where there is none."""
+        """Give the latest clock that any process noted, before this start, for any partition of a stream; None if there is none."""
         prefix = place_of(stream, "")
         return max(
             (
@@ -193,9 +198,9 @@ class Journal:
         )
 
     def script(self, place: str, offset: int | None, clock_us: int | None) -> Script | None:
-        """What was decided about a partition of this process past its saved place; None where nothing was.
+        """Give the decisions about a partition of this process past its saved place; None if there are none.
 
-        ``offset``, ``clock_us``: the saved ones, None where none is.
+        ``offset``, ``clock_us``: the saved place; None if nothing is saved.
         """
         self._owned.add(place)
         facts = [fact for fact in self._found.get(place, ()) if _is_past(fact, offset, clock_us)]
@@ -203,7 +208,7 @@ class Journal:
         return Script(facts) if any(isinstance(fact, Placed) for fact in facts) else None
 
     def note(self, fact: Fact) -> int:
-        """Take a fact in; a ticket for ``ensure`` and ``holds``."""
+        """Take a fact, and give a ticket for ``ensure`` and ``holds``."""
         facts = self._live.setdefault(fact.place, [])
         merged = _merged(facts[-2:], fact)
         if merged is None:
@@ -215,37 +220,37 @@ class Journal:
         return self.noted
 
     def begin(self) -> None:
-        """Make what is noted durable in another thread."""
+        """Write the noted facts in another thread."""
         if self._begun:
             return
         self._begun = True
         self._soon(self._write_quietly)
 
     def holds(self, ticket: int) -> bool:
-        """Whether ``ensure`` would return at once, or has a fault to deal with."""
+        """Tell whether ``ensure`` would return at once, or would have to deal with a failed write."""
         return self._durable >= ticket or self._failed
 
     def ensure(self, ticket: int) -> None:
-        """Return once the facts up to ``ticket`` are durable and nobody else has taken over.
+        """Return once the facts up to ``ticket`` are durable and this process still holds its lease.
 
-        Waits for a disk that is away. Raises ``LayoutError`` where another process holds the lease.
+        Waits for a disk that is away. Raises ``LayoutError`` if another process holds the lease.
         """
         began_s = time.monotonic()
         if self._durable < ticket:
             self._durably(self._write)
         if ticket:
             self.waits.note(time.monotonic() - began_s)
-        # In this order: a process that takes over first takes the lease and then reads the journals.
+        # After the write: a process that takes over takes the lease first and reads the journals then.
         self._still_ours()
 
     def durable(self, place: str, offset: int, clock_us: int | None) -> None:
-        """The recovery store holds a partition's place durably: forget what it says itself."""
+        """Drop the facts about a partition that the recovery store now holds durably: it has come to this place."""
         for other in self._live.keys() - self._owned:
-            # Another process has them, and an epoch of its is durable as well.
+            # Another process reads this partition, and the epoch is durable for it too.
             del self._live[other]
         facts = self._live.get(place, [])
         kept = [fact for fact in facts if _is_past(fact, offset, clock_us)]
-        # The last one stays: how far any partition has come matters to one that had ended and goes on.
+        # The last place stays: a partition that had ended and goes on needs to know how far the others have come.
         if not any(isinstance(fact, Placed) for fact in kept):
             kept += [fact for fact in facts if isinstance(fact, Placed)][-1:]
         self._live[place] = kept
@@ -267,7 +272,7 @@ class Journal:
         self._aside.submit(work)
 
     def _write_quietly(self) -> None:
-        # Before anything is taken: what is noted from here on begins another write.
+        # Reset first: a fact that is noted from here on needs another write.
         self._begun = False
         with suppress(StoreUnavailable):
             self._write()
@@ -283,7 +288,7 @@ class Journal:
                 if self._file is None:
                     self._replace()
                 assert self._file is not None
-                # Whatever a failed try left behind the end is written over.
+                # This overwrites whatever a failed try left behind the end.
                 written = 0
                 while written < len(self._unwritten):
                     written += os.pwrite(self._file, self._unwritten[written:], self._end + written)
@@ -304,8 +309,8 @@ class Journal:
             self._replacing = False
 
     def _replace(self) -> None:
-        """Go on in a new file of what is not durable elsewhere. Raises ``OSError``; the old one is then still the one."""
-        # What the old file got is here too, or is durable elsewhere: a fact is taken in before it is handed to whoever writes.
+        """Continue in a new file with the facts that no recovery store holds. Raises ``OSError``; the old file is then still in use."""
+        # No fact of the old file is lost: ``note`` adds a fact to these lists before it hands the fact to the writer.
         facts = [fact for facts in list(self._live.values()) for fact in list(facts)]
         data = b"".join(map(_record, (self._head, *facts)))
         self._folder.mkdir(exist_ok=True)
@@ -329,7 +334,7 @@ class Journal:
         self._orphans = []
 
     def _read_all(self) -> dict[Path, list[Fact]]:
-        """The facts of every file; another process may replace its own meanwhile."""
+        """Read the facts of every file; other processes may replace their files meanwhile."""
         for _ in range(_READS):
             found: dict[Path, list[Fact]] = {}
             try:
@@ -361,12 +366,12 @@ _DECODER = msgspec.json.Decoder(Fact)
 
 
 def place_of(stream: str, name: str) -> str:
-    """Under what name facts of a partition stand: ``stream`` by its topic, ``name`` as the broker calls the partition."""
+    """Give the name that facts use for a partition. ``stream``: the stream's topic. ``name``: the broker's name of the partition."""
     return f"{stream} {name}"
 
 
 def _is_past(fact: Fact, offset: int | None, clock_us: int | None) -> bool:
-    """Whether a fact says more than a saved place does."""
+    """Tell whether a fact goes beyond a saved place."""
     if offset is None:
         return True
     if isinstance(fact, Refused):
@@ -375,10 +380,10 @@ def _is_past(fact: Fact, offset: int | None, clock_us: int | None) -> bool:
 
 
 def _merged(last: Sequence[Fact], fact: Fact) -> Fact | None:
-    """The last fact with the next one; None where both are needed.
+    """Merge the next fact into the last one; None if both are needed.
 
-    Of places that records alone led to, one that spans all is enough; of marks at one offset the first, which may be
-    where a shard's coverage begins, and the latest.
+    One fact is enough for consecutive places that only records led to. Of the marks at one offset, the first is needed,
+    because a shard's coverage may begin there, and the latest.
     """
     if not last or not isinstance(last[-1], Placed) or not isinstance(fact, Placed):
         return None
@@ -398,7 +403,7 @@ def _record(content: Fact | _Head) -> bytes:
 
 
 def _bodies(data: bytes) -> Iterator[bytes]:
-    """The records up to the first that is not whole."""
+    """Give the bodies of the records up to the first that is not whole."""
     at = 0
     while at + _HEAD.size <= len(data):
         length, checksum = _HEAD.unpack_from(data, at)

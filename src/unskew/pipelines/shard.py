@@ -129,10 +129,13 @@ class Shard:
     def _note_beginning(self, piece: Slice) -> None:
         """Until the shard has a clock, the earliest instant that any partition speaks of is where its coverage begins.
 
-        That is its first arrival or its first mark: what came between depends on how quickly the partitions were read.
+        That is its first arrival, or what comes after its first clock: a view that is new in a topic that is not has not seen what arrived
+        at that clock. Later instants would depend on how quickly the partitions were read.
         """
         state = self.state
-        first_us = piece.clock_us if piece.first_us is None else piece.first_us
+        first_us = piece.first_us
+        if first_us is None and piece.clock_us is not None:
+            first_us = piece.clock_us + 1
         if state.clock_us is None and first_us is not None:
             state.since_us = first_us if state.since_us is None else min(state.since_us, first_us)
 

@@ -1,7 +1,8 @@
-"""Cutting the connections of a process that stood still while this one took over: what it would still send is older than what is there.
+"""Cuts the connections of a process that stood still while this one took over, so that it sends nothing more.
 
-A process that is frozen between the check of its lease and a send wakes up and sends. So whoever takes over first takes the lease, and
-then has each server close the connections that bear the name of a predecessor; one that connects after that finds its lease gone.
+A process may freeze between the check of its lease and a send, and send when it wakes up. A process that takes over
+therefore takes the lease first, and then has each server close the connections that bear its predecessor's name. A
+predecessor that connects again after that finds its lease gone.
 """
 
 import logging
@@ -14,9 +15,10 @@ _log = logging.getLogger("unskew.redis")
 
 
 class Cuts:
-    """The names of writers' connections. ``state``: names the history that they write; empty: no name is given and nothing cut.
+    """Names this process's connections, and cuts those of its predecessors.
 
-    ``process``: the number of this one among the ``n_processes`` of that history.
+    ``state``: names the history that they write; if it is empty, nothing is named or cut. ``process``: this process's
+    number among the ``n_processes`` of that history.
     """
 
     def __init__(self, state: str, process: int, n_processes: int) -> None:
@@ -34,7 +36,7 @@ class Cuts:
                 self._give_up(error)
 
     def cut_predecessors(self, nodes: Nodes) -> None:
-        """Close the connections of processes in whose place this one is. Raises what redis-py raises."""
+        """Close the connections of the processes that this one replaces. Raises what redis-py raises."""
         if not self._able:
             return
         for server in nodes.servers():
