@@ -21,10 +21,10 @@ EPOCH = "2s"
 
 @dataclass(frozen=True)
 class LiveCase:
-    """``topologies``: of the lives, in turn. ``n_kills``: how many of them are killed, or, if ``frozen``, stand still while another one
-    takes their place. ``append_time``: the broker stamps records, so none comes late. ``redis``: what becomes of it with each
-    kill: ``kept``, ``emptied``, or with the first one ``failed over`` to its replica. ``between``: done after each kill.
-    ``moment``: draws that of a kill.
+    """``topologies``: of the lives, in turn. ``n_kills``: how many of them are killed, or, if ``frozen``, stand still
+    while another one takes their place. ``append_time``: the broker stamps records, so none comes late. ``redis``: what
+    becomes of it with each kill: ``kept``, ``emptied``, or with the first one ``failed over`` to its replica.
+    ``between``: done after each kill. ``moment``: draws that of a kill.
     """
 
     topologies: Sequence[Topology]
