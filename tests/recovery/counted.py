@@ -1,7 +1,7 @@
 """What every feature of the live scene must be at an instant: counted from the archive's rows, in plain Python.
 
-Nothing of the package is imported here, and nothing is asked of it: what a window covers, which event is a repeat and how
-floats are summed is said a second time, for the few features that the scene has.
+Nothing of the package is imported here, and nothing is asked of it: what a window covers, which event is a repeat and
+how floats are summed is said a second time, for the few features that the scene has.
 """
 
 from bisect import bisect_left, bisect_right
@@ -93,8 +93,8 @@ class Counted:
 
 @dataclass(frozen=True)
 class CountedView:
-    """``stream``: the scene's name of it. ``key``: the column of the entity. ``repeats_within_us``: for how long an entity's event
-    with the id of one that counts is none of its own; None: never.
+    """``stream``: the scene's name of it. ``key``: the column of the entity. ``repeats_within_us``: for how long an
+    entity's event with the id of one that counts is none of its own; None: never.
     """
 
     stream: str
@@ -171,7 +171,7 @@ class Steps:
         return self._known[number]
 
     def rows(self, complete_to_us: int, same: Callable[[Any, Any], bool]) -> list[tuple[int, tuple[Any, ...]]]:
-        """Where the values change, up to and with an instant, and to what; ``same``: whether two are alike bit for bit."""
+        """Where the values change, up to and with an instant, and to what; ``same``: whether two are so bit for bit."""
         before, found = tuple(self._value(feature, 0) for feature in self.features), []
         for instant in self.instants:
             if instant > complete_to_us:
@@ -202,7 +202,7 @@ class Steps:
         if not begun:
             return 0
         n_joined = bisect_right(begun[-1].arrivals, t_us)
-        # It goes on for as long as it does only if those have come that make it so, and no next one may come before them.
+        # What made it last longer came before it would have been over.
         return 0 if t_us >= begun[-1].over_us(window) else n_joined
 
     def _sit(self, window: Running) -> Iterable[Sitting]:

@@ -1,5 +1,5 @@
-"""The live scene: topics that are fed in real time while the pipeline dies and comes back, records that come late or from the
-future, and a reader that never looks away.
+"""The live scene: topics that are fed in real time while the pipeline dies and comes back, records that come late or
+from the future, and a reader that never looks away.
 """
 
 import itertools
@@ -28,8 +28,8 @@ SETTLE_S = 0.3
 LATEST_S = 10 * SETTLE_S
 """How far behind the present a producer's timestamp lies at most."""
 AHEAD_S = (4.5, 9.0)
-"""How far ahead of the present a few lie: those from 5 s on are refused when they are read at once, and one that is taken moves its
-partition's clock.
+"""How far ahead of the present a few lie: those from 5 s on are refused when they are read at once, and one that is
+taken moves its partition's clock.
 """
 AHEAD_EVERY_S = 8.0
 LONGEST_S = SETTLE_S + 4.0
@@ -118,8 +118,8 @@ class LiveScene(Scene):
 
 
 def live_scene(folder: Path, *, across_partitions: bool = True) -> LiveScene:
-    """Write definition files over new topic names. ``across_partitions``: with views whose events of one entity lie in several
-    partitions.
+    """Write definition files over new topic names. ``across_partitions``: with views whose events of one entity lie in
+    several partitions.
     """
     number = next(_numbers)
     topics = {name: f"live-{name}-{number}" for name in ("purchases", "refunds")}
@@ -235,8 +235,8 @@ class LiveFeeder(threading.Thread):
 
 
 class LiveWatch(RedisWatch):
-    """Reads all features of all users, then of all items, again and again; what each answer said is kept, or compared with what was
-    said before.
+    """Reads all features of all users, then of all items, again and again; what each answer said is kept, or compared
+    with what was said before.
     """
 
     def __init__(self, site: Site, *, may_empty: bool = False) -> None:
@@ -282,7 +282,7 @@ class LiveWatch(RedisWatch):
                     self.note_exact(ExactRead(view, key, at_us, bits(row)))
 
     def _note_count(self, view: str, key: tuple[object, ...], count: int, *, provisional: bool) -> None:
-        """A count over all time never falls; of an emptied Redis it may be lacking, and then says that it is not exact."""
+        """A count over all time never falls; in an emptied Redis it may be lacking, and is then not called exact."""
         most, last = self._counts.get((view, key), (0, 0))
         if count < min(most, last) and not (self._may_empty and provisional and not count):
             word = "provisional" if provisional else "exact"

@@ -24,11 +24,11 @@ EPOCH = "2s"
 
 @dataclass(frozen=True)
 class LiveCase:
-    """``topologies``: of the lives, in turn. ``n_kills``: how many of them are killed, or, if ``frozen``, stand still while another one
-    takes their place. ``told_to_stop``: every other one of them is, and ends by itself. ``append_time``: the broker stamps records, so none
-    comes late. ``redis``: a server that is ``kept``, or ``emptied`` with each kill; sentinels, with the first kill ``failed over`` to the
-    replica; or a ``cluster``. ``between``: done after each kill. ``moment``: draws that of a kill.
-    """
+    """``topologies``: of the lives, in turn. ``n_kills``: how many of them are killed, or, if ``frozen``, stand still
+    while another one takes their place. ``told_to_stop``: every other one of them is, and ends by itself.
+    ``append_time``: the broker stamps records, so none comes late. ``redis``: a server that is ``kept``, or ``emptied``
+    with each kill; sentinels, with the first kill ``failed over`` to the replica; or a ``cluster``. ``between``: done
+    after each kill. ``moment``: draws that of a kill."""
 
     topologies: Sequence[Topology]
     n_kills: int = 4

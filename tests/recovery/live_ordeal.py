@@ -1,5 +1,5 @@
-"""The live ordeal: a pipeline on topics that are fed in real time is killed and started again, and no reader who was told an exact
-value is contradicted by what the log and the archive say of its instant in the end.
+"""The live ordeal: a pipeline on topics that are fed in real time is killed and started again, and no reader who was
+told an exact value is contradicted by what the log and the archive say of its instant in the end.
 """
 
 import random
@@ -23,8 +23,8 @@ LITTLE = 100
 
 @dataclass(frozen=True)
 class CaughtUp:
-    """A moment ``delay_s`` after a life says that it has read all there is: then it makes marks, and readers are told what no epoch
-    has made durable yet.
+    """A moment ``delay_s`` after a life says that it has read all there is: then it makes marks, and readers are told
+    what no epoch has made durable yet.
     """
 
     delay_s: float
@@ -54,7 +54,9 @@ def has_caught_up(life: Life) -> bool:
 
 
 def draw(chance: random.Random) -> Instant | CaughtUp:
-    """A moment: most often some time after it has caught up; else any, or the very step in which something is half done."""
+    """A moment: most often some time after it has caught up; else any, or the very step in which something is half
+    done.
+    """
     return CaughtUp(chance.uniform(0.0, 2.5)) if chance.random() < 0.6 else instants.draw(chance)
 
 
@@ -76,10 +78,9 @@ def leave_alone(_site: Site) -> None:
 class LiveOrdeal:
     """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
 
-    ``between``: called after each kill, before the next start. ``may_empty``: Redis loses its data on the way. ``bumps``: whether
-    some event must have been bumped, else the ordeal showed nothing. ``moment``: draws that of a kill. ``told_to_stop``: every other life is,
-    instead of being killed. ``say``: told of each kill.
-    """
+    ``between``: called after each kill, before the next start. ``may_empty``: Redis loses its data on the way.
+    ``bumps``: whether some event must have been bumped, else the ordeal showed nothing. ``moment``: draws that of a
+    kill. ``told_to_stop``: every other life is, instead of being killed. ``say``: told of each kill."""
 
     site: Site
     topologies: Sequence[Topology]
@@ -115,9 +116,11 @@ class LiveOrdeal:
         return self.report
 
     def freeze_again_and_again(self, n_freezes: int) -> LiveReport:
-        """Let a life stand still ``n_freezes`` times, let another one take its place, and wake it up while that one works.
+        """Let a life stand still ``n_freezes`` times, let another one take its place, and wake it up while that one
+        works.
 
-        The leases are removed meanwhile, as a process of another machine removes those that nobody has renewed for long.
+        The leases are removed meanwhile, as a process of another machine removes those that nobody has renewed for
+        long.
         """
         chance = random.Random(self.seed)
         with self.watched() as feeder:
@@ -181,7 +184,8 @@ class LiveOrdeal:
         verdict = LiveVerdict(self.site, scene, feeder.fed)
         self.report.faults += verdict.judge(files, online)
         self.report.figures = verdict.figures
-        self.report.looks = f"{sum(map(len, files.seen.values()))} files seen in {files.looks} looks, Redis in {online.looks}: {verdict.figures}"
+        n_files = sum(map(len, files.seen.values()))
+        self.report.looks = f"{n_files} files seen in {files.looks} looks, Redis in {online.looks}: {verdict.figures}"
         if not (files.looks and online.looks and online.exact):
             self.report.faults.append("nobody looked on")
         if self.bumps and not verdict.figures.bumped:

@@ -22,9 +22,9 @@ FUTURE = "is past the present"
 
 @dataclass
 class Figures:
-    """What was looked at, and how much of it was wrong. ``contradicted``: exact reads that are not what the archive gives of their
-    instant; ``unlogged``: those that are not what the log says of it. ``bumped``: archived events that arrived later than their
-    own timestamp; ``refused``: records that lay too far in the future.
+    """What was looked at, and how much of it was wrong. ``contradicted``: exact reads that are not what the archive
+    gives of their instant; ``unlogged``: those that are not what the log says of it. ``bumped``: archived events that
+    arrived later than their own timestamp; ``refused``: records that lay too far in the future.
     """
 
     reads: int = 0
@@ -38,8 +38,9 @@ class Figures:
 
     def __str__(self) -> str:
         return (
-            f"{self.reads} reads, {self.exact} exact, {self.distinct} of them distinct: {self.contradicted} contradicted by the "
-            f"archive, {self.unlogged} by the log; {self.fed} records, {self.bumped} bumped, {self.refused} from the future"
+            f"{self.reads} reads, {self.exact} exact, {self.distinct} of them distinct: "
+            f"{self.contradicted} contradicted by the archive, {self.unlogged} by the log; "
+            f"{self.fed} records, {self.bumped} bumped, {self.refused} refused"
         )
 
 

@@ -1,4 +1,6 @@
-"""The count that the live ordeals are judged by: windows, sums, repeats and sessions as the definitions say, on small timelines."""
+"""The count that the live ordeals are judged by: windows, sums, repeats and sessions as the definitions say, on small
+timelines.
+"""
 
 import ast
 import datetime as dt

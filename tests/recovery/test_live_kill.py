@@ -1,6 +1,6 @@
-"""On topics that are fed in real time a pipeline is killed with ``kill -9``, or stands still while another one takes its place, at
-moments drawn by chance; and no reader that was told an exact value is contradicted by what the log and the archive say of its
-instant in the end.
+"""On topics that are fed in real time a pipeline is killed with ``kill -9``, or stands still while another one takes
+its place, at moments drawn by chance; and no reader that was told an exact value is contradicted by what the log and
+the archive say of its instant in the end.
 """
 
 from collections.abc import Iterator, Mapping

@@ -104,10 +104,14 @@ def base_name(number: int) -> str:
 
 
 class Changelogs:
-    """The changelogs of all shards of this process, under one folder; one thread writes, and one shard at a time is rebased."""
+    """The changelogs of all shards of this process, under one folder; one thread writes, and one shard at a time is rebased.
 
-    def __init__(self, root: Path) -> None:
+    ``still_ours``: raises if another process has taken over the folder. Each changelog asks it before it puts a file under a name.
+    """
+
+    def __init__(self, root: Path, still_ours: Callable[[], None] = lambda: None) -> None:
         self.root = root
+        self.still_ours = still_ours
         self.rebases = 0
         self._writer: ThreadPoolExecutor | None = None
         self._turn = threading.Lock()
@@ -204,6 +208,8 @@ class Changelog:
 
     def snapshot(self, state: ShardState, dropped: int) -> Manifest:
         """Make durable what was noted, and return what to go on from; see the module for when to call it."""
+        # Names are removed and made from here on, and they may be another process's by now.
+        self._all.still_ours()
         with _disk(self.folder):
             if self._outgoing:
                 # Aside: removing a large file takes as long as it is large. What is left of it the next start removes.
@@ -261,7 +267,7 @@ class Changelog:
         while self._chunks:
             if self._current is None:
                 _make_durably(self.folder, self._all.root.parent)
-                self._current = _Growing(self.folder, self._number)
+                self._current = _Growing(self.folder, self._number, self._all.still_ours)
                 self._number += 1
             self._current.add(pl.concat(self._chunks[0]))
             self._chunks.popleft()
@@ -294,7 +300,7 @@ class Changelog:
             if since >= max(size, 1) + LEAST_EVENTS // TILES_PER_EVENT:
                 self._roll()
                 number = self._files[-1].number
-                n_bytes = _write_base(self.folder, number, state, threading.Event())
+                n_bytes = _write_base(self.folder, number, state, threading.Event(), self._all.still_ours)
                 assert n_bytes is not None
                 self._base, self._base_bytes = number, n_bytes
             return
@@ -309,7 +315,9 @@ class Changelog:
         try:
             state = _applied(self.folder, self.view, self.shard, manifest, self._all.closed)
             n_bytes = (
-                None if state is None else _write_base(self.folder, number, state, self._all.closed, pause_s=PAUSE_S)
+                None
+                if state is None
+                else _write_base(self.folder, number, state, self._all.closed, self._all.still_ours, pause_s=PAUSE_S)
             )
             if n_bytes is not None:
                 self._made = number, n_bytes
@@ -469,13 +477,17 @@ def _open(path: Path, n_bytes: int) -> BinaryIO:
 class _Growing:
     """A file of events that is being written; what a failed write left behind its end is written over."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, still_ours: Callable[[], None]) -> None:
         self.number = number
         self.n_bytes = 0
         self.n_events = 0
         self._newest_us = 0
         self._synced = 0
-        self._file = os.open(folder / events_name(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        path = folder / events_name(number)
+        still_ours()
+        # Always a file of its own: a process that stood still while another took over may have one of this name open, or open one.
+        path.unlink(missing_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         sync_folder(folder)
 
     def add(self, events: pl.DataFrame) -> None:
@@ -506,7 +518,13 @@ def _write_all(file: int, data: bytes, at: int) -> None:
 
 
 def _write_base(
-    folder: Path, number: int, state: ShardState, closed: threading.Event, *, pause_s: float = 0.0
+    folder: Path,
+    number: int,
+    state: ShardState,
+    closed: threading.Event,
+    still_ours: Callable[[], None],
+    *,
+    pause_s: float = 0.0,
 ) -> int | None:
     """Write a base, whole and durable or not at all; its length, None where ``closed`` is set meanwhile.
 
@@ -514,7 +532,9 @@ def _write_base(
     """
     path = folder / base_name(number)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    # A file of its own, as ``_Growing`` has.
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
         n_since = 0
         for piece in state.to_pieces():
             part = memoryview(piece).cast("B")
@@ -534,6 +554,7 @@ def _write_base(
         n_bytes = file.tell()
     if closed.is_set():
         return None
+    still_ours()
     temporary.rename(path)
     sync_folder(folder)
     return n_bytes

@@ -156,7 +156,7 @@ class Journal:
         self._path = folder / f"{process}{_SUFFIX}"
         self._head = _Head(LAYOUT, state)
         self._durably = durably
-        self._still_ours = still_ours
+        self.still_ours = still_ours
         self._found: dict[str, list[Fact]] = {}
         self._live: dict[str, list[Fact]] = {}
         self._owned: set[str] = set()
@@ -241,7 +241,7 @@ class Journal:
         if ticket:
             self.waits.note(time.monotonic() - began_s)
         # After the write: a process that takes over takes the lease first and reads the journals then.
-        self._still_ours()
+        self.still_ours()
 
     def durable(self, place: str, offset: int, clock_us: int | None) -> None:
         """Drop the facts about a partition that the recovery store now holds durably: it has come to this place."""
@@ -321,9 +321,10 @@ class Journal:
             while written < len(data):
                 written += os.write(file, data[written:])
             os.fsync(file)
+            self.still_ours()
             temporary.rename(self._path)
             sync_folder(self._folder)
-        except OSError:
+        except BaseException:
             os.close(file)
             raise
         if self._file is not None:

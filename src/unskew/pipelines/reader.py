@@ -587,6 +587,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
         The snapshot before this one is durable by now: its offset is committed to the consumer group.
         """
+        if self._journal is not None:
+            # Of a process that stood still while another took over, nothing may get into the recovery store.
+            self._journal.still_ours()
         clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
         if self._saved is not None:
             self._reader.topic.commit(self.partition, self._saved[0])

@@ -216,7 +216,7 @@ def run(
             state.record()
 
         accepted = _once(accept)
-        changelogs = Changelogs(deployment.state / CHANGELOG)
+        changelogs = Changelogs(deployment.state / CHANGELOG, leases.check)
         opened.callback(changelogs.close)
         redis = RedisSink(plan, writer, wall_us, shards, server, progress.epochs)
         flow = build_flow(FLOW, plan, sources, routers, parquet, redis, changelogs, progress, accepted)
