@@ -266,6 +266,30 @@ def test_an_absent_row_may_have_been_deleted_by_values_whose_clock_is_to_come(re
     assert judged(answer) == [expected, (CLOCK, "present", False)]
 
 
+@pytest.mark.parametrize("loss", ["all", "marks", "being made good"])
+@pytest.mark.parametrize("shard", ["h0", "p0.0"])
+def test_an_absent_row_is_not_certain_where_the_server_lost_data_after_the_clocks_were_read(redis_client, shard, loss):
+    views = {"visits": register(VISITS)} if shard == "h0" else with_partitions(VISITS)
+    write(RedisWriter(redis_client, "unskew", "main"), closing(VISITS, CLOCK, [row("a", CLOCK - 5)], shard=shard))
+
+    class Stalled(OnlineReader):
+        """The server loses what it has between the two round trips."""
+
+        def _values_and_marks(self, *asked):
+            if loss == "all":
+                redis_client.flushall()
+            elif loss == "marks":
+                redis_client.delete(sent_key("unskew", "main"))
+            else:
+                redis_client.hset(sent_key("unskew", "main"), "#loss", "one")
+            redis_client.delete(f"unskew:{VISITS.id}:{{a}}")
+            return super()._values_and_marks(*asked)
+
+    answer = Stalled(redis_client, views=views).read(["visits:n_5min"], [{"user": "a"}])
+
+    assert judged(answer) == [(CLOCK, "default", True)]
+
+
 # Two partitions with clocks 10 d and 10 d + 1 h; which one an entity is in, its key does not tell.
 #
 #     least clock            greatest clock

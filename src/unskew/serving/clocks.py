@@ -9,7 +9,7 @@ import polars as pl
 
 from unskew.features.keys import shard_of
 from unskew.features.registry import RegisteredView
-from unskew.sinks.keyspace import ENDED, SINCE, shards_field
+from unskew.sinks.keyspace import ENDED, LOSS, SINCE, shards_field
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -56,6 +56,9 @@ class ViewClocks:
     writer says how far values go before it sends them. Such a *mark*, read *after* the rows, tells: where it is past the clock, an absent row is
     the value at the mark, and provisional.
 
+    A server may lose everything between the reading of the clocks and that of the rows. The marks are then gone too, or say that a loss
+    is being made good: where a shard with a clock has no mark, or while there is a ``LOSS``, an absent row is provisional.
+
     The pipeline says which shards there are. A listed one without a clock may still bring records of any instant: while
     there is one, every row of a partitioned view is provisional, and its instant the known clocks'. One that ended
     without a clock brings none, and does not count.
@@ -79,6 +82,7 @@ class ViewClocks:
         self._marks = {
             name.removeprefix(own): int(text.rsplit(":", 2)[1]) for name, text in marks.items() if name.startswith(own)
         }
+        self._lost = set(self._clocks) if LOSS in marks else self._clocks.keys() - self._marks.keys()
         self._latest_since = max(self._since.values(), default=NEVER)
 
     def place(self, keys: pl.Series, at: Ints) -> Placed:
@@ -97,6 +101,7 @@ class ViewClocks:
         since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)
         marks = np.array([self._marks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
         shards = shard_of(keys, n_shards)
+        lost = np.array([f"h{shard}" in self._lost for shard in range(n_shards)], np.bool_)
         clock = clocks[shards]
         # An absent row may be that of any instant up to the mark, a row that is there was as it is since its ``_at``.
         changed = np.where((at == UNKNOWN) & (marks[shards] > clock + 1), marks[shards], at)
@@ -104,7 +109,7 @@ class ViewClocks:
             as_of=np.where(clock == UNKNOWN, at, np.maximum(changed, clock)),
             clock=clock,
             since=since[shards],
-            provisional=(clock == UNKNOWN) | (clock < changed),
+            provisional=(clock == UNKNOWN) | (clock < changed) | ((at == UNKNOWN) & lost[shards]),
         )
 
     def _place_partitioned(self, at: Ints) -> Placed:
@@ -116,5 +121,7 @@ class ViewClocks:
             as_of=np.where(absent, greatest, np.maximum(at, least)),
             clock=np.full(len(at), UNKNOWN if self._waiting else least, np.int64),
             since=np.full(len(at), self._latest_since, np.int64),
-            provisional=self._waiting | (least == UNKNOWN) | np.where(absent, least < greatest, least < at),
+            provisional=self._waiting
+            | (least == UNKNOWN)
+            | np.where(absent, (least < greatest) | bool(self._lost), least < at),
         )
