@@ -325,3 +325,44 @@ def test_a_base_is_given_up_when_the_process_ends(tmp_path, bases):
 
     assert notes.snapshot(state, 0).base == 0
     logs.close()
+
+
+def test_a_process_that_stood_still_damages_nothing_of_the_one_that_took_over(tmp_path):
+    """It wakes up with files open, and with an epoch to end."""
+    taken_over = []
+
+    def still_ours() -> None:
+        if taken_over:
+            raise LayoutError("the lease of this process was taken over")
+
+    old_logs, new_logs = Changelogs(tmp_path, still_ours), Changelogs(tmp_path)
+    old, old_state = Changelog(old_logs, COUNT, SHARD, None), ShardState(COUNT, SHARD)
+    manifest = None
+    for epoch in range(3):
+        events_ = _some(10 * epoch, 10)
+        old_state.apply(events_, (10 * epoch + 10) * SECOND)
+        old.append(events_)
+        # The last epoch is not durable when the process freezes, but some of it is written.
+        last = old.snapshot(old_state, 0)
+        manifest = last if epoch < 2 else manifest
+
+    taken_over.append(True)
+    assert manifest is not None
+    new_state, _ = restored(new_logs, COUNT, SHARD, manifest)
+    new = Changelog(new_logs, COUNT, SHARD, manifest)
+    for epoch in range(2, 5):
+        events_ = _some(10 * epoch, 10, users=3)
+        new_state.apply(events_, (10 * epoch + 10) * SECOND)
+        new.append(events_)
+        # The old one writes to whatever it has open, and ends an epoch.
+        old.append(_some(900 + epoch, 5))
+        old._hand_over()
+        old._write_quietly()
+        with pytest.raises(LayoutError, match="taken over"):
+            old.snapshot(old_state, 0)
+        manifest = new.snapshot(new_state, 0)
+    old_logs.close()
+    new_logs.close()
+
+    again, _ = restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
+    assert again.to_bytes() == new_state.to_bytes()

@@ -283,3 +283,40 @@ def test_days_are_days_in_utc(tmp_path):
     writer.settle()
 
     assert [file.path.parent.name for file in published_files(tmp_path)] == ["day=2024-05-01", "day=2024-05-02"]
+
+
+def test_a_process_that_stood_still_puts_no_file_where_its_successor_looks(tmp_path):
+    taken_over = []
+
+    def still_ours() -> None:
+        if taken_over:
+            raise LayoutError("the lease of this process was taken over")
+
+    def process(saved: dict[str, int] | None, *checks) -> StagedTable:
+        return (
+            StagedTable(
+                tmp_path, "h0", day_column="t", sequence_column="n", metadata={}, saved=saved, still_ours=still_ours
+            )
+            if checks
+            else table(tmp_path, saved)
+        )
+
+    old = process(None, still_ours)
+    old.append(rows((0, 0), (1, 0)))
+    saved = old.snapshot()
+    old.append(rows((2, 0), (3, 0)))
+    old.cover({"since": 0, "complete_to": 3})
+    taken_over.append(True)
+    new = process(saved)
+    new.append(rows((2, 0)))
+    new.snapshot()
+    before = sorted(tmp_path.rglob("*.parquet"))
+
+    with pytest.raises(LayoutError, match="taken over"):
+        old.snapshot()
+
+    assert sorted(tmp_path.rglob("*.parquet")) == before
+    new.append(rows((3, 0), (4, 0)))
+    new.snapshot()
+    new.settle()
+    assert published(tmp_path) == [0, 1, 2, 3, 4]

@@ -220,10 +220,12 @@ class ParquetSink(_Sink):
         kind, place, part = name.split("/")
         if kind == "log":
             view = self.views.get(place)
-            return None if view is None else LogTable(self._log, view, part, saved, now_us=self._now_us)
+            if view is None:
+                return None
+            return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
         if kind == "archive":
-            return archive_table(self._archive, place, int(part), saved)
-        return DeadLetterTable(self._dead_letters, place, f"p{part}", saved)
+            return archive_table(self._archive, place, int(part), saved, still_ours=self.still_ours)
+        return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
 
     def begin(self) -> None:
         """Say which shards there are: with the first item, when all saved state has been found fit, once."""

@@ -138,8 +138,9 @@ def run(
     _check_partitions(plan, deployment)
     progress = Progress()
     with ExitStack() as opened:
-        server, disk = Patience("Redis", stop), Patience("the disk", stop)
         leases, owner = Leases(), _owner(deployment)
+        server = Patience("Redis", stop, still_ours=leases.check)
+        disk = Patience("the disk", stop, still_ours=leases.check)
         opened.callback(leases.release)
 
         def lease(root: Path, option: str, writers: Iterable[str]) -> None:

@@ -39,7 +39,14 @@ class LogTable:
     """
 
     def __init__(
-        self, log_root: Path, view: ViewPlan, shard: str, saved: Mapping[str, Any] | None, *, now_us: Callable[[], int]
+        self,
+        log_root: Path,
+        view: ViewPlan,
+        shard: str,
+        saved: Mapping[str, Any] | None,
+        *,
+        now_us: Callable[[], int],
+        still_ours: Callable[[], None] = lambda: None,
     ) -> None:
         self._shard = shard
         self._ledger = NOTHING_LATE
@@ -54,6 +61,7 @@ class LogTable:
             # Whether a shard has ended is for each run to find out: a later one may go on to a later end.
             saved=None if saved is None else {name: value for name, value in saved.items() if name != _ENDED},
             at_staging=self._complete,
+            still_ours=still_ours,
         )
 
     @property
@@ -104,7 +112,15 @@ class DeadLetterTable:
     come, sorted by arrival within an epoch, so that each day makes one file.
     """
 
-    def __init__(self, root: Path, topic: str, writer: str, saved: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        topic: str,
+        writer: str,
+        saved: Mapping[str, Any] | None,
+        *,
+        still_ours: Callable[[], None] = lambda: None,
+    ) -> None:
         self._waiting: list[pl.DataFrame] = []
         self._table = StagedTable(
             root / topic,
@@ -113,6 +129,7 @@ class DeadLetterTable:
             sequence_column=None,
             metadata={"unskew.topic": topic},
             saved=saved,
+            still_ours=still_ours,
         )
 
     def append(self, letters: pl.DataFrame) -> None:
@@ -132,7 +149,14 @@ class DeadLetterTable:
         self._table.settle()
 
 
-def archive_table(archive_root: Path, topic: str, partition: int, saved: Mapping[str, Any] | None) -> StagedTable:
+def archive_table(
+    archive_root: Path,
+    topic: str,
+    partition: int,
+    saved: Mapping[str, Any] | None,
+    *,
+    still_ours: Callable[[], None] = lambda: None,
+) -> StagedTable:
     """One partition's share of a topic's event archive: decoded events in the order of ``_offset``."""
     return StagedTable(
         archive_root / topic,
@@ -141,6 +165,7 @@ def archive_table(archive_root: Path, topic: str, partition: int, saved: Mapping
         sequence_column="_offset",
         metadata={"unskew.topic": topic},
         saved=saved,
+        still_ours=still_ours,
     )
 
 

@@ -43,7 +43,7 @@ class StagedTable:
     ``day_column``: Datetime in UTC, says under which day a row lies. ``sequence_column``: Int64, strictly increasing
     over all rows ever appended, with or without gaps; None numbers the rows as they come. ``saved``: what the last
     durable ``snapshot()`` returned, None where there is no saved state. ``at_staging``: the last touch to rows before
-    they are written.
+    they are written. ``still_ours``: raises if another process has taken over the table; it is asked before each rename.
 
     Starting finishes or undoes what the previous run left, see the module. Raises ``LayoutError`` where the table and
     the saved state do not belong together, naming the file and the remedy, and then changes nothing;
@@ -60,7 +60,9 @@ class StagedTable:
         metadata: Mapping[str, str],
         saved: Mapping[str, Any] | None,
         at_staging: Callable[[pl.DataFrame], pl.DataFrame] = _as_they_are,
+        still_ours: Callable[[], None] = lambda: None,
     ) -> None:
+        self._still_ours = still_ours
         if "-" in writer:
             raise ValueError(f"writer {writer!r}: '-' separates the parts of a file's name")
         self._root = root
@@ -191,6 +193,7 @@ class StagedTable:
             target = self._root / source.parent.name / source.name
             _make(target.parent, self._changed)
             self._changed.add(target.parent)
+            self._still_ours()
             source.rename(target)
             del self._staged[0]
         _sync(self._changed)
@@ -209,6 +212,7 @@ class StagedTable:
             path.parent.mkdir(parents=True, exist_ok=True)
         # Not fsynced: start-up writes it again from the saved state, and until then an older one only promises less.
         temporary.write_bytes(json.dumps(coverage).encode())
+        self._still_ours()
         temporary.replace(path)
         self._written_coverage = coverage
 
@@ -216,7 +220,8 @@ class StagedTable:
         written = []
         for name, day, rows in self._files():
             directory = self._root / layout.STAGED / day
-            written.append(_write_durably(directory / name, _encode(rows, self._metadata), self._changed))
+            data = _encode(rows, self._metadata)
+            written.append(_write_durably(directory / name, data, self._changed, self._still_ours))
         _sync(self._changed)
         self._staged = written
         self._staged_next = self._next
@@ -277,7 +282,7 @@ def _encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_durably(path: Path, data: bytes, changed: set[Path]) -> Path:
+def _write_durably(path: Path, data: bytes, changed: set[Path], still_ours: Callable[[], None]) -> Path:
     temporary = path.with_name(f"{path.name}.tmp")
     _make(path.parent, changed)
     try:
@@ -290,6 +295,8 @@ def _write_durably(path: Path, data: bytes, changed: set[Path]) -> Path:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    # What another process had to find here when it took over must not come after that.
+    still_ours()
     temporary.rename(path)
     changed.add(path.parent)
     return path

@@ -31,10 +31,14 @@ class Patience:
     ``store``: its name, for log lines and metrics. ``stop``: once it is set, tries go on for ``grace_s`` at most, and then
     the store's error is raised. Between two tries lies a random pause up to a bound that doubles from 50 ms to 5 s
     ("full jitter", M. Brooker, "Exponential Backoff And Jitter", AWS 2015). A change between there and away is one log line.
+    ``still_ours``: raises if another process has taken over; it is asked before each further try.
     """
 
-    def __init__(self, store: str, stop: Flag, *, grace_s: float = GRACE_S) -> None:
+    def __init__(
+        self, store: str, stop: Flag, *, grace_s: float = GRACE_S, still_ours: Callable[[], None] = lambda: None
+    ) -> None:
         self.store = store
+        self._still_ours = still_ours
         self.retries = 0
         self._stop = stop
         self._grace_s = grace_s
@@ -82,6 +86,8 @@ class Patience:
         return result
 
     def _count(self, _state: RetryCallState) -> None:
+        # What looks like a store that is away may be the work of the process that has taken over.
+        self._still_ours()
         self.retries += 1
 
     def _gives_up(self, _state: RetryCallState) -> bool:
