@@ -19,7 +19,6 @@ fetched as fast as they come.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -41,7 +40,7 @@ import numpy.typing as npt
 import polars as pl
 import redis
 from confluent_kafka import Producer
-from workload import SCHEMA, without_journal, zipf
+from workload import SCHEMA, Forgetful, Watched, journal_of, zipf
 
 from unskew.demo.encode import encode
 from unskew.features import agg
@@ -139,9 +138,12 @@ def pipeline(case: Case) -> None:
         config={"fetch.wait.max.ms": case.fetch_wait_ms},
     )
     stop = threading.Event()
-    with stopping_on_signals(stop), contextlib.nullcontext() if case.journal else without_journal():
+    with stopping_on_signals(stop), journal_of(Watched if case.journal else Forgetful) as journals:
         status = run(the_plan(case), deployment, stop=stop)
-    print(json.dumps({"consumed": status.consumed, "bumped": status.bumped, "dead": status.dead, "late": status.late}))
+    waits = journals[0].waits
+    waited = {"n": waits.at_most()[-1][1], "sum_s": waits.sum_s, "longest_s": waits.longest_s}
+    told = {"consumed": status.consumed, "bumped": status.bumped, "dead": status.dead, "late": status.late}
+    print(json.dumps({**told, "waited": waited}))
 
 
 def producing(case: Case) -> Producer:
@@ -344,7 +346,10 @@ def wait_until_read(case: Case, process: "subprocess.Popen[bytes]") -> None:
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """``ms``: quantiles of latency: 0.5, 0.9, 0.99, 0.999, the most. ``cores``: of the pipeline, and of what else ran meanwhile."""
+    """``ms``: quantiles of latency: 0.5, 0.9, 0.99, 0.999, the most. ``cores``: of the pipeline, and of what else ran meanwhile.
+
+    ``wait_ms``: what an item waited for the journal, in the mean and at most.
+    """
 
     sent_per_s: float
     ms: list[float]
@@ -353,6 +358,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     producer_late_ms: float
     cores: tuple[float, float]
     bumped: float
+    wait_ms: tuple[float, float]
 
 
 def row(case: Case) -> str:
@@ -406,6 +412,10 @@ def measure(case: Case) -> Measured:
         producer_late_ms=sent["late_p999_ms"],
         cores=(float(cores[1]), float(others)),
         bumped=status["bumped"] / status["consumed"],
+        wait_ms=(
+            1e3 * status["waited"]["sum_s"] / max(status["waited"]["n"], 1),
+            1e3 * status["waited"]["longest_s"],
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +26,17 @@ def zipf(n: int, n_entities: int, random: np.random.Generator, exponent: float =
     return np.searchsorted(np.cumsum(weights) / weights.sum(), random.random(n))
 
 
-class _Forgetful(Journal):
+class Watched(Journal):
+    """The journal as it is; ``made``: all that were."""
+
+    made: ClassVar[list[Journal]] = []
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.made.append(self)
+
+
+class Forgetful(Watched):
     """Notes nothing and waits for nothing, as a pipeline did that had no journal."""
 
     def note(self, fact: Fact) -> int:  # noqa: ARG002
@@ -46,10 +56,11 @@ class _Forgetful(Journal):
 
 
 @contextmanager
-def without_journal() -> Iterator[None]:
-    """Pipelines that are run in the body have none."""
-    pipeline.Journal = _Forgetful  # type: ignore[misc]
+def journal_of(kind: type[Watched]) -> Iterator[list[Journal]]:
+    """Pipelines that are run in the body have this one; gives those that were made."""
+    pipeline.Journal = kind  # type: ignore[misc]
+    kind.made.clear()
     try:
-        yield
+        yield kind.made
     finally:
         pipeline.Journal = Journal  # type: ignore[misc]
