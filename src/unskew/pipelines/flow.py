@@ -118,15 +118,15 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         was_behind = self._shard.behind
         refill = self._next_refill(self._shard)
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
-        if was_behind and (late := self._next_refill(self._shard)):
+        first = self._next_refill(self._shard) if was_behind else []
+        if first:
             # No clock is told before the first part of what Redis lacks is on its way, so these wait for it.
             updates = [replace(update, behind=True) if isinstance(update, Updates) else update for update in updates]
-            updates += late
         for update in updates:
             if isinstance(update, Updates):
                 self._progress.count(update)
         self._progress.epochs.moved()
-        updates = [*refill, *updates]
+        updates = [*refill, *updates, *first]
         return [Step(update) for update in updates], StatefulBatchLogic.RETAIN
 
     @override
