@@ -80,36 +80,57 @@ def test_places_to_which_records_alone_led_are_kept_as_one(tmp_path):
 
 
 @pytest.mark.parametrize("n_lost", [1, 3, 8, 20])
-def test_a_torn_record_ends_the_file_and_what_is_before_it_is_found(tmp_path, n_lost):
-    written(tmp_path, placed(0, 3, 10), placed(3, 4, 20))
-    path = tmp_path / "0.journal"
-    # The facts stand twice: once noted before the file was there, once appended to it.
-    os.truncate(path, path.stat().st_size - n_lost)
-
-    assert journal(tmp_path).script(HERE, None, None).until == 4
-    path.write_bytes(path.read_bytes()[:40])
-    assert journal(tmp_path).script(HERE, None, None) is None
-
-
-def test_a_flipped_bit_ends_the_file(tmp_path):
+def test_a_torn_last_record_is_left_out_and_what_is_before_it_is_found(tmp_path, n_lost):
     made = written(tmp_path, placed(0, 3, 10))
-    made.note(placed(3, 9, 20))
-    made.ensure(2)
+    made.ensure(made.note(placed(3, 9, 20)))
     path = tmp_path / "0.journal"
-    damaged = bytearray(path.read_bytes())
-    damaged[-3] ^= 1
-    path.write_bytes(bytes(damaged))
-
+    size = path.stat().st_size
+    os.truncate(path, size - n_lost)
     assert journal(tmp_path).script(HERE, None, None).until == 3
+
+    os.truncate(path, size + 4096)
+    assert journal(tmp_path).script(HERE, None, None).until == 3
+
+
+def test_a_flipped_bit_anywhere_but_in_the_last_write_is_an_error_that_names_the_file(tmp_path):
+    made = written(tmp_path, placed(0, 3, 10))
+    for offset in range(3, 9):
+        made.ensure(made.note(placed(offset, offset + 1, 10 * offset)))
+    path = tmp_path / "0.journal"
+    whole = path.read_bytes()
+    last = whole.rindex(b'[["') - 8
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        path.write_bytes(bytes(damaged))
+        if at >= last:
+            assert journal(tmp_path).script(HERE, None, None).until == 8
+        else:
+            with pytest.raises(LayoutError, match=r"0\.journal is damaged: the record at byte \d+ .*remove it"):
+                journal(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 40, bytes(4096)], ids=["empty", "text", "zeros"])
+def test_what_is_no_journal_is_an_error_that_names_the_file(tmp_path, content):
+    (tmp_path / "0.journal").write_bytes(content)
+
+    with pytest.raises(LayoutError, match=r"0\.journal is damaged.*restore it.*or remove it"):
+        journal(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_journal_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "0.journal").mkdir()
+
+    with pytest.raises(LayoutError, match=r"0\.journal cannot be read \(Is a directory\).*or remove it"):
+        journal(tmp_path)
 
 
 def test_facts_of_another_history_are_not_read_and_another_layout_is_refused(tmp_path):
     written(tmp_path, placed(0, 3, 10))
-    assert journal(tmp_path, state="another").script(HERE, None, None) is None
+    other = journal(tmp_path, state="another")
+    assert other.script(HERE, None, None) is None
+    assert other.existed
 
-    (tmp_path / "1.journal").write_bytes((tmp_path / "0.journal").read_bytes().replace(b'"layout":1', b'"layout":9'))
-    # Its checksum is that of another text, so it reads as empty; a whole one of another layout is refused.
-    assert journal(tmp_path).script(HERE, None, None).until == 3
     body = b'{"layout":9,"state":"state"}'
     head = len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little")
     (tmp_path / "1.journal").write_bytes(head + body)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from tests.recovery.instants import Instant
 from tests.recovery.live import live_scene
 from tests.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, draw, leave_alone
@@ -17,7 +15,7 @@ from tests.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topolog
 from tests.servers.broker import Broker
 from tests.servers.valkey import Cluster, Sentinel, Valkey, replica_of, wait_until
 from unskew.pipelines.embedded import EmbeddedBroker
-from unskew.pipelines.journal import _DECODER, Placed, _bodies, _Head, _record
+from unskew.pipelines.journal import Placed, _image, _parse
 
 EPOCH = "2s"
 
@@ -163,14 +161,14 @@ def set_clocks_back(site: Site) -> None:
 def _tamper(site: Site, forget: Callable[[list[Placed]], list[Placed]]) -> None:
     """Write the journals again, with less in them of each partition."""
     for path in site.root.glob("state*/journal/*.journal"):
-        head, *bodies = _bodies(path.read_bytes())
+        head, found = _parse(path, path.read_bytes())
         facts: dict[str, list[Placed]] = {}
         # A fact may stand twice.
-        for fact in dict.fromkeys(map(_DECODER.decode, bodies)):
+        for fact in dict.fromkeys(found):
             if isinstance(fact, Placed):
                 facts.setdefault(fact.place, []).append(fact)
         kept = [fact for ones in facts.values() for fact in forget(ones)]
-        path.write_bytes(b"".join([_record(msgspec.json.decode(head, type=_Head)), *map(_record, kept)]))
+        path.write_bytes(_image(head, kept))
 
 
 def caught_up(chance: random.Random) -> CaughtUp:

@@ -15,10 +15,11 @@ announces each mark at the offset at which it was announced, and decides for its
 
 Each process of a deployment has one file. It holds facts, which stay true: a stale fact does no harm, and a fact may
 stand twice. The file is appended to. At the start, and when it has grown long, a shorter file replaces it. A process
-that stood still while another took over still has the old file open, and writes where nobody reads. A torn record ends
-a file. Files::
+that stood still while another took over still has the old file open, and writes where nobody reads. A torn last
+record is left out. Files::
 
-    state/journal/{process}.journal    records: u32 length, u32 CRC-32, then JSON; the first holds layout and state
+    state/journal/{process}.journal    records: u32 length, u32 CRC-32, then JSON; the first
+                                       holds layout and state, each other one the facts of one write
 """
 
 import os
@@ -46,6 +47,8 @@ LONGEST_BYTES = 1 << 16
 """A longer file is replaced, at the next durable epoch, by one with only the facts that no recovery store holds."""
 
 _HEAD = Struct("<II")
+# How the body of a record of facts begins.
+_BEGIN = b'[["'
 _SUFFIX = ".journal"
 _READS = 5
 
@@ -161,7 +164,10 @@ class Journal:
         self._live: dict[str, list[Fact]] = {}
         self._owned: set[str] = set()
         self._orphans: list[Path] = []
-        for path, facts in self._read_all().items():
+        found = self._read_all()
+        # Whether any process of the deployment left one.
+        self.existed = bool(found)
+        for path, facts in found.items():
             number = int(path.stem)
             if number >= n_processes:
                 self._orphans.append(path)
@@ -172,10 +178,10 @@ class Journal:
         self.waits = Durations()
         # Of the flow's thread: facts noted, in all. Of whoever holds the lock: how many of them are on the disk.
         self.noted = 0
-        self._pending: deque[bytes] = deque()
+        self._pending: deque[Fact] = deque()
         self._writing = threading.Lock()
         self._durable = 0
-        self._unwritten = b""
+        self._unwritten: list[Fact] = []
         self._file: int | None = None
         self._end = 0
         self._failed = False
@@ -215,7 +221,7 @@ class Journal:
             facts.append(fact)
         else:
             facts[-1] = merged
-        self._pending.append(_record(fact))
+        self._pending.append(fact)
         self.noted += 1
         return self.noted
 
@@ -283,21 +289,23 @@ class Journal:
             if self._durable >= noted:
                 return
             while self._pending:
-                self._unwritten += self._pending.popleft()
+                self._unwritten.append(self._pending.popleft())
+            # One record, whose checksum tells whether all of it came to the disk.
+            data = _record(self._unwritten)
             try:
                 if self._file is None:
                     self._replace()
                 assert self._file is not None
                 # This overwrites whatever a failed try left behind the end.
                 written = 0
-                while written < len(self._unwritten):
-                    written += os.pwrite(self._file, self._unwritten[written:], self._end + written)
+                while written < len(data):
+                    written += os.pwrite(self._file, data[written:], self._end + written)
                 os.fdatasync(self._file)
             except OSError as error:
                 self._failed = True
                 raise StoreUnavailable(f"cannot write to {self._folder}: {error}") from error
-            self._end += len(self._unwritten)
-            self._unwritten = b""
+            self._end += len(data)
+            self._unwritten = []
             self._failed = False
             self._durable = noted
 
@@ -312,7 +320,7 @@ class Journal:
         """Continue in a new file with the facts that no recovery store holds. Raises ``OSError``; the old file is then still in use."""
         # No fact of the old file is lost: ``note`` adds a fact to these lists before it hands the fact to the writer.
         facts = [fact for facts in list(self._live.values()) for fact in list(facts)]
-        data = b"".join(map(_record, (self._head, *facts)))
+        data = _image(self._head, facts)
         self._folder.mkdir(exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -343,27 +351,25 @@ class Journal:
                     found[path] = self._read(path)
             except FileNotFoundError:
                 continue
-            except OSError as error:
-                raise StoreUnavailable(f"cannot read {self._folder}: {error}") from error
             return found
         raise StoreUnavailable(f"cannot read {self._folder}: its files change all the time")
 
     def _read(self, path: Path) -> list[Fact]:
-        bodies = _bodies(path.read_bytes())
-        first = next(bodies, None)
-        if first is None:
-            return []
         try:
-            head = msgspec.json.decode(first, type=_Head)
-            if head.layout == LAYOUT:
-                return [_DECODER.decode(body) for body in bodies] if head.state == self._head.state else []
-        except msgspec.DecodeError as error:
-            raise LayoutError(f"{path} is not a journal of unskew ({error}); {_REMEDY}") from error
-        raise LayoutError(f"{path} has layout {head.layout}, this version reads {LAYOUT}; {_REMEDY}")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise LayoutError(f"{path} cannot be read ({error.strerror}); make it readable, or {_WITHOUT}") from error
+        head, facts = _parse(path, data)
+        return facts if head.state == self._head.state else []
 
 
-_REMEDY = "run the version that wrote it, or begin anew: 'unskew run' with an empty --state, --log, --archive and --dead-letters"
-_DECODER = msgspec.json.Decoder(Fact)
+_WITHOUT = (
+    "restore it from the backup that holds the state, or remove it: values that were shown since the last durable epoch may then "
+    "be contradicted by the log"
+)
+_FACTS = msgspec.json.Decoder(list[Fact])
 
 
 def place_of(stream: str, name: str) -> str:
@@ -398,19 +404,48 @@ def _merged(last: Sequence[Fact], fact: Fact) -> Fact | None:
     return fact if same and marks[1].next == marks[1].begins else None
 
 
-def _record(content: Fact | _Head) -> bytes:
+def _record(content: _Head | Sequence[Fact]) -> bytes:
     body = msgspec.json.encode(content)
     return _HEAD.pack(len(body), zlib.crc32(body)) + body
 
 
-def _bodies(data: bytes) -> Iterator[bytes]:
-    """Give the bodies of the records up to the first that is not whole."""
+def _image(head: _Head, facts: Sequence[Fact]) -> bytes:
+    """Give the bytes of a whole file."""
+    return _record(head) + _record(facts)
+
+
+def _body(data: bytes, at: int) -> bytes | None:
+    """Give the body of the record at ``at``; None if there is no whole one."""
+    if not 0 <= at <= len(data) - _HEAD.size:
+        return None
+    length, checksum = _HEAD.unpack_from(data, at)
+    body = data[at + _HEAD.size : at + _HEAD.size + length]
+    # Zeros, which a file system may leave at an end, would be a record without a body.
+    return body if body and len(body) == length and zlib.crc32(body) == checksum else None
+
+
+def _parse(path: Path, data: bytes) -> tuple[_Head, list[Fact]]:
+    """Give what a file holds, up to a torn last record. Raises ``LayoutError`` for a damaged file or one of another version.
+
+    A record is written once the one before it is durable, so only the last one can be torn.
+    """
+    bodies: list[bytes] = []
     at = 0
-    while at + _HEAD.size <= len(data):
-        length, checksum = _HEAD.unpack_from(data, at)
-        at += _HEAD.size
-        body = data[at : at + length]
-        if len(body) != length or zlib.crc32(body) != checksum:
-            return
-        at += length
-        yield body
+    while (body := _body(data, at)) is not None:
+        bodies.append(body)
+        at += _HEAD.size + len(body)
+    later = at + _HEAD.size
+    while bodies and (later := data.find(_BEGIN, later + 1)) >= 0:
+        if _body(data, later - _HEAD.size) is not None:
+            break
+    if not bodies or later >= 0:
+        raise LayoutError(f"{path} is damaged: the record at byte {at} does not match its checksum; {_WITHOUT}")
+    try:
+        head = msgspec.json.decode(bodies[0], type=_Head)
+        if head.layout == LAYOUT:
+            return head, [fact for body in bodies[1:] for fact in _FACTS.decode(body)]
+    except msgspec.DecodeError as error:
+        raise LayoutError(f"{path} is not a journal of unskew ({error}); {_WITHOUT}") from error
+    raise LayoutError(
+        f"{path} has layout {head.layout}, this version reads {LAYOUT}; run the version that wrote it, or {_WITHOUT}"
+    )

@@ -1,6 +1,7 @@
 """Run a pipeline in this process until its topics end or it is told to stop."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -46,6 +47,8 @@ DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 2
 FLOW = "unskew"
 STORE_TIMEOUT_S = 60.0
+
+_log = logging.getLogger("unskew.run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,12 @@ def run(
             still_ours=leases.check,
         )
         opened.callback(journal.close)
+        if state.leads and state.found is not None and not journal.existed:
+            _log.warning(
+                "%s holds no journal of the runs before this one: what they showed since their last durable epoch may be contradicted by the "
+                "log; restore the journal from the backup that holds the state, if there is one",
+                deployment.state / JOURNAL,
+            )
         writer = RedisWriter(
             deployment.redis_url,
             deployment.prefix,
