@@ -493,7 +493,7 @@ class _Growing:
     def add(self, events: pl.DataFrame) -> None:
         body = events.write_ipc(None).getvalue()
         record = _HEAD.pack(len(body), zlib.crc32(body)) + body
-        _write_all(self._file, record, self.n_bytes)
+        write_all(self._file, record, self.n_bytes)
         self.n_bytes += len(record)
         self.n_events += events.height
         self._newest_us = int(events.item(-1, "arrival"))
@@ -510,7 +510,8 @@ class _Growing:
         os.close(self._file)
 
 
-def _write_all(file: int, data: bytes, at: int) -> None:
+def write_all(file: int, data: bytes, at: int) -> None:
+    """Write all of ``data`` at a place of an open file. Raises ``OSError``."""
     left = memoryview(data)
     while left:
         written = os.pwrite(file, left, at)

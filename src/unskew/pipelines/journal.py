@@ -39,6 +39,7 @@ import msgspec
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.rejection import Kind
+from unskew.pipelines.changelog import write_all
 from unskew.pipelines.progress import Durations
 from unskew.sinks.parquet import sync_folder
 
@@ -297,9 +298,7 @@ class Journal:
                     self._replace()
                 assert self._file is not None
                 # This overwrites whatever a failed try left behind the end.
-                written = 0
-                while written < len(data):
-                    written += os.pwrite(self._file, data[written:], self._end + written)
+                write_all(self._file, data, self._end)
                 os.fdatasync(self._file)
             except OSError as error:
                 self._failed = True
@@ -325,9 +324,7 @@ class Journal:
         temporary = self._path.with_suffix(".tmp")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            written = 0
-            while written < len(data):
-                written += os.write(file, data[written:])
+            write_all(file, data, 0)
             os.fsync(file)
             self.still_ours()
             temporary.rename(self._path)

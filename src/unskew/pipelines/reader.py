@@ -415,7 +415,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             beats = self.ended or since_item_s >= reader.options.heartbeat_s
             if beats or since_item_s >= reader.options.mark_s:
                 announced = self._announce(self._mark())
-                if (beats or announced) and not (announced and self._journal is not None):
+                if announced and self._journal is not None:
+                    return []
+                if beats or announced:
                     return [self._item()]
         return []
 
