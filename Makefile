@@ -24,10 +24,10 @@ test: install ## The tests
 	$(BIN)/python -m pytest
 
 soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N to repeat a history)
-	$(BIN)/python -m tests.recovery.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.support.recovery.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 endure: install ## A live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
-	$(BIN)/python -m tests.recovery.endurance --minutes $(MINUTES)
+	$(BIN)/python -m tests.support.recovery.endurance --minutes $(MINUTES)
 
 check: install ## Format, lint, types, import contracts and tests: what CI calls
 	$(BIN)/ruff format --check .

@@ -27,13 +27,13 @@ import numpy as np
 import polars as pl
 from workload import SCHEMA, zipf
 
-from unskew.features import agg
-from unskew.features.agg import Aggregation
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.features.definitions import agg
+from unskew.features.definitions.agg import Aggregation
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.evaluate import ARRIVAL, EVENT_TIME, OFFSET, PARTITION, Evaluator
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import AggregationName, ViewPlan
+from unskew.features.shard_state import ShardState
 
 START_US = 1_600_000_000_000_000
 LATENESS_US = 3_000_000

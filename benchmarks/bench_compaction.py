@@ -26,7 +26,7 @@ from bench_join import COUNTS, INSTANT, START_US, SUMS, keys, the_labels, the_vi
 
 from unskew.features.registry import RegisteredView
 from unskew.offline.join import historical_features
-from unskew.sinks.layout import (
+from unskew.sinks.tables.layout import (
     LAYOUT,
     coverage_file,
     day_directory,

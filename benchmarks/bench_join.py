@@ -25,7 +25,7 @@ import polars as pl
 
 from unskew.features.registry import RegisteredEntity, RegisteredFeature, RegisteredView, RegisteredWindow
 from unskew.offline.join import historical_features
-from unskew.sinks.layout import coverage_file, day_directory, file_name, view_root
+from unskew.sinks.tables.layout import coverage_file, day_directory, file_name, view_root
 
 DAY_US = 86_400_000_000
 START_US = 1_483_228_800_000_000

@@ -21,7 +21,7 @@ import numpy as np
 import redis
 from workload import Forgetful, Watched, journal_of
 
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
 N_SYNCS = 500
 

@@ -20,12 +20,13 @@ import numpy as np
 import polars as pl
 from workload import SCHEMA, zipf
 
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream
-from unskew.features.kernel import directory, shard
-from unskew.features.kernel.shard import ShardState
+from unskew.features import shard_state as shard
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.features.kernel import directory
 from unskew.features.plan import ViewPlan
+from unskew.features.shard_state import ShardState
 
 START_US = 1_600_000_000_000_000
 PER_MS = 50

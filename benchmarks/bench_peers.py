@@ -41,12 +41,12 @@ import redis
 from confluent_kafka import Producer
 from workload import SCHEMA, zipf
 
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream, Tumbling
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream, Tumbling
 from unskew.features.plan import Plan
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.pipelines.run import Deployment, run
 
 START_MS = 1_600_000_000_000

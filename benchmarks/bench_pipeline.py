@@ -27,19 +27,19 @@ import polars as pl
 from confluent_kafka import Producer
 from workload import SCHEMA, zipf
 
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
-from unskew.pipelines.decode import AvroDecoder
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
-from unskew.pipelines.reader import KafkaPartition
+from unskew.pipelines.decoding.avro import AvroDecoder
+from unskew.pipelines.kafka.reader import KafkaPartition
 from unskew.pipelines.routing import Router
 from unskew.pipelines.run import Deployment, run
-from unskew.pipelines.shard import Shard
-from unskew.sinks.parquet import StagedTable
-from unskew.sinks.redis import RedisWriter
+from unskew.pipelines.state.ordering import Shard
+from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.parquet import StagedTable
 
 START_MS = 1_600_000_000_000
 

@@ -23,13 +23,13 @@ import numpy as np
 import polars as pl
 from workload import SCHEMA
 
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream
-from unskew.features.kernel.shard import ShardState
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import ViewPlan
-from unskew.pipelines.changelog import Changelog, Changelogs, Manifest, restored
-from unskew.pipelines.shard import Shard, Siblings
+from unskew.features.shard_state import ShardState
+from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.pipelines.state.ordering import Shard, Siblings
 
 START_US = 1_600_000_000_000_000
 HOP_US = 360_000_000

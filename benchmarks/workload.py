@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unskew.pipelines import run as pipeline
-from unskew.pipelines.journal import Fact, Journal
+from unskew.pipelines.state.journal import Fact, Journal
 
 SCHEMA = {
     "type": "record",

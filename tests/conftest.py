@@ -8,12 +8,12 @@ import pytest
 import redis
 from hypothesis import settings
 
-from tests.servers import choice
-from tests.servers.broker import Broker
-from tests.servers.kafka import ApacheKafka
+from tests.support.servers import choice
+from tests.support.servers.broker import Broker
+from tests.support.servers.kafka import ApacheKafka
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.features import kernel
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
-from unskew.sinks.keyspace import connect
+from unskew.sinks.redis.keyspace import connect
 
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
 settings.register_profile("unskew", deadline=None)

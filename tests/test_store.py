@@ -6,14 +6,14 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from tests.plans import DAY, HOUR, Wanted, sliding, view
-from tests.typed import DEFAULTS, FULL, NAMES, ORDERS
-from tests.updates import closing
+from tests.support.plans import DAY, HOUR, Wanted, sliding, view
+from tests.support.typed import DEFAULTS, FULL, NAMES, ORDERS
+from tests.support.updates import closing
 from unskew import FeatureStore, RequestError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
-from unskew.sinks.log import LogTable
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.kinds import LogTable
 
 SPEND = view(
     Wanted("n", "count", sliding(DAY, HOUR)),

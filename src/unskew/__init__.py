@@ -7,9 +7,10 @@ Definitions: ``Entity``, ``Stream``, ``Sessions``, ``FeatureView``, ``Feature``,
 
 from typing import TYPE_CHECKING, Any
 
-from unskew.features import agg
-from unskew.features.compile import compile  # noqa: A004 - the word that users know
-from unskew.features.definitions import (
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
+from unskew.features.definitions.load import load
+from unskew.features.definitions.vocabulary import (
     Calendar,
     Derived,
     Entity,
@@ -23,7 +24,6 @@ from unskew.features.definitions import (
     Tumbling,
 )
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
-from unskew.features.load import load
 from unskew.features.plan import Plan
 
 if TYPE_CHECKING:

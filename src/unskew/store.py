@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import redis
 
+from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError
 from unskew.features.frames import Table, like, to_polars
-from unskew.features.load import load
 from unskew.features.plan import Plan
 from unskew.features.registry import RegisteredView, register
 from unskew.features.time import duration_us

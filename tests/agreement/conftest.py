@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline import Bench
-from unskew.pipelines.embedded import EmbeddedBroker
+from tests.support.pipeline import Bench
+from unskew.demo.embedded import EmbeddedBroker
 
 
 @pytest.fixture

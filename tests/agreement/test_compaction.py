@@ -9,14 +9,14 @@ from pathlib import Path
 
 import polars as pl
 
-from tests.pipeline import Bench, Outcome, history, plan
+from tests.support.pipeline import Bench, Outcome, history, plan
 from unskew.features.registry import register
 from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
 from unskew.offline.join import historical_features
-from unskew.offline.log import ViewLog
+from unskew.offline.log_reader import ViewLog
 from unskew.pipelines.run import run
-from unskew.sinks.layout import published_files, read_coverage, superseded_files
+from unskew.sinks.tables.layout import published_files, read_coverage, superseded_files
 
 RECORDS = history(250, seed=11)
 VIEWS = ["by_user", "by_item"]

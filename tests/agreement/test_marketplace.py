@@ -14,14 +14,15 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-from tests.pipeline import Outcome, bits, entities, expected_log, logged
-from unskew.demo import journey, market
+from tests.support import market
+from tests.support.pipeline import Outcome, bits, entities, expected_log, logged
+from unskew.demo import journey
+from unskew.demo.embedded import EmbeddedBroker
 from unskew.demo.topics import Topic, partition_of
-from unskew.features.load import load
+from unskew.features.definitions.load import load
 from unskew.features.plan import ViewPlan
 from unskew.monitoring.recount import Recount
 from unskew.offline.join import historical_features
-from unskew.pipelines.embedded import EmbeddedBroker
 from unskew.pipelines.run import Deployment, run
 from unskew.serving.online import OnlineReader
 

@@ -8,7 +8,18 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from tests.pipeline import START, Bench, Outcome, bits, entities, expected_log, history, logged, naive_arrivals, plan
+from tests.support.pipeline import (
+    START,
+    Bench,
+    Outcome,
+    bits,
+    entities,
+    expected_log,
+    history,
+    logged,
+    naive_arrivals,
+    plan,
+)
 from unskew.monitoring.recount import Recount
 from unskew.offline.join import historical_features
 from unskew.pipelines.run import run

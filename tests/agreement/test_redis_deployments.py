@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.pipeline import Bench, Outcome, history, plan
 from tests.recovery.test_state_folder import Calling
-from tests.servers.valkey import Cluster, Sentinel, Valkey, cluster, replica_of, wait_until  # noqa: F401 - a fixture
+from tests.support.pipeline import Bench, Outcome, history, plan
+from tests.support.servers.valkey import Cluster, Sentinel, Valkey, cluster, replica_of, wait_until  # noqa: F401 - a fixture
 from unskew.pipelines.run import run
 from unskew.serving.online import OnlineReader
-from unskew.sinks.keyspace import clock_key
-from unskew.sinks.slots import slot_of
+from unskew.sinks.redis.cluster_slots import slot_of
+from unskew.sinks.redis.keyspace import clock_key
 
 RECORDS = history(400, seed=23)
 

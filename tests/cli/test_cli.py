@@ -6,7 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from tests.features.test_load import PYTHON, SCHEMA
+from tests.features.definitions.test_load import PYTHON, SCHEMA
 from unskew.cli import COMMANDS, main
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from tests.offline.test_compaction import on_disk, read, rows, write
 from unskew.cli import main
-from unskew.sinks.layout import published_files
+from unskew.sinks.tables.layout import published_files
 
 
 def unskew(*arguments: object, **environment: str):

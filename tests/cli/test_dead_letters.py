@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 from confluent_kafka import Producer
 
-from tests.pipeline import SCHEMA, START, Bench, Record
+from tests.support.pipeline import SCHEMA, START, Bench, Record
 from unskew.cli import main
-from unskew.features.load import load
+from unskew.demo.embedded import EmbeddedBroker
+from unskew.features.definitions.load import load
 from unskew.offline.dead_letters import Wanted, find, letters
-from unskew.pipelines.embedded import EmbeddedBroker
 from unskew.pipelines.run import run
 
 STAMP_MS = START // 1000

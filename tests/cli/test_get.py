@@ -4,13 +4,13 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from tests.plans import DAY, HOUR, Wanted, sliding, view
-from tests.typed import FULL, NAMES, ORDERS
-from tests.updates import closing
+from tests.support.plans import DAY, HOUR, Wanted, sliding, view
+from tests.support.typed import FULL, NAMES, ORDERS
+from tests.support.updates import closing
 from unskew.cli import main
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
 
 STAYS = view(
     Wanted("nights", "sum", sliding(DAY, HOUR), "n", of="int64"),

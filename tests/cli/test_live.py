@@ -3,13 +3,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from tests.plans import DAY, HOUR, MINUTE, SECOND, Wanted, sliding, view
-from tests.updates import closing, ledger_after
+from tests.support.plans import DAY, HOUR, MINUTE, SECOND, Wanted, sliding, view
+from tests.support.updates import closing, ledger_after
 from unskew.cli import main
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.features.updates import LATE_BOUNDS_US
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
 
 VISITS = view(
     Wanted("n", "count", sliding(5 * MINUTE, MINUTE)), Wanted("today", "count", sliding(DAY, HOUR)), name="visits"

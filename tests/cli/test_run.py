@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline import SCHEMA, Bench, history
-from unskew.pipelines.embedded import EmbeddedBroker
+from tests.support.pipeline import SCHEMA, Bench, history
+from unskew.demo.embedded import EmbeddedBroker
 
 RECORDS = history(120, seed=5)
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 from rich.console import Console
 
-from tests.plans import (
+from tests.support.plans import (
     DAY,
     HOUR,
     MINUTE,
@@ -20,7 +20,7 @@ from tests.plans import (
     tumbling,
     view,
 )
-from tests.typed import pairs
+from tests.support.typed import pairs
 from unskew.cli.tables import plain, shown, view_table
 from unskew.features.plan import Parameters
 from unskew.features.registry import register

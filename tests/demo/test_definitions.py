@@ -3,7 +3,7 @@
 import pytest
 
 from unskew.demo.journey import HOME, schema
-from unskew.features.load import load
+from unskew.features.definitions.load import load
 from unskew.features.plan import Plan
 
 

@@ -11,12 +11,12 @@ import pytest
 import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from unskew.pipelines import embedded
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.demo import embedded
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
 OWNER = """
 import sys, time
-from unskew.pipelines.embedded import EmbeddedRedis
+from unskew.demo.embedded import EmbeddedRedis
 server = EmbeddedRedis().start()
 print(server.port, flush=True)
 time.sleep(60)

@@ -6,10 +6,11 @@ import fastavro
 import polars as pl
 import pytest
 
-from unskew.demo import journey, market
+from tests.support import market
+from unskew.demo import journey
 from unskew.demo.encode import FRAME, encode
 from unskew.demo.topics import Topic, partition_of
-from unskew.features.load import load
+from unskew.features.definitions.load import load
 
 SCHEMAS = {
     "transactions": "transaction",

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from unskew.pipelines.embedded import EmbeddedBroker
-from unskew.pipelines.pacing import AHEAD_BYTES, PacedProducer, paced
+from unskew.demo.embedded import EmbeddedBroker
+from unskew.demo.pacing import AHEAD_BYTES, PacedProducer, paced
 
 GROUP = "readers"
 N_PARTITIONS = 2

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from unskew.demo.journey import HOME
-from unskew.features.load import load
+from unskew.features.definitions.load import load
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("kafka", "topics", "valkey", "pipeline", "prometheus", "grafana")

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from tests.features.definitions import stream, view
+from tests.support.definitions import stream, view
 from unskew import DefinitionError, Derived, Feature, Sliding, agg, compile
 from unskew.features.plan import DerivedPlan, ViewPlan
 

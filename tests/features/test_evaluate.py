@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from tests.plans import SECOND, Wanted, events, sliding, view
+from tests.support.plans import SECOND, Wanted, events, sliding, view
 from unskew.features.evaluate import evaluate
 
 WINDOW = sliding(60 * SECOND, SECOND)

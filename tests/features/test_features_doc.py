@@ -9,8 +9,8 @@ import yaml
 
 import unskew
 from unskew import Feature, FeatureView, Sliding, compile
-from unskew.features.definitions import Definition, Window
-from unskew.features.documents import definition_of
+from unskew.features.definitions.documents import definition_of
+from unskew.features.definitions.vocabulary import Definition, Window
 from unskew.features.plan import AggregationName, CalendarUnit
 from unskew.features.types import SCALARS
 
@@ -99,8 +99,8 @@ def test_every_example_compiles():
 
 
 def test_bounds_that_the_page_names_are_those_of_the_code():
-    from unskew.features import aggregations
-    from unskew.features.windows import MAX_EXTENT_US, MAX_SPAN
+    from unskew.features.definitions import aggregations
+    from unskew.features.definitions.windows import MAX_EXTENT_US, MAX_SPAN
 
     assert f"{MAX_SPAN:,} hops" in PAGE
     assert f"{MAX_EXTENT_US // 86_400_000_000:,} days" in PAGE

@@ -5,8 +5,8 @@ from decimal import Decimal
 
 import pytest
 
-from tests import plans
-from tests.features.definitions import stream, view
+from tests.support import plans
+from tests.support.definitions import stream, view
 from unskew import Calendar, Entity, Feature, LayoutError, Sliding, Tumbling, agg, compile
 from unskew.features.plan import Parameters, Plan
 from unskew.features.registry import describe, parse, register

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from tests.features.definitions import SCHEMA, stream, view
+from tests.support.definitions import SCHEMA, stream, view
 from unskew import DefinitionError, Derived, Entity, Feature, Sessions, Sliding, agg, compile
 from unskew.features.plan import ViewPlan
 

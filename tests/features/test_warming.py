@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from tests import plans
-from tests.plans import DAY, HOUR, MINUTE, Wanted, WantedOfOthers
+from tests.support import plans
+from tests.support.plans import DAY, HOUR, MINUTE, Wanted, WantedOfOthers
 from unskew.features.registry import register
 from unskew.features.warming import is_warming
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from tests.features.definitions import stream, view
+from tests.support.definitions import stream, view
 from unskew import (
     Calendar,
     Derived,

@@ -4,11 +4,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.plans import DAY, Wanted, sliding, view
-from tests.typed import FULL, ORDERS
-from tests.updates import updates
-from unskew.sinks.layout import published_files
-from unskew.sinks.log import DEAD_LETTER_SCHEMA, LogTable
+from tests.support.plans import DAY, Wanted, sliding, view
+from tests.support.typed import FULL, ORDERS
+from tests.support.updates import updates
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, LogTable
+from unskew.sinks.tables.layout import published_files
 
 VISITS = view(
     Wanted("n", "count", sliding(DAY, DAY)),

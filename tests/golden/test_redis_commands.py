@@ -1,10 +1,10 @@
 """The bytes that reach Redis are a contract with readers in any language: a change here is a decision."""
 
-from tests.plans import DAY, Wanted, sliding, view
-from tests.typed import FULL, NAMES, ORDERS
-from tests.updates import current
-from unskew.sinks.keyspace import clock_field, clock_key, registry_key
-from unskew.sinks.resp import RowEncoder
+from tests.support.plans import DAY, Wanted, sliding, view
+from tests.support.typed import FULL, NAMES, ORDERS
+from tests.support.updates import current
+from unskew.sinks.redis.keyspace import clock_field, clock_key, registry_key
+from unskew.sinks.redis.resp import RowEncoder
 
 PURCHASES = view(
     Wanted("count_30d", "count", sliding(30 * DAY, DAY)),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from tests.plans import Wanted, sliding, view
+from tests.support.plans import Wanted, sliding, view
 from unskew.features.kernel.repeats import Repeats
 
 _PLAIN = view(Wanted("n", "count", sliding(5, 1)))

@@ -8,11 +8,11 @@ import zlib
 import polars as pl
 import pytest
 
-from tests.plans import MINUTE, SECOND, Wanted, closed, lifetime, local_day, sessions, sliding, view
+from tests.support.plans import MINUTE, SECOND, Wanted, closed, lifetime, local_day, sessions, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Parameters, ViewPlan
+from unskew.features.shard_state import ShardState
 
 START = 1_490_486_400 * SECOND
 VIEW = view(

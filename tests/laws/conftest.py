@@ -2,7 +2,8 @@
 
 import pytest
 
-from unskew.features.kernel import directory, shard
+from unskew.features import shard_state as shard
+from unskew.features.kernel import directory
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.laws.fed import Fed, assert_equals_recount, bits, whole
-from tests.laws.histories import (
+from tests.support.fed import Fed, assert_equals_recount, bits, whole
+from tests.support.histories import (
     N_PACKS,
     TYPES,
     WINDOWS,
@@ -22,11 +22,11 @@ from tests.laws.histories import (
     small_view,
     splits,
 )
-from tests.plans import Wanted, WantedOfOthers
-from unskew.features.definitions import Calendar, Session, Tumbling, Window
+from tests.support.plans import Wanted, WantedOfOthers
+from unskew.features.definitions.vocabulary import Calendar, Session, Tumbling, Window
+from unskew.features.definitions.windows import plan_window
 from unskew.features.plan import MAX_FEATURES, AggregationName, CalendarUnit, ViewPlan
 from unskew.features.types import SCALARS
-from unskew.features.windows import plan_window
 
 windows = pytest.mark.parametrize("named", list(WINDOWS))
 packs = pytest.mark.parametrize("number", range(N_PACKS))

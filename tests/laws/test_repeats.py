@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.plans import Wanted, sliding, view
+from tests.support.plans import Wanted, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
 from unskew.features.kernel import repeats as module

@@ -4,13 +4,13 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.laws.fed import Fed, assert_equals_recount, whole
-from tests.laws.histories import DECIMAL, PLAN_COLUMNS, WINDOWS, histories, laws, small_view, splits
-from tests.plans import SECOND, Wanted, events, lifetime, session, sessions
+from tests.support.fed import Fed, assert_equals_recount, whole
+from tests.support.histories import DECIMAL, PLAN_COLUMNS, WINDOWS, histories, laws, small_view, splits
+from tests.support.plans import SECOND, Wanted, events, lifetime, session, sessions
+from unskew.features.definitions.windows import plan_window
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Parameters, ViewPlan, WindowPlan
-from unskew.features.windows import plan_window
+from unskew.features.shard_state import ShardState
 
 GAPS = [(6 * SECOND, 2 * SECOND), (3 * SECOND, 3 * SECOND)]
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from tests.plans import (
+from tests.support.plans import (
     DAY,
     HOUR,
     MINUTE,
@@ -27,21 +27,21 @@ from tests.plans import (
     sliding,
     view,
 )
-from tests.typed import pairs
-from tests.updates import updates
-from tests.written import write_archive, write_log
+from tests.support.typed import pairs
+from tests.support.updates import updates
+from tests.support.written import write_archive, write_log
 from unskew.cli import main
+from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
-from unskew.features.load import load
 from unskew.features.plan import Parameters, Plan, ViewPlan
+from unskew.features.shard_state import ShardState
 from unskew.features.types import polars_type
 from unskew.monitoring.audit import AuditReport, audit
 from unskew.monitoring.report import audit_table, engines_line
 from unskew.serving.online import present_us
-from unskew.sinks.log import LogTable
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.kinds import LogTable
 
 T0 = 1_490_400_000 * SECOND  # 2017-03-25, the day before clocks change in Berlin
 CLOCK = T0 + 3 * DAY

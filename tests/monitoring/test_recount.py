@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 
-from tests.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, local_day, sliding, tumbling, view
+from tests.support.plans import DAY, HOUR, MINUTE, SECOND, Wanted, events, local_day, sliding, tumbling, view
 from unskew.monitoring.recount import Recount, identical
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import polars as pl
 import pytest
 
-from tests.plans import DAY, MINUTE, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
+from tests.support.plans import DAY, MINUTE, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
 from unskew.features.plan import Parameters
 from unskew.features.types import polars_type
 from unskew.monitoring.recount import Recount, identical

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 
-from tests.plans import (
+from tests.support.plans import (
     DAY,
     HOUR,
     MINUTE,

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.offline.test_join import CLOCK, EVENTS, T0, VIEW
-from tests.plans import DAY, SECOND, events
 from tests.recovery.test_staged_table import Died, Disk
-from tests.typed import DEFAULTS, EMPTY, FULL, ORDERS
-from tests.updates import updates
-from tests.written import write_log
+from tests.support.plans import DAY, SECOND, events
+from tests.support.typed import DEFAULTS, EMPTY, FULL, ORDERS
+from tests.support.updates import updates
+from tests.support.written import write_log
 from unskew.features.errors import LayoutError
 from unskew.features.registry import register
 from unskew.offline.compaction import (
@@ -36,11 +36,11 @@ from unskew.offline.compaction import (
     log_tables,
     runs,
 )
-from unskew.offline.log import ViewLog
+from unskew.offline.log_reader import ViewLog
 from unskew.offline.merging import Unmergeable, source, verify
-from unskew.sinks.layout import INSTANT, TableFile, file_name, published_files, superseded_files
-from unskew.sinks.log import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable
-from unskew.sinks.parquet import StagedTable
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable
+from unskew.sinks.tables.layout import INSTANT, TableFile, file_name, published_files, superseded_files
+from unskew.sinks.tables.parquet import StagedTable
 
 AT_ONCE = Limits(min_files=2, grace_s=0)
 KEEP = Limits(min_files=2, grace_s=3600)
@@ -684,7 +684,7 @@ def view_log(root: Path) -> ViewLog:
 def test_a_log_reads_the_same_pieces_when_its_files_were_merged_and_deleted_meanwhile(
     tmp_path, monkeypatch, chunk_bytes, again
 ):
-    monkeypatch.setattr("unskew.offline.log._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", chunk_bytes)
     write_log(tmp_path, VIEW, MANY, T0 + 200_100 * SECOND, n_shards=2, n_batches=12)
     (ours,) = log_tables(tmp_path)
     expected = list(view_log(tmp_path).newest_first(COLUMNS))

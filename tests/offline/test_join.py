@@ -7,10 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.plans import DAY, HOUR, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
-from tests.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
-from tests.updates import updates
-from tests.written import write_log
+from tests.support.plans import DAY, HOUR, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
+from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
+from tests.support.updates import updates
+from tests.support.written import write_log
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import register
@@ -18,9 +18,9 @@ from unskew.features.types import polars_type
 from unskew.features.updates import NothingToCome
 from unskew.offline import join
 from unskew.offline.join import historical_features, joined
-from unskew.offline.log import ViewLog
-from unskew.sinks.log import LogTable
-from unskew.sinks.parquet import record_shards
+from unskew.offline.log_reader import ViewLog
+from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.tables.parquet import record_shards
 
 T0 = 1_500_000_000 * SECOND  # a multiple of 20 s
 WINDOW = sliding(20 * SECOND, 5 * SECOND)
@@ -148,7 +148,7 @@ def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch)
     frame = labels(*((f"u{user}", 3_600 * hour) for hour in range(0, 300, 5) for user in (3, 1, 5, 0)))
 
     whole = ask(tmp_path, frame, "last", plan=plan)
-    monkeypatch.setattr("unskew.offline.log._CHUNK_BYTES", 1)
+    monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", 1)
 
     assert ask(tmp_path, frame, "last", plan=plan).equals(whole)
     assert whole.filter(user="u3")["last"].n_unique() == 10
@@ -158,7 +158,7 @@ def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch)
 @pytest.mark.parametrize("as_served", [False, True])
 def test_rows_of_one_entity_in_two_shards_are_taken_in_the_order_of_time(tmp_path, monkeypatch, chunk_bytes, as_served):
     """It was forgotten in p0, which had run ahead, and came back in p1."""
-    monkeypatch.setattr("unskew.offline.log._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", chunk_bytes)
     plan = replace(VIEW, stream=replace(VIEW.stream, partitioned_by=VIEW.entity.keys))
     for shard, first in (("p0.0", 20), ("p1.0", 1)):
         now = [0]
@@ -420,7 +420,7 @@ def orders(tmp_path) -> Path:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 28])
 def test_values_of_every_type_are_joined_bit_for_bit_in_any_order(orders, monkeypatch, chunk_bytes):
-    monkeypatch.setattr("unskew.offline.log._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", chunk_bytes)
     frame = labels(("u", 90_000), ("u", 2), ("v", 6), ("nobody", 6), ("u", 1), ("u", 80_000))
 
     answer = ask(orders, frame, *NAMES, plan=ORDERS)

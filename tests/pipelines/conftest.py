@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from tests import plans
-from tests.pipelines.sources import Present, Topic
-from unskew.pipelines.source import KafkaSource, SourceOptions
+from tests.support import plans
+from tests.support.sources import Present, Topic
+from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 
 
 @pytest.fixture

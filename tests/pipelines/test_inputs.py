@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-from tests.schema_registry import Registry
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Lifetime, Stream
+from tests.support.schema_registry import Registry
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Lifetime, Stream
 from unskew.pipelines.run import Deployment, run
 
 NOON_MS = 1_483_272_000_000

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from tests.recovery import counted
-from tests.recovery.counted import SECOND_US, Counted, CountedView, Ever, Running, Sliding, Tumbling
+from tests.support.recovery import counted
+from tests.support.recovery.counted import SECOND_US, Counted, CountedView, Ever, Running, Sliding, Tumbling
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

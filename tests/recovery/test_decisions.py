@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline import SCHEMA, Bench, Outcome, entities, expected_log, history, logged, plan
 from tests.recovery.test_state_folder import BrokenOff, Calling
-from tests.schema_registry import Registry
+from tests.support.pipeline import SCHEMA, Bench, Outcome, entities, expected_log, history, logged, plan
+from tests.support.schema_registry import Registry
 from unskew.features.plan import Plan
 from unskew.pipelines.run import run
 

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.recovery.cases import CASES, WARM_UP
-from tests.recovery.harness import Report
-from tests.servers.broker import Broker
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from tests.support.recovery.cases import CASES, WARM_UP
+from tests.support.recovery.harness import Report
+from tests.support.servers.broker import Broker
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
 AT_ONCE = 2
 """Ordeals at a time: most of a life is the start of a process, which keeps one core busy."""

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.pipeline import SECOND, Bench, Outcome, history, plan
+from tests.support.pipeline import SECOND, Bench, Outcome, history, plan
 from unskew.features.errors import UnskewError
 from unskew.features.ledger import LateEvents
 from unskew.features.plan import ViewPlan, WindowPlan
@@ -15,7 +15,7 @@ from unskew.features.registry import register
 from unskew.features.time import EPOCH
 from unskew.features.updates import LATE_BOUNDS_US
 from unskew.monitoring.recount import Recount
-from unskew.offline.log import ViewLog
+from unskew.offline.log_reader import ViewLog
 from unskew.pipelines.run import run
 from unskew.serving.live import read_live
 

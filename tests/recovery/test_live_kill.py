@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.recovery.cases import WARM_UP
-from tests.recovery.live_cases import FORGETFUL, LIVE_CASES, LiveCase
-from tests.recovery.live_ordeal import LiveReport
-from tests.servers.broker import Broker
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from tests.support.recovery.cases import WARM_UP
+from tests.support.recovery.live_cases import FORGETFUL, LIVE_CASES, LiveCase
+from tests.support.recovery.live_ordeal import LiveReport
+from tests.support.servers.broker import Broker
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
 AT_ONCE = 2
 """Ordeals at a time: most of a life is the start of a process, which keeps one core busy."""

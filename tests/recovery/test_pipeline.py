@@ -8,13 +8,13 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from tests.pipeline import Bench, Outcome, Record, bits, entities, expected_log, history, logged, plan
+from tests.support.pipeline import Bench, Outcome, Record, bits, entities, expected_log, history, logged, plan
 from unskew.features.errors import LayoutError, RequestError, UnskewError
 from unskew.features.plan import Plan
 from unskew.monitoring.recount import Recount
 from unskew.pipelines.run import Deployment, run
 from unskew.serving.online import OnlineReader
-from unskew.sinks import layout
+from unskew.sinks.tables import layout
 
 RECORDS = history(160, seed=11)
 VIEWS = ["by_user", "by_item"]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tests.pipeline import Bench, Outcome, history, plan
 from tests.recovery.test_state_folder import Calling
+from tests.support.pipeline import Bench, Outcome, history, plan
 from unskew.pipelines.run import run
 
 RECORDS = history(200, seed=11)

@@ -9,10 +9,10 @@ import fastavro
 import numpy as np
 import pytest
 
-from tests.pipeline import SECOND, START, Bench, Outcome, Record, entities, expected_log, logged
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Sliding, Stream, Tumbling
+from tests.support.pipeline import SECOND, START, Bench, Outcome, Record, entities, expected_log, logged
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream, Tumbling
 from unskew.features.errors import LayoutError
 from unskew.features.plan import Plan
 from unskew.pipelines.run import run

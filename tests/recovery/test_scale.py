@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.recovery.harness import Ordeal
-from tests.recovery.processes import APART, CLUSTER, ONE, Life, Site, Topology
-from tests.recovery.scene import Scene, scene
-from unskew.pipelines.embedded import EmbeddedBroker
+from tests.support.recovery.harness import Ordeal
+from tests.support.recovery.processes import APART, CLUSTER, ONE, Life, Site, Topology
+from tests.support.recovery.scene import Scene, scene
+from unskew.demo.embedded import EmbeddedBroker
 
 
 def _site(broker: EmbeddedBroker, redis_url: str, made: Scene, root: Path) -> Site:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.recovery import instants
-from tests.recovery.harness import Ordeal
-from tests.recovery.processes import ONE, Life, Site
-from tests.recovery.scene import Feeder, scene
-from tests.recovery.servers import RestartableRedis, filled_up, read_only, small_disk
-from tests.servers.broker import Broker
-from tests.servers.kafka import ApacheKafka
-from unskew.pipelines.embedded import EmbeddedBroker
+from tests.support.recovery import instants
+from tests.support.recovery.harness import Ordeal
+from tests.support.recovery.processes import ONE, Life, Site
+from tests.support.recovery.scene import Feeder, scene
+from tests.support.recovery.servers import RestartableRedis, filled_up, read_only, small_disk
+from tests.support.servers.broker import Broker
+from tests.support.servers.kafka import ApacheKafka
+from unskew.demo.embedded import EmbeddedBroker
 
 AnyBroker = ApacheKafka | Broker | EmbeddedBroker
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.plans import DAY
-from unskew.sinks.layout import INSTANT, published_files, read_coverage
-from unskew.sinks.parquet import StagedTable
+from tests.support.plans import DAY
+from unskew.sinks.tables.layout import INSTANT, published_files, read_coverage
+from unskew.sinks.tables.parquet import StagedTable
 
 N_ROWS = 12
 ROWS_PER_EPOCH = 4

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tests.pipeline import Bench, Outcome, history, plan
+from tests.support.pipeline import Bench, Outcome, history, plan
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import parse

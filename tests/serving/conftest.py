@@ -1,3 +1,3 @@
 """The cluster that the tests of serving share."""
 
-from tests.servers.valkey import cluster  # noqa: F401 - a fixture
+from tests.support.servers.valkey import cluster  # noqa: F401 - a fixture

@@ -5,19 +5,19 @@ import threading
 
 import pytest
 
-from tests.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
-from tests.servers.certificates import certified
-from tests.servers.tls import TlsFront
-from tests.servers.valkey import Sentinel, Valkey, quiet_port
-from tests.updates import closing
+from tests.support.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
+from tests.support.servers.certificates import certified
+from tests.support.servers.tls import TlsFront
+from tests.support.servers.valkey import Sentinel, Valkey, quiet_port
+from tests.support.updates import closing
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.serving.live import read_live
 from unskew.serving.online import OnlineReader
-from unskew.sinks.keyspace import clock_key, connect, registry_key
-from unskew.sinks.redis import RedisWriter
-from unskew.sinks.slots import slot_of
+from unskew.sinks.redis.cluster_slots import slot_of
+from unskew.sinks.redis.keyspace import clock_key, connect, registry_key
+from unskew.sinks.redis.writer import RedisWriter
 from unskew.store import FeatureStore
 
 VISITS = view(

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from tests.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
-from tests.updates import closing, ledger_after
+from tests.support.plans import DAY, HOUR, MINUTE, Wanted, sliding, view
+from tests.support.updates import closing, ledger_after
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.ledger import LateEvents
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.features.updates import NothingToCome
 from unskew.serving.live import read_live
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
 
 VISITS = view(
     Wanted("n", "count", sliding(5 * MINUTE, MINUTE)), Wanted("today", "count", sliding(DAY, HOUR)), name="visits"

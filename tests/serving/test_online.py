@@ -6,17 +6,17 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from tests.plans import DAY, HOUR, MINUTE, Wanted, WantedOfOthers, lifetime, sessions, sliding, view
-from tests.typed import AWKWARD, DEFAULTS, FULL, NAMES, ORDERS
-from tests.updates import closing
+from tests.support.plans import DAY, HOUR, MINUTE, Wanted, WantedOfOthers, lifetime, sessions, sliding, view
+from tests.support.typed import AWKWARD, DEFAULTS, FULL, NAMES, ORDERS
+from tests.support.updates import closing
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, register
 from unskew.features.types import polars_type
 from unskew.features.updates import NothingToCome
 from unskew.serving.online import OnlineReader
-from unskew.sinks.keyspace import sent_key
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.keyspace import sent_key
+from unskew.sinks.redis.writer import RedisWriter
 
 VISITS = view(
     Wanted("n_5min", "count", sliding(5 * MINUTE, MINUTE)),

@@ -7,10 +7,10 @@ from decimal import Decimal
 
 import polars as pl
 
-from tests.laws.histories import History
+from tests.support.histories import History
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
+from unskew.features.shard_state import ShardState
 from unskew.monitoring.recount import Recount, identical
 
 KEYS = {"a": "a", "b|é": "b%7C%C3%A9", "c": "c"}

@@ -4,14 +4,14 @@ import json
 import time
 from dataclasses import replace
 
-from tests.plans import DAY, Wanted, sliding, view
-from tests.updates import updates
+from tests.support.plans import DAY, Wanted, sliding, view
+from tests.support.updates import updates
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.features.updates import Updates
-from unskew.sinks.keyspace import connect
-from unskew.sinks.redis import RedisWriter
-from unskew.sinks.redis_url import Client
+from unskew.sinks.redis.keyspace import connect
+from unskew.sinks.redis.url import Client
+from unskew.sinks.redis.writer import RedisWriter
 
 VIEW = view(
     Wanted("n", "count", sliding(30 * DAY, DAY)),

@@ -10,11 +10,11 @@ import polars as pl
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from tests.plans import HOUR, MINUTE, SECOND, Wanted, view
-from unskew.features.definitions import Calendar, Lifetime, Session, Sliding, Tumbling, Window
+from tests.support.plans import HOUR, MINUTE, SECOND, Wanted, view
+from unskew.features.definitions.vocabulary import Calendar, Lifetime, Session, Sliding, Tumbling, Window
+from unskew.features.definitions.windows import plan_window
 from unskew.features.plan import AggregationName, Parameters, ViewPlan, WindowPlan
 from unskew.features.types import SCALARS, ValueType, decimal
-from unskew.features.windows import plan_window
 
 
 def laws(max_examples: int) -> settings:

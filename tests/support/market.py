@@ -19,7 +19,7 @@ from unskew.demo import journey
 from unskew.demo.page_views import page_views
 from unskew.demo.topics import Topic
 
-HOME = Path(__file__).parent / "marketplace"
+HOME = Path(__file__).parents[2] / "examples" / "marketplace"
 """The example's folder: definitions and schemas."""
 
 N_PARTITIONS = 4

@@ -14,12 +14,20 @@ import numpy as np
 import polars as pl
 from confluent_kafka import Producer
 
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Calendar, Entity, Feature, FeatureView, Sliding, Stream, Tumbling
+from unskew.demo.embedded import EmbeddedBroker
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import (
+    Calendar,
+    Entity,
+    Feature,
+    FeatureView,
+    Sliding,
+    Stream,
+    Tumbling,
+)
 from unskew.features.plan import Plan, ViewPlan
 from unskew.monitoring.recount import Recount
-from unskew.pipelines.embedded import EmbeddedBroker
 from unskew.pipelines.run import Deployment, Status, run
 
 SECOND = 1_000_000

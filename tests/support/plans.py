@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from unskew.features.definitions import Calendar
+from unskew.features.definitions.vocabulary import Calendar
+from unskew.features.definitions.windows import plan_window
 from unskew.features.plan import (
     AggregationName,
     CalendarUnit,
@@ -24,7 +25,6 @@ from unskew.features.plan import (
     WindowPlan,
 )
 from unskew.features.types import ValueType, polars_type
-from unskew.features.windows import plan_window
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND

@@ -4,7 +4,7 @@ import datetime as dt
 from decimal import Decimal
 from typing import Any
 
-from tests.plans import DAY, HOUR, Wanted, WantedOfOthers, lifetime, sliding, view
+from tests.support.plans import DAY, HOUR, Wanted, WantedOfOthers, lifetime, sliding, view
 from unskew.features.plan import Parameters
 
 WINDOW = sliding(DAY, HOUR)

@@ -9,7 +9,7 @@ import polars as pl
 from unskew.features.plan import ViewPlan
 from unskew.features.types import polars_type
 from unskew.features.updates import LATE_BOUNDS_US, Updates
-from unskew.sinks.layout import log_schema
+from unskew.sinks.tables.layout import log_schema
 
 
 def current(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:

@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
 from unskew.features.keys import encode_keys, shard_of
 from unskew.features.plan import ViewPlan
+from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
-from unskew.sinks.log import LogTable, archive_table
+from unskew.sinks.tables.kinds import LogTable, archive_table
 
 NOW_US = 1_700_000_000_000_000
 

@@ -44,7 +44,7 @@ def audit(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from unskew.features.load import load
+    from unskew.features.definitions.load import load
     from unskew.monitoring.audit import audit as compare
     from unskew.monitoring.report import audit_table, engines_line
 

@@ -238,7 +238,7 @@ def replay(
     """
     from unskew.features.errors import RequestError, StoreUnavailable
     from unskew.offline.dead_letters import Mended, find, letters, read_mended
-    from unskew.pipelines.kafka_config import read_kafka_config
+    from unskew.pipelines.kafka.client_settings import read_kafka_config
     from unskew.pipelines.replay import Memory, send
 
     if file is None and not (topics or reason or since or until or places):
@@ -348,12 +348,12 @@ def _refuse_missing(places: "tuple[str, ...] | list[str] | Any", found: "pl.Data
 def _checks(definitions: tuple[Path, ...], schema_registry: str | None) -> "Checks":
     import threading
 
-    from unskew.features.load import load
+    from unskew.features.definitions.load import load
     from unskew.pipelines.replay import Checks
 
     schemas = None
     if schema_registry is not None:
-        from unskew.pipelines.registry_client import SchemaRegistry
+        from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 
         schemas = SchemaRegistry(schema_registry, threading.Event())
     return Checks(load(*definitions), schemas)

@@ -21,7 +21,7 @@ def check(paths: tuple[Path, ...]) -> None:
     Example:
         unskew check examples/complete_journey
     """
-    from unskew.features.load import load
+    from unskew.features.definitions.load import load
 
     plan = load(*paths)
     width = max((len(view.id) for view in plan.views.values()), default=0)
@@ -74,7 +74,7 @@ def describe(
         return
     if not paths:
         raise click.UsageError("there is no PATH; give one, set UNSKEW_DEFINITIONS, or ask for what runs with --live")
-    from unskew.features.load import load
+    from unskew.features.definitions.load import load
     from unskew.features.registry import describe as registry_of
     from unskew.features.registry import register
 

@@ -8,7 +8,7 @@ import click
 from unskew import settings
 
 if TYPE_CHECKING:
-    from unskew.offline.log import ViewLog
+    from unskew.offline.log_reader import ViewLog
 
 
 @click.group()
@@ -95,10 +95,10 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":
     from difflib import get_close_matches
 
+    from unskew.features.definitions.load import load
     from unskew.features.errors import RequestError
-    from unskew.features.load import load
     from unskew.features.registry import register
-    from unskew.offline.log import ViewLog
+    from unskew.offline.log_reader import ViewLog
 
     views = load(*definitions).views
     if name not in views:

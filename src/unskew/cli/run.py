@@ -15,10 +15,10 @@ from typing import Literal, cast
 import click
 
 from unskew import settings
+from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError, UnskewError
-from unskew.features.load import load
 from unskew.features.time import duration_us, format_instant
-from unskew.pipelines.kafka_config import read_kafka_config
+from unskew.pipelines.kafka.client_settings import read_kafka_config
 from unskew.pipelines.run import Deployment, Status, stopping_on_signals
 from unskew.pipelines.run import run as run_pipeline
 

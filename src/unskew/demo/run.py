@@ -17,17 +17,17 @@ from rich.console import Console
 
 from unskew.demo import journey, results
 from unskew.demo.display import Display
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.folders import Folders
+from unskew.demo.pacing import PacedProducer, paced
 from unskew.demo.process import PipelineProcess, Progress
 from unskew.demo.topics import Topic
+from unskew.features.definitions.load import load
 from unskew.features.errors import UnskewError
-from unskew.features.load import load
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
 from unskew.monitoring.report import audit_table, engines_line
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
-from unskew.pipelines.pacing import PacedProducer, paced
-from unskew.sinks.layout import published_files
+from unskew.sinks.tables.layout import published_files
 from unskew.store import FeatureStore
 
 N_AUDITED = 2_000

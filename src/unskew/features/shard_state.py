@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.kernel import layout
+from unskew.features.kernel import state_bytes as layout
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.bags import fill_slots
 from unskew.features.kernel.codings import coded

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from unskew.features.definitions.windows import old_edge_us
 from unskew.features.registry import RegisteredFeature, RegisteredView
-from unskew.features.windows import old_edge_us
 
 Ints = npt.NDArray[np.int64]
 

@@ -22,9 +22,9 @@ from unskew.monitoring.log_rows import compare_origins, compare_rows, missing_ev
 from unskew.monitoring.outcome import AuditReport, Difference, ViewAudit, first_difference, stray
 from unskew.monitoring.recount import Key, Recount, identical
 from unskew.offline.join import joined
-from unskew.offline.log import ViewLog
+from unskew.offline.log_reader import ViewLog
 from unskew.serving.online import OnlineReader
-from unskew.sinks.layout import Coverage, published_files, read_coverage, view_root
+from unskew.sinks.tables.layout import Coverage, published_files, read_coverage, view_root
 
 Progress = Callable[[str, int, int], None]
 

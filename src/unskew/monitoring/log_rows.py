@@ -9,7 +9,7 @@ import polars as pl
 from unskew.features.time import format_instant
 from unskew.monitoring.outcome import Difference, ViewAudit, stray
 from unskew.monitoring.recount import Key, Recount, Row
-from unskew.offline.log import ViewLog
+from unskew.offline.log_reader import ViewLog
 
 _INSTANT = pl.Datetime("us", "UTC")
 _ORIGIN = ("event_time", "partition", "offset", "cause")

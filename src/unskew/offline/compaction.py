@@ -22,9 +22,9 @@ from pathlib import Path
 
 from unskew.features.errors import StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify
-from unskew.sinks import layout
-from unskew.sinks.layout import TableFile
-from unskew.sinks.parquet import sync_folder
+from unskew.sinks.tables import layout
+from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.parquet import sync_folder
 
 Progress = Callable[[int, int], None]
 

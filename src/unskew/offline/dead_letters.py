@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.sinks.layout import published_files
-from unskew.sinks.log import DEAD_LETTER_SCHEMA
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
+from unskew.sinks.tables.layout import published_files
 
 PLACE = ("folder", "topic", "partition", "offset")
 

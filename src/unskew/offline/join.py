@@ -16,7 +16,7 @@ from unskew.features.registry import RegisteredFeature, RegisteredView, register
 from unskew.features.time import duration_us, format_instant
 from unskew.features.types import polars_type
 from unskew.features.warming import is_warming
-from unskew.offline.log import ViewLog
+from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
 Ints = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.registry import RegisteredView
-from unskew.sinks.layout import Coverage, TableFile, published_files, read_coverage, view_root
+from unskew.sinks.tables.layout import Coverage, TableFile, published_files, read_coverage, view_root
 
 _Answer = TypeVar("_Answer")
 

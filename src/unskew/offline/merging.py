@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unskew.features.errors import LayoutError
-from unskew.sinks.layout import TableFile
+from unskew.sinks.tables.layout import TableFile
 
 # Of values as they are in memory; a group of narrow rows is full before.
 _GROUP_BYTES = 64 << 20

@@ -18,19 +18,19 @@ from bytewax.operators import KeyedStream, StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Plan, ViewPlan
+from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
-from unskew.pipelines.changelog import Changelog, Changelogs
+from unskew.pipelines.kafka.source import KafkaSource
 from unskew.pipelines.progress import Epochs, Progress
 from unskew.pipelines.routing import Router, TableRows
-from unskew.pipelines.shard import Shard, Siblings, Slice
-from unskew.pipelines.source import KafkaSource
-from unskew.sinks.layout import view_root
-from unskew.sinks.log import DeadLetterTable, LogTable, archive_table
-from unskew.sinks.parquet import StagedTable, record_shards
+from unskew.pipelines.state.changelog import Changelog, Changelogs
+from unskew.pipelines.state.ordering import Shard, Siblings, Slice
 from unskew.sinks.patience import Patience
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.tables.kinds import DeadLetterTable, LogTable, archive_table
+from unskew.sinks.tables.layout import view_root
+from unskew.sinks.tables.parquet import StagedTable, record_shards
 
 ROWS_PER_REFILL = 20_000
 

@@ -19,14 +19,14 @@ import fastavro
 import numpy as np
 from confluent_kafka import KafkaException, Producer
 
-from unskew.features.avro import avro_fields
+from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.evaluate import Evaluator
 from unskew.features.plan import Plan, StreamPlan
-from unskew.pipelines.decode import Schemas, decoder_of
-from unskew.pipelines.poll import Poll
-from unskew.pipelines.resolve import Incompatible
-from unskew.pipelines.wire import FRAME_BYTES
+from unskew.pipelines.decoding.avro import Schemas, decoder_of
+from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
+from unskew.pipelines.decoding.resolve import Incompatible
+from unskew.pipelines.kafka.poll import Poll
 
 REPLAYED = "_replayed.jsonl"
 _TIMEOUT_S = 60.0

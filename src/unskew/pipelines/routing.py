@@ -11,10 +11,10 @@ from unskew.features.evaluate import Evaluator
 from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
-from unskew.pipelines.decoded import Decoded, Decoder, letters
-from unskew.pipelines.journal import Journal, Refused
-from unskew.pipelines.shard import Slice, shard_names
-from unskew.pipelines.source import Poll
+from unskew.pipelines.decoding.decoder import Decoded, Decoder, letters
+from unskew.pipelines.kafka.source import Poll
+from unskew.pipelines.state.journal import Journal, Refused
+from unskew.pipelines.state.ordering import Slice, shard_names
 
 
 @dataclass(frozen=True, slots=True)

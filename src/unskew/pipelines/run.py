@@ -25,20 +25,20 @@ from bytewax.testing import run_main
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
-from unskew.pipelines.changelog import Changelogs
-from unskew.pipelines.decode import decoder_of
-from unskew.pipelines.endpoint import answering
+from unskew.pipelines.decoding.avro import decoder_of
+from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
-from unskew.pipelines.journal import Journal
+from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.progress import Progress
-from unskew.pipelines.registry_client import SchemaRegistry
 from unskew.pipelines.routing import Router
-from unskew.pipelines.running import Running
-from unskew.pipelines.shard import shard_names
-from unskew.pipelines.source import KafkaSource, SourceOptions
+from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.journal import Journal
+from unskew.pipelines.state.ordering import shard_names
+from unskew.pipelines.watch.endpoint import answering
+from unskew.pipelines.watch.running import Running
 from unskew.sinks.lease import Lease, Leases, Owner
 from unskew.sinks.patience import Patience
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
 
 RECOVERY = "recovery"
 CHANGELOG = "changelog"

@@ -9,7 +9,7 @@ import polars as pl
 
 from unskew.features.keys import shard_of
 from unskew.features.registry import RegisteredView
-from unskew.sinks.keyspace import ENDED, LOSS, SINCE, shards_field
+from unskew.sinks.redis.keyspace import ENDED, LOSS, SINCE, shards_field
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from unskew.features.errors import RequestError
 from unskew.features.ledger import Ledger, read_ledger, together
 from unskew.features.registry import RegisteredView, parse
-from unskew.sinks.keyspace import (
+from unskew.sinks.redis.keyspace import (
     ENDED,
     SINCE,
     as_text,
@@ -16,8 +16,8 @@ from unskew.sinks.keyspace import (
     registry_key,
     shards_field,
 )
-from unskew.sinks.redis_server import Server
-from unskew.sinks.redis_url import Client
+from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.url import Client
 
 
 def present_us() -> int:

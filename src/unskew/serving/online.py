@@ -17,7 +17,7 @@ from unskew.features.references import Asked, by_view, find_view, key_columns, r
 from unskew.features.registry import RegisteredView, parse
 from unskew.features.warming import is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
-from unskew.sinks.keyspace import (
+from unskew.sinks.redis.keyspace import (
     as_text,
     clock_key,
     registry_key,
@@ -25,9 +25,9 @@ from unskew.sinks.keyspace import (
     value_key,
     value_keys_pattern,
 )
-from unskew.sinks.redis_server import Server
-from unskew.sinks.redis_url import Client
-from unskew.sinks.texts import read_column
+from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.texts import read_column
+from unskew.sinks.redis.url import Client
 
 Status = Literal["present", "default", "warming", "lagging"]
 

@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from tests.features.definitions import SCHEMA, stream, view
+from tests.support.definitions import SCHEMA, stream, view
 from unskew import Calendar, DefinitionError, Entity, Feature, Lifetime, Session, Sliding, Tumbling, agg, compile
-from unskew.features.agg import Aggregation
+from unskew.features.definitions.agg import Aggregation
 from unskew.features.plan import AggregationName, FeaturePlan, Parameters
 
 HOUR = Sliding("1h", hop="1min")

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from unskew.features.avro import avro_columns, unread_types
+from unskew.features.definitions.avro_schema import avro_columns, unread_types
 
 
 def record(*types: object) -> dict[str, object]:

@@ -5,7 +5,7 @@ from itertools import product
 import polars as pl
 import pytest
 
-from tests.features.definitions import COUNT, SCHEMA, stream, view
+from tests.support.definitions import COUNT, SCHEMA, stream, view
 from unskew import Calendar, DefinitionError, Entity, Feature, FeatureView, Sliding, Tumbling, agg, compile
 from unskew.features.plan import FeaturePlan
 from unskew.features.types import polars_type

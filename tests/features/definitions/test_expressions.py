@@ -1,8 +1,8 @@
 import polars as pl
 import pytest
 
+from unskew.features.definitions.expressions import canonical_sql, check_expression
 from unskew.features.errors import DefinitionError
-from unskew.features.expressions import canonical_sql, check_expression
 
 COLUMNS = {
     "a": pl.Int64(),

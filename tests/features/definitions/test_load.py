@@ -5,7 +5,7 @@ from textwrap import dedent
 import pytest
 
 import unskew
-from tests.features.definitions import SCHEMA
+from tests.support.definitions import SCHEMA
 from unskew import DefinitionError, load
 
 # DESIGN's examples, word for word.

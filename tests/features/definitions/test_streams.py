@@ -1,11 +1,11 @@
 import polars as pl
 import pytest
 
-from unskew.features.definitions import Stream
-from unskew.features.documents import definition_of
+from unskew.features.definitions.documents import definition_of
+from unskew.features.definitions.json_schema import json_columns
+from unskew.features.definitions.streams import plan_stream
+from unskew.features.definitions.vocabulary import Stream
 from unskew.features.errors import DefinitionError
-from unskew.features.json_schema import json_columns
-from unskew.features.streams import plan_stream
 
 AVRO = {
     "type": "record",

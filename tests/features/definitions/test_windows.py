@@ -3,10 +3,10 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from unskew.features.definitions import Calendar, Lifetime, Session, Sliding, Tumbling
+from unskew.features.definitions.vocabulary import Calendar, Lifetime, Session, Sliding, Tumbling
+from unskew.features.definitions.windows import MAX_SPAN, old_edge_us, plan_window
 from unskew.features.errors import DefinitionError
 from unskew.features.time import DAY_US, HOUR_US, instant_us
-from unskew.features.windows import MAX_SPAN, old_edge_us, plan_window
 
 
 def test_windows_spelled_differently_are_one_text():

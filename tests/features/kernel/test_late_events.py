@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from tests.plans import SECOND, Wanted, events, session, sessions, sliding, view
+from tests.support.plans import SECOND, Wanted, events, session, sessions, sliding, view
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
+from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
 
 

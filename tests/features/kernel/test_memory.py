@@ -3,10 +3,10 @@
 import polars as pl
 import pytest
 
-from tests.plans import DAY, MINUTE, SECOND, Wanted, closed, events, local_day, session, sessions, sliding, view
+from tests.support.plans import DAY, MINUTE, SECOND, Wanted, closed, events, local_day, session, sessions, sliding, view
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import Parameters, ViewPlan, WindowPlan
+from unskew.features.shard_state import ShardState
 
 TEXT = {"s": pl.String()}
 START = 1_500_000_000 * SECOND

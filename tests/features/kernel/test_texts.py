@@ -3,10 +3,10 @@
 import polars as pl
 import pytest
 
-from unskew.features import agg
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Session, Sliding, Stream
-from unskew.features.kernel.shard import ShardState
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Session, Sliding, Stream
+from unskew.features.shard_state import ShardState
 
 SCHEMA = {
     "type": "record",

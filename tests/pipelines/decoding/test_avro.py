@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import plans
-from unskew.features.avro import avro_columns
-from unskew.pipelines.decode import DEAD_LETTER_SCHEMA, AvroDecoder
-from unskew.pipelines.poll import Poll, Rejected
-from unskew.pipelines.wire import Wire, varint
+from tests.support import plans
+from unskew.features.definitions.avro_schema import avro_columns
+from unskew.pipelines.decoding.avro import DEAD_LETTER_SCHEMA, AvroDecoder
+from unskew.pipelines.decoding.avro_walk import Wire, varint
+from unskew.pipelines.kafka.poll import Poll, Rejected
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
 MICROS = {"type": "long", "logicalType": "timestamp-micros"}

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import plans
-from unskew.features.json_schema import json_columns
-from unskew.pipelines.decode import DEAD_LETTER_SCHEMA, decoder_of
-from unskew.pipelines.poll import Poll
+from tests.support import plans
+from unskew.features.definitions.json_schema import json_columns
+from unskew.pipelines.decoding.avro import DEAD_LETTER_SCHEMA, decoder_of
+from unskew.pipelines.kafka.poll import Poll
 
 NOON_MS = 1_483_272_000_000
 NOON = datetime(2017, 1, 1, 12, tzinfo=UTC)

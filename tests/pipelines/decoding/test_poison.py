@@ -21,18 +21,18 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-from tests import plans
-from tests.pipeline import START, Bench, expected_log, logged
-from unskew.features import agg
-from unskew.features.avro import avro_columns
-from unskew.features.compile import compile as compile_definitions
-from unskew.features.definitions import Entity, Feature, FeatureView, Lifetime, Sliding, Stream
-from unskew.features.json_schema import json_columns
+from tests.support import plans
+from tests.support.pipeline import START, Bench, expected_log, logged
+from unskew.demo.embedded import EmbeddedBroker
+from unskew.features.definitions import agg
+from unskew.features.definitions.avro_schema import avro_columns
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.json_schema import json_columns
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Lifetime, Sliding, Stream
 from unskew.features.plan import Plan
 from unskew.features.rejection import KINDS
-from unskew.pipelines.decode import decoder_of
-from unskew.pipelines.embedded import EmbeddedBroker
-from unskew.pipelines.poll import Poll
+from unskew.pipelines.decoding.avro import decoder_of
+from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.run import run
 
 MIB = 1 << 20

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import plans
-from unskew.features.avro import avro_columns
-from unskew.pipelines.decode import AvroDecoder
-from unskew.pipelines.poll import Poll
-from unskew.pipelines.resolve import Incompatible
+from tests.support import plans
+from unskew.features.definitions.avro_schema import avro_columns
+from unskew.pipelines.decoding.avro import AvroDecoder
+from unskew.pipelines.decoding.resolve import Incompatible
+from unskew.pipelines.kafka.poll import Poll
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
 NOON_MS = 1_483_272_000_000

@@ -10,11 +10,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.schema_registry import Registry
+from tests.support.schema_registry import Registry
 from unskew.features.errors import RequestError, StoreUnavailable
-from unskew.pipelines.reader import SourceOptions
-from unskew.pipelines.registry_client import SchemaRegistry
-from unskew.pipelines.resolve import Incompatible
+from unskew.pipelines.decoding.resolve import Incompatible
+from unskew.pipelines.decoding.schema_registry import SchemaRegistry
+from unskew.pipelines.kafka.reader import SourceOptions
 from unskew.pipelines.run import Deployment
 
 RECORD = {"type": "record", "name": "R", "fields": [{"name": "v", "type": "long"}]}

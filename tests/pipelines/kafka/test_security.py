@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from tests.cli.test_dead_letters import DEFINITIONS
 from tests.conftest import KAFKA
-from tests.pipeline import SCHEMA, START, Bench, Record, history
-from tests.servers.certificates import Certificates, certified
-from tests.servers.kafka import ApacheKafka
+from tests.support.pipeline import SCHEMA, START, Bench, Record, history
+from tests.support.servers.certificates import Certificates, certified
+from tests.support.servers.kafka import ApacheKafka
 from unskew.cli import main
+from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError, StoreUnavailable
-from unskew.features.load import load
-from unskew.pipelines.kafka_config import OURS, read_kafka_config
+from unskew.pipelines.kafka.client_settings import OURS, read_kafka_config
 from unskew.pipelines.run import run
 
 PASSWORD = "s3cret of ann"

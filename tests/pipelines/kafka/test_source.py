@@ -16,7 +16,7 @@ from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
 )
 
-from tests.pipelines.sources import (
+from tests.support.sources import (
     NOON,
     NOON_MS,
     SECOND,
@@ -28,9 +28,9 @@ from tests.pipelines.sources import (
     never,
     polls,
 )
+from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
-from unskew.pipelines.consumer import Records
-from unskew.pipelines.embedded import EmbeddedBroker
+from unskew.pipelines.kafka.consumer import Records
 
 
 def test_an_arrival_is_the_timestamp_or_the_arrival_before_if_that_is_later(topic, read):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.pipelines.sources import NOON, SECOND, Present, arrivals_of, n_records, never, polls
-from tests.pipelines.test_journal import journal
+from tests.pipelines.state.test_journal import journal
+from tests.support.sources import NOON, SECOND, Present, arrivals_of, n_records, never, polls
 from unskew.features.errors import LayoutError
-from unskew.pipelines.journal import Placed, place_of
+from unskew.pipelines.state.journal import Placed, place_of
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-from tests.features.definitions import SCHEMA, stream
-from tests.pipeline import SCHEMA as PURCHASES
-from tests.pipeline import Bench, Outcome, history
+from tests.support.definitions import SCHEMA, stream
+from tests.support.pipeline import SCHEMA as PURCHASES
+from tests.support.pipeline import Bench, Outcome, history
 from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
 from unskew import compile as compile_definitions
+from unskew.features.definitions.streams import plan_stream
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable
-from unskew.features.streams import plan_stream
 from unskew.pipelines.run import run
 
 RECORDS = history(400, seed=11)

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.laws.fed import Fed
-from tests.laws.histories import N_PACKS, WINDOWS, History, histories, laws, pack, small_view, splits
 from tests.laws.test_sessions import GAPS, of_sessions
-from tests.plans import SECOND, Wanted, events, lifetime, session, sessions, sliding, view
+from tests.support.fed import Fed
+from tests.support.histories import N_PACKS, WINDOWS, History, histories, laws, pack, small_view, splits
+from tests.support.plans import SECOND, Wanted, events, lifetime, session, sessions, sliding, view
+from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.evaluate import evaluate
 from unskew.features.kernel.repeats import Repeats
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
-from unskew.features.windows import plan_window
-from unskew.pipelines import changelog as module
-from unskew.pipelines.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.features.shard_state import ShardState
+from unskew.pipelines.state import changelog as module
+from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 
 SHARD = "h0"
 COUNT = view(Wanted("n", "count", lifetime()), Wanted("sum", "sum", sliding(6 * SECOND, 2 * SECOND), "x"))

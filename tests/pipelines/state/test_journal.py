@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unskew.features.errors import LayoutError, StoreUnavailable
-from unskew.pipelines.journal import LONGEST_BYTES, Journal, Placed, Refused, Script
+from unskew.pipelines.state.journal import LONGEST_BYTES, Journal, Placed, Refused, Script
 
 HERE = "clicks clicks/0"
 THERE = "clicks clicks/1"

@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 
-from tests.plans import SECOND, Wanted, events, sliding, view
+from tests.support.plans import SECOND, Wanted, events, sliding, view
 from unskew.features.evaluate import evaluate
-from unskew.features.kernel.shard import ShardState
+from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
-from unskew.pipelines.changelog import Changelog, Changelogs
-from unskew.pipelines.shard import Shard, Siblings, Slice
+from unskew.pipelines.state.changelog import Changelog, Changelogs
+from unskew.pipelines.state.ordering import Shard, Siblings, Slice
 
 VIEW = view(Wanted("n", "count", sliding(6 * SECOND, 2 * SECOND)))
 N = 3

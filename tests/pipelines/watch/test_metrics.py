@@ -17,10 +17,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import unskew
-from tests.pipeline import Bench, history, plan
+from tests.support.pipeline import Bench, history, plan
+from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.errors import RequestError
 from unskew.features.rejection import KINDS
-from unskew.pipelines.embedded import EmbeddedBroker
 from unskew.pipelines.progress import DURATION_BOUNDS_S, Epochs
 from unskew.pipelines.run import Deployment, Status, run
 
@@ -204,7 +204,7 @@ def test_operations_explain_every_figure_with_its_labels_and_no_other(bench: Ben
         pipeline.until(lambda: scrape(pipeline.port)["unskew_ready"].samples[0].value == 1)
         families = scrape(pipeline.port)
 
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
     told = {
         name: set(re.findall(r"`(\w+)`", labels))
         for name, labels in re.findall(r"^\| `(unskew_\w+)` \| ([^|]*)\|", text, re.MULTILINE)

@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.servers.valkey import Cluster, Valkey, wait_until
-from tests.sinks.flows import KEYS, NOW, VIEW, clock, send, step, values, writing
-from tests.updates import closing, ledger_after
+from tests.support.flows import KEYS, NOW, VIEW, clock, send, step, values, writing
+from tests.support.servers.valkey import Cluster, Valkey, wait_until
+from tests.support.updates import closing, ledger_after
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.serving.online import OnlineReader
-from unskew.sinks.keyspace import clock_key, connect, ledger_key, registry_key, sent_key
-from unskew.sinks.redis import RedisWriter
-from unskew.sinks.resp import COLLECT_AFTER_US
-from unskew.sinks.slots import slot_of
+from unskew.sinks.redis.cluster_slots import slot_of
+from unskew.sinks.redis.keyspace import clock_key, connect, ledger_key, registry_key, sent_key
+from unskew.sinks.redis.resp import COLLECT_AFTER_US
+from unskew.sinks.redis.writer import RedisWriter
 
 
 @pytest.fixture

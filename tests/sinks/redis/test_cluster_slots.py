@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from unskew.sinks.slots import N_SLOTS, slot_of, slots_of, tag_of
+from unskew.sinks.redis.cluster_slots import N_SLOTS, slot_of, slots_of, tag_of
 
 BRACED = st.text(st.sampled_from("{}ab:é"), max_size=6)
 

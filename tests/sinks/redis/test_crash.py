@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import redis
 
-from tests.plans import DAY, Wanted, sliding, view
-from tests.updates import updates
+from tests.support.plans import DAY, Wanted, sliding, view
+from tests.support.updates import updates
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
 
 VIEW = view(Wanted("n", "count", sliding(30 * DAY, DAY)), name="purchases")
 NOW = 10**16
@@ -99,7 +99,7 @@ def test_the_mark_is_there_before_the_values_and_of_a_send_that_breaks_off(redis
     send(writer, step(10, 1, a=1))
     writer.add(step(20, 2, a=2))
     monkeypatch.setattr(
-        "unskew.sinks.redis.RedisWriter._closing", lambda *_: (_ for _ in ()).throw(OSError("cable pulled"))
+        "unskew.sinks.redis.writer.RedisWriter._closing", lambda *_: (_ for _ in ()).throw(OSError("cable pulled"))
     )
     with pytest.raises(StoreUnavailable, match="cable pulled"):
         writer.flush(NOW)

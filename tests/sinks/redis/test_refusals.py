@@ -6,13 +6,13 @@ import logging
 
 import pytest
 
-from tests.servers.certificates import certified
-from tests.servers.tls import TlsFront
-from tests.servers.valkey import Cluster, Sentinel, Valkey, quiet_port, wait_until
-from tests.sinks.flows import KEYS, NOW, clock, send, step, values, writing
+from tests.support.flows import KEYS, NOW, clock, send, step, values, writing
+from tests.support.servers.certificates import certified
+from tests.support.servers.tls import TlsFront
+from tests.support.servers.valkey import Cluster, Sentinel, Valkey, quiet_port, wait_until
 from unskew.features.errors import RequestError, StoreUnavailable
-from unskew.sinks.keyspace import clock_key
-from unskew.sinks.slots import slot_of
+from unskew.sinks.redis.cluster_slots import slot_of
+from unskew.sinks.redis.keyspace import clock_key
 
 ALL = dict.fromkeys(KEYS, 2)
 NEEDED = [

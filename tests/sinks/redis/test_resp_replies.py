@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from unskew.sinks.resp_replies import BYTES_PER_READ, Replies
+from unskew.sinks.redis.resp_replies import BYTES_PER_READ, Replies
 
 TRANSACTION = b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:0\r\n:1\r\n"
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.servers.valkey import Sentinel, Valkey, quiet_port, replica_of, wait_until
-from tests.sinks.flows import KEYS, NOW, clock, part, send, step, values, writing
+from tests.support.flows import KEYS, NOW, clock, part, send, step, values, writing
+from tests.support.servers.valkey import Sentinel, Valkey, quiet_port, replica_of, wait_until
 from unskew.features.errors import StoreUnavailable
-from unskew.sinks.keyspace import connect
+from unskew.sinks.redis.keyspace import connect
 
 ALL = dict.fromkeys(KEYS, 2)
 

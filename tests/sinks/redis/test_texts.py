@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.typed import AWKWARD, EMPTY, FULL, ORDERS, TEXTS
+from tests.support.typed import AWKWARD, EMPTY, FULL, ORDERS, TEXTS
 from unskew.features.types import polars_type
-from unskew.sinks.texts import read_column, text_of
+from unskew.sinks.redis.texts import read_column, text_of
 
 OUTPUTS = pytest.mark.parametrize("output", ORDERS.outputs, ids=lambda output: f"{output.name}:{output.dtype}")
 

@@ -12,10 +12,10 @@ from redis.sentinel import SentinelConnectionPool, SentinelManagedSSLConnection
 
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.serving.online import OnlineReader
-from unskew.sinks.keyspace import connect
-from unskew.sinks.redis import RedisWriter
-from unskew.sinks.redis_server import Server
-from unskew.sinks.redis_url import Address
+from unskew.sinks.redis.keyspace import connect
+from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.url import Address
+from unskew.sinks.redis.writer import RedisWriter
 
 SECRET = "s3cr3t"
 

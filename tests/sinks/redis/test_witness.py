@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.servers.valkey import Cluster, Valkey, wait_until
-from tests.sinks.flows import KEYS, NOW, VIEW, clock, part, send, step, values, writing
+from tests.support.flows import KEYS, NOW, VIEW, clock, part, send, step, values, writing
+from tests.support.servers.valkey import Cluster, Valkey, wait_until
 from unskew.features.errors import StoreUnavailable
 from unskew.features.updates import NothingToCome
-from unskew.sinks.keyspace import LOSS, clock_key, connect, sent_key
-from unskew.sinks.redis import HEAR_EVERY_US
-from unskew.sinks.slots import slot_of
+from unskew.sinks.redis.cluster_slots import slot_of
+from unskew.sinks.redis.keyspace import LOSS, clock_key, connect, sent_key
+from unskew.sinks.redis.writer import HEAR_EVERY_US
 
 ALL = dict.fromkeys(KEYS, 2)
 OF_CLOCK = slot_of(clock_key("unskew", "main"))

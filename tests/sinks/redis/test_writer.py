@@ -10,17 +10,17 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
-from tests.typed import FULL, NAMES, ORDERS, TEXTS
-from tests.updates import closing, current, ledger_after
+from tests.support.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
+from tests.support.typed import FULL, NAMES, ORDERS, TEXTS
+from tests.support.updates import closing, current, ledger_after
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.ledger import ledger_of, read_ledger
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.features.updates import NothingToCome
-from unskew.sinks.keyspace import connect
-from unskew.sinks.redis import LEAST_ROWS_ASIDE, RedisWriter
-from unskew.sinks.resp import COLLECT_AFTER_US, RowEncoder
+from unskew.sinks.redis.keyspace import connect
+from unskew.sinks.redis.resp import COLLECT_AFTER_US, RowEncoder
+from unskew.sinks.redis.writer import LEAST_ROWS_ASIDE, RedisWriter
 
 PURCHASES = view(
     Wanted("n", "count", sliding(30 * DAY, DAY)),

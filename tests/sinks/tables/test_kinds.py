@@ -1,12 +1,12 @@
 import polars as pl
 import pytest
 
-from tests.plans import DAY, Wanted, sliding, view
-from tests.updates import ledger_after, updates
+from tests.support.plans import DAY, Wanted, sliding, view
+from tests.support.updates import ledger_after, updates
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import LateEvents
-from unskew.sinks.layout import INSTANT, coverage_file, published_files, read_coverage
-from unskew.sinks.log import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable, archive_table
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable, archive_table
+from unskew.sinks.tables.layout import INSTANT, coverage_file, published_files, read_coverage
 
 VISITS = view(Wanted("n", "count", sliding(DAY, DAY)), name="visits")
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unskew.sinks.layout import TableFile, file_name, published_files, settled_files, superseded_files
+from unskew.sinks.tables.layout import TableFile, file_name, published_files, settled_files, superseded_files
 
 # So many that the system gives a folder's names in several pieces.
 N_FILES = 1_000

@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.plans import DAY
+from tests.support.plans import DAY
 from unskew.features.errors import LayoutError, StoreUnavailable
-from unskew.sinks.layout import INSTANT, coverage_file, file_name, published_files, read_coverage, staged_files
-from unskew.sinks.parquet import StagedTable
+from unskew.sinks.tables.layout import INSTANT, coverage_file, file_name, published_files, read_coverage, staged_files
+from unskew.sinks.tables.parquet import StagedTable
 
 
 def rows(*numbered: tuple[int, int]) -> pl.DataFrame:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.recovery.harness import Ordeal, Report
-from tests.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
-from tests.recovery.scene import scene
-from tests.servers.broker import Broker
-from unskew.pipelines.embedded import EmbeddedBroker
+from tests.support.recovery.harness import Ordeal, Report
+from tests.support.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
+from tests.support.recovery.scene import scene
+from tests.support.servers.broker import Broker
+from unskew.demo.embedded import EmbeddedBroker
 
 RECORDS_PER_LIFE = 160
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import click
 from confluent_kafka import Producer
 
-from tests.pipeline import SCHEMA, Record
-from tests.recovery.processes import free_port
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
-from unskew.sinks.keyspace import connect
+from tests.support.pipeline import SCHEMA, Record
+from tests.support.recovery.processes import free_port
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.sinks.redis.keyspace import connect
 
 N_PARTITIONS = 4
 ENTITY_LIVES_S = 4

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from tests.recovery import instants
-from tests.recovery.processes import Life, Site, Topology
-from tests.recovery.scene import Feeder
-from tests.recovery.verdict import Verdict
-from tests.recovery.watch import FilesWatch, RedisWatch
+from tests.support.recovery import instants
+from tests.support.recovery.processes import Life, Site, Topology
+from tests.support.recovery.scene import Feeder
+from tests.support.recovery.verdict import Verdict
+from tests.support.recovery.watch import FilesWatch, RedisWatch
 
 RECORDS_PER_S = 150.0
 

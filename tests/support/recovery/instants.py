@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.recovery.processes import Life, Site
+from tests.support.recovery.processes import Life, Site
 
 START_UP_S = 3.0
 RUNNING_WITHIN_S = 60.0

@@ -15,11 +15,11 @@ import redis
 from confluent_kafka import Producer
 from typing_extensions import override
 
-from tests.pipeline import SCHEMA, Record, bits
-from tests.recovery.counted import SECOND_US, Counted, CountedView, Ever, Running, Sliding, Tumbling
-from tests.recovery.processes import Site
-from tests.recovery.scene import MONOTONE, Scene
-from tests.recovery.watch import Asked, ExactRead, RedisWatch
+from tests.support.pipeline import SCHEMA, Record, bits
+from tests.support.recovery.counted import SECOND_US, Counted, CountedView, Ever, Running, Sliding, Tumbling
+from tests.support.recovery.processes import Site
+from tests.support.recovery.scene import MONOTONE, Scene
+from tests.support.recovery.watch import Asked, ExactRead, RedisWatch
 from unskew.features.errors import RequestError, StoreUnavailable
 
 _numbers = itertools.count(int(time.time()))

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tests.recovery.instants import Instant
-from tests.recovery.live import live_scene
-from tests.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, draw, leave_alone
-from tests.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
-from tests.servers.broker import Broker
-from tests.servers.valkey import Cluster, Sentinel, Valkey, replica_of, wait_until
-from unskew.pipelines.embedded import EmbeddedBroker
-from unskew.pipelines.journal import Placed, _image, _parse
+from tests.support.recovery.instants import Instant
+from tests.support.recovery.live import live_scene
+from tests.support.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, draw, leave_alone
+from tests.support.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
+from tests.support.servers.broker import Broker
+from tests.support.servers.valkey import Cluster, Sentinel, Valkey, replica_of, wait_until
+from unskew.demo.embedded import EmbeddedBroker
+from unskew.pipelines.state.journal import Placed, _image, _parse
 
 EPOCH = "2s"
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
-from tests.recovery import instants
-from tests.recovery.harness import Report
-from tests.recovery.instants import Instant
-from tests.recovery.live import LONGEST_S, LiveFeeder, LiveScene, LiveWatch
-from tests.recovery.live_verdict import Figures, LiveVerdict
-from tests.recovery.processes import Life, Site, Topology
-from tests.recovery.watch import FilesWatch
+from tests.support.recovery import instants
+from tests.support.recovery.harness import Report
+from tests.support.recovery.instants import Instant
+from tests.support.recovery.live import LONGEST_S, LiveFeeder, LiveScene, LiveWatch
+from tests.support.recovery.live_verdict import Figures, LiveVerdict
+from tests.support.recovery.processes import Life, Site, Topology
+from tests.support.recovery.watch import FilesWatch
 
 CAUGHT_UP_WITHIN_S = 60.0
 LITTLE = 100

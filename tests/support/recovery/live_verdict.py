@@ -8,12 +8,12 @@ from functools import cached_property
 import polars as pl
 from confluent_kafka import Consumer, TopicPartition
 
-from tests.pipeline import Record, bits
-from tests.recovery.counted import Steps
-from tests.recovery.live import COUNTED, LiveScene, LiveWatch
-from tests.recovery.processes import Site
-from tests.recovery.verdict import coverage, table, view_root
-from tests.recovery.watch import ExactRead, FilesWatch, wrong_reads
+from tests.support.pipeline import Record, bits
+from tests.support.recovery.counted import Steps
+from tests.support.recovery.live import COUNTED, LiveScene, LiveWatch
+from tests.support.recovery.processes import Site
+from tests.support.recovery.verdict import coverage, table, view_root
+from tests.support.recovery.watch import ExactRead, FilesWatch, wrong_reads
 from unskew.features.plan import ViewPlan
 
 MOST_SHOWN = 3

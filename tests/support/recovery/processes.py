@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.recovery.scene import Scene
+from tests.support.recovery.scene import Scene
 
 END_WITHIN_S = 120.0
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 from confluent_kafka import Producer
 
-from tests.pipeline import SCHEMA, Record, history
-from unskew.features.load import load
+from tests.support.pipeline import SCHEMA, Record, history
+from unskew.features.definitions.load import load
 from unskew.features.plan import Plan
 
 _numbers = itertools.count(int(time.time()))

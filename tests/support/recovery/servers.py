@@ -13,9 +13,9 @@ from typing import Self
 import pytest
 import redis
 
-from tests.recovery.processes import free_port
-from unskew.pipelines.embedded import _valkey_path
-from unskew.sinks.keyspace import connect
+from tests.support.recovery.processes import free_port
+from unskew.demo.embedded import _valkey_path
+from unskew.sinks.redis.keyspace import connect
 
 
 class RestartableRedis:

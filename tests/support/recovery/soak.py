@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from tests.recovery.cases import CASES, WARM_UP, Case
-from tests.recovery.live_cases import LIVE_CASES, LiveCase
-from unskew.pipelines.embedded import EmbeddedBroker, EmbeddedRedis
+from tests.support.recovery.cases import CASES, WARM_UP, Case
+from tests.support.recovery.live_cases import LIVE_CASES, LiveCase
+from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
 KILLS_PER_HISTORY = 12
 # The embedded broker stamps no record.

@@ -9,12 +9,12 @@ from typing import Any
 
 import polars as pl
 
-from tests.pipeline import bits, entities, expected_log, logged
-from tests.recovery.processes import Site
-from tests.recovery.watch import FilesWatch, RedisWatch, wrong_reads
+from tests.support.pipeline import bits, entities, expected_log, logged
+from tests.support.recovery.processes import Site
+from tests.support.recovery.watch import FilesWatch, RedisWatch, wrong_reads
 from unskew.features.plan import ViewPlan
 from unskew.monitoring.recount import Recount
-from unskew.sinks.keyspace import connect
+from unskew.sinks.redis.keyspace import connect
 
 MOST_SHOWN = 5
 DEAD_LETTER = ("topic", "partition", "offset", "view")

@@ -14,13 +14,13 @@ import polars as pl
 import redis
 from typing_extensions import override
 
-from tests.pipeline import bits
-from tests.recovery.processes import Site
-from tests.recovery.scene import MONOTONE
+from tests.support.pipeline import bits
+from tests.support.recovery.processes import Site
+from tests.support.recovery.scene import MONOTONE
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.plan import ViewPlan
 from unskew.serving.online import OnlineReader
-from unskew.sinks.keyspace import connect
+from unskew.sinks.redis.keyspace import connect
 
 MOST_FAULTS = 20
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.servers.broker import Broker
-from tests.servers.kafka import ApacheKafka
-from unskew.pipelines.embedded import EmbeddedBroker
+from tests.support.servers.broker import Broker
+from tests.support.servers.kafka import ApacheKafka
+from unskew.demo.embedded import EmbeddedBroker
 
 BOOTSTRAP = "UNSKEW_TEST_BOOTSTRAP_SERVERS"
 REDIS_URL = "UNSKEW_TEST_REDIS_URL"

@@ -17,11 +17,11 @@ from typing import Any, Self
 
 from confluent_kafka import Consumer, KafkaException
 
-from tests.servers.broker import Broker
+from tests.support.servers.broker import Broker
 
 HERE = Path(__file__).parent
 POM = HERE / "pom.xml"
-CACHE = HERE.parents[1] / ".cache"
+CACHE = HERE.parents[2] / ".cache"
 START_TIMEOUT_S = 60.0
 
 # The shell owns the broker: it ends it when the owner closes the pipe, or dies and so closes it, however that happens.

@@ -8,8 +8,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from tests.servers.certificates import Certificates
-from tests.servers.valkey import quiet_port
+from tests.support.servers.certificates import Certificates
+from tests.support.servers.valkey import quiet_port
 
 _HANDSHAKE = b"\x16"
 

@@ -17,8 +17,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from unskew.demo.embedded import _valkey_path
 from unskew.features.errors import StoreUnavailable
-from unskew.pipelines.embedded import _valkey_path
 
 WITHIN_S = 30.0
 N_SLOTS = 16384

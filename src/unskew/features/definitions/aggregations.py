@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from unskew.features.agg import Aggregation
+from unskew.features.definitions.agg import Aggregation
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import AggregationName, Parameters, Scalar, WindowPlan
 from unskew.features.time import duration_us, format_duration

@@ -7,11 +7,23 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from unskew.features.agg import count, first_time, last_time
-from unskew.features.definitions import Definition, Derived, Entity, Feature, FeatureView, Session, Sessions, Stream
+from unskew.features.definitions.agg import count, first_time, last_time
+from unskew.features.definitions.expressions import unknown_column
+from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
+from unskew.features.definitions.slots import Slots, did_you_mean, text_faults
+from unskew.features.definitions.streams import column_names, is_pattern, plan_stream
+from unskew.features.definitions.vocabulary import (
+    Definition,
+    Derived,
+    Entity,
+    Feature,
+    FeatureView,
+    Session,
+    Sessions,
+    Stream,
+)
+from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError
-from unskew.features.expressions import unknown_column
-from unskew.features.fingerprints import presentation_fingerprint, state_fingerprint
 from unskew.features.kernel.program import value_width
 from unskew.features.plan import (
     MAX_FEATURES,
@@ -24,10 +36,7 @@ from unskew.features.plan import (
     StreamPlan,
     ViewPlan,
 )
-from unskew.features.slots import Slots, did_you_mean, text_faults
-from unskew.features.streams import column_names, is_pattern, plan_stream
 from unskew.features.types import is_list, is_map, polars_type
-from unskew.features.windows import plan_window
 
 # Besides those of the log: what rows are called by on their way.
 RESERVED_FEATURES = frozenset({"key"})

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from unskew.features.agg import Aggregation
-from unskew.features.definitions import (
+from unskew.features.definitions.agg import Aggregation
+from unskew.features.definitions.vocabulary import (
     Calendar,
     Definition,
     Derived,

@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from unskew.features.agg import Expression
+from unskew.features.definitions.agg import Expression
 from unskew.features.errors import DefinitionError
 
 # Functions of one row, by their names in Polars' serialized form. Anything not listed is refused: a function that Polars

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from unskew.features.avro import TIMESTAMP, avro_columns, avro_fields
+from unskew.features.definitions.avro_schema import TIMESTAMP, avro_columns, avro_fields
 
 JsonKind = Literal["integer", "number", "string", "boolean"]
 

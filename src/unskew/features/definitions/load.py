@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 import yaml
 
-from unskew.features.compile import compile  # noqa: A004 - the word that users know
-from unskew.features.definitions import Definition, Entity, FeatureView, Sessions, Stream
-from unskew.features.documents import definition_of
+from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
+from unskew.features.definitions.documents import definition_of
+from unskew.features.definitions.schemas import read_schema
+from unskew.features.definitions.vocabulary import Definition, Entity, FeatureView, Sessions, Stream
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
-from unskew.features.schemas import read_schema
 
 SUFFIXES = (".py", ".yaml", ".yml")
 

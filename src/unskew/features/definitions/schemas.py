@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unskew.features.definitions import Schema
+from unskew.features.definitions.vocabulary import Schema
 from unskew.features.errors import DefinitionError
 
 

@@ -9,11 +9,12 @@ from typing import get_args
 
 import polars as pl
 
-from unskew.features.agg import Aggregation, Expression
-from unskew.features.aggregations import RULES, empty_value, parameters_of, result_type
-from unskew.features.definitions import Derived, Feature, FeatureView, Sessions, Window
+from unskew.features.definitions.agg import Aggregation, Expression
+from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
+from unskew.features.definitions.expressions import Checked, check_expression
+from unskew.features.definitions.vocabulary import Derived, Feature, FeatureView, Sessions, Window
+from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError
-from unskew.features.expressions import Checked, check_expression
 from unskew.features.plan import (
     AggregationName,
     DerivedPlan,
@@ -34,7 +35,6 @@ from unskew.features.types import (
     polars_type,
     value_type,
 )
-from unskew.features.windows import plan_window
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}

@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 import polars as pl
 
-from unskew.features.avro import READABLE, TIMESTAMP, avro_columns, unread_types
-from unskew.features.definitions import Stream
+from unskew.features.definitions.avro_schema import READABLE, TIMESTAMP, avro_columns, unread_types
+from unskew.features.definitions.expressions import unknown_column
+from unskew.features.definitions.json_schema import json_columns
+from unskew.features.definitions.schemas import read_schema
+from unskew.features.definitions.vocabulary import Stream
 from unskew.features.errors import DefinitionError
-from unskew.features.expressions import unknown_column
-from unskew.features.json_schema import json_columns
 from unskew.features.plan import KeyFormat, PayloadFormat, StreamPlan
-from unskew.features.schemas import read_schema
 from unskew.features.time import duration_us
 
 # Kafka's own rule.

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from unskew.features.agg import Aggregation, Duration, Expression
+from unskew.features.definitions.agg import Aggregation, Duration, Expression
 from unskew.features.plan import CalendarUnit, KeyFormat, KeyType, PayloadFormat, Scalar
 from unskew.features.types import ValueType
 

@@ -5,8 +5,8 @@ from typing import Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from unskew.features.agg import Duration
-from unskew.features.definitions import Calendar, Lifetime, Session, Sliding, Tumbling, Window
+from unskew.features.definitions.agg import Duration
+from unskew.features.definitions.vocabulary import Calendar, Lifetime, Session, Sliding, Tumbling, Window
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import CalendarUnit, WindowKind, WindowPlan
 from unskew.features.time import (

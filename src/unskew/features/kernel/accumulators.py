@@ -3,9 +3,9 @@
 import numpy as np
 from numba import uint64
 
+from unskew.features.jit import compiled, inlined
 from unskew.features.kernel.arithmetic import add, from_float_bits, from_int, negate, ordered_bits, square
 from unskew.features.kernel.bags import free_list, merge_bag, put, put_in_order, subtract_bag, tile_owner, total_owner
-from unskew.features.kernel.compiled import compiled, inlined
 from unskew.features.kernel.program import (
     A_BY,
     A_COUNT_WORD,

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types, uint64
 from numba.extending import intrinsic
 
-from unskew.features.kernel.compiled import compiled, inlined
+from unskew.features.jit import compiled, inlined
 
 MANTISSA_BITS = 52
 _U0 = np.uint64(0)

@@ -8,8 +8,8 @@ total with every event and leave it with their tile, so what is read from it dec
 import numpy as np
 from numba import uint64
 
+from unskew.features.jit import compiled, inlined
 from unskew.features.kernel.arithmetic import add, negate
-from unskew.features.kernel.compiled import compiled, inlined
 from unskew.features.kernel.program import LAST_N
 from unskew.features.kernel.state import (
     ITEM_CHAIN,

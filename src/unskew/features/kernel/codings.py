@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from unskew.features.jit import compiled
 from unskew.features.kernel.arithmetic import MANTISSA_BITS, leading_zeros
-from unskew.features.kernel.compiled import compiled
 from unskew.features.kernel.directory import Keys, hash_keys
 from unskew.features.kernel.program import Column
 

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 from numba import uint64
 
-from unskew.features.kernel.compiled import compiled
+from unskew.features.jit import compiled
 
 EMPTY = -1
 # Scalars of a directory.

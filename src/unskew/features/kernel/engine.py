@@ -8,8 +8,8 @@ no inverse (Tangwongsan et al., "General Incremental Sliding-Window Aggregation"
 
 import numpy as np
 
+from unskew.features.jit import compiled, inlined, prefetch
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
-from unskew.features.kernel.compiled import compiled, inlined, prefetch
 from unskew.features.kernel.program import (
     CLOSED,
     ENTITY_CHANGED,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numba import uint64
 
+from unskew.features.jit import compiled, inlined
 from unskew.features.kernel.arithmetic import (
     add,
     as_bits,
@@ -18,7 +19,6 @@ from unskew.features.kernel.arithmetic import (
     to_float_bits,
     to_int,
 )
-from unskew.features.kernel.compiled import compiled, inlined
 from unskew.features.kernel.program import (
     A_WORD,
     CALENDAR,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import LayoutError
-from unskew.features.kernel.compiled import compiled
+from unskew.features.jit import compiled
 from unskew.features.kernel.directory import Arrays, Directory, Keys, grown, insert_row, remove_row
 from unskew.features.kernel.sealed import seal, unseal
 from unskew.features.plan import ViewPlan

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.errors import LayoutError
+from unskew.features.jit import compiled
 from unskew.features.kernel.accumulators import merge_tile
 from unskew.features.kernel.bags import put, tile_owner
-from unskew.features.kernel.compiled import compiled
 from unskew.features.kernel.directory import Directory, Keys
 from unskew.features.kernel.engine import tile_of
 from unskew.features.kernel.program import (

@@ -17,15 +17,15 @@ import numpy.typing as npt
 import polars as pl
 from typing_extensions import override
 
-from unskew.features.avro import avro_fields
+from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
-from unskew.pipelines.columns import Refusals
-from unskew.pipelines.decoded import BadMessage, Decoded, Decoder, InOnePiece, Read, merged, one_by_one
-from unskew.pipelines.json_decode import JsonDecoder
-from unskew.pipelines.resolve import Incompatible, Resolution
-from unskew.pipelines.wire import FRAME_BYTES, Wire, schema_ids_of
-from unskew.sinks.log import DEAD_LETTER_SCHEMA
+from unskew.pipelines.decoding.avro_walk import FRAME_BYTES, Wire, schema_ids_of
+from unskew.pipelines.decoding.columns import Refusals
+from unskew.pipelines.decoding.decoder import BadMessage, Decoded, Decoder, InOnePiece, Read, merged, one_by_one
+from unskew.pipelines.decoding.json import JsonDecoder
+from unskew.pipelines.decoding.resolve import Incompatible, Resolution
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
 __all__ = ["DEAD_LETTER_SCHEMA", "AvroDecoder", "Decoded", "Decoder", "Schemas", "decoder_of"]
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.avro import AvroField, avro_fields
-from unskew.features.kernel.compiled import compiled, inlined
+from unskew.features.definitions.avro_schema import AvroField, avro_fields
+from unskew.features.jit import compiled, inlined
 
 FRAME_BYTES = 5
 """Confluent's frame: a zero byte, then the schema's id, big-endian."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from unskew.features.avro import TIMESTAMP
+from unskew.features.definitions.avro_schema import TIMESTAMP
 from unskew.features.rejection import Kind, Rejection
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US
 

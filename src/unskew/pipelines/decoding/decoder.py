@@ -13,9 +13,9 @@ import polars as pl
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Kind, Rejection, clear
 from unskew.features.time import format_duration
-from unskew.pipelines.columns import Refusals, texts
-from unskew.pipelines.poll import Poll
-from unskew.sinks.log import DEAD_LETTER_SCHEMA
+from unskew.pipelines.decoding.columns import Refusals, texts
+from unskew.pipelines.kafka.poll import Poll
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
 INSTANT = pl.Datetime("us", "UTC")
 

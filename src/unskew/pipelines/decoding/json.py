@@ -13,13 +13,13 @@ import numpy as np
 import polars as pl
 from typing_extensions import override
 
-from unskew.features.json_schema import JsonField, json_fields
+from unskew.features.definitions.json_schema import JsonField, json_fields
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
-from unskew.pipelines.columns import Refusals, Unit, typed
-from unskew.pipelines.decoded import BadMessage, Decoder, InOnePiece, Read, merged, one_by_one
-from unskew.pipelines.json_wire import JsonWire
-from unskew.pipelines.wire import FRAME_BYTES
+from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
+from unskew.pipelines.decoding.columns import Refusals, Unit, typed
+from unskew.pipelines.decoding.decoder import BadMessage, Decoder, InOnePiece, Read, merged, one_by_one
+from unskew.pipelines.decoding.json_walk import JsonWire
 
 _INT64 = (-(2**63), 2**63 - 1)
 _INT32 = (-(2**31), 2**31 - 1)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.json_schema import JsonField
-from unskew.pipelines.wire import FRAME_BYTES, is_utf8, joined, walking
+from unskew.features.definitions.json_schema import JsonField
+from unskew.pipelines.decoding.avro_walk import FRAME_BYTES, is_utf8, joined, walking
 
 _KINDS = {"integer": 0, "number": 1, "string": 2, "boolean": 3}
 _INTEGER, _NUMBER, _STRING, _BOOLEAN, _NULL, _NESTED = range(6)

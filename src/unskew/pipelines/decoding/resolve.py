@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from unskew.features.avro import AvroField, avro_fields, spell
-from unskew.pipelines.columns import Refusals, Unit, texts, typed
-from unskew.pipelines.wire import RAW
+from unskew.features.definitions.avro_schema import AvroField, avro_fields, spell
+from unskew.pipelines.decoding.avro_walk import RAW
+from unskew.pipelines.decoding.columns import Refusals, Unit, texts, typed
 
 _WIDENS = {
     "int": ("int", "long", "float", "double"),

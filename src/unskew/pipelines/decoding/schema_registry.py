@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import fastavro
 
 from unskew.features.errors import RequestError, StoreUnavailable
-from unskew.pipelines.resolve import Incompatible
+from unskew.pipelines.decoding.resolve import Incompatible
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0

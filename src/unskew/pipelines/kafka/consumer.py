@@ -13,8 +13,8 @@ import numpy.typing as npt
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from unskew.features.definitions.streams import is_pattern
 from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
-from unskew.features.streams import is_pattern
 
 _log = logging.getLogger("unskew.kafka")
 

@@ -20,10 +20,10 @@ from typing_extensions import override
 
 from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
-from unskew.pipelines.arrivals import NO_CLOCK, assign_arrivals, refusal
-from unskew.pipelines.consumer import Records, TopicReader, offsets_gone, partition_count_changed
-from unskew.pipelines.journal import Journal, Placed, Refused, Script, place_of
-from unskew.pipelines.poll import Poll, Rejected
+from unskew.pipelines.kafka.arrivals import NO_CLOCK, assign_arrivals, refusal
+from unskew.pipelines.kafka.consumer import Records, TopicReader, offsets_gone, partition_count_changed
+from unskew.pipelines.kafka.poll import Poll, Rejected
+from unskew.pipelines.state.journal import Journal, Placed, Refused, Script, place_of
 
 _WAIT_S = 10.0
 _SLACK_US = 1_000_000

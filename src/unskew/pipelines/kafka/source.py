@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan
-from unskew.pipelines.poll import Poll, Rejected
-from unskew.pipelines.reader import KafkaPartition, Place, Reader, SourceCounters, SourceOptions
+from unskew.pipelines.kafka.poll import Poll, Rejected
+from unskew.pipelines.kafka.reader import KafkaPartition, Place, Reader, SourceCounters, SourceOptions
 
 __all__ = ["KafkaPartition", "KafkaSource", "Poll", "Rejected", "SourceCounters", "SourceOptions"]
 

@@ -36,9 +36,9 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.kernel.repeats import Repeats
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
-from unskew.sinks.parquet import sync_folder
+from unskew.features.shard_state import ShardState
+from unskew.sinks.tables.parquet import sync_folder
 
 CHUNK_EVENTS = 25_000
 """Events that are encoded and written at once, meanwhile."""

@@ -39,9 +39,9 @@ import msgspec
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.rejection import Kind
-from unskew.pipelines.changelog import write_all
 from unskew.pipelines.progress import Durations
-from unskew.sinks.parquet import sync_folder
+from unskew.pipelines.state.changelog import write_all
+from unskew.sinks.tables.parquet import sync_folder
 
 LAYOUT = 1
 LONGEST_BYTES = 1 << 16

@@ -12,10 +12,10 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.kernel.directory import Keys
 from unskew.features.kernel.repeats import Repeats
-from unskew.features.kernel.shard import ShardState
 from unskew.features.plan import ViewPlan
+from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
-from unskew.pipelines.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 
 LAYOUT = 2
 

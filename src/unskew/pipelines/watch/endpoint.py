@@ -15,8 +15,8 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from typing_extensions import override
 
 from unskew.features.errors import RequestError
-from unskew.pipelines.metrics import registry_of
-from unskew.pipelines.running import Running
+from unskew.pipelines.watch.metrics import registry_of
+from unskew.pipelines.watch.running import Running
 
 _SILENT_CLIENT_S = 10.0
 _STOP_POLL_S = 0.05

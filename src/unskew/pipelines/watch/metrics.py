@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from unskew.features.rejection import KINDS
 from unskew.pipelines.progress import Durations
-from unskew.pipelines.running import Running
+from unskew.pipelines.watch.running import Running
 
 _Samples = Iterable[tuple[tuple[str, ...], float]]
 

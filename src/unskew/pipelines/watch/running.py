@@ -6,13 +6,13 @@ Nothing is counted here. What the flow's thread writes are plain numbers and dic
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from unskew.pipelines.changelog import Changelogs
-from unskew.pipelines.journal import Journal
+from unskew.pipelines.kafka.source import KafkaSource
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
-from unskew.pipelines.source import KafkaSource
+from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.journal import Journal
 from unskew.sinks.patience import Patience
-from unskew.sinks.redis import RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
 
 STILL_S = 60.0
 """A flow that has done nothing for so long, and waits for no store, hangs. A live one gets an item of every partition each 200 ms."""

@@ -6,7 +6,7 @@ import polars as pl
 
 from unskew.features.ledger import Ledger
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.keyspace import ENDED, SINCE, clock_field
+from unskew.sinks.redis.keyspace import ENDED, SINCE, clock_field
 
 Place = tuple[int, int]
 """Clock in microseconds and number of events applied: how far a shard is, in an order that every life of it shares."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 from numba import uint64
 
-from unskew.features.kernel.compiled import compiled
+from unskew.features.jit import compiled
 from unskew.features.kernel.directory import Keys
 
 N_SLOTS = 16384

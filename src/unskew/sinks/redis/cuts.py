@@ -9,7 +9,7 @@ import logging
 
 import redis
 
-from unskew.sinks.redis_nodes import Nodes
+from unskew.sinks.redis.nodes import Nodes
 
 _log = logging.getLogger("unskew.redis")
 

@@ -3,7 +3,7 @@
 import re
 
 from unskew.features.plan import ViewPlan
-from unskew.sinks.redis_url import Address, Client
+from unskew.sinks.redis.url import Address, Client
 
 SINCE = "#since"
 ENDED = "ended"

@@ -24,10 +24,10 @@ from redis.cluster import PRIMARY, ClusterNode
 from redis.exceptions import ClusterError
 from typing_extensions import override
 
-from unskew.sinks.redis_url import Client
-from unskew.sinks.resp import Commands, RowEncoder, hset
-from unskew.sinks.resp_replies import BYTES_PER_READ, Replies
-from unskew.sinks.slots import N_SLOTS, slot_of, slots_of, tag_of
+from unskew.sinks.redis.cluster_slots import N_SLOTS, slot_of, slots_of, tag_of
+from unskew.sinks.redis.resp import Commands, RowEncoder, hset
+from unskew.sinks.redis.resp_replies import BYTES_PER_READ, Replies
+from unskew.sinks.redis.url import Client
 
 ROWS_PER_CHUNK = 2_500
 """Rows sent before replies are read: bounds what the server holds back for us while we still send."""

@@ -23,9 +23,9 @@ import polars as pl
 
 from unskew.features.kernel.directory import Keys
 from unskew.features.plan import ViewPlan
-from unskew.sinks import resp_bytes
-from unskew.sinks.keyspace import value_key
-from unskew.sinks.texts import text_of
+from unskew.sinks.redis import resp_bytes
+from unskew.sinks.redis.keyspace import value_key
+from unskew.sinks.redis.texts import text_of
 
 COLLECT_AFTER_US = 7 * 24 * 3600 * 1_000_000
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from numba import uint64
 
-from unskew.features.kernel.compiled import compiled
+from unskew.features.jit import compiled
 
 Array = Any
 """A numpy array; numba infers the element types."""

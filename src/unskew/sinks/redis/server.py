@@ -8,7 +8,7 @@ import redis
 from redis.exceptions import AskError, AuthenticationError, MovedError, RedisClusterException
 
 from unskew.features.errors import RequestError, StoreUnavailable
-from unskew.sinks.redis_url import Address, Client
+from unskew.sinks.redis.url import Address, Client
 
 
 class Server:

@@ -29,7 +29,7 @@ from unskew.features.types import (
     is_map,
     polars_type,
 )
-from unskew.sinks.keyspace import as_text
+from unskew.sinks.redis.keyspace import as_text
 
 # What JSON does not allow between quotes.
 _SPECIAL = [*map(chr, range(32)), '"', "\\"]

@@ -9,9 +9,9 @@ beside it; and a server that lost any of them has lost the witness's last word t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unskew.features.plan import ViewPlan
-from unskew.sinks.keyspace import ENDED, SINCE, as_text, clock_field, clock_key, shards_field, witness_key
-from unskew.sinks.redis_batch import Place
-from unskew.sinks.redis_url import Client
+from unskew.sinks.redis.batch import Place
+from unskew.sinks.redis.keyspace import ENDED, SINCE, as_text, clock_field, clock_key, shards_field, witness_key
+from unskew.sinks.redis.url import Client
 
 NOWHERE: Place = (-1, -1)
 

@@ -27,7 +27,9 @@ from unskew.features.ledger import Ledger, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.keyspace import (
+from unskew.sinks.redis.batch import Batch, Place
+from unskew.sinks.redis.cuts import Cuts
+from unskew.sinks.redis.keyspace import (
     ENDED,
     LOSS,
     SINCE,
@@ -39,13 +41,11 @@ from unskew.sinks.keyspace import (
     sent_key,
     shards_field,
 )
-from unskew.sinks.redis_batch import Batch, Place
-from unskew.sinks.redis_cuts import Cuts
-from unskew.sinks.redis_kept import NOWHERE, Kept, texts_of
-from unskew.sinks.redis_nodes import Nodes, nodes_of
-from unskew.sinks.redis_server import Server
-from unskew.sinks.redis_url import Client
-from unskew.sinks.resp import RowEncoder
+from unskew.sinks.redis.nodes import Nodes, nodes_of
+from unskew.sinks.redis.resp import RowEncoder
+from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.url import Client
+from unskew.sinks.redis.witness import NOWHERE, Kept, texts_of
 
 LONGEST_INTERVAL_US = 1_000_000
 LAG_PER_INTERVAL = 16

@@ -9,8 +9,8 @@ import polars as pl
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.layout import INSTANT, LEDGER, log_schema, view_root
-from unskew.sinks.parquet import StagedTable
+from unskew.sinks.tables.layout import INSTANT, LEDGER, log_schema, view_root
+from unskew.sinks.tables.parquet import StagedTable
 
 DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
     "topic": pl.String(),

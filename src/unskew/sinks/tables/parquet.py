@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.errors import LayoutError, StoreUnavailable
-from unskew.sinks import layout
+from unskew.sinks.tables import layout
 
 _NEXT = "next"
 _EPOCH = dt.date(1970, 1, 1)
