@@ -118,7 +118,7 @@ def test_a_topic_more_or_another_order_of_topics_is_refused(bench, halves):
     first = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
     bench.broker.create_topic(f"{halves[0]}a", 2)
 
-    with pytest.raises(LayoutError, match="has 6 partitions, and had 4"):
+    with pytest.raises(LayoutError, match="has 6 partitions, but had 4"):
         run(first.plan, first.deployment, stop=threading.Event())
 
 

@@ -1,4 +1,4 @@
-"""When records became available: their timestamps, made to never fall within a partition."""
+"""Arrivals, the instants at which records became available: record timestamps that never decrease within a partition."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,16 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_NOT_AVAILABLE
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, format_instant
 
 NO_CLOCK = int(np.iinfo(np.int64).min)
-"""Clock of a partition of which nothing is known yet: before every instant. In items and snapshots it is None."""
+"""The clock of a partition before its first record or mark; it precedes every instant. Items and snapshots hold None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """``clocks``: the partition's clock after each record, microseconds: its arrival where it is ``placed``.
+    """The arrivals assigned to a batch of records.
 
-    ``placed``: whether the record has a place in time. ``future``: whether it has none only because its producer's timestamp
-    lies past the present. ``bumped``: records placed later than their own timestamp.
+    ``clocks``: the partition's clock after each record, microseconds; for a ``placed`` record, its arrival.
+    ``placed``: true where the record has a place in time. ``future``: true where the only obstacle is a producer's
+    timestamp past the present. ``bumped``: number of records placed later than their own timestamp.
     """
 
     clocks: npt.NDArray[np.int64]
@@ -35,11 +36,12 @@ def assign_arrivals(
 ) -> Arrivals:
     """Give each record the latest of its timestamp, the arrival before it, and the clock announced so far.
 
-    ``kinds``: Kafka's timestamp types. ``latest_us``: a producer's timestamp past it has no place in time; neither has a
-    record without a timestamp or with one outside 1900..2200. Such records move no clock. ``decided_future``: which records lay past
-    the present when an earlier life of the process met them; then ``latest_us`` decides nothing.
+    ``kinds``: Kafka's timestamp types. ``latest_us``: a producer's timestamp past this instant has no place in time. A
+    record without a timestamp, or with one outside 1900..2200, has none either. Such records do not move the clock.
+    ``decided_future``: the records that lay past the present when an earlier run of the process read them; if given,
+    ``latest_us`` is not used.
     """
-    # Clipped before scaling, which could overflow; what is clipped is outside still.
+    # Clip before scaling, which could overflow; a clipped value is still outside the range.
     instants = np.clip(stamps_ms, MIN_INSTANT_US // 1000 - 1, MAX_INSTANT_US // 1000) * 1000
     sound = (kinds != TIMESTAMP_NOT_AVAILABLE) & (instants >= MIN_INSTANT_US) & (instants < MAX_INSTANT_US)
     future = sound & (

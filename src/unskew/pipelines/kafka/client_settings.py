@@ -1,6 +1,7 @@
-"""Settings of the Kafka client that a deployment brings: encryption, credentials, and what else librdkafka knows.
+"""A deployment's settings of the Kafka client: encryption, credentials, and any other setting of librdkafka.
 
-They stand in a file, as for Kafka's own tools, so that no secret is an argument that a list of processes shows, nor a variable.
+They are read from a file, as by Kafka's own tools, so that a secret is neither a command-line argument, which a list of
+processes shows, nor an environment variable.
 """
 
 from collections.abc import Mapping
@@ -22,16 +23,16 @@ OURS = frozenset(
         "allow.auto.create.topics",
     }
 )
-"""What the pipeline's promises rest on, and is given elsewhere or not at all."""
+"""Settings on which the pipeline's guarantees rest; the file must not set them."""
 
 _SECRET = ("password", "secret", "token", "oauthbearer.config", ".key.pem", "key.string")
 
 
 def read_kafka_config(path: Path) -> Mapping[str, str]:
-    """Settings by name, from lines ``name=value``; ``#`` begins a comment line.
+    """Read settings by name from lines ``name=value``; ``#`` begins a comment line.
 
-    Raises ``RequestError`` that names the line that is none, is there twice, or sets what is not for the file to set; and where librdkafka does not
-    take the settings. No text of an error holds a secret.
+    Raises ``RequestError`` that names the line if it is malformed, repeats a name, or sets one of ``OURS``, and also if
+    librdkafka refuses the settings. Error texts never contain a secret.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -53,7 +54,7 @@ def read_kafka_config(path: Path) -> Mapping[str, str]:
             raise RequestError(f"--kafka-config {path}, line {number}: {name} is set twice; keep one of the lines")
         if name in OURS:
             raise RequestError(
-                f"--kafka-config {path}, line {number}: {name} is not to be set there, as the pipeline sets it; leave it out"
+                f"--kafka-config {path}, line {number}: the pipeline sets {name} itself; remove the line"
             )
         found[name] = value
     _check(path, found)
@@ -68,6 +69,4 @@ def _check(path: Path, settings: Mapping[str, str]) -> None:
         for name, value in settings.items():
             if value and any(word in name for word in _SECRET):
                 said = said.replace(value, "***")
-        raise RequestError(
-            f"--kafka-config {path}: {said}; librdkafka's CONFIGURATION.md lists what there is"
-        ) from None
+        raise RequestError(f"--kafka-config {path}: {said}; librdkafka's CONFIGURATION.md lists the settings") from None

@@ -1,4 +1,4 @@
-"""One consumer of one stream's topics: assigned by hand, never by a group; what librdkafka tells, sorted by what it means."""
+"""One consumer for one stream's topics, assigned by hand and never by a group; events of librdkafka, sorted by meaning."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "enable.partition.eof": True,
     "auto.offset.reset": "error",
     "allow.auto.create.topics": False,
-    # Waiting for queue room costs a second by default, and a broken fetch half a second.
+    # By default, waiting for room in the queue takes a second and a broken fetch half a second.
     "fetch.queue.backoff.ms": 10,
     "fetch.error.backoff.ms": 50,
     "fetch.wait.max.ms": 100,
@@ -32,15 +32,15 @@ _DEFAULTS: Mapping[str, Any] = {
     "queued.max.messages.kbytes": 32_768,
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 1_000,
-    # Errors come through the error callback; librdkafka's own lines on stderr say them again.
+    # Errors come through the error callback; librdkafka's own lines on stderr would repeat them.
     "log_level": 2,
 }
 _ANSWER_S = 1.0
 
-# librdkafka's own error codes begin with an underscore; they are public all the same.
+# librdkafka's local error codes begin with an underscore, but they are public.
 _END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
-# While a partition has just been made, or moves to another broker.
+# Errors while a partition has just been created or moves to another broker.
 _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
@@ -56,13 +56,13 @@ _VALUE = cast("Callable[[_Message], bytes | None]", Message.value)
 _HEADERS = cast("Callable[[_Message], Any]", Message.headers)
 _ERROR = cast("Callable[[_Message], KafkaError | None]", Message.error)
 
-# Python looks for garbage whenever this many more objects live that may hold others, and at times through all there are.
-# Messages are such objects, what is taken out of them is not: fewer at once cost a third as much.
+# Python's garbage collector runs whenever this many more container objects live, and sometimes scans all of them.
+# Messages are containers and the values taken out of them are not, so small batches cost a third as much.
 _AT_ONCE = 500
 
 
 class _Message(Protocol):
-    """A Kafka message that is a record, not an error: what it has is there."""
+    """A Kafka message that is a record, not an error, so that its fields are present."""
 
     def topic(self) -> str: ...
 
@@ -77,8 +77,8 @@ class _Message(Protocol):
 class Records:
     """Consecutive records of one partition as columns of equal length, in offset order.
 
-    ``kinds``: Kafka's timestamp types. ``stamps_ms``: record timestamps. A tombstone is a value None.
-    ``headers``: as the client gives them; None where they are not asked for.
+    ``kinds``: Kafka's timestamp types. ``stamps_ms``: record timestamps. The value of a tombstone is None.
+    ``headers``: as the client gives them; None if they were not requested.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -92,15 +92,15 @@ class Records:
         return len(self.values)
 
     def before(self, offset: int) -> "Records":
-        """Those before ``offset``."""
+        """Return the records before ``offset``."""
         return self.part(slice(0, int(np.searchsorted(self.offsets, offset))))
 
     def since(self, offset: int) -> "Records":
-        """Those at ``offset`` and past it."""
+        """Return the records at ``offset`` and after it."""
         return self.part(slice(int(np.searchsorted(self.offsets, offset)), len(self)))
 
     def part(self, rows: slice) -> "Records":
-        """Those of consecutive ``rows``."""
+        """Return the records of consecutive ``rows``."""
         return Records(
             self.offsets[rows],
             self.kinds[rows],
@@ -111,7 +111,7 @@ class Records:
         )
 
     def at(self, rows: npt.NDArray[np.int64]) -> "Records":
-        """Those of some ``rows``."""
+        """Return the records of chosen ``rows``."""
         chosen = rows.tolist()
         return Records(
             self.offsets[rows],
@@ -124,7 +124,7 @@ class Records:
 
     @classmethod
     def joined(cls, pieces: "Sequence[Records]") -> "Records":
-        """Several, which follow one another, as one."""
+        """Join pieces that follow one another."""
         if len(pieces) == 1:
             return pieces[0]
         return cls(
@@ -140,7 +140,7 @@ class Records:
 def _by_partition(
     messages: Sequence[_Message], first_of: Mapping[str, int], *, headers: bool
 ) -> Iterator[tuple[int, Records]]:
-    """Records of messages, one piece for each run of one partition, without a step of Python per record.
+    """Yield one piece for each run of messages of one partition, without a Python step per record.
 
     ``first_of``: the number of each topic's first partition.
     """
@@ -165,7 +165,7 @@ def _by_partition(
 
 
 def _headers_of(messages: Sequence[_Message]) -> list[Any]:
-    """Headers of messages; None for one whose headers have names that are not UTF-8, which the client cannot give."""
+    """Return the headers of messages; None for a message with header names that are not UTF-8, which the client cannot give."""
     try:
         return list(map(_HEADERS, messages))
     except UnicodeDecodeError:
@@ -181,9 +181,9 @@ def _sound_headers(message: _Message) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What was fetched, in order per partition, and (partition, offset) of ends that were reached.
+    """Fetched records, in order per partition, and (partition, offset) of the ends that were reached.
 
-    ``pieces``: partitions and records of theirs. ``all_there_was``: nothing more waited.
+    ``pieces``: pairs of partition and records. ``all_there_was``: true if nothing more was waiting.
     """
 
     pieces: list[tuple[int, Records]]
@@ -192,12 +192,13 @@ class Fetched:
 
 
 class TopicReader:
-    """The consumer of one topic or several, and a thread that asks the broker what must not hold up the flow.
+    """The consumer of one or several topics, and a thread for the requests to the broker that must not delay the flow.
 
-    ``topics``: their names, or one pattern that begins with ^. Partitions are numbered one after the other, topic by topic:
-    ``origins`` says which each is. The thread looks whether partitions or topics were added, and verifies high watermarks that may be out of date: those of
-    partitions that were paused, and all after the broker was lost. ``headers``: whether records bring theirs. Raises ``StoreUnavailable`` where the broker does
-    not answer within ``timeout_s`` or has no such topic.
+    ``topics``: names, or one pattern that begins with ^. Partitions are numbered consecutively, topic by topic;
+    ``origins`` maps each number to topic and partition. The thread checks whether partitions or topics were added, and
+    verifies high watermarks that may be out of date: those of partitions that were paused, and all of them after the
+    connection to the broker was lost. ``headers``: true to read record headers. Raises ``StoreUnavailable`` if the
+    broker does not answer within ``timeout_s`` or does not have the topic.
     """
 
     def __init__(
@@ -222,7 +223,7 @@ class TopicReader:
         # Partitions whose high watermark may be out of date, each with the number of the doubt.
         self._doubts: dict[int, int] = {}
         self._n_doubts = 0
-        # Offsets to tell the group with the next commit, and whether one is on its way.
+        # Offsets for the next commit to the group, and whether a commit is in flight.
         self._uncommitted: dict[int, int] = {}
         self._committing = False
         self._fault: UnskewError | None = None
@@ -253,7 +254,7 @@ class TopicReader:
         self._watcher.start()
 
     def name_of(self, partition: int) -> str:
-        """Topic and partition as people write them."""
+        """Return ``topic/partition``."""
         topic, number = self.origins[partition]
         return f"{topic}/{number}"
 
@@ -262,7 +263,7 @@ class TopicReader:
         return TopicPartition(topic, number, offset)
 
     def watermarks(self, partition: int) -> tuple[int, int]:
-        """Low and high watermark as the broker has them now. Raises ``StoreUnavailable``."""
+        """Return the broker's present low and high watermark. Raises ``StoreUnavailable``."""
         asking = Retrying(
             retry=retry_if_exception(_passes),
             wait=wait_random_exponential(multiplier=0.02, max=0.5),
@@ -276,16 +277,16 @@ class TopicReader:
         return low, high
 
     def add(self, partition: int, offset: int) -> None:
-        """Read a partition from ``offset`` on, also one that is being read already."""
+        """Read a partition from ``offset`` on, even if it is being read already."""
         if partition in self._handles:
             self._consumer.incremental_unassign([self._handles[partition]])
         self._handles[partition] = self._at(partition)
         self._consumer.incremental_assign([self._at(partition, offset)])
 
     def consume(self, limit: int) -> Fetched:
-        """Take up to ``limit`` of what has been fetched, without waiting.
+        """Take up to ``limit`` fetched records, without waiting.
 
-        Raises ``LayoutError`` where the wanted offset is gone, ``StoreUnavailable`` for errors that do not pass.
+        Raises ``LayoutError`` if the wanted offset is gone, ``StoreUnavailable`` for permanent errors.
         """
         self._commit_next()
         pieces: list[tuple[int, Records]] = []
@@ -297,7 +298,7 @@ class TopicReader:
             self.check()
             left -= len(messages)
             all_there_was = len(messages) < wanted
-            # The usual case costs one pass: an error is a message in disguise.
+            # librdkafka delivers errors as messages; the usual case without errors costs one pass.
             if any(map(_ERROR, messages)):
                 messages = self._without_errors(messages, ends)
             pieces.extend(_by_partition(messages, self._first_of, headers=self._headers))
@@ -306,7 +307,7 @@ class TopicReader:
         return Fetched(pieces, ends, all_there_was=False)
 
     def _without_errors(self, messages: Sequence[_Message], ends: list[tuple[int, int]]) -> list[_Message]:
-        """Sort out the records; what is no fault goes to ``ends``."""
+        """Return the records; add ends of partitions to ``ends`` and raise faults."""
         records: list[_Message] = []
         for message in messages:
             error = message.error()
@@ -328,7 +329,7 @@ class TopicReader:
         return LayoutError(offsets_gone(self.name_of(partition), wanted, low))
 
     def pause(self, partition: int) -> None:
-        """Fetch no more of a partition."""
+        """Stop fetching a partition."""
         if partition in self._handles:
             self._consumer.pause([self._handles[partition]])
 
@@ -338,7 +339,7 @@ class TopicReader:
         self._consumer.resume([self._handles[partition]])
 
     def high(self, partition: int) -> int | None:
-        """High watermark as last heard of; None before."""
+        """Return the last known high watermark; None before the first."""
         handle = self._handles.get(partition)
         if handle is None:
             return None
@@ -346,7 +347,7 @@ class TopicReader:
         return None if high == OFFSET_INVALID else max(high, self._verified_highs.get(partition, 0))
 
     def caught_up(self, partition: int, position: int) -> bool:
-        """Whether ``position`` is the end of the partition, as far as a broker that answers has told."""
+        """Return true if ``position`` is the end of the partition, as reported by a broker that answers."""
         high = self.high(partition)
         if high is None or position < high:
             return False
@@ -356,10 +357,10 @@ class TopicReader:
         return True
 
     def commit(self, partition: int, offset: int) -> None:
-        """Tell the consumer group, for lag tools only; does not wait.
+        """Commit to the consumer group, for lag tools only, without waiting.
 
-        One commit is on its way at a time, the next one tells the latest of all: librdkafka begins to read a newly added partition
-        only when none is, so commits that follow close on each other would keep it from ever beginning.
+        One commit is in flight at a time, and the next one carries the latest offsets: librdkafka begins to read a newly
+        added partition only when no commit is in flight, so an unbroken series of commits would keep it from beginning.
         """
         self._uncommitted[partition] = offset
         self._commit_next()
@@ -379,7 +380,7 @@ class TopicReader:
             self._on_error(error.args[0])
 
     def check(self) -> None:
-        """Raise what the thread or librdkafka has found: ``LayoutError`` or ``StoreUnavailable``."""
+        """Raise the fault that the thread or librdkafka found: ``LayoutError`` or ``StoreUnavailable``."""
         if self._fault is not None:
             raise self._fault
 
@@ -433,7 +434,7 @@ class TopicReader:
                 continue
             with self._lock:
                 self._verified_highs[partition] = answer[1]
-                # The broker may have been lost again since the question.
+                # The connection may have been lost again since the request.
                 if self._doubts.get(partition) == doubt:
                     del self._doubts[partition]
 
@@ -451,12 +452,12 @@ class TopicReader:
             self._fault = LayoutError(partition_count_changed(self.title, self.n_partitions, len(found)))
 
     def _find_partitions(self, timeout_s: float) -> list[tuple[str, int]]:
-        """Topic and partition of every number."""
+        """Return topic and partition for every number."""
         topics = self._matching(timeout_s) if is_pattern(self._topics[0]) else self._topics
         return [(topic, number) for topic in topics for number in range(self._count_partitions(topic, timeout_s))]
 
     def _matching(self, timeout_s: float) -> list[str]:
-        """The topics that the pattern matches, in the order of their names."""
+        """Return the topics that match the pattern, sorted by name."""
         names = self._metadata(timeout_s)
         matched = sorted(name for name in names if re.match(self._topics[0], name))
         if not matched:
@@ -474,7 +475,7 @@ class TopicReader:
         return len(found.partitions)
 
     def _metadata(self, timeout_s: float, topic: str | None = None) -> Mapping[str, Any]:
-        """What the broker tells of a topic, or of all, by name; a broker that does not let this client in is not waited for."""
+        """Return the broker's metadata by topic name; do not wait for a broker that refuses this client."""
         left_s = timeout_s
         while True:
             within_s = min(left_s, _ANSWER_S)
@@ -485,7 +486,7 @@ class TopicReader:
                     else self._consumer.list_topics(topic, within_s)
                 )
             except KafkaException as error:
-                # What went wrong with the connection comes by way of the error callback, which is called from here.
+                # Connection errors arrive through the error callback, which ``poll`` calls.
                 self._consumer.poll(0)
                 left_s -= within_s
                 if left_s <= 0 or self._refused is not None:
@@ -496,7 +497,7 @@ class TopicReader:
     def _unavailable(self, error: KafkaException) -> StoreUnavailable:
         if self._refused is not None:
             return StoreUnavailable(
-                f"Kafka at {self._bootstrap} does not let this client in: {self._refused}; correct the settings of --kafka-config"
+                f"Kafka at {self._bootstrap} refuses this client: {self._refused}; correct the settings of --kafka-config"
             )
         return StoreUnavailable(
             f"Kafka at {self._bootstrap} did not answer within {self._timeout_s:g} s ({error.args[0].str()}): "
@@ -509,16 +510,16 @@ def _passes(error: BaseException) -> bool:
 
 
 def partition_count_changed(title: str, before: int, now: int) -> str:
-    """Say that the topic is another than the one that was read."""
+    """Compose the error for a topic whose number of partitions has changed."""
     return (
-        f"{title} has {now} partitions, and had {before} when its records were read: keys have moved between "
+        f"{title} has {now} partitions, but had {before} when its records were read: keys have moved between "
         "partitions, so values would be wrong; start over with a new recovery store and a new log, or give it "
         f"{before} partitions again"
     )
 
 
 def offsets_gone(name: str, wanted: int, low: int) -> str:
-    """Say which records the broker no longer has."""
+    """Compose the error for records that the broker no longer has."""
     return (
         f"{name}: offsets {wanted} to {low - 1} are gone from the broker ({low - wanted} records, deleted by retention before "
         "they were read), so values would be wrong; raise the topic's retention and start over with a new recovery store and "

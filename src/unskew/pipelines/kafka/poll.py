@@ -1,4 +1,4 @@
-"""What a source gives at once: some records of one partition, with arrivals, and its clock."""
+"""One item of a source: records of one partition with their arrivals, and the partition's clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from unskew.features.rejection import Kind
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that the source sets aside: it cannot be placed in time, or an earlier life of the process refused it.
+    """A record that the source sets aside: it cannot be placed in time, or an earlier run of the process refused it.
 
-    ``arrival``: its partition's clock then, microseconds, or, before it has one, the present. ``kind``: of dead letter.
+    ``arrival``: the partition's clock at that point, microseconds; before the first clock, the present.
+    ``kind``: the kind of dead letter.
     """
 
     offset: int
@@ -27,16 +28,17 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """What one partition gave at once; possibly nothing but its clock.
+    """One item of one partition; it may hold no records and only the clock.
 
     ``clock_us``: the partition's clock after this item: its last arrival or an announced mark; None before any.
-    ``ended``: it has reached its end offset and leaves the minimum; no item follows.
-    ``offsets``, ``arrivals`` (microseconds), ``keys``, ``values``: of equal length, in offset order, arrivals never
-    falling. A tombstone is a value None. ``origin``: topic and partition as the broker calls them, where a stream has several topics.
-    ``headers``: of the same length, or None where none are known.
+    ``ended``: the partition has reached its end offset and no longer holds other clocks back; no item follows.
+    ``offsets``, ``arrivals`` (microseconds), ``keys``, ``values``: equal lengths, in offset order; arrivals never
+    decrease. The value of a tombstone is None. ``origin``: the broker's topic and partition, if the stream has several
+    topics. ``headers``: the same length, or None if none are known.
 
-    ``place``: under what name the journal knows the partition; ``ticket``: what the journal must hold before anything that rests on this
-    item is shown. ``replaying``: an earlier life of the process has shown more than this partition has given so far.
+    ``place``: the journal's name of the partition. ``ticket``: the entry that the journal must hold before anything
+    that rests on this item is shown. ``replaying``: an earlier run of the process showed more than this partition has
+    given so far.
     """
 
     stream: str
@@ -56,7 +58,7 @@ class Poll:
 
     @property
     def first_us(self) -> int | None:
-        """The first arrival in it, also of a record that was set aside but has a place in time; None where there is none."""
+        """The first arrival in the item, including records set aside that have a place in time; None if there is none."""
         firsts = [int(self.arrivals[0])] if len(self.arrivals) else []
         firsts += [bad.arrival for bad in self.rejected if bad.kind != "time"][:1]
         return min(firsts, default=None)

@@ -1,8 +1,8 @@
 """Partitions of a topic, read through one consumer: queues, alignment, clocks, positions.
 
 Life of a record: librdkafka fetches it, ``Reader.pump`` queues it with its partition, and the partition's next item
-carries it once alignment lets that partition go. An arrival is assigned when the item is emitted, because it depends
-on the clock announced until then.
+carries it once alignment allows. The arrival is assigned when the item is emitted, because it depends on the clock
+announced until then.
 """
 
 import logging
@@ -39,7 +39,7 @@ def _no_records() -> Records:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far a partition has come: its clock, None before any, and how many records it is behind."""
+    """The progress of a partition: its clock, None before the first, and its lag in records."""
 
     topic: str
     partition: int
@@ -48,17 +48,17 @@ class Place:
 
 
 class Flag(Protocol):
-    """What can be asked to stop: ``threading.Event``, for example."""
+    """A stop signal, for example ``threading.Event``."""
 
     def is_set(self) -> bool: ...
 
 
 @dataclass(slots=True)
 class SourceCounters:
-    """What this process has read of the stream since it started, and how far it is behind.
+    """Counts of the records that this process has read from the stream since it started, and its lag.
 
     ``bumped``: records whose own timestamp was before their partition's clock. ``rejected``: records that could not be
-    placed in time. ``lag``: records between the position and the high watermark as last known.
+    placed in time. ``lag``: records between the position and the last known high watermark.
     """
 
     consumed: int = 0
@@ -69,20 +69,21 @@ class SourceCounters:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """How a stream's topic is read.
+    """Options for reading a stream's topic.
 
     ``bootstrap``: broker addresses. ``group``: consumer group to which durable offsets are committed, for lag tools.
-    ``idle``: ``wall``: a caught-up partition announces the present less the stream's settle; ``none``: no marks.
-    ``ends``: topic -> partition -> offset before which it ends, ``now`` for the high watermarks at start, None for a live topic.
-    ``start``: where a partition begins that has no saved state.
-    ``aligned``: whether a partition waits until its clock is the least of this stream's partitions in this process; of
-    a live topic, until it is at most a settle and a second ahead of that.
-    ``partitions``: those this process reads; all if None.
+    ``idle``: with ``wall``, a partition that has caught up announces the present less the stream's settle; with
+    ``none`` there are no marks.
+    ``ends``: topic -> partition -> the offset before which it ends; ``now`` for the high watermarks at start; None for
+    a live topic. ``start``: where a partition without saved state begins.
+    ``aligned``: if true, a partition waits until its clock is the least of this stream's partitions in this process;
+    on a live topic, until it is at most a settle and a second ahead of the least.
+    ``partitions``: the partitions that this process reads; None for all.
     ``present_us``: the wall clock in microseconds. ``tolerance_us``: how far past it a producer's timestamp may lie.
     ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
-    ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark alone at most this often.
-    ``timeout_s``: for the broker's answer at start. ``config``: further librdkafka settings.
-    ``journal``: where what is decided about records is noted before it is given on; None notes nothing.
+    ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark without records at most this
+    often. ``timeout_s``: wait for the broker's answer at start. ``config``: further librdkafka settings.
+    ``journal``: records decisions before they take effect; with None nothing is recorded.
     """
 
     bootstrap: str
@@ -107,7 +108,7 @@ class SourceOptions:
 
 
 class Reader:
-    """One consumer and the partitions that read from it: fetches, aligns, and pauses what runs ahead."""
+    """One consumer and its partitions: it fetches, aligns the partitions, and pauses those that run ahead."""
 
     def __init__(self, stream: StreamPlan, options: SourceOptions, counters: SourceCounters) -> None:
         self.stream = stream
@@ -118,7 +119,7 @@ class Reader:
             stream.sources,
             options.bootstrap,
             options.group,
-            # Also where no column comes from them: a dead letter keeps them, to be sent again as it was.
+            # Needed even if no column comes from headers: a dead letter keeps them, so that it can be sent again unchanged.
             headers=True,
             timeout_s=options.timeout_s,
             check_partitions_s=options.check_partitions_s,
@@ -127,13 +128,13 @@ class Reader:
         self.n_partitions = self.topic.n_partitions
         self.lock = threading.RLock()
         self.parts: dict[int, KafkaPartition] = {}
-        # The latest clock that any partition had before this start, as far as it is known in this process.
+        # The latest clock that any partition had before this start, as far as this process knows.
         self.saved_clock_us = NO_CLOCK
         if options.journal is not None and (noted_us := options.journal.latest_us(stream.topic)) is not None:
             self.saved_clock_us = noted_us
         self.closed = False
-        # An idle partition's marks lie a settle behind the present: waiting for them would hold up a busy one that long,
-        # and what a second or two of a live topic brings is little to hold downstream.
+        # An idle partition's marks lie a settle behind the present. A busy partition that waited for them would lose that
+        # time, and the records of a second or two of a live topic are cheap to hold downstream.
         self._slack_us = self.settle_us + _SLACK_US if options.idle == "wall" else 0
         self._waits_since_s: float | None = None
         self._warned = False
@@ -156,7 +157,7 @@ class Reader:
             topic, number = self.topic.origins[partition]
             end = high if ends == "now" else None if ends is None else ends.get(topic, {}).get(number, low)
             if end is not None and script is not None:
-                # What was shown already is not taken back.
+                # Values that were shown already must not be taken back.
                 end = max(end, script.until)
             part = KafkaPartition(self, partition, offset, clock_us, end, script)
             had_ended = (saved is not None and bool(saved["ended"])) if script is None else script.ended
@@ -170,7 +171,7 @@ class Reader:
             return part
 
     def _script(self, partition: int, saved: Mapping[str, Any] | None, low: int, high: int) -> Script | None:
-        """What an earlier life decided about a partition past its saved place."""
+        """Return what an earlier run decided about a partition past its saved place."""
         journal = self.options.journal
         if journal is None:
             return None
@@ -190,8 +191,8 @@ class Reader:
             raise LayoutError(partition_count_changed(self.topic.title, saved["partitions"], self.n_partitions))
         if saved.get("origin", name) != name:
             raise LayoutError(
-                f"{self.topic.title}: partition {partition} was {saved['origin']} and is now {name}, as the topics are others; "
-                "give the stream the topics that it had, or start over with a new recovery store and a new log"
+                f"{self.topic.title}: partition {partition} was {saved['origin']} and is now {name}, because the topics "
+                "have changed; give the stream its earlier topics, or start over with a new recovery store and a new log"
             )
         if saved["offset"] < low:
             raise LayoutError(offsets_gone(name, saved["offset"], low))
@@ -199,9 +200,9 @@ class Reader:
             raise LayoutError(_past_the_end(name, saved["offset"], high))
 
     def pump(self) -> bool:
-        """Move what has been fetched into the partitions' queues, up to a poll; whether more is there.
+        """Move fetched records into the partitions' queues, up to one poll; return true if more are there.
 
-        Never waits.
+        It never waits.
         """
         fetched = self.topic.consume(self.options.poll_records)
         for number, records in fetched.pieces:
@@ -211,7 +212,7 @@ class Reader:
         return not fetched.all_there_was
 
     def may_emit(self, part: "KafkaPartition") -> bool:
-        """Whether no partition that goes on has an earlier clock, by more than the marks of a live topic lag."""
+        """Return true if no unfinished partition has an earlier clock by more than the slack for a live topic's marks."""
         if not self.options.aligned:
             return True
         for other in self.parts.values():
@@ -222,7 +223,7 @@ class Reader:
         return True
 
     def _warn_of_wait(self, behind: "KafkaPartition") -> None:
-        """Say once that all wait for a partition that has never had a record and gets no marks."""
+        """Log once that all partitions wait for one that has never had a record and gets no marks."""
         now_s = self.options.monotonic()
         if behind.clock_us != NO_CLOCK or behind.has_records or self.options.idle == "wall" or self._warned:
             self._waits_since_s = None
@@ -253,12 +254,12 @@ class Reader:
 def _past_the_end(name: str, position: int, high: int) -> str:
     return (
         f"{name}: the saved position {position} is past the topic's end {high}: the topic was recreated or "
-        "truncated, and its records are not those already counted; start over with a new recovery store and a new log"
+        "truncated, so its records are not the ones already counted; start over with a new recovery store and a new log"
     )
 
 
 class _Gathered:
-    """The records of a poll to come, in the pieces in which they came."""
+    """The records of a future poll, in pieces as they were fetched."""
 
     def __init__(self) -> None:
         self._pieces: list[Records] = []
@@ -295,8 +296,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self.partition = partition
         self.clock_us = clock_us
         self.closed = False
-        # It had left the minimum, so ordered shards may have gone on to the clock that any other partition had by
-        # then; what comes now comes after that.
+        # The partition had ended, so ordered shards may have advanced to the clock of any other partition; records that
+        # come now must come after that.
         self.rejoins = False
         self._reader = reader
         self._end = end
@@ -312,7 +313,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._journal = reader.options.journal
         self._place_name = place_of(reader.stream.topic, reader.topic.name_of(partition))
         self._ticket = 0
-        # A mark is announced, as records that come from now on arrive after it, but no item has carried it yet.
+        # A mark is announced (later records arrive after it), but no item has carried it yet.
         self._unsaid = False
         self._begun = False
         if script is None:
@@ -325,7 +326,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return self.ends_at(self._position)
 
     def ends_at(self, offset: int) -> bool:
-        """Whether nothing past ``offset`` is read."""
+        """Return true if nothing past ``offset`` is read."""
         return self._end is not None and offset >= self._end
 
     @property
@@ -333,7 +334,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return bool(self._queue)
 
     def place(self) -> Place:
-        """Where it stands; another thread may ask."""
+        """Return the progress; safe to call from another thread."""
         topic, number = self._reader.topic.origins[self.partition]
         clock_us = self.clock_us
         return Place(topic, number, None if clock_us == NO_CLOCK else clock_us, self._lag)
@@ -348,22 +349,22 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         """Take records as fetched, in offset order."""
         if self.ended or self.closed:
             return
-        # What was fetched before a pause may come again after it.
+        # Records fetched before a pause may come again after it.
         if records.offsets[0] < self._fetched:
             records = records.since(self._fetched)
             if not len(records):
                 return
         self._fetched = int(records.offsets[-1]) + 1
-        # A partition gathers whole polls, however small the pieces that come.
+        # A partition gathers whole polls, however small the fetched pieces are.
         if not self._queue or len(self._queue[-1]) + len(records) > self._reader.options.poll_records:
             self._queue.append(_Gathered())
         self._queue[-1].add(records)
         self._pause_or_resume()
 
     def reach(self, offset: int) -> None:
-        """Take note that there is nothing to fetch before ``offset``.
+        """Note that there is nothing to fetch before ``offset``.
 
-        Past the last record there may be offsets that hold none: transaction markers, compacted records.
+        Offsets without records may follow the last record: transaction markers, compacted records.
         """
         self._fetched = max(self._fetched, offset)
         if not self._queue and not self.ended:
@@ -381,10 +382,10 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
     @override
     def next_batch(self) -> Iterable[Poll]:
-        """Give at most one item, without waiting.
+        """Return at most one item, without waiting.
 
-        Raises ``StopIteration`` once ended or told to stop, ``LayoutError`` where records were lost or partitions added,
-        ``DefinitionError`` for a live topic on producer timestamps without a settle.
+        Raises ``StopIteration`` after the end or a stop, ``LayoutError`` if records were lost or partitions added,
+        ``DefinitionError`` for a live topic with producer timestamps and without a settle.
         """
         reader = self._reader
         if self._said_ended or reader.options.stop.is_set():
@@ -394,7 +395,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if not self._begun:
                 self._begun = True
                 if self.clock_us != NO_CLOCK:
-                    # A clock may have been saved before any item carried it, and shown then as where coverage begins.
+                    # A clock may have been saved before any item carried it, and may then have been shown as the begin of coverage.
                     return [self._item()]
             while self._wants_more() and reader.pump():
                 pass
@@ -402,14 +403,15 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 item = self._replay(self._script)
                 return [] if item is None else [item]
             if self.rejoins:
-                # All partitions are built before the first of them is asked for items. One past that clock: events of
-                # partitions of higher numbers may have arrived at it, and come after this one's in the order of an instant.
+                # All partitions are built before the first of them gives an item. The mark is one past the saved clock:
+                # events of partitions with higher numbers may have arrived at that clock, and events of one instant are
+                # ordered by partition.
                 self.rejoins = False
                 self._announce(reader.saved_clock_us + 1)
             if self._queue and reader.may_emit(self):
                 return [self._records()]
             if self._unsaid:
-                # Not waited for: the flow's thread has better to do.
+                # Do not wait: the flow's thread has other work.
                 return [self._item()] if self._journal is None or self._journal.holds(self._ticket) else []
             since_item_s = reader.options.monotonic() - self._last_item_s
             beats = self.ended or since_item_s >= reader.options.heartbeat_s
@@ -422,7 +424,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return []
 
     def _replay(self, script: Script) -> Poll | None:
-        """Give what an earlier life gave, record for record with the same arrivals; None where there is nothing yet."""
+        """Return what an earlier run gave, record for record with the same arrivals; None if nothing is there yet."""
         here = self._queue[0].first if self._queue else self._position
         if script.marks and here >= script.marks[0][0]:
             self.clock_us = max(self.clock_us, script.marks.popleft()[1])
@@ -440,7 +442,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return None
 
     def _end_replay(self, script: Script) -> None:
-        """From here on this life decides, once everything is as far as it was."""
+        """Let this run decide again once the partition is as far as the earlier run was."""
         here = self._queue[0].first if self._queue else self._position
         if not script.marks and here >= script.until:
             self._script = None
@@ -448,7 +450,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 self._announce(script.clock_us)
 
     def _announce(self, clock_us: int) -> bool:
-        """Move the clock without a record; whether it was moved."""
+        """Move the clock without a record; return true if it moved."""
         if clock_us <= self.clock_us:
             return False
         self.clock_us = clock_us
@@ -457,7 +459,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         return True
 
     def _note(self, begins: int, floor_us: int | None = None) -> None:
-        """Have the journal hold where the partition is now."""
+        """Record the partition's position in the journal."""
         if self._journal is None:
             return
         clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
@@ -467,20 +469,20 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._journal.begin()
 
     def _wants_more(self) -> bool:
-        """Whether the next poll is worth waiting for what has been fetched already: each has a cost of its own."""
+        """Return true if the next poll should first take in more fetched records, because each poll has a fixed cost."""
         return not self._queue or (
             len(self._queue) == 1 and 2 * len(self._queue[0]) < self._reader.options.poll_records
         )
 
     def _mark(self) -> int:
-        """Give the clock that may be announced without a record; ``NO_CLOCK`` for none."""
+        """Return the clock that may be announced without a record; ``NO_CLOCK`` for none."""
         reader = self._reader
         if not self._idle_wall or self._queue or not reader.topic.caught_up(self.partition, self._position):
             return NO_CLOCK
         return reader.options.present_us() - reader.settle_us
 
     def _records(self, limit: int | None = None) -> Poll:
-        """The next records, of a replay those before ``limit``."""
+        """Return the next records; during a replay, only those before ``limit``."""
         records = self._queue.pop(0).records()
         if limit is not None and records.offsets[-1] >= limit:
             later = _Gathered()
@@ -507,8 +509,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         offsets, kinds, stamps_ms = records.offsets, records.kinds, records.stamps_ms
         if self._idle_wall and reader.stream.settle_us is None and (kinds == TIMESTAMP_CREATE_TIME).any():
             raise DefinitionError(
-                f"Topic {reader.stream.topic!r} carries producer timestamps (CreateTime), so how late a record may still come "
-                f'is for you to say: declare `settle` on stream {reader.stream.name!r}, for example settle="2s", '
+                f"Topic {reader.stream.topic!r} carries producer timestamps (CreateTime), so the stream must declare how "
+                f'late a record may be: declare `settle` on stream {reader.stream.name!r}, for example settle="2s", '
                 "or set the topic to message.timestamp.type=LogAppendTime"
             )
         decided = {} if script is None else dict(script.refused(int(offsets[0]), int(offsets[-1])))
@@ -528,7 +530,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         kept = records
         if aside.any():
             for row in np.flatnonzero(aside).tolist():
-                # Before the partition has a clock there is no arrival; a letter still needs a day to lie under.
+                # There is no arrival before the partition has a clock, but a dead letter is stored under a day.
                 arrival = reader.options.present_us() if clocks[row] == NO_CLOCK else int(clocks[row])
                 known = decided.get(int(offsets[row])) if found.placed[row] else None
                 rejected.append(
@@ -585,12 +587,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
     @override
     def snapshot(self) -> dict[str, Any]:
-        """Position and clock as plain ints: ``offset`` (the next), ``clock`` (None before any), ``partitions``, ``ended``.
+        """Return position and clock as plain ints: ``offset`` (the next), ``clock`` (None before any), ``partitions``, ``ended``.
 
-        The snapshot before this one is durable by now: its offset is committed to the consumer group.
+        The snapshot before this one is durable by now, so its offset is committed to the consumer group.
         """
         if self._journal is not None:
-            # Of a process that stood still while another took over, nothing may get into the recovery store.
+            # A process that stood still while another took over must not write to the recovery store.
             self._journal.still_ours()
         clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
         if self._saved is not None:

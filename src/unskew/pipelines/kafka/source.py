@@ -16,7 +16,7 @@ __all__ = ["KafkaPartition", "KafkaSource", "Poll", "Rejected", "SourceCounters"
 
 
 class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
-    """A stream's topic, or several; partitions are called ``p0``, ``p1``, ...
+    """The source of a stream with one or several topics; its partitions are named ``p0``, ``p1``, ...
 
     All partitions that a process builds share one consumer, opened with the first of them.
     """
@@ -30,38 +30,38 @@ class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
 
     @override
     def list_parts(self) -> list[str]:
-        """Raises ``StoreUnavailable`` where the broker does not answer or has no such topic."""
+        """Return the names; raise ``StoreUnavailable`` if the broker does not answer or does not have the topic."""
         reader = self._open()
         wanted = self.options.partitions
         if wanted is None:
             return [f"p{partition}" for partition in range(reader.n_partitions)]
         if absent := [partition for partition in wanted if not 0 <= partition < reader.n_partitions]:
             raise LayoutError(
-                f"{reader.topic.title} has {reader.n_partitions} partitions and none numbered "
-                f"{', '.join(map(str, absent))}; correct the partitions this process is to read"
+                f"{reader.topic.title} has {reader.n_partitions} partitions, but not "
+                f"{', '.join(map(str, absent))}; correct the partitions that this process should read"
             )
         return [f"p{partition}" for partition in wanted]
 
     @override
     def build_part(self, step_id: str, for_part: str, resume_state: dict[str, Any] | None) -> "KafkaPartition":
-        """Build a partition at its saved offset and clock, or at ``start`` where nothing is saved.
+        """Build a partition at its saved offset and clock, or at ``start`` if nothing is saved.
 
-        Raises ``LayoutError`` where the saved offset is gone or the topic's number of partitions has changed.
+        Raises ``LayoutError`` if the saved offset is gone or the topic's number of partitions has changed.
         """
         return self._open().build(int(for_part.removeprefix("p")), resume_state)
 
     @property
     def origins(self) -> Sequence[tuple[str, int]]:
-        """Topic and partition, as the broker calls them, of every partition."""
+        """The broker's topic and partition number of every partition."""
         return self._open().topic.origins
 
     def places(self) -> list[Place]:
-        """How far each partition that this process reads has come; asked by any thread."""
+        """Return the progress of each partition that this process reads; safe to call from any thread."""
         reader = self._reader
         return [] if reader is None else [part.place() for part in list(reader.parts.values())]
 
     def close(self) -> None:
-        """Give back the consumer, where the flow ended in an error and left it open."""
+        """Close the consumer if the flow ended in an error and left it open."""
         if self._reader is not None:
             self._reader.close()
 
