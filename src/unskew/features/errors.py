@@ -1,14 +1,14 @@
-"""Errors, grouped by what mends them."""
+"""Errors, grouped by remedy."""
 
 
 class UnskewError(Exception):
-    """Base of every error that unskew raises on purpose; its text says what, where and what to do."""
+    """The base of every error that unskew raises on purpose; its text says what is wrong, where, and what to do."""
 
 
 class DefinitionError(UnskewError):
     """A definition is wrong: fix the definition.
 
-    ``faults``: every fault found, each a whole sentence; the error's text joins them, one a line.
+    ``faults``: every fault found, each a whole sentence; the error's text has one per line.
     """
 
     def __init__(self, faults: str | list[str]) -> None:

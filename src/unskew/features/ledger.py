@@ -1,4 +1,4 @@
-"""The ledger of late events: how many events of a view came too late for which window, and by how much."""
+"""The ledger of late events: how many events of a view came too late for each window, and by how much."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,8 +14,8 @@ N_BUCKETS = len(LATE_BOUNDS_US) + 1
 class LateEvents(msgspec.Struct, frozen=True, kw_only=True):
     """Events that came after their tile had left one window.
 
-    ``worst_us``: how long after at most, 0 where there are none. ``histogram``: how many were at most as long after as each of
-    ``LATE_BOUNDS_US`` and longer than the bound before it; the last, those past all bounds.
+    ``worst_us``: the longest delay, 0 without such events. ``histogram``: events by delay, one count for each upper bound
+    in ``LATE_BOUNDS_US``, and a last one for delays past all bounds.
     """
 
     events: int = 0
@@ -23,7 +23,7 @@ class LateEvents(msgspec.Struct, frozen=True, kw_only=True):
     histogram: tuple[int, ...] = (0,) * N_BUCKETS
 
     def plus(self, other: "LateEvents") -> "LateEvents":
-        """Of both together."""
+        """Return the sum of both."""
         return LateEvents(
             events=self.events + other.events,
             worst_us=max(self.worst_us, other.worst_us),
@@ -32,7 +32,7 @@ class LateEvents(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
-    """What did not count, since the state of a view began, in one shard or several: a window's late events, and repeats.
+    """Events that did not count since the state of a view began, in one or several shards: late events and repeats.
 
     ``windows``: in the order of the view's windows. ``duplicates``: events that repeated others and were dropped.
     """
@@ -45,7 +45,7 @@ NOTHING_LATE = Ledger()
 
 
 def ledger_of(updates: Updates) -> Ledger:
-    """What one shard's ledger says after a step."""
+    """Return one shard's ledger after a step."""
     found = zip(updates.late_total, updates.late_by_us, updates.late_histogram, strict=False)
     return Ledger(
         windows=tuple(
@@ -56,7 +56,7 @@ def ledger_of(updates: Updates) -> Ledger:
 
 
 def together(ledgers: Iterable[Ledger]) -> Ledger:
-    """The ledger of a view whose shards have these; a shard that has none yet does not count."""
+    """Return the ledger of a view from those of its shards; a shard without a ledger yet does not count."""
     windows: Sequence[LateEvents] = ()
     duplicates = 0
     for ledger in ledgers:
@@ -70,22 +70,22 @@ def together(ledgers: Iterable[Ledger]) -> Ledger:
 
 
 def written(ledger: Ledger) -> dict[str, Any]:
-    """A ledger as JSON-able data: what ``read_ledger`` reads."""
+    """Return a ledger as JSON-able data, which ``read_ledger`` reads."""
     found: dict[str, Any] = msgspec.to_builtins(ledger)
     return found
 
 
 def read_ledger(data: Any) -> Ledger:
-    """A ledger from JSON text, or from data that JSON gave; ``LayoutError`` for what is none."""
+    """Read a ledger from JSON text or from decoded JSON; raise ``LayoutError`` if it is not a ledger."""
     try:
         if isinstance(data, (str, bytes)):
             ledger = msgspec.json.decode(data, type=Ledger)
         else:
             ledger = msgspec.convert(data, Ledger)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise LayoutError(f"a ledger of late events cannot be read ({error}); unskew run writes it anew") from error
+        raise LayoutError(f"a ledger of late events cannot be read ({error}); unskew run writes it again") from error
     if any(len(window.histogram) != N_BUCKETS for window in ledger.windows):
         raise LayoutError(
-            f"a ledger of late events has not {N_BUCKETS} bounds; read it with the version of unskew that wrote it"
+            f"a ledger of late events does not have {N_BUCKETS} bounds; read it with the version of unskew that wrote it"
         )
     return ledger

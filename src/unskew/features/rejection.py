@@ -1,4 +1,4 @@
-"""Why a record is a dead letter: a sentence for people, and one of few kinds to count and filter by."""
+"""The reason why a record is a dead letter: a sentence for people, and one of a few kinds for counting and filtering."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MEANINGS: Mapping[Kind, str] = {
     "tombstone": "the value is null",
     "frame": "the value does not begin as Confluent's frame does",
-    "schema": "its schema id is unknown, or its schema cannot be read as the stream's",
+    "schema": "its schema id is unknown, or its schema cannot be resolved to the stream's",
     "truncated": "the value ends too early",
     "trailing": "bytes follow the value",
     "encoding": "a text is not UTF-8",
-    "malformed": "the value is no record of the schema, or no JSON object",
+    "malformed": "the value is not a record of the schema, or not a JSON object",
     "type": "a field is missing, null, or of another type",
     "range": "a number or symbol is outside what its column holds",
     "time": "its event time or timestamp is null, out of range, past the present, or older than max_age",
@@ -39,19 +39,19 @@ MEANINGS: Mapping[Kind, str] = {
     "expression": "an expression fails on it",
 }
 
-# A sentence may quote the record, which may be long.
+# A reason may quote the record, which may be long.
 _LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why one record, or one view's part of it, is a dead letter."""
+    """The reason why one record, or one view's part of it, is a dead letter."""
 
     kind: Kind
     reason: str
 
 
 def clear(reason: str) -> str:
-    """A reason as it is kept: valid text, of at most 300 characters."""
+    """Return the reason as it is stored: valid text of at most 300 characters."""
     sound = reason.encode(errors="backslashreplace").decode()
     return sound if len(sound) <= _LONGEST_REASON else sound[: _LONGEST_REASON - 3] + "..."

@@ -1,8 +1,8 @@
 """The Bytewax adapter: sources, shards and sinks as its operators.
 
-An item is a batch and a key is a shard or a table, so what Bytewax does per item and per key stays small. Its epochs
-cut source offsets, shard states and sink positions together; a snapshot of an epoch is asked for when the epoch
-before it is durable, which is what the sinks' publishing rests on.
+An item is a batch and a key is a shard or a table, so Bytewax's work per item and per key stays small. An epoch cuts
+source offsets, shard states and sink positions together. Bytewax requests the snapshot of an epoch only when the epoch
+before it is durable, and the sinks' publishing rests on that.
 """
 
 import datetime as dt
@@ -43,9 +43,9 @@ Steps = Updates | NothingToCome
 
 @dataclass(frozen=True)
 class Shards:
-    """By view id, every shard that the topic's partitions feed; ``own``: ``view@version/shard`` of those that are this process's.
+    """By view id, every shard that the topic's partitions feed.
 
-    ``own`` is None where no other process has any.
+    ``own``: ``view@version/shard`` of this process's shards; None if no other process has any.
     """
 
     by_view: Mapping[str, Sequence[str]]
@@ -54,30 +54,30 @@ class Shards:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step on its way to the sinks, which may lie in another process of a cluster.
+    """A step on its way to the sinks, which may be in another process of a cluster.
 
-    What crosses over only names its view, whose tables would be many times the step.
+    Between processes a step only names its view, because the view's tables are many times larger than the step.
     """
 
     taken: Steps
 
     def here(self, views: Mapping[str, ViewPlan]) -> Steps:
-        """The step itself."""
+        """Return the step with its view."""
         view: ViewPlan | str = self.taken.view
         return replace(self.taken, view=views[view]) if isinstance(view, str) else self.taken
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
-        told = {field.name: getattr(self.taken, field.name) for field in fields(self.taken)}
-        return _arrived, (type(self.taken), {**told, "view": self.taken.view.id})
+        parts = {field.name: getattr(self.taken, field.name) for field in fields(self.taken)}
+        return _arrived, (type(self.taken), {**parts, "view": self.taken.view.id})
 
 
-def _arrived(kind: type[Steps], told: dict[str, Any]) -> Step:
-    return Step(kind(**told))
+def _arrived(kind: type[Steps], parts: dict[str, Any]) -> Step:
+    return Step(kind(**parts))
 
 
 class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
-    """A shard as Bytewax sees it; it learns which one it is from its saved state or its first slice."""
+    """A shard as Bytewax sees it; its saved state or its first slice identifies it."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         self._saved = saved
         self._shard: Shard | None = None
         view = None if saved is None else _views_by_id(plan).get(saved["view"])
-        # A view that is no longer defined keeps its saved state, unread.
+        # The saved state of a view that is no longer defined is kept unread.
         if saved is not None and view is not None:
             self._shard = Shard.from_snapshot(view, siblings, changelogs, saved)
             clock_us = self._shard.state.clock_us
@@ -120,7 +120,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
         first = self._next_refill(self._shard) if was_behind else []
         if first:
-            # No clock is told before the first part of what Redis lacks is on its way, so these wait for it.
+            # No clock may be sent before the first part of the refill, so these updates wait for it.
             updates = [replace(update, behind=True) if isinstance(update, Updates) else update for update in updates]
         for update in updates:
             if isinstance(update, Updates):
@@ -140,9 +140,9 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         return dt.datetime.now(dt.UTC) if waits else None
 
     def _next_refill(self, shard: Shard) -> list[Updates]:
-        """A part of the current rows, where Redis lacks them; a part, so that the flow goes on meanwhile.
+        """Return a part of the current rows if Redis lacks them; a part, so that the flow goes on meanwhile.
 
-        Not before they are as late as any that a reader has seen.
+        A refill begins only when the rows are as late as any that a reader has seen.
         """
         if shard.behind:
             return []
@@ -157,11 +157,11 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         return [part]
 
     def snapshot(self) -> dict[str, Any]:
-        # An epoch ends here only when every source and shard has taken up its saved state, and is not durable yet.
+        # When an epoch ends here, every source and shard has loaded its saved state, and the epoch is not durable yet.
         self._accepted()
         if self._shard is None:
             if self._saved is None:
-                raise RuntimeError("a shard is asked for its state before its first slice")
+                raise RuntimeError("the state of a shard is requested before its first slice")
             return self._saved
         with self._progress.epochs.snapshot("shard"):
             state = self._shard.state
@@ -170,7 +170,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
 
 
 class _Sink(FixedPartitionedSink[Any, Any]):
-    """A sink over the fixed partitions; a key always falls to the same one."""
+    """A sink over fixed partitions; a key always belongs to the same one."""
 
     def list_parts(self) -> list[str]:
         return SINK_PARTITIONS
@@ -180,7 +180,7 @@ class _Sink(FixedPartitionedSink[Any, Any]):
 
 
 class ParquetSink(_Sink):
-    """Log, event archive and dead letters: every table published only once its epoch is durable."""
+    """Log, event archive and dead letters; rows are published only once their epoch is durable."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class ParquetSink(_Sink):
         return part
 
     def open(self, name: str, saved: Mapping[str, Any] | None) -> Table | None:
-        """Open a table by name; None where its view is no longer defined.
+        """Open a table by name; return None if its view is no longer defined.
 
         ``name``: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
         """
@@ -228,7 +228,7 @@ class ParquetSink(_Sink):
         return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
 
     def begin(self) -> None:
-        """Say which shards there are: with the first item, when all saved state has been found fit, once."""
+        """Record the list of shards once, with the first item, when all saved state has been validated."""
         if not self._begun:
             for view_id, names in self._shards.by_view.items():
                 view = self.views[view_id]
@@ -249,7 +249,7 @@ class ParquetSink(_Sink):
 class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def __init__(self, sink: ParquetSink, saved: dict[str, Any]) -> None:
         self._sink = sink
-        # Tables of views that are no longer defined: what was saved is kept.
+        # Saved positions of tables whose views are no longer defined are kept.
         self._retired: dict[str, Any] = {}
         self._tables: dict[str, Table] = {}
         for name, state in saved.items():
@@ -291,7 +291,7 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
 
 
 class RedisSink(_Sink):
-    """Current values, through one writer that all partitions of the process share."""
+    """Current values for Redis, through one writer that all partitions of the process share."""
 
     def __init__(
         self,
@@ -322,7 +322,7 @@ class RedisSink(_Sink):
 
 
 class _RedisPart(StatefulSinkPartition[Step, None]):
-    """Nothing to resume from: values are absolute. What an epoch changed is acknowledged before the epoch is."""
+    """A partition without saved state, because values are absolute. Redis acknowledges an epoch's changes before its end."""
 
     def __init__(self, sink: RedisSink, writer: RedisWriter, now_us: Callable[[], int]) -> None:
         self._sink = sink
@@ -353,14 +353,14 @@ def build_flow(
 ) -> Dataflow:
     """Wire sources, shards and sinks; ``sources`` and ``routers`` by topic.
 
-    ``accepted`` is called at the end of every epoch that brought something, before it is durable: by then all saved
-    state has been found fit.
+    ``accepted`` is called at the end of every epoch that had items, before the epoch is durable; by then all saved state
+    has been validated.
     """
     flow = Dataflow(name)
     routed = []
     for topic, source in sources.items():
-        # Saved offsets are found by these names, so nothing is in them that may be renamed. A dot is Bytewax's own, and no
-        # topic has a plus sign.
+        # Saved offsets are found by these names, so they contain nothing that may be renamed. Bytewax reserves the dot, and
+        # a topic's name cannot contain a plus sign.
         step = topic.replace(".", "+")
         polls = op.input(f"{step}_poll", flow, source)
         routed.append(op.flat_map(f"{step}_route", polls, routers[topic].route))

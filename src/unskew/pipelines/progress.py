@@ -1,6 +1,7 @@
-"""Counts of what a running pipeline has done, for its display, its log lines and its metrics.
+"""Counts of the work of a running pipeline, for its display, its log lines and its metrics.
 
-The flow's thread alone writes them, other threads read: each figure is one plain object, and a dictionary is copied first.
+Only the flow's thread writes them, and other threads read: each figure is one plain object, and a reader copies a
+dictionary before it iterates.
 """
 
 import time
@@ -14,12 +15,12 @@ from typing import Literal
 from unskew.features.ledger import Ledger, ledger_of, together
 from unskew.features.updates import Updates
 
-# From a wait for a fast disk to a commit that waits out an outage.
+# The range is from a wait for a fast disk to a commit that lasts through an outage.
 DURATION_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class Durations:
-    """How long something took, each time: a histogram, and the sum; seconds."""
+    """A histogram of durations, and their sum, in seconds."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(DURATION_BOUNDS_S) + 1)
@@ -32,17 +33,18 @@ class Durations:
         self.longest_s = max(self.longest_s, seconds)
 
     def at_most(self) -> list[tuple[float, int]]:
-        """How many took at most so long, for every bound and without one."""
+        """Return (bound, count of durations up to it) for every bound, and the total for infinity."""
         return list(zip((*DURATION_BOUNDS_S, float("inf")), accumulate(list(self._counts)), strict=True))
 
 
 class Epochs:
-    """The epochs of this process, told apart by its own snapshots: those of the shards come first, then those of the sinks.
+    """The epochs of this process, recognized by its own snapshots: first those of the shards, then those of the sinks.
 
-    A shard's snapshot after a sink's begins the next epoch, and is only asked for when the one before is durable.
-    ``commits``: time spent in the snapshots of an epoch, in which nothing else is done. ``lengths``: from the first snapshot of an epoch
-    to the first of the next one. ``durable``: epochs that are. ``durable_at_s``: when the last one was found to be, Unix time;
-    None before. ``moved_at_s``: when the flow's thread last did a step or part of a snapshot, by ``monotonic``; None before.
+    A shard's snapshot that follows a sink's begins the next epoch; Bytewax requests it only when the epoch before is
+    durable. ``commits``: time spent in the snapshots of an epoch, during which nothing else is done. ``lengths``: time
+    from the first snapshot of an epoch to the first of the next. ``durable``: number of durable epochs.
+    ``durable_at_s``: Unix time at which the last one was found durable; None before. ``moved_at_s``: when the flow's
+    thread last did a step or part of a snapshot, by ``monotonic``; None before.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
@@ -58,12 +60,12 @@ class Epochs:
         self._in_sinks = False
 
     def moved(self) -> None:
-        """The flow's thread has done something."""
+        """Note that the flow's thread has done something."""
         self.moved_at_s = self.monotonic()
 
     @contextmanager
     def snapshot(self, of: Literal["shard", "sink"]) -> Iterator[None]:
-        """Around one snapshot."""
+        """Measure one snapshot."""
         began_s = self.monotonic()
         if of == "shard" and self._in_sinks:
             self._finish(began_s)
@@ -77,7 +79,7 @@ class Epochs:
             self._spent_s += self.monotonic() - began_s
 
     def settle(self) -> None:
-        """The flow has ended without an error: what was begun is durable."""
+        """Count the last epoch as durable, after the flow has ended without an error."""
         if self._began_s is not None:
             self._finish(self.monotonic())
 
@@ -92,7 +94,7 @@ class Epochs:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a shard's state held at its last snapshot."""
+    """The size of a shard's state at its last snapshot."""
 
     entities: int
     tiles: int
@@ -103,9 +105,9 @@ class Progress:
     """Totals since this process started; instants in microseconds.
 
     ``updates_by_view``, ``rows_by_view``: by view id, rows for Redis and rows of the log. ``sizes``: by view id and shard.
-    ``late_by_view``: by view id, events that came too late for a window. ``duplicates``: by view id, events that repeated
-    others and were dropped; only views whose stream drops them are there. ``ledgers``: by view id and shard, both since the
-    state began.
+    ``late_by_view``: by view id, events that came too late for a window. ``duplicates``: by view id, dropped repeats of
+    events; it has only views whose stream drops repeats. ``ledgers``: by view id and shard, late events and repeats
+    since the state began.
     """
 
     updates_by_view: dict[str, int] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class Progress:
     ledgers: dict[str, Ledger] = field(default_factory=dict)
 
     def count(self, update: Updates) -> None:
-        """Take in one step of one shard."""
+        """Count one step of one shard."""
         view_id = update.view.id
         self.updates_by_view[view_id] = self.updates_by_view.get(view_id, 0) + update.current.height
         self.rows_by_view[view_id] = self.rows_by_view.get(view_id, 0) + update.closed.height
@@ -129,22 +131,22 @@ class Progress:
         self.ledgers[f"{view_id}/{update.shard}"] = ledger_of(update)
 
     def note_size(self, view_id: str, shard: str, *, entities: int, tiles: int) -> None:
-        """Take in how large a shard's state is."""
+        """Record the size of a shard's state."""
         self.sizes[f"{view_id}/{shard}"] = Size(entities, tiles)
 
     @property
     def updates(self) -> int:
-        """Rows for Redis, over all views."""
+        """The number of rows for Redis, over all views."""
         return sum(list(self.updates_by_view.values()))
 
     @property
     def rows(self) -> int:
-        """Rows of the log, over all views."""
+        """The number of rows of the log, over all views."""
         return sum(list(self.rows_by_view.values()))
 
     @property
     def late(self) -> int:
-        """Events that came too late for a window, over all views."""
+        """The number of events that came too late for a window, over all views."""
         return sum(list(self.late_by_view.values()))
 
     @property
@@ -153,7 +155,7 @@ class Progress:
         return min(list(self.clocks_us.values()), default=None)
 
     def clocks_by_view_us(self) -> dict[str, int]:
-        """By view id, the earliest of its shards' clocks in this process."""
+        """Return, by view id, the earliest clock of its shards in this process."""
         clocks: dict[str, int] = {}
         for name, clock_us in dict(self.clocks_us).items():
             view_id = name.partition("/")[0]
@@ -161,7 +163,7 @@ class Progress:
         return clocks
 
     def sizes_by_view(self) -> dict[str, Size]:
-        """By view id, all its shards in this process together."""
+        """Return, by view id, the total size of its shards in this process."""
         sizes: dict[str, Size] = {}
         for name, size in dict(self.sizes).items():
             view_id = name.partition("/")[0]
@@ -170,7 +172,7 @@ class Progress:
         return sizes
 
     def ledger(self, view_id: str) -> Ledger:
-        """A view's late events and repeats since its state began."""
-        # A copy: another thread asks.
+        """Return a view's late events and repeats since its state began."""
+        # A copy, because another thread calls this.
         ledgers = dict(self.ledgers)
         return together(ledger for name, ledger in ledgers.items() if name.startswith(f"{view_id}/"))

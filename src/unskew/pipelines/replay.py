@@ -1,7 +1,7 @@
-"""Dead letters sent again: checked by the definitions as they are now, acknowledged by the broker, remembered.
+"""Replay of dead letters: checked against the present definitions, sent, acknowledged by the broker, remembered.
 
-The order of steps is the contract: what is about to be sent is written down and fsynced, then sent, and what was
-acknowledged is written down. So a letter whose fate a crash left open is known to be one that may have been sent.
+The order of steps is the contract: letters about to be sent are recorded and fsynced, then sent, and those that were
+acknowledged are recorded. So a letter whose fate is open after a crash is known as one that may have been sent.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Resend:
-    """A record to send again: where it came from, and what it is now."""
+    """A record to send again: its origin and its present content."""
 
     folder: str
     topic: str
@@ -47,12 +47,12 @@ class Resend:
 
     @property
     def place(self) -> str:
-        """``topic/partition/offset``, of the letter."""
+        """The letter's ``topic/partition/offset``."""
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
 class Checks:
-    """What the definitions, as they are now, make of a record that would be sent."""
+    """Check with the present definitions a record that would be sent."""
 
     def __init__(self, plan: Plan, schemas: Schemas | None) -> None:
         self._schemas = schemas
@@ -64,15 +64,15 @@ class Checks:
         self._evaluators = {view.name: Evaluator(view) for view in plan.views.values()}
 
     def stream(self, folder: str) -> StreamPlan:
-        """Give the stream whose letters lie in a folder. Raises ``RequestError`` where no view reads one."""
+        """Return the stream whose letters lie in a folder. Raises ``RequestError`` if no view reads it."""
         if folder not in self._streams:
             raise RequestError(f"no view reads topic {folder!r}; topics read are {', '.join(sorted(self._streams))}")
         return self._streams[folder]
 
     def fault(self, record: Resend, *, twice: bool) -> str | None:
-        """Why a record is not to be sent; None where it is an event that every view can take.
+        """Return why a record must not be sent; None if it is an event that every view can take.
 
-        ``twice``: also where views have counted it already.
+        ``twice``: allow a record that some views have counted already.
         """
         stream = self.stream(record.folder)
         found = self._decoders[record.folder].decode(_poll(stream, record, time.time_ns() // 1000))
@@ -83,11 +83,13 @@ class Checks:
                 return str(rejected.item(0, "reason"))
         counted = [view.name for view in self._views[record.folder] if record.views and view.name not in record.views]
         if counted and not twice:
-            return f"{', '.join(counted)} took it when it first came and would count it again; --twice sends it all the same"
+            return (
+                f"{', '.join(counted)} counted it when it first came and would count it again; --twice sends it anyway"
+            )
         return None
 
     def decoded(self, record: Resend) -> Any:
-        """What can be read of the value, as JSON has it; None where nothing can."""
+        """Return what can be read of the value, as JSON-able data; None if nothing can."""
         value = record.value
         if not value:
             return None
@@ -102,9 +104,9 @@ class Checks:
         return _written(found.select(list(avro_names(stream))).row(0, named=True)) if found.height else None
 
     def encoded(self, record: Resend, mended: Any) -> bytes:
-        """The value that says ``mended``: JSON, or Avro by the schema whose id the letter carried.
+        """Encode ``mended`` as JSON, or as Avro with the schema whose id the letter carried.
 
-        Raises ``RequestError`` where it cannot be written so.
+        Raises ``RequestError`` if it cannot be encoded.
         """
         stream = self.stream(record.folder)
         old = record.value or b""
@@ -113,7 +115,7 @@ class Checks:
             return frame + (mended if isinstance(mended, str) else json.dumps(mended, ensure_ascii=False)).encode()
         if not frame and self._schemas is not None:
             raise RequestError(
-                f"{record.place}: its value names no schema, so it cannot be written anew; give its bytes"
+                f"{record.place}: its value does not name a schema, so it cannot be encoded again; give its bytes"
             )
         frame = frame or bytes(FRAME_BYTES)
         body = io.BytesIO()
@@ -124,25 +126,25 @@ class Checks:
             fastavro.schemaless_writer(body, fastavro.parse_schema(_plain(schema)), mended, strict=True)
         except Incompatible as error:
             raise RequestError(f"{record.place}: {error}") from error
-        # fastavro raises what its steps happen to raise on what does not fit.
+        # fastavro raises various errors for a value that does not fit.
         except Exception as error:
             raise RequestError(
-                f"{record.place}: what stands under mended does not fit the schema ({type(error).__name__}: {error}); "
-                "numbers stay as on the wire, logical types as their numbers"
+                f"{record.place}: the value under mended does not fit the schema ({type(error).__name__}: {error}); "
+                "write numbers as on the wire, and logical types as their numbers"
             ) from error
         return frame + body.getvalue()
 
 
 def avro_names(stream: StreamPlan) -> Iterable[str]:
-    """Columns of a stream that come from its values."""
+    """Return the columns of a stream that come from its values."""
     known = {field.name for field in avro_fields(stream.schema)}
     return [name for name in stream.columns if name in known]
 
 
 class Memory:
-    """Which letters were sent again: a file beside the letters, one writer at a time.
+    """The record of replayed letters: a file beside the letters, with one writer at a time.
 
-    A line is written before a letter is sent, and one after it was acknowledged.
+    A line is written before a letter is sent, and another after it was acknowledged.
     """
 
     def __init__(self, root: Path) -> None:
@@ -151,30 +153,30 @@ class Memory:
 
     @contextlib.contextmanager
     def open(self) -> Iterator["Memory"]:
-        """Read what there is, and keep others from sending meanwhile. Raises ``RequestError`` where somebody does."""
+        """Read the file and lock it against other replays. Raises ``RequestError`` if another replay holds the lock."""
         try:
             file = self.path.open("a+b")
         except OSError as error:
-            raise StoreUnavailable(f"{self.path}: {error.strerror}; what is sent must be written down there") from error
+            raise StoreUnavailable(f"{self.path}: {error.strerror}; replays are recorded there") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise RequestError(f"{self.path}: another replay is under way; wait for it") from error
+                raise RequestError(f"{self.path}: another replay is running; wait for it") from error
             self._fates = fates(self.path)
             self._file = file
             yield self
 
     def fault(self, record: Resend) -> str | None:
-        """Why a letter is not to be sent once more."""
+        """Return why a letter must not be sent once more; None if it may be."""
         fate = self._fates.get(record.place)
         if fate is None:
             return None
-        said = "was sent again already" if fate == "sent" else "may have been sent: a replay broke off"
+        said = "was sent again already" if fate == "sent" else "may have been sent: a replay was interrupted"
         return f"it {said}; --again sends it once more"
 
     def write(self, records: Sequence[Resend], fate: str) -> None:
-        """Write down what happened to letters, durably."""
+        """Record durably what happened to letters."""
         at = int(time.time())
         for record in records:
             line = {
@@ -191,7 +193,7 @@ class Memory:
 
 
 def fates(path: Path) -> dict[str, str]:
-    """What is known of letters, by place: ``sending`` or ``sent``; a line that a crash cut off is left out."""
+    """Return the known fate of letters by place, ``sending`` or ``sent``; a line that a crash cut off is ignored."""
     found: dict[str, str] = {}
     if not path.exists():
         return found
@@ -207,10 +209,10 @@ def fates(path: Path) -> dict[str, str]:
 def send(
     records: Sequence[Resend], memory: Memory, config: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S
 ) -> list[tuple[Resend, str]]:
-    """Send records, each to the partition it came from, and give those that were not acknowledged, with why.
+    """Send records, each to its original partition, and return those that were not acknowledged, with reasons.
 
-    Their timestamp is the present: each is a new record, and arrives anew. ``config``: of the client, with its
-    ``bootstrap.servers``.
+    Their timestamp is the present: each is a new record with a new arrival. ``config``: settings of the client,
+    including ``bootstrap.servers``.
     """
     memory.write(records, "sending")
     failed: list[tuple[Resend, str]] = []
@@ -245,9 +247,9 @@ def send(
             failed.append((record, error.args[0].str()))
             done.add(record.place)
         producer.poll(0)
-    # A message's own time is over before this is.
+    # Each message times out before this does.
     producer.flush(timeout_s + 10)
-    failed += [(record, "no answer came") for record in records if record.place not in done]
+    failed += [(record, "the broker did not answer") for record in records if record.place not in done]
     lost = {record.place for record, _ in failed}
     memory.write([record for record in records if record.place not in lost], "sent")
     return failed
@@ -278,7 +280,7 @@ def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:
 
 
 def _written(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for a person to read, as JSON."""
+    """Return values as JSON-able data for people."""
     return {
         name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
         for name, value in row.items()

@@ -1,4 +1,4 @@
-"""From a decoded poll to what each shard and table gets."""
+"""Routing: split a decoded poll into the slices of shards and the rows of tables."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from unskew.pipelines.state.ordering import Slice, shard_names
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """Rows for the event archive, or dead letters, of one partition."""
+    """Rows of one partition for the event archive, or its dead letters."""
 
     topic: str
     partition: int
@@ -28,9 +28,10 @@ class TableRows:
 
 
 class Router:
-    """Decodes the polls of one stream and splits them by view and shard; has no state but counters.
+    """Decode the polls of one stream and split them by view and shard; the only state is counters.
 
-    ``journal``: holds what was decided about a poll before anything that follows from it is given; None holds nothing.
+    ``journal``: makes the decisions about a poll durable before anything that follows from them is passed on; None
+    records nothing.
     """
 
     def __init__(
@@ -51,24 +52,24 @@ class Router:
 
     @property
     def incompatible(self) -> int:
-        """Messages whose writer's schema cannot be read as the stream's."""
+        """The number of messages whose writer's schema cannot be resolved to the stream's."""
         return self._decoder.incompatible
 
     def route(self, poll: Poll) -> Iterator[tuple[str, Slice | TableRows]]:
-        """Everything that follows from a poll, keyed by shard or table.
+        """Return everything that follows from a poll, keyed by shard or table.
 
-        Every shard of the partition gets a slice, empty if need be, so that clocks and epochs reach all of them; so
-        do the partition's two tables.
+        Every shard of the partition gets a slice, possibly an empty one, so that clocks and epochs reach all of them.
+        So do the partition's two tables.
         """
         decoded = self._decoder.decode(poll)
-        # All of it is made before it is waited for: the disk works meanwhile.
+        # Make all items before waiting for the journal: the disk works meanwhile.
         items = list(self._items(poll, decoded))
         if self._journal is not None:
             self._journal.ensure(max(poll.ticket, self._note_refused(self._journal, poll, decoded)))
         return iter(items)
 
     def _note_refused(self, journal: Journal, poll: Poll, decoded: Decoded) -> int:
-        """Note what a Schema Registry had no schema for just now: another time it may have. A ticket, 0 where there is nothing."""
+        """Record which ids a Schema Registry did not know, because it may know them later. Return a ticket, 0 for nothing."""
         if not decoded.dead.height or not self._decoder.asks:
             return 0
         known = {bad.offset for bad in poll.rejected}
@@ -142,7 +143,7 @@ def _split(events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> l
 
 
 def _letters(poll: Poll, topic: str, view: str, rejected: pl.DataFrame) -> pl.DataFrame:
-    """Dead letters for events that decoded well but that a view cannot take."""
+    """Return dead letters for events that were decoded but that a view cannot take."""
     places = np.searchsorted(poll.offsets, rejected["_offset"].to_numpy()).tolist()
     headers = poll.headers or [None] * len(poll.values)
     topic, partition = poll.origin or (topic, poll.partition)

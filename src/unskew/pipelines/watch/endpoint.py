@@ -1,4 +1,4 @@
-"""Where a running pipeline tells its metrics and its health, over HTTP."""
+"""The HTTP endpoint that exposes a running pipeline's metrics and health."""
 
 import json
 import logging
@@ -28,26 +28,26 @@ _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
 
 
 class _Handler(WSGIRequestHandler):
-    # A client that connects and says nothing holds no thread for longer.
+    # A client that connects and sends nothing holds a thread for at most this long.
     timeout = _SILENT_CLIENT_S
 
     @override
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of each request."""
+        """Log nothing for each request."""
 
 
 class _Server(ThreadingWSGIServer):
     @override
     def server_bind(self) -> None:
-        # Not HTTPServer's: that asks the resolver for this machine's full name, which may take it seconds.
+        # HTTPServer's own method asks the resolver for this machine's full name, which may take seconds.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
     @override
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is no concern of the pipeline's log."""
-        _log.debug("a request of %s was not answered", client_address, exc_info=True)
+        """Log a client that disconnects early at debug level only."""
+        _log.debug("a request from %s was not answered", client_address, exc_info=True)
 
 
 def _server_of(family: socket.AddressFamily) -> type[_Server]:
@@ -59,11 +59,11 @@ def _server_of(family: socket.AddressFamily) -> type[_Server]:
 
 @contextmanager
 def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
-    """Answer at ``address`` (host, port), and nowhere else, until the end of the block.
+    """Serve HTTP at ``address`` (host, port) only, until the end of the block.
 
-    ``/metrics``: for Prometheus. ``/health``: 200 while the process works or knowingly waits, else 503: start it anew. ``/ready``: 200
-    once its state is taken up and an epoch is durable, while no store is away, else 503. Both as JSON, with reasons. Raises
-    ``RequestError`` where the address cannot be had.
+    ``/metrics``: for Prometheus. ``/health``: 200 while the process works or waits for a store, else 503: restart it.
+    ``/ready``: 200 once its state is loaded and an epoch is durable, while every store is reachable, else 503. Both
+    answer JSON with reasons. Raises ``RequestError`` if the address cannot be used.
     """
     host, port = address
     try:
@@ -71,7 +71,7 @@ def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
         server = _server_of(family)((str(found[0]), port), _Handler)
     except OSError as error:
         raise RequestError(
-            f"metrics at {host}:{port}: {error.strerror or error}; choose another HOST:PORT with --metrics, or leave it out"
+            f"metrics at {host}:{port}: {error.strerror or error}; choose another HOST:PORT with --metrics, or omit it"
         ) from error
     server.set_app(_app(running))
     thread = threading.Thread(
@@ -88,7 +88,7 @@ def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
 
 
 def _app(running: Running) -> _App:
-    """What answers a request."""
+    """Return the WSGI application."""
     metrics: _App = make_wsgi_app(registry_of(running))
 
     def answer(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
@@ -96,19 +96,19 @@ def _app(running: Running) -> _App:
         if path == "/metrics":
             return metrics(environ, start)
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            return _told(start, "405 Method Not Allowed", {"error": "only GET is answered"})
+            return _reply(start, "405 Method Not Allowed", {"error": "only GET is answered"})
         if path in {"/health", "/ready"}:
             reasons = running.dead_reasons() if path == "/health" else running.unready_reasons()
             status = "503 Service Unavailable" if reasons else "200 OK"
-            return _told(start, status, {"ok": not reasons, "reasons": reasons, **running.facts()})
-        return _told(
+            return _reply(start, status, {"ok": not reasons, "reasons": reasons, **running.facts()})
+        return _reply(
             start, "404 Not Found", {"error": f"{path} is not here", "paths": ["/metrics", "/health", "/ready"]}
         )
 
     return answer
 
 
-def _told(start: _Start, status: str, body: dict[str, object]) -> list[bytes]:
+def _reply(start: _Start, status: str, body: dict[str, object]) -> list[bytes]:
     text = json.dumps(body).encode() + b"\n"
     start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(text)))])
     return [text]

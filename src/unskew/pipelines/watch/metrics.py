@@ -1,7 +1,7 @@
-"""The figures of a running pipeline as Prometheus reads them; docs/operations.md explains each.
+"""The metrics of a running pipeline for Prometheus; docs/operations.md explains each.
 
-They are made from ``Running`` when somebody asks: nothing is counted twice, and the hot path does not know of them. Labels take few
-values: streams, views, partitions, stores, and kinds of dead letters.
+They are computed from ``Running`` on request, so nothing is counted twice and the hot path does not know of them. Labels
+have few values: streams, views, partitions, stores, and kinds of dead letters.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ _Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 def registry_of(running: Running) -> CollectorRegistry:
-    """A registry of its own for one pipeline, with those of the process: memory, processor, open files, garbage collection."""
+    """Return a registry for one pipeline, with the process's metrics: memory, processor, open files, garbage collection."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_PipelineCollector(running))
     ProcessCollector(registry=registry)
@@ -41,7 +41,7 @@ class _PipelineCollector(Collector):
 
     @override
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("unskew_build", "The version that runs.", {"version": version("unskew")})
+        yield InfoMetricFamily("unskew_build", "The running version.", {"version": version("unskew")})
         yield from self._of_streams()
         yield from self._of_partitions()
         yield from self._of_views()
@@ -63,10 +63,10 @@ class _PipelineCollector(Collector):
             ["stream"],
             (((name,), count.bumped) for name, count in counters.items()),
         )
-        # Every kind from the start: a rate of what appears with its first letter would miss that one.
+        # Every kind is exposed from the start: a rate over a series that appears with its first letter would miss it.
         yield _counter(
             "unskew_dead_letters",
-            "Dead letters, by why the record could not be used.",
+            "Dead letters, by the reason why the record could not be used.",
             ["stream", "kind"],
             (
                 ((sources[topic].stream.name, kind), router.dead_by_kind.get(kind, 0))
@@ -86,7 +86,7 @@ class _PipelineCollector(Collector):
         )
         yield _gauge(
             "unskew_partition_clock_timestamp_seconds",
-            "The partition's clock, Unix time in seconds; absent before it has one.",
+            "The partition's clock, Unix time in seconds; absent before its first record or mark.",
             names,
             (
                 ((place.topic, str(place.partition)), place.clock_us / 1e6)
@@ -151,19 +151,19 @@ class _PipelineCollector(Collector):
         epochs = self._running.progress.epochs
         yield _histogram(
             "unskew_commit_seconds",
-            "What the snapshots of an epoch took; nothing else is done meanwhile.",
+            "Time that the snapshots of an epoch took; nothing else is done meanwhile.",
             epochs.commits,
         )
-        yield _histogram("unskew_epoch_seconds", "From the commit of an epoch to the next one's.", epochs.lengths)
+        yield _histogram("unskew_epoch_seconds", "Time from the commit of an epoch to the next commit.", epochs.lengths)
         yield _histogram(
             "unskew_journal_wait_seconds",
-            "What items waited until the journal held what decided them; the flow's thread does nothing else meanwhile.",
+            "Time that items waited until the journal held the decisions about them; the flow's thread is idle meanwhile.",
             self._running.journal.waits,
         )
         durable_at_s = epochs.durable_at_s
         yield _gauge(
             "unskew_epoch_durable_timestamp_seconds",
-            "When the last durable epoch was known to be durable, Unix time in seconds; absent before the first.",
+            "When the last epoch was found durable, Unix time in seconds; absent before the first.",
             [],
             [] if durable_at_s is None else [((), durable_at_s)],
         )
@@ -178,20 +178,20 @@ class _PipelineCollector(Collector):
         running, writer = self._running, self._running.writer
         yield _counter(
             "unskew_store_retries",
-            "Tries after one that found the store away.",
+            "Retries after a failed attempt to reach the store.",
             ["store"],
             (((name,), count) for name, count in running.retries().items()),
         )
         yield _gauge(
             "unskew_store_away_seconds",
-            "For how long the store has been away, seconds; 0 while it is there.",
+            "For how long the store has been unreachable, seconds; 0 while it is reachable.",
             ["store"],
             (((name,), away_s) for name, away_s in running.away_s().items()),
         )
         yield _counter("unskew_redis_rows_sent", "Rows acknowledged by Redis.", [], [((), writer.rows_sent)])
         yield _counter(
             "unskew_redis_rows_conflated",
-            "Rows that were not sent because a later one of the same key was.",
+            "Rows that were replaced by a later row of the same key before they were sent.",
             [],
             [((), writer.rows_conflated)],
         )
@@ -199,13 +199,13 @@ class _PipelineCollector(Collector):
         yield _gauge("unskew_redis_rows_waiting", "Rows not yet acknowledged by Redis.", [], [((), writer.n_waiting)])
         yield _gauge(
             "unskew_redis_rows_held",
-            "Rows held back until their shard is as far as it was before a crash.",
+            "Rows held back until their shard has reached its position before a crash.",
             [],
             [((), writer.n_held)],
         )
         yield _counter(
             "unskew_redis_losses",
-            "How often Redis came back without what it had acknowledged.",
+            "How often Redis came back without rows that it had acknowledged.",
             [],
             [((), writer.lost)],
         )
@@ -216,7 +216,7 @@ def _by_view(counts: Mapping[str, int]) -> _Samples:
 
 
 def _counter(name: str, text: str, labels: list[str], samples: _Samples) -> Metric:
-    """``name`` without the ``_total`` that Prometheus sees."""
+    """Make a counter; ``name`` lacks the ``_total`` that Prometheus adds."""
     family = CounterMetricFamily(name, text, labels=labels)
     for values, value in samples:
         family.add_metric(values, value)

@@ -1,6 +1,7 @@
-"""A running pipeline as its metrics and its health see it: the objects that do the work, read when somebody asks.
+"""A running pipeline as its metrics and its health see it: the objects that do the work, read on request.
 
-Nothing is counted here. What the flow's thread writes are plain numbers and dictionaries; each is copied before it is gone through.
+Nothing is counted here. The flow's thread writes plain numbers and dictionaries; a reader copies a dictionary before it
+iterates.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +16,15 @@ from unskew.sinks.patience import Patience
 from unskew.sinks.redis.writer import RedisWriter
 
 STILL_S = 60.0
-"""A flow that has done nothing for so long, and waits for no store, hangs. A live one gets an item of every partition each 200 ms."""
+"""A flow that has done nothing for this long, and does not wait for a store, hangs.
+
+A working one gets an item of every partition every 200 ms.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """What a pipeline in this process is made of; ``sources`` and ``routers`` by topic, ``stores`` by the name of a metric's label."""
+    """The parts of a pipeline in this process; ``sources`` and ``routers`` by topic, ``stores`` by metric label."""
 
     progress: Progress
     sources: Mapping[str, KafkaSource]
@@ -32,7 +36,7 @@ class Running:
     present_us: Callable[[], int]
 
     def dead_by_kind(self) -> dict[str, int]:
-        """Dead letters by kind, over all streams."""
+        """Return the number of dead letters by kind, over all streams."""
         total: dict[str, int] = {}
         for router in self.routers.values():
             for kind, count in dict(router.dead_by_kind).items():
@@ -40,31 +44,31 @@ class Running:
         return total
 
     def retries(self) -> dict[str, int]:
-        """By store, tries after one that found it away."""
+        """Return, by store, the number of retries after a failed attempt to reach it."""
         return {name: store.retries for name, store in self.stores.items()}
 
     def away_s(self) -> dict[str, float]:
-        """By store, for how long it has been away; 0.0 while it is there."""
+        """Return, by store, for how long it has been unreachable; 0.0 while it is reachable."""
         return {name: store.away_s for name, store in self.stores.items()}
 
     def still_s(self) -> float | None:
-        """For how long the flow has done nothing; None before it has begun."""
+        """Return for how long the flow has done nothing; None before it has begun."""
         epochs = self.progress.epochs
         moved_at_s = epochs.moved_at_s
         return None if moved_at_s is None else max(0.0, epochs.monotonic() - moved_at_s)
 
     def dead_reasons(self) -> list[str]:
-        """Why the process is of no use any more and should be started anew; none while it is."""
+        """Return the reasons to restart the process; an empty list while it works."""
         still_s = self.still_s()
         if still_s is None or still_s < STILL_S or any(self.away_s().values()):
             return []
-        return [f"the flow has done nothing for {still_s:.0f} s, and waits for no store"]
+        return [f"the flow has done nothing for {still_s:.0f} s and does not wait for a store"]
 
     def unready_reasons(self) -> list[str]:
-        """What is between the pipeline and its work: what it waits for, or that it has not begun; none while it is at work."""
+        """Return why the pipeline is not at work: what it waits for, or that it has not begun; an empty list at work."""
         reasons = self.dead_reasons()
         if self.progress.epochs.durable == 0:
-            reasons.append("no epoch of this process is durable yet: its state is being taken up")
+            reasons.append("no epoch of this process is durable yet: it is loading its state")
         reasons += [f"{name} has been away for {away_s:.1f} s" for name, away_s in self.away_s().items() if away_s]
         reasons += [
             f"no partition of {topic} is read yet" for topic, source in self.sources.items() if not source.places()
@@ -72,7 +76,7 @@ class Running:
         return reasons
 
     def facts(self) -> dict[str, object]:
-        """What a person asks next, for the answers about health."""
+        """Return the facts that accompany the answers about health."""
         places = [place for source in self.sources.values() for place in source.places()]
         return {
             "epochs": self.progress.epochs.durable,
