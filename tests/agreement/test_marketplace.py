@@ -207,6 +207,6 @@ def test_the_count_of_purchases_is_defined_by_the_yaml_that_the_readme_shows(yea
     text = (market.HOME / "user_purchase_count_30d.yaml").read_text()
 
     view = year.plan.views["user_purchase_count_30d"]
-    assert [(one.name, one.function, one.dtype) for one in view.features] == [(view.name, "count", "int64")]
+    assert [(one.name, one.function, str(one.dtype)) for one in view.features] == [(view.name, "count", "int64")]
     assert view.features[0].description == "Number of purchases in the last 30 days"
     assert text in (Path(__file__).parents[2] / "README.md").read_text()

@@ -35,7 +35,7 @@ def test_households_follow_their_partition_and_the_others_are_hashed(plan):
 def test_the_view_written_in_yaml_is_one_feature_of_its_own_name(plan):
     view = plan.views["household_coupon_count_30d"]
 
-    assert [(feature.name, feature.function, feature.dtype) for feature in view.features] == [
+    assert [(feature.name, feature.function, str(feature.dtype)) for feature in view.features] == [
         ("household_coupon_count_30d", "count", "int64")
     ]
     assert view.stream.name == "transactions"

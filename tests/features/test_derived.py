@@ -50,7 +50,7 @@ def test_type_and_empty_value_follow_from_the_expression_on_the_empty_row(expres
     plan = planned(Derived("x", expression, type=dtype))
 
     # As text: no zero is negative.
-    assert (plan.dtype, repr(plan.empty)) == (dtype, repr(empty))
+    assert (str(plan.dtype), repr(plan.empty)) == (dtype, repr(empty))
 
 
 def test_what_is_not_finite_is_null():

@@ -82,10 +82,10 @@ def test_an_aggregations_line_says_its_type_and_its_empty_value(row):
     wanted = eval(code(row["Python"]), {"agg": unskew.agg})
     (feature,) = compile(view(Feature("x", wanted, Sliding("30d", hop="1d")))).views["v"].features
     (value,) = compile(view(Feature("x", wanted, Sliding("30d", hop="1d")))).views["v"].values or (None,)
-    said = [each.replace("of v", value.dtype if value else "") for each in row["type"].split("; ")]
+    said = [each.replace("of v", str(value.dtype) if value else "") for each in row["type"].split("; ")]
 
     assert feature.function == code(row["aggregation"])
-    assert feature.dtype in said
+    assert str(feature.dtype) in said
     assert ("null" if feature.empty is None else format(feature.empty)) in {row["empty"], row["empty"] + ".0"}
 
 

@@ -52,7 +52,7 @@ def test_a_session_has_its_keys_its_instants_its_length_its_events_and_the_value
     )
 
     assert plan.sessions is not None
-    assert [(f.name, f.function, f.dtype) for f in plan.sessions.features] == [
+    assert [(f.name, f.function, str(f.dtype)) for f in plan.sessions.features] == [
         ("start", "first_time", "timestamp"),
         ("end", "last_time", "timestamp"),
         ("events", "count", "int64"),

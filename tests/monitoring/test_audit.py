@@ -36,7 +36,6 @@ from unskew.features.errors import RequestError
 from unskew.features.evaluate import evaluate
 from unskew.features.plan import Parameters, Plan, ViewPlan
 from unskew.features.shard_state import ShardState
-from unskew.features.types import polars_type
 from unskew.monitoring.audit import AuditReport, audit
 from unskew.monitoring.report import audit_table, engines_line
 from unskew.serving.online import present_us
@@ -507,7 +506,7 @@ def test_a_difference_in_a_value_of_any_kind_is_found_in_the_log(typed, column, 
     assert f": {column} is " in str(difference)
 
 
-LOG_TYPES = {output.name: polars_type(output.dtype) for output in TYPED.outputs}
+LOG_TYPES = {output.name: output.dtype.polars for output in TYPED.outputs}
 
 
 @pytest.mark.parametrize(

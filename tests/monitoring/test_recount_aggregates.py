@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.plans import DAY, MINUTE, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
 from unskew.features.plan import Parameters
-from unskew.features.types import polars_type
+from unskew.features.types import FLOAT64, INT64, STRING, Type
 from unskew.monitoring.recount import Recount, identical
 from unskew.monitoring.recount_aggregates import estimate, hashed, registers, weight
 
@@ -21,7 +21,7 @@ CENTS = "decimal(38,2)"
 
 def of(values, function, kind="int64", *, t=0, window=None, times=None, by=None, **told):
     """One aggregation of some values, all of one instant unless ``times`` says otherwise (effective, in seconds)."""
-    columns = {"v": polars_type(kind), "k": pl.String()}
+    columns = {"v": Type.parse(kind).polars, "k": pl.String()}
     at = [t] * len(values) if times is None else [time * SECOND for time in times]
     keys = [None] * len(values) if by is None else by
     given = [
@@ -386,7 +386,7 @@ def test_an_instant_is_the_same_whoever_gave_it():
 # FNV-1a of these texts is published (http://www.isthe.com/chongo/tech/comp/fnv/); undoing the finaliser shows it.
 @pytest.mark.parametrize(("text", "fnv"), [("", 0xCBF29CE484222325), ("a", 0xAF63DC4C8601EC8C), ("foobar", 0x85944171F73967E8)])  # fmt: skip
 def test_text_is_hashed_by_fnv_1a_and_finished(text, fnv):
-    found = hashed(text, "string")
+    found = hashed(text, STRING)
     found ^= found >> 33
     found = found * pow(0xC4CEB9FE1A85EC53, -1, 2**64) % 2**64
     found ^= found >> 33
@@ -407,8 +407,8 @@ def test_numbers_are_hashed_by_their_eight_bytes():
         as_text = pattern.decode("latin-1")
 
         if as_text.isascii():  # then the text's UTF-8 is the very bytes
-            assert hashed(value, kind) == hashed(as_text, "string")
-    assert len({hashed(1, "int64"), hashed(1.0, "float64"), hashed("1", "string")}) == 3
+            assert hashed(value, Type.parse(kind)) == hashed(as_text, STRING)
+    assert len({hashed(1, INT64), hashed(1.0, FLOAT64), hashed("1", STRING)}) == 3
 
 
 def test_a_register_is_the_first_bits_and_keeps_the_longest_run_of_zeros_behind_them():
@@ -423,14 +423,14 @@ def test_a_register_is_the_first_bits_and_keeps_the_longest_run_of_zeros_behind_
 @pytest.mark.parametrize("bits", [4, 12, 16])
 def test_an_estimate_of_nothing_is_zero_and_of_one_is_one(bits):
     assert estimate(registers([], bits), bits) == 0
-    assert estimate(registers([hashed("a", "string")], bits), bits) == 1
+    assert estimate(registers([hashed("a", STRING)], bits), bits) == 1
     assert of([None], "approx_count_distinct", "string", bits=bits) == 0
 
 
 def test_an_estimate_of_few_is_almost_exact():
     # Of so few among 65,536 registers hardly two share one.
     for n in (2, 5, 10, 50):
-        assert estimate(registers((hashed(i, "int64") for i in range(n)), 16), 16) == n
+        assert estimate(registers((hashed(i, INT64) for i in range(n)), 16), 16) == n
     assert of(["a", "b", "a", None, "é"], "approx_count_distinct", "string", bits=12) == 3
 
 
@@ -439,8 +439,7 @@ def test_an_estimate_of_few_is_almost_exact():
 def test_an_estimate_is_as_near_as_the_registers_promise(bits, n):
     promised = 1.04 / math.sqrt(2**bits)
     errors = [
-        estimate(registers((hashed(f"{seed} {i}", "string") for i in range(n)), bits), bits) / n - 1
-        for seed in range(8)
+        estimate(registers((hashed(f"{seed} {i}", STRING) for i in range(n)), bits), bits) / n - 1 for seed in range(8)
     ]
 
     assert all(abs(error) < 3.5 * promised for error in errors)
@@ -448,8 +447,8 @@ def test_an_estimate_is_as_near_as_the_registers_promise(bits, n):
 
 
 def test_equal_sets_give_equal_estimates_whatever_their_order_and_repeats():
-    one = registers((hashed(i, "int64") for i in range(500)), 6)
-    other = registers((hashed(i % 500, "int64") for i in reversed(range(1500))), 6)
+    one = registers((hashed(i, INT64) for i in range(500)), 6)
+    other = registers((hashed(i % 500, INT64) for i in reversed(range(1500))), 6)
 
     assert one == other
     assert estimate(one, 6) == estimate(other, 6)

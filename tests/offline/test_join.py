@@ -14,7 +14,6 @@ from tests.support.written import write_log
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import register
-from unskew.features.types import polars_type
 from unskew.features.updates import NothingToCome
 from unskew.offline import join
 from unskew.offline.join import historical_features, joined
@@ -427,7 +426,7 @@ def test_values_of_every_type_are_joined_bit_for_bit_in_any_order(orders, monkey
 
     bare = {**DEFAULTS, "n": 1, "spend": None, "is_new": None}
     assert answer.select(NAMES).to_dicts() == [DEFAULTS, FULL, bare, DEFAULTS, DEFAULTS, FULL]
-    assert dict(answer.select(NAMES).schema) == {one.name: polars_type(one.dtype) for one in ORDERS.outputs}
+    assert dict(answer.select(NAMES).schema) == {one.name: one.dtype.polars for one in ORDERS.outputs}
 
 
 def test_joined_gives_values_of_every_type_as_stored(orders):
@@ -447,7 +446,7 @@ def test_expired_values_of_every_type_read_as_nulls_and_defaults(orders):
 def test_without_rows_the_types_stay(orders):
     answer = ask(orders, labels(), *NAMES, plan=ORDERS)
 
-    assert dict(answer.select(NAMES).schema) == {one.name: polars_type(one.dtype) for one in ORDERS.outputs}
+    assert dict(answer.select(NAMES).schema) == {one.name: one.dtype.polars for one in ORDERS.outputs}
 
 
 def test_a_derived_null_is_its_default_and_not_its_empty_value(tmp_path):

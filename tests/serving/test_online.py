@@ -12,7 +12,6 @@ from tests.support.updates import closing
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, register
-from unskew.features.types import polars_type
 from unskew.features.updates import NothingToCome
 from unskew.serving.online import OnlineReader
 from unskew.sinks.redis.keyspace import sent_key
@@ -89,7 +88,7 @@ def test_values_of_every_type_come_back_bit_for_bit(orders):
     answer = orders.read(REFERENCES, [{"user": "full"}]).to_polars()
 
     assert answer.drop("user").to_dicts() == [FULL]
-    assert dict(answer.drop("user").schema) == {output.name: polars_type(output.dtype) for output in ORDERS.outputs}
+    assert dict(answer.drop("user").schema) == {output.name: output.dtype.polars for output in ORDERS.outputs}
 
 
 def test_an_unknown_entity_gets_empty_values_and_defaults_of_every_type(orders):

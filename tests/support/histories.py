@@ -14,7 +14,7 @@ from tests.support.plans import HOUR, MINUTE, SECOND, Wanted, view
 from unskew.features.definitions.vocabulary import Calendar, Lifetime, Session, Sliding, Tumbling, Window
 from unskew.features.definitions.windows import plan_window
 from unskew.features.plan import AggregationName, Parameters, ViewPlan, WindowPlan
-from unskew.features.types import SCALARS, ValueType, decimal
+from unskew.features.types import SCALARS
 
 
 def laws(max_examples: int) -> settings:
@@ -47,8 +47,8 @@ WINDOWS: dict[str, Window] = {
 # Decayed values change at every hop: only windows of few hops can be recounted at each of them.
 _MOST_HOPS = 8
 
-DECIMAL = decimal(2)
-COLUMNS: dict[ValueType, str] = {
+DECIMAL = "decimal(38,2)"
+COLUMNS: dict[str, str] = {
     "int64": "n", "float64": "x", "bool": "b", "string": "s", "timestamp": "at", DECIMAL: "d",
 }  # fmt: skip
 PLAN_COLUMNS = {
@@ -56,10 +56,10 @@ PLAN_COLUMNS = {
     "k": pl.String(), "pass": pl.Boolean(),
 }  # fmt: skip
 
-NUMBERS: tuple[ValueType, ...] = ("int64", "float64", "bool", DECIMAL)
-ANY: tuple[ValueType, ...] = (*SCALARS, DECIMAL)
+NUMBERS: tuple[str, ...] = ("int64", "float64", "bool", DECIMAL)
+ANY: tuple[str, ...] = (*SCALARS, DECIMAL)
 # Of each aggregation the types that it takes; None where it may have no value.
-TYPES: dict[AggregationName, tuple[ValueType | None, ...]] = {
+TYPES: dict[AggregationName, tuple[str | None, ...]] = {
     "count": (None, "float64", "string"),
     "sum": NUMBERS,
     "mean": NUMBERS,
@@ -138,7 +138,7 @@ def _over(window: WindowPlan, prefix: str) -> Iterator[Wanted]:
                 yield Wanted(f"{name}_by", function, window, value, of or "int64", by=pl.col("k"), parameters=told)
 
 
-def _letters(of: ValueType | None) -> str:
+def _letters(of: str | None) -> str:
     return "events" if of is None else "".join(filter(str.isalnum, of))
 
 

@@ -24,7 +24,7 @@ from unskew.features.plan import (
     ViewPlan,
     WindowPlan,
 )
-from unskew.features.types import ValueType, polars_type
+from unskew.features.types import Type
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -76,7 +76,7 @@ class Wanted:
     function: AggregationName
     window: WindowPlan
     value: str | pl.Expr | None = None
-    of: ValueType = "float64"
+    of: str = "float64"
     filter: str | pl.Expr | None = None
     default: Scalar | None = None
     by: str | pl.Expr | None = None
@@ -89,7 +89,7 @@ class WantedOfOthers:
 
     name: str
     text: str | pl.Expr
-    dtype: ValueType = "float64"
+    dtype: str = "float64"
     default: Scalar | None = None
 
 
@@ -146,10 +146,10 @@ def view(
         known.append(new)
         return len(known) - 1
 
-    def number_value(expression: str | pl.Expr | None, dtype: ValueType) -> int:
+    def number_value(expression: str | pl.Expr | None, dtype: str) -> int:
         if expression is None:
             return -1
-        plan = ValuePlan(text=_text(expression), expr=_expr(expression), dtype=dtype)
+        plan = ValuePlan(text=_text(expression), expr=_expr(expression), dtype=Type.parse(dtype))
         return number(values, plan)
 
     for want in wanted:
@@ -161,7 +161,7 @@ def view(
             FeaturePlan(
                 name=want.name,
                 function=want.function,
-                dtype=_dtype(want),
+                dtype=Type.parse(_dtype(want)),
                 window=number(windows, want.window),
                 filter=condition,
                 value=number_value(want.value, want.of),
@@ -214,19 +214,18 @@ def sessions(
 
 def _derived(want: WantedOfOthers, features: Sequence[FeaturePlan]) -> DerivedPlan:
     written = _expr(want.text)
-    expr = written.cast(polars_type(want.dtype))
+    dtype = Type.parse(want.dtype)
+    expr = written.cast(dtype.polars)
     if want.dtype == "float64":
         expr = pl.when(expr.is_finite()).then(expr)
     names = set(written.meta.root_names())
-    empty = (
-        pl.DataFrame({f.name: pl.Series([f.empty], dtype=polars_type(f.dtype)) for f in features}).select(expr).item()
-    )
+    empty = pl.DataFrame({f.name: pl.Series([f.empty], dtype=f.dtype.polars) for f in features}).select(expr).item()
     return DerivedPlan(
         name=want.name,
         text=_text(want.text),
         expr=expr,
         inputs=tuple(feature.name for feature in features if feature.name in names),
-        dtype=want.dtype,
+        dtype=dtype,
         empty=empty,
         default=want.default,
         description="",
@@ -234,13 +233,13 @@ def _derived(want: WantedOfOthers, features: Sequence[FeaturePlan]) -> DerivedPl
     )
 
 
-_SUMS: Mapping[ValueType, ValueType] = {"int64": "int64", "bool": "int64", "float64": "float64"}
+_SUMS: Mapping[str, str] = {"int64": "int64", "bool": "int64", "float64": "float64"}
 _OWN_TYPE = {"min", "max", "first", "last", "mode"}
 _LISTS = {"first_n", "last_n", "top_k"}
 _FLOATS = {"mean", "var", "std", "quantile", "decayed_count", "decayed_sum"}
 
 
-def _dtype(want: Wanted) -> ValueType:
+def _dtype(want: Wanted) -> str:
     if want.by is not None:
         return f"map[{_dtype(replace(want, by=None))}]"
     if want.function in {"count", "count_distinct", "approx_count_distinct"}:

@@ -7,7 +7,6 @@ from typing import Any
 import polars as pl
 
 from unskew.features.plan import ViewPlan
-from unskew.features.types import polars_type
 from unskew.features.updates import LATE_BOUNDS_US, Updates
 from unskew.sinks.tables.layout import log_schema
 
@@ -16,7 +15,7 @@ def current(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """Current rows; what a row leaves out is null, and it is not gone."""
     schema = {
         "key": pl.String(),
-        **{output.name: polars_type(output.dtype) for output in view.outputs},
+        **{output.name: output.dtype.polars for output in view.outputs},
         "_at": pl.Int64(),
         "_until": pl.Int64(),
         "_empty_at": pl.Int64(),

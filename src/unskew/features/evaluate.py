@@ -6,7 +6,6 @@ import polars as pl
 
 from unskew.features.keys import encode_keys
 from unskew.features.plan import ValuePlan, ViewPlan
-from unskew.features.types import decimal_scale
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
@@ -60,10 +59,10 @@ class Evaluator:
                 continue
             value = view.values[feature.value]
             number = values[feature.value]
-            if value.dtype == "float64":
+            if value.dtype.scalar == "float64":
                 bad = number.is_nan() | (number.abs() >= FLOAT_LIMIT)
                 reason = f"{view.name}.{feature.name}: value is NaN, infinite or beyond 2^62"
-            elif decimal_scale(value.dtype) is not None:
+            elif value.dtype.is_decimal:
                 bad = number.is_null() & value.expr.is_not_null()
                 reason = f"{view.name}.{feature.name}: value is beyond 2^63 units of its last digit"
             else:
@@ -121,18 +120,20 @@ def evaluate(view: ViewPlan, decoded: pl.DataFrame) -> Evaluated:
 
 
 def _number(value: ValuePlan) -> pl.Expr:
-    if value.dtype == "string":
-        return value.expr
-    if value.dtype == "timestamp":
-        return value.expr.to_physical()
-    if decimal_scale(value.dtype) is not None:
-        # Beyond what fits it becomes null, which is told from a value that was null.
-        return value.expr.to_physical().cast(pl.Int64, strict=False)
-    if value.dtype != "float64":
-        return value.expr.cast(pl.Int64)
-    number = value.expr.cast(pl.Float64)
-    # -0.0 reads as 0.0. Adding 0.0 would not do it: Polars knows that to change nothing and leaves it out.
-    return pl.when(number == 0.0).then(0.0).otherwise(number)
+    match value.dtype.scalar:
+        case "string":
+            return value.expr
+        case "timestamp":
+            return value.expr.to_physical()
+        case "decimal":
+            # Beyond what fits it becomes null, which is told from a value that was null.
+            return value.expr.to_physical().cast(pl.Int64, strict=False)
+        case "int64" | "bool":
+            return value.expr.cast(pl.Int64)
+        case "float64":
+            number = value.expr.cast(pl.Float64)
+            # -0.0 reads as 0.0. Adding 0.0 would not do it: Polars knows that to change nothing and leaves it out.
+            return pl.when(number == 0.0).then(0.0).otherwise(number)
 
 
 NOTHING_REJECTED = pl.DataFrame(schema={PARTITION: pl.Int32, OFFSET: pl.Int64, "kind": pl.String, "reason": pl.String})

@@ -7,7 +7,7 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.plan import KeyType
-from unskew.features.types import polars_type
+from unskew.features.types import Type
 
 Table = Any
 """A ``polars.DataFrame``, a ``pandas.DataFrame``, or a sequence of mappings, one a row."""
@@ -55,7 +55,7 @@ def key_column(column: pl.Series, kind: KeyType) -> pl.Series:
     """
     if column.null_count():
         raise RequestError(f"{column.name!r} has no value in row {int(column.is_null().arg_max() or 0)}")
-    dtype = polars_type(kind)
+    dtype = Type(kind).polars
     if column.dtype == dtype:
         return column
     if column.is_empty():

@@ -13,7 +13,6 @@ import polars as pl
 
 from unskew.features.kernel.directory import Keys, hash_keys
 from unskew.features.plan import EntityPlan
-from unskew.features.types import polars_type
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
 _SPECIAL = [chr(code) for code in range(128) if chr(code) not in _PLAIN]
@@ -43,7 +42,7 @@ def decode_keys(keys: pl.Series, entity: EntityPlan) -> pl.DataFrame:
         split = keys.str.split_exact("|", len(entity.keys) - 1).struct.unnest()
         parts = split.get_columns()
     columns = [
-        (part.cast(polars_type(kind)) if kind == "int64" else _unescape(part)).alias(name)
+        (part.cast(pl.Int64) if kind == "int64" else _unescape(part)).alias(name)
         for part, name, kind in zip(parts, entity.keys, entity.types, strict=True)
     ]
     return pl.DataFrame(columns)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.types import ValueType
+from unskew.features.types import Type
 
 KeyType = Literal["int64", "string"]
 PayloadFormat = Literal["avro", "json"]
@@ -132,7 +132,7 @@ class ValuePlan:
 
     text: str
     expr: pl.Expr
-    dtype: ValueType
+    dtype: Type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class FeaturePlan:
 
     name: str
     function: AggregationName
-    dtype: ValueType
+    dtype: Type
     window: int
     filter: int
     value: int
@@ -195,7 +195,7 @@ class DerivedPlan:
     text: str
     expr: pl.Expr
     inputs: tuple[str, ...]
-    dtype: ValueType
+    dtype: Type
     empty: Scalar | None
     default: Scalar | None
     description: str

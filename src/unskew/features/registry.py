@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from unskew.features.errors import LayoutError
+from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import (
     AggregationName,
     CalendarUnit,
@@ -28,7 +28,7 @@ from unskew.features.plan import (
     WindowPlan,
 )
 from unskew.features.time import EPOCH, instant_us
-from unskew.features.types import ValueType, decimal_scale, is_type
+from unskew.features.types import Type
 
 FORMAT = 1
 
@@ -66,11 +66,11 @@ class RegisteredFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     ``window``: index into the view's windows; None for a derived feature, whose ``value`` is the expression over the features
     that ``inputs`` names. ``parameters``: those of ``plan.Parameters`` that the function takes. ``by``: what the keys of a map
     are. ``empty``: the value where no event is in the window. ``default``: what to read in place of null; both are scalars
-    of ``type``.
+    of ``type``, whose name is the text of ``dtype``.
     """
 
     name: str
-    type: ValueType
+    type: str
     function: AggregationName | Literal["derived"]
     window: int | None
     value: str | None
@@ -82,6 +82,10 @@ class RegisteredFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     by: str | None = None
     parameters: dict[str, int | float | tuple[float, ...]] = {}
     inputs: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> Type:
+        return Type.parse(self.type)
 
 
 class RegisteredSessions(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +171,7 @@ def _window(window: WindowPlan) -> RegisteredWindow:
 def _feature(view: ViewPlan, output: Output) -> RegisteredFeature:
     shown: dict[str, Any] = {
         "name": output.name,
-        "type": output.dtype,
+        "type": str(output.dtype),
         "empty": output.empty,
         "default": output.default,
         "description": output.description,
@@ -255,7 +259,7 @@ def parse(published: str | bytes | dict[str, Any]) -> dict[str, RegisteredView]:
 def _written(view: RegisteredView) -> RegisteredView:
     """Scalars as JSON has them."""
 
-    def written(value: Scalar | None, _dtype: ValueType) -> Scalar | None:
+    def written(value: Scalar | None, _type: str) -> Scalar | None:
         match value:
             case dt.datetime():
                 return instant_us(value)
@@ -270,32 +274,38 @@ def _written(view: RegisteredView) -> RegisteredView:
 def _typed(view: RegisteredView) -> RegisteredView:
     """Scalars in their types, as ``_written`` wrote them."""
 
-    def typed(value: Any, dtype: ValueType) -> Scalar | None:
-        if not is_type(dtype):
+    def typed(value: Any, name: str) -> Scalar | None:
+        try:
+            dtype = Type.parse(name)
+        except DefinitionError as error:
             raise LayoutError(
-                f"the published registry has a feature of type {dtype!r} in {view.id}, which this version does not know; "
+                f"the published registry has a feature of type {name!r} in {view.id}, which this version does not know; "
                 "use the version of unskew that published it"
-            )
+            ) from error
         if value is None:
             return None
         try:
-            if dtype == "float64":
-                # JSON has one kind of number: another writer may write 0.
-                return float(value)
-            if dtype == "timestamp":
-                return EPOCH + dt.timedelta(microseconds=value)
-            scalar: Scalar = value if decimal_scale(dtype) is None else Decimal(value)
+            match None if dtype.nesting else dtype.scalar:
+                case "float64":
+                    # JSON has one kind of number: another writer may write 0.
+                    return float(value)
+                case "timestamp":
+                    return EPOCH + dt.timedelta(microseconds=value)
+                case "decimal":
+                    return Decimal(value)
+                case _:
+                    scalar: Scalar = value
+                    return scalar
         except (ValueError, TypeError, OverflowError, DecimalException) as error:
             raise LayoutError(
                 f"the published registry cannot be read: {value!r} in {view.id} is no {dtype}; "
                 "publish it again with unskew run"
             ) from error
-        return scalar
 
     return _with_scalars(view, typed)
 
 
-def _with_scalars(view: RegisteredView, change: Callable[[Any, ValueType], Any]) -> RegisteredView:
+def _with_scalars(view: RegisteredView, change: Callable[[Any, str], Any]) -> RegisteredView:
     def changed(features: Sequence[RegisteredFeature]) -> tuple[RegisteredFeature, ...]:
         return tuple(
             msgspec.structs.replace(f, empty=change(f.empty, f.type), default=change(f.default, f.type))

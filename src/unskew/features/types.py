@@ -7,85 +7,110 @@ with S digits after the point, of at most ±(2**63 - 1) units of the last digit.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 import polars as pl
 
-ValueType = str
+from unskew.features.errors import DefinitionError
 
-SCALARS: tuple[ValueType, ...] = ("int64", "float64", "bool", "string", "timestamp")
+Scalars = Literal["int64", "float64", "bool", "string", "timestamp", "decimal"]
+Nesting = Literal["list", "map"]
+
 TIMESTAMP = pl.Datetime("us", "UTC")
 MAP_KEY, MAP_VALUE = "key", "value"
 
-_SIMPLE: Mapping[str, pl.DataType] = {
+_SIMPLE: Mapping[Any, pl.DataType] = {
     "int64": pl.Int64(),
     "float64": pl.Float64(),
     "bool": pl.Boolean(),
     "string": pl.String(),
     "timestamp": TIMESTAMP,
 }
+SCALARS: tuple[Scalars, ...] = tuple(_SIMPLE)
+"""The scalar types that have no scale."""
+KNOWN = f"types are {', '.join(SCALARS)}, decimal(38,2), list[...] and map[...] of these"
+
 _DECIMAL_DIGITS = 38
 _MOST_SCALE = 18
-_DECIMAL = re.compile(r"decimal\(38,(\d{1,2})\)")
-_NESTED = re.compile(r"(list|map)\[(.+)\]")
+_TEXT = re.compile(rf"((list|map)\[)?(?:({'|'.join(SCALARS)})|decimal\({_DECIMAL_DIGITS},(\d{{1,2}})\))(?(1)\])")
 
 
-def decimal(scale: int) -> ValueType:
-    """Name the decimal type with ``scale`` digits after the point, 0 to 18."""
-    return f"decimal(38,{scale})"
+@dataclass(frozen=True)
+class Type:
+    """The type of a value or a result; ``str`` gives its name, which ``parse`` reads.
+
+    ``scalar``: what the value is, or each item of a list or value of a map. ``scale``: digits after the point of a decimal, 0 to
+    18; 0 for the others. ``nesting``: None for a scalar.
+    """
+
+    scalar: Scalars
+    scale: int = 0
+    nesting: Nesting | None = None
+
+    @staticmethod
+    def parse(text: object) -> "Type":
+        """Read a type's name. Raises ``DefinitionError`` where it is not one."""
+        found = _parsed(text) if isinstance(text, str) else None
+        if found is None:
+            raise DefinitionError(f"{text!r} is not a type; {KNOWN}")
+        return found
+
+    @staticmethod
+    def of_values(dtype: pl.DataType) -> "Type | None":
+        """The type under which values of a Polars type are aggregated; None where they cannot be."""
+        if isinstance(dtype, pl.Decimal):
+            return Type("decimal", dtype.scale) if dtype.scale <= _MOST_SCALE else None
+        if isinstance(dtype, pl.Datetime):
+            return Type("timestamp") if dtype.time_zone == "UTC" else None
+        if dtype == pl.Boolean():
+            return BOOL
+        if dtype == pl.String():
+            return STRING
+        if dtype.is_float():
+            return FLOAT64
+        return INT64 if dtype.is_integer() and dtype not in {pl.UInt64(), pl.Int128(), pl.UInt128()} else None
+
+    @property
+    def is_decimal(self) -> bool:
+        """Whether it is a decimal, or a list or map of them."""
+        return self.scalar == "decimal"
+
+    @property
+    def element(self) -> "Type":
+        """The type inside a list or map; a scalar itself."""
+        return Type(self.scalar, self.scale)
+
+    def in_a(self, nesting: Nesting) -> "Type":
+        """The list or map of this scalar."""
+        return Type(self.scalar, self.scale, nesting)
+
+    @cached_property
+    def polars(self) -> pl.DataType:
+        """The Polars type of a column; a map is a list of structs ``key`` (String), ``value``, in the map's order."""
+        scalar = pl.Decimal(_DECIMAL_DIGITS, self.scale) if self.is_decimal else _SIMPLE[self.scalar]
+        match self.nesting:
+            case "list":
+                return pl.List(scalar)
+            case "map":
+                return pl.List(pl.Struct({MAP_KEY: pl.String(), MAP_VALUE: scalar}))
+            case None:
+                return scalar
+
+    def __str__(self) -> str:
+        scalar = f"decimal({_DECIMAL_DIGITS},{self.scale})" if self.is_decimal else self.scalar
+        return scalar if self.nesting is None else f"{self.nesting}[{scalar}]"
 
 
-def decimal_scale(dtype: ValueType) -> int | None:
-    """Digits after the point; None for a type that is no decimal."""
-    found = _DECIMAL.fullmatch(dtype)
-    return int(found[1]) if found and int(found[1]) <= _MOST_SCALE else None
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Type | None:
+    found = _TEXT.fullmatch(text)
+    if found is None or int(found[4] or 0) > _MOST_SCALE:
+        return None
+    nesting: Any = found[2]
+    simple: Any = found[3]
+    return Type(simple or "decimal", int(found[4] or 0), nesting)
 
 
-def is_list(dtype: ValueType) -> bool:
-    """Whether it is ``list[...]``."""
-    return dtype.startswith("list[")
-
-
-def is_map(dtype: ValueType) -> bool:
-    """Whether it is ``map[...]``."""
-    return dtype.startswith("map[")
-
-
-def element(dtype: ValueType) -> ValueType:
-    """The type inside a list or map; a scalar's own."""
-    found = _NESTED.fullmatch(dtype)
-    return found[2] if found else dtype
-
-
-def is_type(dtype: object) -> bool:
-    """Whether it names a type of results."""
-    if not isinstance(dtype, str):
-        return False
-    inner = element(dtype)
-    return inner in SCALARS or decimal_scale(inner) is not None
-
-
-def polars_type(dtype: ValueType) -> pl.DataType:
-    """The Polars type of a column; a map is a list of structs ``key`` (String), ``value``, in the map's order."""
-    inner = element(dtype)
-    scale = decimal_scale(inner)
-    scalar = _SIMPLE[inner] if scale is None else pl.Decimal(_DECIMAL_DIGITS, scale)
-    if is_list(dtype):
-        return pl.List(scalar)
-    if is_map(dtype):
-        return pl.List(pl.Struct({MAP_KEY: pl.String(), MAP_VALUE: scalar}))
-    return scalar
-
-
-def value_type(dtype: pl.DataType) -> ValueType | None:
-    """The type under which values of a Polars type are aggregated; None where they cannot be."""
-    if isinstance(dtype, pl.Decimal):
-        return decimal(dtype.scale) if dtype.scale <= _MOST_SCALE else None
-    if isinstance(dtype, pl.Datetime):
-        return "timestamp" if dtype.time_zone == "UTC" else None
-    if dtype == pl.Boolean():
-        return "bool"
-    if dtype == pl.String():
-        return "string"
-    if dtype.is_float():
-        return "float64"
-    return "int64" if dtype.is_integer() and dtype not in {pl.UInt64(), pl.Int128(), pl.UInt128()} else None
+INT64, FLOAT64, BOOL, STRING = Type("int64"), Type("float64"), Type("bool"), Type("string")

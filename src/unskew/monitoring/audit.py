@@ -17,7 +17,7 @@ from unskew.features.keys import encode_keys
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import RegisteredView, register
 from unskew.features.time import format_instant
-from unskew.features.types import polars_type
+from unskew.features.types import Type
 from unskew.monitoring.log_rows import compare_origins, compare_rows, missing_events
 from unskew.monitoring.outcome import AuditReport, Difference, ViewAudit, first_difference, stray
 from unskew.monitoring.recount import Key, Recount, identical
@@ -284,7 +284,7 @@ def _read_online(
 
 def _legible(keys: list[str], view: ViewPlan) -> tuple[pl.DataFrame, list[str]]:
     """Typed keys of those that an entity can have, and the others."""
-    schema = {name: polars_type(kind) for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    schema = {name: Type(kind).polars for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
     legible: list[Key] = []
     illegible = []
     for key in keys:
@@ -379,7 +379,7 @@ def _furthest_us(log: ViewLog) -> int:
 def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
     """The entities of all archived events, those of events that do not count too."""
     files = published_files(archive_root / view.stream.topic)
-    schema = {name: polars_type(kind) for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    schema = {name: Type(kind).polars for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
     if not files:
         return pl.DataFrame(schema=schema)
     scanned = pl.scan_parquet([file.path for file in files], hive_partitioning=False).select(view.entity.keys)

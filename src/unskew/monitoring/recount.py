@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.plan import FeaturePlan, ViewPlan
-from unskew.features.types import TIMESTAMP, decimal_scale, polars_type
+from unskew.features.types import TIMESTAMP, Type
 from unskew.monitoring.recount_aggregates import INT64_MAX, Counted, Value, aggregate
 from unskew.monitoring.recount_texts import Texts
 from unskew.monitoring.recount_windows import Sitting, all_edges, covers, edges, hops, instant, oldest_us, sittings
@@ -185,7 +185,7 @@ class Recount:
                 )
         schema = {name: self._columns.schema[name] for name in view.entity.keys}
         schema |= {"start": TIMESTAMP, "end": TIMESTAMP, "length_s": pl.Float64(), "events": pl.Int64()}
-        schema |= {feature.name: polars_type(feature.dtype) for feature in view.features}
+        schema |= {feature.name: feature.dtype.polars for feature in view.features}
         schema |= {name: self._columns.schema[name] for name in ("_partition", "_offset")}
         return pl.DataFrame(rows, schema | {"_arrival": TIMESTAMP, "_event_time": TIMESTAMP}, orient="row")
 
@@ -275,7 +275,7 @@ class Recount:
         given = {name: values[name] for name in plan.inputs}
         known = (number, *(_bits(value) for value in given.values()))
         if known not in self._derived:
-            types = {f.name: polars_type(f.dtype) for f in self.view.features if f.name in given}
+            types = {f.name: f.dtype.polars for f in self.view.features if f.name in given}
             frame = pl.DataFrame({name: pl.Series([value], dtype=types[name]) for name, value in given.items()})
             (value,) = self._texts.value(plan, frame).to_list()
             finite = not isinstance(value, float) or np.isfinite(value)
@@ -337,13 +337,12 @@ class _Columns:
         return [near[row - low] for row in rows]
 
 
-def _fits(value: int, dtype: str) -> pl.Expr | None:
+def _fits(value: int, dtype: Type) -> pl.Expr | None:
     """Whether sums can take the value; None where they take any."""
     column = pl.col(f"_v{value}")
-    if dtype == "float64":
+    if dtype.scalar == "float64":
         return column.is_finite() & (column.abs() < FLOAT_LIMIT)
-    scale = decimal_scale(dtype)
-    return None if scale is None else column.abs() <= Decimal(INT64_MAX).scaleb(-scale)
+    return column.abs() <= Decimal(INT64_MAX).scaleb(-dtype.scale) if dtype.is_decimal else None
 
 
 def _without_repeats(events: pl.DataFrame, keys: list[str], within_us: int) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from unskew.features.plan import FeaturePlan, Parameters, Scalar, WindowPlan
-from unskew.features.types import ValueType, decimal_scale
+from unskew.features.types import FLOAT64, Type
 from unskew.monitoring.recount_windows import instant, micros
 
 Value = Scalar | list[Any] | None
@@ -42,9 +42,7 @@ class Counted:
         return Counted([self.effectives[place] for place in places], values, [])
 
 
-def aggregate(
-    feature: FeaturePlan, value_type: ValueType | None, window: WindowPlan, t_us: int, counted: Counted
-) -> Value:
+def aggregate(feature: FeaturePlan, value_type: Type | None, window: WindowPlan, t_us: int, counted: Counted) -> Value:
     """The feature's value, as Polars would give it."""
     if feature.by < 0:
         return _one(feature, value_type, window, t_us, counted)
@@ -59,7 +57,7 @@ def aggregate(
     return [{"key": key, "value": _one(feature, value_type, window, t_us, part)} for key, part in parts.items()]
 
 
-def _one(feature: FeaturePlan, value_type: ValueType | None, window: WindowPlan, t_us: int, counted: Counted) -> Value:
+def _one(feature: FeaturePlan, value_type: Type | None, window: WindowPlan, t_us: int, counted: Counted) -> Value:
     name, told = feature.function, feature.parameters
     effectives, values = counted.effectives, counted.values
     if name == "count":
@@ -122,32 +120,29 @@ def _most_frequent(values: list[Any]) -> list[Any]:
     return sorted(frequency, key=lambda value: (-frequency[value], _order(value)))
 
 
-def _units(values: list[Any], value_type: ValueType) -> list[int]:
+def _units(values: list[Any], value_type: Type) -> list[int]:
     """Values as whole units: a decimal's last digit; of floats 2^-64, each rounded to the nearest, ties to even."""
-    scale = decimal_scale(value_type)
-    if scale is not None:
-        return [int(value.scaleb(scale)) for value in values]
-    if value_type == "float64":
+    if value_type.is_decimal:
+        return [int(value.scaleb(value_type.scale)) for value in values]
+    if value_type.scalar == "float64":
         # Scaling by a power of two is exact below 2^62, and Python rounds a float to an int half-even.
         return [round(math.ldexp(value, RESOLUTION_BITS)) for value in values]
     return [int(value) for value in values]
 
 
-def _per_one(value_type: ValueType) -> int:
-    scale = decimal_scale(value_type)
-    return 10**scale if scale is not None else 1 << RESOLUTION_BITS if value_type == "float64" else 1
+def _per_one(value_type: Type) -> int:
+    return 1 << RESOLUTION_BITS if value_type.scalar == "float64" else 10**value_type.scale
 
 
-def _sum(values: list[Any], value_type: ValueType) -> Value:
+def _sum(values: list[Any], value_type: Type) -> Value:
     total = sum(_units(values, value_type))
-    if value_type == "float64":
+    if value_type.scalar == "float64":
         return total / _per_one(value_type)  # int / int is rounded once, correctly
     total = max(INT64_MIN, min(INT64_MAX, total))
-    scale = decimal_scale(value_type)
-    return total if scale is None else Decimal(total).scaleb(-scale)
+    return Decimal(total).scaleb(-value_type.scale) if value_type.is_decimal else total
 
 
-def _spread(values: list[Any], value_type: ValueType, ddof: int, *, root: bool) -> float | None:
+def _spread(values: list[Any], value_type: Type, ddof: int, *, root: bool) -> float | None:
     n_values, units = len(values), _units(values, value_type)
     if n_values <= ddof:
         return None
@@ -159,19 +154,20 @@ def _spread(values: list[Any], value_type: ValueType, ddof: int, *, root: bool) 
     return math.sqrt(variance) if root else variance
 
 
-def _as_float(value: Any, value_type: ValueType) -> float:
-    scale = decimal_scale(value_type)
-    return float(value) if scale is None else float(int(value.scaleb(scale))) / 10.0**scale
+def _as_float(value: Any, value_type: Type) -> float:
+    if value_type.is_decimal:
+        return float(int(value.scaleb(value_type.scale))) / 10.0**value_type.scale
+    return float(value)
 
 
-def _histogram(values: list[Any], value_type: ValueType, told: Parameters) -> list[int]:
+def _histogram(values: list[Any], value_type: Type, told: Parameters) -> list[int]:
     counts = [0] * (len(told.edges) + 1)
     for value in values:
         counts[sum(edge <= _as_float(value, value_type) for edge in told.edges)] += 1
     return counts
 
 
-def _quantile(values: list[Any], value_type: ValueType, told: Parameters) -> float:
+def _quantile(values: list[Any], value_type: Type, told: Parameters) -> float:
     """The middle of the bin in which the value of the rank lies; a bin holds the floats that share ``bits`` of mantissa."""
     dropped = _MANTISSA_BITS - told.bits
     bins = []
@@ -187,20 +183,17 @@ def _quantile(values: list[Any], value_type: ValueType, told: Parameters) -> flo
     return float(math.copysign(middle, found))
 
 
-def _decayed(
-    counted: Counted, value_type: ValueType | None, window: WindowPlan, t_us: int, half_life_hops: int
-) -> float:
+def _decayed(counted: Counted, value_type: Type | None, window: WindowPlan, t_us: int, half_life_hops: int) -> float:
     by_hop: dict[int, list[int]] = {}
     units = [1] * len(counted.effectives) if value_type is None else _units(counted.values, value_type)
     for effective, unit in zip(counted.effectives, units, strict=True):
         by_hop.setdefault(effective // window.hop_us, []).append(unit)
     # Of floats the units are 2^-64; of decimals the point is put in its place at the end.
-    per_one = _per_one("float64") if value_type == "float64" else 1
+    per_one = _per_one(FLOAT64) if value_type == FLOAT64 else 1
     total = 0.0
     for hop in sorted(by_hop):
         total += sum(by_hop[hop]) / per_one * weight(t_us // window.hop_us - hop, half_life_hops)
-    scale = None if value_type is None else decimal_scale(value_type)
-    return total if scale is None else total / 10.0**scale
+    return total if value_type is None else total / 10.0**value_type.scale
 
 
 @lru_cache(maxsize=65536)
@@ -210,11 +203,11 @@ def weight(age_hops: int, half_life_hops: int) -> float:
     return float(_SIXTY_DIGITS.power(Decimal(2), exponent))
 
 
-def hashed(value: Any, value_type: ValueType) -> int:
+def hashed(value: Any, value_type: Type) -> int:
     """64 bits: FNV-1a over text's UTF-8 or a number's 8 bytes, little-endian, then the finaliser of MurmurHash3."""
-    if value_type == "string":
+    if value_type.scalar == "string":
         data = value.encode()
-    elif value_type == "float64":
+    elif value_type.scalar == "float64":
         data = struct.pack("<d", value)
     elif isinstance(value, dt.datetime):
         data = struct.pack("<q", micros(value))

@@ -1,6 +1,7 @@
 """Texts of the recount: SQL is evaluated by DuckDB, and Polars expressions by Polars."""
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -8,11 +9,11 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.plan import DerivedPlan, FilterPlan, ValuePlan
-from unskew.features.types import ValueType, decimal_scale, polars_type
+from unskew.features.types import BOOL, Scalars, Type
 
 Text = FilterPlan | ValuePlan | DerivedPlan
 
-_SQL_TYPES = {
+_SQL_TYPES: Mapping[Scalars, str] = {
     "int64": "BIGINT",
     "float64": "DOUBLE",
     "bool": "BOOLEAN",
@@ -30,26 +31,25 @@ class Texts:
 
     def passes(self, condition: FilterPlan, events: pl.DataFrame) -> pl.Series:
         """Whether it is true, row by row; never null."""
-        return self._evaluate(condition, "bool", events).fill_null(value=False)
+        return self._evaluate(condition, BOOL, events).fill_null(value=False)
 
     def value(self, plan: ValuePlan | DerivedPlan, events: pl.DataFrame) -> pl.Series:
         """Its value, row by row, of its own type."""
         read = self._evaluate(plan, plan.dtype, events)
         # -0.0 reads as 0.0; adding 0.0 would not do it, for Polars knows that to change nothing.
-        zero = plan.dtype == "float64" and isinstance(plan, ValuePlan)
+        zero = plan.dtype.scalar == "float64" and isinstance(plan, ValuePlan)
         return read.set(read == 0.0, 0.0) if zero else read
 
-    def _evaluate(self, plan: Text, dtype: ValueType, events: pl.DataFrame) -> pl.Series:
-        kind = polars_type(dtype)
+    def _evaluate(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series:
         if id(plan) not in self._sql:
             self._sql[id(plan)] = _is_sql(plan)
         if self._sql[id(plan)]:
             answer = self._duckdb(plan, dtype, events)
             if answer is not None:
                 self.engines[plan.text] = "duckdb"
-                return answer.cast(kind)
+                return answer.cast(dtype.polars)
         self.engines[plan.text] = "polars"
-        return events.with_columns(_x=plan.expr)["_x"].cast(kind)
+        return events.with_columns(_x=plan.expr)["_x"].cast(dtype.polars)
 
     @cached_property
     def _connection(self) -> Any:
@@ -63,14 +63,13 @@ class Texts:
         connection.execute("SET TimeZone = 'UTC'")
         return connection
 
-    def _duckdb(self, plan: Text, dtype: ValueType, events: pl.DataFrame) -> pl.Series | None:
+    def _duckdb(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series | None:
         """One expression over all events, in their order; None where DuckDB's SQL does not know it."""
         connection = self._connection
         import duckdb  # noqa: PLC0415  it is there: it gave the connection
 
         frame = events.select(pl.int_range(pl.len()).alias("_row"), *sorted(set(plan.expr.meta.root_names())))
-        scale = decimal_scale(dtype)
-        kind = _SQL_TYPES[dtype] if scale is None else f"DECIMAL(38,{scale})"
+        kind = f"DECIMAL(38,{dtype.scale})" if dtype.is_decimal else _SQL_TYPES[dtype.scalar]
         text = _double_literals(plan.text)
         # The text is the author's own definition, which the pipeline has compiled and run.
         query = f"SELECT CAST(({text}) AS {kind}) AS x FROM frame ORDER BY _row"  # noqa: S608

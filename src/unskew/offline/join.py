@@ -14,7 +14,6 @@ from unskew.features.plan import Scalar, ViewPlan
 from unskew.features.references import Asked, by_view, hint, key_columns, resolve
 from unskew.features.registry import RegisteredFeature, RegisteredView, register
 from unskew.features.time import duration_us, format_instant
-from unskew.features.types import polars_type
 from unskew.features.warming import is_warming
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
@@ -113,7 +112,7 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Reg
     """
     names = [feature.name for feature in features]
     key_names = list(log.view.entity.keys)
-    unknown = pl.DataFrame(schema={feature.name: polars_type(feature.type) for feature in features})
+    unknown = pl.DataFrame(schema={feature.name: feature.dtype.polars for feature in features})
     found: list[pl.DataFrame] = []
     labels: list[Ints] = []
     instants = np.full(len(bounds), _NEVER, np.int64)

@@ -236,7 +236,7 @@ def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> pl.
     absent = feature.default if feature.empty is None else feature.empty
     try:
         return read_column(
-            asked.column, texts, feature.type, [feature.default if is_present else absent for is_present in present]
+            asked.column, texts, feature.dtype, [feature.default if is_present else absent for is_present in present]
         )
     except ValueError as error:
         raise LayoutError(

@@ -8,7 +8,6 @@ import pytest
 from tests.support.definitions import COUNT, SCHEMA, stream, view
 from unskew import Calendar, DefinitionError, Entity, Feature, FeatureView, Sliding, Tumbling, agg, compile
 from unskew.features.plan import FeaturePlan
-from unskew.features.types import polars_type
 
 HOUR = Sliding("1h")
 
@@ -45,7 +44,7 @@ def faults_of(*definitions: object) -> list[str]:
 def test_result_type_and_empty_value_follow_from_function_and_value(aggregation, dtype, empty):
     (feature,) = planned(Feature("x", aggregation, HOUR))
 
-    assert (feature.dtype, feature.empty, type(feature.empty)) == (dtype, empty, type(empty))
+    assert (str(feature.dtype), feature.empty, type(feature.empty)) == (dtype, empty, type(empty))
 
 
 @pytest.mark.parametrize("value", ["n_items", "price", "online", "shop_id", "amount * 2"])
@@ -53,7 +52,7 @@ def test_values_are_evaluated_in_the_type_the_plan_says(value):
     plan = compile(view(Feature("x", agg.max(value), HOUR))).views["purchases"]
     frame = pl.DataFrame(schema=dict(plan.stream.columns))
 
-    assert frame.select(plan.values[0].expr).dtypes == [polars_type(plan.values[0].dtype)]
+    assert frame.select(plan.values[0].expr).dtypes == [plan.values[0].dtype.polars]
 
 
 def test_equal_filters_values_and_windows_are_numbered_once():

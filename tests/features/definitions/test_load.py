@@ -89,7 +89,7 @@ def test_python_of_the_design_is_a_valid_definition(folder):
     assert view.where is not None
     assert view.where.text == "status = 'completed'"
     assert view.stream.event_id == "transaction_id"
-    assert [(f.name, f.function, f.dtype, view.windows[f.window].text) for f in view.features] == [
+    assert [(f.name, f.function, str(f.dtype), view.windows[f.window].text) for f in view.features] == [
         ("purchase_count_30d", "count", "int64", "sliding(30d,hop=2h)"),
         ("spend_30d", "sum", "float64", "sliding(30d,hop=2h)"),
         ("avg_amount_today", "mean", "float64", "calendar(day,Europe/Berlin)"),
@@ -107,7 +107,7 @@ def test_yaml_of_the_design_is_a_valid_definition(folder):
         "growth-ml-team",
         None,
     )
-    assert (feature.name, feature.function, feature.dtype) == ("user_purchase_count_30d", "count", "int64")
+    assert (feature.name, feature.function, str(feature.dtype)) == ("user_purchase_count_30d", "count", "int64")
     assert feature.description == "Number of purchases in the last 30 days"
     assert view.filters[feature.filter].text == "status = 'completed'"
     assert view.windows[feature.window].text == "sliding(30d,hop=2h)"

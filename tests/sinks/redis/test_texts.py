@@ -8,19 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.typed import AWKWARD, EMPTY, FULL, ORDERS, TEXTS
-from unskew.features.types import polars_type
+from unskew.features.types import Type
 from unskew.sinks.redis.texts import read_column, text_of
 
 OUTPUTS = pytest.mark.parametrize("output", ORDERS.outputs, ids=lambda output: f"{output.name}:{output.dtype}")
 
 
 def written(values, dtype):
-    column = pl.Series("c", values, polars_type(dtype))
+    dtype = Type.parse(str(dtype))
+    column = pl.Series("c", values, dtype.polars)
     return column.to_frame().select(text_of(pl.col("c"), dtype)).to_series().to_list()
 
 
 def read(texts, dtype):
-    return read_column("c", [None if text is None else text.encode() for text in texts], dtype, [None] * len(texts))
+    texts = [None if text is None else text.encode() for text in texts]
+    return read_column("c", texts, Type.parse(str(dtype)), [None] * len(texts))
 
 
 @OUTPUTS
@@ -30,14 +32,14 @@ def test_every_type_has_its_text_and_is_read_back_from_it(output):
     texts = written(values, output.dtype)
 
     assert texts == [TEXTS[output.name], None, TEXTS[output.name]]
-    assert read(texts, output.dtype).equals(pl.Series("c", values, polars_type(output.dtype)), check_dtypes=True)
+    assert read(texts, output.dtype).equals(pl.Series("c", values, output.dtype.polars), check_dtypes=True)
 
 
 @OUTPUTS
 @pytest.mark.parametrize("values", [[], [None], [None, None]], ids=["none", "null", "nulls"])
 def test_columns_without_a_value_have_no_text(output, values):
     assert written(values, output.dtype) == values
-    assert read(values, output.dtype).dtype == polars_type(output.dtype)
+    assert read(values, output.dtype).dtype == output.dtype.polars
 
 
 @OUTPUTS
@@ -46,7 +48,7 @@ def test_what_has_no_text_reads_as_the_other_value_of_its_row(output):
 
     column = read_column("c", [None, None], output.dtype, instead)
 
-    assert column.equals(pl.Series("c", instead, polars_type(output.dtype)), check_dtypes=True)
+    assert column.equals(pl.Series("c", instead, output.dtype.polars), check_dtypes=True)
 
 
 def test_any_reader_of_json_gets_the_list_or_map_in_its_order():
@@ -107,7 +109,7 @@ def test_text_that_is_no_such_value_is_named(dtype, text):
     good = {"int64": b"1", "string": b"a"}.get(dtype)
 
     with pytest.raises(ValueError, match="is no") as refused:
-        read_column("c", [good, None, text], dtype, [None] * 3)
+        read_column("c", [good, None, text], Type.parse(dtype), [None] * 3)
 
     assert str(refused.value) == f"{text!r} is no {dtype}"
 

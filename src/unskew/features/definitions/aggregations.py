@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from unskew.features.definitions.agg import Aggregation
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import AggregationName, Parameters, Scalar, WindowPlan
 from unskew.features.time import duration_us, format_duration
-from unskew.features.types import ValueType, decimal_scale
+from unskew.features.types import FLOAT64, INT64, Type
 
 MAX_ITEMS = 128
 """Most items of a list, counts of a histogram, keys of a map: a row of values has a fixed width in the kernel."""
@@ -28,58 +28,63 @@ _REGISTERS_ERROR = 1.04
 class Rule:
     """One aggregation: whether it takes a value (None: it may), numbers only or any type, what it is told, what it gives.
 
-    ``result``: a type, or ``value`` for that of the value, ``total`` for that of its sum.
+    ``result``: a type, or ``value`` for that of the value, ``values`` for a list of it, ``total`` for that of its sum.
     """
 
     value: bool | None
     numbers: bool
     told: tuple[str, ...]
-    result: str
+    result: Type | Literal["value", "values", "total"]
     zero: bool = False
 
 
 RULES: Mapping[AggregationName, Rule] = {
-    "count": Rule(None, False, ("by", "keys"), "int64", zero=True),
+    "count": Rule(None, False, ("by", "keys"), INT64, zero=True),
     "sum": Rule(True, True, ("by", "keys"), "total", zero=True),
-    "mean": Rule(True, True, ("by", "keys"), "float64"),
-    "var": Rule(True, True, ("ddof",), "float64"),
-    "std": Rule(True, True, ("ddof",), "float64"),
+    "mean": Rule(True, True, ("by", "keys"), FLOAT64),
+    "var": Rule(True, True, ("ddof",), FLOAT64),
+    "std": Rule(True, True, ("ddof",), FLOAT64),
     "min": Rule(True, False, (), "value"),
     "max": Rule(True, False, (), "value"),
     "first": Rule(True, False, (), "value"),
     "last": Rule(True, False, (), "value"),
-    "first_n": Rule(True, False, ("n",), "list[value]"),
-    "last_n": Rule(True, False, ("n",), "list[value]"),
-    "first_time": Rule(False, False, (), "timestamp"),
-    "last_time": Rule(False, False, (), "timestamp"),
-    "count_distinct": Rule(True, False, (), "int64", zero=True),
-    "approx_count_distinct": Rule(True, False, ("error",), "int64", zero=True),
+    "first_n": Rule(True, False, ("n",), "values"),
+    "last_n": Rule(True, False, ("n",), "values"),
+    "first_time": Rule(False, False, (), Type("timestamp")),
+    "last_time": Rule(False, False, (), Type("timestamp")),
+    "count_distinct": Rule(True, False, (), INT64, zero=True),
+    "approx_count_distinct": Rule(True, False, ("error",), INT64, zero=True),
     "mode": Rule(True, False, (), "value"),
-    "top_k": Rule(True, False, ("n",), "list[value]"),
-    "histogram": Rule(True, True, ("edges",), "list[int64]"),
-    "quantile": Rule(True, True, ("q", "error"), "float64"),
-    "decayed_count": Rule(False, False, ("half_life",), "float64", zero=True),
-    "decayed_sum": Rule(True, True, ("half_life",), "float64", zero=True),
+    "top_k": Rule(True, False, ("n",), "values"),
+    "histogram": Rule(True, True, ("edges",), INT64.in_a("list")),
+    "quantile": Rule(True, True, ("q", "error"), FLOAT64),
+    "decayed_count": Rule(False, False, ("half_life",), FLOAT64, zero=True),
+    "decayed_sum": Rule(True, True, ("half_life",), FLOAT64, zero=True),
 }
 TOLD = ("by", "keys", "n", "ddof", "q", "error", "edges", "half_life")
 
 
-def result_type(aggregation: Aggregation, value: ValueType | None) -> ValueType:
+def result_type(aggregation: Aggregation, value: Type | None) -> Type:
     """The type of the result, for a value of type ``value``."""
-    rule = RULES[aggregation.function]
-    total = value if value == "float64" or (value and decimal_scale(value) is not None) else "int64"
-    scalar = rule.result.replace("total", total or "int64").replace("value", value or "int64")
-    return scalar if aggregation.by is None else f"map[{scalar}]"
+    result = RULES[aggregation.function].result
+    value = value or INT64
+    match result:
+        case "value":
+            result = value
+        case "values":
+            result = value.in_a("list")
+        case "total":
+            result = value if value == FLOAT64 or value.is_decimal else INT64
+    return result if aggregation.by is None else result.in_a("map")
 
 
-def empty_value(aggregation: Aggregation, dtype: ValueType) -> Scalar | None:
+def empty_value(aggregation: Aggregation, dtype: Type) -> Scalar | None:
     """The value on an empty window: 0 of counts and sums, else None."""
     if not RULES[aggregation.function].zero or aggregation.by is not None:
         return None
-    scale = decimal_scale(dtype)
-    if scale is not None:
-        return Decimal((0, (0,), -scale))
-    return 0.0 if dtype == "float64" else 0
+    if dtype.is_decimal:
+        return Decimal((0, (0,), -dtype.scale))
+    return 0.0 if dtype == FLOAT64 else 0
 
 
 def parameters_of(aggregation: Aggregation, window: WindowPlan | None) -> Parameters:

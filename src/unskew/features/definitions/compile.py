@@ -36,7 +36,7 @@ from unskew.features.plan import (
     StreamPlan,
     ViewPlan,
 )
-from unskew.features.types import is_list, is_map, polars_type
+from unskew.features.types import TIMESTAMP, Type
 
 # Besides those of the log: what rows are called by on their way.
 RESERVED_FEATURES = frozenset({"key"})
@@ -47,8 +47,8 @@ LOG_COLUMNS = frozenset(
 MAX_VALUE_WORDS = 4_096
 # Every session has these columns.
 SESSION_COLUMNS: Mapping[str, pl.DataType] = {
-    "start": polars_type("timestamp"),
-    "end": polars_type("timestamp"),
+    "start": TIMESTAMP,
+    "end": TIMESTAMP,
     "length_s": pl.Float64(),
     "events": pl.Int64(),
 }
@@ -170,9 +170,9 @@ def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
     """Columns of the sessions that an inner view keeps."""
     keys = zip(sessions.entity.keys, sessions.entity.types, strict=True)
     return {
-        **{key: polars_type(kind) for key, kind in keys},
+        **{key: Type(kind).polars for key, kind in keys},
         **SESSION_COLUMNS,
-        **{feature.name: polars_type(feature.dtype) for feature in sessions.features},
+        **{feature.name: feature.dtype.polars for feature in sessions.features},
     }
 
 
@@ -320,7 +320,7 @@ class _ViewCompiler:
             for name, aggregation in wanted.items()
         ]
         for feature in features:
-            if feature is not None and (is_list(feature.dtype) or is_map(feature.dtype)):
+            if feature is not None and feature.dtype.nesting:
                 self._fault(
                     place, f"the column {feature.name} is {feature.dtype}; a column of sessions holds a single value"
                 )

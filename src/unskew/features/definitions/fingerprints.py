@@ -49,7 +49,7 @@ def state_fingerprint(
         else {"repeats": {"event_id": stream.event_id, "within_us": stream.dedupe_within_us}}
     )
     over = {"sessions": sessions.state_fingerprint} if sessions is not None else {}
-    others = {"derived": [[d.name, d.text, d.dtype] for d in derived]} if derived else {}
+    others = {"derived": [[d.name, d.text, str(d.dtype)] for d in derived]} if derived else {}
     return _digest(
         {
             **repeats,
@@ -66,7 +66,7 @@ def state_fingerprint(
             },
             "where": where.text if where else None,
             "filters": [each.text for each in filters],
-            "values": [[each.text, each.dtype] for each in values],
+            "values": [[each.text, str(each.dtype)] for each in values],
             "windows": [each.text for each in windows],
             "features": [_feature(f) for f in features],
         }
@@ -89,7 +89,7 @@ def _feature(feature: FeaturePlan) -> list[Any]:
     told = {name: value for name, value in asdict(feature.parameters).items() if value != getattr(_NOT_TOLD, name)}
     if feature.by >= 0:
         told["by"] = feature.by
-    words = [feature.name, feature.function, feature.dtype, feature.window, feature.filter, feature.value]
+    words = [feature.name, feature.function, str(feature.dtype), feature.window, feature.filter, feature.value]
     return [*words, told] if told else words
 
 

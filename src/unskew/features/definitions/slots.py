@@ -25,16 +25,7 @@ from unskew.features.plan import (
     ValuePlan,
     WindowPlan,
 )
-from unskew.features.types import (
-    SCALARS,
-    ValueType,
-    decimal_scale,
-    is_list,
-    is_map,
-    is_type,
-    polars_type,
-    value_type,
-)
+from unskew.features.types import KNOWN, STRING, Type
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}
@@ -82,7 +73,7 @@ class Slots:
         self._columns = columns
         self._faults = faults
         self._filters: dict[str, FilterPlan] = {}
-        self._values: dict[tuple[str, ValueType], ValuePlan] = {}
+        self._values: dict[tuple[str, Type], ValuePlan] = {}
         self._windows: dict[str, WindowPlan] = {}
 
     @property
@@ -145,21 +136,21 @@ class Slots:
     def derived(self, place: str, derived: Derived, features: Sequence[FeaturePlan], owner: str) -> DerivedPlan | None:
         """Check a feature over others of its view; None where it has a fault."""
         self._faults += text_faults(place, derived)
-        scalars = {f.name: polars_type(f.dtype) for f in features if not (is_list(f.dtype) or is_map(f.dtype))}
+        scalars = {f.name: f.dtype.polars for f in features if not f.dtype.nesting}
         try:
             checked = check_expression(derived.expression, scalars, "the view has no other single-valued feature")
         except DefinitionError as error:
             self._fault(f"{place}: expression", error)
             return None
-        dtype = value_type(checked.dtype)
+        dtype = Type.of_values(checked.dtype)
         if dtype is None:
             self._fault(f"{place}: expression", f"{checked.text!r} is {checked.dtype}; cast it, for example to DOUBLE")
             return None
         self._check_type(place, derived.type, dtype, "the expression")
-        expr = checked.expr.cast(polars_type(dtype))
-        if dtype == "float64":
+        expr = checked.expr.cast(dtype.polars)
+        if dtype.scalar == "float64":
             expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
-        on_empty = pl.DataFrame({f.name: pl.Series([f.empty], dtype=polars_type(f.dtype)) for f in features})
+        on_empty = pl.DataFrame({f.name: pl.Series([f.empty], dtype=f.dtype.polars) for f in features})
         empty = on_empty.select(expr.alias("empty")).item()
         used = set(checked.expr.meta.root_names())
         return DerivedPlan(
@@ -175,14 +166,14 @@ class Slots:
             owner=derived.owner or owner,
         )
 
-    def _check_type(self, place: str, declared: object, dtype: ValueType, what: str) -> None:
-        if declared is None or declared == dtype:
+    def _check_type(self, place: str, declared: object, dtype: Type, what: str) -> None:
+        if declared is None or declared == str(dtype):
             return
-        remedy = (
-            "correct the type or cast the value"
-            if is_type(declared)
-            else f"types are {', '.join(SCALARS)}, decimal(38,2), list[...] and map[...] of these"
-        )
+        try:
+            Type.parse(declared)
+            remedy = "correct the type or cast the value"
+        except DefinitionError:
+            remedy = KNOWN
         self._fault(place, f"its type is declared {declared!r}, but {what} gives {dtype} here; {remedy}")
 
     def _parameters(self, place: str, aggregation: Aggregation, window: WindowPlan | None) -> Parameters | None:
@@ -248,8 +239,8 @@ class Slots:
         checked = self._checked(f"{place}: value", aggregation.value)
         if checked is None:
             return None
-        dtype = value_type(checked.dtype)
-        if dtype is None or (rule.numbers and dtype in {"string", "timestamp"}):
+        dtype = Type.of_values(checked.dtype)
+        if dtype is None or (rule.numbers and dtype.scalar in {"string", "timestamp"}):
             takes = "int64, float64, bool and decimal" if rule.numbers else "numbers, bool, strings and UTC timestamps"
             self._fault(
                 f"{place}: value",
@@ -265,15 +256,16 @@ class Slots:
         checked = self._checked(f"{place}: by", aggregation.by)
         if checked is None:
             return None
-        if value_type(checked.dtype) not in {"string", "int64", "bool"}:
+        dtype = Type.of_values(checked.dtype)
+        if dtype is None or dtype.scalar not in {"string", "int64", "bool"}:
             self._fault(
                 f"{place}: by", f"{checked.text!r} is {checked.dtype}; keys of a map are strings, whole numbers or bool"
             )
             return None
-        return self._number_value(checked, "string")
+        return self._number_value(checked, STRING)
 
-    def _number_value(self, checked: Checked, dtype: ValueType) -> ValuePlan:
-        plan = ValuePlan(text=checked.text, expr=checked.expr.cast(polars_type(dtype)), dtype=dtype)
+    def _number_value(self, checked: Checked, dtype: Type) -> ValuePlan:
+        plan = ValuePlan(text=checked.text, expr=checked.expr.cast(dtype.polars), dtype=dtype)
         return self._values.setdefault((plan.text, dtype), plan)
 
     def _checked(self, place: str, source: Expression) -> Checked | None:
@@ -285,17 +277,17 @@ class Slots:
             self._fault(place, error)
             return None
 
-    def _default(self, place: str, default: object, dtype: ValueType, empty: Scalar | None) -> Scalar | None:
+    def _default(self, place: str, default: object, dtype: Type, empty: Scalar | None) -> Scalar | None:
         if default is None:
             return None
         typed = _typed(default, dtype)
         if typed is None:
             remedy = (
                 "leave it out for null"
-                if (isinstance(default, float) and not math.isfinite(default)) or is_list(dtype) or is_map(dtype)
-                else f"give {_EXAMPLES.get(dtype, f'a {dtype}')}"
-                if decimal_scale(dtype) is None
-                else f"give a whole number, or text with at most {decimal_scale(dtype)} digits after the point"
+                if (isinstance(default, float) and not math.isfinite(default)) or dtype.nesting
+                else f"give a whole number, or text with at most {dtype.scale} digits after the point"
+                if dtype.is_decimal
+                else f"give {_EXAMPLES.get(dtype.scalar, f'a {dtype}')}"
             )
             self._fault(place, f"the default {default!r} is no {dtype}; {remedy}")
             return None
@@ -307,23 +299,29 @@ class Slots:
         return typed
 
 
-def _typed(default: object, dtype: ValueType) -> Scalar | None:
+def _typed(default: object, dtype: Type) -> Scalar | None:
     """The default in its type; None where it does not fit."""
-    if dtype == "bool":
-        return default if isinstance(default, bool) else None
-    if isinstance(default, bool):
+    if dtype.nesting or isinstance(default, bool) != (dtype.scalar == "bool"):
         return None
-    if dtype == "int64":
-        return default if isinstance(default, int) and INT64_MIN <= default <= INT64_MAX else None
-    if dtype == "float64":
-        return _finite(default)
-    if dtype == "string":
-        return default if isinstance(default, str) and is_text(default) else None
-    if dtype == "timestamp":
-        return default.astimezone(dt.UTC) if isinstance(default, dt.datetime) and default.tzinfo is not None else None
-    scale = decimal_scale(dtype)
-    if scale is None or not isinstance(default, (int, str, Decimal)):
-        return None
+    match dtype.scalar, default:
+        case "bool", bool():
+            return default
+        case "int64", int() if INT64_MIN <= default <= INT64_MAX:
+            return default
+        case "float64", _:
+            return _finite(default)
+        case "string", str() if is_text(default):
+            return default
+        case "timestamp", dt.datetime() if default.tzinfo is not None:
+            return default.astimezone(dt.UTC)
+        case "decimal", int() | str() | Decimal():
+            return _exact(default, dtype.scale)
+        case _:
+            return None
+
+
+def _exact(default: int | str | Decimal, scale: int) -> Decimal | None:
+    """The same number with ``scale`` digits after the point; None where it has more, or is too great."""
     try:
         exact = Decimal(default).quantize(
             Decimal((0, (1,), -scale)), context=Context(prec=38, traps=[Inexact, InvalidOperation])

@@ -8,7 +8,6 @@ import msgspec
 
 from unskew.features.definitions.agg import Aggregation, Duration, Expression
 from unskew.features.plan import CalendarUnit, KeyFormat, KeyType, PayloadFormat, Scalar
-from unskew.features.types import ValueType
 
 Schema = str | Path | Mapping[str, Any]
 
@@ -148,7 +147,7 @@ class Feature(msgspec.Struct, frozen=True):
     default: Scalar | None = None
     description: str = ""
     owner: str = ""
-    type: ValueType | None = None
+    type: str | None = None
 
 
 class Derived(msgspec.Struct, frozen=True):
@@ -162,7 +161,7 @@ class Derived(msgspec.Struct, frozen=True):
     default: Scalar | None = None
     description: str = ""
     owner: str = ""
-    type: ValueType | None = None
+    type: str | None = None
 
 
 class FeatureView(msgspec.Struct, frozen=True):

@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan, WindowPlan
-from unskew.features.types import decimal_scale, element
 
 Ints = npt.NDArray[np.int64]
 
@@ -325,19 +324,18 @@ class _Lowering:
             return self._column(Column(-1, "time")), INTEGER, 0
         if feature.value < 0:
             return -1, INTEGER, 0
-        dtype = element(self._view.values[feature.value].dtype)
-        scale = decimal_scale(dtype) or 0
+        dtype = self._view.values[feature.value].dtype
         coding = _CODINGS.get(feature.function, "raw")
-        kind = FLOAT if dtype == "float64" else TEXT if dtype == "string" else INTEGER
+        kind = FLOAT if dtype.scalar == "float64" else TEXT if dtype.scalar == "string" else INTEGER
         if feature.function == "count" and kind == TEXT:
             coding = "known"
         if coding != "raw":
             kind = INTEGER
         parameters = feature.parameters
-        column = Column(feature.value, coding, parameters.bits if coding != "raw" else 0, parameters.edges, scale)
+        column = Column(feature.value, coding, parameters.bits if coding != "raw" else 0, parameters.edges, dtype.scale)
         if coding in {"raw", "known"}:
             column = Column(feature.value, coding)
-        return self._column(column), kind, scale
+        return self._column(column), kind, dtype.scale
 
 
 def _table(window: WindowPlan) -> Ints:

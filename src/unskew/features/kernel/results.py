@@ -10,7 +10,7 @@ import pyarrow as pa
 from unskew.features.kernel.directory import Directory
 from unskew.features.kernel.reading import OTHER_KEY
 from unskew.features.plan import FeaturePlan
-from unskew.features.types import MAP_KEY, MAP_VALUE, decimal_scale, element, is_list, is_map, polars_type
+from unskew.features.types import MAP_KEY, MAP_VALUE, STRING, Type
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -23,24 +23,26 @@ def column(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) 
 
     ``words``: int64 [width, rows], which may be written over afterwards. ``texts``: whose rows stand for texts.
     """
-    if is_list(feature.dtype) or is_map(feature.dtype):
+    if feature.dtype.nesting:
         return _nested(feature, words, present, texts)
     return _scalars(feature.name, feature.dtype, words[0], present, texts)
 
 
-def _scalars(name: str, dtype: str, numbers: Ints, present: Bools, texts: Directory) -> pl.Series:
-    if dtype == "float64":
-        return series(name, numbers.view(np.float64), present)
-    if dtype == "int64":
-        return series(name, numbers, present)
-    if dtype == "bool":
-        return series(name, numbers != 0, present)
-    if dtype == "timestamp":
-        return series(name, numbers, present).cast(polars_type(dtype))
-    if dtype == "string":
-        held = texts.gather(numbers[present].astype(np.int32)).to_series(name)
-        return held if present.all() else _spread(held, present)
-    return pl.Series(name, _decimals(numbers, present, decimal_scale(dtype) or 0))
+def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Directory) -> pl.Series:
+    match dtype.scalar:
+        case "float64":
+            return series(name, numbers.view(np.float64), present)
+        case "int64":
+            return series(name, numbers, present)
+        case "bool":
+            return series(name, numbers != 0, present)
+        case "timestamp":
+            return series(name, numbers, present).cast(dtype.polars)
+        case "string":
+            held = texts.gather(numbers[present].astype(np.int32)).to_series(name)
+            return held if present.all() else _spread(held, present)
+        case "decimal":
+            return pl.Series(name, _decimals(numbers, present, dtype.scale))
 
 
 def series(name: str, numbers: npt.NDArray[Any], present: Bools) -> pl.Series:
@@ -68,14 +70,14 @@ def _nested(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory)
     """Lists: a word for the length, then the items. Maps: the length, then pairs of key and value."""
     lengths = np.where(present, words[0], 0)
     ends = np.concatenate(([0], np.cumsum(lengths)))
-    inner = element(feature.dtype)
-    if is_map(feature.dtype):
+    inner = feature.dtype.element
+    if feature.dtype.nesting == "map":
         keys, values = words[1::2].T, words[2::2].T
         filled = np.arange(keys.shape[1]) < lengths[:, None]
         every = np.ones(int(ends[-1]), np.bool_)
         codes = keys[filled]
         named = codes != OTHER_KEY
-        names = _scalars(MAP_KEY, "string", np.where(named, codes, 0), named, texts).fill_null(_OTHER)
+        names = _scalars(MAP_KEY, STRING, np.where(named, codes, 0), named, texts).fill_null(_OTHER)
         held = _scalars(MAP_VALUE, inner, values[filled], every, texts)
         flat = pl.DataFrame([names, held]).to_struct("")
     else:
@@ -86,4 +88,4 @@ def _nested(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory)
     lists = pa.LargeListArray.from_arrays(
         pa.array(ends, pa.int64()), array, mask=None if present.all() else pa.array(~present)
     )
-    return pl.Series(feature.name, lists, polars_type(feature.dtype))
+    return pl.Series(feature.name, lists, feature.dtype.polars)

@@ -23,6 +23,7 @@ import polars as pl
 
 from unskew.features.kernel.directory import Keys
 from unskew.features.plan import ViewPlan
+from unskew.features.types import INT64, STRING
 from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
@@ -51,18 +52,16 @@ class RowEncoder:
     """
 
     def __init__(self, view: ViewPlan, prefix: str) -> None:
-        types = {output.name: output.dtype for output in view.outputs} | {"_at": "int64", "_until": "int64"}
+        types = {output.name: output.dtype for output in view.outputs} | {"_at": INT64, "_until": INT64}
         self._fields = tuple(types)
-        self._n_floats = sum(dtype == "float64" for dtype in types.values())
         # Integers are written without a text in between, and of floats all texts are made at once.
-        self._kinds = [
-            "float" if dtype == "float64" else "integer" if dtype in {"int64", "bool", "timestamp"} else "text"
-            for dtype in types.values()
-        ]
+        of_scalars = {"float64": "float", "int64": "integer", "bool": "integer", "timestamp": "integer"}
+        self._kinds = ["text" if t.nesting else of_scalars.get(t.scalar, "text") for t in types.values()]
+        self._n_floats = self._kinds.count("float")
         self._texts = [
             text_of(pl.col(name), dtype).alias(name)
             for (name, dtype), kind in zip(types.items(), self._kinds, strict=True)
-            if kind == "text" and dtype != "string"
+            if kind == "text" and dtype != STRING
         ]
         self.before_key, self.after_key = value_key(prefix, view.id, "\0").split("\0")
         self._around_key = _bytes((self.before_key + self.after_key).encode())

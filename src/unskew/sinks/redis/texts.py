@@ -10,6 +10,7 @@ import datetime as dt
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -19,16 +20,7 @@ import polars as pl
 
 from unskew.features.plan import Scalar
 from unskew.features.time import instant_us
-from unskew.features.types import (
-    MAP_KEY,
-    MAP_VALUE,
-    ValueType,
-    decimal_scale,
-    element,
-    is_list,
-    is_map,
-    polars_type,
-)
+from unskew.features.types import MAP_KEY, MAP_VALUE, Scalars, Type
 from unskew.sinks.redis.keyspace import as_text
 
 # What JSON does not allow between quotes.
@@ -44,59 +36,62 @@ _BOOLEANS = {"0": False, "1": True}
 _UNREADABLE = (ValueError, TypeError, OverflowError, msgspec.MsgspecError, pl.exceptions.PolarsError)
 
 
-def text_of(value: pl.Expr, dtype: ValueType) -> pl.Expr:
+def text_of(value: pl.Expr, dtype: Type) -> pl.Expr:
     """The text of every value of a result's type, String; null where the value is."""
-    inner = element(dtype)
-    if is_list(dtype):
+    inner = dtype.element
+    if dtype.nesting == "list":
         return pl.concat_str(pl.lit("["), value.list.eval(_json_of(pl.element(), inner)).list.join(","), pl.lit("]"))
-    if is_map(dtype):
+    if dtype.nesting == "map":
         key, held = (pl.element().struct.field(name) for name in (MAP_KEY, MAP_VALUE))
         members = pl.concat_str(_quoted(key), pl.lit(":"), _json_of(held, inner))
         return pl.concat_str(pl.lit("{"), value.list.eval(members).list.join(","), pl.lit("}"))
-    if dtype in {"bool", "timestamp"}:
+    if dtype.scalar in {"bool", "timestamp"}:
         return value.cast(pl.Int64).cast(pl.String)
     # Polars writes floats as the shortest text that reads back, and all digits of a decimal.
     return value.cast(pl.String)
 
 
 def read_column(
-    name: str, texts: Sequence[bytes | str | None], dtype: ValueType, instead: Sequence[Scalar | None]
+    name: str, texts: Sequence[bytes | str | None], dtype: Type, instead: Sequence[Scalar | None]
 ) -> pl.Series:
     """A column of the values that ``texts`` are, in their type; the one of ``instead`` where there is no text.
 
     Raises ``ValueError`` with the first text that is no such value.
     """
-    read = _reader(dtype)
-    # Timestamps come as microseconds, in lists and maps too.
-    as_read = polars_type(dtype.replace("timestamp", "int64"))
-    if dtype == "timestamp":
+    read, as_read = _reader(dtype), _as_read(dtype)
+    if dtype.scalar == "timestamp":
         instead = [instant_us(value) if isinstance(value, dt.datetime) else value for value in instead]
     try:
         values = [other if text is None else read(text) for text, other in zip(texts, instead, strict=True)]
         column = pl.Series(name, values, as_read)
-        return column if element(dtype) != "timestamp" else column.cast(polars_type(dtype))
+        return column if dtype.scalar != "timestamp" else column.cast(dtype.polars)
     except _UNREADABLE as error:
         wrong = next((text for text in texts if text is not None and not _is_readable(text, dtype)), None)
         raise ValueError(f"{wrong!r} is no {dtype}") from error
 
 
 @lru_cache(maxsize=256)
-def _reader(dtype: ValueType) -> Callable[[bytes | str], Any]:
+def _as_read(dtype: Type) -> pl.DataType:
+    """The type of a column as it is read: timestamps come as microseconds, in lists and maps too."""
+    return replace(dtype, scalar="int64").polars if dtype.scalar == "timestamp" else dtype.polars
+
+
+@lru_cache(maxsize=256)
+def _reader(dtype: Type) -> Callable[[bytes | str], Any]:
     """What makes a Python value of one text; a timestamp becomes its microseconds."""
-    scale = decimal_scale(element(dtype))
-    if scale is not None:
-        return _decimal_reader(dtype, scale)
-    if dtype != element(dtype):
-        kind = {"int64": int, "float64": float, "bool": bool, "string": str, "timestamp": int}[element(dtype)]
-        return _json_reader(dtype, kind, _instant if element(dtype) == "timestamp" else None)
-    scalars: dict[ValueType, Callable[[bytes | str], Any]] = {
+    if dtype.is_decimal:
+        return _decimal_reader(dtype)
+    if dtype.nesting:
+        kinds: dict[Scalars, type] = {"int64": int, "float64": float, "bool": bool, "string": str, "timestamp": int}
+        return _json_reader(dtype, kinds[dtype.scalar], _instant if dtype.scalar == "timestamp" else None)
+    scalars: dict[Scalars, Callable[[bytes | str], Any]] = {
         "int64": int,
         "float64": float,
         "bool": _boolean,
         "string": as_text,
         "timestamp": lambda text: _instant(int(text)),
     }
-    return scalars[dtype]
+    return scalars[dtype.scalar]
 
 
 def _boolean(text: bytes | str) -> bool:
@@ -112,26 +107,22 @@ def _instant(instant: int) -> int:
     return instant
 
 
-def _decimal_reader(dtype: ValueType, scale: int) -> Callable[[bytes | str], Any]:
+def _decimal_reader(dtype: Type) -> Callable[[bytes | str], Any]:
     # Polars would cut what is longer after the point, and panics at what is no number or has more digits than its type.
-    after_point = rf"[.]\d{{{scale}}}" if scale else ""
-    shape = re.compile(rf"-?\d{{1,{_DECIMAL_DIGITS - scale}}}{after_point}", re.ASCII)
+    after_point = rf"[.]\d{{{dtype.scale}}}" if dtype.scale else ""
+    shape = re.compile(rf"-?\d{{1,{_DECIMAL_DIGITS - dtype.scale}}}{after_point}", re.ASCII)
 
     def number(text: str) -> Decimal:
         if not shape.fullmatch(text):
             raise ValueError(text)
         return Decimal(text)
 
-    if dtype == element(dtype):
-        return lambda text: number(as_text(text))
-    return _json_reader(dtype, str, number)
+    return _json_reader(dtype, str, number) if dtype.nesting else lambda text: number(as_text(text))
 
 
-def _json_reader(
-    dtype: ValueType, kind: type, change: Callable[[Any], Any] | None = None
-) -> Callable[[bytes | str], Any]:
+def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = None) -> Callable[[bytes | str], Any]:
     """``kind``: what JSON has for the elements; ``change``: what makes a value of one, None where it is one."""
-    if is_list(dtype):
+    if dtype.nesting == "list":
         items = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
         return items if change is None else lambda text: [change(item) for item in items(text)]
     members = msgspec.json.Decoder(dict[str, kind]).decode  # type: ignore[valid-type]
@@ -139,22 +130,22 @@ def _json_reader(
     return lambda text: [{MAP_KEY: key, MAP_VALUE: same(value)} for key, value in members(text).items()]
 
 
-def _is_readable(text: bytes | str, dtype: ValueType) -> bool:
+def _is_readable(text: bytes | str, dtype: Type) -> bool:
     try:
-        pl.Series([_reader(dtype)(text)], dtype=polars_type(dtype.replace("timestamp", "int64")))
+        pl.Series([_reader(dtype)(text)], dtype=_as_read(dtype))
     except _UNREADABLE:
         return False
     return True
 
 
-def _json_of(value: pl.Expr, dtype: ValueType) -> pl.Expr:
+def _json_of(value: pl.Expr, dtype: Type) -> pl.Expr:
     """The JSON of scalars."""
-    if dtype == "string":
+    if dtype.scalar == "string":
         return _quoted(value)
-    if dtype == "bool":
+    if dtype.scalar == "bool":
         return pl.when(value).then(pl.lit("true")).otherwise(pl.lit("false"))
     text = text_of(value, dtype)
-    return text if decimal_scale(dtype) is None else pl.concat_str(pl.lit('"'), text, pl.lit('"'))
+    return pl.concat_str(pl.lit('"'), text, pl.lit('"')) if dtype.is_decimal else text
 
 
 def _quoted(text: pl.Expr) -> pl.Expr:

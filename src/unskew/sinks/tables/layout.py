@@ -24,7 +24,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, together
 from unskew.features.plan import ViewPlan
-from unskew.features.types import polars_type
+from unskew.features.types import Type
 
 LAYOUT = "1"
 STAGED = "_staged"
@@ -106,8 +106,8 @@ def view_root(log_root: Path, name: str, version: int) -> Path:
 def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
     """Columns of a view's log, in order."""
     return {
-        **{key: polars_type(kind) for key, kind in zip(view.entity.keys, view.entity.types, strict=True)},
-        **{output.name: polars_type(output.dtype) for output in view.outputs},
+        **{key: Type(kind).polars for key, kind in zip(view.entity.keys, view.entity.types, strict=True)},
+        **{output.name: output.dtype.polars for output in view.outputs},
         "available_at": INSTANT,
         "event_time": INSTANT,
         "partition": pl.Int32(),
