@@ -154,8 +154,7 @@ def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 28])
-@pytest.mark.parametrize("as_served", [False, True])
-def test_rows_of_one_entity_in_two_shards_are_taken_in_the_order_of_time(tmp_path, monkeypatch, chunk_bytes, as_served):
+def test_rows_of_one_entity_in_two_shards_are_taken_in_the_order_of_time(tmp_path, monkeypatch, chunk_bytes):
     """It was forgotten in p0, which had run ahead, and came back in p1."""
     monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", chunk_bytes)
     plan = replace(VIEW, stream=replace(VIEW.stream, partitioned_by=VIEW.entity.keys))
@@ -170,7 +169,7 @@ def test_rows_of_one_entity_in_two_shards_are_taken_in_the_order_of_time(tmp_pat
         table.settle()
     frame = labels(("u", 2), ("u", 10), ("u", 21), ("u", 30))
 
-    assert ask(tmp_path, frame, "count", plan=plan, as_served=as_served)["count"].to_list() == [1, 0, 1, 0]
+    assert ask(tmp_path, frame, "count", plan=plan)["count"].to_list() == [1, 0, 1, 0]
 
 
 def test_keys_that_share_a_hash_are_told_apart(log, monkeypatch):
@@ -260,21 +259,6 @@ def test_status_says_what_stands_behind_a_value(tmp_path):
     answer = ask(tmp_path, frame, "count", with_status=True, max_age="20s")
 
     assert answer["count__status"].to_list() == ["warming", "present", "default", "expired"]
-
-
-def test_as_served_joins_on_the_time_of_writing(tmp_path):
-    write_log(
-        tmp_path,
-        VIEW,
-        EVENTS,
-        CLOCK,
-        n_batches=3,
-        written_at_us=[T0 + 100 * SECOND, T0 + 200 * SECOND, T0 + 300 * SECOND],
-    )
-    frame = labels(("u", 99), ("u", 200), ("u", 300), ("u", 10_000))
-
-    # A batch closes what came before its last arrival: at 200 s the first event is written, at 300 s all the others.
-    assert ask(tmp_path, frame, "count", as_served=True)["count"].to_list() == [0, 1, 0, 0]
 
 
 def test_staged_rows_are_not_read(tmp_path):

@@ -1,6 +1,5 @@
 """Logs and archives as the pipeline writes them: through the kernel and the sinks, without Kafka."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +22,6 @@ def write_log(
     *,
     n_shards: int = 1,
     n_batches: int = 1,
-    written_at_us: Sequence[int] | None = None,
 ) -> list[Updates]:
     """Feed decoded events, in their order, and publish an epoch after each batch; the updates of every step."""
     updates = []
@@ -31,17 +29,12 @@ def write_log(
     for shard in range(n_shards):
         mine = events.filter(pl.Series(places == shard))
         state = ShardState(view, f"h{shard}")
-        now = [NOW_US]
-        table = LogTable(log_root, view, f"h{shard}", None, now_us=lambda now=now: now[0])
+        table = LogTable(log_root, view, f"h{shard}", None, now_us=lambda: NOW_US)
         size = -(-len(mine) // n_batches) or 1
         batches = [mine[at : at + size] for at in range(0, len(mine), size)]
-        for number, batch in enumerate(batches):
+        for batch in batches:
             last = int(batch["_arrival"].to_physical()[-1])
-            if written_at_us is not None:
-                now[0] = written_at_us[number]
             updates.append(_step(state, table, view, batch, last))
-        if written_at_us is not None:
-            now[0] = written_at_us[-1]
         updates.append(_step(state, table, view, None, clock_us))
         table.settle()
     return updates

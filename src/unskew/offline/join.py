@@ -38,7 +38,6 @@ def historical_features(
     max_age: str | dt.timedelta | int | None = None,
     full_feature_names: bool = False,
     with_status: bool = False,
-    as_served: bool = False,
 ) -> pl.DataFrame:
     """Give each label row the values of ``view:feature`` references at its instant, as they were served then.
 
@@ -52,8 +51,6 @@ def historical_features(
     ``with_status``: a column ``{feature column}__status`` beside each: ``present``; ``default`` (nothing known of the
     entity); ``expired`` (older than ``max_age``); ``warming`` (the window begins before the first event that the
     pipeline saw).
-    ``as_served``: join on the time at which rows were written instead of the time at which they became available. This is
-    approximate (a row is written somewhat before Redis shows it or after), and how far the log is complete is not asked.
 
     Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and a label later than the log is
     complete; ``LayoutError`` for a log with missing files or of another definition.
@@ -66,11 +63,8 @@ def historical_features(
     for ones in by_view(asked).values():
         log = ViewLog(log_root, ones[0].view)
         keys = key_columns(log.view, labels)
-        if not as_served:
-            _refuse_later(log, labels, timestamp, bounds)
-        found = _join(
-            log, keys, bounds, [one.feature for one in ones], by="written_at" if as_served else "available_at"
-        )
+        _refuse_later(log, labels, timestamp, bounds)
+        found = _join(log, keys, bounds, [one.feature for one in ones])
         expired = np.zeros(len(bounds), np.bool_)
         if max_age_us is not None:
             # Compared this way round, so that a row never found does not overflow.
@@ -92,7 +86,7 @@ def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
 
     Instants past the log's ``complete_to`` are answered as well as they can be.
     """
-    found = _join(log, key_columns(log.view, keys), instants_us, list(log.view.features), by="available_at")
+    found = _join(log, key_columns(log.view, keys), instants_us, list(log.view.features))
     seen = pl.Series(found.instants != _NEVER)
     return pl.DataFrame([_or_empty(found.values[feature.name], feature.empty, seen) for feature in log.view.features])
 
@@ -105,8 +99,8 @@ class _Found:
     instants: Ints
 
 
-def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[RegisteredFeature], *, by: str) -> _Found:
-    """The last row with ``by`` <= bound of every key, from all days that can hold one.
+def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[RegisteredFeature]) -> _Found:
+    """The last row with ``available_at`` <= bound of every key, from all days that can hold one.
 
     From the newest rows back, so that each label is looked up until it is found, and old rows may not be read at all.
     """
@@ -118,15 +112,13 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Reg
     instants = np.full(len(bounds), _NEVER, np.int64)
     remaining = np.arange(len(bounds))
     if len(bounds):
-        upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US)) if by == "available_at" else None
+        upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US))
         seed = 0
         wanted = number_entities(_ids(keys, seed))
-        times = dict.fromkeys([by, "available_at"])
-        for chunk in log.newest_first([*key_names, *times, *names], upto=upto):
-            logged, when = chunk.select(key_names), chunk[by].to_physical().to_numpy()
-            available = None if by == "available_at" else chunk["available_at"].to_physical().to_numpy()
+        for chunk in log.newest_first([*key_names, "available_at", *names], upto=upto):
+            logged, when = chunk.select(key_names), chunk["available_at"].to_physical().to_numpy()
             while True:
-                rows = last_rows(wanted, remaining, bounds, _ids(logged, seed), when, available)
+                rows = last_rows(wanted, remaining, bounds, _ids(logged, seed), when)
                 hit = rows >= 0
                 if _same_keys(logged, rows[hit], keys, remaining[hit]):
                     break

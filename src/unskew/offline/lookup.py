@@ -44,29 +44,22 @@ def number_entities(ids: Ids) -> Wanted:
     return Wanted(slot_ids, slot_numbers, numbers, n)
 
 
-def last_rows(
-    wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: Ints, available: Ints | None = None
-) -> Rows:
+def last_rows(wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: Ints) -> Rows:
     """Give, for each of ``labels``, the number of its entity's last log row with ``instant <= bound``; -1 where there is none.
 
     ``labels``: positions in the labels that ``wanted`` was made of, of which ``bounds`` are the instants. ``ids``,
-    ``instants`` [rows]: the log, each shard's rows in the order in which they were written. ``available`` [rows]: when
-    they became available, where ``instants`` is another time.
+    ``instants`` [rows]: the log, each shard's rows in the order in which they were written.
 
-    An entity that one partition forgot may have come back in another: where what became available goes back, its rows
-    are of several shards, and are sorted by ``instants``. Where only the instants go back (a wall clock was set), a row
-    counts as no earlier than the one before it.
+    An entity that one partition forgot may have come back in another: where its instants go back, its rows are of several
+    shards, and are sorted.
     """
     numbers = np.empty(len(ids), np.int32)
     starts = np.zeros(wanted.n + 1, np.int64)
     _find(wanted.slot_ids, wanted.slot_numbers, ids, numbers, starts)
     grouped_instants = np.empty(int(starts[-1]), np.int64)
     grouped_rows = np.empty(int(starts[-1]), np.int64)
-    order = instants if available is None else available
-    goes_back = _group(numbers, order, starts.copy(), starts, grouped_instants, grouped_rows)
-    if goes_back or available is not None:
-        grouped_order, grouped_instants = grouped_instants, instants[grouped_rows]
-        _mend(starts, grouped_order, grouped_instants, grouped_rows)
+    if _group(numbers, instants, starts.copy(), starts, grouped_instants, grouped_rows):
+        _sort(starts, grouped_instants, grouped_rows)
     found = np.empty(len(labels), np.int64)
     _search(wanted.numbers, labels, bounds, starts, grouped_instants, grouped_rows, found)
     return found
@@ -145,21 +138,18 @@ def _group(
 
 
 @njit(cache=True, nogil=True)
-def _mend(starts: Ints, grouped_order: Ints, grouped_instants: Ints, grouped_rows: Rows) -> None:
-    """Bring every group into the order of its instants: sorted where ``grouped_order`` goes back, else held from going back."""
+def _sort(starts: Ints, grouped_instants: Ints, grouped_rows: Rows) -> None:
+    """Bring every group whose instants go back into their order."""
     for number in range(len(starts) - 1):
         low, high = starts[number], starts[number + 1]
         goes_back = False
         for place in range(low + 1, high):
-            goes_back |= grouped_order[place - 1] > grouped_order[place]
+            goes_back |= grouped_instants[place - 1] > grouped_instants[place]
         if goes_back:
             # Stable: what was written later at one instant stays the later.
             places = low + np.argsort(grouped_instants[low:high], kind="mergesort")
             grouped_instants[low:high] = grouped_instants[places]
             grouped_rows[low:high] = grouped_rows[places]
-        else:
-            for place in range(low + 1, high):
-                grouped_instants[place] = max(grouped_instants[place], grouped_instants[place - 1])
 
 
 @njit(cache=True, nogil=True)
