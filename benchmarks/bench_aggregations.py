@@ -32,8 +32,9 @@ from unskew.features.definitions.agg import Aggregation
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.evaluate import ARRIVAL, EVENT_TIME, OFFSET, PARTITION, Evaluator
-from unskew.features.plan import AggregationName, ViewPlan
+from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
+from unskew.features.view import AggregationName
 
 START_US = 1_600_000_000_000_000
 LATENESS_US = 3_000_000

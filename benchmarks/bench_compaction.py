@@ -24,7 +24,7 @@ import polars as pl
 import pyarrow as pa
 from bench_join import COUNTS, INSTANT, START_US, SUMS, keys, the_labels, the_view, timed, zipf
 
-from unskew.features.registry import RegisteredView
+from unskew.features.view import View
 from unskew.offline.join import historical_features
 from unskew.sinks.tables.layout import (
     LAYOUT,
@@ -47,7 +47,7 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 """
 
 
-def write_log(root: Path, view: RegisteredView, n_epochs: int, n_writers: int, n_rows: int, n_entities: int) -> None:
+def write_log(root: Path, view: View, n_epochs: int, n_writers: int, n_rows: int, n_entities: int) -> None:
     """What a pipeline leaves that was never compacted."""
     rng = np.random.default_rng(0)
     table = view_root(root, view.name, view.version)

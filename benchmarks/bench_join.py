@@ -23,7 +23,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from unskew.features.registry import RegisteredEntity, RegisteredFeature, RegisteredView, RegisteredWindow
+from unskew.features.view import View, ViewEntity, ViewFeature, ViewWindow
 from unskew.offline.join import historical_features
 from unskew.sinks.tables.layout import coverage_file, day_directory, file_name, view_root
 
@@ -35,20 +35,20 @@ COUNTS = [f"count_{n}" for n in range(4)]
 SUMS = [f"sum_{n}" for n in range(5)]
 
 
-def the_view(kind: KeyKind) -> RegisteredView:
+def the_view(kind: KeyKind) -> View:
     common = {"value": None, "filter": None, "default": None, "description": "", "owner": "", "window": 0}
-    return RegisteredView(
+    return View(
         name="purchases",
         version=1,
-        entity=RegisteredEntity(name="user", keys=("user_id",), types=(kind,)),
+        entity=ViewEntity(name="user", keys=("user_id",), types=(kind,)),
         stream="events",
         topic="events",
         partitioned=False,
         where=None,
-        windows=(RegisteredWindow(text="30d", kind="sliding", hop_us=7_200_000_000, extent_us=30 * DAY_US, span=360),),
+        windows=(ViewWindow(text="30d", kind="sliding", hop_us=7_200_000_000, extent_us=30 * DAY_US, span=360),),
         features=(
-            *(RegisteredFeature(name=name, type="int64", function="count", empty=0, **common) for name in COUNTS),
-            *(RegisteredFeature(name=name, type="float64", function="sum", empty=0.0, **common) for name in SUMS),
+            *(ViewFeature(name=name, type="int64", function="count", empty=0, **common) for name in COUNTS),
+            *(ViewFeature(name=name, type="float64", function="sum", empty=0.0, **common) for name in SUMS),
         ),
         state_fingerprint="bench",
         presentation_fingerprint="bench",
@@ -57,7 +57,7 @@ def the_view(kind: KeyKind) -> RegisteredView:
     )
 
 
-def write_log(root: Path, view: RegisteredView, n_rows: int, n_entities: int, n_days: int, n_shards: int) -> int:
+def write_log(root: Path, view: View, n_rows: int, n_entities: int, n_days: int, n_shards: int) -> int:
     """A log as compaction would leave it: one file for each day and shard, rows by (instant, key); the number of files."""
     rng = np.random.default_rng(0)
     table = view_root(root, view.name, view.version)
@@ -112,7 +112,7 @@ def keys(entity: np.ndarray, kind: KeyKind) -> pl.Series:
     return numbers if kind == "int64" else ("user-" + numbers.cast(pl.String)).alias("user_id")
 
 
-def the_labels(view: RegisteredView, n: int, n_entities: int, n_days: int) -> pl.DataFrame:
+def the_labels(view: View, n: int, n_entities: int, n_days: int) -> pl.DataFrame:
     rng = np.random.default_rng(1)
     instants = START_US + rng.integers(0, n_days * DAY_US, n)
     return pl.DataFrame(

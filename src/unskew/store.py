@@ -14,8 +14,8 @@ from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError
 from unskew.features.frames import Table, like, to_polars
 from unskew.features.plan import Plan
-from unskew.features.registry import RegisteredView, register
 from unskew.features.time import duration_us
+from unskew.features.view import View
 from unskew.offline.join import historical_features
 from unskew.serving.online import OnlineFeatures, OnlineReader, present_us
 
@@ -126,7 +126,7 @@ class FeatureStore:
         )
         return HistoricalFeatures(frame, entity_df)
 
-    def _views(self) -> Mapping[str, RegisteredView]:
+    def _views(self) -> Mapping[str, View]:
         if self._pinned is not None:
             return self._pinned
         if self._reader is None:
@@ -139,11 +139,11 @@ class FeatureStore:
             self._reader.close()
 
 
-def _registered(definitions: Definitions) -> Mapping[str, RegisteredView]:
+def _registered(definitions: Definitions) -> Mapping[str, View]:
     if isinstance(definitions, Plan):
         plan = definitions
     elif isinstance(definitions, str | os.PathLike):
         plan = load(Path(definitions))
     else:
         plan = load(*(Path(path) for path in definitions))
-    return {view.name: register(view) for view in plan.views.values()}
+    return plan.published

@@ -10,7 +10,6 @@ from pathlib import Path
 import polars as pl
 
 from tests.support.pipeline import Bench, Outcome, history, plan
-from unskew.features.registry import register
 from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
 from unskew.offline.join import historical_features
@@ -75,8 +74,8 @@ class Others:
         self.n_rounds += 1
 
     def read(self) -> None:
-        views = self.outcome.plan.views
-        opened = {view: ViewLog(self.outcome.deployment.log, register(views[view])) for view in VIEWS}
+        views = self.outcome.plan.published
+        opened = {view: ViewLog(self.outcome.deployment.log, views[view]) for view in VIEWS}
         # A slow reader: meanwhile files are merged, and those that it has listed go.
         n_rounds = self.n_rounds + 2
         while self.n_rounds < n_rounds and not self.ended.wait(0.005):
@@ -133,7 +132,7 @@ class Others:
     @staticmethod
     def _joined(outcome: Outcome, view: str, labels: pl.DataFrame) -> pl.DataFrame:
         references = [f"{view}:{feature.name}" for feature in outcome.plan.views[view].features]
-        return historical_features(outcome.deployment.log, outcome.plan.views, labels, references)
+        return historical_features(outcome.deployment.log, outcome.plan.published, labels, references)
 
 
 def labels_of(reference: Outcome, view: str) -> pl.DataFrame:

@@ -129,7 +129,7 @@ def test_training_rows_are_as_recounted_at_their_instants(year: Market, view: st
     frame = frame.with_columns(pl.col("event_timestamp").cast(pl.Datetime("us", "UTC")))
 
     joined = historical_features(
-        year.deployment.log, year.plan.views, frame, [f"{view}:{n}" for n in _names(definition)]
+        year.deployment.log, year.plan.published, frame, [f"{view}:{n}" for n in _names(definition)]
     )
 
     for (key, instant), *values in zip(labels, *(joined[name] for name in _names(definition)), strict=True):
@@ -208,5 +208,5 @@ def test_the_count_of_purchases_is_defined_by_the_yaml_that_the_readme_shows(yea
 
     view = year.plan.views["user_purchase_count_30d"]
     assert [(one.name, one.function, str(one.dtype)) for one in view.features] == [(view.name, "count", "int64")]
-    assert view.features[0].description == "Number of purchases in the last 30 days"
+    assert view.features[0].published.description == "Number of purchases in the last 30 days"
     assert text in (Path(__file__).parents[2] / "README.md").read_text()

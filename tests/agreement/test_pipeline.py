@@ -67,7 +67,7 @@ def test_log_join_recount_and_redis_agree_to_the_bit(bench: Bench, view: str) ->
     frame = pl.DataFrame(labels, schema=[*definition.entity.keys, "event_timestamp"], orient="row").with_columns(
         pl.col("event_timestamp").cast(pl.Datetime("us", "UTC"))
     )
-    joined = historical_features(outcome.deployment.log, outcome.plan.views, frame, references)
+    joined = historical_features(outcome.deployment.log, outcome.plan.published, frame, references)
     for (*key, instant), *values in zip(labels, *(joined[name] for name in names), strict=True):
         assert bits(values) == bits(recount.values(key, instant).values()), (key, instant)
 
@@ -160,7 +160,9 @@ def test_a_partition_that_ended_empty_holds_back_neither_labels_nor_reads_until_
 
     def join() -> list[int]:
         feature = ["by_user:count_today"]
-        return historical_features(outcome.deployment.log, outcome.plan.views, frame, feature)["count_today"].to_list()
+        return historical_features(outcome.deployment.log, outcome.plan.published, frame, feature)[
+            "count_today"
+        ].to_list()
 
     def read() -> pl.DataFrame:
         with closing(OnlineReader(bench.redis_url, prefix=outcome.deployment.prefix)) as reader:

@@ -22,8 +22,7 @@ from tests.support.plans import (
 )
 from tests.support.typed import pairs
 from unskew.cli.tables import plain, shown, view_table
-from unskew.features.plan import Parameters
-from unskew.features.registry import register
+from unskew.features.view import Parameters
 
 SEEN = dt.datetime(2017, 7, 14, 2, 40, tzinfo=dt.UTC)
 
@@ -66,7 +65,7 @@ def test_a_view_shows_windows_parameters_derived_features_and_sessions():
         where="events > 0",
     )
     out = io.StringIO()
-    Console(file=out, width=220).print(view_table(register(plan)))
+    Console(file=out, width=220).print(view_table(plan.published))
 
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert lines[:5] == [

@@ -50,7 +50,7 @@ def test_type_and_empty_value_follow_from_the_expression_on_the_empty_row(expres
     plan = planned(Derived("x", expression, type=dtype))
 
     # As text: no zero is negative.
-    assert (str(plan.dtype), repr(plan.empty)) == (dtype, repr(empty))
+    assert (str(plan.dtype), repr(plan.published.empty)) == (dtype, repr(empty))
 
 
 def test_what_is_not_finite_is_null():
@@ -70,7 +70,7 @@ def test_outputs_are_features_first_and_derived_ones_after_them_in_the_order_of_
 def test_owner_is_the_views_where_it_has_none():
     plan = compiled(Derived("x", "n"), Derived("y", "n", owner="risk"), owner="growth")
 
-    assert [each.owner for each in plan.derived] == ["growth", "risk"]
+    assert [each.published.owner for each in plan.derived] == ["growth", "risk"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_view_of_derived_features_alone_has_no_features():
 
 
 def test_a_default_stands_in_for_null_even_where_the_empty_value_is_not_null():
-    assert planned(Derived("x", "n / 2", default=-1)).default == -1.0
+    assert planned(Derived("x", "n / 2", default=-1)).published.default == -1.0
 
 
 def test_expression_is_in_the_state_fingerprint_and_what_is_shown_is_not():

@@ -11,8 +11,8 @@ import unskew
 from unskew import Feature, FeatureView, Sliding, compile
 from unskew.features.definitions.documents import definition_of
 from unskew.features.definitions.vocabulary import Definition, Window
-from unskew.features.plan import AggregationName, CalendarUnit
 from unskew.features.types import SCALARS
+from unskew.features.view import AggregationName, CalendarUnit
 
 PAGE = (Path(__file__).parents[2] / "docs" / "features.md").read_text("utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -86,7 +86,10 @@ def test_an_aggregations_line_says_its_type_and_its_empty_value(row):
 
     assert feature.function == code(row["aggregation"])
     assert str(feature.dtype) in said
-    assert ("null" if feature.empty is None else format(feature.empty)) in {row["empty"], row["empty"] + ".0"}
+    assert ("null" if feature.published.empty is None else format(feature.published.empty)) in {
+        row["empty"],
+        row["empty"] + ".0",
+    }
 
 
 def test_every_example_compiles():

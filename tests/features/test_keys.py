@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unskew.features.keys import decode_keys, encode_keys, shard_of
-from unskew.features.plan import EntityPlan
+from unskew.features.view import ViewEntity
 
-PAIR = EntityPlan(name="pair", keys=("number", "text"), types=("int64", "string"))
+PAIR = ViewEntity(name="pair", keys=("number", "text"), types=("int64", "string"))
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
@@ -24,7 +24,7 @@ def test_keys_are_percent_encoded_parts_and_come_back_typed(rows: list[tuple[int
 
 
 def test_a_single_text_key_is_encoded_too() -> None:
-    entity = EntityPlan(name="mail", keys=("mail",), types=("string",))
+    entity = ViewEntity(name="mail", keys=("mail",), types=("string",))
     frame = pl.DataFrame({"mail": ["a@b.c", "100%", "%41", "x|y", "plain", ""]})
 
     keys = encode_keys(frame, entity)

@@ -1,15 +1,16 @@
 import datetime as dt
 import json
-from dataclasses import replace
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from tests.support import plans
 from tests.support.definitions import stream, view
 from unskew import Calendar, Entity, Feature, LayoutError, Sliding, Tumbling, agg, compile
-from unskew.features.plan import Parameters, Plan
-from unskew.features.registry import describe, parse, register
+from unskew.features.plan import Plan
+from unskew.features.registry import describe, parse
+from unskew.features.view import Parameters
 
 PLAN = compile(
     view(
@@ -27,7 +28,7 @@ PLAN = compile(
 def test_published_registry_is_read_back_as_it_was():
     views = parse(json.dumps(describe(PLAN)))
 
-    assert views == {name: register(plan) for name, plan in PLAN.views.items()}
+    assert views == PLAN.published
     assert parse(describe(PLAN)) == views
 
 
@@ -76,7 +77,7 @@ def test_every_type_window_and_parameter_comes_back_from_the_published_text():
 
     registered = parse(json.dumps(described))["of_sessions"]
 
-    assert registered == register(OF_SESSIONS) == parse(described)["of_sessions"]
+    assert registered == OF_SESSIONS.published == parse(described)["of_sessions"]
     assert [(f.empty, f.default) for f in registered.features[:4]] == [
         (0, None),
         (Decimal(0), None),
@@ -103,7 +104,7 @@ def test_decimals_and_instants_are_text_and_microseconds_in_json():
 
 
 def test_a_function_is_shown_with_what_it_is_told():
-    registered = register(OF_SESSIONS)
+    registered = OF_SESSIONS.published
 
     assert {f.name: (f.by, f.parameters) for f in registered.features if f.by or f.parameters} == {
         "by_shop": ("shop", {"keys": 16}),
@@ -113,7 +114,7 @@ def test_a_function_is_shown_with_what_it_is_told():
 
 
 def test_a_derived_feature_is_a_value_over_the_windows_of_its_inputs():
-    registered = register(replace(OF_SESSIONS, sessions=None))
+    registered = msgspec.structs.replace(OF_SESSIONS.published, sessions=None)
     both = registered.feature("both")
 
     assert (both.function, both.window, both.value, both.inputs) == ("derived", None, "median + n", ("n", "median"))
@@ -122,7 +123,7 @@ def test_a_derived_feature_is_a_value_over_the_windows_of_its_inputs():
 
 
 def test_a_view_over_sessions_says_of_which():
-    sessions = register(OF_SESSIONS).sessions
+    sessions = OF_SESSIONS.published.sessions
 
     assert (sessions.window.kind, sessions.window.extent_us, sessions.window.hop_us) == (
         "session",

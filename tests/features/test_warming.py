@@ -3,7 +3,6 @@ import pytest
 
 from tests.support import plans
 from tests.support.plans import DAY, HOUR, MINUTE, Wanted, WantedOfOthers
-from unskew.features.registry import register
 from unskew.features.warming import is_warming
 
 T = 1_500_000_000 * plans.SECOND // DAY * DAY + 90 * MINUTE
@@ -33,7 +32,7 @@ EDGES = {
 @pytest.mark.parametrize(("gap_us", "hop_us"), [(0, 0), (HOUR, 5 * MINUTE)], ids=["events", "sessions"])
 def test_a_value_is_warming_until_its_earliest_window_was_watched_whole(name, gap_us, hop_us):
     sessions = plans.sessions(gap_us, hop_us) if gap_us else None
-    view = register(plans.view(*WINDOWS, derived=DERIVED, sessions=sessions))
+    view = plans.view(*WINDOWS, derived=DERIVED, sessions=sessions).published
     edge = EDGES[name] - gap_us - hop_us
 
     warming = is_warming(view, [view.feature(name)], np.array([T, T]), np.array([edge, edge + 1]))
@@ -42,7 +41,7 @@ def test_a_value_is_warming_until_its_earliest_window_was_watched_whole(name, ga
 
 
 def test_of_several_features_the_earliest_window_counts():
-    view = register(plans.view(*WINDOWS))
+    view = plans.view(*WINDOWS).published
     asked = [view.feature("running"), view.feature("sliding")]
 
     assert is_warming(view, asked, np.array([T]), EDGES["sliding"] + 1).tolist() == [True]

@@ -25,8 +25,9 @@ from tests.support.histories import (
 from tests.support.plans import Wanted, WantedOfOthers
 from unskew.features.definitions.vocabulary import Calendar, Session, Tumbling, Window
 from unskew.features.definitions.windows import plan_window
-from unskew.features.plan import MAX_FEATURES, AggregationName, CalendarUnit, ViewPlan
+from unskew.features.plan import MAX_FEATURES, ViewPlan
 from unskew.features.types import SCALARS
+from unskew.features.view import AggregationName, CalendarUnit
 
 windows = pytest.mark.parametrize("named", list(WINDOWS))
 packs = pytest.mark.parametrize("number", range(N_PACKS))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.plans import Wanted, sliding, view
+from tests.support.plans import Wanted, republished, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
 from unskew.features.kernel import repeats as module
@@ -184,4 +184,4 @@ def test_damaged_bytes_and_those_of_another_shard_or_definition_are_refused():
     with pytest.raises(LayoutError, match="in shard h0 with another definition"):
         Repeats.from_bytes(planned, "h1", data)
     with pytest.raises(LayoutError, match=r"another definition.*new version"):
-        Repeats.from_bytes(replace(planned, state_fingerprint="1" * 64), "h0", data)
+        Repeats.from_bytes(republished(planned, state_fingerprint="1" * 64), "h0", data)

@@ -9,13 +9,14 @@ from tests.support.histories import DECIMAL, PLAN_COLUMNS, WINDOWS, histories, l
 from tests.support.plans import SECOND, Wanted, events, lifetime, session, sessions
 from unskew.features.definitions.windows import plan_window
 from unskew.features.evaluate import evaluate
-from unskew.features.plan import Parameters, ViewPlan, WindowPlan
+from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
+from unskew.features.view import Parameters, ViewWindow
 
 GAPS = [(6 * SECOND, 2 * SECOND), (3 * SECOND, 3 * SECOND)]
 
 
-def of_sessions(window: WindowPlan) -> list[Wanted]:
+def of_sessions(window: ViewWindow) -> list[Wanted]:
     """Features over columns of sessions: their times, length and number of events, and what was aggregated in them."""
     prefix = "".join(filter(str.isalnum, window.text))
     several = pl.col("events") > 1

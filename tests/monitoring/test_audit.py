@@ -23,6 +23,7 @@ from tests.support.plans import (
     events,
     lifetime,
     local_day,
+    republished,
     sessions,
     sliding,
     view,
@@ -34,8 +35,9 @@ from unskew.cli import main
 from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError
 from unskew.features.evaluate import evaluate
-from unskew.features.plan import Parameters, Plan, ViewPlan
+from unskew.features.plan import Plan, ViewPlan
 from unskew.features.shard_state import ShardState
+from unskew.features.view import Parameters
 from unskew.monitoring.audit import AuditReport, audit
 from unskew.monitoring.report import audit_table, engines_line
 from unskew.serving.online import present_us
@@ -204,7 +206,7 @@ def test_a_redis_that_is_past_the_log_is_not_held_against_it(stored, redis_clien
         run(stored, redis_url)
 
 
-SECOND_VIEW = replace(CLICKS, name="taps")
+SECOND_VIEW = republished(CLICKS, name="taps")
 
 
 def test_a_view_of_which_nothing_could_be_compared_is_refused_beside_others(stored, redis_client, redis_url):
@@ -219,7 +221,7 @@ def test_a_view_of_which_nothing_could_be_compared_is_refused_beside_others(stor
 
 
 def test_a_view_without_events_is_said_to_have_none(stored, redis_url):
-    silent = replace(CLICKS, name="taps", stream=replace(CLICKS.stream, topic="silent"))
+    silent = replace(SECOND_VIEW, stream=replace(CLICKS.stream, topic="silent"))
 
     report = run(stored, redis_url, plan=Plan(streams=PLAN.streams, views={"clicks": CLICKS, "taps": silent}))
 
@@ -364,7 +366,7 @@ def test_an_archive_that_is_published_after_the_log_is_waited_for(stored):
 @pytest.fixture
 def uneven(tmp_path: Path, redis_client: redis.Redis) -> tuple[Path, Plan]:
     """A partitioned view whose first partition ended a day before the other."""
-    plan = replace(CLICKS, stream=replace(CLICKS.stream, partitioned_by=CLICKS.entity.keys))
+    plan = republished(CLICKS, partitioned=True)
     writer = RedisWriter(redis_client, "unskew", "main")
     both = []
     for partition, clock_us in ((0, CLOCK - 2 * DAY), (1, CLOCK - DAY)):
@@ -550,7 +552,7 @@ VISITS = view(
     sessions=sessions(20 * MINUTE, 5 * MINUTE),
     name="clicks",
 )
-VISITS = replace(VISITS, sessions=replace(VISITS.sessions, name="visits"))
+VISITS = replace(VISITS, sessions=republished(VISITS.sessions, name="visits"))
 
 
 @pytest.fixture

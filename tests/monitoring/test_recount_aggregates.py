@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from tests.support.plans import DAY, MINUTE, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
-from unskew.features.plan import Parameters
 from unskew.features.types import FLOAT64, INT64, STRING, Type
+from unskew.features.view import Parameters
 from unskew.monitoring.recount import Recount, identical
 from unskew.monitoring.recount_aggregates import estimate, hashed, registers, weight
 
@@ -310,7 +310,7 @@ def test_derived_features_are_of_the_row_and_null_where_they_are_not_finite():
     assert {text: recount.engines[text] for text in ("s / c", "m + 1")} == {"s / c": "duckdb", "m + 1": "duckdb"}
     assert recount.engines[str(pl.col("s") / pl.col("c"))] == "polars"
     assert [row.instant_us for row in recount.rows(U, MINUTE)] == [0, 1, 10 * SECOND]
-    assert [one.empty for one in counted.derived] == [None, None, None, False, 0]
+    assert [one.published.empty for one in counted.derived] == [None, None, None, False, 0]
 
 
 def test_values_of_every_type_are_evaluated_from_sql_as_from_polars():

@@ -22,13 +22,13 @@ from tests.support.plans import (
     tumbling,
     view,
 )
-from unskew.features.plan import Parameters, WindowPlan
+from unskew.features.view import Parameters, ViewWindow
 from unskew.monitoring.recount import Recount
 
 U = ("u",)
 
 
-def counting(window: WindowPlan, *came: tuple[int, int]) -> Recount:
+def counting(window: ViewWindow, *came: tuple[int, int]) -> Recount:
     """Counts events of (arrival, event time) in seconds."""
     given = [(arrival * SECOND, event_time * SECOND, {"user": "u"}) for arrival, event_time in came]
     return Recount(view(Wanted("c", "count", window)), events(given))
@@ -234,7 +234,7 @@ def test_decayed_values_change_at_every_hop_until_the_event_leaves():
     assert recount.history(U).edges == [2 * SECOND, 4 * SECOND, 6 * SECOND]
 
 
-def closings(*came: tuple[int, int, dict[str, object]], outer: WindowPlan, **given: object) -> Recount:
+def closings(*came: tuple[int, int, dict[str, object]], outer: ViewWindow, **given: object) -> Recount:
     """Counts and adds up sessions of gap 4 s, hop 2 s."""
     inside = sessions(
         4 * SECOND, 2 * SECOND, Wanted("spend", "sum", session(1, 1), "x"), where=given.pop("inner", None)

@@ -24,7 +24,6 @@ from tests.support.typed import DEFAULTS, EMPTY, FULL, ORDERS
 from tests.support.updates import updates
 from tests.support.written import write_log
 from unskew.features.errors import LayoutError
-from unskew.features.registry import register
 from unskew.offline.compaction import (
     Compacted,
     Limits,
@@ -676,7 +675,7 @@ COLUMNS = ["user", "available_at", "count", "sum", "shard", "seq"]
 
 
 def view_log(root: Path) -> ViewLog:
-    return ViewLog(root, register(VIEW))
+    return ViewLog(root, VIEW.published)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 20_000, 1 << 30])

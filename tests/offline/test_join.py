@@ -1,19 +1,17 @@
 import datetime as dt
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from tests.support.plans import DAY, HOUR, SECOND, Wanted, WantedOfOthers, events, sliding, tumbling, view
+from tests.support.plans import DAY, HOUR, SECOND, Wanted, WantedOfOthers, events, republished, sliding, tumbling, view
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import updates
 from tests.support.written import write_log
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
-from unskew.features.registry import register
 from unskew.features.updates import NothingToCome
 from unskew.offline import join
 from unskew.offline.join import historical_features, joined
@@ -58,7 +56,9 @@ def labels(*rows: tuple[str, float], unit: str = "us") -> pl.DataFrame:
 
 
 def ask(log: Path, frame: pl.DataFrame, *features: str, plan: ViewPlan = VIEW, **options) -> pl.DataFrame:
-    return historical_features(log, {plan.name: plan}, frame, [f"{plan.name}:{name}" for name in features], **options)
+    return historical_features(
+        log, {plan.name: plan.published}, frame, [f"{plan.name}:{name}" for name in features], **options
+    )
 
 
 def test_every_label_reads_what_stood_at_its_instant(log):
@@ -157,7 +157,7 @@ def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch)
 def test_rows_of_one_entity_in_two_shards_are_taken_in_the_order_of_time(tmp_path, monkeypatch, chunk_bytes):
     """It was forgotten in p0, which had run ahead, and came back in p1."""
     monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", chunk_bytes)
-    plan = replace(VIEW, stream=replace(VIEW.stream, partitioned_by=VIEW.entity.keys))
+    plan = republished(VIEW, partitioned=True)
     for shard, first in (("p0.0", 20), ("p1.0", 1)):
         now = [0]
         table = LogTable(tmp_path, plan, shard, None, now_us=lambda now=now: now[0])
@@ -273,7 +273,7 @@ def test_staged_rows_are_not_read(tmp_path):
 
 
 def test_a_log_of_another_definition_is_refused(log):
-    other = register(VIEW)
+    other = VIEW.published
     changed = type(other)(
         **{name: getattr(other, name) for name in other.__struct_fields__} | {"state_fingerprint": "f" * 64}
     )
@@ -343,7 +343,7 @@ def test_references_that_name_nothing_or_clash_are_refused(log, features, messag
     other = view(Wanted("count", "count", tumbling(DAY)), name="others")
 
     with pytest.raises(RequestError, match=message):
-        historical_features(log, {"clicks": VIEW, "others": other}, labels(("u", 8)), features)
+        historical_features(log, {"clicks": VIEW.published, "others": other.published}, labels(("u", 8)), features)
 
 
 def test_two_views_with_full_names_come_in_the_order_asked(log):
@@ -352,7 +352,7 @@ def test_two_views_with_full_names_come_in_the_order_asked(log):
 
     answer = historical_features(
         log,
-        {"clicks": VIEW, "others": other},
+        {"clicks": VIEW.published, "others": other.published},
         labels(("u", 40)),
         ["clicks:count", "others:count", "clicks:sum"],
         full_feature_names=True,
@@ -368,13 +368,13 @@ def test_two_views_with_full_names_come_in_the_order_asked(log):
 def test_joined_gives_stored_values_without_defaults(log):
     keys = pl.DataFrame({"user": ["u", "nobody"]})
 
-    stored = joined(ViewLog(log, register(VIEW)), keys, (pl.Series([T0 + 40 * SECOND] * 2)).to_numpy())
+    stored = joined(ViewLog(log, VIEW.published), keys, (pl.Series([T0 + 40 * SECOND] * 2)).to_numpy())
 
     assert stored.rows() == [(0, 0.0, None, None), (0, 0.0, None, None)]
 
 
 def test_stats_count_the_whole_log(log):
-    stats = ViewLog(log, register(VIEW)).stats()
+    stats = ViewLog(log, VIEW.published).stats()
 
     # u: 2 s, 7 s, 25 s, 30 s; v: 11 s, 35 s.
     assert (stats.rows, stats.entities, stats.causes) == (6, 2, {"event": 3, "hop": 3})
@@ -383,7 +383,7 @@ def test_stats_count_the_whole_log(log):
 
 
 def test_head_gives_the_first_rows(log):
-    assert ViewLog(log, register(VIEW)).head(2)["seq"].to_list() == [0, 1]
+    assert ViewLog(log, VIEW.published).head(2)["seq"].to_list() == [0, 1]
 
 
 @pytest.fixture
@@ -416,7 +416,7 @@ def test_values_of_every_type_are_joined_bit_for_bit_in_any_order(orders, monkey
 def test_joined_gives_values_of_every_type_as_stored(orders):
     keys = pl.DataFrame({"user": ["u", "nobody", "v"]})
 
-    stored = joined(ViewLog(orders, register(ORDERS)), keys, np.array([T0 + 3 * SECOND, T0, T0 + 6 * SECOND]))
+    stored = joined(ViewLog(orders, ORDERS.published), keys, np.array([T0 + 3 * SECOND, T0, T0 + 6 * SECOND]))
 
     assert stored.to_dicts() == [FULL, EMPTY, {**dict.fromkeys(NAMES), "n": 1}]
 

@@ -10,10 +10,10 @@ import pytest
 from tests.support.pipeline import SECOND, Bench, Outcome, history, plan
 from unskew.features.errors import UnskewError
 from unskew.features.ledger import LateEvents
-from unskew.features.plan import ViewPlan, WindowPlan
-from unskew.features.registry import register
+from unskew.features.plan import ViewPlan
 from unskew.features.time import EPOCH
 from unskew.features.updates import LATE_BOUNDS_US
+from unskew.features.view import ViewWindow
 from unskew.monitoring.recount import Recount
 from unskew.offline.log_reader import ViewLog
 from unskew.pipelines.run import run
@@ -39,7 +39,7 @@ class _After:
         return False
 
 
-def _leaves(window: WindowPlan, effective_us: int) -> int:
+def _leaves(window: ViewWindow, effective_us: int) -> int:
     """The first instant at which the window no longer covers an event."""
     if window.kind == "calendar":
         zone = ZoneInfo(window.tz or "UTC")
@@ -76,7 +76,7 @@ def _check(bench: Bench, outcome: Outcome) -> None:
         view = outcome.plan.views[name]
         expected = _naive(view, outcome)
         assert live[name].ledger.windows == expected
-        assert ViewLog(outcome.deployment.log, register(view)).stats().ledger.windows == expected
+        assert ViewLog(outcome.deployment.log, view.published).stats().ledger.windows == expected
         assert sum(one.events for one in expected) > 5
 
 

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from tests.support.pipeline import Bench, Outcome, Record, bits, entities, expected_log, history, logged, plan
+from tests.support.plans import republished
 from unskew.features.errors import LayoutError, RequestError, UnskewError
 from unskew.features.plan import Plan
 from unskew.monitoring.recount import Recount
@@ -181,7 +182,7 @@ def test_a_changed_definition_is_refused_with_a_layout_error(bench: Bench) -> No
     topic = bench.produce(RECORDS)
     outcome = bench.run(topic)
     view = outcome.plan.views["by_user"]
-    changed = replace(view, state_fingerprint="0" * 64)
+    changed = republished(view, state_fingerprint="0" * 64)
     definitions = replace(outcome.plan, views={**outcome.plan.views, "by_user": changed})
 
     with pytest.raises(LayoutError, match=r"by_user@1.*another definition.*new version"):

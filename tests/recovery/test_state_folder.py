@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from tests.support.pipeline import Bench, Outcome, history, plan
+from tests.support.plans import republished
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import parse
@@ -58,7 +59,7 @@ def _published(client: "redis.Redis", outcome: Outcome) -> bytes | None:
 
 
 def _changed(definitions: Plan) -> Plan:
-    view = replace(definitions.views["by_user"], state_fingerprint="0" * 64)
+    view = republished(definitions.views["by_user"], state_fingerprint="0" * 64)
     return replace(definitions, views={**definitions.views, "by_user": view})
 
 

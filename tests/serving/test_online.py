@@ -11,7 +11,7 @@ from tests.support.typed import AWKWARD, DEFAULTS, FULL, NAMES, ORDERS
 from tests.support.updates import closing
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
-from unskew.features.registry import describe, register
+from unskew.features.registry import describe
 from unskew.features.updates import NothingToCome
 from unskew.serving.online import OnlineReader
 from unskew.sinks.redis.keyspace import sent_key
@@ -106,7 +106,7 @@ def test_a_null_of_a_row_that_is_there_is_no_empty_value(redis_client):
     )
     writer = RedisWriter(redis_client, "unskew", "main")
     write(writer, closing(plan, CLOCK, [{"key": "two", "n": 2, "_at": CLOCK}]))
-    reader = OnlineReader(redis_client, views={"view": register(plan)})
+    reader = OnlineReader(redis_client, views={"view": plan.published})
 
     answer = reader.read(["view:odd", "view:with_default"], [{"user": "two"}, {"user": "nobody"}])
 
@@ -157,7 +157,7 @@ def test_a_derived_feature_is_warming_with_what_it_is_made_of(redis_client, feat
     )
     write(RedisWriter(redis_client, "unskew", "main"), closing(plan, CLOCK, since_us=since))
 
-    answer = OnlineReader(redis_client, views={"view": register(plan)}).read([f"view:{feature}"], [{"user": "a"}])
+    answer = OnlineReader(redis_client, views={"view": plan.published}).read([f"view:{feature}"], [{"user": "a"}])
 
     assert judged(answer, "view") == [(CLOCK, status, False)]
 
@@ -165,7 +165,7 @@ def test_a_derived_feature_is_warming_with_what_it_is_made_of(redis_client, feat
 def test_a_view_over_sessions_is_warming_a_gap_and_a_hop_longer(redis_client):
     plan = view(Wanted("n", "count", sliding(DAY, HOUR)), sessions=sessions(HOUR, MINUTE))
     writer = RedisWriter(redis_client, "unskew", "main")
-    reader = OnlineReader(redis_client, views={"view": register(plan)})
+    reader = OnlineReader(redis_client, views={"view": plan.published})
 
     found = []
     for since in (CLOCK - DAY - HOUR - MINUTE, CLOCK - DAY - HOUR - MINUTE + 1):
@@ -255,7 +255,7 @@ def test_each_hashed_row_is_judged_by_the_clock_of_its_own_shard(writer, reader)
 ])  # fmt: skip
 @pytest.mark.parametrize("shard", ["h0", "p0.0"])
 def test_an_absent_row_may_have_been_deleted_by_values_whose_clock_is_to_come(redis_client, mark, expected, shard):
-    views = {"visits": register(VISITS)} if shard == "h0" else with_partitions(VISITS)
+    views = {"visits": VISITS.published} if shard == "h0" else with_partitions(VISITS)
     reader = OnlineReader(redis_client, views=views)
     write(RedisWriter(redis_client, "unskew", "main"), closing(VISITS, CLOCK, [row("b", CLOCK - 5)], shard=shard))
     redis_client.hset(sent_key("unskew", "main"), f"{VISITS.id}/{shard}", f"of this state:{mark}:7")
@@ -268,7 +268,7 @@ def test_an_absent_row_may_have_been_deleted_by_values_whose_clock_is_to_come(re
 @pytest.mark.parametrize("loss", ["all", "marks", "being made good"])
 @pytest.mark.parametrize("shard", ["h0", "p0.0"])
 def test_an_absent_row_is_not_certain_where_the_server_lost_data_after_the_clocks_were_read(redis_client, shard, loss):
-    views = {"visits": register(VISITS)} if shard == "h0" else with_partitions(VISITS)
+    views = {"visits": VISITS.published} if shard == "h0" else with_partitions(VISITS)
     write(RedisWriter(redis_client, "unskew", "main"), closing(VISITS, CLOCK, [row("a", CLOCK - 5)], shard=shard))
 
     class Stalled(OnlineReader):
@@ -382,7 +382,7 @@ def test_clocks_of_an_earlier_deployment_are_forgotten(redis_client, writer, rea
 def with_partitions(plan):
     import msgspec
 
-    return {plan.name: msgspec.structs.replace(register(plan), partitioned=True)}
+    return {plan.name: msgspec.structs.replace(plan.published, partitioned=True)}
 
 
 @pytest.mark.usefixtures("writer")
@@ -416,7 +416,7 @@ def test_a_clock_far_behind_the_present_is_lagging(writer, redis_client):
 def test_the_clock_of_a_view_is_found_in_any_of_several_pipelines(redis_client):
     write(RedisWriter(redis_client, "unskew", "one"), closing(VISITS, CLOCK))
     write(RedisWriter(redis_client, "unskew", "two"), closing(STAYS, CLOCK + 1))
-    views = {plan.name: register(plan) for plan in (VISITS, STAYS)}
+    views = {plan.name: plan.published for plan in (VISITS, STAYS)}
     reader = OnlineReader(redis_client, pipeline=["one", "two"], views=views)
 
     answer = reader.read(["visits:n_5min", "stays:nights"], [{"user": "a", "hotel": 1}])
@@ -500,7 +500,7 @@ def test_no_rows_give_no_rows(writer, reader):
 
 def test_full_feature_names_keep_columns_apart(redis_client):
     other = view(Wanted("n_5min", "count", sliding(5 * MINUTE, MINUTE)), name="other")
-    reader = OnlineReader(redis_client, views={plan.name: register(plan) for plan in (VISITS, other)})
+    reader = OnlineReader(redis_client, views={plan.name: plan.published for plan in (VISITS, other)})
     both = ["visits:n_5min", "other:n_5min"]
 
     with pytest.raises(RequestError, match="full_feature_names=True"):

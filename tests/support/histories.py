@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tests.support.plans import HOUR, MINUTE, SECOND, Wanted, view
 from unskew.features.definitions.vocabulary import Calendar, Lifetime, Session, Sliding, Tumbling, Window
 from unskew.features.definitions.windows import plan_window
-from unskew.features.plan import AggregationName, Parameters, ViewPlan, WindowPlan
+from unskew.features.plan import ViewPlan
 from unskew.features.types import SCALARS
+from unskew.features.view import AggregationName, Parameters, ViewWindow
 
 
 def laws(max_examples: int) -> settings:
@@ -114,7 +115,7 @@ REFUSED_DECIMALS = [Decimal(2**63).scaleb(-2), Decimal("-1e30")]
 INSTANTS = [dt.datetime(*date, tzinfo=dt.UTC) for date in ((1600, 1, 1), (1969, 12, 31, 23, 59, 59, 999_999), (1970, 1, 1), (2199, 12, 31))]  # fmt: skip
 
 
-def every_aggregation(window: WindowPlan, prefix: str = "") -> tuple[list[Wanted], list[Wanted]]:
+def every_aggregation(window: ViewWindow, prefix: str = "") -> tuple[list[Wanted], list[Wanted]]:
     """Every aggregation of every type that it takes over one window: without a filter, and with one."""
     plain = list(_over(window, prefix))
     filtered = [
@@ -124,7 +125,7 @@ def every_aggregation(window: WindowPlan, prefix: str = "") -> tuple[list[Wanted
     return plain, filtered
 
 
-def _over(window: WindowPlan, prefix: str) -> Iterator[Wanted]:
+def _over(window: ViewWindow, prefix: str) -> Iterator[Wanted]:
     for function, types in TYPES.items():
         if function.startswith("decayed_") and not (window.kind == "sliding" and window.span <= _MOST_HOPS):
             continue
@@ -180,7 +181,7 @@ def _starts() -> st.SearchStrategy[int]:
 
 
 @st.composite
-def histories(draw: st.DrawFn, window: WindowPlan, *, max_events: int = 14) -> History:
+def histories(draw: st.DrawFn, window: ViewWindow, *, max_events: int = 14) -> History:
     """Events out of order, late, from the future, at one instant, on edges and beside them, between idle gaps.
 
     ``window``: whose hops and extent give the steps. Entities come, go for longer than the window, and come again. Steps and

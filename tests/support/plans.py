@@ -5,26 +5,25 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import polars as pl
 
+from unskew.features.definitions.compile import published_sessions
 from unskew.features.definitions.vocabulary import Calendar
 from unskew.features.definitions.windows import plan_window
-from unskew.features.plan import (
+from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, StreamPlan, ValuePlan, ViewPlan
+from unskew.features.types import Type
+from unskew.features.view import (
     AggregationName,
     CalendarUnit,
-    DerivedPlan,
-    EntityPlan,
-    FeaturePlan,
-    FilterPlan,
     KeyType,
     Parameters,
     Scalar,
-    StreamPlan,
-    ValuePlan,
-    ViewPlan,
-    WindowPlan,
+    View,
+    ViewEntity,
+    ViewFeature,
+    ViewWindow,
 )
-from unskew.features.types import Type
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -32,8 +31,8 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 
-def sliding(extent_us: int, hop_us: int) -> WindowPlan:
-    return WindowPlan(
+def sliding(extent_us: int, hop_us: int) -> ViewWindow:
+    return ViewWindow(
         kind="sliding",
         text=f"sliding({extent_us}, {hop_us})",
         hop_us=hop_us,
@@ -42,28 +41,28 @@ def sliding(extent_us: int, hop_us: int) -> WindowPlan:
     )
 
 
-def tumbling(extent_us: int) -> WindowPlan:
-    return WindowPlan(kind="tumbling", text=f"tumbling({extent_us})", hop_us=extent_us, span=0, extent_us=extent_us)
+def tumbling(extent_us: int) -> ViewWindow:
+    return ViewWindow(kind="tumbling", text=f"tumbling({extent_us})", hop_us=extent_us, span=0, extent_us=extent_us)
 
 
-def closed(extent_us: int) -> WindowPlan:
-    return WindowPlan(kind="closed", text=f"closed({extent_us})", hop_us=extent_us, span=1, extent_us=extent_us)
+def closed(extent_us: int) -> ViewWindow:
+    return ViewWindow(kind="closed", text=f"closed({extent_us})", hop_us=extent_us, span=1, extent_us=extent_us)
 
 
-def calendar(unit: CalendarUnit, tz: str = "UTC") -> WindowPlan:
+def calendar(unit: CalendarUnit, tz: str = "UTC") -> ViewWindow:
     return plan_window(Calendar(unit, tz=tz))
 
 
-def local_day(tz: str) -> WindowPlan:
+def local_day(tz: str) -> ViewWindow:
     return calendar("day", tz)
 
 
-def lifetime() -> WindowPlan:
-    return WindowPlan(kind="lifetime", text="lifetime", hop_us=0, span=0, extent_us=0)
+def lifetime() -> ViewWindow:
+    return ViewWindow(kind="lifetime", text="lifetime", hop_us=0, span=0, extent_us=0)
 
 
-def session(gap_us: int, hop_us: int) -> WindowPlan:
-    return WindowPlan(
+def session(gap_us: int, hop_us: int) -> ViewWindow:
+    return ViewWindow(
         kind="session", text=f"session({gap_us}, {hop_us})", hop_us=hop_us, span=gap_us // hop_us, extent_us=gap_us
     )
 
@@ -74,7 +73,7 @@ class Wanted:
 
     name: str
     function: AggregationName
-    window: WindowPlan
+    window: ViewWindow
     value: str | pl.Expr | None = None
     of: str = "float64"
     filter: str | pl.Expr | None = None
@@ -109,6 +108,11 @@ def stream(**given: Any) -> StreamPlan:
     return StreamPlan(**plain | given)
 
 
+def republished(plan: ViewPlan, **published: Any) -> ViewPlan:
+    """The same view, published otherwise."""
+    return replace(plan, published=msgspec.structs.replace(plan.published, **published))
+
+
 def view(
     *wanted: Wanted,
     keys: Mapping[str, KeyType] | None = None,
@@ -135,7 +139,7 @@ def view(
     }
     filters: list[FilterPlan] = []
     values: list[ValuePlan] = []
-    windows: list[WindowPlan] = []
+    windows: list[ViewWindow] = []
     features: list[FeaturePlan] = []
 
     def number(known: list[Any], new: Any) -> int:
@@ -159,24 +163,44 @@ def view(
             condition = number(filters, plan)
         features.append(
             FeaturePlan(
-                name=want.name,
-                function=want.function,
-                dtype=Type.parse(_dtype(want)),
-                window=number(windows, want.window),
+                published=ViewFeature(
+                    name=want.name,
+                    type=_dtype(want),
+                    function=want.function,
+                    window=number(windows, want.window),
+                    value=None if want.value is None else _text(want.value),
+                    filter=None if want.filter is None else _text(want.filter),
+                    empty=_empty(want),
+                    default=want.default,
+                    description="",
+                    owner="",
+                    by=None if want.by is None else _text(want.by),
+                    parameters=want.parameters,
+                ),
                 filter=condition,
                 value=number_value(want.value, want.of),
-                empty=_empty(want),
-                default=want.default,
-                description="",
-                owner="",
                 by=number_value(want.by, "string"),
-                parameters=want.parameters,
             )
         )
-    return ViewPlan(
+    others = [_derived(want, features) for want in derived]
+    published = View(
         name=name,
         version=1,
-        entity=EntityPlan(name="entity", keys=tuple(keys), types=tuple(keys.values())),
+        entity=ViewEntity(name="entity", keys=tuple(keys), types=tuple(keys.values())),
+        stream="stream",
+        topic="stream",
+        partitioned=False,
+        where=None if where is None else _text(where),
+        windows=tuple(windows),
+        features=tuple(plan.published for plan in (*features, *others)),
+        state_fingerprint="0" * 64,
+        presentation_fingerprint="0" * 64,
+        description="",
+        owner="",
+        sessions=None if sessions is None else published_sessions(sessions.published),
+    )
+    return ViewPlan(
+        published=published,
         stream=stream(
             topic="stream",
             columns=columns,
@@ -188,13 +212,8 @@ def view(
         where=None if where is None else FilterPlan(text=_text(where), expr=_expr(where)),
         filters=tuple(filters),
         values=tuple(values),
-        windows=tuple(windows),
         features=tuple(features),
-        state_fingerprint="0" * 64,
-        presentation_fingerprint="0" * 64,
-        owner="",
-        description="",
-        derived=tuple(_derived(want, features) for want in derived),
+        derived=tuple(others),
         sessions=sessions,
     )
 
@@ -219,18 +238,25 @@ def _derived(want: WantedOfOthers, features: Sequence[FeaturePlan]) -> DerivedPl
     if want.dtype == "float64":
         expr = pl.when(expr.is_finite()).then(expr)
     names = set(written.meta.root_names())
-    empty = pl.DataFrame({f.name: pl.Series([f.empty], dtype=f.dtype.polars) for f in features}).select(expr).item()
-    return DerivedPlan(
+    empty = (
+        pl.DataFrame({f.name: pl.Series([f.published.empty], dtype=f.dtype.polars) for f in features})
+        .select(expr)
+        .item()
+    )
+    published = ViewFeature(
         name=want.name,
-        text=_text(want.text),
-        expr=expr,
-        inputs=tuple(feature.name for feature in features if feature.name in names),
-        dtype=dtype,
+        type=want.dtype,
+        function="derived",
+        window=None,
+        value=_text(want.text),
+        filter=None,
         empty=empty,
         default=want.default,
         description="",
         owner="",
+        inputs=tuple(feature.name for feature in features if feature.name in names),
     )
+    return DerivedPlan(published=published, expr=expr)
 
 
 _SUMS: Mapping[str, str] = {"int64": "int64", "bool": "int64", "float64": "float64"}

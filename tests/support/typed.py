@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from tests.support.plans import DAY, HOUR, Wanted, WantedOfOthers, lifetime, sliding, view
-from unskew.features.plan import Parameters
+from unskew.features.view import Parameters
 
 WINDOW = sliding(DAY, HOUR)
 SEEN = dt.datetime(2017, 7, 14, 2, 40, 0, 1, tzinfo=dt.UTC)

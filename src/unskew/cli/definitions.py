@@ -76,7 +76,6 @@ def describe(
         raise click.UsageError("there is no PATH; give one, set UNSKEW_DEFINITIONS, or ask for what runs with --live")
     from unskew.features.definitions.load import load
     from unskew.features.registry import describe as registry_of
-    from unskew.features.registry import register
 
     plan = load(*paths)
     if as_json:
@@ -90,5 +89,5 @@ def describe(
     # A pipe has no width of its own; there, nothing should be folded.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for view in plan.views.values():
-        console.print(view_table(register(view)))
+        console.print(view_table(view.published))
         console.print()

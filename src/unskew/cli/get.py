@@ -9,7 +9,7 @@ import click
 
 from unskew import settings
 from unskew.features.errors import RequestError
-from unskew.features.registry import RegisteredView
+from unskew.features.view import View
 
 
 @click.command()
@@ -59,7 +59,7 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
     _print_table(view, keys, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
 
 
-def _asked(features: str, views: Mapping[str, RegisteredView]) -> tuple[RegisteredView, list[str]]:
+def _asked(features: str, views: Mapping[str, View]) -> tuple[View, list[str]]:
     from unskew.features.references import find_view, resolve
 
     if ":" in features:
@@ -68,7 +68,7 @@ def _asked(features: str, views: Mapping[str, RegisteredView]) -> tuple[Register
     return view, [f"{view.name}:{feature.name}" for feature in view.features]
 
 
-def _entity_row(view: RegisteredView, keys: tuple[str, ...]) -> dict[str, str]:
+def _entity_row(view: View, keys: tuple[str, ...]) -> dict[str, str]:
     if len(keys) != len(view.entity.keys):
         raise RequestError(
             f"{view.name} is about {view.entity.name}, which takes {len(view.entity.keys)} "
@@ -78,7 +78,7 @@ def _entity_row(view: RegisteredView, keys: tuple[str, ...]) -> dict[str, str]:
 
 
 def _print_table(
-    view: RegisteredView,
+    view: View,
     keys: tuple[str, ...],
     values: Mapping[str, Any],
     *,

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unskew.features.registry import RegisteredView, RegisteredWindow
 from unskew.features.time import format_duration, format_instant
 from unskew.features.updates import LATE_BOUNDS_US
+from unskew.features.view import View, ViewWindow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,7 @@ def show(redis_url: str, prefix: str, pipeline: str, *, as_json: bool) -> None:
         console.print()
 
 
-def late_table(view: RegisteredView, ledger: "Ledger") -> "Table":
+def late_table(view: View, ledger: "Ledger") -> "Table":
     """Give the late events of each window as a table, with the repeats above it."""
     from rich.markup import escape
     from rich.table import Table
@@ -58,7 +58,7 @@ def late_table(view: RegisteredView, ledger: "Ledger") -> "Table":
     return table
 
 
-def windows_of(view: RegisteredView) -> tuple[RegisteredWindow, ...]:
+def windows_of(view: View) -> tuple[ViewWindow, ...]:
     """The windows that a ledger speaks of, in its order: the view's, then that of the sessions it is over."""
     return view.windows if view.sessions is None else (*view.windows, view.sessions.window)
 

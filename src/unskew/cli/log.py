@@ -97,13 +97,12 @@ def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog"
 
     from unskew.features.definitions.load import load
     from unskew.features.errors import RequestError
-    from unskew.features.registry import register
     from unskew.offline.log_reader import ViewLog
 
-    views = load(*definitions).views
+    views = load(*definitions).published
     if name not in views:
         near = get_close_matches(name, list(views), n=1)
         raise RequestError(
             f"there is no view {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"views are {', '.join(views)}")
         )
-    return ViewLog(log_root, register(views[name]))
+    return ViewLog(log_root, views[name])

@@ -8,9 +8,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from unskew.features.registry import RegisteredFeature, RegisteredView, RegisteredWindow
 from unskew.features.time import format_duration
 from unskew.features.types import MAP_KEY, MAP_VALUE
+from unskew.features.view import View, ViewFeature, ViewWindow
 
 
 def shown(value: Any) -> str:
@@ -59,7 +59,7 @@ def _quoted(text: str) -> str:
     return quoted if quoted.isprintable() else json.dumps(text)
 
 
-def view_table(view: RegisteredView) -> Table:
+def view_table(view: View) -> Table:
     """Give a view as a table of its features, with what they share above it."""
     keys = ", ".join(f"{key} {dtype}" for key, dtype in zip(view.entity.keys, view.entity.types, strict=True))
     partitioned = ", partitioned by the entity" if view.partitioned else ""
@@ -84,7 +84,7 @@ def view_table(view: RegisteredView) -> Table:
     return table
 
 
-def _cells(view: RegisteredView, feature: RegisteredFeature) -> tuple[str, ...]:
+def _cells(view: View, feature: ViewFeature) -> tuple[str, ...]:
     window, hop = ("-", "-") if feature.window is None else _window(view.windows[feature.window])
     return (
         feature.name,
@@ -98,7 +98,7 @@ def _cells(view: RegisteredView, feature: RegisteredFeature) -> tuple[str, ...]:
     )
 
 
-def _aggregation(feature: RegisteredFeature) -> str:
+def _aggregation(feature: ViewFeature) -> str:
     if feature.function == "derived":
         return f"= {feature.value}"
     told = [] if feature.value is None else [feature.value]
@@ -107,7 +107,7 @@ def _aggregation(feature: RegisteredFeature) -> str:
     return f"{feature.function}({', '.join(told)})" + (f" where {feature.filter}" if feature.filter else "")
 
 
-def _window(window: RegisteredWindow) -> tuple[str, str]:
+def _window(window: ViewWindow) -> tuple[str, str]:
     """What it covers, and the steps in which it moves."""
     extent, hop = format_duration(window.extent_us), format_duration(window.hop_us)
     return {

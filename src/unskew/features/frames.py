@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.plan import KeyType
 from unskew.features.types import Type
+from unskew.features.view import KeyType
 
 Table = Any
 """A ``polars.DataFrame``, a ``pandas.DataFrame``, or a sequence of mappings, one a row."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.kernel.directory import Keys, hash_keys
-from unskew.features.plan import EntityPlan
+from unskew.features.view import ViewEntity
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
 _SPECIAL = [chr(code) for code in range(128) if chr(code) not in _PLAIN]
@@ -22,7 +22,7 @@ _FIRST_NON_ASCII = 128
 _ESCAPED_NON_ASCII = r"%[89A-F]"
 
 
-def encode_keys(frame: pl.DataFrame, entity: EntityPlan) -> pl.Series:
+def encode_keys(frame: pl.DataFrame, entity: ViewEntity) -> pl.Series:
     """The canonical key of every row, String; null where any part is null."""
     parts = [
         frame[name].cast(pl.String) if kind == "int64" else _escape(frame[name].cast(pl.String))
@@ -34,7 +34,7 @@ def encode_keys(frame: pl.DataFrame, entity: EntityPlan) -> pl.Series:
     return columns.select(pl.concat_str(pl.all(), separator="|").alias("key")).to_series()
 
 
-def decode_keys(keys: pl.Series, entity: EntityPlan) -> pl.DataFrame:
+def decode_keys(keys: pl.Series, entity: ViewEntity) -> pl.DataFrame:
     """The typed key columns of canonical keys."""
     if len(entity.keys) == 1:
         parts = [keys]

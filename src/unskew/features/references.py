@@ -8,21 +8,19 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.frames import key_column
-from unskew.features.registry import RegisteredFeature, RegisteredView
+from unskew.features.view import View, ViewFeature
 
 
 @dataclass(frozen=True)
 class Asked:
     """One feature of a request, and the column of the answer that it becomes."""
 
-    view: RegisteredView
-    feature: RegisteredFeature
+    view: View
+    feature: ViewFeature
     column: str
 
 
-def resolve(
-    references: Sequence[str], views: Mapping[str, RegisteredView], *, full_feature_names: bool = False
-) -> list[Asked]:
+def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:
     """Look up ``view:feature`` references, in order; a repeated one counts once.
 
     Columns are called by the feature's name, with ``full_feature_names`` ``view__feature``. Raises ``RequestError`` for
@@ -57,14 +55,14 @@ def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:
     return grouped
 
 
-def find_view(name: str, views: Mapping[str, RegisteredView]) -> RegisteredView:
+def find_view(name: str, views: Mapping[str, View]) -> View:
     """The view of that name; raises ``RequestError`` with the nearest."""
     if name not in views:
         raise RequestError(f"there is no view {name!r}{hint(name, views, 'views are')}")
     return views[name]
 
 
-def key_columns(view: RegisteredView, rows: pl.DataFrame) -> pl.DataFrame:
+def key_columns(view: View, rows: pl.DataFrame) -> pl.DataFrame:
     """The view's key columns in its types; converted only where nothing is lost.
 
     Raises ``RequestError`` for one that is missing or that ``key_column`` refuses.
@@ -87,7 +85,7 @@ def hint(name: str, known: Iterable[str], introduction: str) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; {introduction} {', '.join(names) or 'none'}"
 
 
-def _resolve_one(reference: str, views: Mapping[str, RegisteredView], *, full_feature_names: bool) -> Asked:
+def _resolve_one(reference: str, views: Mapping[str, View], *, full_feature_names: bool) -> Asked:
     view_name, colon, feature_name = reference.partition(":")
     if not colon:
         raise RequestError(f"{reference!r} is no feature reference; write view:feature, for example {_example(views)}")
@@ -101,5 +99,5 @@ def _resolve_one(reference: str, views: Mapping[str, RegisteredView], *, full_fe
     return Asked(view, feature, f"{view.name}__{feature.name}" if full_feature_names else feature.name)
 
 
-def _example(views: Mapping[str, RegisteredView]) -> str:
+def _example(views: Mapping[str, View]) -> str:
     return next((f"{view.name}:{view.features[0].name}" for view in views.values()), "user_purchases:spend_30d")

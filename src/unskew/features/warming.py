@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.definitions.windows import old_edge_us
-from unskew.features.registry import RegisteredFeature, RegisteredView
+from unskew.features.view import View, ViewFeature
 
 Ints = npt.NDArray[np.int64]
 
 
 def is_warming(
-    view: RegisteredView, features: Iterable[RegisteredFeature], instants_us: Ints, since_us: Ints | int
+    view: View, features: Iterable[ViewFeature], instants_us: Ints, since_us: Ints | int
 ) -> npt.NDArray[np.bool_]:
     """For each instant, whether a window of any of ``features`` begins there before ``since_us``, the first arrival seen.
 

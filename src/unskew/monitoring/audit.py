@@ -15,9 +15,8 @@ import polars as pl
 from unskew.features.errors import RequestError
 from unskew.features.keys import encode_keys
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.registry import RegisteredView, register
 from unskew.features.time import format_instant
-from unskew.features.types import Type
+from unskew.features.view import View
 from unskew.monitoring.log_rows import compare_origins, compare_rows, missing_events
 from unskew.monitoring.outcome import AuditReport, Difference, ViewAudit, first_difference, stray
 from unskew.monitoring.recount import Key, Recount, identical
@@ -86,7 +85,7 @@ def audit(
             online = _read_online(redis_source, prefix, pipeline, view, archive_root, progress)
             _wait_for_log(log_root, view, online, patience_s)
         # Its coverage first, and the archive after it: what came in between is then in the archive, and in no sample.
-        log = ViewLog(log_root, register(view))
+        log = ViewLog(log_root, view.published)
         if _is_without_events(log, archive_root, view, online):
             report.views.append(ViewAudit(view=view.id, events=0))
             continue
@@ -256,7 +255,7 @@ def _compare_online(
 def _read_online(
     source: str, prefix: str, pipeline: str, view: ViewPlan, archive_root: Path, progress: Progress
 ) -> _Online:
-    reader = OnlineReader(source, prefix, pipeline, views={view.name: _without_defaults(register(view))})
+    reader = OnlineReader(source, prefix, pipeline, views={view.name: _without_defaults(view.published)})
     references = [f"{view.name}:{output.name}" for output in view.outputs]
     answers, judged = [], []
     try:
@@ -284,7 +283,7 @@ def _read_online(
 
 def _legible(keys: list[str], view: ViewPlan) -> tuple[pl.DataFrame, list[str]]:
     """Typed keys of those that an entity can have, and the others."""
-    schema = {name: Type(kind).polars for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    schema = view.entity.columns
     legible: list[Key] = []
     illegible = []
     for key in keys:
@@ -303,7 +302,7 @@ def _is_part(part: str, kind: str) -> bool:
     return quote(unquote(part), safe="") == part
 
 
-def _without_defaults(view: RegisteredView) -> RegisteredView:
+def _without_defaults(view: View) -> View:
     """Defaults stand in for null at reading; the audit compares what is stored."""
     features = tuple(msgspec.structs.replace(feature, default=None) for feature in view.features)
     return msgspec.structs.replace(view, features=features)
@@ -313,7 +312,7 @@ def _wait_for_log(log_root: Path, view: ViewPlan, online: _Online, patience_s: f
     """Give a running pipeline time to publish what Redis already shows."""
     newest = online.as_of.filter(~online.provisional).to_physical().max()
     deadline = time.monotonic() + patience_s
-    while newest is not None and _covered_us(ViewLog(log_root, register(view))) < int(newest):  # type: ignore[arg-type]
+    while newest is not None and _covered_us(ViewLog(log_root, view.published)) < int(newest):  # type: ignore[arg-type]
         if time.monotonic() > deadline:
             return
         time.sleep(0.5)
@@ -379,7 +378,7 @@ def _furthest_us(log: ViewLog) -> int:
 def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
     """The entities of all archived events, those of events that do not count too."""
     files = published_files(archive_root / view.stream.topic)
-    schema = {name: Type(kind).polars for name, kind in zip(view.entity.keys, view.entity.types, strict=True)}
+    schema = view.entity.columns
     if not files:
         return pl.DataFrame(schema=schema)
     scanned = pl.scan_parquet([file.path for file in files], hive_partitioning=False).select(view.entity.keys)

@@ -11,8 +11,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from unskew.features.plan import FeaturePlan, Parameters, Scalar, WindowPlan
+from unskew.features.plan import FeaturePlan
 from unskew.features.types import FLOAT64, Type
+from unskew.features.view import Parameters, Scalar, ViewWindow
 from unskew.monitoring.recount_windows import instant, micros
 
 Value = Scalar | list[Any] | None
@@ -42,7 +43,7 @@ class Counted:
         return Counted([self.effectives[place] for place in places], values, [])
 
 
-def aggregate(feature: FeaturePlan, value_type: Type | None, window: WindowPlan, t_us: int, counted: Counted) -> Value:
+def aggregate(feature: FeaturePlan, value_type: Type | None, window: ViewWindow, t_us: int, counted: Counted) -> Value:
     """The feature's value, as Polars would give it."""
     if feature.by < 0:
         return _one(feature, value_type, window, t_us, counted)
@@ -50,20 +51,20 @@ def aggregate(feature: FeaturePlan, value_type: Type | None, window: WindowPlan,
         return None
     frequency = Counter(counted.keys)
     ranked = sorted((key for key in frequency if key != OTHER), key=lambda key: (-frequency[key], key.encode()))
-    own = ranked[: feature.parameters.keys]
+    own = ranked[: feature.parameters["keys"]]
     parts = {key: counted.of(lambda one, key=key: one == key) for key in own}  # type: ignore[misc]
     if len(own) < len(frequency):
         parts[OTHER] = counted.of(lambda one: one not in own)
     return [{"key": key, "value": _one(feature, value_type, window, t_us, part)} for key, part in parts.items()]
 
 
-def _one(feature: FeaturePlan, value_type: Type | None, window: WindowPlan, t_us: int, counted: Counted) -> Value:
+def _one(feature: FeaturePlan, value_type: Type | None, window: ViewWindow, t_us: int, counted: Counted) -> Value:
     name, told = feature.function, feature.parameters
     effectives, values = counted.effectives, counted.values
     if name == "count":
         return len(effectives)
     if name in {"decayed_count", "decayed_sum"}:
-        return _decayed(counted, value_type, window, t_us, told.half_life_hops)
+        return _decayed(counted, value_type, window, t_us, told["half_life_hops"])
     if name in {"first_time", "last_time"}:
         return instant((min if name == "first_time" else max)(effectives)) if effectives else None
     assert value_type is not None
@@ -72,14 +73,14 @@ def _one(feature: FeaturePlan, value_type: Type | None, window: WindowPlan, t_us
     if name == "count_distinct":
         return len(set(values))
     if name == "approx_count_distinct":
-        return estimate(registers((hashed(value, value_type) for value in values), told.bits), told.bits)
+        return estimate(registers((hashed(value, value_type) for value in values), told["bits"]), told["bits"])
     if not values:
         return None
     match name:
         case "mean":
             return float(Fraction(sum(_units(values, value_type)), _per_one(value_type) * len(values)))
         case "var" | "std":
-            return _spread(values, value_type, told.ddof, root=name == "std")
+            return _spread(values, value_type, told["ddof"], root=name == "std")
         case "min":
             return min(values, key=_order)  # type: ignore[no-any-return]
         case "max":
@@ -89,13 +90,13 @@ def _one(feature: FeaturePlan, value_type: Type | None, window: WindowPlan, t_us
         case "last":
             return _in_time(counted)[-1]  # type: ignore[no-any-return]
         case "first_n":
-            return _in_time(counted)[: told.n]
+            return _in_time(counted)[: told["n"]]
         case "last_n":
-            return _in_time(counted)[::-1][: told.n]
+            return _in_time(counted)[::-1][: told["n"]]
         case "mode":
             return _most_frequent(values)[0]  # type: ignore[no-any-return]
         case "top_k":
-            return _most_frequent(values)[: told.n]
+            return _most_frequent(values)[: told["n"]]
         case "histogram":
             return _histogram(values, value_type, told)
         case "quantile":
@@ -161,21 +162,21 @@ def _as_float(value: Any, value_type: Type) -> float:
 
 
 def _histogram(values: list[Any], value_type: Type, told: Parameters) -> list[int]:
-    counts = [0] * (len(told.edges) + 1)
+    counts = [0] * (len(told["edges"]) + 1)
     for value in values:
-        counts[sum(edge <= _as_float(value, value_type) for edge in told.edges)] += 1
+        counts[sum(edge <= _as_float(value, value_type) for edge in told["edges"])] += 1
     return counts
 
 
 def _quantile(values: list[Any], value_type: Type, told: Parameters) -> float:
     """The middle of the bin in which the value of the rank lies; a bin holds the floats that share ``bits`` of mantissa."""
-    dropped = _MANTISSA_BITS - told.bits
+    dropped = _MANTISSA_BITS - told["bits"]
     bins = []
     for value in values:
         number = _as_float(value, value_type)
         (pattern,) = struct.unpack("<Q", struct.pack("<d", abs(number)))
         bins.append((pattern >> dropped) * (-1 if number < 0 else 1))
-    rank = max(1, math.ceil(told.q * len(values)))
+    rank = max(1, math.ceil(told["q"] * len(values)))
     found = sorted(bins)[rank - 1]
     if found == 0:
         return 0.0
@@ -183,7 +184,7 @@ def _quantile(values: list[Any], value_type: Type, told: Parameters) -> float:
     return float(math.copysign(middle, found))
 
 
-def _decayed(counted: Counted, value_type: Type | None, window: WindowPlan, t_us: int, half_life_hops: int) -> float:
+def _decayed(counted: Counted, value_type: Type | None, window: ViewWindow, t_us: int, half_life_hops: int) -> float:
     by_hop: dict[int, list[int]] = {}
     units = [1] * len(counted.effectives) if value_type is None else _units(counted.values, value_type)
     for effective, unit in zip(counted.effectives, units, strict=True):

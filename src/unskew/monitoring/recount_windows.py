@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from zoneinfo import ZoneInfo
 
-from unskew.features.plan import WindowPlan
+from unskew.features.view import ViewWindow
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -23,7 +23,7 @@ _BACK_US = 3 * _HOUR_US
 _SHOWN_US = 30_000_000
 
 
-def oldest_us(window: WindowPlan, t_us: int) -> int | None:
+def oldest_us(window: ViewWindow, t_us: int) -> int | None:
     """The earliest effective time that the window covers at ``t_us``; None where it covers any, or is a session."""
     match window.kind:
         case "sliding":
@@ -39,7 +39,7 @@ def oldest_us(window: WindowPlan, t_us: int) -> int | None:
             return None
 
 
-def covers(window: WindowPlan, t_us: int) -> Callable[[int], bool]:
+def covers(window: ViewWindow, t_us: int) -> Callable[[int], bool]:
     """Return a test of effective times no later than ``t_us``: whether the window, no session, covers one at ``t_us``."""
     match window.kind:
         case "closed":
@@ -53,7 +53,7 @@ def covers(window: WindowPlan, t_us: int) -> Callable[[int], bool]:
             return lambda effective: effective >= edge
 
 
-def edges(window: WindowPlan, effective_us: int) -> list[int]:
+def edges(window: ViewWindow, effective_us: int) -> list[int]:
     """When time alone takes an event into the window or out of it, ascending; of a session see ``Sitting.over_us``."""
     match window.kind:
         case "sliding":
@@ -69,7 +69,7 @@ def edges(window: WindowPlan, effective_us: int) -> list[int]:
             return []
 
 
-def all_edges(window: WindowPlan, effectives: list[int]) -> set[int]:
+def all_edges(window: ViewWindow, effectives: list[int]) -> set[int]:
     """The edges of several events."""
     if window.kind != "calendar":
         return {edge for effective in effectives for edge in edges(window, effective)}
@@ -81,7 +81,7 @@ def all_edges(window: WindowPlan, effectives: list[int]) -> set[int]:
     return set(found)
 
 
-def hops(window: WindowPlan, effectives: Iterable[int]) -> list[int]:
+def hops(window: ViewWindow, effectives: Iterable[int]) -> list[int]:
     """Every hop at which some event of a sliding window has become older, the one that takes it out too; ascending."""
     found: list[int] = []
     for number in sorted({effective // window.hop_us for effective in effectives}):
@@ -95,7 +95,7 @@ def hops(window: WindowPlan, effectives: Iterable[int]) -> list[int]:
 class Sitting:
     """One session: the events that joined it, in the order in which they came, as (row, arrival, number of the hop)."""
 
-    window: WindowPlan
+    window: ViewWindow
     joined: list[tuple[int, int, int]] = field(default_factory=list)
 
     def over_us(self, t_us: int | None = None) -> int:
@@ -110,7 +110,7 @@ class Sitting:
         return [row for row, arrival, _ in self.joined if t_us is None or arrival <= t_us]
 
 
-def sittings(window: WindowPlan, events: Iterable[tuple[int, int, int]]) -> list[Sitting]:
+def sittings(window: ViewWindow, events: Iterable[tuple[int, int, int]]) -> list[Sitting]:
     """All sessions of one entity, one after the other.
 
     ``events``: (row, arrival, effective) of those that enter some feature of the window, by (arrival, partition, offset).
@@ -149,7 +149,7 @@ def _local_date(t_us: int, tz: str | None) -> dt.date:
     return instant(t_us).astimezone(_zone(tz or "UTC")).date()
 
 
-def _last_date(t_us: int, window: WindowPlan) -> dt.date:
+def _last_date(t_us: int, window: ViewWindow) -> dt.date:
     """The last date of the local period that runs at ``t_us``."""
     last = _last_of(_local_date(t_us, window.tz), window.unit)
     # Where clocks went back over midnight, the period that began at the first of the two goes on.

@@ -10,16 +10,14 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.plan import Scalar, ViewPlan
 from unskew.features.references import Asked, by_view, hint, key_columns, resolve
-from unskew.features.registry import RegisteredFeature, RegisteredView, register
 from unskew.features.time import duration_us, format_instant
+from unskew.features.view import Scalar, View, ViewFeature
 from unskew.features.warming import is_warming
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
 Ints = npt.NDArray[np.int64]
-Views = Mapping[str, ViewPlan] | Mapping[str, RegisteredView]
 
 _INSTANT = pl.Datetime("us", "UTC")
 _NEVER = np.iinfo(np.int64).min
@@ -29,7 +27,7 @@ _DAY_US = 86_400_000_000
 
 def historical_features(
     log_root: Path,
-    views: Views,
+    views: Mapping[str, View],
     labels: pl.DataFrame,
     features: Sequence[str],
     *,
@@ -55,8 +53,7 @@ def historical_features(
     Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and a label later than the log is
     complete; ``LayoutError`` for a log with missing files or of another definition.
     """
-    registered = {name: register(view) if isinstance(view, ViewPlan) else view for name, view in views.items()}
-    asked = resolve(features, registered, full_feature_names=full_feature_names)
+    asked = resolve(features, views, full_feature_names=full_feature_names)
     bounds = _bounds(labels, timestamp, inclusive=inclusive)
     max_age_us = None if max_age is None else duration_us(max_age)
     columns: dict[str, pl.Series] = {}
@@ -99,7 +96,7 @@ class _Found:
     instants: Ints
 
 
-def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[RegisteredFeature]) -> _Found:
+def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[ViewFeature]) -> _Found:
     """The last row with ``available_at`` <= bound of every key, from all days that can hold one.
 
     From the newest rows back, so that each label is looked up until it is found, and old rows may not be read at all.
@@ -236,5 +233,5 @@ def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: In
         )
 
 
-def _keys_text(view: RegisteredView, labels: pl.DataFrame, row: int) -> str:
+def _keys_text(view: View, labels: pl.DataFrame, row: int) -> str:
     return ", ".join(f"{name} {labels[name][row]!r}" for name in view.entity.keys)

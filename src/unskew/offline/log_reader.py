@@ -13,7 +13,7 @@ import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
-from unskew.features.registry import RegisteredView
+from unskew.features.view import View
 from unskew.sinks.tables.layout import Coverage, TableFile, published_files, read_coverage, view_root
 
 _Answer = TypeVar("_Answer")
@@ -57,7 +57,7 @@ class ViewLog:
     another definition than ``view``; reading raises it where a file went away and no other holds its rows.
     """
 
-    def __init__(self, log_root: Path, view: RegisteredView) -> None:
+    def __init__(self, log_root: Path, view: View) -> None:
         self.view = view
         self.root = view_root(log_root, view.name, view.version)
         # In this order: what coverage speaks of was published before it.

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.keys import shard_of
-from unskew.features.registry import RegisteredView
+from unskew.features.view import View
 from unskew.sinks.redis.keyspace import ENDED, LOSS, SINCE, shards_field
 
 Ints = npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ class ViewClocks:
     without a clock brings none, and does not count.
     """
 
-    def __init__(self, view: RegisteredView, fields: Mapping[str, str], marks: Mapping[str, str]) -> None:
+    def __init__(self, view: View, fields: Mapping[str, str], marks: Mapping[str, str]) -> None:
         own = f"{view.id}/"
         shards = {name.removeprefix(own): text for name, text in fields.items() if name.startswith(own)}
         listed = fields.get(shards_field(view.id))

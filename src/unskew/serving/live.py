@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from unskew.features.errors import RequestError
 from unskew.features.ledger import Ledger, read_ledger, together
-from unskew.features.registry import RegisteredView, parse
+from unskew.features.registry import parse
+from unskew.features.view import View
 from unskew.sinks.redis.keyspace import (
     ENDED,
     SINCE,
@@ -35,7 +36,7 @@ class LiveView:
     repeats of all shards since their state began.
     """
 
-    view: RegisteredView
+    view: View
     clock_us: int | None
     lag_us: int | None
     since_us: int | None
@@ -76,11 +77,11 @@ def read_live(
     return live
 
 
-def _is_said(view: RegisteredView, fields: Mapping[str, str]) -> bool:
+def _is_said(view: View, fields: Mapping[str, str]) -> bool:
     return shards_field(view.id) in fields or any(name.startswith(f"{view.id}/") for name in fields)
 
 
-def _live(view: RegisteredView, fields: Mapping[str, str], ledgers: Mapping[str, str], now_us: int) -> LiveView:
+def _live(view: View, fields: Mapping[str, str], ledgers: Mapping[str, str], now_us: int) -> LiveView:
     own = f"{view.id}/"
     shards = {name.removeprefix(own): text for name, text in fields.items() if name.startswith(own)}
     listed = fields.get(shards_field(view.id), "").split() or sorted(name for name in shards if SINCE not in name)

@@ -12,9 +12,9 @@ import redis
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Table, like, to_polars
 from unskew.features.keys import encode_keys
-from unskew.features.plan import EntityPlan
 from unskew.features.references import Asked, by_view, find_view, key_columns, resolve
-from unskew.features.registry import RegisteredView, parse
+from unskew.features.registry import parse
+from unskew.features.view import View
 from unskew.features.warming import is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
 from unskew.sinks.redis.keyspace import (
@@ -82,7 +82,7 @@ class OnlineReader:
         prefix: str = "unskew",
         pipeline: str | Sequence[str] = "main",
         *,
-        views: Mapping[str, RegisteredView] | None = None,
+        views: Mapping[str, View] | None = None,
         max_lag_us: int | None = None,
         now_us: Callable[[], int] = present_us,
     ) -> None:
@@ -90,11 +90,11 @@ class OnlineReader:
         self._prefix = prefix
         self._pipelines = [pipeline] if isinstance(pipeline, str) else list(pipeline)
         self._pinned = views
-        self._registry: tuple[bytes | str, Mapping[str, RegisteredView]] | None = None
+        self._registry: tuple[bytes | str, Mapping[str, View]] | None = None
         self._max_lag_us = max_lag_us
         self._now_us = now_us
 
-    def views(self) -> Mapping[str, RegisteredView]:
+    def views(self) -> Mapping[str, View]:
         """The views that can be read, by name."""
         if self._pinned is not None:
             return self._pinned
@@ -161,7 +161,7 @@ class OnlineReader:
         """Give the connections back."""
         self._server.close()
 
-    def _clocks_and_views(self) -> tuple[dict[str, str], Mapping[str, RegisteredView]]:
+    def _clocks_and_views(self) -> tuple[dict[str, str], Mapping[str, View]]:
         with self._server.reaching() as client:
             commands = client.pipeline(transaction=False)
             for pipeline in self._pipelines:
@@ -174,7 +174,7 @@ class OnlineReader:
             fields |= {as_text(name): as_text(text) for name, text in hash_.items()}
         return fields, self._pinned if self._pinned is not None else self._parsed(replies[-1])
 
-    def _parsed(self, text: bytes | str | None) -> Mapping[str, RegisteredView]:
+    def _parsed(self, text: bytes | str | None) -> Mapping[str, View]:
         if text is None:
             raise RequestError(
                 f"nothing is published under {registry_key(self._prefix)}; start `unskew run`, or give the prefix that "
@@ -224,10 +224,9 @@ class OnlineReader:
         )
 
 
-def _entity_keys(view: RegisteredView, rows: pl.DataFrame) -> pl.Series:
+def _entity_keys(view: View, rows: pl.DataFrame) -> pl.Series:
     """The canonical key of every row."""
-    entity = EntityPlan(name=view.entity.name, keys=view.entity.keys, types=view.entity.types)
-    return encode_keys(key_columns(view, rows), entity)
+    return encode_keys(key_columns(view, rows), view.entity)
 
 
 def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> pl.Series:

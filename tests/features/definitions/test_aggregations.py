@@ -9,7 +9,8 @@ import pytest
 from tests.support.definitions import SCHEMA, stream, view
 from unskew import Calendar, DefinitionError, Entity, Feature, Lifetime, Session, Sliding, Tumbling, agg, compile
 from unskew.features.definitions.agg import Aggregation
-from unskew.features.plan import AggregationName, FeaturePlan, Parameters
+from unskew.features.plan import FeaturePlan
+from unskew.features.view import AggregationName, Parameters
 
 HOUR = Sliding("1h", hop="1min")
 MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 18, "scale": 2}
@@ -92,7 +93,8 @@ def test_result_and_empty_value_have_the_type_that_value_and_function_say(functi
     empty = EMPTY[dtype] if function in ZERO else None
 
     assert str(feature.dtype) == dtype
-    assert (feature.empty, type(feature.empty), str(feature.empty)) == (empty, type(empty), str(empty))
+    found = feature.published.empty
+    assert (found, type(found), str(found)) == (empty, type(empty), str(empty))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,11 @@ def test_a_map_has_a_value_of_the_functions_type_by_key_and_nothing_when_empty(f
     for of, dtype in RESULTS[function].items():
         feature = planned(aggregation(function, of, by="status"), type=f"map[{dtype}]")
 
-        assert (str(feature.dtype), feature.empty, feature.parameters) == (f"map[{dtype}]", None, Parameters(keys=16))
+        assert (str(feature.dtype), feature.published.empty, feature.parameters) == (
+            f"map[{dtype}]",
+            None,
+            Parameters(keys=16),
+        )
 
 
 @pytest.mark.parametrize("by", ["status", "n_items", "online", "lower(status)"])
@@ -292,7 +298,7 @@ def test_half_lives_are_bounded_in_hops_and_in_the_window():
     ],
 )
 def test_a_default_is_kept_in_the_type_of_the_feature(of, default, kept):
-    found = planned(aggregation("last", of), default=default).default
+    found = planned(aggregation("last", of), default=default).published.default
 
     # As text: a decimal has its digits, an instant is in UTC.
     assert (found, type(found), str(found)) == (kept, type(kept), str(kept))

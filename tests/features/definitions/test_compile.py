@@ -1,11 +1,11 @@
 import math
-from dataclasses import replace
 from itertools import product
 
 import polars as pl
 import pytest
 
 from tests.support.definitions import COUNT, SCHEMA, stream, view
+from tests.support.plans import republished
 from unskew import Calendar, DefinitionError, Entity, Feature, FeatureView, Sliding, Tumbling, agg, compile
 from unskew.features.plan import FeaturePlan
 
@@ -44,7 +44,7 @@ def faults_of(*definitions: object) -> list[str]:
 def test_result_type_and_empty_value_follow_from_function_and_value(aggregation, dtype, empty):
     (feature,) = planned(Feature("x", aggregation, HOUR))
 
-    assert (str(feature.dtype), feature.empty, type(feature.empty)) == (dtype, empty, type(empty))
+    assert (str(feature.dtype), feature.published.empty, type(feature.published.empty)) == (dtype, empty, type(empty))
 
 
 @pytest.mark.parametrize("value", ["n_items", "price", "online", "shop_id", "amount * 2"])
@@ -113,7 +113,7 @@ def test_an_id_without_a_time_within_which_it_repeats_changes_nothing():
 def test_feature_owner_is_the_views_where_it_has_none():
     features = planned(COUNT, Feature("m", agg.count(), HOUR, owner="risk"), owner="growth")
 
-    assert [feature.owner for feature in features] == ["growth", "risk"]
+    assert [feature.published.owner for feature in features] == ["growth", "risk"]
 
 
 def test_definition_met_twice_is_one_and_two_of_a_name_are_a_fault():
@@ -374,7 +374,7 @@ def test_broken_schema_is_the_only_fault_of_its_views():
 def test_default_takes_the_features_type():
     (feature,) = planned(Feature("x", agg.min("amount"), HOUR, default=0))
 
-    assert isinstance(feature.default, float)
+    assert isinstance(feature.published.default, float)
 
 
 def test_presentation_changes_leave_the_state_fingerprint():
@@ -419,4 +419,4 @@ def test_plans_are_immutable():
 
     with pytest.raises(AttributeError):
         plan.name = "other"  # type: ignore[misc]
-    assert replace(plan, version=2).id == "purchases@2"
+    assert republished(plan, version=2).id == "purchases@2"

@@ -101,14 +101,14 @@ def test_yaml_of_the_design_is_a_valid_definition(folder):
     view = plan.views["user_purchase_count_30d"]
     (feature,) = view.features
 
-    assert (view.entity.name, view.stream.name, view.owner, view.where) == (
+    assert (view.entity.name, view.stream.name, view.published.owner, view.where) == (
         "user",
         "transactions",
         "growth-ml-team",
         None,
     )
     assert (feature.name, feature.function, str(feature.dtype)) == ("user_purchase_count_30d", "count", "int64")
-    assert feature.description == "Number of purchases in the last 30 days"
+    assert feature.published.description == "Number of purchases in the last 30 days"
     assert view.filters[feature.filter].text == "status = 'completed'"
     assert view.windows[feature.window].text == "sliding(30d,hop=2h)"
 
@@ -300,8 +300,8 @@ def test_all_that_can_be_said_in_python_can_be_said_in_yaml(folder):
         )
         assert same.features == view.features
         assert [window.text for window in same.windows] == [window.text for window in view.windows]
-        assert [(d.name, d.text, d.inputs, d.default) for d in same.derived] == [
-            (d.name, d.text, d.inputs, d.default) for d in view.derived
+        assert [(d.name, d.text, d.inputs, d.published.default) for d in same.derived] == [
+            (d.name, d.text, d.inputs, d.published.default) for d in view.derived
         ]
     assert by_python["user_visits"].sessions is not None
     assert by_yaml["user_visits"].sessions is not None

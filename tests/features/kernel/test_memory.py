@@ -5,14 +5,15 @@ import pytest
 
 from tests.support.plans import DAY, MINUTE, SECOND, Wanted, closed, events, local_day, session, sessions, sliding, view
 from unskew.features.evaluate import evaluate
-from unskew.features.plan import Parameters, ViewPlan, WindowPlan
+from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
+from unskew.features.view import Parameters, ViewWindow
 
 TEXT = {"s": pl.String()}
 START = 1_500_000_000 * SECOND
 
 
-def rich(window: WindowPlan) -> ViewPlan:
+def rich(window: ViewWindow) -> ViewPlan:
     return view(
         Wanted("different", "count_distinct", window, "s", of="string"),
         Wanted("about", "approx_count_distinct", window, "s", of="string", parameters=Parameters(bits=4)),

@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from tests.laws.test_sessions import GAPS, of_sessions
 from tests.support.fed import Fed
 from tests.support.histories import N_PACKS, WINDOWS, History, histories, laws, pack, small_view, splits
-from tests.support.plans import SECOND, Wanted, events, lifetime, session, sessions, sliding, view
+from tests.support.plans import SECOND, Wanted, events, lifetime, republished, session, sessions, sliding, view
 from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.evaluate import evaluate
@@ -206,7 +205,7 @@ def replace_events(manifest: Manifest, files: tuple[module.EventsFile, ...]) -> 
 
 def test_a_changed_definition_is_refused_and_told_what_to_do(tmp_path):
     manifest, _ = _fed(tmp_path)
-    changed = replace(COUNT, state_fingerprint="f" * 64)
+    changed = republished(COUNT, state_fingerprint="f" * 64)
 
     with pytest.raises(LayoutError, match=rf"{COUNT.id}.*version {COUNT.version + 1}.*'unskew run' again"):
         restored(Changelogs(tmp_path), changed, SHARD, manifest)

@@ -4,11 +4,11 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing as closing_
-from dataclasses import replace
 
 import pytest
 
 from tests.support.flows import KEYS, NOW, VIEW, clock, send, step, values, writing
+from tests.support.plans import republished
 from tests.support.servers.valkey import Cluster, Valkey, wait_until
 from tests.support.updates import closing, ledger_after
 from unskew.features.plan import Plan
@@ -179,7 +179,9 @@ def test_clocks_marks_ledgers_and_registry_may_be_on_their_way_to_a_node_that_ha
             assert reader.read(["purchases:n"], [{"user": "u-0"}]).to_dict() == {"user": ["u-0"], "n": [2]}
         for one in slots:
             cluster.end_move(one, node)
-        writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"other": replace(VIEW, name="other")}))))
+        writer.publish_registry(
+            json.dumps(describe(Plan(streams={}, views={"other": republished(VIEW, name="other")})))
+        )
         send(writer, step(30, 3))
         with connect(cluster.url) as client:
             assert set(parse(client.get(registry_key("unskew")))) == {VIEW.name, "other"}

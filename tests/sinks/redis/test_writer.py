@@ -10,7 +10,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.plans import DAY, MINUTE, SECOND, Wanted, sliding, view
+from tests.support.plans import DAY, MINUTE, SECOND, Wanted, republished, sliding, view
 from tests.support.typed import FULL, NAMES, ORDERS, TEXTS
 from tests.support.updates import closing, current, ledger_after
 from unskew.features.errors import RequestError, StoreUnavailable
@@ -342,11 +342,11 @@ def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, 
     def published(*views):
         return json.dumps(describe(Plan(streams={}, views={one.name: one for one in views})))
 
-    visits = replace(PURCHASES, name="visits")
+    visits = republished(PURCHASES, name="visits")
     other = RedisWriter(redis_client, "unskew", "other")
     writer.publish_registry(published(PURCHASES))
     other.publish_registry(published(visits))
-    writer.publish_registry(published(replace(PURCHASES, version=2)))
+    writer.publish_registry(published(republished(PURCHASES, version=2)))
 
     views = parse(redis_client.get("unskew:registry"))
     assert {one.id for one in views.values()} == {"purchases@2", "visits@1"}
@@ -356,7 +356,7 @@ def test_a_registry_published_by_another_meanwhile_is_not_lost(redis_client):
     names = [f"view{index}" for index in range(24)]
 
     def publish(name):
-        text = json.dumps(describe(Plan(streams={}, views={name: replace(PURCHASES, name=name)})))
+        text = json.dumps(describe(Plan(streams={}, views={name: republished(PURCHASES, name=name)})))
         RedisWriter(redis_client, "unskew", name).publish_registry(text)
 
     with ThreadPoolExecutor(8) as threads:

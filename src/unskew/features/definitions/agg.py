@@ -12,7 +12,7 @@ from datetime import timedelta
 import msgspec
 import polars as pl
 
-from unskew.features.plan import AggregationName
+from unskew.features.view import AggregationName
 
 Expression = str | pl.Expr
 Duration = str | timedelta | int

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from unskew.features.definitions.agg import Aggregation
 from unskew.features.errors import DefinitionError
-from unskew.features.plan import AggregationName, Parameters, Scalar, WindowPlan
 from unskew.features.time import duration_us, format_duration
 from unskew.features.types import FLOAT64, INT64, Type
+from unskew.features.view import AggregationName, Parameters, Scalar, ViewWindow
 
 MAX_ITEMS = 128
 """Most items of a list, counts of a histogram, keys of a map: a row of values has a fixed width in the kernel."""
@@ -87,7 +87,7 @@ def empty_value(aggregation: Aggregation, dtype: Type) -> Scalar | None:
     return 0.0 if dtype == FLOAT64 else 0
 
 
-def parameters_of(aggregation: Aggregation, window: WindowPlan | None) -> Parameters:
+def parameters_of(aggregation: Aggregation, window: ViewWindow | None) -> Parameters:
     """What the aggregation is told, checked. Raises ``DefinitionError`` with all faults, each half a sentence."""
     function = aggregation.function
     rule = RULES[function]
@@ -96,15 +96,15 @@ def parameters_of(aggregation: Aggregation, window: WindowPlan | None) -> Parame
         for word in TOLD
         if word not in rule.told and getattr(aggregation, word) is not None
     ]
-    found: dict[str, Any] = {}
+    found: Parameters = {}
     for word in rule.told:
         try:
-            found |= _CHECKS[word](aggregation, window)
+            found.update(_CHECKS[word](aggregation, window))
         except DefinitionError as error:
             faults += error.faults
     if faults:
         raise DefinitionError(faults)
-    return Parameters(**found)
+    return found
 
 
 def _whole(given: object, word: str, least: int, most: int, example: str) -> int:
@@ -121,19 +121,19 @@ def _number(given: object, word: str, least: float, most: float, example: str) -
     return float(given)
 
 
-def _n(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+def _n(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     return {"n": _whole(aggregation.n, "n", 1, MAX_ITEMS, "n=5")}
 
 
-def _ddof(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+def _ddof(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     return {"ddof": 1 if aggregation.ddof is None else _whole(aggregation.ddof, "ddof", 0, 1_000, "ddof=1")}
 
 
-def _q(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+def _q(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     return {"q": _number(aggregation.q, "q", 0, 1, "q=0.95")}
 
 
-def _error(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+def _error(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     if aggregation.function == "quantile":
         given = 0.01 if aggregation.error is None else aggregation.error
         error = _number(given, "error", LEAST_QUANTILE_ERROR, MOST_QUANTILE_ERROR, "error=0.01")
@@ -145,7 +145,7 @@ def _error(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, An
     return {"bits": next(b for b in range(LEAST_BITS, MOST_BITS + 1) if _REGISTERS_ERROR / math.sqrt(2**b) <= error)}
 
 
-def _edges(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+def _edges(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     edges = _floats(aggregation.edges)
     if (
         not 0 < len(edges) < MAX_ITEMS
@@ -173,7 +173,7 @@ def _floats(given: object) -> tuple[float, ...]:
         return ()
 
 
-def _half_life(aggregation: Aggregation, window: WindowPlan | None) -> dict[str, Any]:
+def _half_life(aggregation: Aggregation, window: ViewWindow | None) -> Parameters:
     if aggregation.half_life is None:
         raise DefinitionError(f"{aggregation.function} has no half_life; give it one, for example half_life='7d'")
     half_life_us = duration_us(aggregation.half_life)
@@ -198,7 +198,7 @@ def _half_life(aggregation: Aggregation, window: WindowPlan | None) -> dict[str,
     return {"half_life_hops": hops}
 
 
-def _keys(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any]:
+def _keys(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     if aggregation.by is None:
         if aggregation.keys is not None:
             raise DefinitionError("keys bounds a map, and there is no by; give by, or leave keys out")
@@ -207,7 +207,7 @@ def _keys(aggregation: Aggregation, _window: WindowPlan | None) -> dict[str, Any
     return {"keys": _whole(given, "keys", 1, MAX_ITEMS // 2, "keys=16")}
 
 
-_CHECKS: Mapping[str, Callable[[Aggregation, WindowPlan | None], dict[str, Any]]] = {
+_CHECKS: Mapping[str, Callable[[Aggregation, ViewWindow | None], Parameters]] = {
     "n": _n,
     "ddof": _ddof,
     "q": _q,

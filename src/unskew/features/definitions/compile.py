@@ -28,15 +28,14 @@ from unskew.features.kernel.program import value_width
 from unskew.features.plan import (
     MAX_FEATURES,
     DerivedPlan,
-    EntityPlan,
     FeaturePlan,
     FilterPlan,
-    KeyType,
     Plan,
     StreamPlan,
     ViewPlan,
 )
-from unskew.features.types import TIMESTAMP, Type
+from unskew.features.types import TIMESTAMP
+from unskew.features.view import KeyType, View, ViewEntity, ViewSessions
 
 # Besides those of the log: what rows are called by on their way.
 RESERVED_FEATURES = frozenset({"key"})
@@ -168,12 +167,15 @@ def _same(one: Any, other: Any) -> bool:
 
 def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
     """Columns of the sessions that an inner view keeps."""
-    keys = zip(sessions.entity.keys, sessions.entity.types, strict=True)
     return {
-        **{key: Type(kind).polars for key, kind in keys},
+        **sessions.entity.columns,
         **SESSION_COLUMNS,
         **{feature.name: feature.dtype.polars for feature in sessions.features},
     }
+
+
+def published_sessions(inner: View) -> ViewSessions:
+    return ViewSessions(window=inner.windows[0], where=inner.where, columns=inner.features)
 
 
 class _ViewCompiler:
@@ -238,7 +240,7 @@ class _ViewCompiler:
         self,
         named: FeatureView | Sessions,
         stream: StreamPlan,
-        entity: EntityPlan,
+        entity: ViewEntity,
         slots: Slots,
         where: FilterPlan | None,
         features: Sequence[FeaturePlan],
@@ -246,27 +248,34 @@ class _ViewCompiler:
         sessions: ViewPlan | None = None,
     ) -> ViewPlan:
         parts: dict[str, Any] = {
-            "entity": entity,
             "stream": stream,
             "where": where,
             "filters": slots.filters,
             "values": slots.values,
-            "windows": slots.windows,
             "features": tuple(features),
             "derived": tuple(derived),
             "sessions": sessions,
         }
-        return ViewPlan(
+        columns = tuple(each.published for each in (*features, *derived))
+        published = View(
             name=named.name,
             version=self._view.version,
-            **parts,
-            state_fingerprint=state_fingerprint(**parts),
+            entity=entity,
+            stream=stream.name,
+            topic=", ".join(stream.sources),
+            partitioned=stream.partitioned_by == entity.keys,
+            where=where.text if where else None,
+            windows=slots.windows,
+            features=columns,
+            state_fingerprint=state_fingerprint(entity=entity, windows=slots.windows, **parts),
             presentation_fingerprint=presentation_fingerprint(
-                description=named.description, owner=named.owner, features=(*features, *derived)
+                description=named.description, owner=named.owner, features=columns
             ),
-            owner=named.owner,
             description=named.description,
+            owner=named.owner,
+            sessions=published_sessions(sessions.published) if sessions else None,
         )
+        return ViewPlan(published=published, **parts)
 
     def _over_sessions(self) -> Sessions | None:
         wanted = self._view.stream
@@ -275,7 +284,7 @@ class _ViewCompiler:
         return self._sessions.get(wanted) if isinstance(wanted, str) else None
 
     def _plan_sessions(
-        self, sessions: Sessions, stream: StreamPlan | None, entity: EntityPlan | None
+        self, sessions: Sessions, stream: StreamPlan | None, entity: ViewEntity | None
     ) -> ViewPlan | None:
         """The inner view, which keeps the sessions of the view's entity: its features are their columns."""
         place = f"{self._view.name}: sessions {sessions.name}"
@@ -386,7 +395,7 @@ class _ViewCompiler:
         )
         return None
 
-    def _entity(self, stream: StreamPlan | None) -> EntityPlan | None:
+    def _entity(self, stream: StreamPlan | None) -> ViewEntity | None:
         entity = self._entity_definition()
         if entity is None:
             return None
@@ -420,9 +429,9 @@ class _ViewCompiler:
                 place,
                 f"its type is declared {entity.type!r}, but the stream has {', '.join(types)}; correct one of them",
             )
-        return EntityPlan(name=entity.name, keys=keys, types=tuple(types))
+        return ViewEntity(name=entity.name, keys=keys, types=tuple(types))
 
-    def _features(self, entity: EntityPlan | None) -> list[Feature | Derived]:
+    def _features(self, entity: ViewEntity | None) -> list[Feature | Derived]:
         view = self._view
         if isinstance(view.features, (str, Mapping)) or not isinstance(view.features, Iterable):
             self._fault(view.name, f"features={view.features!r} is no list; give a list of Feature objects")

@@ -4,37 +4,24 @@ import datetime as dt
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
-from unskew.features.plan import (
-    DerivedPlan,
-    EntityPlan,
-    FeaturePlan,
-    FilterPlan,
-    Output,
-    Parameters,
-    Scalar,
-    StreamPlan,
-    ValuePlan,
-    ViewPlan,
-    WindowPlan,
-)
+from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, StreamPlan, ValuePlan, ViewPlan
+from unskew.features.view import Scalar, ViewEntity, ViewFeature, ViewWindow
 
 # Raised when the same definitions come to mean other state or other values.
 LAYOUT = 2
-_NOT_TOLD = Parameters()
 
 
 def state_fingerprint(
     *,
-    entity: EntityPlan,
+    entity: ViewEntity,
     stream: StreamPlan,
     where: FilterPlan | None,
     filters: Sequence[FilterPlan],
     values: Sequence[ValuePlan],
-    windows: Sequence[WindowPlan],
+    windows: Sequence[ViewWindow],
     features: Sequence[FeaturePlan],
     derived: Sequence[DerivedPlan] = (),
     sessions: ViewPlan | None = None,
@@ -49,7 +36,7 @@ def state_fingerprint(
         else {"repeats": {"event_id": stream.event_id, "within_us": stream.dedupe_within_us}}
     )
     over = {"sessions": sessions.state_fingerprint} if sessions is not None else {}
-    others = {"derived": [[d.name, d.text, str(d.dtype)] for d in derived]} if derived else {}
+    others = {"derived": [[d.name, d.text, d.published.type] for d in derived]} if derived else {}
     return _digest(
         {
             **repeats,
@@ -86,14 +73,15 @@ def _told(stream: StreamPlan) -> dict[str, Any]:
 
 
 def _feature(feature: FeaturePlan) -> list[Any]:
-    told = {name: value for name, value in asdict(feature.parameters).items() if value != getattr(_NOT_TOLD, name)}
+    # A parameter of 0 is not in it.
+    told: dict[str, Any] = {name: value for name, value in feature.parameters.items() if value}
     if feature.by >= 0:
         told["by"] = feature.by
-    words = [feature.name, feature.function, str(feature.dtype), feature.window, feature.filter, feature.value]
+    words = [feature.name, feature.function, feature.published.type, feature.window, feature.filter, feature.value]
     return [*words, told] if told else words
 
 
-def presentation_fingerprint(*, description: str, owner: str, features: Sequence[Output]) -> str:
+def presentation_fingerprint(*, description: str, owner: str, features: Sequence[ViewFeature]) -> str:
     """Hex SHA-256 of defaults, descriptions and owners; 64 characters."""
     return _digest(
         {

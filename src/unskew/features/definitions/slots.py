@@ -15,17 +15,9 @@ from unskew.features.definitions.expressions import Checked, check_expression
 from unskew.features.definitions.vocabulary import Derived, Feature, FeatureView, Sessions, Window
 from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError
-from unskew.features.plan import (
-    AggregationName,
-    DerivedPlan,
-    FeaturePlan,
-    FilterPlan,
-    Parameters,
-    Scalar,
-    ValuePlan,
-    WindowPlan,
-)
+from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, ValuePlan
 from unskew.features.types import KNOWN, STRING, Type
+from unskew.features.view import AggregationName, Parameters, Scalar, ViewFeature, ViewWindow
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}
@@ -74,7 +66,7 @@ class Slots:
         self._faults = faults
         self._filters: dict[str, FilterPlan] = {}
         self._values: dict[tuple[str, Type], ValuePlan] = {}
-        self._windows: dict[str, WindowPlan] = {}
+        self._windows: dict[str, ViewWindow] = {}
 
     @property
     def filters(self) -> tuple[FilterPlan, ...]:
@@ -87,7 +79,7 @@ class Slots:
         return tuple(self._values.values())
 
     @property
-    def windows(self) -> tuple[WindowPlan, ...]:
+    def windows(self) -> tuple[ViewWindow, ...]:
         """In the order of their numbers."""
         return tuple(self._windows.values())
 
@@ -118,19 +110,25 @@ class Slots:
         dtype = result_type(feature.aggregation, value.dtype if value else None)
         self._check_type(place, feature.type, dtype, function)
         empty = empty_value(feature.aggregation, dtype)
-        return FeaturePlan(
+        published = ViewFeature(
             name=feature.name,
+            type=str(dtype),
             function=function,
-            dtype=dtype,
             window=list(self._windows).index(window.text),
-            filter=-1 if condition is None else list(self._filters).index(condition.text),
-            value=-1 if value is None else list(self._values).index((value.text, value.dtype)),
+            value=value.text if value else None,
+            filter=condition.text if condition else None,
             empty=empty,
             default=self._default(place, feature.default, dtype, empty),
             description=feature.description,
             owner=feature.owner or owner,
-            by=-1 if by is None else list(self._values).index((by.text, by.dtype)),
+            by=by.text if by else None,
             parameters=parameters,
+        )
+        return FeaturePlan(
+            published=published,
+            filter=-1 if condition is None else list(self._filters).index(condition.text),
+            value=-1 if value is None else list(self._values).index((value.text, value.dtype)),
+            by=-1 if by is None else list(self._values).index((by.text, by.dtype)),
         )
 
     def derived(self, place: str, derived: Derived, features: Sequence[FeaturePlan], owner: str) -> DerivedPlan | None:
@@ -150,21 +148,24 @@ class Slots:
         expr = checked.expr.cast(dtype.polars)
         if dtype.scalar == "float64":
             expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
-        on_empty = pl.DataFrame({f.name: pl.Series([f.empty], dtype=f.dtype.polars) for f in features})
+        on_empty = pl.DataFrame({f.name: pl.Series([f.published.empty], dtype=f.dtype.polars) for f in features})
         empty = on_empty.select(expr.alias("empty")).item()
         used = set(checked.expr.meta.root_names())
-        return DerivedPlan(
+        published = ViewFeature(
             name=derived.name,
-            text=checked.text,
-            expr=expr,
+            type=str(dtype),
+            function="derived",
+            window=None,
+            value=checked.text,
+            filter=None,
             inputs=tuple(f.name for f in features if f.name in used),
-            dtype=dtype,
             empty=empty,
             # Whatever it is on an empty window, it may be null on another.
             default=self._default(place, derived.default, dtype, None),
             description=derived.description,
             owner=derived.owner or owner,
         )
+        return DerivedPlan(published=published, expr=expr)
 
     def _check_type(self, place: str, declared: object, dtype: Type, what: str) -> None:
         if declared is None or declared == str(dtype):
@@ -176,14 +177,14 @@ class Slots:
             remedy = KNOWN
         self._fault(place, f"its type is declared {declared!r}, but {what} gives {dtype} here; {remedy}")
 
-    def _parameters(self, place: str, aggregation: Aggregation, window: WindowPlan | None) -> Parameters | None:
+    def _parameters(self, place: str, aggregation: Aggregation, window: ViewWindow | None) -> Parameters | None:
         try:
             return parameters_of(aggregation, window)
         except DefinitionError as error:
             self._fault(place, error)
             return None
 
-    def _window(self, place: str, window: Window) -> WindowPlan | None:
+    def _window(self, place: str, window: Window) -> ViewWindow | None:
         try:
             plan = plan_window(window)
         except DefinitionError as error:

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from unskew.features.definitions.agg import Aggregation, Duration, Expression
-from unskew.features.plan import CalendarUnit, KeyFormat, KeyType, PayloadFormat, Scalar
+from unskew.features.plan import KeyFormat, PayloadFormat
+from unskew.features.view import CalendarUnit, KeyType, Scalar
 
 Schema = str | Path | Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """Windows resolved to whole tiles, and the instant at which a window begins."""
 
-from typing import Protocol, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,6 @@ import numpy.typing as npt
 from unskew.features.definitions.agg import Duration
 from unskew.features.definitions.vocabulary import Calendar, Lifetime, Session, Sliding, Tumbling, Window
 from unskew.features.errors import DefinitionError
-from unskew.features.plan import CalendarUnit, WindowKind, WindowPlan
 from unskew.features.time import (
     DAY_US,
     default_hop_us,
@@ -17,6 +16,7 @@ from unskew.features.time import (
     round_hop_us,
     unit_boundaries,
 )
+from unskew.features.view import CalendarUnit, ViewWindow, WindowKind
 
 # Tile numbers inside a window fit 20 bits with room in the kernel's rings; a finer hop buys no one anything.
 MAX_SPAN = 1_048_576
@@ -25,22 +25,7 @@ MAX_EXTENT_US = 36_600 * DAY_US
 _NOMINAL_DAYS = {"day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}
 
 
-class WindowShape(Protocol):
-    """What is needed to place a window in time; ``WindowPlan`` and ``RegisteredWindow`` both have it."""
-
-    @property
-    def kind(self) -> WindowKind: ...
-    @property
-    def hop_us(self) -> int: ...
-    @property
-    def extent_us(self) -> int: ...
-    @property
-    def tz(self) -> str | None: ...
-    @property
-    def unit(self) -> CalendarUnit | None: ...
-
-
-def plan_window(window: Window) -> WindowPlan:
+def plan_window(window: Window) -> ViewWindow:
     """Resolve durations, default hop and local periods.
 
     Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do.
@@ -56,24 +41,26 @@ def plan_window(window: Window) -> WindowPlan:
                 raise DefinitionError(f"closed={window.closed!r} is neither true nor false; write one of them")
             kind: WindowKind = "closed" if window.closed else "tumbling"
             text = f"tumbling({format_duration(extent_us)}{',closed' if window.closed else ''})"
-            return WindowPlan(kind=kind, text=text, hop_us=extent_us, span=int(window.closed), extent_us=extent_us)
+            return ViewWindow(kind=kind, text=text, hop_us=extent_us, span=int(window.closed), extent_us=extent_us)
         case Calendar():
             return _calendar(window)
         case Lifetime():
-            return WindowPlan(kind="lifetime", text="lifetime()", hop_us=0, span=0, extent_us=0)
+            return ViewWindow(kind="lifetime", text="lifetime()", hop_us=0, span=0, extent_us=0)
         case _:
             raise DefinitionError(f"{window!r} is no window; use Sliding, Tumbling, Calendar, Lifetime or Session")
 
 
-def _calendar(window: Calendar) -> WindowPlan:
+def _calendar(window: Calendar) -> ViewWindow:
     if window.unit not in get_args(CalendarUnit):
         raise DefinitionError(f"Calendar({window.unit!r}) is not known; units are {', '.join(get_args(CalendarUnit))}")
     if not isinstance(window.tz, str):
         raise DefinitionError(
             f"{window.tz!r} is no time zone; name one as the IANA database does, for example Europe/Berlin"
         )
+    # It refuses a time zone that is not known.
+    unit_boundaries(window.unit, window.tz)
     nominal_us = _NOMINAL_DAYS[window.unit] * DAY_US
-    return WindowPlan(
+    return ViewWindow(
         kind="calendar",
         text=f"calendar({window.unit},{window.tz})",
         hop_us=nominal_us,
@@ -81,7 +68,6 @@ def _calendar(window: Calendar) -> WindowPlan:
         extent_us=nominal_us,
         tz=window.tz,
         unit=window.unit,
-        boundaries=unit_boundaries(window.unit, window.tz),
     )
 
 
@@ -94,7 +80,7 @@ def _extent_us(extent: object) -> int:
     return extent_us
 
 
-def _hopping(kind: WindowKind, length: Duration, step: Duration | None) -> WindowPlan:
+def _hopping(kind: WindowKind, length: Duration, step: Duration | None) -> ViewWindow:
     extent_us = _extent_us(length)
     extent = format_duration(extent_us)
     hop_us = default_hop_us(extent_us) if step is None else duration_us(step)
@@ -115,7 +101,7 @@ def _hopping(kind: WindowKind, length: Duration, step: Duration | None) -> Windo
             f"choose a hop of {format_duration(-(-extent_us // MAX_SPAN))} or more"
         )
     text = f"{kind}({extent},hop={hop})"
-    return WindowPlan(kind=kind, text=text, hop_us=hop_us, span=span, extent_us=extent_us)
+    return ViewWindow(kind=kind, text=text, hop_us=hop_us, span=span, extent_us=extent_us)
 
 
 def _near_divisor_us(extent_us: int, hop_us: int) -> int:
@@ -126,7 +112,7 @@ def _near_divisor_us(extent_us: int, hop_us: int) -> int:
     return next((extent_us // n for n in range(n_parts, n_parts + 100_000) if extent_us % n == 0), extent_us)
 
 
-def old_edge_us(window: WindowShape, instants: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def old_edge_us(window: ViewWindow, instants: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Give the earliest effective time that each window covers at its instant, in microseconds; same shape as ``instants``.
 
     Exact for any instant of fixed windows, and between MIN_INSTANT_US and MAX_INSTANT_US for calendars. Of a session, the latest

@@ -6,7 +6,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan, WindowPlan
+from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan
+from unskew.features.time import unit_boundaries
+from unskew.features.view import ViewWindow
 
 Ints = npt.NDArray[np.int64]
 
@@ -177,12 +179,12 @@ _KINDS = {CALENDAR: ("calendar",), CLOSED: ("closed",), LIFETIME: ("lifetime",),
 def value_width(feature: FeaturePlan) -> int:
     """Words of a feature's value in a row: one of a scalar; of a list its length and then its items, of a map its length and pairs."""
     if feature.by >= 0:
-        return 1 + 2 * (feature.parameters.keys + 1)
+        return 1 + 2 * (feature.parameters["keys"] + 1)
     match feature.function:
         case "first_n" | "last_n" | "top_k":
-            return 1 + feature.parameters.n
+            return 1 + feature.parameters["n"]
         case "histogram":
-            return 1 + len(feature.parameters.edges) + 1
+            return 1 + len(feature.parameters["edges"]) + 1
         case _:
             return 1
 
@@ -277,30 +279,30 @@ class _Lowering:
         read = _READS[feature.function]
         if by >= 0:
             op, read = BAG, _MAP_READS[feature.function]
-        size, bits = 0, parameters.bits
+        size, bits = 0, parameters.get("bits", 0)
         constant = -1
         match feature.function:
             case "first_n" | "last_n" | "top_k":
-                size = parameters.n
-                self._chosen_words = max(self._chosen_words, parameters.n)
+                size = parameters["n"]
+                self._chosen_words = max(self._chosen_words, parameters["n"])
             case "histogram":
-                size = len(parameters.edges) + 1
+                size = len(parameters["edges"]) + 1
             case "quantile":
-                constant = self._constant([parameters.q])
+                constant = self._constant([parameters["q"]])
             case "approx_count_distinct":
-                self._rank_words = max(self._rank_words, (1 << parameters.bits) + 66)
+                self._rank_words = max(self._rank_words, (1 << parameters["bits"]) + 66)
             case "decayed_count" | "decayed_sum":
-                size = parameters.half_life_hops
+                size = parameters["half_life_hops"]
                 constant = self._constant([*_decay(size), 10.0**scale])
             case "var" | "std":
-                size = parameters.ddof
+                size = parameters["ddof"]
             case _:
                 pass
         if read in {READ_MEAN, READ_MAP_MEAN, READ_VAR, READ_STD}:
             bits = scale
         if by >= 0:
-            size = parameters.keys
-            self._chosen_words = max(self._chosen_words, parameters.keys)
+            size = parameters["keys"]
+            self._chosen_words = max(self._chosen_words, parameters["keys"])
         cell = self._cells[feature.window]
         acc_size = size if op in {BUCKETS, LAST_N, FIRST_N} else 0
         if op == SQUARES:
@@ -332,16 +334,17 @@ class _Lowering:
         if coding != "raw":
             kind = INTEGER
         parameters = feature.parameters
-        column = Column(feature.value, coding, parameters.bits if coding != "raw" else 0, parameters.edges, dtype.scale)
+        column = Column(feature.value, coding, parameters.get("bits", 0), parameters.get("edges", ()), dtype.scale)
         if coding in {"raw", "known"}:
             column = Column(feature.value, coding)
         return self._column(column), kind, dtype.scale
 
 
-def _table(window: WindowPlan) -> Ints:
-    if window.boundaries is None:
+def _table(window: ViewWindow) -> Ints:
+    """The boundaries of a calendar's periods; empty for another window."""
+    if window.kind != "calendar":
         return np.empty(0, np.int64)
-    return np.ascontiguousarray(window.boundaries, np.int64)
+    return unit_boundaries(window.unit or "day", window.tz or "UTC")
 
 
 def _decay(half_life_hops: int) -> list[float]:

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from unskew.features.plan import Scalar
 from unskew.features.time import instant_us
 from unskew.features.types import MAP_KEY, MAP_VALUE, Scalars, Type
+from unskew.features.view import Scalar
 from unskew.sinks.redis.keyspace import as_text
 
 # What JSON does not allow between quotes.

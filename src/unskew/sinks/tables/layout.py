@@ -24,7 +24,6 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, together
 from unskew.features.plan import ViewPlan
-from unskew.features.types import Type
 
 LAYOUT = "1"
 STAGED = "_staged"
@@ -106,7 +105,7 @@ def view_root(log_root: Path, name: str, version: int) -> Path:
 def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
     """Columns of a view's log, in order."""
     return {
-        **{key: Type(kind).polars for key, kind in zip(view.entity.keys, view.entity.types, strict=True)},
+        **view.entity.columns,
         **{output.name: output.dtype.polars for output in view.outputs},
         "available_at": INSTANT,
         "event_time": INSTANT,

@@ -1,0 +1,172 @@
+"""A view as it is published: all that a reader must know of it, as data that goes into JSON and back.
+
+Compiling makes a ``View``; ``plan.ViewPlan`` has it beside what only computing needs.
+"""
+
+import datetime as dt
+from decimal import Decimal
+from typing import Any, Literal, TypedDict
+
+import msgspec
+import polars as pl
+
+from unskew.features.types import Type
+
+KeyType = Literal["int64", "string"]
+AggregationName = Literal[
+    "count",
+    "sum",
+    "mean",
+    "var",
+    "std",
+    "min",
+    "max",
+    "first",
+    "last",
+    "first_n",
+    "last_n",
+    "first_time",
+    "last_time",
+    "count_distinct",
+    "approx_count_distinct",
+    "mode",
+    "top_k",
+    "histogram",
+    "quantile",
+    "decayed_count",
+    "decayed_sum",
+]
+WindowKind = Literal["sliding", "tumbling", "closed", "calendar", "lifetime", "session"]
+CalendarUnit = Literal["day", "week", "month", "quarter", "year"]
+Scalar = int | float | bool | str | dt.datetime | Decimal
+
+
+class Parameters(TypedDict, total=False):
+    """What an aggregation is given beside its value: those that the function takes.
+
+    ``n``: most items of ``first_n``, ``last_n``, ``top_k``. ``ddof``: of ``var``, ``std``. ``q``: of ``quantile``, in [0, 1].
+    ``bits``: mantissa bits that ``quantile`` keeps of a value, or bits that choose a register of ``approx_count_distinct``.
+    ``edges``: ascending, of ``histogram``. ``half_life_hops``: of the decayed ones. ``keys``: most keys of a map.
+    """
+
+    n: int
+    ddof: int
+    q: float
+    bits: int
+    edges: tuple[float, ...]
+    half_life_hops: int
+    keys: int
+
+
+class ViewEntity(msgspec.Struct, frozen=True, kw_only=True):
+    """One or several key columns, in order, each with its type."""
+
+    name: str
+    keys: tuple[str, ...]
+    types: tuple[KeyType, ...]
+
+    @property
+    def columns(self) -> dict[str, pl.DataType]:
+        """The key columns with their Polars types."""
+        return {key: Type(kind).polars for key, kind in zip(self.keys, self.types, strict=True)}
+
+
+class ViewWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """A window as whole tiles.
+
+    Tile ``k`` of a fixed grid covers effective times ``[k*hop_us, (k+1)*hop_us)``; of a calendar, the k-th local period. It is
+    inside the window from its first instant until tile ``k+span+1`` begins, which is when it leaves.
+
+    ``kind``: ``closed`` is the last whole tumbling period: a tile counts from the end of its period, and leaves a period later.
+    ``lifetime`` has one tile, which never leaves. ``session``: the running session, which is one tile, numbered by its latest
+    event: it ends when that number's tile would leave a sliding window of ``extent_us`` (the gap) and ``hop_us``.
+    ``span``: whole tiles behind the running one: ``L/h`` for sliding and session, 1 for closed, else 0.
+    ``text``: canonical text, equal for equal windows; part of the fingerprint.
+    ``hop_us`` and ``extent_us`` of a calendar are nominal (a day, 7, 30, 91 or 365 of them); its real ones follow from ``unit``, a
+    day where it is None, and ``tz``. Those of a lifetime are 0.
+    """
+
+    text: str
+    kind: WindowKind
+    hop_us: int
+    extent_us: int
+    span: int
+    tz: str | None = None
+    unit: CalendarUnit | None = None
+
+
+class ViewFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One feature.
+
+    ``window``: index into the view's windows; None for a derived feature, whose ``value`` is the expression over the features
+    that ``inputs`` names. ``by``: what the keys of a map are. ``empty``: the value where no event is in the window: 0 for counts and
+    sums, else None. ``default``: what to read in place of null, never stored; both are scalars of ``type``, which is the name of
+    ``dtype``.
+    """
+
+    name: str
+    type: str
+    function: AggregationName | Literal["derived"]
+    window: int | None
+    value: str | None
+    filter: str | None
+    empty: Any
+    default: Any
+    description: str
+    owner: str
+    by: str | None = None
+    parameters: Parameters = {}
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> Type:
+        """The type of the values."""
+        return Type.parse(self.type)
+
+
+class ViewSessions(msgspec.Struct, frozen=True, kw_only=True):
+    """The sessions that a view aggregates in place of events: the gap as a window, and their columns as features in it."""
+
+    window: ViewWindow
+    where: str | None
+    columns: tuple[ViewFeature, ...]
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One view; ``features`` are the columns of its values in the order of log and Redis, derived ones last.
+
+    ``partitioned``: whether the stream's partitions are by exactly the view's entity.
+    ``state_fingerprint``: hex digest of all that stored state depends on.
+    ``presentation_fingerprint``: hex digest of defaults, descriptions and owners.
+    """
+
+    name: str
+    version: int
+    entity: ViewEntity
+    stream: str
+    topic: str
+    partitioned: bool
+    where: str | None
+    windows: tuple[ViewWindow, ...]
+    features: tuple[ViewFeature, ...]
+    state_fingerprint: str
+    presentation_fingerprint: str
+    description: str
+    owner: str
+    sessions: ViewSessions | None = None
+
+    @property
+    def id(self) -> str:
+        """``name@version``: how the view is called in keys, shards and paths."""
+        return f"{self.name}@{self.version}"
+
+    def feature(self, name: str) -> ViewFeature | None:
+        """Give the feature of that name; None where there is none."""
+        return next((feature for feature in self.features if feature.name == name), None)
+
+    def windows_of(self, feature: ViewFeature) -> tuple[ViewWindow, ...]:
+        """Give what one of this view's features is a value over: its window, or every one of those it is derived from."""
+        if feature.window is not None:
+            return (self.windows[feature.window],)
+        inputs = (self.feature(name) for name in feature.inputs)
+        return tuple(dict.fromkeys(window for one in inputs if one is not None for window in self.windows_of(one)))
