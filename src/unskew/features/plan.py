@@ -1,7 +1,6 @@
-"""What ``compile`` makes of the definitions: numbered slots, resolved windows, fingerprints.
+"""What ``compile`` makes of the definitions: views as they are published, and what only computing them needs.
 
-A plan is what every other part reads. It is immutable, holds no text that still has to be parsed, and two
-equal sets of definitions give equal fingerprints on every machine.
+A plan is immutable, and two equal sets of definitions give equal fingerprints on every machine.
 """
 
 from collections.abc import Mapping

@@ -91,7 +91,7 @@ def _written(view: View) -> View:
 def _typed(view: View) -> View:
     """Scalars in their types, as ``_written`` wrote them."""
 
-    def typed(value: Any, name: str) -> Scalar | None:
+    def typed(value: Any, name: str) -> Any:
         try:
             dtype = Type.parse(name)
         except DefinitionError as error:
@@ -99,10 +99,10 @@ def _typed(view: View) -> View:
                 f"the published registry has a feature of type {name!r} in {view.id}, which this version does not know; "
                 "use the version of unskew that published it"
             ) from error
-        if value is None:
-            return None
+        if value is None or dtype.nesting:
+            return value
         try:
-            match None if dtype.nesting else dtype.scalar:
+            match dtype.scalar:
                 case "float64":
                     # JSON has one kind of number: another writer may write 0.
                     return float(value)
@@ -110,9 +110,8 @@ def _typed(view: View) -> View:
                     return EPOCH + dt.timedelta(microseconds=value)
                 case "decimal":
                     return Decimal(value)
-                case _:
-                    scalar: Scalar = value
-                    return scalar
+                case "int64" | "bool" | "string":
+                    return value
         except (ValueError, TypeError, OverflowError, DecimalException) as error:
             raise LayoutError(
                 f"the published registry cannot be read: {value!r} in {view.id} is no {dtype}; "

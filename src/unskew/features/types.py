@@ -15,7 +15,7 @@ import polars as pl
 
 from unskew.features.errors import DefinitionError
 
-Scalars = Literal["int64", "float64", "bool", "string", "timestamp", "decimal"]
+ScalarName = Literal["int64", "float64", "bool", "string", "timestamp", "decimal"]
 Nesting = Literal["list", "map"]
 
 TIMESTAMP = pl.Datetime("us", "UTC")
@@ -28,7 +28,7 @@ _SIMPLE: Mapping[Any, pl.DataType] = {
     "string": pl.String(),
     "timestamp": TIMESTAMP,
 }
-SCALARS: tuple[Scalars, ...] = tuple(_SIMPLE)
+SCALARS: tuple[ScalarName, ...] = tuple(_SIMPLE)
 """The scalar types that have no scale."""
 KNOWN = f"types are {', '.join(SCALARS)}, decimal(38,2), list[...] and map[...] of these"
 
@@ -45,7 +45,7 @@ class Type:
     18; 0 for the others. ``nesting``: None for a scalar.
     """
 
-    scalar: Scalars
+    scalar: ScalarName
     scale: int = 0
     nesting: Nesting | None = None
 

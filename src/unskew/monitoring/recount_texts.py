@@ -9,11 +9,11 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.plan import DerivedPlan, FilterPlan, ValuePlan
-from unskew.features.types import BOOL, Scalars, Type
+from unskew.features.types import BOOL, ScalarName, Type
 
 Text = FilterPlan | ValuePlan | DerivedPlan
 
-_SQL_TYPES: Mapping[Scalars, str] = {
+_SQL_TYPES: Mapping[ScalarName, str] = {
     "int64": "BIGINT",
     "float64": "DOUBLE",
     "bool": "BOOLEAN",

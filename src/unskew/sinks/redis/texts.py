@@ -19,7 +19,7 @@ import msgspec
 import polars as pl
 
 from unskew.features.time import instant_us
-from unskew.features.types import MAP_KEY, MAP_VALUE, Scalars, Type
+from unskew.features.types import MAP_KEY, MAP_VALUE, ScalarName, Type
 from unskew.features.view import Scalar
 from unskew.sinks.redis.keyspace import as_text
 
@@ -82,9 +82,9 @@ def _reader(dtype: Type) -> Callable[[bytes | str], Any]:
     if dtype.is_decimal:
         return _decimal_reader(dtype)
     if dtype.nesting:
-        kinds: dict[Scalars, type] = {"int64": int, "float64": float, "bool": bool, "string": str, "timestamp": int}
+        kinds: dict[ScalarName, type] = {"int64": int, "float64": float, "bool": bool, "string": str, "timestamp": int}
         return _json_reader(dtype, kinds[dtype.scalar], _instant if dtype.scalar == "timestamp" else None)
-    scalars: dict[Scalars, Callable[[bytes | str], Any]] = {
+    scalars: dict[ScalarName, Callable[[bytes | str], Any]] = {
         "int64": int,
         "float64": float,
         "bool": _boolean,
