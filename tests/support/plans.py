@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from unskew.features.definitions.compile import published_sessions
 from unskew.features.definitions.vocabulary import Calendar
 from unskew.features.definitions.windows import plan_window
 from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, StreamPlan, ValuePlan, ViewPlan
@@ -22,6 +21,7 @@ from unskew.features.view import (
     View,
     ViewEntity,
     ViewFeature,
+    ViewSessions,
     ViewWindow,
 )
 
@@ -197,7 +197,7 @@ def view(
         presentation_fingerprint="0" * 64,
         description="",
         owner="",
-        sessions=None if sessions is None else published_sessions(sessions.published),
+        sessions=None if sessions is None else ViewSessions.of(sessions.published),
     )
     return ViewPlan(
         published=published,

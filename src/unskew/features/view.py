@@ -131,6 +131,11 @@ class ViewSessions(msgspec.Struct, frozen=True, kw_only=True):
     where: str | None
     columns: tuple[ViewFeature, ...]
 
+    @staticmethod
+    def of(inner: "View") -> "ViewSessions":
+        """The sessions that an inner view keeps: its one window, and its features."""
+        return ViewSessions(window=inner.windows[0], where=inner.where, columns=inner.features)
+
 
 class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One view; ``features`` are the columns of its values in the order of log and Redis, derived ones last.

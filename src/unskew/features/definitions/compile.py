@@ -174,10 +174,6 @@ def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
     }
 
 
-def published_sessions(inner: View) -> ViewSessions:
-    return ViewSessions(window=inner.windows[0], where=inner.where, columns=inner.features)
-
-
 class _ViewCompiler:
     """One view: resolves its entity and stream, and collects its faults."""
 
@@ -273,7 +269,7 @@ class _ViewCompiler:
             ),
             description=named.description,
             owner=named.owner,
-            sessions=published_sessions(sessions.published) if sessions else None,
+            sessions=ViewSessions.of(sessions.published) if sessions else None,
         )
         return ViewPlan(published=published, **parts)
 
