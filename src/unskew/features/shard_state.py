@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.kernel import state_bytes as layout
+from unskew.features.kernel import state_bytes
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.bags import fill_slots
@@ -93,17 +93,17 @@ class ShardState:
             _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
             result._sessions = cls.from_bytes(view.sessions, shard, parts["sessions"].data, notes_closings=True)
             data = parts["state"].data
-        stored = layout.unpack(data, view, shard)
+        stored = state_bytes.unpack(data, view, shard)
         result.seq, result.since_us = stored.seq, stored.since_us
         rows = result._rows_of(stored.keys, len(stored.tiles.entity))
         result._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
         result._show_texts()
         result._reserve_items(2 * len(stored.tiles.items))
-        layout.restore(stored, result._program, result._state, rows)
+        state_bytes.restore(stored, result._program, result._state, rows)
         return result
 
     def to_bytes(self) -> bytes:
-        """The state in the versioned layout of ``kernel.layout``; equal bytes restore to equal behaviour."""
+        """The state in the versioned layout of ``kernel.state_bytes``; equal bytes restore to equal behaviour."""
         return b"".join(self.to_pieces())
 
     def to_pieces(self) -> Iterator[bytes | memoryview]:
@@ -111,7 +111,7 @@ class ShardState:
         if len(self._texts):
             # However many there once were: only those that stand for something are written.
             self._sweep_texts()
-        pieces = layout.pack(
+        pieces = state_bytes.pack(
             self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory, self._texts
         )
         if self._sessions is None:
@@ -487,7 +487,7 @@ def _new_state(program: Program, n_rows: int) -> State:
     return State(
         scalars=scalars,
         entities=np.zeros((n_rows, program.entity_words), np.int64),
-        touched=np.zeros((n_rows, 5), np.int64),
+        touched=np.zeros((n_rows, w.N_T_COLUMNS), np.int64),
         dirty=np.zeros(n_rows, np.int32),
         dead=np.zeros(n_rows, np.int32),
         tiles=np.zeros((_MIN_TILES, w.TILE_WORDS + program.n_words), np.int64),

@@ -5,32 +5,20 @@ from numba import uint64
 
 from unskew.features.jit import compiled, inlined
 from unskew.features.kernel import words as w
-from unskew.features.kernel.arithmetic import add, from_float_bits, from_int, negate, ordered_bits, square
-from unskew.features.kernel.bags import free_list, merge_bag, put, put_in_order, subtract_bag, tile_owner, total_owner
+from unskew.features.kernel.arithmetic import add_limbs, limbs_of, load_limbs, negate, ordered_bits, square
+from unskew.features.kernel.bags import (
+    first_item,
+    free_list,
+    merge_bag,
+    put,
+    put_in_order,
+    subtract_bag,
+    tile_owner,
+    total_owner,
+)
+from unskew.features.kernel.event_order import event_of, load_event, store_event
 from unskew.features.kernel.grid import ordinal
 from unskew.features.kernel.reading import text_before
-
-
-@inlined()
-def _later(cells, cell, base, word, effective, arrival, partition, offset):
-    """Whether an event comes after the one that a LAST accumulator holds."""
-    if effective != cells[cell, base + word]:
-        return effective > cells[cell, base + word]
-    if arrival != cells[cell, base + word + 1]:
-        return arrival > cells[cell, base + word + 1]
-    if partition != cells[cell, base + word + 2]:
-        return partition > cells[cell, base + word + 2]
-    return offset > cells[cell, base + word + 3]
-
-
-@inlined()
-def _add_limbs(cells, cell, word, low, mid, high):
-    low, mid, high = add(
-        uint64(cells[cell, word]), uint64(cells[cell, word + 1]), uint64(cells[cell, word + 2]), low, mid, high
-    )
-    cells[cell, word] = np.int64(low)
-    cells[cell, word + 1] = np.int64(mid)
-    cells[cell, word + 2] = np.int64(high)
 
 
 @inlined()
@@ -59,26 +47,14 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
         number = batch.numbers[value, event]
         kind = accumulators[index, w.A_KIND]
         if op == w.SUM:
-            if kind == w.FLOAT:
-                low, mid, high = from_float_bits(number)
-            else:
-                low, mid, high = from_int(number)
-            _add_limbs(cells, cell, base + word, low, mid, high)
+            low, mid, high = limbs_of(number, kind)
+            add_limbs(cells, cell, base + word, low, mid, high)
             continue
         if kind == w.FLOAT:
             number = ordered_bits(number)
         first = cells[cell, base + accumulators[index, w.A_COUNT_WORD]] == 1
         if op == w.LAST:
-            if first or _later(
-                cells,
-                cell,
-                base,
-                word,
-                batch.effective[event],
-                batch.arrival[event],
-                batch.partition[event],
-                batch.offset[event],
-            ):
+            if first or event_of(batch, event) > load_event(cells, cell, base + word):
                 _keep_event(batch, event, cells, cell, base + word, number)
         elif first or _goes_before(state, op, kind, number, cells[cell, base + word]):
             cells[cell, base + word] = number
@@ -94,11 +70,8 @@ def _goes_before(state, op, kind, number, held):
 
 @inlined()
 def _keep_event(batch, event, cells, cell, word, number):
-    cells[cell, word] = batch.effective[event]
-    cells[cell, word + 1] = batch.arrival[event]
-    cells[cell, word + 2] = batch.partition[event]
-    cells[cell, word + 3] = batch.offset[event]
-    cells[cell, word + 4] = number
+    store_event(cells, cell, word, event_of(batch, event))
+    cells[cell, word + w.VALUE] = number
 
 
 @compiled()
@@ -121,32 +94,18 @@ def _add_more(program, state, batch, event, window, index, cells, cell, base, ow
         low, mid, high = uint64(0), uint64(0), uint64(0)
         if by >= 0:
             code = batch.numbers[by, event]
-            if kind == w.FLOAT:
-                low, mid, high = from_float_bits(number)
-            elif value >= 0 and kind != w.TEXT:
-                low, mid, high = from_int(number)
+            if value >= 0 and kind != w.TEXT:
+                low, mid, high = limbs_of(number, kind)
         put(state.scalars, state.items, state.slots, cells, cell, word, owner, code, 1, low, mid, high)
     elif op == w.SQUARES:
-        if kind == w.FLOAT:
-            low, mid, high = from_float_bits(number)
-        else:
-            low, mid, high = from_int(number)
+        low, mid, high = limbs_of(number, kind)
         first_limb, second, third, fourth = square(low, mid, high)
         _add_squares(cells, cell, word, (first_limb, second, third, fourth, uint64(0)), uint64(0))
     elif op == w.FIRST:
         if kind == w.FLOAT:
             number = ordered_bits(number)
         first = cells[cell, base + accumulators[index, w.A_COUNT_WORD]] == 1
-        if first or not _later(
-            cells,
-            cell,
-            word,
-            0,
-            batch.effective[event],
-            batch.arrival[event],
-            batch.partition[event],
-            batch.offset[event],
-        ):
+        if first or event_of(batch, event) < load_event(cells, cell, word):
             _keep_event(batch, event, cells, cell, word, number)
     elif op == w.BUCKETS:
         cells[cell, word + number] += 1
@@ -155,8 +114,7 @@ def _add_more(program, state, batch, event, window, index, cells, cell, base, ow
     elif owned == 1:
         put_in_order(
             state.scalars, state.items, cells, cell, word, tile_owner(program, cell, index), op,
-            accumulators[index, w.A_SIZE], number, batch.effective[event], batch.arrival[event], batch.partition[event],
-            batch.offset[event],
+            accumulators[index, w.A_SIZE], number, event_of(batch, event),
         )  # fmt: skip
 
 
@@ -189,21 +147,12 @@ def _squares_of(tiles, tile, word):
 def _add_to_session(program, batch, event, window, cells, cell, word):
     """Note the least tile number of a session's events, and which event is the latest."""
     number = ordinal(program, window, batch.effective[event])
-    begun = cells[cell, word] == 1
-    if not begun or number < cells[cell, word + 1]:
-        cells[cell, word + 1] = number
-    if not begun or _later(
-        cells,
-        cell,
-        word,
-        2,
-        batch.effective[event],
-        batch.arrival[event],
-        batch.partition[event],
-        batch.offset[event],
-    ):
-        _keep_event(batch, event, cells, cell, word + 2, 0)
-    cells[cell, word] = 1
+    begun = cells[cell, word + w.BEGUN] == 1
+    if not begun or number < cells[cell, word + w.LEAST_NUMBER]:
+        cells[cell, word + w.LEAST_NUMBER] = number
+    if not begun or event_of(batch, event) > load_event(cells, cell, word + w.LATEST_EVENT):
+        _keep_event(batch, event, cells, cell, word + w.LATEST_EVENT, 0)
+    cells[cell, word + w.BEGUN] = 1
 
 
 @inlined()
@@ -239,14 +188,8 @@ def merge_tile(program, state, entity, window, tile):
             entities[entity, total + word] += tiles[tile, w.TILE_WORDS + word]
             continue
         if op == w.SUM:
-            _add_limbs(
-                entities,
-                entity,
-                total + word,
-                uint64(tiles[tile, w.TILE_WORDS + word]),
-                uint64(tiles[tile, w.TILE_WORDS + word + 1]),
-                uint64(tiles[tile, w.TILE_WORDS + word + 2]),
-            )
+            low, mid, high = load_limbs(tiles, tile, w.TILE_WORDS + word)
+            add_limbs(entities, entity, total + word, low, mid, high)
             continue
         if op in (w.MIN, w.MAX, w.LAST, w.FIRST):
             count_word = accumulators[index, w.A_COUNT_WORD]
@@ -258,7 +201,7 @@ def merge_tile(program, state, entity, window, tile):
         elif op == w.BAG:
             merge_bag(
                 state.scalars, state.items, state.slots, entities, entity, total + word,
-                total_owner(program, entity, index), tiles[tile, w.TILE_WORDS + word] - 1,
+                total_owner(program, entity, index), first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
         elif op == w.SQUARES:
             _add_squares(entities, entity, total + word, _squares_of(tiles, tile, w.TILE_WORDS + word), uint64(0))
@@ -275,18 +218,9 @@ def _merge_ordered(state, op, kind, word, entity, total, tile, first):
         if first or _goes_before(state, op, kind, tiles[tile, w.TILE_WORDS + word], entities[entity, total + word]):
             entities[entity, total + word] = tiles[tile, w.TILE_WORDS + word]
         return
-    later = first or _later(
-        entities,
-        entity,
-        total,
-        word,
-        tiles[tile, w.TILE_WORDS + word],
-        tiles[tile, w.TILE_WORDS + word + 1],
-        tiles[tile, w.TILE_WORDS + word + 2],
-        tiles[tile, w.TILE_WORDS + word + 3],
-    )
+    later = first or load_event(tiles, tile, w.TILE_WORDS + word) > load_event(entities, entity, total + word)
     if first or later == (op == w.LAST):
-        for place in range(word, word + 5):
+        for place in range(word, word + w.N_EVENT_WORDS):
             entities[entity, total + place] = tiles[tile, w.TILE_WORDS + place]
 
 
@@ -304,21 +238,18 @@ def subtract_tile(program, state, entity, window, tile):
         if op == w.COUNT:
             entities[entity, total + word] -= tiles[tile, w.TILE_WORDS + word]
         elif op == w.SUM:
-            low, mid, high = negate(
-                uint64(tiles[tile, w.TILE_WORDS + word]),
-                uint64(tiles[tile, w.TILE_WORDS + word + 1]),
-                uint64(tiles[tile, w.TILE_WORDS + word + 2]),
-            )
-            _add_limbs(entities, entity, total + word, low, mid, high)
+            low, mid, high = load_limbs(tiles, tile, w.TILE_WORDS + word)
+            low, mid, high = negate(low, mid, high)
+            add_limbs(entities, entity, total + word, low, mid, high)
         elif op in (w.MIN, w.MAX, w.LAST, w.FIRST):
             _subtract_ordered(program, state, entity, window, tile, index)
         elif op == w.BAG:
             subtract_bag(
                 state.scalars, state.items, state.slots, entities, entity, total + word,
-                total_owner(program, entity, index), tiles[tile, w.TILE_WORDS + word] - 1,
+                total_owner(program, entity, index), first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
         elif op in (w.LAST_N, w.FIRST_N):
-            free_list(state.scalars, state.items, tiles[tile, w.TILE_WORDS + word] - 1)
+            free_list(state.scalars, state.items, first_item(tiles, tile, w.TILE_WORDS + word))
         elif op == w.SQUARES:
             first, second, third, fourth, fifth = _squares_of(tiles, tile, w.TILE_WORDS + word)
             # Two's complement: not, plus one.
@@ -340,11 +271,11 @@ def _subtract_ordered(program, state, entity, window, tile, index):
     count_word = accumulators[index, w.A_COUNT_WORD]
     if tiles[tile, w.TILE_WORDS + count_word] == 0:
         return
-    for place in range(word, word + (1 if op in (w.MIN, w.MAX) else 5)):
+    for place in range(word, word + (1 if op in (w.MIN, w.MAX) else w.N_EVENT_WORDS)):
         if entities[entity, total + place] != tiles[tile, w.TILE_WORDS + place]:
             return
     first = True
-    other = entities[entity, program.windows[window, w.W_ENDS]]
+    other = entities[entity, program.windows[window, w.W_OLDEST]]
     while other != w.NONE:
         if tiles[other, w.TILE_WORDS + count_word] > 0:
             _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, other, first)
@@ -369,7 +300,7 @@ def mark_texts(program, state, rows, used):
                 count_word = accumulators[index, w.A_COUNT_WORD]
                 total = program.windows[window, w.W_TOTAL]
                 _mark_cell(program, state, state.entities, row, total, index, count_word, used)
-                tile = state.entities[row, program.windows[window, w.W_ENDS]]
+                tile = state.entities[row, program.windows[window, w.W_OLDEST]]
                 while tile != w.NONE:
                     _mark_cell(program, state, state.tiles, tile, w.TILE_WORDS, index, count_word, used)
                     tile = state.tiles[tile, w.TILE_NEXT]
@@ -380,12 +311,12 @@ def _mark_cell(program, state, cells, cell, base, index, count_word, used):
     op = program.accumulators[index, w.A_OP]
     word = base + program.accumulators[index, w.A_WORD]
     if op in (w.BAG, w.LAST_N, w.FIRST_N):
-        item = cells[cell, word] - 1
+        item = first_item(cells, cell, word)
         while item != w.NONE:
             used[state.items[item, w.ITEM_CODE]] = True
             item = state.items[item, w.ITEM_NEXT]
     elif cells[cell, base + count_word] > 0:
-        used[cells[cell, word if op in (w.MIN, w.MAX) else word + 4]] = True
+        used[cells[cell, word if op in (w.MIN, w.MAX) else word + w.VALUE]] = True
 
 
 @compiled()

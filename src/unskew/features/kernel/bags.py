@@ -1,7 +1,6 @@
 """Items of cells: multisets of codes, found by hash, and short lists of events in order.
 
-A multiset (BAG) belongs to a tile or to a total. Its items hang in a list from the cell, whose first word is the first item
-plus one (0: none), whose second is how many different ones there are; and in a hash table by owner and code. Codes enter the
+A multiset (BAG) belongs to a tile or to a total. Its items hang in a list from the cell, and in a hash table by owner and code. Codes enter the
 total with every event and leave it with their tile, so what is read from it decays exactly.
 """
 
@@ -10,7 +9,8 @@ from numba import uint64
 
 from unskew.features.jit import compiled, inlined
 from unskew.features.kernel import words as w
-from unskew.features.kernel.arithmetic import add, negate
+from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
+from unskew.features.kernel.event_order import load_event, store_event
 
 
 @inlined()
@@ -58,6 +58,39 @@ def _free_item(scalars, items, item):
 
 
 @inlined()
+def first_item(cells, cell, word):
+    """The first item of a cell's multiset or list, NONE where it has none."""
+    return cells[cell, word + w.FIRST_ITEM] - 1
+
+
+@inlined()
+def _link(items, item, cells, cell, word, before, after):
+    """Put an item into a cell's list, between two others or NONE."""
+    items[item, w.ITEM_PREVIOUS] = before
+    items[item, w.ITEM_NEXT] = after
+    if before == w.NONE:
+        cells[cell, word + w.FIRST_ITEM] = item + 1
+    else:
+        items[before, w.ITEM_NEXT] = item
+    if after != w.NONE:
+        items[after, w.ITEM_PREVIOUS] = item
+    cells[cell, word + w.N_ITEMS] += 1
+
+
+@inlined()
+def _unlink(items, item, cells, cell, word):
+    """Take an item out of a cell's list."""
+    before, after = items[item, w.ITEM_PREVIOUS], items[item, w.ITEM_NEXT]
+    if before == w.NONE:
+        cells[cell, word + w.FIRST_ITEM] = after + 1
+    else:
+        items[before, w.ITEM_NEXT] = after
+    if after != w.NONE:
+        items[after, w.ITEM_PREVIOUS] = before
+    cells[cell, word + w.N_ITEMS] -= 1
+
+
+@inlined()
 def _unchain(items, slots, item):
     """Take an item out of its slot of the table."""
     slot = _slot(slots, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
@@ -84,11 +117,7 @@ def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, 
     item = _find(items, slots, owner, code)
     if item == w.NONE:
         item = _new_item(scalars, items)
-        first = cells[cell, word] - 1
-        items[item, w.ITEM_NEXT] = first
-        items[item, w.ITEM_PREVIOUS] = w.NONE
-        if first != w.NONE:
-            items[first, w.ITEM_PREVIOUS] = item
+        _link(items, item, cells, cell, word, w.NONE, first_item(cells, cell, word))
         items[item, w.ITEM_OWNER] = owner
         items[item, w.ITEM_CODE] = code
         items[item, w.ITEM_COUNT] = 0
@@ -97,25 +126,8 @@ def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, 
         slot = _slot(slots, owner, code)
         items[item, w.ITEM_CHAIN] = slots[slot]
         slots[slot] = item
-        cells[cell, word] = item + 1
-        cells[cell, word + 1] += 1
     items[item, w.ITEM_COUNT] += count
-    _add_sum(items, item, low, mid, high)
-
-
-@inlined()
-def _add_sum(items, item, low, mid, high):
-    low, mid, high = add(
-        uint64(items[item, w.ITEM_WORDS]),
-        uint64(items[item, w.ITEM_WORDS + 1]),
-        uint64(items[item, w.ITEM_WORDS + 2]),
-        uint64(low),
-        uint64(mid),
-        uint64(high),
-    )
-    items[item, w.ITEM_WORDS] = np.int64(low)
-    items[item, w.ITEM_WORDS + 1] = np.int64(mid)
-    items[item, w.ITEM_WORDS + 2] = np.int64(high)
+    add_limbs(items, item, w.ITEM_WORDS, low, mid, high)
 
 
 @compiled()
@@ -123,10 +135,9 @@ def merge_bag(scalars, items, slots, cells, cell, word, owner, first):
     """Let the items of a tile, from ``first`` on, into a total."""
     item = first
     while item != w.NONE:
-        put(
-            scalars, items, slots, cells, cell, word, owner, items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT],
-            uint64(items[item, w.ITEM_WORDS]), uint64(items[item, w.ITEM_WORDS + 1]), uint64(items[item, w.ITEM_WORDS + 2]),
-        )  # fmt: skip
+        code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
+        low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
+        put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, high)
         item = items[item, w.ITEM_NEXT]
 
 
@@ -139,48 +150,26 @@ def subtract_bag(scalars, items, slots, cells, cell, word, owner, first):
         held = _find(items, slots, owner, items[item, w.ITEM_CODE])
         items[held, w.ITEM_COUNT] -= items[item, w.ITEM_COUNT]
         if items[held, w.ITEM_COUNT] == 0:
-            before, after = items[held, w.ITEM_PREVIOUS], items[held, w.ITEM_NEXT]
-            if before == w.NONE:
-                cells[cell, word] = after + 1
-            else:
-                items[before, w.ITEM_NEXT] = after
-            if after != w.NONE:
-                items[after, w.ITEM_PREVIOUS] = before
-            cells[cell, word + 1] -= 1
+            _unlink(items, held, cells, cell, word)
             _unchain(items, slots, held)
             _free_item(scalars, items, held)
         else:
-            low, mid, high = negate(
-                uint64(items[item, w.ITEM_WORDS]),
-                uint64(items[item, w.ITEM_WORDS + 1]),
-                uint64(items[item, w.ITEM_WORDS + 2]),
-            )
-            _add_sum(items, held, low, mid, high)
+            low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
+            low, mid, high = negate(low, mid, high)
+            add_limbs(items, held, w.ITEM_WORDS, low, mid, high)
         _unchain(items, slots, item)
         _free_item(scalars, items, item)
         item = following
 
 
 @compiled()
-def _comes_first(op, items, item, effective, arrival, partition, offset):
-    """Whether an event goes before an item: it is later for LAST_N, earlier for FIRST_N."""
-    later = op == w.LAST_N
-    if effective != items[item, w.ITEM_WORDS]:
-        return (effective > items[item, w.ITEM_WORDS]) == later
-    if arrival != items[item, w.ITEM_WORDS + 1]:
-        return (arrival > items[item, w.ITEM_WORDS + 1]) == later
-    if partition != items[item, w.ITEM_WORDS + 2]:
-        return (partition > items[item, w.ITEM_WORDS + 2]) == later
-    return (offset > items[item, w.ITEM_WORDS + 3]) == later
-
-
-@compiled()
-def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, effective, arrival, partition, offset):
+def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event):
     """Let an event into a tile's list of at most ``size``; the last one falls out of a full list."""
     before = w.NONE
-    after = tiles[tile, word] - 1
+    after = first_item(tiles, tile, word)
     place = 0
-    while after != w.NONE and not _comes_first(op, items, after, effective, arrival, partition, offset):
+    # LAST_N has the later ones first, FIRST_N the earlier ones.
+    while after != w.NONE and (event > load_event(items, after, w.ITEM_WORDS)) != (op == w.LAST_N):
         before = after
         after = items[after, w.ITEM_NEXT]
         place += 1
@@ -191,26 +180,14 @@ def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, effec
     items[item, w.ITEM_CHAIN] = w.NONE
     items[item, w.ITEM_CODE] = code
     items[item, w.ITEM_COUNT] = 1
-    items[item, w.ITEM_WORDS] = effective
-    items[item, w.ITEM_WORDS + 1] = arrival
-    items[item, w.ITEM_WORDS + 2] = partition
-    items[item, w.ITEM_WORDS + 3] = offset
-    items[item, w.ITEM_NEXT] = after
-    items[item, w.ITEM_PREVIOUS] = before
-    if before == w.NONE:
-        tiles[tile, word] = item + 1
-    else:
-        items[before, w.ITEM_NEXT] = item
-    if after != w.NONE:
-        items[after, w.ITEM_PREVIOUS] = item
-    tiles[tile, word + 1] += 1
-    if tiles[tile, word + 1] > size:
+    store_event(items, item, w.ITEM_WORDS, event)
+    _link(items, item, tiles, tile, word, before, after)
+    if tiles[tile, word + w.N_ITEMS] > size:
         last = item
         while items[last, w.ITEM_NEXT] != w.NONE:
             last = items[last, w.ITEM_NEXT]
-        items[items[last, w.ITEM_PREVIOUS], w.ITEM_NEXT] = w.NONE
+        _unlink(items, last, tiles, tile, word)
         _free_item(scalars, items, last)
-        tiles[tile, word + 1] -= 1
 
 
 @compiled()

@@ -11,7 +11,7 @@ import numpy as np
 from unskew.features.jit import compiled, inlined, prefetch
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
-from unskew.features.kernel.grid import boundary, ordinal
+from unskew.features.kernel.grid import boundary, leaving, ordinal
 from unskew.features.kernel.reading import read, read_row
 from unskew.features.updates import LATE_BOUNDS_US
 
@@ -26,7 +26,7 @@ def _next_edge(program, window, number, now):
         return number + 1
     if kind == w.EVERY:
         return now + 1
-    return number + program.windows[window, w.W_SPAN] + 1
+    return leaving(program, window, number)
 
 
 @inlined()
@@ -48,7 +48,7 @@ def tile_of(program, state, entity, window, number, now):
     scalars = state.scalars
     tiles = state.tiles
     windows = program.windows
-    before = state.entities[entity, windows[window, w.W_ENDS] + 1]
+    before = state.entities[entity, windows[window, w.W_NEWEST]]
     after = np.int64(w.NONE)
     if windows[window, w.W_KIND] == w.SESSION and before != w.NONE:
         tiles[before, w.TILE_NUMBER] = max(tiles[before, w.TILE_NUMBER], number)
@@ -70,13 +70,12 @@ def tile_of(program, state, entity, window, number, now):
     tiles[tile, w.TILE_NEXT] = after
     tiles[tile, w.TILE_PREVIOUS] = before
     tiles[tile, w.TILE_ROW] = entity
-    tiles[tile, w.TILE_WINDOW] = window
     if before == w.NONE:
-        state.entities[entity, windows[window, w.W_ENDS]] = tile
+        state.entities[entity, windows[window, w.W_OLDEST]] = tile
     else:
         tiles[before, w.TILE_NEXT] = tile
     if after == w.NONE:
-        state.entities[entity, windows[window, w.W_ENDS] + 1] = tile
+        state.entities[entity, windows[window, w.W_NEWEST]] = tile
     else:
         tiles[after, w.TILE_PREVIOUS] = tile
     scalars[w.S_TILES] += 1
@@ -98,6 +97,19 @@ def _mark_dirty(state, entity):
         state.entities[entity, w.ENTITY_MARKS] |= w.MARK_DIRTY
         state.dirty[state.scalars[w.S_DIRTY]] = entity
         state.scalars[w.S_DIRTY] += 1
+
+
+@inlined()
+def _mark_dead(state, entity):
+    """Mark an entity that has no tile and is not touched as one whose row may be free."""
+    if (
+        state.entities[entity, w.ENTITY_LIVE] == 0
+        and state.entities[entity, w.ENTITY_SLOT] == w.NONE
+        and state.entities[entity, w.ENTITY_MARKS] & w.MARK_DEAD == 0
+    ):
+        state.entities[entity, w.ENTITY_MARKS] |= w.MARK_DEAD
+        state.dead[state.scalars[w.S_DEAD]] = entity
+        state.scalars[w.S_DEAD] += 1
 
 
 @inlined()
@@ -145,10 +157,7 @@ def _close(program, state, rows, values):
             rows.present[place] = present
             state.entities[entity, w.ENTITY_PRESENT] = present
             state.entities[entity, w.ENTITY_CHANGED] = scalars[w.S_CLOCK]
-        if state.entities[entity, w.ENTITY_LIVE] == 0 and state.entities[entity, w.ENTITY_MARKS] & w.MARK_DEAD == 0:
-            state.entities[entity, w.ENTITY_MARKS] |= w.MARK_DEAD
-            state.dead[scalars[w.S_DEAD]] = entity
-            scalars[w.S_DEAD] += 1
+        _mark_dead(state, entity)
     scalars[w.S_TOUCHED] = 0
 
 
@@ -164,7 +173,7 @@ def _expire(program, state, window, values):
     while tile != w.NONE:
         following = state.tiles[tile, w.TILE_BUCKET]
         entity = state.tiles[tile, w.TILE_ROW]
-        leaves = state.tiles[tile, w.TILE_NUMBER] + windows[window, w.W_SPAN] + 1
+        leaves = leaving(program, window, state.tiles[tile, w.TILE_NUMBER])
         if leaves > number:
             # It stays: its period has ended, or its session went on, or it decays by a hop.
             if kind == w.CLOSED:
@@ -178,9 +187,9 @@ def _expire(program, state, window, values):
             _note_closing(program, state, entity, window, tile, boundary(program, window, number), values)
         # Tiles leave in order of their numbers, so this one is the oldest of its entity.
         second = state.tiles[tile, w.TILE_NEXT]
-        state.entities[entity, windows[window, w.W_ENDS]] = second
+        state.entities[entity, windows[window, w.W_OLDEST]] = second
         if second == w.NONE:
-            state.entities[entity, windows[window, w.W_ENDS] + 1] = w.NONE
+            state.entities[entity, windows[window, w.W_NEWEST]] = w.NONE
         else:
             state.tiles[second, w.TILE_PREVIOUS] = w.NONE
         _touch(state, entity, w.CAUSE_HOP)
@@ -204,11 +213,11 @@ def _note_closing(program, state, entity, window, tile, instant, values):
     """Write down a session that is over, with the values that it had."""
     place = state.scalars[w.S_CLOSINGS]
     state.scalars[w.S_CLOSINGS] += 1
-    word = w.TILE_WORDS + program.windows[window, w.W_OPENED] + 2
+    latest = w.TILE_WORDS + program.windows[window, w.W_OPENED] + w.LATEST_EVENT
     state.closings[place, w.C_ROW] = entity
     state.closings[place, w.C_INSTANT] = instant
-    state.closings[place, w.C_PARTITION] = state.tiles[tile, word + 2]
-    state.closings[place, w.C_OFFSET] = state.tiles[tile, word + 3]
+    state.closings[place, w.C_PARTITION] = state.tiles[tile, latest + w.PARTITION]
+    state.closings[place, w.C_OFFSET] = state.tiles[tile, latest + w.OFFSET]
     state.closings[place, w.C_PRESENT] = read_row(program, state, entity, values)
     for index in range(program.value_words):
         state.closings[place, w.C_VALUES + index] = values[index]
@@ -257,7 +266,7 @@ def _fetch_ahead(program, state, batch, event):
     if event + NEAR < len(batch.rows):
         row = batch.rows[event + NEAR]
         for window in range(len(program.windows)):
-            tile = state.entities[row, program.windows[window, w.W_ENDS] + 1]
+            tile = state.entities[row, program.windows[window, w.W_NEWEST]]
             if tile != w.NONE:
                 prefetch(state.tiles, tile, w.TILE_NUMBER)
                 prefetch(state.tiles, tile, state.tiles.shape[1] - 1)
@@ -289,13 +298,13 @@ def run(program, state, batch, first, clock, rows, values):
             if not passes(program, batch, event, window):
                 continue
             number = ordinal(program, window, batch.effective[event])
-            left = boundary(program, window, number + windows[window, w.W_SPAN] + 1)
+            left = boundary(program, window, leaving(program, window, number))
             kind = windows[window, w.W_KIND]
             is_late = left <= arrival
             if kind == w.SESSION:
-                tile = state.entities[entity, windows[window, w.W_ENDS]]
+                tile = state.entities[entity, windows[window, w.W_OLDEST]]
                 if tile != w.NONE:
-                    least = state.tiles[tile, w.TILE_WORDS + windows[window, w.W_OPENED] + 1]
+                    least = state.tiles[tile, w.TILE_WORDS + windows[window, w.W_OPENED] + w.LEAST_NUMBER]
                     is_late = number < least - windows[window, w.W_SPAN]
             if is_late:
                 _count_late(state, window, max(arrival - left, 0))
@@ -319,15 +328,9 @@ def run(program, state, batch, first, clock, rows, values):
             state.touched[slot, w.T_EVENT_TIME] = batch.event_time[event]
             state.touched[slot, w.T_PARTITION] = batch.partition[event]
             state.touched[slot, w.T_OFFSET] = batch.offset[event]
-        elif (
-            state.entities[entity, w.ENTITY_LIVE] == 0
-            and state.entities[entity, w.ENTITY_SLOT] == w.NONE
-            and state.entities[entity, w.ENTITY_MARKS] & w.MARK_DEAD == 0
-        ):
-            # Came too late for every window, or passed no filter: its row must not stay.
-            state.entities[entity, w.ENTITY_MARKS] |= w.MARK_DEAD
-            state.dead[scalars[w.S_DEAD]] = entity
-            scalars[w.S_DEAD] += 1
+        else:
+            # Where it came too late for every window, or passed no filter, its row must not stay.
+            _mark_dead(state, entity)
     return n_events
 
 
@@ -362,14 +365,14 @@ def current(program, state, rows, until, empty_at, values):
         first = w.FOREVER
         last = w.NEVER
         for window in range(len(program.windows)):
-            oldest = state.entities[entity, windows[window, w.W_ENDS]]
+            oldest = state.entities[entity, windows[window, w.W_OLDEST]]
             if oldest == w.NONE:
                 continue
             now = ordinal(program, window, scalars[w.S_CLOCK])
             edge = _next_edge(program, window, state.tiles[oldest, w.TILE_NUMBER], now)
             first = min(first, boundary(program, window, edge))
-            newest = state.tiles[state.entities[entity, windows[window, w.W_ENDS] + 1], w.TILE_NUMBER]
-            last = max(last, boundary(program, window, newest + windows[window, w.W_SPAN] + 1))
+            newest = state.tiles[state.entities[entity, windows[window, w.W_NEWEST]], w.TILE_NUMBER]
+            last = max(last, boundary(program, window, leaving(program, window, newest)))
         until[place] = first
         empty_at[place] = last
     rows.n[0] = scalars[w.S_DIRTY]
@@ -403,5 +406,5 @@ def reset_rows(program, entities, rows, values, present):
         for index in range(len(values)):
             entities[row, w.ENTITY_VALUES + index] = values[index]
         for window in range(len(program.windows)):
-            entities[row, program.windows[window, w.W_ENDS]] = w.NONE
-            entities[row, program.windows[window, w.W_ENDS] + 1] = w.NONE
+            entities[row, program.windows[window, w.W_OLDEST]] = w.NONE
+            entities[row, program.windows[window, w.W_NEWEST]] = w.NONE

@@ -36,3 +36,9 @@ def boundary(program, window, number):
     if kind == w.LIFETIME:
         return w.FOREVER
     return number * windows[window, w.W_HOP]
+
+
+@inlined()
+def leaving(program, window, number):
+    """Number of the tile at whose beginning a tile leaves the window."""
+    return number + program.windows[window, w.W_SPAN] + 1

@@ -1,6 +1,7 @@
 """Lower a view's features to the small integer arrays that the kernel runs on."""
 
 from decimal import Context, Decimal
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,8 +12,6 @@ from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan, WindowPlan
 from unskew.features.types import decimal_scale, element
 
 Ints = npt.NDArray[np.int64]
-
-_LAST_VALUE = 4
 
 # A calendar has one running tile; its ring needs that one, the next, and a guard.
 RING_GUARD = 2
@@ -38,8 +37,8 @@ class Column(NamedTuple):
 class Program(NamedTuple):
     """A view as arrays: read-only, shared by all its shards.
 
-    ``accumulators``: int64 [n, 9], grouped by window; ``features``: int64 [n, 11], words counted from the beginning of an
-    entity's row; ``windows``: int64 [n, 12];
+    ``accumulators``, ``features``, ``windows``: int64, a row for each; columns ``A_...``, ``F_...``, ``W_...``; accumulators
+    are grouped by window;
     ``boundaries``: the calendars' tables, one after the other, int64 microseconds;
     ``constants``: float64, what features are told: decay per hop, quantiles, units of decimals;
     ``n_words``: words per cell, the widest window's; ``ring_slots``: slots of all rings together;
@@ -64,10 +63,9 @@ class Program(NamedTuple):
 class _Cells:
     """Gives each distinct accumulator of one window its place in the cell."""
 
-    def __init__(self, window: int) -> None:
-        self.window = window
+    def __init__(self) -> None:
         self.rows: list[list[int]] = []
-        self.places: dict[tuple[int, int, int, int, int], tuple[int, int]] = {}
+        self._words: dict[tuple[int, int, int, int, int], int] = {}
         self.n_words = 0
 
     def place(self, op: int, filter_: int, value: int, by: int = -1, *, kind: int = w.INTEGER, size: int = 0) -> int:
@@ -76,12 +74,12 @@ class _Cells:
         if op not in {w.COUNT, w.OPENED}:
             count_word = self.place(w.COUNT, filter_, value, by)
         key = (op, filter_, value, by, size)
-        if key in self.places:
-            return self.places[key][0]
+        if key in self._words:
+            return self._words[key]
         word = self.n_words
         self.n_words += size if op == w.BUCKETS else w.ACCUMULATOR_WORDS[op]
-        self.places[key] = word, len(self.rows)
-        self.rows.append([self.window, op, filter_, value, kind, word, count_word, by, size])
+        self._words[key] = word
+        self.rows.append([op, filter_, value, kind, word, count_word, by, size])
         return word
 
 
@@ -160,7 +158,7 @@ def lower(view: ViewPlan) -> tuple[Program, tuple[Column, ...]]:
 class _Lowering:
     def __init__(self, view: ViewPlan) -> None:
         self._view = view
-        self._cells = [_Cells(index) for index in range(len(view.windows))]
+        self._cells = [_Cells() for _ in view.windows]
         self._columns: dict[Column, int] = {}
         self._constants: list[float] = []
         self._chosen_words = 1
@@ -172,21 +170,20 @@ class _Lowering:
             cell.place(w.OPENED, -1, -1) if window.kind == "session" else -1
             for cell, window in zip(self._cells, view.windows, strict=True)
         ]
-        rows = [self._feature(feature) for feature in view.features]
+        features = np.array([self._feature(feature) for feature in view.features], np.int64).reshape(-1, w.N_F_COLUMNS)
         n_words = max(cell.n_words for cell in self._cells)
         outs = np.cumsum([0, *(value_width(feature) for feature in view.features)]).tolist()
         value_words = outs.pop()
         ends = w.ENTITY_VALUES + value_words
         totals = ends + 2 * len(self._cells)
         first_of = np.cumsum([0, *(len(cell.rows) for cell in self._cells)]).tolist()
-        features = np.array(rows, np.int64).reshape(-1, 11)
         features[:, w.F_OUT] = outs
-        features[:, w.F_ACCUMULATOR] += np.array(first_of)[features[:, w.F_WINDOW]]
-        for column in (w.F_COUNT_WORD, w.F_WORD):
-            features[:, column] += totals + features[:, w.F_WINDOW] * n_words
+        total_of = totals + features[:, w.F_WINDOW] * n_words
+        features[:, w.F_COUNT_WORD] += total_of
+        features[:, w.F_WORD] += total_of
         with_squares = np.isin(features[:, w.F_READ], (w.READ_VAR, w.READ_STD))
-        features[with_squares, w.F_CONSTANT] += totals + features[with_squares, w.F_WINDOW] * n_words
-        windows = np.zeros((len(view.windows), 12), np.int64)
+        features[with_squares, w.F_SQUARES] += total_of[with_squares]
+        windows = np.zeros((len(view.windows), w.N_W_COLUMNS), np.int64)
         tables: list[Ints] = []
         table = ring = 0
         for index, (row, window) in enumerate(zip(windows, view.windows, strict=True)):
@@ -194,12 +191,13 @@ class _Lowering:
             ring_size = window.span + RING_GUARD
             row[:] = (
                 self._kind(index), window.hop_us, window.span, table, table + len(boundaries), ring, ring_size,
-                first_of[index], first_of[index + 1], ends + 2 * index, totals + index * n_words, opened[index],
+                first_of[index], first_of[index + 1], ends + 2 * index, ends + 2 * index + 1, totals + index * n_words,
+                opened[index],
             )  # fmt: skip
             tables.append(boundaries)
             table += len(boundaries)
             ring += ring_size
-        accumulators = np.array([row for cell in self._cells for row in cell.rows], np.int64).reshape(-1, 9)
+        accumulators = np.array([row for cell in self._cells for row in cell.rows], np.int64).reshape(-1, w.N_A_COLUMNS)
         program = Program(
             accumulators=accumulators,
             features=features,
@@ -231,55 +229,47 @@ class _Lowering:
         self._constants += values
         return place
 
-    def _feature(self, feature: FeaturePlan) -> list[int]:
-        """A row of the table; words are counted from the beginning of the cell, accumulators from the first of the window."""
+    def _feature(self, feature: FeaturePlan) -> Ints:
+        """A row of the table; words are counted from the beginning of the cell."""
         parameters = feature.parameters
         value, kind, scale = self._value(feature)
         by = -1 if feature.by < 0 else self._column(Column(feature.by, "raw"))
-        op = _OPS[feature.function]
-        read = _READS[feature.function]
-        if by >= 0:
-            op, read = w.BAG, _MAP_READS[feature.function]
-        size, bits = 0, parameters.bits
-        constant = -1
+        op = _OPS[feature.function] if by < 0 else w.BAG
+        read = _READS[feature.function] if by < 0 else _MAP_READS[feature.function]
+        row = np.zeros(w.N_F_COLUMNS, np.int64)
+        row[w.F_READ], row[w.F_KIND], row[w.F_SCALE], row[w.F_WINDOW] = read, kind, scale, feature.window
+        row[w.F_MOST_ITEMS] = parameters.n if by < 0 else parameters.keys
+        self._chosen_words = max(self._chosen_words, int(row[w.F_MOST_ITEMS]))
+        size = 0
         match feature.function:
-            case "first_n" | "last_n" | "top_k":
+            case "first_n" | "last_n":
                 size = parameters.n
-                self._chosen_words = max(self._chosen_words, parameters.n)
+                row[w.F_LATEST] = op == w.LAST_N
             case "histogram":
-                size = len(parameters.edges) + 1
+                row[w.F_BUCKETS] = size = len(parameters.edges) + 1
             case "quantile":
-                constant = self._constant([parameters.q])
+                row[w.F_QUANTILE] = self._constant([parameters.q])
+                row[w.F_BIN_BITS] = parameters.bits
             case "approx_count_distinct":
+                row[w.F_REGISTER_BITS] = parameters.bits
                 self._rank_words = max(self._rank_words, (1 << parameters.bits) + w.N_RANKS)
             case "decayed_count" | "decayed_sum":
-                size = parameters.half_life_hops
-                constant = self._constant([*_decay(size), 10.0**scale])
+                row[w.F_HALF_LIFE] = parameters.half_life_hops
+                row[w.F_DECAY] = self._constant(_decay(parameters.half_life_hops))
+                row[w.F_UNIT] = self._constant([10.0**scale])
             case "var" | "std":
-                size = parameters.ddof
+                row[w.F_DDOF] = parameters.ddof
             case _:
                 pass
-        if read in {w.READ_MEAN, w.READ_MAP_MEAN, w.READ_VAR, w.READ_STD}:
-            bits = scale
-        if by >= 0:
-            size = parameters.keys
-            self._chosen_words = max(self._chosen_words, parameters.keys)
-        cell = self._cells[feature.window]
-        acc_size = size if op in {w.BUCKETS, w.LAST_N, w.FIRST_N} else 0
+        place = partial(self._cells[feature.window].place, filter_=feature.filter, value=value, by=by)
         if op == w.SQUARES:
-            # Beside it, as reading takes both.
-            cell.place(w.SUM, feature.filter, value, kind=kind)
-        word = cell.place(op, feature.filter, value, by, kind=kind, size=acc_size)
-        accumulator = cell.places[op, feature.filter, value, by, acc_size][1]
-        if op == w.SQUARES:
-            # Reading finds the squares through the accumulator.
-            constant = word
-            word = cell.places[w.SUM, feature.filter, value, -1, 0][0]
-        count_word = cell.places[w.COUNT, feature.filter, value, by, 0][0]
-        return [
-            read, count_word, word + (_LAST_VALUE if op in {w.LAST, w.FIRST} else 0), kind, 0, size, feature.window, constant,
-            bits, op, accumulator,
-        ]  # fmt: skip
+            # Beside the sum, as reading takes both.
+            row[w.F_WORD] = place(w.SUM, kind=kind)
+            row[w.F_SQUARES] = place(w.SQUARES, kind=kind)
+        else:
+            row[w.F_WORD] = place(op, kind=kind, size=size) + (w.VALUE if op in {w.LAST, w.FIRST} else 0)
+        row[w.F_COUNT_WORD] = place(w.COUNT)
+        return row
 
     def _value(self, feature: FeaturePlan) -> tuple[int, int, int]:
         """Column, kind and decimal places of what a feature aggregates."""

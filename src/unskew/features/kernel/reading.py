@@ -11,6 +11,7 @@ from unskew.features.kernel.arithmetic import (
     add,
     as_bits,
     as_float,
+    load_limbs,
     mean_bits,
     negate,
     ordered_bits,
@@ -20,6 +21,7 @@ from unskew.features.kernel.arithmetic import (
     to_float_bits,
     to_int,
 )
+from unskew.features.kernel.bags import first_item
 from unskew.features.kernel.grid import ordinal
 
 _LAST_PLAIN = w.READ_VALUE
@@ -76,9 +78,8 @@ def read(program, state, entity, values):
         if kind == w.READ_COUNT:
             value = count
         elif kind == w.READ_SUM:
-            mid = uint64(entities[entity, word + 1])
-            high = uint64(entities[entity, word + 2])
-            value = to_float_bits(uint64(entities[entity, word]), mid, high) if is_float else to_int(mid, high)
+            low, mid, high = load_limbs(entities, entity, word)
+            value = to_float_bits(low, mid, high) if is_float else to_int(mid, high)
         elif kind > _LAST_PLAIN:
             if not _read_more(program, state, entity, index, count, values):
                 bit = np.int64(0)
@@ -87,7 +88,7 @@ def read(program, state, entity, values):
         elif count == 0:
             bit = np.int64(0)
         elif kind == w.READ_MEAN:
-            value = _mean(state, entities, entity, word, count, features[index, w.F_BITS])
+            value = _mean(state, entities, entity, word, count, features[index, w.F_SCALE])
         elif is_float:
             # The latest and the earliest value are kept in comparable form too.
             value = ordered_bits(entities[entity, word])
@@ -106,7 +107,7 @@ def read_row(program, state, entity, values):
 
 @inlined()
 def _mean(state, cells, cell, word, count, scale):
-    low, mid, high = uint64(cells[cell, word]), uint64(cells[cell, word + 1]), uint64(cells[cell, word + 2])
+    low, mid, high = load_limbs(cells, cell, word)
     if scale == 0:
         return mean_bits(low, mid, high, count)
     return _decimal_mean(state, low, mid, high, count, scale)
@@ -134,8 +135,7 @@ def _variance(state, entity, sums, squares, count, ddof, scale):
     for limb in range(5):
         wide[0, limb] = uint64(entities[entity, squares + limb])
     scale_wide(wide[0], uint64(count))
-    mid, high = uint64(entities[entity, sums + 1]), uint64(entities[entity, sums + 2])
-    low = uint64(entities[entity, sums])
+    low, mid, high = load_limbs(entities, entity, sums)
     if np.int64(high) < 0:
         low, mid, high = negate(low, mid, high)
     _square_wide(wide, low, mid, high)
@@ -176,16 +176,15 @@ def _read_more(program, state, entity, index, count, values):
     kind = features[index, w.F_READ]
     word = features[index, w.F_WORD]
     out = features[index, w.F_OUT]
-    size = features[index, w.F_SIZE]
     after = features[index + 1, w.F_OUT] if index + 1 < len(features) else program.value_words
     for place in range(out, after):
         values[place] = 0
     if kind == w.READ_DISTINCT:
-        values[out] = entities[entity, word + 1]
+        values[out] = entities[entity, word + w.N_ITEMS]
         return True
     if kind == w.READ_APPROX:
         if count > 0:
-            values[out] = _estimate(state, entities[entity, word] - 1, features[index, w.F_BITS])
+            values[out] = _estimate(state, first_item(entities, entity, word), features[index, w.F_REGISTER_BITS])
         return True
     if kind in (w.READ_DECAYED_COUNT, w.READ_DECAYED_SUM):
         values[out] = _decayed(program, state, entity, index)
@@ -193,21 +192,23 @@ def _read_more(program, state, entity, index, count, values):
     if count == 0:
         return False
     if kind in (w.READ_VAR, w.READ_STD):
-        if count <= size:
+        ddof = features[index, w.F_DDOF]
+        if count <= ddof:
             return False
-        bits = _variance(state, entity, word, features[index, w.F_CONSTANT], count, size, features[index, w.F_BITS])
+        bits = _variance(state, entity, word, features[index, w.F_SQUARES], count, ddof, features[index, w.F_SCALE])
         values[out] = as_bits(math.sqrt(as_float(bits))) if kind == w.READ_STD else bits
     elif kind == w.READ_MODE:
-        values[out] = _mode(state, entities[entity, word] - 1, features[index, w.F_KIND])
+        values[out] = _mode(state, first_item(entities, entity, word), features[index, w.F_KIND])
     elif kind == w.READ_TOP:
-        _top(state, entities[entity, word] - 1, features[index, w.F_KIND], size, values, out)
+        first = first_item(entities, entity, word)
+        _top(state, first, features[index, w.F_KIND], features[index, w.F_MOST_ITEMS], values, out)
     elif kind == w.READ_BUCKETS:
-        values[out] = size
-        for bucket in range(size):
+        values[out] = features[index, w.F_BUCKETS]
+        for bucket in range(features[index, w.F_BUCKETS]):
             values[out + 1 + bucket] = entities[entity, word + bucket]
     elif kind == w.READ_QUANTILE:
-        rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, w.F_CONSTANT]] * count)))
-        values[out] = _quantile(state, entities[entity, word] - 1, rank, features[index, w.F_BITS])
+        rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, w.F_QUANTILE]] * count)))
+        values[out] = _quantile(state, first_item(entities, entity, word), rank, features[index, w.F_BIN_BITS])
     elif kind == w.READ_LIST:
         _list(program, state, entity, index, values)
     else:
@@ -357,24 +358,29 @@ def _estimate(state, first, bits):
     return np.int64(math.floor((_HALF_OVER_LN_2 * m) * m / z + 0.5))
 
 
+@inlined()
+def _in_tile(program, window, word):
+    """The word of a tile that holds what a word of the entity's total holds."""
+    return word - program.windows[window, w.W_TOTAL] + w.TILE_WORDS
+
+
 @compiled()
 def _decayed(program, state, entity, index):
     """Bits of the sum over the tiles, from old to new, of what each holds times the decay of its age in hops."""
     features = program.features
     window = features[index, w.F_WINDOW]
-    half_life = features[index, w.F_SIZE]
-    constant = features[index, w.F_CONSTANT]
-    word = features[index, w.F_WORD] - program.windows[window, w.W_TOTAL] + w.TILE_WORDS
-    count_word = features[index, w.F_COUNT_WORD] - program.windows[window, w.W_TOTAL] + w.TILE_WORDS
+    half_life = features[index, w.F_HALF_LIFE]
+    word = _in_tile(program, window, features[index, w.F_WORD])
+    count_word = _in_tile(program, window, features[index, w.F_COUNT_WORD])
     is_float = features[index, w.F_KIND] == w.FLOAT
     now = ordinal(program, window, state.scalars[w.S_CLOCK])
     tiles = state.tiles
     total = 0.0
-    tile = state.entities[entity, program.windows[window, w.W_ENDS]]
+    tile = state.entities[entity, program.windows[window, w.W_OLDEST]]
     while tile != w.NONE:
         if tiles[tile, count_word] > 0:
             age = now - tiles[tile, w.TILE_NUMBER]
-            weight = program.constants[constant + age % half_life]
+            weight = program.constants[features[index, w.F_DECAY] + age % half_life]
             halves = age // half_life
             if halves <= 1000:
                 weight = weight * as_float((np.int64(1023) - halves) << 52)
@@ -382,15 +388,12 @@ def _decayed(program, state, entity, index):
                 weight = 0.0
             held = float(tiles[tile, count_word])
             if features[index, w.F_READ] == w.READ_DECAYED_SUM:
-                held = as_float(
-                    to_float_bits(
-                        uint64(tiles[tile, word]), uint64(tiles[tile, word + 1]), uint64(tiles[tile, word + 2])
-                    )
-                )
+                low, mid, high = load_limbs(tiles, tile, word)
+                held = as_float(to_float_bits(low, mid, high))
             total = total + held * weight
         tile = tiles[tile, w.TILE_NEXT]
     if features[index, w.F_READ] == w.READ_DECAYED_SUM and not is_float:
-        total = total / program.constants[constant + half_life]
+        total = total / program.constants[features[index, w.F_UNIT]]
     return as_bits(total)
 
 
@@ -399,18 +402,18 @@ def _list(program, state, entity, index, values):
     """The first items of the tiles' lists, from the newest tile back or from the oldest on."""
     features = program.features
     window = features[index, w.F_WINDOW]
-    size = features[index, w.F_SIZE]
+    most = features[index, w.F_MOST_ITEMS]
     out = features[index, w.F_OUT]
-    word = w.TILE_WORDS + program.accumulators[features[index, w.F_ACCUMULATOR], w.A_WORD]
-    latest = features[index, w.F_OP] == w.LAST_N
+    word = _in_tile(program, window, features[index, w.F_WORD])
+    latest = features[index, w.F_LATEST] == 1
     entered = ordinal(program, window, state.scalars[w.S_CLOCK]) - 1
     closed = program.windows[window, w.W_KIND] == w.CLOSED
     n_read = 0
-    tile = state.entities[entity, program.windows[window, w.W_ENDS] + (1 if latest else 0)]
-    while tile != w.NONE and n_read < size:
+    tile = state.entities[entity, program.windows[window, w.W_NEWEST if latest else w.W_OLDEST]]
+    while tile != w.NONE and n_read < most:
         if not closed or state.tiles[tile, w.TILE_NUMBER] <= entered:
-            item = state.tiles[tile, word] - 1
-            while item != w.NONE and n_read < size:
+            item = first_item(state.tiles, tile, word)
+            while item != w.NONE and n_read < most:
                 n_read += 1
                 values[out + n_read] = state.items[item, w.ITEM_CODE]
                 item = state.items[item, w.ITEM_NEXT]
@@ -424,8 +427,8 @@ def _map(program, state, entity, index, values):
     features = program.features
     items = state.items
     out = features[index, w.F_OUT]
-    first = state.entities[entity, features[index, w.F_WORD]] - 1
-    n_chosen = _select(state, first, w.TEXT, features[index, w.F_SIZE], True)
+    first = first_item(state.entities, entity, features[index, w.F_WORD])
+    n_chosen = _select(state, first, w.TEXT, features[index, w.F_MOST_ITEMS], True)
     count = np.int64(0)
     low, mid, high = uint64(0), uint64(0), uint64(0)
     item = first
@@ -433,16 +436,12 @@ def _map(program, state, entity, index, values):
     while item != w.NONE:
         n_items += 1
         count += items[item, w.ITEM_COUNT]
-        low, mid, high = add(
-            low, mid, high,
-            uint64(items[item, w.ITEM_WORDS]), uint64(items[item, w.ITEM_WORDS + 1]), uint64(items[item, w.ITEM_WORDS + 2]),
-        )  # fmt: skip
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
+        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
         item = items[item, w.ITEM_NEXT]
     for place in range(n_chosen):
         item = state.chosen[place]
-        item_low, item_mid, item_high = (
-            uint64(items[item, w.ITEM_WORDS]), uint64(items[item, w.ITEM_WORDS + 1]), uint64(items[item, w.ITEM_WORDS + 2]),
-        )  # fmt: skip
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
         values[out + 1 + 2 * place] = items[item, w.ITEM_CODE]
         values[out + 2 + 2 * place] = _map_value(
             program, state, index, items[item, w.ITEM_COUNT], item_low, item_mid, item_high
@@ -468,6 +467,6 @@ def _map_value(program, state, index, count, low, mid, high):
         if features[index, w.F_KIND] == w.FLOAT:
             return to_float_bits(low, mid, high)
         return to_int(mid, high)
-    if features[index, w.F_BITS] == 0:
+    if features[index, w.F_SCALE] == 0:
         return mean_bits(low, mid, high, count)
-    return _decimal_mean(state, low, mid, high, count, features[index, w.F_BITS])
+    return _decimal_mean(state, low, mid, high, count, features[index, w.F_SCALE])

@@ -15,7 +15,7 @@ class State(NamedTuple):
 
     ``entities`` [rows, ...]: ``ENTITY_LIVE`` tiles, ``ENTITY_SLOT`` place in ``touched`` or -1, ``ENTITY_MARKS``,
     ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit for each feature and
-    from ``ENTITY_VALUES`` on its words; then per window (``W_ENDS``) the oldest and the newest tile, and per window
+    from ``ENTITY_VALUES`` on its words; then per window (``W_OLDEST``, ``W_NEWEST``) the oldest and the newest tile, and per window
     (``W_TOTAL``) its running total.
     ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: first tile of each bucket.
     ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells; ``slots``: first item of each slot of

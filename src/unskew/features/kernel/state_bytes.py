@@ -22,9 +22,11 @@ from unskew.features.errors import LayoutError
 from unskew.features.jit import compiled
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import merge_tile
-from unskew.features.kernel.bags import put, tile_owner
+from unskew.features.kernel.arithmetic import load_limbs
+from unskew.features.kernel.bags import first_item, put, put_in_order, tile_owner
 from unskew.features.kernel.directory import Directory
 from unskew.features.kernel.engine import tile_of
+from unskew.features.kernel.event_order import load_event
 from unskew.features.kernel.grid import ordinal
 from unskew.features.kernel.program import Program
 from unskew.features.kernel.sealed import sealed, unseal
@@ -73,7 +75,7 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
     for index in range(len(rows)):
         row = rows[index]
         for window in range(len(program.windows)):
-            tile = state.entities[row, program.windows[window, w.W_ENDS]]
+            tile = state.entities[row, program.windows[window, w.W_OLDEST]]
             while tile != w.NONE:
                 entities[place] = index
                 windows[place] = window
@@ -82,12 +84,12 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
                     words[place, word] = state.tiles[tile, w.TILE_WORDS + word]
                 for accumulator in range(program.windows[window, w.W_FIRST], program.windows[window, w.W_END]):
                     op = program.accumulators[accumulator, w.A_OP]
-                    if op != w.BAG and op != w.LAST_N and op != w.FIRST_N:
+                    if op not in (w.BAG, w.LAST_N, w.FIRST_N):
                         continue
                     word = program.accumulators[accumulator, w.A_WORD]
-                    words[place, word] = 0
-                    words[place, word + 1] = 0
-                    item = state.tiles[tile, w.TILE_WORDS + word] - 1
+                    words[place, word + w.FIRST_ITEM] = 0
+                    words[place, word + w.N_ITEMS] = 0
+                    item = first_item(state.tiles, tile, w.TILE_WORDS + word)
                     while item != w.NONE:
                         items[item_place, I_TILE] = place
                         items[item_place, I_ACCUMULATOR] = accumulator
@@ -103,37 +105,24 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
 
 
 @compiled()
-def _restore_item(program, state, tile, item):
-    """Hang a stored item into its tile: lists at their end, as they are stored in order."""
-    accumulator = item[I_ACCUMULATOR]
+def _restore_item(program, state, tile, items, place):
+    """Hang a stored item into its tile."""
+    accumulator = items[place, I_ACCUMULATOR]
+    op = program.accumulators[accumulator, w.A_OP]
     word = w.TILE_WORDS + program.accumulators[accumulator, w.A_WORD]
     owner = tile_owner(program, tile, accumulator)
-    if program.accumulators[accumulator, w.A_OP] == w.BAG:
+    code = items[place, I_CODE]
+    if op == w.BAG:
+        low, mid, high = load_limbs(items, place, I_WORDS)
         put(
-            state.scalars, state.items, state.slots, state.tiles, tile, word, owner, item[I_CODE], item[I_COUNT],
-            np.uint64(item[I_WORDS]), np.uint64(item[I_WORDS + 1]), np.uint64(item[I_WORDS + 2]),
+            state.scalars, state.items, state.slots, state.tiles, tile, word, owner, code, items[place, I_COUNT],
+            low, mid, high,
         )  # fmt: skip
-        return
-    place = state.scalars[w.S_ITEM_HIGH]
-    state.scalars[w.S_ITEM_HIGH] += 1
-    state.scalars[w.S_ITEMS] += 1
-    items = state.items
-    last = state.tiles[tile, word] - 1
-    while last != w.NONE and items[last, w.ITEM_NEXT] != w.NONE:
-        last = items[last, w.ITEM_NEXT]
-    items[place, w.ITEM_OWNER] = owner
-    items[place, w.ITEM_CHAIN] = w.NONE
-    items[place, w.ITEM_NEXT] = w.NONE
-    items[place, w.ITEM_PREVIOUS] = last
-    items[place, w.ITEM_CODE] = item[I_CODE]
-    items[place, w.ITEM_COUNT] = item[I_COUNT]
-    for position in range(w.N_ITEM_WORDS):
-        items[place, w.ITEM_WORDS + position] = item[I_WORDS + position]
-    if last == w.NONE:
-        state.tiles[tile, word] = place + 1
     else:
-        items[last, w.ITEM_NEXT] = place
-    state.tiles[tile, word + 1] += 1
+        put_in_order(
+            state.scalars, state.items, state.tiles, tile, word, owner, op,
+            program.accumulators[accumulator, w.A_SIZE], code, load_event(items, place, I_WORDS),
+        )  # fmt: skip
 
 
 @compiled()
@@ -152,10 +141,10 @@ def _hang(program, state, rows, entities, windows, numbers, words, items):
         # Multisets take what is new in at their front: the last one first, so that they lie as they were stored.
         for back in range(end - 1, item - 1, -1):
             if program.accumulators[items[back, I_ACCUMULATOR], w.A_OP] == w.BAG:
-                _restore_item(program, state, tile, items[back])
+                _restore_item(program, state, tile, items, back)
         for front in range(item, end):
             if program.accumulators[items[front, I_ACCUMULATOR], w.A_OP] != w.BAG:
-                _restore_item(program, state, tile, items[front])
+                _restore_item(program, state, tile, items, front)
         item = end
         if program.windows[window, w.W_KIND] != w.CLOSED or numbers[place] < now:
             merge_tile(program, state, row, window, tile)
