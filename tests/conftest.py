@@ -12,7 +12,7 @@ from tests.support.servers import choice
 from tests.support.servers.broker import Broker
 from tests.support.servers.kafka import ApacheKafka
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
-from unskew.features import kernel
+from unskew.features import jit, kernel, text_buffers
 from unskew.sinks.redis.keyspace import connect
 
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
@@ -42,13 +42,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Forget compiled functions that are older than any source of the kernel.
+    """Forget compiled functions that are older than any source of the kernel, or of what is compiled into it.
 
     A cached function knows the time of its own file alone, and not of the files whose functions were compiled into it.
     """
     folder = Path(kernel.__file__).parent
-    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
-    cached = list(folder.glob("__pycache__/*.nb[ic]"))
+    sources = [*folder.glob("*.py"), Path(jit.__file__), Path(text_buffers.__file__)]
+    newest = max(source.stat().st_mtime for source in sources)
+    cached = [*folder.glob("__pycache__/*.nb[ic]"), *folder.parent.glob("__pycache__/*.nb[ic]")]
     if any(file.stat().st_mtime < newest for file in cached):
         for file in cached:
             file.unlink(missing_ok=True)

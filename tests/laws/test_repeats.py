@@ -12,9 +12,9 @@ from tests.support.plans import Wanted, republished, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
 from unskew.features.kernel import repeats as module
-from unskew.features.kernel.directory import Keys
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
+from unskew.features.text_buffers import Keys
 
 LAWS = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck), print_blob=True)
 WITHIN = 10

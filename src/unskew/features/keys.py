@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.kernel.directory import Keys, hash_keys
+from unskew.features.text_buffers import Keys
 from unskew.features.view import ViewEntity
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
@@ -52,10 +52,7 @@ def shard_of(keys: pl.Series, n_shards: int) -> npt.NDArray[np.int64]:
     """Which of ``n_shards`` hash shards each key belongs to, int64 [n]; FNV-1a finished by MurmurHash3's mixer."""
     if n_shards == 1:
         return np.zeros(len(keys), np.int64)
-    batch = Keys.of(keys)
-    hashes = np.empty(len(keys), np.uint64)
-    hash_keys(batch.offsets, batch.data, hashes)
-    return (hashes % np.uint64(n_shards)).astype(np.int64)
+    return (Keys.of(keys).hashes() % np.uint64(n_shards)).astype(np.int64)
 
 
 def _escape(texts: pl.Series) -> pl.Series:

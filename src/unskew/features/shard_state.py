@@ -10,64 +10,20 @@ import polars as pl
 import pyarrow as pa
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.kernel import state_bytes as layout
+from unskew.features.kernel import state_bytes
+from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.bags import fill_slots
 from unskew.features.kernel.codings import coded
-from unskew.features.kernel.directory import Directory, Keys, grown, remove_rows
+from unskew.features.kernel.directory import Directory, grown, remove_rows
 from unskew.features.kernel.engine import current, reset_rows, run, take_dead
-from unskew.features.kernel.program import (
-    A_BY,
-    A_KIND,
-    A_OP,
-    A_VALUE,
-    BAG,
-    CLOSED,
-    ENTITY_MARKS,
-    F_OUT,
-    F_READ,
-    TEXT,
-    W_KIND,
-    ZERO_WHEN_EMPTY,
-    Column,
-    Program,
-    lower,
-    value_width,
-)
+from unskew.features.kernel.program import Column, Program, lower, value_width
 from unskew.features.kernel.results import column, series
 from unskew.features.kernel.sealed import sealed, unseal
-from unskew.features.kernel.state import (
-    C_INSTANT,
-    C_OFFSET,
-    C_PARTITION,
-    C_PRESENT,
-    C_ROW,
-    C_VALUES,
-    CAUSE_EVENT,
-    FOREVER,
-    ITEM_WORDS,
-    MARK_DIRTY,
-    N_ITEM_WORDS,
-    N_SCALARS,
-    NEVER,
-    NONE,
-    S_CLOCK,
-    S_CLOSINGS,
-    S_DEAD,
-    S_DIRTY,
-    S_ITEM_FREE,
-    S_ITEMS,
-    S_NEXT_HOP,
-    S_TILE_FREE,
-    S_TILES,
-    S_TOUCHED,
-    TILE_WORDS,
-    Batch,
-    Rows,
-    State,
-)
+from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
+from unskew.features.text_buffers import Keys
 from unskew.features.updates import LATE_BOUNDS_US, Updates
 
 LAYOUT = 1
@@ -100,14 +56,16 @@ class ShardState:
         self._program, self._columns = lower(view)
         features = self._program.features
         self._empty = np.zeros(self._program.value_words, np.int64)
-        zero_when_empty = np.isin(features[:, F_READ], ZERO_WHEN_EMPTY)
+        zero_when_empty = np.isin(features[:, w.F_READ], w.ZERO_WHEN_EMPTY)
         self._empty_present = np.bitwise_or.reduce(zero_when_empty.astype(np.int64) << np.arange(len(zero_when_empty)))
         accumulators = self._program.accumulators
-        self._in_table = accumulators[:, A_OP] == BAG
-        as_texts = {column for column in accumulators[accumulators[:, A_KIND] == TEXT, A_VALUE].tolist() if column >= 0}
+        self._in_table = accumulators[:, w.A_OP] == w.BAG
+        as_texts = {
+            column for column in accumulators[accumulators[:, w.A_KIND] == w.TEXT, w.A_VALUE].tolist() if column >= 0
+        }
         # The columns whose numbers are rows of texts: values that are kept, and keys of maps.
-        self._as_texts = as_texts | {column for column in accumulators[:, A_BY].tolist() if column >= 0}
-        self._enters_late = bool((self._program.windows[:, W_KIND] == CLOSED).any())
+        self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
+        self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
         # Most steps of a quiet shard change nothing: their frames without rows are made once.
         self._no_closed: pl.DataFrame | None = None
         self._no_current: pl.DataFrame | None = None
@@ -135,17 +93,17 @@ class ShardState:
             _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
             result._sessions = cls.from_bytes(view.sessions, shard, parts["sessions"].data, notes_closings=True)
             data = parts["state"].data
-        stored = layout.unpack(data, view, shard)
+        stored = state_bytes.unpack(data, view, shard)
         result.seq, result.since_us = stored.seq, stored.since_us
         rows = result._rows_of(stored.keys, len(stored.tiles.entity))
         result._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
         result._show_texts()
         result._reserve_items(2 * len(stored.tiles.items))
-        layout.restore(stored, result._program, result._state, rows)
+        state_bytes.restore(stored, result._program, result._state, rows)
         return result
 
     def to_bytes(self) -> bytes:
-        """The state in the versioned layout of ``kernel.layout``; equal bytes restore to equal behaviour."""
+        """The state in the versioned layout of ``kernel.state_bytes``; equal bytes restore to equal behaviour."""
         return b"".join(self.to_pieces())
 
     def to_pieces(self) -> Iterator[bytes | memoryview]:
@@ -153,7 +111,7 @@ class ShardState:
         if len(self._texts):
             # However many there once were: only those that stand for something are written.
             self._sweep_texts()
-        pieces = layout.pack(
+        pieces = state_bytes.pack(
             self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory, self._texts
         )
         if self._sessions is None:
@@ -174,8 +132,8 @@ class ShardState:
     @property
     def clock_us(self) -> int | None:
         """The open instant; None before the first event or mark."""
-        clock = int(self._state.scalars[S_CLOCK])
-        return None if clock == NEVER else clock
+        clock = int(self._state.scalars[w.S_CLOCK])
+        return None if clock == w.NEVER else clock
 
     def __len__(self) -> int:
         return len(self.directory) + (0 if self._sessions is None else len(self._sessions))
@@ -188,12 +146,12 @@ class ShardState:
     @property
     def n_tiles(self) -> int:
         """Live tiles over all windows."""
-        return int(self._state.scalars[S_TILES])
+        return int(self._state.scalars[w.S_TILES])
 
     @property
     def n_items(self) -> int:
         """Different codes, and listed events, of all tiles and totals."""
-        return int(self._state.scalars[S_ITEMS])
+        return int(self._state.scalars[w.S_ITEMS])
 
     @property
     def n_texts(self) -> int:
@@ -247,13 +205,13 @@ class ShardState:
             first = int(chosen[-1]) + 1 if len(chosen) else first
             state = self._state
             state.dirty[: len(chosen)] = chosen
-            state.entities[chosen, ENTITY_MARKS] |= MARK_DIRTY
-            state.scalars[S_DIRTY] = len(chosen)
+            state.entities[chosen, w.ENTITY_MARKS] |= w.MARK_DIRTY
+            state.scalars[w.S_DIRTY] = len(chosen)
             late, late_by = self.late_events()
             yield Updates(
                 view=self.view,
                 shard=self.shard,
-                clock_us=int(state.scalars[S_CLOCK]),
+                clock_us=int(state.scalars[w.S_CLOCK]),
                 since_us=self.since_us,
                 closed=self._closed(_rows(self._program.value_words, 0)),
                 current=self._current(),
@@ -284,7 +242,7 @@ class ShardState:
     def _run(self, events: pl.DataFrame | None, clock_us: int, take: Callable[[Rows], None]) -> None:
         """Apply events and move the clock; ``take`` is called with closed rows, as many as there is space for."""
         batch = self._batch(events)
-        if len(batch.arrival) and batch.arrival[0] < self._state.scalars[S_CLOCK]:
+        if len(batch.arrival) and batch.arrival[0] < self._state.scalars[w.S_CLOCK]:
             raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
         if self.since_us is None:
             self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
@@ -292,14 +250,14 @@ class ShardState:
         n_words = self._program.value_words
         rows = _rows(n_words, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
         while True:
-            needed = int(self._state.scalars[S_TOUCHED])
+            needed = int(self._state.scalars[w.S_TOUCHED])
             if needed > len(rows.row):
                 rows = _rows(self._program.value_words, 2 * needed)
             done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
             if rows.n[0]:
                 take(rows)
                 rows.n[0] = 0
-            if done == len(batch.rows) and self._state.scalars[S_CLOCK] >= clock_us:
+            if done == len(batch.rows) and self._state.scalars[w.S_CLOCK] >= clock_us:
                 return
 
     def close_sessions(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame:
@@ -307,20 +265,20 @@ class ShardState:
         # The rows of the inner view are no one's.
         self._run(events, clock_us, lambda _rows: None)
         self._clear_dirty()
-        count = int(self._state.scalars[S_CLOSINGS])
-        self._state.scalars[S_CLOSINGS] = 0
+        count = int(self._state.scalars[w.S_CLOSINGS])
+        self._state.scalars[w.S_CLOSINGS] = 0
         held = self._state.closings[:count].copy()
-        keys = self.directory.gather(held[:, C_ROW].astype(np.int32)).to_series("key")
-        instants = pl.Series("_arrival", held[:, C_INSTANT].copy())
+        keys = self.directory.gather(held[:, w.C_ROW].astype(np.int32)).to_series("key")
+        instants = pl.Series("_arrival", held[:, w.C_INSTANT].copy())
         order = pl.DataFrame([instants, keys]).select(pl.arg_sort_by("_arrival", "key")).to_series()
-        values = np.ascontiguousarray(held[:, C_VALUES:].T)
-        features = self._features(values, held[:, C_PRESENT].copy())
+        values = np.ascontiguousarray(held[:, w.C_VALUES :].T)
+        features = self._features(values, held[:, w.C_PRESENT].copy())
         frame = pl.DataFrame(
             [
                 *decode_keys(keys, self.view.entity).get_columns(),
                 *features,
-                pl.Series("_partition", held[:, C_PARTITION].astype(np.int32)),
-                pl.Series("_offset", held[:, C_OFFSET].copy()),
+                pl.Series("_partition", held[:, w.C_PARTITION].astype(np.int32)),
+                pl.Series("_offset", held[:, w.C_OFFSET].copy()),
                 instants.cast(_INSTANT),
                 instants.cast(_INSTANT).alias("_event_time"),
             ]
@@ -385,7 +343,7 @@ class ShardState:
             needed = self.n_tiles + n_events
             if needed > len(self._state.closings) or not len(self._state.closings):
                 self._state = self._state._replace(
-                    closings=np.empty((2 * needed + 1, C_VALUES + self._program.value_words), np.int64)
+                    closings=np.empty((2 * needed + 1, w.C_VALUES + self._program.value_words), np.int64)
                 )
 
     def _reserve_items(self, count: int) -> None:
@@ -394,7 +352,7 @@ class ShardState:
         if self.n_items + count <= capacity:
             return
         items = grown(state.items, max(2 * capacity, self.n_items + count))
-        slots = np.full(1 << len(items).bit_length(), NONE, np.int64)
+        slots = np.full(1 << len(items).bit_length(), w.NONE, np.int64)
         fill_slots(state.scalars, items, slots, self._in_table)
         self._state = state._replace(items=items, slots=slots)
 
@@ -410,7 +368,7 @@ class ShardState:
             rows_of = {name: grown(getattr(self._state, name), capacity) for name in _ROW_ARRAYS}
             self._state = self._state._replace(**rows_of)
         tiles = len(self._state.tiles)
-        free = tiles - int(self._state.scalars[S_TILES])
+        free = tiles - int(self._state.scalars[w.S_TILES])
         if n_tiles > free:
             self._state = self._state._replace(tiles=grown(self._state.tiles, max(2 * tiles, tiles + n_tiles - free)))
         reset_rows(self._program, self._state.entities, fresh, self._empty, self._empty_present)
@@ -421,7 +379,7 @@ class ShardState:
         if count == 0 and self._no_closed is not None:
             return self._no_closed
         keys = self.directory.gather(rows.row[:count]).to_series("key")
-        caused = rows.cause[:count] & CAUSE_EVENT != 0
+        caused = rows.cause[:count] & w.CAUSE_EVENT != 0
         frame = pl.DataFrame(
             [
                 keys,
@@ -445,7 +403,7 @@ class ShardState:
         return closed
 
     def _current(self) -> pl.DataFrame:
-        count = int(self._state.scalars[S_DIRTY])
+        count = int(self._state.scalars[w.S_DIRTY])
         if count == 0 and self._no_current is not None:
             return self._no_current
         rows = _rows(self._program.value_words, count)
@@ -456,9 +414,9 @@ class ShardState:
                 self.directory.gather(rows.row).to_series("key"),
                 *self._outputs(rows, count),
                 pl.Series("_at", rows.instant),
-                series("_until", until, until != FOREVER),
-                series("_empty_at", empty_at, (empty_at != NEVER) & (empty_at != FOREVER)),
-                pl.Series("_gone", empty_at == NEVER),
+                series("_until", until, until != w.FOREVER),
+                series("_empty_at", empty_at, (empty_at != w.NEVER) & (empty_at != w.FOREVER)),
+                pl.Series("_gone", empty_at == w.NEVER),
             ]
         )
         if count == 0:
@@ -476,18 +434,18 @@ class ShardState:
     def _features(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
         columns = []
         for index, feature in enumerate(self.view.features):
-            out = int(self._program.features[index, F_OUT])
+            out = int(self._program.features[index, w.F_OUT])
             there = (present >> index) & 1 != 0
             columns.append(column(feature, words[out : out + value_width(feature)], there, self._texts))
         return columns
 
     def _clear_dirty(self) -> None:
-        dirty = self._state.dirty[: int(self._state.scalars[S_DIRTY])]
-        self._state.entities[dirty, ENTITY_MARKS] &= ~MARK_DIRTY
-        self._state.scalars[S_DIRTY] = 0
+        dirty = self._state.dirty[: int(self._state.scalars[w.S_DIRTY])]
+        self._state.entities[dirty, w.ENTITY_MARKS] &= ~w.MARK_DIRTY
+        self._state.scalars[w.S_DIRTY] = 0
 
     def _forget(self) -> None:
-        dead = np.empty(int(self._state.scalars[S_DEAD]), np.int32)
+        dead = np.empty(int(self._state.scalars[w.S_DEAD]), np.int32)
         count = take_dead(self._state, dead)
         remove_rows(self.directory.arrays, dead[:count])
         if len(self._texts) > self._texts_swept_at:
@@ -521,30 +479,30 @@ _ROW_ARRAYS = ("entities", "touched", "dirty", "dead")
 
 def _new_state(program: Program, n_rows: int) -> State:
     n_windows = len(program.windows)
-    scalars = np.zeros(N_SCALARS, np.int64)
-    scalars[S_CLOCK] = NEVER
-    scalars[S_NEXT_HOP] = FOREVER
-    scalars[S_TILE_FREE] = NONE
-    scalars[S_ITEM_FREE] = NONE
+    scalars = np.zeros(w.N_SCALARS, np.int64)
+    scalars[w.S_CLOCK] = w.NEVER
+    scalars[w.S_NEXT_HOP] = w.FOREVER
+    scalars[w.S_TILE_FREE] = w.NONE
+    scalars[w.S_ITEM_FREE] = w.NONE
     return State(
         scalars=scalars,
         entities=np.zeros((n_rows, program.entity_words), np.int64),
-        touched=np.zeros((n_rows, 5), np.int64),
+        touched=np.zeros((n_rows, w.N_T_COLUMNS), np.int64),
         dirty=np.zeros(n_rows, np.int32),
         dead=np.zeros(n_rows, np.int32),
-        tiles=np.zeros((_MIN_TILES, TILE_WORDS + program.n_words), np.int64),
-        ring=np.full(program.ring_slots, NONE, np.int64),
-        items=np.empty((_MIN_ITEMS, ITEM_WORDS + N_ITEM_WORDS), np.int64),
-        slots=np.full(2 * _MIN_ITEMS, NONE, np.int64),
+        tiles=np.zeros((_MIN_TILES, w.TILE_WORDS + program.n_words), np.int64),
+        ring=np.full(program.ring_slots, w.NONE, np.int64),
+        items=np.empty((_MIN_ITEMS, w.ITEM_WORDS + w.N_ITEM_WORDS), np.int64),
+        slots=np.full(2 * _MIN_ITEMS, w.NONE, np.int64),
         text_starts=np.empty(0, np.int64),
         text_lengths=np.empty(0, np.int32),
         text_pool=np.empty(0, np.uint8),
         chosen=np.empty(program.chosen_words, np.int64),
         ranks=np.zeros(program.rank_words, np.int64),
         wide=np.zeros((3, 12), np.uint64),
-        closings=np.empty((0, C_VALUES), np.int64),
+        closings=np.empty((0, w.C_VALUES), np.int64),
         window_tiles=np.zeros(n_windows, np.int64),
-        window_next=np.full(n_windows, FOREVER, np.int64),
+        window_next=np.full(n_windows, w.FOREVER, np.int64),
         late=np.zeros((n_windows, len(LATE_BOUNDS_US) + 1), np.int64),
         late_by=np.zeros(n_windows, np.int64),
     )

@@ -5,7 +5,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unskew.features.kernel.directory import Directory, Keys, remove_rows
+from unskew.features.kernel.directory import Directory, remove_rows
+from unskew.features.text_buffers import Keys
 
 KEYS = st.lists(st.one_of(st.integers(0, 400).map(str), st.text(max_size=12)), max_size=150)
 

@@ -4,78 +4,21 @@ import numpy as np
 from numba import uint64
 
 from unskew.features.jit import compiled, inlined
-from unskew.features.kernel.arithmetic import add, from_float_bits, from_int, negate, ordered_bits, square
-from unskew.features.kernel.bags import free_list, merge_bag, put, put_in_order, subtract_bag, tile_owner, total_owner
-from unskew.features.kernel.program import (
-    A_BY,
-    A_COUNT_WORD,
-    A_FILTER,
-    A_KIND,
-    A_OP,
-    A_SIZE,
-    A_VALUE,
-    A_WORD,
-    BAG,
-    BUCKETS,
-    COUNT,
-    ENTITY_PRESENT,
-    ENTITY_VALUES,
-    F_KIND,
-    F_OUT,
-    F_READ,
-    FIRST,
-    FIRST_N,
-    FLOAT,
-    LAST,
-    LAST_N,
-    MAX,
-    MIN,
-    OPENED,
-    READ_LIST,
-    READ_MAP_COUNT,
-    READ_MAP_MEAN,
-    READ_MAP_SUM,
-    READ_MODE,
-    READ_TOP,
-    READ_VALUE,
-    SQUARES,
-    SUM,
-    TEXT,
-    W_END,
-    W_ENDS,
-    W_FIRST,
-    W_TOTAL,
+from unskew.features.kernel import words as w
+from unskew.features.kernel.arithmetic import add_limbs, limbs_of, load_limbs, negate, ordered_bits, square
+from unskew.features.kernel.bags import (
+    first_item,
+    free_list,
+    merge_bag,
+    put,
+    put_in_order,
+    subtract_bag,
+    tile_owner,
+    total_owner,
 )
-from unskew.features.kernel.reading import OTHER_KEY, ordinal, text_before
-from unskew.features.kernel.state import (
-    ITEM_CODE,
-    ITEM_NEXT,
-    NONE,
-    TILE_NEXT,
-    TILE_WORDS,
-)
-
-
-@inlined()
-def _later(cells, cell, base, word, effective, arrival, partition, offset):
-    """Whether an event comes after the one that a LAST accumulator holds."""
-    if effective != cells[cell, base + word]:
-        return effective > cells[cell, base + word]
-    if arrival != cells[cell, base + word + 1]:
-        return arrival > cells[cell, base + word + 1]
-    if partition != cells[cell, base + word + 2]:
-        return partition > cells[cell, base + word + 2]
-    return offset > cells[cell, base + word + 3]
-
-
-@inlined()
-def _add_limbs(cells, cell, word, low, mid, high):
-    low, mid, high = add(
-        uint64(cells[cell, word]), uint64(cells[cell, word + 1]), uint64(cells[cell, word + 2]), low, mid, high
-    )
-    cells[cell, word] = np.int64(low)
-    cells[cell, word + 1] = np.int64(mid)
-    cells[cell, word + 2] = np.int64(high)
+from unskew.features.kernel.event_order import event_of, load_event, store_event
+from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.reading import text_before
 
 
 @inlined()
@@ -86,44 +29,32 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
     """
     windows = program.windows
     accumulators = program.accumulators
-    for index in range(windows[window, W_FIRST], windows[window, W_END]):
-        filter_ = accumulators[index, A_FILTER]
+    for index in range(windows[window, w.W_FIRST], windows[window, w.W_END]):
+        filter_ = accumulators[index, w.A_FILTER]
         if filter_ >= 0 and not batch.filters[filter_, event]:
             continue
-        value = accumulators[index, A_VALUE]
+        value = accumulators[index, w.A_VALUE]
         if value >= 0 and not batch.known[value, event]:
             continue
-        op = accumulators[index, A_OP]
-        word = accumulators[index, A_WORD]
-        if op > LAST or accumulators[index, A_BY] >= 0:
+        op = accumulators[index, w.A_OP]
+        word = accumulators[index, w.A_WORD]
+        if op > w.LAST or accumulators[index, w.A_BY] >= 0:
             _add_more(program, state, batch, event, window, index, cells, cell, base, owned)
             continue
-        if op == COUNT:
+        if op == w.COUNT:
             cells[cell, base + word] += 1
             continue
         number = batch.numbers[value, event]
-        kind = accumulators[index, A_KIND]
-        if op == SUM:
-            if kind == FLOAT:
-                low, mid, high = from_float_bits(number)
-            else:
-                low, mid, high = from_int(number)
-            _add_limbs(cells, cell, base + word, low, mid, high)
+        kind = accumulators[index, w.A_KIND]
+        if op == w.SUM:
+            low, mid, high = limbs_of(number, kind)
+            add_limbs(cells, cell, base + word, low, mid, high)
             continue
-        if kind == FLOAT:
+        if kind == w.FLOAT:
             number = ordered_bits(number)
-        first = cells[cell, base + accumulators[index, A_COUNT_WORD]] == 1
-        if op == LAST:
-            if first or _later(
-                cells,
-                cell,
-                base,
-                word,
-                batch.effective[event],
-                batch.arrival[event],
-                batch.partition[event],
-                batch.offset[event],
-            ):
+        first = cells[cell, base + accumulators[index, w.A_COUNT_WORD]] == 1
+        if op == w.LAST:
+            if first or event_of(batch, event) > load_event(cells, cell, base + word):
                 _keep_event(batch, event, cells, cell, base + word, number)
         elif first or _goes_before(state, op, kind, number, cells[cell, base + word]):
             cells[cell, base + word] = number
@@ -132,76 +63,58 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
 @inlined()
 def _goes_before(state, op, kind, number, held):
     """Whether a number takes the place of the least (MIN) or greatest (MAX) one so far."""
-    if kind == TEXT:
-        return text_before(state, number, held) if op == MIN else text_before(state, held, number)
-    return number < held if op == MIN else number > held
+    if kind == w.TEXT:
+        return text_before(state, number, held) if op == w.MIN else text_before(state, held, number)
+    return number < held if op == w.MIN else number > held
 
 
 @inlined()
 def _keep_event(batch, event, cells, cell, word, number):
-    cells[cell, word] = batch.effective[event]
-    cells[cell, word + 1] = batch.arrival[event]
-    cells[cell, word + 2] = batch.partition[event]
-    cells[cell, word + 3] = batch.offset[event]
-    cells[cell, word + 4] = number
+    store_event(cells, cell, word, event_of(batch, event))
+    cells[cell, word + w.VALUE] = number
 
 
 @compiled()
 def _add_more(program, state, batch, event, window, index, cells, cell, base, owned):
     """Let an event into an accumulator of a rarer kind, or of a map."""
     accumulators = program.accumulators
-    by = accumulators[index, A_BY]
+    by = accumulators[index, w.A_BY]
     if by >= 0 and not batch.known[by, event]:
         return
-    op = accumulators[index, A_OP]
-    value = accumulators[index, A_VALUE]
-    word = base + accumulators[index, A_WORD]
+    op = accumulators[index, w.A_OP]
+    value = accumulators[index, w.A_VALUE]
+    word = base + accumulators[index, w.A_WORD]
     number = batch.numbers[value, event] if value >= 0 else np.int64(0)
-    kind = accumulators[index, A_KIND]
-    if op == COUNT:
+    kind = accumulators[index, w.A_KIND]
+    if op == w.COUNT:
         cells[cell, word] += 1
-    elif op == BAG:
+    elif op == w.BAG:
         owner = tile_owner(program, cell, index) if owned == 1 else total_owner(program, cell, index)
         code = number
         low, mid, high = uint64(0), uint64(0), uint64(0)
         if by >= 0:
             code = batch.numbers[by, event]
-            if kind == FLOAT:
-                low, mid, high = from_float_bits(number)
-            elif value >= 0 and kind != TEXT:
-                low, mid, high = from_int(number)
+            if value >= 0 and kind != w.TEXT:
+                low, mid, high = limbs_of(number, kind)
         put(state.scalars, state.items, state.slots, cells, cell, word, owner, code, 1, low, mid, high)
-    elif op == SQUARES:
-        if kind == FLOAT:
-            low, mid, high = from_float_bits(number)
-        else:
-            low, mid, high = from_int(number)
+    elif op == w.SQUARES:
+        low, mid, high = limbs_of(number, kind)
         first_limb, second, third, fourth = square(low, mid, high)
         _add_squares(cells, cell, word, (first_limb, second, third, fourth, uint64(0)), uint64(0))
-    elif op == FIRST:
-        if kind == FLOAT:
+    elif op == w.FIRST:
+        if kind == w.FLOAT:
             number = ordered_bits(number)
-        first = cells[cell, base + accumulators[index, A_COUNT_WORD]] == 1
-        if first or not _later(
-            cells,
-            cell,
-            word,
-            0,
-            batch.effective[event],
-            batch.arrival[event],
-            batch.partition[event],
-            batch.offset[event],
-        ):
+        first = cells[cell, base + accumulators[index, w.A_COUNT_WORD]] == 1
+        if first or event_of(batch, event) < load_event(cells, cell, word):
             _keep_event(batch, event, cells, cell, word, number)
-    elif op == BUCKETS:
+    elif op == w.BUCKETS:
         cells[cell, word + number] += 1
-    elif op == OPENED:
+    elif op == w.OPENED:
         _add_to_session(program, batch, event, window, cells, cell, word)
     elif owned == 1:
         put_in_order(
             state.scalars, state.items, cells, cell, word, tile_owner(program, cell, index), op,
-            accumulators[index, A_SIZE], number, batch.effective[event], batch.arrival[event], batch.partition[event],
-            batch.offset[event],
+            accumulators[index, w.A_SIZE], number, event_of(batch, event),
         )  # fmt: skip
 
 
@@ -234,21 +147,12 @@ def _squares_of(tiles, tile, word):
 def _add_to_session(program, batch, event, window, cells, cell, word):
     """Note the least tile number of a session's events, and which event is the latest."""
     number = ordinal(program, window, batch.effective[event])
-    begun = cells[cell, word] == 1
-    if not begun or number < cells[cell, word + 1]:
-        cells[cell, word + 1] = number
-    if not begun or _later(
-        cells,
-        cell,
-        word,
-        2,
-        batch.effective[event],
-        batch.arrival[event],
-        batch.partition[event],
-        batch.offset[event],
-    ):
-        _keep_event(batch, event, cells, cell, word + 2, 0)
-    cells[cell, word] = 1
+    begun = cells[cell, word + w.BEGUN] == 1
+    if not begun or number < cells[cell, word + w.LEAST_NUMBER]:
+        cells[cell, word + w.LEAST_NUMBER] = number
+    if not begun or event_of(batch, event) > load_event(cells, cell, word + w.LATEST_EVENT):
+        _keep_event(batch, event, cells, cell, word + w.LATEST_EVENT, 0)
+    cells[cell, word + w.BEGUN] = 1
 
 
 @inlined()
@@ -256,14 +160,14 @@ def passes(program, batch, event, window):
     """Whether any accumulator of the window takes the event."""
     windows = program.windows
     accumulators = program.accumulators
-    for index in range(windows[window, W_FIRST], windows[window, W_END]):
-        if accumulators[index, A_OP] != COUNT:
+    for index in range(windows[window, w.W_FIRST], windows[window, w.W_END]):
+        if accumulators[index, w.A_OP] != w.COUNT:
             continue
-        filter_ = accumulators[index, A_FILTER]
+        filter_ = accumulators[index, w.A_FILTER]
         if filter_ >= 0 and not batch.filters[filter_, event]:
             continue
-        value = accumulators[index, A_VALUE]
-        by = accumulators[index, A_BY]
+        value = accumulators[index, w.A_VALUE]
+        by = accumulators[index, w.A_BY]
         if (value < 0 or batch.known[value, event]) and (by < 0 or batch.known[by, event]):
             return True
     return False
@@ -276,63 +180,48 @@ def merge_tile(program, state, entity, window, tile):
     accumulators = program.accumulators
     entities = state.entities
     tiles = state.tiles
-    total = windows[window, W_TOTAL]
-    for index in range(windows[window, W_FIRST], windows[window, W_END]):
-        op = accumulators[index, A_OP]
-        word = accumulators[index, A_WORD]
-        if op == COUNT:
-            entities[entity, total + word] += tiles[tile, TILE_WORDS + word]
+    total = windows[window, w.W_TOTAL]
+    for index in range(windows[window, w.W_FIRST], windows[window, w.W_END]):
+        op = accumulators[index, w.A_OP]
+        word = accumulators[index, w.A_WORD]
+        if op == w.COUNT:
+            entities[entity, total + word] += tiles[tile, w.TILE_WORDS + word]
             continue
-        if op == SUM:
-            _add_limbs(
-                entities,
-                entity,
-                total + word,
-                uint64(tiles[tile, TILE_WORDS + word]),
-                uint64(tiles[tile, TILE_WORDS + word + 1]),
-                uint64(tiles[tile, TILE_WORDS + word + 2]),
-            )
+        if op == w.SUM:
+            low, mid, high = load_limbs(tiles, tile, w.TILE_WORDS + word)
+            add_limbs(entities, entity, total + word, low, mid, high)
             continue
-        if op in (MIN, MAX, LAST, FIRST):
-            count_word = accumulators[index, A_COUNT_WORD]
-            if tiles[tile, TILE_WORDS + count_word] == 0:
+        if op in (w.MIN, w.MAX, w.LAST, w.FIRST):
+            count_word = accumulators[index, w.A_COUNT_WORD]
+            if tiles[tile, w.TILE_WORDS + count_word] == 0:
                 continue
             # The count beside it was merged just before: equal counts mean that the total held nothing.
-            first = entities[entity, total + count_word] == tiles[tile, TILE_WORDS + count_word]
-            _merge_ordered(state, op, accumulators[index, A_KIND], word, entity, total, tile, first)
-        elif op == BAG:
+            first = entities[entity, total + count_word] == tiles[tile, w.TILE_WORDS + count_word]
+            _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, tile, first)
+        elif op == w.BAG:
             merge_bag(
                 state.scalars, state.items, state.slots, entities, entity, total + word,
-                total_owner(program, entity, index), tiles[tile, TILE_WORDS + word] - 1,
+                total_owner(program, entity, index), first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
-        elif op == SQUARES:
-            _add_squares(entities, entity, total + word, _squares_of(tiles, tile, TILE_WORDS + word), uint64(0))
-        elif op == BUCKETS:
-            for place in range(word, word + accumulators[index, A_SIZE]):
-                entities[entity, total + place] += tiles[tile, TILE_WORDS + place]
+        elif op == w.SQUARES:
+            _add_squares(entities, entity, total + word, _squares_of(tiles, tile, w.TILE_WORDS + word), uint64(0))
+        elif op == w.BUCKETS:
+            for place in range(word, word + accumulators[index, w.A_SIZE]):
+                entities[entity, total + place] += tiles[tile, w.TILE_WORDS + place]
 
 
 @inlined()
 def _merge_ordered(state, op, kind, word, entity, total, tile, first):
     entities = state.entities
     tiles = state.tiles
-    if op in (MIN, MAX):
-        if first or _goes_before(state, op, kind, tiles[tile, TILE_WORDS + word], entities[entity, total + word]):
-            entities[entity, total + word] = tiles[tile, TILE_WORDS + word]
+    if op in (w.MIN, w.MAX):
+        if first or _goes_before(state, op, kind, tiles[tile, w.TILE_WORDS + word], entities[entity, total + word]):
+            entities[entity, total + word] = tiles[tile, w.TILE_WORDS + word]
         return
-    later = first or _later(
-        entities,
-        entity,
-        total,
-        word,
-        tiles[tile, TILE_WORDS + word],
-        tiles[tile, TILE_WORDS + word + 1],
-        tiles[tile, TILE_WORDS + word + 2],
-        tiles[tile, TILE_WORDS + word + 3],
-    )
-    if first or later == (op == LAST):
-        for place in range(word, word + 5):
-            entities[entity, total + place] = tiles[tile, TILE_WORDS + place]
+    later = first or load_event(tiles, tile, w.TILE_WORDS + word) > load_event(entities, entity, total + word)
+    if first or later == (op == w.LAST):
+        for place in range(word, word + w.N_EVENT_WORDS):
+            entities[entity, total + place] = tiles[tile, w.TILE_WORDS + place]
 
 
 @inlined()
@@ -342,35 +231,32 @@ def subtract_tile(program, state, entity, window, tile):
     accumulators = program.accumulators
     entities = state.entities
     tiles = state.tiles
-    total = windows[window, W_TOTAL]
-    for index in range(windows[window, W_FIRST], windows[window, W_END]):
-        op = accumulators[index, A_OP]
-        word = accumulators[index, A_WORD]
-        if op == COUNT:
-            entities[entity, total + word] -= tiles[tile, TILE_WORDS + word]
-        elif op == SUM:
-            low, mid, high = negate(
-                uint64(tiles[tile, TILE_WORDS + word]),
-                uint64(tiles[tile, TILE_WORDS + word + 1]),
-                uint64(tiles[tile, TILE_WORDS + word + 2]),
-            )
-            _add_limbs(entities, entity, total + word, low, mid, high)
-        elif op in (MIN, MAX, LAST, FIRST):
+    total = windows[window, w.W_TOTAL]
+    for index in range(windows[window, w.W_FIRST], windows[window, w.W_END]):
+        op = accumulators[index, w.A_OP]
+        word = accumulators[index, w.A_WORD]
+        if op == w.COUNT:
+            entities[entity, total + word] -= tiles[tile, w.TILE_WORDS + word]
+        elif op == w.SUM:
+            low, mid, high = load_limbs(tiles, tile, w.TILE_WORDS + word)
+            low, mid, high = negate(low, mid, high)
+            add_limbs(entities, entity, total + word, low, mid, high)
+        elif op in (w.MIN, w.MAX, w.LAST, w.FIRST):
             _subtract_ordered(program, state, entity, window, tile, index)
-        elif op == BAG:
+        elif op == w.BAG:
             subtract_bag(
                 state.scalars, state.items, state.slots, entities, entity, total + word,
-                total_owner(program, entity, index), tiles[tile, TILE_WORDS + word] - 1,
+                total_owner(program, entity, index), first_item(tiles, tile, w.TILE_WORDS + word),
             )  # fmt: skip
-        elif op in (LAST_N, FIRST_N):
-            free_list(state.scalars, state.items, tiles[tile, TILE_WORDS + word] - 1)
-        elif op == SQUARES:
-            first, second, third, fourth, fifth = _squares_of(tiles, tile, TILE_WORDS + word)
+        elif op in (w.LAST_N, w.FIRST_N):
+            free_list(state.scalars, state.items, first_item(tiles, tile, w.TILE_WORDS + word))
+        elif op == w.SQUARES:
+            first, second, third, fourth, fifth = _squares_of(tiles, tile, w.TILE_WORDS + word)
             # Two's complement: not, plus one.
             _add_squares(entities, entity, total + word, (~first, ~second, ~third, ~fourth, ~fifth), uint64(1))
-        elif op == BUCKETS:
-            for place in range(word, word + accumulators[index, A_SIZE]):
-                entities[entity, total + place] -= tiles[tile, TILE_WORDS + place]
+        elif op == w.BUCKETS:
+            for place in range(word, word + accumulators[index, w.A_SIZE]):
+                entities[entity, total + place] -= tiles[tile, w.TILE_WORDS + place]
 
 
 @compiled()
@@ -379,22 +265,22 @@ def _subtract_ordered(program, state, entity, window, tile, index):
     accumulators = program.accumulators
     entities = state.entities
     tiles = state.tiles
-    total = program.windows[window, W_TOTAL]
-    op = accumulators[index, A_OP]
-    word = accumulators[index, A_WORD]
-    count_word = accumulators[index, A_COUNT_WORD]
-    if tiles[tile, TILE_WORDS + count_word] == 0:
+    total = program.windows[window, w.W_TOTAL]
+    op = accumulators[index, w.A_OP]
+    word = accumulators[index, w.A_WORD]
+    count_word = accumulators[index, w.A_COUNT_WORD]
+    if tiles[tile, w.TILE_WORDS + count_word] == 0:
         return
-    for place in range(word, word + (1 if op in (MIN, MAX) else 5)):
-        if entities[entity, total + place] != tiles[tile, TILE_WORDS + place]:
+    for place in range(word, word + (1 if op in (w.MIN, w.MAX) else w.N_EVENT_WORDS)):
+        if entities[entity, total + place] != tiles[tile, w.TILE_WORDS + place]:
             return
     first = True
-    other = entities[entity, program.windows[window, W_ENDS]]
-    while other != NONE:
-        if tiles[other, TILE_WORDS + count_word] > 0:
-            _merge_ordered(state, op, accumulators[index, A_KIND], word, entity, total, other, first)
+    other = entities[entity, program.windows[window, w.W_OLDEST]]
+    while other != w.NONE:
+        if tiles[other, w.TILE_WORDS + count_word] > 0:
+            _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, other, first)
             first = False
-        other = tiles[other, TILE_NEXT]
+        other = tiles[other, w.TILE_NEXT]
 
 
 @compiled()
@@ -406,47 +292,47 @@ def mark_texts(program, state, rows, used):
         for index in range(len(features)):
             _mark_values(program, state, row, index, used)
         for window in range(len(program.windows)):
-            for index in range(program.windows[window, W_FIRST], program.windows[window, W_END]):
-                op = accumulators[index, A_OP]
-                by = accumulators[index, A_BY]
-                if (accumulators[index, A_KIND] != TEXT and by < 0) or op == COUNT:
+            for index in range(program.windows[window, w.W_FIRST], program.windows[window, w.W_END]):
+                op = accumulators[index, w.A_OP]
+                by = accumulators[index, w.A_BY]
+                if (accumulators[index, w.A_KIND] != w.TEXT and by < 0) or op == w.COUNT:
                     continue
-                count_word = accumulators[index, A_COUNT_WORD]
-                total = program.windows[window, W_TOTAL]
+                count_word = accumulators[index, w.A_COUNT_WORD]
+                total = program.windows[window, w.W_TOTAL]
                 _mark_cell(program, state, state.entities, row, total, index, count_word, used)
-                tile = state.entities[row, program.windows[window, W_ENDS]]
-                while tile != NONE:
-                    _mark_cell(program, state, state.tiles, tile, TILE_WORDS, index, count_word, used)
-                    tile = state.tiles[tile, TILE_NEXT]
+                tile = state.entities[row, program.windows[window, w.W_OLDEST]]
+                while tile != w.NONE:
+                    _mark_cell(program, state, state.tiles, tile, w.TILE_WORDS, index, count_word, used)
+                    tile = state.tiles[tile, w.TILE_NEXT]
 
 
 @compiled()
 def _mark_cell(program, state, cells, cell, base, index, count_word, used):
-    op = program.accumulators[index, A_OP]
-    word = base + program.accumulators[index, A_WORD]
-    if op in (BAG, LAST_N, FIRST_N):
-        item = cells[cell, word] - 1
-        while item != NONE:
-            used[state.items[item, ITEM_CODE]] = True
-            item = state.items[item, ITEM_NEXT]
+    op = program.accumulators[index, w.A_OP]
+    word = base + program.accumulators[index, w.A_WORD]
+    if op in (w.BAG, w.LAST_N, w.FIRST_N):
+        item = first_item(cells, cell, word)
+        while item != w.NONE:
+            used[state.items[item, w.ITEM_CODE]] = True
+            item = state.items[item, w.ITEM_NEXT]
     elif cells[cell, base + count_word] > 0:
-        used[cells[cell, word if op in (MIN, MAX) else word + 4]] = True
+        used[cells[cell, word if op in (w.MIN, w.MAX) else word + w.VALUE]] = True
 
 
 @compiled()
 def _mark_values(program, state, row, index, used):
     """Those of the previous closed row."""
     features = program.features
-    if state.entities[row, ENTITY_PRESENT] & (np.int64(1) << index) == 0:
+    if state.entities[row, w.ENTITY_PRESENT] & (np.int64(1) << index) == 0:
         return
-    read_as = features[index, F_READ]
-    first = ENTITY_VALUES + features[index, F_OUT]
-    if read_as in (READ_MAP_COUNT, READ_MAP_SUM, READ_MAP_MEAN):
+    read_as = features[index, w.F_READ]
+    first = w.ENTITY_VALUES + features[index, w.F_OUT]
+    if read_as in (w.READ_MAP_COUNT, w.READ_MAP_SUM, w.READ_MAP_MEAN):
         for place in range(state.entities[row, first]):
-            if state.entities[row, first + 1 + 2 * place] != OTHER_KEY:
+            if state.entities[row, first + 1 + 2 * place] != w.OTHER_KEY:
                 used[state.entities[row, first + 1 + 2 * place]] = True
-    elif features[index, F_KIND] == TEXT and read_as in (READ_VALUE, READ_MODE):
+    elif features[index, w.F_KIND] == w.TEXT and read_as in (w.READ_VALUE, w.READ_MODE):
         used[state.entities[row, first]] = True
-    elif features[index, F_KIND] == TEXT and read_as in (READ_LIST, READ_TOP):
+    elif features[index, w.F_KIND] == w.TEXT and read_as in (w.READ_LIST, w.READ_TOP):
         for place in range(state.entities[row, first]):
             used[state.entities[row, first + 1 + place]] = True

@@ -15,6 +15,7 @@ from numba import types, uint64
 from numba.extending import intrinsic
 
 from unskew.features.jit import compiled, inlined
+from unskew.features.kernel import words as w
 
 MANTISSA_BITS = 52
 _U0 = np.uint64(0)
@@ -95,6 +96,30 @@ def from_int(value):
     """Limbs of an int64."""
     high = _ONES if value < 0 else _U0
     return _U0, uint64(value), high
+
+
+@inlined()
+def limbs_of(number, kind):
+    """Limbs of a number: an integer, or the bits of a float64."""
+    if kind == w.FLOAT:
+        return from_float_bits(number)
+    return from_int(number)
+
+
+@inlined()
+def load_limbs(cells, cell, word):
+    """The limbs that stand in a cell from ``word`` on."""
+    return uint64(cells[cell, word + w.LOW]), uint64(cells[cell, word + w.MID]), uint64(cells[cell, word + w.HIGH])
+
+
+@inlined()
+def add_limbs(cells, cell, word, low, mid, high):
+    """Add to the limbs that stand in a cell from ``word`` on."""
+    held_low, held_mid, held_high = load_limbs(cells, cell, word)
+    low, mid, high = add(held_low, held_mid, held_high, low, mid, high)
+    cells[cell, word + w.LOW] = np.int64(low)
+    cells[cell, word + w.MID] = np.int64(mid)
+    cells[cell, word + w.HIGH] = np.int64(high)
 
 
 @compiled()

@@ -1,7 +1,6 @@
 """Items of cells: multisets of codes, found by hash, and short lists of events in order.
 
-A multiset (BAG) belongs to a tile or to a total. Its items hang in a list from the cell, whose first word is the first item
-plus one (0: none), whose second is how many different ones there are; and in a hash table by owner and code. Codes enter the
+A multiset (BAG) belongs to a tile or to a total. Its items hang in a list from the cell, and in a hash table by owner and code. Codes enter the
 total with every event and leave it with their tile, so what is read from it decays exactly.
 """
 
@@ -9,22 +8,9 @@ import numpy as np
 from numba import uint64
 
 from unskew.features.jit import compiled, inlined
-from unskew.features.kernel.arithmetic import add, negate
-from unskew.features.kernel.program import LAST_N
-from unskew.features.kernel.state import (
-    ITEM_CHAIN,
-    ITEM_CODE,
-    ITEM_COUNT,
-    ITEM_NEXT,
-    ITEM_OWNER,
-    ITEM_PREVIOUS,
-    ITEM_WORDS,
-    N_ITEM_WORDS,
-    NONE,
-    S_ITEM_FREE,
-    S_ITEM_HIGH,
-    S_ITEMS,
-)
+from unskew.features.kernel import words as w
+from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
+from unskew.features.kernel.event_order import load_event, store_event
 
 
 @inlined()
@@ -53,42 +39,75 @@ def _slot(slots, owner, code):
 
 @inlined()
 def _new_item(scalars, items):
-    item = scalars[S_ITEM_FREE]
-    if item != NONE:
-        scalars[S_ITEM_FREE] = items[item, ITEM_NEXT]
+    item = scalars[w.S_ITEM_FREE]
+    if item != w.NONE:
+        scalars[w.S_ITEM_FREE] = items[item, w.ITEM_NEXT]
     else:
-        item = scalars[S_ITEM_HIGH]
-        scalars[S_ITEM_HIGH] += 1
-    scalars[S_ITEMS] += 1
+        item = scalars[w.S_ITEM_HIGH]
+        scalars[w.S_ITEM_HIGH] += 1
+    scalars[w.S_ITEMS] += 1
     return item
 
 
 @inlined()
 def _free_item(scalars, items, item):
-    items[item, ITEM_OWNER] = NONE
-    items[item, ITEM_NEXT] = scalars[S_ITEM_FREE]
-    scalars[S_ITEM_FREE] = item
-    scalars[S_ITEMS] -= 1
+    items[item, w.ITEM_OWNER] = w.NONE
+    items[item, w.ITEM_NEXT] = scalars[w.S_ITEM_FREE]
+    scalars[w.S_ITEM_FREE] = item
+    scalars[w.S_ITEMS] -= 1
+
+
+@inlined()
+def first_item(cells, cell, word):
+    """The first item of a cell's multiset or list, NONE where it has none."""
+    return cells[cell, word + w.FIRST_ITEM] - 1
+
+
+@inlined()
+def _link(items, item, cells, cell, word, before, after):
+    """Put an item into a cell's list, between two others or NONE."""
+    items[item, w.ITEM_PREVIOUS] = before
+    items[item, w.ITEM_NEXT] = after
+    if before == w.NONE:
+        cells[cell, word + w.FIRST_ITEM] = item + 1
+    else:
+        items[before, w.ITEM_NEXT] = item
+    if after != w.NONE:
+        items[after, w.ITEM_PREVIOUS] = item
+    cells[cell, word + w.N_ITEMS] += 1
+
+
+@inlined()
+def _unlink(items, item, cells, cell, word):
+    """Take an item out of a cell's list."""
+    before, after = items[item, w.ITEM_PREVIOUS], items[item, w.ITEM_NEXT]
+    if before == w.NONE:
+        cells[cell, word + w.FIRST_ITEM] = after + 1
+    else:
+        items[before, w.ITEM_NEXT] = after
+    if after != w.NONE:
+        items[after, w.ITEM_PREVIOUS] = before
+    cells[cell, word + w.N_ITEMS] -= 1
 
 
 @inlined()
 def _unchain(items, slots, item):
     """Take an item out of its slot of the table."""
-    slot = _slot(slots, items[item, ITEM_OWNER], items[item, ITEM_CODE])
+    slot = _slot(slots, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
     if slots[slot] == item:
-        slots[slot] = items[item, ITEM_CHAIN]
+        slots[slot] = items[item, w.ITEM_CHAIN]
     else:
         other = slots[slot]
-        while items[other, ITEM_CHAIN] != item:
-            other = items[other, ITEM_CHAIN]
-        items[other, ITEM_CHAIN] = items[item, ITEM_CHAIN]
+        while items[other, w.ITEM_CHAIN] != item:
+            other = items[other, w.ITEM_CHAIN]
+        items[other, w.ITEM_CHAIN] = items[item, w.ITEM_CHAIN]
 
 
 @inlined()
 def _find(items, slots, owner, code):
     item = slots[_slot(slots, owner, code)]
-    while item != NONE and (items[item, ITEM_CODE] != code or items[item, ITEM_OWNER] != owner):
-        item = items[item, ITEM_CHAIN]
+    while item != w.NONE and (items[item, w.ITEM_CODE] != code or items[item, w.ITEM_OWNER] != owner):
+        item = items[item, w.ITEM_CHAIN]
     return item
 
 
@@ -96,143 +115,87 @@ def _find(items, slots, owner, code):
 def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, high):
     """Let a code into a multiset ``count`` times, with what it adds to the code's sum."""
     item = _find(items, slots, owner, code)
-    if item == NONE:
+    if item == w.NONE:
         item = _new_item(scalars, items)
-        first = cells[cell, word] - 1
-        items[item, ITEM_NEXT] = first
-        items[item, ITEM_PREVIOUS] = NONE
-        if first != NONE:
-            items[first, ITEM_PREVIOUS] = item
-        items[item, ITEM_OWNER] = owner
-        items[item, ITEM_CODE] = code
-        items[item, ITEM_COUNT] = 0
-        for place in range(N_ITEM_WORDS):
-            items[item, ITEM_WORDS + place] = 0
+        _link(items, item, cells, cell, word, w.NONE, first_item(cells, cell, word))
+        items[item, w.ITEM_OWNER] = owner
+        items[item, w.ITEM_CODE] = code
+        items[item, w.ITEM_COUNT] = 0
+        for place in range(w.N_ITEM_WORDS):
+            items[item, w.ITEM_WORDS + place] = 0
         slot = _slot(slots, owner, code)
-        items[item, ITEM_CHAIN] = slots[slot]
+        items[item, w.ITEM_CHAIN] = slots[slot]
         slots[slot] = item
-        cells[cell, word] = item + 1
-        cells[cell, word + 1] += 1
-    items[item, ITEM_COUNT] += count
-    _add_sum(items, item, low, mid, high)
-
-
-@inlined()
-def _add_sum(items, item, low, mid, high):
-    low, mid, high = add(
-        uint64(items[item, ITEM_WORDS]),
-        uint64(items[item, ITEM_WORDS + 1]),
-        uint64(items[item, ITEM_WORDS + 2]),
-        uint64(low),
-        uint64(mid),
-        uint64(high),
-    )
-    items[item, ITEM_WORDS] = np.int64(low)
-    items[item, ITEM_WORDS + 1] = np.int64(mid)
-    items[item, ITEM_WORDS + 2] = np.int64(high)
+    items[item, w.ITEM_COUNT] += count
+    add_limbs(items, item, w.ITEM_WORDS, low, mid, high)
 
 
 @compiled()
 def merge_bag(scalars, items, slots, cells, cell, word, owner, first):
     """Let the items of a tile, from ``first`` on, into a total."""
     item = first
-    while item != NONE:
-        put(
-            scalars, items, slots, cells, cell, word, owner, items[item, ITEM_CODE], items[item, ITEM_COUNT],
-            uint64(items[item, ITEM_WORDS]), uint64(items[item, ITEM_WORDS + 1]), uint64(items[item, ITEM_WORDS + 2]),
-        )  # fmt: skip
-        item = items[item, ITEM_NEXT]
+    while item != w.NONE:
+        code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
+        low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
+        put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, high)
+        item = items[item, w.ITEM_NEXT]
 
 
 @compiled()
 def subtract_bag(scalars, items, slots, cells, cell, word, owner, first):
     """Take the items of a leaving tile, from ``first`` on, from a total; they are free after that."""
     item = first
-    while item != NONE:
-        following = items[item, ITEM_NEXT]
-        held = _find(items, slots, owner, items[item, ITEM_CODE])
-        items[held, ITEM_COUNT] -= items[item, ITEM_COUNT]
-        if items[held, ITEM_COUNT] == 0:
-            before, after = items[held, ITEM_PREVIOUS], items[held, ITEM_NEXT]
-            if before == NONE:
-                cells[cell, word] = after + 1
-            else:
-                items[before, ITEM_NEXT] = after
-            if after != NONE:
-                items[after, ITEM_PREVIOUS] = before
-            cells[cell, word + 1] -= 1
+    while item != w.NONE:
+        following = items[item, w.ITEM_NEXT]
+        held = _find(items, slots, owner, items[item, w.ITEM_CODE])
+        items[held, w.ITEM_COUNT] -= items[item, w.ITEM_COUNT]
+        if items[held, w.ITEM_COUNT] == 0:
+            _unlink(items, held, cells, cell, word)
             _unchain(items, slots, held)
             _free_item(scalars, items, held)
         else:
-            low, mid, high = negate(
-                uint64(items[item, ITEM_WORDS]),
-                uint64(items[item, ITEM_WORDS + 1]),
-                uint64(items[item, ITEM_WORDS + 2]),
-            )
-            _add_sum(items, held, low, mid, high)
+            low, mid, high = load_limbs(items, item, w.ITEM_WORDS)
+            low, mid, high = negate(low, mid, high)
+            add_limbs(items, held, w.ITEM_WORDS, low, mid, high)
         _unchain(items, slots, item)
         _free_item(scalars, items, item)
         item = following
 
 
 @compiled()
-def _comes_first(op, items, item, effective, arrival, partition, offset):
-    """Whether an event goes before an item: it is later for LAST_N, earlier for FIRST_N."""
-    later = op == LAST_N
-    if effective != items[item, ITEM_WORDS]:
-        return (effective > items[item, ITEM_WORDS]) == later
-    if arrival != items[item, ITEM_WORDS + 1]:
-        return (arrival > items[item, ITEM_WORDS + 1]) == later
-    if partition != items[item, ITEM_WORDS + 2]:
-        return (partition > items[item, ITEM_WORDS + 2]) == later
-    return (offset > items[item, ITEM_WORDS + 3]) == later
-
-
-@compiled()
-def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, effective, arrival, partition, offset):
+def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event):
     """Let an event into a tile's list of at most ``size``; the last one falls out of a full list."""
-    before = NONE
-    after = tiles[tile, word] - 1
+    before = w.NONE
+    after = first_item(tiles, tile, word)
     place = 0
-    while after != NONE and not _comes_first(op, items, after, effective, arrival, partition, offset):
+    # LAST_N has the later ones first, FIRST_N the earlier ones.
+    while after != w.NONE and (event > load_event(items, after, w.ITEM_WORDS)) != (op == w.LAST_N):
         before = after
-        after = items[after, ITEM_NEXT]
+        after = items[after, w.ITEM_NEXT]
         place += 1
     if place >= size:
         return
     item = _new_item(scalars, items)
-    items[item, ITEM_OWNER] = owner
-    items[item, ITEM_CHAIN] = NONE
-    items[item, ITEM_CODE] = code
-    items[item, ITEM_COUNT] = 1
-    items[item, ITEM_WORDS] = effective
-    items[item, ITEM_WORDS + 1] = arrival
-    items[item, ITEM_WORDS + 2] = partition
-    items[item, ITEM_WORDS + 3] = offset
-    items[item, ITEM_NEXT] = after
-    items[item, ITEM_PREVIOUS] = before
-    if before == NONE:
-        tiles[tile, word] = item + 1
-    else:
-        items[before, ITEM_NEXT] = item
-    if after != NONE:
-        items[after, ITEM_PREVIOUS] = item
-    tiles[tile, word + 1] += 1
-    if tiles[tile, word + 1] > size:
+    items[item, w.ITEM_OWNER] = owner
+    items[item, w.ITEM_CHAIN] = w.NONE
+    items[item, w.ITEM_CODE] = code
+    items[item, w.ITEM_COUNT] = 1
+    store_event(items, item, w.ITEM_WORDS, event)
+    _link(items, item, tiles, tile, word, before, after)
+    if tiles[tile, word + w.N_ITEMS] > size:
         last = item
-        while items[last, ITEM_NEXT] != NONE:
-            last = items[last, ITEM_NEXT]
-        items[items[last, ITEM_PREVIOUS], ITEM_NEXT] = NONE
+        while items[last, w.ITEM_NEXT] != w.NONE:
+            last = items[last, w.ITEM_NEXT]
+        _unlink(items, last, tiles, tile, word)
         _free_item(scalars, items, last)
-        tiles[tile, word + 1] -= 1
 
 
 @compiled()
 def free_list(scalars, items, first):
     """Free the items of a leaving tile's list."""
     item = first
-    while item != NONE:
-        following = items[item, ITEM_NEXT]
+    while item != w.NONE:
+        following = items[item, w.ITEM_NEXT]
         _free_item(scalars, items, item)
         item = following
 
@@ -241,10 +204,10 @@ def free_list(scalars, items, first):
 def fill_slots(scalars, items, slots, in_table):
     """Hang all items of multisets into an empty table; ``in_table``: which accumulators' items are in it."""
     n_accumulators = len(in_table)
-    for item in range(scalars[S_ITEM_HIGH]):
-        owner = items[item, ITEM_OWNER]
-        if owner == NONE or not in_table[(owner >> 1) % n_accumulators]:
+    for item in range(scalars[w.S_ITEM_HIGH]):
+        owner = items[item, w.ITEM_OWNER]
+        if owner == w.NONE or not in_table[(owner >> 1) % n_accumulators]:
             continue
-        slot = _slot(slots, owner, items[item, ITEM_CODE])
-        items[item, ITEM_CHAIN] = slots[slot]
+        slot = _slot(slots, owner, items[item, w.ITEM_CODE])
+        items[item, w.ITEM_CHAIN] = slots[slot]
         slots[slot] = item

@@ -6,8 +6,8 @@ import polars as pl
 
 from unskew.features.jit import compiled
 from unskew.features.kernel.arithmetic import MANTISSA_BITS, leading_zeros
-from unskew.features.kernel.directory import Keys, hash_keys
 from unskew.features.kernel.program import Column
+from unskew.features.text_buffers import Keys
 
 Ints = npt.NDArray[np.int64]
 
@@ -33,10 +33,8 @@ def _approx(values: pl.Series, bits: int) -> Ints:
     else:
         patterns = np.ascontiguousarray(values.to_numpy()).view(np.uint8)
         keys = Keys(np.arange(0, len(patterns) + 1, 8, dtype=np.int64), patterns)
-    hashes = np.empty(len(values), np.uint64)
-    hash_keys(keys.offsets, keys.data, hashes)
     codes = np.empty(len(values), np.int64)
-    _take_apart(hashes, bits, codes)
+    _take_apart(keys.hashes(), bits, codes)
     return codes
 
 

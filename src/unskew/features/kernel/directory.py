@@ -7,41 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-import pyarrow as pa
 from numba import uint64
 
 from unskew.features.jit import compiled
+from unskew.features.text_buffers import Keys, hash_bytes
 
 EMPTY = -1
 # Scalars of a directory.
 D_ROWS, D_HIGH, D_FREE, D_POOL, D_GARBAGE = range(5)
 _MIN_CAPACITY = 64
 _MIN_POOL = 1024
-
-
-class Keys(NamedTuple):
-    """A batch of keys as Arrow lays them out: ``offsets`` int64 [n+1] into ``data`` uint8."""
-
-    offsets: npt.NDArray[np.int64]
-    data: npt.NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, keys: pl.Series) -> "Keys":
-        """The buffers of a String series without nulls."""
-        array = keys.to_arrow()
-        if not pa.types.is_large_string(array.type):
-            array = array.cast(pa.large_string())
-        _, offsets, data = array.buffers()
-        starts = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-        return cls(starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8))
-
-    def to_series(self, name: str) -> pl.Series:
-        """The same keys as a String series."""
-        array = pa.LargeStringArray.from_buffers(
-            len(self.offsets) - 1, pa.py_buffer(self.offsets), pa.py_buffer(self.data)
-        )
-        return pl.Series(name, array)
 
 
 class Arrays(NamedTuple):
@@ -54,26 +29,6 @@ class Arrays(NamedTuple):
     lengths: npt.NDArray[np.int32]
     free: npt.NDArray[np.int32]
     pool: npt.NDArray[np.uint8]
-
-
-@compiled()
-def hash_bytes(data, start, stop):
-    """FNV-1a over the bytes, then the 64-bit finaliser of MurmurHash3 so that every bit counts."""
-    value = uint64(0xCBF29CE484222325)
-    for index in range(start, stop):
-        value = (value ^ uint64(data[index])) * uint64(0x100000001B3)
-    value ^= value >> uint64(33)
-    value *= uint64(0xFF51AFD7ED558CCD)
-    value ^= value >> uint64(33)
-    value *= uint64(0xC4CEB9FE1A85EC53)
-    return value ^ (value >> uint64(33))
-
-
-@compiled()
-def hash_keys(offsets, data, out):
-    """The hash of every key of a batch."""
-    for index in range(len(offsets) - 1):
-        out[index] = hash_bytes(data, offsets[index], offsets[index + 1])
 
 
 @compiled()

@@ -9,63 +9,10 @@ no inverse (Tangwongsan et al., "General Incremental Sliding-Window Aggregation"
 import numpy as np
 
 from unskew.features.jit import compiled, inlined, prefetch
+from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
-from unskew.features.kernel.program import (
-    CLOSED,
-    ENTITY_CHANGED,
-    ENTITY_LIVE,
-    ENTITY_MARKS,
-    ENTITY_PRESENT,
-    ENTITY_SLOT,
-    ENTITY_VALUES,
-    EVERY,
-    LIFETIME,
-    SESSION,
-    W_ENDS,
-    W_KIND,
-    W_OPENED,
-    W_RING,
-    W_RING_SIZE,
-    W_SPAN,
-    W_TOTAL,
-)
-from unskew.features.kernel.reading import boundary, ordinal, read, read_row
-from unskew.features.kernel.state import (
-    C_INSTANT,
-    C_OFFSET,
-    C_PARTITION,
-    C_PRESENT,
-    C_ROW,
-    C_VALUES,
-    CAUSE_EVENT,
-    CAUSE_HOP,
-    FOREVER,
-    MARK_DEAD,
-    MARK_DIRTY,
-    NEVER,
-    NONE,
-    S_CLOCK,
-    S_CLOSINGS,
-    S_DEAD,
-    S_DIRTY,
-    S_NEXT_HOP,
-    S_TILE_FREE,
-    S_TILE_HIGH,
-    S_TILES,
-    S_TOUCHED,
-    T_CAUSE,
-    T_EVENT_TIME,
-    T_OFFSET,
-    T_PARTITION,
-    T_ROW,
-    TILE_BUCKET,
-    TILE_NEXT,
-    TILE_NUMBER,
-    TILE_PREVIOUS,
-    TILE_ROW,
-    TILE_WINDOW,
-    TILE_WORDS,
-)
+from unskew.features.kernel.grid import boundary, leaving, ordinal
+from unskew.features.kernel.reading import read, read_row
 from unskew.features.updates import LATE_BOUNDS_US
 
 _LATE_BOUNDS_US = np.array(LATE_BOUNDS_US, np.int64)
@@ -74,20 +21,20 @@ _LATE_BOUNDS_US = np.array(LATE_BOUNDS_US, np.int64)
 @inlined()
 def _next_edge(program, window, number, now):
     """Number of the tile at whose beginning something next happens to a tile; ``now``: that of the present one."""
-    kind = program.windows[window, W_KIND]
-    if kind == CLOSED and number == now:
+    kind = program.windows[window, w.W_KIND]
+    if kind == w.CLOSED and number == now:
         return number + 1
-    if kind == EVERY:
+    if kind == w.EVERY:
         return now + 1
-    return number + program.windows[window, W_SPAN] + 1
+    return leaving(program, window, number)
 
 
 @inlined()
 def _hang(program, state, window, tile, edge):
     """Hang a tile into the bucket of that edge."""
     windows = program.windows
-    bucket = windows[window, W_RING] + edge % windows[window, W_RING_SIZE]
-    state.tiles[tile, TILE_BUCKET] = state.ring[bucket]
+    bucket = windows[window, w.W_RING] + edge % windows[window, w.W_RING_SIZE]
+    state.tiles[tile, w.TILE_BUCKET] = state.ring[bucket]
     state.ring[bucket] = tile
 
 
@@ -101,71 +48,83 @@ def tile_of(program, state, entity, window, number, now):
     scalars = state.scalars
     tiles = state.tiles
     windows = program.windows
-    before = state.entities[entity, windows[window, W_ENDS] + 1]
-    after = np.int64(NONE)
-    if windows[window, W_KIND] == SESSION and before != NONE:
-        tiles[before, TILE_NUMBER] = max(tiles[before, TILE_NUMBER], number)
+    before = state.entities[entity, windows[window, w.W_NEWEST]]
+    after = np.int64(w.NONE)
+    if windows[window, w.W_KIND] == w.SESSION and before != w.NONE:
+        tiles[before, w.TILE_NUMBER] = max(tiles[before, w.TILE_NUMBER], number)
         return before
-    while before != NONE and tiles[before, TILE_NUMBER] > number:
+    while before != w.NONE and tiles[before, w.TILE_NUMBER] > number:
         after = before
-        before = tiles[before, TILE_PREVIOUS]
-    if before != NONE and tiles[before, TILE_NUMBER] == number:
+        before = tiles[before, w.TILE_PREVIOUS]
+    if before != w.NONE and tiles[before, w.TILE_NUMBER] == number:
         return before
-    tile = scalars[S_TILE_FREE]
-    if tile != NONE:
-        scalars[S_TILE_FREE] = tiles[tile, TILE_NEXT]
+    tile = scalars[w.S_TILE_FREE]
+    if tile != w.NONE:
+        scalars[w.S_TILE_FREE] = tiles[tile, w.TILE_NEXT]
     else:
-        tile = scalars[S_TILE_HIGH]
-        scalars[S_TILE_HIGH] += 1
-    tiles[tile, TILE_NUMBER] = number
-    for word in range(TILE_WORDS, tiles.shape[1]):
+        tile = scalars[w.S_TILE_HIGH]
+        scalars[w.S_TILE_HIGH] += 1
+    tiles[tile, w.TILE_NUMBER] = number
+    for word in range(w.TILE_WORDS, tiles.shape[1]):
         tiles[tile, word] = 0
-    tiles[tile, TILE_NEXT] = after
-    tiles[tile, TILE_PREVIOUS] = before
-    tiles[tile, TILE_ROW] = entity
-    tiles[tile, TILE_WINDOW] = window
-    if before == NONE:
-        state.entities[entity, windows[window, W_ENDS]] = tile
+    tiles[tile, w.TILE_NEXT] = after
+    tiles[tile, w.TILE_PREVIOUS] = before
+    tiles[tile, w.TILE_ROW] = entity
+    if before == w.NONE:
+        state.entities[entity, windows[window, w.W_OLDEST]] = tile
     else:
-        tiles[before, TILE_NEXT] = tile
-    if after == NONE:
-        state.entities[entity, windows[window, W_ENDS] + 1] = tile
+        tiles[before, w.TILE_NEXT] = tile
+    if after == w.NONE:
+        state.entities[entity, windows[window, w.W_NEWEST]] = tile
     else:
-        tiles[after, TILE_PREVIOUS] = tile
-    scalars[S_TILES] += 1
-    state.entities[entity, ENTITY_LIVE] += 1
-    if windows[window, W_KIND] != LIFETIME:
+        tiles[after, w.TILE_PREVIOUS] = tile
+    scalars[w.S_TILES] += 1
+    state.entities[entity, w.ENTITY_LIVE] += 1
+    if windows[window, w.W_KIND] != w.LIFETIME:
         edge = _next_edge(program, window, number, now)
         _hang(program, state, window, tile, edge)
         state.window_tiles[window] += 1
         if edge < state.window_next[window]:
             state.window_next[window] = edge
-            scalars[S_NEXT_HOP] = min(scalars[S_NEXT_HOP], boundary(program, window, edge))
+            scalars[w.S_NEXT_HOP] = min(scalars[w.S_NEXT_HOP], boundary(program, window, edge))
     return tile
 
 
 @inlined()
 def _mark_dirty(state, entity):
     """Mark an entity as one whose current row is to be given."""
-    if state.entities[entity, ENTITY_MARKS] & MARK_DIRTY == 0:
-        state.entities[entity, ENTITY_MARKS] |= MARK_DIRTY
-        state.dirty[state.scalars[S_DIRTY]] = entity
-        state.scalars[S_DIRTY] += 1
+    if state.entities[entity, w.ENTITY_MARKS] & w.MARK_DIRTY == 0:
+        state.entities[entity, w.ENTITY_MARKS] |= w.MARK_DIRTY
+        state.dirty[state.scalars[w.S_DIRTY]] = entity
+        state.scalars[w.S_DIRTY] += 1
+
+
+@inlined()
+def _mark_dead(state, entity):
+    """Mark an entity that has no tile and is not touched as one whose row may be free."""
+    if (
+        state.entities[entity, w.ENTITY_LIVE] == 0
+        and state.entities[entity, w.ENTITY_SLOT] == w.NONE
+        and state.entities[entity, w.ENTITY_MARKS] & w.MARK_DEAD == 0
+    ):
+        state.entities[entity, w.ENTITY_MARKS] |= w.MARK_DEAD
+        state.dead[state.scalars[w.S_DEAD]] = entity
+        state.scalars[w.S_DEAD] += 1
 
 
 @inlined()
 def _touch(state, entity, cause):
     """Mark an entity as touched at the open instant; its place in ``touched``."""
     scalars = state.scalars
-    slot = state.entities[entity, ENTITY_SLOT]
-    if slot == NONE:
-        slot = scalars[S_TOUCHED]
-        scalars[S_TOUCHED] += 1
-        state.entities[entity, ENTITY_SLOT] = slot
-        state.touched[slot, T_ROW] = entity
-        state.touched[slot, T_CAUSE] = 0
+    slot = state.entities[entity, w.ENTITY_SLOT]
+    if slot == w.NONE:
+        slot = scalars[w.S_TOUCHED]
+        scalars[w.S_TOUCHED] += 1
+        state.entities[entity, w.ENTITY_SLOT] = slot
+        state.touched[slot, w.T_ROW] = entity
+        state.touched[slot, w.T_CAUSE] = 0
     _mark_dirty(state, entity)
-    state.touched[slot, T_CAUSE] |= cause
+    state.touched[slot, w.T_CAUSE] |= cause
     return slot
 
 
@@ -174,80 +133,77 @@ def _close(program, state, rows, values):
     """Close the open instant: a row for every touched entity whose values differ from its previous row."""
     scalars = state.scalars
     n_words = program.value_words
-    for slot in range(scalars[S_TOUCHED]):
-        entity = state.touched[slot, T_ROW]
-        state.entities[entity, ENTITY_SLOT] = NONE
+    for slot in range(scalars[w.S_TOUCHED]):
+        entity = state.touched[slot, w.T_ROW]
+        state.entities[entity, w.ENTITY_SLOT] = w.NONE
         present = read(program, state, entity, values)
-        differs = present != state.entities[entity, ENTITY_PRESENT]
+        differs = present != state.entities[entity, w.ENTITY_PRESENT]
         for index in range(n_words):
-            if values[index] != state.entities[entity, ENTITY_VALUES + index]:
+            if values[index] != state.entities[entity, w.ENTITY_VALUES + index]:
                 differs = True
                 break
         if differs:
             place = rows.n[0]
             rows.n[0] = place + 1
             rows.row[place] = entity
-            rows.instant[place] = scalars[S_CLOCK]
-            rows.cause[place] = state.touched[slot, T_CAUSE]
-            rows.event_time[place] = state.touched[slot, T_EVENT_TIME]
-            rows.partition[place] = state.touched[slot, T_PARTITION]
-            rows.offset[place] = state.touched[slot, T_OFFSET]
+            rows.instant[place] = scalars[w.S_CLOCK]
+            rows.cause[place] = state.touched[slot, w.T_CAUSE]
+            rows.event_time[place] = state.touched[slot, w.T_EVENT_TIME]
+            rows.partition[place] = state.touched[slot, w.T_PARTITION]
+            rows.offset[place] = state.touched[slot, w.T_OFFSET]
             for index in range(n_words):
                 rows.values[index, place] = values[index]
-                state.entities[entity, ENTITY_VALUES + index] = values[index]
+                state.entities[entity, w.ENTITY_VALUES + index] = values[index]
             rows.present[place] = present
-            state.entities[entity, ENTITY_PRESENT] = present
-            state.entities[entity, ENTITY_CHANGED] = scalars[S_CLOCK]
-        if state.entities[entity, ENTITY_LIVE] == 0 and state.entities[entity, ENTITY_MARKS] & MARK_DEAD == 0:
-            state.entities[entity, ENTITY_MARKS] |= MARK_DEAD
-            state.dead[scalars[S_DEAD]] = entity
-            scalars[S_DEAD] += 1
-    scalars[S_TOUCHED] = 0
+            state.entities[entity, w.ENTITY_PRESENT] = present
+            state.entities[entity, w.ENTITY_CHANGED] = scalars[w.S_CLOCK]
+        _mark_dead(state, entity)
+    scalars[w.S_TOUCHED] = 0
 
 
 @compiled()
 def _expire(program, state, window, values):
     """Let what hangs in the window's next bucket happen, and find the bucket after it."""
     windows = program.windows
-    kind = windows[window, W_KIND]
+    kind = windows[window, w.W_KIND]
     number = state.window_next[window]
-    bucket = windows[window, W_RING] + number % windows[window, W_RING_SIZE]
+    bucket = windows[window, w.W_RING] + number % windows[window, w.W_RING_SIZE]
     tile = state.ring[bucket]
-    state.ring[bucket] = NONE
-    while tile != NONE:
-        following = state.tiles[tile, TILE_BUCKET]
-        entity = state.tiles[tile, TILE_ROW]
-        leaves = state.tiles[tile, TILE_NUMBER] + windows[window, W_SPAN] + 1
+    state.ring[bucket] = w.NONE
+    while tile != w.NONE:
+        following = state.tiles[tile, w.TILE_BUCKET]
+        entity = state.tiles[tile, w.TILE_ROW]
+        leaves = leaving(program, window, state.tiles[tile, w.TILE_NUMBER])
         if leaves > number:
             # It stays: its period has ended, or its session went on, or it decays by a hop.
-            if kind == CLOSED:
+            if kind == w.CLOSED:
                 merge_tile(program, state, entity, window, tile)
-            if kind != SESSION:
-                _touch(state, entity, CAUSE_HOP)
-            _hang(program, state, window, tile, number + 1 if kind == EVERY else leaves)
+            if kind != w.SESSION:
+                _touch(state, entity, w.CAUSE_HOP)
+            _hang(program, state, window, tile, number + 1 if kind == w.EVERY else leaves)
             tile = following
             continue
-        if kind == SESSION and len(state.closings) > 0:
+        if kind == w.SESSION and len(state.closings) > 0:
             _note_closing(program, state, entity, window, tile, boundary(program, window, number), values)
         # Tiles leave in order of their numbers, so this one is the oldest of its entity.
-        second = state.tiles[tile, TILE_NEXT]
-        state.entities[entity, windows[window, W_ENDS]] = second
-        if second == NONE:
-            state.entities[entity, windows[window, W_ENDS] + 1] = NONE
+        second = state.tiles[tile, w.TILE_NEXT]
+        state.entities[entity, windows[window, w.W_OLDEST]] = second
+        if second == w.NONE:
+            state.entities[entity, windows[window, w.W_NEWEST]] = w.NONE
         else:
-            state.tiles[second, TILE_PREVIOUS] = NONE
-        _touch(state, entity, CAUSE_HOP)
+            state.tiles[second, w.TILE_PREVIOUS] = w.NONE
+        _touch(state, entity, w.CAUSE_HOP)
         subtract_tile(program, state, entity, window, tile)
-        state.tiles[tile, TILE_NEXT] = state.scalars[S_TILE_FREE]
-        state.scalars[S_TILE_FREE] = tile
+        state.tiles[tile, w.TILE_NEXT] = state.scalars[w.S_TILE_FREE]
+        state.scalars[w.S_TILE_FREE] = tile
         state.window_tiles[window] -= 1
-        state.scalars[S_TILES] -= 1
-        state.entities[entity, ENTITY_LIVE] -= 1
+        state.scalars[w.S_TILES] -= 1
+        state.entities[entity, w.ENTITY_LIVE] -= 1
         tile = following
-    state.window_next[window] = FOREVER
+    state.window_next[window] = w.FOREVER
     if state.window_tiles[window] > 0:
         number += 1
-        while state.ring[windows[window, W_RING] + number % windows[window, W_RING_SIZE]] == NONE:
+        while state.ring[windows[window, w.W_RING] + number % windows[window, w.W_RING_SIZE]] == w.NONE:
             number += 1
         state.window_next[window] = number
 
@@ -255,16 +211,16 @@ def _expire(program, state, window, values):
 @compiled()
 def _note_closing(program, state, entity, window, tile, instant, values):
     """Write down a session that is over, with the values that it had."""
-    place = state.scalars[S_CLOSINGS]
-    state.scalars[S_CLOSINGS] += 1
-    word = TILE_WORDS + program.windows[window, W_OPENED] + 2
-    state.closings[place, C_ROW] = entity
-    state.closings[place, C_INSTANT] = instant
-    state.closings[place, C_PARTITION] = state.tiles[tile, word + 2]
-    state.closings[place, C_OFFSET] = state.tiles[tile, word + 3]
-    state.closings[place, C_PRESENT] = read_row(program, state, entity, values)
+    place = state.scalars[w.S_CLOSINGS]
+    state.scalars[w.S_CLOSINGS] += 1
+    latest = w.TILE_WORDS + program.windows[window, w.W_OPENED] + w.LATEST_EVENT
+    state.closings[place, w.C_ROW] = entity
+    state.closings[place, w.C_INSTANT] = instant
+    state.closings[place, w.C_PARTITION] = state.tiles[tile, latest + w.PARTITION]
+    state.closings[place, w.C_OFFSET] = state.tiles[tile, latest + w.OFFSET]
+    state.closings[place, w.C_PRESENT] = read_row(program, state, entity, values)
     for index in range(program.value_words):
-        state.closings[place, C_VALUES + index] = values[index]
+        state.closings[place, w.C_VALUES + index] = values[index]
 
 
 @inlined()
@@ -272,27 +228,27 @@ def _advance(program, state, instant, rows, values):
     """Open ``instant``: close every instant before it, let hops at or before it happen. False: no room for rows."""
     scalars = state.scalars
     while True:
-        hop = scalars[S_NEXT_HOP]
+        hop = scalars[w.S_NEXT_HOP]
         target = min(hop, instant)
-        if target > scalars[S_CLOCK]:
-            if rows.n[0] + scalars[S_TOUCHED] > len(rows.row):
+        if target > scalars[w.S_CLOCK]:
+            if rows.n[0] + scalars[w.S_TOUCHED] > len(rows.row):
                 return False
             _close(program, state, rows, values)
-            scalars[S_CLOCK] = target
+            scalars[w.S_CLOCK] = target
         if hop > instant:
             return True
-        nearest = FOREVER
+        nearest = w.FOREVER
         for window in range(len(program.windows)):
             leaves = state.window_next[window]
-            if leaves == FOREVER:
+            if leaves == w.FOREVER:
                 continue
             if boundary(program, window, leaves) == hop:
                 _expire(program, state, window, values)
                 leaves = state.window_next[window]
-                if leaves == FOREVER:
+                if leaves == w.FOREVER:
                     continue
             nearest = min(nearest, boundary(program, window, leaves))
-        scalars[S_NEXT_HOP] = nearest
+        scalars[w.S_NEXT_HOP] = nearest
 
 
 # Events ahead whose memory is asked for: the entity's row first, and, when that is there, its newest tiles.
@@ -310,9 +266,9 @@ def _fetch_ahead(program, state, batch, event):
     if event + NEAR < len(batch.rows):
         row = batch.rows[event + NEAR]
         for window in range(len(program.windows)):
-            tile = state.entities[row, program.windows[window, W_ENDS] + 1]
-            if tile != NONE:
-                prefetch(state.tiles, tile, TILE_NUMBER)
+            tile = state.entities[row, program.windows[window, w.W_NEWEST]]
+            if tile != w.NONE:
+                prefetch(state.tiles, tile, w.TILE_NUMBER)
                 prefetch(state.tiles, tile, state.tiles.shape[1] - 1)
 
 
@@ -328,59 +284,53 @@ def run(program, state, batch, first, clock, rows, values):
     n_events = len(batch.rows)
     for event in range(first, n_events + 1):
         arrival = batch.arrival[event] if event < n_events else clock
-        if arrival > scalars[S_CLOCK] and not _advance(program, state, arrival, rows, values):
+        if arrival > scalars[w.S_CLOCK] and not _advance(program, state, arrival, rows, values):
             return event
         if event == n_events:
             break
         _fetch_ahead(program, state, batch, event)
         # One type of number everywhere, or callees are compiled once for each.
         entity = np.int64(batch.rows[event])
-        slot = NONE
+        slot = w.NONE
         # Never seen, or nothing of it is left: it makes no difference whether it has been forgotten already.
-        is_new = state.entities[entity, ENTITY_LIVE] == 0 and state.entities[entity, ENTITY_SLOT] == NONE
+        is_new = state.entities[entity, w.ENTITY_LIVE] == 0 and state.entities[entity, w.ENTITY_SLOT] == w.NONE
         for window in range(len(program.windows)):
             if not passes(program, batch, event, window):
                 continue
             number = ordinal(program, window, batch.effective[event])
-            left = boundary(program, window, number + windows[window, W_SPAN] + 1)
-            kind = windows[window, W_KIND]
+            left = boundary(program, window, leaving(program, window, number))
+            kind = windows[window, w.W_KIND]
             is_late = left <= arrival
-            if kind == SESSION:
-                tile = state.entities[entity, windows[window, W_ENDS]]
-                if tile != NONE:
-                    least = state.tiles[tile, TILE_WORDS + windows[window, W_OPENED] + 1]
-                    is_late = number < least - windows[window, W_SPAN]
+            if kind == w.SESSION:
+                tile = state.entities[entity, windows[window, w.W_OLDEST]]
+                if tile != w.NONE:
+                    least = state.tiles[tile, w.TILE_WORDS + windows[window, w.W_OPENED] + w.LEAST_NUMBER]
+                    is_late = number < least - windows[window, w.W_SPAN]
             if is_late:
                 _count_late(state, window, max(arrival - left, 0))
                 continue
-            now = ordinal(program, window, arrival) if kind in (CLOSED, EVERY) else np.int64(0)
+            now = ordinal(program, window, arrival) if kind in (w.CLOSED, w.EVERY) else np.int64(0)
             tile = tile_of(program, state, entity, window, number, now)
-            add_event(program, state, batch, event, window, state.tiles, tile, np.int64(TILE_WORDS), np.int64(1))
+            add_event(program, state, batch, event, window, state.tiles, tile, np.int64(w.TILE_WORDS), np.int64(1))
             if is_new:
-                state.entities[entity, ENTITY_CHANGED] = arrival
+                state.entities[entity, w.ENTITY_CHANGED] = arrival
                 is_new = False
-            if kind == CLOSED and number == now:
+            if kind == w.CLOSED and number == now:
                 # Its period still runs: nothing is read of it, only what is next to come may be another instant.
                 _mark_dirty(state, entity)
                 continue
-            if slot == NONE:
-                slot = _touch(state, entity, CAUSE_EVENT)
+            if slot == w.NONE:
+                slot = _touch(state, entity, w.CAUSE_EVENT)
             add_event(
-                program, state, batch, event, window, state.entities, entity, windows[window, W_TOTAL], np.int64(0)
+                program, state, batch, event, window, state.entities, entity, windows[window, w.W_TOTAL], np.int64(0)
             )
-        if slot != NONE:
-            state.touched[slot, T_EVENT_TIME] = batch.event_time[event]
-            state.touched[slot, T_PARTITION] = batch.partition[event]
-            state.touched[slot, T_OFFSET] = batch.offset[event]
-        elif (
-            state.entities[entity, ENTITY_LIVE] == 0
-            and state.entities[entity, ENTITY_SLOT] == NONE
-            and state.entities[entity, ENTITY_MARKS] & MARK_DEAD == 0
-        ):
-            # Came too late for every window, or passed no filter: its row must not stay.
-            state.entities[entity, ENTITY_MARKS] |= MARK_DEAD
-            state.dead[scalars[S_DEAD]] = entity
-            scalars[S_DEAD] += 1
+        if slot != w.NONE:
+            state.touched[slot, w.T_EVENT_TIME] = batch.event_time[event]
+            state.touched[slot, w.T_PARTITION] = batch.partition[event]
+            state.touched[slot, w.T_OFFSET] = batch.offset[event]
+        else:
+            # Where it came too late for every window, or passed no filter, its row must not stay.
+            _mark_dead(state, entity)
     return n_events
 
 
@@ -398,35 +348,35 @@ def current(program, state, rows, until, empty_at, values):
     """The current row of every entity touched since the last call, into ``rows``; clears the list."""
     windows = program.windows
     scalars = state.scalars
-    for place in range(scalars[S_DIRTY]):
+    for place in range(scalars[w.S_DIRTY]):
         entity = np.int64(state.dirty[place])
-        state.entities[entity, ENTITY_MARKS] &= ~MARK_DIRTY
+        state.entities[entity, w.ENTITY_MARKS] &= ~w.MARK_DIRTY
         present = read_row(program, state, entity, values)
-        at = state.entities[entity, ENTITY_CHANGED]
+        at = state.entities[entity, w.ENTITY_CHANGED]
         for index in range(program.value_words):
-            if values[index] != state.entities[entity, ENTITY_VALUES + index]:
-                at = scalars[S_CLOCK]
+            if values[index] != state.entities[entity, w.ENTITY_VALUES + index]:
+                at = scalars[w.S_CLOCK]
             rows.values[index, place] = values[index]
-        if present != state.entities[entity, ENTITY_PRESENT]:
-            at = scalars[S_CLOCK]
+        if present != state.entities[entity, w.ENTITY_PRESENT]:
+            at = scalars[w.S_CLOCK]
         rows.present[place] = present
         rows.row[place] = entity
         rows.instant[place] = at
-        first = FOREVER
-        last = NEVER
+        first = w.FOREVER
+        last = w.NEVER
         for window in range(len(program.windows)):
-            oldest = state.entities[entity, windows[window, W_ENDS]]
-            if oldest == NONE:
+            oldest = state.entities[entity, windows[window, w.W_OLDEST]]
+            if oldest == w.NONE:
                 continue
-            now = ordinal(program, window, scalars[S_CLOCK])
-            edge = _next_edge(program, window, state.tiles[oldest, TILE_NUMBER], now)
+            now = ordinal(program, window, scalars[w.S_CLOCK])
+            edge = _next_edge(program, window, state.tiles[oldest, w.TILE_NUMBER], now)
             first = min(first, boundary(program, window, edge))
-            newest = state.tiles[state.entities[entity, windows[window, W_ENDS] + 1], TILE_NUMBER]
-            last = max(last, boundary(program, window, newest + windows[window, W_SPAN] + 1))
+            newest = state.tiles[state.entities[entity, windows[window, w.W_NEWEST]], w.TILE_NUMBER]
+            last = max(last, boundary(program, window, leaving(program, window, newest)))
         until[place] = first
         empty_at[place] = last
-    rows.n[0] = scalars[S_DIRTY]
-    scalars[S_DIRTY] = 0
+    rows.n[0] = scalars[w.S_DIRTY]
+    scalars[w.S_DIRTY] = 0
 
 
 @compiled()
@@ -434,13 +384,13 @@ def take_dead(state, out):
     """Rows that hold nothing any more and are not touched at the open instant; clears the list."""
     scalars = state.scalars
     count = 0
-    for place in range(scalars[S_DEAD]):
+    for place in range(scalars[w.S_DEAD]):
         entity = state.dead[place]
-        state.entities[entity, ENTITY_MARKS] &= ~MARK_DEAD
-        if state.entities[entity, ENTITY_LIVE] == 0 and state.entities[entity, ENTITY_SLOT] == NONE:
+        state.entities[entity, w.ENTITY_MARKS] &= ~w.MARK_DEAD
+        if state.entities[entity, w.ENTITY_LIVE] == 0 and state.entities[entity, w.ENTITY_SLOT] == w.NONE:
             out[count] = entity
             count += 1
-    scalars[S_DEAD] = 0
+    scalars[w.S_DEAD] = 0
     return count
 
 
@@ -450,11 +400,11 @@ def reset_rows(program, entities, rows, values, present):
     for row in rows:
         for word in range(entities.shape[1]):
             entities[row, word] = 0
-        entities[row, ENTITY_SLOT] = NONE
-        entities[row, ENTITY_CHANGED] = NEVER
-        entities[row, ENTITY_PRESENT] = present
+        entities[row, w.ENTITY_SLOT] = w.NONE
+        entities[row, w.ENTITY_CHANGED] = w.NEVER
+        entities[row, w.ENTITY_PRESENT] = present
         for index in range(len(values)):
-            entities[row, ENTITY_VALUES + index] = values[index]
+            entities[row, w.ENTITY_VALUES + index] = values[index]
         for window in range(len(program.windows)):
-            entities[row, program.windows[window, W_ENDS]] = NONE
-            entities[row, program.windows[window, W_ENDS] + 1] = NONE
+            entities[row, program.windows[window, w.W_OLDEST]] = w.NONE
+            entities[row, program.windows[window, w.W_NEWEST]] = w.NONE

@@ -1,57 +1,18 @@
 """Lower a view's features to the small integer arrays that the kernel runs on."""
 
 from decimal import Context, Decimal
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from unskew.features.kernel import words as w
 from unskew.features.plan import MAX_FEATURES, FeaturePlan, ViewPlan
 from unskew.features.time import unit_boundaries
 from unskew.features.view import ViewWindow
 
 Ints = npt.NDArray[np.int64]
-
-# Accumulators. A cell (a tile, or the running total of an entity and window) is a row of int64 words. COUNT and SUM come
-# first, as they are the most frequent.
-COUNT = 0  # 1 word: rows that pass (value -1), or non-null values
-SUM = 1  # 3 words: limbs of an exact sum
-MIN = 2  # 1 word: in comparable form, meaningful where the count beside it is > 0
-MAX = 3
-LAST = 4  # 5 words: effective, arrival, partition, offset, value
-FIRST = 5
-SQUARES = 6  # 5 words: limbs of an exact sum of squares
-BUCKETS = 7  # a count for each bucket of a histogram
-BAG = 8  # 2 words: the first of its items, how many there are
-LAST_N = 9  # 2 words: as BAG, items of a tile only, the latest first
-FIRST_N = 10  # the earliest first
-OPENED = 11  # 7 words, of a session: whether it has begun, its least tile number, and as LAST its latest event
-_LAST_VALUE = 4
-ACCUMULATOR_WORDS = {
-    COUNT: 1, SUM: 3, MIN: 1, MAX: 1, LAST: 5, FIRST: 5, SQUARES: 5, BAG: 2, LAST_N: 2, FIRST_N: 2, OPENED: 7,
-}  # fmt: skip
-
-(
-    READ_COUNT, READ_SUM, READ_MEAN, READ_VALUE, READ_VAR, READ_STD, READ_DISTINCT, READ_APPROX, READ_MODE, READ_TOP,
-    READ_BUCKETS, READ_QUANTILE, READ_LIST, READ_DECAYED_COUNT, READ_DECAYED_SUM, READ_MAP_COUNT, READ_MAP_SUM, READ_MAP_MEAN,
-) = range(18)  # fmt: skip
-ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYED_COUNT, READ_DECAYED_SUM)
-
-# Kinds of windows. FIXED is a grid whose tiles count from their first event until they leave; tiles of a CLOSED one count from
-# the end of their period; EVERY is a grid whose values change at every hop.
-FIXED, CALENDAR, CLOSED, LIFETIME, SESSION, EVERY = range(6)
-
-# Kinds of numbers: integers as they are, bits of a float64, row of a text in the state's directory of texts.
-INTEGER, FLOAT, TEXT = range(3)
-
-# Column numbers of the tables below.
-A_WINDOW, A_OP, A_FILTER, A_VALUE, A_KIND, A_WORD, A_COUNT_WORD, A_BY, A_SIZE = range(9)
-F_READ, F_COUNT_WORD, F_WORD, F_KIND, F_OUT, F_SIZE, F_WINDOW, F_CONSTANT, F_BITS, F_OP, F_ACCUMULATOR = range(11)
-W_KIND, W_HOP, W_SPAN, W_TABLE, W_TABLE_END, W_RING, W_RING_SIZE, W_FIRST, W_END, W_ENDS, W_TOTAL, W_OPENED = range(12)
-
-# Columns of an entity's row; after the values come two words per window for its oldest and newest tile, and per window
-# ``n_words`` for its running total.
-ENTITY_LIVE, ENTITY_SLOT, ENTITY_MARKS, ENTITY_CHANGED, ENTITY_PRESENT, ENTITY_VALUES = range(6)
 
 # A calendar has one running tile; its ring needs that one, the next, and a guard.
 RING_GUARD = 2
@@ -77,8 +38,8 @@ class Column(NamedTuple):
 class Program(NamedTuple):
     """A view as arrays: read-only, shared by all its shards.
 
-    ``accumulators``: int64 [n, 9], grouped by window; ``features``: int64 [n, 11], words counted from the beginning of an
-    entity's row; ``windows``: int64 [n, 12];
+    ``accumulators``, ``features``, ``windows``: int64, a row for each; columns ``A_...``, ``F_...``, ``W_...``; accumulators
+    are grouped by window;
     ``boundaries``: the calendars' tables, one after the other, int64 microseconds;
     ``constants``: float64, what features are told: decay per hop, quantiles, units of decimals;
     ``n_words``: words per cell, the widest window's; ``ring_slots``: slots of all rings together;
@@ -103,77 +64,76 @@ class Program(NamedTuple):
 class _Cells:
     """Gives each distinct accumulator of one window its place in the cell."""
 
-    def __init__(self, window: int) -> None:
-        self.window = window
+    def __init__(self) -> None:
         self.rows: list[list[int]] = []
-        self.places: dict[tuple[int, int, int, int, int], tuple[int, int]] = {}
+        self._words: dict[tuple[int, int, int, int, int], int] = {}
         self.n_words = 0
 
-    def place(self, op: int, filter_: int, value: int, by: int = -1, *, kind: int = INTEGER, size: int = 0) -> int:
+    def place(self, op: int, filter_: int, value: int, by: int = -1, *, kind: int = w.INTEGER, size: int = 0) -> int:
         """The first word of an accumulator, added when new; one over values has a count beside it."""
         count_word = -1
-        if op not in {COUNT, OPENED}:
-            count_word = self.place(COUNT, filter_, value, by)
+        if op not in {w.COUNT, w.OPENED}:
+            count_word = self.place(w.COUNT, filter_, value, by)
         key = (op, filter_, value, by, size)
-        if key in self.places:
-            return self.places[key][0]
+        if key in self._words:
+            return self._words[key]
         word = self.n_words
-        self.n_words += size if op == BUCKETS else ACCUMULATOR_WORDS[op]
-        self.places[key] = word, len(self.rows)
-        self.rows.append([self.window, op, filter_, value, kind, word, count_word, by, size])
+        self.n_words += size if op == w.BUCKETS else w.ACCUMULATOR_WORDS[op]
+        self._words[key] = word
+        self.rows.append([op, filter_, value, kind, word, count_word, by, size])
         return word
 
 
 # How a feature is kept, and how it is read.
 _OPS = {
-    "count": COUNT,
-    "sum": SUM,
-    "mean": SUM,
-    "var": SQUARES,
-    "std": SQUARES,
-    "min": MIN,
-    "max": MAX,
-    "first": FIRST,
-    "last": LAST,
-    "first_n": FIRST_N,
-    "last_n": LAST_N,
-    "first_time": MIN,
-    "last_time": MAX,
-    "count_distinct": BAG,
-    "approx_count_distinct": BAG,
-    "mode": BAG,
-    "top_k": BAG,
-    "histogram": BUCKETS,
-    "quantile": BAG,
-    "decayed_count": COUNT,
-    "decayed_sum": SUM,
+    "count": w.COUNT,
+    "sum": w.SUM,
+    "mean": w.SUM,
+    "var": w.SQUARES,
+    "std": w.SQUARES,
+    "min": w.MIN,
+    "max": w.MAX,
+    "first": w.FIRST,
+    "last": w.LAST,
+    "first_n": w.FIRST_N,
+    "last_n": w.LAST_N,
+    "first_time": w.MIN,
+    "last_time": w.MAX,
+    "count_distinct": w.BAG,
+    "approx_count_distinct": w.BAG,
+    "mode": w.BAG,
+    "top_k": w.BAG,
+    "histogram": w.BUCKETS,
+    "quantile": w.BAG,
+    "decayed_count": w.COUNT,
+    "decayed_sum": w.SUM,
 }
 _READS = {
-    "count": READ_COUNT,
-    "sum": READ_SUM,
-    "mean": READ_MEAN,
-    "var": READ_VAR,
-    "std": READ_STD,
-    "min": READ_VALUE,
-    "max": READ_VALUE,
-    "first": READ_VALUE,
-    "last": READ_VALUE,
-    "first_n": READ_LIST,
-    "last_n": READ_LIST,
-    "first_time": READ_VALUE,
-    "last_time": READ_VALUE,
-    "count_distinct": READ_DISTINCT,
-    "approx_count_distinct": READ_APPROX,
-    "mode": READ_MODE,
-    "top_k": READ_TOP,
-    "histogram": READ_BUCKETS,
-    "quantile": READ_QUANTILE,
-    "decayed_count": READ_DECAYED_COUNT,
-    "decayed_sum": READ_DECAYED_SUM,
+    "count": w.READ_COUNT,
+    "sum": w.READ_SUM,
+    "mean": w.READ_MEAN,
+    "var": w.READ_VAR,
+    "std": w.READ_STD,
+    "min": w.READ_VALUE,
+    "max": w.READ_VALUE,
+    "first": w.READ_VALUE,
+    "last": w.READ_VALUE,
+    "first_n": w.READ_LIST,
+    "last_n": w.READ_LIST,
+    "first_time": w.READ_VALUE,
+    "last_time": w.READ_VALUE,
+    "count_distinct": w.READ_DISTINCT,
+    "approx_count_distinct": w.READ_APPROX,
+    "mode": w.READ_MODE,
+    "top_k": w.READ_TOP,
+    "histogram": w.READ_BUCKETS,
+    "quantile": w.READ_QUANTILE,
+    "decayed_count": w.READ_DECAYED_COUNT,
+    "decayed_sum": w.READ_DECAYED_SUM,
 }
-_MAP_READS = {"count": READ_MAP_COUNT, "sum": READ_MAP_SUM, "mean": READ_MAP_MEAN}
+_MAP_READS = {"count": w.READ_MAP_COUNT, "sum": w.READ_MAP_SUM, "mean": w.READ_MAP_MEAN}
 _CODINGS: dict[str, Coding] = {"approx_count_distinct": "approx", "histogram": "buckets", "quantile": "bins"}
-_KINDS = {CALENDAR: ("calendar",), CLOSED: ("closed",), LIFETIME: ("lifetime",), SESSION: ("session",)}
+_KINDS = {w.CALENDAR: ("calendar",), w.CLOSED: ("closed",), w.LIFETIME: ("lifetime",), w.SESSION: ("session",)}
 
 
 def value_width(feature: FeaturePlan) -> int:
@@ -199,7 +159,7 @@ def lower(view: ViewPlan) -> tuple[Program, tuple[Column, ...]]:
 class _Lowering:
     def __init__(self, view: ViewPlan) -> None:
         self._view = view
-        self._cells = [_Cells(index) for index in range(len(view.windows))]
+        self._cells = [_Cells() for _ in view.windows]
         self._columns: dict[Column, int] = {}
         self._constants: list[float] = []
         self._chosen_words = 1
@@ -208,24 +168,23 @@ class _Lowering:
     def program(self) -> tuple[Program, tuple[Column, ...]]:
         view = self._view
         opened = [
-            cell.place(OPENED, -1, -1) if window.kind == "session" else -1
+            cell.place(w.OPENED, -1, -1) if window.kind == "session" else -1
             for cell, window in zip(self._cells, view.windows, strict=True)
         ]
-        rows = [self._feature(feature) for feature in view.features]
+        features = np.array([self._feature(feature) for feature in view.features], np.int64).reshape(-1, w.N_F_COLUMNS)
         n_words = max(cell.n_words for cell in self._cells)
         outs = np.cumsum([0, *(value_width(feature) for feature in view.features)]).tolist()
         value_words = outs.pop()
-        ends = ENTITY_VALUES + value_words
+        ends = w.ENTITY_VALUES + value_words
         totals = ends + 2 * len(self._cells)
         first_of = np.cumsum([0, *(len(cell.rows) for cell in self._cells)]).tolist()
-        features = np.array(rows, np.int64).reshape(-1, 11)
-        features[:, F_OUT] = outs
-        features[:, F_ACCUMULATOR] += np.array(first_of)[features[:, F_WINDOW]]
-        for column in (F_COUNT_WORD, F_WORD):
-            features[:, column] += totals + features[:, F_WINDOW] * n_words
-        with_squares = np.isin(features[:, F_READ], (READ_VAR, READ_STD))
-        features[with_squares, F_CONSTANT] += totals + features[with_squares, F_WINDOW] * n_words
-        windows = np.zeros((len(view.windows), 12), np.int64)
+        features[:, w.F_OUT] = outs
+        total_of = totals + features[:, w.F_WINDOW] * n_words
+        features[:, w.F_COUNT_WORD] += total_of
+        features[:, w.F_WORD] += total_of
+        with_squares = np.isin(features[:, w.F_READ], (w.READ_VAR, w.READ_STD))
+        features[with_squares, w.F_SQUARES] += total_of[with_squares]
+        windows = np.zeros((len(view.windows), w.N_W_COLUMNS), np.int64)
         tables: list[Ints] = []
         table = ring = 0
         for index, (row, window) in enumerate(zip(windows, view.windows, strict=True)):
@@ -233,12 +192,13 @@ class _Lowering:
             ring_size = window.span + RING_GUARD
             row[:] = (
                 self._kind(index), window.hop_us, window.span, table, table + len(boundaries), ring, ring_size,
-                first_of[index], first_of[index + 1], ends + 2 * index, totals + index * n_words, opened[index],
+                first_of[index], first_of[index + 1], ends + 2 * index, ends + 2 * index + 1, totals + index * n_words,
+                opened[index],
             )  # fmt: skip
             tables.append(boundaries)
             table += len(boundaries)
             ring += ring_size
-        accumulators = np.array([row for cell in self._cells for row in cell.rows], np.int64).reshape(-1, 9)
+        accumulators = np.array([row for cell in self._cells for row in cell.rows], np.int64).reshape(-1, w.N_A_COLUMNS)
         program = Program(
             accumulators=accumulators,
             features=features,
@@ -251,7 +211,7 @@ class _Lowering:
             value_words=value_words,
             chosen_words=self._chosen_words,
             rank_words=self._rank_words,
-            n_bags=int(np.isin(accumulators[:, A_OP], (BAG, LAST_N, FIRST_N)).sum()),
+            n_bags=int(np.isin(accumulators[:, w.A_OP], (w.BAG, w.LAST_N, w.FIRST_N)).sum()),
         )
         return program, tuple(self._columns)
 
@@ -259,8 +219,8 @@ class _Lowering:
         window = self._view.windows[index]
         decayed = {"decayed_count", "decayed_sum"}
         if any(feature.window == index and feature.function in decayed for feature in self._view.features):
-            return EVERY
-        return next((kind for kind, names in _KINDS.items() if window.kind in names), FIXED)
+            return w.EVERY
+        return next((kind for kind, names in _KINDS.items() if window.kind in names), w.FIXED)
 
     def _column(self, column: Column) -> int:
         return self._columns.setdefault(column, len(self._columns))
@@ -270,69 +230,61 @@ class _Lowering:
         self._constants += values
         return place
 
-    def _feature(self, feature: FeaturePlan) -> list[int]:
-        """A row of the table; words are counted from the beginning of the cell, accumulators from the first of the window."""
+    def _feature(self, feature: FeaturePlan) -> Ints:
+        """A row of the table; words are counted from the beginning of the cell."""
         parameters = feature.parameters
         value, kind, scale = self._value(feature)
         by = -1 if feature.by < 0 else self._column(Column(feature.by, "raw"))
-        op = _OPS[feature.function]
-        read = _READS[feature.function]
-        if by >= 0:
-            op, read = BAG, _MAP_READS[feature.function]
-        size, bits = 0, parameters.get("bits", 0)
-        constant = -1
+        op = _OPS[feature.function] if by < 0 else w.BAG
+        read = _READS[feature.function] if by < 0 else _MAP_READS[feature.function]
+        row = np.zeros(w.N_F_COLUMNS, np.int64)
+        row[w.F_READ], row[w.F_KIND], row[w.F_SCALE], row[w.F_WINDOW] = read, kind, scale, feature.window
+        row[w.F_MOST_ITEMS] = parameters.get("n", 0) if by < 0 else parameters.get("keys", 0)
+        self._chosen_words = max(self._chosen_words, int(row[w.F_MOST_ITEMS]))
+        size = 0
         match feature.function:
-            case "first_n" | "last_n" | "top_k":
+            case "first_n" | "last_n":
                 size = parameters["n"]
-                self._chosen_words = max(self._chosen_words, parameters["n"])
+                row[w.F_LATEST] = op == w.LAST_N
             case "histogram":
-                size = len(parameters["edges"]) + 1
+                row[w.F_BUCKETS] = size = len(parameters["edges"]) + 1
             case "quantile":
-                constant = self._constant([parameters["q"]])
+                row[w.F_QUANTILE] = self._constant([parameters["q"]])
+                row[w.F_BIN_BITS] = parameters["bits"]
             case "approx_count_distinct":
-                self._rank_words = max(self._rank_words, (1 << parameters["bits"]) + 66)
+                row[w.F_REGISTER_BITS] = parameters["bits"]
+                self._rank_words = max(self._rank_words, (1 << parameters["bits"]) + w.N_RANKS)
             case "decayed_count" | "decayed_sum":
-                size = parameters["half_life_hops"]
-                constant = self._constant([*_decay(size), 10.0**scale])
+                row[w.F_HALF_LIFE] = parameters["half_life_hops"]
+                row[w.F_DECAY] = self._constant(_decay(parameters["half_life_hops"]))
+                row[w.F_UNIT] = self._constant([10.0**scale])
             case "var" | "std":
-                size = parameters["ddof"]
+                row[w.F_DDOF] = parameters["ddof"]
             case _:
                 pass
-        if read in {READ_MEAN, READ_MAP_MEAN, READ_VAR, READ_STD}:
-            bits = scale
-        if by >= 0:
-            size = parameters["keys"]
-            self._chosen_words = max(self._chosen_words, parameters["keys"])
-        cell = self._cells[feature.window]
-        acc_size = size if op in {BUCKETS, LAST_N, FIRST_N} else 0
-        if op == SQUARES:
-            # Beside it, as reading takes both.
-            cell.place(SUM, feature.filter, value, kind=kind)
-        word = cell.place(op, feature.filter, value, by, kind=kind, size=acc_size)
-        accumulator = cell.places[op, feature.filter, value, by, acc_size][1]
-        if op == SQUARES:
-            # Reading finds the squares through the accumulator.
-            constant = word
-            word = cell.places[SUM, feature.filter, value, -1, 0][0]
-        count_word = cell.places[COUNT, feature.filter, value, by, 0][0]
-        return [
-            read, count_word, word + (_LAST_VALUE if op in {LAST, FIRST} else 0), kind, 0, size, feature.window, constant,
-            bits, op, accumulator,
-        ]  # fmt: skip
+        place = partial(self._cells[feature.window].place, filter_=feature.filter, value=value, by=by)
+        if op == w.SQUARES:
+            # Beside the sum, as reading takes both.
+            row[w.F_WORD] = place(w.SUM, kind=kind)
+            row[w.F_SQUARES] = place(w.SQUARES, kind=kind)
+        else:
+            row[w.F_WORD] = place(op, kind=kind, size=size) + (w.VALUE if op in {w.LAST, w.FIRST} else 0)
+        row[w.F_COUNT_WORD] = place(w.COUNT)
+        return row
 
     def _value(self, feature: FeaturePlan) -> tuple[int, int, int]:
         """Column, kind and decimal places of what a feature aggregates."""
         if feature.function in {"first_time", "last_time"}:
-            return self._column(Column(-1, "time")), INTEGER, 0
+            return self._column(Column(-1, "time")), w.INTEGER, 0
         if feature.value < 0:
-            return -1, INTEGER, 0
+            return -1, w.INTEGER, 0
         dtype = self._view.values[feature.value].dtype
         coding = _CODINGS.get(feature.function, "raw")
-        kind = FLOAT if dtype.scalar == "float64" else TEXT if dtype.scalar == "string" else INTEGER
-        if feature.function == "count" and kind == TEXT:
+        kind = w.FLOAT if dtype.scalar == "float64" else w.TEXT if dtype.scalar == "string" else w.INTEGER
+        if feature.function == "count" and kind == w.TEXT:
             coding = "known"
         if coding != "raw":
-            kind = INTEGER
+            kind = w.INTEGER
         parameters = feature.parameters
         column = Column(feature.value, coding, parameters.get("bits", 0), parameters.get("edges", ()), dtype.scale)
         if coding in {"raw", "known"}:

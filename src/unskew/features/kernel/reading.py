@@ -6,10 +6,12 @@ import numpy as np
 from numba import uint64
 
 from unskew.features.jit import compiled, inlined
+from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import (
     add,
     as_bits,
     as_float,
+    load_limbs,
     mean_bits,
     negate,
     ordered_bits,
@@ -19,100 +21,12 @@ from unskew.features.kernel.arithmetic import (
     to_float_bits,
     to_int,
 )
-from unskew.features.kernel.program import (
-    A_WORD,
-    CALENDAR,
-    CLOSED,
-    F_ACCUMULATOR,
-    F_BITS,
-    F_CONSTANT,
-    F_COUNT_WORD,
-    F_KIND,
-    F_OP,
-    F_OUT,
-    F_READ,
-    F_SIZE,
-    F_WINDOW,
-    F_WORD,
-    FLOAT,
-    LAST_N,
-    LIFETIME,
-    READ_APPROX,
-    READ_BUCKETS,
-    READ_COUNT,
-    READ_DECAYED_COUNT,
-    READ_DECAYED_SUM,
-    READ_DISTINCT,
-    READ_LIST,
-    READ_MAP_COUNT,
-    READ_MAP_SUM,
-    READ_MEAN,
-    READ_MODE,
-    READ_QUANTILE,
-    READ_STD,
-    READ_SUM,
-    READ_TOP,
-    READ_VALUE,
-    READ_VAR,
-    TEXT,
-    W_ENDS,
-    W_HOP,
-    W_KIND,
-    W_TABLE,
-    W_TABLE_END,
-    W_TOTAL,
-)
-from unskew.features.kernel.state import (
-    FOREVER,
-    ITEM_CODE,
-    ITEM_COUNT,
-    ITEM_NEXT,
-    ITEM_WORDS,
-    NONE,
-    S_CLOCK,
-    TILE_NEXT,
-    TILE_NUMBER,
-    TILE_PREVIOUS,
-    TILE_WORDS,
-)
+from unskew.features.kernel.bags import first_item
+from unskew.features.kernel.grid import ordinal
 
-_LAST_PLAIN = READ_VALUE
+_LAST_PLAIN = w.READ_VALUE
 _HALF_OVER_LN_2 = 0.7213475204444817
 _OTHER = np.frombuffer(b"other", np.uint8)
-OTHER_KEY = -1
-_N_RANKS = 66
-
-
-@inlined()
-def ordinal(program, window, instant):
-    """Number of the tile that holds an instant."""
-    windows = program.windows
-    kind = windows[window, W_KIND]
-    if kind == CALENDAR:
-        low = windows[window, W_TABLE]
-        high = windows[window, W_TABLE_END]
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if program.boundaries[middle] <= instant:
-                low = middle
-            else:
-                high = middle
-        return low - windows[window, W_TABLE]
-    if kind == LIFETIME:
-        return np.int64(0)
-    return instant // windows[window, W_HOP]
-
-
-@inlined()
-def boundary(program, window, number):
-    """First instant of a tile; of what comes after a lifetime, none."""
-    windows = program.windows
-    kind = windows[window, W_KIND]
-    if kind == CALENDAR:
-        return program.boundaries[windows[window, W_TABLE] + number]
-    if kind == LIFETIME:
-        return FOREVER
-    return number * windows[window, W_HOP]
 
 
 @compiled()
@@ -140,9 +54,9 @@ def _is_other(state, text):
 @compiled()
 def _code_before(state, kind, left, right):
     """Whether one code's value is smaller."""
-    if kind == TEXT:
+    if kind == w.TEXT:
         return text_before(state, left, right)
-    if kind == FLOAT:
+    if kind == w.FLOAT:
         return ordered_bits(left) < ordered_bits(right)
     return left < right
 
@@ -154,19 +68,18 @@ def read(program, state, entity, values):
     entities = state.entities
     present = np.int64(0)
     for index in range(len(features)):
-        count = entities[entity, features[index, F_COUNT_WORD]]
-        kind = features[index, F_READ]
-        is_float = features[index, F_KIND] == FLOAT
-        word = features[index, F_WORD]
-        out = features[index, F_OUT]
+        count = entities[entity, features[index, w.F_COUNT_WORD]]
+        kind = features[index, w.F_READ]
+        is_float = features[index, w.F_KIND] == w.FLOAT
+        word = features[index, w.F_WORD]
+        out = features[index, w.F_OUT]
         value = np.int64(0)
         bit = np.int64(1) << index
-        if kind == READ_COUNT:
+        if kind == w.READ_COUNT:
             value = count
-        elif kind == READ_SUM:
-            mid = uint64(entities[entity, word + 1])
-            high = uint64(entities[entity, word + 2])
-            value = to_float_bits(uint64(entities[entity, word]), mid, high) if is_float else to_int(mid, high)
+        elif kind == w.READ_SUM:
+            low, mid, high = load_limbs(entities, entity, word)
+            value = to_float_bits(low, mid, high) if is_float else to_int(mid, high)
         elif kind > _LAST_PLAIN:
             if not _read_more(program, state, entity, index, count, values):
                 bit = np.int64(0)
@@ -174,8 +87,8 @@ def read(program, state, entity, values):
             continue
         elif count == 0:
             bit = np.int64(0)
-        elif kind == READ_MEAN:
-            value = _mean(state, entities, entity, word, count, features[index, F_BITS])
+        elif kind == w.READ_MEAN:
+            value = _mean(state, entities, entity, word, count, features[index, w.F_SCALE])
         elif is_float:
             # The latest and the earliest value are kept in comparable form too.
             value = ordered_bits(entities[entity, word])
@@ -194,7 +107,7 @@ def read_row(program, state, entity, values):
 
 @inlined()
 def _mean(state, cells, cell, word, count, scale):
-    low, mid, high = uint64(cells[cell, word]), uint64(cells[cell, word + 1]), uint64(cells[cell, word + 2])
+    low, mid, high = load_limbs(cells, cell, word)
     if scale == 0:
         return mean_bits(low, mid, high, count)
     return _decimal_mean(state, low, mid, high, count, scale)
@@ -222,8 +135,7 @@ def _variance(state, entity, sums, squares, count, ddof, scale):
     for limb in range(5):
         wide[0, limb] = uint64(entities[entity, squares + limb])
     scale_wide(wide[0], uint64(count))
-    mid, high = uint64(entities[entity, sums + 1]), uint64(entities[entity, sums + 2])
-    low = uint64(entities[entity, sums])
+    low, mid, high = load_limbs(entities, entity, sums)
     if np.int64(high) < 0:
         low, mid, high = negate(low, mid, high)
     _square_wide(wide, low, mid, high)
@@ -261,42 +173,43 @@ def _read_more(program, state, entity, index, count, values):
     """Read a feature that is more than a word of its total; whether it is present. Unused words are 0."""
     features = program.features
     entities = state.entities
-    kind = features[index, F_READ]
-    word = features[index, F_WORD]
-    out = features[index, F_OUT]
-    size = features[index, F_SIZE]
-    after = features[index + 1, F_OUT] if index + 1 < len(features) else program.value_words
+    kind = features[index, w.F_READ]
+    word = features[index, w.F_WORD]
+    out = features[index, w.F_OUT]
+    after = features[index + 1, w.F_OUT] if index + 1 < len(features) else program.value_words
     for place in range(out, after):
         values[place] = 0
-    if kind == READ_DISTINCT:
-        values[out] = entities[entity, word + 1]
+    if kind == w.READ_DISTINCT:
+        values[out] = entities[entity, word + w.N_ITEMS]
         return True
-    if kind == READ_APPROX:
+    if kind == w.READ_APPROX:
         if count > 0:
-            values[out] = _estimate(state, entities[entity, word] - 1, features[index, F_BITS])
+            values[out] = _estimate(state, first_item(entities, entity, word), features[index, w.F_REGISTER_BITS])
         return True
-    if kind in (READ_DECAYED_COUNT, READ_DECAYED_SUM):
+    if kind in (w.READ_DECAYED_COUNT, w.READ_DECAYED_SUM):
         values[out] = _decayed(program, state, entity, index)
         return True
     if count == 0:
         return False
-    if kind in (READ_VAR, READ_STD):
-        if count <= size:
+    if kind in (w.READ_VAR, w.READ_STD):
+        ddof = features[index, w.F_DDOF]
+        if count <= ddof:
             return False
-        bits = _variance(state, entity, word, features[index, F_CONSTANT], count, size, features[index, F_BITS])
-        values[out] = as_bits(math.sqrt(as_float(bits))) if kind == READ_STD else bits
-    elif kind == READ_MODE:
-        values[out] = _mode(state, entities[entity, word] - 1, features[index, F_KIND])
-    elif kind == READ_TOP:
-        _top(state, entities[entity, word] - 1, features[index, F_KIND], size, values, out)
-    elif kind == READ_BUCKETS:
-        values[out] = size
-        for bucket in range(size):
+        bits = _variance(state, entity, word, features[index, w.F_SQUARES], count, ddof, features[index, w.F_SCALE])
+        values[out] = as_bits(math.sqrt(as_float(bits))) if kind == w.READ_STD else bits
+    elif kind == w.READ_MODE:
+        values[out] = _mode(state, first_item(entities, entity, word), features[index, w.F_KIND])
+    elif kind == w.READ_TOP:
+        first = first_item(entities, entity, word)
+        _top(state, first, features[index, w.F_KIND], features[index, w.F_MOST_ITEMS], values, out)
+    elif kind == w.READ_BUCKETS:
+        values[out] = features[index, w.F_BUCKETS]
+        for bucket in range(features[index, w.F_BUCKETS]):
             values[out + 1 + bucket] = entities[entity, word + bucket]
-    elif kind == READ_QUANTILE:
-        rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, F_CONSTANT]] * count)))
-        values[out] = _quantile(state, entities[entity, word] - 1, rank, features[index, F_BITS])
-    elif kind == READ_LIST:
+    elif kind == w.READ_QUANTILE:
+        rank = max(np.int64(1), np.int64(math.ceil(program.constants[features[index, w.F_QUANTILE]] * count)))
+        values[out] = _quantile(state, first_item(entities, entity, word), rank, features[index, w.F_BIN_BITS])
+    elif kind == w.READ_LIST:
         _list(program, state, entity, index, values)
     else:
         _map(program, state, entity, index, values)
@@ -307,14 +220,14 @@ def _read_more(program, state, entity, index, count, values):
 def _mode(state, item, kind):
     items = state.items
     best = item
-    while item != NONE:
-        if items[item, ITEM_COUNT] > items[best, ITEM_COUNT] or (
-            items[item, ITEM_COUNT] == items[best, ITEM_COUNT]
-            and _code_before(state, kind, items[item, ITEM_CODE], items[best, ITEM_CODE])
+    while item != w.NONE:
+        if items[item, w.ITEM_COUNT] > items[best, w.ITEM_COUNT] or (
+            items[item, w.ITEM_COUNT] == items[best, w.ITEM_COUNT]
+            and _code_before(state, kind, items[item, w.ITEM_CODE], items[best, w.ITEM_CODE])
         ):
             best = item
-        item = items[item, ITEM_NEXT]
-    return items[best, ITEM_CODE]
+        item = items[item, w.ITEM_NEXT]
+    return items[best, w.ITEM_CODE]
 
 
 @compiled()
@@ -323,14 +236,14 @@ def _select(state, item, kind, size, skip_other):
     items = state.items
     chosen = state.chosen
     n_chosen = 0
-    while item != NONE:
-        if not (skip_other and _is_other(state, items[item, ITEM_CODE])):
+    while item != w.NONE:
+        if not (skip_other and _is_other(state, items[item, w.ITEM_CODE])):
             place = n_chosen
             while place > 0:
                 other = chosen[place - 1]
-                more = items[item, ITEM_COUNT] - items[other, ITEM_COUNT]
+                more = items[item, w.ITEM_COUNT] - items[other, w.ITEM_COUNT]
                 if more < 0 or (
-                    more == 0 and not _code_before(state, kind, items[item, ITEM_CODE], items[other, ITEM_CODE])
+                    more == 0 and not _code_before(state, kind, items[item, w.ITEM_CODE], items[other, w.ITEM_CODE])
                 ):
                     break
                 if place < size:
@@ -339,7 +252,7 @@ def _select(state, item, kind, size, skip_other):
             if place < size:
                 chosen[place] = item
                 n_chosen = min(n_chosen + 1, size)
-        item = items[item, ITEM_NEXT]
+        item = items[item, w.ITEM_NEXT]
     return n_chosen
 
 
@@ -348,28 +261,28 @@ def _top(state, item, kind, size, values, out):
     n_chosen = _select(state, item, kind, size, False)
     values[out] = n_chosen
     for place in range(n_chosen):
-        values[out + 1 + place] = state.items[state.chosen[place], ITEM_CODE]
+        values[out + 1 + place] = state.items[state.chosen[place], w.ITEM_CODE]
 
 
 @compiled()
 def _quantile(state, first, rank, bits):
     """Bits of the value that stands for the bin of a rank: found by halving the range of codes, without sorting them."""
     items = state.items
-    low = items[first, ITEM_CODE]
+    low = items[first, w.ITEM_CODE]
     high = low
     item = first
-    while item != NONE:
-        low = min(low, items[item, ITEM_CODE])
-        high = max(high, items[item, ITEM_CODE])
-        item = items[item, ITEM_NEXT]
+    while item != w.NONE:
+        low = min(low, items[item, w.ITEM_CODE])
+        high = max(high, items[item, w.ITEM_CODE])
+        item = items[item, w.ITEM_NEXT]
     while low < high:
         middle = low + ((high - low) >> 1)
         below = np.int64(0)
         item = first
-        while item != NONE:
-            if items[item, ITEM_CODE] <= middle:
-                below += items[item, ITEM_COUNT]
-            item = items[item, ITEM_NEXT]
+        while item != w.NONE:
+            if items[item, w.ITEM_CODE] <= middle:
+                below += items[item, w.ITEM_COUNT]
+            item = items[item, w.ITEM_NEXT]
         if below >= rank:
             high = middle
         else:
@@ -422,19 +335,19 @@ def _estimate(state, first, bits):
     n_set = np.int64(0)
     for rank in range(most + 2):
         ranks[rank] = 0
-    while item != NONE:
-        register, rank = items[item, ITEM_CODE] >> 6, items[item, ITEM_CODE] & 63
-        if ranks[_N_RANKS + register] == 0:
+    while item != w.NONE:
+        register, rank = items[item, w.ITEM_CODE] >> 6, items[item, w.ITEM_CODE] & 63
+        if ranks[w.N_RANKS + register] == 0:
             n_set += 1
-        ranks[_N_RANKS + register] = max(ranks[_N_RANKS + register], rank)
-        item = items[item, ITEM_NEXT]
+        ranks[w.N_RANKS + register] = max(ranks[w.N_RANKS + register], rank)
+        item = items[item, w.ITEM_NEXT]
     item = first
-    while item != NONE:
-        place = _N_RANKS + (items[item, ITEM_CODE] >> 6)
+    while item != w.NONE:
+        place = w.N_RANKS + (items[item, w.ITEM_CODE] >> 6)
         if ranks[place] > 0:
             ranks[ranks[place]] += 1
             ranks[place] = 0
-        item = items[item, ITEM_NEXT]
+        item = items[item, w.ITEM_NEXT]
     m = float(n_registers)
     z = m * _tau(1.0 - float(ranks[most + 1]) / m)
     for rank in range(most, 0, -1):
@@ -445,40 +358,42 @@ def _estimate(state, first, bits):
     return np.int64(math.floor((_HALF_OVER_LN_2 * m) * m / z + 0.5))
 
 
+@inlined()
+def _in_tile(program, window, word):
+    """The word of a tile that holds what a word of the entity's total holds."""
+    return word - program.windows[window, w.W_TOTAL] + w.TILE_WORDS
+
+
 @compiled()
 def _decayed(program, state, entity, index):
     """Bits of the sum over the tiles, from old to new, of what each holds times the decay of its age in hops."""
     features = program.features
-    window = features[index, F_WINDOW]
-    half_life = features[index, F_SIZE]
-    constant = features[index, F_CONSTANT]
-    word = features[index, F_WORD] - program.windows[window, W_TOTAL] + TILE_WORDS
-    count_word = features[index, F_COUNT_WORD] - program.windows[window, W_TOTAL] + TILE_WORDS
-    is_float = features[index, F_KIND] == FLOAT
-    now = ordinal(program, window, state.scalars[S_CLOCK])
+    window = features[index, w.F_WINDOW]
+    half_life = features[index, w.F_HALF_LIFE]
+    word = _in_tile(program, window, features[index, w.F_WORD])
+    count_word = _in_tile(program, window, features[index, w.F_COUNT_WORD])
+    is_float = features[index, w.F_KIND] == w.FLOAT
+    now = ordinal(program, window, state.scalars[w.S_CLOCK])
     tiles = state.tiles
     total = 0.0
-    tile = state.entities[entity, program.windows[window, W_ENDS]]
-    while tile != NONE:
+    tile = state.entities[entity, program.windows[window, w.W_OLDEST]]
+    while tile != w.NONE:
         if tiles[tile, count_word] > 0:
-            age = now - tiles[tile, TILE_NUMBER]
-            weight = program.constants[constant + age % half_life]
+            age = now - tiles[tile, w.TILE_NUMBER]
+            weight = program.constants[features[index, w.F_DECAY] + age % half_life]
             halves = age // half_life
             if halves <= 1000:
                 weight = weight * as_float((np.int64(1023) - halves) << 52)
             else:
                 weight = 0.0
             held = float(tiles[tile, count_word])
-            if features[index, F_READ] == READ_DECAYED_SUM:
-                held = as_float(
-                    to_float_bits(
-                        uint64(tiles[tile, word]), uint64(tiles[tile, word + 1]), uint64(tiles[tile, word + 2])
-                    )
-                )
+            if features[index, w.F_READ] == w.READ_DECAYED_SUM:
+                low, mid, high = load_limbs(tiles, tile, word)
+                held = as_float(to_float_bits(low, mid, high))
             total = total + held * weight
-        tile = tiles[tile, TILE_NEXT]
-    if features[index, F_READ] == READ_DECAYED_SUM and not is_float:
-        total = total / program.constants[constant + half_life]
+        tile = tiles[tile, w.TILE_NEXT]
+    if features[index, w.F_READ] == w.READ_DECAYED_SUM and not is_float:
+        total = total / program.constants[features[index, w.F_UNIT]]
     return as_bits(total)
 
 
@@ -486,23 +401,23 @@ def _decayed(program, state, entity, index):
 def _list(program, state, entity, index, values):
     """The first items of the tiles' lists, from the newest tile back or from the oldest on."""
     features = program.features
-    window = features[index, F_WINDOW]
-    size = features[index, F_SIZE]
-    out = features[index, F_OUT]
-    word = TILE_WORDS + program.accumulators[features[index, F_ACCUMULATOR], A_WORD]
-    latest = features[index, F_OP] == LAST_N
-    entered = ordinal(program, window, state.scalars[S_CLOCK]) - 1
-    closed = program.windows[window, W_KIND] == CLOSED
+    window = features[index, w.F_WINDOW]
+    most = features[index, w.F_MOST_ITEMS]
+    out = features[index, w.F_OUT]
+    word = _in_tile(program, window, features[index, w.F_WORD])
+    latest = features[index, w.F_LATEST] == 1
+    entered = ordinal(program, window, state.scalars[w.S_CLOCK]) - 1
+    closed = program.windows[window, w.W_KIND] == w.CLOSED
     n_read = 0
-    tile = state.entities[entity, program.windows[window, W_ENDS] + (1 if latest else 0)]
-    while tile != NONE and n_read < size:
-        if not closed or state.tiles[tile, TILE_NUMBER] <= entered:
-            item = state.tiles[tile, word] - 1
-            while item != NONE and n_read < size:
+    tile = state.entities[entity, program.windows[window, w.W_NEWEST if latest else w.W_OLDEST]]
+    while tile != w.NONE and n_read < most:
+        if not closed or state.tiles[tile, w.TILE_NUMBER] <= entered:
+            item = first_item(state.tiles, tile, word)
+            while item != w.NONE and n_read < most:
                 n_read += 1
-                values[out + n_read] = state.items[item, ITEM_CODE]
-                item = state.items[item, ITEM_NEXT]
-        tile = state.tiles[tile, TILE_PREVIOUS if latest else TILE_NEXT]
+                values[out + n_read] = state.items[item, w.ITEM_CODE]
+                item = state.items[item, w.ITEM_NEXT]
+        tile = state.tiles[tile, w.TILE_PREVIOUS if latest else w.TILE_NEXT]
     values[out] = n_read
 
 
@@ -511,36 +426,32 @@ def _map(program, state, entity, index, values):
     """Pairs of the most frequent keys and what is read for them, last of all the rest together."""
     features = program.features
     items = state.items
-    out = features[index, F_OUT]
-    first = state.entities[entity, features[index, F_WORD]] - 1
-    n_chosen = _select(state, first, TEXT, features[index, F_SIZE], True)
+    out = features[index, w.F_OUT]
+    first = first_item(state.entities, entity, features[index, w.F_WORD])
+    n_chosen = _select(state, first, w.TEXT, features[index, w.F_MOST_ITEMS], True)
     count = np.int64(0)
     low, mid, high = uint64(0), uint64(0), uint64(0)
     item = first
     n_items = 0
-    while item != NONE:
+    while item != w.NONE:
         n_items += 1
-        count += items[item, ITEM_COUNT]
-        low, mid, high = add(
-            low, mid, high,
-            uint64(items[item, ITEM_WORDS]), uint64(items[item, ITEM_WORDS + 1]), uint64(items[item, ITEM_WORDS + 2]),
-        )  # fmt: skip
-        item = items[item, ITEM_NEXT]
+        count += items[item, w.ITEM_COUNT]
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
+        low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
+        item = items[item, w.ITEM_NEXT]
     for place in range(n_chosen):
         item = state.chosen[place]
-        item_low, item_mid, item_high = (
-            uint64(items[item, ITEM_WORDS]), uint64(items[item, ITEM_WORDS + 1]), uint64(items[item, ITEM_WORDS + 2]),
-        )  # fmt: skip
-        values[out + 1 + 2 * place] = items[item, ITEM_CODE]
+        item_low, item_mid, item_high = load_limbs(items, item, w.ITEM_WORDS)
+        values[out + 1 + 2 * place] = items[item, w.ITEM_CODE]
         values[out + 2 + 2 * place] = _map_value(
-            program, state, index, items[item, ITEM_COUNT], item_low, item_mid, item_high
+            program, state, index, items[item, w.ITEM_COUNT], item_low, item_mid, item_high
         )
-        count -= items[item, ITEM_COUNT]
+        count -= items[item, w.ITEM_COUNT]
         item_low, item_mid, item_high = negate(item_low, item_mid, item_high)
         low, mid, high = add(low, mid, high, item_low, item_mid, item_high)
     n_pairs = n_chosen
     if n_items > n_chosen:
-        values[out + 1 + 2 * n_pairs] = OTHER_KEY
+        values[out + 1 + 2 * n_pairs] = w.OTHER_KEY
         values[out + 2 + 2 * n_pairs] = _map_value(program, state, index, count, low, mid, high)
         n_pairs += 1
     values[out] = n_pairs
@@ -549,13 +460,13 @@ def _map(program, state, entity, index, values):
 @compiled()
 def _map_value(program, state, index, count, low, mid, high):
     features = program.features
-    kind = features[index, F_READ]
-    if kind == READ_MAP_COUNT:
+    kind = features[index, w.F_READ]
+    if kind == w.READ_MAP_COUNT:
         return count
-    if kind == READ_MAP_SUM:
-        if features[index, F_KIND] == FLOAT:
+    if kind == w.READ_MAP_SUM:
+        if features[index, w.F_KIND] == w.FLOAT:
             return to_float_bits(low, mid, high)
         return to_int(mid, high)
-    if features[index, F_BITS] == 0:
+    if features[index, w.F_SCALE] == 0:
         return mean_bits(low, mid, high, count)
-    return _decimal_mean(state, low, mid, high, count, features[index, F_BITS])
+    return _decimal_mean(state, low, mid, high, count, features[index, w.F_SCALE])

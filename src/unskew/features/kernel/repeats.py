@@ -16,9 +16,10 @@ import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.jit import compiled
-from unskew.features.kernel.directory import Arrays, Directory, Keys, grown, insert_row, remove_row
+from unskew.features.kernel.directory import Arrays, Directory, grown, insert_row, remove_row
 from unskew.features.kernel.sealed import seal, unseal
 from unskew.features.plan import ViewPlan
+from unskew.features.text_buffers import Keys
 
 LAYOUT = 1
 MAGIC = b"unskew\x00R"

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from unskew.features.kernel import words as w
 from unskew.features.kernel.directory import Directory
-from unskew.features.kernel.reading import OTHER_KEY
 from unskew.features.plan import FeaturePlan
 from unskew.features.types import MAP_KEY, MAP_VALUE, STRING, Type
 
@@ -76,7 +76,7 @@ def _nested(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory)
         filled = np.arange(keys.shape[1]) < lengths[:, None]
         every = np.ones(int(ends[-1]), np.bool_)
         codes = keys[filled]
-        named = codes != OTHER_KEY
+        named = codes != w.OTHER_KEY
         names = _scalars(MAP_KEY, STRING, np.where(named, codes, 0), named, texts).fill_null(_OTHER)
         held = _scalars(MAP_VALUE, inner, values[filled], every, texts)
         flat = pl.DataFrame([names, held]).to_struct("")

@@ -7,33 +7,6 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-NONE = -1
-NEVER = np.int64(-(2**63))
-FOREVER = np.int64(2**63 - 1)
-
-# Scalars of a state.
-(
-    S_CLOCK, S_NEXT_HOP, S_TOUCHED, S_DIRTY, S_DEAD, S_TILE_HIGH, S_TILE_FREE, S_TILES, S_ITEM_HIGH, S_ITEM_FREE, S_ITEMS,
-    S_CLOSINGS,
-) = range(12)  # fmt: skip
-N_SCALARS = 12
-
-CAUSE_HOP, CAUSE_EVENT = 1, 2
-MARK_DIRTY, MARK_DEAD = 1, 2
-# Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
-T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET = range(5)
-# Columns of ``tiles``: its number, its neighbours in its entity's list, the next in its bucket, its entity row and
-# window, and from there on its accumulators.
-TILE_NUMBER, TILE_NEXT, TILE_PREVIOUS, TILE_BUCKET, TILE_ROW, TILE_WINDOW, TILE_WORDS = range(7)
-# Columns of ``items``: its neighbours in its cell's list (the free ones hang together by ITEM_NEXT), the next in its slot of the
-# table, whose it is, its code (a number), how often it is there, and from there on the limbs of a sum, or the effective time,
-# arrival, partition and offset of an event.
-ITEM_NEXT, ITEM_PREVIOUS, ITEM_CHAIN, ITEM_OWNER, ITEM_CODE, ITEM_COUNT, ITEM_WORDS = range(7)
-N_ITEM_WORDS = 4
-
-# Columns of ``closings``: sessions that are over.
-C_ROW, C_INSTANT, C_PARTITION, C_OFFSET, C_PRESENT, C_VALUES = range(6)
-
 
 class State(NamedTuple):
     """All arrays of a shard's view.
@@ -42,7 +15,7 @@ class State(NamedTuple):
 
     ``entities`` [rows, ...]: ``ENTITY_LIVE`` tiles, ``ENTITY_SLOT`` place in ``touched`` or -1, ``ENTITY_MARKS``,
     ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit for each feature and
-    from ``ENTITY_VALUES`` on its words; then per window (``W_ENDS``) the oldest and the newest tile, and per window
+    from ``ENTITY_VALUES`` on its words; then per window (``W_OLDEST``, ``W_NEWEST``) the oldest and the newest tile, and per window
     (``W_TOTAL``) its running total.
     ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: first tile of each bucket.
     ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells; ``slots``: first item of each slot of

@@ -20,51 +20,19 @@ import numpy.typing as npt
 
 from unskew.features.errors import LayoutError
 from unskew.features.jit import compiled
+from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import merge_tile
-from unskew.features.kernel.bags import put, tile_owner
-from unskew.features.kernel.directory import Directory, Keys
+from unskew.features.kernel.arithmetic import load_limbs
+from unskew.features.kernel.bags import first_item, put, put_in_order, tile_owner
+from unskew.features.kernel.directory import Directory
 from unskew.features.kernel.engine import tile_of
-from unskew.features.kernel.program import (
-    A_OP,
-    A_WORD,
-    BAG,
-    CLOSED,
-    ENTITY_CHANGED,
-    ENTITY_PRESENT,
-    ENTITY_SLOT,
-    ENTITY_VALUES,
-    FIRST_N,
-    LAST_N,
-    W_END,
-    W_ENDS,
-    W_FIRST,
-    W_KIND,
-    Program,
-)
-from unskew.features.kernel.reading import ordinal
+from unskew.features.kernel.event_order import load_event
+from unskew.features.kernel.grid import ordinal
+from unskew.features.kernel.program import Program
 from unskew.features.kernel.sealed import sealed, unseal
-from unskew.features.kernel.state import (
-    ITEM_CHAIN,
-    ITEM_CODE,
-    ITEM_COUNT,
-    ITEM_NEXT,
-    ITEM_OWNER,
-    ITEM_PREVIOUS,
-    ITEM_WORDS,
-    N_ITEM_WORDS,
-    NONE,
-    S_CLOCK,
-    S_ITEM_HIGH,
-    S_ITEMS,
-    S_TILES,
-    S_TOUCHED,
-    T_ROW,
-    TILE_NEXT,
-    TILE_NUMBER,
-    TILE_WORDS,
-    State,
-)
+from unskew.features.kernel.state import State
 from unskew.features.plan import ViewPlan
+from unskew.features.text_buffers import Keys
 
 LAYOUT = 2
 MAGIC = b"unskew\x00S"
@@ -101,98 +69,85 @@ class Stored(NamedTuple):
 
 
 @compiled()
-def _collect(program, state, rows, entity, window, number, words, items):
+def _collect(program, state, rows, entities, windows, numbers, words, items):
     place = 0
     item_place = 0
     for index in range(len(rows)):
         row = rows[index]
-        for w in range(len(program.windows)):
-            tile = state.entities[row, program.windows[w, W_ENDS]]
-            while tile != NONE:
-                entity[place] = index
-                window[place] = w
-                number[place] = state.tiles[tile, TILE_NUMBER]
+        for window in range(len(program.windows)):
+            tile = state.entities[row, program.windows[window, w.W_OLDEST]]
+            while tile != w.NONE:
+                entities[place] = index
+                windows[place] = window
+                numbers[place] = state.tiles[tile, w.TILE_NUMBER]
                 for word in range(words.shape[1]):
-                    words[place, word] = state.tiles[tile, TILE_WORDS + word]
-                for accumulator in range(program.windows[w, W_FIRST], program.windows[w, W_END]):
-                    op = program.accumulators[accumulator, A_OP]
-                    if op != BAG and op != LAST_N and op != FIRST_N:
+                    words[place, word] = state.tiles[tile, w.TILE_WORDS + word]
+                for accumulator in range(program.windows[window, w.W_FIRST], program.windows[window, w.W_END]):
+                    op = program.accumulators[accumulator, w.A_OP]
+                    if op not in (w.BAG, w.LAST_N, w.FIRST_N):
                         continue
-                    word = program.accumulators[accumulator, A_WORD]
-                    words[place, word] = 0
-                    words[place, word + 1] = 0
-                    item = state.tiles[tile, TILE_WORDS + word] - 1
-                    while item != NONE:
+                    word = program.accumulators[accumulator, w.A_WORD]
+                    words[place, word + w.FIRST_ITEM] = 0
+                    words[place, word + w.N_ITEMS] = 0
+                    item = first_item(state.tiles, tile, w.TILE_WORDS + word)
+                    while item != w.NONE:
                         items[item_place, I_TILE] = place
                         items[item_place, I_ACCUMULATOR] = accumulator
-                        items[item_place, I_CODE] = state.items[item, ITEM_CODE]
-                        items[item_place, I_COUNT] = state.items[item, ITEM_COUNT]
-                        for position in range(N_ITEM_WORDS):
-                            items[item_place, I_WORDS + position] = state.items[item, ITEM_WORDS + position]
+                        items[item_place, I_CODE] = state.items[item, w.ITEM_CODE]
+                        items[item_place, I_COUNT] = state.items[item, w.ITEM_COUNT]
+                        for position in range(w.N_ITEM_WORDS):
+                            items[item_place, I_WORDS + position] = state.items[item, w.ITEM_WORDS + position]
                         item_place += 1
-                        item = state.items[item, ITEM_NEXT]
+                        item = state.items[item, w.ITEM_NEXT]
                 place += 1
-                tile = state.tiles[tile, TILE_NEXT]
+                tile = state.tiles[tile, w.TILE_NEXT]
     return item_place
 
 
 @compiled()
-def _restore_item(program, state, tile, item):
-    """Hang a stored item into its tile: lists at their end, as they are stored in order."""
-    accumulator = item[I_ACCUMULATOR]
-    word = TILE_WORDS + program.accumulators[accumulator, A_WORD]
+def _restore_item(program, state, tile, items, place):
+    """Hang a stored item into its tile."""
+    accumulator = items[place, I_ACCUMULATOR]
+    op = program.accumulators[accumulator, w.A_OP]
+    word = w.TILE_WORDS + program.accumulators[accumulator, w.A_WORD]
     owner = tile_owner(program, tile, accumulator)
-    if program.accumulators[accumulator, A_OP] == BAG:
+    code = items[place, I_CODE]
+    if op == w.BAG:
+        low, mid, high = load_limbs(items, place, I_WORDS)
         put(
-            state.scalars, state.items, state.slots, state.tiles, tile, word, owner, item[I_CODE], item[I_COUNT],
-            np.uint64(item[I_WORDS]), np.uint64(item[I_WORDS + 1]), np.uint64(item[I_WORDS + 2]),
+            state.scalars, state.items, state.slots, state.tiles, tile, word, owner, code, items[place, I_COUNT],
+            low, mid, high,
         )  # fmt: skip
-        return
-    place = state.scalars[S_ITEM_HIGH]
-    state.scalars[S_ITEM_HIGH] += 1
-    state.scalars[S_ITEMS] += 1
-    items = state.items
-    last = state.tiles[tile, word] - 1
-    while last != NONE and items[last, ITEM_NEXT] != NONE:
-        last = items[last, ITEM_NEXT]
-    items[place, ITEM_OWNER] = owner
-    items[place, ITEM_CHAIN] = NONE
-    items[place, ITEM_NEXT] = NONE
-    items[place, ITEM_PREVIOUS] = last
-    items[place, ITEM_CODE] = item[I_CODE]
-    items[place, ITEM_COUNT] = item[I_COUNT]
-    for position in range(N_ITEM_WORDS):
-        items[place, ITEM_WORDS + position] = item[I_WORDS + position]
-    if last == NONE:
-        state.tiles[tile, word] = place + 1
     else:
-        items[last, ITEM_NEXT] = place
-    state.tiles[tile, word + 1] += 1
+        put_in_order(
+            state.scalars, state.items, state.tiles, tile, word, owner, op,
+            program.accumulators[accumulator, w.A_SIZE], code, load_event(items, place, I_WORDS),
+        )  # fmt: skip
 
 
 @compiled()
-def _hang(program, state, rows, entity, window, number, words, items):
+def _hang(program, state, rows, entities, windows, numbers, words, items):
     item = 0
-    for place in range(len(entity)):
-        row = np.int64(rows[entity[place]])
-        w = np.int64(window[place])
-        now = ordinal(program, w, state.scalars[S_CLOCK])
-        tile = tile_of(program, state, row, w, number[place], now)
+    for place in range(len(entities)):
+        row = np.int64(rows[entities[place]])
+        window = np.int64(windows[place])
+        now = ordinal(program, window, state.scalars[w.S_CLOCK])
+        tile = tile_of(program, state, row, window, numbers[place], now)
         for word in range(words.shape[1]):
-            state.tiles[tile, TILE_WORDS + word] = words[place, word]
+            state.tiles[tile, w.TILE_WORDS + word] = words[place, word]
         end = item
         while end < len(items) and items[end, I_TILE] == place:
             end += 1
         # Multisets take what is new in at their front: the last one first, so that they lie as they were stored.
         for back in range(end - 1, item - 1, -1):
-            if program.accumulators[items[back, I_ACCUMULATOR], A_OP] == BAG:
-                _restore_item(program, state, tile, items[back])
+            if program.accumulators[items[back, I_ACCUMULATOR], w.A_OP] == w.BAG:
+                _restore_item(program, state, tile, items, back)
         for front in range(item, end):
-            if program.accumulators[items[front, I_ACCUMULATOR], A_OP] != BAG:
-                _restore_item(program, state, tile, items[front])
+            if program.accumulators[items[front, I_ACCUMULATOR], w.A_OP] != w.BAG:
+                _restore_item(program, state, tile, items, front)
         item = end
-        if program.windows[w, W_KIND] != CLOSED or number[place] < now:
-            merge_tile(program, state, row, w, tile)
+        if program.windows[window, w.W_KIND] != w.CLOSED or numbers[place] < now:
+            merge_tile(program, state, row, window, tile)
 
 
 def pack(
@@ -208,25 +163,25 @@ def pack(
     """The bytes of a state, in pieces."""
     rows = directory.rows()
     keys = directory.gather(rows)
-    n_tiles = int(state.scalars[S_TILES])
+    n_tiles = int(state.scalars[w.S_TILES])
     tiles = Tiles(
         np.empty(n_tiles, np.int32),
         np.empty(n_tiles, np.int32),
         np.empty(n_tiles, np.int64),
         np.empty((n_tiles, program.n_words), np.int64),
-        np.empty((int(state.scalars[S_ITEMS]), I_WORDS + N_ITEM_WORDS), np.int64),
+        np.empty((int(state.scalars[w.S_ITEMS]), I_WORDS + w.N_ITEM_WORDS), np.int64),
     )
     n_items = _collect(program, state, rows, *tiles)
-    touched = state.touched[: int(state.scalars[S_TOUCHED])].copy()
+    touched = state.touched[: int(state.scalars[w.S_TOUCHED])].copy()
     index_of = np.empty(directory.capacity, np.int64)
     index_of[rows] = np.arange(len(rows))
-    touched[:, T_ROW] = index_of[touched[:, T_ROW]]
+    touched[:, w.T_ROW] = index_of[touched[:, w.T_ROW]]
     text_lengths, text_bytes = texts.rows_as_they_lie()
     header = {
         "view": view.id,
         "shard": shard,
         "fingerprint": view.state_fingerprint,
-        "clock": int(state.scalars[S_CLOCK]),
+        "clock": int(state.scalars[w.S_CLOCK]),
         "since": since_us,
         "seq": seq,
         "late_by": state.late_by.tolist(),
@@ -234,9 +189,9 @@ def pack(
     arrays = {
         "key_offsets": keys.offsets,
         "key_bytes": keys.data,
-        "values": state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + program.value_words],
-        "present": state.entities[rows, ENTITY_PRESENT],
-        "changed_at": state.entities[rows, ENTITY_CHANGED],
+        "values": state.entities[rows, w.ENTITY_VALUES : w.ENTITY_VALUES + program.value_words],
+        "present": state.entities[rows, w.ENTITY_PRESENT],
+        "changed_at": state.entities[rows, w.ENTITY_CHANGED],
         "tile_entity": tiles.entity,
         "tile_window": tiles.window,
         "tile_number": tiles.number,
@@ -285,16 +240,16 @@ def unpack(data: bytes | memoryview | BinaryIO, view: ViewPlan, shard: str) -> S
 
 def restore(stored: Stored, program: Program, state: State, rows: npt.NDArray[np.int32]) -> None:
     """Fill an empty state, whose directory already gave ``rows`` to the stored keys and which has room."""
-    state.entities[rows, ENTITY_VALUES : ENTITY_VALUES + program.value_words] = stored.values
-    state.entities[rows, ENTITY_PRESENT] = stored.present
-    state.entities[rows, ENTITY_CHANGED] = stored.changed_at
+    state.entities[rows, w.ENTITY_VALUES : w.ENTITY_VALUES + program.value_words] = stored.values
+    state.entities[rows, w.ENTITY_PRESENT] = stored.present
+    state.entities[rows, w.ENTITY_CHANGED] = stored.changed_at
     state.late[:] = stored.late
     state.late_by[:] = stored.late_by
     # Tiles hang where something next happens to them, seen from the clock.
-    state.scalars[S_CLOCK] = stored.clock
+    state.scalars[w.S_CLOCK] = stored.clock
     _hang(program, state, rows, *stored.tiles)
     count = len(stored.touched)
     state.touched[:count] = stored.touched
-    state.touched[:count, T_ROW] = rows[stored.touched[:, T_ROW]]
-    state.entities[state.touched[:count, T_ROW], ENTITY_SLOT] = np.arange(count)
-    state.scalars[S_TOUCHED] = count
+    state.touched[:count, w.T_ROW] = rows[stored.touched[:, w.T_ROW]]
+    state.entities[state.touched[:count, w.T_ROW], w.ENTITY_SLOT] = np.arange(count)
+    state.scalars[w.S_TOUCHED] = count

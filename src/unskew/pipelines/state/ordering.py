@@ -10,10 +10,10 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import LayoutError
-from unskew.features.kernel.directory import Keys
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
+from unskew.features.text_buffers import Keys
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
 

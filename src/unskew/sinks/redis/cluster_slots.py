@@ -15,7 +15,7 @@ import polars as pl
 from numba import uint64
 
 from unskew.features.jit import compiled
-from unskew.features.kernel.directory import Keys
+from unskew.features.text_buffers import Keys
 
 N_SLOTS = 16384
 

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from unskew.features.kernel.directory import Keys
 from unskew.features.plan import ViewPlan
+from unskew.features.text_buffers import Keys
 from unskew.features.types import INT64, STRING
 from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
