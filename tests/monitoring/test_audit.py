@@ -185,7 +185,7 @@ def test_a_key_that_should_be_gone_is_found(stored, redis_client, redis_url):
 def test_an_archive_that_lacks_events_is_refused(stored):
     write_archive(stored / "partial", CLICKS, EVENTS[::2])
 
-    with pytest.raises(RequestError, match=r"the archive lacks \d+ events that clicks@1 was computed from"):
+    with pytest.raises(RequestError, match=r"the archive lacks \d+ events from which clicks@1 was computed"):
         audit(PLAN, stored / "log", stored / "partial", samples=10, patience_s=0)
 
 
