@@ -243,9 +243,9 @@ def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: In
     if later.any():
         row = int(later.argmax())
         raise RequestError(
-            f"label row {row} ({_keys_text(log.view, labels, row)}, {timestamp} {labels[timestamp][row]}) is later than "
-            f"the log of {view} is complete: {format_instant(complete_to)}; leave out such labels ({int(later.sum())}), "
-            "or wait"
+            f"label row {row} ({_keys_text(log.view, labels, row)}, {timestamp} {labels[timestamp][row]}) is later "
+            f"than the log of {view} is complete: {format_instant(complete_to)}; leave out such labels "
+            f"({int(later.sum())}), or wait"
         )
 
 
