@@ -20,9 +20,9 @@ from unskew import settings
     default=2_000,
     show_default=True,
     type=click.IntRange(1),
-    help="Number of random (entity, instant, view).",
+    help="Number of random samples (entity, instant, view).",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the sample; the same seed draws the same one.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the samples; the same seed draws the same ones.")
 def audit(
     definitions: tuple[Path, ...],
     log: Path,

@@ -145,7 +145,7 @@ class Recount:
         return None
 
     def instants(self, key: Sequence[int | str], event: int) -> tuple[int, list[int]]:
-        """Return the arrival of the entity's ``event``-th event (by arrival), and when time alone changes its weight.
+        """Return the arrival of the entity's ``event``-th event (by arrival), and when time alone changes its effect.
 
         The second list is empty if all windows are lifetimes.
         """
