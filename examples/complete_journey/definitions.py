@@ -1,7 +1,7 @@
-"""A grocery chain's features: what households buy and look at, and what is bought and looked at where.
+"""A grocery chain's features: purchases and page views of households, products and stores.
 
 Two streams feed three entities. Both topics are partitioned by household, so a household's features follow its own
-partition and are fresh at once; products and stores meet in every partition, so theirs are put in order first.
+partition and are fresh at once. Events of products and stores come from every partition, so they are ordered first.
 """
 
 from unskew import Calendar, Entity, Feature, FeatureView, Sliding, Stream, agg

@@ -1,6 +1,7 @@
-"""A marketplace's features: what users buy, look at and have in their carts, what comes back, and how sellers answer.
+"""A marketplace's features: users' purchases, page views and carts, products' returns, and sellers' response times.
 
-Every window is of another kind: the last five minutes, today, this week, the running session, the last month of sessions.
+The windows are of different kinds: the last five minutes, today, this week, the running session, the sessions of the
+last 30 days, the last 90 days.
 """
 
 from unskew import Calendar, Derived, Entity, Feature, FeatureView, Session, Sessions, Sliding, Stream, agg
@@ -36,7 +37,7 @@ cart_events = Stream(
     schema="schemas/cart_event.avsc",
     partitioned_by="user_id",
     event_time="event_time",
-    # One that is sent twice would be in the cart twice.
+    # A cart event that is sent twice would be in the cart twice.
     event_id="cart_event_id",
     dedupe_within="1h",
     owner="web-shop",

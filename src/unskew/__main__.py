@@ -1,4 +1,4 @@
-"""``python -m unskew``."""
+"""The entry point of ``python -m unskew``."""
 
 from unskew.cli import main
 

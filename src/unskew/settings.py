@@ -1,6 +1,6 @@
-"""What is deployed: each option with the environment variable that sets it. Nothing else reads the environment.
+"""The options of a deployment, each with the environment variable that sets it. No other module reads the environment.
 
-Options are decorators for click commands, so a command shows in its help what it needs and how to set it::
+Options are decorators for click commands, so the help of a command shows what it needs and how to set it::
 
     @click.command()
     @settings.redis_url
@@ -30,7 +30,7 @@ def _option(flag: str, **settings: Any) -> _Decorator[Any]:
 #: ``paths: tuple[Path, ...]``: definition files and folders as arguments, or from the variable, joined as in PATH.
 definition_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_A_PATH, envvar=DEFINITIONS)
 
-#: The same, for a command that can do without.
+#: The same, for a command that works without them.
 optional_definition_paths = click.argument("paths", metavar="[PATH...]", nargs=-1, type=_A_PATH, envvar=DEFINITIONS)
 
 #: ``definitions: tuple[Path, ...]``: the same as an option, for commands whose arguments are something else.
@@ -50,15 +50,15 @@ bootstrap_servers = _option(
     default="localhost:9092",
     show_default=True,
     metavar="HOST:PORT,...",
-    help="Where Kafka is found.",
+    help="Address of Kafka.",
 )
 
-#: ``kafka_config: Path | None``; a file, as it may hold secrets.
+#: ``kafka_config: Path | None``: a file, because it may hold secrets.
 kafka_config = _option(
     "--kafka-config",
     type=_A_PATH,
     metavar="FILE",
-    help="Further settings of the Kafka client, as lines name=value in librdkafka's words: TLS, SASL, credentials.",
+    help="Further settings of the Kafka client (TLS, SASL, credentials): lines name=value with librdkafka's names.",
 )
 
 #: ``redis_url: str``.
@@ -67,21 +67,21 @@ redis_url = _option(
     default="redis://localhost:6379/0",
     show_default=True,
     metavar="URL",
-    help="Where Redis or Valkey is found: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST,HOST/SERVICE or "
+    help="Address of Redis or Valkey: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST,HOST/SERVICE or "
     "redis+cluster://HOST,HOST.",
 )
 
-#: ``schema_registry: str | None``; may hold a user and password, so it is not shown.
+#: ``schema_registry: str | None``: may hold a user and password, so it is not shown.
 schema_registry = _option(
     "--schema-registry",
     metavar="URL",
-    help="Where the Confluent Schema Registry is found. Without one, every message is read with its stream's own schema.",
+    help="Address of the Confluent Schema Registry. Without one, every message is read with its stream's own schema.",
 )
 
 #: ``log: Path``.
 log = _option("--log", required=True, type=_A_PATH, help="Folder of the Parquet log: every value that was ever served.")
 
-#: ``log: Path | None``, for a command that can do without.
+#: ``log: Path | None``, for a command that works without it.
 optional_log = _option("--log", type=_A_PATH, help="Folder of the Parquet log.")
 
 #: ``archive: Path``.
@@ -89,10 +89,10 @@ archive = _option(
     "--archive", required=True, type=_A_PATH, help="Folder of the event archive: every event with its arrival."
 )
 
-#: ``archive: Path | None``, for a command that can do without.
+#: ``archive: Path | None``, for a command that works without it.
 optional_archive = _option("--archive", type=_A_PATH, help="Folder of the event archive.")
 
-#: ``dead_letters: Path | None``; beside the archive where not given.
+#: ``dead_letters: Path | None``; by default beside the archive.
 dead_letters = _option(
     "--dead-letters", type=_A_PATH, help="Folder of the dead letters. Default: dead_letters beside the archive."
 )
@@ -104,8 +104,8 @@ state = _option("--state", required=True, type=_A_PATH, help="Folder of the reco
 metrics = _option(
     "--metrics",
     metavar="HOST:PORT|PORT",
-    help="Where to tell metrics (/metrics, for Prometheus) and health (/health, /ready) over HTTP, to whoever asks; a PORT alone "
-    "is of this machine's loopback. Nowhere if not given.",
+    help="Address at which metrics (/metrics, for Prometheus) and health (/health, /ready) are exposed over HTTP, "
+    "without a password; a PORT alone means that port of 127.0.0.1. Without it they are not exposed.",
 )
 
 #: ``prefix: str``.
@@ -113,5 +113,5 @@ prefix = _option("--prefix", default="unskew", show_default=True, help="First pa
 
 #: ``pipeline: str``.
 pipeline = _option(
-    "--pipeline", default="main", show_default=True, help="Name of the pipeline, under which its clocks stand in Redis."
+    "--pipeline", default="main", show_default=True, help="Name of the pipeline; the key of its clocks in Redis."
 )

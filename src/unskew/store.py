@@ -1,4 +1,4 @@
-"""``FeatureStore``: the same features for serving and for training, under the names that people know."""
+"""``FeatureStore``: the same features for serving and for training, with the method names that people know."""
 
 import datetime as dt
 import os
@@ -24,31 +24,31 @@ Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 @dataclass(frozen=True)
 class HistoricalFeatures:
-    """A training set: one row for each label row, in its order, with the values of its instant."""
+    """A training set: one row for each label row, in the labels' order, with the values at the label's instant."""
 
     frame: pl.DataFrame
     asked_with: Table
 
     def to_df(self) -> Any:
-        """A pandas frame with the same index where pandas labels came in, else a Polars frame."""
+        """Return a pandas frame with the same index if the labels were pandas, else a Polars frame."""
         return like(self.frame, self.asked_with)
 
     def to_polars(self) -> pl.DataFrame:
         return self.frame
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Column name -> values."""
+        """Return column name -> values."""
         return self.frame.to_dict(as_series=False)
 
 
 class FeatureStore:
-    """Reads what the pipeline wrote: current values from Redis, values of any covered instant from the log.
+    """Reads what the pipeline wrote: current values from Redis, and values at any covered instant from the log.
 
-    ``definitions``: a compiled ``Plan``, or definition files and folders; without them, features are those that the
-    registry in Redis describes, followed as it changes. ``redis_url``: a URL or a client of redis-py.
-    ``log``: the folder of the Parquet log. Only what is used is needed, and nothing is connected before it is.
-    ``max_lag``: how far the pipeline's clock may be behind the present before a status says ``lagging``, for example
-    ``"5min"``; None never says so.
+    ``definitions``: a compiled ``Plan``, or definition files and folders; by default the features that the registry in
+    Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
+    folder of the Parquet log. Online reads need only ``redis_url`` and historical reads only ``log`` and the
+    definitions; the store connects at the first use. ``max_lag``: how far the pipeline's clock may be behind the
+    present before the status is ``lagging``, for example ``"5min"``; with None it never is.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
     ) -> OnlineFeatures:
-        """Current values of ``view:feature`` references, one row for each entity row.
+        """Return the current values of ``view:feature`` references, one row for each entity row.
 
-        ``entity_rows``: a list of dicts, or a Polars or pandas frame. The answer has ``to_dict()``, ``to_df()`` and, per
-        view, ``metadata`` with ``as_of`` and status. Columns are called by feature, with ``full_feature_names``
-        ``view__feature``. Raises ``RequestError`` and ``StoreUnavailable``, see ``OnlineReader.read``.
+        ``entity_rows``: a list of dicts, or a Polars or pandas frame. The answer has ``to_dict()``, ``to_df()`` and,
+        for each view, ``metadata`` with ``as_of`` and status. Columns are named after the feature, or ``view__feature``
+        with ``full_feature_names``. Raises ``RequestError`` and ``StoreUnavailable``, see ``OnlineReader.read``.
         """
         if self._reader is None:
             raise RequestError("online features are read from Redis: give FeatureStore a redis_url")
@@ -103,13 +103,14 @@ class FeatureStore:
         full_feature_names: bool = False,
         with_status: bool = False,
     ) -> HistoricalFeatures:
-        """Values of ``view:feature`` references at each label row's instant, exactly as they were served then.
+        """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
 
-        ``entity_df``: key columns, the column ``timestamp`` and whatever else, all of which are kept. ``inclusive``:
-        whether what became available at the very instant counts; say False for labels that are themselves events.
-        ``max_age``: a row that last changed longer ago reads as nulls and defaults. ``with_status``: a column
-        ``{feature}__status`` beside each. Raises ``RequestError`` for what is unknown and for labels later than the log
-        is complete; ``LayoutError`` for a log of other definitions. See ``offline.join.historical_features``.
+        ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept.
+        ``inclusive``: whether values that became available at exactly that instant count; pass False for labels that
+        are themselves events. ``max_age``: a row that last changed longer ago than this reads as nulls and defaults.
+        ``with_status``: adds a column ``{feature}__status`` beside each feature. Raises ``RequestError`` for unknown
+        names and for labels later than the log is complete; ``LayoutError`` for a log of other definitions. See
+        ``offline.join.historical_features``.
         """
         if self._log is None:
             raise RequestError("historical features are read from the log: give FeatureStore its folder")
@@ -134,7 +135,7 @@ class FeatureStore:
         return self._reader.views()
 
     def close(self) -> None:
-        """Give the connections back; nothing else is held."""
+        """Close the connections; the store holds nothing else."""
         if self._reader is not None:
             self._reader.close()
 

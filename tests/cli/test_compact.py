@@ -116,14 +116,14 @@ def test_what_stays_apart_is_told_and_is_no_failure(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: say what to compact: --log, --archive, --dead-letters, or several of them"),
-        (["clicks"], "error: a view is compacted in its log: say with --log where that is"),
-        (["--log", "{data}/nowhere"], "error: {data}/nowhere: there is no such folder; give that of 'unskew run' with --log"),
-        (["--archive", "{data}/nowhere"], "error: {data}/nowhere: there is no such folder; give that of 'unskew run' with --archive"),
+        ([], "error: there is nothing to compact: give --log, --archive, --dead-letters, or several of them"),
+        (["clicks"], "error: a view is compacted in its log: give the log's folder with --log"),
+        (["--log", "{data}/nowhere"], "error: {data}/nowhere: there is no such folder; give the folder of 'unskew run' with --log"),
+        (["--archive", "{data}/nowhere"], "error: {data}/nowhere: there is no such folder; give the folder of 'unskew run' with --archive"),
         (["click", "--log", "{data}/log"], "error: {data}/log holds no view 'click'; did you mean 'clicks'?"),
         (["x", "--log", "{data}/log"], "error: {data}/log holds no view 'x'; it has clicks, visits"),
-        (["--log", "{data}/log", "--target-size", "big"], "error: --target-size: 'big' is no size; write a number and a unit, for example 128MiB"),
-        (["--log", "{data}/log", "--target-size", "0MiB"], "error: --target-size: '0MiB' is no size; write a number and a unit, for example 128MiB"),
+        (["--log", "{data}/log", "--target-size", "big"], "error: --target-size: 'big' is not a size; write a number and a unit, for example 128MiB"),
+        (["--log", "{data}/log", "--target-size", "0MiB"], "error: --target-size: '0MiB' is not a size; write a number and a unit, for example 128MiB"),
         (["--log", "{data}/log", "--grace", "soon"], "error: --grace: 'soon' is no duration; write a number and a unit, for example 5min, 1h or 30d"),
     ],
 )  # fmt: skip

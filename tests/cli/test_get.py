@@ -100,7 +100,7 @@ def test_get_prints_every_type_as_json(get_order):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["stay", "a b", "7"], "no view 'stay'; did you mean 'stays'?"),
     (["stays:night", "a b", "7"], "did you mean 'nights'?"),
-    (["stays", "a b"], "takes 2 (USER HOTEL); 1 were given"),
+    (["stays", "a b"], "USER HOTEL: 2 expected, 1 given"),
     (["stays", "a b", "seven"], "'hotel' is int64"),
 ])  # fmt: skip
 def test_get_says_what_is_wrong_without_a_traceback(get, arguments, message):

@@ -85,7 +85,7 @@ def test_describe_without_path_says_what_to_give(live):
     shown = live()
 
     assert shown.exit_code == 2
-    assert "there is no PATH; give one, set UNSKEW_DEFINITIONS, or ask for what runs with --live" in shown.output
+    assert "there is no PATH; give one, set UNSKEW_DEFINITIONS, or show the running views with --live" in shown.output
 
 
 def test_describe_live_of_a_pipeline_that_never_ran_is_an_error(live):

@@ -69,7 +69,7 @@ def test_processes_with_partitions_of_their_own_write_what_one_writes(
         (("--partitions", "0,0"), "each once"),
         (("--partitions", "7"), "none numbered 7"),
         (("--cluster", "127.0.0.1"), "give host:port of every process"),
-        (("--process", "1"), "say with --cluster who the others are"),
+        (("--process", "1"), "give the addresses of all processes with --cluster"),
         (("--partitions", "0", "--cluster", "127.0.0.1:1,127.0.0.1:2"), "exclude each other"),
     ],
 )

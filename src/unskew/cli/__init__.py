@@ -1,4 +1,4 @@
-"""The command line: ``unskew COMMAND``. A command's module is imported when the command runs, so help is instant."""
+"""The command line: ``unskew COMMAND``. A command's module is imported when the command runs, so help is fast."""
 
 import importlib
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 
 class _Place(NamedTuple):
-    """Where a command is found, and its line in the list of commands."""
+    """The place of a command's code, and its line in the list of commands."""
 
     module: str
     name: str
@@ -20,7 +20,7 @@ class _Place(NamedTuple):
 
 
 COMMANDS = {
-    "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on servers of its own."),
+    "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers."),
     "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
@@ -30,7 +30,7 @@ COMMANDS = {
         "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
-    "audit": _Place("unskew.cli.audit", "audit", "Prove that the log, a recount and Redis agree."),
+    "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
 
 
@@ -93,5 +93,5 @@ def main() -> None:
     Run the pipeline:     unskew run --idle wall
     Read features:        unskew get household_purchases 1
 
-    What is deployed is told by options or by UNSKEW_* variables; each command's --help names them.
+    Configure a deployment with options or UNSKEW_* variables; each command's --help lists them.
     """

@@ -1,4 +1,4 @@
-"""``unskew audit``: prove on real data that training and serving saw the same values."""
+"""``unskew audit``: check on real data that training and serving saw the same values."""
 
 from pathlib import Path
 
@@ -14,11 +14,15 @@ from unskew import settings
 @settings.redis_url
 @settings.prefix
 @settings.pipeline
-@click.option("--online/--offline", default=True, show_default=True, help="Whether Redis is compared too.")
+@click.option("--online/--offline", default=True, show_default=True, help="Compare Redis too, or not.")
 @click.option(
-    "--samples", default=2_000, show_default=True, type=click.IntRange(1), help="Random (entity, instant, view)."
+    "--samples",
+    default=2_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of random samples (entity, instant, view).",
 )
-@click.option("--seed", default=0, show_default=True, help="Draws the same sample again.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the samples; the same seed draws the same ones.")
 def audit(
     definitions: tuple[Path, ...],
     log: Path,
@@ -32,10 +36,10 @@ def audit(
 ) -> None:
     """Compare the log, Redis and an independent recount of the raw events, bit for bit.
 
-    Random entities and instants, mostly those at which an event arrived or left a window, are joined from the log and
-    counted anew from the archive in plain Python; and every archived entity is read from Redis and counted anew as of the
-    instant that the reader states. Prints what was compared. On a difference it prints the first, with both values, and
-    exits 1.
+    The command draws random entities and instants, mostly instants at which an event arrived or left a window. It joins
+    them from the log and recounts them from the archive in plain Python. It also reads every archived entity from Redis
+    and recounts it as of the instant that the reader reports. It prints what was compared. On a difference it prints
+    the first one, with both values, and exits with 1.
 
     \b
     Example:

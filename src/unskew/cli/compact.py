@@ -1,4 +1,4 @@
-"""``unskew compact``: few large files in place of many small ones."""
+"""``unskew compact``: merge many small files into few large ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,23 +24,23 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, 
     default="128MiB",
     show_default=True,
     metavar="SIZE",
-    help="How large a merged file may be, compressed. A file of half of that is left alone.",
+    help="Maximum size of a merged file, compressed. A file of at least half of that is left alone.",
 )
 @click.option(
     "--min-files",
     default=8,
     show_default=True,
     type=click.IntRange(2),
-    help="How many small files make a merge in the day that a writer is in. In one that is over, two do.",
+    help="Small files that are needed for a merge in a writer's current day. In a past day two are enough.",
 )
 @click.option(
     "--grace",
     default="1h",
     show_default=True,
     metavar="DURATION",
-    help="For how long files that were merged stay, for readers that listed them before. This or a later call deletes them.",
+    help="Time for which merged files stay, for readers that have listed them. This or a later call deletes them.",
 )
-@click.option("--dry-run", is_flag=True, help="Change nothing: say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Change nothing, and print what would be done.")
 def compact(
     views: tuple[str, ...],
     log: Path | None,
@@ -53,11 +53,11 @@ def compact(
 ) -> None:
     """Merge the many small files of the log, the archive and the dead letters into few.
 
-    Rows, their order, columns and metadata stay as they are; each merged file is compared with its sources before readers
-    see it. It is safe beside running pipelines and readers, and when it is broken off at any point. Of the folders given,
-    all tables are compacted; VIEWs restrict it to their logs. It needs no definitions and no server.
+    Rows, their order, columns and metadata stay as they are; each merged file is compared with its sources before
+    readers see it. The command is safe beside running pipelines and readers, and may be interrupted at any point. It
+    compacts all tables of the given folders; VIEWs restrict it to their logs. It needs no definitions and no server.
 
-    It exits with 1 where a file is damaged, or is not what its name says; all others are merged all the same.
+    If a file is damaged or its content does not match its name, the command exits with 1, after merging all the others.
 
     \b
     All three:        unskew compact --log data/log --archive data/archive --dead-letters data/dead_letters
@@ -116,9 +116,9 @@ def _tables(
     from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables
 
     if views and log is None:
-        raise RequestError("a view is compacted in its log: say with --log where that is")
+        raise RequestError("a view is compacted in its log: give the log's folder with --log")
     if log is None and archive is None and dead_letters is None:
-        raise RequestError("say what to compact: --log, --archive, --dead-letters, or several of them")
+        raise RequestError("there is nothing to compact: give --log, --archive, --dead-letters, or several of them")
     if log is not None:
         _refuse_missing(log, "--log")
     tables = [] if log is None else log_tables(log)
@@ -154,7 +154,7 @@ def _refuse_missing(folder: Path, option: str) -> None:
     from unskew.features.errors import RequestError
 
     if not folder.is_dir():
-        raise RequestError(f"{folder}: there is no such folder; give that of 'unskew run' with {option}")
+        raise RequestError(f"{folder}: there is no such folder; give the folder of 'unskew run' with {option}")
 
 
 def _size(text: str) -> int:
@@ -165,7 +165,7 @@ def _size(text: str) -> int:
     found = re.fullmatch(r"(\d+)\s*([a-z]*)", text.strip().lower())
     n_bytes = int(found[1]) * _UNITS.get(found[2], 0) if found else 0
     if not n_bytes:
-        raise RequestError(f"--target-size: {text!r} is no size; write a number and a unit, for example 128MiB")
+        raise RequestError(f"--target-size: {text!r} is not a size; write a number and a unit, for example 128MiB")
     return n_bytes
 
 

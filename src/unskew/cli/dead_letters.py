@@ -1,4 +1,4 @@
-"""``unskew dead-letters``: what could not be used, and sending it again once it is mended."""
+"""``unskew dead-letters``: look at records that could not be used, and send them again after a repair."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,11 +39,11 @@ def _folders(command: _Command) -> _Command:
 
 def _filters(command: _Command) -> _Command:
     for option in (
-        click.option("--until", metavar="INSTANT", help="Those that arrived before it, in ISO 8601."),
-        click.option("--since", metavar="INSTANT", help="Those that arrived at it or later, in ISO 8601."),
-        click.option("--reason", metavar="KIND|TEXT", help="Those of one kind, or whose reason holds the text."),
+        click.option("--until", metavar="INSTANT", help="Letters that arrived before it, in ISO 8601."),
+        click.option("--since", metavar="INSTANT", help="Letters that arrived at it or later, in ISO 8601."),
+        click.option("--reason", metavar="KIND|TEXT", help="Letters of one kind, or whose reason contains the text."),
         click.option(
-            "--topic", "topics", multiple=True, metavar="TOPIC", help="Those of a topic; may be given several times."
+            "--topic", "topics", multiple=True, metavar="TOPIC", help="Letters of a topic; may be given several times."
         ),
     ):
         command = option(command)
@@ -59,7 +59,7 @@ def _filters(command: _Command) -> _Command:
     default=50,
     show_default=True,
     type=click.IntRange(0),
-    help="Show the last so many; 0: counts alone.",
+    help="Number of latest letters to show; 0 shows only the counts.",
 )
 def list_(
     dead_letters: Path | None,
@@ -70,7 +70,7 @@ def list_(
     until: str | None,
     limit: int,
 ) -> None:
-    """List letters, each record once, and count them by topic and kind of reason.
+    """List letters, each record once, and count them by topic and kind.
 
     \b
     Example:
@@ -130,14 +130,14 @@ def list_(
     type=click.Path(path_type=Path),
     envvar=settings.DEFINITIONS,
     show_envvar=True,
-    help="Definitions, to decode values with; may be given several times.",
+    help="Definitions to decode values with; may be given several times.",
 )
 @settings.schema_registry
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Write them to this file, a line of JSON each, to be mended.",
+    help="Write the letters to this file, one JSON object per line, to be mended.",
 )
 def show(
     places: tuple[str, ...],
@@ -151,10 +151,10 @@ def show(
     schema_registry: str | None,
     output: Path | None,
 ) -> None:
-    """Show letters whole: key, value, headers, reason; or write them to a file, to be mended and replayed.
+    """Show whole letters: key, value, headers, reason; or write them to a file, to be mended and replayed.
 
-    Of each line of that file, ``replay`` sends key, value and headers (base64). Where an object stands under ``mended``, it is
-    written in place of the value: as JSON, or as Avro with numbers as on the wire.
+    ``replay`` sends key, value and headers (base64) of each line of that file. If there is an object under ``mended``,
+    it replaces the value: it is encoded as JSON, or as Avro with numbers as on the wire.
 
     \b
     Examples:
@@ -165,7 +165,9 @@ def show(
     from unskew.offline.dead_letters import as_json, find, letters
 
     if not places and output is None:
-        raise RequestError("say which letters: topic/partition/offset, or --output FILE for all that fit the filters")
+        raise RequestError(
+            "no letter is given: give topic/partition/offset, or --output FILE for all that match the filters"
+        )
     root = _root(dead_letters, archive)
     found = find(root, replace(_wanted(topics, reason, since, until), places=places))
     _refuse_missing(places, found)
@@ -192,19 +194,23 @@ def show(
     "places",
     multiple=True,
     metavar="TOPIC/PARTITION/OFFSET",
-    help="This letter; may be given several times.",
+    help="One letter; may be given several times.",
 )
 @settings.definitions
 @settings.bootstrap_servers
 @settings.kafka_config
 @settings.schema_registry
-@click.option("--yes", is_flag=True, help="Send them. Without it nothing is sent: what would be is said.")
 @click.option(
-    "--only-good", is_flag=True, help="Send those that are good now, and leave the others. Without it: all or nothing."
+    "--yes", is_flag=True, help="Send the letters. Without it nothing is sent, and the command prints what would be."
 )
-@click.option("--again", is_flag=True, help="Also those that were sent already.")
 @click.option(
-    "--twice", is_flag=True, help="Also those that other views counted when they first came: these count them again."
+    "--only-good",
+    is_flag=True,
+    help="Send the letters that are good now, and leave the others. Without it: all or none.",
+)
+@click.option("--again", is_flag=True, help="Also send letters that were sent before.")
+@click.option(
+    "--twice", is_flag=True, help="Also send letters that other views counted at first; these views count them again."
 )
 def replay(
     file: Path | None,
@@ -224,11 +230,12 @@ def replay(
     again: bool,
     twice: bool,
 ) -> None:
-    """Send letters again: those of FILE as they were mended, or as they are those that fit the filters.
+    """Send letters again: the mended letters of FILE, or unchanged the letters that match the filters.
 
-    Each becomes a new record of its topic and partition, with its key and headers: it arrives now, its event time stays what its value says, so
-    windows that have passed it do not count it. It is checked first by the definitions as they are now. What was sent is remembered
-    beside the letters. Exits with 1 where a letter was refused, or not acknowledged by the broker.
+    Each letter is first checked with the current definitions. It becomes a new record of its topic and partition, with
+    its key and headers. The record arrives now and keeps the event time of its value, so windows that have passed that
+    time do not count it. What was sent is recorded beside the letters. Exits with 1 if a letter was refused, or not
+    acknowledged by the broker.
 
     \b
     Examples:
@@ -242,7 +249,7 @@ def replay(
     from unskew.pipelines.replay import Memory, send
 
     if file is None and not (topics or reason or since or until or places):
-        raise RequestError("say which letters: a file, --place, or filters; --topic TOPIC for all of a topic")
+        raise RequestError("no letter is given: give a file, --place, or filters; --topic TOPIC for a whole topic")
     root = _root(dead_letters, archive)
     config = {} if kafka_config is None else read_kafka_config(kafka_config)
     wanted = replace(_wanted(topics, reason, since, until), places=places)
@@ -257,7 +264,7 @@ def replay(
         given = [Mended(letter, None) for letter in letters(root, found)]
     else:
         _refuse_missing(wanted.places, found)
-        # Where it came from is for the folder to say, not for the file.
+        # The folder determines which views could not use a letter, not the edited file.
         views = {letter.place: letter.views for letter in letters(root, found)}
         given = [Mended(replace(each.letter, views=views[each.letter.place]), each.mended) for each in given]
     checks = _checks(definitions, schema_registry)
@@ -271,7 +278,7 @@ def replay(
                 if each.mended is not None:
                     record = replace(record, value=checks.encoded(record, each.mended))
                 elif each.letter.cut:
-                    fault = "only a part of it was kept, so it cannot be sent as it was"
+                    fault = "only a part of it was kept, so it cannot be sent unchanged"
                 fault = fault or (None if again else memory.fault(record)) or checks.fault(record, twice=twice)
             except RequestError as error:
                 fault = str(error).removeprefix(f"{record.place}: ")
@@ -282,7 +289,8 @@ def replay(
                 click.echo(f"{record.place}: refused: {fault}", err=True)
         if refused and not only_good:
             raise RequestError(
-                f"{refused} of {len(given)} letters are refused, so nothing was sent: mend them, or send the others with --only-good"
+                f"{refused} of {len(given)} letters are refused, so nothing was sent: mend them, or send the others "
+                "with --only-good"
             )
         if not yes:
             click.echo(f"{len(good)} letters would be sent to {bootstrap_servers}; --yes sends them")
@@ -293,8 +301,8 @@ def replay(
             click.echo(f"{len(good) - len(failed)} letters sent")
             if failed:
                 raise StoreUnavailable(
-                    f"Kafka at {bootstrap_servers} did not acknowledge {len(failed)} of {len(good)} letters; it may have them all "
-                    "the same: look into the topic, then send what is missing with --again"
+                    f"Kafka at {bootstrap_servers} did not acknowledge {len(failed)} of {len(good)} letters; it may "
+                    "have them nevertheless: look into the topic, then send what is missing with --again"
                 )
     if refused:
         raise click.exceptions.Exit(1)
@@ -306,7 +314,7 @@ def _root(dead_letters: Path | None, archive: Path | None) -> Path:
     if dead_letters is not None:
         return dead_letters
     if archive is None:
-        raise RequestError("say where the dead letters are: --dead-letters, or --archive of the run")
+        raise RequestError("no folder of dead letters is given: give --dead-letters, or --archive of the run")
     return archive.with_name("dead_letters")
 
 
@@ -326,7 +334,7 @@ def _instant(text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise RequestError(f"{text!r} is no instant; write it as in 2026-01-31T12:00:00Z") from error
+        raise RequestError(f"{text!r} is not an instant; write it as in 2026-01-31T12:00:00Z") from error
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
@@ -341,7 +349,7 @@ def _refuse_missing(places: "tuple[str, ...] | list[str] | Any", found: "pl.Data
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise RequestError(
-            f"there is no dead letter {', '.join(missing[:3])}{more}; 'unskew dead-letters list' shows which are"
+            f"there is no dead letter {', '.join(missing[:3])}{more}; 'unskew dead-letters list' lists them"
         )
 
 
@@ -391,7 +399,7 @@ def _print(letter: "Letter", decoded: Any) -> None:
     click.echo(letter.place)
     for name, text in (
         ("arrival", letter.arrival.isoformat()),
-        ("views", ", ".join(letter.views) or "none can take it"),
+        ("views", ", ".join(letter.views) or "all: no view can use it"),
         ("kind", letter.kind or "-"),
         ("reason", letter.reason),
         ("key", _octets(letter.key)),
@@ -407,7 +415,7 @@ def _print(letter: "Letter", decoded: Any) -> None:
 
 
 def _octets(octets: bytes | None) -> str:
-    """Bytes in hexadecimal, and as text where they are some."""
+    """Return bytes in hexadecimal, followed by their text if they are printable."""
     if octets is None:
         return "null"
     part = octets[:_SHOWN_BYTES]

@@ -1,4 +1,4 @@
-"""``unskew check`` and ``unskew describe``: definitions, without anything running."""
+"""``unskew check`` and ``unskew describe``: look at definitions without running a pipeline."""
 
 import json
 import sys
@@ -13,9 +13,10 @@ from unskew import settings
 @click.command()
 @settings.definition_paths
 def check(paths: tuple[Path, ...]) -> None:
-    """Compile definitions: one line for each view, or every fault found, and exit 1.
+    """Compile definitions: print one line for each view, or every fault and exit with 1.
 
-    PATH is a Python or YAML file, or a folder of them. Python files are run. Without PATH, UNSKEW_DEFINITIONS is read.
+    PATH is a Python or YAML file, or a folder of them. Python files are executed. Without PATH, the command reads
+    UNSKEW_DEFINITIONS.
 
     \b
     Example:
@@ -37,11 +38,15 @@ def check(paths: tuple[Path, ...]) -> None:
 
 @click.command()
 @settings.optional_definition_paths
-@click.option("--live", is_flag=True, help="Show what runs, as Redis says: clocks, lag, late events. Takes no PATH.")
+@click.option(
+    "--live", is_flag=True, help="Show the running views, from Redis: clocks, lag, late events. Takes no PATH."
+)
 @settings.redis_url
 @settings.prefix
 @settings.pipeline
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the registry that readers get, or what runs.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: the registry that readers get, or the running views."
+)
 @click.pass_context
 def describe(
     context: click.Context,
@@ -52,12 +57,12 @@ def describe(
     pipeline: str,
     as_json: bool,
 ) -> None:
-    """Show what definitions mean: each view's entity, stream and owner, and its features with window, hop and type.
+    """Show compiled definitions: each view's entity, stream and owner, and its features with window, hop and type.
 
     PATH is a Python or YAML file, or a folder of them. Without PATH, UNSKEW_DEFINITIONS is read.
 
     With --live, show how far each running view has come, since when it counts, and how many events came too late for
-    which window, by how much. This reads Redis alone.
+    each window, and by how much. This reads Redis only.
 
     \b
     Examples:
@@ -73,7 +78,9 @@ def describe(
         show(redis_url, prefix, pipeline, as_json=as_json)
         return
     if not paths:
-        raise click.UsageError("there is no PATH; give one, set UNSKEW_DEFINITIONS, or ask for what runs with --live")
+        raise click.UsageError(
+            "there is no PATH; give one, set UNSKEW_DEFINITIONS, or show the running views with --live"
+        )
     from unskew.features.definitions.load import load
     from unskew.features.registry import describe as registry_of
 
@@ -86,7 +93,7 @@ def describe(
 
     from unskew.cli.tables import view_table
 
-    # A pipe has no width of its own; there, nothing should be folded.
+    # A pipe has no width, so nothing is folded there.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for view in plan.views.values():
         console.print(view_table(view.published))

@@ -1,4 +1,4 @@
-"""``unskew get``: what a model would read now."""
+"""``unskew get``: the values that a model would read now."""
 
 import json
 import sys
@@ -20,10 +20,10 @@ from unskew.features.view import View
 @settings.pipeline
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, as_json: bool) -> None:
-    """Read an entity's current features from Redis, with the instant they are values of.
+    """Read an entity's current features from Redis, with the instant for which they are valid.
 
     VIEW reads all features of a view, VIEW:FEATURE one. KEY is the entity's key; an entity with several key columns
-    takes a KEY for each, in their order. Needs nothing but Redis: definitions are those that `unskew run` published.
+    takes a KEY for each, in their order. Needs only Redis: definitions are those that `unskew run` published.
 
     \b
     Status: present; default (no events in any window); warming (a window begins before the pipeline's first event).
@@ -71,8 +71,9 @@ def _asked(features: str, views: Mapping[str, View]) -> tuple[View, list[str]]:
 def _entity_row(view: View, keys: tuple[str, ...]) -> dict[str, str]:
     if len(keys) != len(view.entity.keys):
         raise RequestError(
-            f"{view.name} is about {view.entity.name}, which takes {len(view.entity.keys)} "
-            f"({' '.join(name.upper() for name in view.entity.keys)}); {len(keys)} were given"
+            f"{view.name} takes the key of entity {view.entity.name}, "
+            f"{' '.join(name.upper() for name in view.entity.keys)}: "
+            f"{len(view.entity.keys)} expected, {len(keys)} given"
         )
     return dict(zip(view.entity.keys, keys, strict=True))
 
@@ -108,5 +109,5 @@ def _print_table(
         assert feature is not None
         windows = ", ".join(window.text for window in view.windows_of(feature))
         table.add_row(escape(name), escape(shown(value)), escape(windows))
-    # A pipe has no width of its own; there, nothing should be folded.
+    # A pipe has no width, so nothing is folded there.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)

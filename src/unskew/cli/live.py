@@ -1,4 +1,4 @@
-"""What ``unskew describe --live`` prints."""
+"""The output of ``unskew describe --live``."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def show(redis_url: str, prefix: str, pipeline: str, *, as_json: bool) -> None:
-    """Print how the views of a pipeline stand, as a table for each or as one JSON object."""
+    """Print the state of a pipeline's views, as a table for each or as one JSON object."""
     from unskew.serving.live import read_live
 
     live = read_live(redis_url, prefix, pipeline)
@@ -29,7 +29,7 @@ def show(redis_url: str, prefix: str, pipeline: str, *, as_json: bool) -> None:
 
     from rich.console import Console
 
-    # A pipe has no width of its own; there, nothing should be folded.
+    # A pipe has no width, so nothing is folded there.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for one in live:
         table = late_table(one.view, one.ledger)
@@ -39,7 +39,7 @@ def show(redis_url: str, prefix: str, pipeline: str, *, as_json: bool) -> None:
 
 
 def late_table(view: View, ledger: "Ledger") -> "Table":
-    """Give the late events of each window as a table, with the repeats above it."""
+    """Return the late events of each window as a table, with the repeats above it."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -59,7 +59,7 @@ def late_table(view: View, ledger: "Ledger") -> "Table":
 
 
 def windows_of(view: View) -> tuple[ViewWindow, ...]:
-    """The windows that a ledger speaks of, in its order: the view's, then that of the sessions it is over."""
+    """Return the windows of a ledger, in its order: the view's, then that of the sessions that it aggregates."""
     return view.windows if view.sessions is None else (*view.windows, view.sessions.window)
 
 
@@ -74,7 +74,7 @@ def _heading(one: "LiveView") -> str:
 
 
 def _rough(n_us: int) -> str:
-    """A duration of any length in three or so digits."""
+    """Return a duration of any length, in about three digits."""
     for unit, size_us in (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000)):
         if n_us >= 2 * size_us:
             return f"{n_us / size_us:,.1f} {unit}"

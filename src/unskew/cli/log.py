@@ -1,4 +1,4 @@
-"""``unskew log``: what the Parquet log holds."""
+"""``unskew log``: look into the Parquet log."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 @click.group()
 def log() -> None:
-    """Look into the Parquet log: every value that was ever served, with the instant from which it stood."""
+    """Look into the Parquet log: every value that was ever served, with the instant from which it was valid."""
 
 
 @log.command()
 @click.argument("view")
 @settings.definitions
 @settings.log
-@click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="How many rows.")
+@click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="Number of rows.")
 def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None:
-    """Show the first rows of VIEW by the instant from which they stood.
+    """Show the first rows of VIEW by the instant from which they were valid.
 
     \b
     Example:
@@ -58,7 +58,7 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
 @settings.definitions
 @settings.log
 def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
-    """Count VIEW's rows, entities, files and bytes, and say which instants the log answers and which events came too late.
+    """Count rows, entities, files and bytes of VIEW's log, and show its coverage and late events.
 
     \b
     Example:
@@ -87,7 +87,7 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
     console = Console()
     console.print(table)
     if found.ledger.windows:
-        # A pipe has no width of its own; there, nothing should be folded.
+        # A pipe has no width, so nothing is folded there.
         wide = console if console.is_terminal else Console(width=200)
         wide.print(late_table(opened.view, found.ledger))
 

@@ -1,4 +1,4 @@
-"""``unskew run``: the pipeline in this process."""
+"""``unskew run``: run the pipeline in this process."""
 
 import json
 import os
@@ -42,52 +42,52 @@ LOOPBACK = "127.0.0.1"
     "--idle",
     type=click.Choice(["wall", "none"]),
     required=True,
-    help="What moves the clock of a partition without records: the wall clock (a live topic), or nothing (a replay).",
+    help="What moves the clock of a partition without records: the wall clock (live topic) or nothing (replay).",
 )
 @click.option(
     "--end",
     metavar="now|FILE",
-    help="Stop at the offsets that the topics have now, or at those of a JSON file: {topic: {partition: offset}}.",
+    help="Stop at the current end of the topics, or at the offsets of a JSON file: {topic: {partition: offset}}.",
 )
 @click.option(
     "--start",
     type=click.Choice(["earliest", "latest"]),
     default="earliest",
     show_default=True,
-    help="Where to begin when there is no saved state.",
+    help="Where to begin if there is no saved state.",
 )
 @click.option(
     "--shards",
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="Hash shards per view; fixed for as long as the state lives.",
+    help="Number of hash shards of each view; fixed for as long as the state lives.",
 )
 @click.option(
     "--partitions",
     metavar="N,N,...",
-    help="Read these partitions alone, always the same for one --state; other processes read the others.",
+    help="Read only these partitions, always the same for one --state; other processes read the others.",
 )
 @click.option(
     "--cluster",
     metavar="HOST:PORT,...",
-    help="Every process of a cluster that shares one --state: the same list for each. Processes trust each other: "
-    "use addresses that nobody else reaches.",
+    help="Addresses of all processes of a cluster that shares one --state; the same list for each process. Processes "
+    "trust each other: use addresses that nobody else can reach.",
 )
 @click.option(
-    "--process", type=click.IntRange(0), default=0, show_default=True, help="Which process of --cluster this one is."
+    "--process", type=click.IntRange(0), default=0, show_default=True, help="Number of this process in --cluster."
 )
 @click.option(
     "--poll-records",
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
-    help="Records of a partition that are worked on in one step, at most.",
+    help="Maximum number of records of a partition in one step.",
 )
 @click.option(
     "--take-over",
     is_flag=True,
-    help="Take over, at once, what a process of another machine that may be gone has a lease on; without it, that is watched for 30 s.",
+    help="Take over at once the leases of a process on another machine; without it they are watched for 30 s first.",
 )
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
@@ -96,7 +96,7 @@ LOOPBACK = "127.0.0.1"
     type=click.Choice(["plain", "json", "none"]),
     default="plain",
     show_default=True,
-    help="A line a second on standard output.",
+    help="Format of the line that is printed every second on standard output.",
 )
 def run(
     definitions: tuple[Path, ...],
@@ -125,8 +125,8 @@ def run(
 ) -> None:
     """Run the pipeline: Kafka to exact windowed features in Redis and the Parquet log.
 
-    It goes on from the recovery store under --state, and stops cleanly on SIGTERM and Ctrl-C: everything read is
-    written, nothing is left to replay.
+    The pipeline continues from the recovery store under --state. It stops cleanly on SIGTERM and Ctrl-C: everything
+    that was read is written, and nothing is left to replay.
 
     \b
     Live:     unskew run --definitions defs/ --idle wall --log log --archive archive --state state
@@ -162,9 +162,9 @@ def run(
 
 @contextmanager
 def _without_panics() -> Iterator[None]:
-    """Hold back what Bytewax's own runtime writes to standard error, a panic and its stack, where the error is ours.
+    """Hold back the panic and stack that Bytewax's runtime writes to standard error if the error is an ``UnskewError``.
 
-    It writes to the descriptor itself, so that is where it is caught; what Python writes still goes out at once.
+    The runtime writes to the file descriptor, so the descriptor is redirected; Python's own output appears at once.
     """
     python_stderr = sys.stderr
     sys.stderr.flush()
@@ -206,7 +206,7 @@ def _cluster(text: str | None, process: int) -> tuple[str, ...]:
         raise RequestError(
             f"--process {process}: --cluster names {len(addresses)} processes, counted from 0"
             if addresses
-            else f"--process {process}: say with --cluster who the others are"
+            else f"--process {process}: give the addresses of all processes with --cluster"
         )
     return addresses
 
@@ -218,7 +218,7 @@ def _address(text: str | None) -> tuple[str, int] | None:
     host = host.removeprefix("[").removesuffix("]") or LOOPBACK
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise RequestError(
-            f"--metrics {text}: give HOST:PORT, for example 127.0.0.1:9464, or a port alone, which is then one of {LOOPBACK}"
+            f"--metrics {text}: give HOST:PORT, for example 127.0.0.1:9464, or a port alone for {LOOPBACK}"
         )
     return host, int(port)
 

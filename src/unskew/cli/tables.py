@@ -1,4 +1,4 @@
-"""Tables that people read, and values in them."""
+"""Tables for people, and the text of values in them."""
 
 import datetime as dt
 import json
@@ -14,9 +14,9 @@ from unskew.features.view import View, ViewFeature, ViewWindow
 
 
 def shown(value: Any) -> str:
-    """A value as a person reads it: null as ``-``, an instant in ISO 8601, a map as ``{key: value}``.
+    """Return a value as text for people: null as ``-``, an instant in ISO 8601, a map as ``{key: value}``.
 
-    Text that holds what a terminal would not print, or that stands in a list or map, is quoted.
+    Text is quoted if a terminal cannot print all of it, and inside lists and maps.
     """
     match value:
         case None:
@@ -35,7 +35,7 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: a map as an object, an instant in ISO 8601, a decimal as text."""
+    """Return a value for JSON: a map as an object, an instant in ISO 8601, a decimal as text."""
     match value:
         case dt.datetime():
             return value.isoformat(timespec="microseconds")
@@ -54,13 +54,13 @@ def _inside(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    # Control characters beyond ASCII are none to JSON, but are to a terminal.
+    # JSON does not escape control characters beyond ASCII; a terminal obeys them.
     quoted = json.dumps(text, ensure_ascii=False)
     return quoted if quoted.isprintable() else json.dumps(text)
 
 
 def view_table(view: View) -> Table:
-    """Give a view as a table of its features, with what they share above it."""
+    """Return a table of a view's features, with what they have in common above it."""
     keys = ", ".join(f"{key} {dtype}" for key, dtype in zip(view.entity.keys, view.entity.types, strict=True))
     partitioned = ", partitioned by the entity" if view.partitioned else ""
     lines = [
@@ -108,7 +108,7 @@ def _aggregation(feature: ViewFeature) -> str:
 
 
 def _window(window: ViewWindow) -> tuple[str, str]:
-    """What it covers, and the steps in which it moves."""
+    """Return what the window covers, and the steps in which it moves."""
     extent, hop = format_duration(window.extent_us), format_duration(window.hop_us)
     return {
         "sliding": (extent, hop),

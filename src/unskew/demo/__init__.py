@@ -1,1 +1,1 @@
-"""The demo: a year of real purchases through the whole path, on servers that live inside this machine's process."""
+"""The demo: a year of real purchases through the whole path, on servers that the demo's process starts and stops."""

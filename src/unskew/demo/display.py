@@ -1,4 +1,4 @@
-"""What a person sees while events stream: one live block in a terminal, one line now and then elsewhere."""
+"""The display while events stream: a live block in a terminal, a line every few seconds elsewhere."""
 
 from collections import deque
 from datetime import UTC, datetime
@@ -19,10 +19,10 @@ RATES_OVER_S = 3.0
 
 
 class Display:
-    """A context manager; ``show`` is called as often as one likes."""
+    """A context manager; ``show`` may be called at any rate."""
 
     def __init__(self, console: Console, n_total: int) -> None:
-        """``n_total``: records in all."""
+        """Prepare a display; ``n_total``: the number of all records."""
         self._console = console
         self._n_total = n_total
         self._started_s = monotonic()
@@ -39,7 +39,7 @@ class Display:
         self._seen: deque[tuple[float, Progress]] = deque()
 
     def __enter__(self) -> Self:
-        """Take over the bottom of the terminal, if there is one."""
+        """Start the live block, if there is a terminal."""
         if self._console.is_terminal:
             self._live = Live(self._bar, console=self._console, refresh_per_second=4)
             self._live.__enter__()
@@ -48,17 +48,17 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state standing."""
+        """Stop the live block; its last state stays visible."""
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
             self._live = None
 
     def note(self, text: str) -> None:
-        """Say something that stays, above the live block."""
+        """Print a text that stays, above the live block."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
-        """Show totals since the demo began; rates are taken over the last seconds of them."""
+        """Show totals since the demo began; rates are averages over the last seconds."""
         now_s = monotonic()
         self._seen.append((now_s, progress))
         while len(self._seen) > 2 and now_s - self._seen[0][0] > RATES_OVER_S:

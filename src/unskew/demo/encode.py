@@ -1,8 +1,8 @@
-"""Avro records, column by column: a million of them in seconds rather than half a minute.
+"""Avro encoding by columns: a million records in seconds rather than half a minute.
 
-Only what the demo's schemas hold: long (with or without a logical type), double, enum, nullable double, and decimals
-of up to eight bytes.
-The bytes are those that ``fastavro.schemaless_writer`` gives, behind Confluent's five-byte frame.
+It supports only the types of the demo's schemas: long (with or without a logical type), double, enum, nullable double,
+and decimals of up to eight bytes. The bytes equal those of ``fastavro.schemaless_writer``, after Confluent's five-byte
+frame.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 def encode(frame: pl.DataFrame, schema: Mapping[str, Any]) -> list[bytes]:
     """Return one framed message per row.
 
-    ``frame``: the schema's fields, times and decimals already as integers in the field's unit, enums as their symbols.
+    ``frame``: the schema's fields; times and decimals are integers in the field's unit, enums are symbols.
     ``schema``: a parsed record schema. An empty frame gives an empty list.
     """
     if frame.is_empty():
@@ -35,7 +35,7 @@ def encode(frame: pl.DataFrame, schema: Mapping[str, Any]) -> list[bytes]:
             blocks.append(block)
             masks.append(mask)
     used = np.concatenate(masks, axis=1)
-    # Row-major selection lays the used bytes of each row one after the other: exactly the records.
+    # Row-major selection puts the used bytes of each row one after the other, which gives exactly the records.
     flat = np.concatenate(blocks, axis=1)[used].tobytes()
     ends = np.cumsum(used.sum(axis=1)).tolist()
     return [flat[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -64,7 +64,7 @@ def _double(column: pl.Series) -> tuple[Bytes, Mask]:
 
 
 def _decimal(values: npt.NDArray[np.int64]) -> list[tuple[Bytes, Mask]]:
-    """As few bytes as hold value and sign, the highest first, behind their number."""
+    """Return the shortest two's complement form, the highest byte first, preceded by its length."""
     block = np.ascontiguousarray(values, dtype=">i8").view(np.uint8).reshape(-1, 8)
     n_bytes = np.full(len(values), 8, np.int64)
     for fewer in range(7, 0, -1):
@@ -74,7 +74,7 @@ def _decimal(values: npt.NDArray[np.int64]) -> list[tuple[Bytes, Mask]]:
 
 
 def _varint(values: npt.NDArray[np.int64]) -> tuple[Bytes, Mask]:
-    """Zig-zag, then seven bits a byte, the lowest first; the top bit says that another byte follows."""
+    """Encode with zig-zag, then seven bits a byte, lowest first; the top bit means that another byte follows."""
     rest = ((values << 1) ^ (values >> 63)).view(np.uint64)
     block = np.zeros((len(values), _LONGEST_VARINT), np.uint8)
     used = np.zeros(block.shape, np.bool_)

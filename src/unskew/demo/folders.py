@@ -1,4 +1,4 @@
-"""Where the demo writes."""
+"""The folders and files that the demo writes."""
 
 import shutil
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _MARK = ".unskew-demo"
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the demo writes."""
+    """The folders and files that the demo writes, under ``root``."""
 
     root: Path
 
@@ -37,12 +37,12 @@ class Folders:
 
     @property
     def end(self) -> Path:
-        """End offsets per topic and partition: where a replay is complete."""
+        """The end offsets of each topic and partition, at which the replay is complete."""
         return self.root / "end.json"
 
     @property
     def stderr(self) -> Path:
-        """What the pipeline writes to stderr."""
+        """The standard error output of the pipeline."""
         return self.root / "pipeline.log"
 
     @property
@@ -51,9 +51,9 @@ class Folders:
         return self.root / "training_set.parquet"
 
     def prepare(self) -> None:
-        """Make an empty folder, in place of an earlier demo's if there is one.
+        """Make an empty folder, which replaces that of an earlier demo.
 
-        ``RequestError`` for a folder that holds anything else: nobody's files are deleted.
+        Raises ``RequestError`` for a folder that holds anything else, so that no other files are deleted.
         """
         if self.root.exists() and any(self.root.iterdir()):
             if not (self.root / _MARK).exists():

@@ -21,7 +21,7 @@ SEED = 2017
 def topics(n_lines: int | None = None, *, seed: int = SEED, n_partitions: int = N_PARTITIONS) -> dict[str, Topic]:
     """Return the topics ``transactions`` and ``page_views``.
 
-    ``n_lines``: only the first so many basket lines and the page views of their time; all if left out.
+    ``n_lines``: the number of basket lines, from the first on, with the page views of their time; all if left out.
     The same arguments give the same bytes.
     """
     lines = transactions(n_lines)
@@ -41,7 +41,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def transactions(n_lines: int | None = None) -> pl.DataFrame:
-    """Return the real basket lines in the order of their times, which are taken as UTC.
+    """Return the real basket lines in the order of their times, which are interpreted as UTC.
 
     Columns as in ``schemas/transaction.avsc``, with ``_timestamp_ms`` = the time of the basket and ``_damage`` null.
     """
@@ -51,7 +51,7 @@ def transactions(n_lines: int | None = None) -> pl.DataFrame:
     path = Path(next(iter(spec.submodule_search_locations))) / "data" / "transactions.parquet"
     time = pl.col("transaction_timestamp")
     lines = (
-        # The file's own order decides among the lines of one instant.
+        # Lines of one instant keep the order of the file.
         pl.read_parquet(path)
         .sort(time, maintain_order=True)
         .select(

@@ -1,4 +1,4 @@
-"""Filling topics of the embedded broker no faster than they are read, as it forgets what is more than 5 MiB old."""
+"""Producing no faster than the pipeline reads: the embedded broker keeps only the newest 5 MiB of a partition."""
 
 import threading
 from collections import deque
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from unskew.features.errors import StoreUnavailable
 
-# Below the broker's 5 MiB per partition by more than one batch, and what record and batch headers add.
+# Less than the broker's 5 MiB per partition, with room for one batch and for record and batch headers.
 AHEAD_BYTES = 3 * 2**20
 _RECORD_OVERHEAD_BYTES = 16
 _POLL_S = 0.05
@@ -20,7 +20,7 @@ _TIMEOUT_S = 10.0
 
 
 class Records(Protocol):
-    """Consecutive records of a topic, one entry per record in each column; ``timestamp_ms`` is the record timestamp."""
+    """Consecutive records of a topic: columns with an entry per record; ``timestamp_ms`` is the record timestamp."""
 
     @property
     def partition(self) -> npt.NDArray[np.int32]: ...
@@ -33,11 +33,10 @@ class Records(Protocol):
 
 
 class PacedProducer:
-    """Produces one topic in its own thread, at most ``AHEAD_BYTES`` per partition ahead of what a group has committed.
+    """Produces one topic in its own thread, at most ``AHEAD_BYTES`` per partition ahead of a group's committed offsets.
 
-    ``batches``: records in the order in which they are produced, some thousands at a time.
-    ``group``: the consumer group whose committed offsets tell what will not be read again.
-    A context manager: leaving it stops the thread. ``failed`` is the error that ended it early, None otherwise.
+    ``batches``: records in the order of production, some thousands at a time. ``group``: the consumer group; records
+    before its committed offsets will not be read again. ``failed``: the error that ended the thread early, or None.
     """
 
     def __init__(self, bootstrap: str, topic: str, batches: Iterable[Records], *, group: str) -> None:
@@ -51,17 +50,17 @@ class PacedProducer:
         )
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"produce-{topic}", daemon=True)
-        # Per partition: how far it was produced, and (offset behind, bytes) of each batch that is not yet committed.
+        # By partition: the next offset to produce, and (end offset, bytes) of each batch that is not yet committed.
         self._next: dict[int, int] = {}
         self._ahead: dict[int, deque[tuple[int, int]]] = {}
         self.failed: Exception | None = None
 
     def start(self) -> None:
-        """Begin to produce."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, whether or not everything is produced."""
+        """Stop the thread, also before everything is produced."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -81,9 +80,9 @@ class PacedProducer:
                     self._next[partition] = behind
                     self._ahead.setdefault(partition, deque()).append((behind, n_bytes))
         except KeyboardInterrupt:
-            # Polars raises it in any thread whose query a Ctrl-C meets; the owner, in the main thread, is told by Python.
+            # On Ctrl-C Polars raises it in any thread with a running query; Python interrupts the main thread.
             return
-        except Exception as error:  # noqa: BLE001 - the owner learns of it through ``failed``
+        except Exception as error:  # noqa: BLE001 - reported to the owner through ``failed``
             self.failed = error
 
     def _produce(self, batch: Records) -> None:
@@ -99,7 +98,7 @@ class PacedProducer:
             raise StoreUnavailable(f"{self._topic}: the broker did not take what was produced within {_TIMEOUT_S:g} s")
 
     def _wait_for_room(self, sizes: Mapping[int, tuple[int, int]]) -> bool:
-        """Wait until a batch of these sizes fits; False if told to stop."""
+        """Wait until a batch of these sizes fits; return False if stopped."""
         while not self._stopping.is_set():
             if all(self._room(partition, n_bytes) for partition, (_, n_bytes) in sizes.items()):
                 return True
@@ -121,7 +120,7 @@ class PacedProducer:
 
 
 def _sizes(batch: Records) -> dict[int, tuple[int, int]]:
-    """Partition -> records and bytes."""
+    """Return partition -> (records, bytes)."""
     sizes = [len(key) + len(value) + _RECORD_OVERHEAD_BYTES for key, value in zip(batch.key, batch.value, strict=True)]
     n_records = np.bincount(batch.partition)
     n_bytes = np.bincount(batch.partition, weights=sizes)
@@ -130,7 +129,7 @@ def _sizes(batch: Records) -> dict[int, tuple[int, int]]:
 
 @contextmanager
 def paced(bootstrap: str, topics: Mapping[str, Iterable[Records]], *, group: str) -> Iterator[list[PacedProducer]]:
-    """Produce several topics at once, each in a thread, until the block is left."""
+    """Produce several topics at once, each in its own thread, until the block ends."""
     producers = [PacedProducer(bootstrap, topic, batches, group=group) for topic, batches in topics.items()]
     try:
         for producer in producers:

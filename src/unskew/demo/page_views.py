@@ -1,7 +1,7 @@
-"""Generated page views: looks at a basket's products before it is bought, and looks that lead to nothing.
+"""Generated page views: views of a basket's products before the purchase, and views that lead to no purchase.
 
-The Complete Journey has no page views. These exist to show what a real topic does to features: records that come
-seconds to hours after what they tell, records that come twice, and records that nobody can read.
+The Complete Journey has no page views. These show the effect of a real topic on features: records that arrive seconds
+to hours after their event, records that come twice, and records that cannot be decoded.
 """
 
 import math
@@ -26,7 +26,7 @@ def page_views(lines: pl.DataFrame, *, seed: int) -> pl.DataFrame:
 
     ``lines``: as ``journey.transactions`` gives them, by time. The same lines and seed give the same views.
     Columns as in ``schemas/page_view.avsc``, with ``_timestamp_ms`` and ``_damage``: ten records of each kind of
-    damage, or fewer where there are too few views. No lines, no views.
+    damage, or fewer if there are too few views. Without lines there are no views.
     """
     rng = np.random.default_rng(seed)
     baskets = (
@@ -54,7 +54,7 @@ def page_views(lines: pl.DataFrame, *, seed: int) -> pl.DataFrame:
 
 
 def _before_baskets(rng: np.random.Generator, lines: pl.DataFrame, baskets: pl.DataFrame) -> pl.DataFrame:
-    """Three baskets in five: some of their products, looked at in the two hours before."""
+    """Return views of some products of three baskets in five, in the two hours before the purchase."""
     chosen = baskets.filter(pl.Series(rng.random(baskets.height) < 0.6))
     n_views = 1 + rng.poisson(2.0, chosen.height)
     basket = np.repeat(np.arange(chosen.height), n_views)
@@ -68,7 +68,7 @@ def _before_baskets(rng: np.random.Generator, lines: pl.DataFrame, baskets: pl.D
 
 
 def _on_their_own(rng: np.random.Generator, lines: pl.DataFrame, baskets: pl.DataFrame) -> pl.DataFrame:
-    """Visits that lead to no basket: two for five baskets, within half a day of some basket of that household."""
+    """Return visits without a basket: two for every five baskets, within half a day of a basket of that household."""
     if baskets.is_empty():
         return _seen(*[np.zeros(0, np.int64)] * 3)
     near = rng.integers(0, baskets.height, baskets.height * 2 // 5)
@@ -77,7 +77,7 @@ def _on_their_own(rng: np.random.Generator, lines: pl.DataFrame, baskets: pl.Dat
     first_view = np.repeat(np.cumsum(n_views) - n_views, n_views)
     gaps_ms = np.cumsum(rng.exponential(40_000, len(visit))).astype(np.int64)
     begin_ms = baskets["_timestamp_ms"].to_numpy()[near] + rng.integers(-12 * _HOUR_MS, 12 * _HOUR_MS, len(near))
-    # Popular products are bought often, so a random line names a product as often as it is liked.
+    # A random line picks a product in proportion to its purchases.
     return _seen(
         baskets["household_id"].to_numpy()[visit],
         lines["product_id"].to_numpy()[rng.integers(0, lines.height, len(visit))],
@@ -86,7 +86,7 @@ def _on_their_own(rng: np.random.Generator, lines: pl.DataFrame, baskets: pl.Dat
 
 
 def _delays_ms(rng: np.random.Generator, n: int) -> Ints:
-    """From event to record: a fraction of a second, but for three in a hundred seconds to eight hours."""
+    """Return delays from event to record: fractions of a second; three in a hundred are seconds to eight hours."""
     usual = rng.exponential(200.0, n)
     late = np.minimum(rng.lognormal(math.log(10 * _MINUTE_MS), 1.8, n), 8 * _HOUR_MS)
     return np.where(rng.random(n) < 0.03, late, usual).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The real pipeline in its own process, and what it says about itself."""
+"""The real pipeline in its own process, and the progress that it reports."""
 
 import contextlib
 import signal
@@ -32,7 +32,7 @@ class Progress(msgspec.Struct, frozen=True):
     lag: int = 0
 
     def after(self, before: "Progress") -> "Progress":
-        """These figures with the counts of an earlier process added."""
+        """Return these figures plus the counts of an earlier process."""
         return msgspec.structs.replace(
             self,
             consumed=before.consumed + self.consumed,
@@ -46,17 +46,17 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class PipelineFailed(UnskewError):
-    """The pipeline's process ended in another way than it was told to."""
+    """The pipeline's process did not end as it should."""
 
 
 class PipelineProcess:
-    """``unskew run`` as a child in a session of its own: Ctrl-C reaches the demo first, which then stops its child.
+    """``unskew run`` as a child with its own session: Ctrl-C reaches only the demo, which then stops its child.
 
-    A context manager: however it is left, the child is gone.
+    A context manager: when the block ends, for whatever reason, the child has ended too.
     """
 
     def __init__(self, arguments: Sequence[str], *, errors: Path) -> None:
-        """Prepare ``unskew run`` with these arguments; ``errors`` is appended what it writes to stderr."""
+        """Prepare ``unskew run`` with these arguments; its standard error is appended to ``errors``."""
         self._command = [sys.executable, "-m", "unskew", "run", *arguments, "--progress", "json"]
         self._errors = errors
         self._progress = Progress()
@@ -73,7 +73,7 @@ class PipelineProcess:
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
-        # Waits on a pipe from here, which closes however this process ends: kill -9 leaves no pipeline behind either.
+        # The watcher waits on a pipe that closes when this process ends, so even kill -9 leaves no pipeline behind.
         self._watcher = subprocess.Popen(  # noqa: S603 - our own shell text
             ["/bin/sh", "-c", 'read _; kill "$0"', str(self._process.pid)],
             stdin=subprocess.PIPE,
@@ -83,7 +83,7 @@ class PipelineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process, gently if it listens."""
+        """End the process, gracefully if possible."""
         try:
             if self._running.poll() is None:
                 with contextlib.suppress(PipelineFailed):
@@ -102,7 +102,7 @@ class PipelineProcess:
         return self._progress
 
     def ended(self) -> bool:
-        """Whether the process ended by itself; ``PipelineFailed`` if it did so with an error."""
+        """Return whether the process has ended by itself; raises ``PipelineFailed`` if it ended with an error."""
         code = self._running.poll()
         if code is None:
             return False
@@ -110,7 +110,7 @@ class PipelineProcess:
         return True
 
     def stop(self) -> None:
-        """Send SIGTERM and wait; ``PipelineFailed`` unless it exits with 0 in time."""
+        """Send SIGTERM and wait; raises ``PipelineFailed`` unless the process exits with 0 in time."""
         process = self._running
         process.send_signal(signal.SIGTERM)
         try:
@@ -134,21 +134,21 @@ class PipelineProcess:
         return self._process
 
     def _finish(self, code: int) -> None:
-        # The last line may still be in the pipe when the process is gone.
+        # The last line may still be in the pipe when the process has ended.
         if self._reader is not None:
             self._reader.join(5.0)
         if code != 0:
             raise PipelineFailed(
-                f"the pipeline exited with {code}:\n{self._last_words()}\nAll of it is in {self._errors}"
+                f"the pipeline exited with {code}:\n{self._last_words()}\nThe whole output is in {self._errors}"
             )
 
     def _last_words(self) -> str:
         lines = self._errors.read_text(errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-8:]) or "  (it said nothing)"
+        return "\n".join(f"  {line}" for line in lines[-8:]) or "  (it wrote nothing)"
 
     def _read(self, stdout: IO[bytes]) -> None:
         decoder = msgspec.json.Decoder(Progress)
         for line in stdout:
-            # Whatever a library prints beside the progress is none of ours.
+            # Lines that a library prints beside the progress are ignored.
             with contextlib.suppress(msgspec.DecodeError):
                 self._progress = decoder.decode(line)

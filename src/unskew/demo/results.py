@@ -1,4 +1,4 @@
-"""What the stream left behind, shown: features of today, and a training set of the past."""
+"""Tables of the results: current features, and a training set of past values."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ def references(*views: ViewPlan) -> list[str]:
 
 
 def busy_households(lines: pl.DataFrame, n: int = N_HOUSEHOLDS) -> list[int]:
-    """Return the households that bought last, the latest first; fewer where there are not as many."""
+    """Return the ``n`` households that bought last, the latest first; fewer if there are fewer."""
     latest = lines.reverse()["household_id"].unique(maintain_order=True)
     return latest.head(n).to_list()
 
@@ -45,7 +45,7 @@ def household_features(store: FeatureStore, plan: Plan, households: list[int]) -
 def labels(lines: pl.DataFrame, *, before_ms: int, seed: int, n: int = N_LABELS) -> pl.DataFrame:
     """Return basket lines drawn at random, with replacement, as labels at the instants of their baskets.
 
-    ``before_ms``: only lines before this time, milliseconds. What was bought is the label's target, ``quantity``.
+    ``before_ms``: only lines before this time, milliseconds. The label's target is ``quantity``.
     """
     known = lines.filter(pl.col("_timestamp_ms") < before_ms)
     drawn = np.random.default_rng(seed).integers(0, known.height, n) if known.height else np.zeros(0, np.int64)
@@ -62,7 +62,7 @@ def labels(lines: pl.DataFrame, *, before_ms: int, seed: int, n: int = N_LABELS)
 
 
 def head(frame: pl.DataFrame, n: int = HEAD) -> Table:
-    """Return the first rows, turned: a line per column, a column per row."""
+    """Return the first rows, transposed: a line per column, a column per row."""
     n = min(n, frame.height)
     table = _Turned(f"Training set: the first {n} of {frame.height:,} rows", (f"row {row}" for row in range(n)))
     for name in frame.columns:
@@ -80,7 +80,7 @@ def summary(frame: pl.DataFrame) -> Table:
             str(dtype.base_type()).lower(),
             f"{column.null_count():,}",
             _shown(column.min(), "%Y-%m-%d"),
-            # The mean of a key means nothing.
+            # The mean of a key has no meaning.
             _shown(column.mean()) if dtype.is_numeric() and not name.endswith("_id") else "",
             _shown(column.max(), "%Y-%m-%d"),
         )
@@ -88,7 +88,7 @@ def summary(frame: pl.DataFrame) -> Table:
 
 
 class _Turned:
-    """A table with a line per column of a frame; the features of a view stand under its name."""
+    """A table with a line per column of a frame; the features of a view are grouped under its name."""
 
     def __init__(self, title: str, headings: Iterable[str]) -> None:
         self.table = Table(
@@ -103,7 +103,7 @@ class _Turned:
         """Add the line of the column ``name``, ``view__feature`` for a feature."""
         view, _, feature = name.rpartition("__")
         if view == feature:
-            # A view of one feature, as YAML writes it.
+            # A view of one feature, as in YAML.
             view = ""
         if view and view != self._view:
             self.table.add_row(f"[bold]{view}[/]")

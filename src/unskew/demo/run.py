@@ -1,7 +1,7 @@
 """The demo from start to end: servers, stream, a stop half-way, features, a training set, the audit.
 
-Nothing is shown that is not checked: what was produced is in the archive or the dead letters, what was planted is found,
-and the audit finds no difference.
+It checks everything that it shows: every produced record is in the archive or the dead letters, every planted damage is
+found, and the audit finds no difference.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ _POLL_S = 0.2
 
 
 class DemoFailed(UnskewError):
-    """Something that the demo shows is not as it must be."""
+    """A result of the demo is wrong."""
 
 
 def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed: int = journey.SEED) -> None:
-    """Run the demo and show it on ``console``; ``DemoFailed`` names everything that is not as it must be.
+    """Run the demo and show it on ``console``; raises ``DemoFailed``, which names everything that is wrong.
 
-    ``output``: a folder for all that it writes. ``n_lines``: only the first so many basket lines.
+    ``output``: the folder for all output. ``n_lines``: the number of basket lines, from the first on; all if None.
     """
     began_s = time.monotonic()
     folders = Folders(output.absolute())
@@ -113,7 +113,7 @@ def _stream(
     with Display(console, total) as display:
 
         def watch(pipeline: PipelineProcess, before: Progress, until: int) -> bool:
-            """Show the pipeline's progress until it ends or has consumed so many; whether it ended."""
+            """Show progress until the pipeline ends or has consumed ``until`` records; return whether it ended."""
             while not (ended := pipeline.ended()) and pipeline.progress.consumed < until:
                 display.show(pipeline.progress.after(before))
                 for producer in producers:
@@ -129,7 +129,7 @@ def _stream(
                 pipeline.stop()
                 display.note(
                     f"Stopped half-way, at {pipeline.progress.consumed:,} events, in "
-                    f"{time.monotonic() - began_s:.1f} s; going on from {folders.state}"
+                    f"{time.monotonic() - began_s:.1f} s; continuing from {folders.state}"
                 )
             before = pipeline.progress
         with PipelineProcess(arguments, errors=folders.stderr) as pipeline:
@@ -137,7 +137,7 @@ def _stream(
 
 
 def check_counts(console: Console, topics: Mapping[str, Topic], folders: Folders) -> list[str]:
-    """Compare what was produced with what was kept, record by record."""
+    """Compare produced records with archive and dead letters, record by record; return the faults."""
     faults = []
     for name, topic in topics.items():
         kept = _offsets(folders.archive / name, "_partition", "_offset")
@@ -148,14 +148,14 @@ def check_counts(console: Console, topics: Mapping[str, Topic], folders: Folders
             faults.append(f"{name}: {n_dead} dead letters, but {topic.n_malformed} unreadable records were planted")
         if n_kept + n_dead != topic.n_records or pl.concat([kept, dead]).is_duplicated().any():
             faults.append(
-                f"{name}: {topic.n_records:,} records were produced, but {n_kept:,} are in the archive and {n_dead:,} in "
-                "the dead letters, each of which must be there once"
+                f"{name}: {topic.n_records:,} records were produced, but {n_kept:,} are in the archive and {n_dead:,} "
+                "in the dead letters; each record must be there once"
             )
     return faults
 
 
 def _offsets(table: Path, partition: str, offset: str) -> pl.DataFrame:
-    """Return partition and offset of every record in a table; a dead letter of one view only is no lost record."""
+    """Return partition and offset of every record in a table, without dead letters of a single view."""
     files = [file.path for file in published_files(table)]
     if not files:
         return pl.DataFrame(schema={"partition": pl.Int32, "offset": pl.Int64})
@@ -174,8 +174,8 @@ def _show_features(console: Console, store: FeatureStore, plan: Plan, topics: Ma
 def _train(
     console: Console, store: FeatureStore, plan: Plan, topics: Mapping[str, Topic], folders: Folders, *, seed: int
 ) -> list[str]:
-    """Build the training set, show it, and check that it is the labels with features added."""
-    # The log is complete up to where the first partition of either topic ended.
+    """Build and show the training set, and check that it consists of the labels with features added."""
+    # The log is complete up to the end of the partition, of either topic, that ended first.
     before_ms = min(topic.last_timestamp_ms() for topic in topics.values())
     wanted = results.labels(topics["transactions"].frame, before_ms=before_ms, seed=seed)
     began_s = time.monotonic()
@@ -221,7 +221,7 @@ def _audit(console: Console, plan: Plan, folders: Folders, *, redis_url: str, se
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does, so that everything it started is ended too."""
+    """Make SIGTERM end the demo like Ctrl-C, so that everything it started ends too."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A topic's records as they will be produced: columns, encoded a chunk at a time."""
+"""The records of a topic, in order of production: columns that are encoded a chunk at a time."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import polars as pl
 
 from unskew.demo.encode import encode
 
-# What may be wrong with a record; the page views hold some of each.
+# The kinds of damage to a record; the page views contain some of each.
 DAMAGES = ("truncated", "trailing bytes", "wrong magic byte", "garbage", "empty")
 
 
@@ -30,11 +30,11 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """Everything that one topic will hold, in the order of its record timestamps.
+    """All records of one topic, in the order of their record timestamps.
 
     ``frame``: the schema's fields (times as integers in the field's unit), ``_timestamp_ms``, and ``_damage``: the
     index into ``DAMAGES``, null for a sound record.
-    ``key``: the column that keys the records; those of one key are in one partition.
+    ``key``: the column with the record key; records of one key are in one partition.
     """
 
     name: str
@@ -45,21 +45,21 @@ class Topic:
 
     @property
     def n_records(self) -> int:
-        """How many records the topic will hold, damaged ones included."""
+        """The number of records, damaged ones included."""
         return self.frame.height
 
     @property
     def n_malformed(self) -> int:
-        """How many of them cannot be decoded."""
+        """The number of records that cannot be decoded."""
         return self.n_records - self.frame["_damage"].null_count()
 
     def last_timestamp_ms(self) -> int:
-        """Return the earliest last record timestamp of all partitions that hold any; 0 for an empty topic."""
+        """Return the earliest of the partitions' last record timestamps; 0 for an empty topic."""
         partitions, timestamps_ms = self._partitions(self.frame), self.frame["_timestamp_ms"].to_numpy()
         return min((int(timestamps_ms[partitions == p].max()) for p in np.unique(partitions)), default=0)
 
     def end_offsets(self) -> dict[int, int]:
-        """Partition -> the offset behind its last record; 0 where it stays empty."""
+        """Return partition -> the offset after its last record; 0 for an empty partition."""
         counts = np.bincount(self._partitions(self.frame), minlength=self.n_partitions)
         return dict(enumerate(counts.tolist()))
 
@@ -84,12 +84,12 @@ class Topic:
 
 
 def partition_of(key: int, n_partitions: int) -> int:
-    """Return the partition of a key: its CRC-32 as text, the same on every machine."""
+    """Return the partition of a key: the CRC-32 of its text, the same on every machine."""
     return crc32(str(key).encode()) % n_partitions
 
 
 def damage(message: bytes, kind: str) -> bytes:
-    """Return a sound message as something that no reader of its schema may accept."""
+    """Damage a valid message so that no reader of its schema may accept it."""
     match kind:
         case "truncated":
             return message[:-3]
@@ -101,4 +101,4 @@ def damage(message: bytes, kind: str) -> bytes:
             return bytes(byte ^ 0xA5 for byte in reversed(message))[: len(message) // 2]
         case "empty":
             return b""
-    raise ValueError(f"no such damage: {kind}")
+    raise ValueError(f"unknown kind of damage: {kind}")

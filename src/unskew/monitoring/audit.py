@@ -1,4 +1,4 @@
-"""The audit: for the same instants, the log's join, Redis and a recount over the raw events are identical bit for bit."""
+"""The audit: compares the log's join, Redis and a recount of the raw events at the same instants, bit for bit."""
 
 import random
 import re
@@ -29,15 +29,15 @@ Progress = Callable[[str, int, int], None]
 
 _BATCH = 2_000
 _DRAWS = 50
-# Of each view's samples, those whose row in the log is compared too: looking for it takes several recounts.
+# How many samples of each view also have their log row compared: finding that row takes several recounts.
 _ROWS = 250
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Online:
-    """What Redis held of one view, entity by entity: read before the archive, so that the archive can catch up with it.
+    """The content of Redis for one view, entity by entity; read before the archive, so that the archive can catch up.
 
-    The last ``n_strange`` rows are of keys that the archive did not know then; ``illegible``: keys that no entity has.
+    The last ``n_strange`` rows have keys that the archive did not know then. ``illegible``: keys that no entity has.
     """
 
     values: pl.DataFrame
@@ -62,20 +62,21 @@ def audit(
 ) -> AuditReport:
     """Compare, and stop at the first difference.
 
-    ``samples``: (entity, instant) pairs over all views together, drawn with ``seed``: mostly instants at which an event
-    arrived or left a window, and their neighbours; none later than the log is complete. ``redis_source``: a URL;
-    then every entity of the archive is read there too, those whose key is gone included, and compared as of the instant
-    that the reader states. ``patience_s``: how long log and archive of a running pipeline may take to publish up to there.
+    ``samples``: the number of (entity, instant) pairs over all views together, drawn with ``seed``: mostly instants at
+    which an event arrived or left a window, and their neighbours; none later than the log is complete.
+    ``redis_source``: a URL; if given, every entity of the archive is read from Redis too, also those whose key is gone,
+    and compared as of the instant that the reader reports. ``patience_s``: how long log and archive of a running
+    pipeline may take to publish up to that instant.
 
-    Log and archive of a running pipeline may grow meanwhile: what the log covers is read before the archive, and nothing
-    later is compared. Every row of the log, and every key in Redis, must be of an entity that the archive knows, and
+    Log and archive of a running pipeline may grow meanwhile: the log's coverage is read before the archive, and nothing
+    later is compared. Every row of the log and every key in Redis must belong to an entity that the archive knows, and
     every row must name its event.
 
-    Raises ``RequestError`` where there is nothing to compare, also in one view alone if it has events, or the archive
-    lacks events that the log was computed from.
+    Raises ``RequestError`` if there is nothing to compare, also for a single view that has events, or if the archive
+    lacks events from which the log was computed.
     """
     report = AuditReport()
-    rng = random.Random(seed)  # noqa: S311  a sample, no secret
+    rng = random.Random(seed)  # noqa: S311  a sample, not a secret
     share = -(-samples // max(1, len(plan.views)))
     for view in plan.views.values():
         online = None
@@ -84,7 +85,7 @@ def audit(
             settled = read_coverage(view_root(log_root, view.name, view.version))
             online = _read_online(redis_source, prefix, pipeline, view, archive_root, progress)
             _wait_for_log(log_root, view, online, patience_s)
-        # Its coverage first, and the archive after it: what came in between is then in the archive, and in no sample.
+        # Coverage first, then the archive: events that came in between are in the archive, and in no sample.
         log = ViewLog(log_root, view.published)
         if _is_without_events(log, archive_root, view, online):
             report.views.append(ViewAudit(view=view.id, events=0))
@@ -144,12 +145,13 @@ def _compare_log(
 def _draw(
     recount: Recount, n_samples: int, rng: random.Random, result: ViewAudit, first_us: int, last_us: int
 ) -> list[tuple[Key, int]]:
-    """Pairs of entity and instant in [first, last]: half of the entities by their events, half all alike."""
+    """Draw entities and instants in [first, last]; half of the entities weighted by their events, half uniformly."""
     n_events = recount.events_per_entity.to_list()
     keys = recount.entities.rows()
     if first_us > last_us:
         raise RequestError(
-            f"{result.view}: the archive begins too late for the log: nothing can be recounted before {format_instant(first_us)}"
+            f"{result.view}: the archive begins too late for the log: nothing can be recounted before "
+            f"{format_instant(first_us)}"
         )
     drawn: list[tuple[Key, int]] = []
     by_events = rng.choices(range(len(keys)), weights=n_events, k=n_samples)
@@ -180,10 +182,11 @@ def _draw_instant(
 
 
 def _settled_us(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None) -> dict[Key, int]:
-    """For each entity of a partitioned view, up to where the log was complete in all shards of its partition.
+    """Return, for each entity of a partitioned view, how far the log was complete in all shards of its partition.
 
-    The log publishes only what Redis has acknowledged. So a row that was read after this coverage, and has not changed
-    since an instant in it, is exact there, though a reader, who knows no partitions, must call it provisional.
+    The log publishes only what Redis has acknowledged. So a row that was read after this coverage and has not changed
+    since an instant that it covers is exact there. A reader does not know the partitions, so it must call the row
+    provisional.
     """
     settled: dict[int, int] = {}
     if coverage is None or not view.partitioned:
@@ -224,7 +227,7 @@ def _compare_online(
             progress(f"{result.view}: Redis", number, len(instants))
         if as_of_us is None:
             raise RequestError(
-                f"Redis has no clock of {result.view}; is it the pipeline and the prefix that wrote there?"
+                f"Redis has no clock of {result.view}; check that --pipeline and --prefix are those of `unskew run`"
             )
         key, found = row[: len(key_names)], dict(zip(names, row[len(key_names) :], strict=True))
         if number >= first_strange and key not in known and first_us <= as_of_us <= furthest:
@@ -233,7 +236,7 @@ def _compare_online(
         if provisional[number]:
             upto_us = settled_us.get(key, -(2**63))
             if identical(found, empty) and first_us <= upto_us < as_of_us:
-                # Empty at some instant from here to ``as_of``: which, is only known where nothing changes in between.
+                # Empty at some instant from here to ``as_of``; comparable only if nothing changes in between.
                 t_us = upto_us
                 if not identical(recount.values(key, t_us), empty) and recount.last_row(key, as_of_us, t_us):
                     upto_us = -(2**63)
@@ -282,7 +285,7 @@ def _read_online(
 
 
 def _legible(keys: list[str], view: ViewPlan) -> tuple[pl.DataFrame, list[str]]:
-    """Typed keys of those that an entity can have, and the others."""
+    """Split keys into those that an entity can have, typed, and the others."""
     schema = view.entity.columns
     legible: list[Key] = []
     illegible = []
@@ -303,13 +306,13 @@ def _is_part(part: str, kind: str) -> bool:
 
 
 def _without_defaults(view: View) -> View:
-    """Defaults stand in for null at reading; the audit compares what is stored."""
+    """Remove the defaults, which replace null at reading; the audit compares stored values."""
     features = tuple(msgspec.structs.replace(feature, default=None) for feature in view.features)
     return msgspec.structs.replace(view, features=features)
 
 
 def _wait_for_log(log_root: Path, view: ViewPlan, online: _Online, patience_s: float) -> None:
-    """Give a running pipeline time to publish what Redis already shows."""
+    """Wait until a running pipeline has published what Redis already shows."""
     newest = online.as_of.filter(~online.provisional).to_physical().max()
     deadline = time.monotonic() + patience_s
     while newest is not None and _covered_us(ViewLog(log_root, view.published)) < int(newest):  # type: ignore[arg-type]
@@ -319,7 +322,7 @@ def _wait_for_log(log_root: Path, view: ViewPlan, online: _Online, patience_s: f
 
 
 def _covered_us(log: ViewLog) -> int:
-    """The last instant that is published of every shard."""
+    """Return the last instant that every shard has published."""
     complete_to = log.complete_to_us
     return -(2**63) if complete_to is None else complete_to
 
@@ -327,12 +330,12 @@ def _covered_us(log: ViewLog) -> int:
 def _archive_of(
     log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None, patience_s: float
 ) -> pl.DataFrame:
-    """The raw events of the view's stream: what the view reads, of every event that the log was computed from.
+    """Return the raw events of the view's stream: the columns that the view reads, of every event behind the log.
 
-    A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow: also to
-    name the entities that only Redis knew.
+    A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow, also
+    for the entities that only Redis knew.
     """
-    # A view over sessions reads events through them alone.
+    # A view over sessions reads events only through the sessions.
     reads = view.sessions or view
     expressions = [reads.where, *reads.filters, *reads.values]
     roots = {name for one in expressions if one is not None for name in one.expr.meta.root_names()}
@@ -359,7 +362,7 @@ def _archive_of(
 
 
 def _are_strange(online: _Online | None, log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> bool:
-    """Whether Redis holds entities that are not among the events, though their instants are published of some shard."""
+    """Return whether Redis holds entities without events although some shard has published their instants."""
     if online is None or not online.n_strange:
         return False
     keys = list(view.entity.keys)
@@ -370,13 +373,13 @@ def _are_strange(online: _Online | None, log: ViewLog, events: pl.DataFrame, vie
 
 
 def _furthest_us(log: ViewLog) -> int:
-    """The last instant that is published of any shard."""
+    """Return the last instant that any shard has published."""
     shards = log.coverage.shards.values() if log.coverage is not None else ()
     return max((shard.complete_to_us for shard in shards if shard.complete_to_us is not None), default=-(2**63))
 
 
 def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
-    """The entities of all archived events, those of events that do not count too."""
+    """Return the entities of all archived events, also of events that do not count."""
     files = published_files(archive_root / view.stream.topic)
     schema = view.entity.columns
     if not files:
@@ -386,13 +389,13 @@ def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
 
 
 def _is_without_events(log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None) -> bool:
-    """Whether neither archive nor log nor Redis knows anything of the view."""
+    """Return whether archive, log and Redis all hold nothing of the view."""
     in_redis = online is not None and (len(online.values) > 0 or online.illegible)
     return not (in_redis or log.files or published_files(archive_root / view.stream.topic))
 
 
 def _first_exact(log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> int:
-    """The first instant whose windows the archive holds whole."""
+    """Return the first instant whose windows the archive covers entirely."""
     archived = int(events["_arrival"].to_physical().min())  # type: ignore[arg-type]
     shards = log.coverage.shards.values() if log.coverage is not None else ()
     since = min((shard.since_us for shard in shards if shard.since_us is not None), default=archived)
@@ -401,8 +404,8 @@ def _first_exact(log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> int:
     kinds = {window.kind for window in view.windows}
     if view.sessions is not None or kinds & {"lifetime", "session"}:
         raise RequestError(
-            f"the archive of {view.id} begins at {format_instant(archived)}, after its log, at {format_instant(since)}: what a "
-            "lifetime or a session holds cannot be recounted without its beginning; give the whole archive"
+            f"the archive of {view.id} begins at {format_instant(archived)}, after its log at {format_instant(since)}: "
+            "a lifetime or a session cannot be recounted without its beginning; give the whole archive"
         )
     return (
         archived
@@ -412,9 +415,9 @@ def _first_exact(log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> int:
 
 
 def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:
-    """Agreement about nothing is no agreement, not in one view beside others either."""
+    """Refuse a report that compared nothing, as a whole or for one view with events."""
     if not sum(view.non_empty for view in report.views):
-        raise RequestError("nothing was compared: no sampled value was other than empty")
+        raise RequestError("nothing was compared: every sampled value was empty")
     for view in report.views:
         if not view.events:
             continue
@@ -422,6 +425,6 @@ def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:
             raise RequestError(f"nothing of {view.view} was compared with its log: the sample is too small")
         if online and not view.entities:
             raise RequestError(
-                f"nothing of {view.view} in Redis was compared: {view.ahead} values are past what the log has published, "
-                f"{view.provisional} provisional; wait for the next epoch"
+                f"nothing of {view.view} in Redis was compared: {view.ahead} values are past what the log has "
+                f"published, {view.provisional} provisional; wait for the next epoch"
             )

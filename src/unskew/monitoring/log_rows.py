@@ -1,4 +1,4 @@
-"""What the log says beside values: which entities there are, and when and from which event a row came."""
+"""Comparisons of the log beyond its values: the entities, and the instant, cause and event of each row."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ Origin = dict[str, object]
 
 
 def missing_events(log: ViewLog, events: pl.DataFrame) -> str | None:
-    """Say which events the log names, from the archive's beginning on, that the archive lacks; None if it has all."""
-    # A session's row names its last event, which came up to a gap and a hop before the row.
+    """Describe the events that the log names but the archive, from its beginning on, lacks; None if there are none."""
+    # The row of a session names its last event, which came up to a gap and a hop before the row.
     window = None if log.view.sessions is None else log.view.sessions.window
     behind_us = 0 if window is None else window.extent_us + window.hop_us
     first_us = int(events["_arrival"].to_physical().min()) + behind_us if len(events) else 0  # type: ignore[arg-type]
@@ -30,16 +30,17 @@ def missing_events(log: ViewLog, events: pl.DataFrame) -> str | None:
         if len(missing):
             partition, offset, at, _ = missing.row(0)
             return (
-                f"the archive lacks {len(missing)} events that {log.view.name}@{log.view.version} was computed from, "
-                f"first partition {partition}, offset {offset} ({at}): it is not this log's archive, or files are missing"
+                f"the archive lacks {len(missing)} events from which {log.view.name}@{log.view.version} was computed, "
+                f"first partition {partition}, offset {offset} ({at}): it is not this log's archive, or files are "
+                "missing"
             )
     return None
 
 
 def compare_origins(log: ViewLog, recount: Recount, result: ViewAudit, first_us: int) -> Difference | None:
-    """Compare every row of the log that can be: its entity has events, and the event it names is one that the view aggregates.
+    """Check, for every row of the log, that its entity has events and that the view aggregates the event it names.
 
-    Rows before ``first_us`` are left out, and those past what coverage said when the log was opened.
+    Rows before ``first_us`` are left out, and so are rows past the coverage that was read when the log was opened.
     """
     keys = list(recount.view.entity.keys)
     archived = recount.events.select(
@@ -84,7 +85,7 @@ def compare_origins(log: ViewLog, recount: Recount, result: ViewAudit, first_us:
 def compare_rows(
     log: ViewLog, recount: Recount, drawn: Sequence[tuple[Key, int]], result: ViewAudit, first_us: int
 ) -> Difference | None:
-    """For each entity and instant: the last row by then is the recount's, with the same instant, cause and event."""
+    """Check, for each entity and instant, that the last row by then has the recount's instant, cause and event."""
     keys = list(recount.view.entity.keys)
     wanted = pl.DataFrame([key for key, _ in drawn], schema=recount.entities.schema, orient="row").with_columns(
         pl.Series("_t", [t_us for _, t_us in drawn], pl.Int64).cast(_INSTANT),
@@ -137,7 +138,7 @@ def _unlike(result: ViewAudit, key: Key, t_us: int, column: str, found: Origin, 
 
 
 def _covered(log: ViewLog, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows that coverage speaks of; others may be newer than the archive that is compared with."""
+    """Return the rows that coverage includes; others may be newer than the archive of the comparison."""
     if log.coverage is None:
         return rows.clear()
     complete = {

@@ -1,4 +1,4 @@
-"""What an audit compared and found."""
+"""The outcome of an audit: what it compared, and the first difference."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ Where = Literal["log", "redis"]
 class Difference:
     """The first place where two sides disagree: ``found`` in log or Redis, ``expected`` by the recount.
 
-    ``feature``: or another column of the log's rows; None where log or Redis know an entity that has no event at all,
-    ``found`` and ``expected`` are None then.
+    ``feature``: a feature, or another column of the log's rows. It is None if log or Redis know an entity without any
+    event; then ``found`` and ``expected`` are None too.
     """
 
     where: Where
@@ -38,20 +38,21 @@ class Difference:
 
 
 def _shown(value: object) -> str:
-    """So that values which differ look different: 1, 1.0, True and '1'."""
+    """Return the value as text, so that different values look different: 1, 1.0, True and '1'."""
     return value.isoformat() if isinstance(value, dt.datetime) else repr(value)
 
 
 @dataclass(kw_only=True)
 class ViewAudit:
-    """What was compared of one view.
+    """The counts of what was compared for one view.
 
-    ``samples``: (entity, instant) pairs, of them ``on_arrivals`` and ``on_hops`` at such an instant exactly, ``beside``
-    one microsecond from one, the others anywhere; ``non_empty``: with some event in some window. ``rows``: samples whose
-    row in the log was compared with its instant, cause and event too. ``entities``: read from Redis and compared,
-    ``entities_present`` of them with a row there; ``provisional``: not compared, because Redis may not have held all of
-    their instant yet; ``ahead``: not compared, because log and archive had not published up to there. ``events``: in the
-    recount; 0 means that there was nothing to compare. ``engines``: who evaluated the SQL and other expressions.
+    ``events``: events in the recount; 0 means that there was nothing to compare. ``samples``: (entity, instant) pairs.
+    Of these, ``on_arrivals`` and ``on_hops`` lie exactly on such an instant, ``beside`` lie one microsecond from one,
+    and the others anywhere; ``non_empty`` have some event in some window; and for ``rows`` the instant, cause and event
+    of the log row were compared too. ``entities``: entities read from Redis and compared; ``entities_present`` of them
+    had a row there. ``provisional``: not compared, because Redis may not have held all of their instant yet. ``ahead``:
+    not compared, because log and archive had not published that far. ``engines``: the engine that evaluated each SQL
+    text or other expression.
     """
 
     view: str
@@ -71,7 +72,7 @@ class ViewAudit:
 
 @dataclass(kw_only=True)
 class AuditReport:
-    """What was compared, and the first difference, None where there is none."""
+    """The counts of all views, and the first difference, or None."""
 
     views: list[ViewAudit] = field(default_factory=list)
     difference: Difference | None = None
@@ -86,5 +87,5 @@ def first_difference(where: Where, view: str, key: Key, t_us: int, found: Values
 
 
 def stray(where: Where, view: str, key: Key, t_us: int) -> Difference:
-    """A row of an entity that has no event."""
+    """Return the difference for a row of an entity that has no event."""
     return Difference(where=where, view=view, entity=key, instant_us=t_us, feature=None, found=None, expected=None)

@@ -1,9 +1,10 @@
 """The independent recount: ``V(entity, feature, t)`` from raw events, in plain Python.
 
-It shares no line with the kernel, its evaluation, its keys or its time arithmetic, and keeps nothing between instants but
-which events belonged to which session: every answer is counted anew from the events that had arrived. Of a plan it
-reads what the author wrote (functions and what they are told, extents, hops, time zones, the text of filters and values),
-never what compiling derived from it. SQL text is evaluated by DuckDB, Polars expressions by Polars.
+It shares no line with the kernel, its evaluation, its keys or its time arithmetic. It keeps nothing between instants
+except which events belonged to which session: every answer is counted again from the events that had arrived. It reads
+those parts of a plan that the author wrote (functions and their parameters, extents, hops, time zones, the text of
+filters and values), and never what the compiler derived from them. DuckDB evaluates SQL text, Polars evaluates Polars
+expressions.
 """
 
 import datetime as dt
@@ -29,7 +30,7 @@ Values = dict[str, Value]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One expected log row; ``event_time``, ``partition``, ``offset`` are None where only a hop caused it."""
+    """One expected log row; ``event_time_us``, ``partition`` and ``offset`` are None if only a hop caused it."""
 
     instant_us: int
     values: Values
@@ -43,8 +44,8 @@ class Row:
 class History:
     """The instants at which an entity's values may change, each list ascending and without repeats.
 
-    ``arrivals``: of its events. ``edges``: at which time alone takes an event into a window or out of it, ends a session, or
-    makes an event older that counts by its age.
+    ``arrivals``: the arrivals of its events. ``edges``: the instants at which time alone moves an event into a window
+    or out of it, ends a session, or makes an event older that is weighted by its age.
     """
 
     arrivals: list[int]
@@ -52,22 +53,23 @@ class History:
 
 
 class Recount:
-    """Counts one view's values anew from its raw events.
+    """Recounts one view's values from its raw events.
 
     ``events``: decoded events of the view's stream, in any order: payload columns, ``_partition``, ``_offset``,
-    ``_arrival``, ``_event_time``. Rows that fail ``where``, lack a key part, or hold a value that no sum can take (a float
-    that is NaN, infinite, 2^62 or more, a decimal of 2^63 units or more) under a passing filter are left out, as the
-    pipeline leaves them out, and so are repeats where the stream says which those are.
-    ``engines``: for each filter and value text, who evaluated it, ``duckdb`` or ``polars``.
-    ``events`` of the recount: what the view aggregates, those that do not count too: the events given, or where the view is
-    over sessions, the sessions.
+    ``_arrival``, ``_event_time``. Like the pipeline, the recount leaves out rows that fail ``where``, lack a key part,
+    or hold, under a passing filter, a value that a sum cannot take (a float that is NaN, infinite, or 2^62 or more; a
+    decimal of 2^63 units or more). It also leaves out repeats, if the stream defines them.
+
+    The attribute ``engines`` gives the engine that evaluated each filter and value text, ``duckdb`` or ``polars``. The
+    attribute ``events`` holds what the view aggregates, including events that do not count: the given events, or the
+    sessions if the view is over sessions.
     """
 
     def __init__(self, view: ViewPlan, events: pl.DataFrame) -> None:
         self.view = view
         self._texts = Texts()
         self.engines = self._texts.engines
-        # Those that do not count too: from here on the archive knows.
+        # The first arrival, also of events that do not count: the archive knows everything from here on.
         self.first_us = int(events["_arrival"].to_physical().min()) if len(events) else 0  # type: ignore[arg-type]
         if view.sessions is not None:
             inner = Recount(view.sessions, events)
@@ -94,9 +96,10 @@ class Recount:
         self._derived: dict[tuple[Any, ...], Value] = {}
 
     def values(self, key: Sequence[int | str], t_us: int) -> Values:
-        """What the view's features are at ``t_us``, all events that arrived at that instant included.
+        """Return the view's features at ``t_us``, including all events that arrived at that instant.
 
-        An entity without events has empty values: 0 for counts and sums, None for most others. Defaults are not applied.
+        An entity without events has empty values: 0 for counts and sums, None for most others. Defaults are not
+        applied.
         """
         read = _Columns(self._columns)
         inside = [self._inside(number, key, t_us) for number in range(len(self.view.windows))]
@@ -106,7 +109,7 @@ class Recount:
         return values | {plan.name: self._derive(number, values) for number, plan in enumerate(self.view.derived)}
 
     def history(self, key: Sequence[int | str]) -> History:
-        """When ``key``'s values may change; empty lists for an entity without events."""
+        """Return the instants at which the values of ``key`` may change; empty lists for an entity without events."""
         start, stop = self._span(key)
         effectives = self._effectives[start:stop].tolist()
         found: set[int] = set()
@@ -119,10 +122,10 @@ class Recount:
         return History(arrivals=sorted(set(self._arrivals[start:stop].tolist())), edges=sorted(found))
 
     def rows(self, key: Sequence[int | str], complete_to_us: int) -> list[Row]:
-        """The whole log of ``key`` up to and with ``complete_to_us``: a row wherever its values change, bit for bit."""
+        """Return the whole log of ``key`` through ``complete_to_us``: a row wherever its values change, bit for bit."""
         history = self.history(key)
         rows: list[Row] = []
-        values = self.values((), 0)  # no entity has the empty key: the values of one never seen
+        values = self.values((), 0)  # no entity has the empty key, so these are the values of an entity never seen
         for t_us in sorted({*history.arrivals, *history.edges}):
             if t_us > complete_to_us:
                 break
@@ -132,7 +135,7 @@ class Recount:
         return rows
 
     def last_row(self, key: Sequence[int | str], t_us: int, after_us: int) -> Row | None:
-        """The log row of ``key`` that stands at ``t_us``; None where none is past ``after_us``."""
+        """Return the log row of ``key`` that is valid at ``t_us``; None if it has no row after ``after_us``."""
         history = self.history(key)
         for moment in sorted({*history.arrivals, *history.edges}, reverse=True):
             if after_us < moment <= t_us:
@@ -142,9 +145,9 @@ class Recount:
         return None
 
     def instants(self, key: Sequence[int | str], event: int) -> tuple[int, list[int]]:
-        """When the entity's ``event``-th event (in order of arrival) arrived, and when time alone changes what it counts for.
+        """Return the arrival of the entity's ``event``-th event (by arrival), and when time alone changes its effect.
 
-        None of the latter where all windows are for a lifetime.
+        The second list is empty if all windows are lifetimes.
         """
         start, _ = self._span(key)
         row = start + event
@@ -157,7 +160,7 @@ class Recount:
         return int(self._arrivals[row]), found
 
     def closed_sessions(self) -> pl.DataFrame:
-        """All sessions of the view's one window, each as an event that arrives when it is over."""
+        """Return all sessions of the view's only window, each as an event that arrives when the session ends."""
         view = self.view
         read = _Columns(self._columns)
         rows: list[dict[str, Any]] = []
@@ -165,7 +168,7 @@ class Recount:
             for sitting in self._sat(0, key):
                 members = sitting.rows()
                 times = [int(self._effectives[row]) for row in members]
-                # Rows lie in (arrival, partition, offset) order, so the row number breaks every tie.
+                # Rows are in (arrival, partition, offset) order, so the row number breaks every tie.
                 latest = max(members, key=lambda row: (int(self._effectives[row]), row))
                 over_us = sitting.over_us()
                 of_session = {
@@ -190,7 +193,7 @@ class Recount:
         return pl.DataFrame(rows, schema | {"_arrival": TIMESTAMP, "_event_time": TIMESTAMP}, orient="row")
 
     def _row(self, key: Sequence[int | str], t_us: int, values: Values) -> Row:
-        """A row at ``t_us``; its cause is the last event of the instant that some feature takes in."""
+        """Return the row at ``t_us``; its cause is the last event of that instant that enters some feature."""
         start, stop = self._span(key)
         first = start + int(np.searchsorted(self._arrivals[start:stop], t_us, side="left"))
         read = _Columns(self._columns)
@@ -213,11 +216,11 @@ class Recount:
         )
 
     def _span(self, key: Sequence[int | str]) -> tuple[int, int]:
-        """The entity's rows."""
+        """Return the entity's rows, as a range."""
         return self._spans.get(tuple(key), (0, 0))
 
     def _inside(self, window_number: int, key: Sequence[int | str], t_us: int) -> list[int]:
-        """Rows of the entity that have arrived and that the window covers at ``t_us``, ascending."""
+        """Return the rows of the entity that have arrived by ``t_us`` and that the window covers then, ascending."""
         window = self.view.windows[window_number]
         if window.kind == "session":
             begun = [one for one in self._sat(window_number, key) if one.joined[0][1] <= t_us]
@@ -226,13 +229,13 @@ class Recount:
         arrivals = self._arrivals[start:stop]
         stop = start + int(np.searchsorted(arrivals, t_us, side="right"))
         oldest = oldest_us(window, t_us)
-        # No event is effective after it arrives, so one that arrived before the old edge cannot be inside.
+        # The effective time is never after the arrival, so an event that arrived before the old edge is not inside.
         low = start if oldest is None else start + int(np.searchsorted(arrivals, oldest, side="left"))
         is_covered = covers(window, t_us)
         return [low + i for i, effective in enumerate(self._effectives[low:stop].tolist()) if is_covered(effective)]
 
     def _sat(self, window_number: int, key: Sequence[int | str]) -> list[Sitting]:
-        """All sessions of an entity: what came later takes no event out of one, so those until an instant are among them."""
+        """Return all sessions of an entity; later events never remove an event from a session."""
         start, stop = self._span(key)
         if start == stop:
             return []
@@ -245,11 +248,11 @@ class Recount:
         return self._sittings[window_number, start]
 
     def _ages(self, window_number: int) -> bool:
-        """Whether some feature counts the window's events by their age."""
+        """Return whether some feature weights the window's events by their age."""
         return any(f.window == window_number and f.function.startswith("decayed_") for f in self.view.features)
 
     def _takes(self, feature: FeaturePlan, rows: list[int], read: "_Columns") -> list[int]:
-        """Those of ascending rows that enter the feature: they pass the filter, and neither value nor key is null."""
+        """Return those of the ascending rows that enter the feature: filter passed, value and key not null."""
         if rows and feature.filter >= 0:
             rows = [row for row, passed in zip(rows, read(f"_f{feature.filter}", rows), strict=True) if passed]
         for column in (feature.value, feature.by):
@@ -270,7 +273,7 @@ class Recount:
         return aggregate(feature, value_type, self.view.windows[feature.window], t_us, counted)
 
     def _derive(self, number: int, values: Values) -> Value:
-        """A derived feature of one row; equal inputs are evaluated once."""
+        """Return a derived feature of one row; equal inputs are evaluated once."""
         plan = self.view.derived[number]
         given = {name: values[name] for name in plan.inputs}
         known = (number, *(_bits(value) for value in given.values()))
@@ -283,7 +286,7 @@ class Recount:
         return self._derived[known]
 
     def _counted(self, events: pl.DataFrame) -> pl.DataFrame:
-        """The events that count, with effective time, filters ``_f0..`` and values ``_v0..`` beside the keys."""
+        """Return the events that count: keys, effective time, filters ``_f0..`` and values ``_v0..``."""
         view = self.view
         micros = {
             name: events[name].cast(TIMESTAMP).dt.timestamp("us").alias(name) for name in ("_arrival", "_event_time")
@@ -320,14 +323,14 @@ class Recount:
 
 
 class _Columns:
-    """Columns by row number: read once for all features of an instant, and no further than they ask."""
+    """Columns by row number: each range is read once for all features of an instant, and no more than they ask for."""
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self._frame = frame
         self._read: dict[tuple[str, int, int], list[Any]] = {}
 
     def __call__(self, column: str, rows: list[int]) -> list[Any]:
-        """The values at ascending row numbers."""
+        """Return the values at ascending row numbers."""
         if not rows:
             return []
         low, n_rows = rows[0], rows[-1] - rows[0] + 1
@@ -338,7 +341,7 @@ class _Columns:
 
 
 def _fits(value: int, dtype: Type) -> pl.Expr | None:
-    """Whether sums can take the value; None where they take any."""
+    """Return the condition that sums can take the value; None if they can take every value."""
     column = pl.col(f"_v{value}")
     if dtype.scalar == "float64":
         return column.is_finite() & (column.abs() < FLOAT_LIMIT)
@@ -346,7 +349,10 @@ def _fits(value: int, dtype: Type) -> pl.Expr | None:
 
 
 def _without_repeats(events: pl.DataFrame, keys: list[str], within_us: int) -> pl.DataFrame:
-    """Leave out events whose id their entity has had ``within_us`` before in arrival, or less. ``events``: in order."""
+    """Leave out events that repeat an id of their entity at most ``within_us`` later, by arrival.
+
+    ``events``: in order.
+    """
     had: dict[tuple[Any, ...], int] = {}
     first = []
     for *key, one, arrival in events.select(*keys, "_id", "_arrival").iter_rows():
@@ -359,12 +365,15 @@ def _without_repeats(events: pl.DataFrame, keys: list[str], within_us: int) -> p
 
 
 def identical(left: Values, right: Values) -> bool:
-    """Whether two rows are the same bit for bit: 0.0 is not -0.0, 1 is neither 1.0 nor True, and 1.0 is not 1.00 as decimals."""
+    """Return whether two rows are the same bit for bit.
+
+    0.0 is not -0.0, 1 is neither 1.0 nor True, and 1.0 is not 1.00 as decimals.
+    """
     return left.keys() == right.keys() and all(_bits(left[name]) == _bits(right[name]) for name in left)
 
 
 def _bits(value: Any) -> tuple[Any, ...]:
-    """What two values must have in common to be the same; an instant is the same in any notation of UTC."""
+    """Return a key that is equal for identical values; an instant is the same in any notation of UTC."""
     match value:
         case float():
             return float, value.hex()

@@ -1,4 +1,4 @@
-"""Aggregations of the recount: each from the plain list of the values that count, with nothing kept between instants."""
+"""Aggregations of the recount, each computed from the plain list of values; nothing is kept between instants."""
 
 import datetime as dt
 import math
@@ -27,9 +27,10 @@ _MANTISSA_BITS = 52
 
 @dataclass(frozen=True)
 class Counted:
-    """The values that count, by (arrival, partition, offset): of events inside the window that pass the filter, never null.
+    """The values that count, in (arrival, partition, offset) order: of events in the window that pass the filter.
 
-    ``effectives``: microseconds. ``values``: empty where the feature takes none. ``keys``: empty where it has none.
+    No value and no key is null. ``effectives``: microseconds. ``values``: empty if the feature takes no value.
+    ``keys``: empty if the feature has no key column.
     """
 
     effectives: list[int]
@@ -37,14 +38,14 @@ class Counted:
     keys: list[str]
 
     def of(self, is_own: Callable[[str], bool]) -> "Counted":
-        """Those of some keys, which are then forgotten."""
+        """Return the values of some keys, without the keys."""
         places = [place for place, key in enumerate(self.keys) if is_own(key)]
         values = [self.values[place] for place in places] if self.values else []
         return Counted([self.effectives[place] for place in places], values, [])
 
 
 def aggregate(feature: FeaturePlan, value_type: Type | None, window: ViewWindow, t_us: int, counted: Counted) -> Value:
-    """The feature's value, as Polars would give it."""
+    """Return the feature's value, as Polars would give it."""
     if feature.by < 0:
         return _one(feature, value_type, window, t_us, counted)
     if not counted.keys:
@@ -105,24 +106,24 @@ def _one(feature: FeaturePlan, value_type: Type | None, window: ViewWindow, t_us
 
 
 def _order(value: Any) -> Any:
-    """What values are compared by: text by its UTF-8 bytes."""
+    """Return the sort key of a value: text compares by its UTF-8 bytes."""
     return value.encode() if isinstance(value, str) else value
 
 
 def _in_time(counted: Counted) -> list[Any]:
-    """Values from the earliest to the latest; the sort is stable, so the order in which they came breaks every tie."""
+    """Return values from the earliest to the latest; the sort is stable, so the order of arrival breaks every tie."""
     places = sorted(range(len(counted.values)), key=counted.effectives.__getitem__)
     return [counted.values[place] for place in places]
 
 
 def _most_frequent(values: list[Any]) -> list[Any]:
-    """The different values, most frequent first, of equally frequent ones the smallest first."""
+    """Return the distinct values, most frequent first; equally frequent values in ascending order."""
     frequency = Counter(values)
     return sorted(frequency, key=lambda value: (-frequency[value], _order(value)))
 
 
 def _units(values: list[Any], value_type: Type) -> list[int]:
-    """Values as whole units: a decimal's last digit; of floats 2^-64, each rounded to the nearest, ties to even."""
+    """Return values as whole units: a decimal's last digit, or for floats 2^-64, rounded to nearest, ties to even."""
     if value_type.is_decimal:
         return [int(value.scaleb(value_type.scale)) for value in values]
     if value_type.scalar == "float64":
@@ -169,7 +170,7 @@ def _histogram(values: list[Any], value_type: Type, told: Parameters) -> list[in
 
 
 def _quantile(values: list[Any], value_type: Type, told: Parameters) -> float:
-    """The middle of the bin in which the value of the rank lies; a bin holds the floats that share ``bits`` of mantissa."""
+    """Return the middle of the bin with the value of the rank; floats in a bin share ``bits`` bits of mantissa."""
     dropped = _MANTISSA_BITS - told["bits"]
     bins = []
     for value in values:
@@ -189,7 +190,7 @@ def _decayed(counted: Counted, value_type: Type | None, window: ViewWindow, t_us
     units = [1] * len(counted.effectives) if value_type is None else _units(counted.values, value_type)
     for effective, unit in zip(counted.effectives, units, strict=True):
         by_hop.setdefault(effective // window.hop_us, []).append(unit)
-    # Of floats the units are 2^-64; of decimals the point is put in its place at the end.
+    # Floats are in units of 2^-64; the decimal point of decimals is applied at the end.
     per_one = _per_one(FLOAT64) if value_type == FLOAT64 else 1
     total = 0.0
     for hop in sorted(by_hop):
@@ -199,13 +200,13 @@ def _decayed(counted: Counted, value_type: Type | None, window: ViewWindow, t_us
 
 @lru_cache(maxsize=65536)
 def weight(age_hops: int, half_life_hops: int) -> float:
-    """``2 ** (-age / half life)``, correctly rounded."""
+    """Return ``2 ** (-age / half life)``, correctly rounded."""
     exponent = _SIXTY_DIGITS.divide(Decimal(-age_hops), Decimal(half_life_hops))
     return float(_SIXTY_DIGITS.power(Decimal(2), exponent))
 
 
 def hashed(value: Any, value_type: Type) -> int:
-    """64 bits: FNV-1a over text's UTF-8 or a number's 8 bytes, little-endian, then the finaliser of MurmurHash3."""
+    """Return 64 bits: FNV-1a of a text's UTF-8 or a number's 8 little-endian bytes, then MurmurHash3's finaliser."""
     if value_type.scalar == "string":
         data = value.encode()
     elif value_type.scalar == "float64":
@@ -226,7 +227,7 @@ def hashed(value: Any, value_type: Type) -> int:
 
 
 def registers(hashes: Iterable[int], bits: int) -> list[int]:
-    """HyperLogLog: for each value of the first ``bits`` bits, the most leading zeros behind them, and one; 0 for none."""
+    """Return HyperLogLog's registers: per prefix of ``bits`` bits, one plus the most zeros after it; 0 if unseen."""
     found = [0] * 2**bits
     for one in hashes:
         rest = f"{one:064b}"[bits:]
@@ -237,7 +238,7 @@ def registers(hashes: Iterable[int], bits: int) -> list[int]:
 
 
 def estimate(found: list[int], bits: int) -> int:
-    """How many different hashes there were: O. Ertl, 2017, algorithm 6, https://arxiv.org/abs/1702.01284."""
+    """Estimate the number of distinct hashes: O. Ertl, 2017, algorithm 6, https://arxiv.org/abs/1702.01284."""
     longest, n_registers = 64 - bits, float(2**bits)
     histogram = Counter(found)
     z = n_registers * _tau(1.0 - histogram[longest + 1] / n_registers)

@@ -1,4 +1,4 @@
-"""Texts of the recount: SQL is evaluated by DuckDB, and Polars expressions by Polars."""
+"""Evaluation of the recount's texts: DuckDB evaluates SQL, Polars evaluates Polars expressions."""
 
 import re
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ _SQL_TYPES: Mapping[ScalarName, str] = {
 
 
 class Texts:
-    """Evaluates filters, values and derived features. ``engines``: for each text, who did, ``duckdb`` or ``polars``."""
+    """Evaluates filters, values and derived features; ``engines``: the engine of each text, ``duckdb``, ``polars``."""
 
     def __init__(self) -> None:
         self.engines: dict[str, str] = {}
         self._sql: dict[int, bool] = {}
 
     def passes(self, condition: FilterPlan, events: pl.DataFrame) -> pl.Series:
-        """Whether it is true, row by row; never null."""
+        """Return whether the condition is true, row by row; never null."""
         return self._evaluate(condition, BOOL, events).fill_null(value=False)
 
     def value(self, plan: ValuePlan | DerivedPlan, events: pl.DataFrame) -> pl.Series:
-        """Its value, row by row, of its own type."""
+        """Return the value, row by row, with the type of the plan."""
         read = self._evaluate(plan, plan.dtype, events)
-        # -0.0 reads as 0.0; adding 0.0 would not do it, for Polars knows that to change nothing.
+        # -0.0 reads as 0.0. Adding 0.0 would not help, because Polars removes that as a no-op.
         zero = plan.dtype.scalar == "float64" and isinstance(plan, ValuePlan)
         return read.set(read == 0.0, 0.0) if zero else read
 
@@ -54,7 +54,7 @@ class Texts:
     @cached_property
     def _connection(self) -> Any:
         try:
-            import duckdb  # noqa: PLC0415  an optional dependency, asked for only where there is SQL
+            import duckdb  # noqa: PLC0415  an optional dependency, needed only for SQL
         except ImportError as error:
             raise RequestError(
                 "the recount evaluates SQL text with DuckDB, which is not installed: pip install duckdb pyarrow"
@@ -64,14 +64,14 @@ class Texts:
         return connection
 
     def _duckdb(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series | None:
-        """One expression over all events, in their order; None where DuckDB's SQL does not know it."""
+        """Return one expression over all events, in their order; None if DuckDB's SQL does not support it."""
         connection = self._connection
-        import duckdb  # noqa: PLC0415  it is there: it gave the connection
+        import duckdb  # noqa: PLC0415  installed, because the connection exists
 
         frame = events.select(pl.int_range(pl.len()).alias("_row"), *sorted(set(plan.expr.meta.root_names())))
         kind = f"DECIMAL(38,{dtype.scale})" if dtype.is_decimal else _SQL_TYPES[dtype.scalar]
         text = _double_literals(plan.text)
-        # The text is the author's own definition, which the pipeline has compiled and run.
+        # The text comes from the author's own definition, which the pipeline has compiled and run.
         query = f"SELECT CAST(({text}) AS {kind}) AS x FROM frame ORDER BY _row"  # noqa: S608
         connection.register("frame", frame.to_arrow())
         try:
@@ -84,18 +84,18 @@ class Texts:
 
 
 def _is_sql(plan: Text) -> bool:
-    """Whether the text is what the author wrote as SQL, and not the rendering of a Polars expression."""
+    """Return whether the author wrote the text as SQL; otherwise it is the rendering of a Polars expression."""
     try:
         parsed = pl.sql_expr(plan.text)
     except pl.exceptions.PolarsError:
         return False
-    # An expression of Polars is written as JSON. What a text's own expression becomes in compiling is not looked at.
+    # A Polars expression is rendered as JSON. The compiled form of the text is not consulted.
     inputs = plan.inputs if isinstance(plan, DerivedPlan) else plan.expr.meta.root_names()
     return not plan.text.startswith("{") and set(parsed.meta.root_names()) == set(inputs)
 
 
 def _double_literals(sql: str) -> str:
-    """``sql`` with 1.5 written 1.5e0, outside quotes: definitions mean a float, and for DuckDB it is a decimal."""
+    """Rewrite 1.5 as 1.5e0 outside quotes: definitions mean a float, and DuckDB would read a decimal."""
     return re.sub(
         r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w.])(?:\d+\.\d*|\.\d+)(?![\w.])""",
         lambda m: m.group() if m.group()[0] in "'\"" else m.group() + "e0",

@@ -1,6 +1,6 @@
 """Windows of the recount: what each covers at an instant, and when an event enters and leaves it.
 
-Of a window it reads what the author wrote: kind, extent, hop, unit and time zone. Local dates are Python's.
+It reads only what the author wrote: kind, extent, hop, unit and time zone. Python computes local dates.
 """
 
 import datetime as dt
@@ -16,15 +16,15 @@ EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _HOUR_US = 3_600_000_000
 
-# A local date lasts at most this long: 24 h, a shift of the clock, and a zone that changed sides of the date line.
+# The longest duration of a local date: 24 h, a clock shift, and a zone that moved across the date line.
 _LONGEST_DAY_US = 75 * _HOUR_US
-# Clocks go back over a midnight by no more than this, and past it are shown that long before they do.
+# Clocks go back over a midnight by at most _BACK_US, and show a time past it for at least _SHOWN_US before that.
 _BACK_US = 3 * _HOUR_US
 _SHOWN_US = 30_000_000
 
 
 def oldest_us(window: ViewWindow, t_us: int) -> int | None:
-    """The earliest effective time that the window covers at ``t_us``; None where it covers any, or is a session."""
+    """Return the earliest effective time that the window covers at ``t_us``; None for a lifetime or a session."""
     match window.kind:
         case "sliding":
             return t_us // window.hop_us * window.hop_us - window.extent_us
@@ -40,7 +40,7 @@ def oldest_us(window: ViewWindow, t_us: int) -> int | None:
 
 
 def covers(window: ViewWindow, t_us: int) -> Callable[[int], bool]:
-    """Return a test of effective times no later than ``t_us``: whether the window, no session, covers one at ``t_us``."""
+    """Return a test whether the window (not a session) covers an effective time of at most ``t_us`` at ``t_us``."""
     match window.kind:
         case "closed":
             running = t_us // window.extent_us * window.extent_us
@@ -54,7 +54,7 @@ def covers(window: ViewWindow, t_us: int) -> Callable[[int], bool]:
 
 
 def edges(window: ViewWindow, effective_us: int) -> list[int]:
-    """When time alone takes an event into the window or out of it, ascending; of a session see ``Sitting.over_us``."""
+    """Return when time alone moves an event into or out of the window, ascending; for sessions see ``Sitting``."""
     match window.kind:
         case "sliding":
             return [(effective_us // window.hop_us + 1) * window.hop_us + window.extent_us]
@@ -70,19 +70,19 @@ def edges(window: ViewWindow, effective_us: int) -> list[int]:
 
 
 def all_edges(window: ViewWindow, effectives: list[int]) -> set[int]:
-    """The edges of several events."""
+    """Return the edges of several events."""
     if window.kind != "calendar":
         return {edge for effective in effectives for edge in edges(window, effective)}
     found: list[int] = []
     for effective in sorted(effectives):
-        # Looking for a local date takes long; events of one period leave together.
+        # Finding a local date is slow; events of one period leave together.
         if not found or effective >= found[-1]:
             found += edges(window, effective)
     return set(found)
 
 
 def hops(window: ViewWindow, effectives: Iterable[int]) -> list[int]:
-    """Every hop at which some event of a sliding window has become older, the one that takes it out too; ascending."""
+    """Return every hop at which an event of a sliding window ages, including the hop at which it leaves; ascending."""
     found: list[int] = []
     for number in sorted({effective // window.hop_us for effective in effectives}):
         leaves = number + 1 + window.extent_us // window.hop_us
@@ -93,28 +93,28 @@ def hops(window: ViewWindow, effectives: Iterable[int]) -> list[int]:
 
 @dataclass
 class Sitting:
-    """One session: the events that joined it, in the order in which they came, as (row, arrival, number of the hop)."""
+    """One session: the events that joined it, in order of arrival, as (row, arrival, number of the hop)."""
 
     window: ViewWindow
     joined: list[tuple[int, int, int]] = field(default_factory=list)
 
     def over_us(self, t_us: int | None = None) -> int:
-        """When it is over: as was known at ``t_us``, or in the end."""
+        """Return when the session ends: as known at ``t_us``, or finally."""
         latest = max(number for _, arrival, number in self.joined if t_us is None or arrival <= t_us)
         return (latest + 1) * self.window.hop_us + self.window.extent_us
 
     def rows(self, t_us: int | None = None) -> list[int]:
-        """The rows of those that had joined by ``t_us``, or of all; none if it was over then."""
+        """Return the rows that had joined by ``t_us``, or all rows; none if the session was over then."""
         if t_us is not None and t_us >= self.over_us(t_us):
             return []
         return [row for row, arrival, _ in self.joined if t_us is None or arrival <= t_us]
 
 
 def sittings(window: ViewWindow, events: Iterable[tuple[int, int, int]]) -> list[Sitting]:
-    """All sessions of one entity, one after the other.
+    """Return all sessions of one entity, in order.
 
-    ``events``: (row, arrival, effective) of those that enter some feature of the window, by (arrival, partition, offset).
-    One that is too late joins none.
+    ``events``: (row, arrival, effective) of the events that enter some feature of the window, in (arrival, partition,
+    offset) order. A late event joins no session.
     """
     found: list[Sitting] = []
     running: Sitting | None = None
@@ -136,12 +136,12 @@ def sittings(window: ViewWindow, events: Iterable[tuple[int, int, int]]) -> list
 
 
 def instant(t_us: int) -> dt.datetime:
-    """The instant as Polars gives it."""
+    """Return the instant as Polars gives it."""
     return EPOCH + dt.timedelta(microseconds=t_us)
 
 
 def micros(moment: dt.datetime) -> int:
-    """Microseconds since the epoch."""
+    """Return microseconds since the epoch."""
     return (moment - EPOCH) // _MICROSECOND
 
 
@@ -150,14 +150,14 @@ def _local_date(t_us: int, tz: str | None) -> dt.date:
 
 
 def _last_date(t_us: int, window: ViewWindow) -> dt.date:
-    """The last date of the local period that runs at ``t_us``."""
+    """Return the last date of the local period that runs at ``t_us``."""
     last = _last_of(_local_date(t_us, window.tz), window.unit)
-    # Where clocks went back over midnight, the period that began at the first of the two goes on.
+    # If clocks went back over midnight, the period that began at the first midnight continues.
     return _last_of(last + dt.timedelta(days=1), window.unit) if _date_passes(last, window.tz) <= t_us else last
 
 
 def _last_of(date: dt.date, unit: str | None) -> dt.date:
-    """The last date of the day, week, month, quarter or year in which ``date`` lies."""
+    """Return the last date of the day, week, month, quarter or year that contains ``date``."""
     match unit:
         case "week":
             return date + dt.timedelta(days=6 - date.weekday())
@@ -173,7 +173,7 @@ def _last_of(date: dt.date, unit: str | None) -> dt.date:
 
 
 def _first_date(date: dt.date, unit: str | None) -> dt.date:
-    """The first date of the day, week, month, quarter or year in which ``date`` lies."""
+    """Return the first date of the day, week, month, quarter or year that contains ``date``."""
     match unit:
         case "week":
             return date - dt.timedelta(days=date.weekday())
@@ -189,17 +189,17 @@ def _first_date(date: dt.date, unit: str | None) -> dt.date:
 
 @lru_cache(maxsize=64)
 def _zone(tz: str) -> ZoneInfo:
-    """Read the zone from the ``tzdata`` package, as definitions promise, and not from the machine's own files."""
+    """Read the zone from the ``tzdata`` package, as definitions promise, and not from the machine's files."""
     with resources.files("tzdata").joinpath("zoneinfo", *tz.split("/")).open("rb") as file:
         return ZoneInfo.from_file(file, key=tz)
 
 
 @lru_cache(maxsize=65536)
 def _date_passes(date: dt.date, tz: str | None) -> int:
-    """The first instant whose local date is past ``date``, found by halving, without trust in any offset."""
+    """Return the first instant whose local date is past ``date``, by bisection, without relying on any UTC offset."""
     noon = micros(dt.datetime(date.year, date.month, date.day, 12, tzinfo=dt.UTC))
     found = _halved(noon - _LONGEST_DAY_US, noon + _LONGEST_DAY_US, date, tz)
-    # It may be the second of two midnights, where clocks went back over the first.
+    # If clocks went back over midnight, this may be the second of two midnights.
     for earlier in range(found - _BACK_US, found, _SHOWN_US):
         if _local_date(earlier, tz) > date:
             return _halved(earlier - _SHOWN_US, earlier, date, tz)
@@ -207,7 +207,7 @@ def _date_passes(date: dt.date, tz: str | None) -> int:
 
 
 def _halved(low: int, high: int, date: dt.date, tz: str | None) -> int:
-    """An instant past ``low``, up to and with ``high``, at which the local date comes to be past ``date``."""
+    """Return the instant in (``low``, ``high``] at which the local date moves past ``date``."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _local_date(middle, tz) > date else (middle, high)

@@ -7,9 +7,9 @@ from unskew.monitoring.outcome import AuditReport
 
 
 def audit_table(report: AuditReport) -> Table:
-    """Give a row for each view and one for all: what was compared, so that agreement can be weighed.
+    """Return a table with a row for each view and one for all, which shows how much was compared.
 
-    The columns ``provisional`` and ``ahead`` are there only where something in Redis could not be compared.
+    The columns ``provisional`` and ``ahead`` appear only if something in Redis could not be compared.
     """
     columns = {
         "events": [view.events for view in report.views],
@@ -49,7 +49,7 @@ def audit_table(report: AuditReport) -> Table:
 
 
 def engines_line(report: AuditReport) -> str:
-    """Say who evaluated filters and values in the recount."""
+    """Return a line that says which engines evaluated filters and values in the recount."""
     engines = [engine for view in report.views for engine in view.engines.values()]
     counts = [
         f"{engines.count(engine)} by {name}"

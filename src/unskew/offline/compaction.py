@@ -1,15 +1,17 @@
-"""Compaction: the many small files of a table merged into few, beside writers and readers that go on.
+"""Compaction: merges the many small files of a table into few, while writers and readers continue.
 
 The order of steps is the contract:
 
-1. The table's lock is taken, so that one compaction is at work on it; what a broken-off one left in ``_compacting`` is removed.
-2. A run of files, of one writer, one day, and consecutive in sequence, is merged into a file in ``_compacting``, which is
-   fsynced, and compared with them, row by row.
-3. It is renamed to where readers look, and the directory fsynced. From now on it supersedes those files: its name covers theirs.
-4. Once it has been there for the grace period, those files are deleted, by this compaction or a later one.
+1. Take the table's lock, so that only one compaction works on it, and remove what an interrupted one left in
+   ``_compacting``.
+2. Merge a run of files (of one writer and one day, consecutive in sequence) into a file in ``_compacting``, fsync it,
+   and compare it with them, row by row.
+3. Rename it to where readers look, and fsync the directory. From now on it supersedes those files: its name covers
+   theirs.
+4. Delete those files once it has been there for the grace period, in this compaction or a later one.
 
-A stop between any two steps leaves readers every row once. Writers never look at what they have published, but for their
-start, where a merged file stands for those that it covers.
+After a stop between any two steps readers still find every row once. Writers look at published files only at their
+start, when a merged file replaces the files that it covers.
 """
 
 import contextlib
@@ -31,9 +33,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A folder of ``day=`` folders; ``sequence``: the column of its sequence numbers, None where no column holds them.
+    """A folder of ``day=`` folders.
 
-    ``gapless``: whether a writer has a row for each number.
+    ``sequence``: the column of the sequence numbers, None if no column holds them. ``gapless``: whether a writer has a
+    row for each number.
     """
 
     name: str
@@ -44,11 +47,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How far files are merged.
+    """The limits of merging.
 
-    ``target_bytes``: what a merged file may have, compressed. A file of half of that is left alone. ``min_files``: so many
-    small files make a merge in a day that goes on; in one that is over, two do. ``grace_s``: for how long files that were
-    merged stay, for readers that listed them before.
+    ``target_bytes``: the maximum size of a merged file, compressed; a file of at least half of that is left alone.
+    ``min_files``: the number of small files that are needed for a merge in the current day; in a past day two are
+    enough. ``grace_s``: how long merged files stay, for readers that have listed them.
     """
 
     target_bytes: int = 128 << 20
@@ -58,10 +61,11 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Compacted:
-    """What became of a table, or would: published files and their bytes before and after.
+    """The result of a compaction, or of a dry run: published files and their bytes before and after.
 
-    ``n_deleted``, ``n_waiting``: files that were merged, and are gone, or wait for their grace period. ``notes``: what was
-    left alone, and why; ``faults``: what was because it is damaged or not what its name promises.
+    ``n_deleted``: merged files that were deleted. ``n_waiting``: merged files that wait for the end of their grace
+    period. ``notes``: what was left alone, and why. ``faults``: what was left alone because it is damaged or does not
+    match its name.
     """
 
     table: Table
@@ -82,7 +86,7 @@ class Sized:
 
 
 def log_tables(log_root: Path) -> list[Table]:
-    """The log of every version of every view, by name and version."""
+    """Return the log tables of every version of every view, by name and version."""
     versions = (path for path in log_root.glob("*/v*") if path.name[1:].isdecimal() and _is_table(path))
     ordered = sorted(versions, key=lambda path: (path.parent.name, int(path.name[1:])))
     return [
@@ -92,7 +96,7 @@ def log_tables(log_root: Path) -> list[Table]:
 
 
 def archive_tables(archive_root: Path) -> list[Table]:
-    """The archived events of every topic."""
+    """Return the archive tables of every topic."""
     return [
         Table(name=f"archive {path.name}", root=path, sequence="_offset", gapless=False)
         for path in sorted(archive_root.iterdir())
@@ -101,7 +105,7 @@ def archive_tables(archive_root: Path) -> list[Table]:
 
 
 def dead_letter_tables(dead_letters_root: Path) -> list[Table]:
-    """The dead letters of every topic."""
+    """Return the dead letter tables of every topic."""
     return [
         Table(name=f"dead letters {path.name}", root=path, sequence=None, gapless=True)
         for path in sorted(dead_letters_root.iterdir())
@@ -119,12 +123,13 @@ def compact(
 ) -> Compacted:
     """Merge a table's small files, and delete those whose rows have been in a merged file for the grace period.
 
-    ``now_s``: the present as the disk's files are stamped. ``dry_run``: nothing is written; bytes after are then those
-    before, which merging makes fewer. ``progress``: files merged, of how many. Safe beside running writers and readers.
+    ``now_s``: the present on the clock of the disk's file times. ``dry_run``: writes nothing; ``bytes_after`` then
+    equals ``bytes_before``, although merging makes it smaller. ``progress``: called with the number of merged files and
+    of all files to merge. Safe beside running writers and readers.
 
-    What cannot be merged (of different columns or metadata, damaged, or not what the names promise) is left alone and
-    told, as is the whole table where another compaction is at work on it. Raises ``StoreUnavailable`` where the disk
-    fails; nothing is lost, and it can be repeated.
+    Files that cannot be merged (with different columns or metadata, damaged, or not matching their names) are left
+    alone and reported; so is the whole table if another compaction works on it. Raises ``StoreUnavailable`` if the disk
+    fails; nothing is lost, and the call can be repeated.
     """
     work = _Work(table, limits, now_s, progress)
     try:
@@ -136,7 +141,9 @@ def compact(
                 return replace(work.state(), notes=(busy,))
             return work.done()
     except FileNotFoundError as error:
-        raise StoreUnavailable(f"{table.root}: files went away while they were merged ({error}); try again") from error
+        raise StoreUnavailable(
+            f"{table.root}: files disappeared while they were merged ({error}); try again"
+        ) from error
     except OSError as error:
         raise StoreUnavailable(f"cannot compact {table.root}: {error}") from error
 
@@ -156,14 +163,14 @@ class _Work:
         self._n_to_merge = 0
 
     def state(self) -> Compacted:
-        """The table as it is."""
+        """Return the table as it is."""
         n_files, n_bytes = self._size()
         return Compacted(
             table=self._table, files_before=n_files, files_after=n_files, bytes_before=n_bytes, bytes_after=n_bytes
         )
 
     def foreseen(self) -> Compacted:
-        """What ``done`` would do, at most so many files left."""
+        """Return what ``done`` would do; ``files_after`` is an upper bound."""
         before = self.state()
         fewer = 0
         for run in self._runs():
@@ -184,7 +191,7 @@ class _Work:
         )
 
     def done(self) -> Compacted:
-        """Delete what may go, merge, and delete again: without a grace period what was just merged may go too."""
+        """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
         before = self.state()
         n_earlier, _ = self._delete()
         planned = self._runs()
@@ -217,7 +224,7 @@ class _Work:
         ]
 
     def _alike(self, run: Sequence[Sized]) -> list[list[Source]]:
-        """Those of a run that may be in one file, at least two in each group."""
+        """Split a run into groups, of at least two files each, that may be merged into one file."""
         found: list[list[Source]] = [[]]
         for one in run:
             try:
@@ -233,7 +240,7 @@ class _Work:
                 )
                 found.append([])
             else:
-                # One schema for all: there may be many files.
+                # All share one schema object, because there may be many files.
                 read = replace(read, schema=before.schema)
             found[-1].append(read)
         return [group for group in found if len(group) >= 2]
@@ -264,22 +271,22 @@ class _Work:
         ]
         if covered != [one.file for one in taken]:
             raise Unmergeable(f"{first.path} to {last.path.name}: there are other files between them; left alone")
-        # The grace period begins now, however long the merge took.
+        # The grace period begins now, regardless of the duration of the merge.
         os.utime(temporary)
         temporary.rename(first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
         sync_folder(first.path.parent)
 
     def _is_old(self, cover: TableFile) -> bool:
-        # Without a grace period what is merged goes at once: it is newer than the present that was told.
+        # Without a grace period merged files are deleted at once, though their cover is newer than ``now_s``.
         grace_s = self._limits.grace_s
         return not grace_s or self._now_s - cover.path.stat().st_mtime >= grace_s
 
     def _delete(self, *, dry_run: bool = False) -> tuple[int, int]:
-        """Delete superseded files whose grace period is over; how many those are, and how many wait."""
+        """Delete superseded files whose grace period is over; return how many these are, and how many still wait."""
         n_deleted = n_waiting = 0
         by_cover: dict[TableFile, list[TableFile]] = {}
         for file, covers in layout.superseded_files(self._root):
-            # Any will do: a reader that listed since it was there holds it, or one that covers it in turn.
+            # One such cover is enough: a reader that listed after its publication has it, or a file that covers it.
             ripe = [one for one in covers if self._is_old(one)]
             if ripe:
                 by_cover.setdefault(ripe[0], []).append(file)
@@ -293,7 +300,8 @@ class _Work:
                 continue
             if held < wanted:
                 self._faults.append(
-                    f"{cover.path} has {held} rows, and the {len(files)} files that its name covers have {wanted}; left alone"
+                    f"{cover.path} has {held} rows, and the {len(files)} files that its name covers have {wanted}; "
+                    "left alone"
                 )
                 continue
             for file in files:
@@ -304,11 +312,11 @@ class _Work:
 
 
 def runs(files: Sequence[Sized], limits: Limits, *, gapless: bool) -> list[Sequence[Sized]]:
-    """Which of a writer's files, given in sequence order, are to be merged with each other.
+    """Return the runs of a writer's files, given in sequence order, that should be merged.
 
-    A run is of one day, without a file of another day between: the merged file's name would cover that one too. In a
-    day that goes on, a run is ``min_files`` long at least, and no file in it is larger than all others together: so a row is
-    copied no more often than its file can double.
+    A run lies within one day, without a file of another day in between: the merged file's name would cover that file
+    too. In the current day a run has at least ``min_files`` files, and none of them is larger than all others together:
+    so a row is copied only as often as its file can double.
     """
     found: list[Sequence[Sized]] = []
     newest = max((one.file.day for one in files), default=None)
@@ -332,7 +340,7 @@ def runs(files: Sequence[Sized], limits: Limits, *, gapless: bool) -> list[Seque
 
 
 def _beginning(sizes: Sequence[int], min_files: int) -> int | None:
-    """The first place from which on there are ``min_files``, none of them larger than all others together."""
+    """Return the first position that leaves at least ``min_files``, none of them larger than all others together."""
     sums = list(accumulate(reversed(sizes)))[::-1]
     largest = list(accumulate(reversed(sizes), max))[::-1]
     fitting = (at for at in range(len(sizes) - min_files + 1) if 2 * largest[at] <= sums[at])
@@ -340,19 +348,19 @@ def _beginning(sizes: Sequence[int], min_files: int) -> int | None:
 
 
 def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
-    """The first sources that fit into one file if it is no smaller than they are; two at least."""
+    """Return the first sources that fit into one file if merging does not shrink them; at least two."""
     n_fitting = sum(n_bytes <= target_bytes for n_bytes in accumulate(one.n_bytes for one in sources))
     return sources[: max(2, n_fitting)]
 
 
 @contextlib.contextmanager
 def _lock(root: Path) -> Iterator[bool]:
-    """Whether the table is ours to compact; what a compaction left that was broken off is then removed."""
+    """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
     folder = root / layout.COMPACTING
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("wb") as file:
         try:
-            # The system gives it back when the process ends, however that comes.
+            # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False

@@ -1,4 +1,4 @@
-"""The dead letters in their folder: found, counted, written out to be mended, and read back."""
+"""The dead letters in their folder: find them, write them out to be mended, and read them back."""
 
 import base64
 import json
@@ -19,11 +19,12 @@ PLACE = ("folder", "topic", "partition", "offset")
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One record that could not be used, or that some views could not take.
+    """One record that could not be used, at all or by some views.
 
-    ``folder``: the topic under which its stream archives records. ``topic``, ``partition``, ``offset``: as the broker calls them.
-    ``views``: which could not take it; none where nobody could. ``key``, ``value``: as kept; ``cut``: whether parts of them or of the headers
-    were not. ``headers``: None also where an earlier version wrote the letter, which kept none.
+    ``folder``: the topic under which its stream archives records. ``topic``, ``partition``, ``offset``: as on the
+    broker. ``views``: the views that could not use it; empty if no view could. ``key``, ``value``: as kept. ``cut``:
+    whether parts of them or of the headers were not kept. ``headers``: None also if an earlier version wrote the
+    letter, which kept no headers.
     """
 
     folder: str
@@ -48,9 +49,10 @@ class Letter:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which letters: those that fit everything that is given.
+    """A filter of letters: those that match everything that is given.
 
-    ``reason``: a kind, or text that the reason holds. ``since``, ``until``: of arrivals, the first inclusive, the last not.
+    ``reason``: a kind, or text that the reason contains. ``since`` (inclusive), ``until`` (exclusive): bounds of the
+    arrival.
     """
 
     topics: Sequence[str] = ()
@@ -61,9 +63,10 @@ class Wanted:
 
 
 def find(root: Path, wanted: Wanted) -> pl.DataFrame:
-    """Rows of letters, each record once, by arrival; columns ``folder``, ``views`` and ``reasons`` (lists), those of the table.
+    """Return letters by arrival, each record once: columns of the table, ``folder``, and lists ``views``, ``reasons``.
 
-    ``value`` and ``key`` are left out: read those of few letters by ``letters``. Raises ``RequestError`` where there is no such folder.
+    ``value`` and ``key`` are left out; ``letters`` reads them, for few letters. Raises ``RequestError`` if there is no
+    such folder.
     """
     rows = _scan(root, wanted).drop("key", "value", "headers").collect()
     return (
@@ -78,8 +81,8 @@ def find(root: Path, wanted: Wanted) -> pl.DataFrame:
 
 
 def letters(root: Path, found: pl.DataFrame) -> Iterable[Letter]:
-    """The letters of rows that ``find`` gave, in their order, with key and value."""
-    # A letter may be a megabyte, or a few.
+    """Yield the letters of rows that ``find`` returned, in their order, with key and value."""
+    # A letter may have a megabyte or several.
     for part in found.iter_slices(200):
         yield from _letters(root, part)
 
@@ -110,9 +113,9 @@ def _letters(root: Path, found: pl.DataFrame) -> Iterable[Letter]:
 
 
 def as_json(letter: Letter, decoded: Any) -> str:
-    """A letter as a line of a file to be mended.
+    """Return a letter as a line of a file to be mended.
 
-    What is sent again is ``key``, ``value`` and ``headers``, in base64, or in place of the value the object under ``mended``.
+    A replay sends ``key``, ``value`` and ``headers``, in base64; an object under ``mended`` replaces the value.
     """
     text = json.dumps(
         {
@@ -139,16 +142,16 @@ def as_json(letter: Letter, decoded: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """A letter as it came back; ``mended``: the object to send in place of the value, None for the value as it is."""
+    """A letter that was read back; ``mended``: the object that replaces the value, None for the unchanged value."""
 
     letter: Letter
     mended: Any
 
 
 def read_mended(path: Path) -> list[Mended]:
-    """The letters of a file that ``as_json`` wrote and a person edited.
+    """Return the letters of a file that ``as_json`` wrote and a person edited.
 
-    Raises ``RequestError`` that names the line that is none, or a letter that is there twice.
+    Raises ``RequestError`` for a line that is not a letter, or a letter that occurs twice.
     """
     found: list[Mended] = []
     places: dict[str, int] = {}
@@ -163,7 +166,7 @@ def read_mended(path: Path) -> list[Mended]:
             mended = _read_line(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(
-                f"{path}, line {number} is no letter ({type(error).__name__}: {error}); keep the fields that "
+                f"{path}, line {number} is not a letter ({type(error).__name__}: {error}); keep the fields that "
                 "'unskew dead-letters show --output' wrote, keys and values in base64"
             ) from error
         place = mended.letter.place
@@ -197,7 +200,7 @@ def _read_line(line: dict[str, Any]) -> Mended:
 def _scan(root: Path, wanted: Wanted) -> pl.LazyFrame:
     if not root.is_dir():
         raise RequestError(
-            f"{root}: there is no such folder; give that of 'unskew run', with --dead-letters or --archive"
+            f"{root}: there is no such folder; give the folder of 'unskew run', with --dead-letters or --archive"
         )
     frames = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):

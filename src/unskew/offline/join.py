@@ -1,4 +1,4 @@
-"""The point-in-time join: for each label, the values that stood at its instant."""
+"""The point-in-time join: for each label, the values that were valid at its instant."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -37,21 +37,22 @@ def historical_features(
     full_feature_names: bool = False,
     with_status: bool = False,
 ) -> pl.DataFrame:
-    """Give each label row the values of ``view:feature`` references at its instant, as they were served then.
+    """Add to each label row the values of ``view:feature`` references at its instant, as they were served then.
 
-    ``labels``: the key columns of every view asked for, and ``timestamp``: a Datetime of any unit and zone, UTC where it
-    has none. The result has a row for every label row, in their order, all columns of ``labels``, and a column for each
-    feature, called by its name, with ``full_feature_names`` ``view__feature``. An entity never seen, or without events in
-    any window, has empty values: 0 for count and sum, for others the default, null without one.
+    ``labels``: the key columns of every requested view, and the column ``timestamp``: a Datetime of any unit and zone,
+    UTC if it has no zone. The result has one row for every label row, in their order, with all columns of ``labels``
+    and a column for each feature, named after it, or ``view__feature`` with ``full_feature_names``. An entity that was
+    never seen, or has no events in any window, has empty values: 0 for count and sum, the default for others, or null
+    without a default.
 
-    ``inclusive``: whether what became available at the very instant counts; False for labels that are events themselves.
-    ``max_age``: a row that last changed longer before its label reads as nulls and defaults.
-    ``with_status``: a column ``{feature column}__status`` beside each: ``present``; ``default`` (nothing known of the
-    entity); ``expired`` (older than ``max_age``); ``warming`` (the window begins before the first event that the
-    pipeline saw).
+    ``inclusive``: whether values that became available at exactly that instant count; pass False for labels that are
+    events themselves. ``max_age``: a row that last changed longer before its label than this reads as nulls and
+    defaults. ``with_status``: adds a column ``{feature column}__status`` beside each feature: ``present``; ``default``
+    (nothing is known of the entity); ``expired`` (older than ``max_age``); ``warming`` (the window begins before the
+    first event that the pipeline saw).
 
-    Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and a label later than the log is
-    complete; ``LayoutError`` for a log with missing files or of another definition.
+    Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and a label later than the log
+    is complete; ``LayoutError`` for a log with missing files or of another definition.
     """
     asked = resolve(features, views, full_feature_names=full_feature_names)
     bounds = _bounds(labels, timestamp, inclusive=inclusive)
@@ -64,7 +65,7 @@ def historical_features(
         found = _join(log, keys, bounds, [one.feature for one in ones])
         expired = np.zeros(len(bounds), np.bool_)
         if max_age_us is not None:
-            # Compared this way round, so that a row never found does not overflow.
+            # This order of comparison does not overflow if no row was found.
             expired = (found.instants != _NEVER) & (found.instants < bounds - max_age_us)
         for one in ones:
             columns[one.column] = _read(one, found, expired)
@@ -79,9 +80,9 @@ def historical_features(
 
 
 def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
-    """Give every feature of a view as stored, no default applied, at ``instants_us`` (int64 [rows of ``keys``]).
+    """Return every feature of a view as stored, without defaults, at ``instants_us`` (int64 [rows of ``keys``]).
 
-    Instants past the log's ``complete_to`` are answered as well as they can be.
+    Instants past the log's ``complete_to`` are answered from the rows that are there.
     """
     found = _join(log, key_columns(log.view, keys), instants_us, list(log.view.features))
     seen = pl.Series(found.instants != _NEVER)
@@ -90,16 +91,17 @@ def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class _Found:
-    """For every label: stored feature values, and the instant of their row, ``_NEVER`` where there is none."""
+    """The stored feature values for every label, and the instant of their row, ``_NEVER`` if there is none."""
 
     values: Mapping[str, pl.Series]
     instants: Ints
 
 
 def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[ViewFeature]) -> _Found:
-    """The last row with ``available_at`` <= bound of every key, from all days that can hold one.
+    """Find the last row of every key with ``available_at`` <= bound, from all days that can hold one.
 
-    From the newest rows back, so that each label is looked up until it is found, and old rows may not be read at all.
+    The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
+    be read at all.
     """
     names = [feature.name for feature in features]
     key_names = list(log.view.entity.keys)
@@ -119,7 +121,7 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Vie
                 hit = rows >= 0
                 if _same_keys(logged, rows[hit], keys, remaining[hit]):
                     break
-                # Two keys with one 64-bit hash: another seed tells them apart.
+                # Two keys share a 64-bit hash; another seed separates them.
                 seed += 1
                 wanted = number_entities(_ids(keys, seed))
             labels.append(remaining[hit])
@@ -134,7 +136,7 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Vie
 
 
 def _in_order(pieces: Sequence[pl.DataFrame], labels: Sequence[Ints]) -> dict[str, pl.Series]:
-    """Rows of all pieces, put where their labels stand."""
+    """Return the rows of all pieces in the order of their labels."""
     where = np.concatenate(labels)
     order = np.empty(len(where), np.int64)
     order[where] = np.arange(len(where))
@@ -143,16 +145,17 @@ def _in_order(pieces: Sequence[pl.DataFrame], labels: Sequence[Ints]) -> dict[st
 
 
 def _ids(keys: pl.DataFrame, seed: int) -> npt.NDArray[np.uint64]:
-    """A number for every key: itself for a single integer, else a hash, which may rarely be shared."""
+    """Return a number for every key: a single integer itself, otherwise a hash, which keys may rarely share."""
     if keys.width == 1 and keys.dtypes[0] == pl.Int64:
         return keys.to_series().to_numpy().view(np.uint64)
     return keys.hash_rows(seed=seed).to_numpy()
 
 
 def _same_keys(logged: pl.DataFrame, rows: Ints, keys: pl.DataFrame, labels: Ints) -> bool:
-    """Whether the rows found have the keys asked for.
+    """Return whether the found rows have the requested keys.
 
-    That suffices: an entity's group then held all of its own rows, so the last of the group, being its own, is its last.
+    That is sufficient: an entity's group holds all of its rows, so if the last row of the group is its own, that row is
+    its last.
     """
     if keys.width == 1 and keys.dtypes[0] == pl.Int64:
         return True
@@ -160,7 +163,7 @@ def _same_keys(logged: pl.DataFrame, rows: Ints, keys: pl.DataFrame, labels: Int
 
 
 def _read(asked: Asked, found: _Found, expired: npt.NDArray[np.bool_]) -> pl.Series:
-    """What stands in the answer: stored values, empty ones, defaults for null."""
+    """Return the values of the answer: stored values or empty values, with the default in place of null."""
     feature = asked.feature
     read = _or_empty(found.values[feature.name], feature.empty, pl.Series(found.instants != _NEVER))
     if expired.any():
@@ -188,11 +191,11 @@ def _status(asked: Asked, log: ViewLog, found: _Found, expired: npt.NDArray[np.b
 
 
 def _bounds(labels: pl.DataFrame, timestamp: str, *, inclusive: bool) -> Ints:
-    """The last microsecond that counts for each label."""
+    """Return the last microsecond that counts for each label."""
     if timestamp not in labels.columns:
         raise RequestError(
             f"the labels have no column {timestamp!r}{hint(timestamp, labels.columns, 'their columns are')}; "
-            "say which one holds the instant with timestamp="
+            "name the column that holds the instant with timestamp="
         )
     column = labels[timestamp]
     dtype = column.dtype
@@ -212,7 +215,7 @@ def _bounds(labels: pl.DataFrame, timestamp: str, *, inclusive: bool) -> Ints:
 
 
 def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: Ints) -> None:
-    """Past ``complete_to`` an answer could still change: that is no training row."""
+    """Refuse labels past ``complete_to``: their answers could still change, so they cannot be training rows."""
     if not len(bounds):
         return
     complete_to = log.complete_to_us
@@ -228,8 +231,9 @@ def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: In
     if later.any():
         row = int(later.argmax())
         raise RequestError(
-            f"label row {row} ({_keys_text(log.view, labels, row)}, {timestamp} {labels[timestamp][row]}) is later than the log "
-            f"of {view} is complete: {format_instant(complete_to)}; leave out such labels ({int(later.sum())}), or wait"
+            f"label row {row} ({_keys_text(log.view, labels, row)}, {timestamp} {labels[timestamp][row]}) is later "
+            f"than the log of {view} is complete: {format_instant(complete_to)}; leave out such labels "
+            f"({int(later.sum())}), or wait"
         )
 
 

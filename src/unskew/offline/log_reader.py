@@ -1,4 +1,4 @@
-"""The published log of one view: which files there are, what they cover, and their rows in order of days."""
+"""The published log of one view: its files, their coverage, and their rows in order of days."""
 
 import bisect
 import datetime as dt
@@ -18,15 +18,16 @@ from unskew.sinks.tables.layout import Coverage, TableFile, published_files, rea
 
 _Answer = TypeVar("_Answer")
 
-# Compressed bytes that are read at once: a bound on memory, far above what one label set of one view needs in most logs.
+# Compressed bytes that are read at once: a bound on memory that most logs of one view do not reach.
 _CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogStats:
-    """What a view's log holds; ``causes``: rows per cause; ``first``, ``last``: of ``available_at``, None without rows.
+    """Figures of a view's log.
 
-    ``ledger``: what did not count on the way: events that came too late for a window, and repeats.
+    ``causes``: rows by cause. ``first``, ``last``: the bounds of ``available_at``, None without rows. ``ledger``: the
+    events that did not count: late events and repeats.
     """
 
     rows: int
@@ -44,7 +45,7 @@ class LogStats:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Where rows lie now: all of a file, or those ``within`` the sequence numbers, both inclusive, of a shard."""
+    """The present location of rows: a whole file, or its rows ``within`` two sequence numbers, both inclusive."""
 
     path: Path
     within: tuple[int, int] | None = None
@@ -53,14 +54,14 @@ class _Part:
 class ViewLog:
     """The rows of one view's log that were published when it was opened, wherever compaction moves them meanwhile.
 
-    Raises ``LayoutError`` where rows below the covered sequence are missing, or where the log was written with
-    another definition than ``view``; reading raises it where a file went away and no other holds its rows.
+    Raises ``LayoutError`` if rows below the covered sequence are missing, or if the log was written with another
+    definition than ``view``; reading raises it if a file has disappeared and no other file holds its rows.
     """
 
     def __init__(self, log_root: Path, view: View) -> None:
         self.view = view
         self.root = view_root(log_root, view.name, view.version)
-        # In this order: what coverage speaks of was published before it.
+        # In this order, because the rows of a coverage file are published before it.
         self.coverage = read_coverage(self.root)
         files = published_files(self.root)
         _refuse_gaps(files, self.coverage, self.root)
@@ -72,25 +73,25 @@ class ViewLog:
 
     @property
     def files(self) -> list[TableFile]:
-        """All files by (day, shard, sequence), as they were when the log was opened."""
+        """The files by (day, shard, sequence), as they were when the log was opened."""
         return [file for _, file in self._days]
 
     @property
     def since_us(self) -> int | None:
-        """The instant from which every shard has seen its events; None before the first."""
+        """The instant from which every shard has seen its events; None before the first event."""
         return None if self.coverage is None else self.coverage.since_us
 
     @property
     def complete_to_us(self) -> int | None:
-        """The last instant that is closed in every shard; None before one is."""
+        """The last instant that every shard has closed; None before the first."""
         return None if self.coverage is None else self.coverage.complete_to_us
 
     def newest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
-        """The rows of all days, up to and with ``upto``, in bounded pieces, the newest piece first.
+        """Yield the rows of all days through ``upto`` in bounded pieces, the newest piece first.
 
         Within a piece each shard's rows are in the order of their instants; every row of an entity in a piece is
         later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
-        so the days of such a view are not split, however large.
+        so a day of such a view is not split, whatever its size.
         """
         groups: list[list[TableFile]] = []
         size = _CHUNK_BYTES
@@ -108,7 +109,7 @@ class ViewLog:
             yield self._rows(files, lambda rows: rows.select(columns).collect())
 
     def head(self, n_rows: int) -> pl.DataFrame:
-        """The first rows by ``available_at``; without columns where nothing is published."""
+        """Return the first rows by ``available_at``; a frame without columns if nothing is published."""
         days = sorted({day for day, _ in self._days})
         rows = pl.DataFrame()
         for day in days:
@@ -121,7 +122,7 @@ class ViewLog:
         return rows
 
     def stats(self) -> LogStats:
-        """Counts over the whole log; reads keys, instants and causes."""
+        """Return figures of the whole log; reads keys, instants and causes."""
         files = self.files
         first = last = None
         rows = entities = 0
@@ -146,7 +147,7 @@ class ViewLog:
         )
 
     def _counts(self, rows: pl.LazyFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows and first and last instant by cause, and how many entities."""
+        """Return rows and first and last instant by cause, and the number of entities."""
         counts = rows.group_by("cause").agg(
             n=pl.len(), first=pl.col("available_at").min(), last=pl.col("available_at").max()
         )
@@ -166,14 +167,14 @@ class ViewLog:
                 )
 
     def _rows(self, files: Sequence[TableFile], query: Callable[[pl.LazyFrame], _Answer]) -> _Answer:
-        """The answer of ``query`` to the rows of ``files``, in their order."""
+        """Return the answer of ``query`` to the rows of ``files``, in their order."""
         return self._found(files, lambda parts: query(_scanned(parts)))
 
     def _found(self, files: Sequence[TableFile], use: Callable[[Sequence[_Part]], _Answer]) -> _Answer:
-        """What ``use`` gives of where the rows of each of ``files`` lie.
+        """Return the result of ``use`` for the locations of the rows of ``files``.
 
-        Compaction deletes files that it has merged, after a time that a slow reader may exceed: then their rows are
-        looked for in the file that covers them.
+        Compaction deletes merged files after a grace period, which a slow reader may exceed. The rows are then read
+        from the file that covers them.
         """
         parts = [_Part(file.path) for file in files]
         while True:
@@ -199,14 +200,14 @@ class ViewLog:
 
 
 def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
-    """The rows of the parts, one after the other."""
+    """Return the rows of the parts, one after the other."""
     scans = []
     for holder, grouped in itertools.groupby(parts, lambda part: None if part.within is None else part.path):
         ones = list(grouped)
         if holder is None:
             scans.append(pl.scan_parquet([one.path for one in ones], hive_partitioning=False))
         else:
-            # A day's files of a shard come one after the other: nothing lies between the first and the last but these.
+            # A day's files of a shard are consecutive, so there are no other rows between the first and the last.
             ranges = [one.within for one in ones if one.within is not None]
             within = pl.col("seq").is_between(ranges[0][0], ranges[-1][1])
             scans.append(pl.scan_parquet(holder, hive_partitioning=False).filter(within))
@@ -222,7 +223,7 @@ def _instant(t_us: int | None) -> dt.datetime | None:
 
 
 def _refuse_gaps(files: Sequence[TableFile], coverage: Coverage | None, root: Path) -> None:
-    """Rows that coverage counts on must be there; what was published since then may still be on its way."""
+    """Refuse a log that lacks rows that coverage includes; later rows may still be on their way."""
     if coverage is None:
         return
     next_sequence: dict[str, int] = {}
@@ -237,6 +238,6 @@ def _refuse_gaps(files: Sequence[TableFile], coverage: Coverage | None, root: Pa
     for writer, shard in coverage.shards.items():
         if next_sequence.get(writer, 0) < shard.next_sequence:
             raise LayoutError(
-                f"{root}: rows {next_sequence.get(writer, 0)} to {shard.next_sequence - 1} of shard {writer} are missing; "
-                "restore their files"
+                f"{root}: rows {next_sequence.get(writer, 0)} to {shard.next_sequence - 1} of shard {writer} are "
+                "missing; restore their files"
             )

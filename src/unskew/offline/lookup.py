@@ -1,7 +1,8 @@
-"""Find, for many (entity, instant) at once, the last row of a log: one pass over it, hardly anything sorted.
+"""Find the last row of a log for many (entity, instant) at once, in one pass and almost without sorting.
 
-Rows are grouped by entity with a counting sort, which keeps each entity's rows in their order, and a label is one binary
-search in its group. Only an entity with rows in several shards may need its group sorted. Rows of entities that no label asks for cost one look into a hash table.
+A counting sort groups the rows by entity and keeps each entity's rows in their order; a label is then one binary search
+in its group. Only the group of an entity with rows in several shards may need sorting. A row of an entity without
+labels costs one look into a hash table.
 """
 
 from typing import NamedTuple
@@ -19,10 +20,10 @@ _FREE = np.int32(-1)
 
 
 class Wanted(NamedTuple):
-    """The entities that labels ask for, numbered from 0.
+    """The entities of the labels, numbered from 0.
 
-    ``slot_ids``, ``slot_numbers``: an open-addressed table from id to number (-1: free), a power of two long.
-    ``numbers`` int32 [labels]: each label's entity. ``n``: how many entities.
+    ``slot_ids``, ``slot_numbers``: an open-addressed hash table from id to number (-1: free) whose length is a power of
+    two. ``numbers`` int32 [labels]: each label's entity. ``n``: the number of entities.
     """
 
     slot_ids: Ids
@@ -39,19 +40,19 @@ def number_entities(ids: Ids) -> Wanted:
     numbers = np.empty(len(ids), np.int32)
     n = _number(ids, slot_ids, slot_numbers, numbers)
     if 8 * n < n_slots:
-        # Few entities, many labels: a small table stays in the processor's cache while the log streams past it.
+        # With few entities and many labels, a small table stays in the processor's cache during the pass over the log.
         slot_ids, slot_numbers = _shrunk(slot_ids, slot_numbers, n)
     return Wanted(slot_ids, slot_numbers, numbers, n)
 
 
 def last_rows(wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: Ints) -> Rows:
-    """Give, for each of ``labels``, the number of its entity's last log row with ``instant <= bound``; -1 where there is none.
+    """Return, for each of ``labels``, its entity's last log row with ``instant <= bound``; -1 if there is none.
 
-    ``labels``: positions in the labels that ``wanted`` was made of, of which ``bounds`` are the instants. ``ids``,
-    ``instants`` [rows]: the log, each shard's rows in the order in which they were written.
+    ``labels``: positions in the labels of which ``wanted`` was made; ``bounds``: the instants of these. ``ids``,
+    ``instants`` [rows]: the log, each shard's rows in the order of writing.
 
-    An entity that one partition forgot may have come back in another: where its instants go back, its rows are of several
-    shards, and are sorted.
+    An entity that one partition forgot may have come back in another. So if an entity's instants go back, its rows come
+    from several shards and are sorted.
     """
     numbers = np.empty(len(ids), np.int32)
     starts = np.zeros(wanted.n + 1, np.int64)
@@ -67,7 +68,7 @@ def last_rows(wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: In
 
 @njit(cache=True, nogil=True)
 def _slot(identity: np.uint64, mask: np.uint64) -> np.uint64:
-    """Where to look first: the finalizer of splitmix64 (Steele, Lea, Flood 2014), for ids may be plain numbers."""
+    """Return the first slot to try: splitmix64's finalizer (Steele, Lea, Flood 2014), as ids may be plain numbers."""
     mixed = identity
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -91,7 +92,7 @@ def _number(ids: Ids, slot_ids: Ids, slot_numbers: Numbers, numbers: Numbers) ->
 
 
 def _shrunk(slot_ids: Ids, slot_numbers: Numbers, n: int) -> tuple[Ids, Numbers]:
-    """The same table, at most half full, in the order of numbers, so that every id keeps its own."""
+    """Return a smaller table, at most half full, filled in the order of numbers, so that every id keeps its number."""
     taken = np.flatnonzero(slot_numbers >= 0)
     in_order = taken[np.argsort(slot_numbers[taken])]
     n_slots = 1 << max(4, (2 * n).bit_length())
@@ -103,7 +104,7 @@ def _shrunk(slot_ids: Ids, slot_numbers: Numbers, n: int) -> tuple[Ids, Numbers]
 
 @njit(cache=True, nogil=True)
 def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, starts: Ints) -> None:
-    """Number every log row's entity (-1: not asked for); ``starts`` [n + 1] becomes where each entity's group begins."""
+    """Number every log row's entity (-1: without labels); ``starts`` [n + 1] receives the start of each group."""
     mask = np.uint64(len(slot_ids) - 1)
     for row in range(len(ids)):
         slot = _slot(ids[row], mask)
@@ -121,7 +122,7 @@ def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, star
 def _group(
     numbers: Numbers, instants: Ints, ends: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows
 ) -> bool:
-    """Bring each entity's rows together, in their order; whether any entity's instants go back."""
+    """Group each entity's rows, in their order; return whether the instants of any entity go back."""
     goes_back = False
     for row in range(len(numbers)):
         number = numbers[row]
@@ -139,14 +140,14 @@ def _group(
 
 @njit(cache=True, nogil=True)
 def _sort(starts: Ints, grouped_instants: Ints, grouped_rows: Rows) -> None:
-    """Bring every group whose instants go back into their order."""
+    """Put every group in the order of its instants: sort it if ``grouped_order`` goes back, else clip instants."""
     for number in range(len(starts) - 1):
         low, high = starts[number], starts[number + 1]
         goes_back = False
         for place in range(low + 1, high):
             goes_back |= grouped_instants[place - 1] > grouped_instants[place]
         if goes_back:
-            # Stable: what was written later at one instant stays the later.
+            # A stable sort: of rows with one instant, the one written later stays later.
             places = low + np.argsort(grouped_instants[low:high], kind="mergesort")
             grouped_instants[low:high] = grouped_instants[places]
             grouped_rows[low:high] = grouped_rows[places]

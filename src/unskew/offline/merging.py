@@ -1,6 +1,6 @@
-"""Parquet files merged into one: the same rows in the same order, compared with their sources before anybody reads them.
+"""Merging of Parquet files into one with the same rows in the same order, compared with its sources before publication.
 
-Rows are copied in batches, so memory is bounded by a row group of the result and one of a source.
+Rows are copied in batches, so a row group of the result and one of a source bound the memory.
 """
 
 import contextlib
@@ -18,24 +18,25 @@ import pyarrow.parquet as pq
 from unskew.features.errors import LayoutError
 from unskew.sinks.tables.layout import TableFile
 
-# Of values as they are in memory; a group of narrow rows is full before.
+# Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
 _GROUP_BYTES = 64 << 20
 _GROUP_ROWS = 1 << 18
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 1 << 16
-# On logs of counts and sums a tenth smaller than the default, at a third of the speed; files are merged once and read often.
+# On logs of counts and sums: a tenth smaller than the default, at a third of its speed. Files are merged once and read
+# often.
 _LEVEL = 9
-# The schema as Arrow has it, which its writer adds anew.
+# The Arrow schema, which Arrow's writer adds again.
 _ARROW_SCHEMA = b"ARROW:schema"
 
 
 class Unmergeable(LayoutError):
-    """A file is not what its name says or cannot be read; all files stay as they are."""
+    """A file does not match its name or cannot be read; all files stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A published file and what its footer says; ``schema``: with all metadata."""
+    """A published file and the content of its footer; ``schema`` includes all metadata."""
 
     file: TableFile
     n_bytes: int
@@ -47,12 +48,12 @@ class Source:
         return self.file.path
 
     def like(self, other: "Source") -> bool:
-        """Whether the two may be in one file: the same columns, types, and metadata of file and columns."""
+        """Return whether the two may be merged: same columns, types, and metadata of file and columns."""
         return bool(self.schema.equals(other.schema, check_metadata=True))
 
 
 def source(file: TableFile, n_bytes: int) -> Source:
-    """Read a file's footer; raises ``Unmergeable`` for one that cannot be read."""
+    """Read a file's footer; raises ``Unmergeable`` if it cannot be read."""
     with _damage(file.path), pq.ParquetFile(file.path) as opened:
         return Source(file=file, n_bytes=n_bytes, n_rows=opened.metadata.num_rows, schema=_schema(opened))
 
@@ -64,9 +65,10 @@ def merge(
     target_bytes: int,
     progress: Callable[[Source], None] = lambda _source: None,
 ) -> Sequence[Source]:
-    """Write the rows of the first of ``sources``, as many as ``target_bytes`` hold, and return those; durable at return.
+    """Write the rows of the first ``sources`` that fit into ``target_bytes``, and return these sources.
 
-    ``sources``: alike, in the order of their rows. At least two are taken, so these must fit.
+    The file is durable at return. ``sources``: ``like`` each other, in the order of their rows. At least two are taken,
+    so these must fit.
     """
     schema = sources[0].schema
     n_taken = 0
@@ -77,7 +79,7 @@ def merge(
             group: list[Any] = []
             n_rows = n_values = n_unwritten = 0
             for one in sources:
-                # What waits is at most as large when it is written as it was in its sources.
+                # Buffered rows take at most as much space in the result as in their sources.
                 if n_taken >= 2 and sink.tell() + n_unwritten + one.n_bytes > target_bytes:
                     break
                 n_taken += 1
@@ -101,21 +103,21 @@ def merge(
 def verify(merged: Path, sources: Sequence[Source], *, sequence: str | None, gapless: bool) -> None:
     """Read the merged file and its sources again, and raise ``Unmergeable`` unless they are the same, row by row.
 
-    Compared are columns, types, metadata, the number of rows, every value to the bit, and the sequence numbers that the
-    names promise. ``sequence``: the column that holds them, None where no column does. ``gapless``: whether there is a
+    Compares columns, types, metadata, the number of rows, every value bit for bit, and the sequence numbers that the
+    names promise. ``sequence``: the column with these numbers, None if there is none. ``gapless``: whether there is a
     row for each number.
     """
     first, last = sources[0].file.first, sources[-1].file.last
     where = f"{sources[0].path} to {sources[-1].path.name}"
     result = source(TableFile(path=merged, writer=sources[0].file.writer, first=first, last=last), 0)
     if not result.like(sources[0]):
-        raise Unmergeable(f"{where}: merged, they have other columns or metadata; left alone")
+        raise Unmergeable(f"{where}: the merged file has other columns or metadata; left alone")
     n_rows = sum(one.n_rows for one in sources)
     if result.n_rows != n_rows or (gapless and n_rows != last - first + 1):
         raise Unmergeable(f"{where}: {n_rows} rows by their footers, {result.n_rows} merged; left alone")
     wanted = (batch for one in sources for batch in _batches(one.path))
     if not _same_rows(_batches(merged), wanted):
-        raise Unmergeable(f"{where}: merged, they give other rows; left alone")
+        raise Unmergeable(f"{where}: the merged file has other rows; left alone")
     if sequence is not None:
         numbers = _numbers(merged, sequence)
         if numbers is None or (numbers[0], numbers[1]) != (first, last):
@@ -123,14 +125,14 @@ def verify(merged: Path, sources: Sequence[Source], *, sequence: str | None, gap
 
 
 def n_rows(path: Path) -> int:
-    """How many rows a file's footer says it has; raises ``Unmergeable`` where it cannot be read."""
+    """Return the number of rows in a file's footer; raises ``Unmergeable`` if it cannot be read."""
     with _damage(path):
         return int(pq.read_metadata(path).num_rows)
 
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Damaged bytes, which Arrow reports in several ways, as ``Unmergeable``; what the disk reports passes."""
+    """Turn Arrow's various errors about damaged bytes into ``Unmergeable``; errors of the disk pass through."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -140,16 +142,16 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _schema(opened: Any) -> Any:
-    """Columns, and what the file says about itself."""
+    """Return the columns, with the metadata of the file."""
     metadata: Mapping[bytes, bytes] = opened.metadata.metadata or {}
     kept = {name: text for name, text in sorted(metadata.items()) if name != _ARROW_SCHEMA}
     return opened.schema_arrow.with_metadata(kept)
 
 
 def _encodings(path: Path) -> Mapping[str, Any]:
-    """Texts by dictionary, whole numbers and instants by differences, and no statistics of texts, which Arrow does not cut.
+    """Return the encodings of the columns: dictionaries for texts, differences for whole numbers and instants.
 
-    What it does of itself may be larger than the source.
+    Texts get no statistics, because Arrow does not truncate these. Arrow's own choice may be larger than the source.
     """
     texts: list[str] = []
     others: list[str] = []
@@ -172,12 +174,12 @@ def _batches(path: Path) -> Iterator[Any]:
         n_bytes = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
         per_row = max(1, n_bytes // max(1, opened.metadata.num_rows))
         size = min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row))
-        # Threads would cost more than the small files that most sources are.
+        # Most sources are small files, for which threads would cost more than reading.
         yield from opened.iter_batches(batch_size=size, use_threads=False)
 
 
 def _same_rows(found: Iterator[Any], wanted: Iterator[Any]) -> bool:
-    """Whether the batches hold the same rows, however they are cut."""
+    """Return whether the batches hold the same rows, regardless of batch boundaries."""
     left, at = None, 0
     for right in wanted:
         done = 0
@@ -195,7 +197,7 @@ def _same_rows(found: Iterator[Any], wanted: Iterator[Any]) -> bool:
 
 
 def _identical(one: Any, other: Any) -> bool:
-    """Whether two arrays of one type have the same values: nulls are equal, floats only with the same bits."""
+    """Return whether two arrays of one type have the same values: nulls are equal; floats only with the same bits."""
     kind = one.type
     if pa.types.is_floating(kind):
         bits = {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[kind.bit_width]
@@ -212,7 +214,7 @@ def _identical(one: Any, other: Any) -> bool:
 
 
 def _numbers(path: Path, column: str) -> tuple[int, int] | None:
-    """First and last value of a column that increases from row to row; None for one that does not."""
+    """Return first and last value of a column that increases from row to row; None if it does not."""
     first = last = None
     with _damage(path), pq.ParquetFile(path) as opened:
         if column not in opened.schema_arrow.names:

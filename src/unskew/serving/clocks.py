@@ -1,4 +1,4 @@
-"""How far the pipeline has come, as its clocks in Redis say, and what that makes of a row that was read."""
+"""The pipeline's clocks in Redis, and the instant for which a row read from Redis is valid."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +15,18 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 UNKNOWN = np.iinfo(np.int64).min
-"""Stands for an instant that is not known; earlier than any."""
+"""The placeholder for an unknown instant; earlier than every instant."""
 
 NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """For every row of one view, int64 microseconds [n], ``UNKNOWN`` where no clock is.
+    """The instants of every row of one view, int64 microseconds [n]; ``UNKNOWN`` if there is no clock.
 
-    ``as_of``: the instant whose value the row is. ``clock``: the clock it is judged by. ``since``: first arrival that
-    its shard has seen, ``NEVER`` before one. ``provisional``: whether more may still arrive at or before ``as_of``.
+    ``as_of``: the instant whose value the row holds. ``clock``: the clock by which the row is judged. ``since``: the
+    first arrival that its shard has seen, ``NEVER`` before one. ``provisional``: whether more events may still arrive
+    at or before ``as_of``.
     """
 
     as_of: Ints
@@ -37,31 +38,33 @@ class Placed:
 class ViewClocks:
     """The clocks of one view's shards, read *before* the rows that they judge.
 
-    A clock in Redis is the last instant that a shard has closed: what its own clock stands on is still open, for more
-    events may arrive at that very instant. A writer sends values, waits, and then sends the clock. So a row that is read
-    after the clock holds everything up to it, and perhaps more; it has stood unchanged since its ``_at``. Hence it is
-    the value at ``as_of = max(_at, clock of its shard)``, exactly so where the clock has reached ``_at``, else
-    provisionally: the step that wrote it may not have been all of that instant.
+    A clock in Redis is the last instant that a shard has closed. The instant of the shard's own clock is still open,
+    because more events may arrive at that very instant. A writer sends values, waits for the acknowledgement, and then
+    sends the clock. So a row that is read after the clock holds everything up to it, and perhaps more, and has not
+    changed since its ``_at``. Hence the row is the value at ``as_of = max(_at, clock of its shard)``. It is exact if
+    the clock has reached ``_at``; otherwise it is provisional, because the step that wrote it may not have contained
+    all events of that instant.
 
-    Which shard is a row's?
+    The shard of a row depends on the view:
 
-    - A hashed view: the hash of the key tells.
-    - A partitioned view: the key does not tell its partition, for the producer chose it. The row's own clock lies
-      between the least and the greatest of the view's. A row that is present is the value at ``max(_at, least)``, for its
-      own clock is at least that; it is exact where even the least has reached ``_at``. A row that is absent is empty at
-      its own clock, which may be any of them, and may have been deleted after the least: it is the value at the
-      greatest, and provisional unless all clocks are equal.
+    - Hashed view: the hash of the key determines the shard.
+    - Partitioned view: the key does not determine the partition, because the producer chose it. The clock of the row's
+      shard lies between the least and the greatest clock of the view. A row that is present is the value at
+      ``max(_at, least)``, because its own clock is at least that; it is exact if even the least clock has reached
+      ``_at``. A row that is absent is empty at its own clock, which may be any of them, and it may have been deleted
+      after the least clock: it is the value at the greatest clock, and provisional unless all clocks are equal.
 
-    A row that is absent has no ``_at`` to say when it was deleted: perhaps after the clock, by values whose clock is still to come. The
-    writer says how far values go before it sends them. Such a *mark*, read *after* the rows, tells: where it is past the clock, an absent row is
-    the value at the mark, and provisional.
+    An absent row has no ``_at`` that says when it was deleted. Values whose clock is still to come may have deleted it
+    after the clock. The writer announces how far values go before it sends them. The reader reads this *mark* *after*
+    the rows: if it is past the clock, an absent row is the value at the mark, and provisional.
 
-    A server may lose everything between the reading of the clocks and that of the rows. The marks are then gone too, or say that a loss
-    is being made good: where a shard with a clock has no mark, or while there is a ``LOSS``, an absent row is provisional.
+    A server may lose everything between the reading of the clocks and the reading of the rows. The marks are then gone
+    too, or they say that a loss is being repaired. So an absent row is provisional if its shard has a clock but no
+    mark, and while there is a ``LOSS``.
 
-    The pipeline says which shards there are. A listed one without a clock may still bring records of any instant: while
-    there is one, every row of a partitioned view is provisional, and its instant the known clocks'. One that ended
-    without a clock brings none, and does not count.
+    The pipeline lists its shards. A listed shard without a clock may still bring records of any instant: while there is
+    one, every row of a partitioned view is provisional, and its instant follows from the known clocks. A shard that
+    ended without a clock brings no records, and does not count.
     """
 
     def __init__(self, view: View, fields: Mapping[str, str], marks: Mapping[str, str]) -> None:
@@ -78,7 +81,7 @@ class ViewClocks:
             if text == ENDED or (self._listed is not None and shard not in self._listed):
                 continue
             (self._clocks if shard == name else self._since)[shard] = int(text)
-        # ``state:clock:applied``; the instant that such a clock stands on is open.
+        # ``state:clock:applied``; the instant of such a clock is still open.
         self._marks = {
             name.removeprefix(own): int(text.rsplit(":", 2)[1]) for name, text in marks.items() if name.startswith(own)
         }
@@ -86,7 +89,7 @@ class ViewClocks:
         self._latest_since = max(self._since.values(), default=NEVER)
 
     def place(self, keys: pl.Series, at: Ints) -> Placed:
-        """Judge rows. ``keys``: canonical [n]; ``at``: their ``_at``, ``UNKNOWN`` where a row is absent."""
+        """Judge rows. ``keys``: canonical [n]; ``at``: their ``_at``, ``UNKNOWN`` if a row is absent."""
         if self._partitioned:
             return self._place_partitioned(at)
         return self._place_hashed(keys, at)
@@ -97,13 +100,13 @@ class ViewClocks:
         else:
             n_shards = len(self._listed)
         clocks = np.array([self._clocks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
-        # A shard that met no event of its own began when the others did.
+        # A shard that has seen no event began when the others did.
         since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)
         marks = np.array([self._marks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
         shards = shard_of(keys, n_shards)
         lost = np.array([f"h{shard}" in self._lost for shard in range(n_shards)], np.bool_)
         clock = clocks[shards]
-        # An absent row may be that of any instant up to the mark, a row that is there was as it is since its ``_at``.
+        # An absent row may be valid at any instant up to the mark; a present row has not changed since its ``_at``.
         changed = np.where((at == UNKNOWN) & (marks[shards] > clock + 1), marks[shards], at)
         return Placed(
             as_of=np.where(clock == UNKNOWN, at, np.maximum(changed, clock)),

@@ -1,4 +1,4 @@
-"""How a running pipeline stands, from Redis alone: how far each view has come, and which events came too late."""
+"""The state of a running pipeline, read from Redis alone: how far each view has come, and which events were late."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,18 +22,18 @@ from unskew.sinks.redis.url import Client
 
 
 def present_us() -> int:
-    """The wall clock, microseconds."""
+    """Return the wall clock, in microseconds."""
     return time.time_ns() // 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveView:
-    """One view as its pipeline last said; instants in microseconds.
+    """One view as its pipeline last reported it; instants in microseconds.
 
-    ``clock_us``: the last instant that is closed in every shard, None while one has no clock; ``lag_us``: how far it is behind
-    the present, None without one. ``since_us``: the latest of the shards' first arrivals. ``shards``: their names.
-    ``waiting``: those without a clock yet; ``ended``: those that ended before they had one. ``ledger``: late events and
-    repeats of all shards since their state began.
+    ``clock_us``: the last instant that every shard has closed, None while a shard has no clock. ``lag_us``: how far
+    that is behind the present, None without a clock. ``since_us``: the latest of the shards' first arrivals.
+    ``shards``: their names. ``waiting``: shards without a clock yet. ``ended``: shards that ended before they had one.
+    ``ledger``: late events and repeats of all shards since their state began.
     """
 
     view: View
@@ -49,10 +49,10 @@ class LiveView:
 def read_live(
     source: Client | str, prefix: str, pipeline: str, *, now_us: Callable[[], int] = present_us
 ) -> list[LiveView]:
-    """The views that the pipeline has said anything of, in the registry's order.
+    """Return the views on which the pipeline has reported, in the registry's order.
 
-    ``source``: a client or a URL. Raises ``RequestError`` where there is none, ``StoreUnavailable`` where Redis cannot
-    be reached, ``LayoutError`` where what it holds cannot be read.
+    ``source``: a client or a URL. Raises ``RequestError`` if there is no such view, ``StoreUnavailable`` if Redis
+    cannot be reached, and ``LayoutError`` if its content cannot be read.
     """
     server = Server(source)
     try:
@@ -71,8 +71,8 @@ def read_live(
     live = [_live(view, fields, told, now_us()) for view in views.values() if _is_said(view, fields)]
     if not live:
         raise RequestError(
-            f"Redis holds no clock of pipeline {pipeline!r} under the prefix {prefix!r}; give the --pipeline and --prefix that "
-            "`unskew run` was given, or start it"
+            f"Redis holds no clock of pipeline {pipeline!r} under the prefix {prefix!r}; give the same --pipeline and "
+            "--prefix as to `unskew run`, or start it"
         )
     return live
 

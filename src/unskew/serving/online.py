@@ -1,4 +1,4 @@
-"""The online reader: current values, and what they are values of, from Redis alone."""
+"""The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ _INSTANT = pl.Datetime("us", "UTC")
 
 
 def present_us() -> int:
-    """The wall clock, microseconds."""
+    """Return the wall clock, in microseconds."""
     return time.time_ns() // 1000
 
 
@@ -45,11 +45,11 @@ class OnlineFeatures:
 
     ``frame``: the columns given, then a column for each feature. ``metadata``: for each view, by name, a frame with
 
-    - ``as_of`` Datetime UTC: the instant whose values these are; null where the pipeline has not said a clock yet;
+    - ``as_of`` Datetime UTC: the instant for which the values are valid; null if the pipeline has published no clock;
     - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window of a
-      feature asked for, or of one it is derived from, begins before the pipeline's first event), else ``present``, or ``default`` for an entity without
-      events in any window;
-    - ``provisional``: whether more may still arrive at or before ``as_of``.
+      requested feature, or of a feature from which it is derived, begins before the pipeline's first event), else
+      ``present``, or ``default`` for an entity without events in any window;
+    - ``provisional``: whether more events may still arrive at or before ``as_of``.
     """
 
     frame: pl.DataFrame
@@ -57,11 +57,11 @@ class OnlineFeatures:
     asked_with: Table
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Column name -> values, key columns first."""
+        """Return column name -> values, key columns first."""
         return self.frame.to_dict(as_series=False)
 
     def to_df(self) -> Any:
-        """A pandas frame with the same index where pandas rows came in, else a Polars frame."""
+        """Return a pandas frame with the same index if the entity rows were pandas, else a Polars frame."""
         return like(self.frame, self.asked_with)
 
     def to_polars(self) -> pl.DataFrame:
@@ -69,11 +69,12 @@ class OnlineFeatures:
 
 
 class OnlineReader:
-    """Reads current features; needs nothing but Redis.
+    """Reads current features; needs only Redis.
 
-    ``client``: a client of redis-py or a URL, of one server, sentinels or a cluster. ``pipeline``: the pipeline, or the several, that keep the views. ``views``: the
-    view versions to read; without them, those of the published registry, followed as it changes. ``max_lag_us``: how far
-    a clock may be behind the present before a status says ``lagging``; None never says so.
+    ``client``: a client of redis-py or a URL, for one server, sentinels or a cluster. ``pipeline``: the pipeline or
+    pipelines that maintain the views. ``views``: the view versions to read; by default those of the published registry,
+    which the reader follows as it changes. ``max_lag_us``: how far a clock may be behind the present before the status
+    is ``lagging``; with None it never is.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class OnlineReader:
         self._now_us = now_us
 
     def views(self) -> Mapping[str, View]:
-        """The views that can be read, by name."""
+        """Return the views that can be read, by name."""
         if self._pinned is not None:
             return self._pinned
         with self._server.reaching() as client:
@@ -105,18 +106,19 @@ class OnlineReader:
     def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
         """Read ``view:feature`` references for every entity row.
 
-        ``entity_rows``: a list of dicts, or a Polars or pandas frame, with the key columns of every view asked for;
-        other columns are handed through. Entities that were never seen, or of which nothing is left, get empty values
-        and defaults. Two round trips, whatever the number of views and rows; three to a cluster.
+        ``entity_rows``: a list of dicts, or a Polars or pandas frame, with the key columns of every requested view;
+        other columns are passed through. Entities that were never seen, or whose windows are all empty, get empty
+        values and defaults. Takes two round trips, whatever the number of views and rows; three to a cluster.
 
-        Raises ``RequestError`` for what is unknown, with the nearest known; ``StoreUnavailable`` where Redis is.
+        Raises ``RequestError`` for an unknown name, with the nearest known one; ``StoreUnavailable`` if Redis cannot be
+        reached.
         """
         rows = to_polars(entity_rows)
         # Clocks first: see ViewClocks.
         fields, views = self._clocks_and_views()
         asked = resolve(features, views, full_feature_names=full_feature_names)
         if rows.width == 0:
-            # No rows were given, so no columns either.
+            # Without rows there are no columns either.
             rows = pl.DataFrame(schema={name: pl.String for one in asked for name in one.view.entity.keys})
         for one in asked:
             if one.column in rows.columns:
@@ -144,9 +146,9 @@ class OnlineReader:
         return OnlineFeatures(frame, metadata, entity_rows)
 
     def keys(self, view: str) -> pl.Series:
-        """The canonical keys of all entities that have a row, String in no order.
+        """Return the canonical keys of all entities that have a row, as String, in no particular order.
 
-        It walks the whole key space, in many small steps: what comes or goes meanwhile may be in it or not.
+        Scans the whole key space in many small steps: keys that appear or disappear meanwhile may be included or not.
         """
         view_id = find_view(view, self.views()).id
         around = len(value_key(self._prefix, view_id, ""))
@@ -158,7 +160,7 @@ class OnlineReader:
         return pl.Series("key", list(found), pl.String)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._server.close()
 
     def _clocks_and_views(self) -> tuple[dict[str, str], Mapping[str, View]]:
@@ -177,8 +179,8 @@ class OnlineReader:
     def _parsed(self, text: bytes | str | None) -> Mapping[str, View]:
         if text is None:
             raise RequestError(
-                f"nothing is published under {registry_key(self._prefix)}; start `unskew run`, or give the prefix that "
-                "it runs with"
+                f"nothing is published under {registry_key(self._prefix)}; start `unskew run`, or give the prefix with "
+                "which it runs"
             )
         if self._registry is None or self._registry[0] != text:
             self._registry = (text, parse(text))
@@ -187,14 +189,15 @@ class OnlineReader:
     def _values_and_marks(
         self, of_views: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
     ) -> tuple[dict[str, list[list[bytes | None]]], dict[str, str]]:
-        """For every view and row ``_at`` and then each feature, as text, None where absent; and how far values had been sent by then."""
+        """Return ``_at`` and the features of each view's rows as text or None, and the marks, read after them."""
         with self._server.reaching() as client:
             commands = client.pipeline(transaction=False)
             for name, ones in of_views.items():
                 fields = ["_at", *(one.feature.name for one in ones)]
                 for key in keys[name].to_list():
                     commands.hmget(value_key(self._prefix, ones[0].view.id, key), fields)
-            # After the values. A server does what one connection sends in that order; the nodes of a cluster know nothing of each other.
+            # The marks follow the values. One server executes the commands of one connection in order; the nodes of a
+            # cluster do not know of each other.
             marks = commands
             if isinstance(client, redis.RedisCluster):
                 replies = commands.execute()
@@ -213,7 +216,7 @@ class OnlineReader:
         warming = is_warming(ones[0].view, [one.feature for one in ones], as_of, placed.since)
         status[~known | warming] = "warming"
         if self._max_lag_us is not None:
-            # Compared this way round, so that an unknown clock does not overflow.
+            # This order of comparison does not overflow with an unknown clock.
             status[placed.clock < now_us - self._max_lag_us] = "lagging"
         return pl.DataFrame(
             [
@@ -225,12 +228,12 @@ class OnlineReader:
 
 
 def _entity_keys(view: View, rows: pl.DataFrame) -> pl.Series:
-    """The canonical key of every row."""
+    """Return the canonical key of every row."""
     return encode_keys(key_columns(view, rows), view.entity)
 
 
 def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> pl.Series:
-    """Typed values; of an entity without a row the empty one. The default stands where either is null."""
+    """Return typed values; the empty value for an entity without a row. The default replaces either if it is null."""
     feature = asked.feature
     absent = feature.default if feature.empty is None else feature.empty
     try:
@@ -239,6 +242,6 @@ def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> pl.
         )
     except ValueError as error:
         raise LayoutError(
-            f"Redis holds for {asked.view.id}:{feature.name} what unskew did not write: {error}; "
-            "remove that key, or the field, and the next change of the entity writes it anew"
+            f"Redis holds a value of {asked.view.id}:{feature.name} that unskew did not write: {error}; "
+            "remove that key, or the field, and the next change of the entity writes it again"
         ) from error
