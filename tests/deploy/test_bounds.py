@@ -18,6 +18,7 @@ from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import bytewax.operators as op
+import hiredis
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -161,8 +162,8 @@ def test_numba_leaves_reference_counting_out_of_the_kernel():
         assert function(np.array([1]), np.array([2]), 3) == 4
         code[name] = "\n".join(function.inspect_llvm().values())
 
-    assert "NRT_incref" in code["counting"], "numba's code no longer shows whether it counts: this test proves nothing"
-    assert "NRT_incref" not in code["ours"], (
+    assert "NRT_" in code["counting"], "numba's code no longer shows whether it counts: this test proves nothing"
+    assert "NRT_" not in code["ours"], (
         "numba does not know _nrt=False any more: the kernel counts references, an event takes several times as long "
         "(docs/decisions/0004)"
     )
@@ -289,7 +290,7 @@ def test_hiredis_parses_and_holds_back_nothing_when_a_reply_has_been_read(redis_
         assert connection.read_response() == b"PONG"
         reader = getattr(connection._parser, "_reader", None)
 
-        assert type(reader).__module__ == "hiredis", (
+        assert isinstance(reader, hiredis.Reader), (
             "redis-py does not use hiredis: reads of rows are several times slower"
         )
         assert not reader.has_data(), (
@@ -304,9 +305,12 @@ def test_confluent_kafka_imports_for_a_schema_registry_what_the_extra_installs()
         "import sys; before = set(sys.modules); import confluent_kafka; from confluent_kafka import schema_registry;"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
     )
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, (
+        f"the client of a Schema Registry cannot be imported with unskew[registry]: {done.stderr}"
+    )
     owners = packages_distributions()
-    used = {canonicalize_name(owner) for name in told for owner in owners.get(name, [])}
+    used = {canonicalize_name(owner) for name in done.stdout.split() for owner in owners.get(name, [])}
     asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["registry"]]
     installed, waiting = set(), [Requirement(text) for text in asked]
     while waiting:
