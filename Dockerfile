@@ -4,7 +4,7 @@ WORKDIR /src
 RUN python -m venv /opt/unskew
 COPY requirements-runtime.lock ./
 RUN /opt/unskew/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements-runtime.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY examples ./examples
 COPY src ./src
 RUN /opt/unskew/bin/pip install --no-cache-dir --no-build-isolation --no-deps .

@@ -12,7 +12,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak endure check bench install lock clean
+.PHONY: help demo test soak endure check package bench install lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,12 +29,18 @@ soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N t
 endure: install ## A live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
 	$(BIN)/python -m tests.support.recovery.endurance --minutes $(MINUTES)
 
-check: install ## Format, lint, types, import contracts and tests: what CI calls
+check: install ## Format, lint, spelling, types, import contracts, tests and the package: what CI calls
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest
+	$(BIN)/python .ci/package.py
+
+package: install ## The sdist, the wheel from it, and the wheel's demo in an environment outside the checkout
+	$(BIN)/python .ci/package.py
 
 bench: install ## The benchmarks
 	$(BIN)/python -m benchmarks

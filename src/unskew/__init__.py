@@ -29,8 +29,6 @@ from unskew.features.plan import Plan
 if TYPE_CHECKING:
     from unskew.store import FeatureStore
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Calendar",
     "DefinitionError",
@@ -57,9 +55,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``FeatureStore`` at first use: definitions alone need no Redis client."""
+    """Import at first use what definitions alone do not need: a Redis client, and the reader of the installed version."""
     if name == "FeatureStore":
         from unskew.store import FeatureStore  # noqa: PLC0415 - that is what this function is for
 
         return FeatureStore
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - as above
+
+        return version("unskew")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

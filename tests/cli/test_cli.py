@@ -2,6 +2,8 @@ import json
 import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -97,5 +99,7 @@ def test_unknown_command_suggests_the_nearest():
     assert "there is no command 'chek'; did you mean 'check'?" in result.stderr
 
 
-def test_version_is_the_packages():
-    assert unskew("--version").stdout == "unskew 0.1.0\n"
+def test_version_is_that_of_the_project():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+    assert unskew("--version").stdout == f"unskew {project['version']}\n", "the installation is outdated: make install"

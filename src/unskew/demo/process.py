@@ -13,7 +13,8 @@ import msgspec
 
 from unskew.features.errors import UnskewError
 
-STOP_TIMEOUT_S = 30.0
+# A signal is acted on between two steps, and the first step after an installation waits until the kernel is compiled.
+STOP_TIMEOUT_S = 300.0
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -1,0 +1,30 @@
+"""An installed unskew, seen from outside a checkout: ``python -I installed.py VERSION FOLDER``, a folder of definitions."""
+
+import subprocess
+import sys
+from importlib.metadata import metadata
+from importlib.resources import files
+from pathlib import Path
+
+import unskew
+from unskew.demo.journey import HOME
+
+version, folder = sys.argv[1], Path(sys.argv[2])
+home = Path(unskew.__file__).parent
+assert home.is_relative_to(sys.prefix), f"unskew comes from {home}, not from this environment"
+assert not (home / "demo" / "complete_journey").is_symlink(), "the example is a link into a checkout"
+
+for definitions in (HOME, folder):
+    assert unskew.load(definitions).views, f"{definitions} holds no view"
+
+told = subprocess.run(
+    [Path(sys.executable).parent / "unskew", "--version"], check=True, capture_output=True, text=True
+).stdout
+assert told == f"unskew {version}\n", f"the command says {told!r}"
+assert unskew.__version__ == version, f"the module says {unskew.__version__}"
+
+assert (files("unskew") / "py.typed").is_file(), "py.typed is not installed: type checkers take everything for Any"
+about = metadata("unskew")
+assert about["License-Expression"] == "Apache-2.0", "the metadata names no licence"
+assert about.get_all("License-File") == ["LICENSE"], "the licence's text is not in the wheel"
+print(f"unskew {version}: imported from {home}, examples compiled, command, types and licence as they should be")

@@ -1,0 +1,129 @@
+"""Build the sdist, the wheel from the sdist, and use the wheel as a stranger would; ``make package`` calls it.
+
+Nothing of the checkout is used past the sdist: the wheel is built from what was unpacked, installed in an environment of its
+own outside the checkout with the locked versions of what it requires, and run there. The sdist and the wheel are left in dist/.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from email import message_from_bytes
+from importlib.metadata import requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+DIST = ROOT / "dist"
+EXTRA = "demo"
+ROWS = 20_000
+# Neither our modules on the path nor our settings may make up for something that the wheel lacks.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()  # noqa: TID251 - a tool beside the package
+    if not name.startswith(("PYTHON", "UNSKEW_"))
+}
+
+
+def main() -> None:
+    began_s = time.monotonic()
+    shutil.rmtree(DIST, ignore_errors=True)
+    outside = Path(tempfile.mkdtemp(prefix="unskew-package-")).resolve()
+    say(f"working in {outside}, which is left there on a failure")
+
+    run("build the sdist", [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", DIST], ROOT)
+    (sdist,) = DIST.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(outside, filter="data")
+    unpacked = outside / sdist.name.removesuffix(".tar.gz")
+    run(
+        "build the wheel from the sdist",
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", DIST],
+        unpacked,
+    )
+    (wheel,) = DIST.glob("*.whl")
+
+    lock = outside / "required.lock"
+    lock.write_text(locked_for(wheel))
+    python = install(outside, lock, wheel)
+    shutil.copy(ROOT / ".ci" / "installed.py", outside)
+    version = sdist.name.removesuffix(".tar.gz").rpartition("-")[2]
+    command = [python, "-I", "installed.py", version, unpacked / "examples" / "marketplace"]
+    run("use what is installed", command, outside)
+    demo = [python.parent / "unskew", "demo", "--rows", ROWS, "--output", outside / "demo-output"]
+    run("run the demo from it", demo, outside)
+    shutil.rmtree(outside)
+    say(f"{sdist.name} and {wheel.name} are good: {time.monotonic() - began_s:.0f} s")
+
+
+def locked_for(wheel: Path) -> str:
+    """The part of requirements.lock that the wheel with its extra requires, by the wheel's own metadata.
+
+    ``SystemExit`` where the lock lacks one of them.
+    """
+    with zipfile.ZipFile(wheel) as files:
+        (path,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        asked = message_from_bytes(files.read(path)).get_all("Requires-Dist", [])
+    waiting = [(Requirement(text), EXTRA) for text in asked]
+    needed: set[tuple[str, str]] = set()
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for wanted in {"", *requirement.extras}:
+            package = canonicalize_name(requirement.name), wanted
+            if package not in needed:
+                needed.add(package)
+                waiting += [(Requirement(text), wanted) for text in requires(package[0]) or ()]
+    pins = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())
+    names = {name for name, _ in needed}
+    found = [pin for pin in pins if pin.partition("==")[0] in names]
+    if lacking := names - {pin.partition("==")[0] for pin in found}:
+        raise SystemExit(f"requirements.lock lacks {', '.join(sorted(lacking))}: run make lock")
+    return "\n".join(found) + "\n"
+
+
+def install(outside: Path, lock: Path, wheel: Path) -> Path:
+    """A fresh environment with the locked packages and the wheel; its python."""
+    environment = outside / "environment"
+    python = environment / "bin" / "python"
+    uv = shutil.which("uv")
+    if uv:
+        run("make an environment", [uv, "venv", "--quiet", "--python", sys.executable, environment], outside)
+        pip = [uv, "pip"]
+        into = ["--quiet", "--python", python]
+        check = [*pip, "check", "--quiet", "--python", python]
+    else:
+        run("make an environment", [sys.executable, "-m", "venv", environment], outside)
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        into = ["--quiet", "--no-compile"]
+        check = [*pip, "check"]
+    run("install what it requires", [*pip, "install", *into, "--require-hashes", "--no-deps", "-r", lock], outside)
+    run("install the wheel", [*pip, "install", *into, "--no-deps", wheel], outside)
+    run("check that nothing is lacking", check, outside)
+    return python
+
+
+def run(what: str, command: list[str | Path | int], folder: Path) -> None:
+    """Run a command in a folder and say how long it took; ``SystemExit`` where it fails."""
+    say(f"{what}: {' '.join(map(str, command))}")
+    began_s = time.monotonic()
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=ENVIRONMENT, check=False)
+    if done.returncode:
+        raise SystemExit(f"package: could not {what}: the command above ended with {done.returncode}")
+    say(f"{what}: {time.monotonic() - began_s:.1f} s")
+
+
+def say(text: str) -> None:
+    print(f"package: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
