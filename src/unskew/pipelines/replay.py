@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from unskew.pipelines.decoding.avro import Schemas, decoder_of
 from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.kafka.poll import Poll
+from unskew.sinks import durable
 
 REPLAYED = "_replayed.jsonl"
 _TIMEOUT_S = 60.0
@@ -154,6 +154,8 @@ class Memory:
         """Read what there is, and keep others from sending meanwhile. Raises ``RequestError`` where somebody does."""
         try:
             file = self.path.open("a+b")
+            # What is fsynced below is found again only if the file's name is durable too.
+            durable.sync(self.path.parent)
         except OSError as error:
             raise StoreUnavailable(f"{self.path}: {error.strerror}; what is sent must be written down there") from error
         with file:
@@ -186,8 +188,7 @@ class Memory:
             }
             self._file.write(json.dumps(line).encode() + b"\n")
             self._fates[record.place] = fate
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        durable.flush(self._file)
 
 
 def fates(path: Path) -> dict[str, str]:
