@@ -12,7 +12,8 @@ from tests.support.pipeline import Bench, Outcome, Record, bits, entities, expec
 from unskew.features.errors import LayoutError, RequestError, UnskewError
 from unskew.features.plan import Plan
 from unskew.monitoring.recount import Recount
-from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
 from unskew.serving.online import OnlineReader
 from unskew.sinks.tables import layout
 
