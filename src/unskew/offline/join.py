@@ -10,10 +10,11 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.nearest import nearest
 from unskew.features.plan import Scalar, ViewPlan
-from unskew.features.references import Asked, by_view, hint, key_columns, resolve
+from unskew.features.references import Asked, by_view, key_columns, resolve
 from unskew.features.registry import RegisteredFeature, RegisteredView, register
-from unskew.features.time import duration_us, format_instant
+from unskew.features.time import day_of, duration_us, format_instant
 from unskew.features.types import polars_type
 from unskew.features.warming import is_warming
 from unskew.offline.log_reader import ViewLog
@@ -24,8 +25,6 @@ Views = Mapping[str, ViewPlan] | Mapping[str, RegisteredView]
 
 _INSTANT = pl.Datetime("us", "UTC")
 _NEVER = np.iinfo(np.int64).min
-_EPOCH = dt.date(1970, 1, 1)
-_DAY_US = 86_400_000_000
 
 
 def historical_features(
@@ -119,7 +118,7 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Reg
     instants = np.full(len(bounds), _NEVER, np.int64)
     remaining = np.arange(len(bounds))
     if len(bounds):
-        upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US)) if by == "available_at" else None
+        upto = day_of(int(bounds.max())) if by == "available_at" else None
         seed = 0
         wanted = number_entities(_ids(keys, seed))
         times = dict.fromkeys([by, "available_at"])
@@ -203,7 +202,7 @@ def _bounds(labels: pl.DataFrame, timestamp: str, *, inclusive: bool) -> Ints:
     """The last microsecond that counts for each label."""
     if timestamp not in labels.columns:
         raise RequestError(
-            f"the labels have no column {timestamp!r}{hint(timestamp, labels.columns, 'their columns are')}; "
+            f"the labels have no column {timestamp!r}; {nearest(timestamp, labels.columns, 'their columns are')}; "
             "say which one holds the instant with timestamp="
         )
     column = labels[timestamp]

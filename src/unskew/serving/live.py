@@ -1,6 +1,5 @@
 """How a running pipeline stands, from Redis alone: how far each view has come, and which events came too late."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,11 +17,7 @@ from unskew.sinks.redis.keyspace import (
 )
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.url import Client
-
-
-def present_us() -> int:
-    """The wall clock, microseconds."""
-    return time.time_ns() // 1000
+from unskew.sinks.wall import wall_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +41,7 @@ class LiveView:
 
 
 def read_live(
-    source: Client | str, prefix: str, pipeline: str, *, now_us: Callable[[], int] = present_us
+    source: Client | str, prefix: str, pipeline: str, *, now_us: Callable[[], int] = wall_us
 ) -> list[LiveView]:
     """The views that the pipeline has said anything of, in the registry's order.
 

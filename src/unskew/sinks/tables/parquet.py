@@ -14,7 +14,6 @@ saved state is older than the table; nothing can mend that, so it is an error an
 """
 
 import contextlib
-import datetime as dt
 import io
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -25,12 +24,11 @@ import numpy as np
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.features.time import DAY_US, day_of
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
 
 _NEXT = "next"
-_EPOCH = dt.date(1970, 1, 1)
-_DAY_US = 24 * 3600 * 1_000_000
 
 
 def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
@@ -233,7 +231,8 @@ class StagedTable:
             return
         first = self._buffered[0][0]
         rows = self._at_staging(pl.concat([rows for _, rows in self._buffered]))
-        days = rows.get_column(self._day_column).cast(pl.Int64).to_numpy() // _DAY_US
+        instants = rows.get_column(self._day_column).cast(pl.Int64).to_numpy()
+        days = instants // DAY_US
         sequence = None if self._sequence_column is None else rows.get_column(self._sequence_column)
         start = 0
         for end in (*(np.flatnonzero(np.diff(days)) + 1).tolist(), rows.height):
@@ -241,8 +240,8 @@ class StagedTable:
             low, high = first + start, first + end - 1
             if sequence is not None:
                 low, high = int(sequence[start]), int(sequence[end - 1])
-            day = _EPOCH + dt.timedelta(days=int(days[start]))
-            yield layout.file_name(self._writer, low, high), layout.day_directory(day), part
+            day = layout.day_directory(day_of(int(instants[start])))
+            yield layout.file_name(self._writer, low, high), day, part
             start = end
 
     def _remove_empty_staging(self) -> None:
