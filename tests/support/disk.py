@@ -1,4 +1,4 @@
-"""What a loss of power would take: calls to the operating system, and which bytes and names no fsync has made durable."""
+"""A loss of power, foreseen: calls to the operating system are watched, and bytes and names that no fsync made durable."""
 
 import errno
 import io

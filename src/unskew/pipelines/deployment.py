@@ -15,17 +15,16 @@ from unskew.sinks.lease import Owner
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """Where a pipeline reads and writes.
+    """Everything that a process is configured with: where it reads and writes, and how.
 
-    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables; ``state``: the recovery store's folder.
+    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables. ``state``: the state folder.
     ``n_hashes``: hash shards per view (and per partition where the topic is partitioned by the entity); fixed for as
     long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``, ``ends`` by topic.
-    ``epoch_s``: seconds between commits. ``schema_registry``: its URL, where writers' schemas are looked up; None: streams'
-    own schemas are the writers'.
-    ``partitions``: those that this process reads, always the same for one ``state``; all if None. ``cluster``: host:port of
-    every process that shares this ``state``, the same list for each of them, and ``process`` the place of this one.
-    ``metrics``: host and port where metrics and health are told; nowhere if None. ``take_over``: whether leases of processes of other
-    machines, of which it cannot be told whether they live, are taken over at once.
+    ``epoch_s``: seconds between commits. ``schema_registry``: its URL, where writers' schemas are looked up; if None, each
+    stream's own schema is the writer's. ``partitions``: those that this process reads, always the same for one ``state``;
+    all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each of them;
+    ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and health; None to
+    expose nothing. ``take_over``: whether to take over at once the leases of processes on other machines that may be dead.
     """
 
     bootstrap: str

@@ -156,8 +156,6 @@ class Memory:
         """Read what there is, and keep others from sending meanwhile. Raises ``RequestError`` where somebody does."""
         try:
             file = self.path.open("a+b")
-            # What is fsynced below is found again only if the file's name is durable too.
-            durable.sync(self.path.parent)
         except OSError as error:
             raise StoreUnavailable(f"{self.path}: {error.strerror}; what is sent must be written down there") from error
         with file:
@@ -165,6 +163,9 @@ class Memory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RequestError(f"{self.path}: another replay is under way; wait for it") from error
+            with durable.disk(self.path.parent):
+                # What is written down is found again only if the file's name is durable too.
+                durable.sync(self.path.parent)
             self._fates = fates(self.path)
             self._file = file
             yield self

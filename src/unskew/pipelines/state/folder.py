@@ -34,12 +34,12 @@ STORE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class StateFolder:
-    """What ``deployment.json`` says, as it was found (``found``; None for a new state) and as this run is to leave it.
+    """The content of ``deployment.json``: as it was found (``found``; None for a new state), and as this run leaves it.
 
-    ``facts``: what the recovery store was made for. ``id``: tells it from any other. ``views``: those that it holds.
-    ``retired``: those of them that an earlier run no longer had: their state stands still where it was, and must not go on
-    as if nothing had come since. ``leads``: whether this process is the one that writes it. ``still_ours``: raises if
-    another process has taken over.
+    ``facts``: what the recovery store was made for. ``id``: the name of this history, unlike any other. ``views``: those
+    that the store holds. ``retired``: views that an earlier run no longer had; their state is as old as that run, so they
+    must not go on. ``leads``: whether this process writes the file and makes the store. ``still_ours``: raises if another
+    process has taken over.
     """
 
     folder: Path

@@ -22,9 +22,10 @@ STILL_S = 60.0
 class Status:
     """One reading of a running pipeline; counts since the process started, instants in microseconds.
 
-    ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's schema cannot be
-    read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: durable ones; ``commit_s``, ``longest_commit_s``:
-    seconds that their snapshots took, all together and at most. ``retries``: by store, tries after one that found it away.
+    ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's
+    schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: durable ones;
+    ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by store,
+    tries after one that found it away.
     """
 
     consumed: int
