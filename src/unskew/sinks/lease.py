@@ -20,18 +20,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from operator import not_
 from pathlib import Path
 from typing import IO, Any
-
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    retry_if_result,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_fixed,
-)
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks import durable
@@ -191,14 +181,11 @@ class Lease:
                 "%s: the lease of %s was renewed %s ago; it is taken over if that does not happen again within %.0f s",
                 *(self.root, content["owner"], self._age(content), self._stale_s),
             )
-            watching = Retrying(
-                retry=retry_if_result(not_),
-                wait=wait_fixed(min(_LOOK_S, self._stale_s / 10)),
-                stop=stop_after_delay(self._stale_s),
-                retry_error_callback=lambda _: False,
-            )
-            if watching(lambda: _is_locked(other) or _read(other) != content):
-                return False
+            until_s = time.monotonic() + self._stale_s
+            while time.monotonic() < until_s:
+                time.sleep(min(_LOOK_S, self._stale_s / 10))
+                if _is_locked(other) or _read(other) != content:
+                    return False
         _log.warning(
             "%s: the lease of %s, renewed %s ago, is taken over", self.root, content["owner"], self._age(content)
         )
@@ -265,12 +252,12 @@ def _is_locked(file: IO[bytes]) -> bool:
 
 def _read(file: IO[bytes]) -> dict[str, Any] | None:
     """What a lease says; None where it is not whole: its process died while it took it."""
-    # What is no JSON was perhaps just being renewed.
-    reading = Retrying(
-        retry=retry_if_exception_type(ValueError),
-        wait=wait_fixed(_LOOK_S / _READS),
-        stop=stop_after_attempt(_READS),
-        retry_error_callback=lambda _: None,
-    )
-    content = reading(lambda: json.loads(os.pread(file.fileno(), 1 << 24, 0)))
-    return content if isinstance(content, dict) and content.keys() >= _WORDS else None
+    for _ in range(_READS):
+        try:
+            content = json.loads(os.pread(file.fileno(), 1 << 24, 0))
+        except ValueError:
+            # Perhaps it was just being renewed.
+            time.sleep(_LOOK_S / _READS)
+            continue
+        return content if isinstance(content, dict) and content.keys() >= _WORDS else None
+    return None
