@@ -42,13 +42,15 @@ import redis
 from confluent_kafka import Producer
 from workload import SCHEMA, Forgetful, Watched, journal_of, zipf
 
+from unskew.cli.run import stopping_on_signals
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.demo.encode import encode
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
-from unskew.pipelines.run import Deployment, run, stopping_on_signals
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
 
 TOPIC = "events"
 VIEW = "by_user"

@@ -47,7 +47,8 @@ from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream, Tumbling
 from unskew.features.plan import Plan
-from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
 
 START_MS = 1_600_000_000_000
 STEP_MS = 200

@@ -34,9 +34,10 @@ from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import Plan
 from unskew.pipelines.decoding.avro import AvroDecoder
+from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.kafka.reader import KafkaPartition
 from unskew.pipelines.routing import Router
-from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.run import run
 from unskew.pipelines.state.ordering import Shard
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.parquet import StagedTable

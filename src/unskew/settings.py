@@ -34,14 +34,17 @@ definition_paths = click.argument("paths", metavar="PATH...", nargs=-1, required
 optional_definition_paths = click.argument("paths", metavar="[PATH...]", nargs=-1, type=_A_PATH, envvar=DEFINITIONS)
 
 #: ``definitions: tuple[Path, ...]``: the same as an option, for commands whose arguments are something else.
-definitions = click.option(
+definitions = _option(
     "--definitions",
     multiple=True,
     required=True,
     type=_A_PATH,
-    envvar=DEFINITIONS,
-    show_envvar=True,
     help="Definition file or folder; may be given several times.",
+)
+
+#: The same, for a command that only decodes values with them.
+optional_definitions = _option(
+    "--definitions", multiple=True, type=_A_PATH, help="Definitions, to decode values with; may be given several times."
 )
 
 #: ``bootstrap_servers: str``.

@@ -17,7 +17,8 @@ from unskew.features.plan import Plan
 from unskew.features.time import duration_us
 from unskew.features.view import View
 from unskew.offline.join import historical_features
-from unskew.serving.online import OnlineFeatures, OnlineReader, present_us
+from unskew.serving.online import OnlineFeatures, OnlineReader
+from unskew.sinks.wall import wall_us
 
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -60,7 +61,7 @@ class FeatureStore:
         prefix: str = "unskew",
         pipeline: str | Sequence[str] = "main",
         max_lag: str | dt.timedelta | None = None,
-        now_us: Callable[[], int] = present_us,
+        now_us: Callable[[], int] = wall_us,
     ) -> None:
         self._pinned = None if definitions is None else _registered(definitions)
         self._log = None if log is None else Path(log)

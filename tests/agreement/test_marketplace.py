@@ -23,7 +23,8 @@ from unskew.features.definitions.load import load
 from unskew.features.plan import ViewPlan
 from unskew.monitoring.recount import Recount
 from unskew.offline.join import historical_features
-from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
 from unskew.serving.online import OnlineReader
 
 HOUSEHOLDS = [3, 23, 28]

@@ -1,8 +1,10 @@
 """``unskew run`` as a user starts it: its own process, real broker and Redis."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,14 +40,18 @@ aggregation:
     return path
 
 
-def _run(bench: Bench, topic: str, *more: str, redis_url: str | None = None) -> subprocess.CompletedProcess[str]:
+def _command(bench: Bench, topic: str, *more: str, redis_url: str | None = None) -> list[str]:
     root = bench.root
-    command = [
+    return [
         *(sys.executable, "-m", "unskew", "run", "--definitions", str(_definitions(root, topic))),
         *("--bootstrap-servers", bench.broker.bootstrap, "--redis-url", redis_url or bench.redis_url),
         *("--log", str(root / "log"), "--archive", str(root / "archive"), "--state", str(root / "state")),
         *("--idle", "none", "--end", "now", "--epoch", "200ms", *more),
     ]
+
+
+def _run(bench: Bench, topic: str, *more: str, redis_url: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = _command(bench, topic, *more, redis_url=redis_url)
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -82,3 +88,19 @@ def test_a_failure_is_one_sentence_on_standard_error_and_status_1(bench: Bench, 
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
     assert ("127.0.0.1:1" if broken == "redis" else "partitioned_by") in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_order_to_stop_while_the_pipeline_is_imported_is_a_clean_stop(bench: Bench, number: signal.Signals) -> None:
+    command = _command(bench, bench.produce(RECORDS))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        until_s = time.monotonic() + 60
+        # One of the first libraries that the pipeline itself needs.
+        while "bytewax" not in maps.read_text():
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+
+    assert (process.returncode, errors) == (0, "")

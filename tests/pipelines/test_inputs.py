@@ -17,7 +17,8 @@ from tests.support.schema_registry import Registry
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Lifetime, Stream
-from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
 
 NOON_MS = 1_483_272_000_000
 AT = {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}}

@@ -13,7 +13,8 @@ from tests.support.plans import republished
 from unskew.features.errors import LayoutError, RequestError, UnskewError
 from unskew.features.plan import Plan
 from unskew.monitoring.recount import Recount
-from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
 from unskew.serving.online import OnlineReader
 from unskew.sinks.tables import layout
 

@@ -1,6 +1,5 @@
 """A process that dies at any call to the file system loses no row and shows none twice."""
 
-import io
 import os
 from pathlib import Path
 
@@ -35,7 +34,7 @@ class Disk:
             (Path, "mkdir"),
             (Path, "rmdir"),
             (Path, "write_bytes"),
-            (Path, "open"),
+            (os, "open"),
         ]:
             self._watch(monkeypatch, owner, name)
 
@@ -50,8 +49,8 @@ class Disk:
                 raise Died
             result = real(*arguments, **options)
             if dies:
-                if isinstance(result, io.IOBase):
-                    result.close()
+                if isinstance(result, int):
+                    os.close(result)
                 raise Died
             return result
 

@@ -16,7 +16,8 @@ from tests.support.plans import republished
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import parse
-from unskew.pipelines.run import Deployment, run
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
 
 RECORDS = history(80, seed=3)
 EVERY_ITEM = {"epoch_s": 0.0, "poll_records": 6}

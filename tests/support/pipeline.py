@@ -28,7 +28,9 @@ from unskew.features.definitions.vocabulary import (
 )
 from unskew.features.plan import Plan, ViewPlan
 from unskew.monitoring.recount import Recount
-from unskew.pipelines.run import Deployment, Status, run
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.run import run
+from unskew.pipelines.watch.running import Status
 
 SECOND = 1_000_000
 START = 1_490_486_400 * SECOND  # 2017-03-26 00:00 UTC: the day on which Berlin's clocks go forward

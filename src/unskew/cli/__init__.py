@@ -1,12 +1,12 @@
 """The command line: ``unskew COMMAND``. A command's module is imported when the command runs, so help is fast."""
 
 import importlib
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import click
 
 from unskew.features.errors import DefinitionError, UnskewError
+from unskew.features.nearest import nearest
 
 INTERRUPTED = 130
 
@@ -64,9 +64,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
-            ctx.fail(f"there is no command {args[0]!r}; {hint}")
+            ctx.fail(f"there is no command {args[0]!r}; {nearest(args[0], COMMANDS, 'commands are')}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature

@@ -137,15 +137,13 @@ def _tables(
 
 
 def _of_views(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Sequence[Table]":
-    from difflib import get_close_matches
-
     from unskew.features.errors import RequestError
+    from unskew.features.nearest import nearest
 
     known = sorted({path.name for path in log.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))})
     for view in views:
         if view not in known:
-            near = get_close_matches(view, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none yet'}"
+            hint = nearest(view, known, "it has", none="none yet")
             raise RequestError(f"{log} holds no view {view!r}; {hint}")
     return [table for table in tables if table.root.parent.name in views]
 

@@ -124,14 +124,7 @@ def list_(
 @click.argument("places", metavar="[TOPIC/PARTITION/OFFSET...]", nargs=-1)
 @_folders
 @_filters
-@click.option(
-    "--definitions",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    envvar=settings.DEFINITIONS,
-    show_envvar=True,
-    help="Definitions to decode values with; may be given several times.",
-)
+@settings.optional_definitions
 @settings.schema_registry
 @click.option(
     "-o",

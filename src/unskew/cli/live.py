@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unskew.features.time import format_duration, format_instant
+from unskew.features.time import DAY_US, HOUR_US, MINUTE_US, format_duration, format_instant
 from unskew.features.updates import LATE_BOUNDS_US
 from unskew.features.view import View, ViewWindow
 
@@ -75,7 +75,7 @@ def _heading(one: "LiveView") -> str:
 
 def _rough(n_us: int) -> str:
     """Return a duration of any length, in about three digits."""
-    for unit, size_us in (("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000)):
+    for unit, size_us in (("d", DAY_US), ("h", HOUR_US), ("min", MINUTE_US)):
         if n_us >= 2 * size_us:
             return f"{n_us / size_us:,.1f} {unit}"
     return f"{n_us / 1e6:,.1f} s"

@@ -93,16 +93,12 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
 
 
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":
-    from difflib import get_close_matches
-
     from unskew.features.definitions.load import load
     from unskew.features.errors import RequestError
+    from unskew.features.nearest import nearest
     from unskew.offline.log_reader import ViewLog
 
     views = load(*definitions).published
     if name not in views:
-        near = get_close_matches(name, list(views), n=1)
-        raise RequestError(
-            f"there is no view {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"views are {', '.join(views)}")
-        )
+        raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
     return ViewLog(log_root, views[name])

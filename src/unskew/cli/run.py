@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
@@ -18,9 +19,11 @@ from unskew import settings
 from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError, UnskewError
 from unskew.features.time import duration_us, format_instant
+from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.kafka.client_settings import read_kafka_config
-from unskew.pipelines.run import Deployment, Status, stopping_on_signals
-from unskew.pipelines.run import run as run_pipeline
+
+if TYPE_CHECKING:
+    from unskew.pipelines.watch.running import Status
 
 LOOPBACK = "127.0.0.1"
 
@@ -132,32 +135,59 @@ def run(
     Live:     unskew run --definitions defs/ --idle wall --log log --archive archive --state state
     Replay:   unskew run --definitions defs/ --idle none --end now --log log --archive archive --state state
     """
-    deployment = Deployment(
-        bootstrap=bootstrap_servers,
-        config={} if kafka_config is None else read_kafka_config(kafka_config),
-        redis_url=redis_url,
-        schema_registry=schema_registry,
-        log=log,
-        archive=archive,
-        dead_letters=dead_letters or archive.with_name("dead_letters"),
-        state=state,
-        idle=cast("Literal['wall', 'none']", idle),
-        ends=_ends(end),
-        start=cast("Literal['earliest', 'latest']", start),
-        prefix=prefix,
-        pipeline=pipeline,
-        n_hashes=shards,
-        partitions=_partitions(partitions),
-        cluster=_cluster(cluster, process),
-        process=process,
-        metrics=_address(metrics),
-        take_over=take_over,
-        epoch_s=duration_us(epoch) / 1e6,
-        poll_records=poll_records,
-    )
     stop = threading.Event()
-    with stopping_on_signals(stop), _without_panics():
-        run_pipeline(load(*definitions), deployment, stop=stop, report=_reporter(progress))
+    with stopping_on_signals(stop):
+        # Under the handlers: this import takes a second or more, and the order to stop may come meanwhile.
+        from unskew.pipelines.run import run as run_pipeline
+
+        deployment = Deployment(
+            bootstrap=bootstrap_servers,
+            config={} if kafka_config is None else read_kafka_config(kafka_config),
+            redis_url=redis_url,
+            schema_registry=schema_registry,
+            log=log,
+            archive=archive,
+            dead_letters=dead_letters or archive.with_name("dead_letters"),
+            state=state,
+            idle=cast("Literal['wall', 'none']", idle),
+            ends=_ends(end),
+            start=cast("Literal['earliest', 'latest']", start),
+            prefix=prefix,
+            pipeline=pipeline,
+            n_hashes=shards,
+            partitions=_partitions(partitions),
+            cluster=_cluster(cluster, process),
+            process=process,
+            metrics=_address(metrics),
+            take_over=take_over,
+            epoch_s=duration_us(epoch) / 1e6,
+            poll_records=poll_records,
+        )
+        with _without_panics():
+            plan = load(*definitions)
+            if not stop.is_set():
+                run_pipeline(plan, deployment, stop=stop, report=_reporter(progress))
+
+
+@contextmanager
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` on SIGTERM and SIGINT; ignore them from the end on, when the process exits with a code of its own.
+
+    With the default handlers put back, one that comes while the interpreter shuts down would still kill a process that has
+    done all its work.
+    """
+
+    def handle(_number: int, _frame: object) -> None:
+        stop.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -235,7 +265,7 @@ def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
         ) from error
 
 
-def _reporter(kind: str) -> Callable[[Status], None] | None:
+def _reporter(kind: str) -> "Callable[[Status], None] | None":
     if kind == "none":
         return None
     if kind == "json":
@@ -243,7 +273,7 @@ def _reporter(kind: str) -> Callable[[Status], None] | None:
     began = time.monotonic()
     last = [began, 0.0]
 
-    def line(status: Status) -> None:
+    def line(status: "Status") -> None:
         now = time.monotonic()
         rate = (status.consumed - last[1]) / max(now - last[0], 1e-9)
         last[:] = [now, status.consumed]

@@ -1,7 +1,6 @@
 """The display while events stream: a live block in a terminal, a line every few seconds elsewhere."""
 
 from collections import deque
-from datetime import UTC, datetime
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -13,6 +12,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from unskew.demo.process import Progress
+from unskew.features.time import moment_of
 
 LINE_EVERY_S = 5.0
 RATES_OVER_S = 3.0
@@ -97,4 +97,4 @@ class Display:
 
 
 def _date(clock_us: int | None) -> str:
-    return "-" if clock_us is None else datetime.fromtimestamp(clock_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+    return "-" if clock_us is None else moment_of(clock_us).strftime("%Y-%m-%d %H:%M")

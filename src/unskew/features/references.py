@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.frames import key_column
+from unskew.features.nearest import nearest
 from unskew.features.view import View, ViewFeature
 
 
@@ -58,7 +58,7 @@ def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:
 def find_view(name: str, views: Mapping[str, View]) -> View:
     """The view of that name; raises ``RequestError`` with the nearest."""
     if name not in views:
-        raise RequestError(f"there is no view {name!r}{hint(name, views, 'views are')}")
+        raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
     return views[name]
 
 
@@ -72,17 +72,10 @@ def key_columns(view: View, rows: pl.DataFrame) -> pl.DataFrame:
         if name not in rows.columns:
             raise RequestError(
                 f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the columns given"
-                f"{hint(name, rows.columns, 'they are')}"
+                f"; {nearest(name, rows.columns, 'they are')}"
             )
         columns.append(key_column(rows[name], kind))
     return pl.DataFrame(columns)
-
-
-def hint(name: str, known: Iterable[str], introduction: str) -> str:
-    """The end of a message: the nearest known name, or all of them."""
-    names = list(known)
-    near = get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; {introduction} {', '.join(names) or 'none'}"
 
 
 def _resolve_one(reference: str, views: Mapping[str, View], *, full_feature_names: bool) -> Asked:
@@ -94,7 +87,7 @@ def _resolve_one(reference: str, views: Mapping[str, View], *, full_feature_name
     if feature is None:
         names = [feature.name for feature in view.features]
         raise RequestError(
-            f"{view.name} has no feature {feature_name!r}{hint(feature_name, names, 'its features are')}"
+            f"{view.name} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
         )
     return Asked(view, feature, f"{view.name}__{feature.name}" if full_feature_names else feature.name)
 

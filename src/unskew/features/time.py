@@ -111,9 +111,19 @@ def instant_us(moment: datetime | str) -> int:
     return (moment - EPOCH) // _MICROSECOND
 
 
+def moment_of(instant: int) -> datetime:
+    """Give an instant in microseconds as a datetime in UTC."""
+    return EPOCH + timedelta(microseconds=int(instant))
+
+
 def format_instant(instant: int) -> str:
     """ISO 8601 text in UTC of an instant in microseconds, for people: ``2017-03-26T01:00:00.000005Z``."""
-    return (EPOCH + timedelta(microseconds=int(instant))).isoformat().replace("+00:00", "Z")
+    return moment_of(instant).isoformat().replace("+00:00", "Z")
+
+
+def day_of(instant: int) -> date:
+    """Give the day, in UTC, of an instant in microseconds."""
+    return EPOCH.date() + timedelta(days=int(instant // DAY_US))
 
 
 MIN_INSTANT_US = instant_us(FIRST_DAY.isoformat())

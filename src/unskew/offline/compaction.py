@@ -24,9 +24,9 @@ from pathlib import Path
 
 from unskew.features.errors import StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify
+from unskew.sinks import durable
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.layout import TableFile
-from unskew.sinks.tables.parquet import sync_folder
 
 Progress = Callable[[int, int], None]
 
@@ -273,8 +273,7 @@ class _Work:
             raise Unmergeable(f"{first.path} to {last.path.name}: there are other files between them; left alone")
         # The grace period begins now, regardless of the duration of the merge.
         os.utime(temporary)
-        temporary.rename(first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
-        sync_folder(first.path.parent)
+        durable.rename(temporary, first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
 
     def _is_old(self, cover: TableFile) -> bool:
         # Without a grace period merged files are deleted at once, though their cover is newer than ``now_s``.

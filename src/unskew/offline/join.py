@@ -10,8 +10,9 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.references import Asked, by_view, hint, key_columns, resolve
-from unskew.features.time import duration_us, format_instant
+from unskew.features.nearest import nearest
+from unskew.features.references import Asked, by_view, key_columns, resolve
+from unskew.features.time import day_of, duration_us, format_instant
 from unskew.features.view import Scalar, View, ViewFeature
 from unskew.features.warming import is_warming
 from unskew.offline.log_reader import ViewLog
@@ -21,8 +22,6 @@ Ints = npt.NDArray[np.int64]
 
 _INSTANT = pl.Datetime("us", "UTC")
 _NEVER = np.iinfo(np.int64).min
-_EPOCH = dt.date(1970, 1, 1)
-_DAY_US = 86_400_000_000
 
 
 def historical_features(
@@ -111,7 +110,7 @@ def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[Vie
     instants = np.full(len(bounds), _NEVER, np.int64)
     remaining = np.arange(len(bounds))
     if len(bounds):
-        upto = _EPOCH + dt.timedelta(days=int(bounds.max() // _DAY_US))
+        upto = day_of(int(bounds.max()))
         seed = 0
         wanted = number_entities(_ids(keys, seed))
         for chunk in log.newest_first([*key_names, "available_at", *names], upto=upto):
@@ -194,7 +193,7 @@ def _bounds(labels: pl.DataFrame, timestamp: str, *, inclusive: bool) -> Ints:
     """Return the last microsecond that counts for each label."""
     if timestamp not in labels.columns:
         raise RequestError(
-            f"the labels have no column {timestamp!r}{hint(timestamp, labels.columns, 'their columns are')}; "
+            f"the labels have no column {timestamp!r}; {nearest(timestamp, labels.columns, 'their columns are')}; "
             "name the column that holds the instant with timestamp="
         )
     column = labels[timestamp]

@@ -13,6 +13,7 @@ import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
+from unskew.features.time import moment_of
 from unskew.features.view import View
 from unskew.sinks.tables.layout import Coverage, TableFile, published_files, read_coverage, view_root
 
@@ -219,7 +220,7 @@ def _first(rows: pl.LazyFrame, *, n_rows: int) -> pl.DataFrame:
 
 
 def _instant(t_us: int | None) -> dt.datetime | None:
-    return None if t_us is None else dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=t_us)
+    return None if t_us is None else moment_of(t_us)
 
 
 def _refuse_gaps(files: Sequence[TableFile], coverage: Coverage | None, root: Path) -> None:

@@ -4,7 +4,6 @@ Rows are copied in batches, so a row group of the result and one of a source bou
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unskew.features.errors import LayoutError
+from unskew.sinks import durable
 from unskew.sinks.tables.layout import TableFile
 
 # Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
@@ -72,7 +72,7 @@ def merge(
     """
     schema = sources[0].schema
     n_taken = 0
-    with temporary.open("wb") as sink:
+    with durable.new_file(temporary) as sink:
         with _damage(sources[0].path):
             encodings = _encodings(sources[0].path)
         with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=_LEVEL, **encodings) as writer:
@@ -95,8 +95,7 @@ def merge(
                 progress(one)
             if group:
                 writer.write_table(pa.Table.from_batches(group, schema), row_group_size=max(1, n_rows))
-        sink.flush()
-        os.fsync(sink.fileno())
+        durable.flush(sink)
     return sources[:n_taken]
 
 

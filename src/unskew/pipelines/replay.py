@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +17,18 @@ from typing import Any, cast
 import fastavro
 import numpy as np
 from confluent_kafka import KafkaException, Producer
+from tenacity import Retrying, retry_if_exception_type, wait_fixed
 
 from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.evaluate import Evaluator
 from unskew.features.plan import Plan, StreamPlan
-from unskew.pipelines.decoding.avro import Schemas, decoder_of
+from unskew.pipelines.decoding.avro import Schemas, decoder_of, without_logical_types
 from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.kafka.poll import Poll
+from unskew.sinks import durable
+from unskew.sinks.wall import wall_us
 
 REPLAYED = "_replayed.jsonl"
 _TIMEOUT_S = 60.0
@@ -75,7 +77,7 @@ class Checks:
         ``twice``: allow a record that some views have counted already.
         """
         stream = self.stream(record.folder)
-        found = self._decoders[record.folder].decode(_poll(stream, record, time.time_ns() // 1000))
+        found = self._decoders[record.folder].decode(_poll(stream, record, wall_us()))
         if found.dead.height:
             return str(found.dead.item(0, "reason"))
         for view in self._views[record.folder]:
@@ -123,7 +125,7 @@ class Checks:
             schema: Mapping[str, Any] = stream.schema
             if self._schemas is not None:
                 schema = self._schemas.writer(int.from_bytes(frame[1:], "big"))
-            fastavro.schemaless_writer(body, fastavro.parse_schema(_plain(schema)), mended, strict=True)
+            fastavro.schemaless_writer(body, fastavro.parse_schema(without_logical_types(schema)), mended, strict=True)
         except Incompatible as error:
             raise RequestError(f"{record.place}: {error}") from error
         # fastavro raises various errors for a value that does not fit.
@@ -163,6 +165,9 @@ class Memory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RequestError(f"{self.path}: another replay is running; wait for it") from error
+            with durable.disk(self.path.parent):
+                # The record is found after a crash only if the file's name is durable too.
+                durable.sync(self.path.parent)
             self._fates = fates(self.path)
             self._file = file
             yield self
@@ -188,8 +193,7 @@ class Memory:
             }
             self._file.write(json.dumps(line).encode() + b"\n")
             self._fates[record.place] = fate
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        durable.flush(self._file)
 
 
 def fates(path: Path) -> dict[str, str]:
@@ -227,22 +231,22 @@ def send(
             "message.max.bytes": 1_000_000_000,
         }
     )
+    # Raised where the client's queue is full; polling it makes room.
+    in_turn = Retrying(
+        retry=retry_if_exception_type(BufferError), wait=wait_fixed(0.1), sleep=cast("Any", producer.poll)
+    )
     for record in records:
         headers = None if record.headers is None else list(record.headers)
         try:
-            while True:
-                try:
-                    producer.produce(
-                        record.topic,
-                        record.value,
-                        record.key,
-                        partition=record.partition,
-                        headers=cast("Any", headers),
-                        on_delivery=_noting(record, done, failed),
-                    )
-                    break
-                except BufferError:
-                    producer.poll(0.1)
+            in_turn(
+                producer.produce,
+                record.topic,
+                record.value,
+                record.key,
+                partition=record.partition,
+                headers=cast("Any", headers),
+                on_delivery=_noting(record, done, failed),
+            )
         except KafkaException as error:
             failed.append((record, error.args[0].str()))
             done.add(record.place)
@@ -285,9 +289,3 @@ def _written(row: Mapping[str, Any]) -> dict[str, Any]:
         name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
         for name, value in row.items()
     }
-
-
-def _plain(avro: Any) -> Any:
-    if isinstance(avro, Mapping):
-        return {word: _plain(part) for word, part in avro.items() if word != "logicalType"}
-    return [_plain(part) for part in avro] if isinstance(avro, (list, tuple)) else avro

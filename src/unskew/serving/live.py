@@ -1,6 +1,5 @@
 """The state of a running pipeline, read from Redis alone: how far each view has come, and which events were late."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,11 +18,7 @@ from unskew.sinks.redis.keyspace import (
 )
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.url import Client
-
-
-def present_us() -> int:
-    """Return the wall clock, in microseconds."""
-    return time.time_ns() // 1000
+from unskew.sinks.wall import wall_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +42,7 @@ class LiveView:
 
 
 def read_live(
-    source: Client | str, prefix: str, pipeline: str, *, now_us: Callable[[], int] = present_us
+    source: Client | str, prefix: str, pipeline: str, *, now_us: Callable[[], int] = wall_us
 ) -> list[LiveView]:
     """Return the views on which the pipeline has reported, in the registry's order.
 

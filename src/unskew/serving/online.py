@@ -1,6 +1,5 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,15 +27,11 @@ from unskew.sinks.redis.keyspace import (
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.texts import read_column
 from unskew.sinks.redis.url import Client
+from unskew.sinks.wall import wall_us
 
 Status = Literal["present", "default", "warming", "lagging"]
 
 _INSTANT = pl.Datetime("us", "UTC")
-
-
-def present_us() -> int:
-    """Return the wall clock, in microseconds."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class OnlineReader:
         *,
         views: Mapping[str, View] | None = None,
         max_lag_us: int | None = None,
-        now_us: Callable[[], int] = present_us,
+        now_us: Callable[[], int] = wall_us,
     ) -> None:
         self._server = Server(client)
         self._prefix = prefix

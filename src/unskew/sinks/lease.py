@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.sinks import durable
 
 LEASES = "_leases"
 RENEW_S = 5.0
@@ -87,7 +88,9 @@ class Lease:
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
         try:
             self._made_root = not root.exists()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Tables and state are made durable within it, and rest on its own name.
+            durable.make_folder(root)
+            self._path.parent.mkdir(exist_ok=True)
             with _alone(self._path.parent):
                 for path in sorted(self._path.parent.glob("*.json")):
                     self._settle_with(path)

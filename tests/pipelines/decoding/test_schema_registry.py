@@ -14,8 +14,8 @@ from tests.support.schema_registry import Registry
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
+from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.kafka.reader import SourceOptions
-from unskew.pipelines.run import Deployment
 
 RECORD = {"type": "record", "name": "R", "fields": [{"name": "v", "type": "long"}]}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.disk import Disk, refuse
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.pipelines.state.journal import LONGEST_BYTES, Journal, Placed, Refused, Script
 
@@ -246,6 +247,28 @@ def test_a_disk_that_is_away_is_waited_for_and_loses_nothing(tmp_path):
 
     assert tries
     assert journal(folder).script(HERE, None, None).until == 3
+
+
+def test_what_is_noted_after_a_replacement_whose_name_was_not_made_durable_is_found(tmp_path, monkeypatch):
+    made = journal(tmp_path)
+    made.script(HERE, None, None)
+    for offset in range(0, 2_000, 2):
+        made.note(mark(offset, 10 * offset))
+        made.note(placed(offset, offset + 2, 10 * offset + 5))
+    made.ensure(made.noted)
+    disk = Disk(monkeypatch, tmp_path)
+    refuse(monkeypatch, tmp_path)
+
+    made.durable(HERE, 1_900, 18_985)
+    made._aside.shutdown()
+    made._aside = None
+    assert disk.calls == [("fsync", "0.tmp"), ("rename", "0.journal")]
+
+    made.ensure(made.note(mark(2_000, 90_000)))
+    # The name first: with the old file back, the fact would be gone.
+    assert disk.calls[2:] == [("fsync", "."), ("fsync", "0.journal")]
+    assert journal(tmp_path).script(HERE, 1_900, 18_985).marks[-1] == (2_000, 90_000)
+    made.close()
 
 
 def test_another_thread_makes_durable_what_was_begun(tmp_path):

@@ -21,8 +21,10 @@ from tests.support.pipeline import Bench, history, plan
 from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.errors import RequestError
 from unskew.features.rejection import KINDS
+from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.progress import DURATION_BOUNDS_S, Epochs
-from unskew.pipelines.run import Deployment, Status, run
+from unskew.pipelines.run import run
+from unskew.pipelines.watch.running import Status
 
 RECORDS = history(400, seed=11)
 PROCESS = ("process_", "python_")

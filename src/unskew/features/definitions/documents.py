@@ -18,7 +18,6 @@ Text stays text: nothing in a document is ever run.
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from unskew.features.definitions.agg import Aggregation
@@ -38,6 +37,7 @@ from unskew.features.definitions.vocabulary import (
     Window,
 )
 from unskew.features.errors import DefinitionError
+from unskew.features.nearest import nearest
 
 _VIEW_KEYS = ("name", "version", "entity", "stream", "source", "where", "filter", "owner", "description")
 _FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
@@ -256,13 +256,11 @@ def _text(word: str, value: Any) -> Any:
 
 def _unknown_keys(place: str, given: Iterable[Any], known: Iterable[str]) -> list[str]:
     known = list(known)
-    faults = []
-    for key in given:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            faults.append(f"{place}: there is no key {key!r}; {hint}")
-    return faults
+    return [
+        f"{place}: there is no key {key!r}; {nearest(str(key), known, 'known are')}"
+        for key in given
+        if key not in known
+    ]
 
 
 def _missing_keys(place: str, given: Mapping[Any, Any], required: Iterable[str]) -> list[str]:

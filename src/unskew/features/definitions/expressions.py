@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +20,7 @@ from polars.exceptions import PanicException, PolarsError
 
 from unskew.features.definitions.agg import Expression
 from unskew.features.errors import DefinitionError
+from unskew.features.nearest import nearest
 
 # Functions of one row, by their names in Polars' serialized form. Anything not listed is refused: a function that Polars
 # adds later is unknown here until someone has looked at it.
@@ -267,9 +267,7 @@ def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str) ->
 
 def unknown_column(name: str, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column") -> str:
     """Half a sentence about a column that the stream does not have, with the nearest ones that it has."""
-    near = get_close_matches(name, columns, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(columns) or 'none'}"
-    return f"{lacks} {name!r}; {hint}"
+    return f"{lacks} {name!r}; {nearest(name, columns, 'it has')}"
 
 
 def _check_node(node: Any, columns: Mapping[str, pl.DataType]) -> None:

@@ -4,7 +4,6 @@ import datetime as dt
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from difflib import get_close_matches
 from typing import get_args
 
 import polars as pl
@@ -15,6 +14,7 @@ from unskew.features.definitions.expressions import Checked, check_expression
 from unskew.features.definitions.vocabulary import Derived, Feature, FeatureView, Sessions, Window
 from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError
+from unskew.features.nearest import nearest
 from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, ValuePlan
 from unskew.features.types import KNOWN, STRING, Type
 from unskew.features.view import AggregationName, Parameters, Scalar, ViewFeature, ViewWindow
@@ -25,10 +25,8 @@ _EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Give the nearest known name as a question, or all of them."""
-    known = list(known)
-    if near := get_close_matches(name, known, n=1):
-        return f"did you mean {near[0]!r}?"
-    return f"known are {', '.join(sorted(known))}" if known else "none is defined"
+    known = sorted(known)
+    return nearest(name, known, "known are") if known else "none is defined"
 
 
 def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions) -> list[str]:

@@ -121,7 +121,7 @@ class _Reading:
     def __init__(self, writer: Mapping[str, Any], stream: StreamPlan) -> None:
         self._resolution = Resolution(writer, stream.schema, stream.event_time)
         self._wire = Wire(writer, self._resolution.wanted)
-        self._plain = fastavro.parse_schema(_plain(writer))
+        self._plain = fastavro.parse_schema(without_logical_types(writer))
         self._ranges = {field.name: _RANGES[field.kind] for field in avro_fields(writer) if field.kind in _RANGES}
         self._in_one_piece = InOnePiece(stream.topic)
 
@@ -214,8 +214,8 @@ class _Reading:
         return {name: frame.item(0, column) for name, column in self._resolution.wanted.items()}
 
 
-def _plain(avro: Any) -> Any:
+def without_logical_types(avro: Any) -> Any:
     """Give the schema without logical types, so that numbers stay what they are on the wire."""
     if isinstance(avro, Mapping):
-        return {word: _plain(part) for word, part in avro.items() if word != "logicalType"}
-    return [_plain(part) for part in avro] if isinstance(avro, (list, tuple)) else avro
+        return {word: without_logical_types(part) for word, part in avro.items() if word != "logicalType"}
+    return [without_logical_types(part) for part in avro] if isinstance(avro, (list, tuple)) else avro

@@ -11,12 +11,11 @@ import pyarrow as pa
 
 from unskew.features.definitions.avro_schema import TIMESTAMP
 from unskew.features.rejection import Kind, Rejection
-from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US
+from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
 # Years 1 to 9999: what people's tools can show.
 _FIRST_SHOWN_US = -62_135_596_800_000_000
 _LAST_SHOWN_US = 253_402_300_799_999_999
-_DAY_US = 86_400_000_000
 _DIGITS = 38
 _US_PER_UNIT = {"millis": 1000, "micros": 1, "s": 1_000_000}
 _SHOWN = "years 1..9999"
@@ -67,11 +66,11 @@ def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals
         case "decimal":
             return _decimals(numbers, unit.scale, refusals)
         case "date":
-            inside = _inside(numbers, _FIRST_SHOWN_US // _DAY_US, _LAST_SHOWN_US // _DAY_US, name, _SHOWN, refusals)
+            inside = _inside(numbers, _FIRST_SHOWN_US // DAY_US, _LAST_SHOWN_US // DAY_US, name, _SHOWN, refusals)
             return inside.cast(pl.Int32).cast(pl.Date)
         case "time-millis" | "time-micros":
             scale = _US_PER_UNIT[unit.logical.removeprefix("time-")]
-            inside = _inside(numbers, 0, (_DAY_US - 1) // scale, name, "one day", refusals)
+            inside = _inside(numbers, 0, (DAY_US - 1) // scale, name, "one day", refusals)
             return (inside * (scale * 1000)).cast(pl.Time)
         case _:
             return _instants(numbers, unit.logical.rpartition("-")[2], refusals, event_time=event_time).cast(TIMESTAMP)

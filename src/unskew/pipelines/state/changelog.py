@@ -38,7 +38,7 @@ from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
-from unskew.sinks.tables.parquet import sync_folder
+from unskew.sinks import durable
 
 CHUNK_EVENTS = 25_000
 """Events that are encoded and written at once, meanwhile."""
@@ -192,7 +192,7 @@ class Changelog:
         self._making = False
         self._fault: LayoutError | None = None
         all_of_them.opened.append(self)
-        with _disk(self.folder):
+        with durable.disk(self.folder):
             self._clean(saved)
 
     def append(self, events: pl.DataFrame) -> None:
@@ -210,7 +210,7 @@ class Changelog:
         """Make durable what was noted, and return what to go on from; see the module for when to call it."""
         # Names are removed and made from here on, and they may be another process's by now.
         self._all.still_ours()
-        with _disk(self.folder):
+        with durable.disk(self.folder):
             if self._outgoing:
                 # Aside: removing a large file takes as long as it is large. What is left of it the next start removes.
                 outgoing, self._outgoing = self._outgoing, set()
@@ -266,7 +266,7 @@ class Changelog:
     def _write(self) -> None:
         while self._chunks:
             if self._current is None:
-                _make_durably(self.folder, self._all.root.parent)
+                durable.make_folder(self.folder)
                 self._current = _Growing(self.folder, self._number, self._all.still_ours)
                 self._number += 1
             self._current.add(pl.concat(self._chunks[0]))
@@ -483,17 +483,18 @@ class _Growing:
         self.n_events = 0
         self._newest_us = 0
         self._synced = 0
-        path = folder / events_name(number)
         still_ours()
-        # Always a file of its own: a process that stood still while another took over may have one of this name open, or open one.
-        path.unlink(missing_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        sync_folder(folder)
+        self._file = durable.create(folder / events_name(number), 0o644)
+        try:
+            durable.sync(folder)
+        except OSError:
+            self.close()
+            raise
 
     def add(self, events: pl.DataFrame) -> None:
         body = events.write_ipc(None).getvalue()
         record = _HEAD.pack(len(body), zlib.crc32(body)) + body
-        write_all(self._file, record, self.n_bytes)
+        durable.write_at(self._file, record, self.n_bytes)
         self.n_bytes += len(record)
         self.n_events += events.height
         self._newest_us = int(events.item(-1, "arrival"))
@@ -508,14 +509,6 @@ class _Growing:
 
     def close(self) -> None:
         os.close(self._file)
-
-
-def write_all(file: int, data: bytes, at: int) -> None:
-    """Write all of ``data`` at a place of an open file. Raises ``OSError``."""
-    left = memoryview(data)
-    while left:
-        written = os.pwrite(file, left, at)
-        left, at = left[written:], at + written
 
 
 def _write_base(
@@ -533,9 +526,7 @@ def _write_base(
     """
     path = folder / base_name(number)
     temporary = path.with_suffix(".tmp")
-    # A file of its own, as ``_Growing`` has.
-    temporary.unlink(missing_ok=True)
-    with temporary.open("xb") as file:
+    with durable.new_file(temporary) as file:
         n_since = 0
         for piece in state.to_pieces():
             part = memoryview(piece).cast("B")
@@ -550,29 +541,9 @@ def _write_base(
                     closed.wait(pause_s)
                 if closed.is_set():
                     return None
-        file.flush()
-        os.fsync(file.fileno())
+        durable.flush(file)
         n_bytes = file.tell()
     if closed.is_set():
         return None
-    still_ours()
-    temporary.rename(path)
-    sync_folder(folder)
+    durable.rename(temporary, path, still_ours)
     return n_bytes
-
-
-def _make_durably(folder: Path, existing: Path) -> None:
-    """Make a folder and its parents below ``existing``."""
-    if folder.is_dir() or folder == existing:
-        return
-    _make_durably(folder.parent, existing)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
-
-
-@contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreUnavailable(f"cannot write to {folder}: {error}") from error

@@ -40,8 +40,7 @@ import msgspec
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.rejection import Kind
 from unskew.pipelines.progress import Durations
-from unskew.pipelines.state.changelog import write_all
-from unskew.sinks.tables.parquet import sync_folder
+from unskew.sinks import durable
 
 LAYOUT = 1
 LONGEST_BYTES = 1 << 16
@@ -184,6 +183,7 @@ class Journal:
         self._durable = 0
         self._unwritten: list[Fact] = []
         self._file: int | None = None
+        self._unsynced: set[Path] = set()
         self._end = 0
         self._failed = False
         self._aside: ThreadPoolExecutor | None = None
@@ -294,15 +294,18 @@ class Journal:
             # One record, whose checksum tells whether all of it came to the disk.
             data = _record(self._unwritten)
             try:
-                if self._file is None:
-                    self._replace()
-                assert self._file is not None
-                # This overwrites whatever a failed try left behind the end.
-                write_all(self._file, data, self._end)
-                os.fdatasync(self._file)
-            except OSError as error:
+                with durable.disk(self._folder):
+                    if self._file is None:
+                        self._replace()
+                    assert self._file is not None
+                    # What a replacement left undone: without it, a loss of power would bring the old file back.
+                    durable.sync_folders(self._unsynced)
+                    # This overwrites whatever a failed try left behind the end.
+                    durable.write_at(self._file, data, self._end)
+                    os.fdatasync(self._file)
+            except StoreUnavailable:
                 self._failed = True
-                raise StoreUnavailable(f"cannot write to {self._folder}: {error}") from error
+                raise
             self._end += len(data)
             self._unwritten = []
             self._failed = False
@@ -316,25 +319,27 @@ class Journal:
             self._replacing = False
 
     def _replace(self) -> None:
-        """Continue in a new file with the facts that no recovery store holds. Raises ``OSError``; the old file is then still in use."""
+        """Continue in a new file with the facts that no recovery store holds.
+
+        Raises ``OSError``. The file in use is then the one that has the name; the name may not be durable yet.
+        """
         # No fact of the old file is lost: ``note`` adds a fact to these lists before it hands the fact to the writer.
         facts = [fact for facts in list(self._live.values()) for fact in list(facts)]
         data = _image(self._head, facts)
-        self._folder.mkdir(exist_ok=True)
+        durable.make_folder(self._folder, self._unsynced)
         temporary = self._path.with_suffix(".tmp")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = durable.create(temporary, 0o600)
         try:
-            write_all(file, data, 0)
+            durable.write_at(file, data, 0)
             os.fsync(file)
-            self.still_ours()
-            temporary.rename(self._path)
-            sync_folder(self._folder)
+            durable.rename(temporary, self._path, self.still_ours, self._unsynced)
         except BaseException:
             os.close(file)
             raise
         if self._file is not None:
             os.close(self._file)
         self._file, self._end = file, len(data)
+        durable.sync_folders(self._unsynced)
         for path in self._orphans:
             path.unlink(missing_ok=True)
         self._orphans = []

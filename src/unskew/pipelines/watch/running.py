@@ -5,7 +5,7 @@ iterates.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from unskew.pipelines.kafka.source import KafkaSource
 from unskew.pipelines.progress import Progress
@@ -22,6 +22,34 @@ A working one gets an item of every partition every 200 ms.
 """
 
 
+@dataclass(frozen=True)
+class Status:
+    """One reading of a running pipeline; counts since the process started, instants in microseconds.
+
+    ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's
+    schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: durable ones;
+    ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by store,
+    tries after one that found it away.
+    """
+
+    consumed: int
+    dead: int
+    late: int
+    bumped: int
+    updates: int
+    rows: int
+    clock_us: int | None
+    lag: int
+    late_by_view: Mapping[str, int] = field(default_factory=dict)
+    duplicates: Mapping[str, int] = field(default_factory=dict)
+    incompatible: int = 0
+    dead_by_kind: Mapping[str, int] = field(default_factory=dict)
+    epochs: int = 0
+    commit_s: float = 0.0
+    longest_commit_s: float = 0.0
+    retries: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Running:
     """The parts of a pipeline in this process; ``sources`` and ``routers`` by topic, ``stores`` by metric label."""
@@ -34,6 +62,29 @@ class Running:
     changelogs: Changelogs
     journal: Journal
     present_us: Callable[[], int]
+
+    def status(self) -> Status:
+        """Take a reading."""
+        progress, commits = self.progress, self.progress.epochs.commits
+        counters = [source.counters for source in self.sources.values()]
+        return Status(
+            consumed=sum(one.consumed for one in counters),
+            dead=sum(router.dead for router in self.routers.values()),
+            incompatible=sum(router.incompatible for router in self.routers.values()),
+            late=progress.late,
+            bumped=sum(one.bumped for one in counters),
+            updates=progress.updates,
+            rows=progress.rows,
+            clock_us=progress.clock_us,
+            lag=sum(one.lag for one in counters),
+            late_by_view=dict(progress.late_by_view),
+            duplicates=dict(progress.duplicates),
+            dead_by_kind=self.dead_by_kind(),
+            epochs=progress.epochs.durable,
+            commit_s=commits.sum_s,
+            longest_commit_s=commits.longest_s,
+            retries=self.retries(),
+        )
 
     def dead_by_kind(self) -> dict[str, int]:
         """Return the number of dead letters by kind, over all streams."""

@@ -14,10 +14,8 @@ saved state is older than the table; nothing can mend that, so it is an error an
 """
 
 import contextlib
-import datetime as dt
 import io
 import json
-import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.errors import LayoutError
+from unskew.features.time import DAY_US, day_of
+from unskew.sinks import durable
 from unskew.sinks.tables import layout
 
 _NEXT = "next"
-_EPOCH = dt.date(1970, 1, 1)
-_DAY_US = 24 * 3600 * 1_000_000
 
 
 def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
@@ -75,12 +73,12 @@ class StagedTable:
         self._buffered: list[tuple[int, pl.DataFrame]] = []
         self._n_buffered = 0
         self._staged: list[Path] = []
-        self._changed: set[Path] = set()
+        self._unsynced: set[Path] = set()
         self._staged_next = self._next
         self._coverage = {name: value for name, value in (saved or {}).items() if name != _NEXT}
         self._staged_coverage = dict(self._coverage)
         self._written_coverage: dict[str, Any] | None = None
-        with _disk(root):
+        with durable.disk(root):
             self._recover(saved)
 
     @property
@@ -127,7 +125,7 @@ class StagedTable:
         Call it only when the previous snapshot's return value is durable. After ``StoreUnavailable`` it can be
         repeated: nothing is lost and nothing published twice.
         """
-        with _disk(self._root):
+        with durable.disk(self._root):
             self._publish()
             self._stage()
         return {_NEXT: self._staged_next, **self._staged_coverage}
@@ -137,7 +135,7 @@ class StagedTable:
 
         Rows appended after that snapshot are not written; a resumed run gets them again.
         """
-        with _disk(self._root):
+        with durable.disk(self._root):
             self._publish()
             self._remove_empty_staging()
 
@@ -191,12 +189,10 @@ class StagedTable:
         while self._staged:
             source = self._staged[0]
             target = self._root / source.parent.name / source.name
-            _make(target.parent, self._changed)
-            self._changed.add(target.parent)
-            self._still_ours()
-            source.rename(target)
+            durable.make_folder(target.parent, self._unsynced)
+            durable.rename(source, target, self._still_ours, self._unsynced)
             del self._staged[0]
-        _sync(self._changed)
+        durable.sync_folders(self._unsynced)
         self._write_coverage()
 
     def _write_coverage(self) -> None:
@@ -221,8 +217,8 @@ class StagedTable:
         for name, day, rows in self._files():
             directory = self._root / layout.STAGED / day
             data = _encode(rows, self._metadata)
-            written.append(_write_durably(directory / name, data, self._changed, self._still_ours))
-        _sync(self._changed)
+            written.append(_write(directory / name, data, self._unsynced, self._still_ours))
+        durable.sync_folders(self._unsynced)
         self._staged = written
         self._staged_next = self._next
         self._staged_coverage = dict(self._coverage)
@@ -235,7 +231,8 @@ class StagedTable:
             return
         first = self._buffered[0][0]
         rows = self._at_staging(pl.concat([rows for _, rows in self._buffered]))
-        days = rows.get_column(self._day_column).cast(pl.Int64).to_numpy() // _DAY_US
+        instants = rows.get_column(self._day_column).cast(pl.Int64).to_numpy()
+        days = instants // DAY_US
         sequence = None if self._sequence_column is None else rows.get_column(self._sequence_column)
         start = 0
         for end in (*(np.flatnonzero(np.diff(days)) + 1).tolist(), rows.height):
@@ -243,8 +240,8 @@ class StagedTable:
             low, high = first + start, first + end - 1
             if sequence is not None:
                 low, high = int(sequence[start]), int(sequence[end - 1])
-            day = _EPOCH + dt.timedelta(days=int(days[start]))
-            yield layout.file_name(self._writer, low, high), layout.day_directory(day), part
+            day = layout.day_directory(day_of(int(instants[start])))
+            yield layout.file_name(self._writer, low, high), day, part
             start = end
 
     def _remove_empty_staging(self) -> None:
@@ -260,15 +257,10 @@ def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None 
     What earlier runs said of shards that ended without a clock is withdrawn: this run may reach further; only of those in
     ``own``, where other processes write the others. Raises ``StoreUnavailable`` where the disk fails.
     """
-    with _disk(root):
+    with durable.disk(root):
         path = layout.shards_file(root)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(json.dumps({"shards": list(shards)}).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        durable.make_folder(path.parent)
+        durable.replace(path, json.dumps({"shards": list(shards)}).encode())
         before = layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
             if coverage.ended and (own is None or shard in own):
@@ -282,55 +274,15 @@ def _encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_durably(path: Path, data: bytes, changed: set[Path], still_ours: Callable[[], None]) -> Path:
+def _write(path: Path, data: bytes, unsynced: set[Path], still_ours: Callable[[], None]) -> Path:
     temporary = path.with_name(f"{path.name}.tmp")
-    _make(path.parent, changed)
+    durable.make_folder(path.parent, unsynced)
     try:
-        file = temporary.open("wb")
+        durable.write(temporary, data)
     except FileNotFoundError:
         # Another writer's settling removed the empty directory in between.
-        _make(path.parent, changed)
-        file = temporary.open("wb")
-    with file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        durable.make_folder(path.parent, unsynced)
+        durable.write(temporary, data)
     # What another process had to find here when it took over must not come after that.
-    still_ours()
-    temporary.rename(path)
-    changed.add(path.parent)
+    durable.rename(temporary, path, still_ours, unsynced)
     return path
-
-
-def _make(directory: Path, changed: set[Path]) -> None:
-    """Create a directory and its parents; ``changed`` gets every directory that received a new entry."""
-    if directory.is_dir():
-        return
-    _make(directory.parent, changed)
-    directory.mkdir(exist_ok=True)
-    changed.add(directory.parent)
-
-
-def _sync(directories: set[Path]) -> None:
-    """Make new entries of the directories durable; each that is leaves the set."""
-    while directories:
-        directory = next(iter(directories))
-        sync_folder(directory)
-        directories.discard(directory)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names that a folder holds durable. Raises ``OSError``."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreUnavailable(f"cannot write to {root}: {error}") from error

@@ -1,0 +1,11 @@
+"""How a message about an unknown name ends."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(name: str, known: Iterable[str], introduction: str, *, none: str = "none") -> str:
+    """Ask for the nearest known name, or list all known names after ``introduction``; ``none`` stands for an empty list."""
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{introduction} {', '.join(names) or none}"

@@ -1,0 +1,97 @@
+"""How a pipeline is deployed: what this process reads and writes, and what of that cannot be."""
+
+import os
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.plan import Plan
+from unskew.sinks.lease import Owner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Everything that a process is configured with: where it reads and writes, and how.
+
+    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables. ``state``: the state folder.
+    ``n_hashes``: hash shards per view (and per partition where the topic is partitioned by the entity); fixed for as
+    long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``, ``ends`` by topic.
+    ``epoch_s``: seconds between commits. ``schema_registry``: its URL, where writers' schemas are looked up; if None, each
+    stream's own schema is the writer's. ``partitions``: those that this process reads, always the same for one ``state``;
+    all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each of them;
+    ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and health; None to
+    expose nothing. ``take_over``: whether to take over at once the leases of processes on other machines that may be dead.
+    """
+
+    bootstrap: str
+    redis_url: str = field(repr=False)
+    schema_registry: str | None = field(default=None, repr=False)
+    log: Path
+    archive: Path
+    dead_letters: Path
+    state: Path
+    idle: Literal["wall", "none"]
+    ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None = None
+    start: Literal["earliest", "latest"] = "earliest"
+    prefix: str = "unskew"
+    pipeline: str = "main"
+    n_hashes: int = 1
+    epoch_s: float = 5.0
+    partitions: Sequence[int] | None = None
+    cluster: Sequence[str] = ()
+    process: int = 0
+    poll_records: int = 10_000
+    metrics: tuple[str, int] | None = None
+    take_over: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def n_processes(self) -> int:
+        """How many processes share the state."""
+        return len(self.cluster) or 1
+
+    def owner(self) -> Owner:
+        """Name this process for its leases; processes of one cluster may write the same folders."""
+        where = f"{self.state.absolute()}, process {os.getpid()} on {socket.gethostname()}"
+        return Owner(
+            text=f"pipeline {self.pipeline!r} on {where}",
+            group=f"cluster {','.join(self.cluster)}" if self.cluster else uuid.uuid4().hex,
+            member=self.process,
+        )
+
+    def check(self, plan: Plan) -> None:
+        """Raise ``DefinitionError`` or ``RequestError`` where this process cannot compute the plan's views.
+
+        A view that is not partitioned by its entity needs events of every partition, in one order.
+        """
+        if not plan.views:
+            raise DefinitionError("there is no view to compute; define a FeatureView")
+        if self.partitions is None:
+            return
+        if self.cluster:
+            raise RequestError(
+                "--partitions and --cluster exclude each other: a cluster divides the partitions by itself"
+            )
+        apart = sorted(view.name for view in plan.views.values() if not view.partitioned)
+        if apart:
+            raise RequestError(
+                f"{', '.join(apart)}: not partitioned by the entity, so its events are in all partitions; run it in a process that "
+                "reads all of them (without --partitions), or as a cluster (--cluster)"
+            )
+
+    def check_ends(self, origins: Sequence[tuple[str, int]]) -> None:
+        """Raise ``RequestError`` where ``ends`` leaves out one of these partitions, which would be waited for in silence."""
+        if self.ends is None or isinstance(self.ends, str):
+            return
+        missing: dict[str, list[str]] = {}
+        for topic, partition in origins:
+            if partition not in self.ends.get(topic, {}):
+                missing.setdefault(topic, []).append(str(partition))
+        for topic, partitions in missing.items():
+            raise RequestError(
+                f"topic {topic!r}: no end offset for partition {', '.join(partitions)}; give one for each"
+            )

@@ -1,0 +1,175 @@
+"""The state folder: the recovery store, the changelogs, the journal, and a small file that says what they belong to.
+
+state/deployment.json    what the store was made for, its id, and which views it holds
+state/recovery/          Bytewax's recovery store
+state/changelog/         see ``changelog.py``
+state/journal/           see ``journal.py``
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import not_
+from pathlib import Path
+from typing import Any
+
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.plan import Plan
+from unskew.pipelines.deployment import Deployment
+from unskew.sinks import durable
+
+RECOVERY = "recovery"
+CHANGELOG = "changelog"
+JOURNAL = "journal"
+DEPLOYMENT = "deployment.json"
+DEPLOYMENT_LAYOUT = 2
+STORE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFolder:
+    """The content of ``deployment.json``: as it was found (``found``; None for a new state), and as this run leaves it.
+
+    ``facts``: what the recovery store was made for. ``id``: the name of this history, unlike any other. ``views``: those
+    that the store holds. ``retired``: views that an earlier run no longer had; their state is as old as that run, so they
+    must not go on. ``leads``: whether this process writes the file and makes the store. ``still_ours``: raises if another
+    process has taken over.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    views: Sequence[str]
+    retired: Sequence[str]
+    found: Mapping[str, Any] | None
+    id: str
+    leads: bool
+    still_ours: Callable[[], None]
+
+    @classmethod
+    def read(cls, plan: Plan, deployment: Deployment, still_ours: Callable[[], None]) -> "StateFolder":
+        """Read what is there and write nothing. Raises ``LayoutError`` where it is another deployment's or has skipped a view."""
+        path = deployment.state / DEPLOYMENT
+        leads = deployment.process == 0
+        if not leads:
+            _await_store(deployment.state / RECOVERY)
+        facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
+        now = {view.id for view in plan.views.values()}
+        existing = _read_deployment(path)
+        found = existing or {**facts, "id": uuid.uuid4().hex, "views": [], "retired": []}
+        stored = _holds_anything(deployment.state / RECOVERY)
+        if existing is None and stored:
+            raise LayoutError(
+                f"{deployment.state / RECOVERY} holds a recovery store but {path} is gone; restore it, or name another "
+                "--state"
+            )
+        if any(found.get(name) != value for name, value in facts.items()):
+            raise LayoutError(
+                f"{deployment.state} belongs to pipeline {found.get('pipeline')!r} with {found.get('shards')} shards "
+                f"(layout {found.get('layout')}), not to {deployment.pipeline!r} with {deployment.n_hashes} "
+                f"(layout {DEPLOYMENT_LAYOUT}); run with those, or name another --state"
+            )
+        if found["views"] and not stored:
+            raise LayoutError(
+                f"{deployment.state / RECOVERY} is gone but {path} speaks of it; restore it, or name another --state"
+            )
+        retired = set(found["retired"]) | (set(found["views"]) - now)
+        if back := sorted(retired & now):
+            raise LayoutError(
+                f"{', '.join(back)}: left out of an earlier run on {deployment.state}, so its state lacks what came "
+                "then; give the view a new version"
+            )
+        return cls(
+            folder=deployment.state,
+            facts=facts,
+            views=sorted(set(found["views"]) | now),
+            retired=sorted(retired),
+            found=existing,
+            id=found["id"],
+            leads=leads,
+            still_ours=still_ours,
+        )
+
+    def open(self) -> RecoveryConfig:
+        """Give the recovery store, which is made when new. Raises ``StoreUnavailable``, and can then be repeated."""
+        recovery = self.folder / RECOVERY
+        if not self.leads:
+            return RecoveryConfig(recovery)
+        if self.found is None:
+            # Before the store: a store without the file would be refused.
+            self._write(views=[], retired=[])
+        if not _holds_anything(recovery):
+            with durable.disk(self.folder):
+                self._make_store(recovery)
+        return RecoveryConfig(recovery)
+
+    def record(self) -> None:
+        """Write down the views: before the first epoch without a retired one is durable, and not before this is sure.
+
+        Raises ``StoreUnavailable``, and can then be repeated.
+        """
+        if self.leads and self._content(self.views, self.retired) != self.found:
+            self._write(self.views, self.retired)
+
+    def _content(self, views: Sequence[str], retired: Sequence[str]) -> dict[str, Any]:
+        return {**self.facts, "id": self.id, "views": views, "retired": retired}
+
+    def _write(self, views: Sequence[str], retired: Sequence[str]) -> None:
+        with durable.disk(self.folder):
+            data = json.dumps(self._content(views, retired)).encode()
+            durable.replace(self.folder / DEPLOYMENT, data, self.still_ours)
+
+    def _make_store(self, recovery: Path) -> None:
+        # Under another name first: the other processes of a cluster wait for a store that is whole.
+        made = recovery.with_suffix(".tmp")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        init_db_dir(made, 1)
+        for path in (*made.iterdir(), made):
+            durable.sync(path)
+        if recovery.is_dir():
+            recovery.rmdir()
+        durable.rename(made, recovery, self.still_ours)
+
+
+def _await_store(recovery: Path) -> None:
+    """Wait for the first process of a cluster to make the recovery store."""
+    waiting = Retrying(retry=retry_if_result(not_), wait=wait_fixed(0.05), stop=stop_after_delay(STORE_TIMEOUT_S))
+    try:
+        waiting(_holds_anything, recovery)
+    except RetryError as error:
+        raise StoreUnavailable(
+            f"{recovery} was not made within {STORE_TIMEOUT_S:.0f} s: start process 0 of the cluster, and give all processes "
+            "the same --state"
+        ) from error
+
+
+def _holds_anything(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _read_deployment(path: Path) -> dict[str, Any] | None:
+    try:
+        return {"id": "", "views": [], "retired": [], **json.loads(path.read_text(encoding="utf-8"))}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LayoutError(f"{path} is damaged ({error}); restore it, or name another --state") from error
+
+
+def make_state_folder(folder: Path) -> None:
+    """Make the folder where it is not there. Raises ``LayoutError`` where it cannot be used."""
+    try:
+        durable.make_folder(folder)
+        usable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise LayoutError(
+            f"{folder} cannot be used as a state folder: {error.strerror}; name another --state"
+        ) from error
+    if not usable:
+        raise LayoutError(f"{folder} cannot be used as a state folder: it is not writable; name another --state")

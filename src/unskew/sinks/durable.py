@@ -1,0 +1,122 @@
+"""Files that outlive a loss of power: under a name stands a whole file, and no older one comes back.
+
+A file's bytes are durable once the file is fsynced, a name once its folder is. The order of steps is the contract:
+
+1. The bytes go to a new file under a temporary name, which is fsynced.
+2. ``still_ours`` is asked: it raises if another process has taken over.
+3. The temporary name is renamed to the final one.
+4. The folder is fsynced.
+
+A stop between any two steps leaves the old file or the new one, whole. Where many names are made in few folders, step 4
+can wait: ``unsynced`` is a set that gets the folders, and ``sync_folders`` fsyncs them all. A folder leaves the set
+once it is fsynced, so a call that failed can be repeated.
+
+Every function raises ``OSError`` where the disk fails; ``disk`` makes it a ``StoreUnavailable``.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from unskew.features.errors import StoreUnavailable
+
+
+def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None) -> None:
+    """Put a file with these bytes in place of whatever stands under a name; the temporary name ends in ``.tmp``."""
+    temporary = path.with_suffix(".tmp")
+    write(temporary, data)
+    rename(temporary, path, still_ours)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write these bytes to a new file, and fsync it; its name is not durable yet."""
+    with new_file(path) as file:
+        file.write(data)
+        flush(file)
+
+
+def new_file(path: Path) -> IO[bytes]:
+    """Open a new file to write to; ``flush`` is the caller's."""
+    return os.fdopen(create(path), "wb")
+
+
+def create(path: Path, mode: int = 0o666) -> int:
+    """Create a file under a name and give its descriptor.
+
+    It is always another file than one that stood there: a process that stood still while another took over may have that
+    one open, and would write into it.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+
+
+def write_at(file: int, data: bytes, at: int) -> None:
+    """Write all of ``data`` at a place of an open file."""
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(file, left, at)
+        left, at = left[written:], at + written
+
+
+def flush(file: IO[bytes]) -> None:
+    """Make durable what was written to an open file."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def rename(
+    source: Path, target: Path, still_ours: Callable[[], None] = lambda: None, unsynced: set[Path] | None = None
+) -> None:
+    """Rename a file or folder whose content is durable; ``unsynced`` as in the module, None to fsync the folder now."""
+    still_ours()
+    if unsynced is not None:
+        unsynced.add(target.parent)
+    source.rename(target)
+    if unsynced is None:
+        sync(target.parent)
+
+
+def make_folder(folder: Path, unsynced: set[Path] | None = None) -> None:
+    """Make a folder and its parents; ``unsynced`` as in the module, None to fsync each parent now."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, unsynced)
+    folder.mkdir(exist_ok=True)
+    if unsynced is not None:
+        unsynced.add(folder.parent)
+        return
+    try:
+        sync(folder.parent)
+    except OSError:
+        # Another try must not find it, and take its name for durable.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def sync_folders(unsynced: set[Path]) -> None:
+    """Make the names that these folders hold durable; each folder leaves the set when it is done."""
+    while unsynced:
+        folder = next(iter(unsynced))
+        sync(folder)
+        unsynced.discard(folder)
+
+
+def sync(path: Path) -> None:
+    """Make durable the bytes of a file, or the names that a folder holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """Raise ``StoreUnavailable`` where the disk fails in the body, which writes to a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"cannot write to {folder}: {error}") from error
