@@ -1,6 +1,6 @@
 """How far the pipeline has come, as its clocks in Redis say, and what that makes of a row that was read."""
 
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,8 @@ import polars as pl
 
 from unskew.features.keys import shard_of
 from unskew.features.registry import RegisteredView
-from unskew.sinks.redis.keyspace import ENDED, LOSS, SINCE, shards_field
+from unskew.sinks.redis.keyspace import clock_field
+from unskew.sinks.redis.words import Clocks, Marks
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -18,6 +19,8 @@ UNKNOWN = np.iinfo(np.int64).min
 """Stands for an instant that is not known; earlier than any."""
 
 NEVER = np.iinfo(np.int64).max
+
+_HASHED = re.compile("h[0-9]{1,6}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,32 +60,25 @@ class ViewClocks:
     the value at the mark, and provisional.
 
     A server may lose everything between the reading of the clocks and that of the rows. The marks are then gone too, or say that a loss
-    is being made good: where a shard with a clock has no mark, or while there is a ``LOSS``, an absent row is provisional.
+    is being made good: where a shard with a clock has no mark, or while there is a loss, an absent row is provisional.
 
     The pipeline says which shards there are. A listed one without a clock may still bring records of any instant: while
     there is one, every row of a partitioned view is provisional, and its instant the known clocks'. One that ended
     without a clock brings none, and does not count.
     """
 
-    def __init__(self, view: RegisteredView, fields: Mapping[str, str], marks: Mapping[str, str]) -> None:
-        own = f"{view.id}/"
-        shards = {name.removeprefix(own): text for name, text in fields.items() if name.startswith(own)}
-        listed = fields.get(shards_field(view.id))
-        self._listed = None if listed is None else dict.fromkeys(listed.split())
-        self._waiting = any(shard not in shards for shard in self._listed or ())
+    def __init__(self, view: RegisteredView, clocks: Clocks, marks: Marks) -> None:
+        shards = {shard: clock_field(view, shard) for shard in clocks.shards(view.id)}
         self._partitioned = view.partitioned
-        self._clocks: dict[str, int] = {}
-        self._since: dict[str, int] = {}
-        for name, text in shards.items():
-            shard = name.removesuffix(SINCE)
-            if text == ENDED or (self._listed is not None and shard not in self._listed):
-                continue
-            (self._clocks if shard == name else self._since)[shard] = int(text)
-        # ``state:clock:applied``; the instant that such a clock stands on is open.
-        self._marks = {
-            name.removeprefix(own): int(text.rsplit(":", 2)[1]) for name, text in marks.items() if name.startswith(own)
-        }
-        self._lost = set(self._clocks) if LOSS in marks else self._clocks.keys() - self._marks.keys()
+        self._waiting = any(not clocks.stands(name) for name in shards.values())
+        self._clocks = {shard: us for shard, name in shards.items() if (us := clocks.closed_us(name)) is not None}
+        self._since = {shard: us for shard, name in shards.items() if (us := clocks.since_us(name)) is not None}
+        # The instant that such a clock stands on is open.
+        self._marks = {shard: us for shard, name in shards.items() if (us := marks.sent_us(name)) is not None}
+        # Where no list says how many shards there are, those with a clock do.
+        numbers = (int(shard[1:]) for shard in self._clocks if _HASHED.fullmatch(shard))
+        self._n_shards = len(clocks.listed(view.id)) or 1 + max(numbers, default=0)
+        self._lost = set(self._clocks) if marks.loss else self._clocks.keys() - self._marks.keys()
         self._latest_since = max(self._since.values(), default=NEVER)
 
     def place(self, keys: pl.Series, at: Ints) -> Placed:
@@ -92,10 +88,7 @@ class ViewClocks:
         return self._place_hashed(keys, at)
 
     def _place_hashed(self, keys: pl.Series, at: Ints) -> Placed:
-        if self._listed is None:
-            n_shards = 1 + max((int(shard.removeprefix("h")) for shard in self._clocks), default=0)
-        else:
-            n_shards = len(self._listed)
+        n_shards = self._n_shards
         clocks = np.array([self._clocks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
         # A shard that met no event of its own began when the others did.
         since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)

@@ -20,7 +20,6 @@ NEEDED = [
         "+hset",
         "+hget",
         "+hgetall",
-        "+hkeys",
         "+hdel",
         "+del",
         "+pexpireat",

@@ -14,7 +14,6 @@ After a crash a shard goes again through what it had sent already. Its updates a
 as far as its mark, and then the last per key are sent: no reader sees a value go back, also of a server that has lost the mark.
 """
 
-import json
 import logging
 import socket
 import uuid
@@ -23,29 +22,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import redis
 
-from unskew.features.ledger import Ledger, ledger_of, written
+from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.redis.batch import Batch, Place
+from unskew.sinks.redis.batch import Batch
 from unskew.sinks.redis.cuts import Cuts
-from unskew.sinks.redis.keyspace import (
-    ENDED,
-    LOSS,
-    SINCE,
-    as_text,
-    clock_field,
-    clock_key,
-    ledger_key,
-    registry_key,
-    sent_key,
-    shards_field,
-)
+from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, registry_key, sent_key
 from unskew.sinks.redis.nodes import Nodes, nodes_of
 from unskew.sinks.redis.resp import RowEncoder
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.url import Client
-from unskew.sinks.redis.witness import NOWHERE, Kept, texts_of
+from unskew.sinks.redis.witness import Kept
+from unskew.sinks.redis.words import (
+    Clock,
+    Clocks,
+    Listing,
+    Marks,
+    Place,
+    Words,
+    clock_words,
+    end_loss,
+    ledger_words,
+    mark_words,
+    read_loss,
+    write_loss,
+)
 
 LONGEST_INTERVAL_US = 1_000_000
 LAG_PER_INTERVAL = 16
@@ -90,12 +92,12 @@ class RedisWriter:
         self._still_ours = still_ours
         self._cuts = Cuts(state, process, n_processes)
         self._server = Server(client)
+        self._state = state
         self._nodes: tuple[Client, Nodes] | None = None
         self._prefix = prefix
         self._sent_key = sent_key(prefix, pipeline)
         self._registry: str | None = None
-        self._shards: Mapping[str, Sequence[str]] = {}
-        self._own: Container[str] | None = None
+        self._listing = Listing({})
         # How far each shard's values went before a crash, and the updates that come up to it again.
         self._holds: dict[str, Place] = {}
         self._held: dict[str, Batch] = {}
@@ -142,10 +144,7 @@ class RedisWriter:
         with self._server.reaching() as client:
             self._cuts.cut_predecessors(self._nodes_of(client))
             self._kept.look(client, self._nodes_of(client).tags)
-            for name, text in texts_of(client, self._sent_key).items():
-                place = self._kept.place(text)
-                if place != NOWHERE:
-                    self._holds[name] = place
+            self._holds |= Marks.read(client, self._sent_key).places(self._state)
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
         """Whether, when ``look`` was called, Redis lacked values that a state with this clock had sent."""
@@ -180,31 +179,21 @@ class RedisWriter:
         deployment's and are removed, with their ledgers, as is what earlier runs said of shards that ended without a clock:
         of those in ``own``, ``view@version/shard``, where other processes keep the others.
         """
-        self._shards, self._own = shards, own
+        self._listing = Listing(shards, own)
         with self._server.reaching() as client:
-            listed = {f"{view_id}/{shard}" for view_id, names in shards.items() for shard in names}
-            # Hash by hash: in a cluster each may be on another server.
-            for key in (self._sent_key, *self._kept.witnesses(self._nodes_of(client).tags), self._ledger_key):
-                told = [as_text(name) for name in client.hkeys(key)]
-                unlisted = [name for name in told if name.partition("/")[0] in shards and name not in listed]
-                if LOSS in told:
-                    unlisted.append(LOSS)
-                if unlisted:
-                    client.hdel(key, *unlisted)
-            stale = [
-                name
-                for name, value in texts_of(client, self._clock_key).items()
-                if name.partition("/")[0] in shards
-                and (name.removesuffix(SINCE) not in listed or (value == ENDED and (own is None or name in own)))
-            ]
-            # In this order: clocks of shards that are not listed count for nothing.
-            if shards:
-                client.hset(
-                    self._clock_key,
-                    mapping={shards_field(view_id): " ".join(names) for view_id, names in shards.items()},
-                )
-            if stale:
-                client.hdel(self._clock_key, *stale)
+            self._list(client)
+
+    def _list(self, client: Client) -> None:
+        # Hash by hash: in a cluster each may be on another server.
+        for key in (self._sent_key, *self._kept.witnesses(self._nodes_of(client).tags), self._ledger_key):
+            if outdated := Words.read(client, key).outdated(self._listing):
+                client.hdel(key, *outdated)
+        outdated = Clocks.read(client, self._clock_key).outdated(self._listing)
+        # In this order: clocks of shards that are not listed count for nothing.
+        if self._listing.words:
+            client.hset(self._clock_key, mapping=self._listing.words)  # type: ignore[arg-type]
+        if outdated:
+            client.hdel(self._clock_key, *outdated)
 
     def add(self, updates: Updates | NothingToCome) -> None:
         """Take one step's current rows and its clock; a step without rows still moves the clock."""
@@ -338,9 +327,7 @@ class RedisWriter:
                 if new:
                     self._see_what_is_left(client, nodes, batch)
                 if batch.places:
-                    nodes.set_fields(
-                        self._sent_key, {name: self._kept.text(place) for name, place in batch.places.items()}
-                    )
+                    nodes.set_fields(self._sent_key, mark_words(self._state, batch.places))
                     nodes.then()
                 for view, frames in batch.frames.items():
                     for frame in frames:
@@ -351,7 +338,7 @@ class RedisWriter:
                     self._see_what_is_left(client, nodes, batch)
                 # Values whose clock is not told are the shard's refill: a reader must not take what still lacks for empty.
                 untold = self._refilling - batch.refilled
-                clocks = {name: clock for name, clock in batch.clocks.items() if name.removesuffix(SINCE) not in untold}
+                clocks = {name: clock for name, clock in batch.clocks.items() if name not in untold}
                 places = {name: place for name, place in batch.places.items() if name not in untold}
                 words = dict(self._kept.words(nodes.tags, places))
                 for key, values in self._closing(batch, words, clocks):
@@ -361,8 +348,7 @@ class RedisWriter:
             self._kept.acknowledged(clocks, places, witnesses)
             self._refilling -= batch.refilled
             if self._lacking is not None and not self._lacking & self._refilling:
-                if self._told_loss(client) == self._loss:
-                    client.hdel(self._sent_key, LOSS)
+                end_loss(client, self._sent_key, self._loss)
                 self._lacking = None
 
     def _are_new(self, nodes: Nodes) -> bool:
@@ -372,18 +358,18 @@ class RedisWriter:
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
         """Over new connections: whether Redis has what it acknowledged in this run. If not, ``lost`` is one more."""
         if self._sockets:
-            lacking = self._kept.lacking(client, self._shards)
+            lacking = self._kept.lacking(client, self._listing)
             if lacking is not None:
                 # Nothing is forgotten here before all of this is done: it may break off and is then done again.
                 if lacking:
                     client.hdel(self._clock_key, *lacking)
                 if self._registry is not None:
                     self.publish_registry(self._registry)
-                self.expect(self._shards, self._own)
+                self._list(client)
                 if ended := self._kept.ended():
-                    client.hset(self._clock_key, mapping=ended)  # type: ignore[arg-type]
+                    client.hset(self._clock_key, mapping=clock_words(ended))  # type: ignore[arg-type]
                 self._loss, self._lacking = uuid.uuid4().hex, self._kept.shards()
-                client.hset(self._sent_key, LOSS, self._loss)
+                write_loss(client, self._sent_key, self._loss)
                 self._kept.forget()
                 self._ledgers = {}
                 self._ask_for_everything(batch)
@@ -393,27 +379,23 @@ class RedisWriter:
         """In a cluster of processes, values that the writer of another one lost may be of shards that are computed in this one."""
         if self._heard_at_us is not None and now_us - self._heard_at_us < HEAR_EVERY_US:
             return
-        told = self._told_loss(client)
+        told = read_loss(client, self._sent_key)
         if told not in {"", self._loss}:
             self._loss, self._lacking = told, None
             self._ask_for_everything(batch)
         self._heard_at_us = now_us
 
-    def _told_loss(self, client: Client) -> str:
-        told = client.hget(self._sent_key, LOSS)
-        return "" if told is None else as_text(told)
-
     def _ask_for_everything(self, batch: Batch) -> None:
         """From here on no clock is told before all values of its shard have come again."""
-        self._refilling = {f"{view_id}/{shard}" for view_id, names in self._shards.items() for shard in names}
+        self._refilling = set(self._listing.shards)
         batch.refilled.clear()
         self.lost += 1
 
     def _closing(
-        self, batch: Batch, words: Mapping[str, Mapping[str, str]], clocks: Mapping[str, int | str]
+        self, batch: Batch, words: Mapping[str, Mapping[str, str]], clocks: Mapping[str, Clock]
     ) -> Iterator[tuple[str, Mapping[str, int | str]]]:
         if batch.ledgers:
-            yield self._ledger_key, {name: json.dumps(written(ledger)) for name, ledger in batch.ledgers.items()}
+            yield self._ledger_key, ledger_words(batch.ledgers)
         yield from words.items()
         if clocks:
-            yield self._clock_key, clocks
+            yield self._clock_key, clock_words(clocks)
