@@ -8,7 +8,7 @@ from unskew.features.errors import StoreUnavailable
 from unskew.features.updates import NothingToCome
 from unskew.sinks.redis.cluster_slots import slot_of
 from unskew.sinks.redis.keyspace import clock_key, connect, sent_key
-from unskew.sinks.redis.writer import HEAR_EVERY_US
+from unskew.sinks.redis.refill import HEAR_EVERY_US
 
 ALL = dict.fromkeys(KEYS, 2)
 OF_CLOCK = slot_of(clock_key("unskew", "main"))

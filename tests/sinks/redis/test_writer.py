@@ -19,8 +19,9 @@ from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.features.updates import NothingToCome
 from unskew.sinks.redis.keyspace import connect
+from unskew.sinks.redis.pacing import LEAST_ROWS_ASIDE
 from unskew.sinks.redis.resp import COLLECT_AFTER_US, RowEncoder
-from unskew.sinks.redis.writer import LEAST_ROWS_ASIDE, RedisWriter
+from unskew.sinks.redis.writer import RedisWriter
 
 PURCHASES = view(
     Wanted("n", "count", sliding(30 * DAY, DAY)),

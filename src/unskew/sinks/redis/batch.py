@@ -15,7 +15,8 @@ class Batch:
     """Rows and clocks not acknowledged yet.
 
     ``frames``: by view, in the order in which they came. ``clocks``, ``places`` (how far each shard is with these rows) and ``ledgers``: by
-    ``view@version/shard``. ``refilled``: shards of which all values are in it.
+    ``view@version/shard``. ``refilled``: shards of which all values are in it. ``n_distinct``: rows after the last
+    conflation.
     """
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
@@ -71,3 +72,4 @@ class Batch:
                 self.frames[view] = [last]
                 self.n_rows -= together.height - last.height
                 self.n_conflated += together.height - last.height
+        self.n_distinct = self.n_rows
