@@ -10,7 +10,7 @@ import redis
 
 BYTES_PER_READ = 1 << 16
 
-_STATUSES = [b"OK", b"QUEUED"]
+_STATUSES = frozenset({b"OK", b"QUEUED"})
 _NOT_YET = object()
 
 
@@ -36,16 +36,20 @@ class Replies:
         a reply to none of our commands. The connection is of no use after any.
         """
         refusals: list[str] = []
+        next_reply = self._reader.gets
         while self._n_outstanding > down_to:
-            reply = self._reader.gets()
+            reply = next_reply()
             if reply is _NOT_YET:
                 self._feed()
                 continue
             self._n_outstanding -= 1
-            for one in reply if type(reply) is list else (reply,):
+            # Nearly all are these.
+            if type(reply) is int or (type(reply) is bytes and reply in _STATUSES):
+                continue
+            for one in reply if type(reply) is list else [reply]:
                 if isinstance(one, redis.ResponseError):
                     refusals.append(str(one))
-                elif type(one) is not int and one not in _STATUSES:
+                elif type(one) is not int:
                     raise redis.InvalidResponse(f"unexpected reply: {one!r}")
         if not self._n_outstanding and self._reader.has_data():
             raise redis.InvalidResponse("more replies than commands")
