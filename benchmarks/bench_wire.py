@@ -1,10 +1,10 @@
 """What is written by hand for the wire, each piece beside its library: processor time and rows per second, as ratios.
 
-    python benchmarks/bench_wire.py [--rows 20_000] [--messages 100_000] [--repeats 7]
+    python benchmarks/bench_wire.py [--rows 10_000] [--messages 50_000] [--repeats 5]
 
-Ways of doing one thing take turns, and each figure is the median over the turns, so other work on the machine falls on all of
-them alike: the ratios say more than the times. "Processor" is the time of this process alone, its threads included;
-rows/s are those of this process and an embedded Valkey together, on a loopback connection.
+Ways of doing one thing take turns, and each figure is the median over the turns, so other work on the machine falls on
+all of them alike: the ratios say more than the times. "Processor" is the time of this process alone, its threads
+included; rows/s are those of this process and an embedded Valkey together, on a loopback connection.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def rows_of(view: ViewPlan, n: int, *, with_null: bool) -> pl.DataFrame:
 
 
 def measure(ways: Mapping[str, Way], n: int, repeats: int) -> dict[str, tuple[float, float]]:
-    """Microseconds of processor and of wall time for one of ``n``, the median of each over the turns; the first turn is not counted."""
+    """Microseconds of processor and wall time for one of ``n``: medians over the turns, of which the first is left out."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
@@ -147,7 +147,7 @@ def rows_to_redis(
             sent.execute()
 
     def packer() -> None:
-        replies = Replies(connection._sock.recv_into)
+        replies = Replies(connection._sock.recv_into)  # noqa: SLF001
         for chunk in rows.iter_slices(ROWS_PER_CHUNK):
             # hiredis takes no floats.
             commands = [
@@ -319,9 +319,9 @@ def texts(dtype: ValueType, values: list[Any], repeats: int) -> tuple[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--messages", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, redis-py {redis.__version__}, "

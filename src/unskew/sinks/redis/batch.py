@@ -14,9 +14,9 @@ from unskew.sinks.redis.words import Clock, Place
 class Batch:
     """Rows and clocks not acknowledged yet.
 
-    ``frames``: by view, in the order in which they came. ``clocks``, ``places`` (how far each shard is with these rows) and ``ledgers``: by
-    ``view@version/shard``. ``refilled``: shards of which all values are in it. ``n_distinct``: rows after the last
-    conflation.
+    ``frames``: by view, in the order in which they came. ``clocks``, ``places`` (how far each shard is with these rows)
+    and ``ledgers``: by ``view@version/shard``. ``refilled``: shards of which all values are in it. ``n_distinct``: rows
+    after the last conflation.
     """
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)

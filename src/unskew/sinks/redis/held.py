@@ -1,7 +1,8 @@
 """Updates held back until their shard has come as far as its mark.
 
-After a crash a shard goes again through what it had sent already. If that were sent again, step by step, readers would see values go
-back. So it is gathered, and the last per key is sent when the shard is no longer ``behind`` and where its mark says.
+After a crash a shard goes again through what it had sent already. If that were sent again, step by step, readers would
+see values go back. So it is gathered, and the last row of each key is sent when the shard is no longer ``behind`` and
+is as far as its mark.
 """
 
 from collections.abc import Mapping

@@ -34,7 +34,7 @@ ROWS_PER_CHUNK = 2_500
 
 MOST_ROUNDS = 8
 PAUSE_S = 0.0125
-"""What a cluster still refuses after so many rounds is the caller's to try again; each pause between them is longer by this."""
+"""After so many rounds the caller must try again; each pause between them is longer than the last by this."""
 
 # A present so late that no row gets an expiry.
 _PAST_ALL_EXPIRIES_US = 2**62

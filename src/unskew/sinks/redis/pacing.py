@@ -1,7 +1,7 @@
 """When rows are sent: one batch is on its way at a time, and what is added meanwhile is gathered for the next one.
 
-Rows that are gathered for longer become fewer, for only the last of a key is sent. So the interval between two batches grows with
-the lag: a pipeline that keeps up sends at once, one that catches up sends large batches.
+Rows that are gathered for longer become fewer, for only the last of a key is sent. So the interval between two batches
+grows with the lag: a pipeline that keeps up sends at once, one that catches up sends large batches.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ LEAST_ROWS_ASIDE = 1_000
 class Pacing:
     """The batch that is gathered, and the one that is on its way; for one thread.
 
-    ``bring``: sends a batch at a present in microseconds and returns once it is acknowledged; what it raises is raised by the method that
-    awaits the batch, whose rows then wait again, before those that came since.
+    ``bring``: sends a batch at a present in microseconds and returns once it is acknowledged. The method that awaits the
+    batch raises what it raises; the batch's rows then wait again, before those that came since.
     """
 
     def __init__(self, bring: Callable[[Batch, int], None]) -> None:

@@ -1,8 +1,8 @@
-"""Values that Redis lost and that are written again from the state; until a shard's are all there, no clock vouches for them.
+"""Values that Redis lost and that are written again from the state; until all of a shard's are there, its clock is not.
 
-The writer that notices a loss names it among the pipeline's marks. Other processes may compute shards whose values were lost too: their writers
-read that name once a second, and a name that is new to them means that their shards are asked for everything, as well. The
-one that noticed removes the name when all that it had sent before has come again.
+The writer that notices a loss names it among the pipeline's marks. Other processes may compute shards whose values were
+lost too: their writers read that name once a second, and when it is new to them, their shards are asked for everything
+as well. The writer that noticed the loss removes the name when all that it had sent before has come again.
 """
 
 import logging
@@ -23,8 +23,8 @@ _log = logging.getLogger("unskew.redis")
 class Refill:
     """Which shards are being written again. ``marks_key``: where losses are named.
 
-    ``lost``: losses so far; when it grows, every shard is asked for everything that it holds. ``note`` is for the thread that adds
-    updates, all else for the one that sends. Methods that take a client raise what redis-py raises.
+    ``lost``: losses so far; when it grows, every shard is asked for everything that it holds. ``note`` is for the thread
+    that adds updates, all else for the one that sends. Methods that take a client raise what redis-py raises.
     """
 
     def __init__(self, marks_key: str) -> None:
@@ -39,7 +39,7 @@ class Refill:
         self._n_rows = 0
 
     def note(self, shard: str, updates: Updates) -> None:
-        """Take note of a part of a shard's values, or of the last; the first part and the last of all shards are logged."""
+        """Take note of a part of a shard's values, or of the last. The first part and the very last are logged."""
         if not self._announced and not self._shards:
             _log.warning("Redis is empty or behind the state: rewriting all current values")
         self._n_rows += updates.current.height
@@ -53,7 +53,7 @@ class Refill:
             self._n_rows = 0
 
     def hear(self, client: Client, shards: Collection[str], batch: Batch, now_us: int) -> None:
-        """Ask whether another process has lost values: then every one of ``shards`` is incomplete, ``batch`` included."""
+        """Ask whether another process noticed a loss: then all ``shards`` are incomplete, also those complete in ``batch``."""
         if self._heard_at_us is not None and now_us - self._heard_at_us < HEAR_EVERY_US:
             return
         loss = read_loss(client, self._marks_key)
@@ -75,7 +75,7 @@ class Refill:
         self.lost += 1
 
     def incomplete(self, batch: Batch) -> set[str]:
-        """Shards whose values are not all there even with ``batch``: a reader must not take what still lacks for empty."""
+        """Shards that lack values even with ``batch``: a reader must not take what is still to come for empty."""
         return self._shards - batch.refilled
 
     def acknowledged(self, client: Client, batch: Batch) -> None:

@@ -30,10 +30,10 @@ class Replies:
         self._n_outstanding += n_replies
 
     def read(self, *, down_to: int = 0) -> list[str]:
-        """Return once no more than ``down_to`` replies are outstanding, with the server's text for each command that it refused.
+        """Return once no more than ``down_to`` replies are outstanding, with the server's text for each refused command.
 
-        Raises ``redis.ConnectionError`` where the server hung up, ``redis.TimeoutError`` where it is silent, ``redis.InvalidResponse`` for
-        a reply to none of our commands. The connection is of no use after any.
+        Raises ``redis.ConnectionError`` where the server hung up, ``redis.TimeoutError`` where it is silent,
+        ``redis.InvalidResponse`` for a reply that none of our commands has. The connection is of no use after any.
         """
         refusals: list[str] = []
         next_reply = self._reader.gets

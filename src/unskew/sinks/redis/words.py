@@ -9,8 +9,8 @@
     witnesses   purchases@1/h0         as among the marks
     ledgers     purchases@1/h0         late events and repeats, JSON
 
-A shard is named ``view@version/shard``. Words of views that nobody asks for are not parsed; a word that is asked for and that unskew does
-not write is a ``LayoutError``, which names its key and field.
+A shard is named ``view@version/shard``. Words of views that nobody asks for are not parsed. A word that is asked for and
+that unskew does not write is a ``LayoutError``, which names its key and field.
 """
 
 import json
@@ -108,7 +108,7 @@ class Listing:
 
 
 class Words:
-    """A hash as it was read. ``hashes``: key and reply of each pipeline; where several have a field, the last one counts."""
+    """A hash as it was read. ``hashes``: key and reply of each pipeline; where several have a field, the last counts."""
 
     def __init__(self, *hashes: tuple[str, Mapping[Any, Any]]) -> None:
         self._hashes = hashes
@@ -131,8 +131,8 @@ class Words:
     def _unreadable(self, field: str, why: str) -> LayoutError:
         key = next(key for key, reply in reversed(self._hashes) if field in map(_text, reply))
         return LayoutError(
-            f"Redis holds {self._words[field]!r} in the field {field!r} of {key!r}, which unskew did not write: {why}; remove the "
-            "field (HDEL), and unskew run writes it anew"
+            f"Redis holds {self._words[field]!r} in the field {field!r} of {key!r}, which unskew did not write: {why}; "
+            "remove the field (HDEL), and unskew run writes it anew"
         )
 
 

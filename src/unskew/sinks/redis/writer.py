@@ -3,15 +3,16 @@
 What a flush does, in this order, over one connection to each server that holds a part of the keys:
 
 1. Where a connection is a new one, name it, so that a process that takes over can cut it; see that this process still holds its lease, and
-   that the server still has what was acknowledged (``witness``); if not, it came back without
-   its data, or another has taken over without the last of it, and the shards are asked for everything they hold (``refill``).
+   that the server still has what was acknowledged (``witness``); if not, it came back without its data, or another has
+   taken over without the last of it, and the shards are asked for everything they hold (``refill``).
 2. Say how far the values to come go: for each shard its clock and how many events it has applied ("mark"). Where there are
    several servers, await the reply.
 3. Send the values, and await their replies.
 4. Send ledgers, witnesses and clocks, and await theirs.
 
 After a crash a shard goes again through what it had sent already. Its updates are held back until it is no longer ``behind`` and has come
-as far as its mark, and then the last per key are sent (``held``): no reader sees a value go back, also of a server that has lost the mark.
+as far as its mark, and then the last per key are sent (``held``): no reader sees a value go back, also of a server that
+has lost the mark.
 When a flush begins is up to ``pacing``.
 """
 
