@@ -10,6 +10,7 @@ NAMES = (
     "bench_pipeline",
     "bench_latency",
     "bench_journal",
+    "bench_wire",
     "bench_peers",
     "bench_join",
     "bench_recovery",

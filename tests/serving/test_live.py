@@ -95,3 +95,15 @@ def test_a_ledger_that_unskew_did_not_write_is_a_layout_error(writer, redis_clie
 
     with pytest.raises(LayoutError, match="ledger of late events"):
         read(redis_client)
+
+
+@pytest.mark.parametrize(("key", "field"), [
+    ("unskew:clock:main", "visits@1/h0"), ("unskew:clock:main", "visits@1/h1#since"), ("unskew:late:main", "visits@1/h1"),
+])  # fmt: skip
+def test_a_damaged_word_is_named_with_its_key_and_field(writer, redis_client, key, field):
+    writer.add(closing(VISITS, CLOCK))
+    writer.flush(0)
+    redis_client.hset(key, field, "soon")
+
+    with pytest.raises(LayoutError, match=f"{field!r} of {key!r}"):
+        read(redis_client)

@@ -518,3 +518,38 @@ def test_a_client_that_decodes_responses_reads_the_same(writer, redis_url):
         answer = OnlineReader(client).read(["visits:n_5min", "visits:mean_1d", "visits:last_online"], [{"user": "a"}])
 
     assert answer.to_dict() == {"user": ["a"], "n_5min": [3], "mean_1d": [2.5], "last_online": [True]}
+
+
+@pytest.mark.parametrize(("key", "field", "word"), [
+    ("unskew:clock:main", "visits@1/h0", "soon"),
+    ("unskew:clock:main", "visits@1/h0#since", b"\xff"),
+    ("unskew:sent:main", "visits@1/h0", "s:7"),
+    ("unskew:sent:main", "visits@1/h0", "7"),
+])  # fmt: skip
+def test_a_damaged_word_is_named_with_its_key_and_field(writer, reader, redis_client, key, field, word):
+    writer.expect({VISITS.id: ["h0"]})
+    write(writer, closing(VISITS, CLOCK))
+    redis_client.hset(key, field, word)
+
+    with pytest.raises(LayoutError, match=f"{field!r} of {key!r}"):
+        reader.read(["visits:n_5min"], [{"user": "a"}])
+
+
+def test_a_damaged_instant_of_a_row_is_named(writer, reader, redis_client):
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK)]))
+    redis_client.hset("unskew:visits@1:{a}", "_at", "yesterday")
+
+    with pytest.raises(LayoutError, match=r"visits@1:_at.*yesterday"):
+        reader.read(["visits:n_5min"], [{"user": "a"}])
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_words_that_are_foreign_or_of_other_views_stand_in_nobodys_way(writer, reader, redis_client, listed):
+    if listed:
+        writer.expect({VISITS.id: ["h0"]})
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK, n_5min=3)]))
+    for key in ("unskew:clock:main", "unskew:sent:main"):
+        redis_client.hset(key, mapping={b"\xff": b"\xff", "stays@1/h0": "?", "": "", "#shards": "?"})
+    redis_client.hset("unskew:clock:main", "visits@1/mine", 7)
+
+    assert reader.read(["visits:n_5min"], [{"user": "a"}]).to_dict()["n_5min"] == [3]

@@ -1,6 +1,6 @@
 """The pipeline's clocks in Redis, and the instant for which a row read from Redis is valid."""
 
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,8 @@ import polars as pl
 
 from unskew.features.keys import shard_of
 from unskew.features.view import View
-from unskew.sinks.redis.keyspace import ENDED, LOSS, SINCE, shards_field
+from unskew.sinks.redis.keyspace import clock_field
+from unskew.sinks.redis.words import Clocks, Marks
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -18,6 +19,8 @@ UNKNOWN = np.iinfo(np.int64).min
 """The placeholder for an unknown instant; earlier than every instant."""
 
 NEVER = np.iinfo(np.int64).max
+
+_HASHED = re.compile("h[0-9]{1,6}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,32 +63,25 @@ class ViewClocks:
 
     A server may lose everything between the reading of the clocks and the reading of the rows. The marks are then gone
     too, or they say that a loss is being repaired. So an absent row is provisional if its shard has a clock but no
-    mark, and while there is a ``LOSS``.
+    mark, and while there is a loss.
 
     The pipeline lists its shards. A listed shard without a clock may still bring records of any instant: while there is
     one, every row of a partitioned view is provisional, and its instant follows from the known clocks. A shard that
     ended without a clock brings no records, and does not count.
     """
 
-    def __init__(self, view: View, fields: Mapping[str, str], marks: Mapping[str, str]) -> None:
-        own = f"{view.id}/"
-        shards = {name.removeprefix(own): text for name, text in fields.items() if name.startswith(own)}
-        listed = fields.get(shards_field(view.id))
-        self._listed = None if listed is None else dict.fromkeys(listed.split())
-        self._waiting = any(shard not in shards for shard in self._listed or ())
+    def __init__(self, view: View, clocks: Clocks, marks: Marks) -> None:
+        shards = {shard: clock_field(view, shard) for shard in clocks.shards(view.id)}
         self._partitioned = view.partitioned
-        self._clocks: dict[str, int] = {}
-        self._since: dict[str, int] = {}
-        for name, text in shards.items():
-            shard = name.removesuffix(SINCE)
-            if text == ENDED or (self._listed is not None and shard not in self._listed):
-                continue
-            (self._clocks if shard == name else self._since)[shard] = int(text)
-        # ``state:clock:applied``; the instant of such a clock is still open.
-        self._marks = {
-            name.removeprefix(own): int(text.rsplit(":", 2)[1]) for name, text in marks.items() if name.startswith(own)
-        }
-        self._lost = set(self._clocks) if LOSS in marks else self._clocks.keys() - self._marks.keys()
+        self._waiting = any(not clocks.stands(name) for name in shards.values())
+        self._clocks = {shard: us for shard, name in shards.items() if (us := clocks.closed_us(name)) is not None}
+        self._since = {shard: us for shard, name in shards.items() if (us := clocks.since_us(name)) is not None}
+        # The instant of such a clock is still open.
+        self._marks = {shard: us for shard, name in shards.items() if (us := marks.sent_us(name)) is not None}
+        # Without a list of shards, the number follows from those with a clock.
+        numbers = (int(shard[1:]) for shard in self._clocks if _HASHED.fullmatch(shard))
+        self._n_shards = len(clocks.listed(view.id)) or 1 + max(numbers, default=0)
+        self._lost = set(self._clocks) if marks.loss else self._clocks.keys() - self._marks.keys()
         self._latest_since = max(self._since.values(), default=NEVER)
 
     def place(self, keys: pl.Series, at: Ints) -> Placed:
@@ -95,10 +91,7 @@ class ViewClocks:
         return self._place_hashed(keys, at)
 
     def _place_hashed(self, keys: pl.Series, at: Ints) -> Placed:
-        if self._listed is None:
-            n_shards = 1 + max((int(shard.removeprefix("h")) for shard in self._clocks), default=0)
-        else:
-            n_shards = len(self._listed)
+        n_shards = self._n_shards
         clocks = np.array([self._clocks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
         # A shard that has seen no event began when the others did.
         since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)

@@ -1,23 +1,16 @@
 """The state of a running pipeline, read from Redis alone: how far each view has come, and which events were late."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from unskew.features.errors import RequestError
-from unskew.features.ledger import Ledger, read_ledger, together
+from unskew.features.ledger import Ledger, together
 from unskew.features.registry import parse
 from unskew.features.view import View
-from unskew.sinks.redis.keyspace import (
-    ENDED,
-    SINCE,
-    as_text,
-    clock_key,
-    ledger_key,
-    registry_key,
-    shards_field,
-)
+from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, registry_key
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.url import Client
+from unskew.sinks.redis.words import Clocks, Ledgers
 from unskew.sinks.wall import wall_us
 
 
@@ -50,20 +43,20 @@ def read_live(
     cannot be reached, and ``LayoutError`` if its content cannot be read.
     """
     server = Server(source)
+    clocks_key, ledgers_key = clock_key(prefix, pipeline), ledger_key(prefix, pipeline)
     try:
         with server.reaching() as client:
             commands = client.pipeline(transaction=False)
             commands.get(registry_key(prefix))
-            commands.hgetall(clock_key(prefix, pipeline))
-            commands.hgetall(ledger_key(prefix, pipeline))
+            commands.hgetall(clocks_key)
+            commands.hgetall(ledgers_key)
             registry, clocks, ledgers = commands.execute()
     finally:
         if isinstance(source, str):
             server.close()
-    fields = {as_text(name): as_text(value) for name, value in clocks.items()}
-    told = {as_text(name): as_text(value) for name, value in ledgers.items()}
     views = {} if registry is None else parse(registry)
-    live = [_live(view, fields, told, now_us()) for view in views.values() if _is_said(view, fields)]
+    words = Clocks((clocks_key, clocks)), Ledgers((ledgers_key, ledgers))
+    live = [_live(view, *words, now_us()) for view in views.values() if words[0].shards(view.id)]
     if not live:
         raise RequestError(
             f"Redis holds no clock of pipeline {pipeline!r} under the prefix {prefix!r}; give the same --pipeline and "
@@ -72,25 +65,19 @@ def read_live(
     return live
 
 
-def _is_said(view: View, fields: Mapping[str, str]) -> bool:
-    return shards_field(view.id) in fields or any(name.startswith(f"{view.id}/") for name in fields)
-
-
-def _live(view: View, fields: Mapping[str, str], ledgers: Mapping[str, str], now_us: int) -> LiveView:
-    own = f"{view.id}/"
-    shards = {name.removeprefix(own): text for name, text in fields.items() if name.startswith(own)}
-    listed = fields.get(shards_field(view.id), "").split() or sorted(name for name in shards if SINCE not in name)
-    clocks = {shard: int(shards[shard]) for shard in listed if shards.get(shard, ENDED) != ENDED}
-    waiting = tuple(shard for shard in listed if shard not in shards)
-    clock_us = None if waiting else min(clocks.values(), default=None)
-    since = [int(shards[shard + SINCE]) for shard in listed if shard + SINCE in shards]
+def _live(view: View, clocks: Clocks, ledgers: Ledgers, now_us: int) -> LiveView:
+    shards = {shard: clock_field(view, shard) for shard in clocks.shards(view.id)}
+    waiting = tuple(shard for shard, name in shards.items() if not clocks.stands(name))
+    closed = [us for us in map(clocks.closed_us, shards.values()) if us is not None]
+    since = [us for us in map(clocks.since_us, shards.values()) if us is not None]
+    clock_us = None if waiting else min(closed, default=None)
     return LiveView(
         view=view,
         clock_us=clock_us,
         lag_us=None if clock_us is None else max(0, now_us - clock_us),
         since_us=max(since, default=None),
-        shards=tuple(listed),
+        shards=tuple(shards),
         waiting=waiting,
-        ended=tuple(shard for shard in listed if shards.get(shard) == ENDED),
-        ledger=together(read_ledger(ledgers[own + shard]) for shard in listed if own + shard in ledgers),
+        ended=tuple(shard for shard, name in shards.items() if clocks.has_ended(name)),
+        ledger=together(map(ledgers.ledger, shards.values())),
     )

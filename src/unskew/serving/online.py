@@ -13,20 +13,15 @@ from unskew.features.frames import Table, like, to_polars
 from unskew.features.keys import encode_keys
 from unskew.features.references import Asked, by_view, find_view, key_columns, resolve
 from unskew.features.registry import parse
-from unskew.features.view import View
+from unskew.features.types import INT64, Type
+from unskew.features.view import Scalar, View
 from unskew.features.warming import is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
-from unskew.sinks.redis.keyspace import (
-    as_text,
-    clock_key,
-    registry_key,
-    sent_key,
-    value_key,
-    value_keys_pattern,
-)
+from unskew.sinks.redis.keyspace import clock_key, registry_key, sent_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.texts import read_column
 from unskew.sinks.redis.url import Client
+from unskew.sinks.redis.words import Clocks, Marks
 from unskew.sinks.wall import wall_us
 
 Status = Literal["present", "default", "warming", "lagging"]
@@ -110,7 +105,7 @@ class OnlineReader:
         """
         rows = to_polars(entity_rows)
         # Clocks first: see ViewClocks.
-        fields, views = self._clocks_and_views()
+        clocks, views = self._clocks_and_views()
         asked = resolve(features, views, full_feature_names=full_feature_names)
         if rows.width == 0:
             # Without rows there are no columns either.
@@ -123,18 +118,18 @@ class OnlineReader:
                 )
         of_views = by_view(asked)
         keys = {name: _entity_keys(ones[0].view, rows) for name, ones in of_views.items()}
-        found, sent = self._values_and_marks(of_views, keys)
+        found, marks = self._values_and_marks(of_views, keys)
 
         now_us = self._now_us()
         columns: dict[str, pl.Series] = {}
         metadata = {}
         for name, ones in of_views.items():
             texts = found[name]
-            at = np.array([UNKNOWN if row[0] is None else int(row[0]) for row in texts], np.int64)
+            at = _read(ones[0].view, "_at", [row[0] for row in texts], INT64, [UNKNOWN] * len(texts)).to_numpy()
             present = [row[0] is not None for row in texts]
             for position, one in enumerate(ones, start=1):
                 columns[one.column] = _column(one, [row[position] for row in texts], present)
-            placed = ViewClocks(ones[0].view, fields, sent).place(keys[name], at)
+            placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name], at)
             metadata[name] = self._judge(ones, placed, at, now_us)
         # Not with_columns: starting a query costs more than a small answer.
         frame = rows.hstack([columns[one.column] for one in asked])
@@ -158,18 +153,17 @@ class OnlineReader:
         """Close the connections."""
         self._server.close()
 
-    def _clocks_and_views(self) -> tuple[dict[str, str], Mapping[str, View]]:
+    def _clocks_and_views(self) -> tuple[Clocks, Mapping[str, View]]:
+        keys = [clock_key(self._prefix, pipeline) for pipeline in self._pipelines]
         with self._server.reaching() as client:
             commands = client.pipeline(transaction=False)
-            for pipeline in self._pipelines:
-                commands.hgetall(clock_key(self._prefix, pipeline))
+            for key in keys:
+                commands.hgetall(key)
             if self._pinned is None:
                 commands.get(registry_key(self._prefix))
             replies = commands.execute()
-        fields: dict[str, str] = {}
-        for hash_ in replies[: len(self._pipelines)]:
-            fields |= {as_text(name): as_text(text) for name, text in hash_.items()}
-        return fields, self._pinned if self._pinned is not None else self._parsed(replies[-1])
+        clocks = Clocks(*zip(keys, replies, strict=False))
+        return clocks, self._pinned if self._pinned is not None else self._parsed(replies[-1])
 
     def _parsed(self, text: bytes | str | None) -> Mapping[str, View]:
         if text is None:
@@ -183,8 +177,9 @@ class OnlineReader:
 
     def _values_and_marks(
         self, of_views: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
-    ) -> tuple[dict[str, list[list[bytes | None]]], dict[str, str]]:
+    ) -> tuple[dict[str, list[list[bytes | None]]], Marks]:
         """Return ``_at`` and the features of each view's rows as text or None, and the marks, read after them."""
+        marks_keys = [sent_key(self._prefix, pipeline) for pipeline in self._pipelines]
         with self._server.reaching() as client:
             commands = client.pipeline(transaction=False)
             for name, ones in of_views.items():
@@ -197,12 +192,12 @@ class OnlineReader:
             if isinstance(client, redis.RedisCluster):
                 replies = commands.execute()
                 marks = client.pipeline(transaction=False)  # type: ignore[no-untyped-call]
-            for pipeline in self._pipelines:
-                marks.hgetall(sent_key(self._prefix, pipeline))
+            for sent in marks_keys:
+                marks.hgetall(sent)
             replies = [*(replies if marks is not commands else ()), *marks.execute()]
         values = iter(replies)
         found = {name: [next(values) for _ in range(len(keys[name]))] for name in of_views}
-        return found, {as_text(name): as_text(text) for hash_ in values for name, text in hash_.items()}
+        return found, Marks(*zip(marks_keys, values, strict=True))
 
     def _judge(self, ones: list[Asked], placed: Placed, at: np.ndarray[Any, Any], now_us: int) -> pl.DataFrame:
         known = placed.as_of != UNKNOWN
@@ -231,12 +226,17 @@ def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> pl.
     """Return typed values; the empty value for an entity without a row. The default replaces either if it is null."""
     feature = asked.feature
     absent = feature.default if feature.empty is None else feature.empty
+    instead = [feature.default if is_present else absent for is_present in present]
+    return _read(asked.view, feature.name, texts, feature.dtype, instead).alias(asked.column)
+
+
+def _read(
+    view: View, field: str, texts: list[bytes | None], dtype: Type, instead: Sequence[Scalar | None]
+) -> pl.Series:
     try:
-        return read_column(
-            asked.column, texts, feature.dtype, [feature.default if is_present else absent for is_present in present]
-        )
+        return read_column(field, texts, dtype, instead)
     except ValueError as error:
         raise LayoutError(
-            f"Redis holds a value of {asked.view.id}:{feature.name} that unskew did not write: {error}; "
+            f"Redis holds a value of {view.id}:{field} that unskew did not write: {error}; "
             "remove that key, or the field, and the next change of the entity writes it again"
         ) from error

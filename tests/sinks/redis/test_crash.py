@@ -99,7 +99,7 @@ def test_the_mark_is_there_before_the_values_and_of_a_send_that_breaks_off(redis
     send(writer, step(10, 1, a=1))
     writer.add(step(20, 2, a=2))
     monkeypatch.setattr(
-        "unskew.sinks.redis.writer.RedisWriter._closing", lambda *_: (_ for _ in ()).throw(OSError("cable pulled"))
+        "unskew.sinks.redis.writer.RedisWriter._send_clocks", lambda *_: (_ for _ in ()).throw(OSError("cable pulled"))
     )
     with pytest.raises(StoreUnavailable, match="cable pulled"):
         writer.flush(NOW)

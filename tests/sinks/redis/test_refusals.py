@@ -20,7 +20,6 @@ NEEDED = [
         "+hset",
         "+hget",
         "+hgetall",
-        "+hkeys",
         "+hdel",
         "+del",
         "+pexpireat",
@@ -32,7 +31,7 @@ NEEDED = [
     ),
     *("+multi", "+exec", "+watch", "+unwatch"),
 ]
-NEEDED_IN_A_CLUSTER = ["+cluster|slots", "+command", "+asking", "+ping"]
+NEEDED_IN_A_CLUSTER = ["+cluster|slots", "+command", "+asking"]
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from tests.support.servers.valkey import Cluster, Valkey, wait_until
 from unskew.features.errors import StoreUnavailable
 from unskew.features.updates import NothingToCome
 from unskew.sinks.redis.cluster_slots import slot_of
-from unskew.sinks.redis.keyspace import LOSS, clock_key, connect, sent_key
-from unskew.sinks.redis.writer import HEAR_EVERY_US
+from unskew.sinks.redis.keyspace import clock_key, connect, sent_key
+from unskew.sinks.redis.refill import HEAR_EVERY_US
 
 ALL = dict.fromkeys(KEYS, 2)
 OF_CLOCK = slot_of(clock_key("unskew", "main"))
@@ -78,9 +78,9 @@ def test_what_one_process_lost_the_others_write_again_until_all_is_there(one):
         assert others.lost == 1
         assert (clock(one.url), clock(one.url, "h1")) == (None, 19)
         send(mine, part(21, 2))
-        assert one.client.hget(sent_key("unskew", "main"), LOSS) is not None
+        assert one.client.hget(sent_key("unskew", "main"), "#loss") is not None
         send(mine, part(21, 2, [], last=True))
-        assert one.client.hget(sent_key("unskew", "main"), LOSS) is None
+        assert one.client.hget(sent_key("unskew", "main"), "#loss") is None
         send(others, part(22, 2, ["other"], last=True, shard="h1"))
         assert (clock(one.url), clock(one.url, "h1")) == (20, 21)
         others.add(step(23, 2, [], shard="h1"))

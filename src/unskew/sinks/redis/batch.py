@@ -6,22 +6,21 @@ import polars as pl
 
 from unskew.features.ledger import Ledger
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.redis.keyspace import ENDED, SINCE, clock_field
-
-Place = tuple[int, int]
-"""Clock in microseconds and number of events applied: how far a shard is, in an order that every life of it shares."""
+from unskew.sinks.redis.keyspace import clock_field
+from unskew.sinks.redis.words import Clock, Place
 
 
 @dataclass
 class Batch:
     """Rows and clocks not acknowledged yet.
 
-    ``frames``: by view, in the order in which they came. ``places``: how far each shard is with them, by ``view@version/shard``, as
-    are its ``clocks``, those of first arrivals among them, and ``ledgers``. ``refilled``: shards of which all values are in it.
+    ``frames``: by view, in the order in which they came. ``clocks``, ``places`` (how far each shard is with these rows)
+    and ``ledgers``: by ``view@version/shard``. ``refilled``: shards of which all values are in it. ``n_distinct``: rows
+    after the last conflation.
     """
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
-    clocks: dict[str, int | str] = field(default_factory=dict)
+    clocks: dict[str, Clock] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     refilled: set[str] = field(default_factory=set)
     ledgers: dict[str, Ledger] = field(default_factory=dict)
@@ -33,15 +32,13 @@ class Batch:
     def add(self, updates: Updates | NothingToCome) -> None:
         name = clock_field(updates.view, updates.shard)
         if isinstance(updates, NothingToCome):
-            self.clocks[name] = ENDED
+            self.clocks[name] = Clock(None)
             return
         # The instant that the clock stands on is still open: readers judge exactness by the last closed one.
-        self.clocks[name] = updates.clock_us - 1
-        self.places[name] = updates.clock_us, updates.applied
+        self.clocks[name] = Clock(updates.clock_us - 1, updates.since_us)
+        self.places[name] = Place(updates.clock_us, updates.applied)
         if updates.refill == "last":
             self.refilled.add(name)
-        if updates.since_us is not None:
-            self.clocks[name + SINCE] = updates.since_us
         if self.newest_clock_us is None or updates.clock_us > self.newest_clock_us:
             self.newest_clock_us = updates.clock_us
         n_rows = updates.current.height
@@ -75,3 +72,4 @@ class Batch:
                 self.frames[view] = [last]
                 self.n_rows -= together.height - last.height
                 self.n_conflated += together.height - last.height
+        self.n_distinct = self.n_rows

@@ -1,14 +1,10 @@
-"""Names of what is kept in Redis; the writer and the reader share them."""
+"""Names of what is kept in Redis; the writer and the reader share them. What stands under them is in ``words``."""
 
 import re
 
 from unskew.features.plan import ViewPlan
+from unskew.features.view import View
 from unskew.sinks.redis.url import Address, Client
-
-SINCE = "#since"
-ENDED = "ended"
-"""Stands for the clock of a shard that ended before it had one."""
-LOSS = "#loss"
 
 
 def value_key(prefix: str, view_id: str, entity_key: str) -> str:
@@ -22,24 +18,20 @@ def value_keys_pattern(prefix: str, view_id: str) -> str:
 
 
 def clock_key(prefix: str, pipeline: str) -> str:
-    """The hash of a pipeline's clocks: ``view@version/shard`` -> microseconds; with ``#since``, its first arrival.
-
-    ``view@version#shards`` -> the names of all shards of the view, with spaces between, also of those without a clock.
-    """
+    """The hash of a pipeline's clocks, and of which shards there are."""
     return f"{prefix}:clock:{pipeline}"
 
 
 def sent_key(prefix: str, pipeline: str) -> str:
-    """The hash of how far a pipeline's values may have been sent: ``view@version/shard`` -> state, clock and events applied.
+    """The hash of how far a pipeline's values may have been sent ("marks").
 
-    Beside the clocks rather than among them: those are read at every request. ``LOSS`` -> names the loss of values that a
-    process of the pipeline noticed, until they are all there again.
+    Beside the clocks rather than among them: those are read at every request.
     """
     return f"{prefix}:sent:{pipeline}"
 
 
 def witness_key(prefix: str, pipeline: str, tag: str) -> str:
-    """The hash, on each server one, of how far the rows there are acknowledged; its fields are as those of ``sent_key``.
+    """The hash, one on each server, of how far the rows there are acknowledged.
 
     ``tag``: makes the key fall to that server; the braces are literal.
     """
@@ -47,16 +39,13 @@ def witness_key(prefix: str, pipeline: str, tag: str) -> str:
 
 
 def ledger_key(prefix: str, pipeline: str) -> str:
-    """The hash of a pipeline's late events and repeats: ``view@version/shard`` -> a ledger as JSON."""
+    """The hash of a pipeline's late events and repeats."""
     return f"{prefix}:late:{pipeline}"
 
 
-def clock_field(view: ViewPlan, shard: str) -> str:
+def clock_field(view: ViewPlan | View, shard: str) -> str:
+    """The name of a shard in all of these hashes."""
     return f"{view.id}/{shard}"
-
-
-def shards_field(view_id: str) -> str:
-    return f"{view_id}#shards"
 
 
 def registry_key(prefix: str) -> str:

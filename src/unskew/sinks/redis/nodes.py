@@ -9,11 +9,9 @@ key each, so sending one twice changes nothing.
 import contextlib
 import re
 import socket
-import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, zip_longest
+from itertools import zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -21,10 +19,12 @@ import numpy.typing as npt
 import polars as pl
 import redis
 from redis.cluster import PRIMARY, ClusterNode
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as N_SLOTS
 from redis.exceptions import ClusterError
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_incrementing
 from typing_extensions import override
 
-from unskew.sinks.redis.cluster_slots import N_SLOTS, slot_of, slots_of, tag_of
+from unskew.sinks.redis.cluster_slots import slot_of, slots_of, tag_of
 from unskew.sinks.redis.resp import Commands, RowEncoder, hset
 from unskew.sinks.redis.resp_replies import BYTES_PER_READ, Replies
 from unskew.sinks.redis.url import Client
@@ -33,8 +33,8 @@ ROWS_PER_CHUNK = 2_500
 """Rows sent before replies are read: bounds what the server holds back for us while we still send."""
 
 MOST_ROUNDS = 8
-LONGEST_PAUSE_S = 0.1
-"""What a cluster still refuses after so many rounds, with pauses up to this between, is the caller's to try again."""
+PAUSE_S = 0.0125
+"""After so many rounds the caller must try again; each pause between them is longer than the last by this."""
 
 # A present so late that no row gets an expiry.
 _PAST_ALL_EXPIRIES_US = 2**62
@@ -56,7 +56,7 @@ class _Redirection:
 
 
 class Line:
-    """A connection to one server, over which commands go pipelined and replies are counted.
+    """A connection to one server, over which commands go pipelined.
 
     ``redirected``: what the server refused because it is another's to answer, by slot; of a server that is not ``one_of_several``
     that is an error like any other. Raises what redis-py raises.
@@ -89,14 +89,14 @@ class Line:
         """Send; returns once all that was sent before is answered."""
         going = [*self._held, *commands]
         self._held = []
-        n_lines = sum(one.n_lines for one in going)
+        n_replies = sum(one.n_replies for one in going)
         parts = [one.data for one in going]
         if sum(map(len, parts)) < BYTES_PER_READ:
             # A call to the system costs more than to copy what is little.
             parts = [b"".join(parts)]
         self._connection.send_packed_command(parts, check_health=False)  # type: ignore[no-untyped-call]
-        self._replies.expect(n_lines)
-        self._read(down_to=n_lines)
+        self._replies.expect(n_replies)
+        self._read(down_to=n_replies)
 
     def finish(self) -> None:
         """Send what is held, and await all replies."""
@@ -112,19 +112,8 @@ class Line:
         self._server.connection_pool.release(self._connection)
 
     def _read(self, *, down_to: int) -> None:
-        try:
-            self._replies.read(down_to=down_to)
-        except redis.ResponseError:
-            if not self._one_of_several:
-                raise
-            self._note_redirections()
-
-    def _note_redirections(self) -> None:
-        """Read on to the end: how many lines a refused transaction answers with depends on where it was refused."""
-        last = b"$32\r\n%b\r\n" % uuid.uuid4().hex.encode()
-        self._connection.send_packed_command([b"*2\r\n$4\r\nPING\r\n" + last], check_health=False)  # type: ignore[no-untyped-call]
-        for text in self._replies.refusals(last):
-            found = _REDIRECTION.fullmatch(text)
+        for text in self._replies.read(down_to=down_to):
+            found = _REDIRECTION.fullmatch(text) if self._one_of_several else None
             if found is not None:
                 kind, slot, host, port = found.groups()
                 host = host or self._server.get_connection_kwargs()["host"]
@@ -301,21 +290,36 @@ class ClusterNodes:
         self.finish()
 
     def finish(self) -> None:
-        for number in count(1):
-            redirected: dict[int, _Redirection] = {}
-            for line in self._lines.values():
-                line.finish()
-                redirected |= line.redirected
-                line.redirected = {}
-            if not redirected:
-                break
-            if number > MOST_ROUNDS:
-                raise ClusterError(f"{next(iter(redirected.values()))}, after {MOST_ROUNDS} tries")
+        if redirected := self._answers():
             # What the refusals say does until then.
             self._outdated = True
-            time.sleep(LONGEST_PAUSE_S * (number - 1) / MOST_ROUNDS)
-            self._send_again(redirected)
+            self._send_until_taken(redirected)
         self._rows, self._fields = [], []
+
+    def _send_until_taken(self, redirected: dict[int, _Redirection]) -> None:
+        def try_again() -> dict[int, _Redirection]:
+            nonlocal redirected
+            self._send_again(redirected)
+            redirected = self._answers()
+            return redirected
+
+        Retrying(
+            retry=retry_if_result(bool),
+            wait=wait_incrementing(PAUSE_S, PAUSE_S),
+            stop=stop_after_attempt(MOST_ROUNDS),
+            retry_error_callback=lambda _: None,
+        )(try_again)
+        if redirected:
+            raise ClusterError(f"{next(iter(redirected.values()))}, after {MOST_ROUNDS} tries")
+
+    def _answers(self) -> dict[int, _Redirection]:
+        """Await all replies; what was refused, by slot."""
+        redirected: dict[int, _Redirection] = {}
+        for line in self._lines.values():
+            line.finish()
+            redirected |= line.redirected
+            line.redirected = {}
+        return redirected
 
     def _send_again(self, redirected: Mapping[int, _Redirection]) -> None:
         """Send what was refused: to the slot's new owner, or, of a slot on its way, to whichever of both has the key."""
@@ -372,7 +376,7 @@ class ClusterNodes:
         other = self._line_at(told.at)
         n_values = len(row.encoder.encode(row.rows, _PAST_ALL_EXPIRIES_US).data)
         expiry = commands.data[n_values:]
-        other.send(Commands(_ASKING + commands.data[:n_values], 1 + commands.n_lines - bool(expiry)))
+        other.send(Commands(_ASKING + commands.data[:n_values], 1 + commands.n_replies - bool(expiry)))
         if expiry:
             other.send(Commands(_ASKING + expiry, 2))
         other.finish()

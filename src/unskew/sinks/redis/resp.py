@@ -11,7 +11,7 @@ so a reader sees the fields of a row change together. The expiry stands outside 
 garbage, and a command fewer in the transaction is work the server is spared. Values are as ``texts`` says; a null field is
 absent.
 
-Every reply to these commands is an integer, a status or an array of integers; ``resp_replies`` rests on that.
+Every reply to these commands is an integer, a status or an array of integers, as ``resp_replies`` expects.
 """
 
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ COLLECT_AFTER_US = 7 * 24 * 3600 * 1_000_000
 
 @dataclass(frozen=True)
 class Commands:
-    """Bytes ready to send, and how many lines the server answers with where it refuses nothing."""
+    """Bytes ready to send, and how many replies they get."""
 
     data: bytes
-    n_lines: int
+    n_replies: int
 
 
 def hset(key: str, values: Mapping[str, int | str]) -> Commands:
@@ -112,7 +112,7 @@ class RowEncoder:
         texts += strings
         laid_out = Keys.of(texts[0] if len(texts) == 1 else pl.concat(texts))
         out = self._buffer(rows.height, laid_out)
-        n_bytes, n_lines = resp_bytes.write_rows(
+        n_bytes, n_replies = resp_bytes.write_rows(
             out,
             self._pieces,
             self._piece_ends,
@@ -128,7 +128,7 @@ class RowEncoder:
             columns["_gone"].to_numpy(),
             _collected_at_ms(columns["_empty_at"], now_us),
         )
-        return Commands(out[:n_bytes].tobytes(), n_lines)
+        return Commands(out[:n_bytes].tobytes(), n_replies)
 
     def _buffer(self, n_rows: int, texts: Keys) -> npt.NDArray[np.uint8]:
         """Room for what ``n_rows`` can become at most."""

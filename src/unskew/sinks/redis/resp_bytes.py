@@ -49,7 +49,7 @@ def write_rows(
     gone: Array,
     expires_ms: Array,
 ) -> tuple[int, int]:
-    """Write the commands of all rows to ``out``, which is large enough; bytes written and lines of their replies.
+    """Write the commands of all rows to ``out``, which is large enough; bytes written and the number of their replies.
 
     ``names``: each field's name as an argument, ends in ``name_ends`` [fields + 1]. ``sources`` [fields]: the row of
     ``numbers`` [.., rows] that holds the field, or -1 - the number of its text column; ``texts`` holds the text columns
@@ -59,7 +59,7 @@ def write_rows(
     n_rows = len(gone)
     n_fields = len(sources)
     at = 0
-    n_lines = 0
+    n_replies = 0
     for row in range(n_rows):
         key_start = text_ends[row]
         key_stop = text_ends[row + 1]
@@ -67,7 +67,7 @@ def write_rows(
             at = _array(out, at, 2)
             at = _copy(out, at, pieces, piece_ends[_DEL], piece_ends[_DEL + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
-            n_lines += 1
+            n_replies += 1
             continue
         n_missing = 0
         for field in range(n_fields):
@@ -91,7 +91,7 @@ def write_rows(
                 at = _length(out, at, stop - start)
                 at = _copy(out, at, texts, start, stop)
                 at = _line_end(out, at)
-        n_lines += 1
+        n_replies += 1
         if n_missing:
             at = _array(out, at, 2 + n_missing)
             at = _copy(out, at, pieces, piece_ends[_HDEL], piece_ends[_HDEL + 1])
@@ -100,15 +100,15 @@ def write_rows(
                 if missing[field, row]:
                     at = _copy(out, at, names, name_ends[field], name_ends[field + 1])
             at = _copy(out, at, pieces, piece_ends[_EXEC], piece_ends[_EXEC + 1])
-            # OK, QUEUED, QUEUED, an array of two, and those: one of the six is counted above.
-            n_lines += 5
+            # One of the four commands is counted above.
+            n_replies += 3
         if expires_ms[row]:
             at = _array(out, at, 3)
             at = _copy(out, at, pieces, piece_ends[_PEXPIREAT], piece_ends[_PEXPIREAT + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
             at = _number(out, at, expires_ms[row])
-            n_lines += 1
-    return at, n_lines
+            n_replies += 1
+    return at, n_replies
 
 
 @compiled()

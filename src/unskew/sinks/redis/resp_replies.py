@@ -1,17 +1,17 @@
-"""Replies counted rather than parsed: an object for each would cost more than making the commands did.
+"""Replies on one connection, parsed by hiredis: how many are still to come, and the texts of those that are refusals.
 
-The replies to our commands are integers (``:1``), statuses (``+OK``, ``+QUEUED``) and arrays of integers (``*2``): a
-line each, of few characters. A refusal, within a transaction too, is a line that begins with ``-``, which no other reply
-contains. So the replies are good when the expected number of lines has come and no other character was among them.
+The replies to our commands are integers, ``OK``, ``QUEUED`` and, to a transaction, a list of integers.
 """
 
 from collections.abc import Callable
 
+import hiredis
 import redis
 
 BYTES_PER_READ = 1 << 16
 
-_EXPECTED = bytes(sorted(set(b":+*0123456789OKQUED\r\n")))
+_STATUSES = frozenset({b"OK", b"QUEUED"})
+_NOT_YET = object()
 
 
 class Replies:
@@ -20,52 +20,46 @@ class Replies:
     def __init__(self, receive: Callable[[bytearray], int]) -> None:
         self._receive = receive
         self._buffer = bytearray(BYTES_PER_READ)
+        self._reader = hiredis.Reader(
+            redis.InvalidResponse, redis.ResponseError, errors="replace", notEnoughData=_NOT_YET
+        )
         self._n_outstanding = 0
-        self._refused = bytearray()
 
-    def expect(self, n_lines: int) -> None:
+    def expect(self, n_replies: int) -> None:
         """Count the replies of commands that were sent."""
-        self._n_outstanding += n_lines
+        self._n_outstanding += n_replies
 
-    def read(self, *, down_to: int = 0) -> None:
-        """Return once no more than ``down_to`` lines are outstanding.
+    def read(self, *, down_to: int = 0) -> list[str]:
+        """Return once no more than ``down_to`` replies are outstanding, with the server's text for each refused command.
 
-        Raises ``redis.ResponseError`` with the server's text for a command that was refused, ``redis.ConnectionError``
-        where the server hung up, ``redis.TimeoutError`` where it is silent. The connection is of no use after any, unless
-        after a refusal ``refusals`` reads on.
+        Raises ``redis.ConnectionError`` where the server hung up, ``redis.TimeoutError`` where it is silent,
+        ``redis.InvalidResponse`` for a reply that none of our commands has. The connection is of no use after any.
         """
+        refusals: list[str] = []
+        next_reply = self._reader.gets
         while self._n_outstanding > down_to:
-            received = self._next()
-            if received.translate(None, _EXPECTED):
-                raise self._refusal(received)
-            self._n_outstanding -= received.count(b"\n")
-        if self._n_outstanding < 0:
+            reply = next_reply()
+            if reply is _NOT_YET:
+                self._feed()
+                continue
+            self._n_outstanding -= 1
+            # Nearly all are these.
+            if type(reply) is int or (type(reply) is bytes and reply in _STATUSES):
+                continue
+            for one in reply if type(reply) is list else [reply]:
+                if isinstance(one, redis.ResponseError):
+                    refusals.append(str(one))
+                elif type(one) is not int:
+                    raise redis.InvalidResponse(f"unexpected reply: {one!r}")
+        if not self._n_outstanding and self._reader.has_data():
             raise redis.InvalidResponse("more replies than commands")
+        return refusals
 
-    def refusals(self, last: bytes) -> list[str]:
-        """After a refusal, read on up to ``last``, which is the last reply to come; the server's text for all it refused."""
-        text = self._refused
-        while not text.endswith(last):
-            text += self._next()
-        self._n_outstanding = 0
-        return [line[1:].decode(errors="replace") for line in text.split(b"\r\n") if line.startswith(b"-")]
-
-    def _next(self) -> bytearray:
+    def _feed(self) -> None:
         try:
             n_bytes = self._receive(self._buffer)
         except TimeoutError as error:
             raise redis.TimeoutError("Timeout reading from socket") from error
         if not n_bytes:
             raise redis.ConnectionError("Connection closed by server")
-        return self._buffer[:n_bytes]
-
-    def _refusal(self, received: bytearray) -> redis.RedisError:
-        """The error whose line begins in ``received``; its end may not have come yet."""
-        text = received
-        while b"-" in text and b"\r\n" not in text[text.index(b"-") :]:
-            text = text + self._next()
-        self._refused = text
-        _, dash, line = text.partition(b"-")
-        if not dash:
-            return redis.InvalidResponse(f"unexpected reply: {bytes(text[:80])!r}")
-        return redis.ResponseError(line.partition(b"\r\n")[0].decode(errors="replace"))
+        self._reader.feed(self._buffer, 0, n_bytes)  # type: ignore[arg-type]

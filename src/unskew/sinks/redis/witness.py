@@ -9,16 +9,9 @@ beside it; and a server that lost any of them has lost the witness's last word t
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unskew.features.plan import ViewPlan
-from unskew.sinks.redis.batch import Place
-from unskew.sinks.redis.keyspace import ENDED, SINCE, as_text, clock_field, clock_key, shards_field, witness_key
+from unskew.sinks.redis.keyspace import clock_field, clock_key, witness_key
 from unskew.sinks.redis.url import Client
-
-NOWHERE: Place = (-1, -1)
-
-
-def texts_of(client: Client, key: str) -> dict[str, str]:
-    """A hash as texts; empty where there is none."""
-    return {as_text(name): as_text(value) for name, value in client.hgetall(key).items()}
+from unskew.sinks.redis.words import Clock, Clocks, Listing, Marks, Place, mark_words
 
 
 class Kept:
@@ -33,21 +26,12 @@ class Kept:
         self._state = state
         self._clock_key = clock_key(prefix, pipeline)
         # At the start.
-        self._found_clocks: dict[str, str] = {}
-        self._found_places: list[dict[str, Place]] = []
+        self._found_clocks = Clocks()
+        self._found_witnesses: list[Marks] = []
         # Since then.
-        self._clocks: dict[str, int | str] = {}
+        self._clocks: dict[str, Clock] = {}
         self._places: dict[str, Place] = {}
         self._witnesses: Sequence[str] = ()
-
-    def text(self, place: Place) -> str:
-        """A place of this history."""
-        return f"{self._state}:{place[0]}:{place[1]}"
-
-    def place(self, text: str | None) -> Place:
-        """The place that a text says; ``NOWHERE`` where it says none of this history."""
-        state, *place = ("" if text is None else text).rsplit(":", 2)
-        return (int(place[0]), int(place[1])) if len(place) == 2 and state == self._state else NOWHERE
 
     def witnesses(self, tags: Iterable[str]) -> list[str]:
         """The witnesses' keys."""
@@ -55,58 +39,52 @@ class Kept:
 
     def look(self, client: Client, tags: Iterable[str]) -> None:
         """See how far values and clocks of an earlier run went."""
-        self._found_clocks = texts_of(client, self._clock_key)
-        self._found_places = [self._read(client, key) for key in self.witnesses(tags)]
+        self._found_clocks = Clocks.read(client, self._clock_key)
+        self._found_witnesses = [Marks.read(client, key) for key in self.witnesses(tags)]
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
         """Whether, when ``look`` was called, some server lacked values that a state with this clock had sent."""
         name = clock_field(view, shard)
-        text = self._found_clocks.get(name)
-        if text is None or text == ENDED or int(text) < clock_us - 1:
+        closed_us = self._found_clocks.closed_us(name)
+        if closed_us is None or closed_us < clock_us - 1:
             return True
-        return any(places.get(name, NOWHERE)[0] < clock_us for places in self._found_places)
+        return any(witness.place(name, self._state).clock_us < clock_us for witness in self._found_witnesses)
 
     def words(self, tags: Iterable[str], places: Mapping[str, Place]) -> Iterator[tuple[str, Mapping[str, str]]]:
         """What is to be written to each witness, where rows up to ``places`` are acknowledged; to a new one all that was before."""
         for key in self.witnesses(tags):
             told = places if key in self._witnesses else {**self._places, **places}
             if told:
-                yield key, {name: self.text(place) for name, place in told.items()}
+                yield key, mark_words(self._state, told)
 
-    def acknowledged(
-        self, clocks: Mapping[str, int | str], places: Mapping[str, Place], witnesses: Sequence[str]
-    ) -> None:
+    def acknowledged(self, clocks: Mapping[str, Clock], places: Mapping[str, Place], witnesses: Sequence[str]) -> None:
         """Take note of what is on the servers now. ``witnesses``: those that say so."""
         self._clocks |= clocks
         self._places |= places
         self._witnesses = witnesses
 
-    def lacking(self, client: Client, view_ids: Iterable[str]) -> set[str] | None:
+    def lacking(self, client: Client, listing: Listing) -> set[str] | None:
         """Shards, as ``view@version/shard``, whose clock stands but not all of their rows; None where nothing at all is lacking."""
-        stored = texts_of(client, self._clock_key)
-        behind = any(
-            name not in stored or (isinstance(clock, int) and int(stored[name]) < clock)
-            for name, clock in self._clocks.items()
-        ) or any(shards_field(view_id) not in stored for view_id in view_ids)
+        stored = Clocks.read(client, self._clock_key)
+        behind = any(stored.lacks(name, clock) for name, clock in self._clocks.items()) or not all(
+            map(stored.is_listed, listing.view_ids)
+        )
         lost = set()
         for key in self._witnesses:
-            places = self._read(client, key)
-            lost |= {name for name, place in self._places.items() if places.get(name, NOWHERE) < place}
-        return lost & stored.keys() if behind or lost else None
+            witness = Marks.read(client, key)
+            lost |= {name for name, place in self._places.items() if witness.place(name, self._state) < place}
+        return set(filter(stored.stands, lost)) if behind or lost else None
 
     def shards(self) -> set[str]:
         """Those of which values were acknowledged."""
         return set(self._places)
 
-    def ended(self) -> dict[str, str]:
+    def ended(self) -> dict[str, Clock]:
         """What was told of shards that ended before they had a clock."""
-        return {name: ENDED for name, value in self._clocks.items() if value == ENDED and SINCE not in name}
+        return {name: clock for name, clock in self._clocks.items() if clock.closed_us is None}
 
     def forget(self) -> None:
         """All of it is to be sent again."""
         self._clocks = {}
         self._places = {}
         self._witnesses = ()
-
-    def _read(self, client: Client, key: str) -> dict[str, Place]:
-        return {name: self.place(text) for name, text in texts_of(client, key).items()}

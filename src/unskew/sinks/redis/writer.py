@@ -3,62 +3,40 @@
 What a flush does, in this order, over one connection to each server that holds a part of the keys:
 
 1. Where a connection is a new one, name it, so that a process that takes over can cut it; see that this process still holds its lease, and
-   that the server still has what was acknowledged (``redis_kept``); if not, it came back without
-   its data, or another has taken over without the last of it, and the shards are asked for everything they hold (``lost``).
+   that the server still has what was acknowledged (``witness``); if not, it came back without its data, or another has
+   taken over without the last of it, and the shards are asked for everything they hold (``refill``).
 2. Say how far the values to come go: for each shard its clock and how many events it has applied ("mark"). Where there are
    several servers, await the reply.
 3. Send the values, and await their replies.
 4. Send ledgers, witnesses and clocks, and await theirs.
 
 After a crash a shard goes again through what it had sent already. Its updates are held back until it is no longer ``behind`` and has come
-as far as its mark, and then the last per key are sent: no reader sees a value go back, also of a server that has lost the mark.
+as far as its mark, and then the last per key are sent (``held``): no reader sees a value go back, also of a server that
+has lost the mark.
+When a flush begins is up to ``pacing``.
 """
 
-import json
-import logging
 import socket
-import uuid
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import redis
 
-from unskew.features.ledger import Ledger, ledger_of, written
+from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.redis.batch import Batch, Place
+from unskew.sinks.redis.batch import Batch
 from unskew.sinks.redis.cuts import Cuts
-from unskew.sinks.redis.keyspace import (
-    ENDED,
-    LOSS,
-    SINCE,
-    as_text,
-    clock_field,
-    clock_key,
-    ledger_key,
-    registry_key,
-    sent_key,
-    shards_field,
-)
+from unskew.sinks.redis.held import Held
+from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, registry_key, sent_key
 from unskew.sinks.redis.nodes import Nodes, nodes_of
+from unskew.sinks.redis.pacing import Pacing
+from unskew.sinks.redis.refill import Refill
 from unskew.sinks.redis.resp import RowEncoder
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.url import Client
-from unskew.sinks.redis.witness import NOWHERE, Kept, texts_of
-
-LONGEST_INTERVAL_US = 1_000_000
-LAG_PER_INTERVAL = 16
-"""The interval between flushes is this part of the lag: 1 ms at 16 ms of lag, 1 s from 16 s on."""
-
-MOST_ROWS_WAITING = 200_000
-LEAST_ROWS_ASIDE = 1_000
-"""Fewer are sent sooner than another thread is awake."""
-
-HEAR_EVERY_US = 1_000_000
-"""How often a writer asks what writers in other processes have lost."""
-
-_log = logging.getLogger("unskew.redis")
+from unskew.sinks.redis.witness import Kept
+from unskew.sinks.redis.words import Clocks, Listing, Marks, Words, clock_words, ledger_words, mark_words
 
 
 class RedisWriter:
@@ -87,38 +65,25 @@ class RedisWriter:
         n_processes: int = 1,
         still_ours: Callable[[], None] = lambda: None,
     ) -> None:
-        self._still_ours = still_ours
-        self._cuts = Cuts(state, process, n_processes)
+        self._prefix = prefix
+        self._state = state
+        self._clock_key = clock_key(prefix, pipeline)
+        self._sent_key = sent_key(prefix, pipeline)
+        self._ledger_key = ledger_key(prefix, pipeline)
         self._server = Server(client)
         self._nodes: tuple[Client, Nodes] | None = None
-        self._prefix = prefix
-        self._sent_key = sent_key(prefix, pipeline)
-        self._registry: str | None = None
-        self._shards: Mapping[str, Sequence[str]] = {}
-        self._own: Container[str] | None = None
-        # How far each shard's values went before a crash, and the updates that come up to it again.
-        self._holds: dict[str, Place] = {}
-        self._held: dict[str, Batch] = {}
+        self._still_ours = still_ours
+        self._cuts = Cuts(state, process, n_processes)
         # What was acknowledged, and the connections over which it was.
         self._kept = Kept(prefix, pipeline, state)
         self._sockets: dict[str, socket.socket] = {}
-        # The last loss that any process of the pipeline noticed, and when it was last asked for; if it was this one, which
-        # shards' values have not all come again.
-        self._loss = ""
-        self._lacking: set[str] | None = None
-        self._heard_at_us: int | None = None
-        self._refilling: set[str] = set()
-        self._told_of_refill: set[str] = set()
-        self._rows_refilled = 0
-        self.lost = 0
-        self._clock_key = clock_key(prefix, pipeline)
-        self._ledger_key = ledger_key(prefix, pipeline)
+        self._refill = Refill(self._sent_key)
+        self._held = Held()
+        self._pacing = Pacing(self._bring)
+        self._registry: str | None = None
+        self._listing = Listing({})
         self._ledgers: dict[str, Ledger] = {}
         self._encoders: dict[str, RowEncoder] = {}
-        self._gathered = Batch()
-        self._aside: ThreadPoolExecutor | None = None
-        self._sending: tuple[Batch, Future[None]] | None = None
-        self._flushed_at_us: int | None = None
         self.rows_sent = 0
         self.rows_conflated = 0
         self.flushes = 0
@@ -126,13 +91,17 @@ class RedisWriter:
     @property
     def n_held(self) -> int:
         """Rows held back until their shard has come as far as it had before a crash."""
-        return sum(batch.n_rows for batch in list(self._held.values()))
+        return self._held.n_rows
 
     @property
     def n_waiting(self) -> int:
         """Rows not yet acknowledged; those gathered for the next flush are not conflated yet."""
-        sending = self._sending  # read once: metrics ask from another thread
-        return self._gathered.n_rows + (0 if sending is None else sending[0].n_rows)
+        return self._pacing.n_waiting
+
+    @property
+    def lost(self) -> int:
+        """Losses of values by Redis, so far; when it grows, every shard is asked for everything that it holds."""
+        return self._refill.lost
 
     def look(self) -> None:
         """See what is there: how far each shard's values and clocks went.
@@ -142,10 +111,7 @@ class RedisWriter:
         with self._server.reaching() as client:
             self._cuts.cut_predecessors(self._nodes_of(client))
             self._kept.look(client, self._nodes_of(client).tags)
-            for name, text in texts_of(client, self._sent_key).items():
-                place = self._kept.place(text)
-                if place != NOWHERE:
-                    self._holds[name] = place
+            self._held.until(Marks.read(client, self._sent_key).places(self._state))
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
         """Whether, when ``look`` was called, Redis lacked values that a state with this clock had sent."""
@@ -180,108 +146,52 @@ class RedisWriter:
         deployment's and are removed, with their ledgers, as is what earlier runs said of shards that ended without a clock:
         of those in ``own``, ``view@version/shard``, where other processes keep the others.
         """
-        self._shards, self._own = shards, own
+        self._listing = Listing(shards, own)
         with self._server.reaching() as client:
-            listed = {f"{view_id}/{shard}" for view_id, names in shards.items() for shard in names}
-            # Hash by hash: in a cluster each may be on another server.
-            for key in (self._sent_key, *self._kept.witnesses(self._nodes_of(client).tags), self._ledger_key):
-                told = [as_text(name) for name in client.hkeys(key)]
-                unlisted = [name for name in told if name.partition("/")[0] in shards and name not in listed]
-                if LOSS in told:
-                    unlisted.append(LOSS)
-                if unlisted:
-                    client.hdel(key, *unlisted)
-            stale = [
-                name
-                for name, value in texts_of(client, self._clock_key).items()
-                if name.partition("/")[0] in shards
-                and (name.removesuffix(SINCE) not in listed or (value == ENDED and (own is None or name in own)))
-            ]
-            # In this order: clocks of shards that are not listed count for nothing.
-            if shards:
-                client.hset(
-                    self._clock_key,
-                    mapping={shards_field(view_id): " ".join(names) for view_id, names in shards.items()},
-                )
-            if stale:
-                client.hdel(self._clock_key, *stale)
+            self._list(client)
+
+    def _list(self, client: Client) -> None:
+        # Hash by hash: in a cluster each may be on another server.
+        for key in (self._sent_key, *self._kept.witnesses(self._nodes_of(client).tags), self._ledger_key):
+            if outdated := Words.read(client, key).outdated(self._listing):
+                client.hdel(key, *outdated)
+        outdated = Clocks.read(client, self._clock_key).outdated(self._listing)
+        # In this order: clocks of shards that are not listed count for nothing.
+        if self._listing.words:
+            client.hset(self._clock_key, mapping=self._listing.words)  # type: ignore[arg-type]
+        if outdated:
+            client.hdel(self._clock_key, *outdated)
 
     def add(self, updates: Updates | NothingToCome) -> None:
         """Take one step's current rows and its clock; a step without rows still moves the clock."""
-        if isinstance(updates, Updates) and updates.view.id not in self._encoders:
-            self._encoders[updates.view.id] = RowEncoder(updates.view, self._prefix)
-        if isinstance(updates, Updates) and not self._has_arrived(updates):
+        if isinstance(updates, NothingToCome):
+            self._pacing.gathered.add(updates)
             return
-        self._gathered.add(updates)
-        if isinstance(updates, Updates):
-            name, ledger = clock_field(updates.view, updates.shard), ledger_of(updates)
-            if ledger != self._ledgers.get(name):
-                self._ledgers[name] = self._gathered.ledgers[name] = ledger
-
-    def _has_arrived(self, updates: Updates) -> bool:
-        """Whether a step may be sent; if not, it is kept. What was kept before goes ahead of the one that may."""
-        name = clock_field(updates.view, updates.shard)
+        view, name = updates.view, clock_field(updates.view, updates.shard)
+        if view.id not in self._encoders:
+            self._encoders[view.id] = RowEncoder(view, self._prefix)
         if updates.refill is not None:
-            self._tell_of_refill(name, updates)
-        mark = self._holds.get(name)
-        if updates.behind or (mark is not None and (updates.clock_us, updates.applied) < mark):
-            held = self._held.setdefault(name, Batch())
-            held.add(updates)
-            if held.n_rows > 2 * LEAST_ROWS_ASIDE + 2 * held.n_distinct:
-                held.conflate()
-                held.n_distinct = held.n_rows
-            return False
-        self._holds.pop(name, None)
-        if name in self._held:
-            self._gathered = self._gathered.then(self._held.pop(name))
-        return True
-
-    def _tell_of_refill(self, name: str, updates: Updates) -> None:
-        """Hold the shard's clock back until all of its values are there, and say what is being done, once."""
-        if not self._told_of_refill and not self._refilling:
-            _log.warning("Redis is empty or behind the state: rewriting all current values")
-        self._rows_refilled += updates.current.height
-        if updates.refill == "part":
-            self._refilling.add(name)
-            self._told_of_refill.add(name)
+            self._refill.note(name, updates)
+        if self._held.keeps(name, updates):
             return
-        self._told_of_refill.discard(name)
-        if not self._told_of_refill:
-            _log.warning("Redis: %d values rewritten from the state", self._rows_refilled)
-            self._rows_refilled = 0
+        if (held := self._held.release(name)) is not None:
+            self._pacing.gathered = self._pacing.gathered.then(held)
+        self._pacing.gathered.add(updates)
+        ledger = ledger_of(updates)
+        if ledger != self._ledgers.get(name):
+            self._ledgers[name] = self._pacing.gathered.ledgers[name] = ledger
 
     def interval_us(self, now_us: int) -> int:
         """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
-        if self._gathered.newest_clock_us is None:
-            return 0
-        lag_us = max(0, now_us - self._gathered.newest_clock_us)
-        return min(LONGEST_INTERVAL_US, lag_us // LAG_PER_INTERVAL)
+        return self._pacing.interval_us(now_us)
 
     def flush_if_due(self, now_us: int) -> bool:
         """Begin a flush where the interval since the last one is over or very many rows wait; whether it did.
 
         ``now_us``: the present, microseconds. Only asking flushes: ask after every step, and ``flush`` before a
-        snapshot. While a batch is on its way no other is begun; with very many rows waiting it is awaited. Raises as
-        ``flush``, also for the batch begun before.
+        snapshot. Raises as ``flush``, also for a batch begun before.
         """
-        if self._sending is not None and self._sending[1].done():
-            self._finish()
-        if not self._gathered.clocks:
-            return False
-        full = self.n_waiting >= MOST_ROWS_WAITING
-        due = self._flushed_at_us is None or now_us - self._flushed_at_us >= self.interval_us(now_us)
-        if not (full or (due and self._sending is None)):
-            return False
-        self._finish()
-        if self._gathered.n_rows < LEAST_ROWS_ASIDE:
-            self.flush(now_us)
-            return True
-        if self._aside is None:
-            self._aside = ThreadPoolExecutor(1, "unskew-redis")
-        batch, self._gathered = self._gathered, Batch()
-        self._sending = batch, self._aside.submit(self._bring, batch, now_us)
-        self._flushed_at_us = now_us
-        return True
+        return self._pacing.flush_if_due(now_us)
 
     def flush(self, now_us: int) -> None:
         """Send all that waits, and return once Redis has acknowledged it, clocks included.
@@ -289,81 +199,65 @@ class RedisWriter:
         Raises ``StoreUnavailable`` with the server's text if Redis cannot be reached or refuses a command; the rows
         still wait then.
         """
-        self._finish()
-        batch = self._gathered
-        if not batch.clocks:
-            return
-        self._bring(batch, now_us)
-        self._gathered = Batch()
-        self._flushed_at_us = now_us
-        self._count(batch)
+        self._pacing.flush(now_us)
 
     def close(self) -> None:
         """Give the connections back; what waits is forgotten."""
-        if self._aside is not None:
-            self._aside.shutdown()
+        self._pacing.close()
         self._server.close()
 
-    def _finish(self) -> None:
-        """Await the batch that is on its way; if it failed, its rows wait again, before those that came since."""
-        if self._sending is None:
-            return
-        batch, sent = self._sending
-        try:
-            sent.result()
-        except Exception:
-            self._sending = None
-            self._gathered = batch.then(self._gathered)
-            self._flushed_at_us = None
-            raise
-        self._sending = None
-        self._count(batch)
-
-    def _count(self, batch: Batch) -> None:
+    def _bring(self, batch: Batch, now_us: int) -> None:
+        """Send a batch, in the steps that the module's docstring numbers."""
+        batch.conflate()
+        with self._server.reaching() as client:
+            self._refill.hear(client, self._listing.shards, batch, now_us)
+            nodes = self._nodes_of(client)
+            with nodes.open():
+                self._check_connections(client, nodes, batch)
+                self._send_marks(nodes, batch)
+                self._send_values(nodes, batch, now_us)
+                if self._are_new(nodes):
+                    # Of a cluster, another server has taken over meanwhile.
+                    self._see_what_is_left(client, nodes, batch)
+                self._send_clocks(nodes, batch)
+            self._refill.acknowledged(client, batch)
         self.rows_sent += batch.n_rows
         self.rows_conflated += batch.n_conflated
         self.flushes += 1
 
-    def _bring(self, batch: Batch, now_us: int) -> None:
-        batch.conflate()
-        with self._server.reaching() as client:
-            self._hear_of_losses(client, batch, now_us)
-            nodes = self._nodes_of(client)
-            with nodes.open():
-                new = self._are_new(nodes)
-                if new:
-                    self._cuts.show(nodes)
-                # In this order: who takes over first takes the lease, and then cuts the connections that it finds.
-                self._still_ours()
-                if new:
-                    self._see_what_is_left(client, nodes, batch)
-                if batch.places:
-                    nodes.set_fields(
-                        self._sent_key, {name: self._kept.text(place) for name, place in batch.places.items()}
-                    )
-                    nodes.then()
-                for view, frames in batch.frames.items():
-                    for frame in frames:
-                        nodes.send_rows(self._encoders[view], frame, now_us)
-                nodes.finish()
-                if self._are_new(nodes):
-                    # Of a cluster, another server has taken over meanwhile.
-                    self._see_what_is_left(client, nodes, batch)
-                # Values whose clock is not told are the shard's refill: a reader must not take what still lacks for empty.
-                untold = self._refilling - batch.refilled
-                clocks = {name: clock for name, clock in batch.clocks.items() if name.removesuffix(SINCE) not in untold}
-                places = {name: place for name, place in batch.places.items() if name not in untold}
-                words = dict(self._kept.words(nodes.tags, places))
-                for key, values in self._closing(batch, words, clocks):
-                    nodes.set_fields(key, values, anywhere=key not in words)
-                nodes.finish()
-                witnesses = [key for key in self._kept.witnesses(nodes.tags) if key not in nodes.refused]
-            self._kept.acknowledged(clocks, places, witnesses)
-            self._refilling -= batch.refilled
-            if self._lacking is not None and not self._lacking & self._refilling:
-                if self._told_loss(client) == self._loss:
-                    client.hdel(self._sent_key, LOSS)
-                self._lacking = None
+    def _check_connections(self, client: Client, nodes: Nodes, batch: Batch) -> None:
+        new = self._are_new(nodes)
+        if new:
+            self._cuts.show(nodes)
+        # In this order: who takes over first takes the lease, and then cuts the connections that it finds.
+        self._still_ours()
+        if new:
+            self._see_what_is_left(client, nodes, batch)
+
+    def _send_marks(self, nodes: Nodes, batch: Batch) -> None:
+        if batch.places:
+            nodes.set_fields(self._sent_key, mark_words(self._state, batch.places))
+            nodes.then()
+
+    def _send_values(self, nodes: Nodes, batch: Batch, now_us: int) -> None:
+        for view, frames in batch.frames.items():
+            for frame in frames:
+                nodes.send_rows(self._encoders[view], frame, now_us)
+        nodes.finish()
+
+    def _send_clocks(self, nodes: Nodes, batch: Batch) -> None:
+        incomplete = self._refill.incomplete(batch)
+        clocks = {name: clock for name, clock in batch.clocks.items() if name not in incomplete}
+        places = {name: place for name, place in batch.places.items() if name not in incomplete}
+        if batch.ledgers:
+            nodes.set_fields(self._ledger_key, ledger_words(batch.ledgers))
+        for key, words in self._kept.words(nodes.tags, places):
+            nodes.set_fields(key, words, anywhere=False)
+        if clocks:
+            nodes.set_fields(self._clock_key, clock_words(clocks))
+        nodes.finish()
+        witnesses = [key for key in self._kept.witnesses(nodes.tags) if key not in nodes.refused]
+        self._kept.acknowledged(clocks, places, witnesses)
 
     def _are_new(self, nodes: Nodes) -> bool:
         """Whether a connection is not the one over which the last flush went."""
@@ -372,48 +266,17 @@ class RedisWriter:
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
         """Over new connections: whether Redis has what it acknowledged in this run. If not, ``lost`` is one more."""
         if self._sockets:
-            lacking = self._kept.lacking(client, self._shards)
+            lacking = self._kept.lacking(client, self._listing)
             if lacking is not None:
                 # Nothing is forgotten here before all of this is done: it may break off and is then done again.
                 if lacking:
                     client.hdel(self._clock_key, *lacking)
                 if self._registry is not None:
                     self.publish_registry(self._registry)
-                self.expect(self._shards, self._own)
+                self._list(client)
                 if ended := self._kept.ended():
-                    client.hset(self._clock_key, mapping=ended)  # type: ignore[arg-type]
-                self._loss, self._lacking = uuid.uuid4().hex, self._kept.shards()
-                client.hset(self._sent_key, LOSS, self._loss)
+                    client.hset(self._clock_key, mapping=clock_words(ended))  # type: ignore[arg-type]
+                self._refill.lose(client, self._kept.shards(), self._listing.shards, batch)
                 self._kept.forget()
                 self._ledgers = {}
-                self._ask_for_everything(batch)
         self._sockets = nodes.sockets()
-
-    def _hear_of_losses(self, client: Client, batch: Batch, now_us: int) -> None:
-        """In a cluster of processes, values that the writer of another one lost may be of shards that are computed in this one."""
-        if self._heard_at_us is not None and now_us - self._heard_at_us < HEAR_EVERY_US:
-            return
-        told = self._told_loss(client)
-        if told not in {"", self._loss}:
-            self._loss, self._lacking = told, None
-            self._ask_for_everything(batch)
-        self._heard_at_us = now_us
-
-    def _told_loss(self, client: Client) -> str:
-        told = client.hget(self._sent_key, LOSS)
-        return "" if told is None else as_text(told)
-
-    def _ask_for_everything(self, batch: Batch) -> None:
-        """From here on no clock is told before all values of its shard have come again."""
-        self._refilling = {f"{view_id}/{shard}" for view_id, names in self._shards.items() for shard in names}
-        batch.refilled.clear()
-        self.lost += 1
-
-    def _closing(
-        self, batch: Batch, words: Mapping[str, Mapping[str, str]], clocks: Mapping[str, int | str]
-    ) -> Iterator[tuple[str, Mapping[str, int | str]]]:
-        if batch.ledgers:
-            yield self._ledger_key, {name: json.dumps(written(ledger)) for name, ledger in batch.ledgers.items()}
-        yield from words.items()
-        if clocks:
-            yield self._clock_key, clocks

@@ -1,0 +1,96 @@
+"""When rows are sent: one batch is on its way at a time, and what is added meanwhile is gathered for the next one.
+
+Rows that are gathered for longer become fewer, for only the last of a key is sent. So the interval between two batches
+grows with the lag: a pipeline that keeps up sends at once, one that catches up sends large batches.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from unskew.sinks.redis.batch import Batch
+
+LONGEST_INTERVAL_US = 1_000_000
+LAG_PER_INTERVAL = 16
+"""The interval between flushes is this part of the lag: 1 ms at 16 ms of lag, 1 s from 16 s on."""
+
+MOST_ROWS_WAITING = 200_000
+LEAST_ROWS_ASIDE = 1_000
+"""Fewer are sent sooner than another thread is awake."""
+
+
+class Pacing:
+    """The batch that is gathered, and the one that is on its way; for one thread.
+
+    ``bring``: sends a batch at a present in microseconds and returns once it is acknowledged. The method that awaits the
+    batch raises what it raises; the batch's rows then wait again, before those that came since.
+    """
+
+    def __init__(self, bring: Callable[[Batch, int], None]) -> None:
+        self.gathered = Batch()
+        self._bring = bring
+        self._aside: ThreadPoolExecutor | None = None
+        self._sending: tuple[Batch, Future[None]] | None = None
+        self._flushed_at_us: int | None = None
+
+    @property
+    def n_waiting(self) -> int:
+        """Rows not yet acknowledged; those gathered are not conflated yet."""
+        sending = self._sending  # read once: metrics ask from another thread
+        return self.gathered.n_rows + (0 if sending is None else sending[0].n_rows)
+
+    def interval_us(self, now_us: int) -> int:
+        """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
+        if self.gathered.newest_clock_us is None:
+            return 0
+        lag_us = max(0, now_us - self.gathered.newest_clock_us)
+        return min(LONGEST_INTERVAL_US, lag_us // LAG_PER_INTERVAL)
+
+    def flush_if_due(self, now_us: int) -> bool:
+        """Begin a flush where the interval since the last one is over or very many rows wait; whether it did.
+
+        While a batch is on its way no other is begun; with very many rows waiting it is awaited.
+        """
+        if self._sending is not None and self._sending[1].done():
+            self._finish()
+        if not self.gathered.clocks:
+            return False
+        full = self.n_waiting >= MOST_ROWS_WAITING
+        due = self._flushed_at_us is None or now_us - self._flushed_at_us >= self.interval_us(now_us)
+        if not (full or (due and self._sending is None)):
+            return False
+        self._finish()
+        if self.gathered.n_rows < LEAST_ROWS_ASIDE:
+            self.flush(now_us)
+            return True
+        if self._aside is None:
+            self._aside = ThreadPoolExecutor(1, "unskew-redis")
+        batch, self.gathered = self.gathered, Batch()
+        self._sending = batch, self._aside.submit(self._bring, batch, now_us)
+        self._flushed_at_us = now_us
+        return True
+
+    def flush(self, now_us: int) -> None:
+        """Send all that waits, in this thread, and return once it is acknowledged."""
+        self._finish()
+        if not self.gathered.clocks:
+            return
+        self._bring(self.gathered, now_us)
+        self.gathered = Batch()
+        self._flushed_at_us = now_us
+
+    def close(self) -> None:
+        """Await the batch that is on its way; what is gathered is forgotten."""
+        if self._aside is not None:
+            self._aside.shutdown()
+
+    def _finish(self) -> None:
+        if self._sending is None:
+            return
+        batch, sent = self._sending
+        try:
+            sent.result()
+        except Exception:
+            self.gathered = batch.then(self.gathered)
+            self._flushed_at_us = self._sending = None
+            raise
+        self._sending = None

@@ -1,0 +1,236 @@
+"""The words that say in Redis how far shards have come: composed and parsed here alone.
+
+    hash        field                  word
+    clocks      purchases@1/h0         1490000000000001: the last closed instant, microseconds; or ``ended``
+                purchases@1/h0#since   1480000000000000: the first arrival
+                purchases@1#shards     h0 h1: all shards of the view, also those without a clock
+    marks       purchases@1/h0         state:1490000000000002:17: history, clock, events applied
+                #loss                  a random name, while values that were lost are written again
+    witnesses   purchases@1/h0         as among the marks
+    ledgers     purchases@1/h0         late events and repeats, JSON
+
+A shard is named ``view@version/shard``. Words of views that nobody asks for are not parsed. A word that is asked for and
+that unskew does not write is a ``LayoutError``, which names its key and field.
+"""
+
+import json
+import re
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+from typing_extensions import override
+
+from unskew.features.errors import LayoutError
+from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, written
+from unskew.sinks.redis.url import Client
+
+_SINCE = "#since"
+_SHARDS = "#shards"
+_LOSS = "#loss"
+_ENDED = "ended"
+
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_LAST_INT64 = 2**63 - 1
+_INSTANT = "an instant in microseconds"
+_MARK = "a history, a clock and a number of events"
+
+
+class Place(NamedTuple):
+    """How far a shard is, in an order that every life of it shares: its clock in microseconds, and events applied."""
+
+    clock_us: int
+    applied: int
+
+
+NOWHERE = Place(-1, -1)
+
+
+class Clock(NamedTuple):
+    """A shard's last closed instant, None if the shard ended before it had one; its first arrival, None before it."""
+
+    closed_us: int | None
+    since_us: int | None = None
+
+
+def clock_words(clocks: Mapping[str, Clock]) -> dict[str, int | str]:
+    """Give the fields that say these clocks, by shard."""
+    words: dict[str, int | str] = {}
+    for shard, clock in clocks.items():
+        words[shard] = _ENDED if clock.closed_us is None else clock.closed_us
+        if clock.since_us is not None:
+            words[shard + _SINCE] = clock.since_us
+    return words
+
+
+def mark_words(state: str, places: Mapping[str, Place]) -> dict[str, str]:
+    """Give the fields of marks, or of a witness, in the history that ``state`` names."""
+    return {shard: f"{state}:{place.clock_us}:{place.applied}" for shard, place in places.items()}
+
+
+def ledger_words(ledgers: Mapping[str, Ledger]) -> dict[str, str]:
+    """Give the fields of ledgers, by shard."""
+    return {shard: json.dumps(written(ledger)) for shard, ledger in ledgers.items()}
+
+
+def read_loss(client: Client, marks_key: str) -> str:
+    """Read the name of the loss that is being made good; empty where there is none."""
+    word = client.hget(marks_key, _LOSS)
+    return "" if word is None else _text(word)
+
+
+def write_loss(client: Client, marks_key: str, loss: str) -> None:
+    """Say that a loss is being made good."""
+    client.hset(marks_key, _LOSS, loss)
+
+
+def end_loss(client: Client, marks_key: str, loss: str) -> None:
+    """Say that a loss has been made good, unless another has been noticed since."""
+    if read_loss(client, marks_key) == loss:
+        client.hdel(marks_key, _LOSS)
+
+
+class Listing:
+    """Which shards each view has, by view id. ``own``: those of them that this process keeps; all if None."""
+
+    def __init__(self, shards: Mapping[str, Sequence[str]], own: Container[str] | None = None) -> None:
+        self.view_ids = shards.keys()
+        self.shards = frozenset(f"{view_id}/{shard}" for view_id, names in shards.items() for shard in names)
+        self.words = {view_id + _SHARDS: " ".join(names) for view_id, names in shards.items()}
+        self._own = own
+
+    def is_own(self, shard: str) -> bool:
+        """Whether this process keeps the shard."""
+        return shard in self.shards and (self._own is None or shard in self._own)
+
+    def excludes(self, field: str) -> bool:
+        """Whether a field is that of a shard which one of these views does not have."""
+        return field.partition("/")[0] in self.view_ids and field.removesuffix(_SINCE) not in self.shards
+
+
+class Words:
+    """A hash as it was read. ``hashes``: key and reply of each pipeline; where several have a field, the last counts."""
+
+    def __init__(self, *hashes: tuple[str, Mapping[Any, Any]]) -> None:
+        self._hashes = hashes
+        self._words = {_text(field): _text(word) for _, reply in hashes for field, word in reply.items()}
+
+    @classmethod
+    def read(cls, client: Client, key: str) -> Self:
+        """Read a hash, which has no fields where there is none. Raises what redis-py raises."""
+        return cls((key, client.hgetall(key)))
+
+    def outdated(self, listing: Listing) -> list[str]:
+        """Fields that an earlier deployment left."""
+        return [field for field in self._words if field == _LOSS or listing.excludes(field)]
+
+    def _integer(self, field: str, text: str, what: str) -> int:
+        if not _INTEGER.fullmatch(text) or abs(number := int(text)) > _LAST_INT64:
+            raise self._unreadable(field, f"it is not {what}")
+        return number
+
+    def _unreadable(self, field: str, why: str) -> LayoutError:
+        key = next(key for key, reply in reversed(self._hashes) if field in map(_text, reply))
+        return LayoutError(
+            f"Redis holds {self._words[field]!r} in the field {field!r} of {key!r}, which unskew did not write: {why}; "
+            "remove the field (HDEL), and unskew run writes it anew"
+        )
+
+
+class Clocks(Words):
+    """The clocks of shards, and which shards there are."""
+
+    def closed_us(self, shard: str) -> int | None:
+        """The last closed instant; None where no clock stands, and of a shard that ended before it had one."""
+        word = self._words.get(shard, _ENDED)
+        return None if word == _ENDED else self._integer(shard, word, _INSTANT)
+
+    def since_us(self, shard: str) -> int | None:
+        """The first arrival; None where none stands."""
+        word = self._words.get(shard + _SINCE)
+        return None if word is None else self._integer(shard + _SINCE, word, _INSTANT)
+
+    def has_ended(self, shard: str) -> bool:
+        """Whether the shard ended before it had a clock."""
+        return self._words.get(shard) == _ENDED
+
+    def stands(self, shard: str) -> bool:
+        """Whether there is a clock, or the word that there will be none."""
+        return shard in self._words
+
+    def lacks(self, shard: str, clock: Clock) -> bool:
+        """Whether the words that say this clock, or a later one, are not all there."""
+        closed_us = self.closed_us(shard)
+        since_us = self.since_us(shard)
+        return (
+            not self.stands(shard)
+            or (clock.closed_us is not None and (closed_us is None or closed_us < clock.closed_us))
+            or (clock.since_us is not None and (since_us is None or since_us < clock.since_us))
+        )
+
+    def is_listed(self, view_id: str) -> bool:
+        """Whether there is a list of the view's shards."""
+        return view_id + _SHARDS in self._words
+
+    def listed(self, view_id: str) -> tuple[str, ...]:
+        """A view's shards, without the view's name; empty where nobody has listed them."""
+        return tuple(dict.fromkeys(self._words.get(view_id + _SHARDS, "").split()))
+
+    def shards(self, view_id: str) -> tuple[str, ...]:
+        """A view's shards as they are listed, or, where they are not, those of which a word stands."""
+        own = f"{view_id}/"
+        fields = (field.removeprefix(own) for field in self._words if field.startswith(own))
+        return self.listed(view_id) or tuple(sorted({field.removesuffix(_SINCE) for field in fields}))
+
+    @override
+    def outdated(self, listing: Listing) -> list[str]:
+        """Fields that an earlier deployment left, and the ends of this process's shards in an earlier run."""
+        ended = [field for field, word in self._words.items() if word == _ENDED and listing.is_own(field)]
+        return [*super().outdated(listing), *ended]
+
+
+class Marks(Words):
+    """How far values may have been sent; of a witness, how far they are acknowledged."""
+
+    def place(self, shard: str, state: str) -> Place:
+        """The place of a shard in the history that ``state`` names; ``NOWHERE`` where none of it stands."""
+        its_state, *place = self._words.get(shard, "").rsplit(":", 2)
+        if len(place) < 2 or its_state != state:
+            return NOWHERE
+        return Place(*(self._integer(shard, text, _MARK) for text in place))
+
+    def places(self, state: str) -> dict[str, Place]:
+        """All places in that history, by shard."""
+        places = {shard: self.place(shard, state) for shard in self._words}
+        return {shard: place for shard, place in places.items() if place != NOWHERE}
+
+    def sent_us(self, shard: str) -> int | None:
+        """The clock of a shard's mark, in whichever history; None where no mark stands."""
+        word = self._words.get(shard)
+        if word is None:
+            return None
+        state, *place = word.rsplit(":", 2)
+        if len(place) < 2:
+            raise self._unreadable(shard, f"it is not {_MARK}")
+        return self.place(shard, state).clock_us
+
+    @property
+    def loss(self) -> str:
+        """The loss that is being made good; empty where there is none."""
+        return self._words.get(_LOSS, "")
+
+
+class Ledgers(Words):
+    """Late events and repeats of shards."""
+
+    def ledger(self, shard: str) -> Ledger:
+        """A shard's ledger; an empty one where none stands."""
+        word = self._words.get(shard)
+        try:
+            return NOTHING_LATE if word is None else read_ledger(word)
+        except LayoutError as error:
+            raise self._unreadable(shard, str(error)) from error
+
+
+def _text(reply: bytes | str) -> str:
+    """A field or word as text; what is not UTF-8 is nobody's name and no word, and is shown escaped."""
+    return reply.decode(errors="backslashreplace") if isinstance(reply, bytes) else reply
