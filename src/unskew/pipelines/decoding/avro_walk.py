@@ -366,10 +366,9 @@ def _step(
     if kind == _SKIPPED:
         return _walk(data, at, end, size, nodes, children, stack)
     if null_at >= 0:
-        if at >= end or data[at] > 2 or data[at] & 1:
+        branch, at = _long(data, at, end)
+        if at < 0 or branch < 0 or branch > 1:
             return -1
-        branch = data[at] >> 1
-        at += 1
         if branch == null_at:
             return at
     return _primitive(data, at, end, kind, size)
