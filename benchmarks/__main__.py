@@ -7,6 +7,7 @@ from pathlib import Path
 NAMES = (
     "bench_kernel",
     "bench_aggregations",
+    "bench_decode",
     "bench_pipeline",
     "bench_latency",
     "bench_journal",

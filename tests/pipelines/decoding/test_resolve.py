@@ -362,3 +362,125 @@ def test_items_in_blocks_that_say_their_size_are_walked():
 
     assert decoding.decode(poll([value])).events["v"].to_list() == [5]
     assert decoding._readings[1]._wire.check([value]).all()
+
+
+def long(number):
+    """Avro's long of any size, also one of more than 64 bits."""
+    rest = number << 1 if number >= 0 else (-number << 1) - 1
+    octets = bytearray()
+    while rest > 0x7F:
+        octets.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*octets, rest])
+
+
+ZERO = b"\x80\0"  # in two bytes
+DEEP = {"type": "record", "name": "D", "fields": [field(["null", "long"], "n"), field("boolean", "b")]}
+# Bytes that a field may have, the first of them good; what is wrong, or only odd, in any way that a reader may stumble over.
+HOSTILE = {
+    "text": ("string", [b"\0", long(1) + b"\xff", long(3) + b"\xed\xa0\x80", long(-1), long(2**40), b"\x82\0a"]),
+    "flag": ("boolean", [b"\0", b"\1", b"\2", b"\xff"]),
+    "maybe_flag": (["null", "boolean"], [b"\0", b"\2\1", b"\2\2", b"\1", b"\3\0", b"\4", b"\x82\0\1", ZERO]),
+    "kind": (KIND, [b"\0", b"\4", b"\6", b"\1", b"\x82\0", ZERO]),
+    "small": (
+        "int",
+        [b"\0", long(2**31), long(-(2**31)), long(-(2**63)), long(2**64), ZERO, b"\x80" * 9 + b"\2", b"\x80" * 40],
+    ),
+    "whole": (
+        ["long", "null"],
+        [b"\0\0", b"\0" + long(-(2**63)), b"\0" + long(2**64), ZERO + ZERO, b"\2", b"\3", b"\xff" * 12],
+    ),
+    "real": ("float", [b"\0" * 4, b"\xff" * 4, b"\1\0\x80\x7f", b"\0"]),
+    "code": ({"type": "fixed", "name": "F", "size": 2}, [b"ab", b"a"]),
+    "blob": ("bytes", [b"\0", long(2) + b"\xff\xff", long(-3), long(-(2**63))]),
+    "texts": (
+        {"type": "array", "items": "string"},
+        [
+            b"\x00",
+            *(long(-1) + long(size) + b"\x02a\x00" for size in (2, 99, -99, 2**70)),
+            long(-(2**63)) + b"\x02\x00",
+            long(1) + b"\x02\xff\x00",
+            long(2**40),
+            long(1) + b"\x02a",
+            ZERO,
+        ],
+    ),
+    "flags": (
+        {"type": "map", "values": "boolean"},
+        [b"\0", *(long(1) + each for each in (b"\2a\2\0", b"\2\xff\1\0")), long(-2)],
+    ),
+    "any": (["null", "int", "string"], [b"\0", b"\2" + long(2**40), b"\4\2\xff", b"\6", b"\1", b"\3\2", b"\x84\0\2a"]),
+    "one": (["string"], [b"\0\0", b"\0\2\xff", b"\2", b"\1\2a", ZERO + b"\2a"]),
+    "deep": (DEEP, [b"\0\0", b"\2\2\2", b"\4\0", b"\1\0", ZERO + b"\1"]),
+}
+# A type that nests without end, and items without bytes: other readers are not given what is written by such a schema.
+TRAPS = {
+    "node": ({"type": "record", "name": "N", "fields": [field(["null", "N"], "next")]}, [b"\0", b"\2" * 300 + b"\0", b"\2" * 3000 + b"\0"]),
+    "nulls": ({"type": "array", "items": "null"}, [b"\0", long(2**40) + b"\0", long(-(2**40)) + b"\2\0", long(-(2**63)) + b"\2\0"]),
+}  # fmt: skip
+READ = ["text", "flag", "maybe_flag", "kind", "small", "whole", "real", "code", "blob", "one"]
+
+
+def hostile_schema(parts, names):
+    return record(*(field(parts[name][0], name) for name in names))
+
+
+def hostile_message(parts, **nasty):
+    body = b"".join(nasty.get(name, about[1][0]) for name, about in parts.items())
+    return b"\0\0\0\0\x01" + body + long(NOON_MS)
+
+
+def outcomes(decoding, values):
+    """By place: the event, or why there is none."""
+    decoded = decoding.decode(poll(values))
+    plain = decoded.events.drop("_offset", "_arrival")
+    found = dict(zip(decoded.events["_offset"].to_list(), map(repr, plain.rows()), strict=True))
+    found |= {row: why for row, *why in decoded.dead.select("offset", "kind", "reason").rows()}
+    return [found[row] for row in range(len(values))]
+
+
+def verdicts(decoding, values):
+    return [found if isinstance(found, list) else "an event" for found in outcomes(decoding, values)]
+
+
+@pytest.mark.parametrize("parts", [HOSTILE, HOSTILE | TRAPS], ids=["plain", "trapped"])
+def test_a_part_is_judged_alike_whether_it_is_read_skipped_or_resolved(parts):
+    writer = hostile_schema(parts, parts)
+    values = [hostile_message(parts, **{name: part}) for name, about in parts.items() for part in about[1]]
+    columns, _ = avro_columns(writer)
+    own = AvroDecoder(plans.stream(schema=writer, columns=columns))
+    expected = verdicts(own, values)
+
+    assert outcomes(decoder(writer, writer), values) == outcomes(own, values)
+    assert verdicts(decoder(record(), writer), values) == expected
+    for name in READ:
+        assert verdicts(decoder(hostile_schema(parts, [name]), writer), values) == expected, name
+    assert 20 < expected.count("an event") < len(values) - 20
+
+
+@given(st.data())
+def test_a_poll_of_any_size_gives_what_each_message_gives_alone(data):
+    parts = data.draw(st.sampled_from([HOSTILE, HOSTILE | TRAPS]))
+    read = data.draw(st.sets(st.sampled_from(READ)))
+    writer = hostile_schema(parts, parts)
+    decoding = decoder(hostile_schema(parts, [name for name in parts if name in read]), writer)
+    nasty = st.dictionaries(st.sampled_from(list(parts)), st.integers(0, 20), max_size=2)
+    drawn = data.draw(st.lists(nasty, min_size=1, max_size=5))
+    values = [
+        hostile_message(parts, **{n: parts[n][1][at % len(parts[n][1])] for n, at in each.items()}) for each in drawn
+    ]
+    alone = [outcomes(decoding, [value])[0] for value in values]
+
+    assert outcomes(decoding, values) == alone
+    assert outcomes(decoding, [hostile_message(parts), *values * 20])[1:] == alone * 20
+    # Where Polars fails on a neighbour, a message that passed the check is read by the other reader.
+    reading = decoding._readings[1]
+    good = np.flatnonzero(reading._wire.check(values, None))
+    block = reading._read_block([values[at] for at in good])
+    if block is not None:
+        reasons = {}
+        rows, each = reading._read_each(values, good, reasons, None)
+        assert (rows.tolist(), reasons) == (good.tolist(), {})
+        assert repr(each.rows()) == repr(block.rows())
+    else:
+        assert not len(good)

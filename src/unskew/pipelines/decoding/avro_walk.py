@@ -61,7 +61,7 @@ _DEEPEST = 1000
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def walking(function: _Function) -> _Function:
+def _walking(function: _Function) -> _Function:
     """A compiled function that allocates nothing, so that no references are counted: that costs more than the walk."""
     return cast("_Function", compiled(function))
 
@@ -131,7 +131,7 @@ class Wire:
         False also for what only looks odd (a boolean of 2, a number in more bytes than it can need): another reader
         must decide.
         """
-        lengths, data = joined(values)
+        lengths, data = _joined(values)
         found_ids = np.empty(len(values), np.int64)
         passed = np.empty(len(values), np.bool_)
         _check(data, lengths, self._steps, *self._types, found_ids, passed)
@@ -155,7 +155,7 @@ class Wire:
         """
         parts: Sequence[bytes] = values
         if self._cuts:
-            lengths, data = joined(values)
+            lengths, data = _joined(values)
             kept = np.empty(len(data), np.uint8)
             size = int(_cut(data, lengths, self._steps, *self._types, kept))
             parts = [kept[:size].tobytes()]
@@ -247,14 +247,14 @@ class _Types:
         return nodes, np.array(self._children, np.int64), np.empty((_DEEPEST, 2), np.int64)
 
 
-def joined(values: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def _joined(values: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Lengths of messages, and their bytes one after the other."""
     return np.fromiter(map(len, values), np.int64, len(values)), np.frombuffer(b"".join(values), np.uint8)
 
 
 def schema_ids_of(values: Sequence[bytes]) -> npt.NDArray[np.int64]:
     """The schema id of each message; -1 where it has no frame."""
-    lengths, data = joined(values)
+    lengths, data = _joined(values)
     ids = np.full(len(values), -1, np.int64)
     begins = np.cumsum(lengths) - lengths
     framed = np.flatnonzero(lengths >= FRAME_BYTES)
@@ -286,7 +286,7 @@ def _read_as(field: AvroField, fixed_name: str) -> Any:
     return field.kind
 
 
-@walking
+@_walking
 def _check(
     data: npt.NDArray[np.uint8],
     lengths: npt.NDArray[np.int64],
@@ -319,7 +319,7 @@ def _check(
         passed[row] = at == end
 
 
-@walking
+@_walking
 def _cut(
     data: npt.NDArray[np.uint8],
     lengths: npt.NDArray[np.int64],
@@ -366,10 +366,9 @@ def _step(
     if kind == _SKIPPED:
         return _walk(data, at, end, size, nodes, children, stack)
     if null_at >= 0:
-        if at >= end or data[at] > 2 or data[at] & 1:
+        branch, at = _long(data, at, end)
+        if at < 0 or branch < 0 or branch > 1:
             return -1
-        branch = data[at] >> 1
-        at += 1
         if branch == null_at:
             return at
     return _primitive(data, at, end, kind, size)
@@ -397,13 +396,13 @@ def _primitive(data: npt.NDArray[np.uint8], at: int, end: int, kind: int, size: 
                 return -1
         elif kind != _LONG:
             # Not ``at + number > end``, which could overflow.
-            if number < 0 or number > end - at or (kind == _STRING and not is_utf8(data, at, at + number)):
+            if number < 0 or number > end - at or (kind == _STRING and not _is_utf8(data, at, at + number)):
                 return -1
             at += number
     return at if at <= end else -1
 
 
-@walking
+@_walking
 def _walk(
     data: npt.NDArray[np.uint8],
     at: int,
@@ -477,7 +476,7 @@ def _walk(
             break
 
 
-@walking
+@_walking
 def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     """Give a long and where it ends; -1 as the end where it has no end or more than 64 bits."""
     bits = np.uint64(0)
@@ -495,8 +494,8 @@ def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     return 0, -1
 
 
-@walking
-def is_utf8(data: npt.NDArray[np.uint8], at: int, end: int) -> bool:
+@_walking
+def _is_utf8(data: npt.NDArray[np.uint8], at: int, end: int) -> bool:
     """Whether the bytes are UTF-8 as Unicode table 3-7 has it: no overlong forms, no surrogates, at most U+10FFFF."""
     while at < end:
         lead = data[at]

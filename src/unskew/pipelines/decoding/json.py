@@ -1,14 +1,16 @@
-"""JSON messages of one poll as typed Polars columns, and dead letters for those that are none.
+"""JSON messages of one poll as typed Polars columns, and dead letters for those that are not events.
 
-As for Avro: what a compiled check passes (``json_wire``) is read in one piece by Polars; the rest, and everything where
-those two disagree, is read message by message. Both ways give the same columns.
+msgspec reads each message by itself, so its neighbours cannot change what it is. What msgspec refuses, and the little that
+it reads differently (equal keys, a zero with a sign), Python's ``json`` reads: it decides, and gives the reason.
 """
 
 import json
 import math
+import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+import msgspec
 import numpy as np
 import polars as pl
 from typing_extensions import override
@@ -18,15 +20,28 @@ from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
 from unskew.pipelines.decoding.columns import Refusals, Unit, typed
-from unskew.pipelines.decoding.decoder import BadMessage, Decoder, InOnePiece, Read, merged, one_by_one
-from unskew.pipelines.decoding.json_walk import JsonWire
+from unskew.pipelines.decoding.decoder import BadMessage, Decoder, Read, merged, one_by_one
 
 _INT64 = (-(2**63), 2**63 - 1)
 _INT32 = (-(2**31), 2**31 - 1)
+_TYPES: dict[str, tuple[Any, pl.DataType]] = {
+    "integer": (Annotated[int, msgspec.Meta(ge=_INT64[0], le=_INT64[1])], pl.Int64()),
+    "number": (float, pl.Float64()),
+    "string": (str, pl.String()),
+    "boolean": (bool, pl.Boolean()),
+}
 _WORDS = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", type(None): "null"}
 # RFC 3339, with T or a space; the date is checked by Polars.
 _DATE_TIME = r"^\d{4}-\d{2}-\d{2}[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$"
 _DATE = r"^\d{4}-\d{2}-\d{2}$"
+
+# msgspec reads this integer into a float column without its sign.
+_MINUS_ZERO = r"-0\s*[,}\]]"
+# From a key's first escape to its colon.
+_ESCAPED_KEY = r'\\.(?:[^"\\]|\\.)*"\s*:'
+# A key that is written without escapes and cannot share a quote with its neighbours, as ``","`` and ``":x"`` of ``"a",":x":1``.
+_PLAIN_KEY = re.compile(r'[^"\\\s:\x00-\x1f][^"\\\x00-\x1f]*')
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class JsonDecoder(Decoder):
@@ -36,31 +51,52 @@ class JsonDecoder(Decoder):
         super().__init__(stream)
         self._fields = json_fields(stream.schema)
         self._by_name = {field.name: field for field in self._fields}
-        self._wire = JsonWire(self._fields)
-        self._in_one_piece = InOnePiece(stream.topic)
+        self._shape = {field.name: _TYPES[field.kind][1] for field in self._fields}
+        self._quick = all(map(_PLAIN_KEY.fullmatch, self._by_name))
+        if self._quick:
+            self._event = msgspec.json.Decoder(_event(self._fields)).decode
+            names = "|".join(map(pl.escape_regex, self._by_name))
+            self._counted = rf'"(?:{names})"\s*:|{_ESCAPED_KEY}|{_MINUS_ZERO}'
 
     @override
     def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
-        nothing = pl.DataFrame(schema=self._wire.shape)
-        messages = [value or b"" for value in values]
-        whole = self._in_one_piece(lambda: self._wire.read(messages))
-        passed, frame = whole or (np.zeros(len(values), np.bool_), nothing)
-        parts: list[Read] = [(np.flatnonzero(passed), frame)]
-        if not passed.all():
-            read, records = one_by_one(values, np.flatnonzero(~passed), reasons, self._read_one)
-            parts.append((read, pl.DataFrame(records, schema=self._wire.shape, orient="row")))
-        rows, frame = merged(parts, nothing)
+        rows = np.arange(len(values))
+        parts = [self._read_quickly(values)] if self._quick else []
+        rest = np.setdiff1d(rows, parts[0][0]) if parts else rows
+        if len(rest):
+            read, records = one_by_one(values, rest, reasons, self._read_one)
+            parts.append((read, pl.DataFrame(records, schema=self._shape, orient="row")))
+        rows, frame = merged(parts, pl.DataFrame(schema=self._shape))
         refusals = Refusals(rows, reasons)
         return refusals.of(pl.DataFrame([self._column(field, frame, refusals) for field in self._fields]))
+
+    def _read_quickly(self, values: Sequence[bytes | None]) -> Read:
+        """Read what msgspec takes and has as ``_read_one`` has it."""
+        texts = [_text(value) for value in values]
+        # A key that is read twice makes this more than there are keys; so may other things, which are looked into.
+        counts = pl.Series(texts, dtype=pl.String).str.count_matches(self._counted).to_list()
+        rows, events = [], []
+        for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
+            try:
+                event = msgspec.structs.astuple(self._event(text))
+                if count != len(event) - event.count(msgspec.UNSET) and _is_odd(text):
+                    continue
+            except (ValueError, RecursionError):
+                continue
+            rows.append(row)
+            events.append(event)
+        columns = [
+            pl.Series(name, [None if item is msgspec.UNSET else item for item in column], dtype=dtype)
+            for (name, dtype), column in zip(self._shape.items(), zip(*events, strict=True), strict=bool(events))
+        ]
+        return np.array(rows, np.int64), pl.DataFrame(columns)
 
     def _read_one(self, value: bytes | None) -> tuple[Any, ...]:
         if value is None:
             raise BadMessage("tombstone", "empty value (tombstone)")
-        if len(value) > FRAME_BYTES and value[0] == 0:
-            value = value[FRAME_BYTES:]
         try:
             pairs = json.loads(
-                value.decode(),
+                _body(value).decode(),
                 object_pairs_hook=_Pairs,
                 parse_constant=_refuse,
                 parse_int=_Integer,
@@ -125,6 +161,38 @@ class _Number(str):
     """Any other number."""
 
     __slots__ = ()
+
+
+def _event(fields: Sequence[JsonField]) -> type[msgspec.Struct]:
+    """The keys that are read, as msgspec's type of an event; a key that is not there is ``UNSET``."""
+    declared: list[tuple[str, Any, Any]] = []
+    for number, field in enumerate(fields):
+        kind, _ = _TYPES[field.kind]
+        default = msgspec.NODEFAULT if field.required else msgspec.UNSET
+        declared.append((f"f{number}", kind | None if field.nullable else kind, msgspec.field(default=default)))
+    names = {f"f{number}": field.name for number, field in enumerate(fields)}
+    return msgspec.defstruct("Event", declared, rename=names, kw_only=True, frozen=True, gc=False)
+
+
+def _body(value: bytes) -> bytes:
+    """The message without Confluent's frame, if it has one."""
+    return value[FRAME_BYTES:] if len(value) > FRAME_BYTES and value[0] == 0 else value
+
+
+def _text(value: bytes | None) -> str:
+    """The message's text; empty, which is not JSON, where it has none."""
+    try:
+        return _body(value or b"").decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _is_odd(text: str) -> bool:
+    """Whether an object may have equal keys, or a zero with a sign."""
+    parts = _parts(text)
+    # Of equal keys only the last is among the parts; the quotes of the others then lack.
+    quotes = 2 * len(parts) + b"".join(parts.values()).count(b'"')
+    return quotes != text.count('"') or re.search(_MINUS_ZERO, text) is not None
 
 
 def _refuse(word: str) -> NoReturn:

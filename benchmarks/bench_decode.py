@@ -1,0 +1,135 @@
+"""Decoding alone: microseconds a message for polls of 10,000 and of 20, and what the first poll of a process takes.
+
+    python benchmarks/bench_decode.py [--seconds 3]
+
+Processor time of one process; Polars has one thread. Messages have nine keys that are read and two that are not,
+about 210 bytes of JSON. ``nested`` holds a key of the stream once more inside an object, ``escaped`` a text with an
+escape. ``first``: wall seconds of a format's first poll, compiling included; an empty folder as NUMBA_CACHE_DIR shows
+it on a machine that has compiled nothing.
+"""
+
+import os
+
+os.environ["POLARS_MAX_THREADS"] = "1"  # noqa: TID251 - read by Polars when it is imported
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fastavro
+import numpy as np
+
+from unskew.features.definitions import agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
+from unskew.pipelines.decoding.avro import Decoder, decoder_of
+from unskew.pipelines.kafka.poll import Poll
+
+START_MS = 1_600_000_000_000
+KINDS = {"user": "string", "n": "long", "x": "double", "flag": "boolean"}
+FIELDS = [
+    *({"name": name, "type": kind} for name, kind in KINDS.items()),
+    *({"name": f"maybe_{name}", "type": ["null", kind]} for name, kind in KINDS.items()),
+    {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+]
+SCHEMA = {"type": "record", "name": "Event", "fields": FIELDS}
+EXTRA = [{"name": "session", "type": "string"}, {"name": "page", "type": "string"}]
+
+
+def events(n: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(1)
+    reals = random.random((n, 2)).tolist()
+    return [
+        {
+            "user": f"user{row % 997}",
+            "n": row,
+            "x": x * 100,
+            "flag": row % 2 == 0,
+            "maybe_user": None if row % 3 else "someone",
+            "maybe_n": row % 9,
+            "maybe_x": y,
+            "maybe_flag": None,
+            "at": START_MS + row,
+            "session": "abcdef0123456789",
+            "page": f"/shop/cart?id={row}",
+        }
+        for row, (x, y) in enumerate(reals)
+    ]
+
+
+def in_avro(found: list[dict[str, Any]]) -> list[bytes]:
+    # Without the logical type, whose values are not numbers.
+    parsed = fastavro.parse_schema({**SCHEMA, "fields": [*FIELDS[:-1], {"name": "at", "type": "long"}, *EXTRA]})
+    values = []
+    for event in found:
+        body = io.BytesIO()
+        fastavro.schemaless_writer(body, parsed, event)
+        values.append(b"\0\0\0\0\1" + body.getvalue())
+    return values
+
+
+def in_json(found: list[dict[str, Any]], **more: Any) -> list[bytes]:
+    return [json.dumps({**event, **more}).encode() for event in found]
+
+
+def decoder(payload_format: str) -> Decoder:
+    fields = FIELDS if payload_format == "json" else [*FIELDS, *EXTRA]
+    stream = Stream(
+        "events", topic="events", schema={**SCHEMA, "fields": fields}, event_time="at", format=payload_format
+    )
+    view = FeatureView(
+        "by_user",
+        entity=Entity("user", key="user"),
+        stream=stream,
+        features=[Feature("n", agg.count(), Sliding("5m", hop="1s"))],
+    )
+    return decoder_of(compile_definitions(view).streams["events"])
+
+
+def poll(values: list[bytes]) -> Poll:
+    offsets = np.arange(len(values), dtype=np.int64)
+    return Poll(
+        "events", 0, START_MS * 1000, False, offsets, offsets + START_MS * 1000, [None] * len(values), values, []
+    )
+
+
+def least(work: Callable[[], object], seconds: float) -> float:
+    """Processor seconds of the quickest of several runs."""
+    found, until = [], time.monotonic() + seconds
+    while len(found) < 3 or time.monotonic() < until:
+        begin = time.process_time()
+        work()
+        found.append(time.process_time() - begin)
+    return min(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    arguments = parser.parse_args()
+    found = events(10_000)
+    nested = {"source": {"n": 1, "user": "x"}}
+    kinds = [
+        ("json", "json", in_json(found)),
+        ("json, nested", "json", in_json(found, page=nested)),
+        ("json, escaped", "json", in_json(found, page="é\n")),
+        ("avro", "avro", in_avro(found)),
+    ]
+    print("| messages | us at 10,000 a poll | us at 20 a poll | first, s |\n|---|---|---|---|")
+    for name, payload_format, values in kinds:
+        decoding = decoder(payload_format)
+        begin = time.perf_counter()
+        assert decoding.decode(poll(values[:20])).events.height == 20
+        first = time.perf_counter() - begin
+        many, few = poll(values), poll(values[:20])
+        assert decoding.decode(many).events.height == len(values)
+        large = least(lambda: decoding.decode(many), arguments.seconds) / len(values) * 1e6  # noqa: B023
+        small = least(lambda: [decoding.decode(few) for _ in range(50)], arguments.seconds) / 1000 * 1e6  # noqa: B023
+        print(f"| {name} | {large:.2f} | {small:.1f} | {first:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
