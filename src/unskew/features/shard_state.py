@@ -42,8 +42,8 @@ _CAUSES = pa.array(["hop", "event"])
 class ShardState:
     """All entities of a view in one shard; owns its arrays.
 
-    Between two calls no entity without a tile is kept, unless the open instant has touched it. A view over sessions holds
-    the state of the inner view that keeps them: the sessions that it closes are the events of this one.
+    Between two calls no entity without a tile is kept, unless the open instant has touched it. A view over sessions
+    holds the state of the inner view that keeps them: the sessions that it closes are the events of this one.
 
     ``notes_closings``: whether closed sessions are written down, for ``close_sessions``, and nothing else is given out.
     """
@@ -87,7 +87,7 @@ class ShardState:
     def from_bytes(
         cls, view: ViewPlan, shard: str, data: bytes | memoryview | BinaryIO, *, notes_closings: bool = False
     ) -> "ShardState":
-        """The state that ``to_bytes`` wrote, from bytes or a file of them; ``LayoutError`` where it belongs to another definition or is damaged."""
+        """The state that ``to_bytes`` wrote, or ``LayoutError`` if damaged or of another definition."""
         result = cls(view, shard, notes_closings=notes_closings)
         if view.sessions is not None:
             _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
@@ -107,7 +107,7 @@ class ShardState:
         return b"".join(self.to_pieces())
 
     def to_pieces(self) -> Iterator[bytes | memoryview]:
-        """The bytes of ``to_bytes``, one after the other, so that a large state is not in memory a second time as one."""
+        """The bytes of ``to_bytes`` piece by piece, so that a large state is not in memory a second time as a whole."""
         if len(self._texts):
             # However many there once were: only those that stand for something are written.
             self._sweep_texts()
@@ -195,8 +195,8 @@ class ShardState:
     def everything(self, n_rows: int) -> Iterator[Updates]:
         """The current rows of all entities, so many at a time, for a store that lost them.
 
-        Between two pieces the state may go on: an entity that is new since may be left out, as its own step gave it. The last
-        piece has no rows.
+        Between two pieces the state may go on: an entity that is new since may be left out, as its own step gave it.
+        The last piece has no rows.
         """
         first = 0
         while True:

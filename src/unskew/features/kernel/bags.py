@@ -1,7 +1,7 @@
 """Items of cells: multisets of codes, found by hash, and short lists of events in order.
 
-A multiset (BAG) belongs to a tile or to a total. Its items hang in a list from the cell, and in a hash table by owner and code. Codes enter the
-total with every event and leave it with their tile, so what is read from it decays exactly.
+A multiset (BAG) belongs to a tile or to a total. Its items hang in a list from the cell, and in a hash table by owner
+and code. Codes enter the total with every event and leave it with their tile, so what is read from it decays exactly.
 """
 
 import numpy as np

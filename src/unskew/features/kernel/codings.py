@@ -13,7 +13,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def coded(values: pl.Series, column: Column) -> Ints:
-    """Codes of values without nulls: Int64 (decimals in units of their last digit), Float64, or text to be counted as different."""
+    """Codes of values without nulls: Int64 (decimals in last digits), Float64, or text that is counted."""
     if column.coding == "approx":
         return _approx(values, column.bits)
     numbers = values.to_numpy().astype(np.float64)

@@ -241,7 +241,7 @@ class Directory:
         return rows, fresh[:n_fresh]
 
     def rows_as_they_lie(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """The length of every row's key up to the last, -1 where the row is free, and the bytes of the others end to end."""
+        """The length of every row's key up to the last, -1 where it is free, and the other keys' bytes end to end."""
         rows = self.rows()
         high = int(rows[-1]) + 1 if len(rows) else 0
         return self.arrays.lengths[:high].copy(), self.gather(rows).data

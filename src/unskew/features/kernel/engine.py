@@ -1,9 +1,9 @@
 """The compiled step: events and hops in order of instants, a row per closed instant at which values changed.
 
 Per entity and window there is a running total (a cell) and a list of sparse tiles, ordered by tile number. Every
-tile also hangs in a ring of buckets by the tile number at which something next happens to it, mostly that it leaves, so that
-moving the clock touches only what changes. The shape follows two-stacks-free invertible windows with re-evaluation where there is
-no inverse (Tangwongsan et al., "General Incremental Sliding-Window Aggregation", VLDB 2015, section 2).
+tile also hangs in a ring of buckets by the tile number at which something next happens to it, mostly that it leaves, so
+that moving the clock touches only what changes. The shape follows two-stacks-free invertible windows with re-evaluation
+where there is no inverse (Tangwongsan et al., "General Incremental Sliding-Window Aggregation", VLDB 2015, section 2).
 """
 
 import numpy as np

@@ -23,9 +23,11 @@ Coding = Literal["raw", "known", "time", "approx", "bins", "buckets"]
 class Column(NamedTuple):
     """A column of numbers that accumulators take in.
 
-    ``value``: index of the view's value; -1 for the effective time. ``coding``: what is made of the value: ``raw`` itself;
-    ``known`` only whether it is null; ``approx`` register and rank of HyperLogLog, ``bits`` of it choosing the register; ``bins``
-    its leading ``bits`` of mantissa; ``buckets`` its place among ``edges``. ``scale``: digits after a decimal's point.
+    ``value``: index of the view's value; -1 for the effective time. ``coding``: what is made of the value: ``raw``
+    itself;
+    ``known`` only whether it is null; ``approx`` register and rank of HyperLogLog, ``bits`` of it choosing the
+    register; ``bins`` its leading ``bits`` of mantissa; ``buckets`` its place among ``edges``. ``scale``: digits after
+    a decimal's point.
     """
 
     value: int
@@ -38,8 +40,8 @@ class Column(NamedTuple):
 class Program(NamedTuple):
     """A view as arrays: read-only, shared by all its shards.
 
-    ``accumulators``, ``features``, ``windows``: int64, a row for each; columns ``A_...``, ``F_...``, ``W_...``; accumulators
-    are grouped by window;
+    ``accumulators``, ``features``, ``windows``: int64, a row for each; columns ``A_...``, ``F_...``, ``W_...``;
+    accumulators are grouped by window;
     ``boundaries``: the calendars' tables, one after the other, int64 microseconds;
     ``constants``: float64, what features are told: decay per hop, quantiles, units of decimals;
     ``n_words``: words per cell, the widest window's; ``ring_slots``: slots of all rings together;
@@ -137,7 +139,7 @@ _KINDS = {w.CALENDAR: ("calendar",), w.CLOSED: ("closed",), w.LIFETIME: ("lifeti
 
 
 def value_width(feature: FeaturePlan) -> int:
-    """Words of a feature's value in a row: one of a scalar; of a list its length and then its items, of a map its length and pairs."""
+    """Words of a feature's value in a row: one of a scalar, else a length and its items or pairs."""
     if feature.by >= 0:
         return 1 + 2 * (feature.parameters["keys"] + 1)
     match feature.function:

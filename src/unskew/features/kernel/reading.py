@@ -63,7 +63,7 @@ def _code_before(state, kind, left, right):
 
 @inlined()
 def read(program, state, entity, values):
-    """Read the entity's current values into ``values``, as int64 words; returns a bit for each feature that is present."""
+    """Read the entity's current values into ``values``, as int64 words; return a bit per present feature."""
     features = program.features
     entities = state.entities
     present = np.int64(0)
@@ -266,7 +266,7 @@ def _top(state, item, kind, size, values, out):
 
 @compiled()
 def _quantile(state, first, rank, bits):
-    """Bits of the value that stands for the bin of a rank: found by halving the range of codes, without sorting them."""
+    """Bits of the value that stands for the bin of a rank, found by halving the range of codes, without sorting."""
     items = state.items
     low = items[first, w.ITEM_CODE]
     high = low
@@ -325,7 +325,8 @@ def _sigma(x):
 def _estimate(state, first, bits):
     """Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6.
 
-    Codes are 64 * register + rank. ``ranks``: first a count for each rank, then the ranks of the registers, all 0 before and after.
+    Codes are 64 * register + rank. ``ranks``: first a count for each rank, then the ranks of the registers, all 0
+    before and after.
     """
     items = state.items
     n_registers = np.int64(1) << bits

@@ -4,8 +4,8 @@ An event counts, and is remembered, unless its entity has a remembered event of 
 or less before its own; that makes it a repeat. A repeat is not remembered: it does not make the time longer for which
 others are repeats. An event without an id always counts and is not remembered.
 
-So whether an event is a repeat follows from the events of its entity before it, in the order in which they count. What is
-remembered is bounded by the events of the last ``within``, as the shard's clock measures it.
+So whether an event is a repeat follows from the events of its entity before it, in the order in which they count. What
+is remembered is bounded by the events of the last ``within``, as the shard's clock measures it.
 """
 
 from typing import Any, NamedTuple

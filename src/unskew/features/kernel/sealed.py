@@ -81,7 +81,8 @@ def unseal(
         whole = arrays[name].reshape(-1).view(np.uint8)
         for begin in range(0, len(whole), _READ_AT_ONCE):
             part = whole[begin : begin + _READ_AT_ONCE].data
-            # All other threads run meanwhile; a mapped file would keep them from asking for memory until the disk has answered.
+            # All other threads run meanwhile; a mapped file would keep them from asking for memory until the disk has
+            # answered.
             stream.readinto(part)  # type: ignore[attr-defined]
             checksum = zlib.crc32(part, checksum)
     if checksum != _CHECKSUM.unpack(stream.read(_CHECKSUM.size))[0]:
@@ -90,7 +91,7 @@ def unseal(
 
 
 def _described(text: bytes, n_bytes: int) -> tuple[dict[str, Any], list[tuple[str, np.dtype[Any], tuple[int, ...]]]]:
-    """The header, and the arrays that follow it in ``n_bytes``; of numbers that nothing has vouched for yet, so raises where they cannot be."""
+    """The header, and the arrays that follow it in ``n_bytes``; raises where numbers, not checked yet, cannot be so."""
     header = json.loads(text)
     described = [(name, np.dtype(kind), tuple(shape)) for name, kind, shape in header.pop("arrays")]
     if not all(kind.kind in "biuf" and min(shape, default=0) >= 0 for _, kind, shape in described):

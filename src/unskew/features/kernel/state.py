@@ -14,18 +14,19 @@ class State(NamedTuple):
     What an event needs of an entity, or of a tile, lies together in memory, as one row of int64 words:
 
     ``entities`` [rows, ...]: ``ENTITY_LIVE`` tiles, ``ENTITY_SLOT`` place in ``touched`` or -1, ``ENTITY_MARKS``,
-    ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit for each feature and
-    from ``ENTITY_VALUES`` on its words; then per window (``W_OLDEST``, ``W_NEWEST``) the oldest and the newest tile, and per window
-    (``W_TOTAL``) its running total.
+    ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit for each feature
+    and from ``ENTITY_VALUES`` on its words; then per window (``W_OLDEST``, ``W_NEWEST``) the oldest and the newest
+    tile, and per window (``W_TOTAL``) its running total.
     ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: first tile of each bucket.
-    ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells; ``slots``: first item of each slot of
-    the hash table in which those of multisets are found.
+    ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells; ``slots``: first item of each
+    slot of the hash table in which those of multisets are found.
     ``text_starts``, ``text_lengths``, ``text_pool``: of the directory of texts, whose rows stand for them in numbers.
-    ``closings`` [sessions, ...]: columns ``C_...``, sessions that closed since they were last taken out: entity row, instant,
-    partition and offset of the latest event, a bit for each value that is present, the values. No rows where no one asks for them.
+    ``closings`` [sessions, ...]: columns ``C_...``, sessions that closed since they were last taken out: entity row,
+    instant, partition and offset of the latest event, a bit for each value that is present, the values. No rows where
+    no one asks for them.
     ``chosen``, ``ranks`` int64, ``wide`` uint64 [3, 12]: space for reading; ``ranks`` is all 0 between two readings.
-    ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late_by`` [windows]; ``late``
-    [windows, 8]: by how much, as ``LATE_BOUNDS_US``.
+    ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late_by`` [windows];
+    ``late`` [windows, 8]: by how much, as ``LATE_BOUNDS_US``.
     """
 
     scalars: Ints
@@ -53,8 +54,8 @@ class State(NamedTuple):
 class Batch(NamedTuple):
     """Events in the order in which they count; all instants int64 microseconds.
 
-    ``rows`` int32 [n]: entity rows; ``filters`` bool [f, n]; ``numbers`` int64 [c, n]: one row per column of the program: integers,
-    float64 bits, or rows of texts; ``known`` bool [c, n]: False where the value is null.
+    ``rows`` int32 [n]: entity rows; ``filters`` bool [f, n]; ``numbers`` int64 [c, n]: one row per column of the
+    program: integers, float64 bits, or rows of texts; ``known`` bool [c, n]: False where the value is null.
     """
 
     rows: npt.NDArray[np.int32]
@@ -69,7 +70,7 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Space for rows; ``n`` [1] holds how many there are, ``present`` a bit for each feature, ``values`` [words, rows]."""
+    """Space for rows; ``n`` [1] says how many there are, ``present`` a bit per feature, ``values`` [words, rows]."""
 
     n: Ints
     row: npt.NDArray[np.int32]

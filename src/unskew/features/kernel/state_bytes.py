@@ -6,9 +6,10 @@ Arrays, with n entities, m tiles, k touched entities, v words of values, w words
 ``key_offsets`` i8 [n+1], ``key_bytes`` u1; ``values`` i8 [n, v] and ``present`` i8 [n], a bit for each feature:
 the previous closed row;
 ``changed_at`` i8 [n]; ``tile_entity`` i4 [m], ``tile_window`` i4 [m], ``tile_number`` i8 [m], ``tile_words`` i8 [m, w],
-each entity's window by window from old to new, words of multisets and lists 0; ``touched`` i8 [k, 5]: entity, cause bits, event
-time, partition, offset of what the open instant has touched; ``late`` i8 [windows, 8]; ``items`` i8 [i, 4+4]: tile, accumulator,
-code, count, and its words, of tiles only, lists in their order; ``text_lengths`` i4 [t], -1 for a row that is free, and
+each entity's window by window from old to new, words of multisets and lists 0; ``touched`` i8 [k, 5]: entity, cause
+bits, event time, partition, offset of what the open instant has touched; ``late`` i8 [windows, 8]; ``items`` i8 [i,
+4+4]: tile, accumulator, code, count, and its words, of tiles only, lists in their order; ``text_lengths`` i4 [t], -1
+for a row that is free, and
 ``text_bytes`` u1: what numbers that stand for texts mean. Totals, lists and rings are made again from these.
 """
 
