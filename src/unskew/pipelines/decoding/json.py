@@ -53,7 +53,8 @@ class JsonDecoder(Decoder):
         self._fields = json_fields(stream.schema)
         self._by_name = {field.name: field for field in self._fields}
         self._shape = {field.name: _TYPES[field.kind][1] for field in self._fields}
-        self._quick = all(map(_PLAIN_KEY.fullmatch, self._by_name))
+        # Polars refuses a very long regular expression.
+        self._quick = all(map(_PLAIN_KEY.fullmatch, self._by_name)) and sum(map(len, self._by_name)) < 100_000
         if self._quick:
             self._event = msgspec.json.Decoder(_event(self._fields)).decode
             names = "|".join(map(pl.escape_regex, self._by_name))
