@@ -451,3 +451,11 @@ def test_a_declared_record_schema_reads_json_too():
         "small: 2147483648 does not fit its type",
         "kind: 'B' is none of the values allowed",
     ]
+
+
+def test_a_schema_of_very_many_keys_is_read():
+    names = [f"a_key_with_a_name_that_is_long_{number}" for number in range(10_000)]
+    properties = {"at": SCHEMA["properties"]["at"], **{name: {"type": "integer"} for name in names}}
+    value = json.dumps({"at": NOON_MS, names[-1]: 1}).encode()
+
+    assert decode([value], {"type": "object", "properties": properties}).events[names[-1]].to_list() == [1]

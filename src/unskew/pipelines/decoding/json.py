@@ -1,7 +1,7 @@
 """JSON messages of one poll as typed Polars columns, and dead letters for those that are not events.
 
-msgspec reads each message by itself, so its neighbours cannot change what it is. What msgspec refuses, and the little that
-it reads differently (equal keys, a zero with a sign), Python's ``json`` reads: it decides, and gives the reason.
+msgspec reads each message by itself, so its neighbours cannot change what it is. What msgspec refuses, and the little
+that it reads differently (equal keys, a zero with a sign), Python's ``json`` reads: it decides, and gives the reason.
 """
 
 import json
@@ -39,7 +39,8 @@ _DATE = r"^\d{4}-\d{2}-\d{2}$"
 _MINUS_ZERO = r"-0\s*[,}\]]"
 # From a key's first escape to its colon.
 _ESCAPED_KEY = r'\\.(?:[^"\\]|\\.)*"\s*:'
-# A key that is written without escapes and cannot share a quote with its neighbours, as ``","`` and ``":x"`` of ``"a",":x":1``.
+# A key that is written without escapes and cannot share a quote with a neighbour, as ``","`` and ``":x"`` can in
+# ``"a",":x":1``.
 _PLAIN_KEY = re.compile(r'[^"\\\s:\x00-\x1f][^"\\\x00-\x1f]*')
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -52,7 +53,8 @@ class JsonDecoder(Decoder):
         self._fields = json_fields(stream.schema)
         self._by_name = {field.name: field for field in self._fields}
         self._shape = {field.name: _TYPES[field.kind][1] for field in self._fields}
-        self._quick = all(map(_PLAIN_KEY.fullmatch, self._by_name))
+        # Polars refuses a very long regular expression.
+        self._quick = all(map(_PLAIN_KEY.fullmatch, self._by_name)) and sum(map(len, self._by_name)) < 100_000
         if self._quick:
             self._event = msgspec.json.Decoder(_event(self._fields)).decode
             names = "|".join(map(pl.escape_regex, self._by_name))
@@ -71,9 +73,9 @@ class JsonDecoder(Decoder):
         return refusals.of(pl.DataFrame([self._column(field, frame, refusals) for field in self._fields]))
 
     def _read_quickly(self, values: Sequence[bytes | None]) -> Read:
-        """Read what msgspec takes and has as ``_read_one`` has it."""
+        """Read the messages that msgspec takes and reads as ``_read_one`` does."""
         texts = [_text(value) for value in values]
-        # A key that is read twice makes this more than there are keys; so may other things, which are looked into.
+        # More than an event has fields where a key is there twice; other things may do that too, and are looked into.
         counts = pl.Series(texts, dtype=pl.String).str.count_matches(self._counted).to_list()
         rows, events = [], []
         for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
@@ -190,7 +192,7 @@ def _text(value: bytes | None) -> str:
 def _is_odd(text: str) -> bool:
     """Whether an object may have equal keys, or a zero with a sign."""
     parts = _parts(text)
-    # Of equal keys only the last is among the parts; the quotes of the others then lack.
+    # Of equal keys only the last is among the parts; the quotes of the others are then missing.
     quotes = 2 * len(parts) + b"".join(parts.values()).count(b'"')
     return quotes != text.count('"') or re.search(_MINUS_ZERO, text) is not None
 
