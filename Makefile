@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 KILLS ?= 200
 MINUTES ?= 60
+WORKERS ?= auto
+# A worker that dies, by a crash or because a test hung, ends the run.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --max-worker-restart 0
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -20,8 +23,8 @@ help: ## This list
 demo: install ## A year of real purchases through the whole path; output in demo-output/ (OUTPUT=DIR to change)
 	@$(BIN)/unskew demo --output $(OUTPUT)
 
-test: install ## The tests
-	$(BIN)/python -m pytest
+test: install ## The tests but for the long ones, on all cores (WORKERS=0 for one process)
+	$(PYTEST) -m "not long"
 
 soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N to repeat a history)
 	$(BIN)/python -m tests.support.recovery.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
@@ -29,12 +32,12 @@ soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N t
 endure: install ## A live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
 	$(BIN)/python -m tests.support.recovery.endurance --minutes $(MINUTES)
 
-check: install ## Format, lint, types, import contracts and tests: what CI calls
+check: install ## Format, lint, types, import contracts and all tests: what CI calls
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: install ## The benchmarks
 	$(BIN)/python -m benchmarks

@@ -12,6 +12,8 @@ from tests.support.recovery.harness import Report
 from tests.support.servers.broker import Broker
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
+pytestmark = pytest.mark.long
+
 AT_ONCE = 2
 """Ordeals at a time: most of a life is the start of a process, which keeps one core busy."""
 

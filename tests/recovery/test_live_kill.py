@@ -14,6 +14,8 @@ from tests.support.recovery.live_ordeal import LiveReport
 from tests.support.servers.broker import Broker
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
+pytestmark = pytest.mark.long
+
 AT_ONCE = 2
 """Ordeals at a time: most of a life is the start of a process, which keeps one core busy."""
 
