@@ -10,6 +10,7 @@ import redis
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from tests.support.naming import case_name
 from tests.support.servers import choice
 from tests.support.servers.broker import Broker
 from tests.support.servers.kafka import ApacheKafka
@@ -25,7 +26,11 @@ MOST_WORKERS = 4
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
 settings.register_profile("unskew", deadline=None, derandomize=True, database=None)
 settings.register_profile(
-    "fuzz", deadline=None, database=DirectoryBasedExampleDatabase(FOUND / "examples"), max_examples=1000, print_blob=True
+    "fuzz",
+    deadline=None,
+    database=DirectoryBasedExampleDatabase(FOUND / "examples"),
+    max_examples=1000,
+    print_blob=True,
 )
 settings.load_profile("unskew")
 
@@ -44,6 +49,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"redis: {choice.of_redis(dict(os.environ))}",  # noqa: TID251
         f"long tests: {left_out}",
     ]
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str:
+    return case_name(val, argname)
 
 
 @pytest.hookimpl(optionalhook=True)
