@@ -10,6 +10,7 @@ import redis
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from tests.support.fuzz import FOUND
 from tests.support.naming import case_name
 from tests.support.servers import choice
 from tests.support.servers.broker import Broker
@@ -20,8 +21,14 @@ from unskew.sinks.redis.keyspace import connect
 
 ROOT = Path(__file__).parents[1]
 COMPILED = ROOT / ".cache" / "numba"
-FOUND = ROOT / ".hypothesis"
 MOST_WORKERS = 4
+# Their tests share what takes long to set up, so one worker runs them all; any other test goes to whoever is free.
+TOGETHER = {
+    "tests/agreement/test_marketplace.py",
+    "tests/demo/test_demo.py",
+    "tests/demo/test_topics.py",
+    "tests/pipelines/kafka/test_security.py",
+}
 
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
 settings.register_profile("unskew", deadline=None, derandomize=True, database=None)
@@ -63,6 +70,18 @@ def pytest_xdist_auto_num_workers() -> int | None:
     """
     shared = choice.are_given(dict(os.environ))  # noqa: TID251
     return 0 if shared else min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -26,8 +26,6 @@ from unskew.offline.join import historical_features
 from unskew.pipelines.run import Deployment, run
 from unskew.serving.online import OnlineReader
 
-pytestmark = pytest.mark.xdist_group("marketplace")
-
 HOUSEHOLDS = [3, 23, 28]
 N_PARTITIONS = 2
 VIEWS = [

@@ -15,8 +15,6 @@ from unskew.demo import journey
 from unskew.demo.folders import Folders
 from unskew.demo.run import check_counts, run_demo
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 N_LINES = 4_000
 
 

@@ -11,8 +11,6 @@ from unskew.demo.encode import FRAME, encode
 from unskew.demo.journey import schema, topics, transactions
 from unskew.demo.topics import DAMAGES, Topic, damage, partition_of
 
-pytestmark = pytest.mark.xdist_group("demo topics")
-
 N_LINES = 6_000
 
 

@@ -21,8 +21,6 @@ from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.pipelines.kafka.client_settings import OURS, read_kafka_config
 from unskew.pipelines.run import run
 
-pytestmark = pytest.mark.xdist_group("secured broker")
-
 PASSWORD = "s3cret of ann"
 RECORDS = history(60, seed=21)
 JAAS = "org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="
