@@ -14,7 +14,7 @@ from tests.support.fuzz import FOUND
 from tests.support.naming import case_name
 from tests.support.servers import choice
 from tests.support.servers.broker import Broker
-from tests.support.servers.kafka import ApacheKafka
+from tests.support.servers.kafka import ApacheKafka, jars
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.features import jit, kernel
 from unskew.sinks.redis.keyspace import connect
@@ -74,6 +74,7 @@ def pytest_xdist_auto_num_workers() -> int | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep together what is in ``TOGETHER``; the plugin's own groups need a pytest before 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
@@ -85,11 +86,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     """Let each worker, and the processes that it starts, keep compiled functions in a folder of its own.
 
-    Numba's cache is safe against readers, but not against two writers.
+    Numba's cache is safe against readers, but not against two writers. Nor is Maven's, so the broker is fetched before.
     """
+    if choice.are_given(dict(os.environ)):  # noqa: TID251
+        raise pytest.UsageError(
+            f"{choice.BOOTSTRAP} or {choice.REDIS_URL} is given, which workers would share: WORKERS=0"
+        )
+    if config.stash[KAFKA].kind == "Apache Kafka":
+        jars()
     for number, spec in enumerate(specs):
         spec.env["NUMBA_CACHE_DIR"] = str(COMPILED / str(number))
 
