@@ -8,11 +8,14 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 KILLS ?= 200
 MINUTES ?= 60
+WORKERS ?= auto
+# A worker that dies, by a crash or because a test hung, ends the run.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --max-worker-restart 0
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak endure check package bench install lock clean
+.PHONY: help demo test fuzz soak endure check package bench install lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,8 +23,11 @@ help: ## This list
 demo: install ## A year of real purchases through the whole path; output in demo-output/ (OUTPUT=DIR to change)
 	@$(BIN)/unskew demo --output $(OUTPUT)
 
-test: install ## The tests
-	$(BIN)/python -m pytest
+test: install ## The tests but for the long ones, on all cores (WORKERS=0 for one process)
+	$(PYTEST) -m "not long"
+
+fuzz: install ## The property tests with new examples all the time (MINUTES=60); what fails stays in .hypothesis/
+	$(BIN)/python -m tests.support.fuzz --minutes $(MINUTES)
 
 soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N to repeat a history)
 	$(BIN)/python -m tests.support.recovery.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
@@ -29,14 +35,14 @@ soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N t
 endure: install ## A live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
 	$(BIN)/python -m tests.support.recovery.endurance --minutes $(MINUTES)
 
-check: install ## Format, lint, spelling, types, import contracts, tests and the package: what CI calls
+check: install ## Format, lint, spelling, types, import contracts, all tests and the package: what CI calls
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/python .ci/package.py
 
 package: install ## The sdist, the wheel from it, and the wheel's demo in an environment outside the checkout
@@ -92,5 +98,5 @@ lock: ## Rewrite the lock files from pyproject.toml (needs uv; UPGRADE=1 takes n
 	$(COMPILE) --extra registry --group build --constraints requirements.lock --output-file requirements-runtime.lock
 
 clean: ## Remove .venv, caches and what the demo wrote
-	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,35 +3,102 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
+from tests.support.fuzz import FOUND
+from tests.support.naming import case_name
 from tests.support.servers import choice
 from tests.support.servers.broker import Broker
-from tests.support.servers.kafka import ApacheKafka
+from tests.support.servers.kafka import ApacheKafka, jars
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 from unskew.features import jit, kernel, text_buffers
 from unskew.sinks.redis.keyspace import connect
 
+ROOT = Path(__file__).parents[1]
+COMPILED = ROOT / ".cache" / "numba"
+MOST_WORKERS = 4
+# Their tests share what takes long to set up, so one worker runs them all; any other test goes to whoever is free.
+TOGETHER = {
+    "tests/agreement/test_marketplace.py",
+    "tests/demo/test_demo.py",
+    "tests/demo/test_topics.py",
+    "tests/pipelines/kafka/test_security.py",
+}
+
 # The first example of a test may compile the kernel, so no time limit; no test asserts a time.
-settings.register_profile("unskew", deadline=None)
+settings.register_profile("unskew", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "fuzz",
+    deadline=None,
+    database=DirectoryBasedExampleDatabase(FOUND / "examples"),
+    max_examples=1000,
+    print_blob=True,
+)
 settings.load_profile("unskew")
 
 KAFKA = pytest.StashKey[choice.Choice]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "needs_broker(*abilities): skipped where the broker of this run lacks one of them"
-    )
     config.stash[KAFKA] = choice.of_kafka(dict(os.environ))  # noqa: TID251 - the package's settings are not the tests'
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say which servers the tests run against."""
-    return [f"broker: {config.stash[KAFKA]}", f"redis: {choice.of_redis(dict(os.environ))}"]  # noqa: TID251
+    """Say which servers the tests run against, and which tests are left out."""
+    left_out = "left out; make check runs them" if config.option.markexpr == "not long" else "included"
+    return [
+        f"broker: {config.stash[KAFKA]}",
+        f"redis: {choice.of_redis(dict(os.environ))}",  # noqa: TID251
+        f"long tests: {left_out}",
+    ]
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str:
+    return case_name(val, argname)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Give one process where servers are given, because workers would share them; else one worker for each core, at most four.
+
+    Each worker starts a broker and a Redis of its own.
+    """
+    shared = choice.are_given(dict(os.environ))  # noqa: TID251
+    return 0 if shared else min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep together what is in ``TOGETHER``; the plugin's own groups need a pytest before 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module in TOGETHER else nodeid
+
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Let each worker, and the processes that it starts, keep compiled functions in a folder of its own.
+
+    Numba's cache is safe against readers, but not against two writers. Nor is Maven's, so the broker is fetched before.
+    """
+    if choice.are_given(dict(os.environ)):  # noqa: TID251
+        raise pytest.UsageError(
+            f"{choice.BOOTSTRAP} or {choice.REDIS_URL} is given, which workers would share: WORKERS=0"
+        )
+    if config.stash[KAFKA].kind == "Apache Kafka":
+        jars()
+    for number, spec in enumerate(specs):
+        spec.env["NUMBA_CACHE_DIR"] = str(COMPILED / str(number))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -41,18 +108,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs a broker with {', '.join(lacking)}; this run has {found}")
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """Forget compiled functions that are older than any source of the kernel, or of what is compiled into it.
+
+    This happens before there are workers.
 
     A cached function knows the time of its own file alone, and not of the files whose functions were compiled into it.
     """
+    if hasattr(session.config, "workerinput"):
+        return
     folder = Path(kernel.__file__).parent
     sources = [*folder.glob("*.py"), Path(jit.__file__), Path(text_buffers.__file__)]
     newest = max(source.stat().st_mtime for source in sources)
-    cached = [*folder.glob("__pycache__/*.nb[ic]"), *folder.parent.glob("__pycache__/*.nb[ic]")]
-    if any(file.stat().st_mtime < newest for file in cached):
-        for file in cached:
-            file.unlink(missing_ok=True)
+    for cache in (folder / "__pycache__", folder.parent / "__pycache__", *COMPILED.glob("*/*")):
+        cached = list(cache.glob("*.nb[ic]"))
+        if any(file.stat().st_mtime < newest for file in cached):
+            for file in cached:
+                file.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,6 @@ def faults_of(*derived: object) -> list[str]:
         (pl.col("spend") * -1, "float64", 0.0),
         (pl.col("n").cast(pl.Int8, strict=False), "int64", 0),
     ],
-    ids=str,
 )
 def test_type_and_empty_value_follow_from_the_expression_on_the_empty_row(expression, dtype, empty):
     plan = planned(Derived("x", expression, type=dtype))
@@ -105,7 +104,6 @@ def test_owner_is_the_views_where_it_has_none():
         (Derived("SPEND", "n"), "purchases.SPEND: the name is there beside spend, which differs only in"),
         (Derived("a b", "n"), "purchases.a b: the name is not allowed; use letters"),
     ],
-    ids=lambda case: case if isinstance(case, str) else None,
 )
 def test_derived_feature_that_cannot_be_is_a_fault_with_a_remedy(derived, fault):
     (found,) = faults_of(derived)

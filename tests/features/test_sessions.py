@@ -169,7 +169,6 @@ TAKEN = "not allowed, or there already; use letters, digits and _, and another n
         ),
         ({"name": ""}, ["sessions '': it has no name; give it one"]),
     ],
-    ids=lambda case: str(next(iter(case.items()))) if isinstance(case, dict) else None,
 )
 def test_sessions_that_cannot_be_are_faults_with_remedies(changes, faults):
     found = faults_of(stream(), view(stream=sessions(**changes)))

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.histories import laws
 from tests.support.plans import Wanted, republished, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.features.evaluate import evaluate
@@ -16,7 +17,7 @@ from unskew.features.kernel.repeats import Repeats
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys
 
-LAWS = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck), print_blob=True)
+LAWS = laws(max_examples=150)
 WITHIN = 10
 TEXT, NUMBER = pl.String(), pl.Int64()
 Event = tuple[int, str, str | int | None]

@@ -240,7 +240,6 @@ def test_a_view_without_events_is_said_to_have_none(stored, redis_url):
         ("cause", pl.lit("backfill")),
         ("cause", pl.lit(None, pl.String)),
     ],
-    ids=str,
 )
 def test_a_single_row_with_another_origin_is_found(stored, column, planted):
     one = pl.col("offset") == 60
@@ -494,7 +493,6 @@ def test_values_of_every_kind_agree(typed, redis_url):
         ("spend", pl.col("spend") + pl.lit(Decimal("0.01"))),
         ("odd", pl.lit(0.0)),
     ],
-    ids=str,
 )
 def test_a_difference_in_a_value_of_any_kind_is_found_in_the_log(typed, column, planted):
     kind = pl.col(column)

@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.support.recovery.harness import Ordeal
-from tests.support.recovery.processes import APART, CLUSTER, ONE, Life, Site, Topology
+from tests.support.recovery.processes import APART, CLUSTER, ONE, Life, Site
 from tests.support.recovery.scene import Scene, scene
+from unskew.cli import main
 from unskew.demo.embedded import EmbeddedBroker
 
 
@@ -38,8 +40,7 @@ def test_from_one_to_two_and_back_and_again_the_log_is_the_same_to_the_last_bit(
             feeder.allow(120)
             _await_records(life, 60)
             life.terminate()
-        feeder.finish()
-        ordeal.come_to_the_end(ordeal.start(3))
+        ordeal.come_to_the_end(ordeal.start(3), feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
 
@@ -56,8 +57,7 @@ def test_processes_with_partitions_of_their_own_write_what_one_writes(
         feeder.allow(150)
         _await_records(life, 75)
         life.terminate()
-        feeder.finish()
-        ordeal.come_to_the_end(ordeal.start(1))
+        ordeal.come_to_the_end(ordeal.start(1), feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_divided_so_is_refused_in_a_sentence(
     made = scene(tmp_path / "scene", 10, seed=5, across_partitions="7" not in arguments)
     site = _site(broker, redis_url, made, tmp_path / "site")
 
-    life = Life.start(site, Topology("refused", (arguments,)))
+    done = CliRunner().invoke(main, [*site.options, *arguments])
 
-    assert life.processes[0].wait(60) == 1
-    assert said in life._errors(0)
+    assert done.exit_code == 1, done.output
+    assert said in done.output

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.recovery import instants
+from tests.support.recovery.disks import filled_up, read_only, small_disk
 from tests.support.recovery.harness import Ordeal
 from tests.support.recovery.processes import ONE, Life, Site
 from tests.support.recovery.scene import Feeder, scene
-from tests.support.recovery.servers import RestartableRedis, filled_up, read_only, small_disk
 from tests.support.servers.broker import Broker
 from tests.support.servers.kafka import ApacheKafka
+from tests.support.servers.valkey import Valkey
 from unskew.demo.embedded import EmbeddedBroker
+
+pytestmark = pytest.mark.long
 
 AnyBroker = ApacheKafka | Broker | EmbeddedBroker
 
@@ -24,10 +27,8 @@ PAUSE_S = 10.0
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RestartableRedis]:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with RestartableRedis(folder) as server:
+def own_redis(tmp_path: Path) -> Iterator[Valkey]:
+    with Valkey(tmp_path / "redis") as server:
         yield server
 
 
@@ -58,7 +59,7 @@ def _comes(claim: Callable[[], bool], within_s: float = 60.0) -> bool:
 
 
 def test_redis_killed_and_restarted_empty_holds_in_the_end_what_it_would_have_held(
-    broker: AnyBroker, own_redis: RestartableRedis, tmp_path: Path
+    broker: AnyBroker, own_redis: Valkey, tmp_path: Path
 ) -> None:
     ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=11), [ONE], 11, may_empty=True)
     with ordeal.watched() as feeder:
@@ -66,29 +67,25 @@ def test_redis_killed_and_restarted_empty_holds_in_the_end_what_it_would_have_he
         own_redis.kill()
         time.sleep(2.0)
         own_redis.start()
-        feeder.finish()
-        ordeal.come_to_the_end(life)
+        ordeal.come_to_the_end(life, feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
 
 
 def test_redis_that_stands_still_for_ten_seconds_is_waited_for(
-    broker: AnyBroker, own_redis: RestartableRedis, tmp_path: Path
+    broker: AnyBroker, own_redis: Valkey, tmp_path: Path
 ) -> None:
     ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=12), [ONE], 12)
     with ordeal.watched() as feeder:
         life = _run_into(ordeal, feeder)
         with own_redis.paused():
             time.sleep(PAUSE_S)
-        feeder.finish()
-        ordeal.come_to_the_end(life)
+        ordeal.come_to_the_end(life, feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
 
 
-def test_redis_that_refuses_writes_is_waited_for(
-    broker: AnyBroker, own_redis: RestartableRedis, tmp_path: Path
-) -> None:
+def test_redis_that_refuses_writes_is_waited_for(broker: AnyBroker, own_redis: Valkey, tmp_path: Path) -> None:
     ordeal = Ordeal(_site(broker, own_redis.url, tmp_path, seed=16), [ONE], 16)
     with ordeal.watched() as feeder:
         life = _run_into(ordeal, feeder)
@@ -103,8 +100,7 @@ def test_redis_that_refuses_writes_is_waited_for(
                 time.sleep(1.0)
                 assert not life.ended
             assert _comes(lambda: life._errors(0).count("is away") == life._errors(0).count("is back")), life._errors(0)
-        feeder.finish()
-        ordeal.come_to_the_end(life)
+        ordeal.come_to_the_end(life, feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
 
@@ -116,8 +112,7 @@ def test_a_broker_killed_and_restarted_is_waited_for(own_broker: ApacheKafka, re
         own_broker.kill()
         time.sleep(2.0)
         own_broker.start()
-        feeder.finish()
-        ordeal.come_to_the_end(life)
+        ordeal.come_to_the_end(life, feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
 
@@ -136,9 +131,8 @@ def test_told_to_stop_at_any_moment_it_ends_with_0_and_has_nothing_to_replay(
             time.sleep(chance.uniform(0.0, 3.0))
             took_s.append(life.terminate(chance.choice([signal.SIGTERM, signal.SIGINT])))
             consumed.append(life.consumed())
-        feeder.finish()
         life = ordeal.start(0)
-        ordeal.come_to_the_end(life)
+        ordeal.come_to_the_end(life, feeder)
         consumed.append(life.consumed())
         again = ordeal.start(0)
         again.await_end()
@@ -160,7 +154,6 @@ def test_a_disk_that_is_read_only_or_full_is_waited_for(broker: AnyBroker, redis
         with filled_up(ordeal.site.log):
             time.sleep(3.0)
             assert not life.ended, "the pipeline ended with the disk full"
-        feeder.finish()
-        ordeal.come_to_the_end(life)
+        ordeal.come_to_the_end(life, feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)

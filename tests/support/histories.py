@@ -19,7 +19,9 @@ from unskew.features.view import AggregationName, Parameters, ViewWindow
 
 
 def laws(max_examples: int) -> settings:
-    return settings(deadline=None, max_examples=max_examples, suppress_health_check=list(HealthCheck), print_blob=True)
+    """Settings with so many examples, and with more of them in a profile whose tests have more."""
+    n_examples = max_examples * settings.default.max_examples // 100
+    return settings(deadline=None, max_examples=n_examples, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 # A window of a new kind must be listed here; claims in test_kernel.py see to it.

@@ -155,7 +155,6 @@ def test_keys_of_a_map_are_texts_of_strings_whole_numbers_and_bool(by):
         (agg.decayed_sum("amount", half_life=dt.timedelta(hours=2)), Parameters(half_life_hops=120)),
         (agg.count(by="status", keys=64), Parameters(keys=64)),
     ],
-    ids=str,
 )
 def test_what_an_aggregation_is_told_is_kept_in_the_kernels_units(wanted, parameters):
     assert planned(wanted).parameters == parameters
@@ -227,7 +226,6 @@ def test_what_an_aggregation_is_told_is_kept_in_the_kernels_units(wanted, parame
         (agg.Aggregation("count", n=5, q=0.5), "count is not told n; leave it out"),
         (agg.Aggregation("sum", "amount", half_life="1d"), "sum is not told half_life; leave it out"),
     ],
-    ids=str,
 )
 def test_what_an_aggregation_cannot_be_told_is_a_fault_with_a_remedy(wanted, fault):
     found = faults_of(wanted)[0]
@@ -329,9 +327,7 @@ def test_a_default_of_another_type_is_a_fault(of, default, remedy):
     ]
 
 
-@pytest.mark.parametrize(
-    "wanted", [agg.top_k("status", 2), agg.histogram("amount", [0]), agg.count(by="status")], ids=str
-)
+@pytest.mark.parametrize("wanted", [agg.top_k("status", 2), agg.histogram("amount", [0]), agg.count(by="status")])
 def test_lists_and_maps_have_no_default(wanted):
     (fault,) = faults_of(wanted, default=[])
 
@@ -397,7 +393,6 @@ def test_whatever_an_aggregation_is_told_is_in_the_state_fingerprint():
         (agg.var("amount"), agg.var("amount", ddof=1)),
         (agg.count(by="status"), agg.count(by="status", keys=16)),
     ],
-    ids=str,
 )
 def test_what_means_the_same_has_the_same_state_fingerprint(one, other):
     assert fingerprint(one) == fingerprint(other)

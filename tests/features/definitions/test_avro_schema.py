@@ -37,7 +37,6 @@ def record(*types: object) -> dict[str, object]:
         ({"type": "enum", "name": "E", "symbols": ["a"]}, pl.String()),
         ({"type": "fixed", "name": "F", "size": 4}, pl.Binary()),
     ],
-    ids=str,
 )
 def test_avro_type_becomes_its_column(avro, dtype):
     assert avro_columns(record(avro)) == ({"c0": dtype}, [])
@@ -58,7 +57,6 @@ def test_named_type_is_known_at_its_second_use():
         (["null", "long", "string"], "null | long | string"),
         ("null", "null"),
     ],
-    ids=str,
 )
 def test_type_that_is_not_read_has_no_column(avro, spelled):
     assert avro_columns(record("long", avro)) == ({"c0": pl.Int64()}, [])
@@ -79,7 +77,6 @@ def test_type_that_is_not_read_has_no_column(avro, spelled):
             "begins with _, which is reserved",
         ),
     ],
-    ids=str,
 )
 def test_schema_that_is_no_record_of_columns_is_a_fault(schema, fault):
     columns, faults = avro_columns(schema)

@@ -47,7 +47,6 @@ a, f, k, s, t = (pl.col(name) for name in "afkst")
         (s.str.to_integer(strict=False), pl.Int64()),
         (a.cast(pl.Float64), pl.Float64()),
     ],
-    ids=str,
 )
 def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
     assert check_expression(expression, COLUMNS).dtype == dtype
@@ -128,7 +127,6 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         (a.replace_strict({1: 2}), "replace_strict fails on a record with another value"),
         (3, "3 is no expression"),
     ],
-    ids=str,
 )
 def test_expression_that_depends_on_more_than_its_record_is_refused(expression, fault):
     with pytest.raises(DefinitionError) as caught:
@@ -189,7 +187,6 @@ def test_a_number_with_a_point_is_a_float_in_sql(text):
         "n % 7",
         "n / 7",
     ],
-    ids=str,
 )
 def test_a_value_does_not_depend_on_how_many_rows_its_batch_has(expression):
     values = [8_973, 1_241, 7, -3, 0, 502_708, 999_999, 31, 17, 129]

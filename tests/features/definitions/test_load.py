@@ -342,7 +342,6 @@ def test_all_that_can_be_said_in_python_can_be_said_in_yaml(folder):
             "visits: spend: there is no key 'window'; known are function,",
         ),
     ],
-    ids=str,
 )
 def test_yaml_of_another_form_is_a_fault_for_what_is_new_too(folder, change, fault):
     assert EVERYTHING_YAML.count(change[0]) == 1
@@ -364,7 +363,6 @@ def test_yaml_of_another_form_is_a_fault_for_what_is_new_too(folder, change, fau
         (("source: visits", "source: visit"), "user_visits: no stream is called 'visit'; did you mean 'visits'?"),
         (("stream: transactions\n  gap", "stream: transaction\n  gap"), "no stream is called 'transaction'; did you"),
     ],
-    ids=str,
 )
 def test_what_compile_finds_in_yaml_it_says_as_for_python(folder, change, fault):
     assert EVERYTHING_YAML.count(change[0]) == 1
@@ -394,7 +392,6 @@ def test_what_compile_finds_in_yaml_it_says_as_for_python(folder, change, fault)
         (("filter: \"status = 'completed'\"", "filter: [1]"), "filter: [1] is no SQL text; put it in quotes"),
         (("owner:", "features: []\nowner:"), "there is no key 'features'"),
     ],
-    ids=str,
 )
 def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
     write(folder, stream_yaml=STREAM, view_yaml=YAML.replace(*change))

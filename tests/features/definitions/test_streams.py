@@ -90,7 +90,6 @@ def test_a_field_without_a_column_is_a_fault_only_where_it_is_named():
             "the schema has no property that is an integer, number, string or boolean; a column is one of these",
         ),
     ],
-    ids=str,
 )
 def test_a_faulty_stream_says_what_to_do(more, fault):
     assert faults(**more) == [fault]

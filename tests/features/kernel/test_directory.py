@@ -2,9 +2,10 @@
 
 import numpy as np
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.histories import laws
 from unskew.features.kernel.directory import Directory, remove_rows
 from unskew.features.text_buffers import Keys
 
@@ -15,7 +16,7 @@ def _keys(texts: list[str]) -> Keys:
     return Keys.of(pl.Series(texts, dtype=pl.String))
 
 
-@settings(max_examples=60)
+@laws(max_examples=60)
 @given(st.lists(st.tuples(KEYS, st.randoms(use_true_random=False)), max_size=8))
 def test_a_key_keeps_its_row_until_it_is_removed_and_no_two_share_one(steps: list) -> None:  # type: ignore[type-arg]
     directory = Directory()

@@ -1,13 +1,17 @@
-"""The ordeal: a real pipeline in processes of its own, killed at moments drawn by chance until its history is over.
+"""The ordeal: a real pipeline in processes of its own, killed at moments drawn by chance, while readers look on.
 
-What it leaves must be what a run without interruption leaves, and readers that looked on all the time must never have seen
-anything go back.
+What every ordeal does is here; what is fed, when a life is killed and what is judged in the end is its kind's:
+``Ordeal`` replays a history that ends, ``live_ordeal.LiveOrdeal`` is on topics that are fed in real time.
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
+
+from typing_extensions import override
 
 from tests.support.recovery import instants
 from tests.support.recovery.processes import Life, Site, Topology
@@ -31,69 +35,88 @@ class Report:
         return "\n".join([f"seed {self.seed}, {len(self.kills)} kills; {self.looks}", *self.kills, *self.faults])
 
 
+class Feeding(Protocol):
+    """A thread that sends records until it is stopped."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+F = TypeVar("F", bound=Feeding)
+W = TypeVar("W", bound=RedisWatch)
+R = TypeVar("R", bound=Report)
+
+
 @dataclass
-class Ordeal:
+class Harness(ABC, Generic[F, W, R]):
     """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
 
-    ``reference``: the topology of the run that nothing interrupts; the first of the others if None. ``may_empty``: Redis loses
-    its data on the way. ``say``: told of each kill.
+    ``may_empty``: Redis loses its data on the way. ``say``: called with each kill.
     """
 
     site: Site
     topologies: Sequence[Topology]
     seed: int
-    reference: Topology | None = None
-    may_empty: bool = False
-    say: Callable[[str], None] = print
-    report: Report = field(init=False)
+    may_empty: bool = field(default=False, kw_only=True)
+    say: Callable[[str], None] = field(default=print, kw_only=True)
+    report: R = field(init=False)
+    n_kills: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.report = Report(self.seed)
         self._lives: list[Life] = []
 
-    def kill_again_and_again(self, n_kills: int) -> Report:
-        """Kill ``n_kills`` lives, let the next one come to the end of the history, and judge what is left."""
+    def kill_again_and_again(self, n_kills: int) -> R:
+        """Kill ``n_kills`` lives while records come, let the next one come to the end, and judge what is left."""
+        self.n_kills = n_kills
         chance = random.Random(self.seed)
         with self.watched() as feeder:
             for number in range(n_kills):
-                self.live_and_be_killed(number, feeder, chance, len(self.site.scene.records) // (n_kills + 1))
-            feeder.finish()
-            self.come_to_the_end(self.start(n_kills))
+                life = self.start(number)
+                came = self.live(life, feeder, chance)
+                age_s = life.age_s
+                self.end(number, life, chance)
+                self.note_kill(f"{life.topology.name}: {came}, {age_s:.2f} s old")
+                self.rest(chance)
+            self.come_to_the_end(self.start(n_kills), feeder)
         return self.report
-
-    def come_to_the_end(self, life: Life) -> None:
-        """Wait for the end of a life that nobody ends, and meanwhile, elsewhere, run without interruption."""
-        reference = Life.start(self._reference, self.reference or self.topologies[0])
-        self._lives.append(reference)
-        life.await_end()
-        reference.await_end()
-
-    def live_and_be_killed(self, number: int, feeder: Feeder, chance: random.Random, n_records: int) -> None:
-        """One life: it finds records waiting, more come while it runs, and it ends at a moment drawn by chance."""
-        life = self.start(number)
-        feeder.allow(n_records // 2)
-        came = instants.draw(chance).await_in(life, self.site, lambda: feeder.allow(n_records // 2))
-        age_s = life.age_s
-        life.kill(chance)
-        self.report.kills.append(f"{life.topology.name}: {came}, {age_s:.2f} s old")
-        self.say(f"{len(self.report.kills):4d}  {self.report.kills[-1]}")
-
-    @property
-    def _reference(self) -> Site:
-        return replace(self.site, root=self.site.root / "reference", prefix=f"{self.site.prefix}-reference")
 
     def start(self, number: int) -> Life:
         """Start life ``number``."""
         self._lives.append(Life.start(self.site, self.topologies[number % len(self.topologies)]))
         return self._lives[-1]
 
+    @abstractmethod
+    def live(self, life: Life, feeder: F, chance: random.Random) -> str:
+        """Wait for the moment at which the life ends, drawn by chance; say what came about."""
+
+    def end(self, _number: int, life: Life, chance: random.Random) -> None:
+        life.kill(chance)
+
+    def rest(self, chance: random.Random) -> None:
+        """Between a kill and the next start."""
+
+    @abstractmethod
+    def come_to_the_end(self, life: Life, feeder: F) -> None:
+        """Let the last life do all that is left, until it has ended."""
+
+    def note_kill(self, text: str) -> None:
+        self.report.kills.append(text)
+        self.say(f"{len(self.report.kills):4d}  {text}")
+
+    @abstractmethod
+    def cast(self) -> tuple[F, FilesWatch, W]:
+        """Who feeds, and who looks on."""
+
+    @abstractmethod
+    def judge(self, feeder: F, files: FilesWatch, online: W) -> list[str]:
+        """All faults of what is left, and of what was seen meanwhile."""
+
     @contextmanager
-    def watched(self) -> Iterator[Feeder]:
+    def watched(self) -> Iterator[F]:
         """Feed and look on while the body lasts, and then judge; the body comes to the end."""
-        feeder = Feeder(self.site.bootstrap, self.site.scene, per_s=RECORDS_PER_S)
-        files, online = FilesWatch(self.site), RedisWatch(self.site, may_empty=self.may_empty)
-        watches = files, online
-        for thread in (feeder, *watches):
+        feeder, files, online = self.cast()
+        for thread in (feeder, files, online):
             thread.start()
         try:
             yield feeder
@@ -101,12 +124,56 @@ class Ordeal:
             for life in self._lives:
                 life.destroy()
             feeder.stop()
-            for watch in watches:
-                watch.finish()
+            files.finish()
+            online.finish()
         self.report.looks = (
             f"{sum(map(len, files.seen.values()))} files seen in {files.looks} looks, "
             f"{len(online.exact)} exact reads in {online.looks} looks at Redis"
         )
-        self.report.faults += Verdict(self.site, self._reference).judge(files, online, seed=self.seed)
+        self.report.faults += self.judge(feeder, files, online)
         if not (files.looks and online.looks and online.exact):
             self.report.faults.append("nobody looked on")
+
+
+@dataclass
+class Ordeal(Harness[Feeder, RedisWatch, Report]):
+    """A history that ends is read, and what is left must be what a run without interruption leaves.
+
+    ``reference``: the topology of that run; the first of the others if None.
+    """
+
+    reference: Topology | None = None
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.report = Report(self.seed)
+
+    @override
+    def live(self, life: Life, feeder: Feeder, chance: random.Random) -> str:
+        # Each life finds records waiting, and more come while it runs.
+        half = len(self.site.scene.records) // (self.n_kills + 1) // 2
+        feeder.allow(half)
+        return instants.draw(chance).await_in(life, self.site, lambda: feeder.allow(half))
+
+    @override
+    def come_to_the_end(self, life: Life, feeder: Feeder) -> None:
+        """Send all that is left and wait for the end of a life that nobody ends; meanwhile, elsewhere, run without interruption."""
+        feeder.finish()
+        reference = Life.start(self._reference, self.reference or self.topologies[0])
+        self._lives.append(reference)
+        life.await_end()
+        reference.await_end()
+
+    @override
+    def cast(self) -> tuple[Feeder, FilesWatch, RedisWatch]:
+        feeder = Feeder(self.site.bootstrap, self.site.scene, per_s=RECORDS_PER_S)
+        return feeder, FilesWatch(self.site), RedisWatch(self.site, may_empty=self.may_empty)
+
+    @override
+    def judge(self, feeder: Feeder, files: FilesWatch, online: RedisWatch) -> list[str]:
+        return Verdict(self.site, self._reference).judge(files, online, seed=self.seed)
+
+    @property
+    def _reference(self) -> Site:
+        return replace(self.site, root=self.site.root / "reference", prefix=f"{self.site.prefix}-reference")

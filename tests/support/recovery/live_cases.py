@@ -2,63 +2,58 @@
 
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from tests.support.recovery.instants import Instant
-from tests.support.recovery.live import live_scene
-from tests.support.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, draw, leave_alone
-from tests.support.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site, Topology
+from typing_extensions import override
+
+from tests.support.recovery.cases import AnyCase, Say
+from tests.support.recovery.live import LiveScene, live_scene
+from tests.support.recovery.live_ordeal import CaughtUp, LiveOrdeal, LiveReport, Moment, Refused, draw, leave_alone
+from tests.support.recovery.processes import APART, CLUSTER, ONE, SHARDED, Site
 from tests.support.servers.broker import Broker
 from tests.support.servers.valkey import Cluster, Sentinel, Valkey, replica_of, wait_until
 from unskew.demo.embedded import EmbeddedBroker
 from unskew.pipelines.state.journal import Placed, _image, _parse
 
-EPOCH = "2s"
 
+@dataclass(frozen=True, kw_only=True)
+class LiveCase(AnyCase):
+    """Topics are fed in real time. ``n_kills``: how many lives are killed, or, if ``frozen``, stand still while another one
+    takes their place. ``told_to_stop``: every other one of them is, and ends by itself. ``append_time``: the broker stamps
+    records, so none comes late. ``redis``: a server that is ``kept``, or ``emptied`` with each kill; sentinels, with the
+    first kill ``failed over`` to the replica; or a ``cluster``. ``between``: done after each kill. ``moment``: draws that of
+    a kill.
+    """
 
-@dataclass(frozen=True)
-class LiveCase:
-    """``topologies``: of the lives, in turn. ``n_kills``: how many of them are killed, or, if ``frozen``, stand still
-    while another one takes their place. ``told_to_stop``: every other one of them is, and ends by itself.
-    ``append_time``: the broker stamps records, so none comes late. ``redis``: a server that is ``kept``, or ``emptied``
-    with each kill; sentinels, with the first kill ``failed over`` to the replica; or a ``cluster``. ``between``: done
-    after each kill. ``moment``: draws that of a kill."""
-
-    topologies: Sequence[Topology]
-    n_kills: int = 4
-    across_partitions: bool = True
     append_time: bool = False
     frozen: bool = False
     told_to_stop: bool = False
     redis: Literal["kept", "emptied", "failed over", "cluster"] = "kept"
     between: Callable[[Site], None] = leave_alone
-    moment: Callable[[random.Random], Instant | CaughtUp] = draw
+    moment: Callable[[random.Random], Moment] = draw
+    site: ClassVar[dict[str, Any]] = {"epoch": "2s", "live": True}
 
-    def run(
-        self,
-        broker: Broker | EmbeddedBroker,
-        redis_url: str,
-        folder: Path,
-        *,
-        seed: int,
-        say: Callable[[str], None] = print,
-    ) -> LiveReport:
-        """One ordeal on topics, keys and folders of its own."""
-        played = live_scene(folder / "scene", across_partitions=self.across_partitions)
-        for topic, n_partitions in played.partitions.items():
-            if self.append_time:
-                assert isinstance(broker, Broker)
-                broker.create_topic(topic, n_partitions, {"message.timestamp.type": "LogAppendTime"})
-            else:
-                broker.create_topic(topic, n_partitions)
-        with self._served(redis_url, folder) as (url, between):
-            site = Site(played, broker.bootstrap, url, folder / "site", folder.name, EPOCH, live=True)
+    @override
+    def scene(self, folder: Path, seed: int) -> LiveScene:
+        return live_scene(folder, across_partitions=self.across_partitions)
+
+    @override
+    def create_topic(self, broker: Broker | EmbeddedBroker, topic: str, n_partitions: int) -> None:
+        if self.append_time:
+            assert isinstance(broker, Broker)
+            broker.create_topic(topic, n_partitions, {"message.timestamp.type": "LogAppendTime"})
+        else:
+            broker.create_topic(topic, n_partitions)
+
+    @override
+    def suffer(self, site: Site, seed: int, say: Say) -> LiveReport:
+        with self._served(site.redis_url, site.root.parent) as (url, between):
             ordeal = LiveOrdeal(
-                site,
+                replace(site, redis_url=url),
                 self.topologies,
                 seed,
                 between,
@@ -69,10 +64,6 @@ class LiveCase:
                 say=say,
             )
             return (ordeal.freeze_again_and_again if self.frozen else ordeal.kill_again_and_again)(self.n_kills)
-
-    def killed(self, n_kills: int) -> "LiveCase":
-        """The same, with so many kills."""
-        return replace(self, n_kills=n_kills)
 
     @contextmanager
     def _served(self, redis_url: str, folder: Path) -> Iterator[tuple[str, Callable[[Site], None]]]:
@@ -176,22 +167,31 @@ def caught_up(chance: random.Random) -> CaughtUp:
     return CaughtUp(chance.uniform(0.5, 2.5))
 
 
+REFUSING = "a record refused"
+
+
+def refused(_chance: random.Random) -> Refused:
+    """Whether a record lies too far in the future depends on when it is read, so a restart must know what was decided."""
+    return Refused()
+
+
 LIVE_CASES = {
-    "one process": LiveCase([ONE]),
-    "three shards": LiveCase([SHARDED]),
-    "cluster of two": LiveCase([CLUSTER], n_kills=3),
-    "two apart": LiveCase([APART], n_kills=3, across_partitions=False),
-    "one, two, one, two processes": LiveCase([ONE, CLUSTER]),
-    "Redis emptied": LiveCase([ONE], n_kills=3, redis="emptied"),
-    "Redis failed over": LiveCase([ONE], n_kills=2, redis="failed over"),
-    "Redis as a cluster": LiveCase([ONE], n_kills=2, redis="cluster"),
-    "told to stop": LiveCase([ONE], n_kills=2, told_to_stop=True),
-    "append time": LiveCase([ONE], n_kills=3, append_time=True),
-    "frozen": LiveCase([ONE], n_kills=3, frozen=True),
+    "one process": LiveCase(topologies=[ONE]),
+    "three shards": LiveCase(topologies=[SHARDED]),
+    "cluster of two": LiveCase(topologies=[CLUSTER], n_kills=3),
+    "two apart": LiveCase(topologies=[APART], n_kills=3, across_partitions=False),
+    "one, two, one, two processes": LiveCase(topologies=[ONE, CLUSTER]),
+    "Redis emptied": LiveCase(topologies=[ONE], n_kills=3, redis="emptied"),
+    "Redis failed over": LiveCase(topologies=[ONE], n_kills=2, redis="failed over"),
+    "Redis as a cluster": LiveCase(topologies=[ONE], n_kills=2, redis="cluster"),
+    "told to stop": LiveCase(topologies=[ONE], n_kills=2, told_to_stop=True),
+    REFUSING: LiveCase(topologies=[ONE], n_kills=2, moment=refused),
+    "append time": LiveCase(topologies=[ONE], n_kills=3, append_time=True),
+    "frozen": LiveCase(topologies=[ONE], n_kills=3, frozen=True),
 }
 
 FORGETFUL = {
-    name: LiveCase([ONE], n_kills=3, between=forget, moment=caught_up)
+    name: LiveCase(topologies=[ONE], n_kills=3, between=forget, moment=caught_up)
     for name, forget in {
         "all that was decided": forget_journal,
         "a mark": forget_a_mark,

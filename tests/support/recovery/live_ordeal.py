@@ -4,17 +4,18 @@ told an exact value is contradicted by what the log and the archive say of its i
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
+from typing_extensions import override
+
 from tests.support.recovery import instants
-from tests.support.recovery.harness import Report
+from tests.support.recovery.harness import Harness, Report
 from tests.support.recovery.instants import Instant
 from tests.support.recovery.live import LONGEST_S, LiveFeeder, LiveScene, LiveWatch
 from tests.support.recovery.live_verdict import Figures, LiveVerdict
-from tests.support.recovery.processes import Life, Site, Topology
+from tests.support.recovery.processes import Life, Site
 from tests.support.recovery.watch import FilesWatch
 
 CAUGHT_UP_WITHIN_S = 60.0
@@ -53,7 +54,30 @@ def has_caught_up(life: Life) -> bool:
     return all(status.get("consumed") and status["lag"] <= LITTLE for status in life.statuses())
 
 
-def draw(chance: random.Random) -> Instant | CaughtUp:
+@dataclass(frozen=True)
+class Refused:
+    """The moment at which a life says that it refused a record that lies too far in the future: when it is read again by the
+    next life, it does not lie as far ahead any more.
+    """
+
+    name: str = "refused"
+
+    def await_in(self, life: Life, site: Site, at_work: Callable[[], None]) -> str:
+        """Wait for it; say what came about. ``at_work``: called again and again once the life has caught up."""
+        came = CaughtUp(0.0).await_in(life, site, at_work)
+        deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
+        while not any(status["dead_by_kind"].get("time") for status in life.statuses() if status):
+            if life.ended or time.monotonic() > deadline_s:
+                return f"{self.name} (did not come, {came})"
+            time.sleep(0.5)
+            at_work()
+        return self.name
+
+
+Moment = Instant | CaughtUp | Refused
+
+
+def draw(chance: random.Random) -> Moment:
     """A moment: most often some time after it has caught up; else any, or the very step in which something is half
     done.
     """
@@ -75,45 +99,39 @@ def leave_alone(_site: Site) -> None:
 
 
 @dataclass
-class LiveOrdeal:
-    """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
+class LiveOrdeal(Harness[LiveFeeder, LiveWatch, LiveReport]):
+    """Topics that have no end are read, and no exact read may be contradicted by what is left.
 
-    ``between``: called after each kill, before the next start. ``may_empty``: Redis loses its data on the way.
-    ``bumps``: whether some event must have been bumped, else the ordeal showed nothing. ``moment``: draws that of a
-    kill. ``told_to_stop``: every other life is, instead of being killed. ``say``: told of each kill."""
+    ``between``: called after each kill, before the next start. ``bumps``: whether some event must have been bumped, else
+    the ordeal showed nothing. ``moment``: draws that of a kill. ``told_to_stop``: every other life is, instead of being
+    killed.
+    """
 
-    site: Site
-    topologies: Sequence[Topology]
-    seed: int
     between: Callable[[Site], None] = leave_alone
-    may_empty: bool = False
     bumps: bool = True
-    moment: Callable[[random.Random], Instant | CaughtUp] = draw
+    moment: Callable[[random.Random], Moment] = draw
     told_to_stop: bool = False
-    say: Callable[[str], None] = print
-    report: LiveReport = field(init=False)
 
+    @override
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.report = LiveReport(self.seed)
-        self._lives: list[Life] = []
 
-    def kill_again_and_again(self, n_kills: int) -> LiveReport:
-        """Kill ``n_kills`` lives while records come, let the next one catch up, end it, and judge."""
-        chance = random.Random(self.seed)
-        with self.watched() as feeder:
-            for number in range(n_kills):
-                life = self.start(number)
-                came = self.moment(chance).await_in(life, self.site, feeder.send_ahead)
-                age_s = life.age_s
-                if self.told_to_stop and number % 2 == 0:
-                    life.terminate()
-                else:
-                    life.kill(chance)
-                self.note_kill(f"{life.topology.name}: {came}, {age_s:.2f} s old")
-                self.between(self.site)
-                time.sleep(chance.choice([0.0, 0.0, chance.uniform(0.0, 1.5)]))
-            self.come_to_rest(self.start(n_kills), feeder)
-        return self.report
+    @override
+    def live(self, life: Life, feeder: LiveFeeder, chance: random.Random) -> str:
+        return self.moment(chance).await_in(life, self.site, feeder.send_ahead)
+
+    @override
+    def end(self, number: int, life: Life, chance: random.Random) -> None:
+        if self.told_to_stop and number % 2 == 0:
+            life.terminate()
+        else:
+            life.kill(chance)
+
+    @override
+    def rest(self, chance: random.Random) -> None:
+        self.between(self.site)
+        time.sleep(chance.choice([0.0, 0.0, chance.uniform(0.0, 1.5)]))
 
     def freeze_again_and_again(self, n_freezes: int) -> LiveReport:
         """Let a life stand still ``n_freezes`` times, let another one take its place, and wake it up while that one
@@ -139,19 +157,11 @@ class LiveOrdeal:
                 life.thaw()
                 life.await_failure(1, TAKEN_OVER)
                 life = following
-            self.come_to_rest(life, feeder)
+            self.come_to_the_end(life, feeder)
         return self.report
 
-    def note_kill(self, text: str) -> None:
-        self.report.kills.append(text)
-        self.say(f"{len(self.report.kills):4d}  {text}")
-
-    def start(self, number: int) -> Life:
-        """Start life ``number``."""
-        self._lives.append(Life.start(self.site, self.topologies[number % len(self.topologies)]))
-        return self._lives[-1]
-
-    def come_to_rest(self, life: Life, feeder: LiveFeeder) -> None:
+    @override
+    def come_to_the_end(self, life: Life, feeder: LiveFeeder) -> None:
         """Let the life catch up once nothing more comes, wait until all windows are empty, and end it by a signal."""
         await_running(life, self.site)
         feeder.stop()
@@ -164,32 +174,20 @@ class LiveOrdeal:
         time.sleep(LONGEST_S)
         life.terminate()
 
-    @contextmanager
-    def watched(self) -> Iterator[LiveFeeder]:
-        """Feed and look on while the body lasts, and then judge; the body brings the pipeline to rest."""
-        scene = cast("LiveScene", self.site.scene)
-        feeder = LiveFeeder(self.site.bootstrap, scene, seed=self.seed)
-        files, online = FilesWatch(self.site, pause_s=0.5), LiveWatch(self.site, may_empty=self.may_empty)
-        watches = files, online
-        for thread in (feeder, *watches):
-            thread.start()
-        try:
-            yield feeder
-        finally:
-            for life in self._lives:
-                life.destroy()
-            feeder.stop()
-            for watch in watches:
-                watch.finish()
-        verdict = LiveVerdict(self.site, scene, feeder.fed)
-        self.report.faults += verdict.judge(files, online)
+    @override
+    def cast(self) -> tuple[LiveFeeder, FilesWatch, LiveWatch]:
+        feeder = LiveFeeder(self.site.bootstrap, cast("LiveScene", self.site.scene), seed=self.seed)
+        return feeder, FilesWatch(self.site, pause_s=0.5), LiveWatch(self.site, may_empty=self.may_empty)
+
+    @override
+    def judge(self, feeder: LiveFeeder, files: FilesWatch, online: LiveWatch) -> list[str]:
+        verdict = LiveVerdict(self.site, cast("LiveScene", self.site.scene), feeder.fed)
+        faults = verdict.judge(files, online)
         self.report.figures = verdict.figures
-        n_files = sum(map(len, files.seen.values()))
-        self.report.looks = f"{n_files} files seen in {files.looks} looks, Redis in {online.looks}: {verdict.figures}"
-        if not (files.looks and online.looks and online.exact):
-            self.report.faults.append("nobody looked on")
+        self.report.looks += f": {verdict.figures}"
         if self.bumps and not verdict.figures.bumped:
-            self.report.faults.append("nothing was bumped, so nothing could have been forgotten")
+            faults.append("nothing was bumped, so nothing could have been forgotten")
+        return faults
 
 
 def await_running(life: Life, site: Site) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from tests.support.recovery.cases import CASES, WARM_UP, Case
-from tests.support.recovery.live_cases import LIVE_CASES, LiveCase
+from tests.support.recovery.cases import CASES, WARM_UP, AnyCase
+from tests.support.recovery.live_cases import LIVE_CASES
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
 
 KILLS_PER_HISTORY = 12
 # The embedded broker stamps no record.
-ROUNDS: dict[str, Case | LiveCase] = CASES | {
+ROUNDS: dict[str, AnyCase] = CASES | {
     f"live, {name}": case for name, case in LIVE_CASES.items() if not case.append_time
 }
 

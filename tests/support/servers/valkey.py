@@ -110,6 +110,20 @@ class Valkey:
         finally:
             self.signal(signal.SIGCONT)
 
+    @contextlib.contextmanager
+    def out_of_memory(self) -> Iterator[None]:
+        """Refuse whatever needs memory while the body lasts."""
+        self.client.config_set("maxmemory", 1)
+        yield
+        self.client.config_set("maxmemory", 0)
+
+    @contextlib.contextmanager
+    def demoted(self) -> Iterator[None]:
+        """Be the replica of a primary that nobody reaches, and so read-only, while the body lasts."""
+        self.client.replicaof("127.0.0.1", 1)
+        yield
+        self.client.replicaof("NO", "ONE")
+
     def ask(self, *words: Any) -> Any:
         """The reply to any command."""
         return self.client.execute_command(*words)
