@@ -40,9 +40,9 @@ from unskew.features.shard_state import ShardState
 from unskew.features.view import Parameters
 from unskew.monitoring.audit import AuditReport, audit
 from unskew.monitoring.report import audit_table, engines_line
-from unskew.serving.online import present_us
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.wall import wall_us
 
 T0 = 1_490_400_000 * SECOND  # 2017-03-25, the day before clocks change in Berlin
 CLOCK = T0 + 3 * DAY
@@ -83,7 +83,7 @@ def write(
     writer = RedisWriter(client, "unskew", "main")
     for step in write_log(folder / "log", plan, given, clock_us, n_shards=2, n_batches=3):
         writer.add(step)
-    writer.flush(present_us())  # the server's own clock: keys that are old already would expire at once
+    writer.flush(wall_us())  # the server's own clock: keys that are old already would expire at once
     if archived:
         write_archive(folder / "archive", plan, given)
 
@@ -374,14 +374,14 @@ def uneven(tmp_path: Path, redis_client: redis.Redis) -> tuple[Path, Plan]:
         given = given.with_columns(pl.lit(partition, pl.Int32).alias("_partition"))
         shard = f"p{partition}.0"
         state = ShardState(plan, shard)
-        table = LogTable(tmp_path / "log", plan, shard, None, now_us=present_us)
+        table = LogTable(tmp_path / "log", plan, shard, None, now_us=wall_us)
         step = state.apply(evaluate(plan, given).events, clock_us)
         table.append(step)
         table.snapshot()
         table.settle()
         writer.add(step)
         both.append(given)
-    writer.flush(present_us())
+    writer.flush(wall_us())
     write_archive(tmp_path / "archive", plan, pl.concat(both))
     return tmp_path, Plan(streams={}, views={"clicks": plan})
 
@@ -460,13 +460,13 @@ def typed(tmp_path: Path, redis_client: redis.Redis) -> Path:
         row = {"user": "u", **values, "since": BEGAN, "available_at": at, "cause": cause, "seq": seq, **origin}
         log_rows.append(row)
     current = {"key": "u", **rows[1][-1], "since": BEGAN, "_at": T0 + 10 * MINUTE}
-    table = LogTable(tmp_path / "log", TYPED, "h0", None, now_us=present_us)
+    table = LogTable(tmp_path / "log", TYPED, "h0", None, now_us=wall_us)
     table.append(updates(TYPED, CLOCK, log_rows=log_rows, since_us=T0))
     table.snapshot()
     table.settle()
     writer = RedisWriter(redis_client, "unskew", "main")
     writer.add(updates(TYPED, T0 + 20 * MINUTE, [current], since_us=T0))
-    writer.flush(present_us())
+    writer.flush(wall_us())
     write_archive(tmp_path / "archive", TYPED, TYPED_EVENTS)
     return tmp_path
 
@@ -564,7 +564,7 @@ def visits(tmp_path: Path) -> Path:
         {"n": 1, **longest, "available_at": over, "cause": "event", "seq": 0, **origin},
         {"n": 0, **longest, "available_at": over + HOUR + 5 * MINUTE, "cause": "hop", "seq": 1},
     ]
-    table = LogTable(tmp_path / "log", VISITS, "h0", None, now_us=present_us)
+    table = LogTable(tmp_path / "log", VISITS, "h0", None, now_us=wall_us)
     table.append(updates(VISITS, CLOCK, log_rows=[{"user": "u", **row} for row in rows], since_us=T0))
     table.snapshot()
     table.settle()
