@@ -47,26 +47,24 @@ def await_changes(
     place: Callable[[Site], Iterator[Path]], times: int, life: Life, site: Site, *, within_s: float, pause_s: float
 ) -> bool:
     deadline_s = time.monotonic() + within_s
-    before = _marks(place(site))
+    before = _marks(place, site)
     while times:
         if life.ended or time.monotonic() > deadline_s:
             return False
-        now = _marks(place(site))
+        now = _marks(place, site)
         times -= now != before
         before = now
         time.sleep(pause_s)
     return True
 
 
-def _marks(paths: Iterator[Path]) -> set[tuple[Path, int, int]]:
-    found = set()
-    for path in paths:
+def _marks(place: Callable[[Site], Iterator[Path]], site: Site) -> set[tuple[Path, int, int]]:
+    """Return the files with sizes and times; look again if a file or a folder disappears meanwhile."""
+    while True:
         try:
-            stat = path.stat()
+            return {(path, stat.st_size, stat.st_mtime_ns) for path in place(site) for stat in (path.stat(),)}
         except FileNotFoundError:
             continue
-        found.add((path, stat.st_size, stat.st_mtime_ns))
-    return found
 
 
 def _temporary(site: Site) -> Iterator[Path]:

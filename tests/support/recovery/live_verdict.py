@@ -192,6 +192,14 @@ def stamps_ms(bootstrap: str, topic: str, fed: list[list[Record]]) -> dict[tuple
     return found
 
 
+def stored(site: Site, topic: str) -> set[tuple[int, int]]:
+    """Partition and offset of every record in the archive or the dead letters."""
+    archived = (site.archive / topic).glob("day=*/*.parquet")
+    read = [pl.read_parquet(path, columns=["_partition", "_offset"], hive_partitioning=False) for path in archived]
+    letters = dead_letters(site, topic).select("partition", "offset")
+    return {row for frame in (*read, letters) for row in frame.iter_rows()}
+
+
 def dead_letters(site: Site, topic: str) -> pl.DataFrame:
     """The dead letters of a topic, each record once; at least once they are written."""
     paths = sorted((site.dead_letters / topic).glob("day=*/*.parquet"))
