@@ -36,7 +36,7 @@ settings.register_profile(
     "fuzz",
     deadline=None,
     database=DirectoryBasedExampleDatabase(FOUND / "examples"),
-    max_examples=1000,
+    max_examples=300,
     print_blob=True,
 )
 settings.load_profile("unskew")
