@@ -140,7 +140,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         return dt.datetime.now(dt.UTC) if waits else None
 
     def _next_refill(self, shard: Shard) -> list[Updates]:
-        """Return a part of the current rows if Redis lacks them; a part, so that the flow goes on meanwhile.
+        """Return a part of the current rows if Redis lacks them; a part, so that the flow can continue.
 
         A refill begins only when the rows are as late as any that a reader has seen.
         """

@@ -56,7 +56,7 @@ def assign_arrivals(
 
 
 def refusal(kind: int, stamp_ms: int) -> str:
-    """Say why a record has no place in time."""
+    """Return why a record has no place in time."""
     if kind == TIMESTAMP_NOT_AVAILABLE:
         return "the record has no timestamp"
     stamp_us = stamp_ms * 1000

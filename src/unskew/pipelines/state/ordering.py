@@ -22,7 +22,7 @@ LAYOUT = 2
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What one poll of one partition brought for one shard.
+    """The part of one poll of one partition that belongs to one shard.
 
     ``events``: as from ``evaluate``, in offset order; None if there are none. ``clock_us``: the partition's clock after
     the poll; None while it has none. ``first_us``: its first arrival in the poll; None without records. ``ended``: the
