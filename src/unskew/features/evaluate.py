@@ -1,4 +1,4 @@
-"""Evaluate a view's filters and values over a batch of decoded events: once per batch, the same everywhere."""
+"""Evaluation of a view's filters and values over a batch of decoded events: once per batch, the same everywhere."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,13 @@ _FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A view's events out of one batch, in its order.
+    """A view's events from one batch, in its order.
 
     ``events``: ``key`` String; ``effective``, ``arrival``, ``event_time`` Int64 microseconds; ``partition`` Int32,
-    ``offset`` Int64; ``event_id`` String, where the stream drops repeats; ``f0…`` Boolean, one per filter; ``v0…`` Float64, String,
-    or Int64, one per value (booleans as 0 and 1, timestamps as microseconds, decimals in units of their last digit).
-    ``rejected``: ``_partition``, ``_offset``, ``kind``, ``reason`` of events that the view cannot take; they change nothing.
+    ``offset`` Int64; ``event_id`` String, if the stream drops repeats; ``f0…`` Boolean, one per filter; ``v0…``
+    Float64, String, or Int64, one per value (booleans as 0 and 1, timestamps as microseconds, decimals in units of
+    their last digit). ``rejected``: ``_partition``, ``_offset``, ``kind``, ``reason`` of events that the view cannot
+    take; they change nothing.
     """
 
     events: pl.DataFrame
@@ -30,9 +31,9 @@ class Evaluated:
 
 
 class Evaluator:
-    """A view's filters and values as expressions, put together once and run over every batch.
+    """A view's filters and values as expressions, built once and run over every batch.
 
-    Of a view over sessions: those of the inner view, which keeps the sessions.
+    For a view over sessions, they are those of the inner view, which keeps the sessions.
     """
 
     def __init__(self, view: ViewPlan) -> None:
@@ -74,11 +75,12 @@ class Evaluator:
             self._columns.append(pl.any_horizontal(*(test for test, _ in self._tests)).alias(_BAD))
 
     def __call__(self, decoded: pl.DataFrame) -> Evaluated:
-        """Filter and evaluate decoded events; those on which an expression fails are rejected."""
+        """Filter and evaluate decoded events; those for which an expression fails are rejected."""
         try:
             return self._evaluated(decoded)
         except _FAILURES:
-            # Compiling tries every expression on what is known to be hard. What is not known must not take its neighbours with it.
+            # Compiling a view tries every expression on the known difficult values. An event with an unknown one must
+            # not take its neighbours with it.
             return self._one_by_one(decoded)
 
     def _one_by_one(self, decoded: pl.DataFrame) -> Evaluated:
@@ -106,7 +108,7 @@ class Evaluator:
         return Evaluated(events.filter(~flags), self._rejected(decoded, keys).filter(flags))
 
     def _rejected(self, decoded: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
-        """Where each event came from and the first reason against it, null where there is none."""
+        """Return where each event came from and the first reason against it; null if there is none."""
         no_key = f"{self._view.name}: key {', '.join(self._view.entity.keys)} is null"
         tests = [(pl.lit(keys.is_null()), no_key), *self._tests]
         reasons = [pl.when(test).then(pl.lit(text)) for test, text in tests]
@@ -126,13 +128,13 @@ def _number(value: ValuePlan) -> pl.Expr:
         case "timestamp":
             return value.expr.to_physical()
         case "decimal":
-            # Beyond what fits it becomes null, which is told from a value that was null.
+            # A value that does not fit becomes null, which is later distinguished from a value that was null before.
             return value.expr.to_physical().cast(pl.Int64, strict=False)
         case "int64" | "bool":
             return value.expr.cast(pl.Int64)
         case "float64":
             number = value.expr.cast(pl.Float64)
-            # -0.0 reads as 0.0. Adding 0.0 would not do it: Polars knows that to change nothing and leaves it out.
+            # -0.0 becomes 0.0. Adding 0.0 does not work: Polars considers it a no-op and removes it.
             return pl.when(number == 0.0).then(0.0).otherwise(number)
 
 

@@ -1,4 +1,4 @@
-"""How kernel functions are compiled: one place, so that all of them are alike."""
+"""The compilation of kernel functions: one place, so that all are compiled alike."""
 
 from functools import partial
 from typing import Any
@@ -8,14 +8,14 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# cache: compiled once per machine, not per process. nogil: shards of one process may run side by side.
-# numpy error model: no test for division by zero on every division; divisors are checked by ``compile``.
+# cache: compile once per machine, not per process. nogil: shards of one process may run in parallel.
+# numpy error model: do not test for division by zero at every division; ``compile`` checks divisors.
 # _nrt=False: no reference counting inside. The kernel allocates nothing, its arrays are owned outside, and counting
-# costs an atomic pair per array access: several times the work of an event (docs/decisions/0004 has the measurement).
-# The option is numba's own but not documented; without it everything works the same, slower.
+# costs a pair of atomic operations per array access: several times the work of an event (docs/decisions/0004 has the
+# measurement). The option is numba's own but undocumented; without it everything works the same, but slower.
 compiled = partial(njit, cache=True, nogil=True, error_model="numpy", _nrt=False)
 
-# Into the caller, before typing: a call would pass each of the state's arrays as seven words.
+# Inline into the caller, before typing: a call would pass each of the state's arrays as seven words.
 inlined = partial(compiled, inline="always")
 
 
@@ -33,7 +33,7 @@ def _prefetch(_typing: Any, array: Any, row: Any, column: Any) -> Any:
         flags = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer, flags, flags, flags])
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # For writing, wanted in every level of cache, data.
+        # The flags say: for writing, into every level of the cache, data.
         builder.call(fetch, [builder.bitcast(word, pointer), flags(1), flags(3), flags(1)])
         return context.get_dummy_value()
 

@@ -23,7 +23,7 @@ _ESCAPED_NON_ASCII = r"%[89A-F]"
 
 
 def encode_keys(frame: pl.DataFrame, entity: ViewEntity) -> pl.Series:
-    """The canonical key of every row, String; null where any part is null."""
+    """Return the canonical key of every row, String; null if any part is null."""
     parts = [
         frame[name].cast(pl.String) if kind == "int64" else _escape(frame[name].cast(pl.String))
         for name, kind in zip(entity.keys, entity.types, strict=True)
@@ -35,7 +35,7 @@ def encode_keys(frame: pl.DataFrame, entity: ViewEntity) -> pl.Series:
 
 
 def decode_keys(keys: pl.Series, entity: ViewEntity) -> pl.DataFrame:
-    """The typed key columns of canonical keys."""
+    """Return the typed key columns of canonical keys."""
     if len(entity.keys) == 1:
         parts = [keys]
     else:
@@ -49,7 +49,7 @@ def decode_keys(keys: pl.Series, entity: ViewEntity) -> pl.DataFrame:
 
 
 def shard_of(keys: pl.Series, n_shards: int) -> npt.NDArray[np.int64]:
-    """Which of ``n_shards`` hash shards each key belongs to, int64 [n]; FNV-1a finished by MurmurHash3's mixer."""
+    """Return the number of each key's hash shard among ``n_shards``, int64 [n]: FNV-1a with MurmurHash3's finaliser."""
     if n_shards == 1:
         return np.zeros(len(keys), np.int64)
     return (Keys.of(keys).hashes() % np.uint64(n_shards)).astype(np.int64)

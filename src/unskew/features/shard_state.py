@@ -1,4 +1,4 @@
-"""The state of one view in one shard: apply batches, read rows."""
+"""The state of one view in one shard: it applies batches and reads rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -43,9 +43,10 @@ class ShardState:
     """All entities of a view in one shard; owns its arrays.
 
     Between two calls no entity without a tile is kept, unless the open instant has touched it. A view over sessions
-    holds the state of the inner view that keeps them: the sessions that it closes are the events of this one.
+    contains the state of the inner view that keeps them: the sessions that the inner view closes are the events of this
+    one.
 
-    ``notes_closings``: whether closed sessions are written down, for ``close_sessions``, and nothing else is given out.
+    ``notes_closings``: record closed sessions for ``close_sessions``, and return nothing else.
     """
 
     def __init__(self, view: ViewPlan, shard: str, *, notes_closings: bool = False) -> None:
@@ -63,10 +64,10 @@ class ShardState:
         as_texts = {
             column for column in accumulators[accumulators[:, w.A_KIND] == w.TEXT, w.A_VALUE].tolist() if column >= 0
         }
-        # The columns whose numbers are rows of texts: values that are kept, and keys of maps.
+        # The columns whose numbers are rows of texts: stored values, and keys of maps.
         self._as_texts = as_texts | {column for column in accumulators[:, w.A_BY].tolist() if column >= 0}
         self._enters_late = bool((self._program.windows[:, w.W_KIND] == w.CLOSED).any())
-        # Most steps of a quiet shard change nothing: their frames without rows are made once.
+        # Most steps of a quiet shard change nothing, so their frames without rows are made once.
         self._no_closed: pl.DataFrame | None = None
         self._no_current: pl.DataFrame | None = None
         self._scratch = np.empty_like(self._empty)
@@ -79,7 +80,7 @@ class ShardState:
         self._over_sessions: Evaluator | None = None
         if view.sessions is not None:
             self._sessions = ShardState(view.sessions, shard, notes_closings=True)
-            # Of sessions there are no repeats: those of events are dropped before.
+            # Sessions have no repeats: repeats of events are dropped earlier.
             stream = replace(view.stream, dedupe_within_us=None)
             self._over_sessions = Evaluator(replace(view, sessions=None, stream=stream))
 
@@ -87,7 +88,10 @@ class ShardState:
     def from_bytes(
         cls, view: ViewPlan, shard: str, data: bytes | memoryview | BinaryIO, *, notes_closings: bool = False
     ) -> "ShardState":
-        """The state that ``to_bytes`` wrote, or ``LayoutError`` if damaged or of another definition."""
+        """Return the state that ``to_bytes`` wrote.
+
+        Raises ``LayoutError`` if it is damaged or of another definition.
+        """
         result = cls(view, shard, notes_closings=notes_closings)
         if view.sessions is not None:
             _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
@@ -103,13 +107,16 @@ class ShardState:
         return result
 
     def to_bytes(self) -> bytes:
-        """The state in the versioned layout of ``kernel.state_bytes``; equal bytes restore to equal behaviour."""
+        """Return the state in the versioned layout of ``kernel.state_bytes``.
+
+        Equal bytes restore to equal behaviour.
+        """
         return b"".join(self.to_pieces())
 
     def to_pieces(self) -> Iterator[bytes | memoryview]:
-        """The bytes of ``to_bytes`` piece by piece, so that a large state is not in memory a second time as a whole."""
+        """Return the bytes of ``to_bytes`` piece by piece, so that a large state is not in memory twice."""
         if len(self._texts):
-            # However many there once were: only those that stand for something are written.
+            # Write only the texts in use, however many there were before.
             self._sweep_texts()
         pieces = state_bytes.pack(
             self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory, self._texts
@@ -120,9 +127,9 @@ class ShardState:
         return sealed(_MAGIC, LAYOUT, {}, {name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
 
     def dissolve(self) -> None:
-        """Give the memory back, little by little; the state is of no use afterwards.
+        """Free the memory little by little; the state cannot be used afterwards.
 
-        Freed at once, hundreds of megabytes hold up every thread of the process for as long as that takes.
+        Freeing hundreds of megabytes at once would block every thread of the process for as long as that takes.
         """
         for array in self._state:
             while array.flags.owndata and array.nbytes > _FREED_AT_ONCE:
@@ -139,30 +146,30 @@ class ShardState:
         return len(self.directory) + (0 if self._sessions is None else len(self._sessions))
 
     def holds(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Which of the entities have anything here, a running session too."""
+        """Return, for each entity, whether it has anything here; a running session counts."""
         held: npt.NDArray[np.bool_] = self.directory.find(keys) >= 0
         return held if self._sessions is None else held | self._sessions.holds(keys)
 
     @property
     def n_tiles(self) -> int:
-        """Live tiles over all windows."""
+        """The number of live tiles over all windows."""
         return int(self._state.scalars[w.S_TILES])
 
     @property
     def n_items(self) -> int:
-        """Different codes, and listed events, of all tiles and totals."""
+        """The number of different codes, and of listed events, of all tiles and totals."""
         return int(self._state.scalars[w.S_ITEMS])
 
     @property
     def n_texts(self) -> int:
-        """Texts that numbers stand for, some of which may not be in use any more."""
+        """The number of texts that numbers stand for; some may no longer be in use."""
         return len(self._texts)
 
     def apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
         """Apply events in the given order, then move the clock.
 
-        ``events``: as from ``evaluate``; arrivals do not fall and are not before the clock. ``clock_us``: not
-        before the last arrival; instants before it are closed, the instant itself stays open.
+        ``events``: as from ``evaluate``; arrivals never decrease and are not before the clock. ``clock_us``: not before
+        the last arrival; instants before it are closed, and the instant itself stays open.
         """
         late_before, _ = self.late_events()
         chunks: list[pl.DataFrame] = []
@@ -183,7 +190,7 @@ class ShardState:
         return updates
 
     def replay(self, events: pl.DataFrame | None, clock_us: int) -> None:
-        """Become what ``apply`` makes of the state, and give nothing out."""
+        """Change the state as ``apply`` does, and return nothing."""
 
         def count(rows: Rows) -> None:
             self.seq += int(rows.n[0])
@@ -193,10 +200,10 @@ class ShardState:
         self._forget()
 
     def everything(self, n_rows: int) -> Iterator[Updates]:
-        """The current rows of all entities, so many at a time, for a store that lost them.
+        """Yield the current rows of all entities, ``n_rows`` at a time, for a store that lost them.
 
-        Between two pieces the state may go on: an entity that is new since may be left out, as its own step gave it.
-        The last piece has no rows.
+        Between two pieces the state may move on; an entity that is new since then may be left out, because its own step
+        returned it. The last piece has no rows.
         """
         first = 0
         while True:
@@ -224,7 +231,7 @@ class ShardState:
                 return
 
     def _own_events(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame | None:
-        """The events themselves, or, of a view over sessions, those that close on them."""
+        """Return the events themselves; for a view over sessions, the sessions that close by them and the clock."""
         if self._sessions is None or self._over_sessions is None:
             return events
         closed = self._over_sessions(self._sessions.close_sessions(events, clock_us)).events
@@ -233,14 +240,17 @@ class ShardState:
         return closed
 
     def late_events(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Late events by window and distance, and the largest distances; of the sessions too, last."""
+        """Return late events by window and lateness, and the greatest lateness by window.
+
+        Those of the inner view that keeps sessions come last.
+        """
         if self._sessions is None:
             return self._state.late.copy(), self._state.late_by
         inner, inner_by = self._sessions.late_events()
         return np.concatenate([self._state.late, inner]), np.concatenate([self._state.late_by, inner_by])
 
     def _run(self, events: pl.DataFrame | None, clock_us: int, take: Callable[[Rows], None]) -> None:
-        """Apply events and move the clock; ``take`` is called with closed rows, as many as there is space for."""
+        """Apply events and move the clock; call ``take`` with closed rows, as many at a time as there is space for."""
         batch = self._batch(events)
         if len(batch.arrival) and batch.arrival[0] < self._state.scalars[w.S_CLOCK]:
             raise ValueError(f"{self.view.id}/{self.shard}: an event arrived before the clock {self.clock_us}")
@@ -261,8 +271,11 @@ class ShardState:
                 return
 
     def close_sessions(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame:
-        """As ``apply``, but only the sessions that close: as events of a stream, in the order of (instant, key)."""
-        # The rows of the inner view are no one's.
+        """Apply events as ``apply`` does, and return only the sessions that close.
+
+        They are events of a stream, in the order of (instant, key).
+        """
+        # Nobody reads the rows of the inner view.
         self._run(events, clock_us, lambda _rows: None)
         self._clear_dirty()
         count = int(self._state.scalars[w.S_CLOSINGS])
@@ -284,7 +297,7 @@ class ShardState:
             ]
         )
         length_us = frame["end"].to_physical() - frame["start"].to_physical()
-        # Polars divides a column by a number as it multiplies by the reciprocal: not the nearest float64.
+        # Polars divides a column by a number as a multiplication by the reciprocal, which is not the nearest float64.
         length = pl.Series("length_s", length_us.to_numpy() / 1e6)
         self._forget()
         return frame.with_columns(length)[order]
@@ -331,11 +344,14 @@ class ShardState:
         return numbers
 
     def _reserve(self, n_events: int) -> None:
-        """Make room for what events may add beside tiles: items, closed sessions; and show the texts to the kernel."""
+        """Make room for what events may add beside tiles, and show the texts to the kernel.
+
+        Events may add items and closed sessions.
+        """
         if self._program.n_bags:
-            # In a tile and in the total each; and a tile's items once more where they enter the total only later.
+            # For each event one in a tile and one in the total; a tile's items again if they enter the total later.
             n_items = 2 * n_events * self._program.n_bags + (self.n_items if self._enters_late else 0)
-            # A full list holds one more for a moment.
+            # A full list briefly holds one more.
             self._reserve_items(n_items + 1)
         if self._as_texts:
             self._show_texts()
@@ -361,7 +377,7 @@ class ShardState:
         self._state = self._state._replace(text_starts=texts.starts, text_lengths=texts.lengths, text_pool=texts.pool)
 
     def _rows_of(self, keys: Keys, n_tiles: int) -> npt.NDArray[np.int32]:
-        """Rows of keys, new ones made; afterwards there is room for ``n_tiles`` more tiles."""
+        """Return the rows of keys, and make new ones; afterwards there is room for ``n_tiles`` more tiles."""
         rows, fresh = self.directory.insert(keys)
         capacity = self.directory.capacity
         if capacity > len(self._state.entities):
@@ -424,7 +440,7 @@ class ShardState:
         return frame
 
     def _outputs(self, rows: Rows, count: int) -> list[pl.Series]:
-        """Columns of all outputs: the features, and what is derived from them."""
+        """Return the columns of all outputs: the features, and what is derived from them."""
         columns = self._features(rows.values[:, :count], rows.present[:count])
         if not self.view.derived:
             return columns
@@ -452,7 +468,7 @@ class ShardState:
             self._sweep_texts()
 
     def _sweep_texts(self) -> None:
-        """Forget the texts that nothing stands for any more; next when there are twice as many as are left."""
+        """Forget the texts that are no longer in use; the next sweep comes when there are twice as many as remain."""
         used = np.zeros(self._texts.capacity, np.bool_)
         mark_texts(self._program, self._state, self.directory.rows(), used)
         rows = self._texts.rows()

@@ -1,4 +1,7 @@
-"""Batches of keys, or other texts, as Arrow lays them out, and the hash that finds them in tables and chooses their shard."""
+"""Batches of keys, or other texts, in Arrow's layout, and their hash.
+
+The hash finds them in tables and chooses their shard.
+"""
 
 from typing import Any, NamedTuple
 
@@ -12,14 +15,14 @@ from unskew.features.jit import compiled
 
 
 class Keys(NamedTuple):
-    """A batch of keys as Arrow lays them out: ``offsets`` int64 [n+1] into ``data`` uint8."""
+    """A batch of keys in Arrow's layout: ``offsets`` int64 [n+1] into ``data`` uint8."""
 
     offsets: npt.NDArray[np.int64]
     data: npt.NDArray[np.uint8]
 
     @classmethod
     def of(cls, keys: pl.Series) -> "Keys":
-        """The buffers of a String series without nulls."""
+        """Return the buffers of a String series without nulls."""
         array = keys.to_arrow()
         if not pa.types.is_large_string(array.type):
             array = array.cast(pa.large_string())
@@ -28,14 +31,14 @@ class Keys(NamedTuple):
         return cls(starts, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8))
 
     def to_series(self, name: str) -> pl.Series:
-        """The same keys as a String series."""
+        """Return the same keys as a String series."""
         array = pa.LargeStringArray.from_buffers(
             len(self.offsets) - 1, pa.py_buffer(self.offsets), pa.py_buffer(self.data)
         )
         return pl.Series(name, array)
 
     def hashes(self) -> npt.NDArray[np.uint64]:
-        """The hash of every key, as ``hash_bytes``."""
+        """Return the hash of every key, as ``hash_bytes``."""
         found = np.empty(len(self.offsets) - 1, np.uint64)
         _hash_keys(self.offsets, self.data, found)
         return found
@@ -43,7 +46,7 @@ class Keys(NamedTuple):
 
 @compiled()
 def hash_bytes(data: Any, start: int, stop: int) -> Any:
-    """FNV-1a over the bytes, then the 64-bit finaliser of MurmurHash3 so that every bit counts."""
+    """Return FNV-1a over the bytes, then finalised as in 64-bit MurmurHash3, so that every bit counts."""
     value = uint64(0xCBF29CE484222325)
     for index in range(start, stop):
         value = (value ^ uint64(data[index])) * uint64(0x100000001B3)

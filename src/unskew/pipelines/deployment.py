@@ -1,4 +1,4 @@
-"""How a pipeline is deployed: what this process reads and writes, and what of that cannot be."""
+"""The configuration of a pipeline's process: what it reads and writes, and checks of what cannot be combined."""
 
 import os
 import socket
@@ -15,16 +15,17 @@ from unskew.sinks.lease import Owner
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """Everything that a process is configured with: where it reads and writes, and how.
+    """The configuration of a process: where it reads and writes, and how.
 
-    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables. ``state``: the state folder.
-    ``n_hashes``: hash shards per view (and per partition where the topic is partitioned by the entity); fixed for as
-    long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``, ``ends`` by topic.
-    ``epoch_s``: seconds between commits. ``schema_registry``: its URL, where writers' schemas are looked up; if None, each
-    stream's own schema is the writer's. ``partitions``: those that this process reads, always the same for one ``state``;
-    all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each of them;
-    ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and health; None to
-    expose nothing. ``take_over``: whether to take over at once the leases of processes on other machines that may be dead.
+    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables. ``state``: the state folder. ``n_hashes``:
+    number of hash shards per view (per partition, if the topic is partitioned by the view's entity); fixed for as long
+    as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``; ``ends`` is by topic. ``epoch_s``:
+    seconds between commits. ``schema_registry``: the URL at which writers' schemas are looked up; if None, each
+    stream's own schema is the writer's. ``partitions``: the partitions that this process reads, always the same for one
+    ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
+    of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
+    health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
+    machines that may be dead.
     """
 
     bootstrap: str
@@ -51,11 +52,11 @@ class Deployment:
 
     @property
     def n_processes(self) -> int:
-        """How many processes share the state."""
+        """The number of processes that share the state."""
         return len(self.cluster) or 1
 
     def owner(self) -> Owner:
-        """Name this process for its leases; processes of one cluster may write the same folders."""
+        """Return this process's name for its leases; processes of one cluster may write the same folders."""
         where = f"{self.state.absolute()}, process {os.getpid()} on {socket.gethostname()}"
         return Owner(
             text=f"pipeline {self.pipeline!r} on {where}",
@@ -64,7 +65,7 @@ class Deployment:
         )
 
     def check(self, plan: Plan) -> None:
-        """Raise ``DefinitionError`` or ``RequestError`` where this process cannot compute the plan's views.
+        """Raise ``DefinitionError`` or ``RequestError`` if this process cannot compute the plan's views.
 
         A view that is not partitioned by its entity needs events of every partition, in one order.
         """
@@ -84,7 +85,7 @@ class Deployment:
             )
 
     def check_ends(self, origins: Sequence[tuple[str, int]]) -> None:
-        """Raise ``RequestError`` where ``ends`` leaves out one of these partitions, which would be waited for in silence."""
+        """Raise ``RequestError`` if ``ends`` leaves out one of these partitions; the run would wait for it silently."""
         if self.ends is None or isinstance(self.ends, str):
             return
         missing: dict[str, list[str]] = {}

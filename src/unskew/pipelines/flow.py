@@ -140,7 +140,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         return dt.datetime.now(dt.UTC) if waits else None
 
     def _next_refill(self, shard: Shard) -> list[Updates]:
-        """Return a part of the current rows if Redis lacks them; a part, so that the flow goes on meanwhile.
+        """Return a part of the current rows if Redis lacks them; a part, so that the flow can continue.
 
         A refill begins only when the rows are as late as any that a reader has seen.
         """
@@ -180,7 +180,7 @@ class _Sink(FixedPartitionedSink[Any, Any]):
 
 
 class ParquetSink(_Sink):
-    """Log, event archive and dead letters; rows are published only once their epoch is durable."""
+    """The log, the event archive and dead letters; rows are published only once their epoch is durable."""
 
     def __init__(
         self,
@@ -315,14 +315,17 @@ class RedisSink(_Sink):
         return _RedisPart(self, self.writer, self._now_us)
 
     def begin(self) -> None:
-        """As ``ParquetSink.begin``."""
+        """Announce the shards once, as ``ParquetSink.begin`` does."""
         if not self._begun:
             self.server.until_done(lambda: self.writer.expect(self._shards.by_view, self._shards.own))
             self._begun = True
 
 
 class _RedisPart(StatefulSinkPartition[Step, None]):
-    """A partition without saved state, because values are absolute. Redis acknowledges an epoch's changes before its end."""
+    """A partition without saved state, because values are absolute.
+
+    Redis acknowledges an epoch's changes before the epoch ends.
+    """
 
     def __init__(self, sink: RedisSink, writer: RedisWriter, now_us: Callable[[], int]) -> None:
         self._sink = sink
@@ -351,16 +354,16 @@ def build_flow(
     progress: Progress,
     accepted: Callable[[], None],
 ) -> Dataflow:
-    """Wire sources, shards and sinks; ``sources`` and ``routers`` by topic.
+    """Wire sources, shards and sinks; ``sources`` and ``routers`` are by topic.
 
-    ``accepted`` is called at the end of every epoch that had items, before the epoch is durable; by then all saved state
-    has been validated.
+    ``accepted`` is called at the end of every epoch that had items, before the epoch is durable; by then all saved
+    state has been validated.
     """
     flow = Dataflow(name)
     routed = []
     for topic, source in sources.items():
-        # Saved offsets are found by these names, so they contain nothing that may be renamed. Bytewax reserves the dot, and
-        # a topic's name cannot contain a plus sign.
+        # Saved offsets are found by these names, so they contain nothing that may be renamed. Bytewax reserves the dot,
+        # and a topic's name cannot contain a plus sign.
         step = topic.replace(".", "+")
         polls = op.input(f"{step}_poll", flow, source)
         routed.append(op.flat_map(f"{step}_route", polls, routers[topic].route))

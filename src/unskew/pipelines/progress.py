@@ -104,10 +104,10 @@ class Size:
 class Progress:
     """Totals since this process started; instants in microseconds.
 
-    ``updates_by_view``, ``rows_by_view``: by view id, rows for Redis and rows of the log. ``sizes``: by view id and shard.
-    ``late_by_view``: by view id, events that came too late for a window. ``duplicates``: by view id, dropped repeats of
-    events; it has only views whose stream drops repeats. ``ledgers``: by view id and shard, late events and repeats
-    since the state began.
+    ``updates_by_view``, ``rows_by_view``: by view id, rows for Redis and rows of the log. ``sizes``: by view id and
+    shard. ``late_by_view``: by view id, events that came too late for a window. ``duplicates``: by view id, dropped
+    repeats of events; it has only views whose stream drops repeats. ``ledgers``: by view id and shard, late events and
+    repeats since the state began.
     """
 
     updates_by_view: dict[str, int] = field(default_factory=dict)

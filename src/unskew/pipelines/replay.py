@@ -1,4 +1,4 @@
-"""Replay of dead letters: checked against the present definitions, sent, acknowledged by the broker, remembered.
+"""Replay of dead letters: check them against the present definitions, send them, and record what was acknowledged.
 
 The order of steps is the contract: letters about to be sent are recorded and fsynced, then sent, and those that were
 acknowledged are recorded. So a letter whose fate is open after a crash is known as one that may have been sent.
@@ -54,7 +54,7 @@ class Resend:
 
 
 class Checks:
-    """Check with the present definitions a record that would be sent."""
+    """Checks, with the present definitions, of a record that would be sent."""
 
     def __init__(self, plan: Plan, schemas: Schemas | None) -> None:
         self._schemas = schemas
@@ -231,7 +231,7 @@ def send(
             "message.max.bytes": 1_000_000_000,
         }
     )
-    # Raised where the client's queue is full; polling it makes room.
+    # Raised if the client's queue is full; polling makes room.
     in_turn = Retrying(
         retry=retry_if_exception_type(BufferError), wait=wait_fixed(0.1), sleep=cast("Any", producer.poll)
     )
@@ -251,7 +251,7 @@ def send(
             failed.append((record, error.args[0].str()))
             done.add(record.place)
         producer.poll(0)
-    # Each message times out before this does.
+    # Each message times out before this call does.
     producer.flush(timeout_s + 10)
     failed += [(record, "the broker did not answer") for record in records if record.place not in done]
     lost = {record.place for record, _ in failed}

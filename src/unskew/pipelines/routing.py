@@ -69,7 +69,10 @@ class Router:
         return iter(items)
 
     def _note_refused(self, journal: Journal, poll: Poll, decoded: Decoded) -> int:
-        """Record which ids a Schema Registry did not know, because it may know them later. Return a ticket, 0 for nothing."""
+        """Record which ids a Schema Registry did not know, because it may know them later.
+
+        Return a ticket; 0 if nothing was recorded.
+        """
         if not decoded.dead.height or not self._decoder.asks:
             return 0
         known = {bad.offset for bad in poll.rejected}

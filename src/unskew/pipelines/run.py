@@ -1,4 +1,4 @@
-"""Run a pipeline in this process until its topics end or it is told to stop."""
+"""Run a pipeline in this process until its topics end or it is asked to stop."""
 
 import json
 import logging
@@ -52,11 +52,11 @@ def run(
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
-    ``report`` is called about once a second and at the end. Raises ``LayoutError`` where the state folder belongs to
-    another deployment, or another process writes what this one is to write, ``RequestError`` where ``ends`` leaves out a
-    partition, ``StoreUnavailable`` where Kafka, Redis or the disk fails, ``DefinitionError`` where a stream cannot be read
-    as asked; the state stays that of the last durable epoch. A run that is refused has published nothing and retired no
-    view.
+    ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
+    another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
+    a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
+    as requested. After an error the state remains that of the last durable epoch. A run that is refused has published
+    nothing and retired no view.
     """
     deployment.check(plan)
     with ExitStack() as closing:
@@ -73,7 +73,10 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """The state and the stores of a run, held by this process. ``lease``: takes a folder, by its option, for some writers."""
+    """The state and the stores of a run, held by this process.
+
+    ``lease``: takes the lease of a folder for some writers; its option names the folder in errors.
+    """
 
     leases: Leases
     lease: Callable[[Path, str, Iterable[str]], None]
@@ -87,7 +90,7 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topics:
-    """The topics of a run; ``sources`` and ``routers`` by topic."""
+    """The topics of a run; ``sources`` and ``routers`` are by topic."""
 
     sources: dict[str, KafkaSource]
     routers: dict[str, Router]
@@ -96,7 +99,7 @@ class _Topics:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pipeline:
-    """A flow that is ready to run; ``settle`` is for when it has ended without an error."""
+    """A flow that is ready to run; call ``settle`` once it has ended without an error."""
 
     flow: Dataflow
     running: Running
@@ -104,7 +107,7 @@ class _Pipeline:
 
 
 def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: ExitStack) -> _Opened:
-    """Take the state folder, read what is there, and connect to Redis; nothing is written but the lease."""
+    """Take the lease of the state folder, read its content, and connect to Redis; only the lease is written."""
     leases = Leases()
     server = Patience("Redis", stop, still_ours=leases.check)
     disk = Patience("the disk", stop, still_ours=leases.check)
@@ -166,7 +169,7 @@ def _open_topics(
     opened: _Opened,
     closing: ExitStack,
 ) -> _Topics:
-    """Find the partitions of every topic, and take the tables that they are written to."""
+    """Find the partitions of every topic, and take the leases of the tables to which they are written."""
     schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
@@ -208,7 +211,7 @@ def _open_topics(
     if deployment.partitions is not None:
         shards = Shards(names, frozenset(own))
     else:
-        # Of a cluster, one process withdraws what earlier runs said.
+        # In a cluster, only one process withdraws what earlier runs announced.
         shards = Shards(names, None if deployment.process == 0 else frozenset())
     return _Topics(sources=sources, routers=routers, shards=shards)
 
@@ -216,7 +219,7 @@ def _open_topics(
 def _wire(
     plan: Plan, deployment: Deployment, present_us: Callable[[], int], opened: _Opened, topics: _Topics
 ) -> _Pipeline:
-    """Put topics, shards and sinks together."""
+    """Connect topics, shards and sinks."""
     progress = Progress()
     parquet = ParquetSink(
         plan,
@@ -257,7 +260,7 @@ def _wire(
 
 
 def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) -> None:
-    """Run the flow to its end; an error of ours that Bytewax has wrapped is raised as it was."""
+    """Run the flow to its end; unwrap an error of this project that Bytewax has wrapped."""
     epoch = timedelta(seconds=deployment.epoch_s)
     try:
         if deployment.cluster:
@@ -276,7 +279,7 @@ def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) 
 
 
 def _raise_ours(error: BaseException) -> None:
-    """Raise the error of ours that Bytewax has wrapped, if there is one."""
+    """Raise the error of this project that Bytewax has wrapped, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UnskewError):

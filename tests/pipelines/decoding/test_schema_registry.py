@@ -68,7 +68,7 @@ def test_a_registry_that_stays_away_ends_the_run_with_what_to_do():
     hurried = Hurried()
     client = SchemaRegistry("http://someone:secret@127.0.0.1:9", hurried, timeout_s=0.5, wait_s=5)
 
-    with pytest.raises(StoreUnavailable, match=r"does not give schema 7.*nothing is lost") as refused:
+    with pytest.raises(StoreUnavailable, match=r"does not return schema 7.*nothing is lost") as refused:
         client.writer(7)
     assert "secret" not in str(refused.value)
     assert sum(hurried.waited_s) >= 5
@@ -125,7 +125,7 @@ def test_user_and_password_stand_in_the_url_and_are_not_shown(registry):
 
     assert client.writer(7) == RECORD
     assert client.shown == f"http://{registry.address}"
-    with pytest.raises(StoreUnavailable, match="refuses to give schema 7"):
+    with pytest.raises(StoreUnavailable, match="refuses to return schema 7"):
         SchemaRegistry(f"http://{registry.address}", Hurried()).writer(7)
 
 

@@ -158,7 +158,7 @@ def test_a_damaged_file_is_named_with_its_remedy(tmp_path, place):
     content[place] ^= 0x10
     file.write_bytes(content)
 
-    with pytest.raises(LayoutError, match=r"is damaged.*begin anew: 'unskew run' with an empty --state") as error:
+    with pytest.raises(LayoutError, match=r"is damaged.*start over: 'unskew run' with an empty --state") as error:
         restored(Changelogs(tmp_path), COUNT, SHARD, manifest)
 
     assert str(file) in str(error.value)

@@ -1,1 +1,1 @@
-"""The one kernel: columnar events in, rows per closed instant out. Compiled by numba, knows no I/O."""
+"""The one kernel: columnar events in, rows per closed instant out. numba compiles it, and it does no I/O."""

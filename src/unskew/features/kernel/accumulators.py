@@ -23,7 +23,7 @@ from unskew.features.kernel.reading import text_before
 
 @inlined()
 def add_event(program, state, batch, event, window, cells, cell, base, owned):
-    """Let an event into a cell. Counts come before what they guard, so a count of 1 means the first value.
+    """Add an event to a cell. A count comes before what it guards, so a count of 1 means the first value.
 
     ``owned``: 0 for an entity's total, 1 for a tile.
     """
@@ -62,7 +62,7 @@ def add_event(program, state, batch, event, window, cells, cell, base, owned):
 
 @inlined()
 def _goes_before(state, op, kind, number, held):
-    """Whether a number takes the place of the least (MIN) or greatest (MAX) one so far."""
+    """Return true if a number replaces the least (MIN) or greatest (MAX) one so far."""
     if kind == w.TEXT:
         return text_before(state, number, held) if op == w.MIN else text_before(state, held, number)
     return number < held if op == w.MIN else number > held
@@ -76,7 +76,7 @@ def _keep_event(batch, event, cells, cell, word, number):
 
 @compiled()
 def _add_more(program, state, batch, event, window, index, cells, cell, base, owned):
-    """Let an event into an accumulator of a rarer kind, or of a map."""
+    """Add an event to an accumulator of a rarer kind, or of a map."""
     accumulators = program.accumulators
     by = accumulators[index, w.A_BY]
     if by >= 0 and not batch.known[by, event]:
@@ -133,7 +133,7 @@ def _add_squares(cells, cell, word, limbs, carry):
 
 @inlined()
 def _squares_of(tiles, tile, word):
-    """The five limbs that a tile holds."""
+    """Return the five limbs that a tile holds."""
     return (
         uint64(tiles[tile, word]),
         uint64(tiles[tile, word + 1]),
@@ -145,7 +145,7 @@ def _squares_of(tiles, tile, word):
 
 @inlined()
 def _add_to_session(program, batch, event, window, cells, cell, word):
-    """Note the least tile number of a session's events, and which event is the latest."""
+    """Record the least tile number of a session's events, and its latest event."""
     number = ordinal(program, window, batch.effective[event])
     begun = cells[cell, word + w.BEGUN] == 1
     if not begun or number < cells[cell, word + w.LEAST_NUMBER]:
@@ -157,7 +157,7 @@ def _add_to_session(program, batch, event, window, cells, cell, word):
 
 @inlined()
 def passes(program, batch, event, window):
-    """Whether any accumulator of the window takes the event."""
+    """Return true if any accumulator of the window takes the event."""
     windows = program.windows
     accumulators = program.accumulators
     for index in range(windows[window, w.W_FIRST], windows[window, w.W_END]):
@@ -175,7 +175,7 @@ def passes(program, batch, event, window):
 
 @compiled()
 def merge_tile(program, state, entity, window, tile):
-    """Let a tile into its entity's total; the total's counts still exclude it."""
+    """Add a tile to its entity's total, whose counts do not include the tile yet."""
     windows = program.windows
     accumulators = program.accumulators
     entities = state.entities
@@ -195,7 +195,7 @@ def merge_tile(program, state, entity, window, tile):
             count_word = accumulators[index, w.A_COUNT_WORD]
             if tiles[tile, w.TILE_WORDS + count_word] == 0:
                 continue
-            # The count beside it was merged just before: equal counts mean that the total held nothing.
+            # The count beside it was merged just before, so equal counts mean that the total held nothing.
             first = entities[entity, total + count_word] == tiles[tile, w.TILE_WORDS + count_word]
             _merge_ordered(state, op, accumulators[index, w.A_KIND], word, entity, total, tile, first)
         elif op == w.BAG:
@@ -226,7 +226,7 @@ def _merge_ordered(state, op, kind, word, entity, total, tile, first):
 
 @inlined()
 def subtract_tile(program, state, entity, window, tile):
-    """Take a leaving tile, already out of its list, from its entity's total, and free its items."""
+    """Take a leaving tile, which is already out of its list, from its entity's total, and free its items."""
     windows = program.windows
     accumulators = program.accumulators
     entities = state.entities
@@ -261,7 +261,7 @@ def subtract_tile(program, state, entity, window, tile):
 
 @compiled()
 def _subtract_ordered(program, state, entity, window, tile, index):
-    """Where the leaving tile held the answer, read it again from those that stay."""
+    """If the leaving tile held the answer, read it again from the tiles that stay."""
     accumulators = program.accumulators
     entities = state.entities
     tiles = state.tiles
@@ -285,7 +285,7 @@ def _subtract_ordered(program, state, entity, window, tile, index):
 
 @compiled()
 def mark_texts(program, state, rows, used):
-    """Mark the rows of texts that stand anywhere in the state of the given entities."""
+    """Mark the rows of texts that occur anywhere in the state of the given entities."""
     accumulators = program.accumulators
     features = program.features
     for row in rows:
@@ -321,7 +321,7 @@ def _mark_cell(program, state, cells, cell, base, index, count_word, used):
 
 @compiled()
 def _mark_values(program, state, row, index, used):
-    """Those of the previous closed row."""
+    """Mark the rows of texts in the previous closed row."""
     features = program.features
     if state.entities[row, w.ENTITY_PRESENT] & (np.int64(1) << index) == 0:
         return

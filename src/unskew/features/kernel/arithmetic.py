@@ -30,7 +30,7 @@ _INT64_MIN = np.int64(-(2**63))
 
 @inlined()
 def ordered_bits(bits):
-    """Map float64 bits to an int64 that compares as the float does; its own inverse."""
+    """Map float64 bits to an int64 that compares as the float does; the function is its own inverse."""
     if bits < 0:
         return bits ^ _INT64_MAX
     return bits
@@ -38,7 +38,7 @@ def ordered_bits(bits):
 
 @compiled()
 def negate(low, mid, high):
-    """Two's complement of a three-limb integer."""
+    """Return the two's complement of a three-limb integer."""
     low = ~low + _U1
     carry = _U1 if low == _U0 else _U0
     mid = ~mid + carry
@@ -48,7 +48,7 @@ def negate(low, mid, high):
 
 @compiled()
 def add(low, mid, high, low2, mid2, high2):
-    """Sum of two three-limb integers, modulo 2**192."""
+    """Return the sum of two three-limb integers, modulo 2**192."""
     r_low = low + low2
     carry = _U1 if r_low < low else _U0
     r_mid = mid + mid2
@@ -61,7 +61,7 @@ def add(low, mid, high, low2, mid2, high2):
 
 @compiled()
 def from_float_bits(bits):
-    """Limbs of a finite float64 with ``|x| < 2**62``, rounded half-even to a multiple of 2**-64."""
+    """Return the limbs of a finite float64 with ``|x| < 2**62``, rounded half-even to a multiple of 2**-64."""
     pattern = uint64(bits)
     exponent = np.int64((pattern >> np.uint64(52)) & np.uint64(0x7FF))
     mantissa = pattern & _MANTISSA
@@ -93,14 +93,14 @@ def from_float_bits(bits):
 
 @compiled()
 def from_int(value):
-    """Limbs of an int64."""
+    """Return the limbs of an int64."""
     high = _ONES if value < 0 else _U0
     return _U0, uint64(value), high
 
 
 @inlined()
 def limbs_of(number, kind):
-    """Limbs of a number: an integer, or the bits of a float64."""
+    """Return the limbs of a number: an integer, or the bits of a float64."""
     if kind == w.FLOAT:
         return from_float_bits(number)
     return from_int(number)
@@ -108,13 +108,13 @@ def limbs_of(number, kind):
 
 @inlined()
 def load_limbs(cells, cell, word):
-    """The limbs that stand in a cell from ``word`` on."""
+    """Return the limbs that a cell holds from ``word`` on."""
     return uint64(cells[cell, word + w.LOW]), uint64(cells[cell, word + w.MID]), uint64(cells[cell, word + w.HIGH])
 
 
 @inlined()
 def add_limbs(cells, cell, word, low, mid, high):
-    """Add to the limbs that stand in a cell from ``word`` on."""
+    """Add to the limbs that a cell holds from ``word`` on."""
     held_low, held_mid, held_high = load_limbs(cells, cell, word)
     low, mid, high = add(held_low, held_mid, held_high, low, mid, high)
     cells[cell, word + w.LOW] = np.int64(low)
@@ -124,7 +124,7 @@ def add_limbs(cells, cell, word, low, mid, high):
 
 @compiled()
 def to_int(mid, high):
-    """The integer part of an exact integer sum, saturating at the limits of int64."""
+    """Return the integer part of an exact integer sum, saturated at the limits of int64."""
     value = np.int64(mid)
     if (high == _U0 and value >= 0) or (high == _ONES and value < 0):
         return value
@@ -134,7 +134,10 @@ def to_int(mid, high):
 
 
 def _leading_zeros(_typing: Any, word: Any) -> Any:
-    """Zero bits above the highest set bit of a 64-bit word: the processor's own instruction, as LLVM's ``ctlz``."""
+    """Return the number of zero bits above the highest set bit of a 64-bit word.
+
+    It is the processor's own instruction, as LLVM's ``ctlz``.
+    """
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
@@ -146,7 +149,7 @@ leading_zeros: Any = intrinsic(_leading_zeros)
 
 
 def _as_float(_typing: Any, _pattern: Any) -> Any:
-    """The float64 of a bit pattern."""
+    """Return the float64 of a bit pattern."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
@@ -155,7 +158,7 @@ def _as_float(_typing: Any, _pattern: Any) -> Any:
 
 
 def _as_bits(_typing: Any, _number: Any) -> Any:
-    """The bit pattern of a float64."""
+    """Return the bit pattern of a float64."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(64))
@@ -169,7 +172,10 @@ as_bits: Any = intrinsic(_as_bits)
 
 @compiled()
 def _assemble(top, sticky, exponent, negative):
-    """Bits of ``+-top * 2**(exponent-63)`` rounded half-even, ``top`` normalised, ``sticky`` = more bits below."""
+    """Return the bits of ``+-top * 2**(exponent-63)`` rounded half-even.
+
+    ``top`` is normalised; ``sticky`` says whether there are more bits below it.
+    """
     mantissa = top >> np.uint64(11)
     rest = top & np.uint64(0x7FF)
     half = np.uint64(0x400)
@@ -184,7 +190,7 @@ def _assemble(top, sticky, exponent, negative):
 
 @compiled()
 def to_float_bits(low, mid, high):
-    """float64 bits of ``N * 2**-64``, rounded half-even once; zero is +0.0."""
+    """Return the float64 bits of ``N * 2**-64``, rounded half-even once; zero is +0.0."""
     negative = np.int64(high) < 0
     if negative:
         low, mid, high = negate(low, mid, high)
@@ -207,10 +213,10 @@ def to_float_bits(low, mid, high):
 
 @compiled()
 def mean_bits(low, mid, high, count):
-    """float64 bits of ``N * 2**-64 / count``, rounded half-even once; ``count > 0``.
+    """Return the float64 bits of ``N * 2**-64 / count``, rounded half-even once; ``count > 0``.
 
-    Schoolbook long division of the numerator, extended by 128 fraction bits so that even the smallest numerator
-    over the largest count leaves more than 53 bits, and a sticky remainder.
+    Schoolbook long division of the numerator, extended by 128 fraction bits so that even the smallest numerator over
+    the largest count leaves more than 53 bits, and a sticky remainder.
     """
     negative = np.int64(high) < 0
     if negative:
@@ -265,7 +271,7 @@ def mean_bits(low, mid, high, count):
 
 @compiled()
 def multiply(left, right):
-    """Low and high word of the product of two unsigned words."""
+    """Return the low and high word of the product of two unsigned words."""
     left_low, left_high = left & _LOW32, left >> np.uint64(32)
     right_low, right_high = right & _LOW32, right >> np.uint64(32)
     low = left_low * right_low
@@ -277,7 +283,7 @@ def multiply(left, right):
 
 @compiled()
 def square(low, mid, high):
-    """Four limbs of the square of a three-limb integer of at most 2**127."""
+    """Return four limbs of the square of a three-limb integer of at most 2**127."""
     if np.int64(high) < 0:
         low, mid, _ = negate(low, mid, high)
     first, second = multiply(low, low)
@@ -349,9 +355,10 @@ def _reaches(wide, other):
 
 @compiled()
 def quotient_bits(numerator, denominator, exponent, negative):
-    """float64 bits of ``+-numerator / denominator * 2**exponent``, rounded half-even once; both arrays are used up.
+    """Return the float64 bits of ``+-numerator / denominator * 2**exponent``, rounded half-even once.
 
-    Both have a bit to spare at the top; the denominator is not zero. Restoring division, a bit at a time.
+    Both arrays are overwritten. Both have a bit to spare at the top; the denominator is not zero. Restoring division,
+    one bit at a time.
     """
     n_bits = _bits_of(numerator)
     if n_bits == 0:

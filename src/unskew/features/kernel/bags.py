@@ -1,7 +1,8 @@
 """Items of cells: multisets of codes, found by hash, and short lists of events in order.
 
-A multiset (BAG) belongs to a tile or to a total. Its items hang in a list from the cell, and in a hash table by owner
-and code. Codes enter the total with every event and leave it with their tile, so what is read from it decays exactly.
+A multiset (BAG) belongs to a tile or to a total. Its items form a linked list that begins in the cell, and are also in
+a hash table by owner and code. Codes enter the total with every event and leave it with their tile, so what is read
+from the total decays exactly.
 """
 
 import numpy as np
@@ -15,19 +16,19 @@ from unskew.features.kernel.event_order import load_event, store_event
 
 @inlined()
 def total_owner(program, entity, accumulator):
-    """Who owns the items of an accumulator of an entity's total."""
+    """Return the owner of the items of an accumulator of an entity's total."""
     return 2 * (entity * len(program.accumulators) + accumulator)
 
 
 @inlined()
 def tile_owner(program, tile, accumulator):
-    """Who owns the items of an accumulator of a tile."""
+    """Return the owner of the items of an accumulator of a tile."""
     return 2 * (tile * len(program.accumulators) + accumulator) + 1
 
 
 @compiled()
 def _slot(slots, owner, code):
-    """Mix owner and code, as MurmurHash3 finishes."""
+    """Mix owner and code with the finaliser of MurmurHash3."""
     value = uint64(code) * uint64(0x9E3779B97F4A7C15) ^ uint64(owner)
     value ^= value >> uint64(33)
     value *= uint64(0xFF51AFD7ED558CCD)
@@ -59,7 +60,7 @@ def _free_item(scalars, items, item):
 
 @inlined()
 def first_item(cells, cell, word):
-    """The first item of a cell's multiset or list, NONE where it has none."""
+    """Return the first item of a cell's multiset or list; NONE if it has none."""
     return cells[cell, word + w.FIRST_ITEM] - 1
 
 
@@ -92,7 +93,7 @@ def _unlink(items, item, cells, cell, word):
 
 @inlined()
 def _unchain(items, slots, item):
-    """Take an item out of its slot of the table."""
+    """Take an item out of its slot of the hash table."""
     slot = _slot(slots, items[item, w.ITEM_OWNER], items[item, w.ITEM_CODE])
     if slots[slot] == item:
         slots[slot] = items[item, w.ITEM_CHAIN]
@@ -113,7 +114,7 @@ def _find(items, slots, owner, code):
 
 @compiled()
 def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, high):
-    """Let a code into a multiset ``count`` times, with what it adds to the code's sum."""
+    """Add a code to a multiset ``count`` times, with what it adds to the code's sum."""
     item = _find(items, slots, owner, code)
     if item == w.NONE:
         item = _new_item(scalars, items)
@@ -132,7 +133,7 @@ def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, 
 
 @compiled()
 def merge_bag(scalars, items, slots, cells, cell, word, owner, first):
-    """Let the items of a tile, from ``first`` on, into a total."""
+    """Add the items of a tile, from ``first`` on, to a total."""
     item = first
     while item != w.NONE:
         code, count = items[item, w.ITEM_CODE], items[item, w.ITEM_COUNT]
@@ -143,7 +144,7 @@ def merge_bag(scalars, items, slots, cells, cell, word, owner, first):
 
 @compiled()
 def subtract_bag(scalars, items, slots, cells, cell, word, owner, first):
-    """Take the items of a leaving tile, from ``first`` on, from a total; they are free after that."""
+    """Take the items of a leaving tile, from ``first`` on, out of a total, and free them."""
     item = first
     while item != w.NONE:
         following = items[item, w.ITEM_NEXT]
@@ -164,11 +165,11 @@ def subtract_bag(scalars, items, slots, cells, cell, word, owner, first):
 
 @compiled()
 def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event):
-    """Let an event into a tile's list of at most ``size``; the last one falls out of a full list."""
+    """Add an event to a tile's list of at most ``size``; the last one falls out of a full list."""
     before = w.NONE
     after = first_item(tiles, tile, word)
     place = 0
-    # LAST_N has the later ones first, FIRST_N the earlier ones.
+    # LAST_N has the latest events first, FIRST_N the earliest.
     while after != w.NONE and (event > load_event(items, after, w.ITEM_WORDS)) != (op == w.LAST_N):
         before = after
         after = items[after, w.ITEM_NEXT]
@@ -202,7 +203,10 @@ def free_list(scalars, items, first):
 
 @compiled()
 def fill_slots(scalars, items, slots, in_table):
-    """Hang all items of multisets into an empty table; ``in_table``: which accumulators' items are in it."""
+    """Enter all items of multisets into an empty table.
+
+    ``in_table``: true for the accumulators whose items are in it.
+    """
     n_accumulators = len(in_table)
     for item in range(scalars[w.S_ITEM_HIGH]):
         owner = items[item, w.ITEM_OWNER]

@@ -1,4 +1,4 @@
-"""Evaluated values as the numbers that accumulators take in: whole columns at once."""
+"""Codings: evaluated values as the numbers that accumulators take, whole columns at once."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,10 @@ Ints = npt.NDArray[np.int64]
 
 
 def coded(values: pl.Series, column: Column) -> Ints:
-    """Codes of values without nulls: Int64 (decimals in last digits), Float64, or text that is counted."""
+    """Return the codes of values without nulls.
+
+    The values are Int64 (decimals in units of their last digit), Float64, or text that is counted.
+    """
     if column.coding == "approx":
         return _approx(values, column.bits)
     numbers = values.to_numpy().astype(np.float64)
@@ -21,13 +24,13 @@ def coded(values: pl.Series, column: Column) -> Ints:
         numbers = numbers / 10.0**column.scale
     if column.coding == "buckets":
         return np.searchsorted(np.array(column.edges), numbers, side="right").astype(np.int64)
-    # Values that share their exponent and leading bits of mantissa share a bin.
+    # Values with the same exponent and the same leading bits of mantissa share a bin.
     bins = np.abs(numbers).view(np.int64) >> (MANTISSA_BITS - column.bits)
     return np.where(numbers < 0, -bins, bins)
 
 
 def _approx(values: pl.Series, bits: int) -> Ints:
-    """64 * register + rank, as HyperLogLog takes a value's hash apart."""
+    """Return 64 * register + rank, into which HyperLogLog splits a value's hash."""
     if values.dtype == pl.String():
         keys = Keys.of(values)
     else:

@@ -1,6 +1,6 @@
-"""Entity keys to dense row numbers: an open-addressing table over pooled key bytes.
+"""A directory that maps entity keys to dense row numbers: an open-addressing table over pooled key bytes.
 
-Keys are compared whole, so two entities never share a row. A freed row is used again.
+Keys are compared as a whole, so two entities never share a row. A freed row is used again.
 """
 
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ class Arrays(NamedTuple):
 
 @compiled()
 def _find(arrays, hashed, data, start, stop):
-    """The slot that holds the key, or the empty slot where it would go."""
+    """Return the slot that holds the key, or the empty slot where it would go."""
     mask = len(arrays.slots) - 1
     slot = np.int64(hashed & uint64(mask))
     length = stop - start
@@ -55,7 +55,7 @@ def _find(arrays, hashed, data, start, stop):
 
 @compiled()
 def find_rows(arrays, offsets, data, out):
-    """Row of every key, or -1."""
+    """Write the row of every key, or -1."""
     for index in range(len(offsets) - 1):
         start, stop = offsets[index], offsets[index + 1]
         out[index] = arrays.slots[_find(arrays, hash_bytes(data, start, stop), data, start, stop)]
@@ -63,7 +63,7 @@ def find_rows(arrays, offsets, data, out):
 
 @compiled()
 def insert_row(arrays, data, start, stop):
-    """Row of a key, and whether it is new; capacity is the caller's."""
+    """Return the row of a key, and whether it is new; the caller ensures capacity."""
     scalars = arrays.scalars
     hashed = hash_bytes(data, start, stop)
     slot = _find(arrays, hashed, data, start, stop)
@@ -90,7 +90,10 @@ def insert_row(arrays, data, start, stop):
 
 @compiled()
 def insert_rows(arrays, offsets, data, out, fresh):
-    """Row of every key, new ones added; returns how many, their rows in ``fresh``. Capacity is the caller's."""
+    """Write the row of every key, adding new ones; return the number of new rows, which are in ``fresh``.
+
+    The caller ensures capacity.
+    """
     n_fresh = 0
     for index in range(len(offsets) - 1):
         row, is_new = insert_row(arrays, data, offsets[index], offsets[index + 1])
@@ -103,7 +106,7 @@ def insert_rows(arrays, offsets, data, out, fresh):
 
 @compiled()
 def remove_row(arrays, row):
-    """Forget a row's key and let the row be used again (linear probing, backward shift)."""
+    """Forget a row's key and free the row for another one (linear probing, backward shift)."""
     mask = np.int64(len(arrays.slots) - 1)
     slot = np.int64(arrays.hashes[row] & uint64(mask))
     while arrays.slots[slot] != row:
@@ -201,7 +204,10 @@ def remove_rows(arrays, rows):
 
 
 def grown(array: npt.NDArray[Any], capacity: int, fill: int | None = None) -> npt.NDArray[Any]:
-    """A copy with its first axis made ``capacity`` long, new places set to ``fill``, or left as they come."""
+    """Return a copy with its first axis made ``capacity`` long.
+
+    New places are set to ``fill``, or left uninitialised if it is None.
+    """
     result = np.empty((capacity, *array.shape[1:]), array.dtype)
     result[: len(array)] = array
     if fill is not None:
@@ -210,7 +216,7 @@ def grown(array: npt.NDArray[Any], capacity: int, fill: int | None = None) -> np
 
 
 class Directory:
-    """Entity key -> row; owns its arrays."""
+    """A map from entity key to row; owns its arrays."""
 
     def __init__(self) -> None:
         self.arrays = Arrays(
@@ -225,14 +231,14 @@ class Directory:
 
     @property
     def capacity(self) -> int:
-        """Rows that fit before the arrays grow."""
+        """The number of rows that fit before the arrays grow."""
         return len(self.arrays.hashes)
 
     def __len__(self) -> int:
         return int(self.arrays.scalars[D_ROWS])
 
     def insert(self, keys: Keys) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Rows of all keys, int32 [n], and the rows that are new."""
+        """Return the rows of all keys, int32 [n], and the rows that are new."""
         count = len(keys.offsets) - 1
         self.reserve(count, int(keys.offsets[-1] - keys.offsets[0]) if count else 0)
         rows = np.empty(count, np.int32)
@@ -241,14 +247,14 @@ class Directory:
         return rows, fresh[:n_fresh]
 
     def rows_as_they_lie(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """The length of every row's key up to the last, -1 where it is free, and the other keys' bytes end to end."""
+        """Return the length of every row's key up to the last row, -1 if free, and the keys' bytes end to end."""
         rows = self.rows()
         high = int(rows[-1]) + 1 if len(rows) else 0
         return self.arrays.lengths[:high].copy(), self.gather(rows).data
 
     @classmethod
     def of_rows(cls, lengths: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> "Directory":
-        """A directory whose keys have the rows that ``rows_as_they_lie`` gave."""
+        """Return a directory whose keys have the rows that ``rows_as_they_lie`` returned."""
         result = cls()
         offsets = np.concatenate(([0], np.cumsum(np.maximum(lengths, 0)))).astype(np.int64)
         result.reserve(len(lengths), int(offsets[-1]))
@@ -256,18 +262,18 @@ class Directory:
         return result
 
     def find(self, keys: Keys) -> npt.NDArray[np.int32]:
-        """Rows of all keys, -1 where unknown."""
+        """Return the rows of all keys, -1 if unknown."""
         rows = np.empty(len(keys.offsets) - 1, np.int32)
         find_rows(self.arrays, keys.offsets, keys.data, rows)
         return rows
 
     def rows(self) -> npt.NDArray[np.int32]:
-        """All live rows, ascending."""
+        """Return all live rows, ascending."""
         high = int(self.arrays.scalars[D_HIGH])
         return np.flatnonzero(self.arrays.lengths[:high] >= 0).astype(np.int32)
 
     def gather(self, rows: npt.NDArray[np.int32]) -> Keys:
-        """The keys of live rows."""
+        """Return the keys of live rows."""
         offsets = np.empty(len(rows) + 1, np.int64)
         _gather_lengths(self.arrays, rows, offsets)
         data = np.empty(int(offsets[-1]), np.uint8)
@@ -275,7 +281,7 @@ class Directory:
         return Keys(offsets, data)
 
     def reserve(self, n_keys: int, n_bytes: int) -> None:
-        """Make room for that many more keys, of that many bytes together."""
+        """Make room for that many more keys with that many bytes in total."""
         scalars = self.arrays.scalars
         needed = int(scalars[D_HIGH]) + max(0, n_keys - int(scalars[D_FREE]))
         if needed > self.capacity:

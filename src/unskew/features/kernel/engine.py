@@ -1,9 +1,10 @@
 """The compiled step: events and hops in order of instants, a row per closed instant at which values changed.
 
-Per entity and window there is a running total (a cell) and a list of sparse tiles, ordered by tile number. Every
-tile also hangs in a ring of buckets by the tile number at which something next happens to it, mostly that it leaves, so
-that moving the clock touches only what changes. The shape follows two-stacks-free invertible windows with re-evaluation
-where there is no inverse (Tangwongsan et al., "General Incremental Sliding-Window Aggregation", VLDB 2015, section 2).
+Per entity and window there is a running total (a cell) and a list of sparse tiles, ordered by tile number. Every tile
+is also in a ring of buckets, by the number of the tile at whose beginning something next happens to it: mostly that it
+leaves. So moving the clock touches only what changes. The shape follows two-stacks-free invertible windows, with
+re-evaluation where there is no inverse (Tangwongsan et al., "General Incremental Sliding-Window Aggregation", VLDB
+2015, section 2).
 """
 
 import numpy as np
@@ -20,7 +21,10 @@ _LATE_BOUNDS_US = np.array(LATE_BOUNDS_US, np.int64)
 
 @inlined()
 def _next_edge(program, window, number, now):
-    """Number of the tile at whose beginning something next happens to a tile; ``now``: that of the present one."""
+    """Return the number of the tile at whose beginning something next happens to a tile.
+
+    ``now``: number of the present tile.
+    """
     kind = program.windows[window, w.W_KIND]
     if kind == w.CLOSED and number == now:
         return number + 1
@@ -31,7 +35,7 @@ def _next_edge(program, window, number, now):
 
 @inlined()
 def _hang(program, state, window, tile, edge):
-    """Hang a tile into the bucket of that edge."""
+    """Put a tile into the bucket of that edge."""
     windows = program.windows
     bucket = windows[window, w.W_RING] + edge % windows[window, w.W_RING_SIZE]
     state.tiles[tile, w.TILE_BUCKET] = state.ring[bucket]
@@ -40,10 +44,10 @@ def _hang(program, state, window, tile, edge):
 
 @inlined()
 def tile_of(program, state, entity, window, number, now):
-    """The entity's tile of that number, made and hung into list and ring where there is none.
+    """Return the entity's tile of that number; make it and put it into list and ring if there is none.
 
-    ``now``: number of the present tile. A session is one tile, whose number grows: it stays in its bucket until that is
-    looked at.
+    ``now``: number of the present tile. A session is one tile, whose number grows: it stays in its bucket until that
+    bucket is processed.
     """
     scalars = state.scalars
     tiles = state.tiles
@@ -92,7 +96,7 @@ def tile_of(program, state, entity, window, number, now):
 
 @inlined()
 def _mark_dirty(state, entity):
-    """Mark an entity as one whose current row is to be given."""
+    """Mark an entity whose current row must be returned."""
     if state.entities[entity, w.ENTITY_MARKS] & w.MARK_DIRTY == 0:
         state.entities[entity, w.ENTITY_MARKS] |= w.MARK_DIRTY
         state.dirty[state.scalars[w.S_DIRTY]] = entity
@@ -101,7 +105,7 @@ def _mark_dirty(state, entity):
 
 @inlined()
 def _mark_dead(state, entity):
-    """Mark an entity that has no tile and is not touched as one whose row may be free."""
+    """Mark an entity's row as one that can be freed, if the entity has no tile and is not touched."""
     if (
         state.entities[entity, w.ENTITY_LIVE] == 0
         and state.entities[entity, w.ENTITY_SLOT] == w.NONE
@@ -114,7 +118,7 @@ def _mark_dead(state, entity):
 
 @inlined()
 def _touch(state, entity, cause):
-    """Mark an entity as touched at the open instant; its place in ``touched``."""
+    """Mark an entity as touched at the open instant; return its place in ``touched``."""
     scalars = state.scalars
     slot = state.entities[entity, w.ENTITY_SLOT]
     if slot == w.NONE:
@@ -163,7 +167,7 @@ def _close(program, state, rows, values):
 
 @compiled()
 def _expire(program, state, window, values):
-    """Let what hangs in the window's next bucket happen, and find the bucket after it."""
+    """Process the window's next bucket, and find the bucket after it."""
     windows = program.windows
     kind = windows[window, w.W_KIND]
     number = state.window_next[window]
@@ -175,7 +179,7 @@ def _expire(program, state, window, values):
         entity = state.tiles[tile, w.TILE_ROW]
         leaves = leaving(program, window, state.tiles[tile, w.TILE_NUMBER])
         if leaves > number:
-            # It stays: its period has ended, or its session went on, or it decays by a hop.
+            # It stays: its period has ended, or its session continued, or it decays by a hop.
             if kind == w.CLOSED:
                 merge_tile(program, state, entity, window, tile)
             if kind != w.SESSION:
@@ -210,7 +214,7 @@ def _expire(program, state, window, values):
 
 @compiled()
 def _note_closing(program, state, entity, window, tile, instant, values):
-    """Write down a session that is over, with the values that it had."""
+    """Record a session that has closed, with the values that it had."""
     place = state.scalars[w.S_CLOSINGS]
     state.scalars[w.S_CLOSINGS] += 1
     latest = w.TILE_WORDS + program.windows[window, w.W_OPENED] + w.LATEST_EVENT
@@ -225,7 +229,10 @@ def _note_closing(program, state, entity, window, tile, instant, values):
 
 @inlined()
 def _advance(program, state, instant, rows, values):
-    """Open ``instant``: close every instant before it, let hops at or before it happen. False: no room for rows."""
+    """Open ``instant``: close every instant before it, and process hops at or before it.
+
+    Returns false if there is no room for rows.
+    """
     scalars = state.scalars
     while True:
         hop = scalars[w.S_NEXT_HOP]
@@ -251,14 +258,14 @@ def _advance(program, state, instant, rows, values):
         scalars[w.S_NEXT_HOP] = nearest
 
 
-# Events ahead whose memory is asked for: the entity's row first, and, when that is there, its newest tiles.
+# How many events ahead memory is prefetched: first the entity's row, then, once that is there, its newest tiles.
 FAR, NEAR = 12, 6
 LINE_WORDS = 8
 
 
 @inlined()
 def _fetch_ahead(program, state, batch, event):
-    """Hide the wait for memory: with many entities nearly every row and tile is out of cache."""
+    """Hide the latency of memory: with many entities, nearly every row and tile is out of the cache."""
     if event + FAR < len(batch.rows):
         row = batch.rows[event + FAR]
         for word in range(0, state.entities.shape[1], LINE_WORDS):
@@ -276,8 +283,9 @@ def _fetch_ahead(program, state, batch, event):
 def run(program, state, batch, first, clock, rows, values):
     """Apply the events from ``first`` on and then move the clock.
 
-    Returns the number of events applied in all; when it is the batch's length and ``clock`` is reached, the step is
-    done. Otherwise ``rows`` is full: take them out and call again from there. Tiles and entity rows must have room.
+    Returns the number of events applied so far. If it is the batch's length and the clock has reached ``clock``, the
+    step is done. Otherwise ``rows`` is full: take them out and call again from there. Tiles and entity rows must have
+    room.
     """
     scalars = state.scalars
     windows = program.windows
@@ -289,10 +297,10 @@ def run(program, state, batch, first, clock, rows, values):
         if event == n_events:
             break
         _fetch_ahead(program, state, batch, event)
-        # One type of number everywhere, or callees are compiled once for each.
+        # The same type of number everywhere; otherwise callees are compiled once for each type.
         entity = np.int64(batch.rows[event])
         slot = w.NONE
-        # Never seen, or nothing of it is left: it makes no difference whether it has been forgotten already.
+        # Never seen, or nothing of it is left; in the latter case its row may or may not have been freed already.
         is_new = state.entities[entity, w.ENTITY_LIVE] == 0 and state.entities[entity, w.ENTITY_SLOT] == w.NONE
         for window in range(len(program.windows)):
             if not passes(program, batch, event, window):
@@ -316,7 +324,7 @@ def run(program, state, batch, first, clock, rows, values):
                 state.entities[entity, w.ENTITY_CHANGED] = arrival
                 is_new = False
             if kind == w.CLOSED and number == now:
-                # Its period still runs: nothing is read of it, only what is next to come may be another instant.
+                # Its period is not over, so no value reads it yet; only the instant of the next change may be another.
                 _mark_dirty(state, entity)
                 continue
             if slot == w.NONE:
@@ -329,7 +337,7 @@ def run(program, state, batch, first, clock, rows, values):
             state.touched[slot, w.T_PARTITION] = batch.partition[event]
             state.touched[slot, w.T_OFFSET] = batch.offset[event]
         else:
-            # Where it came too late for every window, or passed no filter, its row must not stay.
+            # If the event came too late for every window, or passed no filter, the entity's row must not stay.
             _mark_dead(state, entity)
     return n_events
 
@@ -345,7 +353,7 @@ def _count_late(state, window, late_by):
 
 @compiled()
 def current(program, state, rows, until, empty_at, values):
-    """The current row of every entity touched since the last call, into ``rows``; clears the list."""
+    """Write the current row of every entity touched since the last call into ``rows``, and clear the list."""
     windows = program.windows
     scalars = state.scalars
     for place in range(scalars[w.S_DIRTY]):
@@ -381,7 +389,10 @@ def current(program, state, rows, until, empty_at, values):
 
 @compiled()
 def take_dead(state, out):
-    """Rows that hold nothing any more and are not touched at the open instant; clears the list."""
+    """Write to ``out`` the rows that hold nothing and are not touched at the open instant; clear the list.
+
+    Returns their number.
+    """
     scalars = state.scalars
     count = 0
     for place in range(scalars[w.S_DEAD]):
@@ -396,7 +407,7 @@ def take_dead(state, out):
 
 @compiled()
 def reset_rows(program, entities, rows, values, present):
-    """Make entity rows as of an entity never seen: no tiles, the empty row."""
+    """Reset entity rows to those of an entity never seen: no tiles, the empty row."""
     for row in rows:
         for word in range(entities.shape[1]):
             entities[row, word] = 0

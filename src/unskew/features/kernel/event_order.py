@@ -1,4 +1,4 @@
-"""The order of events, as tuples of words: by effective time, then as they arrived, then by partition and offset."""
+"""The order of events, as tuples of words: by effective time, then by arrival, then by partition and offset."""
 
 from unskew.features.jit import inlined
 from unskew.features.kernel import words as w
@@ -6,13 +6,13 @@ from unskew.features.kernel import words as w
 
 @inlined()
 def event_of(batch, event):
-    """An event of a batch; the later of two compares as the greater."""
+    """Return an event of a batch; the later of two events is the greater tuple."""
     return batch.effective[event], batch.arrival[event], batch.partition[event], batch.offset[event]
 
 
 @inlined()
 def load_event(cells, cell, word):
-    """The event that stands in a cell from ``word`` on."""
+    """Return the event that a cell holds from ``word`` on."""
     return (
         cells[cell, word + w.EFFECTIVE],
         cells[cell, word + w.ARRIVAL],

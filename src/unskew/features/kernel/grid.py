@@ -1,4 +1,4 @@
-"""The grid of time of a window: instants and the tiles that hold them."""
+"""The time grid of a window: instants and the tiles that contain them."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from unskew.features.kernel import words as w
 
 @inlined()
 def ordinal(program, window, instant):
-    """Number of the tile that holds an instant."""
+    """Return the number of the tile that contains an instant."""
     windows = program.windows
     kind = windows[window, w.W_KIND]
     if kind == w.CALENDAR:
@@ -28,7 +28,7 @@ def ordinal(program, window, instant):
 
 @inlined()
 def boundary(program, window, number):
-    """First instant of a tile; of what comes after a lifetime, none."""
+    """Return the first instant of a tile; FOREVER for the tile that would follow a lifetime."""
     windows = program.windows
     kind = windows[window, w.W_KIND]
     if kind == w.CALENDAR:
@@ -40,5 +40,5 @@ def boundary(program, window, number):
 
 @inlined()
 def leaving(program, window, number):
-    """Number of the tile at whose beginning a tile leaves the window."""
+    """Return the number of the tile at whose beginning a tile leaves the window."""
     return number + program.windows[window, w.W_SPAN] + 1

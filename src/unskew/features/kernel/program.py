@@ -1,4 +1,4 @@
-"""Lower a view's features to the small integer arrays that the kernel runs on."""
+"""Compilation of a view's features to the small integer arrays that control the kernel."""
 
 from decimal import Context, Decimal
 from functools import partial
@@ -21,13 +21,12 @@ Coding = Literal["raw", "known", "time", "approx", "bins", "buckets"]
 
 
 class Column(NamedTuple):
-    """A column of numbers that accumulators take in.
+    """A column of numbers that accumulators take.
 
-    ``value``: index of the view's value; -1 for the effective time. ``coding``: what is made of the value: ``raw``
-    itself;
-    ``known`` only whether it is null; ``approx`` register and rank of HyperLogLog, ``bits`` of it choosing the
-    register; ``bins`` its leading ``bits`` of mantissa; ``buckets`` its place among ``edges``. ``scale``: digits after
-    a decimal's point.
+    ``value``: index of the view's value; -1 for the effective time. ``coding``: what becomes of the value: ``raw`` the
+    value itself; ``known`` only whether it is null; ``approx`` register and rank of HyperLogLog, where ``bits`` of the
+    hash choose the register; ``bins`` its leading ``bits`` of mantissa; ``buckets`` its place among ``edges``.
+    ``scale``: digits after a decimal's point.
     """
 
     value: int
@@ -41,12 +40,11 @@ class Program(NamedTuple):
     """A view as arrays: read-only, shared by all its shards.
 
     ``accumulators``, ``features``, ``windows``: int64, a row for each; columns ``A_...``, ``F_...``, ``W_...``;
-    accumulators are grouped by window;
-    ``boundaries``: the calendars' tables, one after the other, int64 microseconds;
-    ``constants``: float64, what features are told: decay per hop, quantiles, units of decimals;
-    ``n_words``: words per cell, the widest window's; ``ring_slots``: slots of all rings together;
-    ``entity_words``: words of an entity's row; ``value_words``: words of a row of values;
-    ``chosen_words``, ``rank_words``: that reading needs for itself; ``n_bags``: accumulators with items.
+    accumulators are grouped by window. ``boundaries``: the calendars' tables, one after the other, int64 microseconds.
+    ``constants``: float64, parameters of features: decay per hop, quantiles, units of decimals. ``n_words``: words per
+    cell, those of the widest window. ``ring_slots``: slots of all rings together. ``entity_words``: words of an
+    entity's row. ``value_words``: words of a row of values. ``chosen_words``, ``rank_words``: words that reading needs
+    as scratch space. ``n_bags``: number of accumulators with items.
     """
 
     accumulators: Ints
@@ -64,7 +62,7 @@ class Program(NamedTuple):
 
 
 class _Cells:
-    """Gives each distinct accumulator of one window its place in the cell."""
+    """The assignment of each distinct accumulator of one window to its place in the cell."""
 
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
@@ -72,7 +70,10 @@ class _Cells:
         self.n_words = 0
 
     def place(self, op: int, filter_: int, value: int, by: int = -1, *, kind: int = w.INTEGER, size: int = 0) -> int:
-        """The first word of an accumulator, added when new; one over values has a count beside it."""
+        """Return the first word of an accumulator, and add the accumulator if it is new.
+
+        One over values has a count beside it.
+        """
         count_word = -1
         if op not in {w.COUNT, w.OPENED}:
             count_word = self.place(w.COUNT, filter_, value, by)
@@ -86,7 +87,7 @@ class _Cells:
         return word
 
 
-# How a feature is kept, and how it is read.
+# The accumulator that keeps a feature, and the way to read it.
 _OPS = {
     "count": w.COUNT,
     "sum": w.SUM,
@@ -139,7 +140,7 @@ _KINDS = {w.CALENDAR: ("calendar",), w.CLOSED: ("closed",), w.LIFETIME: ("lifeti
 
 
 def value_width(feature: FeaturePlan) -> int:
-    """Words of a feature's value in a row: one of a scalar, else a length and its items or pairs."""
+    """Return the words of a feature's value in a row: one for a scalar, else a length and its items or pairs."""
     if feature.by >= 0:
         return 1 + 2 * (feature.parameters["keys"] + 1)
     match feature.function:
@@ -152,7 +153,7 @@ def value_width(feature: FeaturePlan) -> int:
 
 
 def lower(view: ViewPlan) -> tuple[Program, tuple[Column, ...]]:
-    """The program of a view, and the columns of numbers that its events bring; equal views give equal ones."""
+    """Return the program of a view, and the columns of numbers that its events bring; equal views give equal ones."""
     if len(view.features) > MAX_FEATURES:
         raise ValueError(f"{view.name}: {len(view.features)} features, and a view has at most {MAX_FEATURES}")
     return _Lowering(view).program()
@@ -233,7 +234,7 @@ class _Lowering:
         return place
 
     def _feature(self, feature: FeaturePlan) -> Ints:
-        """A row of the table; words are counted from the beginning of the cell."""
+        """Return a row of the table; words are counted from the beginning of the cell."""
         parameters = feature.parameters
         value, kind, scale = self._value(feature)
         by = -1 if feature.by < 0 else self._column(Column(feature.by, "raw"))
@@ -266,7 +267,7 @@ class _Lowering:
                 pass
         place = partial(self._cells[feature.window].place, filter_=feature.filter, value=value, by=by)
         if op == w.SQUARES:
-            # Beside the sum, as reading takes both.
+            # Beside the sum, because reading needs both.
             row[w.F_WORD] = place(w.SUM, kind=kind)
             row[w.F_SQUARES] = place(w.SQUARES, kind=kind)
         else:
@@ -275,7 +276,7 @@ class _Lowering:
         return row
 
     def _value(self, feature: FeaturePlan) -> tuple[int, int, int]:
-        """Column, kind and decimal places of what a feature aggregates."""
+        """Return column, kind and decimal places of what a feature aggregates."""
         if feature.function in {"first_time", "last_time"}:
             return self._column(Column(-1, "time")), w.INTEGER, 0
         if feature.value < 0:
@@ -295,14 +296,14 @@ class _Lowering:
 
 
 def _table(window: ViewWindow) -> Ints:
-    """The boundaries of a calendar's periods; empty for another window."""
+    """Return the boundaries of a calendar's periods; empty for another window."""
     if window.kind != "calendar":
         return np.empty(0, np.int64)
     return unit_boundaries(window.unit or "day", window.tz or "UTC")
 
 
 def _decay(half_life_hops: int) -> list[float]:
-    """2 to the power of -j / half_life_hops for one half-life, correctly rounded; further ones are halved exactly."""
+    """Return 2**(-j / half_life_hops) for one half-life, correctly rounded; further ones are halved exactly."""
     context = Context(prec=60)
     return [
         float(context.power(Decimal(2), context.divide(Decimal(-j), half_life_hops))) for j in range(half_life_hops)

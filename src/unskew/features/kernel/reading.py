@@ -31,7 +31,7 @@ _OTHER = np.frombuffer(b"other", np.uint8)
 
 @compiled()
 def text_before(state, left, right):
-    """Whether one text comes before another, by their UTF-8 bytes."""
+    """Return true if one text comes before another, by their UTF-8 bytes."""
     n_left, n_right = state.text_lengths[left], state.text_lengths[right]
     at_left, at_right = state.text_starts[left], state.text_starts[right]
     for index in range(min(n_left, n_right)):
@@ -53,7 +53,7 @@ def _is_other(state, text):
 
 @compiled()
 def _code_before(state, kind, left, right):
-    """Whether one code's value is smaller."""
+    """Return true if one code's value is smaller."""
     if kind == w.TEXT:
         return text_before(state, left, right)
     if kind == w.FLOAT:
@@ -90,7 +90,7 @@ def read(program, state, entity, values):
         elif kind == w.READ_MEAN:
             value = _mean(state, entities, entity, word, count, features[index, w.F_SCALE])
         elif is_float:
-            # The latest and the earliest value are kept in comparable form too.
+            # LAST and FIRST keep their values in comparable form too.
             value = ordered_bits(entities[entity, word])
         else:
             value = entities[entity, word]
@@ -101,7 +101,7 @@ def read(program, state, entity, values):
 
 @compiled()
 def read_row(program, state, entity, values):
-    """As ``read``, as a call: for where it is read less often."""
+    """Read as ``read`` does, but as a call, for less frequent uses."""
     return read(program, state, entity, values)
 
 
@@ -128,7 +128,7 @@ def _decimal_mean(state, low, mid, high, count, scale):
 
 @compiled()
 def _variance(state, entity, sums, squares, count, ddof, scale):
-    """float64 bits of (n * sum of squares - square of the sum) / (n * (n - ddof)), rounded once."""
+    """Return the float64 bits of (n * sum of squares - square of the sum) / (n * (n - ddof)), rounded once."""
     entities = state.entities
     wide = state.wide
     wide[:] = 0
@@ -150,7 +150,7 @@ def _variance(state, entity, sums, squares, count, ddof, scale):
 
 @compiled()
 def _square_wide(wide, low, mid, high):
-    """The square of three limbs into ``wide[1]``; ``wide[2]`` is used up."""
+    """Write the square of three limbs into ``wide[1]``; ``wide[2]`` is overwritten."""
     limbs = (low, mid, high)
     for place in range(3):
         wide[2] = 0
@@ -170,7 +170,7 @@ def _square_wide(wide, low, mid, high):
 
 @compiled()
 def _read_more(program, state, entity, index, count, values):
-    """Read a feature that is more than a word of its total; whether it is present. Unused words are 0."""
+    """Read a feature that is more than a word of its total, and return true if it is present; unused words are 0."""
     features = program.features
     entities = state.entities
     kind = features[index, w.F_READ]
@@ -232,7 +232,7 @@ def _mode(state, item, kind):
 
 @compiled()
 def _select(state, item, kind, size, skip_other):
-    """The most frequent ``size`` items into ``chosen``, of as many the smallest code first; how many there are."""
+    """Write the most frequent ``size`` items into ``chosen`` and return their number; ties go to the smaller code."""
     items = state.items
     chosen = state.chosen
     n_chosen = 0
@@ -266,7 +266,10 @@ def _top(state, item, kind, size, values, out):
 
 @compiled()
 def _quantile(state, first, rank, bits):
-    """Bits of the value that stands for the bin of a rank, found by halving the range of codes, without sorting."""
+    """Return the bits of the value that stands for the bin of a rank.
+
+    It is found by halving the range of codes, without sorting.
+    """
     items = state.items
     low = items[first, w.ITEM_CODE]
     high = low
@@ -323,7 +326,7 @@ def _sigma(x):
 
 @compiled()
 def _estimate(state, first, bits):
-    """Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6.
+    """Estimate by Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6.
 
     Codes are 64 * register + rank. ``ranks``: first a count for each rank, then the ranks of the registers, all 0
     before and after.
@@ -361,13 +364,16 @@ def _estimate(state, first, bits):
 
 @inlined()
 def _in_tile(program, window, word):
-    """The word of a tile that holds what a word of the entity's total holds."""
+    """Return the word of a tile that corresponds to a word of the entity's total."""
     return word - program.windows[window, w.W_TOTAL] + w.TILE_WORDS
 
 
 @compiled()
 def _decayed(program, state, entity, index):
-    """Bits of the sum over the tiles, from old to new, of what each holds times the decay of its age in hops."""
+    """Return the bits of the sum, over the tiles from old to new, of value times decay.
+
+    The decay is that of the tile's age in hops.
+    """
     features = program.features
     window = features[index, w.F_WINDOW]
     half_life = features[index, w.F_HALF_LIFE]
@@ -400,7 +406,7 @@ def _decayed(program, state, entity, index):
 
 @compiled()
 def _list(program, state, entity, index, values):
-    """The first items of the tiles' lists, from the newest tile back or from the oldest on."""
+    """Read the first items of the tiles' lists, from the newest tile backward or from the oldest forward."""
     features = program.features
     window = features[index, w.F_WINDOW]
     most = features[index, w.F_MOST_ITEMS]
@@ -424,7 +430,7 @@ def _list(program, state, entity, index, values):
 
 @compiled()
 def _map(program, state, entity, index, values):
-    """Pairs of the most frequent keys and what is read for them, last of all the rest together."""
+    """Read pairs of the most frequent keys and their values, and as the last pair all other keys combined."""
     features = program.features
     items = state.items
     out = features[index, w.F_OUT]

@@ -1,11 +1,11 @@
-"""Repeats of an event: which events of one view and shard carry an id that their entity has just had.
+"""Repeats: events of one view and shard with an id that their entity has just had.
 
-An event counts, and is remembered, unless its entity has a remembered event of the same id whose arrival is ``within``
-or less before its own; that makes it a repeat. A repeat is not remembered: it does not make the time longer for which
+An event counts, and is remembered, unless its entity has a remembered event of the same id whose arrival is at most
+``within`` before its own; in that case it is a repeat. A repeat is not remembered: it does not extend the time in which
 others are repeats. An event without an id always counts and is not remembered.
 
-So whether an event is a repeat follows from the events of its entity before it, in the order in which they count. What
-is remembered is bounded by the events of the last ``within``, as the shard's clock measures it.
+So the events of its entity before it, in the order in which they count, decide whether an event is a repeat. What is
+remembered is bounded by the events of the last ``within``, as measured by the shard's clock.
 """
 
 from typing import Any, NamedTuple
@@ -24,14 +24,14 @@ from unskew.features.text_buffers import Keys
 LAYOUT = 1
 MAGIC = b"unskew\x00R"
 _MIN_QUEUE = 64
-# Before an id stands its entity's row, so that the ids of two entities are never the same key.
+# The entity's row precedes an id, so that ids of two entities are never the same key.
 _ROW_BYTES = 4
 # Scalars of a queue.
 Q_FIRST, Q_COUNT = range(2)
 
 
 class Queue(NamedTuple):
-    """What is remembered, from old to new: a ring; ``at`` are arrivals, which do not fall."""
+    """The remembered events from old to new, in a ring; ``at``: their arrivals, which never decrease."""
 
     scalars: npt.NDArray[np.int64]
     at: npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class Queue(NamedTuple):
 
 @compiled()
 def _join(rows, known, offsets, data, joined_offsets, joined):
-    """Each id behind its entity's row; nothing where there is none."""
+    """Write each id after its entity's row; nothing if there is no id."""
     place = 0
     joined_offsets[0] = 0
     for index in range(len(rows)):
@@ -58,7 +58,7 @@ def _join(rows, known, offsets, data, joined_offsets, joined):
 
 @compiled()
 def _split(joined_offsets, joined, offsets, data):
-    """The ids alone."""
+    """Write the ids alone."""
     place = 0
     offsets[0] = 0
     for index in range(len(joined_offsets) - 1):
@@ -77,7 +77,7 @@ def _let_go(entities, held, row):
 
 @compiled()
 def _forget(entities, held, ids, queue, before):
-    """Forget what arrived before an instant."""
+    """Forget the events that arrived before an instant."""
     scalars = queue.scalars
     capacity = len(queue.at)
     while scalars[Q_COUNT] > 0 and queue.at[scalars[Q_FIRST]] < before:
@@ -90,7 +90,7 @@ def _forget(entities, held, ids, queue, before):
 
 @compiled()
 def _remember(entities, held, ids, queue, rows, known, joined_offsets, joined, arrivals, within, counts):
-    """Say of every event whether it counts, and remember those that do and have an id."""
+    """Decide for every event whether it counts, and remember those that count and have an id."""
     scalars = queue.scalars
     capacity = len(queue.at)
     for row in rows:
@@ -118,14 +118,14 @@ def _remember(entities, held, ids, queue, rows, known, joined_offsets, joined, a
 
 
 class Repeats:
-    """The ids that the entities of one view had lately in one shard; owns its arrays.
+    """The recent ids of the entities of one view in one shard; owns its arrays.
 
-    ``view``: its stream has ``event_id`` and ``dedupe_within_us``.
+    ``view``: its stream must have ``event_id`` and ``dedupe_within_us``.
     """
 
     def __init__(self, view: ViewPlan, shard: str) -> None:
         if view.stream.dedupe_within_us is None:
-            raise ValueError(f"{view.id}: stream {view.stream.name} does not say within what time ids repeat")
+            raise ValueError(f"{view.id}: stream {view.stream.name} does not declare within what time ids repeat")
         self.dropped = 0
         self._view = view
         self._shard = shard
@@ -136,23 +136,23 @@ class Repeats:
         self._queue = _new_queue(_MIN_QUEUE)
 
     def __len__(self) -> int:
-        """How many events are remembered."""
+        """Return the number of events that are remembered."""
         return int(self._queue.scalars[Q_COUNT])
 
     @property
     def n_entities(self) -> int:
-        """How many entities have an event that is remembered."""
+        """The number of entities that have a remembered event."""
         return len(self._entities)
 
     def knows(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Of each entity, whether an event of it is remembered."""
+        """Return, for each entity, whether an event of it is remembered."""
         return self._entities.find(keys) >= 0
 
     def drop(self, events: pl.DataFrame | None, clock_us: int) -> pl.DataFrame | None:
-        """The events without those that are repeats; then forget what can no longer make any.
+        """Return the events without repeats; then forget the events that can no longer cause any.
 
-        ``events``: as from ``evaluate``, in the order in which they count, arrivals not before those of earlier calls.
-        ``clock_us``: no later event arrives before it.
+        ``events``: as from ``evaluate``, in the order in which they count, with arrivals not before those of earlier
+        calls. ``clock_us``: no later event arrives before it.
         """
         kept = events
         if events is not None and events.height:
@@ -170,10 +170,10 @@ class Repeats:
         return kept
 
     def to_bytes(self) -> bytes:
-        """All that is remembered, in its order: bytes of the same shard are equal where it remembers the same."""
+        """Return all that is remembered, in its order; states of a shard that remember the same give equal bytes."""
         order = (self._queue.scalars[Q_FIRST] + np.arange(len(self))) % len(self._queue.at)
         rows, first, index = np.unique(self._queue.entity[order], return_index=True, return_inverse=True)
-        # Entities are numbered as they first come, whatever rows they have.
+        # Entities are numbered in the order of their first event, independent of their rows.
         by_first = np.argsort(first)
         number = np.empty(len(rows), np.int32)
         number[by_first] = np.arange(len(rows))
@@ -200,7 +200,7 @@ class Repeats:
 
     @classmethod
     def from_bytes(cls, view: ViewPlan, shard: str, data: bytes) -> "Repeats":
-        """What ``to_bytes`` wrote; ``LayoutError`` where it belongs to another definition or is damaged."""
+        """Read what ``to_bytes`` wrote. Raises ``LayoutError`` if it is damaged or belongs to another definition."""
         what = f"ids of {view.id} in shard {shard}"
         header, arrays = unseal(data, MAGIC, LAYOUT, what)
         if (header["view"], header["shard"], header["fingerprint"]) != (view.id, shard, view.state_fingerprint):
@@ -231,7 +231,10 @@ class Repeats:
         known: npt.NDArray[np.bool_],
         arrivals: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.bool_]:
-        """Whether each event counts. ``rows``: of entities, which lose them where nothing of theirs is remembered."""
+        """Return, for each event, whether it counts.
+
+        ``rows``: of the entities; an entity of which nothing is remembered loses its row.
+        """
         count = len(rows)
         offsets = np.empty(count + 1, np.int64)
         joined = np.empty(_ROW_BYTES * count + int(ids.offsets[-1] - ids.offsets[0]), np.uint8)
@@ -256,7 +259,7 @@ def _new_queue(capacity: int) -> Queue:
 
 
 def _with_room(queue: Queue, n_more: int) -> Queue:
-    """A queue with that many free places: the same one where it has them."""
+    """Return a queue with that many free places: the same one if it has them."""
     first, count = queue.scalars.tolist()
     if count + n_more <= len(queue.at):
         return queue

@@ -19,9 +19,10 @@ _OTHER = "other"
 
 
 def column(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
-    """A feature's column, its own copy; null where not present.
+    """Return a feature's column, a separate copy; null where the value is not present.
 
-    ``words``: int64 [width, rows], which may be written over afterwards. ``texts``: whose rows stand for texts.
+    ``words``: int64 [width, rows]; they may be overwritten afterwards. ``texts``: the directory whose rows stand for
+    texts.
     """
     if feature.dtype.nesting:
         return _nested(feature, words, present, texts)
@@ -46,28 +47,28 @@ def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Direc
 
 
 def series(name: str, numbers: npt.NDArray[Any], present: Bools) -> pl.Series:
-    """A column of copied numbers, null where not present."""
+    """Return a column of copied numbers, null where the value is not present."""
     if present.all():
         return pl.Series(name, numbers.copy())
-    # pa.array with a mask may go on reading what it is given, which the next rows overwrite.
+    # pa.array with a mask may keep reading its argument, which the next rows overwrite.
     return pl.Series(name, pa.array(numbers.copy(), mask=~present))
 
 
 def _spread(held: pl.Series, present: Bools) -> pl.Series:
-    """The values of present rows at their places, nulls between them."""
+    """Return the values of present rows at their places, with nulls between them."""
     places = series("", np.cumsum(present) - 1, present)
     return held.gather(places) if len(held) else pl.Series(held.name, [None] * len(present), held.dtype)
 
 
 def _decimals(units: Ints, present: Bools, scale: int) -> pa.Array:
-    """Units of the last digit as decimals: 128 bits each, the upper half all sign."""
+    """Return units of the last digit as decimals: 128 bits each, the upper half all sign."""
     wide = np.stack((units, units >> 63), axis=1)
     mask = None if present.all() else pa.array(present).buffers()[1]
     return pa.Array.from_buffers(pa.decimal128(38, scale), len(units), [mask, pa.py_buffer(wide.tobytes())])
 
 
 def _nested(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
-    """Lists: a word for the length, then the items. Maps: the length, then pairs of key and value."""
+    """Return lists (a word for the length, then the items) or maps (the length, then pairs of key and value)."""
     lengths = np.where(present, words[0], 0)
     ends = np.concatenate(([0], np.cumsum(lengths)))
     inner = feature.dtype.element

@@ -1,11 +1,11 @@
-r"""Arrays as bytes: explicit, versioned, checksummed.
+r"""Arrays as bytes: explicit, versioned, with a checksum.
 
 All numbers are little-endian::
 
     8 bytes   magic
     u32       layout number
     u32       length of the header
-    header    JSON, UTF-8: what the caller says, and ``arrays``: [name, dtype, shape] in the order in which they follow
+    header    JSON, UTF-8: the caller's facts, and ``arrays``: [name, dtype, shape] in the order in which they follow
     arrays    back to back, C order
     u32       CRC-32 of everything before it
 """
@@ -31,7 +31,7 @@ _READ_AT_ONCE = 1 << 23
 def sealed(
     magic: bytes, layout: int, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of a header and arrays in pieces, none of which is a copy of an array that lies in one piece."""
+    """Yield the bytes of a header and arrays in pieces; contiguous arrays are not copied."""
     described = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
     text = json.dumps({**header, "arrays": described}, separators=(",", ":")).encode()
     head = _PREFIX.pack(magic, layout, len(text)) + text
@@ -46,16 +46,17 @@ def sealed(
 
 
 def seal(magic: bytes, layout: int, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """The bytes of a header and arrays."""
+    """Return the bytes of a header and arrays."""
     return b"".join(sealed(magic, layout, header, arrays))
 
 
 def unseal(
     source: bytes | memoryview | BinaryIO, magic: bytes, layout: int, what: str
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """The header and the arrays, which are their own; ``LayoutError`` where the bytes are damaged or of another layout.
+    """Return the header and the arrays, which own their memory.
 
-    ``source``: the bytes, or a file of them and nothing else, which is read piece by piece.
+    ``source``: the bytes, or a file that contains nothing else, which is read piece by piece. Raises ``LayoutError`` if
+    the bytes are damaged or of another layout.
     """
     stream = io.BytesIO(source) if isinstance(source, (bytes, memoryview)) else source
     n_bytes = stream.seek(0, io.SEEK_END)
@@ -81,7 +82,7 @@ def unseal(
         whole = arrays[name].reshape(-1).view(np.uint8)
         for begin in range(0, len(whole), _READ_AT_ONCE):
             part = whole[begin : begin + _READ_AT_ONCE].data
-            # All other threads run meanwhile; a mapped file would keep them from asking for memory until the disk has
+            # All other threads run meanwhile; a mapped file would block their requests for memory until the disk has
             # answered.
             stream.readinto(part)  # type: ignore[attr-defined]
             checksum = zlib.crc32(part, checksum)
@@ -91,13 +92,16 @@ def unseal(
 
 
 def _described(text: bytes, n_bytes: int) -> tuple[dict[str, Any], list[tuple[str, np.dtype[Any], tuple[int, ...]]]]:
-    """The header, and the arrays that follow it in ``n_bytes``; raises where numbers, not checked yet, cannot be so."""
+    """Return the header, and the arrays that follow it in ``n_bytes``.
+
+    The checksum has not been verified yet, so it raises if the numbers are impossible.
+    """
     header = json.loads(text)
     described = [(name, np.dtype(kind), tuple(shape)) for name, kind, shape in header.pop("arrays")]
     if not all(kind.kind in "biuf" and min(shape, default=0) >= 0 for _, kind, shape in described):
-        raise ValueError("no such arrays")
+        raise ValueError("there cannot be such arrays")
     if sum(kind.itemsize * math.prod(shape) for _, kind, shape in described) != n_bytes:
-        raise ValueError("other arrays")
+        raise ValueError("the arrays do not have this length")
     return header, described
 
 

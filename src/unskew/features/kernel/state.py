@@ -1,4 +1,4 @@
-"""The arrays that the kernel works on: a shard's state, a batch of events, space for rows."""
+"""The arrays on which the kernel works: a shard's state, a batch of events, space for rows."""
 
 from typing import NamedTuple
 
@@ -13,20 +13,21 @@ class State(NamedTuple):
 
     What an event needs of an entity, or of a tile, lies together in memory, as one row of int64 words:
 
-    ``entities`` [rows, ...]: ``ENTITY_LIVE`` tiles, ``ENTITY_SLOT`` place in ``touched`` or -1, ``ENTITY_MARKS``,
-    ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit for each feature
-    and from ``ENTITY_VALUES`` on its words; then per window (``W_OLDEST``, ``W_NEWEST``) the oldest and the newest
-    tile, and per window (``W_TOTAL``) its running total.
-    ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: first tile of each bucket.
-    ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells; ``slots``: first item of each
-    slot of the hash table in which those of multisets are found.
-    ``text_starts``, ``text_lengths``, ``text_pool``: of the directory of texts, whose rows stand for them in numbers.
-    ``closings`` [sessions, ...]: columns ``C_...``, sessions that closed since they were last taken out: entity row,
-    instant, partition and offset of the latest event, a bit for each value that is present, the values. No rows where
-    no one asks for them.
-    ``chosen``, ``ranks`` int64, ``wide`` uint64 [3, 12]: space for reading; ``ranks`` is all 0 between two readings.
-    ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late_by`` [windows];
-    ``late`` [windows, 8]: by how much, as ``LATE_BOUNDS_US``.
+    - ``entities`` [rows, ...]: ``ENTITY_LIVE`` number of tiles, ``ENTITY_SLOT`` place in ``touched`` or -1,
+      ``ENTITY_MARKS``, ``ENTITY_CHANGED`` instant of the last change; the previous closed row: ``ENTITY_PRESENT`` a bit
+      for each feature, and from ``ENTITY_VALUES`` on its words; then for each window (``W_OLDEST``, ``W_NEWEST``) the
+      oldest and the newest tile, and for each window (``W_TOTAL``) its running total.
+    - ``tiles`` [tiles, ...]: columns ``TILE_...``. ``ring``: the first tile of each bucket.
+    - ``items`` [items, 10]: columns ``ITEM_...``, of the multisets and lists of all cells. ``slots``: the first item of
+      each slot of the hash table that finds items of multisets.
+    - ``text_starts``, ``text_lengths``, ``text_pool``: from the directory of texts, whose rows stand for them in
+      numbers.
+    - ``closings`` [sessions, ...]: columns ``C_...``, sessions that closed since they were last taken out: entity row,
+      instant, partition and offset of the latest event, a bit for each value that is present, the values. It has no
+      rows if closed sessions are not recorded.
+    - ``chosen``, ``ranks`` int64, ``wide`` uint64 [3, 12]: space for reading; ``ranks`` is all 0 between two readings.
+    - ``touched`` [rows, 5]; ``dirty``, ``dead`` [rows]; ``window_tiles``, ``window_next``, ``late_by`` [windows].
+    - ``late`` [windows, 8]: late events by their lateness, in the classes of ``LATE_BOUNDS_US``.
     """
 
     scalars: Ints
@@ -54,8 +55,8 @@ class State(NamedTuple):
 class Batch(NamedTuple):
     """Events in the order in which they count; all instants int64 microseconds.
 
-    ``rows`` int32 [n]: entity rows; ``filters`` bool [f, n]; ``numbers`` int64 [c, n]: one row per column of the
-    program: integers, float64 bits, or rows of texts; ``known`` bool [c, n]: False where the value is null.
+    ``rows`` int32 [n]: entity rows. ``filters`` bool [f, n]. ``numbers`` int64 [c, n]: one row per column of the
+    program, which holds integers, float64 bits, or rows of texts. ``known`` bool [c, n]: false if the value is null.
     """
 
     rows: npt.NDArray[np.int32]
@@ -70,7 +71,7 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Space for rows; ``n`` [1] says how many there are, ``present`` a bit per feature, ``values`` [words, rows]."""
+    """Space for rows; ``n`` [1]: their number, ``present``: a bit per feature, ``values`` [words, rows]."""
 
     n: Ints
     row: npt.NDArray[np.int32]

@@ -1,16 +1,20 @@
-r"""State as bytes, layout 2 of ``sealed``: explicit, versioned, independent of how the arrays happen to lie.
+r"""State as bytes, layout 2 of ``sealed``: explicit, versioned, independent of the arrays' layout in memory.
 
 Header: view, shard, fingerprint, clock, since, seq, late_by.
 
 Arrays, with n entities, m tiles, k touched entities, v words of values, w words per cell, i items, t rows of texts:
-``key_offsets`` i8 [n+1], ``key_bytes`` u1; ``values`` i8 [n, v] and ``present`` i8 [n], a bit for each feature:
-the previous closed row;
-``changed_at`` i8 [n]; ``tile_entity`` i4 [m], ``tile_window`` i4 [m], ``tile_number`` i8 [m], ``tile_words`` i8 [m, w],
-each entity's window by window from old to new, words of multisets and lists 0; ``touched`` i8 [k, 5]: entity, cause
-bits, event time, partition, offset of what the open instant has touched; ``late`` i8 [windows, 8]; ``items`` i8 [i,
-4+4]: tile, accumulator, code, count, and its words, of tiles only, lists in their order; ``text_lengths`` i4 [t], -1
-for a row that is free, and
-``text_bytes`` u1: what numbers that stand for texts mean. Totals, lists and rings are made again from these.
+
+- ``key_offsets`` i8 [n+1], ``key_bytes`` u1
+- the previous closed row: ``values`` i8 [n, v] and ``present`` i8 [n], a bit for each feature
+- ``changed_at`` i8 [n]
+- ``tile_entity`` i4 [m], ``tile_window`` i4 [m], ``tile_number`` i8 [m], ``tile_words`` i8 [m, w]: each entity's tiles
+  window by window from old to new; words of multisets and lists are 0
+- ``touched`` i8 [k, 5]: entity, cause bits, event time, partition, offset of what the open instant has touched
+- ``late`` i8 [windows, 8]
+- ``items`` i8 [i, 4+4]: tile, accumulator, code, count, and its words; only items of tiles, lists in their order
+- ``text_lengths`` i4 [t], -1 for a free row, and ``text_bytes`` u1: the texts that numbers stand for
+
+Totals, lists and rings are rebuilt from these.
 """
 
 from collections.abc import Iterator
@@ -52,7 +56,7 @@ class Tiles(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What ``unpack`` found."""
+    """The content that ``unpack`` found."""
 
     clock: int
     since_us: int | None
@@ -107,7 +111,7 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
 
 @compiled()
 def _restore_item(program, state, tile, items, place):
-    """Hang a stored item into its tile."""
+    """Add a stored item to its tile."""
     accumulator = items[place, I_ACCUMULATOR]
     op = program.accumulators[accumulator, w.A_OP]
     word = w.TILE_WORDS + program.accumulators[accumulator, w.A_WORD]
@@ -139,7 +143,7 @@ def _hang(program, state, rows, entities, windows, numbers, words, items):
         end = item
         while end < len(items) and items[end, I_TILE] == place:
             end += 1
-        # Multisets take what is new in at their front: the last one first, so that they lie as they were stored.
+        # A multiset takes a new item at its front. The last one comes first, so that they lie as they were stored.
         for back in range(end - 1, item - 1, -1):
             if program.accumulators[items[back, I_ACCUMULATOR], w.A_OP] == w.BAG:
                 _restore_item(program, state, tile, items, back)
@@ -161,7 +165,7 @@ def pack(
     directory: Directory,
     texts: Directory,
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of a state, in pieces."""
+    """Yield the bytes of a state, in pieces."""
     rows = directory.rows()
     keys = directory.gather(rows)
     n_tiles = int(state.scalars[w.S_TILES])
@@ -207,7 +211,10 @@ def pack(
 
 
 def unpack(data: bytes | memoryview | BinaryIO, view: ViewPlan, shard: str) -> Stored:
-    """Read a state's bytes back; ``LayoutError`` where they are damaged, of another layout or another definition."""
+    """Read a state's bytes back.
+
+    Raises ``LayoutError`` if they are damaged, of another layout or of another definition.
+    """
     where = f"state of {view.id} in shard {shard}"
     header, arrays = unseal(data, MAGIC, LAYOUT, where)
     if header["fingerprint"] != view.state_fingerprint or header["view"] != view.id or header["shard"] != shard:
@@ -240,13 +247,13 @@ def unpack(data: bytes | memoryview | BinaryIO, view: ViewPlan, shard: str) -> S
 
 
 def restore(stored: Stored, program: Program, state: State, rows: npt.NDArray[np.int32]) -> None:
-    """Fill an empty state, whose directory already gave ``rows`` to the stored keys and which has room."""
+    """Fill an empty state, which has room and whose directory already assigned ``rows`` to the stored keys."""
     state.entities[rows, w.ENTITY_VALUES : w.ENTITY_VALUES + program.value_words] = stored.values
     state.entities[rows, w.ENTITY_PRESENT] = stored.present
     state.entities[rows, w.ENTITY_CHANGED] = stored.changed_at
     state.late[:] = stored.late
     state.late_by[:] = stored.late_by
-    # Tiles hang where something next happens to them, seen from the clock.
+    # The clock decides in which bucket a tile hangs: that of the next thing that happens to it.
     state.scalars[w.S_CLOCK] = stored.clock
     _hang(program, state, rows, *stored.tiles)
     count = len(stored.touched)

@@ -1,6 +1,6 @@
 """Named numbers of the kernel: kinds and flags, columns of its tables and rows, words of its cells.
 
-Imported as ``w``. numba compiles each into the functions that use it, as a constant.
+Imported as ``w``. numba compiles each as a constant into the functions that use it.
 """
 
 import numpy as np
@@ -13,37 +13,37 @@ FOREVER = np.int64(2**63 - 1)
 # count from the end of their period; EVERY is a grid whose values change at every hop.
 FIXED, CALENDAR, CLOSED, LIFETIME, SESSION, EVERY = range(6)
 
-# Kinds of numbers: integers as they are, bits of a float64, row of a text in the state's directory of texts.
+# Kinds of numbers: an integer as it is, the bits of a float64, a text's row in the state's directory of texts.
 INTEGER, FLOAT, TEXT = range(3)
 
 # Accumulators. A cell (a tile, or the running total of an entity and window) is a row of int64 words. COUNT and SUM
-# come first, as they are the most frequent.
+# come first because they are the most frequent.
 COUNT = 0  # 1 word: rows that pass (value -1), or non-null values
 SUM = 1  # 3 words: limbs of an exact sum
-MIN = 2  # 1 word: in comparable form, meaningful where the count beside it is > 0
+MIN = 2  # 1 word: in comparable form, meaningful only if the count beside it is > 0
 MAX = 3
-LAST = 4  # 5 words: an event and its value, where the count beside it is > 0
+LAST = 4  # 5 words: an event and its value, meaningful only if the count beside it is > 0
 FIRST = 5
 SQUARES = 6  # 5 words: limbs of an exact sum of squares, the lowest first
 BUCKETS = 7  # a count for each bucket of a histogram
 BAG = 8  # 2 words: its items
-LAST_N = 9  # 2 words: as BAG, items of a tile only, the latest first
-FIRST_N = 10  # the earliest first
-OPENED = 11  # 7 words, of a session: whether it has begun, its least tile number, and as LAST its latest event
+LAST_N = 9  # 2 words: as BAG, but only tiles have items, the latest event first
+FIRST_N = 10  # as LAST_N, the earliest event first
+OPENED = 11  # 7 words of a session: whether it has begun, its least tile number, and its latest event as in LAST
 ACCUMULATOR_WORDS = {
     COUNT: 1, SUM: 3, MIN: 1, MAX: 1, LAST: 5, FIRST: 5, SQUARES: 5, BAG: 2, LAST_N: 2, FIRST_N: 2, OPENED: 7,
 }  # fmt: skip
 
-# Words of accumulators, counted from the first of each. Of SUM:
+# Words of accumulators, counted from the first of each. SUM:
 LOW, MID, HIGH = range(3)
-# Of LAST and FIRST: an event's place in the order of events, then its value.
+# LAST and FIRST: an event's place in the order of events, then its value.
 EFFECTIVE, ARRIVAL, PARTITION, OFFSET, VALUE, N_EVENT_WORDS = range(6)
-# Of BAG, LAST_N and FIRST_N: the first item plus one, 0 for none; how many there are.
+# BAG, LAST_N and FIRST_N: the first item plus one, 0 for none; the number of items.
 FIRST_ITEM, N_ITEMS = range(2)
-# Of OPENED.
+# OPENED:
 BEGUN, LEAST_NUMBER, LATEST_EVENT = range(3)
 
-# How a feature is read.
+# Ways to read a feature.
 (
     READ_COUNT, READ_SUM, READ_MEAN, READ_VALUE, READ_VAR, READ_STD, READ_DISTINCT, READ_APPROX, READ_MODE, READ_TOP,
     READ_BUCKETS, READ_QUANTILE, READ_LIST, READ_DECAYED_COUNT, READ_DECAYED_SUM, READ_MAP_COUNT, READ_MAP_SUM,
@@ -53,26 +53,26 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
 
 # Columns of a program's accumulators.
 (
-    A_OP, A_FILTER, A_VALUE, A_KIND,  # which one it is; the filter, the column of numbers and their kind
+    A_OP, A_FILTER, A_VALUE, A_KIND,  # its operation; the filter, the column of numbers and their kind
     A_WORD, A_COUNT_WORD,  # its first word in the cell; the word of the count beside it
     A_BY,  # the column of keys, for maps
-    A_SIZE,  # how many buckets it has, or how many events it keeps
+    A_SIZE,  # number of buckets, or of events that it keeps
     N_A_COLUMNS,
 ) = range(9)  # fmt: skip
 
-# Columns of a program's features. From F_SQUARES on they have a meaning for the named aggregations only.
+# Columns of a program's features. From F_SQUARES on they are meaningful only for the aggregations named.
 (
-    F_READ, F_KIND, F_SCALE,  # how it is read; the kind of its numbers, and their digits after the decimal point
+    F_READ, F_KIND, F_SCALE,  # the way to read it; the kind of its numbers, and their digits after the decimal point
     F_WINDOW, F_OUT,  # its window; its first word in a row of values
     F_COUNT_WORD, F_WORD,  # in an entity's row: the word of the count, and the first word of the accumulator
     F_SQUARES, F_DDOF,  # var, std: in an entity's row, the first word of the sum of squares; degrees of freedom
-    F_MOST_ITEMS,  # first_n, last_n, top_k, maps: how many items are read at most
-    F_LATEST,  # first_n, last_n: 1 where the latest come first
-    F_BUCKETS,  # histogram: how many buckets
-    F_QUANTILE, F_BIN_BITS,  # quantile: q, as a place in the constants; bits of mantissa that a bin keeps
+    F_MOST_ITEMS,  # first_n, last_n, top_k, maps: number of items read at most
+    F_LATEST,  # first_n, last_n: 1 if the latest come first
+    F_BUCKETS,  # histogram: number of buckets
+    F_QUANTILE, F_BIN_BITS,  # quantile: place of q in the constants; bits of mantissa that a bin keeps
     F_REGISTER_BITS,  # approx_count_distinct: bits that choose the register
-    F_HALF_LIFE, F_DECAY,  # decayed_count, decayed_sum: half-life in hops; first decay, as a place in the constants
-    F_UNIT,  # decayed_sum of decimals: units in 1, as a place in the constants
+    F_HALF_LIFE, F_DECAY,  # decayed_count, decayed_sum: half-life in hops; place of the first decay in the constants
+    F_UNIT,  # decayed_sum of decimals: place of the number of units in 1 in the constants
     N_F_COLUMNS,
 ) = range(19)  # fmt: skip
 
@@ -93,8 +93,8 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
     S_ITEMS, S_CLOSINGS, N_SCALARS,
 ) = range(13)  # fmt: skip
 
-# Columns of an entity's row; after the values come two words per window for its oldest and newest tile, and per window
-# ``n_words`` for its running total.
+# Columns of an entity's row. After the values come, for each window, two words for its oldest and newest tile, and
+# then, for each window, ``n_words`` for its running total.
 ENTITY_LIVE, ENTITY_SLOT, ENTITY_MARKS, ENTITY_CHANGED, ENTITY_PRESENT, ENTITY_VALUES = range(6)
 MARK_DIRTY, MARK_DEAD = 1, 2
 
@@ -102,21 +102,21 @@ MARK_DIRTY, MARK_DEAD = 1, 2
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)
 CAUSE_HOP, CAUSE_EVENT = 1, 2
 
-# Columns of ``tiles``: its number, its neighbours in its entity's list, the next in its bucket, its entity row, and
-# from there on its accumulators.
+# Columns of ``tiles``: a tile's number, its neighbours in its entity's list, the next one in its bucket, its entity
+# row, and then its accumulators.
 TILE_NUMBER, TILE_NEXT, TILE_PREVIOUS, TILE_BUCKET, TILE_ROW, TILE_WORDS = range(6)
 
-# Columns of ``items``: its neighbours in its cell's list (the free ones hang together by ITEM_NEXT), the next in its
-# slot of the table, whose it is, its code (a number), how often it is there, and from there on the limbs of a sum, or
-# an event's place in the order of events.
+# Columns of ``items``: an item's neighbours in its cell's list (ITEM_NEXT also links the free ones), the next one in
+# its slot of the table, its owner, its code (a number), how often it occurs, and then the limbs of a sum, or an event's
+# place in the order of events.
 ITEM_NEXT, ITEM_PREVIOUS, ITEM_CHAIN, ITEM_OWNER, ITEM_CODE, ITEM_COUNT, ITEM_WORDS = range(7)
 N_ITEM_WORDS = 4
 
-# Columns of ``closings``: sessions that are over.
+# Columns of ``closings``: sessions that have closed.
 C_ROW, C_INSTANT, C_PARTITION, C_OFFSET, C_PRESENT, C_VALUES = range(6)
 
-# In a map, the key under which all the rest stands together.
+# The key of a map that combines all other keys.
 OTHER_KEY = -1
 
-# Counts of ranks in ``ranks``, before the ranks of the registers: from 0 to 65.
+# The number of counts in ``ranks``, which come before the ranks of the registers: one for each rank from 0 to 65.
 N_RANKS = 66

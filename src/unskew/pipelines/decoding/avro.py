@@ -1,9 +1,9 @@
-"""Confluent-framed Avro messages of one poll as typed Polars columns, and dead letters for those that are none.
+"""Confluent-framed Avro messages of one poll as typed Polars columns, and dead letters for those that are not events.
 
-The fast way checks every message by itself (``wire``) and hands all good ones to ``polars.read_avro`` as the one block
-of an Avro container. What the check does not pass, and everything where Polars and the check disagree, is read by
-fastavro message by message; both ways give the same columns. Messages are read with the schema they were written by,
-and their columns then resolved into the stream's (``resolve``).
+The fast path checks every message by itself (``avro_walk``) and passes all good ones to ``polars.read_avro`` as the one
+block of an Avro container. Messages that fail the check, and all messages if Polars and the check disagree, are read by
+fastavro one by one; both paths give the same columns. Messages are read with the schema with which they were written,
+and their columns are then resolved into the stream's (``resolve``).
 """
 
 import io
@@ -35,22 +35,26 @@ _log = logging.getLogger("unskew.decode")
 
 
 class Schemas(Protocol):
-    """Where writers' schemas are found by the ids that messages carry."""
+    """A source of writers' schemas, by the ids that messages carry."""
 
     def writer(self, schema_id: int) -> Mapping[str, Any]:
-        """Give the schema, parsed; may wait for it. Raises ``Incompatible`` where there is none that can be read."""
+        """Return the parsed schema; may wait for it. Raises ``Incompatible`` if there is none that can be read."""
 
 
 def decoder_of(stream: StreamPlan, schemas: Schemas | None = None) -> Decoder:
-    """Give the decoder of a stream's format; ``schemas``: of Avro writers, the stream's own for all if None."""
+    """Return the decoder for a stream's format.
+
+    ``schemas``: the source of Avro writers' schemas; if None, the stream's own schema is every writer's.
+    """
     return JsonDecoder(stream) if stream.format == "json" else AvroDecoder(stream, schemas=schemas)
 
 
 class AvroDecoder(Decoder):
-    """Reads a stream's messages with the schemas they were written by.
+    """The decoder of a stream's messages, with the schemas with which they were written.
 
-    ``schema_ids``: ids that messages may carry; any if None. ``schemas``: where writers' schemas are found; without, the
-    stream's own schema is taken for the writer's. ``incompatible``: messages, so far, whose writer's schema cannot be read.
+    ``schema_ids``: ids that messages may carry; any if None. ``schemas``: the source of writers' schemas; if None, the
+    stream's own schema is the writer's. ``incompatible``: number of messages so far whose writer's schema cannot be
+    read.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class AvroDecoder(Decoder):
         self.asks = schemas is not None
         self._own = _Reading(stream.schema, stream)
         self._readings: dict[int, _Reading] = {}
-        # Why the messages of a schema cannot be read, which stays so for as long as the process runs.
+        # The reasons why messages of a schema cannot be read; they stay valid for as long as the process runs.
         self._faults: dict[int, str] = {}
         self._empty = self._no_events.select(list(self.payload))
 
@@ -78,7 +82,7 @@ class AvroDecoder(Decoder):
         for schema_id in found:
             rows = np.flatnonzero(ids == schema_id)
             if schema_id < 0:
-                # It has no frame; any reading can say what is wrong with it.
+                # It has no frame; any reading can give the reason.
                 reading: _Reading | None = self._own
             else:
                 reading = self._reading(schema_id)
@@ -91,7 +95,10 @@ class AvroDecoder(Decoder):
         return merged(parts, self._empty)
 
     def _reading(self, schema_id: int) -> "_Reading | None":
-        """Give how messages of a schema are read; None where they are not, for a reason that has been noted and said."""
+        """Return how messages of a schema are read; None if they cannot be.
+
+        The reason for None has been noted and logged.
+        """
         assert self._schemas is not None
         if schema_id in self._readings:
             return self._readings[schema_id]
@@ -116,7 +123,7 @@ class AvroDecoder(Decoder):
 
 
 class _Reading:
-    """How messages written by one schema become columns of a stream."""
+    """The way from messages written with one schema to columns of a stream."""
 
     def __init__(self, writer: Mapping[str, Any], stream: StreamPlan) -> None:
         self._resolution = Resolution(writer, stream.schema, stream.event_time)
@@ -133,7 +140,7 @@ class _Reading:
         reasons: dict[int, Rejection],
         ids: Collection[int] | None,
     ) -> Read:
-        """Columns of the stream from ``messages``, which stand at ``rows`` of the poll's ``values``."""
+        """Return columns of the stream from ``messages``, which are at ``rows`` of the poll's ``values``."""
         passed = self._wire.check(messages, ids)
         good = np.flatnonzero(passed)
         frame = self._read_block(messages if len(good) == len(messages) else [messages[at] for at in good.tolist()])
@@ -148,7 +155,7 @@ class _Reading:
         return refusals.of(self._resolution.apply(frame, refusals)) if len(read) else (read, frame)
 
     def _read_block(self, values: Sequence[bytes]) -> pl.DataFrame | None:
-        """Columns of messages that passed the check; None where Polars does not agree with it."""
+        """Return columns of messages that passed the check; None if Polars does not agree with it."""
         if not values:
             return None
         shape = self._wire.shape
@@ -170,7 +177,7 @@ class _Reading:
         return read, pl.DataFrame(records, schema=shape, orient="row").select(list(self._wire.shape))
 
     def _read_one(self, value: bytes | None, ids: Collection[int] | None) -> Mapping[str, Any]:
-        """Read a single message with fastavro; numbers stay what they are on the wire."""
+        """Read a single message with fastavro; numbers stay as they are on the wire."""
         if value is None:
             raise BadMessage("tombstone", "empty value (tombstone)")
         if value[:1] not in {b"", b"\0"}:
@@ -189,7 +196,7 @@ class _Reading:
             raise BadMessage("truncated", "truncated") from error
         except UnicodeDecodeError as error:
             raise BadMessage("encoding", "invalid UTF-8") from error
-        # fastavro raises what its steps happen to raise on bytes that are no record: IndexError, OverflowError, ...
+        # fastavro raises whatever its steps raise on bytes that are not a record: IndexError, OverflowError, ...
         except Exception as error:
             if isinstance(error, IndexError) and not body.read(1):
                 raise BadMessage("truncated", "truncated") from error
@@ -207,7 +214,10 @@ class _Reading:
         return cast("Mapping[str, Any]", record)
 
     def _read_walked(self, value: bytes) -> Mapping[str, Any]:
-        """The same of a schema under which bytes can make fastavro fill the memory, or recurse until the process dies."""
+        """Read a single message as ``_read_one`` does, without fastavro.
+
+        It is for schemas that let bytes make fastavro fill the memory, or recurse until the process dies.
+        """
         frame = self._in_one_piece(lambda: self._wire.read([value])) if self._wire.check([value]).all() else None
         if frame is None:
             raise BadMessage("malformed", "not a record of the schema")
@@ -215,7 +225,7 @@ class _Reading:
 
 
 def without_logical_types(avro: Any) -> Any:
-    """Give the schema without logical types, so that numbers stay what they are on the wire."""
+    """Return the schema without logical types, so that numbers stay as they are on the wire."""
     if isinstance(avro, Mapping):
         return {word: without_logical_types(part) for word, part in avro.items() if word != "logicalType"}
     return [without_logical_types(part) for part in avro] if isinstance(avro, (list, tuple)) else avro

@@ -1,9 +1,9 @@
 """Confluent-framed Avro as bytes: a compiled check of each message, and one Avro container for all that pass it.
 
-Joined messages are read in one piece, so a message that is too short or too long would shift its neighbours. No check of
-what was decoded can rule that out: a payload may itself hold the bytes of a frame. So each message is walked, field by
-field, before it is joined: what passes ends exactly where it should, and Polars reads it as fastavro does. Fields that
-nobody reads are walked too, and cut out before Polars sees the message.
+Joined messages are read as one piece, so a message that is too short or too long would shift its neighbours. A check of
+the decoded values cannot rule that out: a payload may itself contain the bytes of a frame. So each message is walked,
+field by field, before it is joined: a message that passes ends exactly where it should, and Polars reads it as fastavro
+does. Fields that nobody reads are walked too, and cut out before Polars sees the message.
 """
 
 import io
@@ -25,7 +25,7 @@ _FRAME = "_frame"
 _SYNC = b"\0" * 16
 
 _BOOLEAN, _INT, _LONG, _FLOAT, _DOUBLE, _BYTES, _STRING, _ENUM, _FIXED, _SKIPPED = range(10)
-# Further kinds, of types that are only walked.
+# More kinds, for types that are only walked.
 _NULL, _ARRAY, _MAP, _RECORD, _UNION = range(10, 15)
 _KINDS = {
     "boolean": _BOOLEAN,
@@ -54,7 +54,7 @@ RAW: Mapping[str, pl.DataType] = {
     "enum": pl.String(),
     "fixed": pl.Binary(),
 }
-# Deeper than any schema nests, and than a message of a recursive type has reason to.
+# Deeper than any schema nests, and deeper than a message of a recursive type needs to.
 _DEEPEST = 1000
 
 
@@ -62,23 +62,23 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _walking(function: _Function) -> _Function:
-    """A compiled function that allocates nothing, so that no references are counted: that costs more than the walk."""
+    """Compile a function that allocates nothing, without reference counting, which would cost more than the walk."""
     return cast("_Function", compiled(function))
 
 
 def _inlined(function: _Function) -> _Function:
-    """The same, put into its callers: a call for each field would pass all these arrays."""
+    """Compile such a function into its callers, because a call for each field would pass all these arrays."""
     return cast("_Function", inlined(function))
 
 
 class Wire:
-    """How messages of one record schema lie on the wire.
+    """The layout of the messages of one record schema on the wire.
 
-    ``wanted``: fields that become columns, and the columns' names; all that have a type for one if None.
-    ``trapped``: whether bytes could be made, under this schema, that other readers must not be given: a type that stands in itself can
-    nest without end, and an array of what takes no bytes can say it has any number of them.
-    ``shape``: the columns that ``read`` gives, in the schema's order, with the types of what is on the wire: numbers of any
-    logical type as Int64, decimals as Binary, enums as their symbols.
+    ``wanted``: the fields that become columns, and the columns' names; if None, all fields whose type has a column
+    type. ``trapped``: true if the schema allows bytes that must not reach other readers: a type that contains itself
+    can nest without end, and an array whose items take no bytes can claim any number of them. ``shape``: the columns
+    that ``read`` returns, in the schema's order, with the types of what is on the wire: numbers of any logical type as
+    Int64, decimals as Binary, enums as their symbols.
     """
 
     def __init__(self, schema: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> None:
@@ -96,7 +96,7 @@ class Wire:
         for field in fields:
             name = wanted.get(field.name)
             node = types.node(field.avro)
-            # A union of one type is not for Polars to read; its branch is cut off by itself.
+            # Polars cannot read a union of one type; its branch number is cut off separately.
             if name is None:
                 steps.append((_SKIPPED, -1, node))
                 continue
@@ -126,10 +126,10 @@ class Wire:
         self._header += b"\0" + _SYNC
 
     def check(self, values: Sequence[bytes], ids: Collection[int] | None = None) -> npt.NDArray[np.bool_]:
-        """Whether each message is a record of the schema, whole and with nothing after it, under one of ``ids``.
+        """Return, for each message, whether it is exactly one record of the schema, under one of ``ids``.
 
-        False also for what only looks odd (a boolean of 2, a number in more bytes than it can need): another reader
-        must decide.
+        It is also false for a message that only looks odd (a boolean of 2, a number in more bytes than it needs):
+        another reader must decide about that one.
         """
         lengths, data = _joined(values)
         found_ids = np.empty(len(values), np.int64)
@@ -140,18 +140,18 @@ class Wire:
         return passed
 
     def is_record(self, value: bytes) -> bool:
-        """Whether a framed message is a record of the schema, however oddly written.
+        """Return true if a framed message is a record of the schema, however oddly written.
 
-        fastavro takes an index below zero, of an enum's symbol or a union's branch, as Python does, from the end.
+        fastavro takes an index below zero, of an enum's symbol or a union's branch, from the end, as Python does.
         """
         nodes, children, stack = self._loosely
         data = np.frombuffer(value, np.uint8)
         return bool(_walk(data, FRAME_BYTES, len(data), 0, nodes, children, stack) == len(data))
 
     def read(self, values: Sequence[bytes]) -> pl.DataFrame:
-        """Columns of messages that all passed the check.
+        """Return columns of messages that all passed the check.
 
-        Raises ``ValueError`` where rows or frames are not those of the messages, and whatever Polars raises.
+        Raises ``ValueError`` if rows or frames do not match the messages, and whatever Polars raises.
         """
         parts: Sequence[bytes] = values
         if self._cuts:
@@ -163,11 +163,11 @@ class Wire:
             size = sum(map(len, values))
         block = b"".join((self._header, varint(len(values)), varint(size), *parts, _SYNC))
         frame = pl.read_avro(io.BytesIO(block))
-        # Nearly always there is one schema id; a literal is compared without a Python object per message.
+        # There is nearly always one schema id; comparing with a literal needs no Python object per message.
         same = frame.height == len(values) and frame.select((pl.col(_FRAME) == values[0][:FRAME_BYTES]).all()).item()
         frames = frame.drop_in_place(_FRAME)
         if not same and not frames.equals(pl.Series([value[:FRAME_BYTES] for value in values], dtype=pl.Binary)):
-            raise ValueError("the rows are not those of the messages")
+            raise ValueError("the rows do not match the messages")
         return frame.with_columns(
             *(symbols.gather(frame[name]).alias(name) for name, symbols in self._symbols.items()),
             *(pl.col(name) == pl.lit(b"\x01") for name in self._booleans),
@@ -175,7 +175,7 @@ class Wire:
 
 
 class _Types:
-    """Types that are only walked, as numbered nodes: kind, size or first child, children.
+    """Types that are only walked, as numbered nodes: kind, size or first child, number of children.
 
     ``loosely``: a boolean may be any byte, and an int as long as a long.
     """
@@ -189,7 +189,7 @@ class _Types:
         self.trapped = False
 
     def node(self, avro: Any, n_branches: int | None = None) -> int:
-        """The number of a type; its parts are numbered too."""
+        """Return the number of a type; its parts are numbered too."""
         if isinstance(avro, str) and avro in self._named:
             self.trapped |= self._named[avro] in self._open
             return self._named[avro]
@@ -223,13 +223,13 @@ class _Types:
         items = self.node(avro["items"])
         if not self._is_empty(items):
             return items
-        # Walked as nulls, all at once: their number may be any.
+        # Walked as nulls, all at once, because there may be any number of them.
         self.trapped = True
         self._nodes.append((_NULL, 0, 0))
         return len(self._nodes) - 1
 
     def _is_empty(self, node: int) -> bool:
-        """Whether a value of the type takes no bytes."""
+        """Return true if a value of the type takes no bytes."""
         kind, size, n_parts = self._nodes[node]
         if kind == _RECORD and node not in self._open:
             return all(self._is_empty(part) for part in self._children[size : size + n_parts])
@@ -242,18 +242,18 @@ class _Types:
         return first, len(children)
 
     def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Nodes, their children, and room to walk them."""
+        """Return nodes, their children, and room to walk them."""
         nodes = np.array(self._nodes, np.int64).reshape(-1, 3)
         return nodes, np.array(self._children, np.int64), np.empty((_DEEPEST, 2), np.int64)
 
 
 def _joined(values: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Lengths of messages, and their bytes one after the other."""
+    """Return the lengths of messages, and their bytes end to end."""
     return np.fromiter(map(len, values), np.int64, len(values)), np.frombuffer(b"".join(values), np.uint8)
 
 
 def schema_ids_of(values: Sequence[bytes]) -> npt.NDArray[np.int64]:
-    """The schema id of each message; -1 where it has no frame."""
+    """Return the schema id of each message; -1 if it has no frame."""
     lengths, data = _joined(values)
     ids = np.full(len(values), -1, np.int64)
     begins = np.cumsum(lengths) - lengths
@@ -267,7 +267,7 @@ def schema_ids_of(values: Sequence[bytes]) -> npt.NDArray[np.int64]:
 
 
 def varint(number: int) -> bytes:
-    """Avro's long of a number not below zero."""
+    """Return Avro's long for a number that is not negative."""
     rest = number << 1
     octets = bytearray()
     while rest > 0x7F:
@@ -278,7 +278,7 @@ def varint(number: int) -> bytes:
 
 
 def _read_as(field: AvroField, fixed_name: str) -> Any:
-    """Give the type as which Polars reads a field: numbers as long, so that none is cut off or looked up in Rust."""
+    """Return the type as which Polars reads a field: numbers as long, so that Rust cuts off and looks up none."""
     if field.kind in {"int", "long", "enum"}:
         return "long"
     if field.kind in {"fixed", "boolean"}:
@@ -329,7 +329,7 @@ def _cut(
     stack: npt.NDArray[np.int64],
     kept: npt.NDArray[np.uint8],
 ) -> int:
-    """Copy messages that passed the check, without what is skipped; give how many bytes were kept."""
+    """Copy messages that passed the check, without skipped fields; return the number of bytes kept."""
     size = 0
     end = 0
     for row in range(len(lengths)):
@@ -362,7 +362,7 @@ def _step(
     children: npt.NDArray[np.int64],
     stack: npt.NDArray[np.int64],
 ) -> int:
-    """Where a field ends that begins at ``at``; -1 where it does not end inside the message or is not as it should be."""
+    """Return where a field that begins at ``at`` ends; -1 if it does not end inside the message or is not valid."""
     if kind == _SKIPPED:
         return _walk(data, at, end, size, nodes, children, stack)
     if null_at >= 0:
@@ -412,10 +412,10 @@ def _walk(
     children: npt.NDArray[np.int64],
     stack: npt.NDArray[np.int64],
 ) -> int:
-    """Where a value of any type ends; -1 as for ``_step``.
+    """Return where a value of any type ends; -1 as for ``_step``.
 
-    ``stack``: room for the types it stands in, each with its parts so far (a record) or its items to come. Not a recursive
-    function: numba's cache gives those back broken.
+    ``stack``: room for the enclosing types, each with its parts so far (a record) or its remaining items. The function
+    is not recursive, because numba's cache returns recursive functions broken.
     """
     depth = 0
     while True:
@@ -435,7 +435,7 @@ def _walk(
                 return -1
             stack[depth, 0], stack[depth, 1] = node, 0
             depth += 1
-        # The next value, of the innermost type that still has one.
+        # Go to the next value of the innermost type that still has one.
         while True:
             if depth == 0:
                 return at
@@ -451,7 +451,7 @@ def _walk(
             if stack[depth - 1, 1] == 0:
                 count, at = _long(data, at, end)
                 if at >= 0 and count < 0:
-                    # Such a block also says how many bytes it has, for those who would rather not walk it.
+                    # Such a block also gives its number of bytes, for readers that skip it.
                     _, at = _long(data, at, end)
                     count = -count
                 if at < 0 or count < 0:
@@ -460,14 +460,14 @@ def _walk(
                     depth -= 1
                     continue
                 if kind == _ARRAY and nodes[size, 0] == _NULL:
-                    # They take no bytes: there is nothing to walk, however many it says there are.
+                    # The items take no bytes: there is nothing to walk, however many the block claims to have.
                     continue
                 # Every other item has at least one byte.
                 if count > end - at:
                     return -1
                 stack[depth - 1, 1] = count
             stack[depth - 1, 1] -= 1
-            # With its last item gone it looks as before its first: the next block follows, perhaps the empty one.
+            # After its last item it is as before its first: the next block follows, perhaps the empty one.
             if kind == _MAP:
                 at = _primitive(data, at, end, _STRING, 0)
                 if at < 0:
@@ -478,7 +478,7 @@ def _walk(
 
 @_walking
 def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
-    """Give a long and where it ends; -1 as the end where it has no end or more than 64 bits."""
+    """Return a long and where it ends; -1 as the end if it does not end or has more than 64 bits."""
     bits = np.uint64(0)
     for shift in range(0, 70, 7):
         if at >= end:
@@ -496,7 +496,7 @@ def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
 
 @_walking
 def _is_utf8(data: npt.NDArray[np.uint8], at: int, end: int) -> bool:
-    """Whether the bytes are UTF-8 as Unicode table 3-7 has it: no overlong forms, no surrogates, at most U+10FFFF."""
+    """Return true if the bytes are UTF-8 by Unicode table 3-7: no overlong forms, no surrogates, at most U+10FFFF."""
     while at < end:
         lead = data[at]
         at += 1

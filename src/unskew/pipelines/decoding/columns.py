@@ -1,4 +1,4 @@
-"""Numbers and bytes as they come off the wire, as typed columns; what has no place in its column is refused."""
+"""Typed columns from numbers and bytes as they are on the wire; values that do not fit their column are refused."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from unskew.features.definitions.avro_schema import TIMESTAMP
 from unskew.features.rejection import Kind, Rejection
 from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
-# Years 1 to 9999: what people's tools can show.
+# Years 1 to 9999, which common tools can show.
 _FIRST_SHOWN_US = -62_135_596_800_000_000
 _LAST_SHOWN_US = 253_402_300_799_999_999
 _DIGITS = 38
@@ -22,9 +22,9 @@ _SHOWN = "years 1..9999"
 
 
 class Refusals:
-    """Which of some rows are refused, each for the first reason found.
+    """The refused rows among some rows, each with the first reason found.
 
-    ``rows``: their places in the poll, ascending. ``reasons``: by those places, shared with whoever else refuses.
+    ``rows``: their places in the poll, ascending. ``reasons``: by those places; other steps that refuse rows share it.
     """
 
     def __init__(self, rows: npt.NDArray[np.int64], reasons: dict[int, Rejection]) -> None:
@@ -33,22 +33,22 @@ class Refusals:
         self._reasons = reasons
 
     def refuse(self, bad: pl.Series | npt.NDArray[np.bool_], kind: Kind, reason: Callable[[int], str]) -> None:
-        """Refuse rows for which ``bad`` is true, with ``reason`` of each one's place among the rows."""
+        """Refuse the rows for which ``bad`` is true; ``reason`` gives the reason from a row's place among the rows."""
         flags = bad.fill_null(value=False).to_numpy() if isinstance(bad, pl.Series) else bad
         for at in np.flatnonzero(flags & self.kept).tolist():
             self.kept[at] = False
             self._reasons[int(self._rows[at])] = Rejection(kind, reason(at))
 
     def of(self, frame: pl.DataFrame) -> tuple[npt.NDArray[np.int64], pl.DataFrame]:
-        """The rows that were kept, and their part of ``frame``."""
+        """Return the rows that were kept, and their part of ``frame``."""
         return (self._rows, frame) if self.kept.all() else (self._rows[self.kept], frame.filter(pl.Series(self.kept)))
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a column's numbers or bytes mean.
+    """The meaning of a column's numbers or bytes.
 
-    ``logical``: an Avro logical type, or ``timestamp-s``; None for a plain value. ``scale``: of a decimal.
+    ``logical``: an Avro logical type, or ``timestamp-s``; None for a plain value. ``scale``: the scale of a decimal.
     """
 
     logical: str | None = None
@@ -56,7 +56,7 @@ class Unit:
 
 
 def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals, *, event_time: bool) -> pl.Series:
-    """A column with its type; rows are refused whose values lie outside what it can hold or show."""
+    """Return a column with its type; refuse rows with values outside what it can hold or show."""
     name = numbers.name
     if event_time:
         refusals.refuse(numbers.is_null(), "time", lambda _: "event_time is null")
@@ -77,14 +77,17 @@ def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals
 
 
 def _instants(numbers: pl.Series, unit: str, refusals: Refusals, *, event_time: bool) -> pl.Series:
-    """Microseconds; what a column shows has a year of four digits, and an event time is where clocks can go."""
+    """Return microseconds.
+
+    A column shows years of four digits; an event time must be an instant that clocks can reach.
+    """
     first, last, word, span = _FIRST_SHOWN_US, _LAST_SHOWN_US, numbers.name, _SHOWN
     if event_time:
         first, last, word, span = MIN_INSTANT_US, MAX_INSTANT_US - 1, "event_time", "1900..2200"
     if unit == "nanos":
         return _inside(numbers // 1000, first, last, word, span, refusals)
     scale = _US_PER_UNIT[unit]
-    # Compared before scaling, which could overflow; what is refused must not be scaled either.
+    # Compare before scaling, which could overflow; refused values must not be scaled either.
     numbers = _inside(numbers, -(-first // scale), last // scale, word, span, refusals)
     return numbers * scale if scale > 1 else numbers
 
@@ -99,7 +102,7 @@ def _inside(numbers: pl.Series, first: int, last: int, word: str, span: str, ref
 
 
 def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
-    """Big-endian two's complement of any length as Arrow's 128 bits: low word, high word."""
+    """Convert big-endian two's complement of any length to Arrow's 128 bits: low word, high word."""
     array = unscaled.to_arrow()
     if not pa.types.is_large_binary(array.type):
         array = array.cast(pa.large_binary())
@@ -110,7 +113,7 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
     _read_decimals(starts, np.frombuffer(data if data is not None else b"", np.uint8), words, fits)
     present = unscaled.is_not_null().to_numpy()
     refusals.refuse(present & ~fits, "range", lambda _: f"{unscaled.name} has more than {_DIGITS} digits")
-    # More than values may have: arithmetic on such a number would fail, and with it its whole batch.
+    # Beyond the limit of values: arithmetic on such a number would fail, and its whole batch with it.
     low, high = words.view(np.int64).T
     narrow = high == low >> 63
     refusals.refuse(
@@ -155,7 +158,7 @@ def _read_decimals(
 
 
 def texts(values: pl.Series, refusals: Refusals, kind: Kind, what: str) -> pl.Series:
-    """Bytes as text; the rows are refused whose bytes are not UTF-8."""
+    """Return bytes as text; refuse the rows whose bytes are not UTF-8."""
     try:
         return values.cast(pl.String)
     except pl.exceptions.PolarsError:

@@ -1,4 +1,4 @@
-"""A poll after decoding, and what is the same for every format: instants, keys, headers, dead letters."""
+"""Decoding of polls: what is the same for every format, which is instants, keys, headers and dead letters."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -27,10 +27,13 @@ Read = tuple[npt.NDArray[np.int64], pl.DataFrame]
 Headers = Sequence[tuple[str, bytes | None]] | None
 
 Refused = tuple[int, int, Rejection, bytes | None, bytes | None, Headers]
-"""Offset, arrival in microseconds, why, key, value, headers."""
+"""Offset, arrival in microseconds, reason, key, value, headers."""
 
 KEPT_BYTES = 1 << 20
-"""A dead letter keeps so much of its key, of its value and of its headers; beyond that, it says how long they were."""
+"""A dead letter keeps so many bytes of its key, of its value and of its headers.
+
+If they were longer, it also records how long they were.
+"""
 
 Result = TypeVar("Result")
 
@@ -38,7 +41,7 @@ _log = logging.getLogger("unskew.decode")
 
 
 class BadMessage(Exception):
-    """A message that is no event; its text is the reason."""
+    """A message that is not an event; its text is the reason."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
         super().__init__(reason)
@@ -46,19 +49,19 @@ class BadMessage(Exception):
 
 
 class InOnePiece:
-    """Reads batches of a topic in one piece where that can be done, and says the first time that it cannot."""
+    """A reader of a topic's batches in one piece; the first time that this fails, it logs a warning."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
         self._warned = False
 
     def __call__(self, read: Callable[[], Result]) -> Result | None:
-        """What ``read`` gives; None where it fails, and the messages are to be read one by one."""
+        """Return what ``read`` returns; None if it fails, so that the messages must be read one by one."""
         try:
             return read()
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        # Whatever Polars stumbles over, a Rust panic too (a BaseException), reading one by one tells which message it is.
+        # Whatever makes Polars fail, even a Rust panic (a BaseException), reading one by one finds the message.
         except BaseException as error:  # noqa: BLE001
             if not self._warned:
                 self._warned = True
@@ -74,7 +77,7 @@ def one_by_one(
     reasons: dict[int, Rejection],
     read_one: Callable[[bytes | None], tuple[Any, ...]],
 ) -> tuple[npt.NDArray[np.int64], list[tuple[Any, ...]]]:
-    """The places among ``rows`` of values that could be read, and what was read there; a reason for every other."""
+    """Return the places among ``rows`` of readable values, and what was read; note a reason for each other."""
     read: list[int] = []
     records: list[tuple[Any, ...]] = []
     for row in rows.tolist():
@@ -91,8 +94,8 @@ def one_by_one(
 class Decoded:
     """A poll after decoding.
 
-    ``events``: columns as ``StreamPlan.columns``, then ``_partition``, ``_offset``, ``_arrival``, ``_event_time`` (never null),
-    in offset order. ``dead``: columns as ``DEAD_LETTER_SCHEMA``, in offset order.
+    ``events``: columns as ``StreamPlan.columns``, then ``_partition``, ``_offset``, ``_arrival``, ``_event_time``
+    (never null), in offset order. ``dead``: columns as ``DEAD_LETTER_SCHEMA``, in offset order.
     """
 
     stream: str
@@ -104,10 +107,11 @@ class Decoded:
 
 
 class Decoder(ABC):
-    """Reads a stream's polls.
+    """The decoder of a stream's polls.
 
-    ``topic``: the stream's. ``payload``: columns that come from a record's value, with their types. ``incompatible``: messages, so far,
-    whose writer's schema cannot be read as the stream's. ``asks``: whether what a message becomes may depend on what another server says.
+    ``topic``: the stream's topic. ``payload``: columns that come from a record's value, with their types.
+    ``incompatible``: number of messages so far whose writer's schema cannot be read as the stream's. ``asks``: whether
+    the outcome of a message may depend on another server's answer.
     """
 
     asks = False
@@ -148,12 +152,12 @@ class Decoder(ABC):
 
     @abstractmethod
     def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
-        """Values that could be read, as ``payload``, with an event time; a reason for every other, by its place."""
+        """Return the readable values, as ``payload``, with an event time; note a reason for each other, by place."""
 
     def _finish(
         self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]
     ) -> pl.DataFrame:
-        """Add what does not come from the value; refuse what is too old."""
+        """Add the columns that do not come from the value; refuse events that are too old."""
         stream = self._stream
         refusals = Refusals(rows, reasons)
         more = []
@@ -205,9 +209,10 @@ class Decoder(ABC):
 
 
 def letters(topic: str, partition: int, view: str | None, refused: Iterable[Refused]) -> pl.DataFrame:
-    """Dead letters of one partition, columns as ``DEAD_LETTER_SCHEMA``, in offset order; what is very long is cut.
+    """Return dead letters of one partition, columns as ``DEAD_LETTER_SCHEMA``, in offset order.
 
-    ``partition``: of ``topic``, as the broker calls them. ``view``: which cannot take them; None where nobody can.
+    Very long content is cut. ``partition``: of ``topic``, both as on the broker. ``view``: the view that cannot take
+    them; None if no view can.
     """
     rows = [
         (
@@ -231,7 +236,7 @@ def letters(topic: str, partition: int, view: str | None, refused: Iterable[Refu
 
 
 def _kept_headers(headers: Headers) -> tuple[list[dict[str, Any]] | None, int | None]:
-    """The first of them that are short enough together, and how many there were."""
+    """Return the first headers that are short enough together, and the number of all headers."""
     if headers is None:
         return None, None
     kept, left = [], KEPT_BYTES
@@ -244,7 +249,7 @@ def _kept_headers(headers: Headers) -> tuple[list[dict[str, Any]] | None, int | 
 
 
 def merged(parts: Sequence[Read], empty: pl.DataFrame) -> Read:
-    """Parts of one poll, read apart, in the poll's order."""
+    """Join parts of one poll that were read separately, in the poll's order."""
     parts = [part for part in parts if len(part[0])]
     if not parts:
         return np.empty(0, np.int64), empty
@@ -256,7 +261,10 @@ def merged(parts: Sequence[Read], empty: pl.DataFrame) -> Read:
 
 
 def _key_column(column: str, key_format: str, poll: Poll, rows: npt.NDArray[np.int64], refusals: Refusals) -> pl.Series:
-    """The record keys: UTF-8 text, or a big-endian integer as Kafka's own serializers write it; null where there is none."""
+    """Return the record keys; null if a record has none.
+
+    They are UTF-8 text, or a big-endian integer as Kafka's own serializers write it.
+    """
     keys = pl.Series(column, [poll.keys[row] for row in rows.tolist()], dtype=pl.Binary)
     if key_format == "string":
         return texts(keys, refusals, "key", "the record key")
@@ -268,7 +276,7 @@ def _key_column(column: str, key_format: str, poll: Poll, rows: npt.NDArray[np.i
 
 
 def _header_column(column: str, header: str, poll: Poll, rows: npt.NDArray[np.int64], refusals: Refusals) -> pl.Series:
-    """The last header of a name, which is UTF-8 text; null where there is none."""
+    """Return the last header of a name, which is UTF-8 text; null if there is none."""
     found = poll.headers or [None] * len(poll.values)
     values = [dict(found[row] or ()).get(header) for row in rows.tolist()]
     return texts(pl.Series(column, values, dtype=pl.Binary), refusals, "header", f"the header {header!r}")

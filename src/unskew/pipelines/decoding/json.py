@@ -1,7 +1,8 @@
 """JSON messages of one poll as typed Polars columns, and dead letters for those that are not events.
 
-msgspec reads each message by itself, so its neighbours cannot change what it is. What msgspec refuses, and the little
-that it reads differently (equal keys, a zero with a sign), Python's ``json`` reads: it decides, and gives the reason.
+msgspec reads each message by itself, so its neighbours cannot change its meaning. Python's ``json`` reads the messages
+that msgspec refuses, and the few that msgspec reads differently (equal keys, a zero with a sign): ``json`` decides, and
+gives the reason.
 """
 
 import json
@@ -31,7 +32,7 @@ _TYPES: dict[str, tuple[Any, pl.DataType]] = {
     "boolean": (bool, pl.Boolean()),
 }
 _WORDS = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", type(None): "null"}
-# RFC 3339, with T or a space; the date is checked by Polars.
+# RFC 3339, with T or a space; Polars checks the date.
 _DATE_TIME = r"^\d{4}-\d{2}-\d{2}[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$"
 _DATE = r"^\d{4}-\d{2}-\d{2}$"
 
@@ -39,14 +40,14 @@ _DATE = r"^\d{4}-\d{2}-\d{2}$"
 _MINUS_ZERO = r"-0\s*[,}\]]"
 # From a key's first escape to its colon.
 _ESCAPED_KEY = r'\\.(?:[^"\\]|\\.)*"\s*:'
-# A key that is written without escapes and cannot share a quote with a neighbour, as ``","`` and ``":x"`` can in
+# A key that is written without escapes and cannot share a quote with its neighbours, as ``","`` and ``":x"`` do in
 # ``"a",":x":1``.
 _PLAIN_KEY = re.compile(r'[^"\\\s:\x00-\x1f][^"\\\x00-\x1f]*')
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class JsonDecoder(Decoder):
-    """Reads messages that are JSON objects, bare or in Confluent's frame (whose schema id is not looked at)."""
+    """The decoder of messages that are JSON objects, bare or in Confluent's frame, whose schema id is ignored."""
 
     def __init__(self, stream: StreamPlan) -> None:
         super().__init__(stream)
@@ -73,9 +74,9 @@ class JsonDecoder(Decoder):
         return refusals.of(pl.DataFrame([self._column(field, frame, refusals) for field in self._fields]))
 
     def _read_quickly(self, values: Sequence[bytes | None]) -> Read:
-        """Read the messages that msgspec takes and reads as ``_read_one`` does."""
+        """Read the messages that msgspec accepts and reads as ``_read_one`` does."""
         texts = [_text(value) for value in values]
-        # More than an event has fields where a key is there twice; other things may do that too, and are looked into.
+        # A key that occurs twice makes this greater than the number of keys. There are other causes, so look closer.
         counts = pl.Series(texts, dtype=pl.String).str.count_matches(self._counted).to_list()
         rows, events = [], []
         for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
@@ -150,11 +151,11 @@ class JsonDecoder(Decoder):
 
 
 class _Pairs(list[Any]):
-    """An object, as its keys and values in the order they came."""
+    """An object as its keys and values, in the order in which they came."""
 
 
 class _Integer(str):
-    """A number without fraction or exponent, as it was written."""
+    """A number without fraction or exponent, as written."""
 
     __slots__ = ()
 
@@ -166,7 +167,7 @@ class _Number(str):
 
 
 def _event(fields: Sequence[JsonField]) -> type[msgspec.Struct]:
-    """The keys that are read, as msgspec's type of an event; a key that is not there is ``UNSET``."""
+    """Return the keys that are read, as msgspec's type of an event; a missing key is ``UNSET``."""
     declared: list[tuple[str, Any, Any]] = []
     for number, field in enumerate(fields):
         kind, _ = _TYPES[field.kind]
@@ -177,12 +178,12 @@ def _event(fields: Sequence[JsonField]) -> type[msgspec.Struct]:
 
 
 def _body(value: bytes) -> bytes:
-    """The message without Confluent's frame, if it has one."""
+    """Return the message without Confluent's frame, if it has one."""
     return value[FRAME_BYTES:] if len(value) > FRAME_BYTES and value[0] == 0 else value
 
 
 def _text(value: bytes | None) -> str:
-    """The message's text; empty, which is not JSON, where it has none."""
+    """Return the message's text; if it has none, the empty text, which is not JSON."""
     try:
         return _body(value or b"").decode()
     except UnicodeDecodeError:
@@ -190,9 +191,9 @@ def _text(value: bytes | None) -> str:
 
 
 def _is_odd(text: str) -> bool:
-    """Whether an object may have equal keys, or a zero with a sign."""
+    """Return true if an object may have equal keys, or a zero with a sign."""
     parts = _parts(text)
-    # Of equal keys only the last is among the parts; the quotes of the others are then missing.
+    # Only the last of equal keys is among the parts, so the quotes of the others are missing.
     quotes = 2 * len(parts) + b"".join(parts.values()).count(b'"')
     return quotes != text.count('"') or re.search(_MINUS_ZERO, text) is not None
 
@@ -202,11 +203,11 @@ def _refuse(word: str) -> NoReturn:
 
 
 def _checked(field: JsonField, item: Any) -> Any:
-    """Give the value as its column has it, if it is of the field's type."""
+    """Return the value as its column holds it, if it is of the field's type."""
     if item is None and field.nullable:
         return None
     if field.kind == "integer" and isinstance(item, _Integer):
-        # Longer texts are no int64, and slow to convert.
+        # Longer texts are not an int64, and are slow to convert.
         number = int(item) if len(item) <= 20 else _INT64[1] + 1
         if not _INT64[0] <= number <= _INT64[1]:
             raise BadMessage("range", f"{field.name}: {item[:30]} does not fit its type")
@@ -235,7 +236,10 @@ def _is_text(text: str) -> bool:
 
 
 def _parsed(texts: pl.Series, form: str) -> pl.Series:
-    """Microseconds or days of RFC 3339 text, null where it is none; what is finer than a microsecond is cut off."""
+    """Return RFC 3339 text as microseconds or days; null if it is not such text.
+
+    Digits after the microseconds are cut off.
+    """
     if form == "date":
         sound = texts.to_frame().select(pl.when(texts.str.contains(_DATE)).then(texts)).to_series()
         days = sound.str.to_date("%Y-%m-%d", strict=False)

@@ -1,8 +1,8 @@
-"""A writer's schema resolved into a stream's own, by Avro's rules, for whole columns.
+"""Resolution of a writer's schema into a stream's own, by Avro's rules, for whole columns.
 
-Fields are matched by name, else by one of the reader's aliases. Numbers widen, text and bytes stand for each other, missing
-fields take the reader's default. A logical type of time keeps its meaning: milliseconds that are read into a column of
-microseconds are still the same instant (Avro itself would take the bare number).
+Fields are matched by name, else by one of the reader's aliases. Numbers widen, text and bytes can be read as each
+other, and missing fields take the reader's default. A logical type of time keeps its meaning: milliseconds that are
+read into a column of microseconds are still the same instant (Avro itself would take the bare number).
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,12 +29,12 @@ _WIDENS = {
 
 
 class Incompatible(Exception):
-    """A writer's schema that cannot be read into the stream's columns; the text says why."""
+    """The error for a writer's schema that cannot be read into the stream's columns; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """``writer``: None where the column is the reader's default."""
+    """One column of the stream; ``writer``: None if the column is the reader's default."""
 
     reader: AvroField
     writer: AvroField | None
@@ -43,9 +43,9 @@ class _Column:
 
 
 class Resolution:
-    """How columns of a writer become columns of the stream.
+    """The way from columns of a writer to columns of the stream.
 
-    ``wanted``: the writer's fields that are read, and the columns they become. Raises ``Incompatible``.
+    ``wanted``: the writer's fields that are read, and the columns that they become. Raises ``Incompatible``.
     """
 
     def __init__(self, writer: Mapping[str, Any], reader: Mapping[str, Any], event_time: str) -> None:
@@ -58,7 +58,7 @@ class Resolution:
         }
 
     def apply(self, frame: pl.DataFrame, refusals: Refusals) -> pl.DataFrame:
-        """Typed columns of the stream, of columns as ``Wire`` gives them; refuses rows that have no place in them."""
+        """Return typed columns of the stream from columns as ``Wire`` returns them; refuse rows that do not fit."""
         columns = [self._column(column, frame, refusals) for column in self._columns]
         return pl.DataFrame(columns)
 
@@ -102,7 +102,7 @@ def _matched(writer: Mapping[str, AvroField], reader: tuple[AvroField, ...]) -> 
 
 
 def _mismatch(writer: AvroField, reader: AvroField) -> str | None:
-    """Why one type is not read as the other, as the end of a sentence (perhaps empty); None where it is."""
+    """Return why one type cannot be read as the other, as the end of a sentence (perhaps empty); None if it can."""
     if reader.kind not in _WIDENS.get(writer.kind, ()):
         return ""
     if reader.kind == "fixed" and writer.size != reader.size:
@@ -136,7 +136,7 @@ def _promoted(values: pl.Series, writer: AvroField, reader: AvroField, refusals:
     if writer.kind == "bytes" and reader.kind == "string":
         return texts(values, refusals, "encoding", values.name)
     if writer.kind in {"int", "long"} and reader.kind == "float":
-        # By way of a double, as fastavro has it: a number is rounded twice.
+        # By way of a double, as in fastavro: a number is rounded twice.
         return values.cast(pl.Float64).cast(pl.Float32)
     return values.cast(RAW[reader.kind])
 

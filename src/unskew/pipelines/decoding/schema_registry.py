@@ -24,17 +24,17 @@ _log = logging.getLogger("unskew.registry")
 
 
 class Flag(Protocol):
-    """What can be asked to stop, and waited for: ``threading.Event``, for example."""
+    """A request to stop that can be waited for, for example ``threading.Event``."""
 
     def is_set(self) -> bool: ...
     def wait(self, timeout: float) -> bool: ...
 
 
 class SchemaRegistry:
-    """A registry's schemas, asked for once each: the client keeps them, so an outage matters for new ids only.
+    """A registry's schemas, each requested once; the client keeps them, so an outage matters only for new ids.
 
-    ``url``: one or several with commas; user and password may stand in it, percent-encoded. ``timeout_s``: for one answer.
-    ``wait_s``: how long a schema that is needed is waited for while the registry does not answer.
+    ``url``: one or several, separated by commas; it may contain user and password, percent-encoded. ``timeout_s``: for
+    one answer. ``wait_s``: how long to wait for a needed schema while the registry does not answer.
     """
 
     def __init__(self, url: str, stop: Flag, *, timeout_s: float = 10.0, wait_s: float = 60.0) -> None:
@@ -57,11 +57,11 @@ class SchemaRegistry:
         self._wait_s = wait_s
 
     def writer(self, schema_id: int) -> Mapping[str, Any]:
-        """Give the Avro record schema of an id, with those that it refers to inside it.
+        """Return the Avro record schema of an id, with the schemas to which it refers inside it.
 
-        While the registry does not answer, it is asked again and again. Raises ``Incompatible`` where the registry has no such
-        schema or it is no Avro record, ``StoreUnavailable`` where it has not answered for ``wait_s``, refuses the
-        question, or this process is to stop: then nothing of the poll has been counted.
+        While the registry does not answer, the request is repeated. Raises ``Incompatible`` if the registry has no such
+        schema or it is not an Avro record; ``StoreUnavailable`` if the registry has not answered for ``wait_s`` or
+        refuses the request, or if this process should stop. No record of the poll has been counted then.
         """
         found = self._ask(partial(self._client.get_schema, schema_id), f"schema {schema_id}")
         if (found.schema_type or "AVRO") != "AVRO":
@@ -85,7 +85,7 @@ class SchemaRegistry:
         return cast("Mapping[str, Any]", fastavro.schema.expand_schema(parsed) if refers else schema)
 
     def _refer(self, schema: Any, named: dict[str, Any]) -> None:
-        """Parse the schemas to which one refers, those first to which they refer."""
+        """Parse the schemas to which a schema refers; those to which they refer come first."""
         for reference in schema.references or ():
             what = f"schema {reference.subject} version {reference.version}"
             found = self._ask(partial(self._client.get_version, reference.subject, reference.version), what)
@@ -105,31 +105,31 @@ class SchemaRegistry:
                     raise Incompatible("the registry has no such schema") from error
                 if status in _REFUSED and status not in _BUSY:
                     raise StoreUnavailable(
-                        f"Schema Registry {self.shown} refuses to give {what} ({fault}); give the user and password that it wants"
+                        f"Schema Registry {self.shown} refuses to return {what} ({fault}); give the user and password that it requires"
                     ) from error
             # The client lets through whatever its HTTP library raises: no connection, no answer in time, ...
             except Exception as error:  # noqa: BLE001
                 fault = f"{type(error).__name__}: {self._hidden(error)}"
             if waited_s >= self._wait_s or self._stop.is_set():
                 raise StoreUnavailable(
-                    f"Schema Registry {self.shown} does not give {what}, by which messages were written ({fault}); "
-                    "start again when it answers: reading goes on from the last epoch, and nothing is lost"
+                    f"Schema Registry {self.shown} does not return {what}, with which messages were written ({fault}); "
+                    "start again when it answers: reading continues from the last epoch, and nothing is lost"
                 )
-            _log.warning("Schema Registry %s does not give %s (%s); waiting for it", self.shown, what, fault)
+            _log.warning("Schema Registry %s does not return %s (%s); waiting for it", self.shown, what, fault)
             self._stop.wait(pause_s)
             waited_s += pause_s
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _hidden(self, error: Exception) -> str:
-        """What an error says, without user and password: the registry may repeat what it was sent."""
+        """Return the text of an error without user and password, because the registry may repeat what it was sent."""
         return str(error) if self._secret is None else self._secret.sub("***", str(error))
 
 
 def _without_credentials(urls: str) -> tuple[str, dict[str, str]]:
-    """Addresses that may be shown, and what the client is told beside them.
+    """Return addresses that may be shown, and the client's other settings.
 
-    An address that is not understood whole is refused without saying it: what is where the password should not be cannot be
-    told from an address.
+    An address that is not fully understood is refused without repeating it, because a password may stand anywhere in
+    it.
     """
     shown, user_info = [], ""
     for url in urls.split(","):
@@ -149,11 +149,12 @@ def _without_credentials(urls: str) -> tuple[str, dict[str, str]]:
 
 
 def _secrets(urls: str) -> re.Pattern[str] | None:
-    """Users and passwords of understood addresses, as they are written and as they are meant; None where there is none."""
+    """Return a pattern of users and passwords in valid addresses, encoded and decoded; None if there are none."""
     parts = [urlsplit(url.strip()) for url in urls.split(",")]
     written = {word for part in parts for word in (part.username, part.password) if word}
     words = sorted(written | {unquote(word) for word in written}, key=len, reverse=True)
-    # A short one stands inside other words by chance: there it tells nothing, and the text would become unreadable.
+    # A short one may occur inside other words by chance. It reveals nothing there, and hiding it would make the text
+    # unreadable.
     return re.compile("|".join(_hiding(word) for word in words)) if words else None
 
 

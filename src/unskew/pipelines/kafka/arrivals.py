@@ -1,4 +1,4 @@
-"""Arrivals, the instants at which records became available: record timestamps that never decrease within a partition."""
+"""Arrivals, the instants at which records became available: timestamps that never decrease within a partition."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,10 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_NOT_AVAILABLE
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, format_instant
 
 NO_CLOCK = int(np.iinfo(np.int64).min)
-"""The clock of a partition before its first record or mark; it precedes every instant. Items and snapshots hold None."""
+"""The clock of a partition before its first record or mark, earlier than every instant.
+
+Items and snapshots hold None instead.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def assign_arrivals(
 
 
 def refusal(kind: int, stamp_ms: int) -> str:
-    """Say why a record has no place in time."""
+    """Return why a record has no place in time."""
     if kind == TIMESTAMP_NOT_AVAILABLE:
         return "the record has no timestamp"
     stamp_us = stamp_ms * 1000

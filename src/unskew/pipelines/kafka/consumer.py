@@ -1,4 +1,7 @@
-"""One consumer for one stream's topics, assigned by hand and never by a group; events of librdkafka, sorted by meaning."""
+"""One consumer for the topics of one stream, assigned by hand and never by a group.
+
+Events of librdkafka are sorted by meaning.
+"""
 
 import logging
 import re
@@ -165,7 +168,10 @@ def _by_partition(
 
 
 def _headers_of(messages: Sequence[_Message]) -> list[Any]:
-    """Return the headers of messages; None for a message with header names that are not UTF-8, which the client cannot give."""
+    """Return the headers of messages.
+
+    A message with header names that are not UTF-8 gives None, because the client cannot return them.
+    """
     try:
         return list(map(_HEADERS, messages))
     except UnicodeDecodeError:
@@ -359,8 +365,9 @@ class TopicReader:
     def commit(self, partition: int, offset: int) -> None:
         """Commit to the consumer group, for lag tools only, without waiting.
 
-        One commit is in flight at a time, and the next one carries the latest offsets: librdkafka begins to read a newly
-        added partition only when no commit is in flight, so an unbroken series of commits would keep it from beginning.
+        One commit is in flight at a time, and the next one carries the latest offsets: librdkafka begins to read a
+        newly added partition only when no commit is in flight, so an unbroken series of commits would keep it from
+        beginning.
         """
         self._uncommitted[partition] = offset
         self._commit_next()
@@ -403,7 +410,7 @@ class TopicReader:
             self._refused = error.str()
         if error.code() not in self._said:
             self._said.add(error.code())
-            _log.warning("Kafka at %s, %s: %s; going on", self._bootstrap, self.title, error.str())
+            _log.warning("Kafka at %s, %s: %s; continuing", self._bootstrap, self.title, error.str())
 
     def _on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         self._committing = False

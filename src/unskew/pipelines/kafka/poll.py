@@ -58,7 +58,10 @@ class Poll:
 
     @property
     def first_us(self) -> int | None:
-        """The first arrival in the item, including records set aside that have a place in time; None if there is none."""
+        """The first arrival in the item; None if there is none.
+
+        Records that were set aside count if they have a place in time.
+        """
         firsts = [int(self.arrivals[0])] if len(self.arrivals) else []
         firsts += [bad.arrival for bad in self.rejected if bad.kind != "time"][:1]
         return min(firsts, default=None)

@@ -119,7 +119,7 @@ class Reader:
             stream.sources,
             options.bootstrap,
             options.group,
-            # Needed even if no column comes from headers: a dead letter keeps them, so that it can be sent again unchanged.
+            # Needed even if no column comes from headers: a dead letter keeps them, to be sent again unchanged.
             headers=True,
             timeout_s=options.timeout_s,
             check_partitions_s=options.check_partitions_s,
@@ -133,8 +133,8 @@ class Reader:
         if options.journal is not None and (noted_us := options.journal.latest_us(stream.topic)) is not None:
             self.saved_clock_us = noted_us
         self.closed = False
-        # An idle partition's marks lie a settle behind the present. A busy partition that waited for them would lose that
-        # time, and the records of a second or two of a live topic are cheap to hold downstream.
+        # An idle partition's marks lie a settle behind the present. A busy partition that waited for them would lose
+        # that time, and the records of a second or two of a live topic are cheap to hold downstream.
         self._slack_us = self.settle_us + _SLACK_US if options.idle == "wall" else 0
         self._waits_since_s: float | None = None
         self._warned = False
@@ -212,7 +212,7 @@ class Reader:
         return not fetched.all_there_was
 
     def may_emit(self, part: "KafkaPartition") -> bool:
-        """Return true if no unfinished partition has an earlier clock by more than the slack for a live topic's marks."""
+        """Return true if no unfinished partition has an earlier clock by more than a live topic's slack for marks."""
         if not self.options.aligned:
             return True
         for other in self.parts.values():
@@ -395,7 +395,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if not self._begun:
                 self._begun = True
                 if self.clock_us != NO_CLOCK:
-                    # A clock may have been saved before any item carried it, and may then have been shown as the begin of coverage.
+                    # A clock may have been saved before any item carried it, and may then have been shown as the
+                    # beginning of coverage.
                     return [self._item()]
             while self._wants_more() and reader.pump():
                 pass
@@ -469,7 +470,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._journal.begin()
 
     def _wants_more(self) -> bool:
-        """Return true if the next poll should first take in more fetched records, because each poll has a fixed cost."""
+        """Return true if the next poll should first take in more fetched records; each poll has a fixed cost."""
         return not self._queue or (
             len(self._queue) == 1 and 2 * len(self._queue[0]) < self._reader.options.poll_records
         )
@@ -587,9 +588,10 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
 
     @override
     def snapshot(self) -> dict[str, Any]:
-        """Return position and clock as plain ints: ``offset`` (the next), ``clock`` (None before any), ``partitions``, ``ended``.
+        """Return position and clock as plain ints, with the number of partitions and the origin.
 
-        The snapshot before this one is durable by now, so its offset is committed to the consumer group.
+        ``offset``: the next one. ``clock``: None before any. The snapshot before this one is durable by now, so its
+        offset is committed to the consumer group.
         """
         if self._journal is not None:
             # A process that stood still while another took over must not write to the recovery store.

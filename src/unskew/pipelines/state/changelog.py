@@ -1,20 +1,21 @@
-r"""What changed in a shard since its last base: files beside the recovery store, so that an epoch costs what it brought.
+r"""The changelog: a shard's events since its last base, in files beside the recovery store.
 
-A shard's state is a base, which is all of it as of some epoch, and the events that were applied since, in order. Applied again by
-the same kernel they make the same state; sequence number and clock in the manifest say whether they did. The order of
-steps is the contract:
+A shard's state is a base, which is the whole state as of some epoch, and the events applied since then, in order. So an
+epoch costs only what it brought. The same kernel makes the same state from the base and these events; the sequence
+number and the clock in the manifest verify it. The order of steps is the contract:
 
-1. ``append`` notes events as they are applied. Many are written at once, in another thread; a file only ever grows.
-2. ``snapshot`` of an epoch writes the rest, makes the files durable and returns the manifest: which files, how many bytes of each.
+1. ``append`` notes events as they are applied. Another thread writes them, many at once; a file only ever grows.
+2. ``snapshot``, at the end of an epoch, writes the rest, makes the files durable and returns the manifest: the files,
+   and the number of bytes of each that count.
 3. The caller makes the manifest durable, with the rest of the epoch.
-4. The next ``snapshot`` (only asked for when the epoch before is durable) removes the files that the manifest before no longer
-   named.
+4. The next ``snapshot``, which is requested only when the epoch before is durable, removes the files that the manifest
+   of that epoch no longer named.
 
-When the events since the base are many, a new base is made of the old one and the files up to now, which the flow no longer
-writes: a thread of its own reads them, as a restart would, and one shard after the other has its turn. Small states are
-written at once.
+When there are many events since the base, a new base is made from the old one and the files so far, which the flow no
+longer writes. A separate thread reads them as a restart would, for one shard at a time. A small state is written at
+once.
 
-What a stop leaves behind a manifest's bytes is cut, and what no manifest names is removed. Files::
+At a start, bytes past those that the manifest counts are cut off, and files that no manifest names are removed. Files::
 
     state/changelog/{view}/{shard}/{number}.events    records: u32 length, u32 CRC-32, then events as Arrow IPC
     state/changelog/{view}/{shard}/{number}.base      ``ShardState.to_bytes`` as of the end of the events of that number
@@ -41,26 +42,28 @@ from unskew.features.shard_state import ShardState
 from unskew.sinks import durable
 
 CHUNK_EVENTS = 25_000
-"""Events that are encoded and written at once, meanwhile."""
+"""The number of events that are encoded and written at once, between commits."""
 APPLIED_AT_ONCE = 100_000
 SMALL_STATE = 50_000
-"""Entities, tiles and items that are written within an epoch's end, in milliseconds."""
+"""A state of at most so many entities, tiles and items writes its base within a commit, which takes milliseconds."""
 LEAST_EVENTS = 100_000
 TILES_PER_EVENT = 4
-"""A base is due when there are this part as many events since the last as it has tiles: bounds both the way to go again after
-a stop and the work of making bases, which is then a constant per event."""
+"""A base is due when the events since the last one are at least the state's size, divided by this.
+
+It bounds both the time of a restart and the work of making bases, which is then constant per event.
+"""
 LONGEST_FILE_BYTES = 1 << 26
 WRITTEN_AT_ONCE = 1 << 23
 PAUSE_S = 0.05
-"""A base that is made aside goes to the disk in pieces of so many bytes, with pauses between: it has time."""
+"""The pause after each ``WRITTEN_AT_ONCE`` bytes of a base that is made in the background, which is not urgent."""
 GIVE_UP_S = 0.3
-"""How long the end waits for a base that is being made; it looks up after every piece."""
+"""How long the end of a run waits for a base that is being made; its thread checks after every piece."""
 
 _HEAD = struct.Struct("<II")
 
 
 class EventsFile(msgspec.Struct, frozen=True):
-    """A file of events as a manifest names it. ``newest_us``: the latest arrival in it."""
+    """A file of events as a manifest names it; ``newest_us``: the latest arrival in it."""
 
     number: int
     n_bytes: int
@@ -69,10 +72,11 @@ class EventsFile(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a shard's state is made of. ``base``: number of its base, 0 for none; ``base_bytes``: its length.
+    """The parts of a shard's state.
 
-    ``events``: files from old to new; those after the base are applied to it, the others only say which ids there were.
-    ``applied``: events, and ``dropped``: repeats, in all.
+    ``base``: the number of its base, 0 if it has none. ``base_bytes``: the length of the base. ``events``: files from
+    old to new; those after the base are applied to it, and the others only give the ids of earlier events. ``applied``:
+    all events so far. ``dropped``: all repeats so far.
     """
 
     fingerprint: str
@@ -87,11 +91,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def since_base(self) -> int:
-        """How many events a restart applies."""
+        """The number of events that a restart applies."""
         return sum(file.n_events for file in self.events if file.number > self.base)
 
     def names(self) -> set[str]:
-        """The files it needs."""
+        """Return the names of the files that the state needs."""
         return {events_name(file.number) for file in self.events} | ({base_name(self.base)} if self.base else set())
 
 
@@ -104,9 +108,10 @@ def base_name(number: int) -> str:
 
 
 class Changelogs:
-    """The changelogs of all shards of this process, under one folder; one thread writes, and one shard at a time is rebased.
+    """The changelogs of all shards of this process, under one folder.
 
-    ``still_ours``: raises if another process has taken over the folder. Each changelog asks it before it puts a file under a name.
+    One thread writes, and one shard at a time gets a new base. ``still_ours``: raises if another process has taken over
+    the folder; each changelog calls it before it creates or renames a file.
     """
 
     def __init__(self, root: Path, still_ours: Callable[[], None] = lambda: None) -> None:
@@ -124,13 +129,13 @@ class Changelogs:
         return self.root / view.id / shard
 
     def soon(self, write: Callable[[], None]) -> None:
-        """Write in another thread."""
+        """Run a write in another thread."""
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "unskew-changelog")
         self._writer.submit(write)
 
     def aside(self, make: Callable[[], None]) -> bool:
-        """Make a base in a thread of its own, unless another shard's is being made; whether it has begun."""
+        """Make a base in a separate thread, unless one is being made for another shard; return true if it has begun."""
         if not self._turn.acquire(blocking=False):
             return False
 
@@ -141,7 +146,7 @@ class Changelogs:
             finally:
                 self._turn.release()
 
-        # A daemon: at the end it is not waited for long, and what it has not finished is removed at the next start.
+        # A daemon: the end of a run does not wait long for it, and the next start removes an unfinished base.
         self._making = threading.Thread(target=work, name="unskew-base", daemon=True)
         self._making.start()
         return True
@@ -151,11 +156,11 @@ class Changelogs:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes on disk that the shards' states need."""
+        """The number of bytes on disk that the shards' states need."""
         return sum(list(self._sizes.values()))
 
     def close(self) -> None:
-        """End the threads: what they were doing is not needed."""
+        """End the threads; their unfinished work is not needed."""
         self.closed.set()
         if self._making is not None:
             self._making.join(GIVE_UP_S)
@@ -166,9 +171,10 @@ class Changelogs:
 
 
 class Changelog:
-    """One shard's changelog. ``saved``: the last durable manifest, None where there is none. ``applied``: events ever noted.
+    """The changelog of one shard.
 
-    Raises ``StoreUnavailable`` where the disk fails; every call can then be repeated.
+    ``saved``: the last durable manifest; None if there is none. ``applied``: number of all events so far. Raises
+    ``StoreUnavailable`` if the disk fails; every call can then be repeated.
     """
 
     def __init__(self, all_of_them: Changelogs, view: ViewPlan, shard: str, saved: Manifest | None) -> None:
@@ -207,12 +213,12 @@ class Changelog:
             self._all.soon(self._write_quietly)
 
     def snapshot(self, state: ShardState, dropped: int) -> Manifest:
-        """Make durable what was noted, and return what to go on from; see the module for when to call it."""
-        # Names are removed and made from here on, and they may be another process's by now.
+        """Make the noted events durable, and return what to continue from; the module says when to call it."""
+        # From here on files are removed and created, and they may belong to another process by now.
         self._all.still_ours()
         with durable.disk(self.folder):
             if self._outgoing:
-                # Aside: removing a large file takes as long as it is large. What is left of it the next start removes.
+                # In the other thread, because removing a large file takes long. The next start removes what is left.
                 outgoing, self._outgoing = self._outgoing, set()
                 self._all.soon(lambda: self._remove(outgoing))
             self._hand_over()
@@ -231,7 +237,7 @@ class Changelog:
         return manifest
 
     def close(self) -> None:
-        """Give the open file back."""
+        """Close the open file."""
         self._roll()
 
     def _manifest(self, state: ShardState, dropped: int) -> Manifest:
@@ -259,7 +265,7 @@ class Changelog:
                 (self.folder / name).unlink()
 
     def _write_quietly(self) -> None:
-        """What fails here is tried again by the next snapshot, which then says so."""
+        """Write without reporting a failure; the next snapshot tries again and reports it."""
         with contextlib.suppress(OSError), self._lock:
             self._write()
 
@@ -273,14 +279,14 @@ class Changelog:
             self._chunks.popleft()
 
     def _roll(self) -> None:
-        """Go on in another file."""
+        """Continue in another file."""
         if self._current is not None:
             self._files.append(self._current.described())
             self._current.close()
             self._current = None
 
     def _adopt(self) -> None:
-        """Take the base that was made meanwhile in place of what it was made of."""
+        """Replace the files from which a base was made by that base."""
         if self._fault is not None:
             raise self._fault
         if self._made is None:
@@ -324,7 +330,7 @@ class Changelog:
             if state is not None:
                 state.dissolve()
         except (OSError, StoreUnavailable):
-            # The next snapshots try again; a full disk stops those too, and they say so.
+            # The next snapshots try again; a full disk stops those too, and they report it.
             with contextlib.suppress(OSError):
                 (self.folder / base_name(number)).with_suffix(".tmp").unlink(missing_ok=True)
         except LayoutError as error:
@@ -333,7 +339,7 @@ class Changelog:
             self._making = False
 
     def _let_go(self, clock_us: int | None) -> None:
-        """Name no more the files that the base holds, but for ids that may still be repeated."""
+        """Drop from the list the files that the base covers, except those with ids that may still be repeated."""
         within_us = self.view.stream.dedupe_within_us
         if within_us is None or clock_us is None:
             self._files = [file for file in self._files if file.number > self._base]
@@ -357,14 +363,17 @@ class Changelog:
 def restored(
     all_of_them: Changelogs, view: ViewPlan, shard: str, manifest: Manifest
 ) -> tuple[ShardState, Repeats | None]:
-    """A shard's state and the ids of its repeats as they were; ``LayoutError`` where a file is gone or damaged."""
+    """Return a shard's state and the ids of its repeats as saved.
+
+    Raises ``LayoutError`` if a file is gone or damaged, or if the definition has changed.
+    """
     folder = all_of_them.folder(view, shard)
     if manifest.fingerprint != view.state_fingerprint:
         raise LayoutError(
             f"{view.id}: its state in shard {shard} is that of another definition (fingerprint "
             f"{manifest.fingerprint[:12]}, now {view.state_fingerprint[:12]}); give the changed view the version "
             f"{view.version + 1}, see that 'unskew check' accepts it, and start 'unskew run' again with the same folders: "
-            "all other views go on, and the new version begins where they are"
+            "all other views continue, and the new version begins where they are"
         )
     state = _applied(folder, view, shard, manifest, threading.Event())
     assert state is not None
@@ -387,9 +396,9 @@ def restored(
 def _applied(
     folder: Path, view: ViewPlan, shard: str, manifest: Manifest, closed: threading.Event
 ) -> ShardState | None:
-    """The manifest's base with its events applied; None where ``closed`` is set meanwhile."""
+    """Return the manifest's base with its events applied; None if ``closed`` is set meanwhile."""
     state = _read_base(folder, view, shard, manifest)
-    # Asked of an event's first arrival where the shard has had none, and of nothing later.
+    # Set before the events, because the state would otherwise begin at the first arrival among them.
     state.since_us = manifest.since_us
     for file in manifest.events:
         if file.number <= manifest.base:
@@ -402,15 +411,15 @@ def _applied(
         state.replay(None, manifest.clock_us)
     if (state.seq, state.clock_us) != (manifest.seq, manifest.clock_us):
         raise LayoutError(
-            f"{folder}: base and events give {state.seq} rows up to {state.clock_us}, and were {manifest.seq} up to "
-            f"{manifest.clock_us}: the files are not those of the recovery store, or another version of unskew wrote them; "
+            f"{folder}: base and events give {state.seq} rows up to {state.clock_us}, but the recovery store says "
+            f"{manifest.seq} up to {manifest.clock_us}: the files do not belong to it, or another version of unskew wrote them; "
             + REMEDY
         )
     return state
 
 
 REMEDY = (
-    "stop, restore the state folder and the log from one backup, or begin anew: 'unskew run' with an empty --state, --log, "
+    "stop, restore the state folder and the log from one backup, or start over: 'unskew run' with an empty --state, --log, "
     "--archive and --dead-letters"
 )
 
@@ -429,7 +438,7 @@ def _read_base(folder: Path, view: ViewPlan, shard: str, manifest: Manifest) -> 
 
 
 def _read(folder: Path, file: EventsFile) -> Iterator[pl.DataFrame]:
-    """The events of a file, record by record."""
+    """Yield the events of a file, record by record."""
     path = folder / events_name(file.number)
     with _open(path, file.n_bytes) as stream:
         place = 0
@@ -447,7 +456,7 @@ def _read(folder: Path, file: EventsFile) -> Iterator[pl.DataFrame]:
 
 
 def _gathered(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """Fewer and larger frames of the same events."""
+    """Yield the same events in fewer and larger frames."""
     held: list[pl.DataFrame] = []
     n_held = 0
     for frame in frames:
@@ -475,7 +484,7 @@ def _open(path: Path, n_bytes: int) -> BinaryIO:
 
 
 class _Growing:
-    """A file of events that is being written; what a failed write left behind its end is written over."""
+    """A file of events that is being written; the next write overwrites what a failed one left behind."""
 
     def __init__(self, folder: Path, number: int, still_ours: Callable[[], None]) -> None:
         self.number = number
@@ -520,9 +529,9 @@ def _write_base(
     *,
     pause_s: float = 0.0,
 ) -> int | None:
-    """Write a base, whole and durable or not at all; its length, None where ``closed`` is set meanwhile.
+    """Write a base, whole and durable or not at all, and return its length; None if ``closed`` is set meanwhile.
 
-    ``pause_s``: after every ``WRITTEN_AT_ONCE`` bytes.
+    ``pause_s``: pause after every ``WRITTEN_AT_ONCE`` bytes.
     """
     path = folder / base_name(number)
     temporary = path.with_suffix(".tmp")
@@ -535,8 +544,8 @@ def _write_base(
                 if n_since >= WRITTEN_AT_ONCE:
                     n_since = 0
                     file.flush()
-                    # Begins to write it to the disk, and waits for nothing. An epoch's end, which makes little durable, would
-                    # else stand in line behind all of it, and with no pause it would do so all the same.
+                    # Begin to write it to the disk, without waiting. Otherwise the end of an epoch, which makes little
+                    # durable, would queue behind all of it; without the pause it would do so all the same.
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                     closed.wait(pause_s)
                 if closed.is_set():

@@ -1,6 +1,6 @@
-"""The state folder: the recovery store, the changelogs, the journal, and a small file that says what they belong to.
+"""The state folder: the recovery store, the changelogs, the journal, and a small file that identifies them.
 
-state/deployment.json    what the store was made for, its id, and which views it holds
+state/deployment.json    what the store was made for, its id, and the views that it holds
 state/recovery/          Bytewax's recovery store
 state/changelog/         see ``changelog.py``
 state/journal/           see ``journal.py``
@@ -34,12 +34,12 @@ STORE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class StateFolder:
-    """The content of ``deployment.json``: as it was found (``found``; None for a new state), and as this run leaves it.
+    """The content of ``deployment.json``: as found (``found``; None for a new state), and as this run leaves it.
 
-    ``facts``: what the recovery store was made for. ``id``: the name of this history, unlike any other. ``views``: those
-    that the store holds. ``retired``: views that an earlier run no longer had; their state is as old as that run, so they
-    must not go on. ``leads``: whether this process writes the file and makes the store. ``still_ours``: raises if another
-    process has taken over.
+    ``facts``: the configuration that the recovery store was made for. ``id``: the unique name of this history.
+    ``views``: those that the store holds. ``retired``: views that an earlier run left out; their state is as old as
+    that run, so they must not continue. ``leads``: whether this process writes the file and makes the store.
+    ``still_ours``: raises if another process has taken over.
     """
 
     folder: Path
@@ -53,7 +53,10 @@ class StateFolder:
 
     @classmethod
     def read(cls, plan: Plan, deployment: Deployment, still_ours: Callable[[], None]) -> "StateFolder":
-        """Read what is there and write nothing. Raises ``LayoutError`` where it is another deployment's or has skipped a view."""
+        """Read what is there and write nothing.
+
+        Raises ``LayoutError`` if it belongs to another deployment, or if an earlier run left out a view.
+        """
         path = deployment.state / DEPLOYMENT
         leads = deployment.process == 0
         if not leads:
@@ -76,13 +79,13 @@ class StateFolder:
             )
         if found["views"] and not stored:
             raise LayoutError(
-                f"{deployment.state / RECOVERY} is gone but {path} speaks of it; restore it, or name another --state"
+                f"{deployment.state / RECOVERY} is gone but {path} refers to it; restore it, or name another --state"
             )
         retired = set(found["retired"]) | (set(found["views"]) - now)
         if back := sorted(retired & now):
             raise LayoutError(
-                f"{', '.join(back)}: left out of an earlier run on {deployment.state}, so its state lacks what came "
-                "then; give the view a new version"
+                f"{', '.join(back)}: left out of an earlier run on {deployment.state}, so its state lacks the events of "
+                "that run; give the view a new version"
             )
         return cls(
             folder=deployment.state,
@@ -96,12 +99,15 @@ class StateFolder:
         )
 
     def open(self) -> RecoveryConfig:
-        """Give the recovery store, which is made when new. Raises ``StoreUnavailable``, and can then be repeated."""
+        """Return the recovery store; make it if it is new.
+
+        Raises ``StoreUnavailable``; the call can then be repeated.
+        """
         recovery = self.folder / RECOVERY
         if not self.leads:
             return RecoveryConfig(recovery)
         if self.found is None:
-            # Before the store: a store without the file would be refused.
+            # Before the store, because a store without the file would be refused.
             self._write(views=[], retired=[])
         if not _holds_anything(recovery):
             with durable.disk(self.folder):
@@ -109,9 +115,10 @@ class StateFolder:
         return RecoveryConfig(recovery)
 
     def record(self) -> None:
-        """Write down the views: before the first epoch without a retired one is durable, and not before this is sure.
+        """Record the views; must be called before the first epoch that lacks a retired view is durable.
 
-        Raises ``StoreUnavailable``, and can then be repeated.
+        It must not be called before the run is certain to be accepted. Raises ``StoreUnavailable``; the call can then
+        be repeated.
         """
         if self.leads and self._content(self.views, self.retired) != self.found:
             self._write(self.views, self.retired)
@@ -125,7 +132,7 @@ class StateFolder:
             durable.replace(self.folder / DEPLOYMENT, data, self.still_ours)
 
     def _make_store(self, recovery: Path) -> None:
-        # Under another name first: the other processes of a cluster wait for a store that is whole.
+        # Under another name first, because the other processes of a cluster wait for a complete store.
         made = recovery.with_suffix(".tmp")
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
@@ -163,7 +170,7 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
 
 
 def make_state_folder(folder: Path) -> None:
-    """Make the folder where it is not there. Raises ``LayoutError`` where it cannot be used."""
+    """Make the folder if it does not exist. Raises ``LayoutError`` if it cannot be used."""
     try:
         durable.make_folder(folder)
         usable = os.access(folder, os.W_OK)

@@ -1,22 +1,22 @@
-r"""The journal: what a process decided about records, made durable before anything is shown that rests on it.
+r"""The journal: what a process decided about records, durable before anything that depends on it is shown.
 
 A topic holds each record's timestamp. It does not hold which marks a partition announced, which records were refused
-because their timestamps lay past the present, or where a partition without saved state began. Values in Redis rest on
+because their timestamps lay past the present, or where a partition without saved state began. Values in Redis depend on
 these decisions long before the epoch is durable, so a restart must find them. The order of steps is the contract:
 
 1. The source notes each decision (``Placed``, ``Refused``), and another thread begins to write it to the disk.
-2. The router decodes the poll, notes which records it refused because of what another server said, and calls
-   ``ensure``, which returns once all of this is on the disk and the process still holds its lease. Only then do slices
-   go to the shards.
+2. The router decodes the poll, notes which records it refused because of another server's answer, and calls ``ensure``,
+   which returns once all of this is on the disk and the process still holds its lease. Only then do slices go to the
+   shards.
 3. When an epoch is durable, ``durable`` drops the facts that the recovery store now holds.
 
-A restart asks for the ``Script`` of each partition. It places the records below ``until`` as they were placed,
+A restart requests the ``Script`` of each partition. It places the records below ``until`` as they were placed,
 announces each mark at the offset at which it was announced, and decides for itself from there on.
 
 Each process of a deployment has one file. It holds facts, which stay true: a stale fact does no harm, and a fact may
-stand twice. The file is appended to. At the start, and when it has grown long, a shorter file replaces it. A process
-that stood still while another took over still has the old file open, and writes where nobody reads. A torn last
-record is left out. Files::
+occur twice. The file is appended to. At the start, and when it has grown long, a shorter file replaces it. A process
+that stood still while another took over still has the old file open, and writes where nobody reads. A torn last record
+is ignored. Files::
 
     state/journal/{process}.journal    records: u32 length, u32 CRC-32, then JSON; the first
                                        holds layout and state, each other one the facts of one write
@@ -47,7 +47,7 @@ LONGEST_BYTES = 1 << 16
 """A longer file is replaced, at the next durable epoch, by one with only the facts that no recovery store holds."""
 
 _HEAD = Struct("<II")
-# How the body of a record of facts begins.
+# The first bytes of the body of a record of facts.
 _BEGIN = b'[["'
 _SUFFIX = ".journal"
 _READS = 5
@@ -83,7 +83,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 
     @classmethod
     def of(cls, place: str, offsets: Sequence[int], kind: Kind, reason: str) -> "Refused":
-        """``offsets``: ascending, at least one."""
+        """Make the fact from ``offsets``: ascending, at least one."""
         runs: list[tuple[int, int]] = []
         for offset in offsets:
             if runs and offset == runs[-1][1] + 1:
@@ -124,8 +124,8 @@ class Script:
         self._refused = sorted(refused, key=itemgetter(0))
 
     def refused(self, first: int, last: int) -> Iterator[tuple[int, Refused]]:
-        """Give each refused offset from ``first`` to ``last``, with the fact that says why."""
-        # Runs may stand twice, but do not overlap otherwise.
+        """Yield each refused offset from ``first`` to ``last``, with the fact that gives the reason."""
+        # Runs may occur twice, but do not overlap otherwise.
         place = bisect_left(self._refused, first, key=lambda one: one[0][1])
         for (begin, end), fact in self._refused[place:]:
             if begin > last:
@@ -135,7 +135,7 @@ class Script:
 
 
 class Journal:
-    """Writes this process's journal; at the start, reads those of all processes of the deployment.
+    """The journal of this process; at the start it reads those of all processes of the deployment.
 
     ``state``: names the history; facts of other histories are not read. ``process``, ``n_processes``: this process's
     number and how many there are; it takes over the journals of higher numbers. ``durably``: repeats a call that raises
@@ -165,7 +165,7 @@ class Journal:
         self._owned: set[str] = set()
         self._orphans: list[Path] = []
         found = self._read_all()
-        # Whether any process of the deployment left one.
+        # True if any process of the deployment left a journal.
         self.existed = bool(found)
         for path, facts in found.items():
             number = int(path.stem)
@@ -176,7 +176,8 @@ class Journal:
                 if number == process or number >= n_processes:
                     self._live.setdefault(fact.place, []).append(fact)
         self.waits = Durations()
-        # Of the flow's thread: facts noted, in all. Of whoever holds the lock: how many of them are on the disk.
+        # All facts noted so far; only the flow's thread writes it. ``_durable`` says how many of them are on the disk;
+        # only the holder of the lock writes it.
         self.noted = 0
         self._pending: deque[Fact] = deque()
         self._writing = threading.Lock()
@@ -191,7 +192,10 @@ class Journal:
         self._replacing = False
 
     def latest_us(self, stream: str) -> int | None:
-        """Give the latest clock that any process noted, before this start, for any partition of a stream; None if there is none."""
+        """Return the latest clock noted for any partition of a stream before this start; None if there is none.
+
+        The journals of all processes count.
+        """
         prefix = place_of(stream, "")
         return max(
             (
@@ -205,7 +209,7 @@ class Journal:
         )
 
     def script(self, place: str, offset: int | None, clock_us: int | None) -> Script | None:
-        """Give the decisions about a partition of this process past its saved place; None if there are none.
+        """Return the decisions about a partition of this process past its saved place; None if there are none.
 
         ``offset``, ``clock_us``: the saved place; None if nothing is saved.
         """
@@ -215,7 +219,7 @@ class Journal:
         return Script(facts) if any(isinstance(fact, Placed) for fact in facts) else None
 
     def note(self, fact: Fact) -> int:
-        """Take a fact, and give a ticket for ``ensure`` and ``holds``."""
+        """Take a fact, and return a ticket for ``ensure`` and ``holds``."""
         facts = self._live.setdefault(fact.place, [])
         merged = _merged(facts[-2:], fact)
         if merged is None:
@@ -234,13 +238,13 @@ class Journal:
         self._soon(self._write_quietly)
 
     def holds(self, ticket: int) -> bool:
-        """Tell whether ``ensure`` would return at once, or would have to deal with a failed write."""
+        """Return true if ``ensure`` would return at once, or would have to deal with a failed write."""
         return self._durable >= ticket or self._failed
 
     def ensure(self, ticket: int) -> None:
         """Return once the facts up to ``ticket`` are durable and this process still holds its lease.
 
-        Waits for a disk that is away. Raises ``LayoutError`` if another process holds the lease.
+        Waits while the disk is unavailable. Raises ``LayoutError`` if another process holds the lease.
         """
         began_s = time.monotonic()
         if self._durable < ticket:
@@ -251,13 +255,13 @@ class Journal:
         self.still_ours()
 
     def durable(self, place: str, offset: int, clock_us: int | None) -> None:
-        """Drop the facts about a partition that the recovery store now holds durably: it has come to this place."""
+        """Drop the facts about a partition that the recovery store holds durably, now that it is at this place."""
         for other in self._live.keys() - self._owned:
             # Another process reads this partition, and the epoch is durable for it too.
             del self._live[other]
         facts = self._live.get(place, [])
         kept = [fact for fact in facts if _is_past(fact, offset, clock_us)]
-        # The last place stays: a partition that had ended and goes on needs to know how far the others have come.
+        # The last place stays: a partition that had ended and continues needs to know how far the others have come.
         if not any(isinstance(fact, Placed) for fact in kept):
             kept += [fact for fact in facts if isinstance(fact, Placed)][-1:]
         self._live[place] = kept
@@ -266,7 +270,7 @@ class Journal:
             self._soon(self._replace_quietly)
 
     def close(self) -> None:
-        """End the thread, and give the file back."""
+        """End the thread, and close the file."""
         if self._aside is not None:
             self._aside.shutdown()
         if self._file is not None:
@@ -291,14 +295,14 @@ class Journal:
                 return
             while self._pending:
                 self._unwritten.append(self._pending.popleft())
-            # One record, whose checksum tells whether all of it came to the disk.
+            # One record, whose checksum shows whether all of it reached the disk.
             data = _record(self._unwritten)
             try:
                 with durable.disk(self._folder):
                     if self._file is None:
                         self._replace()
                     assert self._file is not None
-                    # What a replacement left undone: without it, a loss of power would bring the old file back.
+                    # A replacement may have left this undone; without it, a loss of power would restore the old file.
                     durable.sync_folders(self._unsynced)
                     # This overwrites whatever a failed try left behind the end.
                     durable.write_at(self._file, data, self._end)
@@ -354,7 +358,7 @@ class Journal:
             except FileNotFoundError:
                 continue
             return found
-        raise StoreUnavailable(f"cannot read {self._folder}: its files change all the time")
+        raise StoreUnavailable(f"cannot read {self._folder}: its files keep changing")
 
     def _read(self, path: Path) -> list[Fact]:
         try:
@@ -375,12 +379,15 @@ _FACTS = msgspec.json.Decoder(list[Fact])
 
 
 def place_of(stream: str, name: str) -> str:
-    """Give the name that facts use for a partition. ``stream``: the stream's topic. ``name``: the broker's name of the partition."""
+    """Return the name that facts use for a partition.
+
+    ``stream``: the stream's topic. ``name``: the broker's name of the partition.
+    """
     return f"{stream} {name}"
 
 
 def _is_past(fact: Fact, offset: int | None, clock_us: int | None) -> bool:
-    """Tell whether a fact goes beyond a saved place."""
+    """Return true if a fact goes beyond a saved place."""
     if offset is None:
         return True
     if isinstance(fact, Refused):
@@ -412,24 +419,25 @@ def _record(content: _Head | Sequence[Fact]) -> bytes:
 
 
 def _image(head: _Head, facts: Sequence[Fact]) -> bytes:
-    """Give the bytes of a whole file."""
+    """Return the bytes of a whole file."""
     return _record(head) + _record(facts)
 
 
 def _body(data: bytes, at: int) -> bytes | None:
-    """Give the body of the record at ``at``; None if there is no whole one."""
+    """Return the body of the record at ``at``; None if there is no complete one."""
     if not 0 <= at <= len(data) - _HEAD.size:
         return None
     length, checksum = _HEAD.unpack_from(data, at)
     body = data[at + _HEAD.size : at + _HEAD.size + length]
-    # Zeros, which a file system may leave at an end, would be a record without a body.
+    # Zeros, which a file system may leave at the end of a file, would be a record without a body.
     return body if body and len(body) == length and zlib.crc32(body) == checksum else None
 
 
 def _parse(path: Path, data: bytes) -> tuple[_Head, list[Fact]]:
-    """Give what a file holds, up to a torn last record. Raises ``LayoutError`` for a damaged file or one of another version.
+    """Return the content of a file, up to a torn last record.
 
-    A record is written once the one before it is durable, so only the last one can be torn.
+    A record is written once the one before it is durable, so only the last one can be torn. Raises ``LayoutError`` for
+    a damaged file or one of another version.
     """
     bodies: list[bytes] = []
     at = 0

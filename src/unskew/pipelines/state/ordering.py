@@ -1,4 +1,4 @@
-"""One shard of one view inside the flow: when events may be applied, which are repeats, and the checks on partitioning."""
+"""One shard of one view inside the flow: when events are applied, which are repeats, and checks of the partitioning."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +22,12 @@ LAYOUT = 2
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What one poll of one partition brought for one shard.
+    """The part of one poll of one partition that belongs to one shard.
 
-    ``events``: as from ``evaluate``, in offset order; None when there are none. ``clock_us``: the partition's clock
-    after the poll; None while it has none. ``first_us``: its first arrival in the poll; None without
-    records. ``ended``: the partition reached its end offset and no longer holds back the others. ``n_partitions``: partitions of the topic.
-    ``replaying``: the partition has yet to give again what an earlier life of the process has shown.
+    ``events``: as from ``evaluate``, in offset order; None if there are none. ``clock_us``: the partition's clock after
+    the poll; None while it has none. ``first_us``: its first arrival in the poll; None without records. ``ended``: the
+    partition has reached its end offset and no longer holds back the others. ``n_partitions``: number of partitions of
+    the topic. ``replaying``: an earlier run of the process showed more than the partition has given so far.
     """
 
     view: str
@@ -51,12 +51,12 @@ class _Waiting:
 
 
 class Shard:
-    """A view's state in one shard, with the order of events that its kind of shard asks for.
+    """A view's state in one shard; it puts events in the order that the kind of shard requires.
 
-    Partitioned by the entity: events are applied as they come, the clock is the partition's. Otherwise an event waits
-    until every partition's clock has passed its arrival and is then applied in (arrival, partition, offset) order; the
-    clock is the minimum over partitions that have not ended, and once all have, the latest of them. Events that are
-    repeats, where the stream says what is one, are dropped once they are in order.
+    If the topic is partitioned by the entity, events are applied as they come, and the clock is the partition's.
+    Otherwise an event waits until every partition's clock has passed its arrival, and is then applied in (arrival,
+    partition, offset) order; the clock is the minimum over the partitions that have not ended, and once all have ended,
+    the latest of them. If the stream defines repeats, events that are repeats are dropped once they are in order.
     """
 
     def __init__(
@@ -74,13 +74,16 @@ class Shard:
             self.repeats = Repeats(state.view, state.shard)
         self._siblings = siblings
         self._waiting = waiting or _Waiting()
-        # Partitions that have given all that an earlier life had shown.
+        # Partitions that have given all that an earlier run of the process had shown.
         self._caught_up: set[int] = set()
         self.behind = True
         siblings.join(self)
 
     def take(self, piece: Slice) -> Updates | NothingToCome | None:
-        """Apply what may be applied after this slice; None while the shard has no clock but may still get one."""
+        """Apply what may be applied after this slice.
+
+        Returns None while the shard has no clock but may still get one.
+        """
         self._note_beginning(piece)
         if self.behind:
             self._note_replay(piece)
@@ -93,17 +96,17 @@ class Shard:
         return self._take_ordered(piece)
 
     def _apply(self, events: pl.DataFrame | None, clock_us: int) -> Updates:
-        """Apply events, which are in the order in which they count, but for those that are repeats."""
+        """Apply events, which are in the order in which they count, except those that are repeats."""
         before = self.dropped
         if self.repeats is not None:
             events = self.repeats.drop(events, clock_us)
         updates = self.state.apply(events, clock_us)
         if events is not None:
             self._changelog.append(events)
-        return self._told(updates, self.dropped - before)
+        return self._completed(updates, self.dropped - before)
 
-    def _told(self, updates: Updates, duplicates: int = 0) -> Updates:
-        """With what only the shard knows."""
+    def _completed(self, updates: Updates, duplicates: int = 0) -> Updates:
+        """Add what only the shard knows."""
         return replace(
             updates,
             duplicates=duplicates,
@@ -113,24 +116,24 @@ class Shard:
         )
 
     def everything(self, n_rows: int) -> Iterator[Updates]:
-        """As ``ShardState.everything``."""
-        return map(self._told, self.state.everything(n_rows))
+        """Yield the current rows of all entities, as ``ShardState.everything`` does."""
+        return map(self._completed, self.state.everything(n_rows))
 
     @property
     def dropped(self) -> int:
-        """Events that were repeats."""
+        """The number of events that were repeats."""
         return 0 if self.repeats is None else self.repeats.dropped
 
     def knows(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Of each entity, whether anything of it is kept here."""
+        """Return, for each entity, whether anything of it is kept here."""
         known = self.state.holds(keys)
         return known if self.repeats is None else known | self.repeats.knows(keys)
 
     def _note_beginning(self, piece: Slice) -> None:
-        """Until the shard has a clock, the earliest instant that any partition speaks of is where its coverage begins.
+        """Until the shard has a clock, move the beginning of its coverage to the earliest instant of any partition.
 
-        That is its first arrival, or what comes after its first clock: a view that is new in a topic that is not has not seen what arrived
-        at that clock. Later instants would depend on how quickly the partitions were read.
+        A partition gives its first arrival, or the instant after its first clock: a new view in an old topic has not
+        seen what arrived at that clock. Later instants would depend on how quickly the partitions were read.
         """
         state = self.state
         first_us = piece.first_us
@@ -181,9 +184,9 @@ class Shard:
         return events.sort("arrival", "partition", "offset")
 
     def to_snapshot(self) -> dict[str, Any]:
-        """What the shard needs to go on, once its changelog is durable, which it then is: plain types, events as Arrow IPC.
+        """Make the changelog durable and return what the shard needs to continue: plain types, events as Arrow IPC.
 
-        Raises ``StoreUnavailable`` where the disk fails, and can be repeated then.
+        Raises ``StoreUnavailable`` if the disk fails; the call can then be repeated.
         """
         frames = self._waiting.frames
         return {
@@ -200,14 +203,18 @@ class Shard:
     def from_snapshot(
         cls, view: ViewPlan, siblings: "Siblings", changelogs: Changelogs, saved: dict[str, Any]
     ) -> "Shard":
-        """The shard that ``to_snapshot`` described; ``LayoutError`` where it does not belong to the definition."""
+        """Return the shard that ``to_snapshot`` described.
+
+        Raises ``LayoutError`` if it does not belong to the definition.
+        """
         shard = saved["shard"]
         if saved["layout"] != LAYOUT:
             raise LayoutError(
                 f"shard {shard} of {saved['view']}: layout {saved['layout']}, this version reads {LAYOUT}; run the version "
-                "that wrote it, or begin anew: 'unskew run' with an empty --state, --log, --archive and --dead-letters"
+                "that wrote it, or start over: 'unskew run' with an empty --state, --log, --archive and --dead-letters"
             )
-        # A partition that has ended says so again in every run; one that goes on holds the others back from the beginning.
+        # A partition that has ended reports it again in every run; one that continues holds the others back from the
+        # start.
         waiting = _Waiting(clocks=dict(saved["clocks"]))
         if saved["waiting"]:
             waiting.frames = [from_ipc(saved["waiting"])]
@@ -217,7 +224,7 @@ class Shard:
 
 
 class Siblings:
-    """All shards of this process, to find an entity that shows up in a second partition."""
+    """All shards of this process, to find an entity that appears in a second partition."""
 
     def __init__(self) -> None:
         self._shards: dict[tuple[str, str], list[Shard]] = {}
@@ -227,10 +234,10 @@ class Siblings:
         self._shards.setdefault(_place(shard), []).append(shard)
 
     def refuse_strangers(self, shard: Shard, piece: Slice) -> None:
-        """Stop the flow when an entity that is new here lives in another partition's shard of the same hash.
+        """Raise ``LayoutError`` if an entity that is new here lives in another partition's shard of the same hash.
 
-        An entity whose tiles have all left, and whose ids can no longer repeat, is forgotten there and may come back anywhere
-        without harm.
+        An entity whose tiles have all left, and whose ids can no longer repeat, is forgotten there and may come back
+        anywhere without harm.
         """
         others = [other for other in self._shards[_place(shard)] if other is not shard]
         if not others or piece.events is None or piece.events.height == 0:
@@ -247,29 +254,32 @@ class Siblings:
                 view = shard.state.view
                 raise LayoutError(
                     f"{view.name}: entity {new.filter(pl.Series(known))[0]} came in partition {piece.partition} "
-                    f"({shard.state.shard}) and before that in {other.state.shard}, but stream {view.stream.name} says "
+                    f"({shard.state.shard}) and before that in {other.state.shard}, but stream {view.stream.name} declares "
                     f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, "
                     "or drop partitioned_by, and start from an empty state directory"
                 )
 
 
 def _place(shard: Shard) -> tuple[str, str]:
-    """View and hash: what shards of different partitions have in common."""
+    """Return view and hash, which shards of different partitions have in common."""
     return shard.state.view.id, shard.state.shard.rpartition(".")[2]
 
 
 def to_ipc(frame: pl.DataFrame) -> bytes:
-    """Arrow IPC bytes of a frame."""
+    """Return the Arrow IPC bytes of a frame."""
     return frame.write_ipc(None).getvalue()
 
 
 def from_ipc(data: bytes) -> pl.DataFrame:
-    """The frame of Arrow IPC bytes."""
+    """Return the frame of Arrow IPC bytes."""
     return pl.read_ipc(data)
 
 
 def shard_names(view: ViewPlan, partitions: Sequence[int], n_hashes: int) -> list[str]:
-    """All shards of a view that these partitions feed: ``p{partition}.{hash}``, or ``h{hash}`` for ordered ones."""
+    """Return all shards of a view that these partitions feed.
+
+    They are ``p{partition}.{hash}`` if the topic is partitioned by the view's entity, else ``h{hash}``.
+    """
     if view.partitioned:
         return [f"p{partition}.{index}" for partition in partitions for index in range(n_hashes)]
     return [f"h{index}" for index in range(n_hashes)]

@@ -1,7 +1,7 @@
 """The metrics of a running pipeline for Prometheus; docs/operations.md explains each.
 
-They are computed from ``Running`` on request, so nothing is counted twice and the hot path does not know of them. Labels
-have few values: streams, views, partitions, stores, and kinds of dead letters.
+They are computed from ``Running`` on request, so nothing is counted twice and the hot path does not know of them.
+Labels have few values: streams, views, partitions, stores, and kinds of dead letters.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,10 @@ _Samples = Iterable[tuple[tuple[str, ...], float]]
 
 
 def registry_of(running: Running) -> CollectorRegistry:
-    """Return a registry for one pipeline, with the process's metrics: memory, processor, open files, garbage collection."""
+    """Return a registry for one pipeline, with metrics of the process.
+
+    The latter are memory, processor, open files and garbage collection.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_PipelineCollector(running))
     ProcessCollector(registry=registry)

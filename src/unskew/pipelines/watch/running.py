@@ -27,9 +27,9 @@ class Status:
     """One reading of a running pipeline; counts since the process started, instants in microseconds.
 
     ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's
-    schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: durable ones;
-    ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by store,
-    tries after one that found it away.
+    schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of
+    durable ones. ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most.
+    ``retries``: by store, retries after a failed attempt to reach it.
     """
 
     consumed: int
@@ -116,7 +116,10 @@ class Running:
         return [f"the flow has done nothing for {still_s:.0f} s and does not wait for a store"]
 
     def unready_reasons(self) -> list[str]:
-        """Return why the pipeline is not at work: what it waits for, or that it has not begun; an empty list at work."""
+        """Return why the pipeline is not at work; an empty list while it is.
+
+        A reason is what it waits for, or that it has not begun.
+        """
         reasons = self.dead_reasons()
         if self.progress.epochs.durable == 0:
             reasons.append("no epoch of this process is durable yet: it is loading its state")
