@@ -107,7 +107,7 @@ def test_two_views_may_be_over_the_same_sessions_with_entities_of_their_own():
 
 
 PLACE = "purchases: sessions visits"
-TAKEN = "not allowed or already taken; use letters, digits and _, and none of end, events, length_s, start, user_id"
+TAKEN = "not allowed or already taken; use letters, digits and _, and none of the names end, events, length_s, start, user_id"
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ class _Output:
 class FeaturePlan(_Output):
     """One numbered feature.
 
-    ``filter``, ``value``, ``by``: indexes into the view's tuples; -1 if there is none. ``by`` is an index into the
-    values, to one of type string.
+    ``filter``, ``value``, ``by``: indexes into the view's tuples; -1 if there is none. ``by`` is the index of a value,
+    which has the type string.
     """
 
     filter: int = -1

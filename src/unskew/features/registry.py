@@ -1,7 +1,8 @@
 """The published registry: what a reader that has nothing but Redis must know about the views.
 
 ``describe`` returns it as data that can be written as JSON, and ``parse`` reads it back. A field that a newer version
-adds is ignored. In JSON, empty values and defaults that are decimals are text, and timestamps are their microseconds.
+adds is ignored. In JSON, an empty value or default that is a decimal is text; one that is a timestamp is a number of
+microseconds.
 """
 
 import datetime as dt

@@ -211,9 +211,9 @@ _PERIODS: Mapping[str, Callable[[date], int]] = {
 def _first_instant_of(ordinal: int, zone: ZoneInfo, midnight_s: int) -> int:
     """Return the second from which the local date is ``ordinal`` or later.
 
-    It is the day's midnight or, if clocks skip that, the transition. ``midnight_s``: midnight with the offset from
-    before the transition. With the offset from after it, a missing midnight is earlier, and the transition lies between
-    the two.
+    It is the day's midnight or, if clocks skip that, the transition. ``midnight_s``: midnight, read with the offset
+    before the transition. Read with the offset after the transition, a missing midnight is earlier, and the transition
+    lies between the two.
     """
     before_s = int(datetime.fromordinal(ordinal).replace(tzinfo=zone, fold=1).timestamp()) - 1
     after_s = midnight_s

@@ -102,8 +102,8 @@ class ViewFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     ``window``: the index into the view's windows; None for a derived feature, whose ``value`` is the expression over
     the features that ``inputs`` names. ``by``: the expression of a map's keys. ``empty``: the value of a window without
-    events: 0 for counts and sums, else None. ``default``: what readers get in place of null; it is never stored. Both
-    are scalars of ``type``, which is the name of ``dtype``.
+    events: 0 for counts and sums, else None. ``default``: what readers get in place of null; it is never stored.
+    ``empty`` and ``default`` are scalars of ``type``, which is the name of ``dtype``.
     """
 
     name: str

@@ -14,10 +14,7 @@ from unskew.features.types import FLOAT64, INT64, Type
 from unskew.features.view import AggregationName, Parameters, Scalar, ViewWindow
 
 MAX_ITEMS = 128
-"""The limit for items of a list, counts of a histogram and keys of a map.
-
-A row of values has a fixed width in the kernel.
-"""
+"""The most items of a list, counts of a histogram or keys of a map: rows of values have a fixed width in the kernel."""
 MAX_HALF_LIVES = 1000
 MAX_HALF_LIFE_HOPS = 100_000
 DEFAULT_KEYS = 16

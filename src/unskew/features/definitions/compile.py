@@ -319,7 +319,7 @@ class _ViewCompiler:
             if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name) or name in taken:
                 self._fault(
                     place,
-                    f"the column name {name!r} is not allowed or already taken; use letters, digits and _, and none of "
+                    f"the column name {name!r} is not allowed or already taken; use letters, digits and _, and none of the names "
                     f"{', '.join(sorted(taken))}",
                 )
             wanted[name] = aggregation

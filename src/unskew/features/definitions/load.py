@@ -28,7 +28,7 @@ SUFFIXES = (".py", ".yaml", ".yml")
 def load(*paths: str | Path) -> Plan:
     """Read definition files, or all files in folders, and compile them.
 
-    Raises one ``DefinitionError`` with all faults; if a file cannot be read, with the faults of reading alone.
+    Raises one ``DefinitionError`` with all faults; if a file cannot be read, only with the faults of reading.
     """
     return compile(*load_definitions(paths))
 
