@@ -1,7 +1,7 @@
 """Streaming features whose training rows hold exactly what the model would have read.
 
-Definitions: ``Entity``, ``Stream``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``; windows ``Sliding``, ``Tumbling``,
-``Calendar``, ``Lifetime``, ``Session``; ``agg``.
+Definitions: ``Entity``, ``Stream``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``; windows: ``Sliding``,
+``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations: ``agg``.
 ``compile`` checks them; ``FeatureStore`` reads what the pipeline wrote.
 """
 
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import at first use what definitions alone do not need: a Redis client, and the reader of the installed version."""
+    """Import at first use what definitions alone do not need: a Redis client, and the reader of the version."""
     if name == "FeatureStore":
         from unskew.store import FeatureStore  # noqa: PLC0415 - that is what this function is for
 

@@ -124,7 +124,7 @@ def test_what_stays_apart_is_told_and_is_no_failure(data):
         (["x", "--log", "{data}/log"], "error: {data}/log holds no view 'x'; it has clicks, visits"),
         (["--log", "{data}/log", "--target-size", "big"], "error: --target-size: 'big' is not a size; write a number and a unit, for example 128MiB"),
         (["--log", "{data}/log", "--target-size", "0MiB"], "error: --target-size: '0MiB' is not a size; write a number and a unit, for example 128MiB"),
-        (["--log", "{data}/log", "--grace", "soon"], "error: --grace: 'soon' is no duration; write a number and a unit, for example 5min, 1h or 30d"),
+        (["--log", "{data}/log", "--grace", "soon"], "error: --grace: 'soon' is not a duration; write a number and a unit, for example 5min, 1h or 30d"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said(data, arguments, message):

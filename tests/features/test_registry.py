@@ -174,8 +174,8 @@ def test_what_an_older_version_published_is_read():
     ("change", "message"),
     [
         ({"type": "complex"}, "type 'complex'"),
-        ({"type": "decimal(38,2)", "default": "much"}, "'much' in purchases@3 is no decimal"),
-        ({"type": "timestamp", "default": "now"}, "'now' in purchases@3 is no timestamp"),
+        ({"type": "decimal(38,2)", "default": "much"}, "'much' in purchases@3 is not of type decimal"),
+        ({"type": "timestamp", "default": "now"}, "'now' in purchases@3 is not of type timestamp"),
     ],
 )
 def test_a_scalar_or_type_that_is_none_is_a_layout_error(change, message):
@@ -200,5 +200,5 @@ def test_what_is_no_registry_is_a_layout_error(published):
 
 
 def test_registry_of_another_format_is_a_layout_error():
-    with pytest.raises(LayoutError, match="has format 2, this version reads 1"):
+    with pytest.raises(LayoutError, match="has format 2, but this version reads 1"):
         parse({"format": 2, "views": []})

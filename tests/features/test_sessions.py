@@ -107,14 +107,17 @@ def test_two_views_may_be_over_the_same_sessions_with_entities_of_their_own():
 
 
 PLACE = "purchases: sessions visits"
-TAKEN = "not allowed, or there already; use letters, digits and _, and another name than end, events, length_s, start, user_id"
+TAKEN = "not allowed or already taken; use letters, digits and _, and none of the names end, events, length_s, start, user_id"
 
 
 @pytest.mark.parametrize(
     ("changes", "faults"),
     [
-        ({"gap": "soon"}, [f"{PLACE}: 'soon' is no duration; write a number and a unit, for example 5min, 1h or 30d"]),
-        ({"gap": None}, [f"{PLACE}: None is no duration; write a number and a unit, for example 5min, 1h or 30d"]),
+        (
+            {"gap": "soon"},
+            [f"{PLACE}: 'soon' is not a duration; write a number and a unit, for example 5min, 1h or 30d"],
+        ),
+        ({"gap": None}, [f"{PLACE}: None is not a duration; write a number and a unit, for example 5min, 1h or 30d"]),
         ({"gap": "0s"}, [f"{PLACE}: the window 0s is not between 1us and 36600d"]),
         (
             {"hop": "7min"},
@@ -122,19 +125,19 @@ TAKEN = "not allowed, or there already; use letters, digits and _, and another n
         ),
         (
             {"values": {"start": agg.count()}},
-            [f"{PLACE}: the column 'start' is {TAKEN}"],
+            [f"{PLACE}: the column name 'start' is {TAKEN}"],
         ),
         (
             {"values": {"user_id": agg.count()}},
-            [f"{PLACE}: the column 'user_id' is {TAKEN}"],
+            [f"{PLACE}: the column name 'user_id' is {TAKEN}"],
         ),
         (
             {"values": {"_offset": agg.count()}},
-            [f"{PLACE}: the column '_offset' is {TAKEN}"],
+            [f"{PLACE}: the column name '_offset' is {TAKEN}"],
         ),
         (
             {"values": [agg.count()]},
-            [f"{PLACE}: values={[agg.count()]!r} is no table; give an aggregation by the name of each column"],
+            [f"{PLACE}: values={[agg.count()]!r} is not a mapping; map the name of each column to its aggregation"],
         ),
         (
             {"values": {"spend": agg.sum("amont")}},
@@ -150,22 +153,22 @@ TAKEN = "not allowed, or there already; use letters, digits and _, and another n
         ),
         (
             {"values": {f"v{i}": agg.count() for i in range(62)}},
-            [f"{PLACE}: it has 62 values, more than 61; leave out what no view reads"],
+            [f"{PLACE}: it has 62 values, more than 61; leave out those that no view reads"],
         ),
-        ({"where": "amount"}, [f"{PLACE}: filter: 'amount' is Float64, not true or false; compare it with something"]),
+        ({"where": "amount"}, [f"{PLACE}: filter: 'amount' is Float64, not Boolean; compare it with something"]),
         (
             {"where": "online", "filter": "online"},
             [f"{PLACE}: it has both where and filter, which are the same thing; keep one, joined by AND"],
         ),
-        ({"owner": 3}, [f"{PLACE}: owner: 3 is no text; put it in quotes, or leave it out"]),
+        ({"owner": 3}, [f"{PLACE}: owner: 3 is not text; put it in quotes, or leave it out"]),
         ({"stream": "transaction"}, ["purchases: no stream is called 'transaction'; did you mean 'transactions'?"]),
         (
             {"stream": "visits"},
-            ["purchases: 'visits' are sessions, and sessions are of a stream's events; name a stream"],
+            ["purchases: 'visits' are sessions, but sessions are made of a stream's events; name a stream"],
         ),
         (
             {"stream": sessions()},
-            ["purchases: 'visits' are sessions, and sessions are of a stream's events; name a stream"],
+            ["purchases: 'visits' are sessions, but sessions are made of a stream's events; name a stream"],
         ),
         ({"name": ""}, ["sessions '': it has no name; give it one"]),
     ],
@@ -184,7 +187,7 @@ def test_a_name_is_of_a_stream_or_of_sessions():
         "sessions visits: the stream transactions, by an alias, has that name too; rename one"
     ]
     assert faults_of(sessions(), sessions(gap="1h")) == [
-        "sessions visits: it is defined twice, differently; rename one or remove it"
+        "sessions visits: it is defined twice, with differences; rename or remove one"
     ]
 
 

@@ -335,7 +335,7 @@ def test_a_key_that_would_lose_something_is_refused(tmp_path):
         (["clicks:cuont"], "did you mean 'count'"),
         (["click:count"], "did you mean 'clicks'"),
         (["count"], "write view:feature"),
-        ([], "no features are asked for"),
+        ([], "no features are requested"),
         (["clicks:count", "others:count"], "would share the column 'count'"),
     ],
 )

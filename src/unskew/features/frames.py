@@ -1,4 +1,4 @@
-"""Tables as people hand them over, Polars, pandas or rows, and back in the kind they came in."""
+"""Conversion of the tables that users pass (Polars, pandas or rows), and of results back to the same kind."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from unskew.features.types import Type
 from unskew.features.view import KeyType
 
 Table = Any
-"""A ``polars.DataFrame``, a ``pandas.DataFrame``, or a sequence of mappings, one a row."""
+"""A ``polars.DataFrame``, a ``pandas.DataFrame``, or a sequence of mappings, one per row."""
 
 
 def is_pandas(table: Table) -> bool:
-    """Whether it is a pandas frame; pandas need not be installed."""
+    """Return true for a pandas frame; pandas need not be installed."""
     return type(table).__module__.partition(".")[0] == "pandas"
 
 
 def to_polars(table: Table) -> pl.DataFrame:
-    """The same rows and columns in the same order; a pandas index is left out.
+    """Return the same rows and columns in the same order, without a pandas index.
 
-    Rows that lack a column that others have get null there. Raises ``RequestError`` for anything that is no table.
+    A row that lacks a column of other rows gets null there. Raises ``RequestError`` for anything that is not a table.
     """
     if isinstance(table, pl.DataFrame):
         return table
@@ -35,12 +35,12 @@ def to_polars(table: Table) -> pl.DataFrame:
         except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
             raise RequestError(f"the rows do not make a table: {error}") from error
     raise RequestError(
-        f"a table is a Polars or pandas DataFrame, or a list of dicts, one a row; this is {type(table).__name__}"
+        f"a table must be a Polars or pandas DataFrame, or a list of dicts, one per row; this is {type(table).__name__}"
     )
 
 
 def like(result: pl.DataFrame, table: Table) -> Table:
-    """``result``, row for row of ``table``, as the same kind of table: pandas, with its index, or Polars."""
+    """Return ``result``, row for row of ``table``, as the same kind of table: pandas, with its index, or Polars."""
     if not is_pandas(table):
         return result
     converted = result.to_pandas()
@@ -49,7 +49,7 @@ def like(result: pl.DataFrame, table: Table) -> Table:
 
 
 def key_column(column: pl.Series, kind: KeyType) -> pl.Series:
-    """A key column in its entity's type; converted only where nothing is lost, so 1.0 is the integer key 1.
+    """Return a key column in its entity's type; it is converted only if nothing is lost: 1.0 is the integer key 1.
 
     Raises ``RequestError`` for a value that is null or does not convert.
     """
@@ -68,6 +68,6 @@ def key_column(column: pl.Series, kind: KeyType) -> pl.Series:
         lossless = False
     if not lossless:
         raise RequestError(
-            f"{column.name!r} is {kind}, but its column is {column.dtype} and does not convert without loss"
+            f"{column.name!r} is {kind}, but its column is {column.dtype} and cannot be converted without loss"
         )
     return converted

@@ -1,4 +1,4 @@
-"""What ``compile`` makes of the definitions: views as they are published, and what only computing them needs.
+"""The result of ``compile``: views as they are published, and what is needed only to compute them.
 
 A plan is immutable, and two equal sets of definitions give equal fingerprints on every machine.
 """
@@ -17,22 +17,22 @@ KeyFormat = Literal["string", "int64", "int32"]
 
 DEFAULT_SETTLE_US = 500_000
 MAX_FEATURES = 64
-"""Features of one view: whether each is present is a bit of one word in the kernel's rows."""
+"""The most features of one view: one word in the kernel's rows has a bit for the presence of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPlan:
     """A topic, or several, and how their records are read.
 
-    ``topic``: the name under which the records are archived: that of the one topic, or the stream's where there are several.
-    ``topics``: those several, or one pattern that begins with ^; empty where ``topic`` is the topic.
+    ``topic``: the name under which the records are archived: the name of the only topic, or the stream's name if there
+    are several. ``topics``: these several topics, or one pattern that begins with ^; empty if ``topic`` is the topic.
 
     ``schema``: the Avro reader schema, parsed JSON. ``columns``: payload column -> Polars type after decoding.
-    ``settle_us``: how far behind the present a caught-up reader announces its clock; None where the definition does not say:
-    then it is ``DEFAULT_SETTLE_US``, and a live topic on producer timestamps is refused.
-    ``event_id``: the column that tells events apart; None where there is none. ``format``: of the values; of JSON, ``schema`` may
-    also be a JSON Schema. ``key_column``: the column that is the record key, in ``key_format``; None where there is none.
-    ``headers``: column -> the record header that it holds.
+    ``settle_us``: how far behind the present a reader that has caught up announces its clock. None if the definition
+    does not say: then it is ``DEFAULT_SETTLE_US``, and a live topic with producer timestamps is refused.
+    ``event_id``: the column that identifies events; None if there is none. ``format``: the format of the values; if it
+    is JSON, ``schema`` may also be a JSON Schema. ``key_column``: the column that holds the record key, in
+    ``key_format``; None if there is none. ``headers``: column -> the record header that it holds.
     """
 
     name: str
@@ -78,7 +78,7 @@ class FilterPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class _Output:
-    """A column of a view's values; ``published``: what readers know of it."""
+    """A column of a view's values; ``published``: what readers know about it."""
 
     published: ViewFeature
 
@@ -95,7 +95,8 @@ class _Output:
 class FeaturePlan(_Output):
     """One numbered feature.
 
-    ``filter``, ``value``, ``by``: indexes into the view's tuples (``by`` into its values, of type string); -1 where there is none.
+    ``filter``, ``value``, ``by``: indexes into the view's tuples; -1 if there is none. ``by`` is the index of a value,
+    which has the type string.
     """
 
     filter: int = -1
@@ -109,7 +110,7 @@ class FeaturePlan(_Output):
 
     @property
     def window(self) -> int:
-        """Index into the view's windows."""
+        """The index into the view's windows."""
         assert self.published.window is not None
         return self.published.window
 
@@ -120,9 +121,9 @@ class FeaturePlan(_Output):
 
 @dataclass(frozen=True, kw_only=True)
 class DerivedPlan(_Output):
-    """A feature that is an expression over the view's other features, evaluated on every row of theirs.
+    """A feature that is an expression over the view's other features, evaluated on each of their rows.
 
-    ``expr`` gives null where ``text`` gives NaN or infinity.
+    ``expr`` gives null whenever ``text`` gives NaN or infinity.
     """
 
     expr: pl.Expr
@@ -133,17 +134,17 @@ class DerivedPlan(_Output):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the features it reads, in their order."""
+        """The names of the features that it reads, in their order."""
         return self.published.inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """One view: what is published of it, its stream, and expressions over that.
+    """One view: its published part, its stream, and expressions over the stream.
 
-    ``features``, ``derived``: those of the published view, in its order. ``sessions``: where the view is over sessions of its
-    stream, the inner view that keeps them: its one window is the session's, its features are the columns of a session; ``where``,
-    ``filters`` and ``values`` are then over those columns.
+    ``features``, ``derived``: those of the published view, in its order. ``sessions``: if the view is over sessions of
+    its stream, the inner view that keeps them. The only window of the inner view is the session's, and its features are
+    the columns of a session; ``where``, ``filters`` and ``values`` of the view are then over these columns.
     """
 
     published: View
@@ -165,7 +166,7 @@ class ViewPlan:
 
     @property
     def id(self) -> str:
-        """``name@version``: how the view is called in keys, shards and paths."""
+        """``name@version``: the name of the view in keys, shards and paths."""
         return self.published.id
 
     @property
@@ -203,5 +204,5 @@ class Plan:
 
     @property
     def published(self) -> dict[str, View]:
-        """What readers know of the views, by name."""
+        """The published views by name: what readers know about them."""
         return {name: view.published for name, view in self.views.items()}

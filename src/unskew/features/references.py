@@ -1,4 +1,4 @@
-"""What a request names, looked up among views; what is not there is said with the nearest that is."""
+"""Lookup of what a request names; an error about an unknown name suggests the nearest known one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from unskew.features.view import View, ViewFeature
 
 @dataclass(frozen=True)
 class Asked:
-    """One feature of a request, and the column of the answer that it becomes."""
+    """One feature of a request, and the column that holds it in the answer."""
 
     view: View
     feature: ViewFeature
@@ -23,11 +23,11 @@ class Asked:
 def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:
     """Look up ``view:feature`` references, in order; a repeated one counts once.
 
-    Columns are called by the feature's name, with ``full_feature_names`` ``view__feature``. Raises ``RequestError`` for
-    an unknown view or feature, and where two columns would have one name.
+    A column has the feature's name or, with ``full_feature_names``, the name ``view__feature``. Raises ``RequestError``
+    for an unknown view or feature, and if two columns would have the same name.
     """
     if isinstance(references, str):
-        raise RequestError(f"features is a list of references: write [{references!r}]")
+        raise RequestError(f"features must be a list of references; write [{references!r}]")
     asked: dict[str, Asked] = {}
     for reference in dict.fromkeys(references):
         found = _resolve_one(reference, views, full_feature_names=full_feature_names)
@@ -43,12 +43,12 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
             )
         asked[found.column] = found
     if not asked:
-        raise RequestError("no features are asked for; name them as view:feature")
+        raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
 
 
 def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:
-    """The features asked for of each view, by its name."""
+    """Return the requested features of each view, by the view's name."""
     grouped: dict[str, list[Asked]] = {}
     for one in asked:
         grouped.setdefault(one.view.name, []).append(one)
@@ -56,14 +56,14 @@ def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:
 
 
 def find_view(name: str, views: Mapping[str, View]) -> View:
-    """The view of that name; raises ``RequestError`` with the nearest."""
+    """Return the view of that name; raises ``RequestError`` with the nearest name if there is none."""
     if name not in views:
         raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
     return views[name]
 
 
 def key_columns(view: View, rows: pl.DataFrame) -> pl.DataFrame:
-    """The view's key columns in its types; converted only where nothing is lost.
+    """Return the view's key columns in its types; they are converted only if nothing is lost.
 
     Raises ``RequestError`` for one that is missing or that ``key_column`` refuses.
     """
@@ -71,7 +71,7 @@ def key_columns(view: View, rows: pl.DataFrame) -> pl.DataFrame:
     for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
         if name not in rows.columns:
             raise RequestError(
-                f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the columns given"
+                f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the given columns"
                 f"; {nearest(name, rows.columns, 'they are')}"
             )
         columns.append(key_column(rows[name], kind))
@@ -81,7 +81,9 @@ def key_columns(view: View, rows: pl.DataFrame) -> pl.DataFrame:
 def _resolve_one(reference: str, views: Mapping[str, View], *, full_feature_names: bool) -> Asked:
     view_name, colon, feature_name = reference.partition(":")
     if not colon:
-        raise RequestError(f"{reference!r} is no feature reference; write view:feature, for example {_example(views)}")
+        raise RequestError(
+            f"{reference!r} is not a feature reference; write view:feature, for example {_example(views)}"
+        )
     view = find_view(view_name, views)
     feature = view.feature(feature_name)
     if feature is None:

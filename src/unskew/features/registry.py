@@ -1,7 +1,8 @@
 """The published registry: what a reader that has nothing but Redis must know about the views.
 
-``describe`` gives it as JSON-able data, ``parse`` reads it back. A field that a newer version adds is passed over. Of empty
-values and defaults a decimal is text in JSON, a timestamp its microseconds.
+``describe`` returns it as data that can be written as JSON, and ``parse`` reads it back. A field that a newer version
+adds is ignored. In JSON, an empty value or default that is a decimal is text; one that is a timestamp is a number of
+microseconds.
 """
 
 import datetime as dt
@@ -27,17 +28,17 @@ class _Registry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Give the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
+    """Return the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
     registry = _Registry(format=FORMAT, views=tuple(map(_written, plan.published.values())))
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
 
 
 def merge(stored: str | bytes | None, text: str) -> str:
-    """Give the stored registry with the views of ``text`` in place of those of the same names; both are JSON.
+    """Return the stored registry with the views of ``text``, which replace those of the same names; both are JSON.
 
-    A stored registry that cannot be read, or of another format, is replaced whole. Fields that this version does not know
-    stay with their views.
+    A stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep fields
+    that this version does not know.
     """
     new = json.loads(text)
     try:
@@ -52,9 +53,9 @@ def merge(stored: str | bytes | None, text: str) -> str:
 
 
 def parse(published: str | bytes | dict[str, Any]) -> dict[str, View]:
-    """Read a registry, as JSON text or as data, back: view name -> view.
+    """Read a registry from JSON text or data: view name -> view.
 
-    Raises ``LayoutError`` where it is not one that this version reads.
+    Raises ``LayoutError`` if this version cannot read it.
     """
     try:
         if isinstance(published, dict):
@@ -67,14 +68,14 @@ def parse(published: str | bytes | dict[str, Any]) -> dict[str, View]:
         ) from error
     if registry.format != FORMAT:
         raise LayoutError(
-            f"the published registry has format {registry.format}, this version reads {FORMAT}; "
+            f"the published registry has format {registry.format}, but this version reads {FORMAT}; "
             "use the version of unskew that published it, or publish it again with unskew run"
         )
     return {view.name: _typed(view) for view in registry.views}
 
 
 def _written(view: View) -> View:
-    """Scalars as JSON has them."""
+    """Return the view with its scalars as JSON values."""
 
     def written(value: Scalar | None, _type: str) -> Scalar | None:
         match value:
@@ -89,7 +90,7 @@ def _written(view: View) -> View:
 
 
 def _typed(view: View) -> View:
-    """Scalars in their types, as ``_written`` wrote them."""
+    """Return a view that ``_written`` wrote with its scalars in their own types."""
 
     def typed(value: Any, name: str) -> Any:
         try:
@@ -104,7 +105,7 @@ def _typed(view: View) -> View:
         try:
             match dtype.scalar:
                 case "float64":
-                    # JSON has one kind of number: another writer may write 0.
+                    # JSON has one kind of number: another writer may write 0 for 0.0.
                     return float(value)
                 case "timestamp":
                     return EPOCH + dt.timedelta(microseconds=value)
@@ -114,7 +115,7 @@ def _typed(view: View) -> View:
                     return value
         except (ValueError, TypeError, OverflowError, DecimalException) as error:
             raise LayoutError(
-                f"the published registry cannot be read: {value!r} in {view.id} is no {dtype}; "
+                f"the published registry cannot be read: {value!r} in {view.id} is not of type {dtype}; "
                 "publish it again with unskew run"
             ) from error
 

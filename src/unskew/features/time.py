@@ -1,4 +1,4 @@
-"""Instants, durations, default hops and local days: all time arithmetic that definitions need.
+"""Instants, durations, default hops and local days: all the time arithmetic that definitions need.
 
 Instants are int64 microseconds since the epoch, UTC; durations are int microseconds.
 """
@@ -41,7 +41,7 @@ _ONE_DAY = timedelta(days=1)
 _DURATION = re.compile(r"(?:\d+(?:w|d|h|min|ms|us|m|s))+")
 _DURATION_PART = re.compile(r"(\d+)(w|d|h|min|ms|us|m|s)")
 
-# Longest first, so that the first one that fits is the default.
+# The longest comes first, so that the first one that fits is the default.
 _DEFAULT_HOPS_US = tuple(
     sorted(
         [n * SECOND_US for n in (1, 2, 5, 10, 15, 30)]
@@ -54,9 +54,9 @@ _DEFAULT_HOPS_US = tuple(
 
 
 def duration_us(duration: str | timedelta | int) -> int:
-    """Microseconds of ``"30d"``, ``"5min"``, ``"1h30min"``, a timedelta, or an int of microseconds.
+    """Return the microseconds of ``"30d"``, ``"5min"``, ``"1h30min"``, a timedelta, or an int of microseconds.
 
-    Units: w, d, h, min (or m), s, ms, us. Raises ``DefinitionError`` for anything else, and below zero.
+    Units: w, d, h, min (or m), s, ms, us. Raises ``DefinitionError`` for anything else, and for a negative duration.
     """
     if isinstance(duration, timedelta):
         n_us = duration // _MICROSECOND
@@ -69,12 +69,12 @@ def duration_us(duration: str | timedelta | int) -> int:
     else:
         n_us = -1
     if n_us < 0:
-        raise DefinitionError(f"{duration!r} is no duration; write a number and a unit, for example 5min, 1h or 30d")
+        raise DefinitionError(f"{duration!r} is not a duration; write a number and a unit, for example 5min, 1h or 30d")
     return n_us
 
 
 def format_duration(n_us: int) -> str:
-    """Give the shortest text that ``duration_us`` reads back: a whole number of the largest unit up to days."""
+    """Return the shortest text that ``duration_us`` reads back: a whole number of the largest unit up to days."""
     if n_us == 0:
         return "0s"
     for unit in ("d", "h", "min", "s", "ms"):
@@ -84,25 +84,25 @@ def format_duration(n_us: int) -> str:
 
 
 def default_hop_us(extent_us: int) -> int | None:
-    """Give the largest round hop that divides the window and is at most 1/288 of it, one second at least.
+    """Return the longest round hop that divides the window and is at most 1/288 of it, or one second if that is longer.
 
-    None where not even one second divides the window: the hop must then be declared.
+    Returns None if not even one second divides the window; then the hop must be declared.
     """
     return round_hop_us(extent_us, max(extent_us // 288, SECOND_US))
 
 
 def round_hop_us(extent_us: int, longest_us: int) -> int | None:
-    """Give the largest of 1, 2, 5, 10, 15, 30 s, the same in min, 1, 2, 3, 4, 6, 8, 12 h, 1 d that divides the window.
+    """Return the longest round hop that divides the window and is at most ``longest_us``; None if there is none.
 
-    ``longest_us``: none longer. None where no such hop divides it.
+    The round hops are 1, 2, 5, 10, 15, 30 s, the same in min, 1, 2, 3, 4, 6, 8, 12 h and 1 d.
     """
     return next((hop for hop in _DEFAULT_HOPS_US if hop <= longest_us and extent_us % hop == 0), None)
 
 
 def instant_us(moment: datetime | str) -> int:
-    """Microseconds since the epoch of an aware datetime or of ISO 8601 text; without an offset it is UTC.
+    """Return the microseconds since the epoch of a datetime or ISO 8601 text, which is UTC if it has no offset.
 
-    Exact to the microsecond. Raises ``ValueError`` for text that is not ISO 8601.
+    The result is exact to the microsecond. Raises ``ValueError`` for text that is not ISO 8601.
     """
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
@@ -112,17 +112,17 @@ def instant_us(moment: datetime | str) -> int:
 
 
 def moment_of(instant: int) -> datetime:
-    """Give an instant in microseconds as a datetime in UTC."""
+    """Return an instant in microseconds as a datetime in UTC."""
     return EPOCH + timedelta(microseconds=int(instant))
 
 
 def format_instant(instant: int) -> str:
-    """ISO 8601 text in UTC of an instant in microseconds, for people: ``2017-03-26T01:00:00.000005Z``."""
+    """Return an instant in microseconds as ISO 8601 text in UTC, for people: ``2017-03-26T01:00:00.000005Z``."""
     return moment_of(instant).isoformat().replace("+00:00", "Z")
 
 
 def day_of(instant: int) -> date:
-    """Give the day, in UTC, of an instant in microseconds."""
+    """Return the day, in UTC, of an instant in microseconds."""
     return EPOCH.date() + timedelta(days=int(instant // DAY_US))
 
 
@@ -131,12 +131,13 @@ MAX_INSTANT_US = instant_us(LAST_DAY.isoformat())
 
 
 def time_zone(tz: str) -> ZoneInfo:
-    """Give the zone by its IANA name, from the installed ``tzdata`` package rather than the machine's own files.
+    """Return the zone of an IANA name, from the installed ``tzdata`` package rather than the machine's own files.
 
-    So two machines with the same lock file agree on every local midnight. Raises ``DefinitionError`` for an unknown name.
+    So two machines with the same lock file agree on every local midnight. Raises ``DefinitionError`` for an unknown
+    name.
     """
     *folders, name = tz.split("/") if isinstance(tz, str) else ("",)
-    # Zone files only: no path tricks, and none of the tables that lie beside them.
+    # Only zone files: neither paths out of their folder nor the tables beside them.
     if not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_+\-]*", part) for part in (*folders, name)):
         raise _no_zone(tz)
     try:
@@ -148,17 +149,18 @@ def time_zone(tz: str) -> ZoneInfo:
 
 def _no_zone(tz: object) -> DefinitionError:
     return DefinitionError(
-        f"{tz!r} is no time zone; name one as the IANA database does, for example Europe/Berlin or UTC"
+        f"{tz!r} is not a time zone; use a name of the IANA database, for example Europe/Berlin or UTC"
     )
 
 
 @lru_cache(maxsize=64)
 def day_boundaries(tz: str) -> npt.NDArray[np.int64]:
-    """Instants at which local days begin, from 1900 to 2200: int64 microseconds, strictly increasing, read-only.
+    """Return the instants at which local days begin, from 1900 to 2200: int64 microseconds, increasing, read-only.
 
-    A day begins at the first instant whose local date is that day or later: at the first of two midnights where clocks go
-    back over it, at the transition where clocks skip it; a day that is skipped whole has no boundary of its own.
-    One day more stands at either end, so that every instant between MIN_INSTANT_US and MAX_INSTANT_US lies inside.
+    A day begins at the first instant whose local date is that day or later: at the first of two midnights if clocks go
+    back over midnight, at the transition if clocks skip midnight. A day that is skipped completely has no boundary of
+    its own, so the instants are strictly increasing. There is one more day at either end, so that every instant between
+    MIN_INSTANT_US and MAX_INSTANT_US lies inside.
     """
     zone = time_zone(tz)
     first = FIRST_DAY.toordinal() - 2
@@ -166,12 +168,12 @@ def day_boundaries(tz: str) -> npt.NDArray[np.int64]:
     starts_s: list[int] = []
     for _ in range(first, LAST_DAY.toordinal() + 3):
         starts_s.append(int(midnight.timestamp()))
-        midnight += _ONE_DAY  # wall time: the next local midnight, whatever the clocks do
+        midnight += _ONE_DAY  # in wall time: the next local midnight, whatever the clocks do
     starts = np.array(starts_s, dtype=np.int64)
-    # Only next to a change of the offset can a midnight be missing.
+    # A midnight can be missing only next to a change of the offset.
     for day in np.flatnonzero(np.diff(starts) * SECOND_US != DAY_US):
         starts[day] = _first_instant_of(first + int(day), zone, int(starts[day]))
-    # A day that is skipped whole begins when the next one does.
+    # A day that is skipped completely begins when the next one does.
     boundaries = np.unique(starts) * SECOND_US
     boundaries.flags.writeable = False
     return boundaries
@@ -179,15 +181,16 @@ def day_boundaries(tz: str) -> npt.NDArray[np.int64]:
 
 @lru_cache(maxsize=64)
 def unit_boundaries(unit: str, tz: str) -> npt.NDArray[np.int64]:
-    """Instants at which local days, weeks (on Monday), months, quarters or years begin; as ``day_boundaries``.
+    """Return the instants at which local days, weeks (on Monday), months, quarters or years begin.
 
-    A period begins with the first local day that is in it: where that day was skipped whole, with the next one.
+    They have the form of ``day_boundaries``. A period begins with its first local day or, if that day was skipped
+    completely, with the next one.
     """
     days = day_boundaries(tz)
     if unit == "day":
         return days
     zone = time_zone(tz)
-    # The last instant of a day has its date, whatever the clocks did at its beginning.
+    # The last instant of a day has that day's date, whatever the clocks did at its beginning.
     dates = [datetime.fromtimestamp(int(end // SECOND_US) - 1, zone).date() for end in days[1:]]
     periods = np.array([_PERIODS[unit](each) for each in dates], np.int64)
     begins = np.flatnonzero(np.diff(periods, prepend=periods[0] - 1))
@@ -206,10 +209,11 @@ _PERIODS: Mapping[str, Callable[[date], int]] = {
 
 
 def _first_instant_of(ordinal: int, zone: ZoneInfo, midnight_s: int) -> int:
-    """Give the second from which the local date is ``ordinal`` or later: its midnight, or where clocks skip that, the transition.
+    """Return the second from which the local date is ``ordinal`` or later.
 
-    ``midnight_s``: midnight read with the offset before a transition. Read with the offset after it, a missing midnight lies
-    earlier, and the transition between the two.
+    It is the day's midnight or, if clocks skip that, the transition. ``midnight_s``: midnight, read with the offset
+    before the transition. Read with the offset after the transition, a missing midnight is earlier, and the transition
+    lies between the two.
     """
     before_s = int(datetime.fromordinal(ordinal).replace(tzinfo=zone, fold=1).timestamp()) - 1
     after_s = midnight_s

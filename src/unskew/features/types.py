@@ -1,8 +1,8 @@
-"""Types of values and results: their names in definitions, and as Polars types.
+"""Types of values and results: their names in definitions, and their Polars types.
 
-A scalar type is ``int64``, ``float64``, ``bool``, ``string``, ``timestamp`` (microseconds, UTC) or ``decimal(38,S)``: exact,
-with S digits after the point, of at most ±(2**63 - 1) units of the last digit. A result may also be ``list[...]`` of one, or
-``map[...]``: a value for each of several text keys, in order.
+A scalar type is ``int64``, ``float64``, ``bool``, ``string``, ``timestamp`` (microseconds, UTC) or ``decimal(38,S)``:
+exact, with S digits after the point, and at most ±(2**63 - 1) units of the last digit. A result may also be a
+``list[...]`` of one of these, or a ``map[...]``: a value for each of several text keys, in order.
 """
 
 import re
@@ -39,10 +39,10 @@ _TEXT = re.compile(rf"((list|map)\[)?(?:({'|'.join(SCALARS)})|decimal\({_DECIMAL
 
 @dataclass(frozen=True)
 class Type:
-    """The type of a value or a result; ``str`` gives its name, which ``parse`` reads.
+    """The type of a value or a result; ``str`` returns its name, which ``parse`` reads.
 
-    ``scalar``: what the value is, or each item of a list or value of a map. ``scale``: digits after the point of a decimal, 0 to
-    18; 0 for the others. ``nesting``: None for a scalar.
+    ``scalar``: the type of the value, of each item of a list, or of each value of a map. ``scale``: the number of
+    digits after the point of a decimal, 0 to 18; 0 for other types. ``nesting``: None for a scalar.
     """
 
     scalar: ScalarName
@@ -51,7 +51,7 @@ class Type:
 
     @staticmethod
     def parse(text: object) -> "Type":
-        """Read a type's name. Raises ``DefinitionError`` where it is not one."""
+        """Read the name of a type. Raises ``DefinitionError`` if ``text`` is not one."""
         found = _parsed(text) if isinstance(text, str) else None
         if found is None:
             raise DefinitionError(f"{text!r} is not a type; {KNOWN}")
@@ -59,7 +59,7 @@ class Type:
 
     @staticmethod
     def of_values(dtype: pl.DataType) -> "Type | None":
-        """The type under which values of a Polars type are aggregated; None where they cannot be."""
+        """Return the type as which values of a Polars type are aggregated; None if they cannot be."""
         if isinstance(dtype, pl.Decimal):
             return Type("decimal", dtype.scale) if dtype.scale <= _MOST_SCALE else None
         if isinstance(dtype, pl.Datetime):
@@ -74,21 +74,21 @@ class Type:
 
     @property
     def is_decimal(self) -> bool:
-        """Whether it is a decimal, or a list or map of them."""
+        """True for a decimal, or a list or map of decimals."""
         return self.scalar == "decimal"
 
     @property
     def element(self) -> "Type":
-        """The type inside a list or map; a scalar itself."""
+        """The type inside a list or map; a scalar type itself."""
         return Type(self.scalar, self.scale)
 
     def in_a(self, nesting: Nesting) -> "Type":
-        """The list or map of this scalar."""
+        """Return the list or map of this scalar."""
         return Type(self.scalar, self.scale, nesting)
 
     @cached_property
     def polars(self) -> pl.DataType:
-        """The Polars type of a column; a map is a list of structs ``key`` (String), ``value``, in the map's order."""
+        """The Polars type of a column; a map is a list of structs of ``key`` (String) and ``value``, in order."""
         scalar = pl.Decimal(_DECIMAL_DIGITS, self.scale) if self.is_decimal else _SIMPLE[self.scalar]
         match self.nesting:
             case "list":

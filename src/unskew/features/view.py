@@ -1,6 +1,6 @@
-"""A view as it is published: all that a reader must know of it, as data that goes into JSON and back.
+"""A view as it is published: everything that a reader must know about it, as data that converts to JSON and back.
 
-Compiling makes a ``View``; ``plan.ViewPlan`` has it beside what only computing needs.
+Compiling makes a ``View``; ``plan.ViewPlan`` holds it together with what only computing needs.
 """
 
 import datetime as dt
@@ -42,11 +42,12 @@ Scalar = int | float | bool | str | dt.datetime | Decimal
 
 
 class Parameters(TypedDict, total=False):
-    """What an aggregation is given beside its value: those that the function takes.
+    """The parameters of an aggregation besides its value; it has those that its function takes.
 
-    ``n``: most items of ``first_n``, ``last_n``, ``top_k``. ``ddof``: of ``var``, ``std``. ``q``: of ``quantile``, in [0, 1].
-    ``bits``: mantissa bits that ``quantile`` keeps of a value, or bits that choose a register of ``approx_count_distinct``.
-    ``edges``: ascending, of ``histogram``. ``half_life_hops``: of the decayed ones. ``keys``: most keys of a map.
+    ``n``: the most items of ``first_n``, ``last_n``, ``top_k``. ``ddof``: for ``var``, ``std``. ``q``: for
+    ``quantile``, in [0, 1]. ``bits``: the number of mantissa bits that ``quantile`` keeps of a value, or of bits that
+    choose a register of ``approx_count_distinct``. ``edges``: for ``histogram``, ascending. ``half_life_hops``: for
+    the decayed aggregations. ``keys``: the most keys of a map.
     """
 
     n: int
@@ -74,16 +75,17 @@ class ViewEntity(msgspec.Struct, frozen=True, kw_only=True):
 class ViewWindow(msgspec.Struct, frozen=True, kw_only=True):
     """A window as whole tiles.
 
-    Tile ``k`` of a fixed grid covers effective times ``[k*hop_us, (k+1)*hop_us)``; of a calendar, the k-th local period. It is
-    inside the window from its first instant until tile ``k+span+1`` begins, which is when it leaves.
+    Tile ``k`` of a fixed grid covers effective times ``[k*hop_us, (k+1)*hop_us)``; tile ``k`` of a calendar covers the
+    k-th local period. A tile is in the window from its first instant until tile ``k+span+1`` begins, and then leaves.
 
-    ``kind``: ``closed`` is the last whole tumbling period: a tile counts from the end of its period, and leaves a period later.
-    ``lifetime`` has one tile, which never leaves. ``session``: the running session, which is one tile, numbered by its latest
-    event: it ends when that number's tile would leave a sliding window of ``extent_us`` (the gap) and ``hop_us``.
-    ``span``: whole tiles behind the running one: ``L/h`` for sliding and session, 1 for closed, else 0.
+    ``kind``: ``closed`` is the last complete tumbling period: a tile counts from the end of its period, and leaves one
+    period later. ``lifetime`` has one tile, which never leaves. ``session`` is the running session, which is one tile,
+    numbered by its latest event: it ends when the tile of that number would leave a sliding window of ``extent_us``
+    (the gap) and ``hop_us``.
+    ``span``: the number of whole tiles before the running one: ``L/h`` for sliding and session, 1 for closed, else 0.
     ``text``: canonical text, equal for equal windows; part of the fingerprint.
-    ``hop_us`` and ``extent_us`` of a calendar are nominal (a day, 7, 30, 91 or 365 of them); its real ones follow from ``unit``, a
-    day where it is None, and ``tz``. Those of a lifetime are 0.
+    ``hop_us`` and ``extent_us`` of a calendar are nominal (1, 7, 30, 91 or 365 days); the real ones follow from
+    ``unit`` (a day if None) and ``tz``. Those of a lifetime are 0.
     """
 
     text: str
@@ -98,10 +100,10 @@ class ViewWindow(msgspec.Struct, frozen=True, kw_only=True):
 class ViewFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One feature.
 
-    ``window``: index into the view's windows; None for a derived feature, whose ``value`` is the expression over the features
-    that ``inputs`` names. ``by``: what the keys of a map are. ``empty``: the value where no event is in the window: 0 for counts and
-    sums, else None. ``default``: what to read in place of null, never stored; both are scalars of ``type``, which is the name of
-    ``dtype``.
+    ``window``: the index into the view's windows; None for a derived feature, whose ``value`` is the expression over
+    the features that ``inputs`` names. ``by``: the expression of a map's keys. ``empty``: the value of a window without
+    events: 0 for counts and sums, else None. ``default``: what readers get in place of null; it is never stored.
+    ``empty`` and ``default`` are scalars of ``type``, which is the name of ``dtype``.
     """
 
     name: str
@@ -125,7 +127,7 @@ class ViewFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ViewSessions(msgspec.Struct, frozen=True, kw_only=True):
-    """The sessions that a view aggregates in place of events: the gap as a window, and their columns as features in it."""
+    """The sessions that a view aggregates in place of events: the gap as a window, their columns as features in it."""
 
     window: ViewWindow
     where: str | None
@@ -133,16 +135,16 @@ class ViewSessions(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     def of(inner: "View") -> "ViewSessions":
-        """The sessions that an inner view keeps: its one window, and its features."""
+        """Return the sessions that an inner view keeps: its only window, and its features."""
         return ViewSessions(window=inner.windows[0], where=inner.where, columns=inner.features)
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One view; ``features`` are the columns of its values in the order of log and Redis, derived ones last.
 
-    ``partitioned``: whether the stream's partitions are by exactly the view's entity.
-    ``state_fingerprint``: hex digest of all that stored state depends on.
-    ``presentation_fingerprint``: hex digest of defaults, descriptions and owners.
+    ``partitioned``: true if the stream is partitioned by exactly the view's entity.
+    ``state_fingerprint``: the hex digest of everything that stored state depends on.
+    ``presentation_fingerprint``: the hex digest of defaults, descriptions and owners.
     """
 
     name: str
@@ -162,15 +164,15 @@ class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def id(self) -> str:
-        """``name@version``: how the view is called in keys, shards and paths."""
+        """``name@version``: the name of the view in keys, shards and paths."""
         return f"{self.name}@{self.version}"
 
     def feature(self, name: str) -> ViewFeature | None:
-        """Give the feature of that name; None where there is none."""
+        """Return the feature of that name; None if there is none."""
         return next((feature for feature in self.features if feature.name == name), None)
 
     def windows_of(self, feature: ViewFeature) -> tuple[ViewWindow, ...]:
-        """Give what one of this view's features is a value over: its window, or every one of those it is derived from."""
+        """Return the windows of one of this view's features: its own, or those of all features it is derived from."""
         if feature.window is not None:
             return (self.windows[feature.window],)
         inputs = (self.feature(name) for name in feature.inputs)

@@ -1,4 +1,4 @@
-"""Whether a value is whole yet: all that its windows cover came after the pipeline began."""
+"""Warming values: their windows begin before the first arrival that the shard has seen."""
 
 from collections.abc import Iterable
 
@@ -14,9 +14,10 @@ Ints = npt.NDArray[np.int64]
 def is_warming(
     view: View, features: Iterable[ViewFeature], instants_us: Ints, since_us: Ints | int
 ) -> npt.NDArray[np.bool_]:
-    """For each instant, whether a window of any of ``features`` begins there before ``since_us``, the first arrival seen.
+    """Return, for each instant, whether a window of any of ``features`` begins before ``since_us`` at that instant.
 
-    A session that closes inside a window had its last event up to a gap and a hop before that.
+    ``since_us``: the first arrival seen. A session that closes inside a window had its last event up to a gap and a hop
+    before it closed.
     """
     behind_us = 0 if view.sessions is None else view.sessions.window.extent_us + view.sessions.window.hop_us
     warming = np.zeros(len(instants_us), np.bool_)

@@ -167,34 +167,37 @@ def test_what_an_aggregation_is_told_is_kept_in_the_kernels_units(wanted, parame
         *(
             (
                 agg.last_n("amount", n),
-                f"n={n!r} is no whole number between 1 and 128; write for example n=5",
+                f"n={n!r} is not a whole number between 1 and 128; write for example n=5",
             )
             for n in (0, 129, -1, 2.0, True, "3", None)
         ),
         *(
-            (agg.var("amount", ddof=n), f"ddof={n!r} is no whole number between 0 and 1000; write for example ddof=1")
+            (
+                agg.var("amount", ddof=n),
+                f"ddof={n!r} is not a whole number between 0 and 1000; write for example ddof=1",
+            )
             for n in (-1, 1.5, False)
         ),
         *(
-            (agg.quantile("amount", q), f"q={q!r} is no number between 0 and 1; write for example q=0.95")
+            (agg.quantile("amount", q), f"q={q!r} is not a number between 0 and 1; write for example q=0.95")
             for q in (-0.1, 95, float("nan"), "0.5", None, True)
         ),
         *(
             (
                 agg.quantile("amount", 0.5, error=e),
-                f"error={e!r} is no number between 0.0001220703125 and 0.5; write for",
+                f"error={e!r} is not a number between 0.0001220703125 and 0.5; write for",
             )
             for e in (0, 0.6, 1e-4, "1%")
         ),
         *(
             (
                 agg.approx_count_distinct("amount", error=e),
-                f"error={e!r} is no number between 0.0041 and 0.26; write for example error=0.02",
+                f"error={e!r} is not a number between 0.0041 and 0.26; write for example error=0.02",
             )
             for e in (0.004, 0.3, float("nan"))
         ),
         *(
-            (agg.histogram("amount", edges), f"edges={edges!r} is no list of 1 to 127 ascending numbers; write for")
+            (agg.histogram("amount", edges), f"edges={edges!r} is not a list of 1 to 127 ascending numbers; write for")
             for edges in (
                 [],
                 [1, 1],
@@ -213,18 +216,21 @@ def test_what_an_aggregation_is_told_is_kept_in_the_kernels_units(wanted, parame
             )
         ),
         (agg.Aggregation("decayed_count"), "decayed_count has no half_life; give it one, for example half_life='7d'"),
-        (agg.decayed_count(half_life="soon"), "'soon' is no duration; write a number and a unit"),
+        (agg.decayed_count(half_life="soon"), "'soon' is not a duration; write a number and a unit"),
         (
             agg.decayed_count(half_life="90s"),
-            "half_life 90s is no multiple of the window's hop 1min; choose one, for example 1min, or another hop",
+            "half_life 90s is not a multiple of the window's hop 1min; choose a multiple, for example 1min, or another hop",
         ),
-        (agg.decayed_count(half_life="0s"), "half_life 0s is no multiple of the window's hop 1min; choose one"),
-        (agg.count(by="status", keys=0), "keys=0 is no whole number between 1 and 64; write for example keys=16"),
-        (agg.count(by="status", keys=65), "keys=65 is no whole number between 1 and 64"),
-        (agg.count(keys=5), "keys bounds a map, and there is no by; give by, or leave keys out"),
-        (agg.Aggregation("min", "amount", by="status"), "min is not told by; leave it out"),
-        (agg.Aggregation("count", n=5, q=0.5), "count is not told n; leave it out"),
-        (agg.Aggregation("sum", "amount", half_life="1d"), "sum is not told half_life; leave it out"),
+        (
+            agg.decayed_count(half_life="0s"),
+            "half_life 0s is not a multiple of the window's hop 1min; choose a multiple",
+        ),
+        (agg.count(by="status", keys=0), "keys=0 is not a whole number between 1 and 64; write for example keys=16"),
+        (agg.count(by="status", keys=65), "keys=65 is not a whole number between 1 and 64"),
+        (agg.count(keys=5), "keys limits the size of a map, but there is no by; give by, or leave keys out"),
+        (agg.Aggregation("min", "amount", by="status"), "min does not take by; leave it out"),
+        (agg.Aggregation("count", n=5, q=0.5), "count does not take n; leave it out"),
+        (agg.Aggregation("sum", "amount", half_life="1d"), "sum does not take half_life; leave it out"),
     ],
 )
 def test_what_an_aggregation_cannot_be_told_is_a_fault_with_a_remedy(wanted, fault):
@@ -238,9 +244,9 @@ def test_everything_wrong_with_one_aggregation_is_said_at_once():
     assert [
         fault.partition(";")[0] for fault in faults_of(agg.Aggregation("quantile", "status", q=2, n=1, error=1))
     ] == [
-        "purchases.x: quantile is not told n",
-        "purchases.x: q=2 is no number between 0 and 1",
-        "purchases.x: error=1 is no number between 0.0001220703125 and 0.5",
+        "purchases.x: quantile does not take n",
+        "purchases.x: q=2 is not a number between 0 and 1",
+        "purchases.x: error=1 is not a number between 0.0001220703125 and 0.5",
         "purchases.x: value: 'status' is String",
     ]
 
@@ -248,7 +254,7 @@ def test_everything_wrong_with_one_aggregation_is_said_at_once():
 @pytest.mark.parametrize(
     ("by", "fault"),
     [
-        ("amount", "by: 'amount' is Float64; keys of a map are strings, whole numbers or bool"),
+        ("amount", "by: 'amount' is Float64; keys of a map must be strings, whole numbers or bool"),
         ("event_time", "by: 'event_time' is Datetime"),
         ("statu", "by: the stream has no column 'statu'; did you mean 'status'?"),
         ("count(*)", "by: it contains a count of rows"),
@@ -267,7 +273,7 @@ def test_keys_that_cannot_be_are_a_fault(by, fault):
 def test_decayed_aggregations_are_over_sliding_windows_alone(window):
     (fault,) = faults_of(agg.decayed_count(half_life="1h"), window)
 
-    assert "decayed aggregations are over Sliding windows, as their age is counted in hops" in fault
+    assert "a decayed aggregation needs a Sliding window, because ages are counted in hops" in fault
 
 
 def test_half_lives_are_bounded_in_hops_and_in_the_window():
@@ -275,7 +281,7 @@ def test_half_lives_are_bounded_in_hops_and_in_the_window():
     (short,) = faults_of(agg.decayed_count(half_life="1s"), Sliding("20min", hop="1s"))
 
     assert "half_life 2d is 172800 hops" in long
-    assert "1200 of it are in the window" in short
+    assert "the window is 1200 half-lives long" in short
 
 
 @pytest.mark.parametrize(
@@ -305,11 +311,11 @@ def test_a_default_is_kept_in_the_type_of_the_feature(of, default, kept):
 @pytest.mark.parametrize(
     ("of", "default", "remedy"),
     [
-        ("int64", 1.0, "give a int64"),
+        ("int64", 1.0, "give a value of type int64"),
         ("float64", float("inf"), "leave it out for null"),
-        ("float64", True, "give a float64"),
-        ("bool", 1, "give a bool"),
-        ("string", 7, "give a string"),
+        ("float64", True, "give a value of type float64"),
+        ("bool", 1, "give a value of type bool"),
+        ("string", 7, "give a value of type string"),
         ("timestamp", "2020-01-01", "give a datetime with its time zone"),
         ("timestamp", dt.datetime(2020, 1, 1), "give a datetime with its time zone"),  # noqa: DTZ001 - the fault
         ("decimal(38,2)", 0.5, "give a whole number, or text with at most 2 digits after the point"),
@@ -323,7 +329,7 @@ def test_a_default_is_kept_in_the_type_of_the_feature(of, default, kept):
 )
 def test_a_default_of_another_type_is_a_fault(of, default, remedy):
     assert faults_of(aggregation("last", of), default=default) == [
-        f"purchases.x: the default {default!r} is no {of}; {remedy}"
+        f"purchases.x: the default {default!r} is not of type {of}; {remedy}"
     ]
 
 
@@ -338,7 +344,7 @@ def test_lists_and_maps_have_no_default(wanted):
 def test_a_default_beside_a_value_that_is_never_null_would_never_show(function):
     of = next(iter(RESULTS[function]))
 
-    assert "would never show" in faults_of(aggregation(function, of), default=7)[0]
+    assert "would never be used" in faults_of(aggregation(function, of), default=7)[0]
     planned(aggregation(function, of), default=0)
 
 
@@ -346,7 +352,7 @@ def test_a_default_beside_a_value_that_is_never_null_would_never_show(function):
 def test_declared_type_is_checked(declared):
     (fault,) = faults_of(aggregation("sum", "decimal(38,2)"), type=declared)
 
-    assert fault.startswith(f"purchases.x: its type is declared {declared!r}, but sum gives decimal(38,2) here; ")
+    assert fault.startswith(f"purchases.x: its type is declared as {declared!r}, but sum gives decimal(38,2) here; ")
     assert ("types are int64" in fault) == ("integer" in declared)
 
 
@@ -427,8 +433,8 @@ def test_text_that_cannot_be_written_is_refused(text):
         compile(
             view(Feature("n", agg.min("user_id"), Sliding("1h"), default=text)),
         )
-    assert "is no string" in str(raised.value)
-    with pytest.raises(DefinitionError, match="is no text"):
+    assert "is not of type string" in str(raised.value)
+    with pytest.raises(DefinitionError, match="is not text"):
         compile(view(Feature("n", agg.count(), Sliding("1h"), description=text)))
 
 

@@ -69,9 +69,9 @@ def test_type_that_is_not_read_has_no_column(avro, spelled):
         ({"type": "record", "name": "R"}, "the Avro schema has no fields"),
         ({"type": "record", "name": "R", "fields": [{"name": "c", "type": "money"}]}, "the Avro schema is not valid"),
         ({}, "the Avro schema is not valid"),
-        ({"type": "enum", "name": "E", "symbols": ["a"]}, "the Avro schema is a 'enum'; a record is read"),
+        ({"type": "enum", "name": "E", "symbols": ["a"]}, "the Avro schema has the type 'enum'; give a record"),
         ({"type": "record", "name": "R", "fields": []}, "the Avro schema has no fields"),
-        (record("null"), "the Avro schema has no field of a type that is read; these are int,"),
+        (record("null"), "the Avro schema has no field of a readable type; these are int,"),
         (
             {"type": "record", "name": "R", "fields": [{"name": "_offset", "type": "long"}]},
             "begins with _, which is reserved",

@@ -121,15 +121,15 @@ def test_definition_met_twice_is_one_and_two_of_a_name_are_a_fault():
     other = view(Feature("n", agg.sum(pl.col("price")), HOUR))
 
     assert list(compile(again, same, [again]).views) == ["purchases"]
-    assert faults_of(again, other) == ["view purchases: it is defined twice, differently; rename one or remove it"]
+    assert faults_of(again, other) == ["view purchases: it is defined twice, with differences; rename or remove one"]
     assert faults_of(stream(), stream(topic="t2")) == [
-        "stream transactions: it is defined twice, differently; rename one or remove it"
+        "stream transactions: it is defined twice, with differences; rename or remove one"
     ]
 
 
 def test_two_streams_of_one_topic_are_a_fault():
     assert faults_of(stream(), stream(name="again")) == [
-        "stream again: its topic transactions is already that of the stream transactions; use that one, or an alias of it"
+        "stream again: its topic transactions already belongs to the stream transactions; use that stream, or an alias of it"
     ]
 
 
@@ -146,18 +146,18 @@ def test_entity_and_stream_resolve_by_name_key_and_alias():
     [
         (
             Feature("_n", agg.count(), HOUR),
-            "purchases._n: the name is not allowed; use letters, digits and _, begin with a letter",
+            "purchases._n: the name is not allowed; use letters, digits and _, and begin with a letter",
         ),
         (Feature("n n", agg.count(), HOUR), "purchases.n n: the name is not allowed"),
-        (Feature("seq", agg.count(), HOUR), "purchases.seq: the name is that of a column of the log; rename it"),
-        (Feature("user_id", agg.count(), HOUR), "purchases.user_id: the name is that of an entity key column"),
+        (Feature("seq", agg.count(), HOUR), "purchases.seq: a column of the log has this name; rename the feature"),
+        (Feature("user_id", agg.count(), HOUR), "purchases.user_id: a key column of the entity has this name"),
         (
             Feature("n", agg.count(), Sliding("30d", hop="7h")),
             "purchases.n: hop 7h does not divide the window 30d; choose a divisor",
         ),
-        (Feature("n", agg.count(), Calendar("day", tz="Mars")), "purchases.n: 'Mars' is no time zone"),
-        (Feature("n", agg.count(), "30d"), "purchases.n: '30d' is no window"),
-        (Feature("n", "count", HOUR), "purchases.n: 'count' is no aggregation; use one of agg.count"),
+        (Feature("n", agg.count(), Calendar("day", tz="Mars")), "purchases.n: 'Mars' is not a time zone"),
+        (Feature("n", agg.count(), "30d"), "purchases.n: '30d' is not a window"),
+        (Feature("n", "count", HOUR), "purchases.n: 'count' is not an aggregation; use one of agg.count"),
         (
             Feature("n", agg.Aggregation("median", "amount"), HOUR),
             "purchases.n: no aggregation is called 'median'; did you mean 'mean'?",
@@ -181,7 +181,7 @@ def test_entity_and_stream_resolve_by_name_key_and_alias():
         ),
         (
             Feature("n", agg.count(), HOUR, filter="amount"),
-            "purchases.n: filter: 'amount' is Float64, not true or false",
+            "purchases.n: filter: 'amount' is Float64, not Boolean",
         ),
         (
             Feature("n", agg.count(), HOUR, filter="sum(amount) > 1"),
@@ -190,30 +190,30 @@ def test_entity_and_stream_resolve_by_name_key_and_alias():
         (Feature("n", agg.count(), HOUR, filter="online", where="online"), "purchases.n: it has both where and filter"),
         (
             Feature("n", agg.count(), HOUR, type="float64"),
-            "purchases.n: its type is declared 'float64', but count gives int64 here",
+            "purchases.n: its type is declared as 'float64', but count gives int64 here",
         ),
         (
             Feature("n", agg.count(), HOUR, type="integer"),
-            "purchases.n: its type is declared 'integer', but count gives int64 here; types are",
+            "purchases.n: its type is declared as 'integer', but count gives int64 here; types are",
         ),
         (
             Feature("n", agg.min("amount"), HOUR, default=math.nan),
-            "purchases.n: the default nan is no float64; leave it out for null",
+            "purchases.n: the default nan is not of type float64; leave it out for null",
         ),
         (
             Feature("n", agg.min("amount"), HOUR, default="0"),
-            "purchases.n: the default '0' is no float64; give a float64",
+            "purchases.n: the default '0' is not of type float64; give a value of type float64",
         ),
-        (Feature("n", agg.min("n_items"), HOUR, default=1.5), "purchases.n: the default 1.5 is no int64"),
-        (Feature("n", agg.min("n_items"), HOUR, default=True), "purchases.n: the default True is no int64"),
+        (Feature("n", agg.min("n_items"), HOUR, default=1.5), "purchases.n: the default 1.5 is not of type int64"),
+        (Feature("n", agg.min("n_items"), HOUR, default=True), "purchases.n: the default True is not of type int64"),
         (
             Feature("n", agg.min("n_items"), HOUR, default=2**63),
-            "purchases.n: the default 9223372036854775808 is no int64",
+            "purchases.n: the default 9223372036854775808 is not of type int64",
         ),
-        (Feature("n", agg.max("online"), HOUR, default=1), "purchases.n: the default 1 is no bool"),
-        (Feature("n", agg.count(), HOUR, default=-1), "purchases.n: the default -1 would never show"),
-        (Feature("n", agg.count(), HOUR, description=7), "purchases.n: description: 7 is no text"),
-        ("n", "purchases: 'n' is no feature; give Feature and Derived objects"),
+        (Feature("n", agg.max("online"), HOUR, default=1), "purchases.n: the default 1 is not of type bool"),
+        (Feature("n", agg.count(), HOUR, default=-1), "purchases.n: the default -1 would never be used"),
+        (Feature("n", agg.count(), HOUR, description=7), "purchases.n: description: 7 is not text"),
+        ("n", "purchases: 'n' is not a feature; give Feature and Derived objects"),
     ],
 )
 def test_feature_that_cannot_be_is_a_fault_with_a_remedy(feature, fault):
@@ -231,18 +231,18 @@ def test_feature_that_cannot_be_is_a_fault_with_a_remedy(feature, fault):
         ({"name": "registry"}, "registry: the name is reserved; rename the view"),
         ({"name": "clock"}, "clock: the name is reserved; rename the view"),
         ({"name": ""}, "view '': it has no name"),
-        ({"version": 0}, "purchases: version 0 is no positive whole number"),
-        ({"version": True}, "purchases: version True is no positive whole number"),
+        ({"version": 0}, "purchases: version 0 is not a positive whole number"),
+        ({"version": True}, "purchases: version True is not a positive whole number"),
         ({"features": []}, "purchases: it has no features"),
-        ({"features": "count"}, "purchases: features='count' is no list"),
+        ({"features": "count"}, "purchases: features='count' is not a list"),
         (
             {"features": [Feature(f"n{i}", agg.count(), HOUR) for i in range(65)]},
             "purchases: it has 65 features, more than 64",
         ),
-        ({"features": [COUNT, COUNT]}, "purchases.n: the name is there twice"),
+        ({"features": [COUNT, COUNT]}, "purchases.n: the name is used twice"),
         (
             {"features": [COUNT, Feature("N", agg.count(), HOUR)]},
-            "purchases.N: the name is there beside n, which differs only in",
+            "purchases.N: the name differs from n only in",
         ),
         ({"stream": "transaction"}, "purchases: no stream is called 'transaction'; did you mean 'transactions'?"),
         ({"entity": "usr"}, "purchases: no entity has the name or key 'usr'; did you mean 'user'?"),
@@ -268,16 +268,16 @@ def test_feature_that_cannot_be_is_a_fault_with_a_remedy(feature, fault):
         ),
         (
             {"entity": Entity("e", key=["user_id", "user_id"])},
-            "purchases: entity e: key ['user_id', 'user_id'] is no column name",
+            "purchases: entity e: key ['user_id', 'user_id'] is not a column name",
         ),
-        ({"entity": Entity("e", key=7)}, "purchases: entity e: key 7 is no column name"),
+        ({"entity": Entity("e", key=7)}, "purchases: entity e: key 7 is not a column name"),
         (
             {"entity": Entity("e", key="user_id", type="int64")},
-            "purchases: entity e: its type is declared 'int64', but the stream has string",
+            "purchases: entity e: its type is declared as 'int64', but the stream has string",
         ),
         ({"where": "amount > now()"}, "purchases: filter: now() reads a clock"),
         ({"where": "online", "filter": "online"}, "purchases: it has both where and filter"),
-        ({"owner": None}, "purchases: owner: None is no text"),
+        ({"owner": None}, "purchases: owner: None is not text"),
     ],
 )
 def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
@@ -290,8 +290,8 @@ def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"topic": "a topic"}, "stream transactions: 'a topic' is no topic name"),
-        ({"topic": ".."}, "stream transactions: '..' is no topic name"),
+        ({"topic": "a topic"}, "stream transactions: 'a topic' is not a topic name"),
+        ({"topic": ".."}, "stream transactions: '..' is not a topic name"),
         ({"event_time": "at"}, "stream transactions: event_time: the stream has no column 'at'"),
         (
             {"event_time": "transaction_id"},
@@ -302,18 +302,18 @@ def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
             {"partitioned_by": ["user"]},
             "stream transactions: partitioned_by: the stream has no column 'user'; did you mean 'user_id'?",
         ),
-        ({"partitioned_by": 3}, "stream transactions: partitioned_by=3 is no column name"),
-        ({"aliases": 3}, "stream transactions: aliases=3 is no list of names"),
-        ({"settle": "soon"}, "stream transactions: settle: 'soon' is no duration"),
+        ({"partitioned_by": 3}, "stream transactions: partitioned_by=3 is not a column name"),
+        ({"aliases": 3}, "stream transactions: aliases=3 is not a list of names"),
+        ({"settle": "soon"}, "stream transactions: settle: 'soon' is not a duration"),
         ({"max_age": "0s"}, "stream transactions: max_age is 0"),
         ({"dedupe_within": "1d"}, "stream transactions: dedupe_within needs an event_id"),
         (
             {"event_id": "transaction_id", "dedupe_within": "0s"},
-            "stream transactions: dedupe_within is '0s', within which nothing repeats",
+            "stream transactions: dedupe_within is '0s', and nothing can repeat within that",
         ),
         (
             {"event_id": "transaction_id", "dedupe_within": "long"},
-            "stream transactions: dedupe_within: 'long' is no duration",
+            "stream transactions: dedupe_within: 'long' is not a duration",
         ),
         (
             {"event_id": "amount", "dedupe_within": "1d"},
@@ -321,7 +321,7 @@ def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
         ),
         ({"schema": "nowhere.avsc"}, "stream transactions: the schema file nowhere.avsc cannot be read"),
         ({"schema": "{"}, "stream transactions: the schema's text is not JSON"),
-        ({"schema": 3}, "stream transactions: the schema 3 is no path, JSON text or JSON object"),
+        ({"schema": 3}, "stream transactions: the schema 3 is not a path, JSON text or a JSON object"),
         ({"schema": {"type": "record"}}, "stream transactions: the Avro schema is not valid"),
     ],
 )
@@ -348,8 +348,8 @@ def test_all_faults_are_reported_together():
     )
 
     assert [fault.partition(";")[0].partition(",")[0] for fault in faults] == [
-        "'purchases' is no definition",
-        "stream other: '?' is no topic name",
+        "'purchases' is not a definition",
+        "stream other: '?' is not a topic name",
         "purchases: filter: it contains the function Rank",
         "purchases._x: the name is not allowed",
         "purchases._x: hop 7h does not divide the window 30d",
@@ -364,7 +364,7 @@ def test_all_faults_are_reported_together():
 def test_broken_schema_is_the_only_fault_of_its_views():
     faults = faults_of(view(stream=stream(schema=SCHEMA | {"fields": []}), where="online"))
 
-    assert faults == ["stream transactions: the Avro schema has no fields; a record has one for each column"]
+    assert faults == ["stream transactions: the Avro schema has no fields; give it one for each column"]
 
 
 def test_default_takes_the_features_type():

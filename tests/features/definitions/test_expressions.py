@@ -74,8 +74,8 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         ("a, b", "Polars cannot read the SQL text"),
         ("", "the SQL text is empty"),
         ("-- nothing", "the SQL text is empty"),
-        ("1", "it reads no column, so it is always the same; leave it out"),
-        ("true", "it reads no column, so it is always the same; leave it out"),
+        ("1", "it reads no column, so its result is always the same; leave it out"),
+        ("true", "it reads no column, so its result is always the same; leave it out"),
         ("amount > 1", "the stream has no column 'amount'; it has a, b,"),
         ("ss = 'x'", "the stream has no column 'ss'; did you mean 's'?"),
         ("s > 1", "cannot compare string with numeric type"),
@@ -110,9 +110,9 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         (k.any(), "the function Boolean.Any"),
         (a.map_batches(lambda series: series), "a Python function"),
         (a.map_elements(lambda value: value, return_dtype=pl.Int64), "a Python function"),
-        (a + pl.lit(pl.Series([1, 2])), "it holds a series as a literal"),
-        (a + pl.lit(pl.Series([1])), "it holds a series as a literal"),
-        (pl.lit(1), "it reads no column, so it is always the same; leave it out"),
+        (a + pl.lit(pl.Series([1, 2])), "it contains a series as a literal"),
+        (a + pl.lit(pl.Series([1])), "it contains a series as a literal"),
+        (pl.lit(1), "it reads no column, so its result is always the same; leave it out"),
         (pl.all(), "it names several columns at once"),
         (pl.col("a", "b"), "it names several columns at once"),
         (pl.col("^a$"), "it names several columns at once"),
@@ -124,8 +124,8 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         (t.dt.cast_time_unit("ns"), "it changes a time's unit strictly"),
         (s.str.contains(s), "it reads a text pattern from a column"),
         (s.cast(pl.Categorical), "it casts to Categorical"),
-        (a.replace_strict({1: 2}), "replace_strict fails on a record with another value"),
-        (3, "3 is no expression"),
+        (a.replace_strict({1: 2}), "replace_strict fails on a record with any other value"),
+        (3, "3 is not an expression"),
     ],
 )
 def test_expression_that_depends_on_more_than_its_record_is_refused(expression, fault):
@@ -199,5 +199,5 @@ def test_a_value_does_not_depend_on_how_many_rows_its_batch_has(expression):
 
 @pytest.mark.parametrize("text", ["x // 2", "d * d + d * d"])
 def test_an_expression_that_fails_on_what_a_record_may_hold_is_refused(text):
-    with pytest.raises(DefinitionError, match="fails on some values, and their whole batch with them"):
+    with pytest.raises(DefinitionError, match="fails on some values, and would fail their whole batch"):
         check_expression(text, {"x": pl.Float64(), "d": pl.Decimal(38, 2)})

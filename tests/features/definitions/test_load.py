@@ -118,7 +118,7 @@ def test_type_of_the_yaml_is_checked(folder):
 
     (fault,) = faults_of(folder)
     assert fault.startswith(
-        "user_purchase_count_30d.user_purchase_count_30d: its type is declared 'float64', but count gives"
+        "user_purchase_count_30d.user_purchase_count_30d: its type is declared as 'float64', but count gives"
     )
 
 
@@ -315,10 +315,10 @@ def test_all_that_can_be_said_in_python_can_be_said_in_yaml(folder):
         (("window: lifetime", "window: lifetime, hop: 1h"), "feature kinds: a lifetime has no hop; leave it out"),
         (("window: lifetime", "window: {lifetime: 1}"), "feature kinds: the window has no kind; write window: 30d,"),
         (("session: 30min,", "session: 30,"), "feature tops: 30 has no unit; write for example 30d, 5min or 10s"),
-        (("closed: true", "close: true"), "window: there is no key 'close'; did you mean 'closed'?"),
-        (("ddof: 0", "dof: 0"), "aggregation: there is no key 'dof'; did you mean 'ddof'?"),
-        (("by: online", "by: [online]"), "feature online: by: ['online'] is no SQL text; put it in quotes"),
-        (("derived: warmth / n", "derived: [n]"), "feature share: derived: ['n'] is no SQL text; put it in quotes"),
+        (("closed: true", "close: true"), "window: unknown key 'close'; did you mean 'closed'?"),
+        (("ddof: 0", "dof: 0"), "aggregation: unknown key 'dof'; did you mean 'ddof'?"),
+        (("by: online", "by: [online]"), "feature online: by: ['online'] is not SQL text; put it in quotes"),
+        (("derived: warmth / n", "derived: [n]"), "feature share: derived: ['n'] is not SQL text; put it in quotes"),
         (
             ("derived: warmth / n", "derived: n, aggregation: {}"),
             "share: it has both derived and aggregation; keep one",
@@ -328,18 +328,18 @@ def test_all_that_can_be_said_in_python_can_be_said_in_yaml(folder):
         (("  gap: 30min\n", ""), "sessions visits: it has no gap; give it one"),
         (("  gap: 30min\n", "  gap: 30\n"), "sessions visits: gap: 30 has no unit; write for example"),
         (("  gap: 30min\n  hop: 1min", "  gap: 30min\n  hop: 60"), "sessions visits: hop: 60 has no unit; write"),
-        (("  gap: 30min\n", "  gaps: 30min\n"), "sessions visits: there is no key 'gaps'; did you mean 'gap'?"),
+        (("  gap: 30min\n", "  gaps: 30min\n"), "sessions visits: unknown key 'gaps'; did you mean 'gap'?"),
         (
             ("spend: {function: sum, value: amount}", "spend: amount"),
-            "visits: spend: 'amount' is no aggregation; write",
+            "visits: spend: 'amount' is not an aggregation; write",
         ),
         (
             ("spend: {function: sum,", "spend: {functon: sum,"),
-            "visits: spend: there is no key 'functon'; did you mean 'function'?",
+            "visits: spend: unknown key 'functon'; did you mean 'function'?",
         ),
         (
             ("spend: {function: sum, value: amount}", "spend: {function: sum, value: amount, window: 1h}"),
-            "visits: spend: there is no key 'window'; known are function,",
+            "visits: spend: unknown key 'window'; known keys are function,",
         ),
     ],
 )
@@ -354,11 +354,14 @@ def test_yaml_of_another_form_is_a_fault_for_what_is_new_too(folder, change, fau
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (("n: 3,", "n: 300,"), "everything.tops: n=300 is no whole number between 1 and 128; write for example n=5"),
+        (("n: 3,", "n: 300,"), "everything.tops: n=300 is not a whole number between 1 and 128; write for example n=5"),
         (("closed: true", "closed: maybe"), "everything.online: closed='maybe' is neither true nor false; write one"),
         (("calendar: week", "calendar: weeks"), "everything.spread: Calendar('weeks') is not known; units are day,"),
-        (("edges: [0, 10, 100]", "edges: 0"), "everything.sizes: edges=0 is no list of 1 to 127 ascending numbers"),
-        (("default: 0.5", "default: low"), "everything.spread: the default 'low' is no float64; give a float64"),
+        (("edges: [0, 10, 100]", "edges: 0"), "everything.sizes: edges=0 is not a list of 1 to 127 ascending numbers"),
+        (
+            ("default: 0.5", "default: low"),
+            "everything.spread: the default 'low' is not of type float64; give a value of type float64",
+        ),
         (("function: quantile, value: spend", "function: quantile, value: spent"), "did you mean 'spend'?"),
         (("source: visits", "source: visit"), "user_visits: no stream is called 'visit'; did you mean 'visits'?"),
         (("stream: transactions\n  gap", "stream: transaction\n  gap"), "no stream is called 'transaction'; did you"),
@@ -373,9 +376,9 @@ def test_what_compile_finds_in_yaml_it_says_as_for_python(folder, change, fault)
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (("function: count", "fuction: count"), "aggregation: there is no key 'fuction'; did you mean 'function'?"),
-        (("owner:", "onwer:"), "there is no key 'onwer'; did you mean 'owner'?"),
-        (("source: transactions_table\n", ""), "it has no source, the name of a stream; give it one"),
+        (("function: count", "fuction: count"), "aggregation: unknown key 'fuction'; did you mean 'function'?"),
+        (("owner:", "onwer:"), "unknown key 'onwer'; did you mean 'owner'?"),
+        (("source: transactions_table\n", ""), "it has no source, which names its stream; give it one"),
         (
             ("source:", "stream: transactions\nsource:"),
             "it has both source and stream, which are the same thing; keep one",
@@ -386,11 +389,11 @@ def test_what_compile_finds_in_yaml_it_says_as_for_python(folder, change, fault)
             ("window: 30d", "window: {rolling: 30d}"),
             "the window has no kind; write window: 30d, {tumbling: 1h}, {calendar",
         ),
-        (("window: 30d", "window: {tumbling: 1h, hop: 1min}"), "window: there is no key 'hop'; known are tumbling"),
-        (("window: 30d", "window: {sliding: 30d}\n  hop: 1d"), "hop stands beside a window that is spelled out"),
+        (("window: 30d", "window: {tumbling: 1h, hop: 1min}"), "window: unknown key 'hop'; known keys are tumbling"),
+        (("window: 30d", "window: {sliding: 30d}\n  hop: 1d"), "hop is beside a window that is written out"),
         (("name: user_purchase_count_30d\n", ""), "it has no name; give it one"),
-        (("filter: \"status = 'completed'\"", "filter: [1]"), "filter: [1] is no SQL text; put it in quotes"),
-        (("owner:", "features: []\nowner:"), "there is no key 'features'"),
+        (("filter: \"status = 'completed'\"", "filter: [1]"), "filter: [1] is not SQL text; put it in quotes"),
+        (("owner:", "features: []\nowner:"), "unknown key 'features'"),
     ],
 )
 def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
@@ -404,14 +407,14 @@ def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("name: a\nname: b\n", "DIR/bad.yaml: it is not YAML: the key 'name' is there twice"),
+        ("name: a\nname: b\n", "DIR/bad.yaml: it is not YAML: the key 'name' appears twice"),
         ("name: [", "DIR/bad.yaml: it is not YAML:"),
         ("!!python/object/apply:os.system ['true']", "DIR/bad.yaml: it is not YAML: could not determine a constructor"),
-        ("just text", "DIR/bad.yaml: 'just text' is no definition; write a view"),
+        ("just text", "DIR/bad.yaml: 'just text' is not a definition; write a view"),
         ("entity: {name: user}", "DIR/bad.yaml: entity user: it has no key; give it one"),
         (
             "entity: {name: user, keys: user_id}",
-            "DIR/bad.yaml: entity user: there is no key 'keys'; did you mean 'key'?",
+            "DIR/bad.yaml: entity user: unknown key 'keys'; did you mean 'key'?",
         ),
         ("stream: {name: s}", "DIR/bad.yaml: stream s: it has no topic; give it one"),
         (
@@ -423,14 +426,14 @@ def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
             "DIR/bad.yaml: document 1: stream transactions: dedupe_within: 500 has no unit",
         ),
         ("name: v\nentity: user\nsource: t\n", "DIR/bad.yaml: view v: it has no list of features; write features:"),
-        ("name: v\nentity: user\nsource: t\nfeatures: [n]\n", "DIR/bad.yaml: view v: feature 1: 'n' is no feature"),
+        ("name: v\nentity: user\nsource: t\nfeatures: [n]\n", "DIR/bad.yaml: view v: feature 1: 'n' is not a feature"),
         (
             "name: v\nentity: user\nsource: t\nfeatures: [{name: n}]\n",
             "DIR/bad.yaml: view v: feature n: it has no aggregation",
         ),
         (
             "name: v\nentity: user\nsource: t\nfeatures: [{name: n, agg: 1}]\n",
-            "DIR/bad.yaml: view v: feature n: there is no key 'agg'",
+            "DIR/bad.yaml: view v: feature n: unknown key 'agg'",
         ),
     ],
 )
@@ -450,13 +453,13 @@ def test_paths_that_hold_no_definitions_are_faults(folder):
 
     assert faults_of(folder, folder / "nowhere", folder / "notes.txt", folder / "schemas") == [
         "DIR/nowhere: there is no such file or folder; correct the path",
-        "DIR/notes.txt: definitions are .py, .yaml, .yml files; correct the path",
-        "DIR/schemas: the folder has no .py, .yaml, .yml file; name the folder of the definitions",
+        "DIR/notes.txt: definition files are .py, .yaml, .yml files; correct the path",
+        "DIR/schemas: the folder has no .py, .yaml, .yml file; give the folder of the definitions",
     ]
     assert faults_of(folder / "empty.py")[0].endswith(
         "there are no definitions; write an Entity, a Stream and a FeatureView"
     )
-    with pytest.raises(DefinitionError, match="no definition files were named"):
+    with pytest.raises(DefinitionError, match="no definition files were given"):
         load()
 
 

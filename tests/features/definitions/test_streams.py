@@ -59,7 +59,9 @@ def test_a_json_schema_gives_columns_and_what_has_none_is_left_out():
 def test_a_field_without_a_column_is_a_fault_only_where_it_is_named():
     (fault,) = faults(partitioned_by="items")
 
-    assert fault.startswith("partitioned_by: field 'items' has the type array, which is not read; readable are int,")
+    assert fault.startswith(
+        "partitioned_by: field 'items' has the type array, which cannot be read; readable types are int,"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,24 +72,33 @@ def test_a_field_without_a_column_is_a_fault_only_where_it_is_named():
             {"key_column": "id", "key_format": "uuid"},
             "key_format='uuid' is not known; write one of string, int64, int32",
         ),
-        ({"key_column": "user"}, "column 'user' is in the schema already; give the record's own another name"),
-        ({"key_column": "_key"}, "column '_key' begins with _, which is reserved, or has no name; give it another"),
-        ({"key_column": "id", "headers": ["id"]}, "headers: column 'id' is the record key's; give it another name"),
+        (
+            {"key_column": "user"},
+            "column 'user' is already in the schema; give the column of the key or header another name",
+        ),
+        (
+            {"key_column": "_key"},
+            "column '_key' begins with _, which is reserved, or has no name; give it another name",
+        ),
+        (
+            {"key_column": "id", "headers": ["id"]},
+            "headers: column 'id' already holds the record key; give the header another column",
+        ),
         (
             {"headers": "tenant"},
-            "headers='tenant' is no list of header names and no mapping from columns to them; give one",
+            "headers='tenant' is neither a list of header names nor a mapping from columns to header names; give one of these",
         ),
         (
             {"headers": {"a": 1}},
-            "headers={'a': 1} is no list of header names and no mapping from columns to them; give one",
+            "headers={'a': 1} is neither a list of header names nor a mapping from columns to header names; give one of these",
         ),
         (
             {"schema": {"type": "array"}, "format": "json"},
-            "the schema of JSON messages is neither a JSON Schema of an object with properties nor an Avro record schema; give one",
+            "the schema of JSON messages is neither a JSON Schema of an object with properties nor an Avro record schema; give one of these",
         ),
         (
             {"schema": {"type": "object", "properties": {"a": {"type": "array"}}}, "format": "json"},
-            "the schema has no property that is an integer, number, string or boolean; a column is one of these",
+            "the schema has no property that is an integer, number, string or boolean; a column must be one of these",
         ),
     ],
 )
@@ -144,7 +155,7 @@ def test_a_column_that_is_no_name_is_a_fault(word):
 def test_a_schema_that_can_be_no_file_is_a_fault_that_can_be_printed(schema):
     (fault,) = faults(schema=schema)
 
-    assert fault.startswith(f"the schema {schema!r} is no path")
+    assert fault.startswith(f"the schema {schema!r} is not a path")
     assert fault.encode()
 
 

@@ -131,11 +131,14 @@ def test_a_pattern_without_a_topic_is_an_error_that_says_so(bench):
     ("changes", "fault"),
     [
         ({"topic": ["a", "a"]}, "names a topic twice"),
-        ({"topic": ["a", "b c"]}, "'b c' is no topic name"),
-        ({"topic": []}, "topic=[] is no topic name"),
-        ({"topic": "^a("}, "the pattern '^a(' is no regular expression"),
-        ({"topic": ["a", "b"], "partitioned_by": "user_id"}, "partitioned_by is said of a stream of several topics"),
-        ({"topic": ["a", "b"], "name": "pay ments"}, "its records are archived under its name"),
+        ({"topic": ["a", "b c"]}, "'b c' is not a topic name"),
+        ({"topic": []}, "topic=[] is not a topic name"),
+        ({"topic": "^a("}, "the pattern '^a(' is not a regular expression"),
+        (
+            {"topic": ["a", "b"], "partitioned_by": "user_id"},
+            "partitioned_by does not apply to a stream of several topics",
+        ),
+        ({"topic": ["a", "b"], "name": "pay ments"}, "its records are archived under the stream's name"),
     ],
 )
 def test_topics_that_cannot_be_are_a_fault(changes, fault):
@@ -156,5 +159,5 @@ def test_two_streams_may_not_read_one_topic(topic):
         for name, read in (("one", "orders"), ("other", topic))
     ]
 
-    with pytest.raises(DefinitionError, match="topic orders is already that of the stream"):
+    with pytest.raises(DefinitionError, match="topic orders already belongs to the stream"):
         compile_definitions(*views)

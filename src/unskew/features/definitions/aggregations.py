@@ -1,4 +1,4 @@
-"""What each aggregation takes, is told, and gives."""
+"""The aggregations: their values, parameters and results."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from unskew.features.types import FLOAT64, INT64, Type
 from unskew.features.view import AggregationName, Parameters, Scalar, ViewWindow
 
 MAX_ITEMS = 128
-"""Most items of a list, counts of a histogram, keys of a map: a row of values has a fixed width in the kernel."""
+"""The most items of a list, counts of a histogram or keys of a map: rows of values have a fixed width in the kernel."""
 MAX_HALF_LIVES = 1000
 MAX_HALF_LIFE_HOPS = 100_000
 DEFAULT_KEYS = 16
@@ -26,14 +26,17 @@ _REGISTERS_ERROR = 1.04
 
 @dataclass(frozen=True)
 class Rule:
-    """One aggregation: whether it takes a value (None: it may), numbers only or any type, what it is told, what it gives.
+    """The rules of one aggregation.
 
-    ``result``: a type, or ``value`` for that of the value, ``values`` for a list of it, ``total`` for that of its sum.
+    ``value``: true if it needs a value, false if it takes none, None if a value is optional. ``numbers``: true if its
+    values must be numbers. ``parameters``: the parameters that it takes. ``result``: a type, or ``value`` for the type
+    of the value, ``values`` for a list of it, ``total`` for the type of its sum. ``zero``: true if it is 0 on an empty
+    window.
     """
 
     value: bool | None
     numbers: bool
-    told: tuple[str, ...]
+    parameters: tuple[str, ...]
     result: Type | Literal["value", "values", "total"]
     zero: bool = False
 
@@ -61,11 +64,11 @@ RULES: Mapping[AggregationName, Rule] = {
     "decayed_count": Rule(False, False, ("half_life",), FLOAT64, zero=True),
     "decayed_sum": Rule(True, True, ("half_life",), FLOAT64, zero=True),
 }
-TOLD = ("by", "keys", "n", "ddof", "q", "error", "edges", "half_life")
+PARAMETERS = ("by", "keys", "n", "ddof", "q", "error", "edges", "half_life")
 
 
 def result_type(aggregation: Aggregation, value: Type | None) -> Type:
-    """The type of the result, for a value of type ``value``."""
+    """Return the type of the result for a value of type ``value``."""
     result = RULES[aggregation.function].result
     value = value or INT64
     match result:
@@ -79,7 +82,7 @@ def result_type(aggregation: Aggregation, value: Type | None) -> Type:
 
 
 def empty_value(aggregation: Aggregation, dtype: Type) -> Scalar | None:
-    """The value on an empty window: 0 of counts and sums, else None."""
+    """Return the value on an empty window: 0 for counts and sums, otherwise None."""
     if not RULES[aggregation.function].zero or aggregation.by is not None:
         return None
     if dtype.is_decimal:
@@ -88,16 +91,19 @@ def empty_value(aggregation: Aggregation, dtype: Type) -> Scalar | None:
 
 
 def parameters_of(aggregation: Aggregation, window: ViewWindow | None) -> Parameters:
-    """What the aggregation is told, checked. Raises ``DefinitionError`` with all faults, each half a sentence."""
+    """Check the parameters of an aggregation and return them.
+
+    Raises ``DefinitionError`` with all faults, each half a sentence.
+    """
     function = aggregation.function
     rule = RULES[function]
     faults = [
-        f"{function} is not told {word}; leave it out"
-        for word in TOLD
-        if word not in rule.told and getattr(aggregation, word) is not None
+        f"{function} does not take {word}; leave it out"
+        for word in PARAMETERS
+        if word not in rule.parameters and getattr(aggregation, word) is not None
     ]
     found: Parameters = {}
-    for word in rule.told:
+    for word in rule.parameters:
         try:
             found.update(_CHECKS[word](aggregation, window))
         except DefinitionError as error:
@@ -110,14 +116,16 @@ def parameters_of(aggregation: Aggregation, window: ViewWindow | None) -> Parame
 def _whole(given: object, word: str, least: int, most: int, example: str) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
         raise DefinitionError(
-            f"{word}={given!r} is no whole number between {least} and {most}; write for example {example}"
+            f"{word}={given!r} is not a whole number between {least} and {most}; write for example {example}"
         )
     return given
 
 
 def _number(given: object, word: str, least: float, most: float, example: str) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not least <= given <= most:
-        raise DefinitionError(f"{word}={given!r} is no number between {least} and {most}; write for example {example}")
+        raise DefinitionError(
+            f"{word}={given!r} is not a number between {least} and {most}; write for example {example}"
+        )
     return float(given)
 
 
@@ -137,7 +145,7 @@ def _error(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     if aggregation.function == "quantile":
         given = 0.01 if aggregation.error is None else aggregation.error
         error = _number(given, "error", LEAST_QUANTILE_ERROR, MOST_QUANTILE_ERROR, "error=0.01")
-        # Half a bin is 2**-(bits + 1) of its least value.
+        # Half the width of a bin is 2**-(bits + 1) of its least value.
         return {"bits": max(0, math.ceil(-math.log2(error)) - 1)}
     given = 0.02 if aggregation.error is None else aggregation.error
     least, most = (_REGISTERS_ERROR / math.sqrt(2**bits) for bits in (MOST_BITS, LEAST_BITS))
@@ -150,18 +158,18 @@ def _edges(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     if (
         not 0 < len(edges) < MAX_ITEMS
         or not all(map(math.isfinite, edges))
-        # As floats: whole numbers beyond 2**53 may be the same one.
+        # Compared as floats, because different whole numbers beyond 2**53 may be the same float.
         or not all(one < other for one, other in pairwise(edges))
     ):
         raise DefinitionError(
-            f"edges={aggregation.edges!r} is no list of 1 to {MAX_ITEMS - 1} ascending numbers; write for example "
+            f"edges={aggregation.edges!r} is not a list of 1 to {MAX_ITEMS - 1} ascending numbers; write for example "
             "edges=[0, 10, 100]"
         )
     return {"edges": edges}
 
 
 def _floats(given: object) -> tuple[float, ...]:
-    """Numbers of a list; none where anything in it is no number."""
+    """Return the numbers of a list; an empty tuple if it is not a list or holds anything else."""
     if not isinstance(given, (list, tuple)):
         return ()
     if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in given):
@@ -181,19 +189,20 @@ def _half_life(aggregation: Aggregation, window: ViewWindow | None) -> Parameter
         return {}
     if window.kind != "sliding":
         raise DefinitionError(
-            f"{aggregation.function} is over {window.text}; decayed aggregations are over Sliding windows, as their age is "
-            "counted in hops"
+            f"{aggregation.function} is over {window.text}; a decayed aggregation needs a Sliding window, because ages "
+            "are counted in hops"
         )
     hops, rest = divmod(half_life_us, window.hop_us)
     if rest or hops < 1:
         raise DefinitionError(
-            f"half_life {format_duration(half_life_us)} is no multiple of the window's hop {format_duration(window.hop_us)}; "
-            f"choose one, for example {format_duration(max(1, hops) * window.hop_us)}, or another hop"
+            f"half_life {format_duration(half_life_us)} is not a multiple of the window's hop {format_duration(window.hop_us)}; "
+            f"choose a multiple, for example {format_duration(max(1, hops) * window.hop_us)}, or another hop"
         )
     if hops > MAX_HALF_LIFE_HOPS or window.extent_us > MAX_HALF_LIVES * half_life_us:
         raise DefinitionError(
-            f"half_life {format_duration(half_life_us)} is {hops} hops and {window.extent_us / half_life_us:g} of it are in the "
-            f"window; at most {MAX_HALF_LIFE_HOPS} hops and {MAX_HALF_LIVES} half-lives, so choose a longer hop, or another window"
+            f"half_life {format_duration(half_life_us)} is {hops} hops, and the window is {window.extent_us / half_life_us:g} "
+            f"half-lives long; at most {MAX_HALF_LIFE_HOPS} hops and {MAX_HALF_LIVES} half-lives are allowed, so choose a longer hop "
+            "or another window"
         )
     return {"half_life_hops": hops}
 
@@ -201,7 +210,7 @@ def _half_life(aggregation: Aggregation, window: ViewWindow | None) -> Parameter
 def _keys(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     if aggregation.by is None:
         if aggregation.keys is not None:
-            raise DefinitionError("keys bounds a map, and there is no by; give by, or leave keys out")
+            raise DefinitionError("keys limits the size of a map, but there is no by; give by, or leave keys out")
         return {}
     given = DEFAULT_KEYS if aggregation.keys is None else aggregation.keys
     return {"keys": _whole(given, "keys", 1, MAX_ITEMS // 2, "keys=16")}

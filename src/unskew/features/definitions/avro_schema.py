@@ -1,4 +1,4 @@
-"""An Avro record schema as fields, each with the Polars type that it has after decoding."""
+"""The fields of an Avro record schema, each with its Polars type after decoding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _PRIMITIVES: Mapping[str, pl.DataType] = {
     "enum": pl.String(),
     "fixed": pl.Binary(),
 }
-# A local timestamp is taken as UTC: it has no zone, and a column has one type.
+# A local timestamp is read as UTC: it has no zone, and a column has one type.
 _INSTANTS = {
     f"{local}timestamp-{unit}": ("long", TIMESTAMP)
     for local in ("", "local-")
@@ -41,11 +41,12 @@ READABLE = "int, long, float, double, boolean, string, bytes, enum and fixed, ti
 class AvroField:
     """One field of a record schema.
 
-    ``kind``: a primitive's name, ``enum``, ``fixed``, or ``other`` for what has no column (arrays, maps, records, unions of
-    several types). ``null_at``: where its union has null; -1 where it is no union, -2 where that is a union of one type.
-    ``logical``: a logical type that is read as such, else None: Avro wants unknown ones ignored. ``scale``: of a decimal.
-    ``type_names``: of an enum or fixed, first its own, then its aliases, without namespaces. ``symbol``: an enum's default.
-    ``default``: as in the schema, in a tuple of one; empty where there is none. ``avro``: the type with nothing left out.
+    ``kind``: a primitive's name, ``enum``, ``fixed``, or ``other`` for what has no column (arrays, maps, records,
+    unions of several types). ``null_at``: the index of null in its union; -1 if it is not a union, -2 if it is a union
+    of one type. ``logical``: a logical type that is read as such, otherwise None, because Avro requires unknown ones to
+    be ignored. ``scale``: the scale of a decimal. ``type_names``: the names of an enum or fixed, without namespaces:
+    first its own, then its aliases. ``symbol``: an enum's default. ``default``: the default in the schema, in a tuple
+    of one; empty if there is none. ``avro``: the complete type.
     """
 
     name: str
@@ -67,20 +68,20 @@ class AvroField:
 
     @property
     def dtype(self) -> pl.DataType | None:
-        """The column's type; None where there is no column."""
+        """The column's type; None if the field has no column."""
         if self.logical == "decimal":
             return pl.Decimal(_DECIMAL_DIGITS, self.scale)
         return _LOGICAL[self.logical][1] if self.logical else _PRIMITIVES.get(self.kind)
 
 
 def avro_fields(schema: Mapping[str, Any]) -> tuple[AvroField, ...]:
-    """Fields of a valid record schema, in order."""
+    """Return the fields of a valid record schema, in order."""
     expanded: Any = fastavro.schema.expand_schema(dict(schema))
     return tuple(_field(field) for field in expanded["fields"])
 
 
 def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], list[str]]:
-    """Columns of a record schema with their types after decoding, and its faults (each half a sentence).
+    """Return the columns of a record schema, with their types after decoding, and its faults (each half a sentence).
 
     A union of null and one type is that type. Enums are strings, fixed is binary, timestamps are microseconds in UTC.
     A field of any other type has no column.
@@ -89,38 +90,40 @@ def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], lis
         fastavro.parse_schema(dict(schema), expand=False)
     except (SchemaParseException, UnknownType) as error:
         return {}, [f"the Avro schema is not valid: {error}"]
-    # fastavro raises whatever an unexpected shape leads to.
+    # A schema of an unexpected shape may make fastavro raise any of these.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return {}, [f"the Avro schema is not valid: {type(error).__name__} {error}"]
     if schema.get("type") != "record":
-        return {}, [f"the Avro schema is a {schema.get('type')!r}; a record is read, one column for each of its fields"]
+        return {}, [
+            f"the Avro schema has the type {schema.get('type')!r}; give a record, with one field for each column"
+        ]
     if not schema.get("fields"):
-        return {}, ["the Avro schema has no fields; a record has one for each column"]
+        return {}, ["the Avro schema has no fields; give it one for each column"]
     columns: dict[str, pl.DataType] = {}
     faults: list[str] = []
     names: set[str] = set()
     for field in avro_fields(schema):
         if field.name.startswith("_"):
             faults.append(
-                f"field {field.name!r} begins with _, which is reserved; rename it in the reader schema, with its old name as an alias"
+                f"field {field.name!r} begins with _, which is reserved; rename it in the reader schema, and give its old name as an alias"
             )
         elif field.name in names:
-            faults.append(f"field {field.name!r} is there twice")
+            faults.append(f"field {field.name!r} appears twice")
         elif field.dtype is not None:
             columns[field.name] = field.dtype
         names.add(field.name)
     if not columns and not faults:
-        faults.append(f"the Avro schema has no field of a type that is read; these are {READABLE}")
+        faults.append(f"the Avro schema has no field of a readable type; these are {READABLE}")
     return columns, faults
 
 
 def unread_types(schema: Mapping[str, Any]) -> dict[str, str]:
-    """Fields of a valid record schema that have no column, with their types as people write them."""
+    """Return the fields of a valid record schema that have no column, with their types as people write them."""
     return {field.name: spell(field.avro) for field in avro_fields(schema) if field.dtype is None}
 
 
 def spell(avro: Any) -> str:
-    """A type as people write it: ``null | long``."""
+    """Return a type as people write it: ``null | long``."""
     if isinstance(avro, list):
         return " | ".join(spell(branch) for branch in avro)
     if isinstance(avro, Mapping):
@@ -153,7 +156,7 @@ def _field(field: Mapping[str, Any]) -> AvroField:
 
 
 def _without_null(avro: Any) -> tuple[int | None, Mapping[str, Any]]:
-    """Where a union has its null (None: a union of several types beside it), and the type beside it."""
+    """Return the index of null in a union (None if the union has several other types), and the other type."""
     null_at: int | None = -1
     if isinstance(avro, list):
         rest = [branch for branch in avro if branch != "null"]

@@ -1,4 +1,4 @@
-"""Definitions to a plan: every check is made here, once, and all faults are reported together."""
+"""Compilation of definitions to a plan: every check is made here, once, and all faults are reported together."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ from unskew.features.plan import (
 from unskew.features.types import TIMESTAMP
 from unskew.features.view import KeyType, View, ViewEntity, ViewSessions
 
-# Besides those of the log: what rows are called by on their way.
+# Besides the columns of the log: the column that holds a row's key on its way to the sinks.
 RESERVED_FEATURES = frozenset({"key"})
 RESERVED_VIEWS = frozenset({"registry", "clock", "late"})
 LOG_COLUMNS = frozenset(
@@ -59,8 +59,8 @@ _FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A001 - the word that users know
     """Check definitions and number them: views with everything they refer to.
 
-    Takes entities, streams, sessions and views, or iterables of them. What views hold need not be given beside them.
-    Raises one ``DefinitionError`` with every fault found, each saying what, where, and what to do.
+    Takes entities, streams, sessions and views, or iterables of them. What a view holds need not be given separately.
+    Raises one ``DefinitionError`` with every fault found; each says what is wrong, where, and what to do.
     """
     faults: list[str] = []
     entities, streams, sessions, views = _sorted(definitions, faults)
@@ -110,15 +110,15 @@ def _sorted(
         found += [part for part in held if isinstance(part, (Entity, Stream, Sessions))]
     for each in found:
         if type(each) not in tables:
-            faults.append(f"{each!r} is no definition; give Entity, Stream, Sessions and FeatureView objects")
+            faults.append(f"{each!r} is not a definition; give Entity, Stream, Sessions and FeatureView objects")
             continue
         kind, known = tables[type(each)]
         if not isinstance(each.name, str) or not each.name.strip():
             faults.append(f"{kind} {each.name!r}: it has no name; give it one")
             continue
-        # The same definition met twice (held by two views, imported by two files) is one.
+        # A definition may come twice (held by two views, imported by two files) and counts once.
         if known.setdefault(each.name, each) is not each and not _same(known[each.name], each):
-            faults.append(f"{kind} {each.name}: it is defined twice, differently; rename one or remove it")
+            faults.append(f"{kind} {each.name}: it is defined twice, with differences; rename or remove one")
     called = {name: f"stream {name}" for name in streams}
     for name, stream in streams.items():
         called |= dict.fromkeys(column_names(stream.aliases) or (), f"stream {name}, by an alias,")
@@ -129,10 +129,10 @@ def _sorted(
 
 
 def _shared_topics(streams: Iterable[StreamPlan]) -> list[str]:
-    """Faults of streams that read one topic: it is archived once, by one schema."""
+    """Return the faults of streams that read the same topic, which is archived only once, by one schema."""
     known = list(streams)
     return [
-        f"stream {other.name}: its topic {topic} is already that of the stream {one.name}; use that one, or an alias of it"
+        f"stream {other.name}: its topic {topic} already belongs to the stream {one.name}; use that stream, or an alias of it"
         for number, one in enumerate(known)
         for other in known[number + 1 :]
         if (topic := _shared(one, other)) is not None
@@ -140,7 +140,10 @@ def _shared_topics(streams: Iterable[StreamPlan]) -> list[str]:
 
 
 def _shared(one: StreamPlan, other: StreamPlan) -> str | None:
-    """A topic of both streams, or a name under which both would be archived; of two patterns no one can say."""
+    """Return a topic of both streams, or a name under which both would be archived; None if there is none.
+
+    Two different patterns are not compared, because nothing says which topics both match.
+    """
     for left, right in ((one, other), (other, one)):
         for topic in (*left.sources, left.topic):
             matched = any(is_pattern(each) and re.match(each, topic) for each in right.sources)
@@ -150,7 +153,7 @@ def _shared(one: StreamPlan, other: StreamPlan) -> str | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two definitions say the same; expressions do not compare to a truth value themselves."""
+    """Return true if two definitions say the same; ``==`` of Polars expressions does not give a truth value."""
     if isinstance(one, pl.Expr) or isinstance(other, pl.Expr):
         return isinstance(one, pl.Expr) and isinstance(other, pl.Expr) and one.meta.eq(other)
     if isinstance(one, msgspec.Struct):
@@ -166,7 +169,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
-    """Columns of the sessions that an inner view keeps."""
+    """Return the columns of the sessions that an inner view keeps."""
     return {
         **sessions.entity.columns,
         **SESSION_COLUMNS,
@@ -175,7 +178,7 @@ def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
 
 
 class _ViewCompiler:
-    """One view: resolves its entity and stream, and collects its faults."""
+    """The compiler of one view: it resolves the entity and the stream, and collects the faults."""
 
     def __init__(
         self,
@@ -217,13 +220,13 @@ class _ViewCompiler:
         if (n_words := sum(map(value_width, planned))) > MAX_VALUE_WORDS:
             self._fault(
                 view.name,
-                f"its row of values has {n_words} words, more than {MAX_VALUE_WORDS}, as its lists and maps are long; shorten them, or "
-                "make two views",
+                f"its row of values has {n_words} words, more than {MAX_VALUE_WORDS}, because its lists and maps are long; shorten "
+                "them, or split the view in two",
             )
         derived = [
             slots.derived(f"{view.name}.{feature.name}", feature, planned, view.owner)
             for feature in defined
-            # What a faulty feature would have been called is not known to be missing.
+            # After a faulty feature, a derived one may name it and would be reported for a missing column.
             if isinstance(feature, Derived) and len(planned) == len(features)
         ]
         if len(self._faults) > n_faults or stream is None or entity is None:
@@ -282,7 +285,7 @@ class _ViewCompiler:
     def _plan_sessions(
         self, sessions: Sessions, stream: StreamPlan | None, entity: ViewEntity | None
     ) -> ViewPlan | None:
-        """The inner view, which keeps the sessions of the view's entity: its features are their columns."""
+        """Return the inner view that keeps the sessions of the view's entity; its features are their columns."""
         place = f"{self._view.name}: sessions {sessions.name}"
         n_faults = len(self._faults)
         self._faults += text_faults(place, sessions)
@@ -297,13 +300,13 @@ class _ViewCompiler:
         wanted = {"start": first_time(), "end": last_time(), "events": count()}
         if not isinstance(sessions.values, Mapping):
             self._fault(
-                place, f"values={sessions.values!r} is no table; give an aggregation by the name of each column"
+                place, f"values={sessions.values!r} is not a mapping; map the name of each column to its aggregation"
             )
             return None
         if 3 + len(sessions.values) > MAX_FEATURES:
             self._fault(
                 place,
-                f"it has {len(sessions.values)} values, more than {MAX_FEATURES - 3}; leave out what no view reads",
+                f"it has {len(sessions.values)} values, more than {MAX_FEATURES - 3}; leave out those that no view reads",
             )
         for key in entity.keys if entity else ():
             if key in SESSION_COLUMNS:
@@ -316,7 +319,7 @@ class _ViewCompiler:
             if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name) or name in taken:
                 self._fault(
                     place,
-                    f"the column {name!r} is not allowed, or there already; use letters, digits and _, and another name than "
+                    f"the column name {name!r} is not allowed or already taken; use letters, digits and _, and none of the names "
                     f"{', '.join(sorted(taken))}",
                 )
             wanted[name] = aggregation
@@ -341,11 +344,13 @@ class _ViewCompiler:
     def _check_view(self) -> None:
         view = self._view
         if not _VIEW_NAME.fullmatch(view.name):
-            self._fault(view.name, "the name is not allowed; use lower-case letters, digits and _, begin with a letter")
+            self._fault(
+                view.name, "the name is not allowed; use lower-case letters, digits and _, and begin with a letter"
+            )
         if view.name in RESERVED_VIEWS:
             self._fault(view.name, f"the name is reserved; rename the view, for example {view.name}_features")
         if isinstance(view.version, bool) or not isinstance(view.version, int) or view.version < 1:
-            self._fault(view.name, f"version {view.version!r} is no positive whole number; count versions from 1")
+            self._fault(view.name, f"version {view.version!r} is not a positive whole number; count versions from 1")
         self._faults += text_faults(view.name, view)
 
     def _stream(self, wanted: Stream | Sessions | str) -> StreamPlan | None:
@@ -353,8 +358,10 @@ class _ViewCompiler:
             return self._stream_plans.get(wanted.name)
         name = wanted.name if isinstance(wanted, Sessions) else wanted
         if isinstance(name, str) and name in self._sessions:
-            # A view's own sessions were resolved to their stream.
-            self._fault(self._view.name, f"{name!r} are sessions, and sessions are of a stream's events; name a stream")
+            # The sessions that the view itself is over were already resolved to their stream.
+            self._fault(
+                self._view.name, f"{name!r} are sessions, but sessions are made of a stream's events; name a stream"
+            )
             return None
         names = [
             *self._streams,
@@ -398,7 +405,7 @@ class _ViewCompiler:
         place = f"{self._view.name}: entity {entity.name}"
         keys = column_names(entity.key)
         if keys is None or len(set(keys)) < len(keys):
-            self._fault(place, f"key {entity.key!r} is no column name; give one, or a list of different ones")
+            self._fault(place, f"key {entity.key!r} is not a column name; give one, or a list of different ones")
             return None
         for key in sorted(LOG_COLUMNS.intersection(keys)):
             self._fault(
@@ -423,43 +430,43 @@ class _ViewCompiler:
         if entity.type is not None and declared != tuple(types):
             self._fault(
                 place,
-                f"its type is declared {entity.type!r}, but the stream has {', '.join(types)}; correct one of them",
+                f"its type is declared as {entity.type!r}, but the stream has {', '.join(types)}; correct one of them",
             )
         return ViewEntity(name=entity.name, keys=keys, types=tuple(types))
 
     def _features(self, entity: ViewEntity | None) -> list[Feature | Derived]:
         view = self._view
         if isinstance(view.features, (str, Mapping)) or not isinstance(view.features, Iterable):
-            self._fault(view.name, f"features={view.features!r} is no list; give a list of Feature objects")
+            self._fault(view.name, f"features={view.features!r} is not a list; give a list of Feature objects")
             return []
         features: list[Feature | Derived] = []
         for feature in view.features:
             if isinstance(feature, (Feature, Derived)):
                 features.append(feature)
             else:
-                self._fault(view.name, f"{feature!r} is no feature; give Feature and Derived objects")
+                self._fault(view.name, f"{feature!r} is not a feature; give Feature and Derived objects")
         n_kept = sum(isinstance(feature, Feature) for feature in features)
         if not n_kept:
             self._fault(view.name, "it has no features; give it at least one")
         if n_kept > MAX_FEATURES:
-            self._fault(view.name, f"it has {n_kept} features, more than {MAX_FEATURES}; make two views of them")
+            self._fault(view.name, f"it has {n_kept} features, more than {MAX_FEATURES}; split the view in two")
         names: dict[str, str] = {}
         for feature in features:
             name = feature.name
             place = f"{view.name}.{name}"
             if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name):
-                self._fault(place, "the name is not allowed; use letters, digits and _, begin with a letter")
+                self._fault(place, "the name is not allowed; use letters, digits and _, and begin with a letter")
                 continue
-            # Tools that read the log may not tell upper from lower case.
+            # Some tools that read the log ignore case.
             lower = name.lower()
             if lower in LOG_COLUMNS:
-                self._fault(place, f"the name is that of a column of the log; rename it, for example feature_{name}")
+                self._fault(place, f"a column of the log has this name; rename the feature, for example feature_{name}")
             if lower in RESERVED_FEATURES:
-                self._fault(place, f"the name is reserved; rename it, for example feature_{name}")
+                self._fault(place, f"the name is reserved; rename the feature, for example feature_{name}")
             if entity is not None and lower in {key.lower() for key in entity.keys}:
-                self._fault(place, "the name is that of an entity key column; rename the feature")
+                self._fault(place, "a key column of the entity has this name; rename the feature")
             if (first := names.get(lower)) is not None:
-                again = "twice" if first == name else f"beside {first}, which differs only in upper and lower case"
-                self._fault(place, f"the name is there {again}; rename one")
+                again = "is used twice" if first == name else f"differs from {first} only in upper and lower case"
+                self._fault(place, f"the name {again}; rename one")
             names.setdefault(lower, name)
         return features

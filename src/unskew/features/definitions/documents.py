@@ -2,17 +2,21 @@
 
 A document is one of
 
-- a view: ``name``, ``entity``, ``source`` (or ``stream``), ``where`` (or ``filter``), ``version``, ``owner``, ``description`` and
-  ``features``, a list of ``name``, ``type``, ``default``, ``description``, ``owner`` and ``aggregation``;
-- a view of one feature, which has its name: the same with ``aggregation``, ``type`` and ``default`` in place of ``features``;
+- a view: ``name``, ``entity``, ``source`` (or ``stream``), ``where`` (or ``filter``), ``version``, ``owner``,
+  ``description`` and ``features``, a list of ``name``, ``type``, ``default``, ``description``, ``owner`` and
+  ``aggregation``;
+- a view of one feature, which has the view's name: the same with ``aggregation``, ``type`` and ``default`` in place of
+  ``features``;
 - an entity: ``entity: {name: user, key: user_id}``;
 - a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``;
-- sessions: ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``.
+- sessions:
+  ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``.
 
-``aggregation`` has ``function``, ``value`` and what else the function is told (``by``, ``keys``, ``n``, ``ddof``, ``q``, ``error``,
-``edges``, ``half_life``), ``filter`` (or ``where``) and ``window``: a duration for a sliding one (then also ``hop``), or
-``{sliding: 30d, hop: 2h}``, ``{tumbling: 1h, closed: true}``, ``{calendar: day, tz: Europe/Berlin}``, ``{session: 30min, hop: 1min}``,
-``lifetime``. A feature with ``derived`` in place of ``aggregation`` is an expression over the others.
+``aggregation`` has ``function``, ``value``, the function's parameters (``by``, ``keys``, ``n``, ``ddof``, ``q``,
+``error``, ``edges``, ``half_life``), ``filter`` (or ``where``) and ``window``: a duration for a sliding one (then also
+``hop``), or ``{sliding: 30d, hop: 2h}``, ``{tumbling: 1h, closed: true}``, ``{calendar: day, tz: Europe/Berlin}``,
+``{session: 30min, hop: 1min}``, ``lifetime``. A feature with ``derived`` in place of ``aggregation`` is an expression
+over the other features.
 
 Text stays text: nothing in a document is ever run.
 """
@@ -42,8 +46,8 @@ from unskew.features.nearest import nearest
 _VIEW_KEYS = ("name", "version", "entity", "stream", "source", "where", "filter", "owner", "description")
 _FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
-_TOLD_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
-_VALUE_KEYS = ("function", "value", "by", *_TOLD_KEYS)
+_PARAMETER_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
+_VALUE_KEYS = ("function", "value", "by", *_PARAMETER_KEYS)
 _AGGREGATION_KEYS = (*_VALUE_KEYS, "window", "hop", "filter", "where")
 _WINDOW_KEYS = {
     "sliding": ("sliding", "hop"),
@@ -55,10 +59,10 @@ _REQUIRED = {Entity: ("name", "key"), Stream: ("name", "topic", "schema", "event
 
 
 def definition_of(document: object) -> Definition:
-    """Make a definition of one parsed YAML document. Raises ``DefinitionError`` with all faults of its form."""
+    """Return the definition in one parsed YAML document. Raises ``DefinitionError`` with all faults of its form."""
     if not isinstance(document, Mapping):
         raise DefinitionError(
-            f"{document!r} is no definition; write a view (name: ...), entity: {{...}} or stream: {{...}}"
+            f"{document!r} is not a definition; write a view (name: ...), entity: {{...}} or stream: {{...}}"
         )
     if list(document) == ["entity"] and isinstance(document["entity"], Mapping):
         return _part(Entity, "entity", document["entity"])
@@ -79,13 +83,13 @@ def _sessions(fields: Mapping[Any, Any]) -> Sessions:
     values: dict[str, Aggregation] = {}
     if not isinstance(fields.get("values", {}), Mapping):
         faults.append(
-            f"{place}: values: {fields['values']!r} is no table; write the name of each column and its aggregation"
+            f"{place}: values: {fields['values']!r} is not a mapping; write the name of each column and its aggregation"
         )
     else:
         for name, entry in fields.get("values", {}).items():
             where = f"{place}: {name}"
             if not isinstance(entry, Mapping):
-                faults.append(f"{where}: {entry!r} is no aggregation; write function: and value: below it")
+                faults.append(f"{where}: {entry!r} is not an aggregation; write function: and value: below it")
                 continue
             faults += _unknown_keys(where, entry, _VALUE_KEYS)
             faults += _missing_keys(where, entry, ("function",))
@@ -104,17 +108,17 @@ def _sessions(fields: Mapping[Any, Any]) -> Sessions:
 
 
 def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
-    """The function, its value, and what else it is told; which of these it takes is for compile to say."""
-    told = {key: entry[key] for key in _TOLD_KEYS if key in entry}
+    """Return the function with its value and parameters; ``compile`` checks which of these it takes."""
+    parameters = {key: entry[key] for key in _PARAMETER_KEYS if key in entry}
     try:
-        _with_unit(told.get("half_life"))
+        _with_unit(parameters.get("half_life"))
     except DefinitionError as error:
         raise DefinitionError([f"half_life: {fault}" for fault in error.faults]) from error
     return Aggregation(
-        entry.get("function"),  # type: ignore[arg-type]  # compile names the known ones
+        entry.get("function"),  # type: ignore[arg-type]  # compile reports an unknown one
         _text("value", entry.get("value")),
         by=_text("by", entry.get("by")),
-        **told,
+        **parameters,
     )
 
 
@@ -138,7 +142,7 @@ def _view(document: Mapping[Any, Any]) -> FeatureView:
     faults += _missing_keys(place, document, ("name", "entity"))
     sources = [document[word] for word in ("stream", "source") if word in document]
     if len(sources) != 1:
-        remedy = "which are the same thing; keep one" if sources else "the name of a stream; give it one"
+        remedy = "which are the same thing; keep one" if sources else "which names its stream; give it one"
         faults.append(f"{place}: it has {'both source and stream' if sources else 'no source'}, {remedy}")
     features: list[Feature | Derived] = []
     for where, entry in _entries(place, document, one_feature=one_feature, faults=faults):
@@ -155,12 +159,12 @@ def _view(document: Mapping[Any, Any]) -> FeatureView:
 def _entries(
     place: str, document: Mapping[Any, Any], *, one_feature: bool, faults: list[str]
 ) -> list[tuple[str, Mapping[Any, Any]]]:
-    """Give the features of a view, each with where it stands."""
+    """Return the features of a view, each with its place in the document."""
     if one_feature:
         return [(place, {key: document[key] for key in _FEATURE_KEYS if key in document})]
     features = document.get("features")
     if not isinstance(features, list):
-        faults.append(f"{place}: it has no list of features; write features: or, for a single one, aggregation:")
+        faults.append(f"{place}: it has no list of features; write features:, or aggregation: for a single one")
         return []
     entries = []
     for number, entry in enumerate(features, start=1):
@@ -169,7 +173,7 @@ def _entries(
             faults += _unknown_keys(where, entry, _FEATURE_KEYS)
             entries.append((where, entry))
         else:
-            faults.append(f"{place}: feature {number}: {entry!r} is no feature; write name: and aggregation:")
+            faults.append(f"{place}: feature {number}: {entry!r} is not a feature; write name: and aggregation:")
     return entries
 
 
@@ -218,7 +222,7 @@ def _window(aggregation: Mapping[Any, Any]) -> Window:
     if not isinstance(window, Mapping):
         return Sliding(_with_unit(window), hop=_with_unit(aggregation.get("hop")))
     if "hop" in aggregation:
-        raise DefinitionError("hop stands beside a window that is spelled out; write it into the window")
+        raise DefinitionError("hop is beside a window that is written out; move it into the window")
     kind = next((word for word in _WINDOW_KEYS if word in window), None)
     if kind is None:
         raise DefinitionError(
@@ -239,25 +243,25 @@ def _window(aggregation: Mapping[Any, Any]) -> Window:
 
 
 def _with_unit(duration: Any) -> Any:
-    """Refuse a bare number: in Python it is microseconds, in a document no one would read it so."""
+    """Refuse a bare number: in Python it means microseconds, but in a document nobody would read it that way."""
     if isinstance(duration, (int, float)):
         raise DefinitionError(f"{duration!r} has no unit; write for example 30d, 5min or 10s")
     return duration
 
 
 def _text(word: str, value: Any) -> Any:
-    """Spell a bare ``true`` or number as the SQL text it stands for; compile says what is wrong with it."""
+    """Return a bare ``true`` or number as the SQL text it stands for; ``compile`` reports what is wrong with it."""
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
     if value is not None and not isinstance(value, str):
-        raise DefinitionError(f"{word}: {value!r} is no SQL text; put it in quotes")
+        raise DefinitionError(f"{word}: {value!r} is not SQL text; put it in quotes")
     return value
 
 
 def _unknown_keys(place: str, given: Iterable[Any], known: Iterable[str]) -> list[str]:
     known = list(known)
     return [
-        f"{place}: there is no key {key!r}; {nearest(str(key), known, 'known are')}"
+        f"{place}: unknown key {key!r}; {nearest(str(key), known, 'known keys are')}"
         for key in given
         if key not in known
     ]

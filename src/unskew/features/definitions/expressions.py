@@ -1,8 +1,8 @@
-"""Filters and values: SQL text or Polars expressions, proved to be row by row before anything runs.
+"""Filters and values: SQL text or Polars expressions, proved to work row by row before anything runs.
 
 A result that depended on the other rows of a batch, or on the moment of evaluation, would differ between streaming and
-history. So an expression is walked node by node against a list of what is known to be row by row, and then tried:
-a small frame evaluated whole, reversed and one row at a time must agree.
+history. So every node of an expression is checked against a list of what is known to work row by row. Then the
+expression is tried: a small frame evaluated whole, reversed and one row at a time must give the same results.
 """
 
 import json
@@ -22,8 +22,8 @@ from unskew.features.definitions.agg import Expression
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
 
-# Functions of one row, by their names in Polars' serialized form. Anything not listed is refused: a function that Polars
-# adds later is unknown here until someone has looked at it.
+# Functions of one row, by their names in Polars' serialized form. Anything not listed is refused: a function that
+# Polars adds later is unknown here until someone has looked at it.
 ROW_FUNCTIONS = frozenset(
     f"{space}{name}"
     for space, names in {
@@ -45,13 +45,13 @@ ROW_FUNCTIONS = frozenset(
     for name in names.split()
 )
 
-# How Polars groups its functions in the serialized form.
+# The groups of Polars' functions in the serialized form.
 _SPACES = frozenset(
     "ArrayExpr BinaryExpr Bitwise Boolean Business CategoricalExpr ExtensionExpr ListExpr Pow Random Range RollingExpr Sql "  # noqa: SIM905
     "StringExpr StructExpr TemporalExpr Trigonometry".split()
 )
 
-# Nodes that are refused, in words.
+# Nodes that are refused, as messages name them.
 _NODES = {
     "Agg": "an aggregate over rows",
     "AnonymousAgg": "a Python function",
@@ -69,18 +69,18 @@ _NODES = {
     "SortBy": "a sort of the rows",
 }
 
-# A panic in Polars' Rust is a BaseException; on a definition it is that definition's fault.
+# A panic in Polars' Rust code is a BaseException; here it is a fault of the definition.
 _POLARS_ERRORS = (PolarsError, PanicException, ValueError, TypeError, OverflowError)
 
-_SEVERAL_OUTPUTS = "it names several columns at once; name one column by pl.col"
+_SEVERAL_OUTPUTS = "it names several columns at once; name one column with pl.col"
 
-# Functions whose later inputs may be a whole series, taken as a set and not row by row.
+# Functions whose later inputs may be a whole series, which is read as a set and not row by row.
 _SET_FUNCTIONS = frozenset({"Boolean.IsIn", "Sql.IsIn", "Replace", "ReplaceStrict", "StringExpr.ContainsAny"})
 
-# A pattern read from a column can be malformed on some record and would then fail the whole batch.
+# A pattern from a column may be malformed in some record, and would then fail the whole batch.
 _PATTERN_FUNCTIONS = frozenset({"Contains", "CountMatches", "Extract", "Find", "Replace"})
 
-# SQL words that Polars turns into a constant, the moment of parsing.
+# SQL keywords that Polars replaces by a constant: the moment of parsing.
 _CLOCK_WORDS = frozenset({"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"})
 
 _SQL_TOKENS = re.compile(
@@ -115,7 +115,7 @@ _CAST_FAMILIES = frozenset({"Datetime", "Duration", "Decimal"})
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A row-by-row expression: canonical ``text``, equal on every machine, and the ``dtype`` of its result."""
+    """A row-by-row expression: canonical ``text``, which is equal on every machine, and the ``dtype`` of its result."""
 
     text: str
     expr: pl.Expr
@@ -125,10 +125,11 @@ class Checked:
 def check_expression(
     source: Expression, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column"
 ) -> Checked:
-    """Parse and prove an expression over ``columns``. ``lacks``: what is said before the name of a column that is not there.
+    """Parse an expression over ``columns`` and prove that it works row by row.
 
-    Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown column, types that
-    do not fit, a result that would depend on other rows or on a clock, a conversion that could fail on some record.
+    ``lacks``: the words of a message before the name of an unknown column. Raises ``DefinitionError`` with half a
+    sentence that says what is wrong and what to do: an unknown column, types that do not fit, a result that would
+    depend on other rows or on a clock, a conversion that could fail on some record.
     """
     if isinstance(source, str):
         text = canonical_sql(source)
@@ -137,7 +138,7 @@ def check_expression(
         expr = source
         text = ""
     else:
-        raise DefinitionError(f"{source!r} is no expression; write SQL text or a Polars expression")
+        raise DefinitionError(f"{source!r} is not an expression; write SQL text or a Polars expression")
     tree = _serialized(expr)
     _check_columns(tree, columns, lacks)
     for node in _nodes(tree):
@@ -149,13 +150,13 @@ def check_expression(
 
 
 def canonical_sql(text: str) -> str:
-    """SQL text with comments dropped and white space outside quotes made single spaces."""
+    """Return SQL text without comments, and with single spaces for all white space outside quotes."""
     parts = (" " if token["gap"] else token[0] for token in _SQL_TOKENS.finditer(text))
     return "".join(parts).strip()
 
 
 def canonical_polars(tree: Any) -> str:
-    """JSON of a Polars expression with sorted keys, its lists of literals readable, its own outer name left out."""
+    """Return a Polars expression as JSON with sorted keys and readable lists of literals, without its outer name."""
     while isinstance(tree, dict) and "Alias" in tree:
         tree = tree["Alias"][0]
     return json.dumps(_readable(tree), sort_keys=True, separators=(",", ":"))
@@ -168,19 +169,22 @@ def _parse_sql(source: str, text: str) -> pl.Expr:
     calls_now = ("now", "(") in pairwise(tokens)
     if clock := next((token for token in tokens if token in _CLOCK_WORDS), "now()" if calls_now else ""):
         raise DefinitionError(
-            f"{clock} reads a clock; a value may depend on its record only, so use a column of the stream"
+            f"{clock} reads a clock; a value may depend only on its record, so use a column of the stream"
         )
     try:
         return pl.sql_expr(_with_floats(source))
     except _POLARS_ERRORS as error:
         raise DefinitionError(
             f"Polars cannot read the SQL text {text!r}: {_first_line(error)}; "
-            'correct it, and write a column whose name is a word of SQL in double quotes, as "end"'
+            'correct it, and put a column whose name is an SQL keyword in double quotes, for example "end"'
         ) from error
 
 
 def _with_floats(source: str) -> str:
-    """SQL text with 1.5 written 1.5e0: people mean a float, and Polars would make of it a decimal that cuts what it divides."""
+    """Return SQL text with 1.5 written as 1.5e0.
+
+    People mean a float, but Polars would read 1.5 as a decimal, which truncates the results of divisions.
+    """
     return _FLOATS.sub(lambda found: found[0] if found[0][0] in "'\"`-/" else f"{found[0]}e0", source)
 
 
@@ -190,17 +194,17 @@ def _serialized(expr: pl.Expr) -> Any:
             raise DefinitionError(_SEVERAL_OUTPUTS)
         return json.loads(expr.meta.serialize(format="json"))
     except _POLARS_ERRORS as error:
-        # Only two things do not serialize: a selector, and Python code (where cloudpickle is not installed).
+        # Only two things cannot be serialized: a selector, and Python code (if cloudpickle is not installed).
         if "not allowed in this context" in str(error):
             raise DefinitionError(_SEVERAL_OUTPUTS) from error
-        raise DefinitionError("it calls a Python function; say it with Polars' own expressions") from error
+        raise DefinitionError("it calls a Python function; use Polars' own expressions instead") from error
 
 
 def _dividing_exactly(tree: Any) -> Any:
-    """The tree with every divisor that reads no column made a column of its own.
+    """Return the tree with a column in place of every divisor that reads no column.
 
-    By a single number Polars multiplies with its reciprocal, which is rounded: 7 / 5 is then 1.4000000000000001, and 1.4 where it is the
-    only row of its batch. A value may not depend on that.
+    Polars divides a column by a single number by multiplying with its reciprocal, which is rounded: 7 / 5 is then
+    1.4000000000000001, but 1.4 if it is the only row of its batch. A value may not depend on that.
     """
     match tree:
         case {"BinaryExpr": {"op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide", "right": divisor} as parts}:
@@ -220,7 +224,7 @@ def _rebuilt(part: Any) -> Any:
 def _as_column(divisor: Any) -> Any:
     if any(_kind(node) == "Column" for node in _nodes(divisor)):
         return _dividing_exactly(divisor)
-    # A repeated number is still a single one to Polars; what is added to a range is not.
+    # Polars still treats a repeated number as a single one, but not a number that is added to a range.
     column = pl.int_range(pl.len()) * 0 + _deserialized(divisor)
     return json.loads(column.meta.serialize(format="json"))
 
@@ -258,15 +262,15 @@ def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str) ->
     names = [node["Column"] for node in _nodes(tree) if _kind(node) == "Column"]
     if unknown := sorted({name for name in names if name not in columns}):
         raise DefinitionError("; ".join(unknown_column(name, columns, lacks) for name in unknown))
-    # An unusual node may hide its columns, and is refused for what it is.
+    # An unusual node may hide its columns; it is refused later, with its own message.
     if not names and all(
         _kind(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in _nodes(tree)
     ):
-        raise DefinitionError("it reads no column, so it is always the same; leave it out")
+        raise DefinitionError("it reads no column, so its result is always the same; leave it out")
 
 
 def unknown_column(name: str, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column") -> str:
-    """Half a sentence about a column that the stream does not have, with the nearest ones that it has."""
+    """Return half a sentence about a column that the stream lacks, with the nearest column or all that it has."""
     return f"{lacks} {name!r}; {nearest(name, columns, 'it has')}"
 
 
@@ -282,9 +286,9 @@ def _check_node(node: Any, columns: Mapping[str, pl.DataType]) -> None:
         case _:
             raise _not_row_by_row(_NODES.get(kind, f"{kind}, which is not known to be row by row"))
     for child in _children(node):
-        # A set in IS IN and the like is met, and allowed, at its function; a series elsewhere changes the height.
+        # Functions such as IS IN take a series as a set; anywhere else a series changes the number of rows.
         if _kind(child) == "Literal" and "Series" in child["Literal"] and not _takes_sets(node):
-            raise DefinitionError("it holds a series as a literal; a value may depend on its record only")
+            raise DefinitionError("it contains a series as a literal; a value may depend only on its record")
 
 
 def _takes_sets(node: Any) -> bool:
@@ -299,7 +303,7 @@ def _not_row_by_row(what: str) -> DefinitionError:
 
 
 def _function(function: Any) -> tuple[str, Any]:
-    """Give the name, ``Space.Name`` where it has a name space, and the options of a serialized function."""
+    """Return the name (``Space.Name`` if it has a name space) and the options of a serialized function."""
     if isinstance(function, str):
         return function, None
     ((name, content),) = function.items()
@@ -315,8 +319,8 @@ def _check_function(node: Any) -> None:
     name, options = _function(node["function"])
     if name == "TemporalExpr.CastTimeUnit":
         raise DefinitionError(
-            "it changes a time's unit strictly, so one far instant would fail its whole batch; "
-            'write cast(pl.Datetime("ms", "UTC"), strict=False), which gives null'
+            "it changes a time's unit strictly, so one distant instant would fail its whole batch; "
+            'write cast(pl.Datetime("ms", "UTC"), strict=False), which gives null instead'
         )
     if name not in ROW_FUNCTIONS:
         raise _not_row_by_row(f"the function {name}, which is not known to be row by row")
@@ -332,21 +336,21 @@ def _check_function(node: Any) -> None:
     if name == "StringExpr.ToInteger" and strict:
         raise _may_fail("parses integers")
     if name == "ReplaceStrict" and len(node["input"]) < 4:
-        raise DefinitionError("replace_strict fails on a record with another value; give it a default")
+        raise DefinitionError("replace_strict fails on a record with any other value; give it a default")
     if (
         name.startswith("StringExpr.")
         and name.partition(".")[2] in _PATTERN_FUNCTIONS
         and _kind(node["input"][1]) != "Literal"
     ):
         raise DefinitionError(
-            "it reads a text pattern from a column, which may be malformed on some record; write the pattern out"
+            "it reads a text pattern from a column, which may be malformed in some record; write the pattern as a literal"
         )
 
 
 def _may_fail(what: str) -> DefinitionError:
     return DefinitionError(
         f"it {what} strictly, so one bad record would fail its whole batch; "
-        "write TRY_CAST(... AS ...) in SQL or strict=False in Polars, which gives null"
+        "write TRY_CAST(... AS ...) in SQL or strict=False in Polars, which gives null instead"
     )
 
 
@@ -386,7 +390,7 @@ def _result_type(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataTy
 
 
 def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType], dtype: pl.DataType) -> None:
-    """Evaluate a small frame whole, reversed and row by row; raise where these differ, fail, or have another type."""
+    """Evaluate a small frame whole, reversed and row by row; raise if these differ, fail, or have another type."""
     names = [name for name in expr.meta.root_names() if name in columns]
     sample = pl.DataFrame({name: _sample(columns[name], turn) for turn, name in enumerate(dict.fromkeys(names))})
     try:
@@ -396,8 +400,8 @@ def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType], dtype: pl.DataTy
         single = [result for row in range(sample.height) for result in _results(expr, sample.slice(row, 1))]
     except _POLARS_ERRORS as error:
         raise DefinitionError(
-            f"it fails on some values, and their whole batch with them: {_first_line(error)}; "
-            "calculate with CAST(... AS DOUBLE), or leave such values out by CASE WHEN"
+            f"it fails on some values, and would fail their whole batch: {_first_line(error)}; "
+            "calculate with CAST(... AS DOUBLE), or exclude such values with CASE WHEN"
         ) from error
     if given != dtype:
         raise DefinitionError(f"its type is {dtype} by Polars' rules but {given} when evaluated; cast it")
@@ -411,7 +415,10 @@ def _results(expr: pl.Expr, frame: pl.DataFrame) -> list[str]:
 
 
 def _sample(dtype: pl.DataType, turn: int) -> pl.Series:
-    """Values of a column type: eight, null among them, turned so that no two columns run in step, then its extremes, in step."""
+    """Return sample values of a column type: eight, among them null, and then its extremes.
+
+    The eight are rotated by ``turn``, so that no two columns run in step; the extremes of all columns are in step.
+    """
     values: list[Any]
     match dtype:
         case pl.Boolean():
@@ -431,7 +438,7 @@ def _sample(dtype: pl.DataType, turn: int) -> pl.Series:
         case pl.Time():
             values = [time(23 - day, 59, day) if day != 3 else None for day in range(8)]
         case pl.Decimal():
-            # The widest that are aggregated, too: results of more than 38 digits are errors to Polars.
+            # The widest that can be aggregated are among them: in Polars, a result of more than 38 digits is an error.
             units = (30, -1, 0, None, 2**63 - 1, 75, -(2**63 - 1), 2)
             values = [None if n is None else Decimal(n).scaleb(-dtype.scale) for n in units]
         case _:
@@ -441,7 +448,7 @@ def _sample(dtype: pl.DataType, turn: int) -> pl.Series:
 
 
 def _extremes(dtype: pl.DataType) -> list[Any]:
-    """What a record may hold at worst: an expression that fails on it would fail its whole batch."""
+    """Return the most extreme values that a record may hold; an expression that fails on one would fail its batch."""
     if dtype.is_float():
         greatest = 3e38 if dtype == pl.Float32() else 1e308
         return [greatest, -greatest, math.inf, -math.inf, math.nan]

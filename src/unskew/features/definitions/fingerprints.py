@@ -1,4 +1,4 @@
-"""Digests of a view: what stored state depends on, and what is only shown or applied at reading."""
+"""The fingerprints of a view: one of what stored state depends on, one of what is only shown or applied at reading."""
 
 import datetime as dt
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any
 from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, StreamPlan, ValuePlan, ViewPlan
 from unskew.features.view import Scalar, ViewEntity, ViewFeature, ViewWindow
 
-# Raised when the same definitions come to mean other state or other values.
+# Increased when the same definitions come to mean other state or other values.
 LAYOUT = 2
 
 
@@ -26,9 +26,10 @@ def state_fingerprint(
     derived: Sequence[DerivedPlan] = (),
     sessions: ViewPlan | None = None,
 ) -> str:
-    """Hex SHA-256 of everything the kernel's state and values depend on; 64 characters.
+    """Return the SHA-256, as 64 hex characters, of everything that the kernel's state and values depend on.
 
-    Names of views, versions, descriptions, owners and defaults are not in it; the order of features is, as it numbers slots.
+    It does not include names of views, versions, descriptions, owners and defaults. It includes the order of features,
+    because this order numbers the slots.
     """
     repeats = (
         {}
@@ -49,7 +50,7 @@ def state_fingerprint(
                 "event_time": stream.event_time,
                 "partitioned": stream.partitioned_by == entity.keys,
                 "max_age_us": stream.max_age_us,
-                **_told(stream),
+                **_reading(stream),
             },
             "where": where.text if where else None,
             "filters": [each.text for each in filters],
@@ -60,29 +61,29 @@ def state_fingerprint(
     )
 
 
-def _told(stream: StreamPlan) -> dict[str, Any]:
-    """How columns are read from records, where it is not the usual way."""
-    told: dict[str, Any] = {}
+def _reading(stream: StreamPlan) -> dict[str, Any]:
+    """Return how columns are read from records, as far as it differs from the usual way."""
+    reading: dict[str, Any] = {}
     if stream.format != "avro":
-        told["format"] = stream.format
+        reading["format"] = stream.format
     if stream.key_column is not None:
-        told["key"] = [stream.key_column, stream.key_format]
+        reading["key"] = [stream.key_column, stream.key_format]
     if stream.headers:
-        told["headers"] = dict(stream.headers)
-    return told
+        reading["headers"] = dict(stream.headers)
+    return reading
 
 
 def _feature(feature: FeaturePlan) -> list[Any]:
-    # A parameter of 0 is not in it.
-    told: dict[str, Any] = {name: value for name, value in feature.parameters.items() if value}
+    # A parameter of 0 is left out.
+    parameters: dict[str, Any] = {name: value for name, value in feature.parameters.items() if value}
     if feature.by >= 0:
-        told["by"] = feature.by
+        parameters["by"] = feature.by
     words = [feature.name, feature.function, feature.published.type, feature.window, feature.filter, feature.value]
-    return [*words, told] if told else words
+    return [*words, parameters] if parameters else words
 
 
 def presentation_fingerprint(*, description: str, owner: str, features: Sequence[ViewFeature]) -> str:
-    """Hex SHA-256 of defaults, descriptions and owners; 64 characters."""
+    """Return the SHA-256, as 64 hex characters, of defaults, descriptions and owners."""
     return _digest(
         {
             "description": description,

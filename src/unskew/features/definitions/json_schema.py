@@ -1,4 +1,4 @@
-"""The columns of JSON messages: by a JSON Schema of an object, or by the same declared record schema as for Avro."""
+"""The columns of JSON messages, declared by a JSON Schema of an object or by an Avro record schema."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _KINDS: Mapping[str, pl.DataType] = {
     "string": pl.String(),
     "boolean": pl.Boolean(),
 }
-# What a number of time counts, by the format that a JSON Schema gives it; Avro's logical types are the same thing.
+# The unit of a time that is a number, by its format in a JSON Schema; Avro's logical types are the same thing.
 _UNITS = {"unix-time": "timestamp-s", "unix-time-ms": "timestamp-millis", "unix-time-us": "timestamp-micros"}
 _FORMATS: Mapping[str, pl.DataType] = {"date-time": TIMESTAMP, "date": pl.Date()}
 _AVRO_KINDS: Mapping[str, JsonKind] = {
@@ -34,8 +34,9 @@ _AVRO_KINDS: Mapping[str, JsonKind] = {
 class JsonField:
     """One key of a message that becomes a column.
 
-    ``logical``: for numbers of time an Avro logical type or ``timestamp-s``; for texts ``date-time`` or ``date``. ``nullable``:
-    whether null may stand there. ``required``: whether the key must be there. ``symbols``: the texts allowed; any if empty.
+    ``logical``: for a time that is a number, an Avro logical type or ``timestamp-s``; for a time that is text,
+    ``date-time`` or ``date``. ``nullable``: true if the value may be null. ``required``: true if the key must be
+    present. ``symbols``: the texts that are allowed; if empty, any.
     """
 
     name: str
@@ -48,41 +49,43 @@ class JsonField:
 
 
 def json_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], list[str]]:
-    """Columns with their types after decoding, and the schema's faults (each half a sentence)."""
+    """Return the columns with their types after decoding, and the schema's faults (each half a sentence)."""
     if schema.get("type") == "record":
         _, faults = avro_columns(schema)
         if faults:
             return {}, faults
     elif schema.get("type") != "object" or not isinstance(schema.get("properties"), Mapping):
         return {}, [
-            "the schema of JSON messages is neither a JSON Schema of an object with properties nor an Avro record schema; give one"
+            "the schema of JSON messages is neither a JSON Schema of an object with properties nor an Avro record schema; give one of these"
         ]
     elif malformed := _malformed(schema):
         return {}, malformed
     fields = json_fields(schema)
     faults = [
-        f"property {field.name!r} begins with _, which is reserved; messages with it can be read only without it"
+        f"property {field.name!r} begins with _, which is reserved; leave it out of the schema, and it is not read"
         for field in fields
         if field.name.startswith("_")
     ]
     if not fields:
         faults.append(
-            "the schema has no property that is an integer, number, string or boolean; a column is one of these"
+            "the schema has no property that is an integer, number, string or boolean; a column must be one of these"
         )
     return {field.name: field.dtype for field in fields}, faults
 
 
 def _malformed(schema: Mapping[str, Any]) -> list[str]:
-    """What is not as JSON Schema has it, of the words that are read."""
+    """Return the faults of those JSON Schema keywords that are read."""
     faults = []
     if not _are_texts(schema.get("required", [])):
         faults.append(
-            f"required is {schema['required']!r}; write the list of the properties that must be there, or leave it out"
+            f"required is {schema['required']!r}; write the list of the properties that must be present, or leave it out"
         )
     for name, about in schema["properties"].items():
         kinds = about.get("type", []) if isinstance(about, Mapping) else []
         if not isinstance(kinds, str) and not _are_texts(kinds):
-            faults.append(f"property {name!r} has the type {kinds!r}; write one, for example string, or a list of them")
+            faults.append(
+                f"property {name!r} has the type {kinds!r}; write one type, for example string, or a list of types"
+            )
         if isinstance(about, Mapping) and not isinstance(about.get("enum", []), (list, tuple)):
             faults.append(f"property {name!r} has the enum {about['enum']!r}; write the list of its values")
     return faults
@@ -93,7 +96,7 @@ def _are_texts(value: object) -> bool:
 
 
 def json_fields(schema: Mapping[str, Any]) -> tuple[JsonField, ...]:
-    """Keys that become columns, in the schema's order; those of other types are left out."""
+    """Return the keys that become columns, in the schema's order; keys of other types are left out."""
     if schema.get("type") == "record":
         return tuple(_from_avro(schema))
     required = schema.get("required", ())

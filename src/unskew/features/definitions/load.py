@@ -1,7 +1,7 @@
 """Definition files: Python modules and YAML documents with the same words.
 
-A Python file is run and its module-level ``Entity``, ``Stream``, ``Sessions`` and ``FeatureView`` objects are taken. A YAML file has one
-definition in each document, as ``documents`` describes.
+A Python file is run, and its module-level ``Entity``, ``Stream``, ``Sessions`` and ``FeatureView`` objects are its
+definitions. A YAML file has one definition in each document, as ``documents`` describes.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ SUFFIXES = (".py", ".yaml", ".yml")
 
 
 def load(*paths: str | Path) -> Plan:
-    """Read definition files, or all in folders, and compile them.
+    """Read definition files, or all files in folders, and compile them.
 
-    Raises one ``DefinitionError`` with all faults: those of reading alone where a file cannot be read.
+    Raises one ``DefinitionError`` with all faults; if a file cannot be read, only with the faults of reading.
     """
     return compile(*load_definitions(paths))
 
@@ -36,15 +36,16 @@ def load(*paths: str | Path) -> Plan:
 def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
     """Read definitions from files and folders, in the order given and by name within a folder.
 
-    A folder gives its own ``.py``, ``.yaml`` and ``.yml`` files, those that begin with ``_`` or a dot left out. Schema paths are
-    taken from the folder of the definition file, and read. Python files are run: load only your own.
+    The definition files of a folder are its ``.py``, ``.yaml`` and ``.yml`` files, except those whose names begin with
+    ``_`` or a dot, and none of its subfolders. Schemas are read; their paths are relative to the folder of the
+    definition file. Python files are run: load only your own.
     Raises one ``DefinitionError`` with the faults of all files.
     """
     faults: list[str] = []
     definitions: list[Definition] = []
     paths = list(paths)
     if not paths:
-        raise DefinitionError("no definition files were named; name a Python or YAML file, or a folder of them")
+        raise DefinitionError("no definition files were given; give a Python or YAML file, or a folder of them")
     for path in _files(paths, faults):
         try:
             found = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
@@ -68,19 +69,19 @@ def _files(paths: Iterable[str | Path], faults: list[str]) -> Iterator[Path]:
             ]
             if not files:
                 faults.append(
-                    f"{path}: the folder has no {', '.join(SUFFIXES)} file; name the folder of the definitions"
+                    f"{path}: the folder has no {', '.join(SUFFIXES)} file; give the folder of the definitions"
                 )
             yield from files
         elif not path.is_file():
             faults.append(f"{path}: there is no such file or folder; correct the path")
         elif path.suffix not in SUFFIXES:
-            faults.append(f"{path}: definitions are {', '.join(SUFFIXES)} files; correct the path")
+            faults.append(f"{path}: definition files are {', '.join(SUFFIXES)} files; correct the path")
         else:
             yield path
 
 
 def _with_schema(definition: Definition, path: Path) -> Definition:
-    """Replace a schema's path by what stands in it, as only the loader knows where the path begins."""
+    """Replace a schema's path by the file's content, because only the loader knows what the path is relative to."""
     if isinstance(definition, (FeatureView, Sessions)):
         if isinstance(definition.stream, (Stream, Sessions)):
             return msgspec.structs.replace(definition, stream=_with_schema(definition.stream, path))
@@ -104,7 +105,7 @@ def _from_python(path: Path) -> list[Definition]:
             spec.loader.exec_module(module)
     except DefinitionError as error:
         raise DefinitionError([f"{path}: {fault}" for fault in error.faults]) from error
-    # Whatever the user's code raises is a fault of that file, a call of exit() too.
+    # Whatever the user's code raises is a fault of that file; a call of exit() is one too.
     except (Exception, SystemExit) as error:
         raise DefinitionError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
     return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, Sessions, FeatureView))]
@@ -112,7 +113,10 @@ def _from_python(path: Path) -> list[Definition]:
 
 @contextlib.contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Let a definition file import its neighbours, and forget them: another folder may have files of the same names."""
+    """Let a definition file import its neighbours, and then forget them.
+
+    Another folder may have files of the same names.
+    """
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
@@ -136,7 +140,7 @@ def _place(path: Path, error: BaseException) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """``yaml.safe_load``, and a key that is there twice is an error instead of the last one winning."""
+    """The loader of ``yaml.safe_load``, but a repeated key is an error; otherwise its last value would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
         seen: set[Any] = set()
@@ -144,7 +148,7 @@ class _StrictLoader(yaml.SafeLoader):
             key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -1,4 +1,4 @@
-"""Where a stream's schema comes from: a path, JSON text, or parsed JSON."""
+"""Reading of a stream's schema from a path, JSON text, or parsed JSON."""
 
 import json
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from unskew.features.errors import DefinitionError
 
 
 def read_schema(schema: Schema, folder: Path | None = None) -> Mapping[str, Any]:
-    """Give the parsed JSON; a relative path is taken from ``folder``, the working directory if None.
+    """Return the parsed JSON; a path is relative to ``folder``, or to the working directory if that is None.
 
-    Raises ``DefinitionError`` with half a sentence where there is no such file or no JSON object in it.
+    Raises ``DefinitionError`` with half a sentence if there is no such file or no JSON object in it.
     """
     if isinstance(schema, Mapping):
         return schema
@@ -27,17 +27,18 @@ def read_schema(schema: Schema, folder: Path | None = None) -> Mapping[str, Any]
             raise DefinitionError(
                 f"{origin} cannot be read: {error}; give a path relative to the definition file"
             ) from error
-        # A name that no file can have: a null character, or half of a surrogate pair, which could not be printed either.
+        # No file can have this name: it contains a null character, or half of a surrogate pair, which cannot even be
+        # printed.
         except ValueError as error:
             raise DefinitionError(
-                f"the schema {str(schema)!r} is no path ({error}); give one relative to the definition file, or a JSON object"
+                f"the schema {str(schema)!r} is not a path ({error}); give a path relative to the definition file, or a JSON object"
             ) from error
     else:
-        raise DefinitionError(f"the schema {schema!r} is no path, JSON text or JSON object")
+        raise DefinitionError(f"the schema {schema!r} is not a path, JSON text or a JSON object")
     try:
         parsed = json.loads(text)
     except ValueError as error:
         raise DefinitionError(f"{origin} is not JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise DefinitionError(f"{origin} is no JSON object; an Avro record schema is one")
+        raise DefinitionError(f"{origin} is not a JSON object; an Avro record schema is one")
     return parsed

@@ -24,23 +24,23 @@ _EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give the nearest known name as a question, or all of them."""
+    """Return the nearest known name as a question, or a list of all known names."""
     known = sorted(known)
-    return nearest(name, known, "known are") if known else "none is defined"
+    return nearest(name, known, "known names are") if known else "none is defined"
 
 
 def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions) -> list[str]:
-    """Faults of what is only shown: it must be text."""
+    """Return the faults of what is only shown: it must be text."""
     words = {word: getattr(definition, word) for word in ("description", "owner")}
     return [
-        f"{place}: {word}: {text!r} is no text; put it in quotes, or leave it out"
+        f"{place}: {word}: {text!r} is not text; put it in quotes, or leave it out"
         for word, text in words.items()
         if not is_text(text)
     ]
 
 
 def is_text(text: object) -> bool:
-    """Whether it is text that can be written: half of a surrogate pair cannot."""
+    """Return true if ``text`` is text that can be written; half of a surrogate pair cannot."""
     return isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -53,10 +53,10 @@ def _finite(default: object) -> float | None:
 
 
 class Slots:
-    """Filters, values and windows of one view, numbered as its features mention them.
+    """The filters, values and windows of one view, numbered in the order in which its features mention them.
 
-    ``columns``: of the view's stream; None where it has none to check against, as the stream itself is faulty: then only
-    what needs no columns is checked. ``faults``: where they are put, each a whole sentence with its place.
+    ``columns``: the columns of the view's stream; None if the stream is faulty: then only what needs no columns is
+    checked. ``faults``: the list to which faults are added, each a whole sentence with its place.
     """
 
     def __init__(self, columns: Mapping[str, pl.DataType] | None, faults: list[str]) -> None:
@@ -68,24 +68,24 @@ class Slots:
 
     @property
     def filters(self) -> tuple[FilterPlan, ...]:
-        """In the order of their numbers."""
+        """The filters in the order of their numbers."""
         return tuple(self._filters.values())
 
     @property
     def values(self) -> tuple[ValuePlan, ...]:
-        """In the order of their numbers."""
+        """The values in the order of their numbers."""
         return tuple(self._values.values())
 
     @property
     def windows(self) -> tuple[ViewWindow, ...]:
-        """In the order of their numbers."""
+        """The windows in the order of their numbers."""
         return tuple(self._windows.values())
 
     def _fault(self, place: str, error: DefinitionError | str) -> None:
         self._faults += [f"{place}: {fault}" for fault in ([error] if isinstance(error, str) else error.faults)]
 
     def feature(self, place: str, feature: Feature, owner: str) -> FeaturePlan | None:
-        """Number one feature; None where it has a fault that keeps it from having a plan. ``owner``: the view's."""
+        """Number one feature and return its plan; None if a fault prevents a plan. ``owner``: the view's owner."""
         self._faults += text_faults(place, feature)
         window = self._window(place, feature.window)
         function = self._function(place, feature.aggregation)
@@ -130,7 +130,10 @@ class Slots:
         )
 
     def derived(self, place: str, derived: Derived, features: Sequence[FeaturePlan], owner: str) -> DerivedPlan | None:
-        """Check a feature over others of its view; None where it has a fault."""
+        """Check a feature over other features of its view and return its plan; None if it has a fault.
+
+        ``owner``: the view's owner.
+        """
         self._faults += text_faults(place, derived)
         scalars = {f.name: f.dtype.polars for f in features if not f.dtype.nesting}
         try:
@@ -158,7 +161,7 @@ class Slots:
             filter=None,
             inputs=tuple(f.name for f in features if f.name in used),
             empty=empty,
-            # Whatever it is on an empty window, it may be null on another.
+            # Whatever the value on an empty window is, it may be null on another window.
             default=self._default(place, derived.default, dtype, None),
             description=derived.description,
             owner=derived.owner or owner,
@@ -173,7 +176,7 @@ class Slots:
             remedy = "correct the type or cast the value"
         except DefinitionError:
             remedy = KNOWN
-        self._fault(place, f"its type is declared {declared!r}, but {what} gives {dtype} here; {remedy}")
+        self._fault(place, f"its type is declared as {declared!r}, but {what} gives {dtype} here; {remedy}")
 
     def _parameters(self, place: str, aggregation: Aggregation, window: ViewWindow | None) -> Parameters | None:
         try:
@@ -194,7 +197,8 @@ class Slots:
         names = get_args(AggregationName)
         if not isinstance(aggregation, Aggregation):
             self._fault(
-                place, f"{aggregation!r} is no aggregation; use one of agg.{', agg.'.join(names)}, as in agg.count()"
+                place,
+                f"{aggregation!r} is not an aggregation; use one of agg.{', agg.'.join(names)}, for example agg.count()",
             )
             return None
         if aggregation.function not in names:
@@ -212,7 +216,10 @@ class Slots:
         return aggregation.function
 
     def condition(self, place: str, one: Expression | None, other: Expression | None) -> FilterPlan | None:
-        """Check ``where`` or ``filter``, whichever was written; not numbered yet. None without one, or with a fault."""
+        """Check ``where`` or ``filter``, whichever was written, and return its plan, which has no number yet.
+
+        Returns None if neither was written, or if there is a fault.
+        """
         if one is not None and other is not None:
             self._fault(place, "it has both where and filter, which are the same thing; keep one, joined by AND")
             return None
@@ -226,7 +233,7 @@ class Slots:
             return None
         if checked.dtype != pl.Boolean():
             self._fault(
-                f"{place}: filter", f"{checked.text!r} is {checked.dtype}, not true or false; compare it with something"
+                f"{place}: filter", f"{checked.text!r} is {checked.dtype}, not Boolean; compare it with something"
             )
             return None
         return FilterPlan(text=checked.text, expr=checked.expr)
@@ -249,7 +256,7 @@ class Slots:
         return self._number_value(checked, dtype)
 
     def _by(self, place: str, aggregation: Aggregation) -> ValuePlan | None:
-        """The key of a map, as text."""
+        """Return the key of a map, as text; None if there is none, or if it has a fault."""
         if aggregation.by is None:
             return None
         checked = self._checked(f"{place}: by", aggregation.by)
@@ -258,7 +265,8 @@ class Slots:
         dtype = Type.of_values(checked.dtype)
         if dtype is None or dtype.scalar not in {"string", "int64", "bool"}:
             self._fault(
-                f"{place}: by", f"{checked.text!r} is {checked.dtype}; keys of a map are strings, whole numbers or bool"
+                f"{place}: by",
+                f"{checked.text!r} is {checked.dtype}; keys of a map must be strings, whole numbers or bool",
             )
             return None
         return self._number_value(checked, STRING)
@@ -286,20 +294,20 @@ class Slots:
                 if (isinstance(default, float) and not math.isfinite(default)) or dtype.nesting
                 else f"give a whole number, or text with at most {dtype.scale} digits after the point"
                 if dtype.is_decimal
-                else f"give {_EXAMPLES.get(dtype.scalar, f'a {dtype}')}"
+                else f"give {_EXAMPLES.get(dtype.scalar, f'a value of type {dtype}')}"
             )
-            self._fault(place, f"the default {default!r} is no {dtype}; {remedy}")
+            self._fault(place, f"the default {default!r} is not of type {dtype}; {remedy}")
             return None
         if empty is not None and typed != empty:
             self._fault(
                 place,
-                f"the default {default!r} would never show, as the value is never null ({empty} on an empty window); leave it out",
+                f"the default {default!r} would never be used, because the value is never null ({empty} on an empty window); leave it out",
             )
         return typed
 
 
 def _typed(default: object, dtype: Type) -> Scalar | None:
-    """The default in its type; None where it does not fit."""
+    """Return the default in its type; None if it does not fit."""
     if dtype.nesting or isinstance(default, bool) != (dtype.scalar == "bool"):
         return None
     match dtype.scalar, default:
@@ -320,7 +328,7 @@ def _typed(default: object, dtype: Type) -> Scalar | None:
 
 
 def _exact(default: int | str | Decimal, scale: int) -> Decimal | None:
-    """The same number with ``scale`` digits after the point; None where it has more, or is too great."""
+    """Return the same number with ``scale`` digits after the point; None if it has more, or is too large."""
     try:
         exact = Decimal(default).quantize(
             Decimal((0, (1,), -scale)), context=Context(prec=38, traps=[Inexact, InvalidOperation])

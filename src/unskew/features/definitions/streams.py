@@ -1,4 +1,4 @@
-"""A stream definition, checked: where its records come from and what columns they have."""
+"""Checks of a stream definition: where its records come from and what columns they have."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
 def plan_stream(stream: Stream) -> StreamPlan:
-    """Read the schema and check every column the definition names.
+    """Read the schema and check every column that the definition names.
 
     Raises ``DefinitionError`` with all faults found, each half a sentence that says what is wrong and what to do.
     """
@@ -42,11 +42,11 @@ def plan_stream(stream: Stream) -> StreamPlan:
     topics = _topics(stream, faults)
     partitioned_by = () if stream.partitioned_by is None else column_names(stream.partitioned_by)
     if partitioned_by is None:
-        faults.append(f"partitioned_by={stream.partitioned_by!r} is no column name; give one or a list of them")
+        faults.append(f"partitioned_by={stream.partitioned_by!r} is not a column name; give one, or a list of them")
         partitioned_by = ()
     if stream.aliases and column_names(stream.aliases) is None:
         faults.append(
-            f"aliases={stream.aliases!r} is no list of names; give other names of the stream, or leave it out"
+            f"aliases={stream.aliases!r} is not a list of names; give other names of the stream, or leave it out"
         )
     if columns:
         unread = unread_types(schema) if not faults and stream.format == "avro" else {}
@@ -82,26 +82,26 @@ def plan_stream(stream: Stream) -> StreamPlan:
 
 
 def is_pattern(topic: str) -> bool:
-    """Whether it stands for all topics whose names it matches."""
+    """Return true if ``topic`` is a pattern that stands for all topics whose names it matches."""
     return topic.startswith("^")
 
 
 def _topics(stream: Stream, faults: list[str]) -> tuple[str, ...]:
-    """The topics of a stream, or its pattern; where these are faulty, something of the kind."""
+    """Return the topics of a stream, or its pattern; if these are faulty, a stand-in that is not empty."""
     topics = column_names(stream.topic)
     if topics is None:
         faults.append(
-            f"topic={stream.topic!r} is no topic name; give one, a list of them, or a pattern like '^orders-.*'"
+            f"topic={stream.topic!r} is not a topic name; give one, a list of them, or a pattern like '^orders-.*'"
         )
         return (str(stream.topic),)
     if len(topics) == 1 and is_pattern(topics[0]):
         try:
             re.compile(topics[0])
         except re.error as error:
-            faults.append(f"the pattern {topics[0]!r} is no regular expression: {error}; correct it")
+            faults.append(f"the pattern {topics[0]!r} is not a regular expression: {error}; correct it")
     else:
         faults += [
-            f"{topic!r} is no topic name; Kafka's have up to 249 letters, digits, dots, dashes and underscores"
+            f"{topic!r} is not a topic name; Kafka's names have up to 249 letters, digits, dots, dashes and underscores"
             for topic in topics
             if not _TOPIC.fullmatch(topic)
         ]
@@ -110,17 +110,18 @@ def _topics(stream: Stream, faults: list[str]) -> tuple[str, ...]:
         faults.append(f"topic={list(topics)!r} names a topic twice; leave one out")
     if several and not _TOPIC.fullmatch(stream.name):
         faults.append(
-            f"its records are archived under its name, {stream.name!r}; give it one of letters, digits, dots, dashes and underscores"
+            f"its records are archived under the stream's name, {stream.name!r}; use only letters, digits, dots, dashes and underscores "
+            "in it"
         )
     if several and stream.partitioned_by is not None:
         faults.append(
-            "partitioned_by is said of a stream of several topics, where an entity has a partition in each; leave it out"
+            "partitioned_by does not apply to a stream of several topics, because an entity has a partition in each; leave it out"
         )
     return topics
 
 
 def column_names(names: object) -> tuple[str, ...] | None:
-    """Names of a single column or of several; None where ``names`` is neither a text nor a list of texts."""
+    """Return the names of one or several columns; None if ``names`` is neither text nor a list of texts."""
     if isinstance(names, str):
         return (names,)
     if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
@@ -129,7 +130,7 @@ def column_names(names: object) -> tuple[str, ...] | None:
 
 
 def _headers(stream: Stream, faults: list[str]) -> dict[str, str]:
-    """Columns and the headers that they hold."""
+    """Return the columns and the headers that they hold."""
     headers = stream.headers
     if isinstance(headers, Mapping) and all(isinstance(word, str) for pair in headers.items() for word in pair):
         return dict(headers)
@@ -137,14 +138,16 @@ def _headers(stream: Stream, faults: list[str]) -> dict[str, str]:
         return {}
     names = None if isinstance(headers, (str, Mapping)) else column_names(headers)
     if names is None:
-        faults.append(f"headers={headers!r} is no list of header names and no mapping from columns to them; give one")
+        faults.append(
+            f"headers={headers!r} is neither a list of header names nor a mapping from columns to header names; give one of these"
+        )
     return {name: name for name in names or ()}
 
 
 def _record_columns(
     stream: Stream, headers: Mapping[str, str], columns: Mapping[str, pl.DataType], faults: list[str]
 ) -> dict[str, pl.DataType]:
-    """Columns that come from a record's key and headers."""
+    """Return the columns that come from a record's key and headers."""
     found: dict[str, pl.DataType] = {}
     if stream.key_format not in get_args(KeyFormat):
         faults.append(f"key_format={stream.key_format!r} is not known; write one of {', '.join(get_args(KeyFormat))}")
@@ -152,13 +155,15 @@ def _record_columns(
         found[str(stream.key_column)] = pl.String() if stream.key_format == "string" else pl.Int64()
     for column in headers:
         if column in found:
-            faults.append(f"headers: column {column!r} is the record key's; give it another name")
+            faults.append(f"headers: column {column!r} already holds the record key; give the header another column")
         found[column] = pl.String()
     for column in found:
         if column in columns:
-            faults.append(f"column {column!r} is in the schema already; give the record's own another name")
+            faults.append(
+                f"column {column!r} is already in the schema; give the column of the key or header another name"
+            )
         if column.startswith("_") or not column:
-            faults.append(f"column {column!r} begins with _, which is reserved, or has no name; give it another")
+            faults.append(f"column {column!r} begins with _, which is reserved, or has no name; give it another name")
     return found
 
 
@@ -172,7 +177,7 @@ def _column_faults(
     if stream.event_id is not None:
         named["event_id"] = (stream.event_id,)
     faults = [
-        f"{word}: field {name!r} has the type {unread[str(name)]}, which is not read; readable are {READABLE}"
+        f"{word}: field {name!r} has the type {unread[str(name)]}, which cannot be read; readable types are {READABLE}"
         if str(name) in unread
         else f"{word}: {unknown_column(str(name), columns)}"
         for word, names in named.items()
@@ -183,7 +188,7 @@ def _column_faults(
     if dtype is not None and dtype != TIMESTAMP:
         faults.append(
             f"event_time: column {stream.event_time!r} is {dtype}; "
-            "give it the Avro logical type timestamp-millis or timestamp-micros, in a JSON Schema the format date-time or unix-time-ms"
+            "give it the Avro logical type timestamp-millis or timestamp-micros, or in a JSON Schema the format date-time or unix-time-ms"
         )
     return faults
 
@@ -191,12 +196,12 @@ def _column_faults(
 def _repeat_faults(stream: Stream, within_us: int, columns: Mapping[str, pl.DataType]) -> list[str]:
     if stream.event_id is None:
         return [
-            "dedupe_within needs an event_id, by which repeats are known; name its column, or leave dedupe_within out"
+            "dedupe_within needs an event_id, which identifies repeats; name its column, or leave dedupe_within out"
         ]
     faults = []
     if within_us <= 0:
         faults.append(
-            f"dedupe_within is {stream.dedupe_within!r}, within which nothing repeats; leave it out or give it a length"
+            f"dedupe_within is {stream.dedupe_within!r}, and nothing can repeat within that; leave it out or give it a length"
         )
     dtype = columns.get(str(stream.event_id))
     if dtype is not None and not (dtype.is_integer() or dtype == pl.String()):

@@ -1,4 +1,4 @@
-"""What users write: frozen structs that only hold the words; ``compile`` checks them and gives them meaning."""
+"""The words of definitions: frozen structs that only hold what users write; ``compile`` checks and interprets them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ Schema = str | Path | Mapping[str, Any]
 
 
 class Entity(msgspec.Struct, frozen=True):
-    """What features are about, told apart by one or several key columns.
+    """The subject of features, identified by one or several key columns.
 
-    ``type``: ``"int64"`` or ``"string"``, one for each key column; where it is left out the stream's schema decides.
+    ``type``: ``"int64"`` or ``"string"``, one for each key column; if left out, the stream's schema decides.
     """
 
     name: str
@@ -29,21 +29,23 @@ class Entity(msgspec.Struct, frozen=True):
 class Stream(msgspec.Struct, frozen=True):
     """A Kafka topic, or several, and how their records are read.
 
-    ``topic``: a topic, a list of topics, or a pattern that begins with ^ as Kafka's own subscriptions do: all topics that it matches
-    at the start of a run. The partitions of several are numbered one after the other, topic by topic, and archived together under
-    the stream's name.
+    ``topic``: a topic, a list of topics, or a pattern, which begins with ^ as in Kafka's own subscriptions and means
+    all topics that it matches at the start of a run. The partitions of several topics are numbered one after the other,
+    topic by topic, and archived together under the stream's name.
     ``schema``: the Avro reader schema: a path (relative to the definition file), JSON text, or the parsed JSON. With
-    ``format="json"`` also a JSON Schema. Fields of types that have no column (arrays, for example) are left out.
+    ``format="json"``, it may also be a JSON Schema. Fields of types that have no column (arrays, for example) are left
+    out.
     ``event_time``: the column that says when the event happened, a timestamp.
-    ``key_column``: a column beside the schema's that is the record key: ``key_format`` ``"string"`` (UTF-8), ``"int64"`` or
-    ``"int32"`` (big-endian, as Kafka's own serializers write them). ``headers``: further columns from record headers (UTF-8
-    text, null where there is none): column to header, or a list of names that are both.
-    ``partitioned_by``: the key column(s) by which the producer partitions the topic, where it does.
-    ``event_id``: the column that tells events apart. With ``dedupe_within``, an event whose id its entity has already had that long
-    before it (in arrival) or less is dropped; without, duplicates count.
-    ``settle``: how far behind the present a caught-up reader announces its clock: 500 ms if left out, which
-    a live topic on producer timestamps (CreateTime) may not do.
-    ``max_age``: older events are dead letters. ``aliases``: other names by which views may call the stream.
+    ``key_column``: a column, besides those of the schema, that holds the record key. ``key_format``: ``"string"``
+    (UTF-8), ``"int64"`` or ``"int32"`` (big-endian, as Kafka's own serializers write them). ``headers``: further
+    columns from record headers (UTF-8 text, null if a record lacks the header): a mapping from column to header, or a
+    list of names that are both.
+    ``partitioned_by``: the key column(s) by which the producer partitions the topic, if it does.
+    ``event_id``: the column that identifies events. With ``dedupe_within``, an event is dropped if its entity has had
+    an event of the same id at most that long before (by arrival); without it, duplicates count.
+    ``settle``: how far behind the present a reader that has caught up announces its clock. If left out it is 500 ms;
+    for a live topic with producer timestamps (CreateTime) it must be given.
+    ``max_age``: older events become dead letters. ``aliases``: other names by which views may refer to the stream.
     """
 
     name: str
@@ -65,13 +67,13 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class Window(msgspec.Struct, frozen=True):
-    """Base of all windows."""
+    """The base of all windows."""
 
 
 class Sliding(Window, frozen=True):
-    """The last ``extent``, up to now; its old edge moves in steps of ``hop``, which divides it.
+    """The last ``extent`` up to now; its old edge moves in steps of ``hop``, which divides the extent.
 
-    ``hop``: a round one of at most 1/288 of the extent if left out.
+    ``hop``: if left out, a round duration of at most 1/288 of the extent.
     """
 
     extent: Duration
@@ -81,7 +83,7 @@ class Sliding(Window, frozen=True):
 class Tumbling(Window, frozen=True):
     """The running period of length ``extent``, aligned to the epoch.
 
-    ``closed``: the last whole period instead; an event that comes late still corrects that one.
+    ``closed``: the last complete period instead; a late event still corrects it.
     """
 
     extent: Duration
@@ -89,9 +91,9 @@ class Tumbling(Window, frozen=True):
 
 
 class Calendar(Window, frozen=True):
-    """The running local day, week (from Monday), month, quarter or year, begun at midnight in ``tz`` (an IANA name).
+    """The running local day, week (from Monday), month, quarter or year, from midnight in ``tz`` (an IANA name).
 
-    As long as it is there: a day has 23 or 25 hours where clocks change.
+    It has its local length: a day has 23 or 25 hours when clocks change.
     """
 
     unit: CalendarUnit
@@ -103,10 +105,10 @@ class Lifetime(Window, frozen=True):
 
 
 class Session(Window, frozen=True):
-    """The running session: events that follow one another by less than ``gap``; empty once ``gap`` has passed without one.
+    """The running session: events that follow one another by less than ``gap``; empty after ``gap`` without an event.
 
-    ``hop``: in what steps the passing of the gap is noticed, as for ``Sliding``; it divides the gap. An event joins the running
-    session if it is less than the gap before its first one, and is too late otherwise.
+    ``hop``: the steps in which the end of the gap is noticed, as for ``Sliding``; it divides the gap. An earlier event
+    joins the running session if it is less than the gap before the session's first event; otherwise it is too late.
     """
 
     gap: Duration
@@ -116,9 +118,10 @@ class Session(Window, frozen=True):
 class Sessions(msgspec.Struct, frozen=True):
     """The closed sessions of each entity as a stream: a view over it aggregates sessions, not events.
 
-    A session closes when the clock has passed the gap after its last event. That instant is its event time and arrival. Its
-    columns: the entity's keys, ``start`` and ``end`` (of its first and last event), ``length_s`` (float64 seconds between
-    them), ``events`` (their number), and ``values``: a column for each aggregation over the session's events.
+    A session closes when the clock has passed the gap after its last event. That instant is its event time and its
+    arrival. Its columns: the entity's keys, ``start`` and ``end`` (the times of its first and last event), ``length_s``
+    (float64 seconds between them), ``events`` (their number), and ``values``: a column for each aggregation over the
+    session's events.
     ``where``: events for which it is not true belong to no session. ``filter`` is the same thing.
     """
 
@@ -137,7 +140,7 @@ class Feature(msgspec.Struct, frozen=True):
     """One number: an aggregation over a window.
 
     ``filter``: SQL text or a Polars expression; only events for which it is true count. ``where`` is the same thing.
-    ``default``: stands in for null at reading, never stored. ``type``: checked against the result's type.
+    ``default``: what readers get in place of null; it is never stored. ``type``: checked against the result's type.
     """
 
     name: str
@@ -152,9 +155,9 @@ class Feature(msgspec.Struct, frozen=True):
 
 
 class Derived(msgspec.Struct, frozen=True):
-    """A number made of others: an expression over features of the same view, null where it is not finite.
+    """A number derived from others: an expression over features of the same view, null if it is not finite.
 
-    ``expression``: SQL text or a Polars expression, row by row: ``"returns_90d / purchases_90d"``.
+    ``expression``: SQL text or a Polars expression, evaluated row by row: ``"returns_90d / purchases_90d"``.
     """
 
     name: str
@@ -168,7 +171,8 @@ class Derived(msgspec.Struct, frozen=True):
 class FeatureView(msgspec.Struct, frozen=True):
     """Features of one entity over one stream.
 
-    ``entity``: an ``Entity``, or its name or key column. ``stream``: a ``Stream`` or ``Sessions``, or its name or an alias.
+    ``entity``: an ``Entity``, or its name or key columns. ``stream``: a ``Stream`` or ``Sessions``, or its name or an
+    alias.
     ``where``: events for which it is not true do not exist for this view. ``filter`` is the same thing.
     """
 

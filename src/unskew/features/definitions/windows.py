@@ -1,4 +1,4 @@
-"""Windows resolved to whole tiles, and the instant at which a window begins."""
+"""Resolution of windows to whole tiles, and the instants at which windows begin."""
 
 from typing import get_args
 
@@ -18,7 +18,7 @@ from unskew.features.time import (
 )
 from unskew.features.view import CalendarUnit, ViewWindow, WindowKind
 
-# Tile numbers inside a window fit 20 bits with room in the kernel's rings; a finer hop buys no one anything.
+# Tile numbers inside a window fit 20 bits, with room in the kernel's rings; a finer hop would have no use.
 MAX_SPAN = 1_048_576
 MAX_EXTENT_US = 36_600 * DAY_US
 
@@ -47,7 +47,7 @@ def plan_window(window: Window) -> ViewWindow:
         case Lifetime():
             return ViewWindow(kind="lifetime", text="lifetime()", hop_us=0, span=0, extent_us=0)
         case _:
-            raise DefinitionError(f"{window!r} is no window; use Sliding, Tumbling, Calendar, Lifetime or Session")
+            raise DefinitionError(f"{window!r} is not a window; use Sliding, Tumbling, Calendar, Lifetime or Session")
 
 
 def _calendar(window: Calendar) -> ViewWindow:
@@ -55,9 +55,9 @@ def _calendar(window: Calendar) -> ViewWindow:
         raise DefinitionError(f"Calendar({window.unit!r}) is not known; units are {', '.join(get_args(CalendarUnit))}")
     if not isinstance(window.tz, str):
         raise DefinitionError(
-            f"{window.tz!r} is no time zone; name one as the IANA database does, for example Europe/Berlin"
+            f"{window.tz!r} is not a time zone; use a name of the IANA database, for example Europe/Berlin"
         )
-    # It refuses a time zone that is not known.
+    # It refuses an unknown time zone.
     unit_boundaries(window.unit, window.tz)
     nominal_us = _NOMINAL_DAYS[window.unit] * DAY_US
     return ViewWindow(
@@ -72,7 +72,7 @@ def _calendar(window: Calendar) -> ViewWindow:
 
 
 def _extent_us(extent: object) -> int:
-    extent_us = duration_us(extent)  # type: ignore[arg-type]  # it refuses what it does not know
+    extent_us = duration_us(extent)  # type: ignore[arg-type]  # it refuses everything else
     if not 0 < extent_us <= MAX_EXTENT_US:
         raise DefinitionError(
             f"the window {format_duration(extent_us)} is not between 1us and {format_duration(MAX_EXTENT_US)}"
@@ -105,7 +105,10 @@ def _hopping(kind: WindowKind, length: Duration, step: Duration | None) -> ViewW
 
 
 def _near_divisor_us(extent_us: int, hop_us: int) -> int:
-    """Give a round divisor of the window no longer than the hop asked for; else the nearest found in parts of the window."""
+    """Return a round divisor of the window that is at most as long as the requested hop.
+
+    If there is none, return the longest other divisor of at most that length, or the window itself if none is found.
+    """
     if (hop := round_hop_us(extent_us, hop_us)) is not None:
         return hop
     n_parts = max(1, -(-extent_us // hop_us)) if hop_us > 0 else 1
@@ -113,11 +116,11 @@ def _near_divisor_us(extent_us: int, hop_us: int) -> int:
 
 
 def old_edge_us(window: ViewWindow, instants: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Give the earliest effective time that each window covers at its instant, in microseconds; same shape as ``instants``.
+    """Return the earliest effective time that the window covers at each instant: microseconds, shaped as ``instants``.
 
-    Exact for any instant of fixed windows, and between MIN_INSTANT_US and MAX_INSTANT_US for calendars. Of a session, the latest
-    instant at which it can have begun. A lifetime begins with the view: nothing before that is missing from it, so its edge is
-    the instant itself.
+    It is exact at any instant for fixed windows, and between MIN_INSTANT_US and MAX_INSTANT_US for calendars. For a
+    session, it is the latest instant at which the session can have begun. A lifetime begins with the view: nothing from
+    before that is missing in it, so its edge is the instant itself.
     """
     match window.kind:
         case "calendar":
