@@ -93,7 +93,9 @@ def year(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def _produce(broker: EmbeddedBroker, topic: Topic) -> None:
-    producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 5, "log_level": 0})
+    producer = Producer(
+        {"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 0}
+    )
     for chunk in topic.chunks():
         for partition, key, value, stamp_ms in zip(
             chunk.partition.tolist(), chunk.key, chunk.value, chunk.timestamp_ms.tolist(), strict=True

@@ -78,7 +78,14 @@ def scene(broker: EmbeddedBroker, redis_url: str, tmp_path: Path) -> Scene:
     """Four letters: one truncated, with headers; a tombstone; one that a view cannot take; one too long to be kept."""
     bench = Bench(broker, redis_url, tmp_path)
     topic = bench.produce([GOOD], 2)
-    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.max.bytes": 9_000_000, "log_level": 0})
+    producer = Producer(
+        {
+            "bootstrap.servers": broker.bootstrap,
+            "enable.idempotence": True,
+            "message.max.bytes": 9_000_000,
+            "log_level": 0,
+        }
+    )
     for partition, value, headers in (
         (0, CUT, [("trace", b"\xff"), ("empty", None)]),
         (0, None, None),
@@ -143,7 +150,7 @@ def test_letters_are_seen_mended_sent_and_counted_once(scene: Scene, tmp_path: P
 def test_a_replayed_record_has_its_key_its_headers_and_its_partition(scene: Scene) -> None:
     deployment = scene.deployment
     (before,) = letters(deployment.dead_letters, find(deployment.dead_letters, Wanted(places=[f"{scene.topic}/0/1"])))
-    producer = Producer({"bootstrap.servers": scene.bench.broker.bootstrap})
+    producer = Producer({"bootstrap.servers": scene.bench.broker.bootstrap, "enable.idempotence": True})
     producer.produce(scene.topic, b"{", b"\x00\xff", partition=1, headers=[("a", b"1"), ("a", b"2"), ("b", None)])
     assert producer.flush(20) == 0
     scene.run()
@@ -184,7 +191,7 @@ def test_a_letter_that_other_views_counted_is_not_counted_twice_by_mistake(scene
     refused = scene.call("replay", str(file), "--yes")
     allowed = scene.call("replay", str(file), "--twice")
 
-    assert (refused.exit_code, "visits took it" in refused.output) == (1, True), refused.output
+    assert (refused.exit_code, "visits counted it" in refused.output) == (1, True), refused.output
     assert (allowed.exit_code, "1 letters would be sent" in allowed.output) == (0, True), allowed.output
 
 

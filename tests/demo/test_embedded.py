@@ -35,7 +35,9 @@ def _wait_until_refused(port, within_s=5.0):
 
 
 def _produce(broker, topic, values, partition=0, **config):
-    producer = Producer({"bootstrap.servers": broker.bootstrap, "log_level": 2, "linger.ms": 5, **config})
+    producer = Producer(
+        {"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "log_level": 2, "linger.ms": 5, **config}
+    )
     for number, value in enumerate(values):
         producer.produce(topic, value, partition=partition, timestamp=1_483_228_800_000 + number)
     assert producer.flush(10) == 0

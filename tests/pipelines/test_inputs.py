@@ -49,7 +49,7 @@ def computed(broker, redis_url, tmp_path):
     def compute(records, features, *, schema, key="user", registry=None, **stream):
         topic = f"inputs-{next(_topics)}"
         broker.create_topic(topic, 1)
-        producer = Producer({"bootstrap.servers": broker.bootstrap, "log_level": 2})
+        producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "log_level": 2})
         for offset, (record_key, value, headers) in enumerate(records):
             producer.produce(topic, value, key=record_key, headers=headers, partition=0, timestamp=NOON_MS + offset)
         assert producer.flush(10) == 0

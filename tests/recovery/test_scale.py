@@ -67,7 +67,7 @@ def test_processes_with_partitions_of_their_own_write_what_one_writes(
     [
         (("--partitions", "0,1"), "by_item, item_ever: not partitioned by the entity"),
         (("--partitions", "0,0"), "each once"),
-        (("--partitions", "7"), "none numbered 7"),
+        (("--partitions", "7"), "but not 7"),
         (("--cluster", "127.0.0.1"), "give host:port of every process"),
         (("--process", "1"), "give the addresses of all processes with --cluster"),
         (("--partitions", "0", "--cluster", "127.0.0.1:1,127.0.0.1:2"), "exclude each other"),

@@ -49,7 +49,7 @@ class Disk:
                 raise Died
             result = real(*arguments, **options)
             if dies:
-                if isinstance(result, int):
+                if name == "open":
                     os.close(result)
                 raise Died
             return result

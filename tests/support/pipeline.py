@@ -190,7 +190,15 @@ class Bench:
 
     def append(self, topic: str, records: Sequence[Record]) -> None:
         client = getattr(self.broker, "client", {})
-        producer = Producer({"bootstrap.servers": self.broker.bootstrap, "linger.ms": 5, "log_level": 0, **client})
+        producer = Producer(
+            {
+                "bootstrap.servers": self.broker.bootstrap,
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "log_level": 0,
+                **client,
+            }
+        )
         for record in records:
             producer.produce(
                 topic, record.value(), record.user.encode(), partition=record.partition, timestamp=record.stamp_ms

@@ -18,7 +18,9 @@ class Topic:
         self.bootstrap = broker.bootstrap
         self.name = f"source-{next(_topics)}"
         broker.create_topic(self.name, partitions)
-        self._producer = Producer({"bootstrap.servers": self.bootstrap, "log_level": 2, "linger.ms": 1})
+        self._producer = Producer(
+            {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "log_level": 2, "linger.ms": 1}
+        )
 
     def put(self, partition, *after_noon_ms, value=b"value"):
         for ms in after_noon_ms:

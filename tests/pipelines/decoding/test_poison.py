@@ -289,6 +289,7 @@ def _produce(bench: Bench, topic: str, records: list[Any], codec: str = "none") 
     producer = Producer(
         {
             "bootstrap.servers": bench.broker.bootstrap,
+            "enable.idempotence": True,
             "message.max.bytes": 50 * MIB,
             "compression.type": codec,
             "linger.ms": 50,

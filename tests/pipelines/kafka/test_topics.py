@@ -38,7 +38,9 @@ def halves(bench):
 
 
 def put(bench, topics, records):
-    producer = Producer({"bootstrap.servers": bench.broker.bootstrap, "linger.ms": 5, "log_level": 0})
+    producer = Producer(
+        {"bootstrap.servers": bench.broker.bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 0}
+    )
     for record in records:
         producer.produce(
             topics[record.partition // 2],

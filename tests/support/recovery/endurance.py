@@ -72,7 +72,9 @@ class _Events(threading.Thread):
     def __init__(self, bootstrap: str, per_s: int) -> None:
         super().__init__(name="events", daemon=True)
         self._per_s = per_s
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "log_level": 0})
+        self._producer = Producer(
+            {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 0}
+        )
         self.ended = threading.Event()
 
     def run(self) -> None:
