@@ -79,7 +79,7 @@ def test_sentinels_may_ask_for_credentials_of_their_own_and_some_may_be_away(tmp
         refused = {
             "invalid username-password pair or user is disabled": url.replace("of-sentinel", "of-nobody"),
             "Authentication required": url.partition("?")[0],
-            "knows no 'other'": url.replace("mymaster", "other"),
+            "does not know 'other'": url.replace("mymaster", "other"),
             r"user 'app'": url.replace("of-app", "of-nobody"),
         }
         for text, wrong in refused.items():
