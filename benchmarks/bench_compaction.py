@@ -89,8 +89,8 @@ def compact(root: Path) -> tuple[float, float]:
     """Run the command so that it also deletes the files that it merged; return its seconds and peak MiB."""
     began = time.perf_counter()
     command = [sys.executable, "-c", COMPACT, "compact", "--log", str(root), "--grace", "0s"]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return time.perf_counter() - began, int(told.splitlines()[-1].split()[1]) / 1024
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return time.perf_counter() - began, int(output.splitlines()[-1].split()[1]) / 1024
 
 
 def main() -> None:
