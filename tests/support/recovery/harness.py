@@ -1,7 +1,7 @@
-"""The ordeal: a real pipeline in processes of its own, killed at moments drawn by chance until its history is over.
+"""The ordeal: a real pipeline in separate processes is killed at random moments until its history is over.
 
-What it leaves must be what a run without interruption leaves, and readers that looked on all the time must never have seen
-anything go back.
+It must leave the same results as a run without interruption, and readers that watched all the time must never have
+seen anything go back.
 """
 
 import random
@@ -33,10 +33,11 @@ class Report:
 
 @dataclass
 class Ordeal:
-    """One site and what comes over it. ``topologies``: those of its lives, in turn; all give the same shards.
+    """One site and the interruptions that it suffers.
 
-    ``reference``: the topology of the run that nothing interrupts; the first of the others if None. ``may_empty``: Redis loses
-    its data on the way. ``say``: told of each kill.
+    ``topologies``: those of its lives, in turn; all give the same shards. ``reference``: the topology of the run
+    without interruption; the first of the others if None. ``may_empty``: Redis loses its data on the way. ``say``: is
+    called with a text about each kill.
     """
 
     site: Site

@@ -137,7 +137,7 @@ def forget_journal(site: Site) -> None:
 
 
 def forget_a_mark(site: Site) -> None:
-    """Forget of each partition the last mark that was announced before a record: what was bumped to it arrives earlier."""
+    """Forget each partition's last mark announced before a record, so that records bumped to it arrive earlier."""
 
     def forget(facts: list[Placed]) -> list[Placed]:
         for place in range(len(facts) - 2, -1, -1):
