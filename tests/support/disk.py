@@ -1,4 +1,4 @@
-"""Prediction of a loss of power: watch calls to the operating system, and bytes and names that no fsync made durable."""
+"""Prediction of a loss of power: it watches system calls, and bytes and names that no fsync made durable."""
 
 import errno
 import io

@@ -119,7 +119,7 @@ def cart_events(lines: pl.DataFrame, *, seed: int) -> pl.DataFrame:
 
 
 def _checkouts(rng: Rng, priced: pl.DataFrame) -> pl.DataFrame:
-    """Return carts that become orders: products enter, some once too often and are removed, and all leave at the end."""
+    """Return carts that become orders: products enter, some once too often and are removed, and all leave."""
     orders = priced["order_id"].unique(maintain_order=True)
     chosen = orders.filter(pl.Series(rng.random(len(orders)) < 0.6, dtype=pl.Boolean))
     bought = priced.filter(pl.col("order_id").is_in(chosen.implode())).sort("order_id", maintain_order=True)
