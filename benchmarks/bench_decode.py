@@ -108,7 +108,7 @@ def least(work: Callable[[], object], seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds per measurement")
     arguments = parser.parse_args()
     found = events(10_000)
     nested = {"source": {"n": 1, "user": "x"}}

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rates", type=int, nargs="*", default=[1_000, 10_000])
     parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--turns", type=int, default=3, help="of each rate, with and without")
+    parser.add_argument("--turns", type=int, default=3, help="turns per rate, with and without the journal")
     given = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis() as server:

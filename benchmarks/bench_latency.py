@@ -431,7 +431,7 @@ def main() -> None:
     parser.add_argument("--kinds", choices=["partitioned", "ordered"], nargs="+", default=["partitioned", "ordered"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--warm-up", type=float, default=10.0)
-    parser.add_argument("--probes", type=int, default=200, help="probes a second")
+    parser.add_argument("--probes", type=int, default=200, help="probes per second")
     parser.add_argument("--entities", type=int, default=100_000)
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--settle", default="10ms")

@@ -296,9 +296,9 @@ def show(result: Result, ours: Result) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=300_000, help="for unskew")
-    parser.add_argument("--sliding", type=int, default=3_000, help="for the peers' sliding windows")
-    parser.add_argument("--tumbling", type=int, default=30_000, help="for the peers' tumbling windows")
+    parser.add_argument("--events", type=int, default=300_000, help="events for unskew")
+    parser.add_argument("--sliding", type=int, default=3_000, help="events for the peers' sliding windows")
+    parser.add_argument("--tumbling", type=int, default=30_000, help="events for the peers' tumbling windows")
     parser.add_argument("--entities", type=int, default=1_000)
     parser.add_argument("--quix-python", help="the interpreter of an environment with quixstreams")
     parser.add_argument("--unskew", type=json.loads, help=argparse.SUPPRESS)

@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entities", type=int, default=1_000_000)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="folder to write to; a temporary folder if not given")
     parser.add_argument("--restart", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.restart is not None:

@@ -73,7 +73,7 @@ def merge(one: list[float], other: list[float]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", type=json.loads, help="JSON, as bench_peers gives it")
+    parser.add_argument("task", type=json.loads, help="JSON from bench_peers")
     task = parser.parse_args().task
     frame = pl.read_parquet(task["events"])
     instants = [EPOCH + timedelta(microseconds=at) for at in frame["at"].to_list()]

@@ -45,7 +45,7 @@ class Admin(TopicAdmin):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", type=json.loads, help="JSON, as bench_peers gives it")
+    parser.add_argument("task", type=json.loads, help="JSON from bench_peers")
     task = parser.parse_args().task
     group = f"peers-{task['kind']}"
     app = Application(

@@ -44,7 +44,7 @@ _REDIRECTION = re.compile(r"(MOVED|ASK) (\d+) (\S*):(\d+)")
 
 @dataclass(frozen=True)
 class _Redirection:
-    """The place where a slot, or a key that a node does not have, is according to that node."""
+    """A node's answer that a slot, or a key that it does not have, is at another node."""
 
     kind: str
     slot: int
@@ -126,7 +126,7 @@ class Nodes(Protocol):
     """All servers that hold a part of the keys."""
 
     tags: Sequence[str]
-    """The hash tags, one for each of the servers, that in braces make a key fall to that server."""
+    """The hash tags, one for each server with an open connection, that in braces make a key fall to that server."""
     refused: set[str]
     """The keys, since the connections were opened, whose fields were refused and must not be sent to another server."""
 

@@ -158,7 +158,7 @@ class Clocks(Words):
         return shard in self._words
 
     def lacks(self, shard: str, clock: Clock) -> bool:
-        """Return true unless the hash has all words for this clock or a later one."""
+        """Return true if a word for this clock, or for a later one, is missing."""
         closed_us = self.closed_us(shard)
         since_us = self.since_us(shard)
         return (

@@ -90,11 +90,11 @@ class LogTable:
             self._table.cover({LEDGER: written(ledger)})
 
     def snapshot(self) -> dict[str, Any]:
-        """As ``StagedTable.snapshot``."""
+        """Take a snapshot, as ``StagedTable.snapshot`` does."""
         return self._table.snapshot()
 
     def settle(self) -> None:
-        """As ``StagedTable.settle``."""
+        """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
 
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -138,14 +138,14 @@ class DeadLetterTable:
             self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
 
     def snapshot(self) -> dict[str, Any]:
-        """As ``StagedTable.snapshot``."""
+        """Take a snapshot, as ``StagedTable.snapshot`` does."""
         if self._waiting:
             self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
             self._waiting = []
         return self._table.snapshot()
 
     def settle(self) -> None:
-        """As ``StagedTable.settle``."""
+        """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
 
 
