@@ -1,4 +1,4 @@
-# The pipeline, without anything that only tests or builds need.
+# The image of the pipeline, without packages that only tests or builds need.
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/unskew
@@ -14,7 +14,7 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/unskew unskew \
  && install -d -o unskew /var/cache/unskew /var/lib/unskew /var/lib/unskew/state \
       /var/lib/unskew/log /var/lib/unskew/archive /var/lib/unskew/dead_letters
 COPY --from=build /opt/unskew /opt/unskew
-# Compiled kernels are kept where this user may write; the package's own folder is not.
+# Compiled kernels are cached in a folder that this user may write to, unlike the package's own folder.
 ENV PATH=/opt/unskew/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/unskew
 USER unskew
 WORKDIR /var/lib/unskew

@@ -1,7 +1,7 @@
-# What a newcomer and CI call. Needs make and Python 3.11 or 3.12; everything else goes into .venv.
+# Commands for newcomers and CI. They need make and Python 3.11 or 3.12; everything else is installed in .venv.
 #
-# Install is plain pip with --no-compile, because byte-compiling every package takes longer than fetching it;
-# uv does the same work faster where it is there.
+# Packages are installed by uv, if there is one, because it is faster; otherwise by pip with --no-compile, because
+# byte-compiling every package takes longer than fetching it.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,22 +20,22 @@ UV := $(shell command -v uv 2>/dev/null)
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: install ## A year of real purchases through the whole path; output in demo-output/ (OUTPUT=DIR to change)
+demo: install ## Run a year of real purchases through the whole path; output in demo-output/ (OUTPUT=DIR to change)
 	@$(BIN)/unskew demo --output $(OUTPUT)
 
-test: install ## The tests but for the long ones, on all cores (WORKERS=0 for one process)
+test: install ## Run the tests except the long ones, on all cores (WORKERS=0 for one process)
 	$(PYTEST) -m "not long"
 
-fuzz: install ## The property tests with new examples all the time (MINUTES=60); what fails stays in .hypothesis/
+fuzz: install ## Run the property tests with new random examples (MINUTES=60); failures stay in .hypothesis/
 	$(BIN)/python -m tests.support.fuzz --minutes $(MINUTES)
 
-soak: install ## Kill the pipeline again and again for long (KILLS=200, SEED=N to repeat a history)
+soak: install ## Kill the pipeline many times (KILLS=200, SEED=N to repeat a history)
 	$(BIN)/python -m tests.support.recovery.soak --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
-endure: install ## A live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
+endure: install ## Run a live pipeline for an hour: memory, files and disk must not grow (MINUTES=60)
 	$(BIN)/python -m tests.support.recovery.endurance --minutes $(MINUTES)
 
-check: install ## Format, lint, spelling, types, import contracts, all tests and the package: what CI calls
+check: install ## Run every check of CI: format, lint, spelling, types, import contracts, all tests and the package
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
@@ -45,15 +45,15 @@ check: install ## Format, lint, spelling, types, import contracts, all tests and
 	$(PYTEST)
 	$(BIN)/python .ci/package.py
 
-package: install ## The sdist, the wheel from it, and the wheel's demo in an environment outside the checkout
+package: install ## Build the sdist and the wheel from it, and run the wheel's demo outside the checkout
 	$(BIN)/python .ci/package.py
 
-bench: install ## The benchmarks
+bench: install ## Run the benchmarks
 	$(BIN)/python -m benchmarks
 
 install: $(VENV)/.installed ## Only set up .venv
 
-# A changed lock makes a fresh environment, so nothing that left the lock stays behind.
+# A changed lock makes a new environment, so packages that are no longer in the lock do not stay behind.
 $(VENV)/.locked: requirements.lock
 	@python=; \
 	for candidate in $(PYTHON) python3.11 python3.12 python3 python; do \
@@ -97,6 +97,6 @@ lock: ## Rewrite the lock files from pyproject.toml (needs uv; UPGRADE=1 takes n
 	$(COMPILE) --extra demo --extra pandas --extra registry --group dev --output-file requirements.lock
 	$(COMPILE) --extra registry --group build --constraints requirements.lock --output-file requirements-runtime.lock
 
-clean: ## Remove .venv, caches and what the demo wrote
+clean: ## Remove .venv, caches and the demo's output
 	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

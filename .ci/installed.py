@@ -1,4 +1,9 @@
-"""An installed unskew, seen from outside a checkout: ``python -I installed.py VERSION FOLDER``, a folder of definitions."""
+"""Check an installed unskew from outside a checkout.
+
+    python -I installed.py VERSION FOLDER
+
+``FOLDER``: a folder of definitions.
+"""
 
 import subprocess
 import sys
@@ -15,16 +20,16 @@ assert home.is_relative_to(sys.prefix), f"unskew comes from {home}, not from thi
 assert not (home / "demo" / "complete_journey").is_symlink(), "the example is a link into a checkout"
 
 for definitions in (HOME, folder):
-    assert unskew.load(definitions).views, f"{definitions} holds no view"
+    assert unskew.load(definitions).views, f"{definitions} has no views"
 
-told = subprocess.run(
+output = subprocess.run(
     [Path(sys.executable).parent / "unskew", "--version"], check=True, capture_output=True, text=True
 ).stdout
-assert told == f"unskew {version}\n", f"the command says {told!r}"
+assert output == f"unskew {version}\n", f"the command says {output!r}"
 assert unskew.__version__ == version, f"the module says {unskew.__version__}"
 
-assert (files("unskew") / "py.typed").is_file(), "py.typed is not installed: type checkers take everything for Any"
+assert (files("unskew") / "py.typed").is_file(), "py.typed is not installed: type checkers treat everything as Any"
 about = metadata("unskew")
-assert about["License-Expression"] == "Apache-2.0", "the metadata names no licence"
+assert about["License-Expression"] == "Apache-2.0", "the metadata does not name the licence"
 assert about.get_all("License-File") == ["LICENSE"], "the licence's text is not in the wheel"
-print(f"unskew {version}: imported from {home}, examples compiled, command, types and licence as they should be")
+print(f"unskew {version}: imported from {home}; examples compile; command, types and licence are correct")

@@ -1,7 +1,8 @@
-"""Build the sdist, the wheel from the sdist, and use the wheel as a stranger would; ``make package`` calls it.
+"""Build the sdist, build the wheel from it, and use the wheel as a user would; ``make package`` runs this script.
 
-Nothing of the checkout is used past the sdist: the wheel is built from what was unpacked, installed in an environment of its
-own outside the checkout with the locked versions of what it requires, and run there. The sdist and the wheel are left in dist/.
+After the sdist is built, nothing of the checkout is used: the wheel is built from the unpacked sdist, installed in a
+separate environment outside the checkout with the locked versions of its requirements, and run there. The sdist and the
+wheel stay in dist/.
 """
 
 import os
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 EXTRA = "demo"
 ROWS = 20_000
-# Neither our modules on the path nor our settings may make up for something that the wheel lacks.
+# Our modules on the path, or our settings, must not hide that the wheel lacks something.
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()  # noqa: TID251 - a tool beside the package
@@ -36,7 +37,7 @@ def main() -> None:
     began_s = time.monotonic()
     shutil.rmtree(DIST, ignore_errors=True)
     outside = Path(tempfile.mkdtemp(prefix="unskew-package-")).resolve()
-    say(f"working in {outside}, which is left there on a failure")
+    say(f"working in {outside}, which is kept after a failure")
 
     run("build the sdist", [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", DIST], ROOT)
     (sdist,) = DIST.glob("*.tar.gz")
@@ -64,9 +65,9 @@ def main() -> None:
 
 
 def locked_for(wheel: Path) -> str:
-    """The part of requirements.lock that the wheel with its extra requires, by the wheel's own metadata.
+    """Return the part of requirements.lock that the wheel with its extra requires, by the wheel's own metadata.
 
-    ``SystemExit`` where the lock lacks one of them.
+    Raises ``SystemExit`` if the lock lacks a requirement.
     """
     with zipfile.ZipFile(wheel) as files:
         (path,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
@@ -91,7 +92,7 @@ def locked_for(wheel: Path) -> str:
 
 
 def install(outside: Path, lock: Path, wheel: Path) -> Path:
-    """A fresh environment with the locked packages and the wheel; its python."""
+    """Make a new environment with the locked packages and the wheel; return its python."""
     environment = outside / "environment"
     python = environment / "bin" / "python"
     uv = shutil.which("uv")
@@ -112,7 +113,7 @@ def install(outside: Path, lock: Path, wheel: Path) -> Path:
 
 
 def run(what: str, command: list[str | Path | int], folder: Path) -> None:
-    """Run a command in a folder and say how long it took; ``SystemExit`` where it fails."""
+    """Run a command in a folder and print how long it took. Raises ``SystemExit`` if it fails."""
     say(f"{what}: {' '.join(map(str, command))}")
     began_s = time.monotonic()
     done = subprocess.run(list(map(str, command)), cwd=folder, env=ENVIRONMENT, check=False)

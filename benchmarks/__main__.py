@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: every benchmark in turn, each in a process of its own; RESULTS.md holds a run."""
+"""``python -m benchmarks``: run every benchmark in turn, each in its own process; RESULTS.md shows one run."""
 
 import subprocess
 import sys

@@ -1,17 +1,18 @@
-"""What each aggregation costs in the kernel: nanoseconds of an event, and bytes of state of an entity.
+"""Measure the cost of each aggregation in the kernel: nanoseconds per event, and bytes of state per entity.
 
     python benchmarks/bench_aggregations.py [--events 200_000] [--batch 50_000] [--repeats 3]
 
-A view of one feature over 100 s in hops of 1 s, for every name that definitions know, by enumeration, and for maps by a
-text. One event each millisecond, up to three seconds late, of entities by Zipf's law: the window holds 100,000 events.
-Those that fill it are not counted; from then on every event enters, and one leaves.
+Each case is a view of one feature over 100 s in hops of 1 s. The cases enumerate all aggregations that definitions
+know, and maps by a text. There is one event per millisecond, up to three seconds late, and entities follow Zipf's law:
+the window holds 100,000 events. The events that fill it are not counted; after that, each event enters as another one
+leaves.
 
-Values are floats in steps of 0.01 by a gamma law, about 10,000 of them; "kinds" are 100 short texts.
+Values are floats in steps of 0.01 with a gamma distribution, about 10,000 different ones; "kinds" are 100 short texts.
 
-Time is processor time of ``ShardState.apply``, rows as Polars columns included: least of the repeats, which take
-turns. Values that change at every hop make more rows, so "rows" stand beside. Bytes in memory are those of rows, tiles
-and items that are in use, without the directory of keys and without room to grow; "saved" is what a snapshot takes, keys
-included.
+Time is processor time of ``ShardState.apply``, including rows as Polars columns; it is the minimum of the repeats,
+which run in turns. Values that change at every hop produce more rows, so "rows" are shown too. Bytes in memory are
+those of rows, tiles and items in use, without the directory of keys and without reserved space; "saved" is the size of
+a snapshot, including keys.
 """
 
 import argparse
@@ -46,7 +47,7 @@ WITH_KIND = {**SCHEMA, "fields": [*SCHEMA["fields"], {"name": "kind", "type": "s
 
 BASE = "count"
 OTHERS: Mapping[str, Mapping[str, Aggregation]] = {
-    # Those that are told more than a value, or that are taken of texts.
+    # Aggregations with parameters besides the value, and aggregations of texts.
     "count": {"count": agg.count(), "count by kind": agg.count(by="kind")},
     "sum": {"sum": agg.sum("amount"), "sum by kind": agg.sum("amount", by="kind")},
     "mean": {"mean": agg.mean("amount"), "mean by kind": agg.mean("amount", by="kind")},
@@ -70,7 +71,7 @@ OTHERS: Mapping[str, Mapping[str, Aggregation]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """``seconds``: processor seconds of the ``n_events`` that were counted; ``n_rows``: what they put out."""
+    """The cost of a case. ``seconds``: processor seconds of ``n_events`` counted events; ``n_rows``: their rows."""
 
     seconds: float
     n_events: int
@@ -143,10 +144,10 @@ def measure(aggregation: Aggregation, events: pl.DataFrame, batch: int) -> Cost:
 
 
 def in_use(state: ShardState) -> int:
-    """Bytes of what is in use of the state's arrays."""
+    """Return the bytes in use of the state's arrays."""
     arrays = state._state  # noqa: SLF001 - nothing says it in public
     item = arrays.items.itemsize * arrays.items.shape[1]
-    # An item of a multiset also has about two slots of the table in which it is found.
+    # An item of a multiset also takes about two slots of its hash table.
     slots = 2 * arrays.slots.itemsize if state._in_table.any() else 0  # noqa: SLF001
     return (
         len(state) * arrays.entities.itemsize * arrays.entities.shape[1]
@@ -174,7 +175,7 @@ def main() -> None:
         costs: dict[str, list[Cost]] = {name: [] for name in aggregations}
         for _ in range(given.repeats):
             for name, aggregation in aggregations.items():
-                # One run of what takes very long says enough.
+                # For a case that takes very long, one run is enough.
                 if not costs[name] or costs[name][0].seconds < LONG_S:
                     costs[name].append(measure(aggregation, events, given.batch))
         least = {name: min(found, key=lambda cost: cost.seconds) for name, found in costs.items()}

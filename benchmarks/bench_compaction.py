@@ -1,11 +1,11 @@
-"""Compaction: a log of many small files before and after, in files, bytes, and the time of a point-in-time join.
+"""Measure compaction: the files, bytes and point-in-time join time of a log of many small files, before and after.
 
     python benchmarks/bench_compaction.py [--epochs 2_000] [--writers 4] [--rows 100] [--labels 100_000] [--repeats 3]
 
-Every writer publishes a file an epoch with so many rows, as the pipeline does with an epoch of 5 s; values are counts and
-money as a window would have them, entities follow a Zipf law (s = 1.1). The command runs in a process of its own, with its
-own limits: its seconds and its peak memory include the start of Python. The joins before and after give the same rows, or
-the benchmark fails; first runs, which may compile, are not timed.
+Every writer publishes one file per epoch with ``--rows`` rows, as the pipeline does with an epoch of 5 s. Values are
+counts and amounts of money, as a window would have them; entities follow a Zipf distribution (s = 1.1). The command
+runs in its own process with its default limits; its seconds and its peak memory include the start of Python. The joins
+before and after must give the same rows, or the benchmark fails; first runs, which may compile, are not timed.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from unskew.sinks.tables.layout import (
 )
 
 EPOCH_US = 5_000_000
-# Linux tells the peak of a process' own memory only here: what getrusage says begins with its parent's.
+# Only this file of Linux shows a process's own peak memory: the figure of getrusage starts at its parent's peak.
 COMPACT = """
 import sys
 from pathlib import Path
@@ -48,14 +48,14 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 
 
 def write_log(root: Path, view: View, n_epochs: int, n_writers: int, n_rows: int, n_entities: int) -> None:
-    """What a pipeline leaves that was never compacted."""
+    """Write a log as a pipeline leaves it without compaction."""
     rng = np.random.default_rng(0)
     table = view_root(root, view.name, view.version)
     metadata = {"unskew.layout": LAYOUT, "unskew.state_fingerprint": view.state_fingerprint}
     for writer in range(n_writers):
         n = n_epochs * n_rows
         entity = zipf(rng, n, n_entities) * n_writers + writer
-        # Distinct instants in each epoch: two rows of an entity never stand at one.
+        # The instants of an epoch are distinct, because an entity never has two rows at one instant.
         within = np.sort(rng.permuted(np.tile(np.arange(EPOCH_US // 1_000), (n_epochs, 1)), axis=1)[:, :n_rows], axis=1)
         instants = START_US + (np.arange(n_epochs)[:, None] * EPOCH_US + within * 1_000).ravel()
         prices = np.round(rng.gamma(2.0, 10.0, (len(SUMS), n)), 2)
@@ -86,19 +86,19 @@ def write_log(root: Path, view: View, n_epochs: int, n_writers: int, n_rows: int
 
 
 def compact(root: Path) -> tuple[float, float]:
-    """Seconds and peak MiB of the command, with everything that it merged gone after it."""
+    """Run the command so that it also deletes the files that it merged; return its seconds and peak MiB."""
     began = time.perf_counter()
     command = [sys.executable, "-c", COMPACT, "compact", "--log", str(root), "--grace", "0s"]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return time.perf_counter() - began, int(told.splitlines()[-1].split()[1]) / 1024
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return time.perf_counter() - began, int(output.splitlines()[-1].split()[1]) / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2_000)
     parser.add_argument("--writers", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=100, help="of a writer in an epoch")
-    parser.add_argument("--entities", type=int, default=10_000, help="of a writer")
+    parser.add_argument("--rows", type=int, default=100, help="rows per writer and epoch")
+    parser.add_argument("--entities", type=int, default=10_000, help="entities per writer")
     parser.add_argument("--labels", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()

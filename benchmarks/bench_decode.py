@@ -1,11 +1,11 @@
-"""Decoding alone: microseconds a message for polls of 10,000 and of 20, and what the first poll of a process takes.
+"""Measure decoding alone: microseconds per message in polls of 10,000 and of 20, and the time of the first poll.
 
     python benchmarks/bench_decode.py [--seconds 3]
 
-Processor time of one process; Polars has one thread. Messages have nine keys that are read and two that are not,
-about 210 bytes of JSON. ``nested`` holds a key of the stream once more inside an object, ``escaped`` a text with an
-escape. ``first``: wall seconds of a format's first poll, compiling included; an empty folder as NUMBA_CACHE_DIR shows
-it on a machine that has compiled nothing.
+Times are processor time of one process; Polars has one thread. Messages have nine keys that are read and two that are
+not, and about 210 bytes of JSON. Those of ``nested`` have a key of the stream a second time, inside an object; those of
+``escaped`` have a text with an escape. ``first``: wall seconds of a format's first poll, including compilation; to
+measure it as on a machine that has compiled nothing, set NUMBA_CACHE_DIR to an empty folder.
 """
 
 import os
@@ -61,7 +61,7 @@ def events(n: int) -> list[dict[str, Any]]:
 
 
 def in_avro(found: list[dict[str, Any]]) -> list[bytes]:
-    # Without the logical type, whose values are not numbers.
+    # The logical type is left out, because its values would not be numbers.
     parsed = fastavro.parse_schema({**SCHEMA, "fields": [*FIELDS[:-1], {"name": "at", "type": "long"}, *EXTRA]})
     values = []
     for event in found:
@@ -97,7 +97,7 @@ def poll(values: list[bytes]) -> Poll:
 
 
 def least(work: Callable[[], object], seconds: float) -> float:
-    """Processor seconds of the quickest of several runs."""
+    """Return the processor seconds of the fastest of several runs."""
     found, until = [], time.monotonic() + seconds
     while len(found) < 3 or time.monotonic() < until:
         begin = time.process_time()
@@ -108,7 +108,7 @@ def least(work: Callable[[], object], seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds per measurement")
     arguments = parser.parse_args()
     found = events(10_000)
     nested = {"source": {"n": 1, "user": "x"}}

@@ -1,10 +1,10 @@
-"""Point-in-time join: labels on a log in our layout, beside Polars' ``join_asof`` and DuckDB's ``ASOF`` on the same files.
+"""Compare point-in-time joins of labels with a log: ours, ``join_asof`` of Polars, and ``ASOF`` of DuckDB.
 
     python benchmarks/bench_join.py [--rows 10_000_000] [--labels 1_000_000] [--key string|int64] [--repeats 3]
 
-All three read the same Parquet files, return one row per label in the label's order, and are compared value for value.
-Entities of rows and labels follow a Zipf law (s = 1.1). The first run of ours, which may compile, is not timed; neither
-are first runs of the others.
+All three read the same Parquet files in our layout and return one row per label, in the labels' order; their values are
+compared one by one. Entities of rows and labels follow a Zipf distribution (s = 1.1). Our first run, which may compile,
+is not timed, and neither are the first runs of the others.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def the_view(kind: KeyKind) -> View:
 
 
 def write_log(root: Path, view: View, n_rows: int, n_entities: int, n_days: int, n_shards: int) -> int:
-    """A log as compaction would leave it: one file for each day and shard, rows by (instant, key); the number of files."""
+    """Write a log as compaction leaves it: a file per day and shard, rows by (instant, key); return the file count."""
     rng = np.random.default_rng(0)
     table = view_root(root, view.name, view.version)
     sequence = [0] * n_shards
@@ -67,7 +67,7 @@ def write_log(root: Path, view: View, n_rows: int, n_entities: int, n_days: int,
         begin_us = START_US + day * DAY_US
         n = n_rows // n_days
         entity = zipf(rng, n, n_entities)
-        # Instants of one shard and entity must differ: two rows never stand at one instant.
+        # Instants of one shard and entity must differ, because an entity never has two rows at one instant.
         instants = begin_us + np.sort(rng.choice(DAY_US // 1_000, n, replace=False)) * 1_000
         frame = pl.DataFrame(
             {
@@ -154,7 +154,7 @@ Task = Callable[[], pl.DataFrame]
 
 
 def timed(tasks: dict[str, Task], repeats: int) -> dict[str, tuple[pl.DataFrame, list[float]]]:
-    """Answers and seconds; the tasks take turns, so that a busy moment of the machine falls on all of them."""
+    """Return answers and seconds of tasks that run in turns, so that a busy moment of the machine affects them all."""
     results: dict[str, tuple[pl.DataFrame, list[float]]] = {name: (task(), []) for name, task in tasks.items()}
     for _ in range(repeats):
         for name, task in tasks.items():
@@ -190,7 +190,7 @@ def main() -> None:
             "DuckDB ASOF": lambda: by_duckdb(files, labels, names),
         }
         results = timed(tasks, given.repeats)
-    # Peers know no empty values: where nothing was found, 0 is what count and sum are.
+    # The peers have no values for empty windows: a null of theirs corresponds to a count and a sum of 0.
     ours = results["unskew"][0]
     for name, (answer, _) in results.items():
         same = answer.select(ours.columns).with_columns(pl.col(names).fill_null(0)).cast(dict(ours.schema)).equals(ours)

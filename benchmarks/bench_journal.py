@@ -1,10 +1,11 @@
-"""What the journal costs: throughput and latency with it and without it, in turns, in one run.
+"""Measure the cost of the journal: throughput and latency with it and without it, in turns, in one run.
 
     python benchmarks/bench_journal.py [--events 1_000_000] [--repeats 5] [--rates 1000 10000] [--seconds 12]
 
-Throughput as in bench_pipeline (a replay, polls of up to 10,000 records), latency as in bench_latency (a live topic). Turns alternate, so
-what else the machine does meets both; ratios are of medians. First, what the disk under the state folder takes for one small write that is made durable,
-and what Redis takes for one command more in a flush, which is the other place where decisions could be kept.
+Throughput is measured as in bench_pipeline (a replay, polls of up to 10,000 records), latency as in bench_latency (a
+live topic). Runs with and without the journal alternate, so that other work on the machine affects both; ratios are of
+medians. First come the time that the disk under the state folder takes for one small durable write, and the time that
+Redis, the other place where decisions could be kept, takes for one more command in a flush.
 """
 
 import argparse
@@ -27,7 +28,7 @@ N_SYNCS = 500
 
 
 def disk_ms(folder: Path) -> tuple[float, float]:
-    """Median and 99th percentile of appending 100 bytes and making them durable."""
+    """Return the median and 99th percentile of the time to append 100 bytes and make them durable."""
     file = os.open(folder / "probe", os.O_WRONLY | os.O_CREAT)
     took = []
     for _ in range(N_SYNCS):
@@ -41,7 +42,7 @@ def disk_ms(folder: Path) -> tuple[float, float]:
 
 
 def redis_ms(url: str) -> tuple[float, float]:
-    """Medians of a pipelined flush of ten rows, without and with a hash of eight fields before them."""
+    """Return median times of a pipelined flush of ten rows, without and with a hash of eight fields before them."""
     took: dict[bool, list[float]] = {False: [], True: []}
     with redis.Redis.from_url(url) as client:
         for turn in range(2 * N_SYNCS):
@@ -67,7 +68,7 @@ def throughput(events: int, repeats: int) -> None:
         for partitioned in (True, False):
             plan = bench_pipeline.the_plan("events", partitioned=partitioned)
             rates: dict[bool, list[float]] = {True: [], False: []}
-            # The first turn of either warms up.
+            # The first turn of each warms up.
             for turn in range(2 * (repeats + 1)):
                 kept = turn % 4 in {0, 3}
                 with journal_of(Watched if kept else Forgetful):
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rates", type=int, nargs="*", default=[1_000, 10_000])
     parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--turns", type=int, default=3, help="of each rate, with and without")
+    parser.add_argument("--turns", type=int, default=3, help="turns per rate, with and without the journal")
     given = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis() as server:

@@ -1,11 +1,12 @@
-"""The kernel alone: events and rows per second against entities, windows and L/h; one core, hop rows included.
+"""Measure the kernel alone: events and rows per second by entities, windows and L/h; one core, including hop rows.
 
     python benchmarks/bench_kernel.py [--events 2_000_000] [--batch 50_000]
 
-"kernel" is the compiled step (key directory, events, hops, rows out, current rows); "with columns" is the whole of
-``ShardState.apply``, rows as Polars columns included. Processor seconds, so that a busy neighbour shows less. Events
-come at 50,000 a second with time stamps in milliseconds, up to three seconds late; the first quarter is not counted.
-Nine features (count, sum, max of a float) over 5 min / 1 s, 1 h / 10 s and 30 d / 2 h where not said otherwise.
+L/h is the extent of a window divided by its hop. "kernel" is the compiled step (key directory, events, hops, rows out,
+current rows); "with columns" is all of ``ShardState.apply``, including rows as Polars columns. Times are processor
+seconds, which other work on the machine affects less. There are 50,000 events per second, with timestamps in
+milliseconds, up to three seconds late; the first quarter is not counted. Unless stated otherwise, there are nine
+features: count, sum and max of a float over 5 min / 1 s, 1 h / 10 s and 30 d / 2 h.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def users_of(n: int, n_entities: int, law: str, random: np.random.Generator) -> 
 
 
 class Timed:
-    """Adds up processor seconds of functions of a module while in place."""
+    """A context in which the processor seconds of a module's functions are added up."""
 
     def __init__(self, *places: tuple[Any, str]) -> None:
         self.seconds = 0.0

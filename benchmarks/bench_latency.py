@@ -1,21 +1,23 @@
-"""From produce to readable in Redis, of a live topic: p50, p99, p99.9 at fixed rates, for both kinds of shard.
+"""Measure the latency from produce to readable in Redis on a live topic, at fixed rates, for both kinds of shard.
 
     python benchmarks/bench_latency.py [--rates 1000 10000 50000] [--seconds 60] [--probes 200] [--settle 10ms]
 
-Four processes: the broker and Valkey (here), the pipeline (what ``unskew run --idle wall`` calls, with other waits of
-the Kafka client), a producer and a prober. The producer is an open loop: every event has an instant at which it is due,
-fixed before the run, and latency counts from that instant, so whatever holds the producer up is latency too. Some of
-the events are probes: they belong to entities of their own, and the n-th of an entity has the amount n, so that
-``max_30d`` says how many Redis has. The prober knows when they are due and asks, in one pipelined request at a time, only
-for entities of which something is outstanding; a value counts as readable when the reply that holds it is there.
+Quantiles are p50, p99 and p99.9. There are four processes: the broker and Valkey (this process), the pipeline (the
+function that ``unskew run --idle wall`` calls, with other waits of the Kafka client), a producer and a prober. The
+producer is an open loop: every event has an instant at which it is due, fixed before the run, and latency counts from
+that instant, so delays of the producer are latency too. Some of the events are probes: they belong to separate
+entities, and the n-th probe of an entity has the amount n, so that ``max_30d`` says how many of them Redis has. The
+prober knows when the probes are due. It reads, in one pipelined request at a time, only entities with outstanding
+probes; a value counts as readable when the reply that holds it has arrived.
 
-All other events are of entities by Zipf's law. Nine features over three windows, as in bench_pipeline.
+All other events belong to entities that follow Zipf's law. There are nine features over three windows, as in
+bench_pipeline.
 
-The embedded broker answers a fetch that finds nothing only after the consumer's ``fetch.wait.max.ms``, whatever comes
-meanwhile, where Kafka answers at the first record. So the pipeline runs with ``--fetch-wait`` milliseconds instead of
-its own 100; what that wait costs is still in the figures. It also hands on one batch of each partition at a fetch, however many
-there are: the producer's ``linger.ms`` is the client's default of 5, as smaller batches than that gives would not be
-fetched as fast as they come.
+The embedded broker answers a fetch that finds nothing only after the consumer's ``fetch.wait.max.ms``, even if records
+arrive meanwhile, whereas Kafka answers at the first record. So the pipeline runs with ``--fetch-wait`` milliseconds
+instead of its own 100; the cost of that wait is still in the figures. The embedded broker also returns one batch per
+partition and fetch, however many there are. So the producer's ``linger.ms`` is the client's default of 5: smaller
+batches could not be fetched as fast as they are produced.
 """
 
 import argparse
@@ -55,18 +57,19 @@ from unskew.pipelines.run import run
 TOPIC = "events"
 VIEW = "by_user"
 FIRST_PROBE = 1_000_000_000
-"""Entities from here on are probes."""
+"""The number of the first entity that is a probe; all later ones are too."""
 N_PROBES = 2_000
 POLL_S = 0.0005
 AHEAD_S = 4.0
-"""What the helpers have to make ready before the first event is due."""
+"""The time that the helpers have to prepare before the first event is due."""
 GIVE_UP_S = 30.0
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, as its processes are told of it. ``first_ns``: when the first event is due, on the monotonic clock.
+    """The parameters of one run, passed to its processes.
 
-    ``journal``: whether items wait until the journal holds what decided them, as they do in the product.
+    ``first_ns``: when the first event is due, on the monotonic clock. ``journal``: if true, items wait until the
+    journal holds the decisions behind them, as they do in the product.
     """
 
     bootstrap: str
@@ -97,12 +100,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def due_ns(case: Case) -> npt.NDArray[np.int64]:
-    """When each event is due, in nanoseconds after the first."""
+    """Return when each event is due, in nanoseconds after the first one."""
     return np.arange(case.n_events, dtype=np.int64) * 1_000_000_000 // case.rate
 
 
 def probes(case: Case) -> npt.NDArray[np.int64]:
-    """Which events are probes, in order: one at random in each of equal stretches, so that no rhythm is met."""
+    """Return the indices of probes, in order: a random one in each of equal stretches, so that they have no rhythm."""
     stretch = case.rate / case.probes_per_s
     n_probes = int(case.n_events / stretch)
     return ((np.arange(n_probes) + np.random.default_rng(1).random(n_probes)) * stretch).astype(np.int64)
@@ -172,7 +175,7 @@ def produce(case: Case) -> None:
     stamps_us = (wall_ns + due) // 1000
     values = encode(pl.DataFrame({"user": users, "amount": amounts, "at": stamps_us}), SCHEMA)
     stamps_ms = (stamps_us // 1000).tolist()
-    # A topic partitioned by the entity has each in one place; of the other kind it does not matter where they are.
+    # In a topic partitioned by the entity, each has one partition; in the other kind, partitions do not matter.
     parts = (users if case.partitioned else np.arange(case.n_events)) % case.partitions
     partitions = parts.tolist()
     producer = producing(case)
@@ -211,7 +214,7 @@ def produce(case: Case) -> None:
 
 
 class Values:
-    """``max_30d`` of entities, asked for in one request."""
+    """A reader of ``max_30d`` of several entities in one request."""
 
     def __init__(self, case: Case) -> None:
         self._socket = socket.create_connection(("127.0.0.1", case.redis_port))
@@ -221,7 +224,7 @@ class Values:
         self._prefix = f"{case.name}:{VIEW}@1"
 
     def of(self, entities: list[int]) -> list[float]:
-        """In the order asked for; 0 where there is no value yet."""
+        """Return the values in the order of the entities; 0 if there is no value yet."""
         keys = [b"%s:{%d}" % (self._prefix.encode(), entity) for entity in entities]
         self._socket.sendall(
             b"".join(b"*3\r\n$4\r\nHGET\r\n$%d\r\n%s\r\n$7\r\nmax_30d\r\n" % (len(k), k) for k in keys)
@@ -257,7 +260,7 @@ def probe(case: Case) -> None:
             outstanding.setdefault(entities[following], deque()).append(following)
             following += 1
         if outstanding:
-            # Should very much be outstanding, all of it in one request would hold the server up.
+            # If very many probes are outstanding, one request for all of them would block the server.
             asking = list(outstanding)[:64]
             asked += 1
             found = values.of(asking)
@@ -268,7 +271,7 @@ def probe(case: Case) -> None:
                     first = waiting.popleft()
                     latency_ns[first] = read_ns - due[first]
                 if waiting:
-                    # To the end, so that the others have their turn.
+                    # It goes to the end, so that the others get their turn.
                     outstanding[entity] = waiting
         time.sleep(POLL_S)
     warm_ns = case.first_ns + int(case.warm_up_s * 1e9)
@@ -291,7 +294,7 @@ ROLES = {"pipeline": pipeline, "produce": produce, "probe": probe}
 
 
 def end_with(parent: int) -> None:
-    """End this process when the one that started it is gone."""
+    """End this process when the process that started it is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -311,7 +314,7 @@ def answer(process: "subprocess.Popen[bytes]", timeout_s: float) -> dict[str, An
 
 
 def processor_s(pid: int) -> float:
-    """Processor seconds of a process so far; 0 when it is gone."""
+    """Return the processor seconds of a process so far; 0 if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -320,19 +323,19 @@ def processor_s(pid: int) -> float:
 
 
 def machine_s() -> float:
-    """Processor seconds of all that runs on the machine so far."""
+    """Return the processor seconds of everything on the machine so far."""
     user, nice, system, _idle, _wait, irq, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def server_of(case: Case) -> int:
-    """The process of the Redis server."""
+    """Return the process of the Redis server."""
     with redis.Redis.from_url(case.redis_url) as client:
         return int(client.info("server")["process_id"])
 
 
 def wait_until_read(case: Case, process: "subprocess.Popen[bytes]") -> None:
-    """Send events of an entity of its own until Redis has it: the pipeline is then started, and compiled."""
+    """Send events of a separate entity until Redis has it: by then the pipeline has started and compiled."""
     producer, values = producing(case), Values(case)
     deadline_s = time.monotonic() + 180
     entity = FIRST_PROBE + N_PROBES
@@ -348,9 +351,10 @@ def wait_until_read(case: Case, process: "subprocess.Popen[bytes]") -> None:
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """``ms``: quantiles of latency: 0.5, 0.9, 0.99, 0.999, the most. ``cores``: of the pipeline, and of what else ran meanwhile.
+    """The figures of one run.
 
-    ``wait_ms``: what an item waited for the journal, in the mean and at most.
+    ``ms``: quantiles of latency: 0.5, 0.9, 0.99, 0.999 and the maximum. ``cores``: cores used by the pipeline, and by
+    everything else meanwhile. ``wait_ms``: how long items waited for the journal, mean and maximum.
     """
 
     sent_per_s: float
@@ -364,7 +368,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def row(case: Case) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     found = measure(case)
     p50, p90, p99, p999, most = found.ms
     unseen = f" ({found.n_unseen:,} never seen)" if found.n_unseen else ""
@@ -377,7 +381,7 @@ def row(case: Case) -> str:
 
 
 def measure(case: Case) -> Measured:
-    """One run."""
+    """Measure one run."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         running = start("pipeline", case)
@@ -390,7 +394,7 @@ def measure(case: Case) -> Measured:
         time.sleep(AHEAD_S + case.warm_up_s)
         began = time.monotonic()
         before = [machine_s(), *map(processor_s, ours)]
-        # The helpers are still there a little before the last event is due.
+        # Measure until a little before the last event is due, while the helpers are still running.
         time.sleep(case.seconds - 1.0)
         after = [machine_s(), *map(processor_s, ours)]
         cores = (np.array(after) - before) / (time.monotonic() - began)
@@ -427,7 +431,7 @@ def main() -> None:
     parser.add_argument("--kinds", choices=["partitioned", "ordered"], nargs="+", default=["partitioned", "ordered"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--warm-up", type=float, default=10.0)
-    parser.add_argument("--probes", type=int, default=200, help="probes a second")
+    parser.add_argument("--probes", type=int, default=200, help="probes per second")
     parser.add_argument("--entities", type=int, default=100_000)
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--settle", default="10ms")

@@ -1,21 +1,22 @@
-"""The same nine features by unskew, by Bytewax's own windows and by Quix Streams' own: events per second of each.
+"""Compare the same nine features by unskew, by Bytewax's windows and by Quix Streams' windows, in events per second.
 
     python benchmarks/bench_peers.py [--events 300_000] [--sliding 3_000] [--tumbling 30_000] [--quix-python PATH]
 
-count, sum and max over 5 min, 1 h and 30 d, of one sequence of events (1,000 entities by Zipf's law, one each 200 ms, up
-to three seconds late); each engine gets as many from its beginning as it can do in a minute or so, in one partition, and
-each in a process of its own. Then every engine's values at the last instant are compared with a recount, all of them,
-bit for bit: amounts are quarters, so that sums in floats are exact in any order.
+The features are count, sum and max over 5 min, 1 h and 30 d, of one sequence of events: 1,000 entities that follow
+Zipf's law, one event every 200 ms, up to three seconds late. Each engine gets as many events from the beginning of the
+sequence as it can process in a minute or so, in one partition, and runs in its own process. Then all values of every
+engine at the last instant are compared with a recount, bit for bit: amounts are multiples of 0.25, so that float sums
+are exact in any order.
 
-Sliding windows with unskew's hops (1 s, 10 s, 2 h) are for the peers windows a hop longer, of which a new one opens at each
-hop: 301 to 361 of them hold an event. What has come of the last one that reaches back far enough is our value. Quix has
-another sliding window, with an edge for each event; its values at an entity's last event are compared. Tumbling windows
-are what the peers are made for.
+For the peers, a sliding window with unskew's hops (1 s, 10 s, 2 h) is a window that is one hop longer, and a new one
+opens at each hop, so that 301 to 361 windows hold an event. Our value corresponds to the content so far of the last
+window that reaches back far enough. Quix has another sliding window, with an edge for each event; its values at an
+entity's last event are compared. Tumbling windows are what the peers are made for.
 
-unskew reads Kafka, decodes Avro, writes Redis, log and archive, and saves its state; start-up counts. The peers do less,
-each module says what, and for them only the time from the first event to the last one counts.
+unskew reads Kafka, decodes Avro, writes Redis, log and archive, and saves its state; its start-up counts. The peers do
+less, as each module says, and for them only the time from the first event to the last one counts.
 
-Quix Streams needs an older confluent-kafka than ours, so an environment of its own:
+Quix Streams needs an older confluent-kafka than ours, so it needs a separate environment:
 
     python -m venv .venv-peers && .venv-peers/bin/pip install quixstreams==3.28.1
 """
@@ -54,24 +55,24 @@ START_MS = 1_600_000_000_000
 STEP_MS = 200
 LATENESS_MS = 3_000
 CLOSING_MS = 100 * 86_400_000
-"""Past the end of every window."""
+"""A time after the last event at which every window has ended."""
 NOBODY = 1_000_000_000
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent / ".venv-peers" / "bin" / "python"
 TIMEOUT_S = 1_200
 WINDOWS = {
-    # Name -> extent and hop, in milliseconds; the hops are those that unskew takes if none is given.
+    # Name -> extent and hop, in milliseconds; the hops are unskew's defaults.
     "sliding": {"5m": (300_000, 1_000), "1h": (3_600_000, 10_000), "30d": (30 * 86_400_000, 7_200_000)},
     "tumbling": {"5m": (300_000,) * 2, "1h": (3_600_000,) * 2, "30d": (30 * 86_400_000,) * 2},
 }
 
 Values = dict[tuple[int, str], tuple[int, float, float | None]]
-"""Of entity and window: count, sum and max; without those that are empty."""
+"""Count, sum and max by entity and window, without empty ones."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """``seconds``, ``processor``: wall and processor seconds of ``n_events``."""
+    """The result of one engine. ``seconds``, ``processor``: wall and processor seconds of ``n_events``."""
 
     engine: str
     n_events: int
@@ -106,7 +107,7 @@ def the_events(n_events: int, n_entities: int) -> pl.DataFrame:
 
 
 def recount(events: pl.DataFrame, kind: str) -> Values:
-    """What stands at the instant of the last record."""
+    """Count the values at the instant of the last record."""
     end_us = int(events["stamp_ms"][-1]) * 1000
     found: Values = {}
     for name, (extent_ms, hop_ms) in WINDOWS[kind].items():
@@ -116,7 +117,7 @@ def recount(events: pl.DataFrame, kind: str) -> Values:
 
 
 def recount_at_last_event(events: pl.DataFrame) -> Values:
-    """What stands at each entity's latest event, in windows whose old edge is exact."""
+    """Count the values at each entity's latest event, in windows whose old edge is exact."""
     found: Values = {}
     since_us = pl.col("at").max().over("user")
     for name, (extent_ms, _) in WINDOWS["sliding"].items():
@@ -132,7 +133,7 @@ def recounted(events: pl.DataFrame, name: str) -> Values:
 
 def produce(broker: EmbeddedBroker, topic: str, events: pl.DataFrame) -> None:
     broker.create_topic(topic, 1)
-    # The embedded broker keeps 5 MiB of a partition as sent, so the batches are compressed.
+    # The embedded broker keeps 5 MiB of a partition in the form in which it was sent, so the batches are compressed.
     producer = Producer(
         {
             "bootstrap.servers": broker.bootstrap,
@@ -149,7 +150,7 @@ def produce(broker: EmbeddedBroker, topic: str, events: pl.DataFrame) -> None:
 
 
 def by_unskew(task: dict[str, Any]) -> dict[str, Any]:
-    """Run it here, over a topic that lies there; the process is its own."""
+    """Run unskew in this process, over a topic that is already filled."""
     root = Path(task["folder"])
     plan = the_plan(task["topic"], task["kind"])
     deployment = Deployment(
@@ -201,7 +202,7 @@ def the_same(engine: str, found: Values, expected: Values) -> None:
 
 
 def last_of(rows: Iterable[list[Any]]) -> Values:
-    """Of several values of one entity and window the one whose window ends last, and of those the last one given."""
+    """Return, by entity and window, the value whose window ends last, and among equals the last one given."""
     latest: dict[tuple[int, str], list[Any]] = {}
     for row in rows:
         before = latest.get((row[0], row[1]))
@@ -244,12 +245,12 @@ def measure_bytewax(kind: str, events: pl.DataFrame) -> Result:
 
 
 def measure_quix(broker: EmbeddedBroker, python: str, kind: str, events: pl.DataFrame) -> Result:
-    """``kind``: as in WINDOWS, or ``each event``."""
+    """Measure Quix Streams. ``kind``: as in WINDOWS, or ``each event``."""
     topic = f"quix-{kind.replace(' ', '-')}"
-    # One event more ends the last one's time, where nothing has to be closed.
+    # If no window has to be closed, one more event marks the end of the last one's processing.
     users = pl.Series("user", [NOBODY]) if kind == "each event" else events["user"].unique()
     end_ms = int(events["stamp_ms"][-1])
-    # It hands on a window of a key when a later event of the key closes it.
+    # Quix emits a window of a key when a later event of the same key closes it.
     closing = pl.DataFrame(
         {"user": users, "amount": [1.0] * len(users), "at": [(end_ms + CLOSING_MS) * 1000] * len(users)}
     ).with_columns(stamp_ms=pl.lit(end_ms, pl.Int64))
@@ -274,7 +275,7 @@ def measure_quix(broker: EmbeddedBroker, python: str, kind: str, events: pl.Data
 
 
 def quix_python(given: str | None) -> str | None:
-    """The interpreter that has quixstreams; None if there is none."""
+    """Return the interpreter that has quixstreams; None if there is none."""
     if given:
         return given
     if importlib.util.find_spec("quixstreams") is not None:
@@ -295,9 +296,9 @@ def show(result: Result, ours: Result) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=300_000, help="for unskew")
-    parser.add_argument("--sliding", type=int, default=3_000, help="for the peers' sliding windows")
-    parser.add_argument("--tumbling", type=int, default=30_000, help="for the peers' tumbling windows")
+    parser.add_argument("--events", type=int, default=300_000, help="events for unskew")
+    parser.add_argument("--sliding", type=int, default=3_000, help="events for the peers' sliding windows")
+    parser.add_argument("--tumbling", type=int, default=30_000, help="events for the peers' tumbling windows")
     parser.add_argument("--entities", type=int, default=1_000)
     parser.add_argument("--quix-python", help="the interpreter of an environment with quixstreams")
     parser.add_argument("--unskew", type=json.loads, help=argparse.SUPPRESS)
@@ -320,7 +321,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     with EmbeddedBroker() as broker:
         for kind, n_events in (("sliding", given.sliding), ("tumbling", given.tumbling)):
-            # The first run of an installation compiles the kernel.
+            # The first run after an installation compiles the kernel.
             measure_unskew(broker, kind, events.head(1_000), warm=True)
             ours = measure_unskew(broker, kind, events)
             show(ours, ours)

@@ -1,11 +1,11 @@
-"""Kafka to Redis and log, end to end in one process: events per second, and where the time goes.
+"""Measure the path from Kafka to Redis and log, end to end in one process: events per second, and each stage's share.
 
     python benchmarks/bench_pipeline.py [--events 1_000_000] [--entities 100_000] [--partitions 8] [--repeats 3]
 
-Nine features over three windows (5 min, 1 h, 30 d), Zipf keys, one event at each millisecond or so. The topic lies in
-an embedded broker before the clock starts; the pipeline runs to its end. A stage's share is the wall time spent in its
-entry point in a run of its own, in which each entry point is timed; "rest" is Bytewax, and waiting for the broker.
-Other work on the machine shows in wall time; less so in events per processor second of this process.
+There are nine features over three windows (5 min, 1 h, 30 d), Zipf keys, and about one event per millisecond. The topic
+is filled, in an embedded broker, before timing starts; the pipeline runs to its end. A stage's share is the wall time
+spent in its entry point, in a separate run in which each entry point is timed; "rest" is Bytewax and waiting for the
+broker. Other work on the machine affects wall time, but affects events per processor second of this process less.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def produce(broker: EmbeddedBroker, topic: str, n_events: int, n_entities: int, 
         {"user": users, "amount": np.round(random.gamma(2.0, 20.0, n_events), 2), "at": stamps_ms * 1000 - lateness_us}
     )
     broker.create_topic(topic, n_partitions)
-    # The embedded broker keeps 5 MiB of each partition as sent, so the batches are compressed.
+    # The embedded broker keeps 5 MiB of a partition in the form in which it was sent, so the batches are compressed.
     producer = Producer(
         {
             "bootstrap.servers": broker.bootstrap,
@@ -97,7 +97,7 @@ STAGES: list[tuple[str, Any, str]] = [
 
 @contextmanager
 def timed_stages() -> Iterator[dict[str, float]]:
-    """Wall seconds in each stage's entry point while the block runs."""
+    """Yield the wall seconds in each stage's entry point, which are added up while the body runs."""
     spent = {name: 0.0 for name, _, _ in STAGES}
     originals = [(owner, attribute, getattr(owner, attribute)) for _, owner, attribute in STAGES]
     for name, owner, attribute in STAGES:
@@ -107,7 +107,7 @@ def timed_stages() -> Iterator[dict[str, float]]:
         def timed(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
             began = time.perf_counter()
             result = _original(*args, **kwargs)
-            # A generator's work is done while it is read.
+            # A generator does its work while it is read.
             if attribute_is_generator[_name]:
                 result = list(result)
             spent[_name] += time.perf_counter() - began
@@ -127,7 +127,7 @@ attribute_is_generator = {name: attribute == "route" for name, _, attribute in S
 def measure(
     plan: Plan, broker: EmbeddedBroker, redis_url: str, n_events: int, prefix: str, epoch_s: float
 ) -> tuple[float, float, int, int]:
-    """Seconds, this process's processor seconds, log rows and Redis rows of one run from nothing."""
+    """Run from an empty state; return seconds, this process's processor seconds, log rows and Redis rows."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         deployment = Deployment(

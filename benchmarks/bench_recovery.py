@@ -1,12 +1,12 @@
-"""What an epoch's end costs the flow, and a restart, with many entities: one shard and its changelog on a real disk.
+"""Measure the cost of an epoch's end and of a restart with many entities: one shard and its changelog on a real disk.
 
     python benchmarks/bench_recovery.py [--entities 1_000_000] [--epochs 30] [--folder DIR]
 
-One window of an hour in steps of six minutes, so that an entity has ten live tiles; count, sum and max of a float. Events come
-uniformly over the entities: first so many an hour that every tile is there, then 20,000 a second of event time in polls of
-2,000 at that pace, with an epoch's end every five seconds. "Stall" is the wall time of
-``Shard.to_snapshot``, during which the flow stands still, beside what the kernel's steps took at their longest;
-"whole state" is what writing all of it would take instead. The restart is in a process of its own and includes its
+The features are count, sum and max of a float over one window of an hour in hops of six minutes, so that an entity has
+ten live tiles. Events are spread uniformly over the entities: first so many per hour that every tile exists, then
+20,000 per second of event time in polls of 2,000 at that pace, with the end of an epoch every five seconds. "Stall" is
+the wall time of ``Shard.to_snapshot``, during which the flow stands still, shown with the longest kernel steps; "whole
+state" is the time that writing the whole state would take instead. The restart is in its own process and includes its
 imports.
 """
 
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entities", type=int, default=1_000_000)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="folder to write to; a temporary folder if not given")
     parser.add_argument("--restart", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.restart is not None:

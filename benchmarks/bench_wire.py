@@ -1,10 +1,10 @@
-"""What is written by hand for the wire, each piece beside its library: processor time and rows per second, as ratios.
+"""Compare each handwritten piece of wire code with a library: processor time and rows per second, as ratios.
 
     python benchmarks/bench_wire.py [--rows 10_000] [--messages 50_000] [--repeats 5]
 
-Ways of doing one thing take turns, and each figure is the median over the turns, so other work on the machine falls on
-all of them alike: the ratios say more than the times. "Processor" is the time of this process alone, its threads
-included; rows/s are those of this process and an embedded Valkey together, on a loopback connection.
+The ways of doing one thing run in turns, and each figure is the median over the turns, so other work on the machine
+affects all of them alike: the ratios mean more than the times. "Processor" is the time of this process alone, including
+its threads; rows/s are those of this process and an embedded Valkey together, on a loopback connection.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream
 from unskew.features.plan import StreamPlan, ViewPlan
-from unskew.features.types import ValueType, polars_type
+from unskew.features.types import Type
 from unskew.features.updates import Updates
 from unskew.pipelines.decoding.avro import AvroDecoder
 from unskew.pipelines.decoding.avro_walk import FRAME_BYTES, Wire
@@ -84,7 +84,7 @@ def rows_of(view: ViewPlan, n: int, *, with_null: bool) -> pl.DataFrame:
 
 
 def measure(ways: Mapping[str, Way], n: int, repeats: int) -> dict[str, tuple[float, float]]:
-    """Microseconds of processor and wall time for one of ``n``: medians over the turns, of which the first is left out."""
+    """Return microseconds of processor and wall time per item of ``n``: medians over the turns except the first."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
@@ -97,7 +97,7 @@ def measure(ways: Mapping[str, Way], n: int, repeats: int) -> dict[str, tuple[fl
 
 
 def show(title: str, unit: str, found: Mapping[str, tuple[float, float]], *, per_second: bool = False) -> None:
-    """A table in which the first way is what the others are compared with."""
+    """Print a table in which all ways are compared with the first one."""
     print(f"\n### {title}\n")
     print(
         f"| way | processor, us a {unit} | ratio |"
@@ -111,7 +111,7 @@ def show(title: str, unit: str, found: Mapping[str, tuple[float, float]], *, per
 
 
 def commands_of(view: ViewPlan, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
-    """What the encoder sends, as arguments. Made from rows of Python, as a writer without columns would have them."""
+    """Return the encoder's commands as arguments, made from Python rows as a writer without columns would do it."""
     names = [*(output.name for output in view.outputs), "_at", "_until"]
     commands: list[tuple[Any, ...]] = []
     for row in rows.iter_rows(named=True):
@@ -149,7 +149,7 @@ def rows_to_redis(
     def packer() -> None:
         replies = Replies(connection._sock.recv_into)  # noqa: SLF001
         for chunk in rows.iter_slices(ROWS_PER_CHUNK):
-            # hiredis takes no floats.
+            # hiredis does not accept floats.
             commands = [
                 tuple(repr(part) if isinstance(part, float) else part for part in command)
                 for command in commands_of(view, chunk)
@@ -219,7 +219,7 @@ def flushes(client: redis.Redis, view: ViewPlan, n_rows: int, repeats: int) -> d
 
         def flush() -> None:
             for _ in range(times):
-                # Every shard says its clock; the rows are one's.
+                # Every shard sends its clock; only one has rows.
                 for number in range(8):
                     rows = frame if not number else frame.clear()
                     writer.add(
@@ -282,12 +282,12 @@ def avro(stream: StreamPlan, n: int, repeats: int) -> dict[str, tuple[float, flo
     )
 
 
-def texts(dtype: ValueType, values: list[Any], repeats: int) -> tuple[dict[str, tuple[float, float]], ...]:
-    column = pl.Series("x", values, polars_type(dtype))
+def texts(dtype: Type, values: list[Any], repeats: int) -> tuple[dict[str, tuple[float, float]], ...]:
+    column = pl.Series("x", values, dtype.polars)
     expression = text_of(pl.col("x"), dtype).alias("x")
     frame = column.to_frame()
     as_text = frame.select(expression)["x"].cast(pl.Binary).to_list()
-    maps = dtype.startswith("map")
+    maps = dtype.nesting == "map"
 
     def python() -> list[Any]:
         return [{one["key"]: one["value"] for one in value} if maps else value for value in column.to_list()]
@@ -308,7 +308,7 @@ def texts(dtype: ValueType, values: list[Any], repeats: int) -> tuple[dict[str, 
             "`read_column` (msgspec)": lambda: read_column("x", as_text, dtype, nothing),
             "json, value by value": lambda: pl.Series(
                 [[{"key": k, "value": v} for k, v in one.items()] if maps else one for one in map(json.loads, as_text)],
-                dtype=polars_type(dtype),
+                dtype=dtype.polars,
             ),
         },
         len(values),
@@ -345,7 +345,7 @@ def main() -> None:
         for row in random.integers(0, 99, (given.rows, 1)).tolist()
     ]
     for dtype, values in (("list[float64]", lists), ("map[int64]", maps)):
-        written, read = texts(dtype, values, given.repeats)
+        written, read = texts(Type.parse(dtype), values, given.repeats)
         show(f"Texts of {dtype}, written", "value", written)
         show(f"Texts of {dtype}, read", "value", read)
 

@@ -1,7 +1,7 @@
-"""Bytewax's own windowing operators on the events of bench_peers, in a process of its own.
+"""Run Bytewax's own windowing operators on the events of bench_peers, in a separate process.
 
-In its favour: events lie decoded in memory, nothing is saved for a restart, and nothing is written out but at the end;
-one fold keeps count, sum and max together; events are folded as they come, not in the order of their times.
+In its favour: events are already decoded in memory, nothing is saved for a restart, and output is written only at the
+end; one fold keeps count, sum and max together; events are folded as they arrive, not in the order of their times.
 """
 
 import argparse
@@ -24,7 +24,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Events(DynamicSource[tuple[str, Event]], StatelessSourcePartition[tuple[str, Event]]):
-    """All events, a thousand at a time; ``ended`` is what was called for when there were no more."""
+    """A source of all events, a thousand at a time; ``ended`` is called when there are no more."""
 
     def __init__(self, events: list[tuple[str, Event]], ended: Any) -> None:
         self._batches = [events[first : first + 1000] for first in range(0, len(events), 1000)]
@@ -43,7 +43,7 @@ class Events(DynamicSource[tuple[str, Event]], StatelessSourcePartition[tuple[st
 
 
 class Kept(DynamicSink[Any], StatelessSinkPartition[Any]):
-    """Keeps the items in which the windows that hold ``end`` are told of."""
+    """A sink that keeps the items of the wanted windows."""
 
     def __init__(self, wanted: dict[str, int]) -> None:
         self.values: list[tuple[str, str, list[float]]] = []
@@ -73,7 +73,7 @@ def merge(one: list[float], other: list[float]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", type=json.loads, help="JSON, as bench_peers gives it")
+    parser.add_argument("task", type=json.loads, help="JSON from bench_peers")
     task = parser.parse_args().task
     frame = pl.read_parquet(task["events"])
     instants = [EPOCH + timedelta(microseconds=at) for at in frame["at"].to_list()]
@@ -86,7 +86,8 @@ def main() -> None:
 
     flow = Dataflow("peers")
     stream = op.input("events", flow, Events(events, mark))
-    # In a replay only events move the clock: the wall clock would have it drop what is not late, and look at windows in vain.
+    # In a replay only events move the clock: with the wall clock, Bytewax would drop events that are not late and check
+    # windows in vain.
     clock = EventClock(
         lambda event: event[0],
         wait_for_system_duration=timedelta(milliseconds=task["lateness_ms"]),
@@ -96,7 +97,7 @@ def main() -> None:
     windows, wanted = [], {}
     for name, (extent_ms, hop_ms) in task["windows"].items():
         extent, hop = timedelta(milliseconds=extent_ms), timedelta(milliseconds=hop_ms)
-        # An exact new edge and an old one that moves by hops: what has come of the window that is a hop longer.
+        # A window with an exact new edge and an old edge that moves by hops is the content so far of one a hop longer.
         sliding = extent_ms != hop_ms
         windower = SlidingWindower(extent + hop, hop, EPOCH) if sliding else TumblingWindower(extent, EPOCH)
         wanted[name] = task["end_ms"] // hop_ms - (extent_ms // hop_ms if sliding else 0)

@@ -1,7 +1,8 @@
-"""Quix Streams' own windows on the events of bench_peers, in a process and an environment of its own.
+"""Run Quix Streams' own windows on the events of bench_peers, in a separate process and environment.
 
-It knows nothing of unskew: its confluent-kafka is older than ours. In its favour: no changelog topics, nothing is
-produced, and a closed window is handed on where asking for the running ones would hand on every one that an event changes.
+This module does not import unskew, because Quix needs an older confluent-kafka. In its favour: there are no changelog
+topics, nothing is produced, and only closed windows are emitted, whereas requesting the current ones would emit every
+window that an event changes.
 """
 
 import argparse
@@ -20,7 +21,7 @@ FRAME_BYTES = 5
 
 
 class Framed(Deserializer):
-    """Avro behind Confluent's frame, as its own AvroDeserializer reads it from a registry; here there is none."""
+    """A deserializer of Avro behind Confluent's frame, like Quix's own AvroDeserializer, but without a registry."""
 
     def __init__(self, schema: Any) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class Framed(Deserializer):
 
 
 class Admin(TopicAdmin):
-    """The embedded broker does not know DescribeConfigs, which Quix asks of every topic."""
+    """An admin client without DescribeConfigs, which Quix requests for every topic and the embedded broker lacks."""
 
     def inspect_topics(self, topic_names: list[str], timeout: float = 30) -> dict[str, TopicConfig | None]:
         known = self.list_topics(timeout=timeout)
@@ -44,7 +45,7 @@ class Admin(TopicAdmin):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", type=json.loads, help="JSON, as bench_peers gives it")
+    parser.add_argument("task", type=json.loads, help="JSON from bench_peers")
     task = parser.parse_args().task
     group = f"peers-{task['kind']}"
     app = Application(
@@ -60,7 +61,7 @@ def main() -> None:
         task["topic"],
         value_deserializer=Framed(task["schema"]),
         key_deserializer="str",
-        # Its windows know milliseconds, and the times of the events are whole ones.
+        # Quix's windows have millisecond precision, and the times of the events are whole milliseconds.
         timestamp_extractor=lambda value, *_: round(value["at"].timestamp() * 1000),
     )
     marks: list[tuple[float, float]] = []
@@ -84,7 +85,8 @@ def main() -> None:
         elif extent_ms == hop_ms:
             out = stream.tumbling_window(extent_ms, grace_ms, name=name).agg(**sums).final()
         else:
-            # An exact new edge and an old one that moves by hops: what has come of the window that is a hop longer.
+            # A window with an exact new edge and an old edge that moves by hops is the content so far of one a hop
+            # longer.
             out = stream.hopping_window(extent_ms + hop_ms, hop_ms, grace_ms, name=name).agg(**sums).final()
         wanted = None
         if task["kind"] != "each event":

@@ -1,4 +1,4 @@
-"""What the benchmarks feed in: one shape of event, and keys by Zipf's law; and a pipeline without its journal, to be held against one with it."""
+"""The workload of the benchmarks: one schema of events, keys by Zipf's law, and a pipeline without its journal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ SCHEMA = {
 
 
 def zipf(n: int, n_entities: int, random: np.random.Generator, exponent: float = 1.1) -> np.ndarray:
-    """``n`` entity numbers below ``n_entities``, the small ones often."""
+    """Return ``n`` entity numbers below ``n_entities``; small ones are frequent."""
     weights = np.arange(1, n_entities + 1, dtype=np.float64) ** -exponent
     return np.searchsorted(np.cumsum(weights) / weights.sum(), random.random(n))
 
 
 class Watched(Journal):
-    """The journal as it is; ``made``: all that were."""
+    """The normal journal; ``made`` lists all instances that were made."""
 
     made: ClassVar[list[Journal]] = []
 
@@ -37,7 +37,7 @@ class Watched(Journal):
 
 
 class Forgetful(Watched):
-    """Notes nothing and waits for nothing, as a pipeline did that had no journal."""
+    """A journal that notes nothing and waits for nothing, as if the pipeline had none."""
 
     def note(self, fact: Fact) -> int:  # noqa: ARG002
         return 0
@@ -57,7 +57,7 @@ class Forgetful(Watched):
 
 @contextmanager
 def journal_of(kind: type[Watched]) -> Iterator[list[Journal]]:
-    """Pipelines that are run in the body have this one; gives those that were made."""
+    """Run pipelines of the body with this kind of journal; yield the instances that were made."""
     pipeline.Journal = kind  # type: ignore[misc]
     kind.made.clear()
     try:

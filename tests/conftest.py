@@ -64,9 +64,9 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int | None:
-    """Give one process where servers are given, because workers would share them; else one worker for each core, at most four.
+    """Return the number of workers: one for each core, at most four, or none if servers are given.
 
-    Each worker starts a broker and a Redis of its own.
+    Each worker starts a broker and a Redis of its own; servers that are given would be shared.
     """
     shared = choice.are_given(dict(os.environ))  # noqa: TID251
     return 0 if shared else min(os.cpu_count() or 1, MOST_WORKERS)

@@ -1,4 +1,4 @@
-"""A pipeline whose tables are merged while it writes them, and while others read them, is as one that nobody touched."""
+"""Tables that are merged while the pipeline writes them and others read them hold the same as untouched ones."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The marketplace's features, through a real broker, the pipeline and a real Redis: all as the recount has them, to the bit."""
+"""The marketplace's features, through a real broker, the pipeline and a real Redis, equal the recount, bit for bit."""
 
 import datetime as dt
 import threading

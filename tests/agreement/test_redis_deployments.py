@@ -1,4 +1,4 @@
-"""One pipeline, wherever Redis is: what a reader gets is the same, also where slots move or a master dies while it runs."""
+"""A reader gets the same values from every deployment of Redis, even if slots move or a master dies during the run."""
 
 from collections.abc import Callable
 from pathlib import Path

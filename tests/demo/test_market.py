@@ -1,4 +1,4 @@
-"""What is generated for the marketplace: the same every time, beside purchases that are real, and as its README says."""
+"""The marketplace's generated records: the same every time, added to real purchases, and as its README says."""
 
 import io
 

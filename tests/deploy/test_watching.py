@@ -1,4 +1,4 @@
-"""Dashboard and alerts hold together: they are valid, ask the data source that is provisioned, and name figures that exist."""
+"""Dashboard and alerts are consistent: they are valid, use the provisioned data source, and name existing metrics."""
 
 import json
 import re

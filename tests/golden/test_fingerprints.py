@@ -1,4 +1,4 @@
-"""Fingerprints decide whether stored state may be used: a change here orders a backfill of every view, so it is a decision."""
+"""Fingerprints decide whether stored state may be used: a change here forces a backfill of every view, so decide it."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Which events are repeats follows from the events alone: not from batches, marks or restarts, and without a trace of old ones."""
+"""Only the events decide which are repeats: not batches, marks, restarts, or leftovers of old events."""
 
 from collections.abc import Iterable
 from dataclasses import replace

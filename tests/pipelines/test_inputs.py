@@ -1,4 +1,4 @@
-"""Records as they travel: through a real broker, with keys, headers and writers' schemas, into features and dead letters."""
+"""The path of records: through a real broker, with keys, headers and writers' schemas, to features and dead letters."""
 
 import io
 import itertools

@@ -1,5 +1,6 @@
-"""Killed with ``kill -9`` at moments drawn by chance, a pipeline leaves what it leaves without interruption, and nobody sees
-a value go back meanwhile.
+"""A pipeline that is killed with ``kill -9`` at random moments leaves the same results as one without interruption.
+
+Meanwhile, no reader sees a value go back.
 """
 
 import pytest

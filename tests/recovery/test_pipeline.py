@@ -125,7 +125,7 @@ def test_what_is_served_after_a_stop_is_exact_where_it_says_so(bench: Bench) -> 
     """Records that share an instant are cut apart by the polls, and ordered shards hold some back."""
     topic = bench.produce(RECORDS)
     n_exact = dict.fromkeys(VIEWS, 0)
-    # How far a run comes until it is asked to stop depends on how fast records are fetched: some stops are near the middle.
+    # The progress of a run before it is asked to stop depends on the speed of fetches: some stops are near the middle.
     for n in range(32, 152, 12):
         outcome = Outcome(plan(topic), bench.deployment(**EVERY_ITEM))
         run(outcome.plan, outcome.deployment, stop=After(n, how="stop"))

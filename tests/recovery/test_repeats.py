@@ -57,7 +57,7 @@ def order(
 
 
 def orders(n_records: int, *, seed: int) -> list[Record]:
-    """Few ids, so that they come again in the same poll, in a later one, and in other partitions, within the time and past it."""
+    """Return records with few ids, which repeat in one poll, later ones and other partitions, in time and too late."""
     random = np.random.default_rng(seed)
     stamp_ms = START // 1000
     records = []
@@ -190,7 +190,7 @@ def test_broken_off_and_restarted_the_same_events_are_repeats(bench: Bench, n_ha
 
 
 def test_a_topic_that_grows_after_its_end_repeats_what_was_counted_before(bench: Bench) -> None:
-    """The first of two repeats may lie in a partition of higher number; what comes after an end comes after it in order."""
+    """The first of two repeats may be in a partition of higher number; records after an end come after it in order."""
     begin = START // 1000
     first = [order(begin, 1, 0, "1", partition=1), order(begin + 2000, 3, 0, "7", amount=2.0, partition=3)]
     then = [

@@ -1,4 +1,4 @@
-"""The same history in one process, in a cluster of two, in processes with partitions of their own, and from one to the other."""
+"""The same history in one process, in a cluster of two, in processes with separate partitions, and with a change."""
 
 import time
 from pathlib import Path

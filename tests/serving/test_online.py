@@ -240,7 +240,7 @@ def test_each_hashed_row_is_judged_by_the_clock_of_its_own_shard(writer, reader)
     assert found == {CLOCK, CLOCK + 1, CLOCK + 2, CLOCK + 3}
 
 
-# A hashed shard, closed up to 10 d, whose entity has no row. The mark says how far values had been sent when it was read.
+# A hashed shard, closed up to 10 d, whose entity has no row. The mark says how far values had been sent at that time.
 #
 #     clock read      mark
 #     --------|--------|--------------------------

@@ -1,4 +1,4 @@
-"""Files that outlive a loss of power."""
+"""Files that survive a loss of power."""
 
 import os
 

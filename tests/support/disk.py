@@ -1,4 +1,4 @@
-"""A loss of power, foreseen: calls to the operating system are watched, and bytes and names that no fsync made durable."""
+"""Prediction of a loss of power: it watches system calls, and bytes and names that no fsync made durable."""
 
 import errno
 import io
@@ -9,10 +9,10 @@ import pytest
 
 
 class Disk:
-    """Watches files and folders under ``root``.
+    """A watch on files and folders under ``root``.
 
-    ``calls``: (call, name) in order. ``faults``: names that were renamed while their bytes were not durable. ``lose()``: names
-    that a loss of power now would take, or whose older file it would bring back.
+    ``calls``: (call, name) in order. ``faults``: names that were renamed while their bytes were not durable.
+    ``lose()``: names that a loss of power now would remove, or whose older file it would bring back.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -1,7 +1,7 @@
 """``make fuzz``: the property tests again and again, each time with new examples, for as long as one likes.
 
-A test that fails is left out from then on. Its smallest example stays in Hypothesis's database, which the next fuzz begins
-with, and how to repeat it is written to a file.
+A test that fails is left out from then on. Its smallest example stays in Hypothesis's database, with which the next
+fuzz begins, and a file says how to repeat it.
 """
 
 import random

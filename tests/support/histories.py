@@ -149,7 +149,7 @@ N_PACKS = 4
 
 
 def pack(name: str, number: int) -> ViewPlan:
-    """One of the ``N_PACKS`` views that together try everything over one of ``WINDOWS``: half of them have filters alone."""
+    """Return one of the ``N_PACKS`` views that try everything over one of ``WINDOWS``: half have only filters."""
     halves = every_aggregation(plan_window(WINDOWS[name]))
     return small_view(halves[number % 2][number // 2 :: N_PACKS // 2])
 
@@ -168,7 +168,10 @@ class History:
 
 
 def _starts() -> st.SearchStrategy[int]:
-    """Where a history begins: ordinary, before the epoch, and shortly before clocks change, twice over midnight, and a day lacks."""
+    """Draw the start of a history: an ordinary instant, one before the epoch, or one shortly before clocks change.
+
+    One of the changes crosses midnight twice, and one skips a day.
+    """
     berlin = ZoneInfo("Europe/Berlin")
     local = [
         dt.datetime(2017, 3, 25, 22, tzinfo=berlin),
@@ -184,10 +187,10 @@ def _starts() -> st.SearchStrategy[int]:
 
 @st.composite
 def histories(draw: st.DrawFn, window: ViewWindow, *, max_events: int = 14) -> History:
-    """Events out of order, late, from the future, at one instant, on edges and beside them, between idle gaps.
+    """Draw events out of order, late, from the future, at one instant, on edges and beside them, between idle gaps.
 
-    ``window``: whose hops and extent give the steps. Entities come, go for longer than the window, and come again. Steps and
-    lags fall just below, at and above a session's gap too, in whole hops and beside them.
+    ``window``: its hops and extent determine the steps. Entities come, go for longer than the window, and come again.
+    Steps and lags also fall just below, at and above a session's gap, on whole hops and beside them.
     """
     hop, extent = window.hop_us or 3 * SECOND, window.extent_us or 6 * SECOND
     whole = extent + hop

@@ -98,7 +98,7 @@ def user_page_views(lines: pl.DataFrame, *, seed: int) -> pl.DataFrame:
 
 
 def cart_events(lines: pl.DataFrame, *, seed: int) -> pl.DataFrame:
-    """Return generated carts: three orders in five are put together in one, and one cart for five orders is left behind.
+    """Return generated carts: three in five orders are collected in a cart, and one cart per five orders is abandoned.
 
     Products enter by ``add``, a minute or two apart, twenty at most. One in ten enters once too often and leaves by
     ``remove``; at the checkout each leaves by ``buy``. One record in thirty comes up to eight minutes late, one in a
@@ -119,7 +119,7 @@ def cart_events(lines: pl.DataFrame, *, seed: int) -> pl.DataFrame:
 
 
 def _checkouts(rng: Rng, priced: pl.DataFrame) -> pl.DataFrame:
-    """Carts that become orders: each product enters, some enter once too often and are removed, and all leave at the end."""
+    """Return carts that become orders: products enter, some once too often and are removed, and all leave."""
     orders = priced["order_id"].unique(maintain_order=True)
     chosen = orders.filter(pl.Series(rng.random(len(orders)) < 0.6, dtype=pl.Boolean))
     bought = priced.filter(pl.col("order_id").is_in(chosen.implode())).sort("order_id", maintain_order=True)
@@ -207,7 +207,7 @@ def _priced(lines: pl.DataFrame) -> pl.DataFrame:
 
 
 def _numbered(events: pl.DataFrame, number: str, *, per_ms: int) -> pl.DataFrame:
-    """Return events by record timestamp, numbered by when they happened; ``event_time`` is ``time_ms`` times ``per_ms``."""
+    """Return events by record timestamp, numbered by time of event; ``event_time`` is ``time_ms`` times ``per_ms``."""
     happened = events.sort("time_ms", maintain_order=True).with_row_index(number)
     return (
         happened.with_columns(

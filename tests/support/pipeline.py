@@ -1,4 +1,4 @@
-"""A small real pipeline for tests: records in a broker, two kinds of shard, every aggregation, and what it must give."""
+"""A small real pipeline for tests: records in a broker, two kinds of shard, every aggregation, expected results."""
 
 import io
 import itertools

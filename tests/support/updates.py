@@ -38,7 +38,7 @@ def closed(view: ViewPlan, rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
 
 
 def ledger_after(given: Updates, *late: Sequence[int], worst_us: int = 0, duplicates: int = 0) -> Updates:
-    """The same step in a shard to which events came too late: for each window the distances' places in the histogram."""
+    """Return the same step with late events. ``late``: for each window, the events' places in the histogram."""
     histograms = tuple(tuple(places.count(place) for place in range(len(LATE_BOUNDS_US) + 1)) for places in late)
     return replace(
         given,

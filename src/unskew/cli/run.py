@@ -173,8 +173,8 @@ def run(
 def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     """Set ``stop`` on SIGTERM and SIGINT; ignore them from the end on, when the process exits with a code of its own.
 
-    With the default handlers put back, one that comes while the interpreter shuts down would still kill a process that has
-    done all its work.
+    If the default handlers were restored, a signal that arrives while the interpreter shuts down would still kill a
+    process that has done all its work.
     """
 
     def handle(_number: int, _frame: object) -> None:

@@ -101,10 +101,10 @@ def _cells(view: View, feature: ViewFeature) -> tuple[str, ...]:
 def _aggregation(feature: ViewFeature) -> str:
     if feature.function == "derived":
         return f"= {feature.value}"
-    told = [] if feature.value is None else [feature.value]
-    told += [] if feature.by is None else [f"by {feature.by}"]
-    told += [f"{name}={list(it) if isinstance(it, tuple) else it}" for name, it in feature.parameters.items()]
-    return f"{feature.function}({', '.join(told)})" + (f" where {feature.filter}" if feature.filter else "")
+    arguments = [] if feature.value is None else [feature.value]
+    arguments += [] if feature.by is None else [f"by {feature.by}"]
+    arguments += [f"{name}={list(it) if isinstance(it, tuple) else it}" for name, it in feature.parameters.items()]
+    return f"{feature.function}({', '.join(arguments)})" + (f" where {feature.filter}" if feature.filter else "")
 
 
 def _window(window: ViewWindow) -> tuple[str, str]:

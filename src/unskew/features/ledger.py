@@ -14,8 +14,8 @@ N_BUCKETS = len(LATE_BOUNDS_US) + 1
 class LateEvents(msgspec.Struct, frozen=True, kw_only=True):
     """Events that came after their tile had left one window.
 
-    ``worst_us``: the longest delay, 0 without such events. ``histogram``: events by delay, one count for each upper bound
-    in ``LATE_BOUNDS_US``, and a last one for delays past all bounds.
+    ``worst_us``: the longest delay, 0 without such events. ``histogram``: events by delay, one count for each upper
+    bound in ``LATE_BOUNDS_US``, and a last one for delays past all bounds.
     """
 
     events: int = 0

@@ -1,4 +1,4 @@
-"""The reason why a record is a dead letter: a sentence for people, and one of a few kinds for counting and filtering."""
+"""The reason why a record is a dead letter: a sentence for people, and one of a few kinds for counting."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

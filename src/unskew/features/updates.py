@@ -15,28 +15,29 @@ LATE_BOUNDS_US = (SECOND_US, 10 * SECOND_US, MINUTE_US, 10 * MINUTE_US, HOUR_US,
 class Updates:
     """Closed rows for the log and current rows for serving, from one view and shard.
 
-    ``clock_us``: the shard's clock after the step. ``since_us``: the first arrival that the shard has seen, None before it.
+    ``clock_us``: the shard's clock after the step. ``since_us``: the first arrival that the shard has seen, None before
+    it.
 
-    ``closed``: one row per (closed instant, entity) at which a value changed, in the order of ``seq``. Its columns: entity
-    keys, one for each of the view's ``outputs``, ``available_at``, ``event_time``, ``partition``, ``offset``, ``cause``,
-    ``seq``.
+    ``closed``: one row per (closed instant, entity) at which a value changed, in the order of ``seq``. Its columns:
+    entity keys, one for each of the view's ``outputs``, ``available_at``, ``event_time``, ``partition``, ``offset``,
+    ``cause``, ``seq``.
 
-    ``current``: one row per entity touched in the step. Its columns: ``key`` (canonical), one for each of the ``outputs``,
-    and in int64 microseconds ``_at`` (last change), ``_until`` (when a tile next leaves) and ``_empty_at`` (when the last
-    tile leaves), both null without tiles; ``_gone`` is true if the entity has no tile left.
+    ``current``: one row per entity touched in the step. Its columns: ``key`` (canonical), one for each of the
+    ``outputs``, and in int64 microseconds ``_at`` (last change), ``_until`` (when a tile next leaves) and ``_empty_at``
+    (when the last tile leaves), both null without tiles; ``_gone`` is true if the entity has no tile left.
 
     ``late``: events in this step that came after their tile had left the window; one count per window of the view, then
     one for the sessions if the view is over sessions. ``late_by_us``: the longest such delay so far, per window.
     ``late_histogram``: per window, late events since the state began by delay; one count for each upper bound in
     ``LATE_BOUNDS_US``, and one for delays past the last bound.
 
-    ``duplicates``: events in this step that repeated others and so changed nothing. ``duplicates_total``: the same since
-    the state began. A step without changes has frames without rows.
+    ``duplicates``: events in this step that repeated others and so changed nothing. ``duplicates_total``: the same
+    since the state began. A step without changes has frames without rows.
 
-    ``applied``: the number of events that the shard has ever applied. With the clock it states the shard's position in its
-    own history, which is the same however often the history is repeated. ``refill``: if set, this is not a step but the
-    current rows of entities, changed or not, for a store that lost them: one part, or the last. ``behind``: true while an
-    earlier run of the process showed more than the shard has reached again.
+    ``applied``: the number of events that the shard has ever applied. With the clock it states the shard's position in
+    its own history, which is the same however often the history is repeated. ``refill``: if set, this is not a step but
+    the current rows of entities, changed or not, for a store that lost them: one part, or the last. ``behind``: true
+    while an earlier run of the process showed more than the shard has reached again.
     """
 
     view: ViewPlan

@@ -60,12 +60,12 @@ def aggregate(feature: FeaturePlan, value_type: Type | None, window: ViewWindow,
 
 
 def _one(feature: FeaturePlan, value_type: Type | None, window: ViewWindow, t_us: int, counted: Counted) -> Value:
-    name, told = feature.function, feature.parameters
+    name, parameters = feature.function, feature.parameters
     effectives, values = counted.effectives, counted.values
     if name == "count":
         return len(effectives)
     if name in {"decayed_count", "decayed_sum"}:
-        return _decayed(counted, value_type, window, t_us, told["half_life_hops"])
+        return _decayed(counted, value_type, window, t_us, parameters["half_life_hops"])
     if name in {"first_time", "last_time"}:
         return instant((min if name == "first_time" else max)(effectives)) if effectives else None
     assert value_type is not None
@@ -74,14 +74,16 @@ def _one(feature: FeaturePlan, value_type: Type | None, window: ViewWindow, t_us
     if name == "count_distinct":
         return len(set(values))
     if name == "approx_count_distinct":
-        return estimate(registers((hashed(value, value_type) for value in values), told["bits"]), told["bits"])
+        return estimate(
+            registers((hashed(value, value_type) for value in values), parameters["bits"]), parameters["bits"]
+        )
     if not values:
         return None
     match name:
         case "mean":
             return float(Fraction(sum(_units(values, value_type)), _per_one(value_type) * len(values)))
         case "var" | "std":
-            return _spread(values, value_type, told["ddof"], root=name == "std")
+            return _spread(values, value_type, parameters["ddof"], root=name == "std")
         case "min":
             return min(values, key=_order)  # type: ignore[no-any-return]
         case "max":
@@ -91,17 +93,17 @@ def _one(feature: FeaturePlan, value_type: Type | None, window: ViewWindow, t_us
         case "last":
             return _in_time(counted)[-1]  # type: ignore[no-any-return]
         case "first_n":
-            return _in_time(counted)[: told["n"]]
+            return _in_time(counted)[: parameters["n"]]
         case "last_n":
-            return _in_time(counted)[::-1][: told["n"]]
+            return _in_time(counted)[::-1][: parameters["n"]]
         case "mode":
             return _most_frequent(values)[0]  # type: ignore[no-any-return]
         case "top_k":
-            return _most_frequent(values)[: told["n"]]
+            return _most_frequent(values)[: parameters["n"]]
         case "histogram":
-            return _histogram(values, value_type, told)
+            return _histogram(values, value_type, parameters)
         case "quantile":
-            return _quantile(values, value_type, told)
+            return _quantile(values, value_type, parameters)
     raise AssertionError(name)
 
 
@@ -162,22 +164,22 @@ def _as_float(value: Any, value_type: Type) -> float:
     return float(value)
 
 
-def _histogram(values: list[Any], value_type: Type, told: Parameters) -> list[int]:
-    counts = [0] * (len(told["edges"]) + 1)
+def _histogram(values: list[Any], value_type: Type, parameters: Parameters) -> list[int]:
+    counts = [0] * (len(parameters["edges"]) + 1)
     for value in values:
-        counts[sum(edge <= _as_float(value, value_type) for edge in told["edges"])] += 1
+        counts[sum(edge <= _as_float(value, value_type) for edge in parameters["edges"])] += 1
     return counts
 
 
-def _quantile(values: list[Any], value_type: Type, told: Parameters) -> float:
+def _quantile(values: list[Any], value_type: Type, parameters: Parameters) -> float:
     """Return the middle of the bin with the value of the rank; floats in a bin share ``bits`` bits of mantissa."""
-    dropped = _MANTISSA_BITS - told["bits"]
+    dropped = _MANTISSA_BITS - parameters["bits"]
     bins = []
     for value in values:
         number = _as_float(value, value_type)
         (pattern,) = struct.unpack("<Q", struct.pack("<d", abs(number)))
         bins.append((pattern >> dropped) * (-1 if number < 0 else 1))
-    rank = max(1, math.ceil(told["q"] * len(values)))
+    rank = max(1, math.ceil(parameters["q"] * len(values)))
     found = sorted(bins)[rank - 1]
     if found == 0:
         return 0.0

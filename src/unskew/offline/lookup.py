@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
 
 
 def number_entities(ids: Ids) -> Wanted:
-    """Number the distinct ids of labels in the order of their first label."""
+    """Assign numbers to the distinct ids of labels in the order of their first label."""
     n_slots = 1 << max(4, (2 * len(ids)).bit_length())
     slot_ids = np.zeros(n_slots, np.uint64)
     slot_numbers = np.full(n_slots, _FREE, np.int32)
@@ -104,7 +104,7 @@ def _shrunk(slot_ids: Ids, slot_numbers: Numbers, n: int) -> tuple[Ids, Numbers]
 
 @njit(cache=True, nogil=True)
 def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, starts: Ints) -> None:
-    """Number every log row's entity (-1: without labels); ``starts`` [n + 1] receives the start of each group."""
+    """Assign each log row its entity's number (-1: no labels); ``starts`` [n + 1] receives the start of each group."""
     mask = np.uint64(len(slot_ids) - 1)
     for row in range(len(ids)):
         slot = _slot(ids[row], mask)

@@ -1,17 +1,17 @@
-"""Files that outlive a loss of power: under a name stands a whole file, and no older one comes back.
+"""Files that survive a loss of power: a name always refers to a complete file, and an older one never comes back.
 
-A file's bytes are durable once the file is fsynced, a name once its folder is. The order of steps is the contract:
+A file's bytes are durable once the file is fsynced, and a name once its folder is. The order of steps is the contract:
 
 1. The bytes go to a new file under a temporary name, which is fsynced.
-2. ``still_ours`` is asked: it raises if another process has taken over.
+2. ``still_ours`` is called: it raises if another process has taken over.
 3. The temporary name is renamed to the final one.
 4. The folder is fsynced.
 
-A stop between any two steps leaves the old file or the new one, whole. Where many names are made in few folders, step 4
-can wait: ``unsynced`` is a set that gets the folders, and ``sync_folders`` fsyncs them all. A folder leaves the set
-once it is fsynced, so a call that failed can be repeated.
+A stop between any two steps leaves either the old file or the new one, complete. If many names are made in few folders,
+step 4 can be deferred: the folders are added to the set ``unsynced``, and ``sync_folders`` fsyncs them all. A folder
+leaves the set once it is fsynced, so a call that failed can be repeated.
 
-Every function raises ``OSError`` where the disk fails; ``disk`` makes it a ``StoreUnavailable``.
+Every function raises ``OSError`` if the disk fails; ``disk`` turns it into a ``StoreUnavailable``.
 """
 
 import contextlib
@@ -24,36 +24,36 @@ from unskew.features.errors import StoreUnavailable
 
 
 def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None) -> None:
-    """Put a file with these bytes in place of whatever stands under a name; the temporary name ends in ``.tmp``."""
+    """Replace the file at ``path``, if any, with one that holds these bytes; the temporary name ends in ``.tmp``."""
     temporary = path.with_suffix(".tmp")
     write(temporary, data)
     rename(temporary, path, still_ours)
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write these bytes to a new file, and fsync it; its name is not durable yet."""
+    """Write these bytes to a new file and fsync it; its name is not durable yet."""
     with new_file(path) as file:
         file.write(data)
         flush(file)
 
 
 def new_file(path: Path) -> IO[bytes]:
-    """Open a new file to write to; ``flush`` is the caller's."""
+    """Open a new file for writing; the caller calls ``flush``."""
     return os.fdopen(create(path), "wb")
 
 
 def create(path: Path, mode: int = 0o666) -> int:
-    """Create a file under a name and give its descriptor.
+    """Create a file and return its descriptor.
 
-    It is always another file than one that stood there: a process that stood still while another took over may have that
-    one open, and would write into it.
+    It is never the file that was there before: a process that froze while another took over may still have that one
+    open, and would write into it.
     """
     path.unlink(missing_ok=True)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
 
 def write_at(file: int, data: bytes, at: int) -> None:
-    """Write all of ``data`` at a place of an open file."""
+    """Write all of ``data`` at an offset of an open file."""
     left = memoryview(data)
     while left:
         written = os.pwrite(file, left, at)
@@ -61,7 +61,7 @@ def write_at(file: int, data: bytes, at: int) -> None:
 
 
 def flush(file: IO[bytes]) -> None:
-    """Make durable what was written to an open file."""
+    """Make everything written to an open file durable."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -90,14 +90,14 @@ def make_folder(folder: Path, unsynced: set[Path] | None = None) -> None:
     try:
         sync(folder.parent)
     except OSError:
-        # Another try must not find it, and take its name for durable.
+        # Another try must not find the folder and assume that its name is durable.
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
 
 
 def sync_folders(unsynced: set[Path]) -> None:
-    """Make the names that these folders hold durable; each folder leaves the set when it is done."""
+    """Make the names in these folders durable; each folder leaves the set when it is done."""
     while unsynced:
         folder = next(iter(unsynced))
         sync(folder)
@@ -105,7 +105,7 @@ def sync_folders(unsynced: set[Path]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make durable the bytes of a file, or the names that a folder holds."""
+    """Make the bytes of a file, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,7 +115,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """Raise ``StoreUnavailable`` where the disk fails in the body, which writes to a folder."""
+    """Raise ``StoreUnavailable`` if the disk fails in the body, which writes to ``folder``."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Who writes under a folder: leases with owner and age, so that a second deployment on the same folder by mistake is refused.
+"""Leases, with owner and age, on the right to write in a folder: a second deployment on the same folder is refused.
 
-    {root}/_leases/{name}.json    one for each process that writes there, locked by it (flock) and renewed every ``RENEW_S``
+    {root}/_leases/{name}.json    one for each process that writes there; locked (flock) and renewed every ``RENEW_S``
 
-A lock ends with its process, however that ends, and tells the truth to every process of the same machine. To other machines that
-share the disk it may tell nothing; to them a lease is held while it is renewed. Whether it is they see by watching it, not by its
-instants: clocks of two machines differ. What was not renewed for ``STALE_S`` is taken over, and whoever held it finds that out
-before it next publishes anything.
+A lock ends with its process, however that ends, and is visible to every process of the same machine. Other machines
+that share the disk may not see the lock; for them, a lease is held as long as it is renewed. They determine this by
+watching the file, not by comparing instants, because the clocks of two machines differ. A lease that is not renewed for
+``STALE_S`` is taken over, and its former holder notices this before it next publishes anything.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ LEASES = "_leases"
 RENEW_S = 5.0
 STALE_S = 30.0
 _LOOK_S = 0.2
-# Rewritten in place, so that a full disk does not keep a lease from being renewed.
+# The file is rewritten in place, so that a lease can be renewed even if the disk is full.
 _BYTES = 4096
 _MOST_SHOWN = 3
 _READS = 4
@@ -40,7 +40,7 @@ _log = logging.getLogger("unskew.lease")
 
 
 def _machine() -> str:
-    """What tells this boot of this machine from all others."""
+    """Return an identifier of this boot of this machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -49,9 +49,11 @@ def _machine() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who asks for a lease. ``text``: for people. ``group``: processes of one group, with different ``member``, may write the same.
+    """A process that asks for a lease.
 
-    ``machine``: the boot of the machine that runs it; processes of one see each other's locks.
+    ``text``: its name, for people. ``group``: processes of one group, with different ``member``, may have the same
+    writers. ``machine``: identifies the boot of the machine that runs it; processes of one machine see each other's
+    locks.
     """
 
     text: str
@@ -61,10 +63,11 @@ class Owner:
 
 
 class Lease:
-    """One process's lease on one folder; ``writers``: names, within the folder, of what it alone writes.
+    """One process's lease on one folder; ``writers``: the names within the folder that only this process writes.
 
-    Taking it raises ``LayoutError`` where another process writes any of them, ``StoreUnavailable`` where the disk fails. Where it cannot be told
-    whether another machine's process still lives, that is watched for ``stale_s``, or not at all if ``take_over``.
+    The constructor takes the lease. It raises ``LayoutError`` if another process writes any of these names, and
+    ``StoreUnavailable`` if the disk fails. If it is unknown whether another machine's process is alive, its lease is
+    watched for ``stale_s``, or taken over at once with ``take_over``.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Lease:
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
         try:
             self._made_root = not root.exists()
-            # Tables and state are made durable within it, and rest on its own name.
+            # Tables and state are made durable inside this folder, so its own name must be durable too.
             durable.make_folder(root)
             self._path.parent.mkdir(exist_ok=True)
             with _alone(self._path.parent):
@@ -100,12 +103,12 @@ class Lease:
         except OSError as error:
             if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP}:
                 raise LayoutError(
-                    f"{root}: its file system knows no locks ({error.strerror}); name another {option}"
+                    f"{root}: its file system does not support locks ({error.strerror}); name another {option}"
                 ) from error
             raise StoreUnavailable(f"cannot write to {root}: {error}") from error
 
     def renew(self) -> None:
-        """Say that this process lives. Raises ``OSError``."""
+        """Write that this process is alive. Raises ``OSError``."""
         content = {
             "owner": self._owner.text,
             "group": self._owner.group,
@@ -118,33 +121,34 @@ class Lease:
         os.pwrite(self._file.fileno(), data.ljust(-(-len(data) // _BYTES) * _BYTES), 0)
 
     def check(self) -> None:
-        """Raise ``LayoutError`` where the lease is another's by now: this process stood still for too long."""
+        """Raise ``LayoutError`` if another process has taken the lease over: this process stood still for too long."""
         try:
             held = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:
             held = False
         except OSError:
-            # The disk is away; what is to be written next says so, and waits.
+            # The disk is away; the next write reports that, and waits.
             return
         if not held:
             raise LayoutError(
-                f"{self.root}: the lease of this process was taken over, as it was not renewed for {self._stale_s:.0f} s; another "
-                f"process may write there now, so this one stops. See which is to go on, and start that one alone"
+                f"{self.root}: the lease of this process was taken over, because it was not renewed for "
+                f"{self._stale_s:.0f} s; another process may write there now, so this one stops. Find out which should "
+                "continue, and start that one alone"
             )
 
     def release(self) -> None:
-        """Give it back, and leave no folder behind that nothing was written to."""
+        """Give the lease back, and remove the folder if this process made it and nothing was written to it."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
         self._file.close()
         with contextlib.suppress(OSError):
-            # Else it stays: it must not vanish under somebody who is listing what is written there.
+            # Otherwise the folder stays: it must not vanish while another process lists what is written there.
             if self._made_root and [path.name for path in self.root.iterdir()] == [LEASES]:
                 self._path.parent.rmdir()
                 self.root.rmdir()
 
     def _settle_with(self, path: Path) -> None:
-        """Return once the lease at ``path`` is no obstacle: it allows this one, or was left behind and is removed."""
+        """Return if the lease at ``path`` allows this one, or was left behind and is removed; otherwise raise."""
         try:
             other = path.open("r+b", buffering=0)
         except FileNotFoundError:
@@ -155,7 +159,7 @@ class Lease:
                 path.unlink(missing_ok=True)
                 return
         if content is None:
-            raise LayoutError(f"{path} is locked by a process that it does not name; stop that one first")
+            raise LayoutError(f"{path} is locked by a process that it does not name; stop that process first")
         if self._allows(content):
             return
         both = sorted(self._writers & set(content["writers"]))
@@ -166,19 +170,19 @@ class Lease:
         )
 
     def _allows(self, content: dict[str, Any]) -> bool:
-        """Whether the holder of another lease and this process write different things, or share them as one group."""
+        """Return true if another lease has other writers, or the same ones as another member of this group."""
         together = content["group"] == self._owner.group and content["member"] != self._owner.member
         return together or self._writers.isdisjoint(content["writers"])
 
     def _is_left_behind(self, other: IO[bytes], content: dict[str, Any]) -> bool:
-        """Whether the process of an unlocked lease is gone."""
+        """Return true if the process of an unlocked lease is gone."""
         if content["machine"] == self._owner.machine:
             return True
         if self._allows(content):
             return False
         if not self._take_over:
             _log.warning(
-                "%s: the lease of %s was renewed %s ago; it is taken over if that does not happen again within %.0f s",
+                "%s: the lease of %s was renewed %s ago; it is taken over unless renewed again within %.0f s",
                 *(self.root, content["owner"], self._age(content), self._stale_s),
             )
             until_s = time.monotonic() + self._stale_s
@@ -210,7 +214,7 @@ class Leases:
             self._thread.start()
 
     def check(self) -> None:
-        """As ``Lease.check``, of all."""
+        """Check all leases, as ``Lease.check`` does."""
         for lease in self._held:
             lease.check()
 
@@ -224,14 +228,14 @@ class Leases:
     def _renew(self) -> None:
         while not self._released.wait(RENEW_S):
             for lease in list(self._held):
-                # A disk that is away for long may cost the lease; the next publication finds that out.
+                # If the disk is away for long, the lease may be lost; the next publication notices that.
                 with contextlib.suppress(OSError):
                     lease.renew()
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time looks and takes; in a folder that was removed meanwhile nothing can be taken."""
+    """Let one process at a time look at leases and take one; none can be taken in a folder removed meanwhile."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -241,7 +245,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _is_locked(file: IO[bytes]) -> bool:
-    """Whether another process of this machine, or of one whose locks reach here, holds the file's lock."""
+    """Return true if another process, of this machine or of one whose locks are visible here, holds the file's lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -251,12 +255,12 @@ def _is_locked(file: IO[bytes]) -> bool:
 
 
 def _read(file: IO[bytes]) -> dict[str, Any] | None:
-    """What a lease says; None where it is not whole: its process died while it took it."""
+    """Read a lease; None if it is incomplete, because its process died while taking it."""
     for _ in range(_READS):
         try:
             content = json.loads(os.pread(file.fileno(), 1 << 24, 0))
         except ValueError:
-            # Perhaps it was just being renewed.
+            # It may be in the middle of a renewal.
             time.sleep(_LOOK_S / _READS)
             continue
         return content if isinstance(content, dict) and content.keys() >= _WORDS else None

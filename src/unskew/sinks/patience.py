@@ -1,4 +1,4 @@
-"""Waiting for a store that is away: the flow pauses, tries again with growing and random pauses, and says so once."""
+"""Retries while a store is away: the flow pauses, tries again after growing random pauses, and logs this once."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from unskew.features.errors import StoreUnavailable
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 5.0
 GRACE_S = 5.0
-"""How long a process that was told to stop goes on trying."""
+"""How long a process goes on trying after it was asked to stop."""
 _SLICE_S = 0.1
 
 _Result = TypeVar("_Result")
@@ -20,18 +20,19 @@ _log = logging.getLogger("unskew.patience")
 
 
 class Flag(Protocol):
-    """What says that the process was told to stop: ``threading.Event``, for example."""
+    """A stop signal, for example ``threading.Event``."""
 
     def is_set(self) -> bool: ...
 
 
 class Patience:
-    """Repeats what a store refuses until it is done, in the caller's thread: who waits takes no more work in.
+    """Repetition of an action until the store does it, in the caller's thread, which therefore accepts no more work.
 
-    ``store``: its name, for log lines and metrics. ``stop``: once it is set, tries go on for ``grace_s`` at most, and then
-    the store's error is raised. Between two tries lies a random pause up to a bound that doubles from 50 ms to 5 s
-    ("full jitter", M. Brooker, "Exponential Backoff And Jitter", AWS 2015). A change between there and away is one log line.
-    ``still_ours``: raises if another process has taken over; it is asked before each further try.
+    ``store``: the store's name, for log lines and metrics. ``stop``: once it is set, tries go on for ``grace_s`` at
+    most, and then the store's error is raised. Between two tries is a random pause up to a bound that doubles from
+    50 ms to 5 s ("full jitter", M. Brooker, "Exponential Backoff And Jitter", AWS 2015). One line is logged when the
+    store goes away, and one when it is back. ``still_ours``: raises if another process has taken over; it is called
+    before each further try.
     """
 
     def __init__(
@@ -43,16 +44,19 @@ class Patience:
         self._stop = stop
         self._grace_s = grace_s
         self._away_since_s: float | None = None
-        self._told_at_s: float | None = None
+        self._stopped_at_s: float | None = None
 
     @property
     def away_s(self) -> float:
-        """For how long the store has been away, seconds; 0.0 while it is there."""
+        """The number of seconds for which the store has been away; 0.0 while it is there."""
         since_s = self._away_since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
 
     def until_done(self, action: Callable[[], _Result]) -> _Result:
-        """The action's result, however often it takes. ``action`` raises ``StoreUnavailable`` and can be repeated after it."""
+        """Return the action's result after as many tries as needed.
+
+        ``action`` raises ``StoreUnavailable`` if it fails, and can be repeated after that.
+        """
         try:
             result = action()
         except StoreUnavailable as error:
@@ -62,7 +66,7 @@ class Patience:
     def _again(self, action: Callable[[], _Result], error: StoreUnavailable) -> _Result:
         began_s = self._away_since_s = time.monotonic()
         before = self.retries
-        self._told_at_s = None
+        self._stopped_at_s = None
         _log.warning("%s is away: %s; the flow waits and tries again", self.store, error)
         retrying = Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
@@ -86,19 +90,19 @@ class Patience:
         return result
 
     def _count(self, _state: RetryCallState) -> None:
-        # What looks like a store that is away may be the work of the process that has taken over.
+        # The store may seem away because of what a process that has taken over did to it.
         self._still_ours()
         self.retries += 1
 
     def _gives_up(self, _state: RetryCallState) -> bool:
         if not self._stop.is_set():
             return False
-        if self._told_at_s is None:
-            self._told_at_s = time.monotonic()
-        return time.monotonic() - self._told_at_s >= self._grace_s
+        if self._stopped_at_s is None:
+            self._stopped_at_s = time.monotonic()
+        return time.monotonic() - self._stopped_at_s >= self._grace_s
 
     def _sleep(self, seconds: float) -> None:
-        # Woken by the order to stop; after it, the pauses are short.
+        # The stop signal ends the pause; after it, pauses are short.
         until_s = time.monotonic() + (min(seconds, _SLICE_S) if self._stop.is_set() else seconds)
         while (left_s := until_s - time.monotonic()) > 0:
             time.sleep(min(left_s, _SLICE_S))

@@ -1,8 +1,8 @@
-"""The wall clock, for those who are handed none."""
+"""The wall clock, the default where no other clock is given."""
 
 import time
 
 
 def wall_us() -> int:
-    """The present, microseconds."""
+    """Return the present in microseconds since the epoch."""
     return time.time_ns() // 1000

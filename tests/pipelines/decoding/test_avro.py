@@ -260,7 +260,7 @@ def test_every_single_byte_of_lead_and_continuation_is_judged_as_python_judges_i
 
 def test_frames_inside_a_payload_cannot_shift_a_neighbour():
     # first:   frame | length 17 | abc                        14 bytes short
-    # second:  frame | length 27 | padding | time | frame | 3 | xyz | time      good; its blob holds a frame and a record
+    # second:  frame | length 27 | padding | time | frame | 3 | xyz | time   good; its blob holds a frame and a record
     # joined:  frame | length 17 | abc ......... | time | frame | 3 | xyz | time
     schema = {
         "type": "record",

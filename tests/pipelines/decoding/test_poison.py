@@ -1,4 +1,4 @@
-"""Poison: whatever comes, it is a dead letter with its own reason, its neighbours are as if it had not come, and the flow goes on.
+"""Poison: every bad record becomes a dead letter with its own reason; its neighbours are unaffected; the flow goes on.
 
 Every kind of bad record goes through the real pipeline among good ones, over both formats and both kinds of shard.
 """
@@ -484,7 +484,7 @@ def _mutants(value_of: Any, seed: int, n_values: int) -> Iterator[bytes]:
 
 
 def indices_are_sound(value: bytes) -> bool:
-    """Whether every branch and symbol of a value that fastavro reads is counted from zero, and no number has over 64 bits."""
+    """Return true if, in a value that fastavro reads, branches and symbols count from 0 and numbers fit in 64 bits."""
     body = io.BytesIO(value[5:])
 
     def number() -> int:

@@ -376,7 +376,7 @@ def long(number):
 
 ZERO = b"\x80\0"  # in two bytes
 DEEP = {"type": "record", "name": "D", "fields": [field(["null", "long"], "n"), field("boolean", "b")]}
-# Bytes that a field may have, the first of them good; what is wrong, or only odd, in any way that a reader may stumble over.
+# Bytes that a field may have: the first are good, the others are wrong, or odd in ways that may confuse a reader.
 HOSTILE = {
     "text": ("string", [b"\0", long(1) + b"\xff", long(3) + b"\xed\xa0\x80", long(-1), long(2**40), b"\x82\0a"]),
     "flag": ("boolean", [b"\0", b"\1", b"\2", b"\xff"]),

@@ -1,4 +1,4 @@
-"""Schemas come from a registry that speaks HTTP: a small one inside the test, which can be down, slow to know, or strict."""
+"""Schemas come from a registry over HTTP: a small one inside the test, which can be down, late, or strict."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""A Kafka that asks for TLS and for credentials: the whole path against a real one, and what is said where it refuses."""
+"""A Kafka that requires TLS and credentials: the whole path against a real one, and the messages if it refuses."""
 
 import json
 import logging

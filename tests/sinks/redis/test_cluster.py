@@ -1,4 +1,4 @@
-"""The writer on a cluster: every row at the node that has its slot, no clock before all of them, and slots that move meanwhile."""
+"""The writer on a cluster: each row goes to the node with its slot, clocks come after all rows, and slots may move."""
 
 import json
 import threading

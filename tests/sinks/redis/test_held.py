@@ -1,4 +1,4 @@
-"""A shard that goes again through what it had sent sends nothing before it is where it was, and then the last per key."""
+"""A shard that repeats steps sends nothing before it reaches its former place, and then the last row of each key."""
 
 from dataclasses import replace
 

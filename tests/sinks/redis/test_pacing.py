@@ -1,4 +1,4 @@
-"""Batches leave one after the other, none overtakes another, and what failed goes again first."""
+"""Batches are sent one after the other, none overtakes another, and a failed one is sent again first."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""What is lost is asked for until it has all come again; losses are told to other writers through Redis."""
+"""Lost values are requested until all have come again; other writers learn of losses through Redis."""
 
 import logging
 

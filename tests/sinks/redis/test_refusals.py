@@ -1,5 +1,4 @@
-"""What a server may say instead of doing it: each ends in ``StoreUnavailable`` with its text, what waits is kept, and goes through
-once the server is well again."""
+"""Refusals of a server: each becomes ``StoreUnavailable`` with its text; waiting rows are kept, and sent later."""
 
 import contextlib
 import logging

@@ -14,7 +14,7 @@ ALL = dict.fromkeys(KEYS, 2)
 
 
 def found(read, url):
-    """What a new reader finds. A sentinel that is short of processor time may hold even a master that runs to be down."""
+    """Return what a new reader finds; a sentinel short of processor time may hold a running master to be down."""
     deadline_s = time.monotonic() + WITHIN_S
     while True:
         try:
@@ -94,7 +94,7 @@ def test_sentinels_may_ask_for_credentials_of_their_own_and_some_may_be_away(tmp
         refused = {
             "invalid username-password pair or user is disabled": url.replace("of-sentinel", "of-nobody"),
             "Authentication required": url.partition("?")[0],
-            "knows no 'other'": url.replace("mymaster", "other"),
+            "does not know 'other'": url.replace("mymaster", "other"),
             r"user 'app'": url.replace("of-app", "of-nobody"),
         }
         for text, wrong in refused.items():

@@ -111,7 +111,7 @@ def test_text_that_is_no_such_value_is_named(dtype, text):
     with pytest.raises(ValueError, match="is no") as refused:
         read_column("c", [good, None, text], Type.parse(dtype), [None] * 3)
 
-    assert str(refused.value) == f"{text!r} is no {dtype}"
+    assert str(refused.value) == f"{text!r} is not a valid {dtype}"
 
 
 def test_the_widest_values_of_a_type_are_read():

@@ -1,4 +1,4 @@
-"""Which client a URL gives; and that no text anywhere shows what is secret in it."""
+"""The client that a URL describes; and no text anywhere shows the URL's secrets."""
 
 import logging
 import pickle

@@ -1,4 +1,4 @@
-"""What Redis acknowledged and then lost, wherever that was, is noticed and written again; until then no clock vouches for it."""
+"""Values that any server acknowledged and then lost are noticed and written again; until then no clock covers them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Words of the hashes beside the values: read back as written, and named where something else wrote them."""
+"""Words of the hashes beside the values: they are read back as written, and reported if something else wrote them."""
 
 import pytest
 

@@ -11,7 +11,7 @@ from unskew.sinks.tables.layout import TableFile, file_name, published_files, se
 N_FILES = 1_000
 N_ROUNDS = 3
 
-# What a process of its own does, so that a listing is not held up by it: commands as lines, slowly enough to be watched.
+# The script of a separate process, so that it does not delay listings: it runs commands, slowly enough to be watched.
 CHANGES = """
 import os, sys, time
 for line in open(sys.argv[1]):

@@ -25,7 +25,7 @@ def small_disk(folder: Path, n_megabytes: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing can be written on the file system mounted at ``folder`` while the body lasts; no file on it may be open for writing."""
+    """Make the file system mounted at ``folder`` read-only during the body; no file on it may be open for writing."""
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     try:
         yield

@@ -1,7 +1,7 @@
-"""``make endure``: a pipeline on a live topic for as long as one likes, and what it holds meanwhile of memory, files and disk.
+"""``make endure``: run a pipeline on a live topic for any time, and measure its memory, files and disk meanwhile.
 
-Entities come and go: each lives for some seconds, so that state, Redis and changelogs turn over all the time. Short epochs make an
-hour stand for many. At the end what was held in the last quarter is compared with what was held in the second.
+Entities come and go: each lives for some seconds, so that state, Redis and changelogs turn over all the time. Short
+epochs let one hour stand for many. At the end, the usage of the last quarter is compared with that of the second.
 """
 
 import itertools
@@ -30,8 +30,11 @@ ENTITY_LIVES_S = 4
 N_ENTITIES = 500
 SAMPLE_S = 10.0
 MOST_GROWTH = {"rss_mb": 1.1, "handles": 1.1, "threads": 1.1, "store_mb": 2.0, "state_mb": 1.5, "redis_keys": 1.1}
-"""Of the last quarter over the second, at most: what is allocated rises and falls by some per cent; SQLite keeps the room that the
-largest epoch took; and a shard's base is made anew only when the events since are many."""
+"""The limits of the last quarter's usage divided by the second's.
+
+Allocated memory rises and falls by a few per cent; SQLite keeps the space of the largest epoch; and a shard's base is
+written again only after many events.
+"""
 
 DEFINITIONS = """\
 from unskew import Entity, Feature, FeatureView, Session, Sliding, Stream, agg

@@ -158,7 +158,7 @@ class Ordeal(Harness[Feeder, RedisWatch, Report]):
 
     @override
     def come_to_the_end(self, life: Life, feeder: Feeder) -> None:
-        """Send all that is left and wait for the end of a life that nobody ends; meanwhile, elsewhere, run without interruption."""
+        """Send the rest and wait until the life ends by itself; meanwhile run the reference without interruption."""
         feeder.finish()
         reference = Life.start(self._reference, self.reference or self.topologies[0])
         self._lives.append(reference)

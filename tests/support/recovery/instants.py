@@ -16,8 +16,10 @@ WITHIN_S = 3.0
 
 @dataclass(frozen=True)
 class Instant:
-    """A moment in a life. ``after``: what must have changed first. ``place``: of what changes are to be seen then; None: of
-    nothing. ``times``: how many of them; ``delay_s``: what is waited after that.
+    """A moment in a life.
+
+    ``after``: the place that must have changed first. ``place``: the place whose changes are then awaited, None for
+    none. ``times``: the number of changes; ``delay_s``: the pause after them.
     """
 
     name: str

@@ -22,11 +22,13 @@ from unskew.pipelines.state.journal import Placed, _image, _parse
 
 @dataclass(frozen=True, kw_only=True)
 class LiveCase(AnyCase):
-    """Topics are fed in real time. ``n_kills``: how many lives are killed, or, if ``frozen``, stand still while another one
-    takes their place. ``told_to_stop``: every other one of them is, and ends by itself. ``append_time``: the broker stamps
-    records, so none comes late. ``redis``: a server that is ``kept``, or ``emptied`` with each kill; sentinels, with the
-    first kill ``failed over`` to the replica; or a ``cluster``. ``between``: done after each kill. ``moment``: draws that of
-    a kill.
+    """Topics that are fed in real time.
+
+    ``n_kills``: number of lives that are killed, or, if ``frozen``, stand still while another one takes their place.
+    ``told_to_stop``: whether every other life is stopped by a signal and ends by itself. ``append_time``: whether the
+    broker stamps records, so that none comes late. ``redis``: a server that is ``kept``, or ``emptied`` with each kill;
+    sentinels, with the first kill ``failed over`` to the replica; or a ``cluster``. ``between``: called after each
+    kill. ``moment``: draws the moment of a kill.
     """
 
     append_time: bool = False
@@ -128,7 +130,7 @@ def forget_journal(site: Site) -> None:
 
 
 def forget_a_mark(site: Site) -> None:
-    """Forget of each partition the last mark that was announced before a record: what was bumped to it arrives earlier."""
+    """Forget each partition's last mark before a record, so that records bumped to it would arrive earlier."""
 
     def forget(facts: list[Placed]) -> list[Placed]:
         for place in range(len(facts) - 2, -1, -1):
@@ -171,7 +173,7 @@ REFUSING = "a record refused"
 
 
 def refused(_chance: random.Random) -> Refused:
-    """Whether a record lies too far in the future depends on when it is read, so a restart must know what was decided."""
+    """Draw the refusal of a record: the next life reads it later, so a restart must know the decision."""
     return Refused()
 
 

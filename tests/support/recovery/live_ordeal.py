@@ -56,8 +56,9 @@ def has_caught_up(life: Life) -> bool:
 
 @dataclass(frozen=True)
 class Refused:
-    """The moment at which a life says that it refused a record that lies too far in the future: when it is read again by the
-    next life, it does not lie as far ahead any more.
+    """The moment at which a life reports that it refused a record that lies too far in the future.
+
+    When the next life reads the record again, the record is not as far ahead any more.
     """
 
     name: str = "refused"
@@ -102,9 +103,9 @@ def leave_alone(_site: Site) -> None:
 class LiveOrdeal(Harness[LiveFeeder, LiveWatch, LiveReport]):
     """Topics that have no end are read, and no exact read may be contradicted by what is left.
 
-    ``between``: called after each kill, before the next start. ``bumps``: whether some event must have been bumped, else
-    the ordeal showed nothing. ``moment``: draws that of a kill. ``told_to_stop``: every other life is, instead of being
-    killed.
+    ``between``: called after each kill, before the next start. ``bumps``: whether some event must have been bumped,
+    else the ordeal showed nothing. ``moment``: draws the moment of a kill. ``told_to_stop``: whether every other life
+    is stopped by a signal instead of being killed.
     """
 
     between: Callable[[Site], None] = leave_alone
@@ -164,7 +165,7 @@ class LiveOrdeal(Harness[LiveFeeder, LiveWatch, LiveReport]):
     def come_to_the_end(self, life: Life, feeder: LiveFeeder) -> None:
         """Let the life store all that was fed, wait until all windows are empty, and end it by a signal.
 
-        What a life says of its lag may be older than the last records, so their places in archive and dead letters count.
+        A life's report of its lag may be older than the last records, so archive and dead letters are examined.
         """
         await_running(life, self.site)
         feeder.stop()

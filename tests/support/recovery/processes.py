@@ -126,9 +126,9 @@ class Life:
         return all(process.poll() is not None for process in self.processes)
 
     def kill(self, chance: random.Random | None = None) -> None:
-        """``kill -9`` every process group, and wait until nothing of them is left; fail where one had ended with an error.
+        """``kill -9`` every process group, and wait until all are gone; fail if one had ended with an error.
 
-        ``chance``: draws which goes first, and how much later the others do.
+        ``chance``: draws the one that is killed first, and how much later the others are killed.
         """
         order = list(range(len(self.processes)))
         if chance is not None:

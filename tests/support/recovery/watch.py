@@ -73,8 +73,10 @@ class Published:
 
 
 class FilesWatch(Watch):
-    """Published files: each whole as soon as it can be seen, no row in two of them, none ever gone or changed; coverage only
-    grows, and what it speaks of is there.
+    """A watch on published files.
+
+    Each file is complete as soon as it is visible, no row is in two of them, and none ever vanishes or changes;
+    coverage only grows, and the rows that it covers are there.
     """
 
     def __init__(self, site: Site, *, pause_s: float = 0.08) -> None:
@@ -150,7 +152,7 @@ class FilesWatch(Watch):
         return published
 
     def _numbered(self, root: Path) -> bool:
-        """Whether the rows of the table are numbered without gaps: archives are numbered by offsets, which have some."""
+        """Return true if the table's rows are numbered without gaps; archives are numbered by offsets, with gaps."""
         return not root.is_relative_to(self._site.archive)
 
     def check_unchanged(self, root: Path, rows: pl.DataFrame, writer: str, number: str) -> None:
@@ -198,11 +200,11 @@ class Asked:
 
 
 class RedisWatch(Watch):
-    """Current values: no clock, no instant of change and no count over all time ever goes back, none vanishes; and what the
-    online reader calls exact is kept, to be compared with the log.
+    """A watch on current values.
 
-    ``may_empty``: the server loses its data on the way: what is not there is then no fault, but what is there must still not be
-    older than what was seen before.
+    No clock, no instant of change and no count over all time ever goes back or vanishes. Values that the online reader
+    calls exact are kept, to be compared with the log. ``may_empty``: the server loses its data on the way; a missing
+    value is then not a fault, but a present one must still not be older than one seen before.
     """
 
     def __init__(self, site: Site, *, may_empty: bool = False, pause_s: float = 0.04) -> None:
@@ -305,7 +307,7 @@ class RedisWatch(Watch):
 
 
 def wrong_reads(reads: Iterable[ExactRead], view: ViewPlan, log: pl.DataFrame, nothing: tuple[Any, ...]) -> list[str]:
-    """Those exact reads of a view that are not what its whole log says of their instant; ``nothing``: before the first row."""
+    """Return the exact reads of a view that differ from its log at their instant; ``nothing``: before the first row."""
     names = [output.name for output in view.outputs]
     keys = view.entity.keys
     instants: dict[tuple[Any, ...], list[int]] = {}

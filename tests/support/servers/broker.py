@@ -20,7 +20,7 @@ class Broker:
         return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, **self.client})
 
     def create_topic(self, name: str, partitions: int, config: Mapping[str, str] | None = None) -> None:
-        """Create a topic that forgets nothing and wait until every partition has a leader. One that exists stays as it is."""
+        """Create a topic that keeps everything, and wait for all leaders. An existing topic is not changed."""
         admin = self.admin()
         # Histories of tests lie years back, and poison may be long.
         kept = {"retention.ms": "-1", "retention.bytes": "-1", "max.message.bytes": "16777216", **(config or {})}

@@ -18,7 +18,7 @@ _VALID = dt.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files. ``certificate``, ``key``: of a server on 127.0.0.1 or of a client; ``both``: key and certificate in one."""
+    """PEM files. ``certificate``, ``key``: for a server on 127.0.0.1 or a client; ``both``: both in one file."""
 
     authority: Path
     certificate: Path

@@ -1,4 +1,4 @@
-"""Which servers a run of the tests uses: one that is named, one in a container, Apache's own jars, or the embedded one."""
+"""The choice of servers for a run of the tests: a named one, a container, Apache's own jars, or the embedded one."""
 
 import shutil
 import subprocess

@@ -1,6 +1,6 @@
 """A real Apache Kafka for tests: one process that is broker and controller (KRaft), from Apache's own jars.
 
-The jars are fetched once by Maven and kept in ``.cache`` in the checkout; a machine needs ``mvn`` and a JDK of 17 or later.
+Maven fetches the jars once into ``.cache`` in the checkout; a machine needs ``mvn`` and a JDK of version 17 or later.
 """
 
 import os
@@ -104,10 +104,10 @@ def jars() -> Path:
 
 
 class ApacheKafka(Broker):
-    """A broker on a free loopback port; stopped or killed, it starts again on the same port with the same data.
+    """A broker on a free loopback port; after a stop or a kill, it starts again on the same port with the same data.
 
-    ``properties``: further settings of the broker. ``protocol``: of the clients' listener. ``client``: what a client needs
-    beside ``bootstrap.servers``.
+    ``properties``: further settings of the broker. ``protocol``: the protocol of the clients' listener. ``client``: the
+    settings that a client needs in addition to ``bootstrap.servers``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""TLS in front of a server that speaks none: what comes encrypted is decrypted and handed on, what comes plain is handed on as it is."""
+"""A TLS proxy for a server without TLS: it decrypts and forwards encrypted data, and forwards plain data unchanged."""
 
 import contextlib
 import select

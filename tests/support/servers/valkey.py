@@ -1,4 +1,4 @@
-"""Valkey as people deploy it: servers that can be killed and paused, a cluster of them, and sentinels that watch over them."""
+"""Valkey in its usual deployments: servers that can be killed and paused, a cluster of them, and sentinels."""
 
 import contextlib
 import os
@@ -147,7 +147,7 @@ class Valkey:
 
 
 class Sentinel(Valkey):
-    """A sentinel alone with its opinion, quick to believe that a master is down. ``lines``: more of its configuration."""
+    """A single sentinel that decides alone and soon considers a master down. ``lines``: more configuration."""
 
     def __init__(self, folder: Path, master: Valkey, name: str = "mymaster", *, lines: Sequence[str] = ()) -> None:
         super().__init__(folder)

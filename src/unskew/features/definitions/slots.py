@@ -85,7 +85,7 @@ class Slots:
         self._faults += [f"{place}: {fault}" for fault in ([error] if isinstance(error, str) else error.faults)]
 
     def feature(self, place: str, feature: Feature, owner: str) -> FeaturePlan | None:
-        """Number one feature and return its plan; None if a fault prevents a plan. ``owner``: the view's owner."""
+        """Give one feature a number and return its plan, None after a fault. ``owner``: the view's owner."""
         self._faults += text_faults(place, feature)
         window = self._window(place, feature.window)
         function = self._function(place, feature.aggregation)

@@ -1,4 +1,4 @@
-"""What waits to be sent to Redis: of several rows of one key, in the end, the last."""
+"""The batch of rows and clocks that waits to be sent to Redis; conflation leaves the last row of each key."""
 
 from dataclasses import dataclass, field
 
@@ -12,11 +12,11 @@ from unskew.sinks.redis.words import Clock, Place
 
 @dataclass
 class Batch:
-    """Rows and clocks not acknowledged yet.
+    """Rows and clocks that are not acknowledged yet.
 
-    ``frames``: by view, in the order in which they came. ``clocks``, ``places`` (how far each shard is with these rows)
-    and ``ledgers``: by ``view@version/shard``. ``refilled``: shards of which all values are in it. ``n_distinct``: rows
-    after the last conflation.
+    ``frames``: by view, in order of arrival. ``clocks``, ``places`` (how far each shard is with these rows) and
+    ``ledgers``: by ``view@version/shard``. ``refilled``: the shards whose refill this batch completes. ``n_distinct``:
+    the number of rows after the last conflation.
     """
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Batch:
         if isinstance(updates, NothingToCome):
             self.clocks[name] = Clock(None)
             return
-        # The instant that the clock stands on is still open: readers judge exactness by the last closed one.
+        # The instant of the clock itself is still open: readers judge exactness by the last closed instant.
         self.clocks[name] = Clock(updates.clock_us - 1, updates.since_us)
         self.places[name] = Place(updates.clock_us, updates.applied)
         if updates.refill == "last":
@@ -47,7 +47,7 @@ class Batch:
             self.n_rows += n_rows
 
     def then(self, later: "Batch") -> "Batch":
-        """Both as one."""
+        """Return this batch followed by ``later``, as one batch."""
         clocks = [batch.newest_clock_us for batch in (self, later) if batch.newest_clock_us is not None]
         return Batch(
             frames={

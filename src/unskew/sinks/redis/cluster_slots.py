@@ -1,7 +1,8 @@
-"""Slots of a Redis Cluster: which of 16384 each key of a column falls to.
+"""Slots of a Redis Cluster: compute which of the 16384 slots each key of a column belongs to.
 
-The slot is CRC-16/XMODEM, modulo 16384, of what stands between the first brace that opens and the next one that closes, or
-of the whole key where nothing does: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
+The slot is the CRC-16/XMODEM, modulo 16384, of the key's hash tag, which is the text between the first opening brace
+and the next closing brace; if there is no such text, it is that of the whole key:
+https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 """
 
 from binascii import crc_hqx
@@ -16,14 +17,17 @@ from redis.crc import key_slot
 
 
 def slot_of(key: str) -> int:
-    """The slot of one key."""
+    """Return the slot of one key."""
     return key_slot(key.encode())
 
 
 def slots_of(middles: pl.Series, before: str, after: str) -> npt.NDArray[np.int64]:
-    """Of each key ``before`` + middle + ``after`` the slot, [n]; ``before`` has an opening brace and ``after`` begins with a closing one."""
+    """Return the slot of each key ``before`` + middle + ``after``, [n].
+
+    ``before`` must contain an opening brace, and ``after`` must begin with a closing brace.
+    """
     if before.index("{") == len(before) - 1 and not middles.str.contains(r"^$|\}").any():
-        # Each middle is the whole of its key's tag: what redis-py finds out key by key, at six times the cost.
+        # Each middle is exactly its key's hash tag. redis-py would determine that key by key, at six times the cost.
         slots = [crc_hqx(tag, 0) for tag in middles.cast(pl.Binary).to_list()]
     else:
         slots = [key_slot(key) for key in (before + middles + after).cast(pl.Binary).to_list()]
@@ -32,5 +36,5 @@ def slots_of(middles: pl.Series, before: str, after: str) -> npt.NDArray[np.int6
 
 @cache
 def tag_of(slot: int) -> str:
-    """The first decimal number that falls to the slot, as text: within braces it takes a key there."""
+    """Return the first decimal number, as text, whose slot this is: a key with it in braces falls to the slot."""
     return next(text for number in count() if key_slot((text := str(number)).encode()) == slot)

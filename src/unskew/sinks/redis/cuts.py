@@ -1,4 +1,4 @@
-"""Cuts the connections of a process that stood still while this one took over, so that it sends nothing more.
+"""Cuts: close the connections of a frozen process that this process replaced, so that it sends nothing more.
 
 A process may freeze between the check of its lease and a send, and send when it wakes up. A process that takes over
 therefore takes the lease first, and then has each server close the connections that bear its predecessor's name. A
@@ -15,7 +15,7 @@ _log = logging.getLogger("unskew.redis")
 
 
 class Cuts:
-    """Names this process's connections, and cuts those of its predecessors.
+    """Names of this process's connections, and the cutting of those of its predecessors.
 
     ``state``: names the history that they write; if it is empty, nothing is named or cut. ``process``: this process's
     number among the ``n_processes`` of that history.
@@ -57,7 +57,7 @@ class Cuts:
     def _give_up(self, error: redis.exceptions.ResponseError) -> None:
         self._able = False
         _log.warning(
-            "Redis does not let this user run CLIENT SETNAME, LIST and KILL (%s): what a process that stood still, and was replaced, sends when it "
-            "wakes up cannot be stopped; allow them",
+            "Redis does not let this user run CLIENT SETNAME, LIST and KILL (%s): a process that froze and was "
+            "replaced may still send when it wakes up, and cannot be stopped; allow these commands",
             error,
         )

@@ -1,8 +1,8 @@
-"""Updates held back until their shard has come as far as its mark.
+"""Updates that are held back until their shard has reached its mark.
 
-After a crash a shard goes again through what it had sent already. If that were sent again, step by step, readers would
-see values go back. So it is gathered, and the last row of each key is sent when the shard is no longer ``behind`` and
-is as far as its mark.
+After a crash, a shard repeats steps whose rows it had already sent. If it sent them again step by step, readers would
+see values go back. So these rows are gathered, and the last row of each key is sent when the shard is no longer
+``behind`` and has reached its mark.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from unskew.sinks.redis.batch import Batch
 from unskew.sinks.redis.words import Place
 
 ROWS_BEFORE_CONFLATING = 2_000
-"""Held rows beyond this, and beyond twice the distinct keys, are reduced to the last per key."""
+"""The number of held rows, beyond twice the distinct keys, above which they are reduced to the last per key."""
 
 
 class Held:
-    """Updates of shards that have not come as far as they were. Shards are named ``view@version/shard``."""
+    """Updates of shards that have not yet reached the place they had reached before. Shards: ``view@version/shard``."""
 
     def __init__(self) -> None:
         self._marks: dict[str, Place] = {}
@@ -24,15 +24,15 @@ class Held:
 
     @property
     def n_rows(self) -> int:
-        """Rows held back; may be asked for from another thread."""
+        """The number of rows held back; may be read from another thread."""
         return sum(batch.n_rows for batch in list(self._batches.values()))
 
     def until(self, marks: Mapping[str, Place]) -> None:
-        """Hold each of these shards back until it is at its mark."""
+        """Hold each of these shards back until it has reached its mark."""
         self._marks |= marks
 
     def keeps(self, shard: str, updates: Updates) -> bool:
-        """Whether a step must wait; if so it is kept. If not, the shard is not held back again."""
+        """Return true, and keep the step, if it must wait; otherwise the shard is never held back again."""
         mark = self._marks.get(shard)
         if updates.behind or (mark is not None and (updates.clock_us, updates.applied) < mark):
             batch = self._batches.setdefault(shard, Batch())
@@ -44,5 +44,5 @@ class Held:
         return False
 
     def release(self, shard: str) -> Batch | None:
-        """Hand over what was kept of a shard, to be sent ahead of the step that was not; None where nothing was."""
+        """Return the kept rows of a shard, to be sent before the step that was not kept; None if nothing was kept."""
         return self._batches.pop(shard, None)

@@ -1,9 +1,9 @@
-"""Where commands go: over one connection to every server that holds a part of the keys, pipelined, in bytes.
+"""Nodes: send pipelined commands, in bytes, over one connection to every server that holds a part of the keys.
 
-One server holds them all. Of a cluster each master holds some of 16384 slots, which may move at any time: a node then refuses
-a command with MOVED (the slot is another's) or, while the slot is on its way, with ASK (this key is at the other already, or
-is nowhere yet). Only what was refused is sent again, to where the refusal says. Rows are absolute and their commands have one
-key each, so sending one twice changes nothing.
+A single server holds all keys. In a cluster, each master holds some of the 16384 slots, which may move at any time. A
+node then refuses a command with MOVED (the slot belongs to another node) or, while the slot is moving, with ASK (the
+key is already at the other node, or does not exist yet). Only refused commands are sent again, to the node that the
+refusal names. Rows are absolute and their commands have one key each, so sending one twice changes nothing.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from unskew.sinks.redis.resp_replies import BYTES_PER_READ, Replies
 from unskew.sinks.redis.url import Client
 
 ROWS_PER_CHUNK = 2_500
-"""Rows sent before replies are read: bounds what the server holds back for us while we still send."""
+"""The number of rows sent before replies are read; it bounds the replies that the server buffers while we send."""
 
 MOST_ROUNDS = 8
 PAUSE_S = 0.0125
-"""After so many rounds the caller must try again; each pause between them is longer than the last by this."""
+"""After ``MOST_ROUNDS`` rounds the caller must try again; each pause is ``PAUSE_S`` longer than the last."""
 
-# A present so late that no row gets an expiry.
+# An instant so late that, taken as the present, no row gets an expiry.
 _PAST_ALL_EXPIRIES_US = 2**62
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _REDIRECTION = re.compile(r"(MOVED|ASK) (\d+) (\S*):(\d+)")
@@ -44,7 +44,7 @@ _REDIRECTION = re.compile(r"(MOVED|ASK) (\d+) (\S*):(\d+)")
 
 @dataclass(frozen=True)
 class _Redirection:
-    """Where a node says that a slot, or a key that it does not have, is."""
+    """A node's answer that a slot, or a key that it does not have, is at another node."""
 
     kind: str
     slot: int
@@ -56,14 +56,14 @@ class _Redirection:
 
 
 class Line:
-    """A connection to one server, over which commands go pipelined.
+    """A connection to one server, over which commands are pipelined.
 
-    ``redirected``: what the server refused because it is another's to answer, by slot; of a server that is not ``one_of_several``
-    that is an error like any other. Raises what redis-py raises.
+    ``redirected``: the refusals, by slot, of commands that belong to another server; if the server is not
+    ``one_of_several``, they are errors like any other. Raises what redis-py raises.
     """
 
     def __init__(self, server: redis.Redis, *, one_of_several: bool = False) -> None:
-        # Held until the line is given back: a client that nobody holds closes its connections.
+        # Kept until the line is given back, because a client without references closes its connections.
         self._server = server
         self._one_of_several = one_of_several
         self._connection = server.connection_pool.get_connection()
@@ -77,35 +77,35 @@ class Line:
         self.redirected: dict[int, _Redirection] = {}
 
     def call_it(self, name: str) -> None:
-        """Give the connection a name, which a server shows; with no reply outstanding."""
+        """Give the connection a name, which the server shows; no reply may be outstanding."""
         self._connection.send_command("CLIENT", "SETNAME", name)  # type: ignore[no-untyped-call]
         self._connection.read_response()
 
     def hold(self, commands: Commands) -> None:
-        """Take what is little: it is sent ahead of what is sent next, or in the end."""
+        """Keep short commands, to be sent ahead of the next ones, or when the line is finished."""
         self._held.append(commands)
 
     def send(self, *commands: Commands) -> None:
-        """Send; returns once all that was sent before is answered."""
+        """Send the held commands and these, and return once all commands sent before them are answered."""
         going = [*self._held, *commands]
         self._held = []
         n_replies = sum(one.n_replies for one in going)
         parts = [one.data for one in going]
         if sum(map(len, parts)) < BYTES_PER_READ:
-            # A call to the system costs more than to copy what is little.
+            # A system call costs more than copying a few bytes.
             parts = [b"".join(parts)]
         self._connection.send_packed_command(parts, check_health=False)  # type: ignore[no-untyped-call]
         self._replies.expect(n_replies)
         self._read(down_to=n_replies)
 
     def finish(self) -> None:
-        """Send what is held, and await all replies."""
+        """Send the held commands, and await all replies."""
         if self._held:
             self.send()
         self._read(down_to=0)
 
     def break_off(self) -> None:
-        """Close: replies may be outstanding, which the next command must not read as its own."""
+        """Close the connection: the next command must not read outstanding replies as its own."""
         self._connection.disconnect()  # type: ignore[no-untyped-call]
 
     def give_back(self) -> None:
@@ -123,40 +123,40 @@ class Line:
 
 
 class Nodes(Protocol):
-    """Every server that holds a part of the keys."""
+    """All servers that hold a part of the keys."""
 
     tags: Sequence[str]
-    """What, within braces, makes a key fall to a server: one for each, for which connections are open."""
+    """The hash tags, one for each server with an open connection, that in braces make a key fall to that server."""
     refused: set[str]
-    """Keys whose fields were not set, as they were not to be sent elsewhere; since the connections were opened."""
+    """The keys, since the connections were opened, whose fields were refused and must not be sent to another server."""
 
     def open(self) -> contextlib.AbstractContextManager[None]:
-        """Connect to each; the connections are given back at the end, and closed where the body fails."""
+        """Connect to each server; the connections are given back at the end, and closed if the body fails."""
 
     def sockets(self) -> dict[str, socket.socket]:
-        """The connections that are open."""
+        """Return the open connections, by server."""
 
     def call_them(self, name: str) -> None:
-        """Give them a name, which the servers show."""
+        """Give the connections a name, which the servers show."""
 
     def servers(self) -> Iterator[redis.Redis]:
-        """A client of each."""
+        """Yield a client of each server."""
 
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
-        """Send fields of a hash; with ``anywhere=False`` to the server to which rows of this slot were sent, or not at all."""
+        """Send fields of a hash; with ``anywhere=False``, only to the server that rows of this slot were sent to."""
 
     def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
         """Send current rows, each key at most once."""
 
     def then(self) -> None:
-        """What was sent is done before what will be sent."""
+        """Ensure that everything sent so far is executed before anything sent later."""
 
     def finish(self) -> None:
-        """Return once all that was sent is acknowledged."""
+        """Return once everything sent is acknowledged."""
 
 
 class OneServer:
-    """A server that holds all keys: the order in which commands are sent is that in which they are done."""
+    """A server that holds all keys, and so executes commands in the order in which they are sent."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -195,7 +195,7 @@ class OneServer:
 
     def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
         for chunk in rows.iter_slices(ROWS_PER_CHUNK):
-            # Made while the server works on the one before.
+            # Encoded while the server works on the previous chunk.
             self._only.send(encoder.encode(chunk, now_us))
 
     def then(self) -> None:
@@ -223,7 +223,7 @@ class ClusterNodes:
 
     def __init__(self, client: redis.RedisCluster) -> None:
         self._client = client
-        # Which line each slot's commands go over; -1 for a slot that no node has.
+        # The number of the line for each slot's commands; -1 for a slot that no node has.
         self._owners = np.full(N_SLOTS, -1, np.int64)
         self._masters: list[str] = []
         self._lines: dict[str, Line] = {}
@@ -235,7 +235,7 @@ class ClusterNodes:
         self._look_up()
 
     def _look_up(self) -> None:
-        """Take over what redis-py knows of the nodes."""
+        """Copy from redis-py which nodes there are, and which slots each has."""
         slots = self._client.nodes_manager.slots_cache
         self._masters = sorted({nodes[0].name for nodes in slots.values()})
         numbers = {name: number for number, name in enumerate(self._masters)}
@@ -291,7 +291,7 @@ class ClusterNodes:
 
     def finish(self) -> None:
         if redirected := self._answers():
-            # What the refusals say does until then.
+            # Until the next look-up, the refusals say enough.
             self._outdated = True
             self._send_until_taken(redirected)
         self._rows, self._fields = [], []
@@ -313,7 +313,7 @@ class ClusterNodes:
             raise ClusterError(f"{next(iter(redirected.values()))}, after {MOST_ROUNDS} tries")
 
     def _answers(self) -> dict[int, _Redirection]:
-        """Await all replies; what was refused, by slot."""
+        """Await all replies; return the refusals, by slot."""
         redirected: dict[int, _Redirection] = {}
         for line in self._lines.values():
             line.finish()
@@ -322,7 +322,7 @@ class ClusterNodes:
         return redirected
 
     def _send_again(self, redirected: Mapping[int, _Redirection]) -> None:
-        """Send what was refused: to the slot's new owner, or, of a slot on its way, to whichever of both has the key."""
+        """Send refused commands to the slot's new owner, or, while the slot is moving, to the node that has the key."""
         moved = [one for one in redirected.values() if one.kind == "MOVED"]
         for one in moved:
             self._line_at(one.at)
@@ -343,7 +343,7 @@ class ClusterNodes:
                 self._ask(_Rows(sent.encoder, row, sent.now_us))
 
     def _divide(self, sent: _Rows) -> None:
-        """Send rows to their owners; all servers work at the same time."""
+        """Send rows to their owners, in turn, so that all servers work at the same time."""
         owners = self._owners[sent.slots()]
         if len(owners) and owners.min() < 0:
             raise ClusterError("CLUSTERDOWN Hash slot not served: no node has some of the slots")
@@ -360,20 +360,20 @@ class ClusterNodes:
                     line.send(sent.encoder.encode(chunk, sent.now_us))
 
     def _ask(self, row: _Rows) -> None:
-        """Send one row of a slot on its way: to its old owner first, as only that one knows whether the key has left.
+        """Send one row of a moving slot, to its old owner first, because only that one knows whether the key has left.
 
-        A row, its expiry apart, is one command or one transaction, and ASKING holds for one of either.
+        A row without its expiry is one command or one transaction, and ASKING applies to one of either.
         """
         commands = row.encoder.encode(row.rows, row.now_us)
         slot = int(row.slots()[0])
         line = self._line_of(slot)
         line.send(commands)
         line.finish()
-        told = line.redirected.get(slot)
-        if told is None or told.kind != "ASK":
+        redirection = line.redirected.get(slot)
+        if redirection is None or redirection.kind != "ASK":
             return
         del line.redirected[slot]
-        other = self._line_at(told.at)
+        other = self._line_at(redirection.at)
         n_values = len(row.encoder.encode(row.rows, _PAST_ALL_EXPIRIES_US).data)
         expiry = commands.data[n_values:]
         other.send(Commands(_ASKING + commands.data[:n_values], 1 + commands.n_replies - bool(expiry)))
@@ -398,5 +398,5 @@ class ClusterNodes:
 
 
 def nodes_of(client: Client) -> Nodes:
-    """The servers that a client knows. Raises what redis-py raises."""
+    """Return the servers that a client knows. Raises what redis-py raises."""
     return ClusterNodes(client) if isinstance(client, redis.RedisCluster) else OneServer(client)

@@ -1,7 +1,7 @@
-"""When rows are sent: one batch is on its way at a time, and what is added meanwhile is gathered for the next one.
+"""Pacing of sends: one batch is in flight at a time, and rows added meanwhile are gathered for the next batch.
 
-Rows that are gathered for longer become fewer, for only the last of a key is sent. So the interval between two batches
-grows with the lag: a pipeline that keeps up sends at once, one that catches up sends large batches.
+The longer rows are gathered, the fewer are sent, because only the last row of each key is sent. So the interval between
+two batches grows with the lag: a pipeline that keeps up sends at once, and one that catches up sends large batches.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from unskew.sinks.redis.batch import Batch
 
 LONGEST_INTERVAL_US = 1_000_000
 LAG_PER_INTERVAL = 16
-"""The interval between flushes is this part of the lag: 1 ms at 16 ms of lag, 1 s from 16 s on."""
+"""The lag divided by the interval between flushes: 1 ms at 16 ms of lag, 1 s at 16 s of lag and more."""
 
 MOST_ROWS_WAITING = 200_000
 LEAST_ROWS_ASIDE = 1_000
-"""Fewer are sent sooner than another thread is awake."""
+"""The least number of rows sent in another thread; sending fewer takes less time than waking that thread."""
 
 
 class Pacing:
-    """The batch that is gathered, and the one that is on its way; for one thread.
+    """The batch that is being gathered and the batch in flight; for use by one thread.
 
-    ``bring``: sends a batch at a present in microseconds and returns once it is acknowledged. The method that awaits the
-    batch raises what it raises; the batch's rows then wait again, before those that came since.
+    ``bring``: sends a batch, given the present in microseconds, and returns once it is acknowledged. An error that it
+    raises is raised again by the method that awaits the batch; the batch's rows then wait again, before newer rows.
     """
 
     def __init__(self, bring: Callable[[Batch, int], None]) -> None:
@@ -34,21 +34,21 @@ class Pacing:
 
     @property
     def n_waiting(self) -> int:
-        """Rows not yet acknowledged; those gathered are not conflated yet."""
-        sending = self._sending  # read once: metrics ask from another thread
+        """The number of rows not yet acknowledged; gathered rows are not conflated yet."""
+        sending = self._sending  # Read once, because metrics read this from another thread.
         return self.gathered.n_rows + (0 if sending is None else sending[0].n_rows)
 
     def interval_us(self, now_us: int) -> int:
-        """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
+        """Return how long rows are gathered before they are sent: it grows with the newest clock's lag, up to 1 s."""
         if self.gathered.newest_clock_us is None:
             return 0
         lag_us = max(0, now_us - self.gathered.newest_clock_us)
         return min(LONGEST_INTERVAL_US, lag_us // LAG_PER_INTERVAL)
 
     def flush_if_due(self, now_us: int) -> bool:
-        """Begin a flush where the interval since the last one is over or very many rows wait; whether it did.
+        """Begin a flush if the interval since the last one is over or very many rows wait; return true if it began.
 
-        While a batch is on its way no other is begun; with very many rows waiting it is awaited.
+        While a batch is in flight, no other is begun; if very many rows wait, the batch in flight is awaited first.
         """
         if self._sending is not None and self._sending[1].done():
             self._finish()
@@ -70,7 +70,7 @@ class Pacing:
         return True
 
     def flush(self, now_us: int) -> None:
-        """Send all that waits, in this thread, and return once it is acknowledged."""
+        """Send all waiting rows in this thread, and return once they are acknowledged."""
         self._finish()
         if not self.gathered.clocks:
             return
@@ -79,7 +79,7 @@ class Pacing:
         self._flushed_at_us = now_us
 
     def close(self) -> None:
-        """Await the batch that is on its way; what is gathered is forgotten."""
+        """Await the batch in flight, and discard the gathered rows."""
         if self._aside is not None:
             self._aside.shutdown()
 

@@ -2,14 +2,14 @@
 
 A row becomes
 
-    DEL key                                        where the entity has no tile left, else
-    HSET key feature value ... _at us [_until us]  where no field is null, or
-    MULTI / HSET ... / HDEL key null fields / EXEC where one is, followed by
-    PEXPIREAT key ms                               where the time of collection is still to come,
+    DEL key                                        if the entity has no tile left, else
+    HSET key feature value ... _at us [_until us]  if no field is null, or
+    MULTI / HSET ... / HDEL key null fields / EXEC if at least one is, followed by
+    PEXPIREAT key ms                               if the time of collection is still to come,
 
-so a reader sees the fields of a row change together. The expiry stands outside the transaction: it only collects
-garbage, and a command fewer in the transaction is work the server is spared. Values are as ``texts`` says; a null field is
-absent.
+so a reader sees the fields of a row change together. The expiry is outside the transaction: it only collects garbage,
+and one command fewer in the transaction saves work on the server. Values have the texts that ``texts`` describes; a
+null field is absent.
 
 Every reply to these commands is an integer, a status or an array of integers, as ``resp_replies`` expects.
 """
@@ -33,28 +33,28 @@ COLLECT_AFTER_US = 7 * 24 * 3600 * 1_000_000
 
 @dataclass(frozen=True)
 class Commands:
-    """Bytes ready to send, and how many replies they get."""
+    """Bytes ready to send, and the number of replies to them."""
 
     data: bytes
     n_replies: int
 
 
 def hset(key: str, values: Mapping[str, int | str]) -> Commands:
-    """The command that sets fields of a hash."""
+    """Return the command that sets fields of a hash."""
     arguments = ["HSET", key, *(str(part) for pair in values.items() for part in pair)]
     return Commands(b"*%d\r\n%b" % (len(arguments), b"".join(map(_argument, arguments))), 1)
 
 
 class RowEncoder:
-    """Makes the commands that bring the keys of one view to given current rows.
+    """An encoder of the commands that set the keys of one view to given current rows.
 
-    A row's key in Redis is its entity's between ``before_key`` and ``after_key``.
+    A row's key in Redis is its entity's key between ``before_key`` and ``after_key``.
     """
 
     def __init__(self, view: ViewPlan, prefix: str) -> None:
         types = {output.name: output.dtype for output in view.outputs} | {"_at": INT64, "_until": INT64}
         self._fields = tuple(types)
-        # Integers are written without a text in between, and of floats all texts are made at once.
+        # Integers are written directly, without an intermediate text; the texts of all floats are made in one call.
         of_scalars = {"float64": "float", "int64": "integer", "bool": "integer", "timestamp": "integer"}
         self._kinds = ["text" if t.nesting else of_scalars.get(t.scalar, "text") for t in types.values()]
         self._n_floats = self._kinds.count("float")
@@ -71,13 +71,14 @@ class RowEncoder:
         self._name_ends = np.cumsum([0, *map(len, names)])
         self._pieces = _bytes(resp_bytes.PIECES)
         self._piece_ends = np.array(resp_bytes.PIECE_ENDS)
-        # Reused: a fresh buffer of this size costs more in page faults than what is written to it.
+        # Reused, because the page faults of a new buffer of this size cost more than filling it.
         self._out = np.empty(0, np.uint8)
 
     def encode(self, rows: pl.DataFrame, now_us: int) -> Commands:
-        """Commands for ``rows`` (``Updates.current``, each key at most once), in their order; none for no rows.
+        """Return the commands for ``rows`` (``Updates.current``, each key at most once), in order; none for no rows.
 
-        ``now_us``: the present. A row whose time of collection is past gets no expiry, which would delete it at once.
+        ``now_us``: the present. A row whose time of collection is past gets no expiry, because it would be deleted at
+        once.
         """
         if not rows.height:
             return Commands(b"", 0)
@@ -93,7 +94,7 @@ class RowEncoder:
             column = columns[name]
             if kind == "float":
                 values = column.to_numpy()
-                # No stored value is NaN, so NaN is what a null has become; its text is never read.
+                # No stored value is NaN, so each NaN stands for a null; its text is never read.
                 np.isnan(values, out=missing[field])
                 floats.append(values)
                 sources[field] = -1 - len(floats)
@@ -107,7 +108,7 @@ class RowEncoder:
                 numbers.append(_integers(column, missing[field]))
         texts = [columns["key"]]
         if floats:
-            # Polars writes the shortest text that reads back to the same float.
+            # Polars writes the shortest text that reads back as the same float.
             texts.append(pl.Series(np.concatenate(floats)).cast(pl.String))
         texts += strings
         laid_out = Keys.of(texts[0] if len(texts) == 1 else pl.concat(texts))
@@ -131,9 +132,9 @@ class RowEncoder:
         return Commands(out[:n_bytes].tobytes(), n_replies)
 
     def _buffer(self, n_rows: int, texts: Keys) -> npt.NDArray[np.uint8]:
-        """Room for what ``n_rows`` can become at most."""
+        """Return a buffer with room for the longest commands that ``n_rows`` can need."""
         n_fields = len(self._fields)
-        # A key stands in up to three commands; a name is set or unset.
+        # A key occurs in up to three commands, a field name in one: it is set or removed.
         of_a_row = (
             resp_bytes.MOST_AROUND_A_ROW
             + 3 * len(self._around_key)
@@ -147,7 +148,7 @@ class RowEncoder:
 
 
 def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Integers, booleans or timestamps as int64; nulls are marked in ``missing`` and read as anything."""
+    """Return integers, booleans or timestamps as int64; nulls are marked in ``missing``, their values are arbitrary."""
     if column.dtype != pl.Int64:
         column = column.cast(pl.Int64)
     if not column.null_count():
@@ -160,7 +161,7 @@ def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[
 
 
 def _collected_at_ms(empty_at: pl.Series, now_us: int) -> npt.NDArray[np.int64]:
-    """When each key is collected; 0 where it never is or should have been already."""
+    """Return when each key is collected, in milliseconds; 0 if it never is, or if that time is already past."""
     missing = np.zeros(len(empty_at), np.bool_)
     collected_us = _integers(empty_at, missing) + COLLECT_AFTER_US
     return np.where(~missing & (collected_us > now_us), -(-collected_us // 1000), 0)

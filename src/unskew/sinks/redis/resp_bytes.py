@@ -1,4 +1,4 @@
-"""Commands of the Redis protocol written row by row into one buffer: the compiled half of ``resp``."""
+"""The compiled half of ``resp``: write commands of the Redis protocol row by row into one buffer."""
 
 from typing import Any
 
@@ -22,14 +22,14 @@ _PIECES = [
 _HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC = range(len(_PIECES))
 PIECES = "".join(_PIECES).encode()
 PIECE_ENDS = [len("".join(_PIECES[:n])) for n in range(len(_PIECES) + 1)]
-"""Pieces of every command, end to end, and where each ends."""
+"""The fixed pieces of commands, end to end, and the end of each."""
 
 MOST_DIGITS = 20
-"""Longest decimal text of an int64, sign included."""
+"""The length of the longest decimal text of an int64, sign included."""
 MOST_AROUND_AN_ARGUMENT = 1 + MOST_DIGITS + 2 + 2
 # Three arrays, their keys, and an instant.
 MOST_AROUND_A_ROW = len(PIECES) + 7 * MOST_AROUND_AN_ARGUMENT + MOST_DIGITS
-"""Bytes of a row's commands beside its key, its field names and its values."""
+"""The most bytes of a row's commands apart from its key, its field names and its values."""
 
 
 @compiled()
@@ -49,7 +49,7 @@ def write_rows(
     gone: Array,
     expires_ms: Array,
 ) -> tuple[int, int]:
-    """Write the commands of all rows to ``out``, which is large enough; bytes written and the number of their replies.
+    """Write the commands of all rows to ``out``, which is large enough; return the numbers of bytes and of replies.
 
     ``names``: each field's name as an argument, ends in ``name_ends`` [fields + 1]. ``sources`` [fields]: the row of
     ``numbers`` [.., rows] that holds the field, or -1 - the number of its text column; ``texts`` holds the text columns
@@ -114,7 +114,7 @@ def write_rows(
 @compiled()
 def _copy(out: Array, at: int, data: Array, start: int, stop: int) -> int:
     for index in range(stop - start):
-        # Unsigned, so that no index is tested for counting from the end, and the loop becomes a copy of words.
+        # With unsigned indices there is no test for negative ones, so the compiler copies whole words.
         out[uint64(at + index)] = data[uint64(start + index)]
     return at + stop - start
 
@@ -129,7 +129,7 @@ def _line_end(out: Array, at: int) -> int:
 @compiled()
 def _n_digits(value: Any) -> int:
     n = 1 if value < uint64(10) else 2
-    # Two at a time: each step waits for the division of the one before.
+    # Two digits per step, because each step waits for the division of the previous one.
     while value >= uint64(100):
         value //= uint64(100)
         n += 1 if value < uint64(10) else 2
@@ -179,7 +179,7 @@ def _key(out: Array, at: int, around_key: Array, n_before_key: int, texts: Array
 
 @compiled()
 def _number(out: Array, at: int, number: int) -> int:
-    """An int64 as an argument in decimal."""
+    """Write an int64 as an argument in decimal."""
     negative = number < 0
     # The smallest int64 has no positive counterpart.
     value = uint64(-(number + 1)) + uint64(1) if negative else uint64(number)

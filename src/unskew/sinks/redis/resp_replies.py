@@ -1,4 +1,4 @@
-"""Replies on one connection, parsed by hiredis: how many are still to come, and the texts of those that are refusals.
+"""Replies on one connection, parsed by hiredis: count those outstanding, and collect the texts of refusals.
 
 The replies to our commands are integers, ``OK``, ``QUEUED`` and, to a transaction, a list of integers.
 """
@@ -15,7 +15,7 @@ _NOT_YET = object()
 
 
 class Replies:
-    """The replies still to come on one connection, read through ``receive``, a socket's ``recv_into``."""
+    """The outstanding replies of one connection, read through ``receive``, a socket's ``recv_into``."""
 
     def __init__(self, receive: Callable[[bytearray], int]) -> None:
         self._receive = receive
@@ -26,14 +26,15 @@ class Replies:
         self._n_outstanding = 0
 
     def expect(self, n_replies: int) -> None:
-        """Count the replies of commands that were sent."""
+        """Add the number of replies to commands that were sent."""
         self._n_outstanding += n_replies
 
     def read(self, *, down_to: int = 0) -> list[str]:
-        """Return once no more than ``down_to`` replies are outstanding, with the server's text for each refused command.
+        """Read replies until at most ``down_to`` are outstanding; return the server's text for each refused command.
 
-        Raises ``redis.ConnectionError`` where the server hung up, ``redis.TimeoutError`` where it is silent,
-        ``redis.InvalidResponse`` for a reply that none of our commands has. The connection is of no use after any.
+        Raises ``redis.ConnectionError`` if the server closed the connection, ``redis.TimeoutError`` if it does not
+        answer, and ``redis.InvalidResponse`` for a reply that none of our commands has. After any of these errors the
+        connection cannot be used again.
         """
         refusals: list[str] = []
         next_reply = self._reader.gets
@@ -43,7 +44,7 @@ class Replies:
                 self._feed()
                 continue
             self._n_outstanding -= 1
-            # Nearly all are these.
+            # Fast path: nearly all replies are of this kind.
             if type(reply) is int or (type(reply) is bytes and reply in _STATUSES):
                 continue
             for one in reply if type(reply) is list else [reply]:

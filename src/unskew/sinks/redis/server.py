@@ -1,4 +1,4 @@
-"""A deployment of Redis as the writer and the readers see it: a client when it is needed, and errors of one kind."""
+"""A Redis deployment as the writer and the readers see it: a client made on demand, and errors of one kind."""
 
 import contextlib
 import threading
@@ -14,8 +14,8 @@ from unskew.sinks.redis.url import Address, Client
 class Server:
     """One server, the master that sentinels name, or a cluster.
 
-    ``source``: a client, or a URL as ``redis_url`` has them. Nothing is connected before it is used; may be used by several
-    threads. Raises ``RequestError`` for a URL that cannot be read.
+    ``source``: a client, or a URL of the form that ``url`` describes. It connects at first use, and may be used by
+    several threads. Raises ``RequestError`` for a URL that cannot be read.
     """
 
     def __init__(self, source: Client | str) -> None:
@@ -25,7 +25,7 @@ class Server:
 
     @contextlib.contextmanager
     def reaching(self) -> Iterator[Client]:
-        """A client for the body; whatever Redis or the way to it refuses becomes ``StoreUnavailable`` with the server's text."""
+        """Yield a client; errors of Redis or of the connection become ``StoreUnavailable`` with the server's text."""
         try:
             yield self._made()
         except (redis.RedisError, RedisClusterException, OSError) as error:
@@ -39,7 +39,7 @@ class Server:
             raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}") from error
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         client, self._client = self._client, None if self._address else self._client
         if client is not None:
             client.close()
@@ -58,7 +58,7 @@ class Server:
         return client
 
     def _forget(self) -> None:
-        """Of a cluster, none of the nodes that were known may be left: the next client begins with those of the URL."""
+        """Discard a cluster's client: all nodes that it knew may be gone, so the next begins with those of the URL."""
         if self._address is not None:
             self._client = None
 
@@ -71,6 +71,6 @@ class Server:
 
 
 def _text(error: Exception) -> str:
-    """The server's text; of where a key is redis-py leaves out the first word."""
+    """Return the server's text, with the first word of MOVED and ASK, which redis-py leaves out."""
     word = "MOVED " if isinstance(error, MovedError) else "ASK " if isinstance(error, AskError) else ""
     return f"{word}{error}"

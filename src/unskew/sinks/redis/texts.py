@@ -1,9 +1,9 @@
-"""Values as text, as Redis holds them, and back; the writer and the reader share it.
+"""Conversion between values and their texts in Redis, shared by the writer and the reader.
 
-Integers in decimal, floats as the shortest text that reads back to the same float, booleans as ``1`` and ``0``, strings as they
-are, timestamps as microseconds since the epoch, decimals with all their digits after the point. A list is a JSON array, a map a
-JSON object in the map's order, both without spaces; inside them booleans are ``true`` and ``false``, and strings and decimals
-JSON strings. All text is UTF-8.
+Integers are decimal, floats the shortest text that reads back as the same float, booleans ``1`` and ``0``, strings
+unchanged, timestamps microseconds since the epoch, decimals with all their digits after the point. A list is a JSON
+array, and a map is a JSON object in the map's order, both without spaces; inside them booleans are ``true`` and
+``false``, and strings and decimals are JSON strings. All text is UTF-8.
 """
 
 import datetime as dt
@@ -23,11 +23,11 @@ from unskew.features.types import MAP_KEY, MAP_VALUE, ScalarName, Type
 from unskew.features.view import Scalar
 from unskew.sinks.redis.keyspace import as_text
 
-# What JSON does not allow between quotes.
+# The characters that JSON does not allow unescaped in a string.
 _SPECIAL = [*map(chr, range(32)), '"', "\\"]
 _ESCAPED = [json.dumps(character)[1:-1] for character in _SPECIAL]
 
-# Of the years 1 to 9999, which the values of Python and so any row of results can have.
+# The bounds of the years 1 to 9999, which Python's datetimes, and so rows of results, can hold.
 _FIRST_INSTANT_US = instant_us(dt.datetime.min.replace(tzinfo=dt.UTC))
 _LAST_INSTANT_US = instant_us(dt.datetime.max.replace(tzinfo=dt.UTC))
 _DECIMAL_DIGITS = 38
@@ -37,7 +37,7 @@ _UNREADABLE = (ValueError, TypeError, OverflowError, msgspec.MsgspecError, pl.ex
 
 
 def text_of(value: pl.Expr, dtype: Type) -> pl.Expr:
-    """The text of every value of a result's type, String; null where the value is."""
+    """Return the text, String, of every value of a result's type; null for a null."""
     inner = dtype.element
     if dtype.nesting == "list":
         return pl.concat_str(pl.lit("["), value.list.eval(_json_of(pl.element(), inner)).list.join(","), pl.lit("]"))
@@ -47,16 +47,16 @@ def text_of(value: pl.Expr, dtype: Type) -> pl.Expr:
         return pl.concat_str(pl.lit("{"), value.list.eval(members).list.join(","), pl.lit("}"))
     if dtype.scalar in {"bool", "timestamp"}:
         return value.cast(pl.Int64).cast(pl.String)
-    # Polars writes floats as the shortest text that reads back, and all digits of a decimal.
+    # Polars writes a float as the shortest text that reads back as the same float, and a decimal with all its digits.
     return value.cast(pl.String)
 
 
 def read_column(
     name: str, texts: Sequence[bytes | str | None], dtype: Type, instead: Sequence[Scalar | None]
 ) -> pl.Series:
-    """A column of the values that ``texts`` are, in their type; the one of ``instead`` where there is no text.
+    """Return a column of the values of ``texts``, in their type; a None gives the value of ``instead`` in that place.
 
-    Raises ``ValueError`` with the first text that is no such value.
+    Raises ``ValueError`` with the first text that is not a value of the type.
     """
     read, as_read = _reader(dtype), _as_read(dtype)
     if dtype.scalar == "timestamp":
@@ -67,18 +67,18 @@ def read_column(
         return column if dtype.scalar != "timestamp" else column.cast(dtype.polars)
     except _UNREADABLE as error:
         wrong = next((text for text in texts if text is not None and not _is_readable(text, dtype)), None)
-        raise ValueError(f"{wrong!r} is no {dtype}") from error
+        raise ValueError(f"{wrong!r} is not a valid {dtype}") from error
 
 
 @lru_cache(maxsize=256)
 def _as_read(dtype: Type) -> pl.DataType:
-    """The type of a column as it is read: timestamps come as microseconds, in lists and maps too."""
+    """Return the type in which a column is read first: timestamps are microseconds, in lists and maps too."""
     return replace(dtype, scalar="int64").polars if dtype.scalar == "timestamp" else dtype.polars
 
 
 @lru_cache(maxsize=256)
 def _reader(dtype: Type) -> Callable[[bytes | str], Any]:
-    """What makes a Python value of one text; a timestamp becomes its microseconds."""
+    """Return a function that reads one text as a Python value; a timestamp becomes its microseconds."""
     if dtype.is_decimal:
         return _decimal_reader(dtype)
     if dtype.nesting:
@@ -108,7 +108,7 @@ def _instant(instant: int) -> int:
 
 
 def _decimal_reader(dtype: Type) -> Callable[[bytes | str], Any]:
-    # Polars would cut what is longer after the point, and panics at what is no number or has more digits than its type.
+    # Polars would cut off extra digits after the point, and panics if a text is not a number or has too many digits.
     after_point = rf"[.]\d{{{dtype.scale}}}" if dtype.scale else ""
     shape = re.compile(rf"-?\d{{1,{_DECIMAL_DIGITS - dtype.scale}}}{after_point}", re.ASCII)
 
@@ -121,7 +121,7 @@ def _decimal_reader(dtype: Type) -> Callable[[bytes | str], Any]:
 
 
 def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = None) -> Callable[[bytes | str], Any]:
-    """``kind``: what JSON has for the elements; ``change``: what makes a value of one, None where it is one."""
+    """Return a function that reads JSON. ``kind``: the elements' type in JSON; ``change``: converts each, if given."""
     if dtype.nesting == "list":
         items = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
         return items if change is None else lambda text: [change(item) for item in items(text)]
@@ -139,7 +139,7 @@ def _is_readable(text: bytes | str, dtype: Type) -> bool:
 
 
 def _json_of(value: pl.Expr, dtype: Type) -> pl.Expr:
-    """The JSON of scalars."""
+    """Return the JSON of scalars."""
     if dtype.scalar == "string":
         return _quoted(value)
     if dtype.scalar == "bool":

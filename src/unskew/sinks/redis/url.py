@@ -1,4 +1,4 @@
-"""What the URL of a Redis says, and the client that goes there.
+"""URLs of Redis deployments, and the clients that they describe.
 
     redis://[[user]:password@]host[:port][/db]                                  one server; rediss:// the same over TLS
     unix://[[user]:password@]/path/to/socket[?db=0]                             one server on this machine
@@ -7,10 +7,11 @@
     redis+cluster://[[user]:password@]host[:port][,host[:port]...]              the cluster of which these are nodes
     rediss+sentinel://, rediss+cluster://                                       over TLS
 
-User and password are percent-encoded. The query holds options of redis-py; of TLS these: ``ssl_ca_certs``, ``ssl_ca_path``
-(who may have signed the server's certificate, else whom this machine trusts), ``ssl_certfile``, ``ssl_keyfile``,
-``ssl_password`` (a certificate of one's own), ``ssl_cert_reqs`` (``required``, the default, ``optional`` or ``none``) and
-``ssl_check_hostname``. Sentinels that ask for credentials of their own get ``sentinel_username`` and ``sentinel_password``.
+User and password are percent-encoded. The query holds options of redis-py. Those for TLS are ``ssl_ca_certs`` and
+``ssl_ca_path`` (the authorities that may sign the server's certificate; without them, those that this machine trusts),
+``ssl_certfile``, ``ssl_keyfile`` and ``ssl_password`` (the client's own certificate), ``ssl_cert_reqs`` (``required``,
+which is the default, ``optional`` or ``none``) and ``ssl_check_hostname``. ``sentinel_username`` and
+``sentinel_password`` are the credentials for sentinels that require them.
 """
 
 import re
@@ -35,24 +36,24 @@ Client = redis.Redis | redis.RedisCluster
 
 SENTINEL_PORT = 26379
 NODE_PORT = 6379
-# A sentinel that is away must not hold up those that are there.
+# A sentinel that does not answer must not delay the use of those that do.
 SENTINEL_TIMEOUT_S = 1.0
 CLUSTER_TRIES = 3
-"""How often redis-py looks up the nodes anew for one command: who waits longer than that waits knowingly, see ``Patience``."""
+"""The number of times redis-py looks up the nodes again for one command; longer waits are left to ``Patience``."""
 
 _SCHEME = re.compile(r"redis(s?)\+(sentinel|cluster)")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/]+)(?::(\d{1,5}))?")
-# What a sentinel takes for a name.
+# The names that a sentinel accepts.
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 _FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where a Redis is and how to get in; what is secret is in no text of it.
+    """The address and credentials of a Redis deployment; its text shows no secrets.
 
-    ``options``: of redis-py's connections, credentials apart. ``hosts``: sentinels or nodes; of one server it stands in the
-    options. ``service``: what sentinels call the master.
+    ``options``: options of redis-py's connections; credentials are in an object. ``hosts``: sentinels or nodes; the
+    host of a single server is in ``options``. ``service``: the sentinels' name of the master.
     """
 
     hosts: tuple[tuple[str, int], ...] = ()
@@ -64,7 +65,11 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> "Address":
-        """Raises ``RequestError``, which shows nothing of the URL, where it cannot be read or names files that are not there."""
+        """Parse a URL.
+
+        Raises ``RequestError`` if it cannot be read, in a message that shows nothing of it, or names a file that does
+        not exist.
+        """
         try:
             address = _parse(url)
             address.try_options()
@@ -74,7 +79,8 @@ class Address:
                 "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix://, "
                 "redis+sentinel://[user:password@]host:port,host:port/service/db or "
                 "redis+cluster://[user:password@]host:port,host:port (rediss+... over TLS), "
-                "with special characters of the password percent-encoded, and in its query only options that redis-py knows"
+                "with special characters of the password percent-encoded, and in its query only options that redis-py "
+                "knows"
             ) from None
         for name in _FILES:
             path = address.options.get(name)
@@ -83,7 +89,7 @@ class Address:
         return address
 
     def client(self) -> Client:
-        """A client. Of one server it connects at the first command, as of sentinels; of a cluster it asks for the nodes at once."""
+        """Return a client; one of a cluster looks up the nodes at once, any other connects at its first command."""
         if self.service is not None:
             return self._master(self._sentinels())
         if self.hosts:
@@ -93,7 +99,7 @@ class Address:
         return redis.Redis.from_pool(redis.ConnectionPool(**self.options))
 
     def _sentinels(self) -> "_Sentinels":
-        # Asked once each: who waits for a master asks again.
+        # Each sentinel is asked once; a caller that waits for a master asks again.
         retry = Retry(NoBackoff(), 0)
         options = {**self.sentinel_options, "ssl": self.tls, "retry": retry}
         return _Sentinels(self.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
@@ -104,7 +110,7 @@ class Address:
         return master
 
     def try_options(self) -> None:
-        """Options are looked at only when a connection is made; this one is never opened."""
+        """Make a connection without opening it, because redis-py checks options only when it makes one."""
         pools = []
         if self.service is not None:
             sentinels = self._sentinels()
@@ -112,7 +118,7 @@ class Address:
         elif self.hosts:
             kind = redis.SSLConnection if self.tls else redis.Connection
             pools = [redis.ConnectionPool(connection_class=kind, **self.options)]
-            # Others it would leave out in silence.
+            # The client of a cluster would silently ignore any other option.
             if not self.options.keys() <= set(REDIS_ALLOWED_KEYS):
                 raise ValueError
         else:
@@ -122,7 +128,7 @@ class Address:
 
 
 class _Cluster(redis.RedisCluster):
-    """As redis-py has it, which knows only nodes with slots; ASK also names one that is about to get its first."""
+    """A cluster client of redis-py that also knows nodes without slots, as ASK may name one before its first slot."""
 
     @override
     def get_node(
@@ -144,7 +150,7 @@ class _Cluster(redis.RedisCluster):
 class _Sentinels(Sentinel):
     @override
     def discover_master(self, service_name: str) -> tuple[str, int]:
-        """As redis-py does, with the reason of each sentinel where none names a master."""
+        """Find the master as redis-py does; if no sentinel names one, the error gives each sentinel's reason."""
         reasons = []
         for place, sentinel in enumerate(self.sentinels):
             at = "{host}:{port}".format_map(sentinel.connection_pool.connection_kwargs)
@@ -155,11 +161,11 @@ class _Sentinels(Sentinel):
                 continue
             master = masters.get(service_name) if isinstance(masters, dict) else None
             if master is None:
-                reasons.append(f"{at} knows no {service_name!r}")
+                reasons.append(f"{at} does not know {service_name!r}")
             elif not self.check_master_state(master, service_name):  # type: ignore[no-untyped-call]
-                reasons.append(f"{at} holds it to be down")
+                reasons.append(f"{at} considers it down")
             else:
-                # Who knew is asked first the next time.
+                # The next time, this sentinel is asked first.
                 self.sentinels[0], self.sentinels[place] = sentinel, self.sentinels[0]
                 return master["ip"], master["port"]
         raise MasterNotFoundError(f"no sentinel names a master {service_name!r}: {'; '.join(reasons)}")
@@ -168,7 +174,7 @@ class _Sentinels(Sentinel):
 def _parse(url: str) -> Address:
     parts = urlsplit(url)
     if "#" in url or "@" in parts.path:
-        # A password that is not encoded: what stands behind would be left out, or taken for something to be shown.
+        # The password is not encoded: the text after these characters would be lost, or treated as something to show.
         raise ValueError
     if parts.query:
         parse_qsl(parts.query, strict_parsing=True)
@@ -177,7 +183,7 @@ def _parse(url: str) -> Address:
         return _one_server(url)
     tls, kind = bool(several[1]), several[2]
     who, _, where = parts.netloc.rpartition("@")
-    # Of the query redis-py knows the types.
+    # redis-py converts the options of the query to their types.
     options = parse_url(f"redis://{who}@?{parts.query}" if who else f"redis://?{parts.query}")  # type: ignore[no-untyped-call]
     user, options = _with_credentials(options)
     hosts = tuple(_hosts(where, SENTINEL_PORT if kind == "sentinel" else NODE_PORT))
@@ -206,9 +212,9 @@ def _one_server(url: str) -> Address:
 
 
 def _with_credentials(options: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The user, and the options with user and password in an object of their own: no text shows what it holds.
+    """Return the user, and the options with user and password moved into an object whose text does not show them.
 
-    The protocol is that which ``resp`` and ``resp_replies`` speak; nothing needs another.
+    The protocol is version 2, which ``resp`` and ``resp_replies`` speak; nothing needs another one.
     """
     others = dict(options)
     if "credential_provider" in others:

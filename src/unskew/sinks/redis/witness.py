@@ -1,9 +1,12 @@
-"""What Redis acknowledged, and whether it still has it: a server may come back empty, or another without the last writes may take over.
+"""Witnesses: record what Redis acknowledged, and detect when a server has lost some of it.
 
-Every server that holds a part of the keys has a witness: a hash that says for each shard up to which place its rows are there,
-written over the connection over which they were sent, once all servers have acknowledged theirs. A server does what one
-connection sends in that order, and its replicas follow in that order. So where a witness says a place, all rows up to it stand
-beside it; and a server that lost any of them has lost the witness's last word too.
+A server may come back empty, or another one that lacks the last writes may take over.
+
+Every server that holds a part of the keys has a witness: a hash that says, for each shard, up to which place its rows
+are on that server. It is written over the connection that sent the rows, once all servers have acknowledged theirs. A
+server executes the commands of one connection in order, and its replicas follow in the same order. So if a witness
+states a place, the server has all rows up to it; and a server that lost any of them has also lost the witness's last
+entry.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,9 +18,10 @@ from unskew.sinks.redis.words import Clock, Clocks, Listing, Marks, Place, mark_
 
 
 class Kept:
-    """What was acknowledged, of one pipeline. ``state``: names the history of its shards; words of another one count for nothing.
+    """What Redis acknowledged of one pipeline.
 
-    Methods that take a client raise what redis-py raises.
+    ``state``: names the history of its shards; entries of another history are ignored. Methods that take a client raise
+    what redis-py raises.
     """
 
     def __init__(self, prefix: str, pipeline: str, state: str) -> None:
@@ -25,25 +29,25 @@ class Kept:
         self._pipeline = pipeline
         self._state = state
         self._clock_key = clock_key(prefix, pipeline)
-        # At the start.
+        # Found at the start.
         self._found_clocks = Clocks()
         self._found_witnesses: list[Marks] = []
-        # Since then.
+        # Acknowledged since then.
         self._clocks: dict[str, Clock] = {}
         self._places: dict[str, Place] = {}
         self._witnesses: Sequence[str] = ()
 
     def witnesses(self, tags: Iterable[str]) -> list[str]:
-        """The witnesses' keys."""
+        """Return the witnesses' keys."""
         return [witness_key(self._prefix, self._pipeline, tag) for tag in tags]
 
     def look(self, client: Client, tags: Iterable[str]) -> None:
-        """See how far values and clocks of an earlier run went."""
+        """Read how far values and clocks of an earlier run went."""
         self._found_clocks = Clocks.read(client, self._clock_key)
         self._found_witnesses = [Marks.read(client, key) for key in self.witnesses(tags)]
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
-        """Whether, when ``look`` was called, some server lacked values that a state with this clock had sent."""
+        """Return true if a server lacked values that a state with this clock had sent, when ``look`` was called."""
         name = clock_field(view, shard)
         closed_us = self._found_clocks.closed_us(name)
         if closed_us is None or closed_us < clock_us - 1:
@@ -51,20 +55,20 @@ class Kept:
         return any(witness.place(name, self._state).clock_us < clock_us for witness in self._found_witnesses)
 
     def words(self, tags: Iterable[str], places: Mapping[str, Place]) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """What is to be written to each witness, where rows up to ``places`` are acknowledged; to a new one all that was before."""
+        """Yield what to write to each witness when rows up to ``places`` are acknowledged; new ones get all places."""
         for key in self.witnesses(tags):
-            told = places if key in self._witnesses else {**self._places, **places}
-            if told:
-                yield key, mark_words(self._state, told)
+            entries = places if key in self._witnesses else {**self._places, **places}
+            if entries:
+                yield key, mark_words(self._state, entries)
 
     def acknowledged(self, clocks: Mapping[str, Clock], places: Mapping[str, Place], witnesses: Sequence[str]) -> None:
-        """Take note of what is on the servers now. ``witnesses``: those that say so."""
+        """Note what is on the servers now. ``witnesses``: the keys of the witnesses that say so."""
         self._clocks |= clocks
         self._places |= places
         self._witnesses = witnesses
 
     def lacking(self, client: Client, listing: Listing) -> set[str] | None:
-        """Shards, as ``view@version/shard``, whose clock stands but not all of their rows; None where nothing at all is lacking."""
+        """Return the shards, ``view@version/shard``, that have a clock but lack rows; None if Redis lacks nothing."""
         stored = Clocks.read(client, self._clock_key)
         behind = any(stored.lacks(name, clock) for name, clock in self._clocks.items()) or not all(
             map(stored.is_listed, listing.view_ids)
@@ -76,15 +80,15 @@ class Kept:
         return set(filter(stored.stands, lost)) if behind or lost else None
 
     def shards(self) -> set[str]:
-        """Those of which values were acknowledged."""
+        """Return the shards whose values were acknowledged."""
         return set(self._places)
 
     def ended(self) -> dict[str, Clock]:
-        """What was told of shards that ended before they had a clock."""
+        """Return the entries of shards that ended before they had a clock."""
         return {name: clock for name, clock in self._clocks.items() if clock.closed_us is None}
 
     def forget(self) -> None:
-        """All of it is to be sent again."""
+        """Forget everything, because all of it must be sent again."""
         self._clocks = {}
         self._places = {}
         self._witnesses = ()

@@ -1,4 +1,4 @@
-"""The words that say in Redis how far shards have come: composed and parsed here alone.
+"""The entries in Redis that say how far shards have come ("words"): only this module composes and parses them.
 
     hash        field                  word
     clocks      purchases@1/h0         1490000000000001: the last closed instant, microseconds; or ``ended``
@@ -6,11 +6,11 @@
                 purchases@1#shards     h0 h1: all shards of the view, also those without a clock
     marks       purchases@1/h0         state:1490000000000002:17: history, clock, events applied
                 #loss                  a random name, while values that were lost are written again
-    witnesses   purchases@1/h0         as among the marks
+    witnesses   purchases@1/h0         as in the marks
     ledgers     purchases@1/h0         late events and repeats, JSON
 
-A shard is named ``view@version/shard``. Words of views that nobody asks for are not parsed. A word that is asked for and
-that unskew does not write is a ``LayoutError``, which names its key and field.
+A shard is named ``view@version/shard``. Words of views that are not requested are not parsed. A requested word that
+unskew could not have written is a ``LayoutError``, which names its key and field.
 """
 
 import json
@@ -36,7 +36,7 @@ _MARK = "a history, a clock and a number of events"
 
 
 class Place(NamedTuple):
-    """How far a shard is, in an order that every life of it shares: its clock in microseconds, and events applied."""
+    """The progress of a shard: its clock in microseconds and the events applied; ordered alike in every run of it."""
 
     clock_us: int
     applied: int
@@ -46,14 +46,14 @@ NOWHERE = Place(-1, -1)
 
 
 class Clock(NamedTuple):
-    """A shard's last closed instant, None if the shard ended before it had one; its first arrival, None before it."""
+    """A shard's last closed instant, None if it ended before it had one, and its first arrival, None before one."""
 
     closed_us: int | None
     since_us: int | None = None
 
 
 def clock_words(clocks: Mapping[str, Clock]) -> dict[str, int | str]:
-    """Give the fields that say these clocks, by shard."""
+    """Return the fields for these clocks, which are given by shard."""
     words: dict[str, int | str] = {}
     for shard, clock in clocks.items():
         words[shard] = _ENDED if clock.closed_us is None else clock.closed_us
@@ -63,34 +63,34 @@ def clock_words(clocks: Mapping[str, Clock]) -> dict[str, int | str]:
 
 
 def mark_words(state: str, places: Mapping[str, Place]) -> dict[str, str]:
-    """Give the fields of marks, or of a witness, in the history that ``state`` names."""
+    """Return the fields of marks, or of a witness, in the history that ``state`` names."""
     return {shard: f"{state}:{place.clock_us}:{place.applied}" for shard, place in places.items()}
 
 
 def ledger_words(ledgers: Mapping[str, Ledger]) -> dict[str, str]:
-    """Give the fields of ledgers, by shard."""
+    """Return the fields of ledgers, which are given by shard."""
     return {shard: json.dumps(written(ledger)) for shard, ledger in ledgers.items()}
 
 
 def read_loss(client: Client, marks_key: str) -> str:
-    """Read the name of the loss that is being made good; empty where there is none."""
+    """Read the name of the loss that is being repaired; empty if there is none."""
     word = client.hget(marks_key, _LOSS)
     return "" if word is None else _text(word)
 
 
 def write_loss(client: Client, marks_key: str, loss: str) -> None:
-    """Say that a loss is being made good."""
+    """Announce that a loss is being repaired."""
     client.hset(marks_key, _LOSS, loss)
 
 
 def end_loss(client: Client, marks_key: str, loss: str) -> None:
-    """Say that a loss has been made good, unless another has been noticed since."""
+    """Announce that a loss has been repaired, unless another one has been noticed since."""
     if read_loss(client, marks_key) == loss:
         client.hdel(marks_key, _LOSS)
 
 
 class Listing:
-    """Which shards each view has, by view id. ``own``: those of them that this process keeps; all if None."""
+    """The list of shards of each view, by view id. ``own``: the shards that this process computes; None for all."""
 
     def __init__(self, shards: Mapping[str, Sequence[str]], own: Container[str] | None = None) -> None:
         self.view_ids = shards.keys()
@@ -99,16 +99,16 @@ class Listing:
         self._own = own
 
     def is_own(self, shard: str) -> bool:
-        """Whether this process keeps the shard."""
+        """Return true if this process computes the shard."""
         return shard in self.shards and (self._own is None or shard in self._own)
 
     def excludes(self, field: str) -> bool:
-        """Whether a field is that of a shard which one of these views does not have."""
+        """Return true if a field belongs to a shard that one of these views does not have."""
         return field.partition("/")[0] in self.view_ids and field.removesuffix(_SINCE) not in self.shards
 
 
 class Words:
-    """A hash as it was read. ``hashes``: key and reply of each pipeline; where several have a field, the last counts."""
+    """A hash as it was read. ``hashes``: key and reply of each pipeline; if several have a field, the last counts."""
 
     def __init__(self, *hashes: tuple[str, Mapping[Any, Any]]) -> None:
         self._hashes = hashes
@@ -116,11 +116,11 @@ class Words:
 
     @classmethod
     def read(cls, client: Client, key: str) -> Self:
-        """Read a hash, which has no fields where there is none. Raises what redis-py raises."""
+        """Read a hash; a key that does not exist has no fields. Raises what redis-py raises."""
         return cls((key, client.hgetall(key)))
 
     def outdated(self, listing: Listing) -> list[str]:
-        """Fields that an earlier deployment left."""
+        """Return the fields that an earlier deployment left."""
         return [field for field in self._words if field == _LOSS or listing.excludes(field)]
 
     def _integer(self, field: str, text: str, what: str) -> int:
@@ -132,33 +132,33 @@ class Words:
         key = next(key for key, reply in reversed(self._hashes) if field in map(_text, reply))
         return LayoutError(
             f"Redis holds {self._words[field]!r} in the field {field!r} of {key!r}, which unskew did not write: {why}; "
-            "remove the field (HDEL), and unskew run writes it anew"
+            "remove the field (HDEL), and unskew run writes it again"
         )
 
 
 class Clocks(Words):
-    """The clocks of shards, and which shards there are."""
+    """The clocks of shards, and the list of shards."""
 
     def closed_us(self, shard: str) -> int | None:
-        """The last closed instant; None where no clock stands, and of a shard that ended before it had one."""
+        """Return the last closed instant; None if there is no clock, or if the shard ended before it had one."""
         word = self._words.get(shard, _ENDED)
         return None if word == _ENDED else self._integer(shard, word, _INSTANT)
 
     def since_us(self, shard: str) -> int | None:
-        """The first arrival; None where none stands."""
+        """Return the first arrival; None if there is none."""
         word = self._words.get(shard + _SINCE)
         return None if word is None else self._integer(shard + _SINCE, word, _INSTANT)
 
     def has_ended(self, shard: str) -> bool:
-        """Whether the shard ended before it had a clock."""
+        """Return true if the shard ended before it had a clock."""
         return self._words.get(shard) == _ENDED
 
     def stands(self, shard: str) -> bool:
-        """Whether there is a clock, or the word that there will be none."""
+        """Return true if there is a clock, or an entry saying that there will be none."""
         return shard in self._words
 
     def lacks(self, shard: str, clock: Clock) -> bool:
-        """Whether the words that say this clock, or a later one, are not all there."""
+        """Return true if a word for this clock, or for a later one, is missing."""
         closed_us = self.closed_us(shard)
         since_us = self.since_us(shard)
         return (
@@ -168,43 +168,43 @@ class Clocks(Words):
         )
 
     def is_listed(self, view_id: str) -> bool:
-        """Whether there is a list of the view's shards."""
+        """Return true if there is a list of the view's shards."""
         return view_id + _SHARDS in self._words
 
     def listed(self, view_id: str) -> tuple[str, ...]:
-        """A view's shards, without the view's name; empty where nobody has listed them."""
+        """Return a view's shards, without the view's name; empty if no list was written."""
         return tuple(dict.fromkeys(self._words.get(view_id + _SHARDS, "").split()))
 
     def shards(self, view_id: str) -> tuple[str, ...]:
-        """A view's shards as they are listed, or, where they are not, those of which a word stands."""
+        """Return a view's listed shards; without a list, the shards that have an entry."""
         own = f"{view_id}/"
         fields = (field.removeprefix(own) for field in self._words if field.startswith(own))
         return self.listed(view_id) or tuple(sorted({field.removesuffix(_SINCE) for field in fields}))
 
     @override
     def outdated(self, listing: Listing) -> list[str]:
-        """Fields that an earlier deployment left, and the ends of this process's shards in an earlier run."""
+        """Return fields that an earlier deployment left, and the ends of this process's shards in an earlier run."""
         ended = [field for field, word in self._words.items() if word == _ENDED and listing.is_own(field)]
         return [*super().outdated(listing), *ended]
 
 
 class Marks(Words):
-    """How far values may have been sent; of a witness, how far they are acknowledged."""
+    """Marks, which say how far values may have been sent, or a witness, which says how far they are acknowledged."""
 
     def place(self, shard: str, state: str) -> Place:
-        """The place of a shard in the history that ``state`` names; ``NOWHERE`` where none of it stands."""
+        """Return the place of a shard in the history that ``state`` names; ``NOWHERE`` if there is none."""
         its_state, *place = self._words.get(shard, "").rsplit(":", 2)
         if len(place) < 2 or its_state != state:
             return NOWHERE
         return Place(*(self._integer(shard, text, _MARK) for text in place))
 
     def places(self, state: str) -> dict[str, Place]:
-        """All places in that history, by shard."""
+        """Return all places in that history, by shard."""
         places = {shard: self.place(shard, state) for shard in self._words}
         return {shard: place for shard, place in places.items() if place != NOWHERE}
 
     def sent_us(self, shard: str) -> int | None:
-        """The clock of a shard's mark, in whichever history; None where no mark stands."""
+        """Return the clock of a shard's mark, in any history; None if there is no mark."""
         word = self._words.get(shard)
         if word is None:
             return None
@@ -215,7 +215,7 @@ class Marks(Words):
 
     @property
     def loss(self) -> str:
-        """The loss that is being made good; empty where there is none."""
+        """The loss that is being repaired; empty if there is none."""
         return self._words.get(_LOSS, "")
 
 
@@ -223,7 +223,7 @@ class Ledgers(Words):
     """Late events and repeats of shards."""
 
     def ledger(self, shard: str) -> Ledger:
-        """A shard's ledger; an empty one where none stands."""
+        """Return a shard's ledger; an empty one if there is none."""
         word = self._words.get(shard)
         try:
             return NOTHING_LATE if word is None else read_ledger(word)
@@ -232,5 +232,5 @@ class Ledgers(Words):
 
 
 def _text(reply: bytes | str) -> str:
-    """A field or word as text; what is not UTF-8 is nobody's name and no word, and is shown escaped."""
+    """Return a field or word as text; bytes that are not UTF-8 match no name and no word, and are shown escaped."""
     return reply.decode(errors="backslashreplace") if isinstance(reply, bytes) else reply

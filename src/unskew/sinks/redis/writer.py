@@ -1,19 +1,20 @@
-"""The writer of current values: the last per key, acknowledged before the clock says so, and never going back.
+"""The writer of current values: the last row of each key, acknowledged before its clock is sent; values never go back.
 
-What a flush does, in this order, over one connection to each server that holds a part of the keys:
+A flush does the following, in this order, over one connection to each server that holds a part of the keys:
 
-1. Where a connection is a new one, name it, so that a process that takes over can cut it; see that this process still holds its lease, and
-   that the server still has what was acknowledged (``witness``); if not, it came back without its data, or another has
-   taken over without the last of it, and the shards are asked for everything they hold (``refill``).
-2. Say how far the values to come go: for each shard its clock and how many events it has applied ("mark"). Where there are
-   several servers, await the reply.
+1. Name each new connection, so that a process that takes over can cut it. Check that this process still holds its
+   lease. Over new connections, check that the servers still have what they acknowledged (``witness``); if not, a server
+   came back without its data, or another one took over without the last of it, and every shard is asked for all its
+   values (``refill``).
+2. Send marks, which say how far the values to come go: for each shard, its clock and the number of events it has
+   applied. If there are several servers, await the replies.
 3. Send the values, and await their replies.
-4. Send ledgers, witnesses and clocks, and await theirs.
+4. Send ledgers, witnesses and clocks, and await their replies.
 
-After a crash a shard goes again through what it had sent already. Its updates are held back until it is no longer ``behind`` and has come
-as far as its mark, and then the last per key are sent (``held``): no reader sees a value go back, also of a server that
-has lost the mark.
-When a flush begins is up to ``pacing``.
+After a crash, a shard repeats steps whose rows it had already sent. Its updates are held back until it is no longer
+``behind`` and has reached its mark, and then the last row of each key is sent (``held``). So no reader sees a value go
+back, even if a server has lost the mark.
+``pacing`` decides when a flush begins.
 """
 
 import socket
@@ -40,18 +41,19 @@ from unskew.sinks.redis.words import Clocks, Listing, Marks, Words, clock_words,
 
 
 class RedisWriter:
-    """Brings Redis to the current rows of all views: values first, and the clocks once those are acknowledged.
+    """The writer of the current rows of all views: values go first, and clocks once the values are acknowledged.
 
-    ``client``: a client of redis-py or a URL, of one server, sentinels or a cluster. Rows wait in memory until a flush; of several rows of one key only the last
-    is sent. What a flush did not get acknowledged stays and is sent by the next one: rows are absolute, so sending them
-    twice changes nothing.
+    ``client``: a client of redis-py, or a URL, of one server, sentinels or a cluster. Rows wait in memory until a
+    flush; of several rows of one key, only the last is sent. Rows that a flush did not get acknowledged stay, and the
+    next flush sends them again: rows are absolute, so sending them twice changes nothing.
 
-    One batch is on its way at a time, the next one waits for its acknowledgement, so nothing is overtaken. ``flush``
-    sends it in the caller's thread, ``flush_if_due`` may do so in a thread of the writer's own: meanwhile the caller
-    goes on, and what it adds is conflated while the server works. The writer itself is for one thread.
+    One batch is in flight at a time, and the next waits for its acknowledgement, so no batch overtakes another.
+    ``flush`` sends in the caller's thread. ``flush_if_due`` may send in a thread of the writer's own; meanwhile the
+    caller continues, and the rows it adds are conflated while the server works. The writer itself is for one thread.
 
-    ``state``: names the history that the shards go through; marks of another one hold nothing back. ``process``: this one's number among
-    the ``n_processes`` of that history. ``still_ours``: raises where another process has taken over; it is asked before every flush.
+    ``state``: names the history of the shards; marks of another history hold nothing back. ``process``: this process's
+    number among the ``n_processes`` of that history. ``still_ours``: raises if another process has taken over; it is
+    called before every flush.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class RedisWriter:
         self._nodes: tuple[Client, Nodes] | None = None
         self._still_ours = still_ours
         self._cuts = Cuts(state, process, n_processes)
-        # What was acknowledged, and the connections over which it was.
+        # What was acknowledged, and the connections that acknowledged it.
         self._kept = Kept(prefix, pipeline, state)
         self._sockets: dict[str, socket.socket] = {}
         self._refill = Refill(self._sent_key)
@@ -90,23 +92,23 @@ class RedisWriter:
 
     @property
     def n_held(self) -> int:
-        """Rows held back until their shard has come as far as it had before a crash."""
+        """The number of rows held back until their shard has reached its place before a crash."""
         return self._held.n_rows
 
     @property
     def n_waiting(self) -> int:
-        """Rows not yet acknowledged; those gathered for the next flush are not conflated yet."""
+        """The number of rows not yet acknowledged; those gathered for the next flush are not conflated yet."""
         return self._pacing.n_waiting
 
     @property
     def lost(self) -> int:
-        """Losses of values by Redis, so far; when it grows, every shard is asked for everything that it holds."""
+        """The number of losses of values by Redis so far; when it grows, every shard is asked for all its values."""
         return self._refill.lost
 
     def look(self) -> None:
-        """See what is there: how far each shard's values and clocks went.
+        """Cut predecessors' connections, and read how far each shard's values and clocks went.
 
-        Raises ``StoreUnavailable`` where Redis cannot be reached or refuses the credentials.
+        Raises ``StoreUnavailable`` if Redis cannot be reached or refuses the credentials.
         """
         with self._server.reaching() as client:
             self._cuts.cut_predecessors(self._nodes_of(client))
@@ -114,7 +116,7 @@ class RedisWriter:
             self._held.until(Marks.read(client, self._sent_key).places(self._state))
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
-        """Whether, when ``look`` was called, Redis lacked values that a state with this clock had sent."""
+        """Return true if Redis lacked values that a state with this clock had sent, when ``look`` was called."""
         return self._kept.is_behind(view, shard, clock_us)
 
     def _nodes_of(self, client: Client) -> Nodes:
@@ -123,15 +125,15 @@ class RedisWriter:
         return self._nodes[1]
 
     def publish_registry(self, text: str) -> None:
-        """Publish these views beside those of other pipelines: a reader then needs nothing but Redis.
+        """Publish these views beside those of other pipelines, so that a reader needs nothing but Redis.
 
-        ``text``: JSON as ``registry.describe`` gives it. A published view of the same name is replaced, the others stay.
+        ``text``: JSON from ``registry.describe``. A published view of the same name is replaced; the others stay.
         """
         self._registry = text
         key = registry_key(self._prefix)
 
         def publish(transaction: "redis.client.Pipeline") -> None:
-            # Watched: if another pipeline publishes meanwhile, this is done again with what it published.
+            # The key is watched: if another pipeline publishes meanwhile, this is repeated with the new text.
             stored = transaction.get(key)
             transaction.multi()
             transaction.set(key, merge(stored, text))
@@ -140,30 +142,31 @@ class RedisWriter:
             client.transaction(publish, key)
 
     def expect(self, shards: Mapping[str, Sequence[str]], own: Container[str] | None = None) -> None:
-        """State at the start of a run, before any of its clocks, which shards each view has, by view id.
+        """Write the list of each view's shards, by view id, at the start of a run, before any of its clocks.
 
-        A reader then knows of shards that have no clock yet. Clocks of these views' other shards are an earlier
-        deployment's and are removed, with their ledgers, as is what earlier runs said of shards that ended without a clock:
-        of those in ``own``, ``view@version/shard``, where other processes keep the others.
+        A reader then knows the shards that have no clock yet. Clocks of other shards of these views are left from an
+        earlier deployment; they are removed, with their ledgers. Entries of earlier runs saying that a shard ended
+        without a clock are removed too. ``own``: the shards, ``view@version/shard``, for which this process removes
+        such entries, if other processes compute the others; None for all.
         """
         self._listing = Listing(shards, own)
         with self._server.reaching() as client:
             self._list(client)
 
     def _list(self, client: Client) -> None:
-        # Hash by hash: in a cluster each may be on another server.
+        # One hash at a time, because in a cluster each may be on another server.
         for key in (self._sent_key, *self._kept.witnesses(self._nodes_of(client).tags), self._ledger_key):
             if outdated := Words.read(client, key).outdated(self._listing):
                 client.hdel(key, *outdated)
         outdated = Clocks.read(client, self._clock_key).outdated(self._listing)
-        # In this order: clocks of shards that are not listed count for nothing.
+        # The list goes first: once it is there, readers ignore the clocks of shards that it does not name.
         if self._listing.words:
             client.hset(self._clock_key, mapping=self._listing.words)  # type: ignore[arg-type]
         if outdated:
             client.hdel(self._clock_key, *outdated)
 
     def add(self, updates: Updates | NothingToCome) -> None:
-        """Take one step's current rows and its clock; a step without rows still moves the clock."""
+        """Add one step's current rows and its clock; a step without rows still moves the clock."""
         if isinstance(updates, NothingToCome):
             self._pacing.gathered.add(updates)
             return
@@ -182,32 +185,32 @@ class RedisWriter:
             self._ledgers[name] = self._pacing.gathered.ledgers[name] = ledger
 
     def interval_us(self, now_us: int) -> int:
-        """How long rows are gathered before they are sent: grows with the lag of the newest clock, up to 1 s."""
+        """Return how long rows are gathered before they are sent: it grows with the newest clock's lag, up to 1 s."""
         return self._pacing.interval_us(now_us)
 
     def flush_if_due(self, now_us: int) -> bool:
-        """Begin a flush where the interval since the last one is over or very many rows wait; whether it did.
+        """Begin a flush if the interval since the last one is over or very many rows wait; return true if it began.
 
-        ``now_us``: the present, microseconds. Only asking flushes: ask after every step, and ``flush`` before a
-        snapshot. Raises as ``flush``, also for a batch begun before.
+        ``now_us``: the present, microseconds. Nothing is flushed without a call: call this after every step, and
+        ``flush`` before a snapshot. Raises what ``flush`` raises, also for a batch begun earlier.
         """
         return self._pacing.flush_if_due(now_us)
 
     def flush(self, now_us: int) -> None:
-        """Send all that waits, and return once Redis has acknowledged it, clocks included.
+        """Send all waiting rows, and return once Redis has acknowledged them and the clocks.
 
         Raises ``StoreUnavailable`` with the server's text if Redis cannot be reached or refuses a command; the rows
-        still wait then.
+        then stay and wait for the next flush.
         """
         self._pacing.flush(now_us)
 
     def close(self) -> None:
-        """Give the connections back; what waits is forgotten."""
+        """Await the batch in flight, discard waiting rows, and close the connections."""
         self._pacing.close()
         self._server.close()
 
     def _bring(self, batch: Batch, now_us: int) -> None:
-        """Send a batch, in the steps that the module's docstring numbers."""
+        """Send a batch, in the steps that the module's docstring lists."""
         batch.conflate()
         with self._server.reaching() as client:
             self._refill.hear(client, self._listing.shards, batch, now_us)
@@ -217,7 +220,7 @@ class RedisWriter:
                 self._send_marks(nodes, batch)
                 self._send_values(nodes, batch, now_us)
                 if self._are_new(nodes):
-                    # Of a cluster, another server has taken over meanwhile.
+                    # In a cluster, another server has taken over meanwhile.
                     self._see_what_is_left(client, nodes, batch)
                 self._send_clocks(nodes, batch)
             self._refill.acknowledged(client, batch)
@@ -229,7 +232,7 @@ class RedisWriter:
         new = self._are_new(nodes)
         if new:
             self._cuts.show(nodes)
-        # In this order: who takes over first takes the lease, and then cuts the connections that it finds.
+        # The check follows the naming: a process that takes over takes the lease first, then cuts named connections.
         self._still_ours()
         if new:
             self._see_what_is_left(client, nodes, batch)
@@ -260,15 +263,15 @@ class RedisWriter:
         self._kept.acknowledged(clocks, places, witnesses)
 
     def _are_new(self, nodes: Nodes) -> bool:
-        """Whether a connection is not the one over which the last flush went."""
+        """Return true if a connection is not the one that the last flush used."""
         return any(self._sockets.get(name) is not found for name, found in nodes.sockets().items())
 
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
-        """Over new connections: whether Redis has what it acknowledged in this run. If not, ``lost`` is one more."""
+        """Check over new connections that Redis has what it acknowledged in this run; if not, ``lost`` grows by one."""
         if self._sockets:
             lacking = self._kept.lacking(client, self._listing)
             if lacking is not None:
-                # Nothing is forgotten here before all of this is done: it may break off and is then done again.
+                # Any of these steps may fail and is then repeated, so nothing is forgotten until all are done.
                 if lacking:
                     client.hdel(self._clock_key, *lacking)
                 if self._registry is not None:

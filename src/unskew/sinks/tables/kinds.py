@@ -34,8 +34,8 @@ _ENDED = "ended"
 class LogTable:
     """One shard's share of a view's log: every closed change of every value, in the order of ``seq``.
 
-    ``now_us``: the wall clock; it goes into ``written_at`` and nowhere else. ``saved`` and errors are those of
-    ``StagedTable``; besides, rows whose ``seq`` leaves a gap are a ``ValueError``.
+    ``now_us``: the wall clock; it is used for ``written_at`` only. ``saved`` and errors are those of ``StagedTable``;
+    in addition, rows whose ``seq`` leaves a gap are a ``ValueError``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LogTable:
             day_column="available_at",
             sequence_column="seq",
             metadata=log_metadata(view),
-            # Whether a shard has ended is for each run to find out: a later one may go on to a later end.
+            # Each run finds out for itself whether a shard has ended, because a later run may have a later end.
             saved=None if saved is None else {name: value for name, value in saved.items() if name != _ENDED},
             at_staging=self._complete,
             still_ours=still_ours,
@@ -69,7 +69,7 @@ class LogTable:
         return self._table.next_sequence
 
     def append(self, updates: Updates | NothingToCome) -> None:
-        """Take the closed rows of one step and how far it closed instants; a step without rows moves only that."""
+        """Add the closed rows of one step and its last closed instant; a step without rows moves only the instant."""
         if isinstance(updates, NothingToCome):
             self._table.cover({_ENDED: True})
             return
@@ -82,7 +82,7 @@ class LogTable:
                     f"the step begins with {first}"
                 )
             self._table.append(closed)
-        # The instant that the clock stands on is still open.
+        # The instant of the clock itself is still open.
         self._table.cover({"since": updates.since_us, "complete_to": updates.clock_us - 1})
         ledger = ledger_of(updates)
         if ledger != self._ledger:
@@ -90,15 +90,15 @@ class LogTable:
             self._table.cover({LEDGER: written(ledger)})
 
     def snapshot(self) -> dict[str, Any]:
-        """As ``StagedTable.snapshot``."""
+        """Take a snapshot, as ``StagedTable.snapshot`` does."""
         return self._table.snapshot()
 
     def settle(self) -> None:
-        """As ``StagedTable.settle``."""
+        """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
 
     def _complete(self, rows: pl.DataFrame) -> pl.DataFrame:
-        # Column by column rather than by a query, which costs more than the few rows of most epochs.
+        # Column by column, because a query would cost more than the work on the few rows of most epochs.
         columns = {column.name: column for column in rows.get_columns()}
         columns["written_at"] = pl.Series("written_at", [self._now_us()], pl.Int64).new_from_index(0, rows.height)
         columns["shard"] = pl.Series("shard", [self._shard], pl.String).new_from_index(0, rows.height)
@@ -108,8 +108,8 @@ class LogTable:
 class DeadLetterTable:
     """One writer's share of a topic's dead letters, columns as in ``DEAD_LETTER_SCHEMA``.
 
-    Records are refused at several steps of the flow, so letters come in no order of offsets: they are numbered as they
-    come, sorted by arrival within an epoch, so that each day makes one file.
+    Several steps of the flow refuse records, so dead letters do not come in the order of offsets. They are sorted by
+    arrival within an epoch, so that each day makes one file, and numbered in that order.
     """
 
     def __init__(
@@ -133,19 +133,19 @@ class DeadLetterTable:
         )
 
     def append(self, letters: pl.DataFrame) -> None:
-        """Take letters in any order; columns beyond the schema are an error."""
+        """Add dead letters, in any order; columns beyond the schema are an error."""
         if letters.height:
             self._waiting.append(letters.match_to_schema(pl.Schema(DEAD_LETTER_SCHEMA)))
 
     def snapshot(self) -> dict[str, Any]:
-        """As ``StagedTable.snapshot``."""
+        """Take a snapshot, as ``StagedTable.snapshot`` does."""
         if self._waiting:
             self._table.append(pl.concat(self._waiting).sort("arrival", "partition", "offset", "view"))
             self._waiting = []
         return self._table.snapshot()
 
     def settle(self) -> None:
-        """As ``StagedTable.settle``."""
+        """Publish what is staged, as ``StagedTable.settle`` does."""
         self._table.settle()
 
 
@@ -157,7 +157,7 @@ def archive_table(
     *,
     still_ours: Callable[[], None] = lambda: None,
 ) -> StagedTable:
-    """One partition's share of a topic's event archive: decoded events in the order of ``_offset``."""
+    """Return one partition's share of a topic's event archive: decoded events in the order of ``_offset``."""
     return StagedTable(
         archive_root / topic,
         f"p{partition}",
@@ -170,7 +170,7 @@ def archive_table(
 
 
 def log_metadata(view: ViewPlan) -> dict[str, str]:
-    """What every file of a view's log says about itself."""
+    """Return the metadata of every file of a view's log."""
     return {
         "unskew.view": view.name,
         "unskew.version": str(view.version),

@@ -1,14 +1,14 @@
-"""Where the rows of a Parquet table lie: names of directories and files, and what is readable among them.
+"""The layout of a Parquet table: names of directories and files, and the files that are readable.
 
     {root}/day=2017-03-01/{writer}-{first}-{last}.parquet    published: immutable, never withdrawn
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
-    {root}/_compacting/...                                   of a compaction that is at work, or was broken off
-    {root}/_coverage/{writer}.json                           up to which instant a writer's rows are complete
-    {root}/_coverage/_shards.json                            which writers there are, also those without a file yet
+    {root}/_compacting/...                                   of a compaction that is running or was interrupted
+    {root}/_coverage/{writer}.json                           the instant up to which a writer's rows are complete
+    {root}/_coverage/_shards.json                            the list of writers, also those without a file yet
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
-are published in that order. A merged file covers the range of the files that it was made of, and takes their place; they
-stay for a while, for those who listed them. Readers skip every name that begins with ``_``.
+are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
+stay for a while, for readers that have listed them. Readers skip every name that begins with ``_``.
 """
 
 import datetime as dt
@@ -30,7 +30,7 @@ STAGED = "_staged"
 COMPACTING = "_compacting"
 COVERAGE = "_coverage"
 LEDGER = "ledger"
-"""Beside what a shard covers: its late events and repeats."""
+"""The entry of a shard's coverage that holds its late events and repeats."""
 INSTANT = pl.Datetime("us", "UTC")
 
 _SUFFIX = ".parquet"
@@ -39,7 +39,7 @@ _DAY = "day="
 
 @dataclass(frozen=True, kw_only=True)
 class TableFile:
-    """One Parquet file and the sequence numbers, both inclusive, that it covers of its writer's rows."""
+    """One Parquet file, and the sequence numbers of its writer's rows that it covers, both inclusive."""
 
     path: Path
     writer: str
@@ -48,16 +48,17 @@ class TableFile:
 
     @property
     def day(self) -> dt.date:
-        """The day in whose directory it lies."""
+        """The day of the directory that holds the file."""
         return dt.date.fromisoformat(self.path.parent.name.removeprefix(_DAY))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCoverage:
-    """``since_us``: first arrival seen, None before one; ``complete_to_us``: last closed instant, None before one.
+    """The coverage of one shard's log.
 
-    ``ended``: the shard ended without any event or clock; it holds back nothing. ``ledger``: events up to ``complete_to_us``
-    and a few after it that came too late or were repeats.
+    ``since_us``: the first arrival seen, None before one. ``complete_to_us``: the last closed instant, None before one.
+    ``ended``: the shard ended without any event or clock, and holds nothing back. ``ledger``: the late events and the
+    repeats up to ``complete_to_us``, and a few after it.
     """
 
     since_us: int | None
@@ -69,11 +70,11 @@ class ShardCoverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What a view's log can answer: instants up to ``complete_to_us``, exact for windows that begin at ``since_us``.
+    """The instants that a view's log can answer: up to ``complete_to_us``, exact for windows from ``since_us`` on.
 
-    ``since_us``: the latest over the shards, None where no shard has seen an event. ``complete_to_us``: the earliest
-    over the shards, None where one has closed no instant yet. ``waiting``: the shards that have no clock yet, in order;
-    while there are any, both are None.
+    ``since_us``: the latest over the shards, None if no shard has seen an event. ``complete_to_us``: the earliest over
+    the shards, None if one has not closed any instant yet. ``waiting``: the shards that have no clock yet, in order;
+    while there are any, both instants are None.
     """
 
     shards: Mapping[str, ShardCoverage]
@@ -87,7 +88,7 @@ class Coverage:
 
     @property
     def ledger(self) -> Ledger:
-        """Late events and repeats of all shards together."""
+        """The late events and repeats of all shards together."""
         return together(shard.ledger for shard in self.shards.values())
 
     @property
@@ -98,12 +99,12 @@ class Coverage:
 
 
 def view_root(log_root: Path, name: str, version: int) -> Path:
-    """The table of one view version."""
+    """Return the folder of one view version's table."""
     return log_root / name / f"v{version}"
 
 
 def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
-    """Columns of a view's log, in order."""
+    """Return the columns of a view's log, in order."""
     return {
         **view.entity.columns,
         **{output.name: output.dtype.polars for output in view.outputs},
@@ -127,7 +128,7 @@ def file_name(writer: str, first: int, last: int) -> str:
 
 
 def parse(path: Path) -> TableFile | None:
-    """What a file's name says; None for a name that this layout does not give."""
+    """Parse a file's name; return None for a name that is not of this layout."""
     if path.name.startswith(("_", ".")) or not path.name.endswith(_SUFFIX):
         return None
     parts = path.name.removesuffix(_SUFFIX).rsplit("-", 2)
@@ -137,30 +138,31 @@ def parse(path: Path) -> TableFile | None:
 
 
 def published_files(root: Path, writer: str | None = None) -> list[TableFile]:
-    """Every published file, of one writer or of all, ordered by writer and sequence; none where there is no table.
+    """Return every published file, of one writer or of all, ordered by writer and sequence; none if there is no table.
 
-    A file whose sequence range another file of its writer covers is superseded and left out, so that each row is
-    listed once whenever one looks.
+    A file whose sequence range another file of its writer covers is superseded and left out, so that every listing
+    contains each row once.
     """
     return without_superseded(_all_published(root, writer))
 
 
 def settled_files(root: Path) -> list[TableFile]:
-    """Published files, but the newest: behind those that are given, no file of their writer can still appear.
+    """Return the published files except the newest: before a returned file, no file of its writer can still appear.
 
-    A writer publishes in the order of sequence, but a listing may show a file and miss the one before it, which came
-    while it was made. All that came before a file of one listing are in the next one.
+    A writer publishes in the order of sequence, but a listing may contain a file and miss the one before it, if both
+    were published during the listing. The next listing contains all files that were published before a file of this
+    one.
     """
     reached = {file.writer: file.last for file in published_files(root)}
     return [file for file in published_files(root) if file.last <= reached.get(file.writer, -1)]
 
 
 def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
-    """Every published file that others of its writer cover, each with those, the widest first."""
+    """Return every published file that others of its writer cover, each with the files that cover it, widest first."""
     found: list[tuple[TableFile, list[TableFile]]] = []
     covers: list[TableFile] = []
     for file in _ordered(_all_published(root, None)):
-        # Ranges lie apart or within each other, and the wider ones come first.
+        # Ranges are disjoint or nested, and the wider ones come first.
         covers = [cover for cover in covers if cover.writer == file.writer and file.last <= cover.last]
         if covers:
             found.append((file, list(covers)))
@@ -169,12 +171,12 @@ def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
 
 
 def staged_files(root: Path, writer: str) -> list[TableFile]:
-    """A writer's staged files, in sequence order."""
+    """Return a writer's staged files, in sequence order."""
     return _ordered(_files(root / STAGED, writer))
 
 
 def without_superseded(files: Iterable[TableFile]) -> list[TableFile]:
-    """The files that no other file of the same writer covers, ordered by writer and sequence."""
+    """Return the files that no other file of the same writer covers, ordered by writer and sequence."""
     kept: list[TableFile] = []
     for file in _ordered(files):
         if kept and kept[-1].writer == file.writer and file.last <= kept[-1].last:
@@ -188,15 +190,15 @@ def coverage_file(root: Path, writer: str) -> Path:
 
 
 def shards_file(root: Path) -> Path:
-    """The list of all writers of a view's log."""
+    """Return the path of the list of all writers of a view's log."""
     return root / COVERAGE / "_shards.json"
 
 
 def read_coverage(root: Path) -> Coverage | None:
-    """What the table at ``root`` covers, None where no run has begun yet.
+    """Read the coverage of the table at ``root``; None if no run has begun yet.
 
     Read it before listing files: rows up to ``complete_to_us`` were published before it was written. Raises
-    ``LayoutError`` for a file that is not whole (power was lost while it was replaced).
+    ``LayoutError`` for an incomplete file (power was lost while it was being replaced).
     """
     shards = {}
     listed = _read_shards(shards_file(root))
@@ -214,7 +216,7 @@ def read_coverage(root: Path) -> Coverage | None:
             )
         except (ValueError, KeyError, TypeError, LayoutError) as error:
             raise LayoutError(
-                f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it anew"
+                f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it again"
             ) from error
     if not shards and not listed:
         return None
@@ -222,22 +224,23 @@ def read_coverage(root: Path) -> Coverage | None:
 
 
 def _read_shards(path: Path) -> list[str]:
-    """The listed shards; none where no list was ever written."""
+    """Read the list of shards; empty if no list was ever written."""
     try:
         return [str(shard) for shard in json.loads(path.read_bytes())["shards"]]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise LayoutError(
-            f"{path} does not say which shards there are ({error}); restart the pipeline, which writes it anew"
+            f"{path} does not say which shards there are ({error}); restart the pipeline, which writes it again"
         ) from error
 
 
 def _all_published(root: Path, writer: str | None) -> list[TableFile]:
-    """Published files, superseded ones among them; never a row less than was published before the call.
+    """Return the published files, including superseded ones; every row published before the call is among them.
 
-    A listing is no snapshot: one that began before a merged file was there may miss it, and miss also the files that it
-    was made of, if those are deleted before the listing comes to them. Those were there a moment ago: then one looks again.
+    A listing is not a snapshot. A listing that began before a merged file was there may miss that file, and also the
+    files that it was made from, if they are deleted before the listing reaches them. They were in the previous listing,
+    so their absence is noticed, and the table is listed again.
     """
     before = _listed(root, writer)
     while True:
@@ -254,7 +257,7 @@ def _files(root: Path, writer: str | None) -> list[TableFile]:
 
 
 def _listed(root: Path, writer: str | None) -> list[tuple[str, str]]:
-    """Directory and name of everything that may be a file of the table."""
+    """Return directory and name of everything that may be a file of the table."""
     prefix = "" if writer is None else f"{writer}-"
     days = [day for day in _names(root) if day.startswith(_DAY)]
     return [(day, name) for day in days for name in _names(root / day) if name.startswith(prefix)]
@@ -266,12 +269,12 @@ def _parsed(root: Path, writer: str | None, listed: Iterable[tuple[str, str]]) -
 
 
 def _names(folder: Path) -> Iterator[str]:
-    # Gone: another writer's settling removed an empty directory. No directory: no place for files.
+    # Not found: another writer's ``settle`` removed an empty directory. Not a directory: it cannot hold files.
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             yield entry.name
 
 
 def _ordered(files: Iterable[TableFile]) -> list[TableFile]:
-    # The longest of those that begin together comes first, so that it is the one kept.
+    # Among files with the same first number, the longest comes first, so that it is the one kept.
     return sorted(files, key=lambda file: (file.writer, file.first, -file.last))

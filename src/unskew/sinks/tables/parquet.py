@@ -2,15 +2,17 @@
 
 The order of steps is the contract:
 
-1. ``snapshot()`` of an epoch writes what was appended since the one before: each file under a temporary name, fsynced,
-   renamed into ``_staged``; then the directories are fsynced; then the sequence to resume from is returned.
+1. ``snapshot()`` of an epoch writes the rows appended since the previous one: each file is written under a temporary
+   name, fsynced, and renamed into ``_staged``; then the directories are fsynced; then the sequence to resume from is
+   returned.
 2. The caller makes that return value durable, with the rest of the epoch.
-3. The next ``snapshot()`` (which is only asked for once the epoch before is durable) renames those files to where
+3. The next ``snapshot()``, which is called only once the previous epoch is durable, renames those files to where
    readers look, fsyncs the directories, and replaces the coverage file.
 
-A stop between any two steps is mended at start-up from the saved sequence alone: files up to it are published (their
-epoch is durable), staged files past it are removed (their rows will come again). A published file past it means that the
-saved state is older than the table; nothing can mend that, so it is an error and nothing is touched.
+After a stop between any two steps, start-up recovers from the saved sequence alone: files up to it are published,
+because their epoch is durable, and staged files past it are removed, because their rows will come again. A published
+file past it means that the saved state is older than the table; this cannot be repaired, so it is an error, and nothing
+is changed.
 """
 
 import contextlib
@@ -38,14 +40,15 @@ def _as_they_are(rows: pl.DataFrame) -> pl.DataFrame:
 class StagedTable:
     """One writer's share of an append-only Parquet table, published only once durable.
 
-    ``day_column``: Datetime in UTC, says under which day a row lies. ``sequence_column``: Int64, strictly increasing
-    over all rows ever appended, with or without gaps; None numbers the rows as they come. ``saved``: what the last
-    durable ``snapshot()`` returned, None where there is no saved state. ``at_staging``: the last touch to rows before
-    they are written. ``still_ours``: raises if another process has taken over the table; it is asked before each rename.
+    ``day_column``: a Datetime in UTC that determines a row's day. ``sequence_column``: Int64, strictly increasing over
+    all rows ever appended, with or without gaps; None numbers the rows in the order in which they are appended.
+    ``saved``: the value that the last durable ``snapshot()`` returned, None if there is no saved state. ``at_staging``:
+    a last transformation of rows before they are written. ``still_ours``: raises if another process has taken over the
+    table; it is called before each rename.
 
-    Starting finishes or undoes what the previous run left, see the module. Raises ``LayoutError`` where the table and
-    the saved state do not belong together, naming the file and the remedy, and then changes nothing;
-    ``StoreUnavailable`` where the disk fails, after which the same call can be repeated.
+    The constructor finishes or undoes what the previous run left, see the module. It raises ``LayoutError`` if the
+    table and the saved state do not belong together, naming the file and the remedy, and then changes nothing; it
+    raises ``StoreUnavailable`` if the disk fails, and then the same call can be repeated.
     """
 
     def __init__(
@@ -83,18 +86,18 @@ class StagedTable:
 
     @property
     def next_sequence(self) -> int:
-        """One more than the last sequence appended; 0 before any."""
+        """The last appended sequence number plus 1; 0 before any."""
         return self._next
 
     @property
     def n_buffered(self) -> int:
-        """Rows appended since the last snapshot."""
+        """The number of rows appended since the last snapshot."""
         return self._n_buffered
 
     def append(self, rows: pl.DataFrame) -> None:
-        """Take rows in sequence order; they are in memory until the next snapshot. No rows are fine.
+        """Append rows in sequence order; they stay in memory until the next snapshot. ``rows`` may be empty.
 
-        Raises ``ValueError`` for a sequence that was appended before or is out of order: the caller's fault.
+        Raises ``ValueError`` for a sequence number that was appended before or is out of order: a fault of the caller.
         """
         n_rows = rows.height
         if not n_rows:
@@ -103,7 +106,7 @@ class StagedTable:
         if self._sequence_column is None:
             after = first + n_rows
         else:
-            # This is called for each table and poll, mostly with few rows: numpy, whose calls cost little.
+            # This is called for each table and poll, mostly with few rows, so it uses numpy, whose calls are cheap.
             sequence = rows.get_column(self._sequence_column).to_numpy()
             first, after = int(sequence[0]), int(sequence[-1]) + 1
             if first < self._next or not (sequence[1:] > sequence[:-1]).all():
@@ -116,14 +119,14 @@ class StagedTable:
         self._next = after
 
     def cover(self, coverage: Mapping[str, Any]) -> None:
-        """State what readers may rely on once the rows appended so far are published; None values are unknown yet."""
+        """Set the coverage that holds once the rows appended so far are published; a value of None is not known yet."""
         self._coverage.update({name: value for name, value in coverage.items() if value is not None})
 
     def snapshot(self) -> dict[str, Any]:
-        """Publish what the previous snapshot staged, stage what came since, and return the state to resume from.
+        """Publish the files of the previous snapshot, stage the rows since, and return the state to resume from.
 
-        Call it only when the previous snapshot's return value is durable. After ``StoreUnavailable`` it can be
-        repeated: nothing is lost and nothing published twice.
+        Call it only when the previous snapshot's return value is durable. After ``StoreUnavailable`` the call can be
+        repeated: nothing is lost, and nothing is published twice.
         """
         with durable.disk(self._root):
             self._publish()
@@ -131,7 +134,7 @@ class StagedTable:
         return {_NEXT: self._staged_next, **self._staged_coverage}
 
     def settle(self) -> None:
-        """Publish what the last snapshot staged: call it when the flow has ended and that snapshot is durable.
+        """Publish the files of the last snapshot, when the flow has ended and that snapshot is durable.
 
         Rows appended after that snapshot are not written; a resumed run gets them again.
         """
@@ -162,7 +165,7 @@ class StagedTable:
                 raise LayoutError(
                     f"{published[-1].path} was published by an earlier run, but there is no saved state for "
                     f"{self._writer}: start with that run's recovery store, or write to another directory "
-                    f"(or move {self._root} away) to begin anew"
+                    f"(or move {self._root} away) to start over"
                 )
             return
         for file in published:
@@ -170,7 +173,7 @@ class StagedTable:
                 raise LayoutError(
                     f"{file.path} holds rows past {self._next - 1}, where the saved state of {self._writer} ends: the "
                     "recovery store is older than the table. Start with the newest recovery store, or move "
-                    f"{self._root} away and begin anew without one"
+                    f"{self._root} away and start over without one"
                 )
         for file in staged:
             if file.first < self._next <= file.last:
@@ -181,11 +184,11 @@ class StagedTable:
         if self._next > 0 and not any(file.first < self._next <= file.last + 1 for file in (*published, *staged)):
             raise LayoutError(
                 f"{self._root} lacks the rows of {self._writer} up to {self._next - 1} that the saved state says were "
-                "written: give the directory that the recovery store was used with, or begin anew without the store"
+                "written: give the directory that the recovery store was used with, or start over without the store"
             )
 
     def _publish(self) -> None:
-        # In order, so that what a reader lists meanwhile has no gap behind its end.
+        # In order, so that the files that a reader lists meanwhile have no gap before the last of them.
         while self._staged:
             source = self._staged[0]
             target = self._root / source.parent.name / source.name
@@ -206,7 +209,7 @@ class StagedTable:
         temporary = path.with_suffix(".tmp")
         if self._written_coverage is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        # Not fsynced: start-up writes it again from the saved state, and until then an older one only promises less.
+        # Not fsynced: start-up writes it again from the saved state, and until then an older file only promises less.
         temporary.write_bytes(json.dumps(coverage).encode())
         self._still_ours()
         temporary.replace(path)
@@ -226,7 +229,7 @@ class StagedTable:
         self._n_buffered = 0
 
     def _files(self) -> Iterator[tuple[str, str, pl.DataFrame]]:
-        """Name, day and rows of each file to stage: one for each run of rows of one day."""
+        """Yield name, day and rows of each file to stage: one file for each run of consecutive rows of one day."""
         if not self._buffered:
             return
         first = self._buffered[0][0]
@@ -246,16 +249,17 @@ class StagedTable:
 
     def _remove_empty_staging(self) -> None:
         for directory in (self._root / layout.STAGED).glob("day=*"):
-            # Not empty: another writer's files. Gone: another writer was quicker.
+            # It may hold another writer's files, or another writer may have removed it already.
             with contextlib.suppress(OSError):
                 directory.rmdir()
 
 
 def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None) -> None:
-    """State at the start of a run, before any of its coverage, which shards the log at ``root`` has.
+    """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
-    What earlier runs said of shards that ended without a clock is withdrawn: this run may reach further; only of those in
-    ``own``, where other processes write the others. Raises ``StoreUnavailable`` where the disk fails.
+    Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further.
+    ``own``: the shards for which they are removed, if other processes write the others; None for all. Raises
+    ``StoreUnavailable`` if the disk fails.
     """
     with durable.disk(root):
         path = layout.shards_file(root)
@@ -269,7 +273,7 @@ def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None 
 
 def _encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
-    # Level 1: a quarter less time than the default at the same size, on logs of counts and sums.
+    # Level 1 takes a quarter less time than the default at the same size, on logs of counts and sums.
     rows.write_parquet(buffer, compression="zstd", compression_level=1, metadata=dict(metadata))
     return buffer.getvalue()
 
@@ -280,9 +284,9 @@ def _write(path: Path, data: bytes, unsynced: set[Path], still_ours: Callable[[]
     try:
         durable.write(temporary, data)
     except FileNotFoundError:
-        # Another writer's settling removed the empty directory in between.
+        # Another writer's ``settle`` removed the empty directory in between.
         durable.make_folder(path.parent, unsynced)
         durable.write(temporary, data)
-    # What another process had to find here when it took over must not come after that.
+    # A process that took over has read this folder, so nothing may appear in it after that.
     durable.rename(temporary, path, still_ours, unsynced)
     return path
