@@ -40,6 +40,21 @@ def test_a_restart_fills_an_empty_redis_from_the_state(
     assert redis_client.exists(f"{outcome.deployment.prefix}:registry")
 
 
+def test_a_restart_without_the_hash_of_clocks_writes_every_value_again(
+    bench: Bench, redis_client: "redis.Redis"
+) -> None:
+    outcome = bench.run(bench.produce(RECORDS))
+    expected = _held(redis_client, outcome)
+    prefix, pipeline = outcome.deployment.prefix, outcome.deployment.pipeline
+    (damaged, *others) = sorted(key for key in redis_client.keys(f"{prefix}:*") if b"{" in key and b":sent:" not in key)
+    redis_client.hset(damaged, next(iter(redis_client.hkeys(damaged))), "garbage")
+    redis_client.delete(others[0], f"{prefix}:clock:{pipeline}")
+
+    run(outcome.plan, outcome.deployment, stop=threading.Event())
+
+    assert _held(redis_client, outcome) == expected
+
+
 def test_a_restart_on_a_redis_that_has_all_rewrites_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     outcome = bench.run(bench.produce(RECORDS))
 

@@ -1,8 +1,10 @@
 """Leases: who writes what under a folder, seen by processes of this machine and of others."""
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from unskew.features.errors import LayoutError
+from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks.lease import LEASES, Lease, Owner
 
 HOLDER = """
@@ -44,6 +46,23 @@ def held_by_a_process(root: Path, machine: str, *writers: str) -> "Iterator[subp
 
 def left(root: Path) -> list[str]:
     return sorted(json.loads(path.read_text())["owner"] for path in (root / LEASES).glob("*.json"))
+
+
+def test_a_lease_that_a_full_disk_did_not_take_is_not_in_the_way_of_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pwrite", full)
+        with pytest.raises(StoreUnavailable, match="No space left on device"):
+            taken(tmp_path, "v@1/p0.0")
+
+    assert left(tmp_path) == []
+    lease = taken(tmp_path, "v@1/p0.0")
+    assert left(tmp_path) == ["this one"]
+    lease.release()
 
 
 def test_a_second_writer_of_the_same_is_refused_with_owner_age_and_remedy(tmp_path: Path) -> None:

@@ -238,5 +238,6 @@ def _read(
     except ValueError as error:
         raise LayoutError(
             f"Redis holds a value of {view.id}:{field} that unskew did not write: {error}; "
-            "remove that key, or the field, and the next change of the entity writes it again"
+            "delete the pipeline's hash of clocks ({prefix}:clock:{pipeline}) and restart unskew run, which then writes every "
+            "value again"
         ) from error

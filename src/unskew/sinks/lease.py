@@ -97,15 +97,24 @@ class Lease:
             with _alone(self._path.parent):
                 for path in sorted(self._path.parent.glob("*.json")):
                     self._settle_with(path)
-                self._file = self._path.open("xb", buffering=0)
-                fcntl.flock(self._file, fcntl.LOCK_EX)
-                self.renew()
+                self._take()
         except OSError as error:
             if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP}:
                 raise LayoutError(
                     f"{root}: its file system does not support locks ({error.strerror}); name another {option}"
                 ) from error
             raise StoreUnavailable(f"cannot write to {root}: {error}") from error
+
+    def _take(self) -> None:
+        self._file = self._path.open("xb", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self.renew()
+        except OSError:
+            # A lease that the disk could not take names nobody, and would refuse the next try of this very process.
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            raise
 
     def renew(self) -> None:
         """Write that this process is alive. Raises ``OSError``."""

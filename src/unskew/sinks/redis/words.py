@@ -228,7 +228,7 @@ class Ledgers(Words):
         try:
             return NOTHING_LATE if word is None else read_ledger(word)
         except LayoutError as error:
-            raise self._unreadable(shard, str(error)) from error
+            raise self._unreadable(shard, "it is not a ledger of late events") from error
 
 
 def _text(reply: bytes | str) -> str:
