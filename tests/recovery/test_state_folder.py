@@ -189,7 +189,7 @@ def test_a_run_whose_lease_was_taken_over_stops_before_it_publishes_anything_mor
             lease.unlink()
         published.extend(outcome.deployment.log.glob("*/v1/day=*/*.parquet"))
 
-    with pytest.raises(LayoutError, match="was taken over, as it was not renewed for 30 s"):
+    with pytest.raises(LayoutError, match="was taken over, because it was not renewed for 30 s"):
         run(outcome.plan, outcome.deployment, stop=Calling(20, taken_over))
 
     assert sorted(outcome.deployment.log.glob("*/v1/day=*/*.parquet")) == sorted(published)

@@ -140,7 +140,10 @@ def test_a_client_that_decodes_responses_reads_every_type(redis_url):
 def test_text_that_unskew_did_not_write_is_named(orders, redis_client, name, text):
     redis_client.hset("unskew:orders@1:{full}", name, text)
 
-    with pytest.raises(LayoutError, match=rf"Redis holds a value of orders@1:{name} .* is no .*; remove that key"):
+    with pytest.raises(
+        LayoutError,
+        match=rf"Redis holds a value of orders@1:{name} .* is not a valid .*; delete the pipeline's hash of clocks",
+    ):
         orders.read(REFERENCES, [{"user": "nobody"}, {"user": "full"}])
 
 

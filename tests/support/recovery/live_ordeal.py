@@ -170,14 +170,21 @@ class LiveOrdeal(Harness[LiveFeeder, LiveWatch, LiveReport]):
         await_running(life, self.site)
         feeder.stop()
         deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
-        while lacking := [
-            topic for topic, fed in feeder.fed.items() if len(stored(self.site, topic)) < sum(map(len, fed))
-        ]:
+        while lacking := self._lacking(feeder):
             assert not life.ended, life.failures()
-            assert time.monotonic() < deadline_s, f"it does not catch up on {lacking}: {life.statuses()}"
+            assert time.monotonic() < deadline_s, f"it does not store {lacking}: {life.statuses()}"
             time.sleep(0.2)
         time.sleep(LONGEST_S)
         life.terminate()
+
+    def _lacking(self, feeder: LiveFeeder) -> dict[str, list[tuple[int, int]]]:
+        """Return the first places of each topic that were fed and are not stored."""
+        found = {}
+        for topic, fed in feeder.fed.items():
+            places = {(partition, offset) for partition, records in enumerate(fed) for offset in range(len(records))}
+            if left := sorted(places - stored(self.site, topic)):
+                found[topic] = left[:5]
+        return found
 
     @override
     def cast(self) -> tuple[LiveFeeder, FilesWatch, LiveWatch]:
