@@ -15,7 +15,7 @@ import msgspec
 
 from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import Plan
-from unskew.features.time import EPOCH, instant_us
+from unskew.features.time import instant_us, moment_of
 from unskew.features.types import Type
 from unskew.features.view import Scalar, View, ViewFeature
 
@@ -108,7 +108,7 @@ def _typed(view: View) -> View:
                     # JSON has one kind of number: another writer may write 0 for 0.0.
                     return float(value)
                 case "timestamp":
-                    return EPOCH + dt.timedelta(microseconds=value)
+                    return moment_of(value)
                 case "decimal":
                     return Decimal(value)
                 case "int64" | "bool" | "string":

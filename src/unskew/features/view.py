@@ -69,7 +69,7 @@ class ViewEntity(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def columns(self) -> dict[str, pl.DataType]:
         """The key columns with their Polars types."""
-        return {key: Type(kind).polars for key, kind in zip(self.keys, self.types, strict=True)}
+        return {key: Type.parse(kind).polars for key, kind in zip(self.keys, self.types, strict=True)}
 
 
 class ViewWindow(msgspec.Struct, frozen=True, kw_only=True):

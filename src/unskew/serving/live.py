@@ -55,8 +55,8 @@ def read_live(
         if isinstance(source, str):
             server.close()
     views = {} if registry is None else parse(registry)
-    words = Clocks((clocks_key, clocks)), Ledgers((ledgers_key, ledgers))
-    live = [_live(view, *words, now_us()) for view in views.values() if words[0].shards(view.id)]
+    words, late = Clocks((clocks_key, clocks)), Ledgers((ledgers_key, ledgers))
+    live = [_live(view, words, late, now_us()) for view in views.values() if words.shards(view.id)]
     if not live:
         raise RequestError(
             f"Redis holds no clock of pipeline {pipeline!r} under the prefix {prefix!r}; give the same --pipeline and "

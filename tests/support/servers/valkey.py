@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +47,29 @@ def quiet_port() -> int:
     raise AssertionError("no free port")
 
 
-class Valkey:
+class _Started(ABC):
+    """Servers that are there while a ``with`` statement lasts."""
+
+    @abstractmethod
+    def start(self) -> Self: ...
+
+    @abstractmethod
+    def kill(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+class Valkey(_Started):
     """One server process on a port that it keeps, in memory alone unless ``options`` say more."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any] | None = None) -> None:
@@ -133,18 +156,6 @@ class Valkey:
         self.client.client_kill_filter(_type="normal", skipme=False)
         self.client.close()
 
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.kill()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
 
 class Sentinel(Valkey):
     """A single sentinel that decides alone and soon considers a master down. ``lines``: more configuration."""
@@ -183,7 +194,7 @@ def replica_of(master: Valkey, folder: Path, options: Mapping[str, Any] | None =
         yield replica
 
 
-class Cluster:
+class Cluster(_Started):
     """A cluster of masters, each with an even part of the slots; nodes may be added that have none."""
 
     def __init__(self, folder: Path, n_masters: int = 3, n_spares: int = 0) -> None:
@@ -317,18 +328,6 @@ class Cluster:
         """``kill -9`` every node."""
         for node in self.nodes:
             node.kill()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.kill()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
 
 _SHARED = pytest.StashKey[Cluster]()

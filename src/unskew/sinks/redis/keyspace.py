@@ -53,11 +53,6 @@ def registry_key(prefix: str) -> str:
     return f"{prefix}:registry"
 
 
-def as_text(reply: bytes | str) -> str:
-    """Return a reply as text, whether or not the client decodes replies."""
-    return reply.decode() if isinstance(reply, bytes) else reply
-
-
 def connect(url: str) -> Client:
     """Return a client for a URL of the form that ``url`` describes.
 

@@ -23,12 +23,13 @@ import polars as pl
 
 from unskew.features.plan import ViewPlan
 from unskew.features.text_buffers import Keys
+from unskew.features.time import DAY_US
 from unskew.features.types import INT64, STRING
 from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
 
-COLLECT_AFTER_US = 7 * 24 * 3600 * 1_000_000
+COLLECT_AFTER_US = 7 * DAY_US
 
 
 @dataclass(frozen=True)

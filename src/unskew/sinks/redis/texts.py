@@ -21,7 +21,6 @@ import polars as pl
 from unskew.features.time import instant_us
 from unskew.features.types import MAP_KEY, MAP_VALUE, ScalarName, Type
 from unskew.features.view import Scalar
-from unskew.sinks.redis.keyspace import as_text
 
 # The characters that JSON does not allow unescaped in a string.
 _SPECIAL = [*map(chr, range(32)), '"', "\\"]
@@ -88,15 +87,20 @@ def _reader(dtype: Type) -> Callable[[bytes | str], Any]:
         "int64": int,
         "float64": float,
         "bool": _boolean,
-        "string": as_text,
+        "string": _string,
         "timestamp": lambda text: _instant(int(text)),
     }
     return scalars[dtype.scalar]
 
 
+def _string(text: bytes | str) -> str:
+    """Return a reply as text, whether or not the client decodes replies."""
+    return text.decode() if isinstance(text, bytes) else text
+
+
 def _boolean(text: bytes | str) -> bool:
     try:
-        return _BOOLEANS[as_text(text)]
+        return _BOOLEANS[_string(text)]
     except KeyError as error:
         raise ValueError(text) from error
 
@@ -117,7 +121,7 @@ def _decimal_reader(dtype: Type) -> Callable[[bytes | str], Any]:
             raise ValueError(text)
         return Decimal(text)
 
-    return _json_reader(dtype, str, number) if dtype.nesting else lambda text: number(as_text(text))
+    return _json_reader(dtype, str, number) if dtype.nesting else lambda text: number(_string(text))
 
 
 def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = None) -> Callable[[bytes | str], Any]:
