@@ -27,10 +27,14 @@ def test_no_exact_read_is_contradicted_whenever_the_pipeline_is_killed(endure, n
 @pytest.mark.long
 @pytest.mark.parametrize("forgotten", FORGETFUL)
 def test_what_is_forgotten_with_a_kill_is_found_in_what_readers_were_told(endure, forgotten: str) -> None:
-    report = endure(FORGETFUL, forgotten)
-
-    assert report.figures.contradicted, str(report)
-    assert report.figures.unlogged, str(report)
+    """Not every kill leaves something that a reader was told and that no epoch holds: an ordeal may have to be
+    repeated.
+    """
+    for _ in range(3):
+        report = endure(FORGETFUL, forgotten)
+        if report.figures.contradicted and report.figures.unlogged:
+            return
+    pytest.fail(str(report))
 
 
 def test_at_least_25_lives_end_in_at_least_3_topologies() -> None:

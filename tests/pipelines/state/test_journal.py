@@ -272,9 +272,11 @@ def test_what_is_noted_after_a_replacement_whose_name_was_not_made_durable_is_fo
 
 
 def test_another_thread_makes_durable_what_was_begun(tmp_path):
+    others = set(threading.enumerate())
     made = journal(tmp_path)
     ticket = made.note(placed(0, 3, 10))
     made.begin()
+    assert [thread for thread in set(threading.enumerate()) - others if thread.name.startswith("unskew-journal")]
     until_s = time.monotonic() + 10
     while not made.holds(ticket):
         assert time.monotonic() < until_s
@@ -282,7 +284,7 @@ def test_another_thread_makes_durable_what_was_begun(tmp_path):
     made.close()
 
     assert journal(tmp_path).script(HERE, None, None).until == 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("unskew-journal")]
+    assert not set(threading.enumerate()) - others
 
 
 def test_refused_offsets_are_kept_as_runs_and_found_again():

@@ -129,14 +129,14 @@ def forget_journal(site: Site) -> None:
         shutil.rmtree(folder)
 
 
-def forget_a_mark(site: Site) -> None:
-    """Forget each partition's last mark before a record, so that records bumped to it would arrive earlier."""
+def forget_marks(site: Site) -> None:
+    """Forget each mark that a record follows, so that records bumped to it would arrive earlier."""
 
     def forget(facts: list[Placed]) -> list[Placed]:
-        for place in range(len(facts) - 2, -1, -1):
-            if facts[place].floor_us is not None and facts[place + 1].floor_us is None:
-                return [*facts[:place], *facts[place + 1 :]]
-        return facts
+        followed = [following.floor_us is None for following in facts[1:]] + [False]
+        return [
+            fact for fact, is_followed in zip(facts, followed, strict=True) if fact.floor_us is None or not is_followed
+        ]
 
     _tamper(site, forget)
 
@@ -196,7 +196,7 @@ FORGETFUL = {
     name: LiveCase(topologies=[ONE], n_kills=3, between=forget, moment=caught_up)
     for name, forget in {
         "all that was decided": forget_journal,
-        "a mark": forget_a_mark,
+        "marks": forget_marks,
         "the last second of clocks": set_clocks_back,
     }.items()
 }
