@@ -82,3 +82,39 @@ def test_a_redis_that_loses_its_data_during_a_run_is_filled_again(
     run(lossy.plan, replace(lossy.deployment), stop=threading.Event())
 
     assert _held(redis_client, lossy) == _held(redis_client, through)
+
+
+def test_comparisons_find_nothing_where_nobody_removes_anything(
+    bench: Bench, redis_client: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = bench.produce(RECORDS)
+    through = bench.run(topic)
+    compared = Outcome(plan(topic), bench.deployment(poll_records=6, epoch_s=0.0, scrub_us=1))
+
+    with caplog.at_level(logging.WARNING, "unskew.redis"):
+        run(compared.plan, compared.deployment, stop=threading.Event())
+
+    assert not caplog.messages
+    assert _held(redis_client, compared) == _held(redis_client, through)
+    rounds = redis_client.hgetall(f"{compared.deployment.prefix}:sent:{compared.deployment.pipeline}")
+    assert len([field for field in rounds if field.endswith(b"#round")]) > 1
+
+
+@pytest.mark.parametrize("asked", [60, 150])
+def test_keys_that_somebody_removes_during_a_run_are_written_again(
+    bench: Bench, redis_client: "redis.Redis", asked: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = bench.produce(RECORDS)
+    through = bench.run(topic)
+    lossy = Outcome(plan(topic), bench.deployment(poll_records=6, epoch_s=0.0, scrub_us=1))
+    removed: list[bytes] = []
+
+    def lose() -> None:
+        removed.extend(key for key in redis_client.keys(f"{lossy.deployment.prefix}:*@*") if b":sent" not in key)
+        redis_client.delete(*removed)
+
+    run(lossy.plan, lossy.deployment, stop=Calling(asked, lose))  # type: ignore[arg-type]
+
+    assert _held(redis_client, lossy) == _held(redis_client, through)
+    assert removed
+    assert "Redis lacked" in caplog.text

@@ -1,7 +1,7 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -40,11 +40,16 @@ class OnlineFeatures:
       requested feature, or of a feature from which it is derived, begins before the pipeline's first event), else
       ``present``, or ``default`` for an entity without events in any window;
     - ``provisional``: whether more events may still arrive at or before ``as_of``.
+
+    ``compared_at``: for each view, by name, when the pipeline's last comparison of all rows with its state began, in
+    Datetime UTC, null before one. A row that is absent and not provisional is exact unless somebody removed it from
+    Redis after that.
     """
 
     frame: pl.DataFrame
     metadata: Mapping[str, pl.DataFrame]
     asked_with: Table
+    compared_at: Mapping[str, pl.Series] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return column name -> values, key columns first."""
@@ -122,7 +127,7 @@ class OnlineReader:
 
         now_us = self._now_us()
         columns: dict[str, pl.Series] = {}
-        metadata = {}
+        metadata, compared_at = {}, {}
         for name, ones in of_views.items():
             texts = found[name]
             at = _read(ones[0].view, "_at", [row[0] for row in texts], INT64, [UNKNOWN] * len(texts)).to_numpy()
@@ -131,9 +136,10 @@ class OnlineReader:
                 columns[one.column] = _column(one, [row[position] for row in texts], present)
             placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name], at)
             metadata[name] = self._judge(ones, placed, at, now_us)
+            compared_at[name] = _instants("compared_at", placed.compared)
         # Not with_columns: starting a query costs more than a small answer.
         frame = rows.hstack([columns[one.column] for one in asked])
-        return OnlineFeatures(frame, metadata, entity_rows)
+        return OnlineFeatures(frame, metadata, entity_rows, compared_at)
 
     def keys(self, view: str) -> pl.Series:
         """Return the canonical keys of all entities that have a row, as String, in no particular order.
@@ -215,6 +221,11 @@ class OnlineReader:
                 pl.Series("provisional", placed.provisional, pl.Boolean),
             ]
         )
+
+
+def _instants(name: str, instants_us: np.ndarray[Any, Any]) -> pl.Series:
+    known = instants_us != UNKNOWN
+    return pl.Series(name, np.where(known, instants_us, 0), pl.Int64).cast(_INSTANT).set(pl.Series(~known), None)
 
 
 def _entity_keys(view: View, rows: pl.DataFrame) -> pl.Series:
