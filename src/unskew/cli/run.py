@@ -95,6 +95,12 @@ LOOPBACK = "127.0.0.1"
     is_flag=True,
     help="Take over at once the leases of a process on another machine; without it they are watched for 30 s first.",
 )
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Remove the values that another --state wrote to Redis for the same views, and write them from this one; "
+    "only if the pipeline that wrote them has ended for good.",
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -129,6 +135,7 @@ def run(
     process: int,
     poll_records: int,
     take_over: bool,
+    replace: bool,
     epoch: str,
     progress: str,
 ) -> None:
@@ -166,6 +173,7 @@ def run(
             process=process,
             metrics=_address(metrics),
             take_over=take_over,
+            replace=replace,
             allow_eviction=allow_eviction,
             expire_after_us=None if expire_after is None else duration_us(expire_after),
             scrub_us=None if scrub == "off" else duration_us(scrub),

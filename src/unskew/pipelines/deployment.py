@@ -28,7 +28,7 @@ class Deployment:
     health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
     machines that may be dead. ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after
     their last window empties keys of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis
-    is compared with the state once; None for never.
+    is compared with the state once; None for never. ``replace``: whether to remove what another state wrote to Redis.
     """
 
     bootstrap: str
@@ -51,6 +51,7 @@ class Deployment:
     poll_records: int = 10_000
     metrics: tuple[str, int] | None = None
     take_over: bool = False
+    replace: bool = False
     allow_eviction: bool = False
     expire_after_us: int | None = None
     scrub_us: int | None = HOUR_US
@@ -60,6 +61,10 @@ class Deployment:
     def n_processes(self) -> int:
         """The number of processes that share the state."""
         return len(self.cluster) or 1
+
+    def place(self) -> str:
+        """Return where the state is, for people."""
+        return f"pipeline {self.pipeline!r} on {self.state.absolute()}, {socket.gethostname()}"
 
     def owner(self) -> Owner:
         """Return this process's name for its leases; processes of one cluster may write the same folders."""

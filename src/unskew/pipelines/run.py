@@ -66,7 +66,12 @@ def run(
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
-            _run_flow(pipeline.flow, deployment, opened.disk.until_done(opened.state.open))
+            recovery = opened.disk.until_done(opened.state.open)
+            # Only now is the state's id durable.
+            opened.server.until_done(
+                lambda: opened.writer.claim(topics.own, deployment.place(), replace=deployment.replace)
+            )
+            _run_flow(pipeline.flow, deployment, recovery)
             pipeline.settle()
         return pipeline.running.status()
 
@@ -90,11 +95,12 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topics:
-    """The topics of a run; ``sources`` and ``routers`` are by topic."""
+    """The topics of a run; ``sources`` and ``routers`` are by topic. ``own``: the shards of the process's state."""
 
     sources: dict[str, KafkaSource]
     routers: dict[str, Router]
     shards: Shards
+    own: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +217,11 @@ def _open_topics(
     opened.lease(deployment.archive, "--archive", tables)
     opened.lease(deployment.dead_letters, "--dead-letters", tables)
     if deployment.partitions is not None:
-        shards = Shards(names, frozenset(own))
+        shards = Shards(names, frozenset(own), opened.state.retired)
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
-        shards = Shards(names, None if deployment.process == 0 else frozenset())
-    return _Topics(sources=sources, routers=routers, shards=shards)
+        shards = Shards(names, None if deployment.process == 0 else frozenset(), opened.state.retired)
+    return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own))
 
 
 def _wire(
