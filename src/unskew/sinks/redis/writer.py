@@ -22,6 +22,7 @@ import logging
 import socket
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 
+import polars as pl
 import redis
 
 from unskew.features.errors import RequestError
@@ -205,6 +206,20 @@ class RedisWriter:
 
         self._reach(claim)
 
+    def listed(self, view_id: str) -> tuple[str, ...]:
+        """Return the shards of a view that Redis lists, without the view's name; empty if it lists none."""
+        with self._server.reaching() as client:
+            return Clocks.read(client, self._clock_key).listed(view_id)
+
+    def is_ahead(self, updates: Updates) -> bool:
+        """Return true if later values than these may have been sent, when ``look`` was called."""
+        return self._held.holds(clock_field(updates.view, updates.shard), updates)
+
+    def remove(self, view: ViewPlan, chosen: Callable[[pl.Series], pl.Series]) -> int:
+        """Remove the values of those entities of a view that ``chosen`` says are to go; return how many there were."""
+        with self._server.reaching() as client:
+            return remove_values(client, self._prefix, view.id, chosen=chosen)
+
     def expect(
         self,
         shards: Mapping[str, Sequence[str]],
@@ -261,7 +276,7 @@ class RedisWriter:
     def compare(self, updates: Updates, now_us: int) -> None:
         """Add a part of a shard's current rows, to be compared with Redis before the next batch is sent."""
         name = clock_field(updates.view, updates.shard)
-        if self._held.holds(name) or updates.view.id not in self._encoders:
+        if self._held.holds(name, updates) or updates.view.id not in self._encoders:
             # Redis may hold more than the shard has reached.
             self.scrub.skip(name)
         else:
