@@ -92,9 +92,17 @@ def describe(
     from rich.console import Console
 
     from unskew.cli.tables import view_table
+    from unskew.sinks.redis.compactness import LONGEST_COMPACT_BYTES, long_features
 
     # A pipe has no width, so nothing is folded there.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for view in plan.views.values():
         console.print(view_table(view.published))
+        if long := long_features(view.published):
+            console.print(
+                f"warning: values of {', '.join(long)} may be longer than {LONGEST_COMPACT_BYTES} bytes, and such a value doubles "
+                "the memory of its hash in Redis; raise hash-max-listpack-value there",
+                markup=False,
+                soft_wrap=True,
+            )
         console.print()

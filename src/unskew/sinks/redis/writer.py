@@ -20,7 +20,7 @@ back, even if a server has lost the mark.
 
 import logging
 import socket
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 import redis
@@ -30,7 +30,9 @@ from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
+from unskew.features.view import View
 from unskew.sinks.redis.batch import Batch
+from unskew.sinks.redis.compactness import report_large_hashes
 from unskew.sinks.redis.cuts import Cuts
 from unskew.sinks.redis.eviction import Eviction
 from unskew.sinks.redis.held import Held
@@ -180,6 +182,11 @@ class RedisWriter:
             transaction.set(key, merge(stored, text))
 
         self._reach(lambda client: client.transaction(publish, key))
+
+    def report_large_hashes(self, views: Iterable[View]) -> None:
+        """Log once which hashes the servers will not keep compact."""
+        with self._server.reaching() as client:
+            report_large_hashes(self._nodes_of(client), views)
 
     def claim(self, shards: Collection[str], where: str, *, replace: bool = False) -> None:
         """Claim these shards, ``view@version/shard``, for this writer's state; ``where`` says where that state is.
