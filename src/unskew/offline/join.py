@@ -16,13 +16,14 @@ from unskew.features.frames import Given, read_table
 from unskew.features.nearest import nearest
 from unskew.features.references import Asked, by_view, key_columns, resolve
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, duration_us, format_instant
-from unskew.features.view import Scalar, View, ViewFeature
+from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import is_warming
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.int8]
 Outside = Literal["error", "null"]
 
 _NEVER = np.iinfo(np.int64).min
@@ -108,11 +109,10 @@ def historical_features(
             # This order of comparison does not overflow if no row was found.
             expired = (found.instants != _NEVER) & (found.instants < bounds - max_age_us)
             status[expired & ~absent] = Statuses.expired
-        warming = _Warming(log, bounds)
+        with_warming = _WithWarming(log, bounds, status, absent)
         for one in ones:
             columns[one.column] = _read(one, found, expired, absent)
-            its_status = np.where(warming.of(one.feature) & ~absent, np.int8(Statuses.warming), status)
-            counts[one.column] = np.bincount(its_status, minlength=len(Statuses))
+            its_status, counts[one.column] = with_warming.of(one.feature)
             if with_status:
                 columns[f"{one.column}__status"] = pl.Series(its_status).replace_strict(
                     list(Statuses), [each.name for each in Statuses], return_dtype=pl.String
@@ -240,21 +240,26 @@ def _or_empty(values: pl.Series, empty: Scalar | None, seen: pl.Series) -> pl.Se
     return values.to_frame().select(filled.alias(values.name)).to_series()
 
 
-class _Warming:
-    """Which labels are warming, for features that may share their windows."""
+class _WithWarming:
+    """The status of every label, and how many have each, for features of which several share their windows.
 
-    def __init__(self, log: ViewLog, bounds: Ints) -> None:
+    ``status``: as it is for a feature that is not warming anywhere; that of ``absent`` labels stays.
+    """
+
+    def __init__(self, log: ViewLog, bounds: Ints, status: Codes, absent: Flags) -> None:
         self._log = log
         self._bounds = bounds
-        self._by_windows: dict[object, Flags] = {}
+        self._status = status
+        self._absent = absent
+        self._by_windows: dict[frozenset[ViewWindow], tuple[Codes, Ints]] = {}
 
-    def of(self, feature: ViewFeature) -> Flags:
-        since_us = self._log.since_us
-        if since_us is None:
-            return np.ones(len(self._bounds), np.bool_)
+    def of(self, feature: ViewFeature) -> tuple[Codes, Ints]:
         windows = frozenset(self._log.view.windows_of(feature))
         if windows not in self._by_windows:
-            self._by_windows[windows] = is_warming(self._log.view, [feature], self._bounds, since_us)
+            since_us = self._log.since_us
+            warming = since_us is None or is_warming(self._log.view, [feature], self._bounds, since_us)
+            status = np.where(warming & ~self._absent, np.int8(Statuses.warming), self._status)
+            self._by_windows[windows] = status, np.bincount(status, minlength=len(Statuses))
         return self._by_windows[windows]
 
 
@@ -300,7 +305,7 @@ def _instants(labels: Given, timestamp: str) -> _Instants:
     return _Instants(whole, physical % per_us != 0)
 
 
-def _mark_outside(status: npt.NDArray[np.int8], log: ViewLog, instants: Ints, bounds: Ints) -> None:
+def _mark_outside(status: Codes, log: ViewLog, instants: Ints, bounds: Ints) -> None:
     """Mark the labels before anything was seen, and past ``complete_to``, whose answers could still change.
 
     Raises ``RequestError`` if the log is not complete to any instant.
@@ -321,7 +326,7 @@ def _mark_outside(status: npt.NDArray[np.int8], log: ViewLog, instants: Ints, bo
         status[instants < log.first_since_us] = Statuses.before_log
 
 
-def _refuse_outside(status: npt.NDArray[np.int8], log: ViewLog, labels: Given, timestamp: str) -> None:
+def _refuse_outside(status: Codes, log: ViewLog, labels: Given, timestamp: str) -> None:
     view = f"{log.view.name}@{log.view.version}"
     for each, text, bound in (
         (Statuses.after_log, f"later than the log of {view} is complete", log.complete_to_us),

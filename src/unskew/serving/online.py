@@ -187,12 +187,10 @@ class OnlineReader:
                 marks.hgetall(sent)
             replies = [*(replies if marks is not commands else ()), *marks.execute()]
         values = iter(replies)
-        found = {
-            name: [
-                next(values) if has_key else [None] * (1 + len(ones)) for has_key in keys[name].is_not_null().to_list()
-            ]
-            for name, ones in of_views.items()
-        }
+        found: dict[str, list[list[bytes | None]]] = {}
+        for name, ones in of_views.items():
+            without: list[bytes | None] = [None] * (1 + len(ones))
+            found[name] = [next(values) if has_key else without for has_key in keys[name].is_not_null().to_list()]
         return found, Marks(*zip(marks_keys, values, strict=True))
 
     def _judge(self, ones: list[Asked], placed: Placed, at: Ints, now_us: int, without_key: Flags) -> pl.DataFrame:
