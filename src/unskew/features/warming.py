@@ -1,4 +1,4 @@
-"""Warming values: their windows begin before the first arrival that the shard has seen."""
+"""Statuses that both sides share, and warming values: their windows begin before the first arrival of the shard."""
 
 from collections.abc import Iterable
 
@@ -9,6 +9,9 @@ from unskew.features.definitions.windows import old_edge_us
 from unskew.features.view import View, ViewFeature
 
 Ints = npt.NDArray[np.int64]
+
+NO_KEY = "no_key"
+"""The status of a row that lacks a part of the entity's key: nobody's values, so all of them are null."""
 
 
 def is_warming(
