@@ -62,19 +62,18 @@ class Recount:
 
     The attribute ``engines`` gives the engine that evaluated each filter and value text, ``duckdb`` or ``polars``. The
     attribute ``events`` holds what the view aggregates, including events that do not count: the given events, or the
-    sessions if the view is over sessions.
+    sessions if the view is over sessions. ``inner`` is the recount of these sessions, else None.
     """
 
     def __init__(self, view: ViewPlan, events: pl.DataFrame) -> None:
         self.view = view
         self._texts = Texts()
         self.engines = self._texts.engines
-        # The first arrival, also of events that do not count: the archive knows everything from here on.
-        self.first_us = int(events["_arrival"].to_physical().min()) if len(events) else 0  # type: ignore[arg-type]
+        self.inner: Recount | None = None
         if view.sessions is not None:
-            inner = Recount(view.sessions, events)
-            self.engines |= inner.engines
-            events = inner.closed_sessions()
+            self.inner = Recount(view.sessions, events)
+            self.engines |= self.inner.engines
+            events = self.inner.closed_sessions()
         self.events = events
         keys = list(view.entity.keys)
         counted = self._counted(events).sort([*keys, "_arrival", "_partition", "_offset"])
@@ -158,6 +157,23 @@ class Recount:
             if window.kind == "session":
                 found += [sitting.over_us() for sitting in self._sat(number, key) if row in sitting.rows()]
         return int(self._arrivals[row]), found
+
+    def quiet_from(self, window_number: int, key: Sequence[int | str], known_us: int) -> int:
+        """Return from when on a session window is known, if all events of ``key`` are known from ``known_us`` on.
+
+        That is the first instant, a gap and a hop later or more, at which no session of the known events runs: by then
+        no session of earlier events can run either, because whatever joined and prolonged it was known.
+        """
+        window = self.view.windows[window_number]
+        quiet_us = known_us + window.extent_us + window.hop_us
+        for sitting in self._sat(window_number, key):
+            if sitting.joined[0][1] <= quiet_us < sitting.over_us():
+                quiet_us = sitting.over_us()
+        return quiet_us
+
+    def counted(self) -> pl.DataFrame:
+        """Return keys, ``_partition``, ``_offset`` and ``_arrival`` (microseconds) of the events that count, by key."""
+        return self._columns.select(*self.view.entity.keys, "_partition", "_offset", "_arrival")
 
     def closed_sessions(self) -> pl.DataFrame:
         """Return all sessions of the view's only window, each as an event that arrives when the session ends."""
