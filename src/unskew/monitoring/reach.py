@@ -194,7 +194,7 @@ class Reach:
         if self.n_uncertain:
             why = (
                 f"no record says whether the view, which began at {format_instant(self._begins_us)}, saw "
-                f"{self.n_uncertain:,} early events; values of {len(self._known_from):,} entities that may hold them"
+                f"{self.n_uncertain:,} early events; values of {len(self._known_from):,} entities may rest on them"
             )
             found.append(Unaudited(features=tuple(one.name for one in published.features), from_us=None, why=why))
         return found
