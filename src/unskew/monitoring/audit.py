@@ -98,7 +98,12 @@ def audit(
             events, named = _archive_of(log, archive_root, view, online, patience_s)
             known = seen(view, events, log.coverage, named)
             reach = Reach(Recount(view, known.events), known, named.archive_from_us)
-            result = ViewAudit(view=view.id, events=reach.recount.n_events, engines=reach.recount.engines)
+            result = ViewAudit(
+                view=view.id,
+                events=reach.recount.n_events,
+                engines=reach.recount.engines,
+                dependent=reach.recount.dependent,
+            )
             report.views.append(result)
             _compare_log(log, reach, share, rng, result, report, progress)
             if online is not None:

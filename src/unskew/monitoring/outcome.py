@@ -86,7 +86,8 @@ class ViewAudit:
     had a row there. ``provisional``: not compared, because Redis may not have held all of their instant yet. ``ahead``:
     not compared, because log and archive had not published that far. ``unknown``: not compared, because events that
     their windows hold may lie before what is known. ``engines``: the engine that evaluated each SQL text or other
-    expression. ``unaudited``: what the archive is too short for, or what was not counted independently.
+    expression. ``dependent``: those that only the pipeline's own engine evaluates, each with the reason. ``unaudited``:
+    what the archive is too short for.
     """
 
     view: str
@@ -103,6 +104,7 @@ class ViewAudit:
     ahead: int = 0
     unknown: int = 0
     engines: Mapping[str, str] = field(default_factory=dict)
+    dependent: Mapping[str, str] = field(default_factory=dict)
     unaudited: list[Unaudited] = field(default_factory=list)
 
 

@@ -58,9 +58,11 @@ class Recount:
     ``events``: decoded events of the view's stream, in any order: payload columns, ``_partition``, ``_offset``,
     ``_arrival``, ``_event_time``. Like the pipeline, the recount leaves out rows that fail ``where``, lack a key part,
     or hold, under a passing filter, a value that a sum cannot take (a float that is NaN, infinite, or 2^62 or more; a
-    decimal of 2^63 units or more). It also leaves out repeats, if the stream defines them.
+    decimal of 2^63 units or more), and rows on which a filter or value is out of the range of its type. It also leaves
+    out repeats, if the stream defines them.
 
-    The attribute ``engines`` gives the engine that evaluated each filter and value text, ``duckdb`` or ``polars``. The
+    The attribute ``engines`` gives the engine that evaluated each filter and value text, ``duckdb`` or ``polars``, and
+    ``dependent`` the reason for each that only the pipeline's own engine evaluates. The
     attribute ``events`` holds what the view aggregates, including events that do not count: the given events, or the
     sessions if the view is over sessions. ``inner`` is the recount of these sessions, else None.
     """
@@ -69,10 +71,12 @@ class Recount:
         self.view = view
         self._texts = Texts()
         self.engines = self._texts.engines
+        self.dependent = self._texts.dependent
         self.inner: Recount | None = None
         if view.sessions is not None:
             self.inner = Recount(view.sessions, events)
             self.engines |= self.inner.engines
+            self.dependent |= self.inner.dependent
             events = self.inner.closed_sessions()
         self.events = events
         keys = list(view.entity.keys)
@@ -311,6 +315,7 @@ class Recount:
             events[name].cast(pl.Int64 if kind == "int64" else pl.String)
             for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
         ]
+        self._texts.failed.clear()
         filters = [self._texts.passes(f, events).alias(f"_f{i}") for i, f in enumerate(view.filters)]
         values = [self._texts.value(v, events).alias(f"_v{i}") for i, v in enumerate(view.values)]
         effective = np.minimum(micros["_arrival"].to_numpy(), micros["_event_time"].to_numpy())
@@ -327,7 +332,8 @@ class Recount:
         )
         if view.sessions is None and view.stream.event_id is not None and view.stream.dedupe_within_us is not None:
             frame = frame.with_columns(events[view.stream.event_id].alias("_id"))
-        counts = pl.all_horizontal(pl.col(name).is_not_null() for name in view.entity.keys)
+        has_values = ~pl.int_range(pl.len()).is_in(sorted(self._texts.failed))
+        counts = pl.all_horizontal(has_values, *(pl.col(name).is_not_null() for name in view.entity.keys))
         if view.where is not None:
             counts = counts & self._texts.passes(view.where, events)
         for feature in view.features:

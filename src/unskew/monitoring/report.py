@@ -51,8 +51,10 @@ def audit_table(report: AuditReport) -> Table:
 
 
 def unaudited_lines(report: AuditReport) -> list[str]:
-    """Return a line for everything that could not be compared, or was not counted independently."""
-    return [f"not compared: {view.view} {one}" for view in report.views for one in view.unaudited]
+    """Return a line for everything that could not be compared, or was not evaluated independently."""
+    lines = [f"not compared: {view.view} {one}" for view in report.views for one in view.unaudited]
+    texts = {text: why for view in report.views for text, why in view.dependent.items()}
+    return lines + [f"not evaluated independently: {text}: {why}" for text, why in texts.items()]
 
 
 def difference_lines(report: AuditReport) -> list[str]:
