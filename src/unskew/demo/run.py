@@ -180,7 +180,7 @@ def _train(
     wanted = results.labels(topics["transactions"].frame, before_ms=before_ms, seed=seed)
     began_s = time.monotonic()
     asked = results.references(*plan.views.values())
-    frame = store.get_historical_features(wanted, asked, inclusive=False, full_feature_names=True).to_polars()
+    frame = store.get_historical_features(wanted, asked, full_feature_names=True).to_polars()
     took_s = time.monotonic() - began_s
     frame.write_parquet(folders.training_set)
     console.print()

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import redis
 
 from unskew.features.errors import LayoutError, RequestError
-from unskew.features.frames import Table, like, to_polars
+from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.references import Asked, by_view, find_view, key_columns, resolve
 from unskew.features.registry import parse
 from unskew.features.types import INT64, Type
 from unskew.features.view import Scalar, View
-from unskew.features.warming import is_warming
+from unskew.features.warming import NO_KEY, is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
 from unskew.sinks.redis.keyspace import clock_key, registry_key, sent_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server
@@ -24,38 +25,28 @@ from unskew.sinks.redis.url import Client
 from unskew.sinks.redis.words import Clocks, Marks
 from unskew.sinks.wall import wall_us
 
-Status = Literal["present", "default", "warming", "lagging"]
+Status = Literal["present", "default", "warming", "lagging", "no_key"]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 _INSTANT = pl.Datetime("us", "UTC")
 
 
 @dataclass(frozen=True)
-class OnlineFeatures:
+class OnlineFeatures(Answer):
     """The answer to one request: one row for each entity row, in its order.
 
-    ``frame``: the columns given, then a column for each feature. ``metadata``: for each view, by name, a frame with
+    ``metadata``: for each view, by name, a frame with
 
     - ``as_of`` Datetime UTC: the instant for which the values are valid; null if the pipeline has published no clock;
     - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window of a
       requested feature, or of a feature from which it is derived, begins before the pipeline's first event), else
-      ``present``, or ``default`` for an entity without events in any window;
+      ``present``, or ``default`` for an entity without events in any window; ``no_key`` for a row that lacks a part of
+      the entity's key, whose values and ``as_of`` are null;
     - ``provisional``: whether more events may still arrive at or before ``as_of``.
     """
 
-    frame: pl.DataFrame
     metadata: Mapping[str, pl.DataFrame]
-    asked_with: Table
-
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Return column name -> values, key columns first."""
-        return self.frame.to_dict(as_series=False)
-
-    def to_df(self) -> Any:
-        """Return a pandas frame with the same index if the entity rows were pandas, else a Polars frame."""
-        return like(self.frame, self.asked_with)
-
-    def to_polars(self) -> pl.DataFrame:
-        return self.frame
 
 
 class OnlineReader:
@@ -96,22 +87,22 @@ class OnlineReader:
     def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
         """Read ``view:feature`` references for every entity row.
 
-        ``entity_rows``: a list of dicts, or a Polars or pandas frame, with the key columns of every requested view;
+        ``entity_rows``: a list of dicts, a frame or an Arrow table, with the key columns of every requested view;
         other columns are passed through. Entities that were never seen, or whose windows are all empty, get empty
         values and defaults. Takes two round trips, whatever the number of views and rows; three to a cluster.
 
         Raises ``RequestError`` for an unknown name, with the nearest known one; ``StoreUnavailable`` if Redis cannot be
         reached.
         """
-        rows = to_polars(entity_rows)
+        rows = read_table(entity_rows)
         # Clocks first: see ViewClocks.
         clocks, views = self._clocks_and_views()
         asked = resolve(features, views, full_feature_names=full_feature_names)
-        if rows.width == 0:
+        if not rows.n_rows and not rows.names:
             # Without rows there are no columns either.
-            rows = pl.DataFrame(schema={name: pl.String for one in asked for name in one.view.entity.keys})
+            rows = read_table(pl.DataFrame(schema={name: pl.String for one in asked for name in one.view.entity.keys}))
         for one in asked:
-            if one.column in rows.columns:
+            if one.column in rows.names:
                 raise RequestError(
                     f"{one.view.name}:{one.feature.name} would replace the column {one.column!r} of the entity rows; "
                     "rename it, or ask with full_feature_names=True"
@@ -127,13 +118,13 @@ class OnlineReader:
             texts = found[name]
             at = _read(ones[0].view, "_at", [row[0] for row in texts], INT64, [UNKNOWN] * len(texts)).to_numpy()
             present = [row[0] is not None for row in texts]
+            without_key = keys[name].is_null()
             for position, one in enumerate(ones, start=1):
-                columns[one.column] = _column(one, [row[position] for row in texts], present)
-            placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name], at)
-            metadata[name] = self._judge(ones, placed, at, now_us)
-        # Not with_columns: starting a query costs more than a small answer.
-        frame = rows.hstack([columns[one.column] for one in asked])
-        return OnlineFeatures(frame, metadata, entity_rows)
+                column = _column(one, [row[position] for row in texts], present)
+                columns[one.column] = column.set(without_key, None) if without_key.any() else column
+            placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name].fill_null(""), at)
+            metadata[name] = self._judge(ones, placed, at, now_us, without_key.to_numpy())
+        return OnlineFeatures(rows, pl.DataFrame([columns[one.column] for one in asked]), metadata)
 
     def keys(self, view: str) -> pl.Series:
         """Return the canonical keys of all entities that have a row, as String, in no particular order.
@@ -184,7 +175,7 @@ class OnlineReader:
             commands = client.pipeline(transaction=False)
             for name, ones in of_views.items():
                 fields = ["_at", *(one.feature.name for one in ones)]
-                for key in keys[name].to_list():
+                for key in keys[name].drop_nulls().to_list():
                     commands.hmget(value_key(self._prefix, ones[0].view.id, key), fields)
             # The marks follow the values. One server executes the commands of one connection in order; the nodes of a
             # cluster do not know of each other.
@@ -196,11 +187,14 @@ class OnlineReader:
                 marks.hgetall(sent)
             replies = [*(replies if marks is not commands else ()), *marks.execute()]
         values = iter(replies)
-        found = {name: [next(values) for _ in range(len(keys[name]))] for name in of_views}
+        found: dict[str, list[list[bytes | None]]] = {}
+        for name, ones in of_views.items():
+            without: list[bytes | None] = [None] * (1 + len(ones))
+            found[name] = [next(values) if has_key else without for has_key in keys[name].is_not_null().to_list()]
         return found, Marks(*zip(marks_keys, values, strict=True))
 
-    def _judge(self, ones: list[Asked], placed: Placed, at: np.ndarray[Any, Any], now_us: int) -> pl.DataFrame:
-        known = placed.as_of != UNKNOWN
+    def _judge(self, ones: list[Asked], placed: Placed, at: Ints, now_us: int, without_key: Flags) -> pl.DataFrame:
+        known = (placed.as_of != UNKNOWN) & ~without_key
         status = np.where(at == UNKNOWN, "default", "present").astype(object)
         as_of = np.where(known, placed.as_of, 0)
         warming = is_warming(ones[0].view, [one.feature for one in ones], as_of, placed.since)
@@ -208,16 +202,17 @@ class OnlineReader:
         if self._max_lag_us is not None:
             # This order of comparison does not overflow with an unknown clock.
             status[placed.clock < now_us - self._max_lag_us] = "lagging"
+        status[without_key] = NO_KEY
         return pl.DataFrame(
             [
                 pl.Series("as_of", as_of, pl.Int64).cast(_INSTANT).set(pl.Series(~known), None),
                 pl.Series("status", status.tolist(), pl.String),
-                pl.Series("provisional", placed.provisional, pl.Boolean),
+                pl.Series("provisional", placed.provisional & ~without_key, pl.Boolean),
             ]
         )
 
 
-def _entity_keys(view: View, rows: pl.DataFrame) -> pl.Series:
+def _entity_keys(view: View, rows: Given) -> pl.Series:
     """Return the canonical key of every row."""
     return encode_keys(key_columns(view, rows), view.entity)
 
