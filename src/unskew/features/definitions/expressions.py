@@ -207,7 +207,12 @@ def _dividing_exactly(tree: Any) -> Any:
     1.4000000000000001, but 1.4 if it is the only row of its batch. A value may not depend on that.
     """
     match tree:
-        case {"BinaryExpr": {"op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide", "right": divisor} as parts}:
+        case {
+            "BinaryExpr": {
+                "op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide" | "RustDivide",
+                "right": divisor,
+            } as parts
+        }:
             return {"BinaryExpr": {**_rebuilt(parts), "right": _as_column(divisor)}}
         case {"Function": {"function": {"Sql": {"Binary": "Div"}}, "input": [dividend, divisor]} as parts}:
             return {"Function": {**parts, "input": [_dividing_exactly(dividend), _as_column(divisor)]}}
