@@ -105,7 +105,9 @@ def test_a_damaged_file_is_named_and_makes_the_command_fail(data):
 
 def test_what_stays_apart_is_told_and_is_no_failure(data):
     (version,) = (data / "log/visits").iterdir()
-    rows(0).rename({"n": "seq"}).write_parquet(published_files(version)[0].path, metadata={"unskew.view": "other"})
+    rows(0).rename({"n": "seq"}).write_parquet(
+        published_files(version)[0].path, metadata={"unskew.layout": "1", "unskew.view": "other"}
+    )
 
     result = unskew("--log", data / "log")
 
