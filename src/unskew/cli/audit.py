@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, styled
+from unskew.features.printing import printable
 
 
 @click.command()
@@ -45,21 +47,22 @@ def audit(
     Example:
         unskew audit --definitions examples/complete_journey --log data/log --archive data/archive --samples 10000
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.features.definitions.load import load
     from unskew.monitoring.audit import audit as compare
     from unskew.monitoring.report import audit_table, engines_line
 
-    console = Console()
+    console = Screen()
+    errors = Screen(stderr=True)
     plan = load(*definitions)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        console=Console(stderr=True),
+        console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     ) as bar:
         task = bar.add_task("reading")
         report = compare(
@@ -71,11 +74,16 @@ def audit(
             pipeline=pipeline,
             samples=samples,
             seed=seed,
-            progress=lambda step, done, total: bar.update(task, description=step, completed=done, total=total),
+            progress=lambda step, done, total: bar.update(
+                task, description=printable(step), completed=done, total=total
+            ),
         )
     console.print(audit_table(report))
-    console.print(engines_line(report), highlight=False)
+    console.print(engines_line(report))
     if report.difference is not None:
-        console.print(f"[bold red]difference[/bold red] {report.difference}", highlight=False, soft_wrap=True)
+        console.print(
+            styled("difference ", "bold red").append(printable(str(report.difference)), "not bold default"),
+            soft_wrap=True,
+        )
         raise SystemExit(1)
-    console.print("[bold green]identical[/bold green]")
+    console.print(styled("identical", "bold green"))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, say
+from unskew.features.printing import printable
 
 if TYPE_CHECKING:
     from unskew.offline.compaction import Compacted, Table
@@ -66,7 +68,6 @@ def compact(
     """
     import time
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.offline.compaction import Limits
@@ -75,12 +76,12 @@ def compact(
     limits = Limits(target_bytes=_size(target_size), min_files=min_files, grace_s=_duration_s(grace))
     tables = _tables(views, log, archive, dead_letters)
     if not tables:
-        click.echo("there are no files yet")
+        say("there are no files yet")
         return
     found = []
-    errors = Console(stderr=True)
+    errors = Screen(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         console=errors,
@@ -89,7 +90,7 @@ def compact(
     ) as bar:
         task = bar.add_task("")
         for table in tables:
-            bar.update(task, description=table.name, completed=0, total=None)
+            bar.update(task, description=printable(table.name), completed=0, total=None)
             found.append(
                 compact_table(
                     table,
@@ -101,10 +102,10 @@ def compact(
             )
     _show(found, dry_run=dry_run)
     for note in (note for one in found for note in one.notes):
-        click.echo(note, err=True)
+        say(note, err=True)
     faults = [fault for one in found for fault in one.faults]
     for fault in faults:
-        click.echo(f"error: {fault}", err=True)
+        say(f"error: {fault}", err=True)
     if faults:
         raise click.exceptions.Exit(1)
 
@@ -178,8 +179,6 @@ def _duration_s(text: str) -> float:
 
 
 def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table as Shown
 
     table = Shown(title="nothing was changed: this would be done" if dry_run else None, header_style="bold")
@@ -187,7 +186,7 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
         table.add_column(name, justify="left" if name == "table" else "right")
     for one in found:
         table.add_row(
-            escape(one.table.name),
+            one.table.name,
             f"{one.files_before:,}",
             f"{one.files_after:,}",
             _bytes(one.bytes_before),
@@ -206,11 +205,7 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
             f"{sum(one.n_deleted for one in found):,}",
             f"{sum(one.n_waiting for one in found):,}",
         )
-    console = Console()
-    if not console.is_terminal:
-        # A file or a pager has room for whole lines.
-        console = Console(width=200)
-    console.print(table)
+    Screen().print(table)
 
 
 def _bytes(n_bytes: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.printing import printable_json
 from unskew.offline.reading import answer_of_table
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 from unskew.sinks.tables.layout import day_directory
@@ -120,7 +121,7 @@ def as_json(letter: Letter, decoded: Any) -> str:
 
     A replay sends ``key``, ``value`` and ``headers``, in base64; an object under ``mended`` replaces the value.
     """
-    text = json.dumps(
+    return printable_json(
         {
             "topic": letter.topic,
             "partition": letter.partition,
@@ -136,11 +137,8 @@ def as_json(letter: Letter, decoded: Any) -> str:
             "key": _text(letter.key),
             "value": _text(letter.value),
             "headers": None if letter.headers is None else [[name, _text(value)] for name, value in letter.headers],
-        },
-        ensure_ascii=False,
+        }
     )
-    # Half a surrogate pair, which JSON may write but UTF-8 cannot, stays an escape.
-    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)

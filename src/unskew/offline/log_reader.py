@@ -226,12 +226,12 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
     for holder, grouped in itertools.groupby(parts, lambda part: None if part.within is None else part.path):
         ones = list(grouped)
         if holder is None:
-            scans.append(pl.scan_parquet([one.path for one in ones], hive_partitioning=False))
+            scans.append(pl.scan_parquet([one.path for one in ones], hive_partitioning=False, glob=False))
         else:
             # A day's files of a shard are consecutive, so there are no other rows between the first and the last.
             ranges = [one.within for one in ones if one.within is not None]
             within = pl.col("seq").is_between(ranges[0][0], ranges[-1][1])
-            scans.append(pl.scan_parquet(holder, hive_partitioning=False).filter(within))
+            scans.append(pl.scan_parquet(holder, hive_partitioning=False, glob=False).filter(within))
     return scans[0] if len(scans) == 1 else pl.concat(scans)
 
 
