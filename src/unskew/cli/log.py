@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say
+from unskew.cli.screen import Screen, say, styled
 
 if TYPE_CHECKING:
     from unskew.offline.log_reader import ViewLog
@@ -67,7 +67,7 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
 
     opened = _open(view, definitions, log)
     found = opened.stats()
-    table = Table(title=f"{opened.view.id}  {opened.root}", title_justify="left", title_style="bold", show_header=False)
+    table = Table(show_header=False)
     causes = ", ".join(f"{cause} {n:,}" for cause, n in found.causes.items())
     for name, text in (
         ("rows", f"{found.rows:,}" + (f"  ({causes})" if causes else "")),
@@ -81,6 +81,8 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
     ):
         table.add_row(name, text)
     console = Screen()
+    # Not the table's title, which would be folded to its width.
+    console.print(styled(f"{opened.view.id}  {opened.root}", "bold"), soft_wrap=True)
     console.print(table)
     if found.ledger.windows:
         console.print(late_table(opened.view, found.ledger))
@@ -95,4 +97,6 @@ def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog"
     views = load(*definitions).published
     if name not in views:
         raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
+    if not log_root.is_dir():
+        raise RequestError(f"{log_root}: there is no such folder; give the folder of 'unskew run' with --log")
     return ViewLog(log_root, views[name])

@@ -202,7 +202,8 @@ def _read(root: Path, wanted: Wanted, query: Callable[[pl.LazyFrame], pl.LazyFra
     """Return what ``query`` keeps of the letters that match; ``wanted`` may leave whole days unread."""
     if not root.is_dir():
         raise RequestError(
-            f"{root}: there is no such folder; give the folder of 'unskew run', with --dead-letters or --archive"
+            f"{root}: there is no such folder; give the folder of 'unskew run', with --dead-letters or --archive (if this is "
+            "it, no record was ever refused)"
         )
     since = "" if wanted.since is None else day_directory(wanted.since.date())
     frames = [query(_filtered(pl.LazyFrame(schema=_COLUMNS), wanted)).collect()]
