@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import click
 
 from unskew import settings
+from unskew.cli.screen import say, say_json, say_lines
 from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError, UnskewError
 from unskew.features.time import duration_us, format_instant
@@ -214,7 +215,7 @@ def _without_panics() -> Iterator[None]:
             os.close(kept)
             if not ours:
                 held.seek(0)
-                sys.stderr.write(held.read().decode(errors="replace"))
+                say_lines(held.read().decode(errors="replace").removesuffix("\n"))
 
 
 def _partitions(text: str | None) -> tuple[int, ...] | None:
@@ -269,7 +270,7 @@ def _reporter(kind: str) -> "Callable[[Status], None] | None":
     if kind == "none":
         return None
     if kind == "json":
-        return lambda status: print(json.dumps(asdict(status)), flush=True)
+        return lambda status: say_json(asdict(status))
     began = time.monotonic()
     last = [began, 0.0]
 
@@ -281,7 +282,7 @@ def _reporter(kind: str) -> "Callable[[Status], None] | None":
         if not status.rows:
             clock += " (the first run after an installation compiles the kernel)"
         repeats = "".join(f"  duplicates of {view} {n:,}" for view, n in status.duplicates.items())
-        click.echo(
+        say(
             f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "
             f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}{repeats}"
         )
