@@ -93,6 +93,12 @@ LOOPBACK = "127.0.0.1"
     is_flag=True,
     help="Take over at once the leases of a process on another machine; without it they are watched for 30 s first.",
 )
+@click.option(
+    "--adopt-topic-ids",
+    is_flag=True,
+    help="Go on with topics whose ids have changed, because they hold the same records at the same offsets: after a cluster "
+    "was restored or mirrored.",
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -124,6 +130,7 @@ def run(
     process: int,
     poll_records: int,
     take_over: bool,
+    adopt_topic_ids: bool,
     epoch: str,
     progress: str,
 ) -> None:
@@ -161,6 +168,7 @@ def run(
             process=process,
             metrics=_address(metrics),
             take_over=take_over,
+            adopt_topic_ids=adopt_topic_ids,
             epoch_s=duration_us(epoch) / 1e6,
             poll_records=poll_records,
         )

@@ -25,7 +25,7 @@ class Deployment:
     ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
     of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
     health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
-    machines that may be dead.
+    machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
     """
 
     bootstrap: str
@@ -48,6 +48,7 @@ class Deployment:
     poll_records: int = 10_000
     metrics: tuple[str, int] | None = None
     take_over: bool = False
+    adopt_topic_ids: bool = False
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -29,11 +29,12 @@ from unskew.pipelines.routing import Router
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, JOURNAL, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
+from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks.lease import Lease, Leases
-from unskew.sinks.patience import Patience
+from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
 
@@ -52,6 +53,9 @@ def run(
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
+    If partitions, or topics that match a pattern, are added to a stream that is read without end, the flow ends as if
+    it were stopped, and begins again with them; counts then begin again, too.
+
     ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
     another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
     a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
@@ -59,6 +63,32 @@ def run(
     nothing and retired no view.
     """
     deployment.check(plan)
+    while True:
+        ends = _Ends(stop)
+        status = _run_once(plan, deployment, ends, report, present_us)
+        if not ends.added.is_set() or stop.is_set():
+            return status
+        _log.warning("partitions were added to a topic: reading it with them from here on")
+
+
+class _Ends:
+    """The end of one flow: a stop signal, or partitions that were added."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.asked = stop
+        self.added = threading.Event()
+
+    def is_set(self) -> bool:
+        return self.added.is_set() or self.asked.is_set()
+
+
+def _run_once(
+    plan: Plan,
+    deployment: Deployment,
+    stop: _Ends,
+    report: Callable[[Status], None] | None,
+    present_us: Callable[[], int],
+) -> Status:
     with ExitStack() as closing:
         opened = _open(plan, deployment, stop, closing)
         topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
@@ -66,7 +96,8 @@ def run(
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
-            _run_flow(pipeline.flow, deployment, opened.disk.until_done(opened.state.open))
+            recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
+            _run_flow(pipeline.flow, deployment, recovery)
             pipeline.settle()
         return pipeline.running.status()
 
@@ -96,6 +127,10 @@ class _Topics:
     routers: dict[str, Router]
     shards: Shards
 
+    @property
+    def known(self) -> dict[str, KnownTopics]:
+        return {topic: source.known for topic, source in self.sources.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Pipeline:
@@ -106,7 +141,7 @@ class _Pipeline:
     settle: Callable[[], None]
 
 
-def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: ExitStack) -> _Opened:
+def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) -> _Opened:
     """Take the lease of the state folder, read its content, and connect to Redis; only the lease is written."""
     leases = Leases()
     server = Patience("Redis", stop, still_ours=leases.check)
@@ -164,13 +199,13 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
 def _open_topics(
     plan: Plan,
     deployment: Deployment,
-    stop: threading.Event,
+    stop: _Ends,
     present_us: Callable[[], int],
     opened: _Opened,
     closing: ExitStack,
 ) -> _Topics:
     """Find the partitions of every topic, and take the leases of the tables to which they are written."""
-    schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
+    schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop.asked)
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
     names: dict[str, list[str]] = {}
@@ -191,6 +226,10 @@ def _open_topics(
             partitions=deployment.partitions,
             config=deployment.config,
             journal=opened.journal,
+            known=opened.state.topics.get(stream.topic),
+            adopt_ids=deployment.adopt_topic_ids,
+            by_partition=[view.name for view in views if view.partitioned],
+            on_added=stop.added.set,
         )
         source = sources[stream.topic] = KafkaSource(stream, options)
         closing.callback(source.close)
@@ -234,10 +273,12 @@ def _wire(
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs)
 
+    known = topics.known
+
     @cache
     def accepted() -> None:
         opened.server.until_done(lambda: opened.writer.publish_registry(json.dumps(describe(plan))))
-        opened.disk.until_done(opened.state.record)
+        opened.disk.until_done(lambda: opened.state.record(known))
 
     def settle() -> None:
         accepted()

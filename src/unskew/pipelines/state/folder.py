@@ -1,6 +1,6 @@
 """The state folder: the recovery store, the changelogs, the journal, and a small file that identifies them.
 
-state/deployment.json    what the store was made for, its id, and the views that it holds
+state/deployment.json    what the store was made for, its id, the views that it holds and the topics that were read
 state/recovery/          Bytewax's recovery store
 state/changelog/         see ``changelog.py``
 state/journal/           see ``journal.py``
@@ -22,6 +22,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.sinks import durable
 
 RECOVERY = "recovery"
@@ -38,7 +39,8 @@ class StateFolder:
 
     ``facts``: the configuration that the recovery store was made for. ``id``: the unique name of this history.
     ``views``: those that the store holds. ``retired``: views that an earlier run left out; their state is as old as
-    that run, so they must not continue. ``leads``: whether this process writes the file and makes the store.
+    that run, so they must not continue. ``topics``: by stream, the topics that were read; an earlier version left them
+    out. ``leads``: whether this process writes the file and makes the store.
     ``still_ours``: raises if another process has taken over.
     """
 
@@ -46,6 +48,7 @@ class StateFolder:
     facts: Mapping[str, Any]
     views: Sequence[str]
     retired: Sequence[str]
+    topics: Mapping[str, KnownTopics]
     found: Mapping[str, Any] | None
     id: str
     leads: bool
@@ -64,7 +67,7 @@ class StateFolder:
         facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
         now = {view.id for view in plan.views.values()}
         existing = _read_deployment(path)
-        found = existing or {**facts, "id": uuid.uuid4().hex, "views": [], "retired": []}
+        found = existing or {**facts, "id": uuid.uuid4().hex, "views": [], "retired": [], "topics": {}}
         stored = _holds_anything(deployment.state / RECOVERY)
         if existing is None and stored:
             raise LayoutError(
@@ -92,14 +95,15 @@ class StateFolder:
             facts=facts,
             views=sorted(set(found["views"]) | now),
             retired=sorted(retired),
+            topics={stream: KnownTopics.from_json(one) for stream, one in found["topics"].items()},
             found=existing,
             id=found["id"],
             leads=leads,
             still_ours=still_ours,
         )
 
-    def open(self) -> RecoveryConfig:
-        """Return the recovery store; make it if it is new.
+    def open(self, topics: Mapping[str, KnownTopics]) -> RecoveryConfig:
+        """Return the recovery store; make it if it is new, for these topics.
 
         Raises ``StoreUnavailable``; the call can then be repeated.
         """
@@ -108,27 +112,31 @@ class StateFolder:
             return RecoveryConfig(recovery)
         if self.found is None:
             # Before the store, because a store without the file would be refused.
-            self._write(views=[], retired=[])
+            self._write([], [], topics)
         if not _holds_anything(recovery):
             with durable.disk(self.folder):
                 self._make_store(recovery)
         return RecoveryConfig(recovery)
 
-    def record(self) -> None:
-        """Record the views; must be called before the first epoch that lacks a retired view is durable.
+    def record(self, topics: Mapping[str, KnownTopics]) -> None:
+        """Record the views and the topics; must be called before the first epoch that lacks a retired view is durable.
 
         It must not be called before the run is certain to be accepted. Raises ``StoreUnavailable``; the call can then
         be repeated.
         """
-        if self.leads and self._content(self.views, self.retired) != self.found:
-            self._write(self.views, self.retired)
+        if self.leads and self._content(self.views, self.retired, topics) != self.found:
+            self._write(self.views, self.retired, topics)
 
-    def _content(self, views: Sequence[str], retired: Sequence[str]) -> dict[str, Any]:
-        return {**self.facts, "id": self.id, "views": views, "retired": retired}
+    def _content(
+        self, views: Sequence[str], retired: Sequence[str], topics: Mapping[str, KnownTopics]
+    ) -> dict[str, Any]:
+        # The topics of a stream that is left out for now are kept, as its offsets are.
+        kept = {stream: one.to_json() for stream, one in {**self.topics, **topics}.items()}
+        return {**self.facts, "id": self.id, "views": views, "retired": retired, "topics": kept}
 
-    def _write(self, views: Sequence[str], retired: Sequence[str]) -> None:
+    def _write(self, views: Sequence[str], retired: Sequence[str], topics: Mapping[str, KnownTopics]) -> None:
         with durable.disk(self.folder):
-            data = json.dumps(self._content(views, retired)).encode()
+            data = json.dumps(self._content(views, retired, topics)).encode()
             durable.replace(self.folder / DEPLOYMENT, data, self.still_ours)
 
     def _make_store(self, recovery: Path) -> None:
@@ -162,7 +170,7 @@ def _holds_anything(folder: Path) -> bool:
 
 def _read_deployment(path: Path) -> dict[str, Any] | None:
     try:
-        return {"id": "", "views": [], "retired": [], **json.loads(path.read_text(encoding="utf-8"))}
+        return {"id": "", "views": [], "retired": [], "topics": {}, **json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -96,11 +96,13 @@ class Running:
 
     def retries(self) -> dict[str, int]:
         """Return, by store, the number of retries after a failed attempt to reach it."""
-        return {name: store.retries for name, store in self.stores.items()}
+        retries = {name: store.retries for name, store in self.stores.items()}
+        return {**retries, "kafka": sum(source.retries for source in self.sources.values())}
 
     def away_s(self) -> dict[str, float]:
         """Return, by store, for how long it has been unreachable; 0.0 while it is reachable."""
-        return {name: store.away_s for name, store in self.stores.items()}
+        away_s = {name: store.away_s for name, store in self.stores.items()}
+        return {**away_s, "kafka": max((source.away_s for source in self.sources.values()), default=0.0)}
 
     def still_s(self) -> float | None:
         """Return for how long the flow has done nothing; None before it has begun."""
