@@ -114,6 +114,30 @@ metrics = _option(
 #: ``prefix: str``.
 prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
 
+#: ``allow_eviction: bool``.
+allow_eviction = _option(
+    "--allow-eviction",
+    is_flag=True,
+    help="Run even if the maxmemory-policy of Redis evicts keys. Every read of an entity without a row is provisional then.",
+)
+
+#: ``expire_after: str | None``.
+expire_after = _option(
+    "--expire-after",
+    metavar="DURATION",
+    help="Let Redis delete a key this long after its last window has emptied, should the pipeline not do it. Without "
+    "it keys never expire. Keys that expire may be evicted under volatile policies.",
+)
+
+#: ``scrub: str``.
+scrub = _option(
+    "--scrub",
+    default="1h",
+    show_default=True,
+    metavar="DURATION|off",
+    help="Time in which every value in Redis is compared with the state once, and rewritten if it lacks or differs.",
+)
+
 #: ``pipeline: str``.
 pipeline = _option(
     "--pipeline", default="main", show_default=True, help="Name of the pipeline; the key of its clocks in Redis."

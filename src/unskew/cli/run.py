@@ -42,6 +42,9 @@ LOOPBACK = "127.0.0.1"
 @settings.prefix
 @settings.pipeline
 @settings.metrics
+@settings.allow_eviction
+@settings.expire_after
+@settings.scrub
 @click.option(
     "--idle",
     type=click.Choice(["wall", "none"]),
@@ -121,6 +124,9 @@ def run(
     prefix: str,
     pipeline: str,
     metrics: str | None,
+    allow_eviction: bool,
+    expire_after: str | None,
+    scrub: str,
     idle: str,
     end: str | None,
     start: str,
@@ -169,6 +175,9 @@ def run(
             metrics=_address(metrics),
             take_over=take_over,
             adopt_topic_ids=adopt_topic_ids,
+            allow_eviction=allow_eviction,
+            expire_after_us=None if expire_after is None else duration_us(expire_after),
+            scrub_us=None if scrub == "off" else duration_us(scrub),
             epoch_s=duration_us(epoch) / 1e6,
             poll_records=poll_records,
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.plan import Plan
+from unskew.features.time import HOUR_US
 from unskew.sinks.lease import Owner
 
 
@@ -26,6 +27,9 @@ class Deployment:
     of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
     health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
     machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
+    ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last window empties keys
+    of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is compared with the state
+    once; None for never.
     """
 
     bootstrap: str
@@ -49,6 +53,9 @@ class Deployment:
     metrics: tuple[str, int] | None = None
     take_over: bool = False
     adopt_topic_ids: bool = False
+    allow_eviction: bool = False
+    expire_after_us: int | None = None
+    scrub_us: int | None = HOUR_US
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -181,6 +181,8 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
         process=deployment.process,
         n_processes=deployment.n_processes,
         still_ours=leases.check,
+        allow_eviction=deployment.allow_eviction,
+        expire_after_us=deployment.expire_after_us,
     )
     closing.callback(writer.close)
     writer.look()
@@ -271,7 +273,7 @@ def _wire(
         progress.epochs,
         opened.leases.check,
     )
-    redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs)
+    redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
 
     known = topics.known
 

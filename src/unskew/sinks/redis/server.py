@@ -2,13 +2,41 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import redis
-from redis.exceptions import AskError, AuthenticationError, MovedError, RedisClusterException
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+)
 
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.sinks.redis.url import Address, Client
+
+_REMEDIES: Sequence[tuple[str, type[Exception] | None, str]] = (
+    ("OOM", OutOfMemoryError, "the server is at its maxmemory: raise it, or free memory"),
+    (
+        "READONLY",
+        ReadOnlyError,
+        "this server is a replica: give the address of the master, of sentinels or of a cluster",
+    ),
+    ("NOPERM", NoPermissionError, "allow the command to this user; docs/operations.md lists what unskew needs"),
+    ("MISCONF", None, "the server cannot save its data: see to its disk"),
+    ("LOADING", BusyLoadingError, "the server is reading its data from disk"),
+    ("BUSY", None, "a script blocks the server: end it with SCRIPT KILL"),
+    ("CLUSTERDOWN", ClusterDownError, "the cluster lacks a master for some slots"),
+    ("MASTERDOWN", MasterDownError, "the replica has no master"),
+    ("NOREPLICAS", None, "the server awaits replicas: see min-replicas-to-write"),
+)
+"""The first word of an answer, its class in redis-py, and what to do."""
 
 
 class Server:
@@ -36,7 +64,7 @@ class Server:
                 ) from error
             if isinstance(error, RedisClusterException):
                 self._forget()
-            raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}") from error
+            raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}{_remedy(error)}") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -68,6 +96,14 @@ class Server:
             return ""
         user = self._address.user
         return f" (asked as user {user!r})" if user else " (asked without a user's name)"
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about an answer of the server; redis-py leaves out the first word of some, but has a class."""
+    for word, kind, remedy in _REMEDIES:
+        if str(error).startswith(f"{word} ") or (kind is not None and isinstance(error, kind)):
+            return f" ({remedy})"
+    return ""
 
 
 def _text(error: Exception) -> str:
