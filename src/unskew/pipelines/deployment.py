@@ -25,7 +25,8 @@ class Deployment:
     ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
     of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
     health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
-    machines that may be dead.
+    machines that may be dead. ``drop``: views (name, or name@version) that the state holds, that are no longer defined, and
+    whose state shall end.
     """
 
     bootstrap: str
@@ -48,6 +49,7 @@ class Deployment:
     poll_records: int = 10_000
     metrics: tuple[str, int] | None = None
     take_over: bool = False
+    drop: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
