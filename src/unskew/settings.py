@@ -111,6 +111,15 @@ metrics = _option(
     "without a password; a PORT alone means that port of 127.0.0.1. Without it they are not exposed.",
 )
 
+#: ``drop: tuple[str, ...]``.
+drop = _option(
+    "--drop",
+    multiple=True,
+    metavar="VIEW",
+    help="View (NAME, or NAME@VERSION) that is no longer defined and whose state shall end, for good; may be given several "
+    "times. Without it, a view that is missing from the definitions refuses the start.",
+)
+
 #: ``prefix: str``.
 prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
 

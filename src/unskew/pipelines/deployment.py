@@ -29,7 +29,8 @@ class Deployment:
     machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
     ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last window empties keys
     of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is compared with the state
-    once; None for never.
+    once; None for never. ``drop``: views (name, or name@version) that the state holds, that are no longer
+    defined, and whose state shall end.
     """
 
     bootstrap: str
@@ -56,6 +57,7 @@ class Deployment:
     allow_eviction: bool = False
     expire_after_us: int | None = None
     scrub_us: int | None = HOUR_US
+    drop: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -391,8 +391,11 @@ def build_flow(
     changelogs: Changelogs,
     progress: Progress,
     accepted: Callable[[], None],
+    going_on: Callable[[], None] = lambda: None,
 ) -> Dataflow:
     """Wire sources, shards and sinks; ``sources`` and ``routers`` are by topic.
+
+    ``going_on``: raises if the process should stop; it is called before the saved state of each shard is loaded.
 
     ``accepted`` is called at the end of every epoch that had items, before the epoch is durable; by then all saved
     state has been validated.
@@ -410,6 +413,8 @@ def build_flow(
     siblings = Siblings()
 
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
+        if saved is not None:
+            going_on()
         return _ShardLogic(plan, siblings, changelogs, parquet.disk, redis, progress, accepted, saved)
 
     slices = cast("KeyedStream[Slice]", kinds.trues)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from bytewax.dataflow import Dataflow
@@ -16,9 +16,10 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import UnskewError
+from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.pipelines import compiling
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
@@ -27,7 +28,7 @@ from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
 from unskew.pipelines.state.changelog import Changelogs
-from unskew.pipelines.state.folder import CHANGELOG, JOURNAL, StateFolder, make_state_folder
+from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
@@ -60,7 +61,7 @@ def run(
     another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
     a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
     as requested. After an error the state remains that of the last durable epoch. A run that is refused has published
-    nothing and retired no view.
+    nothing, retired no view and leaves no folder behind. Raises ``Stopped`` if ``stop`` is set before it has begun.
     """
     deployment.check(plan)
     while True:
@@ -89,17 +90,46 @@ def _run_once(
     report: Callable[[Status], None] | None,
     present_us: Callable[[], int],
 ) -> Status:
+    going_on = partial(_go_on, stop.asked)
     with ExitStack() as closing:
-        opened = _open(plan, deployment, stop, closing)
-        topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
-        pipeline = _wire(plan, deployment, present_us, opened, topics)
+        try:
+            opened = _open(plan, deployment, stop, closing)
+            going_on()
+            topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
+        except StoreUnavailable:
+            # Whoever asked it to stop does not want to know for what it waited.
+            going_on()
+            raise
+        pipeline = _wire(plan, deployment, present_us, opened, topics, going_on)
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
+            _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
+            going_on()
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
             _run_flow(pipeline.flow, deployment, recovery)
             pipeline.settle()
         return pipeline.running.status()
+
+
+def _go_on(stop: Flag) -> None:
+    """Raise ``Stopped`` if this process was asked to stop."""
+    if stop.is_set():
+        raise Stopped("it was asked to stop before it had begun")
+
+
+def _compile(progress: Progress, folder: Path, stop: threading.Event) -> None:
+    """Compile the kernel before the first poll, while metrics and health answer, and so that a signal ends it."""
+    if compiling.is_done():
+        return
+    _log.warning(
+        "the kernel is being compiled, once for each installation and processor; no records are read meanwhile"
+    )
+    progress.compiling = True
+    try:
+        compiling.compile_ahead(folder, stop)
+    finally:
+        progress.compiling = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +181,17 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
 
     def lease(root: Path, option: str, writers: Iterable[str]) -> None:
         wanted = frozenset(writers)
-        leases.add(disk.until_done(lambda: Lease(root, option, owner, wanted, take_over=deployment.take_over)))
+        leases.add(
+            disk.until_done(
+                lambda: Lease(
+                    root, option, owner, wanted, take_over=deployment.take_over, going_on=partial(_go_on, stop)
+                )
+            )
+        )
 
     make_state_folder(deployment.state)
     lease(deployment.state, "--state", ["the state"])
-    state = StateFolder.read(plan, deployment, leases.check)
+    state = StateFolder.read(plan, deployment, leases.check, partial(_go_on, stop))
     journal = Journal(
         deployment.state / JOURNAL,
         state.id,
@@ -171,7 +207,7 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
             "log; restore the journal from the backup that holds the state, if there is one",
             deployment.state / JOURNAL,
         )
-    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check)
+    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop))
     closing.callback(changelogs.close)
     writer = RedisWriter(
         deployment.redis_url,
@@ -258,7 +294,12 @@ def _open_topics(
 
 
 def _wire(
-    plan: Plan, deployment: Deployment, present_us: Callable[[], int], opened: _Opened, topics: _Topics
+    plan: Plan,
+    deployment: Deployment,
+    present_us: Callable[[], int],
+    opened: _Opened,
+    topics: _Topics,
+    going_on: Callable[[], None],
 ) -> _Pipeline:
     """Connect topics, shards and sinks."""
     progress = Progress()
@@ -288,7 +329,9 @@ def _wire(
         parquet.settle()
         progress.epochs.settle()
 
-    flow = build_flow(FLOW, plan, topics.sources, topics.routers, parquet, redis, opened.changelogs, progress, accepted)
+    flow = build_flow(
+        FLOW, plan, topics.sources, topics.routers, parquet, redis, opened.changelogs, progress, accepted, going_on
+    )
     running = Running(
         progress=progress,
         sources=topics.sources,

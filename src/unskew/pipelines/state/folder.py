@@ -4,9 +4,11 @@ state/deployment.json    what the store was made for, its id, the views that it 
 state/recovery/          Bytewax's recovery store
 state/changelog/         see ``changelog.py``
 state/journal/           see ``journal.py``
+state/compiled/          compiled functions, where no usual folder can be written (``features/jit_cache.py``)
 """
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -19,7 +21,8 @@ from typing import Any
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
+from unskew.features.nearest import nearest
 from unskew.features.plan import Plan
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.state.known_topics import KnownTopics
@@ -28,9 +31,12 @@ from unskew.sinks import durable
 RECOVERY = "recovery"
 CHANGELOG = "changelog"
 JOURNAL = "journal"
+COMPILED = "compiled"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 2
 STORE_TIMEOUT_S = 60.0
+
+_log = logging.getLogger("unskew.run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +61,21 @@ class StateFolder:
     still_ours: Callable[[], None]
 
     @classmethod
-    def read(cls, plan: Plan, deployment: Deployment, still_ours: Callable[[], None]) -> "StateFolder":
-        """Read what is there and write nothing.
+    def read(
+        cls,
+        plan: Plan,
+        deployment: Deployment,
+        still_ours: Callable[[], None],
+        going_on: Callable[[], None] = lambda: None,
+    ) -> "StateFolder":
+        """Read what is there and write nothing; ``going_on`` raises if the process should stop.
 
         Raises ``LayoutError`` if it belongs to another deployment, or if an earlier run left out a view.
         """
         path = deployment.state / DEPLOYMENT
         leads = deployment.process == 0
         if not leads:
-            _await_store(deployment.state / RECOVERY)
+            _await_store(deployment.state / RECOVERY, going_on)
         facts = {"layout": DEPLOYMENT_LAYOUT, "pipeline": deployment.pipeline, "shards": deployment.n_hashes}
         now = {view.id for view in plan.views.values()}
         existing = _read_deployment(path)
@@ -84,7 +96,9 @@ class StateFolder:
             raise LayoutError(
                 f"{deployment.state / RECOVERY} is gone but {path} refers to it; restore it, or name another --state"
             )
-        retired = set(found["retired"]) | (set(found["views"]) - now)
+        missing = set(found["views"]) - set(found["retired"]) - now
+        _refuse_missing(missing, now, found, deployment)
+        retired = set(found["retired"]) | missing
         if back := sorted(retired & now):
             raise LayoutError(
                 f"{', '.join(back)}: left out of an earlier run on {deployment.state}, so its state lacks the events of "
@@ -152,16 +166,59 @@ class StateFolder:
         durable.rename(made, recovery, self.still_ours)
 
 
-def _await_store(recovery: Path) -> None:
+def _await_store(recovery: Path, going_on: Callable[[], None]) -> None:
     """Wait for the first process of a cluster to make the recovery store."""
     waiting = Retrying(retry=retry_if_result(not_), wait=wait_fixed(0.05), stop=stop_after_delay(STORE_TIMEOUT_S))
+
+    def is_made() -> bool:
+        going_on()
+        return _holds_anything(recovery)
+
     try:
-        waiting(_holds_anything, recovery)
+        waiting(is_made)
     except RetryError as error:
         raise StoreUnavailable(
             f"{recovery} was not made within {STORE_TIMEOUT_S:.0f} s: start process 0 of the cluster, and give all processes "
             "the same --state"
         ) from error
+
+
+def _refuse_missing(missing: set[str], now: set[str], found: Mapping[str, Any], deployment: Deployment) -> None:
+    """Raise ``LayoutError`` if a view would end that nobody asked to end.
+
+    A view with a higher version has been replaced on purpose.
+    """
+    versions = {_name(view): _version(view) for view in sorted(now, key=_version)}
+    replaced = {view for view in missing if versions.get(_name(view), 0) > _version(view)}
+    held = set(found["views"]) | set(found["retired"])
+    for wanted in deployment.drop:
+        meant = {view for view in held if wanted in {view, _name(view)}}
+        if both := sorted(view for view in now if wanted in {view, _name(view)}):
+            raise RequestError(
+                f"--drop {wanted}: the definitions have {', '.join(both)}, so it goes on; take it out of them, or omit --drop"
+            )
+        if held and not meant:
+            raise RequestError(
+                f"--drop {wanted}: {deployment.state} holds no such view; {nearest(wanted, sorted(held), 'it holds')}"
+            )
+    dropped = {view for view in missing if {view, _name(view)} & set(deployment.drop)}
+    if lost := sorted(missing - replaced - dropped):
+        names = ", ".join(lost)
+        raise LayoutError(
+            f"{names}: in {deployment.state}, but not in the definitions; without its definition a view's state would end, and "
+            f"could not go on later. Give the definition back (check --definitions), or end it with "
+            f"{' '.join(f'--drop {view}' for view in lost)}; all other views go on"
+        )
+    for view in sorted(replaced):
+        _log.warning("%s is replaced by version %d, so its state ends here", view, versions[_name(view)])
+
+
+def _name(view: str) -> str:
+    return view.rpartition("@")[0]
+
+
+def _version(view: str) -> int:
+    return int(view.rpartition("@")[2])
 
 
 def _holds_anything(folder: Path) -> bool:

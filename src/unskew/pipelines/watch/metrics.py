@@ -176,6 +176,12 @@ class _PipelineCollector(Collector):
             [],
             [((), float(not self._running.unready_reasons()))],
         )
+        yield _gauge(
+            "unskew_compiling",
+            "1 while the kernel is being compiled, before the first record is read, else 0.",
+            [],
+            [((), float(self._running.progress.compiling))],
+        )
 
     def _of_stores(self) -> Iterator[Metric]:
         running, writer = self._running, self._running.writer

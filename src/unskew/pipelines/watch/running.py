@@ -29,7 +29,8 @@ class Status:
     ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's
     schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of
     durable ones. ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most.
-    ``retries``: by store, retries after a failed attempt to reach it.
+    ``retries``: by store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no
+    record is read yet.
     """
 
     consumed: int
@@ -48,6 +49,7 @@ class Status:
     commit_s: float = 0.0
     longest_commit_s: float = 0.0
     retries: Mapping[str, int] = field(default_factory=dict)
+    compiling: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ class Running:
             commit_s=commits.sum_s,
             longest_commit_s=commits.longest_s,
             retries=self.retries(),
+            compiling=progress.compiling,
         )
 
     def dead_by_kind(self) -> dict[str, int]:
@@ -123,7 +126,9 @@ class Running:
         A reason is what it waits for, or that it has not begun.
         """
         reasons = self.dead_reasons()
-        if self.progress.epochs.durable == 0:
+        if self.progress.compiling:
+            reasons.append("the kernel is being compiled, once for each installation and processor")
+        elif self.progress.epochs.durable == 0:
             reasons.append("no epoch of this process is durable yet: it is loading its state")
         reasons += [f"{name} has been away for {away_s:.1f} s" for name, away_s in self.away_s().items() if away_s]
         reasons += [
@@ -135,6 +140,7 @@ class Running:
         """Return the facts that accompany the answers about health."""
         places = [place for source in self.sources.values() for place in source.places()]
         return {
+            "compiling": self.progress.compiling,
             "epochs": self.progress.epochs.durable,
             "still_s": self.still_s(),
             "away_s": self.away_s(),
