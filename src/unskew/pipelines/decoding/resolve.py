@@ -32,6 +32,10 @@ class Incompatible(Exception):
     """The error for a writer's schema that cannot be read into the stream's columns; the text gives the reason."""
 
 
+class Unregistered(Incompatible):
+    """The error for an id under which no schema is registered, as far as the registry knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Column:
     """One column of the stream; ``writer``: None if the column is the reader's default."""
