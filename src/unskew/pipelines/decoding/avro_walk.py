@@ -271,7 +271,7 @@ class Branches:
     """
 
     def __init__(self, before: Sequence[Any]) -> None:
-        types = _Types()
+        types = _Types(loosely=True)
         fields = [{"name": str(number), "type": avro} for number, avro in enumerate(before)]
         types.node({"type": "record", "name": "_before", "fields": fields})
         self._types = types.arrays()

@@ -118,6 +118,16 @@ class Reading:
         shape = {column: self._wire.shape[column] for column in self._resolution.wanted.values()}
         return read, pl.DataFrame(records, schema=shape, orient="row").select(list(self._wire.shape))
 
+    def sound(
+        self,
+        rows: npt.NDArray[np.int64],
+        values: Sequence[bytes | None],
+        reasons: dict[int, Rejection],
+        accepted: Accepted | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Return the rows whose messages are records of the schema; note a reason for each other."""
+        return one_by_one(rows, values, reasons, lambda value: tuple(self._read_one(value, accepted)))[0]
+
     def _read_one(self, value: bytes | None, accepted: Accepted | None) -> Mapping[str, Any]:
         """Read a single message with fastavro; numbers stay as they are on the wire."""
         if value is None:
