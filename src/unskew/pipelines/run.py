@@ -277,7 +277,11 @@ def _open_topics(
         mine = deployment.partitions or range(n_partitions)
         tables.update(f"{stream.topic}/p{number}" for number in mine)
         routers[stream.topic] = Router(
-            views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes, opened.journal
+            views,
+            decoder_of(stream, schemas, opened.journal.schema_ids(stream.topic)),
+            n_partitions,
+            deployment.n_hashes,
+            opened.journal,
         )
         for view in views:
             names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)

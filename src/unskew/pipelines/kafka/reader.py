@@ -22,7 +22,7 @@ from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
 from unskew.pipelines.kafka.arrivals import NO_CLOCK, assign_arrivals, refusal
 from unskew.pipelines.kafka.consumer import Flag, Records, TopicReader, offsets_gone, past_the_end
-from unskew.pipelines.kafka.poll import Poll, Rejected
+from unskew.pipelines.kafka.poll import Poll, Rejected, first_schema_id
 from unskew.pipelines.state.journal import Journal, Placed, Refused, Script, place_of
 from unskew.pipelines.state.known_topics import START_OVER, KnownTopics, partitions_added
 
@@ -174,6 +174,7 @@ class Reader:
                 # Values that were shown already must not be taken back.
                 end = max(end, script.until)
             part = KafkaPartition(self, partition, offset, clock_us, end, script)
+            part.schema_id = (saved or {}).get("schema_id", None if script is None else script.schema_id)
             had_ended = (saved is not None and bool(saved["ended"])) if script is None else script.ended
             part.rejoins = self.options.aligned and (
                 is_new or (had_ended and not part.ends_at(offset if script is None else script.until))
@@ -334,6 +335,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         # A mark is announced (later records arrive after it), but no item has carried it yet.
         self._unsaid = False
         self._begun = False
+        # The id of the first framed record, here because it is saved with the position.
+        self.schema_id: int | None = None
         if script is None:
             self._note(offset)
         self._idle_wall = reader.options.idle == "wall"
@@ -484,7 +487,16 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             return
         clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
         self._ticket = self._journal.note(
-            Placed(self._place_name, begins, self._position, clock_us, floor_us, self.ended, self._reader.n_partitions)
+            Placed(
+                self._place_name,
+                begins,
+                self._position,
+                clock_us,
+                floor_us,
+                self.ended,
+                self._reader.n_partitions,
+                self.schema_id,
+            )
         )
         self._journal.begin()
 
@@ -528,6 +540,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         """Assign arrivals, and set aside the records that cannot have one."""
         reader, script = self._reader, self._script
         offsets, kinds, stamps_ms = records.offsets, records.kinds, records.stamps_ms
+        if self.schema_id is None:
+            self.schema_id = first_schema_id(records.values)
         if self._idle_wall and reader.stream.settle_us is None and (kinds == TIMESTAMP_CREATE_TIME).any():
             raise DefinitionError(
                 f"Topic {reader.stream.topic!r} carries producer timestamps (CreateTime), so the stream must declare how "
@@ -576,13 +590,15 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if found.future.any() and self._journal is not None:
                 self._journal.note(Refused.of(self._place_name, offsets[found.future].tolist(), "time", ""))
             self._note(int(offsets[0]))
-        return self._item(kept, clocks, rejected)
+        return self._item(kept, clocks, rejected, decided=script is not None)
 
     def _item(
         self,
         records: Records | None = None,
         arrivals: npt.NDArray[np.int64] = _EMPTY,
         rejected: Sequence[Rejected] = (),
+        *,
+        decided: bool = False,
     ) -> Poll:
         records = _no_records() if records is None else records
         self._last_item_s = self._reader.options.monotonic()
@@ -604,11 +620,13 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             place=self._place_name,
             ticket=self._ticket,
             replaying=self._script is not None,
+            decided=decided,
+            schema_id=self.schema_id,
         )
 
     @override
     def snapshot(self) -> dict[str, Any]:
-        """Return position and clock as plain ints, with the number of partitions and the origin.
+        """Return position and clock as plain ints, with the number of partitions, the origin and the first schema id.
 
         ``offset``: the next one. ``clock``: None before any. The snapshot before this one is durable by now, so its
         offset is committed to the consumer group.
@@ -622,13 +640,14 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if self._journal is not None:
                 self._journal.durable(self._place_name, *self._saved)
         self._saved = self._position, clock_us
-        return {
+        saved = {
             "offset": self._position,
             "clock": clock_us,
             "partitions": self._reader.n_partitions,
             "ended": int(self._said_ended),
             "origin": self._reader.topic.name_of(self.partition),
         }
+        return saved if self.schema_id is None else {**saved, "schema_id": self.schema_id}
 
     @override
     def close(self) -> None:

@@ -27,10 +27,10 @@ class Status:
     """One reading of a running pipeline; counts since the process started, instants in microseconds.
 
     ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's
-    schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of
-    durable ones. ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most.
-    ``retries``: by store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no
-    record is read yet.
+    schema cannot be read as the stream's. ``ignored``: messages that are not meant to be events of their stream, such
+    as records of another type. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of durable ones.
+    ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by
+    store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no record is read yet.
     """
 
     consumed: int
@@ -44,6 +44,7 @@ class Status:
     late_by_view: Mapping[str, int] = field(default_factory=dict)
     duplicates: Mapping[str, int] = field(default_factory=dict)
     incompatible: int = 0
+    ignored: int = 0
     dead_by_kind: Mapping[str, int] = field(default_factory=dict)
     epochs: int = 0
     commit_s: float = 0.0
@@ -73,6 +74,7 @@ class Running:
             consumed=sum(one.consumed for one in counters),
             dead=sum(router.dead for router in self.routers.values()),
             incompatible=sum(router.incompatible for router in self.routers.values()),
+            ignored=sum(router.ignored for router in self.routers.values()),
             late=progress.late,
             bumped=sum(one.bumped for one in counters),
             updates=progress.updates,
