@@ -59,7 +59,7 @@ def judged(answer, view="visits"):
 
 
 def row(key, at, **values):
-    return {"key": key, "n_5min": 0, "_at": at, "_until": at + MINUTE, "_empty_at": at + DAY, **values}
+    return {"key": key, "n_5min": 1, "_at": at, "_until": at + MINUTE, "_empty_at": at + DAY, **values}
 
 
 def test_values_come_back_in_their_types_in_the_order_asked(writer, reader):
@@ -187,13 +187,14 @@ def test_an_unknown_entity_gets_empty_values_and_defaults(writer, reader):
     assert judged(answer) == [(CLOCK, "default", False)]
 
 
-def test_a_null_of_a_present_entity_reads_as_the_default(writer, reader):
+def test_a_null_of_an_entity_with_other_values_reads_as_the_default(writer, reader):
     write(writer, closing(VISITS, CLOCK, [row("a", CLOCK)]))
 
-    answer = reader.read(["visits:mean_1d"], [{"user": "a"}])
+    alone = reader.read(["visits:mean_1d"], [{"user": "a"}])
+    together = reader.read(["visits:mean_1d", "visits:n_5min"], [{"user": "a"}])
 
-    assert answer.to_dict()["mean_1d"] == [-1.0]
-    assert judged(answer) == [(CLOCK, "present", False)]
+    assert alone.to_dict()["mean_1d"] == together.to_dict()["mean_1d"] == [-1.0]
+    assert (judged(alone), judged(together)) == ([(CLOCK, "default", False)], [(CLOCK, "present", False)])
 
 
 def test_several_views_and_rows_keep_their_places(writer, reader):

@@ -17,7 +17,7 @@ from unskew.features.nearest import nearest
 from unskew.features.references import Asked, by_view, key_columns, resolve
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, duration_us, format_instant
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
-from unskew.features.warming import is_warming
+from unskew.features.warming import is_empty, is_warming
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
@@ -79,7 +79,7 @@ def historical_features(
     have nulls. ``max_age``: a row that last changed longer before its label than this reads as nulls and defaults.
     ``with_status``: adds a column ``{feature column}__status`` beside each feature: ``no_key``; ``before_log`` and
     ``after_log`` (outside of the log); ``warming`` (the window begins before the first event that the pipeline saw);
-    ``expired`` (older than ``max_age``); ``default`` (nothing is known of the entity); else ``present``.
+    ``expired`` (older than ``max_age``); ``default`` (the value of an entity without events); else ``present``.
 
     Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and labels outside of the log;
     ``LayoutError`` for a log with missing files or of another definition.
@@ -103,7 +103,6 @@ def historical_features(
         status[without_key] = Statuses.no_key
         absent = status <= Statuses.after_log
         found = _join(log, keys.fill_null(0).fill_null("") if without_key.any() else keys, bounds, _features(ones))
-        status[~absent & (found.instants == _NEVER)] = Statuses.default
         expired = np.zeros(len(bounds), np.bool_)
         if max_age_us is not None:
             # This order of comparison does not overflow if no row was found.
@@ -112,7 +111,10 @@ def historical_features(
         with_warming = _WithWarming(log, bounds, status, absent)
         for one in ones:
             columns[one.column] = _read(one, found, expired, absent)
-            its_status, counts[one.column] = with_warming.of(one.feature)
+            its_status = with_warming.of(one.feature)
+            is_default = (found.instants == _NEVER) | is_empty(found.values[one.feature.name], one.feature)
+            its_status = np.where(is_default & (its_status == Statuses.present), np.int8(Statuses.default), its_status)
+            counts[one.column] = np.bincount(its_status, minlength=len(Statuses))
             if with_status:
                 columns[f"{one.column}__status"] = pl.Series(its_status).replace_strict(
                     list(Statuses), [each.name for each in Statuses], return_dtype=pl.String
@@ -241,7 +243,7 @@ def _or_empty(values: pl.Series, empty: Scalar | None, seen: pl.Series) -> pl.Se
 
 
 class _WithWarming:
-    """The status of every label, and how many have each, for features of which several share their windows.
+    """The status of every label, for features of which several share their windows.
 
     ``status``: as it is for a feature that is not warming anywhere; that of ``absent`` labels stays.
     """
@@ -251,15 +253,14 @@ class _WithWarming:
         self._bounds = bounds
         self._status = status
         self._absent = absent
-        self._by_windows: dict[frozenset[ViewWindow], tuple[Codes, Ints]] = {}
+        self._by_windows: dict[frozenset[ViewWindow], Codes] = {}
 
-    def of(self, feature: ViewFeature) -> tuple[Codes, Ints]:
+    def of(self, feature: ViewFeature) -> Codes:
         windows = frozenset(self._log.view.windows_of(feature))
         if windows not in self._by_windows:
             since_us = self._log.since_us
             warming = since_us is None or is_warming(self._log.view, [feature], self._bounds, since_us)
-            status = np.where(warming & ~self._absent, np.int8(Statuses.warming), self._status)
-            self._by_windows[windows] = status, np.bincount(status, minlength=len(Statuses))
+            self._by_windows[windows] = np.where(warming & ~self._absent, np.int8(Statuses.warming), self._status)
         return self._by_windows[windows]
 
 

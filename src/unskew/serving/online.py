@@ -16,7 +16,7 @@ from unskew.features.references import Asked, by_view, find_view, key_columns, r
 from unskew.features.registry import parse
 from unskew.features.types import INT64, Type
 from unskew.features.view import Scalar, View
-from unskew.features.warming import NO_KEY, is_warming
+from unskew.features.warming import NO_KEY, is_empty, is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
 from unskew.sinks.redis.keyspace import clock_key, registry_key, sent_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server
@@ -41,8 +41,8 @@ class OnlineFeatures(Answer):
     - ``as_of`` Datetime UTC: the instant for which the values are valid; null if the pipeline has published no clock;
     - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window of a
       requested feature, or of a feature from which it is derived, begins before the pipeline's first event), else
-      ``present``, or ``default`` for an entity without events in any window; ``no_key`` for a row that lacks a part of
-      the entity's key, whose values and ``as_of`` are null;
+      ``default`` if every requested value is that of an entity without events, else ``present``; ``no_key`` for a row
+      that lacks a part of the entity's key, whose values and ``as_of`` are null;
     - ``provisional``: whether more events may still arrive at or before ``as_of``.
 
     ``compared_at``: for each view, by name, when the pipeline's last comparison of all rows with its state began, in
@@ -124,11 +124,13 @@ class OnlineReader:
             at = _read(ones[0].view, "_at", [row[0] for row in texts], INT64, [UNKNOWN] * len(texts)).to_numpy()
             present = [row[0] is not None for row in texts]
             without_key = keys[name].is_null()
+            is_default = np.ones(len(texts), np.bool_)
             for position, one in enumerate(ones, start=1):
-                column = _column(one, [row[position] for row in texts], present)
+                column, is_one_default = _column(one, [row[position] for row in texts], present)
+                is_default &= is_one_default
                 columns[one.column] = column.set(without_key, None) if without_key.any() else column
             placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name].fill_null(""), at)
-            metadata[name] = self._judge(ones, placed, at, now_us, without_key.to_numpy())
+            metadata[name] = self._judge(ones, placed, is_default, now_us, without_key.to_numpy())
             compared_at[name] = _instants("compared_at", placed.compared)
         return OnlineFeatures(rows, pl.DataFrame([columns[one.column] for one in asked]), metadata, compared_at)
 
@@ -199,9 +201,11 @@ class OnlineReader:
             found[name] = [next(values) if has_key else without for has_key in keys[name].is_not_null().to_list()]
         return found, Marks(*zip(marks_keys, values, strict=True))
 
-    def _judge(self, ones: list[Asked], placed: Placed, at: Ints, now_us: int, without_key: Flags) -> pl.DataFrame:
+    def _judge(
+        self, ones: list[Asked], placed: Placed, is_default: Flags, now_us: int, without_key: Flags
+    ) -> pl.DataFrame:
         known = (placed.as_of != UNKNOWN) & ~without_key
-        status = np.where(at == UNKNOWN, "default", "present").astype(object)
+        status = np.where(is_default, "default", "present").astype(object)
         as_of = np.where(known, placed.as_of, 0)
         warming = is_warming(ones[0].view, [one.feature for one in ones], as_of, placed.since)
         status[~known | warming] = "warming"
@@ -228,12 +232,19 @@ def _entity_keys(view: View, rows: Given) -> pl.Series:
     return encode_keys(key_columns(view, rows), view.entity)
 
 
-def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> pl.Series:
-    """Return typed values; the empty value for an entity without a row. The default replaces either if it is null."""
+def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> tuple[pl.Series, Flags]:
+    """Return typed values, and which are those of an entity without events.
+
+    An entity without a row has the empty value. The default replaces either if it is null.
+    """
     feature = asked.feature
     absent = feature.default if feature.empty is None else feature.empty
     instead = [feature.default if is_present else absent for is_present in present]
-    return _read(asked.view, feature.name, texts, feature.dtype, instead).alias(asked.column)
+    column = _read(asked.view, feature.name, texts, feature.dtype, instead).alias(asked.column)
+    lacking = np.array([text is None for text in texts], np.bool_)
+    if feature.empty is None:
+        return column, lacking
+    return column, np.where(lacking, ~np.array(present, np.bool_), is_empty(column, feature))
 
 
 def _read(
