@@ -7,7 +7,7 @@ microseconds.
 
 import datetime as dt
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from decimal import Decimal, DecimalException
 from typing import Any
 
@@ -50,6 +50,17 @@ def merge(stored: str | bytes | None, text: str) -> str:
         return text
     views.update((view["name"], view) for view in new["views"])
     return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
+
+
+def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
+    """Return the stored registry without these view versions; None if it has none of them, or cannot be read."""
+    try:
+        registry = {} if stored is None else json.loads(stored)
+        kept = [view for view in registry["views"] if f"{view['name']}@{view['version']}" not in view_ids]
+        n_views = len(registry["views"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
 
 
 def parse(published: str | bytes | dict[str, Any]) -> dict[str, View]:
