@@ -42,6 +42,7 @@ LOOPBACK = "127.0.0.1"
 @settings.prefix
 @settings.pipeline
 @settings.metrics
+@settings.umask
 @click.option(
     "--idle",
     type=click.Choice(["wall", "none"]),

@@ -9,6 +9,7 @@ state/journal/           see ``journal.py``
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,8 +170,34 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
         raise LayoutError(f"{path} is damaged ({error}); restore it, or name another --state") from error
 
 
+def refuse_strangers(folder: Path) -> None:
+    """Refuse a state folder in which another user than this one and root may write.
+
+    Bytewax unpickles what its recovery store holds, so whoever writes there runs code in this process. The group may
+    write if this process's umask lets it: then its user means it to.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    recovery = folder / RECOVERY
+    for path in (folder, recovery, *(sorted(recovery.iterdir()) if recovery.is_dir() else ())):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            continue
+        if found.st_uid not in {0, os.geteuid()}:
+            whose = f"belongs to the user {found.st_uid}, and this process runs as {os.geteuid()}"
+        elif found.st_mode & umask & (stat.S_IWGRP | stat.S_IWOTH):
+            whose = f"can be written by other users ({stat.filemode(found.st_mode)})"
+        else:
+            continue
+        raise LayoutError(
+            f"{path} {whose}: whoever writes there can run code in this process, so its content is not read. Make sure "
+            f"that nobody has changed it, then let only this process's user write there (chown, chmod go-w)"
+        )
+
+
 def make_state_folder(folder: Path) -> None:
-    """Make the folder if it does not exist. Raises ``LayoutError`` if it cannot be used."""
+    """Make the folder if it does not exist. Raises ``LayoutError`` if it cannot be used, or others may write there."""
     try:
         durable.make_folder(folder)
         usable = os.access(folder, os.W_OK)
@@ -180,3 +207,4 @@ def make_state_folder(folder: Path) -> None:
         ) from error
     if not usable:
         raise LayoutError(f"{folder} cannot be used as a state folder: it is not writable; name another --state")
+    refuse_strangers(folder)
