@@ -31,6 +31,8 @@ JOURNAL = "journal"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 2
 STORE_TIMEOUT_S = 60.0
+RESERVE_BYTES = 16 << 20
+"""Room on the disk of the state that is left to the recovery store: many times what an epoch writes there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ class StateFolder:
         Raises ``StoreUnavailable``; the call can then be repeated.
         """
         recovery = self.folder / RECOVERY
+        self.require_room()
         if not self.leads:
             return RecoveryConfig(recovery)
         if self.found is None:
@@ -114,6 +117,23 @@ class StateFolder:
             with durable.disk(self.folder):
                 self._make_store(recovery)
         return RecoveryConfig(recovery)
+
+    def require_room(self) -> None:
+        """Raise ``StoreUnavailable`` if the disk may be too full for what Bytewax writes at the end of an epoch.
+
+        Bytewax's recovery store cannot wait: if a write fails, the process ends. So the flow waits before.
+        """
+        with durable.disk(self.folder):
+            disk = os.statvfs(self.folder)
+            # What an epoch writes is in the log of the store until the store takes it over; both need room.
+            logged = sum(path.stat().st_size for path in (self.folder / RECOVERY).glob("*-wal"))
+        free, needed = disk.f_bavail * disk.f_frsize, RESERVE_BYTES + 2 * logged
+        # Some network disks do not say how large they are.
+        if disk.f_blocks and free < needed:
+            raise StoreUnavailable(
+                f"{self.folder}: {free / (1 << 20):,.1f} MiB are free, and {needed / (1 << 20):,.1f} MiB are kept for the "
+                "recovery store; make room"
+            )
 
     def record(self) -> None:
         """Record the views; must be called before the first epoch that lacks a retired view is durable.
@@ -166,7 +186,7 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
         return {"id": "", "views": [], "retired": [], **json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise LayoutError(f"{path} is damaged ({error}); restore it, or name another --state") from error
 
 
