@@ -224,8 +224,10 @@ class ParquetSink(_Sink):
         disk: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
+        require_room: Callable[[], None],
     ) -> None:
         self.disk = disk
+        self.require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
         self._shards = shards
@@ -314,6 +316,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
             tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+            # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
+            self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}
 
     def settle(self) -> None:

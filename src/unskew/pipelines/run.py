@@ -322,6 +322,7 @@ def _wire(
         opened.disk,
         progress.epochs,
         opened.leases.check,
+        opened.state.require_room,
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
 
