@@ -49,6 +49,11 @@ optional_definitions = _option(
     "--definitions", multiple=True, type=_A_PATH, help="Definitions, to decode values with; may be given several times."
 )
 
+#: The same, for a command that needs them only in one of its modes.
+some_definitions = _option(
+    "--definitions", multiple=True, type=_A_PATH, help="Definition file or folder; may be given several times."
+)
+
 #: ``bootstrap_servers: str``.
 bootstrap_servers = _option(
     "--bootstrap-servers",
@@ -104,6 +109,9 @@ dead_letters = _option(
 
 #: ``state: Path``.
 state = _option("--state", required=True, type=_A_PATH, help="Folder of the recovery store.")
+
+#: ``state: Path | None``, for a command that works without it.
+optional_state = _option("--state", type=_A_PATH, help="Folder of the recovery store.")
 
 #: ``metrics: str | None``.
 metrics = _option(

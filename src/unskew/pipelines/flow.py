@@ -152,9 +152,9 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         """
         if shard.behind:
             return []
-        if self._losses_seen != self._redis.lost:
+        if self._losses_seen != self._redis.lost and shard.state.clock_us is not None:
             self._losses_seen = self._redis.lost
-            self._refill = None if shard.state.clock_us is None else shard.everything(ROWS_PER_REFILL)
+            self._refill = shard.everything(ROWS_PER_REFILL)
         if self._refill is None:
             return []
         part = next(self._refill)

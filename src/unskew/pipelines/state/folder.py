@@ -187,6 +187,14 @@ class StateFolder:
         durable.rename(made, recovery, self.still_ours)
 
 
+def shards_of(folder: Path) -> int:
+    """Return the number of hash shards that a state was made for. Raises ``LayoutError`` if there is no state."""
+    found = _read_deployment(folder / DEPLOYMENT)
+    if found is None or not _holds_anything(folder / RECOVERY):
+        raise LayoutError(f"{folder} holds no state; name the --state of the pipeline")
+    return int(found["shards"])
+
+
 def _await_store(recovery: Path, going_on: Callable[[], None]) -> None:
     """Wait for the first process of a cluster to make the recovery store."""
     waiting = Retrying(retry=retry_if_result(not_), wait=wait_fixed(0.05), stop=stop_after_delay(STORE_TIMEOUT_S))
