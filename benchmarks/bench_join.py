@@ -27,6 +27,7 @@ from unskew.features.frames import read_table
 from unskew.features.view import View, ViewEntity, ViewFeature, ViewWindow
 from unskew.offline.join import historical_features
 from unskew.sinks.tables.layout import coverage_file, day_directory, file_name, view_root
+from unskew.sinks.tables.parquet import encode
 
 DAY_US = 86_400_000_000
 START_US = 1_483_228_800_000_000
@@ -93,7 +94,7 @@ def write_log(root: Path, view: View, n_rows: int, n_entities: int, n_days: int,
                 pl.lit(f"h{shard}").alias("shard"), pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias("seq")
             )
             path = folder / file_name(f"h{shard}", first, sequence[shard] - 1)
-            mine.write_parquet(path, compression="zstd", metadata={"unskew.state_fingerprint": view.state_fingerprint})
+            path.write_bytes(encode(mine, {"unskew.state_fingerprint": view.state_fingerprint}))
             n_files += 1
     for shard in range(n_shards):
         path = coverage_file(table, f"h{shard}")

@@ -111,8 +111,41 @@ metrics = _option(
     "without a password; a PORT alone means that port of 127.0.0.1. Without it they are not exposed.",
 )
 
+#: ``drop: tuple[str, ...]``.
+drop = _option(
+    "--drop",
+    multiple=True,
+    metavar="VIEW",
+    help="View (NAME, or NAME@VERSION) that is no longer defined and whose state shall end, for good; may be given several "
+    "times. Without it, a view that is missing from the definitions refuses the start.",
+)
+
 #: ``prefix: str``.
 prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
+
+#: ``allow_eviction: bool``.
+allow_eviction = _option(
+    "--allow-eviction",
+    is_flag=True,
+    help="Run even if the maxmemory-policy of Redis evicts keys. Every read of an entity without a row is provisional then.",
+)
+
+#: ``expire_after: str | None``.
+expire_after = _option(
+    "--expire-after",
+    metavar="DURATION",
+    help="Let Redis delete a key this long after its last window has emptied, should the pipeline not do it. Without "
+    "it keys never expire. Keys that expire may be evicted under volatile policies.",
+)
+
+#: ``scrub: str``.
+scrub = _option(
+    "--scrub",
+    default="1h",
+    show_default=True,
+    metavar="DURATION|off",
+    help="Time in which every value in Redis is compared with the state once, and rewritten if it lacks or differs.",
+)
 
 #: ``pipeline: str``.
 pipeline = _option(

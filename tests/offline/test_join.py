@@ -1,5 +1,4 @@
 import datetime as dt
-import json
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from unskew.features.updates import NothingToCome
 from unskew.offline import join
 from unskew.offline.join import historical_features, joined
 from unskew.offline.log_reader import ViewLog
+from unskew.sinks.tables.checksum import read_json
 from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.tables.parquet import record_shards
 
@@ -252,7 +252,7 @@ def test_a_shard_that_ended_without_a_clock_holds_nothing_back_until_the_next_ru
     saved = table.snapshot()
     table.settle()
 
-    assert json.loads((root / "_coverage" / "h1.json").read_text()) == {
+    assert read_json((root / "_coverage" / "h1.json").read_bytes()) == {
         "since": None,
         "complete_to": None,
         "ended": True,

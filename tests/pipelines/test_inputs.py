@@ -46,9 +46,11 @@ def registry():
 def computed(broker, redis_url, tmp_path):
     """Put records into a topic, and give the archive, the dead letters and the log of features over them."""
 
-    def compute(records, features, *, schema, key="user", registry=None, **stream):
-        topic = f"inputs-{next(_topics)}"
-        broker.create_topic(topic, 1)
+    def compute(records, features, *, schema, key="user", registry=None, topic=None, **stream):
+        """``topic``: one that an earlier call made, to go on with its state."""
+        if topic is None:
+            topic = compute.topic = f"inputs-{next(_topics)}"
+            broker.create_topic(topic, 1)
         producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "log_level": 2})
         for offset, (record_key, value, headers) in enumerate(records):
             producer.produce(topic, value, key=record_key, headers=headers, partition=0, timestamp=NOON_MS + offset)
@@ -107,6 +109,33 @@ def test_a_writer_s_schema_may_change_in_the_middle_of_a_topic(computed, registr
     assert dead.sort("offset").select("offset", "reason", "value").rows() == [
         (2, "schema 3: its field 'n' is string, which cannot be read as long", values[2]),
         (4, "schema 4: the registry has no such schema", values[4]),
+    ]
+
+
+def test_an_id_that_comes_later_is_not_read_with_the_schema_of_the_first_one_nor_after_a_restart(computed):
+    schema = record({"name": "user", "type": "string"}, {"name": "n", "type": "int"}, {"name": "m", "type": "int"})
+    swapped = record({"name": "user", "type": "string"}, {"name": "m", "type": "int"}, {"name": "n", "type": "int"})
+    features = [Feature("n", agg.sum("n"), Lifetime())]
+
+    def values(*written):
+        return [(None, framed(i, schemas, {"user": "a", "n": n, "m": 1_000}), None) for i, schemas, n in written]
+
+    computed(values((7, schema, 1), (8, swapped, 10), (7, schema, 100)), features, schema=schema)
+    # The second run meets the other id first.
+    archive, dead, log = computed(
+        values((8, swapped, 10), (7, schema, 10_000), *[(8, swapped, 10)] * 2),
+        features,
+        schema=schema,
+        topic=computed.topic,
+    )
+
+    assert archive.sort("_offset").select("_offset", "n").rows() == [(0, 1), (2, 100), (4, 10_000)]
+    assert log.sort("seq")["n"].to_list()[-1] == 10_101
+    assert dead.sort("offset").select("offset", "kind").rows() == [
+        (1, "schema"),
+        (3, "schema"),
+        (5, "schema"),
+        (6, "schema"),
     ]
 
 

@@ -1,6 +1,5 @@
 """``unskew audit``: check on real data that training and serving saw the same values."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, say, say_json, styled
+from unskew.features.printing import printable
 
 if TYPE_CHECKING:
     from unskew.monitoring.outcome import AuditReport, Difference
@@ -68,21 +69,22 @@ def audit(
     Example:
         unskew audit --definitions examples/complete_journey --log data/log --archive data/archive --samples 10000
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.features.definitions.load import load
     from unskew.monitoring.audit import audit as compare
     from unskew.monitoring.report import audit_table, difference_lines, engines_line, unaudited_lines
 
-    console = Console()
+    console = Screen()
+    errors = Screen(stderr=True)
     plan = load(*definitions)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        console=Console(stderr=True),
+        console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     ) as bar:
         task = bar.add_task("reading")
         report = compare(
@@ -94,22 +96,24 @@ def audit(
             pipeline=pipeline,
             samples=samples,
             seed=seed,
-            progress=lambda step, done, total: bar.update(task, description=step, completed=done, total=total),
+            progress=lambda step, done, total: bar.update(
+                task, description=printable(step), completed=done, total=total
+            ),
         )
     if as_json:
-        click.echo(json.dumps(_plain(report), indent=2, ensure_ascii=False))
+        say_json(_plain(report), indent=2)
     else:
         console.print(audit_table(report))
         for line in (engines_line(report), *unaudited_lines(report)):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         for line in difference_lines(report):
-            console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+            console.print(styled(line, "red"), soft_wrap=True)
     for refusal in report.refusals:
-        click.echo(f"error: {refusal}", err=True)
+        say(f"error: {refusal}", err=True)
     if report.differences:
         raise SystemExit(1)
     if not as_json:
-        console.print("[bold green]identical[/bold green]")
+        console.print(styled("identical", "bold green"))
 
 
 def _plain(report: "AuditReport") -> dict[str, Any]:

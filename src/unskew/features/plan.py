@@ -33,6 +33,8 @@ class StreamPlan:
     ``event_id``: the column that identifies events; None if there is none. ``format``: the format of the values; if it
     is JSON, ``schema`` may also be a JSON Schema. ``key_column``: the column that holds the record key, in
     ``key_format``; None if there is none. ``headers``: column -> the record header that it holds.
+    ``schema_ids``: the schema ids that messages may carry; empty if the definition does not say. ``records``: the names
+    of the Avro record types that are events.
     """
 
     name: str
@@ -52,6 +54,8 @@ class StreamPlan:
     key_format: KeyFormat = "string"
     headers: Mapping[str, str] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
+    schema_ids: tuple[int, ...] = ()
+    records: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -22,6 +22,7 @@ from unskew.monitoring.reach import NamedEvents, Reach, seen
 from unskew.monitoring.recount import Key, Recount, Values, identical
 from unskew.offline.join import joined
 from unskew.offline.log_reader import ViewLog
+from unskew.offline.reading import answer_of_table
 from unskew.serving.online import OnlineReader
 from unskew.sinks.tables.layout import Coverage, published_files, read_coverage, view_root
 
@@ -376,14 +377,13 @@ def _archive_of(
     columns = [*keys, *sorted(roots - set(keys)), "_partition", "_offset", "_arrival", "_event_time"]
     deadline = time.monotonic() + patience_s
     while True:
-        files = published_files(archive_root / view.stream.topic)
+        root = archive_root / view.stream.topic
         missing: str | None = (
             f"there are no archived events of topic {view.stream.topic} under {archive_root}; "
             "give the folder that `unskew run --archive` writes to"
         )
-        if files:
-            paths = [file.path for file in files]
-            events = pl.scan_parquet(paths, hive_partitioning=False).select(columns).collect()
+        if published_files(root):
+            events = answer_of_table(root, lambda paths: _scanned(paths, columns).collect())
             named = named_events(log, events)
             missing = named.lacking
             if missing is None and (time.monotonic() > deadline or not _are_strange(online, log, events, view)):
@@ -412,12 +412,18 @@ def _furthest_us(log: ViewLog) -> int:
 
 def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
     """Return the entities of all archived events, also of events that do not count."""
-    files = published_files(archive_root / view.stream.topic)
+    root = archive_root / view.stream.topic
     schema = view.entity.columns
-    if not files:
+    if not published_files(root):
         return pl.DataFrame(schema=schema)
-    scanned = pl.scan_parquet([file.path for file in files], hive_partitioning=False).select(view.entity.keys)
-    return scanned.drop_nulls().unique().cast(pl.Schema(schema)).collect().sort(view.entity.keys)
+    keys = answer_of_table(
+        root, lambda paths: _scanned(paths, view.entity.keys).drop_nulls().unique().cast(pl.Schema(schema)).collect()
+    )
+    return keys.sort(view.entity.keys)
+
+
+def _scanned(paths: Sequence[Path], columns: Sequence[str]) -> pl.LazyFrame:
+    return pl.scan_parquet(list(paths), hive_partitioning=False, glob=False).select(columns)
 
 
 def _is_without_events(log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None) -> bool:

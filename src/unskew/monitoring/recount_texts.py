@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from unskew.features.errors import RequestError
+from unskew.features.definitions.sql_text import check_sql
+from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.plan import DerivedPlan, FilterPlan, ValuePlan
 from unskew.features.types import BOOL, ScalarName, Type
 from unskew.monitoring.recount_sql import Untranslated, alias, prepare, translated
@@ -133,11 +134,12 @@ def _widened(kind: pl.DataType) -> pl.DataType | None:
 
 
 def _is_sql(plan: Text) -> bool:
-    """Return whether the author wrote the text as SQL; otherwise it is the rendering of a Polars expression."""
+    """Return whether the author wrote the text as SQL; otherwise it is the rendering of a Polars expression.
+
+    DuckDB, which opens files and sends requests where a query says so, reads only what passes the check of SQL text.
+    """
     try:
-        parsed = pl.sql_expr(plan.text)
-    except pl.exceptions.PolarsError:
+        check_sql(plan.text)
+    except DefinitionError:
         return False
-    # A Polars expression is rendered as JSON. The compiled form of the text is not consulted.
-    inputs = plan.inputs if isinstance(plan, DerivedPlan) else plan.expr.meta.root_names()
-    return not plan.text.startswith("{") and set(parsed.meta.root_names()) == set(inputs)
+    return True

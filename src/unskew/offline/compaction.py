@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
 
-from unskew.features.errors import StoreUnavailable
-from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify, whole
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
+from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
 
 Progress = Callable[[int, int], None]
@@ -129,7 +130,7 @@ def compact(
 
     Files that cannot be merged (with different columns or metadata, damaged, or not matching their names) are left
     alone and reported; so is the whole table if another compaction works on it. Raises ``StoreUnavailable`` if the disk
-    fails; nothing is lost, and the call can be repeated.
+    fails, and ``LayoutError`` for a link to nowhere; nothing is lost, and the call can be repeated.
     """
     work = _Work(table, limits, now_s, progress)
     try:
@@ -141,6 +142,8 @@ def compact(
                 return replace(work.state(), notes=(busy,))
             return work.done()
     except FileNotFoundError as error:
+        if error.filename is not None and os.path.lexists(error.filename):
+            raise LayoutError(f"{error.filename} is a link to a file that is not there; {RESTORE}") from error
         raise StoreUnavailable(
             f"{table.root}: files disappeared while they were merged ({error}); try again"
         ) from error
@@ -293,7 +296,9 @@ class _Work:
                 n_waiting += 1
         for cover, files in by_cover.items():
             try:
-                held, wanted = n_rows(cover.path), sum(n_rows(one.path) for one in layout.without_superseded(files))
+                # What the cover holds is all that is left in the end, so it is read once more.
+                held = n_rows(whole(cover.path))
+                wanted = sum(n_rows(one.path) for one in layout.without_superseded(files))
             except Unmergeable as error:
                 self._faults.append(str(error))
                 continue

@@ -23,10 +23,11 @@ from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.evaluate import Evaluator
 from unskew.features.plan import Plan, StreamPlan
-from unskew.pipelines.decoding.avro import Schemas, decoder_of, without_logical_types
-from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
+from unskew.pipelines.decoding.avro import decoder_of
+from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
-from unskew.pipelines.kafka.poll import Poll
+from unskew.pipelines.decoding.writers import Schemas
+from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 from unskew.sinks import durable
 from unskew.sinks.wall import wall_us
 

@@ -1,7 +1,7 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -44,9 +44,14 @@ class OnlineFeatures(Answer):
       ``default`` if every requested value is that of an entity without events, else ``present``; ``no_key`` for a row
       that lacks a part of the entity's key, whose values and ``as_of`` are null;
     - ``provisional``: whether more events may still arrive at or before ``as_of``.
+
+    ``compared_at``: for each view, by name, when the pipeline's last comparison of all rows with its state began, in
+    Datetime UTC, null before one. A row that is absent and not provisional is exact unless somebody removed it from
+    Redis after that.
     """
 
     metadata: Mapping[str, pl.DataFrame]
+    compared_at: Mapping[str, pl.Series] = field(default_factory=dict)
 
 
 class OnlineReader:
@@ -116,10 +121,10 @@ class OnlineReader:
 
         now_us = self._now_us()
         columns: dict[str, pl.Series] = {}
-        metadata = {}
+        metadata, compared_at = {}, {}
         for name, ones in of_views.items():
             texts = found[name]
-            at = _instants(ones[0].view, [row[0] for row in texts])
+            at = _changed_at(ones[0].view, [row[0] for row in texts])
             present = [row[0] is not None for row in texts]
             without_key = keys[name].is_null()
             is_default = np.ones(len(texts), np.bool_)
@@ -129,7 +134,8 @@ class OnlineReader:
                 columns[one.column] = column.set(without_key, None) if without_key.any() else column
             placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name].fill_null(""), at)
             metadata[name] = self._judge(ones, placed, is_default, now_us, without_key.to_numpy())
-        return OnlineFeatures(rows, pl.DataFrame([columns[one.column] for one in asked]), metadata)
+            compared_at[name] = _instants("compared_at", placed.compared)
+        return OnlineFeatures(rows, pl.DataFrame([columns[one.column] for one in asked]), metadata, compared_at)
 
     def keys(self, view: str) -> pl.Series:
         """Return the canonical keys of all entities that have a row, as String, in no particular order.
@@ -224,6 +230,11 @@ class OnlineReader:
         )
 
 
+def _instants(name: str, instants_us: Ints) -> pl.Series:
+    known = instants_us != UNKNOWN
+    return pl.Series(name, np.where(known, instants_us, 0), pl.Int64).cast(_INSTANT).set(pl.Series(~known), None)
+
+
 def _entity_keys(view: View, rows: Given) -> pl.Series:
     """Return the canonical key of every row."""
     return encode_keys(key_columns(view, rows), view.entity)
@@ -244,7 +255,7 @@ def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> tup
     return column, np.where(lacking, ~np.array(present, np.bool_), is_empty(column, feature))
 
 
-def _instants(view: View, texts: list[bytes | None]) -> Ints:
+def _changed_at(view: View, texts: list[bytes | None]) -> Ints:
     """Return ``_at`` of every row in microseconds, ``UNKNOWN`` without a row."""
     lacking = np.array([text is None for text in texts], np.bool_)
     read = _read(view, "_at", texts, Type("timestamp"), [None] * len(texts)).to_physical().fill_null(0)

@@ -1,5 +1,6 @@
 """Arrivals, clocks, alignment, ends, resuming and refusals of the Kafka source."""
 
+import json
 import threading
 import time
 from datetime import timedelta
@@ -31,6 +32,7 @@ from tests.support.sources import (
 from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
 from unskew.pipelines.kafka.consumer import Records
+from unskew.pipelines.state.known_topics import Described, KnownTopics
 
 
 def test_an_arrival_is_the_timestamp_or_the_arrival_before_if_that_is_later(topic, read):
@@ -275,7 +277,6 @@ def test_nothing_is_announced_while_the_broker_is_lost(read):
         source = read(stream, idle="wall", settle_us=SECOND, present_us=present, mark_s=0.0, heartbeat_s=0.05)
         polls(source, lambda items: items and items[-1].clock_us == NOON + 9 * SECOND)
         broker.stop()
-        polls(source, lambda _items: bool(source.parts[0]._reader.topic._doubts))
         present.us += 5 * SECOND
         assert {item.clock_us for item in polls(source, for_seconds(0.5))} == {NOON + 9 * SECOND}
 
@@ -395,20 +396,83 @@ def test_a_position_past_the_end_is_refused(topic, read):
         read(topic(), saved)
 
 
-def test_another_number_of_partitions_is_refused(topic, read):
+BY_PARTITION = {"by_partition": ["spend"]}
+ADDED = "has 3 partitions, but had 2 .* and spend relies on partitioned_by.*Kafka cannot take partitions away"
+
+
+def test_another_number_of_partitions_is_refused_where_a_view_counts_by_partition(topic, read):
     saved = {0: {"offset": 0, "clock": NOON, "partitions": 2, "ended": 0}}
 
-    with pytest.raises(LayoutError, match="has 3 partitions, but had 2"):
-        read(topic(3), saved)
+    with pytest.raises(LayoutError, match=ADDED):
+        read(topic(3), saved, **BY_PARTITION)
 
 
-def test_partitions_added_while_running_stop_the_flow(topic, read):
+def test_partitions_added_while_running_stop_the_flow_where_a_view_counts_by_partition(topic, read):
     # The embedded broker cannot add partitions to a topic, so the reader is told it had fewer.
-    source = read(topic(3), check_partitions_s=0.0)
+    source = read(topic(3), check_partitions_s=0.0, **BY_PARTITION)
     source.parts[0]._reader.topic.n_partitions = 2
 
-    with pytest.raises(LayoutError, match="has 3 partitions, but had 2"):
+    with pytest.raises(LayoutError, match=ADDED):
         polls(source, never)
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_partition_that_was_added_is_read_from_its_beginning_after_what_the_others_had_reached(topic, read, start):
+    # Partition 0 had reached 2 s, partition 1 had reached 5 s; partition 2 is new.
+    stream = topic(3)
+    stream.put(0, 1_000, 2_000)
+    stream.put(2, 1_500, 9_000)
+    saved = {
+        0: {"offset": 2, "clock": NOON + 2 * SECOND, "partitions": 2, "ended": 0},
+        1: {"offset": 0, "clock": NOON + 5 * SECOND, "partitions": 2, "ended": 0},
+    }
+
+    items = polls(read(stream, saved, start=start, ends="now"), never)
+
+    assert arrivals_of(items, 2) == [(0, 5 * SECOND + 1), (1, 9 * SECOND)]
+
+
+def test_partitions_that_are_added_before_any_record_was_read_bump_nothing(topic, read):
+    stream = topic(2)
+    stream.put(1, 1_000)
+    saved = {0: {"offset": 0, "clock": None, "partitions": 1, "ended": 0}}
+
+    assert arrivals_of(polls(read(stream, saved, ends="now"), never), 1) == [(0, SECOND)]
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "fault"),
+    [
+        ({"a": ("x", 2)}, {"a": ("x", 2)}, None),
+        ({"a": ("x", 2)}, {"a": ("y", 2)}, "Topic 'a' has the id y, but had x .* --adopt-topic-ids"),
+        ({"a": ("x", 2)}, {"a": ("y", 1)}, "Topic 'a' has the id y"),
+        ({"a": ("x", 2)}, {"a": (None, 2)}, None),
+        ({"a": (None, 2)}, {"a": ("x", 2)}, None),
+        ({"a": (None, 2)}, {"a": (None, 1)}, "Topic 'a' has 1 partitions, but had 2"),
+        ({"a": ("x", 2)}, {"a": ("x", 3)}, None),
+        ({"a": ("x", 1), "b": ("y", 1)}, {"a": ("x", 1)}, "topic 'b' was read before and is not among the topics now"),
+        ({"a": ("x", 1)}, {"a": ("x", 1), "b": ("y", 1)}, None),
+        ({"b": ("y", 1)}, {"a": ("x", 2), "b": ("y", 2)}, None),
+    ],
+)
+def test_topics_are_the_ones_known_or_the_error_says_what_happened(known, found, fault):
+    known, found = (
+        {topic: Described(id_, n_partitions) for topic, (id_, n_partitions) in one.items()} for one in (known, found)
+    )
+    before = KnownTopics.from_json(json.loads(json.dumps(KnownTopics.of(known).to_json())))
+    if fault is not None:
+        with pytest.raises(LayoutError, match=fault):
+            before.check("The topics", found)
+        return
+    before.check("The topics", found)
+    after = KnownTopics.of(found, before)
+
+    # A number stays with its partition, and an id that is not told is the one that was known.
+    n_before = len(before.partitions)
+    assert after.partitions[:n_before] == before.partitions
+    expected = [(topic, number) for topic, one in found.items() for number in range(one.n_partitions)]
+    assert sorted(after.partitions) == sorted(expected)
+    assert after.ids == {topic: one.id or known[topic].id for topic, one in found.items()}
 
 
 def test_a_live_topic_on_producer_timestamps_needs_a_settle(topic, read):

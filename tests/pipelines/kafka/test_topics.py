@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 
 from tests.support.definitions import SCHEMA, stream
 from tests.support.pipeline import SCHEMA as PURCHASES
-from tests.support.pipeline import Bench, Outcome, history
+from tests.support.pipeline import Bench, Outcome, entities, expected_log, history, logged
 from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
 from unskew import compile as compile_definitions
 from unskew.features.definitions.streams import plan_stream
@@ -116,12 +116,40 @@ def test_a_run_goes_on_in_every_topic_where_the_one_before_it_stopped(bench, hal
     assert second.archive().drop("_arrival").equals(whole.archive().drop("_arrival"))
 
 
-def test_a_topic_more_or_another_order_of_topics_is_refused(bench, halves):
-    first = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
-    bench.broker.create_topic(f"{halves[0]}a", 2)
+def test_a_new_topic_that_matches_the_pattern_joins_and_every_value_is_that_of_the_archive(bench, halves):
+    """The new one comes between the others by name, and its records are as old as theirs."""
+    found = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
+    between = f"{halves[0]}a"
+    bench.broker.create_topic(between, 2)
+    put(bench, [between], [record for record in RECORDS if record.partition < 2])
+    put(bench, halves, RECORDS[:40])
+    found.status = run(found.plan, found.deployment, stop=threading.Event())
 
-    with pytest.raises(LayoutError, match="has 6 partitions, but had 4"):
-        run(first.plan, first.deployment, stop=threading.Event())
+    n_more = sum(record.partition < 2 for record in RECORDS)
+    assert found.status.consumed == n_more + 40
+    archive = found.archive()
+    numbers = {topic: set(range(2 * row, 2 * row + 2)) for row, topic in enumerate([*halves, between])}
+    assert set(archive["_partition"]) <= set.union(*numbers.values())
+    letters = found.dead_letters().filter(pl.col("view").is_null())
+    assert archive.height + letters.height == len(RECORDS) + n_more + 40
+    view = found.plan.views["by_user"]
+    complete_to = dict.fromkeys(entities(view, archive), min(found.complete_to("by_user").values()))
+    assert logged(view, found.log("by_user")) == expected_log(view, archive, complete_to)
+
+
+def test_a_topic_that_the_stream_no_longer_names_is_refused(bench, halves):
+    first = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
+    fewer = plan(f"^{halves[0]}$")
+
+    with pytest.raises(LayoutError, match=f"topic '{halves[1]}' was read before and is not among the topics now"):
+        run(fewer, first.deployment, stop=threading.Event())
+
+
+def test_a_pattern_matches_no_topic_of_kafka_itself(bench, halves):
+    internal = f"__{halves[0]}"
+    bench.broker.create_topic(internal, 1)
+
+    assert outcome(bench, f"^(__)?{halves[0]}").status.consumed == sum(record.partition < 2 for record in RECORDS)
 
 
 def test_a_pattern_without_a_topic_is_an_error_that_says_so(bench):

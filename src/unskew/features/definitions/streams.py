@@ -48,6 +48,8 @@ def plan_stream(stream: Stream) -> StreamPlan:
         faults.append(
             f"aliases={stream.aliases!r} is not a list of names; give other names of the stream, or leave it out"
         )
+    schema_ids = _schema_ids(stream, faults)
+    records = _records(stream, schema, faults)
     if columns:
         unread = unread_types(schema) if not faults and stream.format == "avro" else {}
         faults += _column_faults(stream, partitioned_by, columns, unread)
@@ -78,6 +80,8 @@ def plan_stream(stream: Stream) -> StreamPlan:
         key_column=stream.key_column,
         key_format=stream.key_format,
         headers=headers,
+        schema_ids=schema_ids,
+        records=records,
     )
 
 
@@ -127,6 +131,32 @@ def column_names(names: object) -> tuple[str, ...] | None:
     if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None
+
+
+def _schema_ids(stream: Stream, faults: list[str]) -> tuple[int, ...]:
+    given = stream.schema_ids
+    ids: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not all(type(each) is int and 0 <= each < 2**32 for each in ids) or len(set(ids)) < len(ids):
+        faults.append(f"schema_ids={given!r} is not a list of different schema ids; write for example [7, 8]")
+        return ()
+    if ids and stream.format == "json":
+        faults.append("schema_ids applies to Avro only, because JSON values name their fields; leave it out")
+    return tuple(ids)
+
+
+def _records(stream: Stream, schema: Mapping[str, Any], faults: list[str]) -> tuple[str, ...]:
+    """Return the names of the record types that are events; by default those of the stream's own schema."""
+    if stream.records is None:
+        own = (schema.get("name"), *schema.get("aliases", ())) if schema.get("type") == "record" else ()
+        return tuple(str(name).rpartition(".")[2] for name in own)
+    names = column_names(stream.records)
+    if names is None:
+        faults.append(f"records={stream.records!r} is not the name of a record type; give one, or a list of them")
+    elif stream.format == "json":
+        faults.append(
+            "records applies to Avro only; for JSON, choose events by a field that says what they are: where=\"type = 'order'\""
+        )
+    return names or ()
 
 
 def _headers(stream: Stream, faults: list[str]) -> dict[str, str]:

@@ -46,6 +46,10 @@ class Stream(msgspec.Struct, frozen=True):
     ``settle``: how far behind the present a reader that has caught up announces its clock. If left out it is 500 ms;
     for a live topic with producer timestamps (CreateTime) it must be given.
     ``max_age``: older events become dead letters. ``aliases``: other names by which views may refer to the stream.
+    ``schema_ids``: for Avro, the schema ids of the messages that may be events; any other is a dead letter. If left
+    out, and without a Schema Registry, that is the id with which a partition begins. ``records``: with a Schema
+    Registry, the name(s) of the record types that are events, with or without namespace; if left out, the name of
+    ``schema`` and its aliases. Records of other types are ignored and counted.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Stream(msgspec.Struct, frozen=True):
     aliases: Sequence[str] = ()
     settle: Duration | None = None
     max_age: Duration | None = None
+    schema_ids: int | Sequence[int] = ()
+    records: str | Sequence[str] | None = None
 
 
 class Window(msgspec.Struct, frozen=True):

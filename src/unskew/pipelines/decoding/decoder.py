@@ -72,17 +72,20 @@ class InOnePiece:
 
 
 def one_by_one(
-    values: Sequence[bytes | None],
     rows: npt.NDArray[np.int64],
+    values: Iterable[bytes | None],
     reasons: dict[int, Rejection],
     read_one: Callable[[bytes | None], tuple[Any, ...]],
 ) -> tuple[npt.NDArray[np.int64], list[tuple[Any, ...]]]:
-    """Return the places among ``rows`` of readable values, and what was read; note a reason for each other."""
+    """Return the places among ``rows`` of readable values, and what was read; note a reason for each other.
+
+    ``values``: those at ``rows``, in the same order.
+    """
     read: list[int] = []
     records: list[tuple[Any, ...]] = []
-    for row in rows.tolist():
+    for row, value in zip(rows.tolist(), values, strict=True):
         try:
-            records.append(read_one(values[row]))
+            records.append(read_one(value))
         except BadMessage as bad:
             reasons[row] = bad.rejection
         else:
@@ -110,8 +113,9 @@ class Decoder(ABC):
     """The decoder of a stream's polls.
 
     ``topic``: the stream's topic. ``payload``: columns that come from a record's value, with their types.
-    ``incompatible``: number of messages so far whose writer's schema cannot be read as the stream's. ``asks``: whether
-    the outcome of a message may depend on another server's answer.
+    ``incompatible``: number of messages so far whose writer's schema cannot be read as the stream's. ``ignored``:
+    number of messages so far that are not meant to be events of the stream, and so are no dead letters either.
+    ``asks``: whether the outcome of a message may depend on another server's answer.
     """
 
     asks = False
@@ -119,6 +123,7 @@ class Decoder(ABC):
     def __init__(self, stream: StreamPlan) -> None:
         self.topic = stream.topic
         self.incompatible = 0
+        self.ignored = 0
         self._stream = stream
         elsewhere = {stream.key_column, *stream.headers}
         self.payload = {column: dtype for column, dtype in stream.columns.items() if column not in elsewhere}
@@ -134,11 +139,12 @@ class Decoder(ABC):
         self._no_dead = pl.DataFrame(schema=DEAD_LETTER_SCHEMA)
 
     def decode(self, poll: Poll) -> Decoded:
-        """Decode a poll; every record of it is either in ``events`` or in ``dead``."""
+        """Decode a poll; every record of it is in ``events`` or in ``dead``, or is counted in ``ignored``."""
         reasons: dict[int, Rejection] = {}
         events = self._no_events
         if poll.values:
-            rows, frame = self._read(poll.values, reasons)
+            rows, frame = self._read(poll, reasons)
+            self.ignored += len(poll.values) - len(rows) - len(reasons)
             if len(rows):
                 events = self._finish(poll, rows, frame, reasons)
         return Decoded(
@@ -151,7 +157,7 @@ class Decoder(ABC):
         )
 
     @abstractmethod
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
+    def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
         """Return the readable values, as ``payload``, with an event time; note a reason for each other, by place."""
 
     def _finish(

@@ -19,9 +19,9 @@ from typing_extensions import override
 from unskew.features.definitions.json_schema import JsonField, json_fields
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
-from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
 from unskew.pipelines.decoding.columns import Refusals, Unit, typed
 from unskew.pipelines.decoding.decoder import BadMessage, Decoder, Read, merged, one_by_one
+from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 
 _INT64 = (-(2**63), 2**63 - 1)
 _INT32 = (-(2**31), 2**31 - 1)
@@ -62,12 +62,13 @@ class JsonDecoder(Decoder):
             self._counted = rf'"(?:{names})"\s*:|{_ESCAPED_KEY}|{_MINUS_ZERO}'
 
     @override
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
+    def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
+        values = poll.values
         rows = np.arange(len(values))
         parts = [self._read_quickly(values)] if self._quick else []
         rest = np.setdiff1d(rows, parts[0][0]) if parts else rows
         if len(rest):
-            read, records = one_by_one(values, rest, reasons, self._read_one)
+            read, records = one_by_one(rest, [values[row] for row in rest.tolist()], reasons, self._read_one)
             parts.append((read, pl.DataFrame(records, schema=self._shape, orient="row")))
         rows, frame = merged(parts, pl.DataFrame(schema=self._shape))
         refusals = Refusals(rows, reasons)

@@ -43,6 +43,10 @@ class Held:
         self._marks.pop(shard, None)
         return False
 
+    def holds(self, shard: str) -> bool:
+        """Return true if the shard has not reached its mark, as far as its steps show."""
+        return shard in self._marks or shard in self._batches
+
     def release(self, shard: str) -> Batch | None:
         """Return the kept rows of a shard, to be sent before the step that was not kept; None if nothing was kept."""
         return self._batches.pop(shard, None)

@@ -5,6 +5,8 @@
                 purchases@1/h0#since   1480000000000000: the first arrival
                 purchases@1#shards     h0 h1: all shards of the view, also those without a clock
     marks       purchases@1/h0         state:1490000000000002:17: history, clock, events applied
+                purchases@1/h0#doubted 1: values may lack, so absent rows are provisional
+                purchases@1/h0#round   1490000000000003: when the last comparison of all values with the state began
                 #loss                  a random name, while values that were lost are written again
     witnesses   purchases@1/h0         as in the marks
     ledgers     purchases@1/h0         late events and repeats, JSON
@@ -16,7 +18,7 @@ unskew could not have written is a ``LayoutError``, which names its key and fiel
 import datetime as dt
 import json
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from typing_extensions import override
@@ -29,6 +31,8 @@ from unskew.sinks.redis.url import Client
 _SINCE = "#since"
 _SHARDS = "#shards"
 _LOSS = "#loss"
+_DOUBTED = "#doubted"
+_ROUND = "#round"
 _ENDED = "ended"
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
@@ -94,6 +98,21 @@ def end_loss(client: Client, marks_key: str, loss: str) -> None:
         client.hdel(marks_key, _LOSS)
 
 
+def doubt_words(shards: Iterable[str]) -> dict[str, str]:
+    """Return the fields of marks that say that values of these shards may lack."""
+    return {shard + _DOUBTED: "1" for shard in shards}
+
+
+def take_doubts(client: Client, marks_key: str, shards: Iterable[str]) -> None:
+    """Announce that these shards have all their values."""
+    client.hdel(marks_key, *(shard + _DOUBTED for shard in shards))
+
+
+def round_words(began_us: Mapping[str, int]) -> dict[str, int]:
+    """Return the fields of marks that say when the last comparison of all values of a shard began."""
+    return {shard + _ROUND: us for shard, us in began_us.items()}
+
+
 class Listing:
     """The list of shards of each view, by view id. ``own``: the shards that this process computes; None for all."""
 
@@ -109,7 +128,7 @@ class Listing:
 
     def excludes(self, field: str) -> bool:
         """Return true if a field belongs to a shard that one of these views does not have."""
-        return field.partition("/")[0] in self.view_ids and field.removesuffix(_SINCE) not in self.shards
+        return field.partition("/")[0] in self.view_ids and field.partition("#")[0] not in self.shards
 
 
 class Words:
@@ -222,6 +241,16 @@ class Marks(Words):
         if len(place) < 2:
             raise self._unreadable(shard, f"it is not {_MARK}")
         return self.place(shard, state).clock_us
+
+    @property
+    def doubted(self) -> frozenset[str]:
+        """The shards of which values may lack."""
+        return frozenset(field.removesuffix(_DOUBTED) for field in self._words if field.endswith(_DOUBTED))
+
+    def compared_us(self, shard: str) -> int | None:
+        """Return when the last comparison of all the shard's values with the state began; None if there was none."""
+        word = self._words.get(shard + _ROUND)
+        return None if word is None else self._integer(shard + _ROUND, word, _INSTANT)
 
     @property
     def loss(self) -> str:
