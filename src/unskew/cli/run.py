@@ -99,6 +99,12 @@ LOOPBACK = "127.0.0.1"
     help="Go on with topics whose ids have changed, because they hold the same records at the same offsets: after a cluster "
     "was restored or mirrored.",
 )
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Remove the values that another --state wrote to Redis for the same views, and write them from this one; "
+    "only if the pipeline that wrote them has ended for good.",
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -135,6 +141,7 @@ def run(
     poll_records: int,
     take_over: bool,
     adopt_topic_ids: bool,
+    replace: bool,
     epoch: str,
     progress: str,
 ) -> None:
@@ -177,6 +184,7 @@ def run(
             metrics=_address(metrics),
             take_over=take_over,
             adopt_topic_ids=adopt_topic_ids,
+            replace=replace,
             allow_eviction=allow_eviction,
             expire_after_us=None if expire_after is None else duration_us(expire_after),
             scrub_us=None if scrub == "off" else duration_us(scrub),

@@ -7,7 +7,7 @@ microseconds.
 
 import datetime as dt
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal, DecimalException
 from typing import Any
 
@@ -22,6 +22,8 @@ from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 FORMAT = 1
 # Longer than any window may be, and short enough for sums of instants.
 _LONGEST_US = 2**60
+# What reading anything else as a registry may raise; a text may nest deeper than Python follows.
+_NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class _Registry(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,10 +50,21 @@ def merge(stored: str | bytes | None, text: str) -> str:
         if old.get("format") != new.get("format"):
             return text
         views = {view["name"]: view for view in old["views"]}
-    except (ValueError, TypeError, AttributeError, KeyError):
+        views.update((view["name"], view) for view in new["views"])
+        return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
+    except _NO_REGISTRY:
         return text
-    views.update((view["name"], view) for view in new["views"])
-    return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
+
+
+def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
+    """Return the stored registry without these view versions; None if it has none of them, or cannot be read."""
+    try:
+        registry = {} if stored is None else json.loads(stored)
+        kept = [view for view in registry["views"] if f"{view['name']}@{view['version']}" not in view_ids]
+        n_views = len(registry["views"])
+    except _NO_REGISTRY:
+        return None
+    return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
 
 
 def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> dict[str, View]:

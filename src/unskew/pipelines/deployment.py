@@ -29,8 +29,8 @@ class Deployment:
     machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
     ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last window empties keys
     of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is compared with the state
-    once; None for never. ``drop``: views (name, or name@version) that the state holds, that are no longer
-    defined, and whose state shall end.
+    once; None for never. ``drop``: views (name, or name@version) that the state holds, that are no longer defined, and
+    whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
     """
 
     bootstrap: str
@@ -54,6 +54,7 @@ class Deployment:
     metrics: tuple[str, int] | None = None
     take_over: bool = False
     adopt_topic_ids: bool = False
+    replace: bool = False
     allow_eviction: bool = False
     expire_after_us: int | None = None
     scrub_us: int | None = HOUR_US
@@ -64,6 +65,10 @@ class Deployment:
     def n_processes(self) -> int:
         """The number of processes that share the state."""
         return len(self.cluster) or 1
+
+    def place(self) -> str:
+        """Return where the state is, for people."""
+        return f"pipeline {self.pipeline!r} on {self.state.absolute()}, {socket.gethostname()}"
 
     def owner(self) -> Owner:
         """Return this process's name for its leases; processes of one cluster may write the same folders."""

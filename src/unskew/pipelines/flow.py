@@ -46,11 +46,13 @@ Steps = Updates | NothingToCome
 class Shards:
     """By view id, every shard that the topic's partitions feed.
 
-    ``own``: ``view@version/shard`` of this process's shards; None if no other process has any.
+    ``own``: ``view@version/shard`` of this process's shards; None if no other process has any. ``retired``: the views,
+    by id, that earlier runs on the same state computed and this one does not.
     """
 
     by_view: Mapping[str, Sequence[str]]
     own: frozenset[str] | None = None
+    retired: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +353,9 @@ class RedisSink(_Sink):
     def begin(self) -> None:
         """Announce the shards once, as ``ParquetSink.begin`` does."""
         if not self._begun:
-            self.server.until_done(lambda: self.writer.expect(self._shards.by_view, self._shards.own))
+            self.server.until_done(
+                lambda: self.writer.expect(self._shards.by_view, self._shards.own, self._shards.retired)
+            )
             self._begun = True
 
 

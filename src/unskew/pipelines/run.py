@@ -107,6 +107,10 @@ def _run_once(
             _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
             going_on()
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
+            # Only now is the state's id durable.
+            opened.server.until_done(
+                lambda: opened.writer.claim(topics.own, deployment.place(), replace=deployment.replace)
+            )
             _run_flow(pipeline.flow, deployment, recovery)
             pipeline.settle()
         return pipeline.running.status()
@@ -151,11 +155,12 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topics:
-    """The topics of a run; ``sources`` and ``routers`` are by topic."""
+    """The topics of a run; ``sources`` and ``routers`` are by topic. ``own``: the shards of the process's state."""
 
     sources: dict[str, KafkaSource]
     routers: dict[str, Router]
     shards: Shards
+    own: frozenset[str]
 
     @property
     def known(self) -> dict[str, KnownTopics]:
@@ -290,11 +295,11 @@ def _open_topics(
     opened.lease(deployment.archive, "--archive", tables)
     opened.lease(deployment.dead_letters, "--dead-letters", tables)
     if deployment.partitions is not None:
-        shards = Shards(names, frozenset(own))
+        shards = Shards(names, frozenset(own), opened.state.retired)
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
-        shards = Shards(names, None if deployment.process == 0 else frozenset())
-    return _Topics(sources=sources, routers=routers, shards=shards)
+        shards = Shards(names, None if deployment.process == 0 else frozenset(), opened.state.retired)
+    return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own))
 
 
 def _wire(

@@ -116,6 +116,12 @@ class OnlineReader:
                     "rename it, or ask with full_feature_names=True"
                 )
         of_views = by_view(asked)
+        for ones in of_views.values():
+            if clocks.is_retired(ones[0].view.id):
+                raise RequestError(
+                    f"{ones[0].view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
+                    "replaced it, or define the view again with a new version"
+                )
         keys = {name: _entity_keys(ones[0].view, rows) for name, ones in of_views.items()}
         found, marks = self._values_and_marks(of_views, keys)
 

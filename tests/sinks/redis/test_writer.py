@@ -460,10 +460,12 @@ def test_a_shards_ledger_is_written_when_it_changes_and_only_then(writer, redis_
 def test_a_ledger_that_was_not_acknowledged_is_sent_with_the_next_flush(writer, redis_client):
     step = ledger_after(closing(PURCHASES, 7), [0], [], [])
     writer.add(step)
-    redis_client.set("unskew:late:main", "in the way")
-    with pytest.raises(StoreUnavailable):
-        writer.flush(NOW)
-    redis_client.delete("unskew:late:main")
+    redis_client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreUnavailable):
+            writer.flush(NOW)
+    finally:
+        redis_client.config_set("maxmemory", 0)
 
     writer.flush(NOW)
 

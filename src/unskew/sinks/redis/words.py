@@ -4,12 +4,15 @@
     clocks      purchases@1/h0         1490000000000001: the last closed instant, microseconds; or ``ended``
                 purchases@1/h0#since   1480000000000000: the first arrival
                 purchases@1#shards     h0 h1: all shards of the view, also those without a clock
+                purchases@1#retired    1: no pipeline computes the view any more
     marks       purchases@1/h0         state:1490000000000002:17: history, clock, events applied
                 purchases@1/h0#doubted 1: values may lack, so absent rows are provisional
                 purchases@1/h0#round   1490000000000003: when the last comparison of all values with the state began
                 #loss                  a random name, while values that were lost are written again
     witnesses   purchases@1/h0         as in the marks
     ledgers     purchases@1/h0         late events and repeats, JSON
+    owners      purchases@1/h0         the id of the state that computes the shard
+                #state                 where that state is
 
 A shard is named ``view@version/shard``. Words of views that are not requested are not parsed. A requested word that
 unskew could not have written is a ``LayoutError``, which names its key and field.
@@ -33,6 +36,7 @@ _SHARDS = "#shards"
 _LOSS = "#loss"
 _DOUBTED = "#doubted"
 _ROUND = "#round"
+_RETIRED = "#retired"
 _ENDED = "ended"
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
@@ -113,6 +117,11 @@ def round_words(began_us: Mapping[str, int]) -> dict[str, int]:
     return {shard + _ROUND: us for shard, us in began_us.items()}
 
 
+def retired_words(view_ids: Iterable[str]) -> dict[str, str]:
+    """Return the fields that say that no pipeline computes these views any more."""
+    return {view_id + _RETIRED: "1" for view_id in view_ids}
+
+
 class Listing:
     """The list of shards of each view, by view id. ``own``: the shards that this process computes; None for all."""
 
@@ -142,6 +151,22 @@ class Words:
     def read(cls, client: Client, key: str) -> Self:
         """Read a hash; a key that does not exist has no fields. Raises what redis-py raises."""
         return cls((key, client.hgetall(key)))
+
+    def word(self, field: str) -> str | None:
+        """Return the word of a field; None if there is none."""
+        return self._words.get(field)
+
+    def by_shard(self) -> dict[str, str]:
+        """Return the words whose fields are names of shards."""
+        return {field: word for field, word in self._words.items() if "/" in field and "#" not in field}
+
+    def of_shards(self, shards: Container[str]) -> list[str]:
+        """Return the fields of these shards."""
+        return [field for field in self._words if field.partition("#")[0] in shards]
+
+    def of_views(self, view_ids: Container[str]) -> list[str]:
+        """Return the fields of these views and of their shards."""
+        return [field for field in self._words if field.partition("#")[0].partition("/")[0] in view_ids]
 
     def outdated(self, listing: Listing) -> list[str]:
         """Return the fields that an earlier deployment left."""
@@ -196,6 +221,10 @@ class Clocks(Words):
             or (clock.since_us is not None and (since_us is None or since_us < clock.since_us))
         )
 
+    def is_retired(self, view_id: str) -> bool:
+        """Return true if no pipeline computes the view any more."""
+        return view_id + _RETIRED in self._words and not self.is_listed(view_id)
+
     def is_listed(self, view_id: str) -> bool:
         """Return true if there is a list of the view's shards."""
         return view_id + _SHARDS in self._words
@@ -214,7 +243,8 @@ class Clocks(Words):
     def outdated(self, listing: Listing) -> list[str]:
         """Return fields that an earlier deployment left, and the ends of this process's shards in an earlier run."""
         ended = [field for field, word in self._words.items() if word == _ENDED and listing.is_own(field)]
-        return [*super().outdated(listing), *ended]
+        back = [view_id + _RETIRED for view_id in listing.view_ids if view_id + _RETIRED in self._words]
+        return [*super().outdated(listing), *ended, *back]
 
 
 class Marks(Words):
@@ -241,6 +271,10 @@ class Marks(Words):
         if len(place) < 2:
             raise self._unreadable(shard, f"it is not {_MARK}")
         return self.place(shard, state).clock_us
+
+    def states(self) -> dict[str, str]:
+        """Return, by shard, the history of its mark."""
+        return {shard: word.rsplit(":", 2)[0] for shard, word in self.by_shard().items()}
 
     @property
     def doubted(self) -> frozenset[str]:

@@ -18,8 +18,9 @@ back, even if a server has lost the mark.
 ``pacing`` decides when a flush begins.
 """
 
+import logging
 import socket
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 
 import redis
 
@@ -32,17 +33,21 @@ from unskew.sinks.redis.batch import Batch
 from unskew.sinks.redis.cuts import Cuts
 from unskew.sinks.redis.eviction import Eviction
 from unskew.sinks.redis.held import Held
-from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, registry_key, sent_key
+from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, owners_key, registry_key, sent_key
 from unskew.sinks.redis.nodes import Nodes, nodes_of
+from unskew.sinks.redis.owners import Owners
 from unskew.sinks.redis.pacing import Pacing
 from unskew.sinks.redis.refill import Refill
+from unskew.sinks.redis.removal import remove_values, remove_words
 from unskew.sinks.redis.resp import RowEncoder
 from unskew.sinks.redis.scrub import Scrub
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.strangers import is_about_type, remove_strangers
 from unskew.sinks.redis.url import Client
 from unskew.sinks.redis.witness import Kept
-from unskew.sinks.redis.words import Clocks, Listing, Marks, Words, clock_words, ledger_words, mark_words
+from unskew.sinks.redis.words import Clocks, Listing, Marks, Words, clock_words, ledger_words, mark_words, retired_words
+
+_log = logging.getLogger("unskew.redis")
 
 
 class RedisWriter:
@@ -76,6 +81,7 @@ class RedisWriter:
         expire_after_us: int | None = None,
     ) -> None:
         self._prefix = prefix
+        self._pipeline = pipeline
         self._state = state
         self._clock_key = clock_key(prefix, pipeline)
         self._sent_key = sent_key(prefix, pipeline)
@@ -90,6 +96,8 @@ class RedisWriter:
         self._refill = Refill(self._sent_key)
         self._eviction = Eviction(allowed=allow_eviction, expires=expire_after_us is not None)
         self._expire_after_us = expire_after_us
+        self._owners = Owners(prefix, state)
+        self._retired: Collection[str] = ()
         self.scrub = Scrub(self._sent_key)
         # Keys that an earlier version or somebody else wrote may have an expiry, until a whole round has found them.
         self._persists = True
@@ -172,14 +180,46 @@ class RedisWriter:
 
         self._reach(lambda client: client.transaction(publish, key))
 
-    def expect(self, shards: Mapping[str, Sequence[str]], own: Container[str] | None = None) -> None:
+    def claim(self, shards: Collection[str], where: str, *, replace: bool = False) -> None:
+        """Claim these shards, ``view@version/shard``, for this writer's state; ``where`` says where that state is.
+
+        ``replace``: first remove all values of the views of shards that belong to another state. Raises ``LayoutError``
+        if there are such shards and they are not replaced.
+        """
+
+        def claim(client: Client) -> None:
+            written_by = {
+                shard: state for shard, state in Marks.read(client, self._sent_key).states().items() if shard in shards
+            }
+            if replace:
+                owners = {**written_by, **self._owners.of(client, shards)}
+                foreign = {name.partition("/")[0] for name, state in owners.items() if state not in {"", self._state}}
+                for view_id in foreign:
+                    n_removed = remove_values(client, self._prefix, view_id)
+                    _log.warning("Redis: %d values of %s that another state wrote were removed", n_removed, view_id)
+                if foreign:
+                    tags = self._nodes_of(client).tags
+                    remove_words(client, self._prefix, self._pipeline, tags, foreign)
+                    written_by = {}
+            self._owners.claim(client, shards, where, written_by)
+
+        self._reach(claim)
+
+    def expect(
+        self,
+        shards: Mapping[str, Sequence[str]],
+        own: Container[str] | None = None,
+        retired: Collection[str] = (),
+    ) -> None:
         """Write the list of each view's shards, by view id, at the start of a run, before any of its clocks.
 
         A reader then knows the shards that have no clock yet. Clocks of other shards of these views are left from an
         earlier deployment; they are removed, with their ledgers. Entries of earlier runs saying that a shard ended
         without a clock are removed too. ``own``: the shards, ``view@version/shard``, for which this process removes
-        such entries, if other processes compute the others; None for all.
+        such entries, if other processes compute the others; None for all. ``retired``: views, by id, that this process
+        no longer computes; readers that ask for them get an error once nobody does.
         """
+        self._retired = retired
         self._listing = Listing(shards, own)
         self._reach(self._list)
 
@@ -194,6 +234,29 @@ class RedisWriter:
             client.hset(self._clock_key, mapping=self._listing.words)  # type: ignore[arg-type]
         if outdated:
             client.hdel(self._clock_key, *outdated)
+        if self._retired:
+            self._retire(client)
+
+    def _retire(self, client: Client) -> None:
+        tags = self._nodes_of(client).tags
+        written_by = Marks.read(client, self._sent_key).states()
+        given_up = self._owners.retire(client, self._retired, written_by)
+        gone = {shard.partition("/")[0] for shard, is_last in given_up.items() if is_last}
+        if not given_up:
+            return
+        for key in (self._clock_key, self._sent_key, self._ledger_key, *self._kept.witnesses(tags)):
+            words = Words.read(client, key)
+            fields = [*words.of_shards(given_up), *words.of_views(gone)]
+            if fields:
+                client.hdel(key, *fields)
+        if gone:
+            client.hset(self._clock_key, mapping=retired_words(gone))  # type: ignore[arg-type]
+            _log.warning(
+                "%s: no longer computed; readers that ask for it get an error, and its values stay in Redis until they are "
+                "removed with: unskew drop %s",
+                ", ".join(sorted(gone)),
+                " ".join(sorted(gone)),
+            )
 
     def compare(self, updates: Updates, now_us: int) -> None:
         """Add a part of a shard's current rows, to be compared with Redis before the next batch is sent."""
@@ -290,7 +353,7 @@ class RedisWriter:
     def _keys(self, client: Client, batch: Batch) -> Iterator[tuple[str, str]]:
         """Yield each key that may be read or written with ``batch``, and the type of its value."""
         yield registry_key(self._prefix), "string"
-        words = (self._clock_key, self._sent_key, self._ledger_key)
+        words = (self._clock_key, self._sent_key, self._ledger_key, owners_key(self._prefix))
         for key in (*words, *self._kept.witnesses(self._nodes_of(client).tags)):
             yield key, "hash"
         for view, frames in batch.frames.items():
@@ -306,6 +369,7 @@ class RedisWriter:
         self._still_ours()
         n_evicted = 0
         if new or self._eviction.is_due(now_us):
+            self._owners.hold(client)
             # Words may also be evicted or removed one by one.
             self._see_what_is_left(client, nodes, batch)
             n_evicted = self._eviction.look(nodes, now_us)
