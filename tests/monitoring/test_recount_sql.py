@@ -4,11 +4,13 @@ import datetime as dt
 import math
 import random
 from decimal import Decimal
+from itertools import pairwise
 
 import polars as pl
 import pytest
 
 from unskew.features.definitions.expressions import check_expression
+from unskew.features.definitions.sql_text import FUNCTIONS, tokens_of
 from unskew.features.plan import ValuePlan
 from unskew.features.types import Type
 from unskew.monitoring.recount_texts import Texts
@@ -67,12 +69,13 @@ bit_length(s); octet_length(s); length(s); char_length(s); character_length(s); 
 concat_ws('-', s, t); s || t; s || n; lower(s); upper(s); trim(s); ltrim(s); rtrim(s); ltrim(s, 'a'); rtrim(s, 'b')
 replace(s, 'a', 'bb'); replace(s, '', 'x'); reverse(s); strpos(s, 'b'); strpos(s, 'ß'); strpos(s, ''); left(s, 2)
 left(s, -1); right(s, 2); right(s, -1); substr(s, 2); substr(s, 0); substr(s, -1); substr(s, 2, 2)
-substr(s, 0, 2); substr(s, -2, 4); substr(s, 1, 0); substring(s, 2, 3)
+substr(s, 0, 2); substr(s, -2, 4); substr(s, 1, 0); substring(s, 2, 3); lpad(s, 5, '0'); rpad(s, 5, 'ß'); lpad(s, 0, 'a')
 extract(year from at); extract(month from at); extract(day from at); extract(hour from at); extract(minute from at)
 extract(second from at); extract(microsecond from at); extract(millisecond from at); extract(epoch from at)
 extract(dow from at); extract(isodow from at); extract(doy from at); extract(week from at); extract(isoyear from at)
 extract(quarter from at); extract(century from at); extract(decade from at); date_part('year', at)
-date_part('epoch', at); strftime(at, '%Y-%m-%d'); strftime(at, '%H:%M:%S %j'); year(at); month(at)
+date_part('epoch', at); strftime(at, '%Y-%m-%d'); strftime(at, '%H:%M:%S %j'); year(at); month(at); day(at); hour(at)
+minute(at); second(at); quarter(at); week(at); dayofweek(at); dayofyear(at); dayofmonth(at)
 CAST(n AS DOUBLE); CAST(n AS VARCHAR); CAST(x AS VARCHAR); CAST(b AS VARCHAR); CAST(b AS BIGINT); CAST(d AS DOUBLE)
 CAST(d AS VARCHAR); CAST(n AS BOOLEAN); TRY_CAST(x AS BIGINT); TRY_CAST(x AS INTEGER); TRY_CAST(n AS INTEGER)
 TRY_CAST(n AS TINYINT); TRY_CAST(x AS SMALLINT); TRY_CAST(s AS BIGINT); TRY_CAST(s AS DOUBLE); TRY_CAST(d AS BIGINT)
@@ -88,12 +91,26 @@ s RLIKE '^a'; s REGEXP '^a'; regexp_like(s, 'A', 'i'); s ~ '\\d'; s ~ '(?i)a'; s
 s || '-' || x; concat_ws(',', s, x); trim(both 'a' from s); normalize(s); position('b' in s); left(s, n); substr(s, n)
 substring(s from 2 for 2); strftime(at, '%f')
 CAST(at AS VARCHAR); CAST(x AS REAL); TRY_CAST(x AS DECIMAL(38,2)); n::DOUBLE
-TRY_CAST(n AS UBIGINT); div(n, 3); extract(nanosecond from at); n > 1 = b
+TRY_CAST(n AS UBIGINT); div(n, 3); regexp_replace(s, 'a', 'b'); x'61' = s; extract(nanosecond from at); n > 1 = b
 """
 
 
 def each(texts: str) -> list[str]:
     return [text.strip() for text in texts.replace("\n", ";").split(";") if text.strip()]
+
+
+# Definitions refuse them all.
+REFUSED = set(
+    "acos acosd asin asind atan atan2 atan2d atand cos cosd cot cotd date degrees microsecond millisecond nanosecond pi pow "  # noqa: SIM905
+    "power radians sin sind split_part string_to_array strptime tan tand time timestamp weekofyear".split()
+)
+
+
+def test_every_function_of_definitions_is_among_the_texts():
+    tokens = [tokens_of(text) for text in each(INDEPENDENT + WITHOUT_VALUE + ";" + DEPENDENT)]
+    called = {token.word for text in tokens for token, after in pairwise(text) if after.text == "("}
+
+    assert FUNCTIONS - called == REFUSED
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-_TOKENS = re.compile(
-    r"""(?P<text>'(?:[^']|'')*')
-      | (?P<name>"(?:[^"]|"")*")
-      | (?P<gap>\s+)
-      | (?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![\w.]))
-      | (?P<word>[^\W\d]\w*)
-      | (?P<symbol><=>|!~\*|~\*|!~~\*|~~\*|!~~|~~|!~|\|\||<>|!=|<=|>=|::|//|\*\*|\^@|.)""",
-    re.VERBOSE | re.DOTALL,
-)
+from unskew.features.definitions.sql_text import Token, tokens_of
 
 _OWN = "unskew_"
 
@@ -160,7 +152,9 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
 _DOUBLES = frozenset({"double", "float", "float8"})
 _TEXTS = frozenset({"varchar", "text", "string", "char"})
 # Functions that mean something else in DuckDB, or have other parameters there.
-_OTHERWISE = frozenset("cbrt date datetime div position split_part string_to_array strptime time timestamp".split())  # noqa: SIM905
+_OTHERWISE = frozenset(
+    "cbrt date div position regexp_replace split_part string_to_array strptime time timestamp".split()  # noqa: SIM905
+)
 _FORMATS = re.compile(r"'(?:[^%']|%[YmdHMSj])*'")
 # In the engines' regular expressions, classes and case-blind letters are of ASCII or of Unicode.
 _ENGINES_DIFFER = re.compile(r"\\|\(\?|\[:")
@@ -168,16 +162,6 @@ _ENGINES_DIFFER = re.compile(r"\\|\(\?|\[:")
 
 class Untranslated(Exception):
     """A text that is not translated; its text is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-
-    @property
-    def word(self) -> str:
-        return self.text.lower() if self.kind == "word" else ""
 
 
 def prepare(connection: Any) -> None:
@@ -197,7 +181,7 @@ def translated(text: str, columns: Mapping[str, pl.DataType]) -> str:
 
     Raises ``Untranslated`` if DuckDB lacks a word or gives it another meaning.
     """
-    tokens = [_Token(str(found.lastgroup), found[0]) for found in _TOKENS.finditer(text) if found.lastgroup != "gap"]
+    tokens = tokens_of(text)
     return " ".join(_Translation(tokens, columns).written(0, len(tokens)))
 
 
@@ -207,7 +191,7 @@ def alias(number: int) -> str:
 
 
 class _Translation:
-    def __init__(self, tokens: Sequence[_Token], columns: Mapping[str, pl.DataType]) -> None:
+    def __init__(self, tokens: Sequence[Token], columns: Mapping[str, pl.DataType]) -> None:
         self._tokens = tokens
         self._aliases = {name: alias(number) for number, name in enumerate(columns)}
         self._has_decimals = any(isinstance(kind, pl.Decimal) for kind in columns.values())
@@ -232,8 +216,8 @@ class _Translation:
 
     def _one(self, at: int, *, is_call: bool) -> str:
         token = self._tokens[at]
-        before = self._tokens[at - 1] if at else _Token("", "")
-        after = self._tokens[at + 1] if at + 1 < len(self._tokens) else _Token("", "")
+        before = self._tokens[at - 1] if at else Token("", "")
+        after = self._tokens[at + 1] if at + 1 < len(self._tokens) else Token("", "")
         match token.kind:
             case "name":
                 return self._aliases.get(token.text[1:-1].replace('""', '"'), token.text)
@@ -241,7 +225,7 @@ class _Translation:
                 # Definitions mean a float by 1.5, and DuckDB would read a decimal.
                 return f"{token.text}e0" if "." in token.text and "e" not in token.text.lower() else token.text
             case "word":
-                is_type = before.word == "as" or before.text == "::" or after.kind == "text"
+                is_type = before.text == "::" or after.kind == "text"
                 if token.text in self._aliases and not is_call and not is_type:
                     return self._aliases[token.text]
                 self._check_word(at)

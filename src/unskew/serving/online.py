@@ -14,12 +14,12 @@ from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.references import Asked, by_view, find_view, key_columns, resolve
 from unskew.features.registry import parse
-from unskew.features.types import INT64, Type
+from unskew.features.types import Type
 from unskew.features.view import Scalar, View
 from unskew.features.warming import NO_KEY, is_empty, is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
 from unskew.sinks.redis.keyspace import clock_key, registry_key, sent_key, value_key, value_keys_pattern
-from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.server import Server, checked
 from unskew.sinks.redis.texts import read_column
 from unskew.sinks.redis.url import Client
 from unskew.sinks.redis.words import Clocks, Marks
@@ -85,8 +85,11 @@ class OnlineReader:
         """Return the views that can be read, by name."""
         if self._pinned is not None:
             return self._pinned
+        key = registry_key(self._prefix)
         with self._server.reaching() as client:
-            text = client.get(registry_key(self._prefix))
+            commands = client.pipeline(transaction=False)
+            commands.get(key)
+            (text,) = checked(commands.execute(raise_on_error=False), [key])
         return self._parsed(text)
 
     def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
@@ -127,7 +130,7 @@ class OnlineReader:
         metadata, compared_at = {}, {}
         for name, ones in of_views.items():
             texts = found[name]
-            at = _read(ones[0].view, "_at", [row[0] for row in texts], INT64, [UNKNOWN] * len(texts)).to_numpy()
+            at = _changed_at(ones[0].view, [row[0] for row in texts])
             present = [row[0] is not None for row in texts]
             without_key = keys[name].is_null()
             is_default = np.ones(len(texts), np.bool_)
@@ -164,9 +167,11 @@ class OnlineReader:
             commands = client.pipeline(transaction=False)
             for key in keys:
                 commands.hgetall(key)
+            named = keys
             if self._pinned is None:
-                commands.get(registry_key(self._prefix))
-            replies = commands.execute()
+                named = [*keys, registry_key(self._prefix)]
+                commands.get(named[-1])
+            replies = checked(commands.execute(raise_on_error=False), named)
         clocks = Clocks(*zip(keys, replies, strict=False))
         return clocks, self._pinned if self._pinned is not None else self._parsed(replies[-1])
 
@@ -177,7 +182,7 @@ class OnlineReader:
                 "which it runs"
             )
         if self._registry is None or self._registry[0] != text:
-            self._registry = (text, parse(text))
+            self._registry = (text, parse(text, registry_key(self._prefix)))
         return self._registry[1]
 
     def _values_and_marks(
@@ -187,19 +192,22 @@ class OnlineReader:
         marks_keys = [sent_key(self._prefix, pipeline) for pipeline in self._pipelines]
         with self._server.reaching() as client:
             commands = client.pipeline(transaction=False)
+            asked: list[str] = []
             for name, ones in of_views.items():
                 fields = ["_at", *(one.feature.name for one in ones)]
                 for key in keys[name].drop_nulls().to_list():
-                    commands.hmget(value_key(self._prefix, ones[0].view.id, key), fields)
+                    asked.append(value_key(self._prefix, ones[0].view.id, key))
+                    commands.hmget(asked[-1], fields)
             # The marks follow the values. One server executes the commands of one connection in order; the nodes of a
             # cluster do not know of each other.
             marks = commands
             if isinstance(client, redis.RedisCluster):
-                replies = commands.execute()
+                replies = commands.execute(raise_on_error=False)
                 marks = client.pipeline(transaction=False)  # type: ignore[no-untyped-call]
             for sent in marks_keys:
                 marks.hgetall(sent)
-            replies = [*(replies if marks is not commands else ()), *marks.execute()]
+            replies = [*(replies if marks is not commands else ()), *marks.execute(raise_on_error=False)]
+            replies = checked(replies, [*asked, *marks_keys])
         values = iter(replies)
         found: dict[str, list[list[bytes | None]]] = {}
         for name, ones in of_views.items():
@@ -251,6 +259,13 @@ def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> tup
     if feature.empty is None:
         return column, lacking
     return column, np.where(lacking, ~np.array(present, np.bool_), is_empty(column, feature))
+
+
+def _changed_at(view: View, texts: list[bytes | None]) -> Ints:
+    """Return ``_at`` of every row in microseconds, ``UNKNOWN`` without a row."""
+    lacking = np.array([text is None for text in texts], np.bool_)
+    read = _read(view, "_at", texts, Type("timestamp"), [None] * len(texts)).to_physical().fill_null(0)
+    return np.where(lacking, UNKNOWN, read.to_numpy())
 
 
 def _read(
