@@ -140,7 +140,7 @@ class Checks:
 
 def avro_names(stream: StreamPlan) -> Iterable[str]:
     """Return the columns of a stream that come from its values."""
-    known = {field.name for field in avro_fields(stream.schema)}
+    known = {field.name for field in avro_fields(stream.reader)}
     return [name for name in stream.columns if name in known]
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -16,11 +17,21 @@ import numpy as np
 import polars as pl
 from typing_extensions import override
 
+from unskew.features.definitions.inputs import row_of
 from unskew.features.definitions.json_schema import JsonField, json_fields
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.columns import Refusals, Unit, typed
-from unskew.pipelines.decoding.decoder import BadMessage, Decoder, Read, merged, one_by_one
+from unskew.pipelines.decoding.conversions import days, instants
+from unskew.pipelines.decoding.decoder import (
+    BadMessage,
+    Decoder,
+    Ignored,
+    Read,
+    merged,
+    one_by_one,
+    other_operation,
+)
 from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 
 _INT64 = (-(2**63), 2**63 - 1)
@@ -32,9 +43,6 @@ _TYPES: dict[str, tuple[Any, pl.DataType]] = {
     "boolean": (bool, pl.Boolean()),
 }
 _WORDS = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", type(None): "null"}
-# RFC 3339, with T or a space; Polars checks the date.
-_DATE_TIME = r"^\d{4}-\d{2}-\d{2}[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$"
-_DATE = r"^\d{4}-\d{2}-\d{2}$"
 
 # msgspec reads this integer into a float column without its sign.
 _MINUS_ZERO = r"-0\s*[,}\]]"
@@ -51,14 +59,24 @@ class JsonDecoder(Decoder):
 
     def __init__(self, stream: StreamPlan) -> None:
         super().__init__(stream)
-        self._fields = json_fields(stream.schema)
-        self._by_name = {field.name: field for field in self._fields}
-        self._shape = {field.name: _TYPES[field.kind][1] for field in self._fields}
+        schema = row_of(stream.schema) if stream.envelope == "debezium" else stream.schema
+        self._fields = json_fields(schema, stream.paths)
+        self._tree = _tree(self._fields)
+        self._shape = {
+            field.name: pl.String() if field.name in stream.read_as else _TYPES[field.kind][1] for field in self._fields
+        }
+        keys = [_path(field)[0] for field in self._fields]
         # Polars refuses a very long regular expression.
-        self._quick = all(map(_PLAIN_KEY.fullmatch, self._by_name)) and sum(map(len, self._by_name)) < 100_000
+        self._quick = (
+            all(map(_PLAIN_KEY.fullmatch, keys))
+            and sum(map(len, keys)) < 100_000
+            and all(len(_path(field)) == 1 for field in self._fields)
+            and stream.envelope is None
+            and not stream.read_as
+        )
         if self._quick:
             self._event = msgspec.json.Decoder(_event(self._fields)).decode
-            names = "|".join(map(pl.escape_regex, self._by_name))
+            names = "|".join(map(pl.escape_regex, keys))
             self._counted = rf'"(?:{names})"\s*:|{_ESCAPED_KEY}|{_MINUS_ZERO}'
 
     @override
@@ -97,9 +115,9 @@ class JsonDecoder(Decoder):
 
     def _read_one(self, value: bytes | None) -> tuple[Any, ...]:
         if value is None:
-            raise BadMessage("tombstone", "empty value (tombstone)")
+            raise self._no_row()
         try:
-            pairs = json.loads(
+            pairs: Any = json.loads(
                 _body(value).decode(),
                 object_pairs_hook=_Pairs,
                 parse_constant=_refuse,
@@ -114,20 +132,67 @@ class JsonDecoder(Decoder):
             raise BadMessage("malformed", f"not JSON: {error}") from error
         if not isinstance(pairs, _Pairs):
             raise BadMessage("malformed", "not a JSON object")
+        if self._stream.envelope is not None:
+            pairs = self._opened(pairs)
         found: dict[str, Any] = {}
-        for key, item in pairs:
-            if key in found:
-                raise BadMessage("malformed", f"the key {key!r} is there twice")
-            if key in self._by_name:
-                found[key] = _checked(self._by_name[key], item)
-        for field in self._fields:
-            if field.required and field.name not in found:
-                raise BadMessage("type", f"{field.name} is missing")
+        self._take(pairs, self._tree, found)
         return tuple(found.get(field.name) for field in self._fields)
+
+    def _take(self, pairs: "_Pairs", tree: "_Tree", found: dict[str, Any]) -> None:
+        """Put the values of an object into ``found``, by column."""
+        met: set[str] = set()
+        for key, item in pairs:
+            inside = tree.inside.get(key)
+            if inside is None:
+                continue
+            if key in met:
+                raise BadMessage("malformed", f"the key {key!r} is there twice")
+            met.add(key)
+            if isinstance(inside, JsonField):
+                found[inside.name] = (
+                    _text_of(inside, item) if inside.name in self._stream.read_as else _checked(inside, item)
+                )
+            elif isinstance(item, _Pairs):
+                self._take(item, inside, found)
+            elif item is not None or not inside.nullable:
+                raise BadMessage("type", f"{key} is {_word(item)}, not an object")
+        for key, inside in tree.inside.items():
+            if key not in met and inside.required:
+                raise BadMessage("type", f"{inside.name if isinstance(inside, JsonField) else key} is missing")
+
+    def _opened(self, pairs: "_Pairs") -> "_Pairs":
+        """Return the event in its envelope."""
+        debezium = self._stream.envelope == "debezium"
+        if not debezium or (pairs.has("payload") and not pairs.has("op")):
+            payload = pairs.one("payload")
+            if payload is None:
+                raise self._no_row()
+            if not isinstance(payload, _Pairs):
+                raise BadMessage("malformed", f"its payload is {_word(payload)}, not an object")
+            pairs = payload
+        if not debezium:
+            return pairs
+        operation = pairs.one("op")
+        if type(operation) is not str:
+            raise BadMessage("type", f"op is {_word(operation)}, not of type string")
+        if operation not in self._stream.operations:
+            raise other_operation(self._stream, operation)
+        row = pairs.one("after")
+        if not isinstance(row, _Pairs):
+            raise BadMessage("type", f"after is {_word(row)}, not an object")
+        return row
+
+    def _no_row(self) -> Exception:
+        """Return what a message without a row is: Debezium puts one after each delete."""
+        if self._stream.envelope == "debezium" and not self._stream.refuses_others:
+            return Ignored()
+        return BadMessage("tombstone", "empty value (tombstone)")
 
     def _column(self, field: JsonField, frame: pl.DataFrame, refusals: Refusals) -> pl.Series:
         values = frame[field.name]
-        event_time = field.name == self._stream.event_time
+        if field.name in self._stream.read_as:
+            return values
+        event_time = field.name == self._event_time
         unit = Unit(field.logical)
         if field.symbols:
             refusals.refuse(
@@ -141,7 +206,7 @@ class JsonDecoder(Decoder):
             return values.cast(field.dtype, strict=False)
         if field.logical in {"date-time", "date"}:
             texts = values
-            values = _parsed(texts, field.logical)
+            values = days(texts) if field.logical == "date" else instants(texts)
             refusals.refuse(
                 values.is_null() & texts.is_not_null(),
                 "time" if event_time else "range",
@@ -153,6 +218,26 @@ class JsonDecoder(Decoder):
 
 class _Pairs(list[Any]):
     """An object as its keys and values, in the order in which they came."""
+
+    def has(self, key: str) -> bool:
+        """Return true if there is such a key."""
+        return any(name == key for name, _ in self)
+
+    def one(self, key: str) -> Any:
+        """Return the value of a key. Raises ``BadMessage`` unless the key is there once."""
+        found = [item for name, item in self if name == key]
+        if len(found) != 1:
+            raise BadMessage("malformed", f"the key {key!r} is there twice" if found else f"{key} is missing")
+        return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """What is read inside an object, by key; ``nullable``, ``required``: as for ``JsonField``."""
+
+    inside: "dict[str, JsonField | _Tree]"
+    nullable: bool = False
+    required: bool = True
 
 
 class _Integer(str):
@@ -174,8 +259,25 @@ def _event(fields: Sequence[JsonField]) -> type[msgspec.Struct]:
         kind, _ = _TYPES[field.kind]
         default = msgspec.NODEFAULT if field.required else msgspec.UNSET
         declared.append((f"f{number}", kind | None if field.nullable else kind, msgspec.field(default=default)))
-    names = {f"f{number}": field.name for number, field in enumerate(fields)}
+    names = {f"f{number}": _path(field)[0] for number, field in enumerate(fields)}
     return msgspec.defstruct("Event", declared, rename=names, kw_only=True, frozen=True, gc=False)
+
+
+def _path(field: JsonField) -> tuple[str, ...]:
+    return field.path or (field.name,)
+
+
+def _tree(fields: Sequence[JsonField]) -> _Tree:
+    root = _Tree({})
+    for field in fields:
+        *outer, last = _path(field)
+        tree = root
+        for key, (nullable, required) in zip(outer, field.outer, strict=True):
+            inner = tree.inside.setdefault(key, _Tree({}, nullable, required))
+            assert isinstance(inner, _Tree)
+            tree = inner
+        tree.inside[last] = field
+    return root
 
 
 def _body(value: bytes) -> bytes:
@@ -224,8 +326,22 @@ def _checked(field: JsonField, item: Any) -> Any:
         if not _is_text(item):
             raise BadMessage("encoding", f"{field.name} has half a surrogate pair")
         return item
-    kind = "a number" if isinstance(item, (_Integer, _Number)) else _WORDS.get(type(item), "an object")
-    raise BadMessage("type", f"{field.name} is {kind}, not of type {field.kind}")
+    raise BadMessage("type", f"{field.name} is {_word(item)}, not of type {field.kind}")
+
+
+def _text_of(field: JsonField, item: Any) -> str | None:
+    """Return a number as it is written, or a text."""
+    if item is None and field.nullable:
+        return None
+    if not isinstance(item, str):
+        raise BadMessage("type", f"{field.name} is {_word(item)}, neither a number nor a text")
+    if type(item) is str and not _is_text(item):
+        raise BadMessage("encoding", f"{field.name} has half a surrogate pair")
+    return str(item)
+
+
+def _word(item: Any) -> str:
+    return "a number" if isinstance(item, (_Integer, _Number)) else _WORDS.get(type(item), "an object")
 
 
 def _is_text(text: str) -> bool:
@@ -234,18 +350,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _parsed(texts: pl.Series, form: str) -> pl.Series:
-    """Return RFC 3339 text as microseconds or days; null if it is not such text.
-
-    Digits after the microseconds are cut off.
-    """
-    if form == "date":
-        sound = texts.to_frame().select(pl.when(texts.str.contains(_DATE)).then(texts)).to_series()
-        days = sound.str.to_date("%Y-%m-%d", strict=False)
-        return days.to_physical().cast(pl.Int64).alias(texts.name)
-    sound = texts.to_frame().select(pl.when(texts.str.contains(_DATE_TIME)).then(texts)).to_series()
-    shape = sound.str.to_uppercase().str.replace(" ", "T", literal=True).str.replace("Z", "+00:00", literal=True)
-    instants = shape.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
-    return instants.to_physical().alias(texts.name)
