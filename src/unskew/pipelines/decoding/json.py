@@ -51,6 +51,8 @@ _ESCAPED_KEY = r'\\.(?:[^"\\]|\\.)*"\s*:'
 # A key that is written without escapes and cannot share a quote with its neighbours, as ``","`` and ``":x"`` do in
 # ``"a",":x":1``.
 _PLAIN_KEY = re.compile(r'[^"\\\s:\x00-\x1f][^"\\\x00-\x1f]*')
+_NUMBER = re.compile(rb"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_string = msgspec.json.Decoder(str).decode
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -62,21 +64,18 @@ class JsonDecoder(Decoder):
         schema = row_of(stream.schema) if stream.envelope == "debezium" else stream.schema
         self._fields = json_fields(schema, stream.paths)
         self._tree = _tree(self._fields)
+        self._read_names = self._tree.names()
+        self._nests = any(isinstance(inside, _Tree) for inside in self._tree.inside.values())
         self._shape = {
             field.name: pl.String() if field.name in stream.read_as else _TYPES[field.kind][1] for field in self._fields
         }
-        keys = [_path(field)[0] for field in self._fields]
+        keys = {key for field in self._fields for key in _path(field)}
+        # A change event has most keys twice, before and after, so msgspec could vouch for none.
         # Polars refuses a very long regular expression.
-        self._quick = (
-            all(map(_PLAIN_KEY.fullmatch, keys))
-            and sum(map(len, keys)) < 100_000
-            and all(len(_path(field)) == 1 for field in self._fields)
-            and stream.envelope is None
-            and not stream.read_as
-        )
+        self._quick = stream.envelope is None and all(map(_PLAIN_KEY.fullmatch, keys)) and sum(map(len, keys)) < 100_000
         if self._quick:
-            self._event = msgspec.json.Decoder(_event(self._fields)).decode
-            names = "|".join(map(pl.escape_regex, keys))
+            self._event = msgspec.json.Decoder(_event(self._tree, frozenset(stream.read_as))).decode
+            names = "|".join(map(pl.escape_regex, sorted(keys)))
             self._counted = rf'"(?:{names})"\s*:|{_ESCAPED_KEY}|{_MINUS_ZERO}'
 
     @override
@@ -100,18 +99,37 @@ class JsonDecoder(Decoder):
         rows, events = [], []
         for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
             try:
-                event = msgspec.structs.astuple(self._event(text))
-                if count != len(event) - event.count(msgspec.UNSET) and _is_odd(text):
+                event, n_keys = self._leaves(msgspec.structs.astuple(self._event(text)))
+                # Whether an object inside has equal keys, only the other reader sees.
+                if count != n_keys and (self._nests or _is_odd(text)):
                     continue
             except (ValueError, RecursionError):
                 continue
             rows.append(row)
             events.append(event)
         columns = [
-            pl.Series(name, [None if item is msgspec.UNSET else item for item in column], dtype=dtype)
-            for (name, dtype), column in zip(self._shape.items(), zip(*events, strict=True), strict=bool(events))
+            pl.Series(name, [None if item is msgspec.UNSET else item for item in column], dtype=self._shape[name])
+            for name, column in zip(self._read_names, zip(*events, strict=True), strict=bool(events))
         ]
-        return np.array(rows, np.int64), pl.DataFrame(columns)
+        return np.array(rows, np.int64), pl.DataFrame(columns).select(list(self._shape) if events else [])
+
+    def _leaves(self, event: tuple[Any, ...]) -> tuple[Sequence[Any], int]:
+        """Return the values of an event's columns, as ``_read_names``, and the number of keys that it has."""
+        if not self._nests and not self._stream.read_as:
+            return event, len(event) - event.count(msgspec.UNSET)
+        values: list[Any] = []
+        return values, self._gather(event, self._tree, values)
+
+    def _gather(self, event: tuple[Any, ...], tree: "_Tree", values: list[Any]) -> int:
+        n_keys = len(event) - event.count(msgspec.UNSET)
+        for item, inside in zip(event, tree.inside.values(), strict=True):
+            if isinstance(inside, JsonField):
+                values.append(_raw_text(item, inside) if type(item) is msgspec.Raw else item)
+            elif item is None or item is msgspec.UNSET:
+                values += [None] * inside.n_leaves()
+            else:
+                n_keys += self._gather(msgspec.structs.astuple(item), inside, values)
+        return n_keys
 
     def _read_one(self, value: bytes | None) -> tuple[Any, ...]:
         if value is None:
@@ -239,6 +257,18 @@ class _Tree:
     nullable: bool = False
     required: bool = True
 
+    def names(self) -> list[str]:
+        """Return the columns that are read, in order."""
+        return [
+            name
+            for inside in self.inside.values()
+            for name in (inside.names() if isinstance(inside, _Tree) else [inside.name])
+        ]
+
+    def n_leaves(self) -> int:
+        """Return the number of columns that are read."""
+        return len(self.names())
+
 
 class _Integer(str):
     """A number without fraction or exponent, as written."""
@@ -252,14 +282,21 @@ class _Number(str):
     __slots__ = ()
 
 
-def _event(fields: Sequence[JsonField]) -> type[msgspec.Struct]:
-    """Return the keys that are read, as msgspec's type of an event; a missing key is ``UNSET``."""
+def _event(tree: _Tree, as_text: frozenset[str]) -> type[msgspec.Struct]:
+    """Return the keys that are read, as msgspec's type of an event; a missing key is ``UNSET``.
+
+    ``as_text``: the columns of which the text is needed, of numbers too.
+    """
     declared: list[tuple[str, Any, Any]] = []
-    for number, field in enumerate(fields):
-        kind, _ = _TYPES[field.kind]
-        default = msgspec.NODEFAULT if field.required else msgspec.UNSET
-        declared.append((f"f{number}", kind | None if field.nullable else kind, msgspec.field(default=default)))
-    names = {f"f{number}": _path(field)[0] for number, field in enumerate(fields)}
+    for number, inside in enumerate(tree.inside.values()):
+        default = msgspec.NODEFAULT if inside.required else msgspec.UNSET
+        if isinstance(inside, _Tree):
+            kind: Any = _event(inside, as_text)
+        else:
+            kind = msgspec.Raw if inside.name in as_text else _TYPES[inside.kind][0]
+        nullable = inside.nullable and kind is not msgspec.Raw
+        declared.append((f"f{number}", kind | None if nullable else kind, msgspec.field(default=default)))
+    names = {f"f{number}": key for number, key in enumerate(tree.inside)}
     return msgspec.defstruct("Event", declared, rename=names, kw_only=True, frozen=True, gc=False)
 
 
@@ -327,6 +364,18 @@ def _checked(field: JsonField, item: Any) -> Any:
             raise BadMessage("encoding", f"{field.name} has half a surrogate pair")
         return item
     raise BadMessage("type", f"{field.name} is {_word(item)}, not of type {field.kind}")
+
+
+def _raw_text(raw: msgspec.Raw, field: JsonField) -> str | None:
+    """Return what ``_text_of`` gives of the same value; raises ``ValueError`` where that refuses it."""
+    octets = bytes(raw)
+    if octets == b"null" and field.nullable:
+        return None
+    if octets[:1] == b'"':
+        return _string(octets)
+    if _NUMBER.fullmatch(octets):
+        return octets.decode()
+    raise ValueError(field.name)
 
 
 def _text_of(field: JsonField, item: Any) -> str | None:
