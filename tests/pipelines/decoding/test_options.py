@@ -363,6 +363,49 @@ def test_kafka_connect_s_payload_is_the_event():
     assert outcomes(decoder, values, ["id", "amount"]) == [(7, 1.5)] * 2 + [REFUSED] * 6
 
 
+@pytest.mark.parametrize("envelope", ["connect", "debezium"])
+def test_an_envelope_is_opened_quickly_as_by_the_other_reader(envelope):
+    row = json.dumps(ROW)
+    rows = [row, row.replace("7", "-0"), row[:-1] + ', "id": 8}', row[:-1] + ', "x": {"id": 8}}', "null", "[1]", "{}", '{"id": 1.0, "at": 1}', "{", '"c"']  # fmt: skip
+    marks = [
+        '"op": "c"',
+        '"op": "\\u0063"',
+        '"op": "u"',
+        '"op": 1',
+        '"op": "c", "op": "c"',
+        '"o\\u0070": "c"',
+        '"x": 1',
+    ]
+    events = [
+        f'{{{mark}, "before": {before}, "after": {each}}}'
+        for mark, before, each in itertools.product(marks, ("null", row, '{"a": NaN}', '"\\ud800"'), rows)
+    ]
+    events += [f'{{{mark}, "before": null, "after": {row}, "after": {row}}}' for mark in marks] + [
+        row,
+        "",
+        "1",
+        '{"payload": 1}',
+    ]
+    texts = [*events, *(f'{{"schema": {{"a": "\\""}}, "payload": {each}}}' for each in [*events, *rows])]
+    texts += [
+        f'{{"payload": {events[0]}, "payload": {events[0]}}}',
+        f'{{"payload": {events[0]}}} x',
+        f'{{"payload": {row}, "op": "c"}}',
+    ]
+    values = [text.encode() for text in texts]
+    quick, slow = (decoder_of(stream(ROW_JSON, format="json", envelope=envelope)) for _ in range(2))
+    assert quick._quick
+    slow._quick = False
+
+    found = [each.decode(poll(values)) for each in (quick, slow)]
+    assert found[0].events.equals(found[1].events)
+    assert found[0].dead.equals(found[1].dead)
+    assert quick.ignored == slow.ignored
+    assert found[0].events.height > 3
+    read, _ = quick._read_quickly(as_json({"op": "c", "before": None, "after": ROW, "payload": ROW}))
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize(
     ("operations", "others"), [(["c"], "ignore"), (["c", "r"], "ignore"), (["c", "u"], "dead_letter")]

@@ -70,9 +70,8 @@ class JsonDecoder(Decoder):
             field.name: pl.String() if field.name in stream.read_as else _TYPES[field.kind][1] for field in self._fields
         }
         keys = {key for field in self._fields for key in _path(field)}
-        # A change event has most keys twice, before and after, so msgspec could vouch for none.
         # Polars refuses a very long regular expression.
-        self._quick = stream.envelope is None and all(map(_PLAIN_KEY.fullmatch, keys)) and sum(map(len, keys)) < 100_000
+        self._quick = all(map(_PLAIN_KEY.fullmatch, keys)) and sum(map(len, keys)) < 100_000
         if self._quick:
             self._event = msgspec.json.Decoder(_event(self._tree, frozenset(stream.read_as))).decode
             names = "|".join(map(pl.escape_regex, sorted(keys)))
@@ -94,6 +93,8 @@ class JsonDecoder(Decoder):
     def _read_quickly(self, values: Sequence[bytes | None]) -> Read:
         """Read the messages that msgspec accepts and reads as ``_read_one`` does."""
         texts = [_text(value) for value in values]
+        if self._stream.envelope is not None:
+            texts = [self._event_text(text) for text in texts]
         # A key that occurs twice makes this greater than the number of keys. There are other causes, so look closer.
         counts = pl.Series(texts, dtype=pl.String).str.count_matches(self._counted).to_list()
         rows, events = [], []
@@ -112,6 +113,20 @@ class JsonDecoder(Decoder):
             for name, column in zip(self._read_names, zip(*events, strict=True), strict=bool(events))
         ]
         return np.array(rows, np.int64), pl.DataFrame(columns).select(list(self._shape) if events else [])
+
+    def _event_text(self, text: str) -> str:
+        """Return the text of the event in its envelope; the empty text unless ``_opened`` certainly finds it there."""
+        try:
+            parts = _alone(text)
+            debezium = self._stream.envelope == "debezium"
+            if not debezium or ("payload" in parts and "op" not in parts):
+                text = bytes(parts["payload"]).decode()
+                parts = _alone(text) if debezium else parts
+            if not debezium:
+                return text
+            return bytes(parts["after"]).decode() if _string(parts["op"]) in self._stream.operations else ""
+        except (ValueError, KeyError, RecursionError):
+            return ""
 
     def _leaves(self, event: tuple[Any, ...]) -> tuple[Sequence[Any], int]:
         """Return the values of an event's columns, as ``_read_names``, and the number of keys that it has."""
@@ -332,10 +347,20 @@ def _text(value: bytes | None) -> str:
 
 def _is_odd(text: str) -> bool:
     """Return true if an object may have equal keys, or a zero with a sign."""
+    return _may_repeat(text, _parts(text)) or re.search(_MINUS_ZERO, text) is not None
+
+
+def _alone(text: str) -> dict[str, msgspec.Raw]:
+    """Return the parts of an object. Raises ``ValueError`` if it may have equal keys."""
     parts = _parts(text)
+    if _may_repeat(text, parts):
+        raise ValueError(text)
+    return parts
+
+
+def _may_repeat(text: str, parts: dict[str, msgspec.Raw]) -> bool:
     # Only the last of equal keys is among the parts, so the quotes of the others are missing.
-    quotes = 2 * len(parts) + b"".join(parts.values()).count(b'"')
-    return quotes != text.count('"') or re.search(_MINUS_ZERO, text) is not None
+    return 2 * len(parts) + b"".join(parts.values()).count(b'"') != text.count('"')
 
 
 def _refuse(word: str) -> NoReturn:
