@@ -8,6 +8,8 @@ Options are decorators for click commands, so the help of a command shows what i
     def get(redis_url: str, prefix: str) -> None: ...
 """
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +119,38 @@ metrics = _option(
     metavar="HOST:PORT|PORT",
     help="Address at which metrics (/metrics, for Prometheus) and health (/health, /ready) are exposed over HTTP, "
     "without a password; a PORT alone means that port of 127.0.0.1. Without it they are not exposed.",
+)
+
+#: ``drop: tuple[str, ...]``.
+drop = _option(
+    "--drop",
+    multiple=True,
+    metavar="VIEW",
+    help="View (NAME, or NAME@VERSION) that is no longer defined and whose state shall end, for good; may be given several "
+    "times. Without it, a view that is missing from the definitions refuses the start.",
+)
+
+
+def _set_umask(context: click.Context, _parameter: click.Parameter, text: str) -> None:
+    """Set the process's umask until the command ends."""
+    mask = int(text, 8) if re.fullmatch("0?[0-7]{3}", text) else None
+    if mask is None or mask & 0o700:
+        raise click.BadParameter(
+            f"{text} is not a umask that leaves this user its own files; write 077, 027 (the group reads) or 022 (all read)"
+        )
+    before = os.umask(mask)
+    context.call_on_close(lambda: os.umask(before))
+
+
+#: No argument: applies to every file and folder that the command makes, also through SQLite.
+umask = _option(
+    "--umask",
+    default="077",
+    show_default=True,
+    metavar="OCTAL",
+    expose_value=False,
+    callback=_set_umask,
+    help="Permissions that new files and folders lack: 077 keeps them to this user, 027 lets its group read them.",
 )
 
 #: ``prefix: str``.

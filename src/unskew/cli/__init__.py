@@ -45,11 +45,13 @@ class _Failure(click.ClickException):
         super().__init__(str(error))
         self.faults = error.faults if isinstance(error, DefinitionError) else [str(error)]
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature; it gives none
+        from unskew.cli.screen import say
+
         for fault in self.faults:
-            click.echo(f"error: {fault}", file=file, err=file is None)
+            say(f"error: {fault}", err=True)
         if len(self.faults) > 1:
-            click.echo(f"{len(self.faults)} faults", file=file, err=file is None)
+            say(f"{len(self.faults)} faults", err=True)
 
 
 class _Commands(click.Group):
@@ -76,6 +78,9 @@ class _Commands(click.Group):
             formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        from unskew.cli.screen import escape_log_lines
+
+        escape_log_lines()
         try:
             return super().invoke(ctx)
         except UnskewError as error:

@@ -26,9 +26,11 @@ class Deployment:
     ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
     of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
     health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
-    machines that may be dead. ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after
-    their last window empties keys of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis
-    is compared with the state once; None for never. ``replace``: whether to remove what another state wrote to Redis.
+    machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
+    ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last window empties keys
+    of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is compared with the state
+    once; None for never. ``drop``: views (name, or name@version) that the state holds, that are no longer defined, and
+    whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
     """
 
     bootstrap: str
@@ -51,10 +53,12 @@ class Deployment:
     poll_records: int = 10_000
     metrics: tuple[str, int] | None = None
     take_over: bool = False
+    adopt_topic_ids: bool = False
     replace: bool = False
     allow_eviction: bool = False
     expire_after_us: int | None = None
     scrub_us: int | None = HOUR_US
+    drop: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -224,8 +224,10 @@ class ParquetSink(_Sink):
         disk: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
+        require_room: Callable[[], None],
     ) -> None:
         self.disk = disk
+        self.require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
         self._shards = shards
@@ -314,6 +316,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
             tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+            # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
+            self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}
 
     def settle(self) -> None:
@@ -395,8 +399,11 @@ def build_flow(
     changelogs: Changelogs,
     progress: Progress,
     accepted: Callable[[], None],
+    going_on: Callable[[], None] = lambda: None,
 ) -> Dataflow:
     """Wire sources, shards and sinks; ``sources`` and ``routers`` are by topic.
+
+    ``going_on``: raises if the process should stop; it is called before the saved state of each shard is loaded.
 
     ``accepted`` is called at the end of every epoch that had items, before the epoch is durable; by then all saved
     state has been validated.
@@ -414,6 +421,8 @@ def build_flow(
     siblings = Siblings()
 
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
+        if saved is not None:
+            going_on()
         return _ShardLogic(plan, siblings, changelogs, parquet.disk, redis, progress, accepted, saved)
 
     slices = cast("KeyedStream[Slice]", kinds.trues)

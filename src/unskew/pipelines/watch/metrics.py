@@ -66,6 +66,12 @@ class _PipelineCollector(Collector):
             ["stream"],
             (((name,), count.bumped) for name, count in counters.items()),
         )
+        yield _counter(
+            "unskew_records_ignored",
+            "Records that are not meant to be events of their stream, such as records of another type.",
+            ["stream"],
+            (((sources[topic].stream.name,), router.ignored) for topic, router in routers.items()),
+        )
         # Every kind is exposed from the start: a rate over a series that appears with its first letter would miss it.
         yield _counter(
             "unskew_dead_letters",
@@ -175,6 +181,12 @@ class _PipelineCollector(Collector):
             "1 where /ready answers 200, else 0.",
             [],
             [((), float(not self._running.unready_reasons()))],
+        )
+        yield _gauge(
+            "unskew_compiling",
+            "1 while the kernel is being compiled, before the first record is read, else 0.",
+            [],
+            [((), float(self._running.progress.compiling))],
         )
 
     def _of_stores(self) -> Iterator[Metric]:

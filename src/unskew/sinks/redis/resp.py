@@ -23,7 +23,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.plan import ViewPlan
-from unskew.features.text_buffers import Keys
+from unskew.features.text_buffers import Keys, read_only
 from unskew.features.types import INT64, STRING
 from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
@@ -126,12 +126,12 @@ class RowEncoder:
             self._names,
             self._name_ends,
             sources,
-            laid_out.data,
-            laid_out.offsets,
+            read_only(laid_out.data),
+            read_only(laid_out.offsets),
             np.stack(numbers),
             missing,
-            columns["_gone"].to_numpy(),
-            self._expiries_ms(columns["_empty_at"], now_us, persist=persist),
+            read_only(columns["_gone"].to_numpy()),
+            read_only(self._expiries_ms(columns["_empty_at"], now_us, persist=persist)),
         )
         return Commands(out[:n_bytes].tobytes(), n_replies)
 

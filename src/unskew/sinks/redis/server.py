@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import redis
 from redis.exceptions import (
@@ -18,7 +19,7 @@ from redis.exceptions import (
     RedisClusterException,
 )
 
-from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.sinks.redis.url import Address, Client
 
 _REMEDIES: Sequence[tuple[str, type[Exception] | None, str]] = (
@@ -65,6 +66,11 @@ class Server:
             if isinstance(error, RedisClusterException):
                 self._forget()
             raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}{_remedy(error)}") from error
+        except UnicodeDecodeError as error:
+            raise LayoutError(
+                f"Redis holds bytes that are not UTF-8, which unskew did not write ({error.object[:40]!r}); "
+                "give a URL, or a client without decode_responses, and the error names their key"
+            ) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -96,6 +102,23 @@ class Server:
             return ""
         user = self._address.user
         return f" (asked as user {user!r})" if user else " (asked without a user's name)"
+
+
+def checked(replies: Sequence[Any], keys: Sequence[str]) -> list[Any]:
+    """Return the replies of commands that were executed with ``raise_on_error=False``, one for each of ``keys``.
+
+    Raises ``LayoutError`` for a key of another type than the command needs, and what redis-py gave for another error.
+    """
+    for reply, key in zip(replies, keys, strict=True):
+        if isinstance(reply, redis.ResponseError) and "WRONGTYPE" in str(reply):
+            raise LayoutError(
+                f"the key {key!r} in Redis has another type than unskew gives it, so unskew did not write it; delete it, "
+                "and a running or restarted unskew run writes it again; if another program wrote it, give unskew a --prefix "
+                "of its own"
+            )
+        if isinstance(reply, Exception):
+            raise reply
+    return list(replies)
 
 
 def _remedy(error: Exception) -> str:

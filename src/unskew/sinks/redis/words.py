@@ -19,6 +19,7 @@ A shard is named ``view@version/shard``. Words of views that are not requested a
 unskew could not have written is a ``LayoutError``, which names its key and field.
 """
 
+import datetime as dt
 import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from typing_extensions import override
 
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, written
+from unskew.features.time import instant_us
 from unskew.sinks.redis.url import Client
 
 _SINCE = "#since"
@@ -41,6 +43,9 @@ _ENDED = "ended"
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _LAST_INT64 = 2**63 - 1
+# The bounds of the years 1 to 9999, which Python's datetimes, and so answers, can hold.
+_FIRST_INSTANT_US = instant_us(dt.datetime.min.replace(tzinfo=dt.UTC))
+_LAST_INSTANT_US = instant_us(dt.datetime.max.replace(tzinfo=dt.UTC))
 _INSTANT = "an instant in microseconds"
 _MARK = "a history, a clock and a number of events"
 
@@ -179,10 +184,15 @@ class Words:
             raise self._unreadable(field, f"it is not {what}")
         return number
 
+    def _instant(self, field: str, text: str, what: str = _INSTANT) -> int:
+        if not _FIRST_INSTANT_US <= (instant := self._integer(field, text, what)) <= _LAST_INSTANT_US:
+            raise self._unreadable(field, "it is not in the years 1 to 9999")
+        return instant
+
     def _unreadable(self, field: str, why: str) -> LayoutError:
         key = next(key for key, reply in reversed(self._hashes) if field in map(_text, reply))
         return LayoutError(
-            f"Redis holds {self._words[field]!r} in the field {field!r} of {key!r}, which unskew did not write: {why}; "
+            f"Redis holds {self._words[field]!r:.80} in the field {field!r} of {key!r}, which unskew did not write: {why}; "
             "remove the field (HDEL), and unskew run writes it again"
         )
 
@@ -193,12 +203,12 @@ class Clocks(Words):
     def closed_us(self, shard: str) -> int | None:
         """Return the last closed instant; None if there is no clock, or if the shard ended before it had one."""
         word = self._words.get(shard, _ENDED)
-        return None if word == _ENDED else self._integer(shard, word, _INSTANT)
+        return None if word == _ENDED else self._instant(shard, word)
 
     def since_us(self, shard: str) -> int | None:
         """Return the first arrival; None if there is none."""
         word = self._words.get(shard + _SINCE)
-        return None if word is None else self._integer(shard + _SINCE, word, _INSTANT)
+        return None if word is None else self._instant(shard + _SINCE, word)
 
     def with_clocks(self) -> set[str]:
         """Return the shards that have a clock."""
@@ -256,7 +266,7 @@ class Marks(Words):
         its_state, *place = self._words.get(shard, "").rsplit(":", 2)
         if len(place) < 2 or its_state != state:
             return NOWHERE
-        return Place(*(self._integer(shard, text, _MARK) for text in place))
+        return Place(self._instant(shard, place[0], _MARK), self._integer(shard, place[1], _MARK))
 
     def places(self, state: str) -> dict[str, Place]:
         """Return all places in that history, by shard."""
