@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import stat
 import subprocess
 import sys
 import unicodedata
@@ -99,6 +100,8 @@ def test_dead_letters(dead, tmp_path):
 
     listed = unskew("dead-letters", "list", *more).output
     shown = unskew("dead-letters", "show", "--output", tmp_path / NAME, *more, "--reason", "error").output
+    for_the_group = tmp_path / "group.jsonl"
+    unskew("dead-letters", "show", "--output", for_the_group, *more, "--topic", NAME, "--umask", "027")
     missing = unskew("dead-letters", "show", place, *more, code=1).stderr
     refused = unskew("dead-letters", "replay", "--reason", "error", "--definitions", definitions, *more, code=1).stderr
 
@@ -106,6 +109,10 @@ def test_dead_letters(dead, tmp_path):
     assert "written to" in shown
     assert SEEN in missing
     assert SEEN in refused
+    assert [stat.filemode(path.stat().st_mode) for path in (tmp_path / NAME, for_the_group)] == [
+        "-rw-------",
+        "-rw-r-----",
+    ]
     # The whole letter is in the file, where a terminal obeys nothing either.
     (letter,) = letters(dead, find(dead, WantedLetters()))
     written = (tmp_path / NAME).read_text(encoding="utf-8")

@@ -732,3 +732,19 @@ def test_arrow_calls_damage_by_errors_without_a_number():
         pq.ParquetFile(pa.BufferReader(b"PAR1 but no footer at all"))
 
     assert getattr(found.value, "errno", None) is None
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_merged_file_is_for_those_who_read_its_sources(tmp_path, mode):
+    write(tmp_path, rows(0), rows(1), rows(2, day=1))
+    for file in published_files(tmp_path):
+        file.path.chmod(mode)
+    before = os.umask(0o077)
+    try:
+        compact(table(tmp_path), KEEP, now_s=LATER)
+    finally:
+        os.umask(before)
+
+    merged = published_files(tmp_path)[0]
+    assert (merged.first, merged.last) == (0, 1)
+    assert merged.path.stat().st_mode & 0o777 == mode

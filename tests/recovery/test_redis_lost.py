@@ -21,7 +21,7 @@ def _held(client: "redis.Redis", outcome: Outcome) -> dict[str, dict[bytes, byte
     return {
         key.removeprefix(prefix): client.hgetall(key)
         for key in keys
-        if not key.startswith((f"{prefix}:sent", f"{prefix}:registry"))
+        if not key.startswith((f"{prefix}:sent", f"{prefix}:registry", f"{prefix}:owners"))
     }
 
 

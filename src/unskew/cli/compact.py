@@ -22,6 +22,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, 
 @settings.optional_log
 @settings.optional_archive
 @settings.dead_letters
+@settings.umask
 @click.option(
     "--target-size",
     default="128MiB",

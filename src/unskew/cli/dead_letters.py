@@ -122,6 +122,7 @@ def list_(
 @_filters
 @settings.optional_definitions
 @settings.schema_registry
+@settings.umask
 @click.option(
     "-o",
     "--output",
@@ -189,6 +190,7 @@ def show(
 @settings.bootstrap_servers
 @settings.kafka_config
 @settings.schema_registry
+@settings.umask
 @click.option(
     "--yes", is_flag=True, help="Send the letters. Without it nothing is sent, and the command prints what would be."
 )

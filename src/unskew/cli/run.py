@@ -42,6 +42,7 @@ LOOPBACK = "127.0.0.1"
 @settings.expire_after
 @settings.scrub
 @settings.drop
+@settings.umask
 @click.option(
     "--idle",
     type=click.Choice(["wall", "none"]),

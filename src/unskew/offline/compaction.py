@@ -276,6 +276,8 @@ class _Work:
             raise Unmergeable(f"{first.path} to {last.path.name}: there are other files between them; left alone")
         # The grace period begins now, regardless of the duration of the merge.
         os.utime(temporary)
+        # Another user may compact than the one who writes, and others may read.
+        durable.like(temporary, first.path)
         durable.rename(temporary, first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
 
     def _is_old(self, cover: TableFile) -> bool:
@@ -361,8 +363,14 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
 def _lock(root: Path) -> Iterator[bool]:
     """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
     folder = root / layout.COMPACTING
+    lock = folder / "lock"
+    new = not lock.exists()
     folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("wb") as file:
+    with lock.open("wb") as file:
+        if new:
+            durable.like(folder, root)
+            durable.like(lock, folder)
+            lock.chmod(lock.stat().st_mode & 0o666)
         try:
             # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -152,9 +152,9 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         """
         if shard.behind:
             return []
-        if self._losses_seen != self._redis.lost:
+        if self._losses_seen != self._redis.lost and shard.state.clock_us is not None:
             self._losses_seen = self._redis.lost
-            self._refill = None if shard.state.clock_us is None else shard.everything(ROWS_PER_REFILL)
+            self._refill = shard.everything(ROWS_PER_REFILL)
         if self._refill is None:
             return []
         part = next(self._refill)
@@ -224,8 +224,10 @@ class ParquetSink(_Sink):
         disk: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
+        require_room: Callable[[], None],
     ) -> None:
         self.disk = disk
+        self.require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
         self._shards = shards
@@ -314,6 +316,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
             tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+            # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
+            self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}
 
     def settle(self) -> None:

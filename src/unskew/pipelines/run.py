@@ -111,6 +111,9 @@ def _run_once(
             opened.server.until_done(
                 lambda: opened.writer.claim(topics.own, deployment.place(), replace=deployment.replace)
             )
+            opened.server.until_done(
+                lambda: opened.writer.report_large_hashes([view.published for view in plan.views.values()])
+            )
             _run_flow(pipeline.flow, deployment, recovery)
             pipeline.settle()
         return pipeline.running.status()
@@ -322,6 +325,7 @@ def _wire(
         opened.disk,
         progress.epochs,
         opened.leases.check,
+        opened.state.require_room,
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
 

@@ -152,7 +152,13 @@ def test_records_names_the_types_that_are_events_with_or_without_namespace(recor
 def test_an_alias_of_the_stream_s_record_names_a_type_of_events_too():
     renamed = {**ORDER, "name": "Purchase", "aliases": ["shop.OrderPlaced"]}
 
-    assert stream(renamed).records == ("Purchase", "OrderPlaced")
+    decoder = AvroDecoder(stream(renamed), Registered(_1=ORDER, _2=renamed, _3=CANCELLED))
+    values = [
+        encode(schema, {"items": 1, "amount": 10}, schema_id)
+        for schema_id, schema in ((1, ORDER), (2, renamed), (3, CANCELLED))
+    ]
+
+    assert list(amounts(decoder.decode(poll(values)))) == [0, 1]
 
 
 def test_a_message_of_a_union_is_read_as_the_record_that_it_is():

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from tests.conftest import KAFKA
 from tests.support.recovery.processes import ONE, Life, Site, Topology, free_port
 from tests.support.recovery.scene import Feeder, scene
 from tests.support.servers.kafka import ApacheKafka
 from tests.support.sources import NOON, SECOND, Present, Topic, arrivals_of, for_seconds, n_records, polls
+from unskew.features.errors import StoreUnavailable
 
 pytestmark = pytest.mark.long
 
@@ -28,7 +37,11 @@ def frail_broker(pytestconfig: pytest.Config) -> Iterator[ApacheKafka]:
     """An Apache Kafka of this module, which its tests pause and kill."""
     if pytestconfig.stash[KAFKA].kind != "Apache Kafka":
         pytest.skip(f"needs a broker that can be killed: {pytestconfig.stash[KAFKA]}")
-    with ApacheKafka() as started:
+    rules = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+    }
+    with ApacheKafka(properties=rules) as started:
         yield started
 
 
@@ -55,6 +68,72 @@ def test_no_mark_is_announced_that_the_broker_has_not_confirmed_since_its_instan
     polls(source, lambda _items: source.away_s == 0, within_s=30)
     stream.put(1, 70_000)
     assert arrivals_of(polls(source, n_records(1), within_s=30), 1) == [(0, 70 * SECOND)]
+
+
+class Rules:
+    """What an anonymous client may do with one topic or group: anything but what is forbidden."""
+
+    def __init__(self, broker: ApacheKafka, kind: ResourceType, name: str) -> None:
+        self._admin, self._kind, self._name = broker.admin(), kind, name
+        self._set(AclOperation.ALL, AclPermissionType.ALLOW)
+
+    def _set(self, operation: AclOperation, permission: AclPermissionType) -> None:
+        rule = AclBinding(
+            self._kind, self._name, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", operation, permission
+        )
+        self._admin.create_acls([rule])[rule].result(10)
+
+    def forbid(self, operation: AclOperation) -> None:
+        self._set(operation, AclPermissionType.DENY)
+
+    def forbid_nothing(self) -> None:
+        rules = AclBindingFilter(
+            self._kind, self._name, ResourcePatternType.LITERAL, None, None, AclOperation.ANY, AclPermissionType.DENY
+        )
+        self._admin.delete_acls([rules])[rules].result(10)
+
+
+def test_what_the_broker_forbids_is_said_stops_marks_and_goes_on_once_it_is_allowed(
+    frail_broker: ApacheKafka, read: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, present = Topic(frail_broker, 1), Present(NOON + 10 * SECOND)
+    topic = Rules(frail_broker, ResourceType.TOPIC, stream.name)
+    group = Rules(frail_broker, ResourceType.GROUP, "group")
+    source = read(stream, idle="wall", settle_us=SECOND, present_us=present, mark_s=0.0, heartbeat_s=0.05)
+
+    def comes(offsets: list[int]) -> None:
+        items: list[Any] = []
+        while (came := [offset for offset, _ in arrivals_of(items)]) != offsets:
+            items += polls(source, n_records(1), within_s=30)
+            assert came == offsets[: len(came)]
+
+    # A group that may not be used costs the commits alone.
+    group.forbid(AclOperation.READ)
+    for offset in range(3):
+        stream.put(0, offset)
+        comes([offset])
+        source.parts[0].snapshot()
+    polls(source, lambda _items: "Group authorization failed; continuing" in caplog.text, within_s=30)
+    assert source.away_s == 0
+
+    topic.forbid(AclOperation.READ)
+    polls(source, for_seconds(0.5))
+    present.us += 60 * SECOND
+    stream.put(0, 9_500, 9_600)
+    polls(source, lambda _items: source.away_s > 0, within_s=30)
+    items = polls(source, for_seconds(1))
+    assert max(item.clock_us for item in items) < NOON + 10 * SECOND
+    assert source.counters.lag == 2
+    topic.forbid_nothing()
+    comes([3, 4])
+    assert source.counters.bumped == 0
+    polls(source, lambda _items: source.away_s == 0, within_s=30)
+
+    topic.forbid(AclOperation.DESCRIBE)
+    with pytest.raises(
+        StoreUnavailable, match=f"Topic '{stream.name}' .* is closed to this client .*describe and read"
+    ):
+        read(stream)
 
 
 def _ready(port: int) -> tuple[int, list[str]]:

@@ -15,6 +15,7 @@ from confluent_kafka import (
     TIMESTAMP_CREATE_TIME,
     TIMESTAMP_LOG_APPEND_TIME,
     TIMESTAMP_NOT_AVAILABLE,
+    Producer,
 )
 
 from tests.support.sources import (
@@ -341,6 +342,40 @@ def test_lag_is_what_lies_between_position_and_the_end(topic, read):
     stream.put(1, 100)
     polls(source, n_records(16))
     assert source.counters.lag == 0
+
+
+@pytest.mark.needs_broker("topic ids")
+def test_offsets_of_aborted_records_and_of_markers_are_neither_losses_nor_lag(topic, read):
+    stream, present = topic(), Present(NOON + 60 * SECOND)
+    producer = Producer({"bootstrap.servers": stream.bootstrap, "transactional.id": stream.name, "log_level": 0})
+    producer.init_transactions(30)
+
+    def begin(*after_noon_ms):
+        producer.begin_transaction()
+        for ms in after_noon_ms:
+            producer.produce(stream.name, b"value", partition=0, timestamp=NOON_MS + ms)
+        assert producer.flush(10) == 0
+
+    # offsets 0 1 and a marker, 3 4 5 and a marker: the partition ends at 7.
+    begin(1_000, 2_000)
+    producer.commit_transaction(30)
+    begin(3_000, 4_000, 5_000)
+    producer.abort_transaction(30)
+    whole = read(stream, ends="now")
+    assert arrivals_of(polls(whole, never)) == [(0, SECOND), (1, 2 * SECOND)]
+    saved = {0: whole.parts[0].snapshot()}
+    assert saved[0]["offset"] == 7
+
+    source = read(stream, saved, idle="wall", settle_us=SECOND, present_us=present, mark_s=0.0)
+    polls(source, lambda items: items and items[-1].clock_us == NOON + 59 * SECOND)
+    # Records that may still be committed hold the clock back.
+    begin(59_500)
+    present.us += 60 * SECOND
+    assert max(item.clock_us for item in polls(source, for_seconds(1))) == NOON + 59 * SECOND
+    producer.commit_transaction(30)
+    items = polls(source, lambda items: items and items[-1].clock_us == NOON + 119 * SECOND)
+    assert arrivals_of(items) == [(7, 59 * SECOND + 500_000)]
+    assert (source.counters.lag, source.counters.bumped) == (0, 0)
 
 
 SAVED = {0: {"offset": 1, "clock": NOON, "partitions": 1, "ended": 0}}

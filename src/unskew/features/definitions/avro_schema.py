@@ -32,6 +32,7 @@ _LOGICAL: Mapping[str, tuple[str, pl.DataType]] = {
     "date": ("int", pl.Date()),
     "time-millis": ("int", pl.Time()),
     "time-micros": ("long", pl.Time()),
+    "time-nanos": ("long", pl.Time()),
 }
 # The names by which Debezium marks its times; Kafka Connect's own times carry logical types besides.
 _CONNECT_TIMES: Mapping[str, tuple[str, str]] = {
@@ -92,32 +93,37 @@ def avro_fields(schema: Mapping[str, Any]) -> tuple[AvroField, ...]:
     return tuple(_field(field) for field in expanded["fields"])
 
 
+def record_faults(schema: Mapping[str, Any]) -> list[str]:
+    """Return why a schema is not a valid schema of a record with fields; each reason is half a sentence."""
+    try:
+        fastavro.parse_schema(dict(schema), expand=False)
+    except (SchemaParseException, UnknownType) as error:
+        return [f"the Avro schema is not valid: {error}"]
+    # A schema of an unexpected shape may make fastavro raise any of these.
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"the Avro schema is not valid: {type(error).__name__} {error}"]
+    if schema.get("type") != "record":
+        return [f"the Avro schema has the type {schema.get('type')!r}; give a record, with one field for each column"]
+    if not schema.get("fields"):
+        return ["the Avro schema has no fields; give it one for each column"]
+    return []
+
+
 def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], list[str]]:
     """Return the columns of a record schema, with their types after decoding, and its faults (each half a sentence).
 
     A union of null and one type is that type. Enums are strings, fixed is binary, timestamps are microseconds in UTC.
     A field of any other type has no column.
     """
-    try:
-        fastavro.parse_schema(dict(schema), expand=False)
-    except (SchemaParseException, UnknownType) as error:
-        return {}, [f"the Avro schema is not valid: {error}"]
-    # A schema of an unexpected shape may make fastavro raise any of these.
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return {}, [f"the Avro schema is not valid: {type(error).__name__} {error}"]
-    if schema.get("type") != "record":
-        return {}, [
-            f"the Avro schema has the type {schema.get('type')!r}; give a record, with one field for each column"
-        ]
-    if not schema.get("fields"):
-        return {}, ["the Avro schema has no fields; give it one for each column"]
+    if malformed := record_faults(schema):
+        return {}, malformed
     columns: dict[str, pl.DataType] = {}
     faults: list[str] = []
     names: set[str] = set()
     for field in avro_fields(schema):
         if field.name.startswith("_"):
             faults.append(
-                f"field {field.name!r} begins with _, which is reserved; rename it in the reader schema, and give its old name as an alias"
+                f"field {field.name!r} begins with _, which is reserved; give it a column of another name, for example fields={{{field.name.lstrip('_')!r}: {field.name!r}}}"
             )
         elif field.name in names:
             faults.append(f"field {field.name!r} appears twice")
@@ -200,6 +206,15 @@ def _marked(kind: str, avro: Mapping[str, Any]) -> str | None:
 def field_of(name: str, avro: Any) -> AvroField:
     """Return a field of an expanded type."""
     return _field({"name": name, "type": avro})
+
+
+def marked_as_logical(avro: Any) -> Any:
+    """Return a schema in which Debezium's names for times are logical types."""
+    if isinstance(avro, Mapping):
+        found = {word: marked_as_logical(part) for word, part in avro.items()}
+        marked = _marked(str(avro.get("type")), avro) if "logicalType" not in avro else None
+        return found if marked is None else {**found, "logicalType": marked}
+    return [marked_as_logical(part) for part in avro] if isinstance(avro, (list, tuple)) else avro
 
 
 def without_wrapping(avro: Any) -> Any:

@@ -114,11 +114,15 @@ class Checked:
 
 
 def check_expression(
-    source: Expression, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column"
+    source: Expression,
+    columns: Mapping[str, pl.DataType],
+    lacks: str = "the stream has no column",
+    unread: Mapping[str, str] | None = None,
 ) -> Checked:
     """Parse an expression over ``columns`` and prove that it works row by row.
 
-    ``lacks``: the words of a message before the name of an unknown column. Raises ``DefinitionError`` with half a
+    ``lacks``: the words of a message before the name of an unknown column. ``unread``: fields that have no column, with
+    their types. Raises ``DefinitionError`` with half a
     sentence that says what is wrong and what to do: an unknown column, types that do not fit, a result that would
     depend on other rows or on a clock, a conversion that could fail on some record.
     """
@@ -131,7 +135,7 @@ def check_expression(
     else:
         raise DefinitionError(f"{source!r} is not an expression; write SQL text or a Polars expression")
     tree = _serialized(expr)
-    _check_columns(tree, columns, lacks)
+    _check_columns(tree, columns, lacks, unread or {})
     for node in _nodes(tree):
         _check_node(node, columns)
     expr = _deserialized(_dividing_exactly(tree))
@@ -241,15 +245,27 @@ def _kind(node: Any) -> str:
     return node if isinstance(node, str) else next(iter(node))
 
 
-def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str) -> None:
+def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str, unread: Mapping[str, str]) -> None:
     names = [node["Column"] for node in _nodes(tree) if _kind(node) == "Column"]
     if unknown := sorted({name for name in names if name not in columns}):
-        raise DefinitionError("; ".join(unknown_column(name, columns, lacks) for name in unknown))
+        raise DefinitionError(
+            "; ".join(
+                without_column(name, unread[name]) if name in unread else unknown_column(name, columns, lacks)
+                for name in unknown
+            )
+        )
     # An unusual node may hide its columns; it is refused later, with its own message.
     if not names and all(
         _kind(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in _nodes(tree)
     ):
         raise DefinitionError("it reads no column, so its result is always the same; leave it out")
+
+
+def without_column(name: str, kind: str) -> str:
+    """Return half a sentence about a field of a type that has no column."""
+    inside = kind in {"record", "object"}
+    remedy = f"name what is inside it under the stream's fields: {{'x': '{name}.x'}}" if inside else "leave it out"
+    return f"field {name!r} is of type {kind}, which no expression and no aggregation takes; {remedy}"
 
 
 def unknown_column(name: str, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column") -> str:

@@ -7,19 +7,22 @@ schema is the writer's, and the definition says which schema ids mean it, or the
 
 import time
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import polars as pl
 from typing_extensions import override
 
+from unskew.features.definitions.inputs import is_envelope
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.avro_walk import schema_ids_of
 from unskew.pipelines.decoding.branching import Target, reads_of, reads_record
+from unskew.pipelines.decoding.changes import Changes
 from unskew.pipelines.decoding.decoder import Decoded, Decoder, Read, merged
 from unskew.pipelines.decoding.json import JsonDecoder
-from unskew.pipelines.decoding.reading import Accepted, Reads
+from unskew.pipelines.decoding.reading import Accepted, Reads, Unframed
 from unskew.pipelines.decoding.writers import Schemas, Writers
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
@@ -56,35 +59,51 @@ class AvroDecoder(Decoder):
         self._began = dict(began or {})
         self.asks = schemas is not None
         target = Target.of(stream)
-        self._own = reads_record(stream.schema, target)
+
+        def of_record(writer: Mapping[str, Any]) -> Reads:
+            return Changes(writer, stream, target) if stream.envelope == "debezium" else reads_record(writer, target)
+
+        if stream.envelope == "debezium" and not is_envelope(stream.schema):
+            if schemas is None:
+                raise DefinitionError(
+                    f"stream {stream.name}: its schema is that of a row, and without a Schema Registry nothing says how change "
+                    "events are written; give it the schema of the whole event, with op and after, or use --schema-registry"
+                )
+            # Only messages without a frame come to it.
+            self._own: Reads = Unframed(stream.topic)
+        else:
+            self._own = of_record(stream.schema)
         self._writers = (
             None
             if schemas is None
-            else Writers(stream.topic, schemas, lambda writer: reads_of(writer, target), monotonic)
+            else Writers(stream.topic, schemas, lambda writer: reads_of(writer, target, of_record), monotonic)
         )
-        self._empty = self._no_events.select(list(self.payload))
+        raw = {column: form.raw for column, form in stream.read_as.items()}
+        self._empty = pl.DataFrame(schema={**self.payload, **raw})
 
     @override
     def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
+        rows, values = np.arange(len(poll.values)), poll.values
+        if self._stream.envelope == "debezium" and not self._stream.refuses_others and None in values:
+            # Debezium puts one after each delete.
+            rows = np.array([row for row, value in enumerate(values) if value is not None], np.int64)
+            values = [value for value in values if value is not None]
         if self._writers is None:
-            rows = np.arange(len(poll.values))
-            return merged([self._own.read(rows, poll.values, reasons, self._accepted(poll))], self._empty)
-        ids = schema_ids_of(
-            cast("list[bytes]", poll.values) if None not in poll.values else [value or b"" for value in poll.values]
-        )
+            return merged([self._own.read(rows, values, reasons, self._accepted(poll))], self._empty)
+        ids = schema_ids_of(cast("list[bytes]", values) if None not in values else [value or b"" for value in values])
         found, counts = np.unique(ids, return_counts=True)
         parts = []
         # Those of most messages first: there may be more unknown ids than may be asked for.
         for schema_id in found[np.argsort(-counts, kind="stable")].tolist():
-            rows = np.flatnonzero(ids == schema_id)
+            places = np.flatnonzero(ids == schema_id)
             # Without a frame any reading can give the reason.
             reads = self._own if schema_id < 0 else self._find(schema_id, decided=poll.decided)
             if isinstance(reads, Rejection):
-                reasons |= dict.fromkeys(rows.tolist(), reads)
-                self.incompatible += len(rows)
+                reasons |= dict.fromkeys(rows[places].tolist(), reads)
+                self.incompatible += len(places)
             elif reads is not None:
-                values = poll.values if len(found) == 1 else [poll.values[row] for row in rows.tolist()]
-                parts.append(reads.read(rows, values, reasons))
+                chosen = values if len(found) == 1 else [values[at] for at in places.tolist()]
+                parts.append(reads.read(rows[places], chosen, reasons))
         return merged(parts, self._empty)
 
     def _find(self, schema_id: int, *, decided: bool) -> Rejection | Reads | None:

@@ -6,7 +6,7 @@ they chose, and lose the numbers of their branches. What remains of them has a p
 as if it had been written with that (``reading``). So such messages are read as columns too.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from unskew.features.definitions.avro_schema import (
     spell,
     without_wrapping,
 )
+from unskew.features.definitions.inputs import aliases_along, row_of
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.avro_walk import Branches
@@ -72,13 +73,21 @@ class Target:
     @staticmethod
     def of(stream: StreamPlan) -> "Target":
         """Return the target of a stream."""
-        columns = {each.name: each for each in avro_fields(stream.schema) if each.dtype is not None}
+        columns = [each for each in avro_fields(stream.reader) if each.dtype is not None]
+        record, opens = _names_of(stream), stream.flat is not None
+        row = row_of(stream.schema) if stream.envelope == "debezium" else stream.schema
+        places = (
+            _nested([(aliases_along(row, stream.paths.get(each.name, (each.name,))), each) for each in columns])
+            if opens
+            else tuple(Place(names=(each.name, *each.aliases), column=each) for each in columns)
+        )
         return Target(
             topic=stream.topic,
-            reader=stream.schema,
-            records=stream.records,
-            event_time=stream.event_time,
-            places=tuple(Place(names=(name, *each.aliases), column=each) for name, each in columns.items()),
+            reader=stream.reader,
+            records=record,
+            event_time="" if stream.event_time in stream.read_as else stream.event_time,
+            places=(Place(names=("after",), inside=places),) if stream.envelope == "debezium" else places,
+            opens=opens,
         )
 
     def means(self, record: Mapping[str, Any]) -> bool:
@@ -89,14 +98,37 @@ class Target:
         return not self.records or name in self.records or name.rpartition(".")[2] in self.records
 
 
-def reads_of(writer: Any, target: Target) -> Reads | None:
+def _names_of(stream: StreamPlan) -> tuple[str, ...]:
+    """Return the names of the record types that are events: those that the stream names, else that of its schema."""
+    schema = stream.schema
+    if stream.records or schema.get("type") != "record":
+        return stream.records
+    if stream.envelope == "debezium":
+        # The types of all tables are called Envelope, in a namespace of the table.
+        space = str(schema.get("namespace") or str(schema["name"]).rpartition(".")[0])
+        return (f"{space}.Envelope",) if space else ("Envelope",)
+    return tuple(str(name).rpartition(".")[2] for name in (schema["name"], *schema.get("aliases", ())))
+
+
+def _nested(found: Sequence[tuple[Sequence[tuple[str, ...]], AvroField]]) -> tuple[Place, ...]:
+    """Return places from columns, each with the names (and aliases) that lead to it."""
+    groups: dict[tuple[str, ...], list[tuple[Sequence[tuple[str, ...]], AvroField]]] = {}
+    for path, column in found:
+        groups.setdefault(path[0], []).append((path[1:], column))
+    return tuple(
+        Place(names=names, column=each[0][1]) if not each[0][0] else Place(names=names, inside=_nested(each))
+        for names, each in groups.items()
+    )
+
+
+def reads_of(writer: Any, target: Target, of_record: Callable[[Mapping[str, Any]], Reads]) -> Reads | None:
     """Return how messages of a writer's schema are read; None if none of them are events of the stream.
 
-    Raises ``Incompatible`` if they are events and cannot be read.
+    ``of_record``: makes this from a record schema. Raises ``Incompatible`` if they are events and cannot be read.
     """
     if isinstance(writer, list):
-        return _Union.of(writer, target)
-    return reads_record(writer, target) if target.means(writer) else None
+        return _Union.of(writer, target, of_record)
+    return of_record(writer) if target.means(writer) else None
 
 
 def reads_record(writer: Mapping[str, Any], target: Target) -> Reads:
@@ -267,7 +299,7 @@ class _Union:
         self._choice = Branches([])
 
     @staticmethod
-    def of(writer: Sequence[Any], target: Target) -> "_Union | None":
+    def of(writer: Sequence[Any], target: Target, of_record: Callable[[Mapping[str, Any]], Reads]) -> "_Union | None":
         """Return the way from a union; None if none of its types are events of the stream."""
         branches: list[Reads | Rejection | None] = []
         faults = []
@@ -275,7 +307,7 @@ class _Union:
         for branch in expanded:
             is_record = isinstance(branch, dict) and branch["type"] == "record"
             try:
-                branches.append(reads_of(branch, target) if is_record else None)
+                branches.append(reads_of(branch, target, of_record) if is_record else None)
             except Incompatible as fault:
                 faults.append(f"{branch['name']}: {fault}")
                 branches.append(Rejection("schema", faults[-1]))

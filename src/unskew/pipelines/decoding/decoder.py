@@ -14,6 +14,7 @@ from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Kind, Rejection, clear
 from unskew.features.time import format_duration
 from unskew.pipelines.decoding.columns import Refusals, texts
+from unskew.pipelines.decoding.conversions import converted
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
@@ -46,6 +47,10 @@ class BadMessage(Exception):
     def __init__(self, kind: Kind, reason: str) -> None:
         super().__init__(reason)
         self.rejection = Rejection(kind, reason)
+
+
+class Ignored(Exception):
+    """A message that is not meant to be an event of the stream."""
 
 
 class InOnePiece:
@@ -88,9 +93,18 @@ def one_by_one(
             records.append(read_one(value))
         except BadMessage as bad:
             reasons[row] = bad.rejection
+        except Ignored:
+            continue
         else:
             read.append(row)
     return np.array(read, np.int64), records
+
+
+def other_operation(stream: StreamPlan, operation: str) -> Exception:
+    """Return what a change event is whose operation does not make events of a stream."""
+    if not stream.refuses_others:
+        return Ignored()
+    return BadMessage("operation", f"its operation is {operation!r}; events are {', '.join(stream.operations)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +141,8 @@ class Decoder(ABC):
         self._stream = stream
         elsewhere = {stream.key_column, *stream.headers}
         self.payload = {column: dtype for column, dtype in stream.columns.items() if column not in elsewhere}
+        # Columns that are converted once they are read have another type before; for ``_read`` none is the event time.
+        self._event_time = "" if stream.event_time in stream.read_as else stream.event_time
         self._no_events = pl.DataFrame(
             schema={
                 **stream.columns,
@@ -145,6 +161,8 @@ class Decoder(ABC):
         if poll.values:
             rows, frame = self._read(poll, reasons)
             self.ignored += len(poll.values) - len(rows) - len(reasons)
+            if self._stream.read_as and len(rows):
+                rows, frame = self._convert(rows, frame, reasons)
             if len(rows):
                 events = self._finish(poll, rows, frame, reasons)
         return Decoded(
@@ -156,9 +174,22 @@ class Decoder(ABC):
             dead=self._dead(poll, reasons),
         )
 
+    def _convert(self, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]) -> Read:
+        """Convert the columns whose way of reading is declared; refuse the rows that cannot be converted."""
+        refusals = Refusals(rows, reasons)
+        columns = [
+            converted(frame[name], form, refusals, event_time=name == self._stream.event_time)
+            for name, form in self._stream.read_as.items()
+        ]
+        return refusals.of(frame.with_columns(columns))
+
     @abstractmethod
     def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
-        """Return the readable values, as ``payload``, with an event time; note a reason for each other, by place."""
+        """Return the readable values, as ``payload``, with an event time; note a reason for each other, by place.
+
+        Columns of ``read_as`` are as the schema gives them. Values that are neither returned nor have a reason are
+        ignored.
+        """
 
     def _finish(
         self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]

@@ -181,3 +181,22 @@ def without_logical_types(avro: Any) -> Any:
     if isinstance(avro, Mapping):
         return {word: without_logical_types(part) for word, part in avro.items() if word != "logicalType"}
     return [without_logical_types(part) for part in avro] if isinstance(avro, (list, tuple)) else avro
+
+
+class Unframed:
+    """The way from messages without a frame, which is to refuse them; no schema is needed for that."""
+
+    def __init__(self, topic: str) -> None:
+        nothing = {"type": "record", "name": "Nothing", "fields": []}
+        self._nothing = Reading(nothing, nothing, "", topic)
+
+    def read(
+        self,
+        rows: npt.NDArray[np.int64],
+        values: Sequence[bytes | None],
+        reasons: dict[int, Rejection],
+        accepted: Accepted | None = None,
+    ) -> Read:
+        """Return nothing; note a reason for each message."""
+        self._nothing.sound(rows, values, reasons, accepted)
+        return rows[:0], pl.DataFrame()

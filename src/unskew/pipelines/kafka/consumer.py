@@ -281,6 +281,9 @@ class TopicReader:
         self._check_partitions_s = check_partitions_s
         self._on_added = on_added
         self._handles: dict[int, TopicPartition] = {}
+        self._begun_at: dict[int, int] = {}
+        # Why the broker does not let a partition be read; it says so once, and the next record shows that it does.
+        self._refusals: dict[int, str] = {}
         self._ends: dict[int, _End] = {}
         # Partitions whose end somebody wants to know, and when they wanted it.
         self._wanted: dict[int, int] = {}
@@ -301,7 +304,8 @@ class TopicReader:
         self._consumer = Consumer({**ours, "error_cb": self._on_error, "on_commit": self._on_commit})
         # It reads nothing, and has connections of its own: a broker answers the requests of a connection in turn, so a
         # question would wait behind a fetch that waits for records.
-        self._asker = Consumer({**ours, "error_cb": self._on_error})
+        # Records of open transactions count for it, because they may still be committed.
+        self._asker = Consumer({**ours, "isolation.level": "read_uncommitted", "error_cb": self._on_error})
         # Connects with the first request only.
         self._admin = AdminClient({"log_level": 2, **config, "bootstrap.servers": bootstrap})
         try:
@@ -349,6 +353,7 @@ class TopicReader:
         if partition in self._handles:
             self._consumer.incremental_unassign([self._handles[partition]])
         self._handles[partition] = self._at(partition)
+        self._begun_at[partition] = offset
         self._consumer.incremental_assign([self._at(partition, offset)])
 
     def consume(self, limit: int) -> Fetched:
@@ -370,6 +375,9 @@ class TopicReader:
             if any(map(_ERROR, messages)):
                 messages = self._without_errors(messages, ends)
             pieces.extend(_by_partition(messages, self._numbers, headers=self._headers))
+            if self._refusals:
+                for partition, _ in pieces:
+                    self._refusals.pop(partition, None)
             if all_there_was:
                 return Fetched(pieces, ends, all_there_was=True)
         return Fetched(pieces, ends, all_there_was=False)
@@ -386,6 +394,8 @@ class TopicReader:
             elif error.code() in _OUT_OF_RANGE:
                 raise self._out_of_range(message)
             else:
+                if error.code() in _FORBIDDEN:
+                    self._refusals[self._number_of[message.topic(), message.partition()]] = error.str()
                 self._on_error(error)
                 self.check()
         return records
@@ -555,10 +565,18 @@ class TopicReader:
             before = self._ends.get(partition)
             as_of_us = wanted.get(partition, None if before is None else before.as_of_us)
             self._ends[partition] = _End(answer.offset, as_of_us)
+            refusal = self._refusals.get(partition)
+            if refusal is not None and not self._reads_past(partition, answer.offset):
+                faults.append(f"{self.name_of(partition)}: {refusal}")
         if faults:
             self._note_away(faults[0])
         elif every or self._away_since_s is None:
             self._note_back()
+
+    def _reads_past(self, partition: int, end: int) -> bool:
+        """Return true if nothing before ``end`` is left to fetch."""
+        position: int = self._consumer.position([self._at(partition)])[0].offset
+        return max(position, self._begun_at[partition]) >= end
 
     def _note_away(self, why: str) -> None:
         self.retries += 1

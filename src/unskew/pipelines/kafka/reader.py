@@ -100,7 +100,7 @@ class SourceOptions:
     heartbeat_s: float = 0.2
     mark_s: float = 0.05
     timeout_s: float = 10.0
-    check_partitions_s: float = 10.0
+    check_partitions_s: float = 5.0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     monotonic: Callable[[], float] = time.monotonic
     journal: Journal | None = None

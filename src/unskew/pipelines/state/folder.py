@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ COMPILED = "compiled"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 2
 STORE_TIMEOUT_S = 60.0
+RESERVE_BYTES = 16 << 20
+"""Room on the disk of the state that is left to the recovery store: many times what an epoch writes there."""
 
 _log = logging.getLogger("unskew.run")
 
@@ -122,6 +125,7 @@ class StateFolder:
         Raises ``StoreUnavailable``; the call can then be repeated.
         """
         recovery = self.folder / RECOVERY
+        self.require_room()
         if not self.leads:
             return RecoveryConfig(recovery)
         if self.found is None:
@@ -131,6 +135,23 @@ class StateFolder:
             with durable.disk(self.folder):
                 self._make_store(recovery)
         return RecoveryConfig(recovery)
+
+    def require_room(self) -> None:
+        """Raise ``StoreUnavailable`` if the disk may be too full for what Bytewax writes at the end of an epoch.
+
+        Bytewax's recovery store cannot wait: if a write fails, the process ends. So the flow waits before.
+        """
+        with durable.disk(self.folder):
+            disk = os.statvfs(self.folder)
+            # What an epoch writes is in the log of the store until the store takes it over; both need room.
+            logged = sum(path.stat().st_size for path in (self.folder / RECOVERY).glob("*-wal"))
+        free, needed = disk.f_bavail * disk.f_frsize, RESERVE_BYTES + 2 * logged
+        # Some network disks do not say how large they are.
+        if disk.f_blocks and free < needed:
+            raise StoreUnavailable(
+                f"{self.folder}: {free / (1 << 20):,.1f} MiB are free, and {needed / (1 << 20):,.1f} MiB are kept for the "
+                "recovery store; make room"
+            )
 
     def record(self, topics: Mapping[str, KnownTopics]) -> None:
         """Record the views and the topics; must be called before the first epoch that lacks a retired view is durable.
@@ -164,6 +185,14 @@ class StateFolder:
         if recovery.is_dir():
             recovery.rmdir()
         durable.rename(made, recovery, self.still_ours)
+
+
+def shards_of(folder: Path) -> int:
+    """Return the number of hash shards that a state was made for. Raises ``LayoutError`` if there is no state."""
+    found = _read_deployment(folder / DEPLOYMENT)
+    if found is None or not _holds_anything(folder / RECOVERY):
+        raise LayoutError(f"{folder} holds no state; name the --state of the pipeline")
+    return int(found["shards"])
 
 
 def _await_store(recovery: Path, going_on: Callable[[], None]) -> None:
@@ -230,12 +259,38 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
         return {"id": "", "views": [], "retired": [], "topics": {}, **json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise LayoutError(f"{path} is damaged ({error}); restore it, or name another --state") from error
 
 
+def refuse_strangers(folder: Path) -> None:
+    """Refuse a state folder in which another user than this one and root may write.
+
+    Bytewax unpickles what its recovery store holds, so whoever writes there runs code in this process. The group may
+    write if this process's umask lets it: then its user means it to.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    recovery = folder / RECOVERY
+    for path in (folder, recovery, *(sorted(recovery.iterdir()) if recovery.is_dir() else ())):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            continue
+        if found.st_uid not in {0, os.geteuid()}:
+            whose = f"belongs to the user {found.st_uid}, and this process runs as {os.geteuid()}"
+        elif found.st_mode & umask & (stat.S_IWGRP | stat.S_IWOTH):
+            whose = f"can be written by other users ({stat.filemode(found.st_mode)})"
+        else:
+            continue
+        raise LayoutError(
+            f"{path} {whose}: whoever writes there can run code in this process, so its content is not read. Make sure "
+            f"that nobody has changed it, then let only this process's user write there (chown, chmod go-w)"
+        )
+
+
 def make_state_folder(folder: Path) -> None:
-    """Make the folder if it does not exist. Raises ``LayoutError`` if it cannot be used."""
+    """Make the folder if it does not exist. Raises ``LayoutError`` if it cannot be used, or others may write there."""
     try:
         durable.make_folder(folder)
         usable = os.access(folder, os.W_OK)
@@ -245,3 +300,4 @@ def make_state_folder(folder: Path) -> None:
         ) from error
     if not usable:
         raise LayoutError(f"{folder} cannot be used as a state folder: it is not writable; name another --state")
+    refuse_strangers(folder)

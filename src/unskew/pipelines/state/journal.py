@@ -348,7 +348,7 @@ class Journal:
         data = _image(self._head, facts)
         durable.make_folder(self._folder, self._unsynced)
         temporary = self._path.with_suffix(".tmp")
-        file = durable.create(temporary, 0o600)
+        file = durable.create(temporary)
         try:
             durable.write_at(file, data, 0)
             os.fsync(file)

@@ -8,6 +8,7 @@
     marks       purchases@1/h0         state:1490000000000002:17: history, clock, events applied
                 purchases@1/h0#doubted 1: values may lack, so absent rows are provisional
                 purchases@1/h0#round   1490000000000003: when the last comparison of all values with the state began
+                purchases@1/h0#refilled  the name of the last loss after which all values were written again
                 #loss                  a random name, while values that were lost are written again
     witnesses   purchases@1/h0         as in the marks
     ledgers     purchases@1/h0         late events and repeats, JSON
@@ -37,6 +38,7 @@ _LOSS = "#loss"
 _DOUBTED = "#doubted"
 _ROUND = "#round"
 _RETIRED = "#retired"
+_REFILLED = "#refilled"
 _ENDED = "ended"
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
@@ -115,6 +117,11 @@ def take_doubts(client: Client, marks_key: str, shards: Iterable[str]) -> None:
 def round_words(began_us: Mapping[str, int]) -> dict[str, int]:
     """Return the fields of marks that say when the last comparison of all values of a shard began."""
     return {shard + _ROUND: us for shard, us in began_us.items()}
+
+
+def refilled_words(shards: Iterable[str], loss: str) -> dict[str, str]:
+    """Return the fields of marks that say that all values of these shards were written again after a loss."""
+    return {shard + _REFILLED: loss for shard in shards}
 
 
 def retired_words(view_ids: Iterable[str]) -> dict[str, str]:
@@ -203,6 +210,10 @@ class Clocks(Words):
         word = self._words.get(shard + _SINCE)
         return None if word is None else self._instant(shard + _SINCE, word)
 
+    def with_clocks(self) -> set[str]:
+        """Return the shards that have a clock."""
+        return {shard for shard, word in self.by_shard().items() if word != _ENDED}
+
     def has_ended(self, shard: str) -> bool:
         """Return true if the shard ended before it had a clock."""
         return self._words.get(shard) == _ENDED
@@ -275,6 +286,14 @@ class Marks(Words):
     def states(self) -> dict[str, str]:
         """Return, by shard, the history of its mark."""
         return {shard: word.rsplit(":", 2)[0] for shard, word in self.by_shard().items()}
+
+    def refilled(self, loss: str) -> set[str]:
+        """Return the shards of which all values were written again after a loss."""
+        return {
+            field.removesuffix(_REFILLED)
+            for field, word in self._words.items()
+            if field.endswith(_REFILLED) and word == loss
+        }
 
     @property
     def doubted(self) -> frozenset[str]:

@@ -20,8 +20,9 @@ back, even if a server has lost the mark.
 
 import logging
 import socket
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
+import polars as pl
 import redis
 
 from unskew.features.errors import RequestError
@@ -29,7 +30,9 @@ from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
+from unskew.features.view import View
 from unskew.sinks.redis.batch import Batch
+from unskew.sinks.redis.compactness import report_large_hashes
 from unskew.sinks.redis.cuts import Cuts
 from unskew.sinks.redis.eviction import Eviction
 from unskew.sinks.redis.held import Held
@@ -180,6 +183,11 @@ class RedisWriter:
 
         self._reach(lambda client: client.transaction(publish, key))
 
+    def report_large_hashes(self, views: Iterable[View]) -> None:
+        """Log once which hashes the servers will not keep compact."""
+        with self._server.reaching() as client:
+            report_large_hashes(self._nodes_of(client), views)
+
     def claim(self, shards: Collection[str], where: str, *, replace: bool = False) -> None:
         """Claim these shards, ``view@version/shard``, for this writer's state; ``where`` says where that state is.
 
@@ -204,6 +212,20 @@ class RedisWriter:
             self._owners.claim(client, shards, where, written_by)
 
         self._reach(claim)
+
+    def listed(self, view_id: str) -> tuple[str, ...]:
+        """Return the shards of a view that Redis lists, without the view's name; empty if it lists none."""
+        with self._server.reaching() as client:
+            return Clocks.read(client, self._clock_key).listed(view_id)
+
+    def is_ahead(self, updates: Updates) -> bool:
+        """Return true if later values than these may have been sent, when ``look`` was called."""
+        return self._held.holds(clock_field(updates.view, updates.shard), updates)
+
+    def remove(self, view: ViewPlan, chosen: Callable[[pl.Series], pl.Series]) -> int:
+        """Remove the values of those entities of a view that ``chosen`` says are to go; return how many there were."""
+        with self._server.reaching() as client:
+            return remove_values(client, self._prefix, view.id, chosen=chosen)
 
     def expect(
         self,
@@ -261,7 +283,7 @@ class RedisWriter:
     def compare(self, updates: Updates, now_us: int) -> None:
         """Add a part of a shard's current rows, to be compared with Redis before the next batch is sent."""
         name = clock_field(updates.view, updates.shard)
-        if self._held.holds(name) or updates.view.id not in self._encoders:
+        if self._held.holds(name, updates) or updates.view.id not in self._encoders:
             # Redis may hold more than the shard has reached.
             self.scrub.skip(name)
         else:
