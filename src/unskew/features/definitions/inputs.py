@@ -111,7 +111,9 @@ def row_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     schema = marked_as_logical(fastavro.schema.expand_schema(dict(schema)))
     fields = {field["name"]: field["type"] for field in schema["fields"]}
     row = _record(fields["after"]) if {"op", "after"} <= fields.keys() else None
-    return schema if row is None else row
+    # Expanding defines a type wherever it is named, which a schema must not.
+    copied: Mapping[str, Any] = Unique().copy(schema if row is None else row)
+    return copied
 
 
 def is_envelope(schema: Mapping[str, Any]) -> bool:
