@@ -564,6 +564,32 @@ def test_the_same_words_in_yaml_give_the_same_plan():
     assert plan_stream(definition_of(document)) == stream(schema, **words)
 
 
+def test_options_that_change_values_change_the_state_s_fingerprint_and_schema_ids_do_not():
+    schema = {
+        **PLACES,
+        "fields": [*PLACES["fields"][:-1], {"name": "n", "type": "long"}, {"name": "user", "type": "string"}],
+    }
+
+    def fingerprint(**more):
+        source = Stream("s", topic="t", schema=schema, event_time="at", **more)
+        feature = Feature("f", agg.count(), Lifetime())
+        view = FeatureView("v", entity=Entity("e", key="user"), stream=source, features=[feature])
+        return compile_definitions(view).views["v"].state_fingerprint
+
+    words = [
+        {},
+        {"fields": {"x": "start.lat"}},
+        {"read_as": {"n": "unix-s"}},
+        {"read_as": {"n": "unix-ms"}},
+        {"records": ["Visit"]},
+        {"envelope": "debezium"},
+        {"envelope": "debezium", "operations": ["c", "r"]},
+    ]
+    assert len({fingerprint(**each) for each in words}) == len(words)
+    assert fingerprint(schema_ids=[7, 8]) == fingerprint()
+    assert fingerprint(envelope="debezium", other_operations="dead_letter") == fingerprint(envelope="debezium")
+
+
 def test_a_stream_without_options_keeps_its_ways():
     plan = stream(PLACES | {"fields": PLACES["fields"][:3]})
 

@@ -23,7 +23,7 @@ from unskew.features.definitions.avro_schema import (
     spell,
     without_wrapping,
 )
-from unskew.features.definitions.inputs import aliases_along, row_of
+from unskew.features.definitions.inputs import names_along, row_of
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.avro_walk import Branches
@@ -76,8 +76,9 @@ class Target:
         columns = [each for each in avro_fields(stream.reader) if each.dtype is not None]
         record, opens = _names_of(stream), stream.flat is not None
         row = row_of(stream.schema) if stream.envelope == "debezium" else stream.schema
+        paths = [stream.paths.get(each.name, (each.name,)) for each in columns]
         places = (
-            _nested([(aliases_along(row, stream.paths.get(each.name, (each.name,))), each) for each in columns])
+            _nested(list(zip(names_along(row, paths), columns, strict=True)))
             if opens
             else tuple(Place(names=(each.name, *each.aliases), column=each) for each in columns)
         )
