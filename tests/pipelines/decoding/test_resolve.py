@@ -360,7 +360,7 @@ def decimal(scale, **more):
 
 
 CODE = {"type": "fixed", "name": "Code", "size": 4, "logicalType": "decimal", "precision": 9, "scale": 1}
-REFUSED = object()
+REFUSED = type("Refused", (), {"__repr__": lambda _self: "refused"})()
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from itertools import pairwise
 from typing import Any
 
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from unskew.features.definitions.agg import Expression
+from unskew.features.definitions.sql_text import canonical_sql, check_sql
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
 
@@ -72,6 +72,8 @@ _NODES = {
 # A panic in Polars' Rust code is a BaseException; here it is a fault of the definition.
 _POLARS_ERRORS = (PolarsError, PanicException, ValueError, TypeError, OverflowError)
 
+_LONGEST_QUOTE = 300
+
 _SEVERAL_OUTPUTS = "it names several columns at once; name one column with pl.col"
 
 # Functions whose later inputs may be a whole series, which is read as a set and not row by row.
@@ -79,17 +81,6 @@ _SET_FUNCTIONS = frozenset({"Boolean.IsIn", "Sql.IsIn", "Replace", "ReplaceStric
 
 # A pattern from a column may be malformed in some record, and would then fail the whole batch.
 _PATTERN_FUNCTIONS = frozenset({"Contains", "CountMatches", "Extract", "Find", "Replace"})
-
-# SQL keywords that Polars replaces by a constant: the moment of parsing.
-_CLOCK_WORDS = frozenset({"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"})
-
-_SQL_TOKENS = re.compile(
-    r"""(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`)
-      | (?P<gap>(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)+)
-      | (?P<word>\w+)
-      | (?P<other>.)""",
-    re.VERBOSE | re.DOTALL,
-)
 
 _FLOATS = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/|(?<![\w.])(?:\d+\.\d*|\.\d+)(?![\w.])""", re.DOTALL
@@ -137,7 +128,7 @@ def check_expression(
     """
     if isinstance(source, str):
         text = canonical_sql(source)
-        expr = _parse_sql(source, text)
+        expr = _parse_sql(text)
     elif isinstance(source, pl.Expr):
         expr = source
         text = ""
@@ -153,12 +144,6 @@ def check_expression(
     return Checked(text=text or canonical_polars(tree), expr=expr, dtype=dtype)
 
 
-def canonical_sql(text: str) -> str:
-    """Return SQL text without comments, and with single spaces for all white space outside quotes."""
-    parts = (" " if token["gap"] else token[0] for token in _SQL_TOKENS.finditer(text))
-    return "".join(parts).strip()
-
-
 def canonical_polars(tree: Any) -> str:
     """Return a Polars expression as JSON with sorted keys and readable lists of literals, without its outer name."""
     while isinstance(tree, dict) and "Alias" in tree:
@@ -166,20 +151,13 @@ def canonical_polars(tree: Any) -> str:
     return json.dumps(_readable(tree), sort_keys=True, separators=(",", ":"))
 
 
-def _parse_sql(source: str, text: str) -> pl.Expr:
-    if not text:
-        raise DefinitionError("the SQL text is empty; write an expression over the stream's columns")
-    tokens = ["'" if token["quoted"] else token[0].lower() for token in _SQL_TOKENS.finditer(text) if not token["gap"]]
-    calls_now = ("now", "(") in pairwise(tokens)
-    if clock := next((token for token in tokens if token in _CLOCK_WORDS), "now()" if calls_now else ""):
-        raise DefinitionError(
-            f"{clock} reads a clock; a value may depend only on its record, so use a column of the stream"
-        )
+def _parse_sql(text: str) -> pl.Expr:
+    check_sql(text)
     try:
-        return pl.sql_expr(_with_floats(source))
+        return pl.sql_expr(_with_floats(text))
     except _POLARS_ERRORS as error:
         raise DefinitionError(
-            f"Polars cannot read the SQL text {text!r}: {_first_line(error)}; "
+            f"Polars cannot read the SQL text {_shortened(text)!r}: {_first_line(error)}; "
             'correct it, and put a column whose name is an SQL keyword in double quotes, for example "end"'
         ) from error
 
@@ -211,7 +189,12 @@ def _dividing_exactly(tree: Any) -> Any:
     1.4000000000000001, but 1.4 if it is the only row of its batch. A value may not depend on that.
     """
     match tree:
-        case {"BinaryExpr": {"op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide", "right": divisor} as parts}:
+        case {
+            "BinaryExpr": {
+                "op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide" | "RustDivide",
+                "right": divisor,
+            } as parts
+        }:
             return {"BinaryExpr": {**_rebuilt(parts), "right": _as_column(divisor)}}
         case {"Function": {"function": {"Sql": {"Binary": "Div"}}, "input": [dividend, divisor]} as parts}:
             return {"Function": {**parts, "input": [_dividing_exactly(dividend), _as_column(divisor)]}}
@@ -490,5 +473,9 @@ def _holds_bytes(literal: Any) -> bool:
     return isinstance(literal, dict) and ("Series" in literal or "List" in (literal.get("Scalar") or {}))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _first_line(error: BaseException) -> str:
+    return _shortened(str(error).strip().partition("\n")[0])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."

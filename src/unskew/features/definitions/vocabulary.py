@@ -30,8 +30,8 @@ class Stream(msgspec.Struct, frozen=True):
     """A Kafka topic, or several, and how their records are read.
 
     ``topic``: a topic, a list of topics, or a pattern, which begins with ^ as in Kafka's own subscriptions and means
-    all topics that it matches at the start of a run. The partitions of several topics are numbered one after the other,
-    topic by topic, and archived together under the stream's name.
+    all topics that it matches; new ones join while the pipeline runs. The partitions of several topics are numbered one
+    after the other, topic by topic, and archived together under the stream's name.
     ``schema``: the Avro reader schema: a path (relative to the definition file), JSON text, or the parsed JSON. With
     ``format="json"``, it may also be a JSON Schema. Fields of types that have no column (arrays, for example) are left
     out.

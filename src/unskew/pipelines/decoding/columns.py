@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from unskew.features.definitions.avro_schema import TIMESTAMP
+from unskew.features.jit import allocating
 from unskew.features.rejection import Kind, Rejection
 from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
@@ -127,7 +127,7 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
     return pl.Series(unscaled.name, column)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[misc,unused-ignore]
+@allocating()
 def _read_decimals(
     starts: npt.NDArray[np.int64],
     data: npt.NDArray[np.uint8],

@@ -30,7 +30,7 @@ class Status:
     schema cannot be read as the stream's. ``ignored``: messages that are not meant to be events of their stream, such
     as records of another type. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of durable ones.
     ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by
-    store, retries after a failed attempt to reach it.
+    store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no record is read yet.
     """
 
     consumed: int
@@ -50,6 +50,7 @@ class Status:
     commit_s: float = 0.0
     longest_commit_s: float = 0.0
     retries: Mapping[str, int] = field(default_factory=dict)
+    compiling: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ class Running:
             commit_s=commits.sum_s,
             longest_commit_s=commits.longest_s,
             retries=self.retries(),
+            compiling=progress.compiling,
         )
 
     def dead_by_kind(self) -> dict[str, int]:
@@ -99,11 +101,13 @@ class Running:
 
     def retries(self) -> dict[str, int]:
         """Return, by store, the number of retries after a failed attempt to reach it."""
-        return {name: store.retries for name, store in self.stores.items()}
+        retries = {name: store.retries for name, store in self.stores.items()}
+        return {**retries, "kafka": sum(source.retries for source in self.sources.values())}
 
     def away_s(self) -> dict[str, float]:
         """Return, by store, for how long it has been unreachable; 0.0 while it is reachable."""
-        return {name: store.away_s for name, store in self.stores.items()}
+        away_s = {name: store.away_s for name, store in self.stores.items()}
+        return {**away_s, "kafka": max((source.away_s for source in self.sources.values()), default=0.0)}
 
     def still_s(self) -> float | None:
         """Return for how long the flow has done nothing; None before it has begun."""
@@ -124,7 +128,9 @@ class Running:
         A reason is what it waits for, or that it has not begun.
         """
         reasons = self.dead_reasons()
-        if self.progress.epochs.durable == 0:
+        if self.progress.compiling:
+            reasons.append("the kernel is being compiled, once for each installation and processor")
+        elif self.progress.epochs.durable == 0:
             reasons.append("no epoch of this process is durable yet: it is loading its state")
         reasons += [f"{name} has been away for {away_s:.1f} s" for name, away_s in self.away_s().items() if away_s]
         reasons += [
@@ -136,6 +142,7 @@ class Running:
         """Return the facts that accompany the answers about health."""
         places = [place for source in self.sources.values() for place in source.places()]
         return {
+            "compiling": self.progress.compiling,
             "epochs": self.progress.epochs.durable,
             "still_s": self.still_s(),
             "away_s": self.away_s(),
