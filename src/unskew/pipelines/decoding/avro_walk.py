@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+import fastavro
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -113,7 +114,7 @@ class Wire:
         self._types = types.arrays()
         self.trapped = types.trapped
         loosely = _Types(loosely=True)
-        loosely.node({**schema, "name": "_message"})
+        loosely.node(fastavro.schema.expand_schema(dict(schema)))
         self._loosely = loosely.arrays()
         self._cuts = bool((self._steps[:, 0] == _SKIPPED).any())
         text = json.dumps({"type": "record", "name": "_message", "fields": read_fields}).encode()
