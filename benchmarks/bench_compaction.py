@@ -24,6 +24,7 @@ import polars as pl
 import pyarrow as pa
 from bench_join import COUNTS, INSTANT, START_US, SUMS, keys, the_labels, the_view, timed, zipf
 
+from unskew.features.frames import read_table
 from unskew.features.view import View
 from unskew.offline.join import historical_features
 from unskew.sinks.tables.layout import (
@@ -117,7 +118,12 @@ def main() -> None:
         def measured() -> tuple[int, int, pl.DataFrame, float]:
             files = published_files(table)
             found, seconds = timed(
-                {"join": lambda: historical_features(root, {"purchases": view}, labels, references)}, given.repeats
+                {
+                    "join": lambda: historical_features(
+                        root, {"purchases": view}, read_table(labels), references, inclusive=True
+                    )
+                },
+                given.repeats,
             )["join"]
             return len(files), sum(file.path.stat().st_size for file in files), found, min(seconds)
 

@@ -23,6 +23,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
+from unskew.features.frames import read_table
 from unskew.features.view import View, ViewEntity, ViewFeature, ViewWindow
 from unskew.offline.join import historical_features
 from unskew.sinks.tables.layout import coverage_file, day_directory, file_name, view_root
@@ -124,6 +125,11 @@ def the_labels(view: View, n: int, n_entities: int, n_days: int) -> pl.DataFrame
     )
 
 
+def by_unskew(root: Path, view: View, labels: pl.DataFrame, references: list[str]) -> pl.DataFrame:
+    found = historical_features(root, {view.name: view}, read_table(labels), references, inclusive=True, outside="null")
+    return labels.hstack(found.columns)
+
+
 def by_polars(files: list[Path], labels: pl.DataFrame, names: list[str]) -> pl.DataFrame:
     log = pl.scan_parquet(files, hive_partitioning=False).select("user_id", "available_at", *names).sort("available_at")
     return (
@@ -186,7 +192,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in files)
         references = [f"purchases:{name}" for name in names]
         tasks: dict[str, Task] = {
-            "unskew": lambda: historical_features(root, {"purchases": view}, labels, references),
+            "unskew": lambda: by_unskew(root, view, labels, references),
             "Polars join_asof": lambda: by_polars(files, labels, names),
             "DuckDB ASOF": lambda: by_duckdb(files, labels, names),
         }

@@ -49,6 +49,11 @@ optional_definitions = _option(
     "--definitions", multiple=True, type=_A_PATH, help="Definitions, to decode values with; may be given several times."
 )
 
+#: The same, for a command that needs them only in one of its modes.
+some_definitions = _option(
+    "--definitions", multiple=True, type=_A_PATH, help="Definition file or folder; may be given several times."
+)
+
 #: ``bootstrap_servers: str``.
 bootstrap_servers = _option(
     "--bootstrap-servers",
@@ -105,12 +110,24 @@ dead_letters = _option(
 #: ``state: Path``.
 state = _option("--state", required=True, type=_A_PATH, help="Folder of the recovery store.")
 
+#: ``state: Path | None``, for a command that works without it.
+optional_state = _option("--state", type=_A_PATH, help="Folder of the recovery store.")
+
 #: ``metrics: str | None``.
 metrics = _option(
     "--metrics",
     metavar="HOST:PORT|PORT",
     help="Address at which metrics (/metrics, for Prometheus) and health (/health, /ready) are exposed over HTTP, "
     "without a password; a PORT alone means that port of 127.0.0.1. Without it they are not exposed.",
+)
+
+#: ``drop: tuple[str, ...]``.
+drop = _option(
+    "--drop",
+    multiple=True,
+    metavar="VIEW",
+    help="View (NAME, or NAME@VERSION) that is no longer defined and whose state shall end, for good; may be given several "
+    "times. Without it, a view that is missing from the definitions refuses the start.",
 )
 
 
@@ -138,6 +155,30 @@ umask = _option(
 
 #: ``prefix: str``.
 prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
+
+#: ``allow_eviction: bool``.
+allow_eviction = _option(
+    "--allow-eviction",
+    is_flag=True,
+    help="Run even if the maxmemory-policy of Redis evicts keys. Every read of an entity without a row is provisional then.",
+)
+
+#: ``expire_after: str | None``.
+expire_after = _option(
+    "--expire-after",
+    metavar="DURATION",
+    help="Let Redis delete a key this long after its last window has emptied, should the pipeline not do it. Without "
+    "it keys never expire. Keys that expire may be evicted under volatile policies.",
+)
+
+#: ``scrub: str``.
+scrub = _option(
+    "--scrub",
+    default="1h",
+    show_default=True,
+    metavar="DURATION|off",
+    help="Time in which every value in Redis is compared with the state once, and rewritten if it lacks or differs.",
+)
 
 #: ``pipeline: str``.
 pipeline = _option(

@@ -30,6 +30,10 @@ COMMANDS = {
         "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
+    "rehydrate": _Place(
+        "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
+    ),
+    "drop": _Place("unskew.cli.drop", "drop", "Remove a view version that is no longer computed from Redis."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
 

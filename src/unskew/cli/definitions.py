@@ -89,8 +89,16 @@ def describe(
         return
 
     from unskew.cli.tables import view_table
+    from unskew.sinks.redis.compactness import LONGEST_COMPACT_BYTES, long_features
 
     console = Screen()
     for view in plan.views.values():
         console.print(view_table(view.published))
+        if long := long_features(view.published):
+            console.print(
+                f"warning: values of {', '.join(long)} may be longer than {LONGEST_COMPACT_BYTES} bytes, and such a value doubles "
+                "the memory of its hash in Redis; raise hash-max-listpack-value there",
+                markup=False,
+                soft_wrap=True,
+            )
         console.print()

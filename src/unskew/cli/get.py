@@ -26,7 +26,8 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
     takes a KEY for each, in their order. Needs only Redis: definitions are those that `unskew run` published.
 
     \b
-    Status: present; default (no events in any window); warming (a window begins before the pipeline's first event).
+    Status: present; default (every value is that of an entity without events); warming (a window begins before the
+    pipeline's first event).
     A provisional value may still change as of its instant.
 
     \b

@@ -85,6 +85,11 @@ class ViewLog:
         return None if self.coverage is None else self.coverage.since_us
 
     @property
+    def first_since_us(self) -> int | None:
+        """The instant before which no shard has seen anything; None before the first event."""
+        return None if self.coverage is None else self.coverage.first_since_us
+
+    @property
     def complete_to_us(self) -> int | None:
         """The last instant that every shard has closed; None before the first."""
         return None if self.coverage is None else self.coverage.complete_to_us

@@ -67,7 +67,8 @@ class Lease:
 
     The constructor takes the lease. It raises ``LayoutError`` if another process writes any of these names, and
     ``StoreUnavailable`` if the disk fails. If it is unknown whether another machine's process is alive, its lease is
-    watched for ``stale_s``, or taken over at once with ``take_over``.
+    watched for ``stale_s``, or taken over at once with ``take_over``. ``going_on``: raises if this process should stop
+    meanwhile.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Lease:
         *,
         take_over: bool = False,
         stale_s: float = STALE_S,
+        going_on: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self.root = root
@@ -87,6 +89,7 @@ class Lease:
         self._writers = writers
         self._take_over = take_over
         self._stale_s = stale_s
+        self._going_on = going_on
         self._now_s = now_s
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
         try:
@@ -205,6 +208,7 @@ class Lease:
             )
             until_s = time.monotonic() + self._stale_s
             while time.monotonic() < until_s:
+                self._going_on()
                 time.sleep(min(_LOOK_S, self._stale_s / 10))
                 if _is_locked(other) or _read(other) != content:
                     return False

@@ -84,7 +84,16 @@ class Coverage:
     def since_us(self) -> int | None:
         if self.waiting:
             return None
-        return max((shard.since_us for shard in self.shards.values() if shard.since_us is not None), default=None)
+        return max(self._sinces, default=None)
+
+    @property
+    def first_since_us(self) -> int | None:
+        """The earliest over the shards: before it nothing is known. None if no shard has seen an event."""
+        return min(self._sinces, default=None)
+
+    @property
+    def _sinces(self) -> list[int]:
+        return [shard.since_us for shard in self.shards.values() if shard.since_us is not None]
 
     @property
     def ledger(self) -> Ledger:
