@@ -57,7 +57,18 @@ __all__ = [
 # Imported at first use: all together they take a second, in which a process could not yet heed a signal.
 _PLACES = {
     **dict.fromkeys(
-        ["Calendar", "Derived", "Entity", "Feature", "FeatureView", "Lifetime", "Session", "Sessions", "Sliding", "Stream"],
+        [
+            "Calendar",
+            "Derived",
+            "Entity",
+            "Feature",
+            "FeatureView",
+            "Lifetime",
+            "Session",
+            "Sessions",
+            "Sliding",
+            "Stream",
+        ],
         "features.definitions.vocabulary",
     ),
     "Tumbling": "features.definitions.vocabulary",

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from unskew import settings
 from unskew.demo.journey import SEED
 from unskew.demo.run import run_demo
 
@@ -14,7 +15,7 @@ PLAIN_WIDTH = 120
 @click.command()
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=settings.LocalPath(file_okay=False),
     default=Path("demo-output"),
     show_default=True,
     help="Folder for all output; that of an earlier demo is replaced.",

@@ -14,8 +14,9 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -160,20 +161,23 @@ def compile_ahead(folder: Path | None, stop: Flag) -> None:
                 return
             time.sleep(_LOOK_S)
         if failed := [child.returncode for child in children if child.returncode]:
-            _log.warning("the kernel could not be compiled ahead (status %s); it is compiled with the first events", failed[0])
+            _log.warning(
+                "the kernel could not be compiled ahead (status %s); it is compiled with the first events", failed[0]
+            )
 
 
 @contextlib.contextmanager
 def _compiler(part: int, folder: Path | None) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a process that compiles from ``part`` on; it ends with the block."""
-    words = [sys.executable, "-m", "unskew.pipelines.compiling", "--from", str(part), *([] if folder is None else [str(folder)])]
-    # A session of its own: Ctrl-C in a terminal reaches only us.
-    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    words = [sys.executable, "-m", "unskew.pipelines.compiling", "--child", "--from", str(part)]
+    words += [] if folder is None else [str(folder)]
+    # A session of its own: Ctrl-C in a terminal reaches only us. The pipe closes when we end, however that is.
+    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
     try:
         yield child
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
 
 
 def _compile(first: int) -> None:
@@ -200,17 +204,27 @@ def _alone(part: int) -> Iterator[None]:
         yield
 
 
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
 def main() -> None:
     """Compile everything that a pipeline needs, and keep it."""
     arguments = argparse.ArgumentParser(prog="python -m unskew.pipelines.compiling", description=main.__doc__)
     arguments.add_argument("folder", type=Path, nargs="?", help="where it is kept if no usual folder can be written")
     arguments.add_argument("--from", dest="first", type=int, default=0, help="the part to begin with")
+    arguments.add_argument("--child", action="store_true", help="end when standard input ends")
     given = arguments.parse_args()
+    if given.child:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     if given.folder is not None:
         jit_cache.suggest(given.folder)
     _compile(given.first)
     if jit_cache.places().writable is None:
-        sys.exit("error: what was compiled cannot be kept; set NUMBA_CACHE_DIR to a folder that only this user can write")
+        sys.exit(
+            "error: what was compiled cannot be kept; set NUMBA_CACHE_DIR to a folder that only this user can write"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.local import local_path
 from unskew.features.plan import Plan
 from unskew.sinks.lease import Owner
 
@@ -25,8 +26,8 @@ class Deployment:
     ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
     of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
     health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
-    machines that may be dead. ``drop``: views (name, or name@version) that the state holds, that are no longer defined, and
-    whose state shall end.
+    machines that may be dead. ``drop``: views (name, or name@version) that the state holds, that are no longer
+    defined, and whose state shall end.
     """
 
     bootstrap: str
@@ -57,6 +58,15 @@ class Deployment:
         """The number of processes that share the state."""
         return len(self.cluster) or 1
 
+    def folders(self) -> dict[str, Path]:
+        """Return the folders that the process writes, by option."""
+        return {
+            "--state": self.state,
+            "--log": self.log,
+            "--archive": self.archive,
+            "--dead-letters": self.dead_letters,
+        }
+
     def owner(self) -> Owner:
         """Return this process's name for its leases; processes of one cluster may write the same folders."""
         where = f"{self.state.absolute()}, process {os.getpid()} on {socket.gethostname()}"
@@ -71,6 +81,8 @@ class Deployment:
 
         A view that is not partitioned by its entity needs events of every partition, in one order.
         """
+        for option, folder in self.folders().items():
+            local_path(folder, option)
         if not plan.views:
             raise DefinitionError("there is no view to compute; define a FeatureView")
         if self.partitions is None:

@@ -502,7 +502,9 @@ def test_definitions_in_subfolders_are_read_each_beside_its_own_schema_and_modul
             "a/deep/views.py": python.format(name="a"),
             "a/deep/window.py": 'EXTENT = "2d"',
             "a/deep/own.avsc": schema,
-            "c/views.yaml": A_STREAM.format(name="c", schema="../b/own.avsc") + "---\n" + A_VIEW.format(name="c_n", stream="c"),
+            "c/views.yaml": A_STREAM.format(name="c", schema="../b/own.avsc")
+            + "---\n"
+            + A_VIEW.format(name="c_n", stream="c"),
         },
     )
 

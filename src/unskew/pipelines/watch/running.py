@@ -29,8 +29,8 @@ class Status:
     ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's
     schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of
     durable ones. ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most.
-    ``retries``: by store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no
-    record is read yet.
+    ``retries``: by store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and
+    no record is read yet.
     """
 
     consumed: int
