@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import click
 
 from unskew import settings
+from unskew.cli.screen import say, say_json, say_lines
 from unskew.features.errors import RequestError, Stopped, UnskewError
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ LOOPBACK = "127.0.0.1"
 @settings.prefix
 @settings.pipeline
 @settings.metrics
+@settings.allow_eviction
+@settings.expire_after
+@settings.scrub
 @settings.drop
+@settings.umask
 @click.option(
     "--idle",
     type=click.Choice(["wall", "none"]),
@@ -89,6 +94,18 @@ LOOPBACK = "127.0.0.1"
     is_flag=True,
     help="Take over at once the leases of a process on another machine; without it they are watched for 30 s first.",
 )
+@click.option(
+    "--adopt-topic-ids",
+    is_flag=True,
+    help="Go on with topics whose ids have changed, because they hold the same records at the same offsets: after a cluster "
+    "was restored or mirrored.",
+)
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Remove the values that another --state wrote to Redis for the same views, and write them from this one; "
+    "only if the pipeline that wrote them has ended for good.",
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -111,6 +128,9 @@ def run(
     prefix: str,
     pipeline: str,
     metrics: str | None,
+    allow_eviction: bool,
+    expire_after: str | None,
+    scrub: str,
     drop: tuple[str, ...],
     idle: str,
     end: str | None,
@@ -121,6 +141,8 @@ def run(
     process: int,
     poll_records: int,
     take_over: bool,
+    adopt_topic_ids: bool,
+    replace: bool,
     epoch: str,
     progress: str,
 ) -> None:
@@ -162,6 +184,11 @@ def run(
             process=process,
             metrics=_address(metrics),
             take_over=take_over,
+            adopt_topic_ids=adopt_topic_ids,
+            replace=replace,
+            allow_eviction=allow_eviction,
+            expire_after_us=None if expire_after is None else duration_us(expire_after),
+            scrub_us=None if scrub == "off" else duration_us(scrub),
             epoch_s=duration_us(epoch) / 1e6,
             poll_records=poll_records,
             drop=drop,
@@ -216,7 +243,7 @@ def _without_panics() -> Iterator[None]:
             os.close(kept)
             if not ours:
                 held.seek(0)
-                sys.stderr.write(held.read().decode(errors="replace"))
+                say_lines(held.read().decode(errors="replace").removesuffix("\n"))
 
 
 def _partitions(text: str | None) -> tuple[int, ...] | None:
@@ -271,7 +298,7 @@ def _reporter(kind: str) -> "Callable[[Status], None] | None":
     if kind == "none":
         return None
     if kind == "json":
-        return lambda status: print(json.dumps(asdict(status)), flush=True)
+        return lambda status: say_json(asdict(status))
     began = time.monotonic()
     last = [began, 0.0]
 
@@ -283,10 +310,10 @@ def _reporter(kind: str) -> "Callable[[Status], None] | None":
         last[:] = [now, status.consumed]
         clock = format_instant(status.clock_us) if status.clock_us is not None else "none yet"
         if status.compiling:
-            click.echo(f"{now - began:7.0f} s  compiling the kernel, once for each installation and processor")
+            say(f"{now - began:7.0f} s  compiling the kernel, once for each installation and processor")
             return
         repeats = "".join(f"  duplicates of {view} {n:,}" for view, n in status.duplicates.items())
-        click.echo(
+        say(
             f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "
             f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}{repeats}"
         )

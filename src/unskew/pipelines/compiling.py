@@ -46,7 +46,7 @@ from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
 from unskew.features.text_buffers import _hash_keys, read_only
-from unskew.pipelines.decoding.avro_walk import _check, _cut, _walk
+from unskew.pipelines.decoding.avro_walk import _branches, _check, _cut, _walk
 from unskew.pipelines.decoding.columns import _read_decimals
 from unskew.sinks.redis.resp_bytes import write_rows
 
@@ -116,6 +116,7 @@ def entries() -> list[list[Entry]]:
                tables, many_marks, shown_marks, shown),
         _entry(_check, shown_octets, ints, tables, tables, ints, tables, ints, marks),
         _entry(_cut, shown_octets, ints, tables, tables, ints, tables, octets),
+        _entry(_branches, shown_octets, ints, tables, ints, tables, ints, ints, ints),
         _entry(_walk, shown_octets, 0, 0, 0, tables, ints, tables),
         _entry(_read_decimals, shown, shown_octets, np.empty((0, 2), np.uint64), marks),
         _entry(insert_rows, arrays, shown, shown_octets, narrow, narrow),

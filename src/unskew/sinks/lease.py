@@ -132,7 +132,10 @@ class Lease:
         os.pwrite(self._file.fileno(), data.ljust(-(-len(data) // _BYTES) * _BYTES), 0)
 
     def check(self) -> None:
-        """Raise ``LayoutError`` if another process has taken the lease over: this process stood still for too long."""
+        """Raise ``LayoutError`` if this process may no longer write here.
+
+        Another process has taken the lease over, because this one stood still for too long; or the folder is gone.
+        """
         try:
             held = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:
@@ -140,6 +143,12 @@ class Lease:
         except OSError:
             # The disk is away; the next write reports that, and waits.
             return
+        if not held and not self._path.parent.is_dir():
+            raise LayoutError(
+                f"{self.root} was deleted, moved or unmounted while this process wrote there, so this one stops. Bring "
+                f"the folder back as it was, or restore all four folders from one backup, and start again; name another "
+                f"{self._option} only to start over"
+            )
         if not held:
             raise LayoutError(
                 f"{self.root}: the lease of this process was taken over, because it was not renewed for "

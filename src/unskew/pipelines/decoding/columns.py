@@ -68,6 +68,8 @@ def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals
         case "date":
             inside = _inside(numbers, _FIRST_SHOWN_US // DAY_US, _LAST_SHOWN_US // DAY_US, name, _SHOWN, refusals)
             return inside.cast(pl.Int32).cast(pl.Date)
+        case "time-nanos":
+            return _inside(numbers, 0, DAY_US * 1000 - 1, name, "one day", refusals).cast(pl.Time)
         case "time-millis" | "time-micros":
             scale = _US_PER_UNIT[unit.logical.removeprefix("time-")]
             inside = _inside(numbers, 0, (DAY_US - 1) // scale, name, "one day", refusals)

@@ -507,7 +507,7 @@ class _Growing:
         self._newest_us = 0
         self._synced = 0
         still_ours()
-        self._file = durable.create(folder / events_name(number), 0o644)
+        self._file = durable.create(folder / events_name(number))
         try:
             durable.sync(folder)
         except OSError:

@@ -22,8 +22,9 @@ _PIECES = [
     "$9\r\nPEXPIREAT\r\n",
     "*1\r\n$5\r\nMULTI\r\n",
     "*1\r\n$4\r\nEXEC\r\n",
+    "$7\r\nPERSIST\r\n",
 ]
-_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC = range(len(_PIECES))
+_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC, _PERSIST = range(len(_PIECES))
 PIECES = "".join(_PIECES).encode()
 PIECE_ENDS = [len("".join(_PIECES[:n])) for n in range(len(_PIECES) + 1)]
 """The fixed pieces of commands, end to end, and the end of each."""
@@ -58,7 +59,7 @@ def write_rows(
     ``names``: each field's name as an argument, ends in ``name_ends`` [fields + 1]. ``sources`` [fields]: the row of
     ``numbers`` [.., rows] that holds the field, or -1 - the number of its text column; ``texts`` holds the text columns
     end to end, each row's end in ``text_ends`` [columns * rows + 1]; column 0 is the key. ``missing`` [fields, rows].
-    ``expires_ms`` [rows]: 0 for never.
+    ``expires_ms`` [rows]: when the key expires; 0 to leave its expiry as it is, -1 to remove it.
     """
     n_rows = len(gone)
     n_fields = len(sources)
@@ -106,7 +107,12 @@ def write_rows(
             at = _copy(out, at, pieces, piece_ends[_EXEC], piece_ends[_EXEC + 1])
             # One of the four commands is counted above.
             n_replies += 3
-        if expires_ms[row]:
+        if expires_ms[row] < 0:
+            at = _array(out, at, _TWO)
+            at = _copy(out, at, pieces, piece_ends[_PERSIST], piece_ends[_PERSIST + 1])
+            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            n_replies += 1
+        elif expires_ms[row]:
             at = _array(out, at, _THREE)
             at = _copy(out, at, pieces, piece_ends[_PEXPIREAT], piece_ends[_PEXPIREAT + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
