@@ -93,7 +93,6 @@ class Lease:
         self._now_s = now_s
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
         try:
-            self._made_root = not root.exists()
             # Tables and state are made durable inside this folder, so its own name must be durable too.
             durable.make_folder(root)
             self._path.parent.mkdir(exist_ok=True)
@@ -158,15 +157,13 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the lease back, and remove the folder if this process made it and nothing was written to it."""
+        """Give the lease back, and remove the folder of leases if nobody else has one there."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
         self._file.close()
+        # Another process that is about to take a lease there finds no folder, and tries again.
         with contextlib.suppress(OSError):
-            # Otherwise the folder stays: it must not vanish while another process lists what is written there.
-            if self._made_root and [path.name for path in self.root.iterdir()] == [LEASES]:
-                self._path.parent.rmdir()
-                self.root.rmdir()
+            self._path.parent.rmdir()
 
     def _settle_with(self, path: Path) -> None:
         """Return if the lease at ``path`` allows this one, or was left behind and is removed; otherwise raise."""

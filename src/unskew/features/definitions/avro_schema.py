@@ -88,9 +88,10 @@ class AvroField:
 
 
 def avro_fields(schema: Mapping[str, Any]) -> tuple[AvroField, ...]:
-    """Return the fields of a valid record schema, in order."""
+    """Return the fields of a valid record schema, in order, each with a type that is complete by itself."""
     expanded: Any = fastavro.schema.expand_schema(dict(schema))
-    return tuple(_field(field) for field in expanded["fields"])
+    unique = Unique(expanded)
+    return tuple(_field({**field, "type": unique.copy(field["type"])}) for field in expanded["fields"])
 
 
 def record_faults(schema: Mapping[str, Any]) -> list[str]:
@@ -225,13 +226,28 @@ def without_wrapping(avro: Any) -> Any:
 
 
 class Unique:
-    """Copies of expanded types in which no two named types have the same name, so that they can stand in one schema.
+    """Copies of parts of an expanded schema that can stand in one schema, each by itself.
 
-    Only namespaces change: Avro compares names without them.
+    No two named types have the same name then, and a type that is named where it is not defined, because it contains
+    itself, comes along. Only namespaces change: Avro compares names without them. ``taken``: names that no type may
+    have.
     """
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, expanded: Any, *taken: str) -> None:
+        self._taken = set(taken)
+        self._definitions: dict[str, Any] = {}
+        self._define(expanded)
+
+    def _define(self, avro: Any) -> None:
+        if isinstance(avro, list):
+            for branch in avro:
+                self._define(branch)
+        elif isinstance(avro, Mapping):
+            if "name" in avro:
+                self._definitions[avro["name"]] = avro
+            for part in (*(field["type"] for field in avro.get("fields", ())), avro.get("items"), avro.get("values")):
+                self._define(part)
+            self._define(avro["type"])
 
     def copy(self, avro: Any, names: Mapping[str, str] | None = None) -> Any:
         """Return a copy; ``names``: new names of the types around it."""
@@ -239,11 +255,13 @@ class Unique:
         if isinstance(avro, list):
             return [self.copy(branch, names) for branch in avro]
         if not isinstance(avro, Mapping):
-            return names.get(avro, avro)
+            if avro in names or avro not in self._definitions:
+                return names.get(avro, avro)
+            avro = self._definitions[avro]
         found = {word: part for word, part in avro.items() if word != "namespace"}
         if "name" in avro:
-            self._count += 1
-            found["name"] = f"n{self._count}.{str(avro['name']).rpartition('.')[2]}"
+            found["name"] = self._free(str(avro["name"]))
+            self._definitions[found["name"]] = found
             names = {**names, avro["name"]: found["name"]}
         if "fields" in avro:
             found["fields"] = [{**field, "type": self.copy(field["type"], names)} for field in avro["fields"]]
@@ -251,6 +269,14 @@ class Unique:
             if word in avro:
                 found[word] = self.copy(avro[word], names)
         return found
+
+    def _free(self, name: str) -> str:
+        number = len(self._taken)
+        while name in self._taken:
+            number += 1
+            name = f"n{number}.{name.rpartition('.')[2]}"
+        self._taken.add(name)
+        return name
 
 
 def _type_names(avro: Mapping[str, Any]) -> tuple[str, ...]:

@@ -38,10 +38,10 @@ def load(*paths: str | Path) -> Plan:
 def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
     """Read definitions from files and folders, in the order given; in a folder its files by name, then its subfolders.
 
-    The definition files of a folder are the ``.py``, ``.yaml`` and ``.yml`` files in it and below it. Names that begin with
-    ``_`` or a dot are left out, and so are virtual environments. Schemas are read; their paths are relative to the folder
-    of the definition file. Python files are run, and may import their neighbours and what lies in the given folder: load
-    only your own.
+    The definition files of a folder are the ``.py``, ``.yaml`` and ``.yml`` files in it and below it. Names that begin
+    with ``_`` or a dot are left out, and so are virtual environments. Schemas are read; their paths are relative to the
+    folder of the definition file. Python files are run, and may import their neighbours and what lies in the given
+    folder: load only your own.
     Raises one ``DefinitionError`` with the faults of all files.
     """
     faults: list[str] = []

@@ -164,9 +164,11 @@ class Reader:
             script = self._script(partition, saved, low, high)
             if script is not None and saved is None:
                 offset = script.begins
-            is_new = saved is None and script is None and partition >= self._n_before
-            if is_new:
+            is_new = saved is None and partition >= self._n_before
+            if is_new and script is None:
                 offset = low
+            # The first clock of a new partition is the mark that it begins with.
+            has_begun = script is not None and script.clock_us is not None
             ends = self.options.ends
             topic, number = self.topic.origins[partition]
             end = high if ends == "now" else None if ends is None else ends.get(topic, {}).get(number, low)
@@ -177,7 +179,8 @@ class Reader:
             part.schema_id = (saved or {}).get("schema_id", None if script is None else script.schema_id)
             had_ended = (saved is not None and bool(saved["ended"])) if script is None else script.ended
             part.rejoins = self.options.aligned and (
-                is_new or (had_ended and not part.ends_at(offset if script is None else script.until))
+                (is_new and not has_begun)
+                or (had_ended and not part.ends_at(offset if script is None else script.until))
             )
             self.saved_clock_us = max(self.saved_clock_us, clock_us)
             self.parts[partition] = part
@@ -644,7 +647,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             "offset": self._position,
             "clock": clock_us,
             "partitions": self._reader.n_partitions,
-            "ended": int(self._said_ended),
+            # A partition that stops before it has rejoined is still one that had ended.
+            "ended": int(self._said_ended or self.rejoins),
             "origin": self._reader.topic.name_of(self.partition),
         }
         return saved if self.schema_id is None else {**saved, "schema_id": self.schema_id}

@@ -260,7 +260,11 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
         return {"id": "", "views": [], "retired": [], "topics": {}, **json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OSError) as error:
+    except OSError as error:
+        raise LayoutError(
+            f"{path} cannot be read ({error.strerror}); make it a readable file, restore it, or name another --state"
+        ) from error
+    except (ValueError, TypeError) as error:
         raise LayoutError(f"{path} is damaged ({error}); restore it, or name another --state") from error
 
 
