@@ -140,9 +140,14 @@ def entries() -> list[list[Entry]]:
     return [of_kernel, of_the_rest]
 
 
+_done = threading.Event()
+
+
 def is_done() -> bool:
-    """Return true if a pipeline will find all that it needs."""
-    return all(entry.is_kept() for part in entries() for entry in part)
+    """Return true if a pipeline will find all that it needs; what was found once is not looked for again."""
+    if not _done.is_set() and all(entry.is_kept() for part in entries() for entry in part):
+        _done.set()
+    return _done.is_set()
 
 
 def compile_ahead(folder: Path | None, stop: Flag) -> None:

@@ -92,6 +92,7 @@ class Lease:
         self._going_on = going_on
         self._now_s = now_s
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
+        self._made = durable.missing(root)
         try:
             # Tables and state are made durable inside this folder, so its own name must be durable too.
             durable.make_folder(root)
@@ -101,6 +102,7 @@ class Lease:
                     self._settle_with(path)
                 self._take()
         except OSError as error:
+            durable.remove_empty([self._path.parent, *self._made])
             if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP}:
                 raise LayoutError(
                     f"{root}: its file system does not support locks ({error.strerror}); name another {option}"
@@ -157,13 +159,12 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the lease back, and remove the folder of leases if nobody else has one there."""
+        """Give the lease back, and remove what this process made and nobody has written to."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
         self._file.close()
         # Another process that is about to take a lease there finds no folder, and tries again.
-        with contextlib.suppress(OSError):
-            self._path.parent.rmdir()
+        durable.remove_empty([self._path.parent, *self._made])
 
     def _settle_with(self, path: Path) -> None:
         """Return if the lease at ``path`` allows this one, or was left behind and is removed; otherwise raise."""
