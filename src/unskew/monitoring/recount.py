@@ -58,7 +58,8 @@ class Recount:
     ``events``: decoded events of the view's stream, in any order: payload columns, ``_partition``, ``_offset``,
     ``_arrival``, ``_event_time``. Like the pipeline, the recount leaves out rows that fail ``where``, lack a key part,
     or hold, under a passing filter, a value that a sum cannot take (a float that is NaN, infinite, or 2^62 or more; a
-    decimal of 2^63 units or more). It also leaves out repeats, if the stream defines them.
+    decimal of 2^63 units or more), or on which an expression has no exact result. It also leaves out
+    repeats, if the stream defines them.
 
     The attribute ``engines`` gives the engine that evaluated each filter and value text, ``duckdb`` or ``polars``. The
     attribute ``events`` holds what the view aggregates, including events that do not count: the given events, or the
@@ -280,9 +281,10 @@ class Recount:
         if known not in self._derived:
             types = {f.name: f.dtype.polars for f in self.view.features if f.name in given}
             frame = pl.DataFrame({name: pl.Series([value], dtype=types[name]) for name, value in given.items()})
-            (value,) = self._texts.value(plan, frame).to_list()
+            read = self._texts.value(plan, frame)
+            (value,) = read.values.to_list()
             finite = not isinstance(value, float) or np.isfinite(value)
-            self._derived[known] = value if finite else None
+            self._derived[known] = value if finite and not read.fails.item() else None
         return self._derived[known]
 
     def _counted(self, events: pl.DataFrame) -> pl.DataFrame:
@@ -295,8 +297,8 @@ class Recount:
             events[name].cast(pl.Int64 if kind == "int64" else pl.String)
             for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
         ]
-        filters = [self._texts.passes(f, events).alias(f"_f{i}") for i, f in enumerate(view.filters)]
-        values = [self._texts.value(v, events).alias(f"_v{i}") for i, v in enumerate(view.values)]
+        filters = [self._texts.passes(f, events) for f in view.filters]
+        values = [self._texts.value(v, events) for v in view.values]
         effective = np.minimum(micros["_arrival"].to_numpy(), micros["_event_time"].to_numpy())
         frame = pl.DataFrame(
             [
@@ -305,20 +307,26 @@ class Recount:
                 events["_offset"],
                 *micros.values(),
                 pl.Series("_effective", effective, pl.Int64),
-                *filters,
-                *values,
+                *(read.values.alias(f"_f{i}") for i, read in enumerate(filters)),
+                *(read.values.alias(f"_v{i}") for i, read in enumerate(values)),
             ]
         )
         if view.sessions is None and view.stream.event_id is not None and view.stream.dedupe_within_us is not None:
             frame = frame.with_columns(events[view.stream.event_id].alias("_id"))
         counts = pl.all_horizontal(pl.col(name).is_not_null() for name in view.entity.keys)
         if view.where is not None:
-            counts = counts & self._texts.passes(view.where, events)
+            where = self._texts.passes(view.where, events)
+            counts = counts & where.values & ~where.fails
         for feature in view.features:
+            passing = pl.lit(True) if feature.filter < 0 else pl.col(f"_f{feature.filter}")
+            fails = [filters[feature.filter].fails] if feature.filter >= 0 else []
+            counts = counts & ~pl.any_horizontal(pl.lit(False), *fails)
+            for number in (feature.value, feature.by):
+                if number >= 0:
+                    counts = counts & ~(values[number].fails & passing)
             if feature.value < 0 or (fits := _fits(feature.value, view.values[feature.value].dtype)) is None:
                 continue
-            passes = pl.lit(True) if feature.filter < 0 else pl.col(f"_f{feature.filter}")
-            counts = counts & (fits.fill_null(True) | ~passes)
+            counts = counts & (fits.fill_null(True) | ~passing)
         return frame.filter(counts)
 
 

@@ -40,7 +40,7 @@ a, f, k, s, t = (pl.col(name) for name in "afkst")
         ("CASE WHEN a > 1 THEN f END", pl.Float64()),
         ("CAST(a AS DOUBLE)", pl.Float64()),
         ("TRY_CAST(s AS BIGINT)", pl.Int64()),
-        ("extract(hour FROM t)", pl.Int8()),
+        ("extract(hour FROM t)", pl.Int64()),
         ("greatest(a, b)", pl.Int64()),
         (a.is_in([1, 2]), pl.Boolean()),
         (s.str.contains("x"), pl.Boolean()),
@@ -159,7 +159,7 @@ def test_a_text_that_names_a_file_or_a_server_is_refused_before_anything_is_open
     os.mkfifo(pipe)
     faults = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)  # noqa: FBT003
+        server.setblocking(False)
         for place in (str(pipe), f"http://127.0.0.1:{server.getsockname()[1]}/x.csv"):
 
             def check(place=place):
