@@ -34,11 +34,12 @@ _ARITHMETIC = {
     "Multiply": "*",
     "Sql.Binary.Mul": "*",
     "FloorDivide": "//",
-    "Sql.Binary.IntDiv": "//",
+    "Sql.Binary.IntDiv": "/t",
     "Modulus": "%",
-    "Sql.Binary.Rem": "%",
+    "Sql.Binary.Rem": "%t",
+    "Negate": "negate",
+    "Abs": "abs",
 }
-_TIME_ARITHMETIC = {name: op for name, op in _ARITHMETIC.items() if op in {"+", "-", "*"}}
 _DIVISIONS = frozenset({"TrueDivide", "Divide", "FloorDivide", "Modulus", "Sql.Binary.Div"})
 _RATIOS = frozenset({"TrueDivide", "Divide", "Sql.Binary.Div"})
 _COMPARISONS = frozenset({"Eq", "NotEq", "Lt", "LtEq", "Gt", "GtEq", "EqValidity", "NotEqValidity"})
@@ -56,7 +57,8 @@ class Exact:
     """A part of an expression.
 
     ``dtype``: the type of its result. ``span``: the least and the greatest whole number that it may give. ``fails``:
-    conditions for records on which it has no exact result. ``reads``: false if it reads no column.
+    conditions for records on which it has no exact result, without those that ``steps`` gives. ``reads``: false if it
+    reads no column. ``steps``: how whole numbers led to it; None if it is not a result of arithmetic on them.
     """
 
     tree: Any
@@ -64,10 +66,18 @@ class Exact:
     span: Span = (LEAST, MOST)
     fails: tuple[pl.Expr, ...] = field(default=())
     reads: bool = True
+    steps: "Steps | None" = None
 
     @property
     def expr(self) -> pl.Expr:
         return expression_of(self.tree)
+
+    @property
+    def conditions(self) -> tuple[pl.Expr, ...]:
+        """All conditions for records on which it has no exact result."""
+        if self.steps is None or not self.steps.may_fail:
+            return self.fails
+        return (*self.fails, condition_of(self.steps))
 
 
 def wide(dtype: pl.DataType) -> pl.DataType:
@@ -110,21 +120,20 @@ class _Widening:
         elif name == "Sql.Binary":
             name = f"Sql.Binary.{function_of(node['Function']['function'])[1]}"
         found = self._operation(node, name, parts)
-        if found.reads or not found.fails:
+        if found.reads or not found.conditions:
             return found
-        if pl.select(_any(found.fails)).item():
+        if pl.select(_any(found.conditions)).item():
             raise DefinitionError("a constant part of it is beyond 64 bits, or divides by zero; correct the number")
-        return replace(found, fails=())
+        return replace(found, fails=(), steps=None)
 
     def _operation(self, node: Any, name: str, parts: list[Exact]) -> Exact:
-        fails: list[pl.Expr] = [each for part in parts for each in part.fails]
-        span: Span | None = None
-        if name in _ARITHMETIC and len(parts) == 2 and _are_whole(parts):
-            parts = [_as_int64(part) for part in parts]
-            span, failing, parts = _arithmetic(_ARITHMETIC[name], *parts)
-            fails += failing
-        elif name in _TIME_ARITHMETIC and _are_times(parts):
-            fails += _time_arithmetic(_TIME_ARITHMETIC[name], *parts)
+        op = _ARITHMETIC.get(name)
+        if op is not None and _are_whole(parts):
+            return self._arithmetic(node, op, [_as_int64(part) for part in parts])
+        fails: list[pl.Expr] = [each for part in parts for each in part.conditions]
+        if op in {"+", "-", "*"} and _are_times(parts):
+            instants = [Steps.of(replace(part, tree=_tree(_physical(part)), steps=None)) for part in parts]
+            fails.append(condition_of(Steps(op, tuple(instants), checked=True)))
         elif name == "Cast" and node["Cast"]["dtype"] == {"Literal": "Float32"} and parts[0].dtype == _FLOAT64:
             fails.append(expression_of(_cast(parts[0].tree, "Float32")).is_infinite() & parts[0].expr.is_finite())
         elif name == "RustDivide" and _is_epoch(parts[0].tree):
@@ -141,9 +150,6 @@ class _Widening:
             parts = [replace(part, tree=_cast(part.tree, "Float64"), dtype=_FLOAT64) for part in parts]
         elif name == "Pow.Generic" and _are_whole(parts):
             parts, failing = _power(*map(_as_int64, parts))
-            fails += failing
-        elif name in {"Negate", "Abs"} and parts[0].dtype == _INT64:
-            span, failing = _turned(name, parts[0])
             fails += failing
         elif name == "SumHorizontal" and _are_whole(parts):
             parts = [_as_int64(part) for part in parts]
@@ -163,7 +169,20 @@ class _Widening:
         reads = any(part.reads for part in parts)
         tree = with_children(node, [part.tree for part in parts])
         dtype = self._dtype(node, name, parts)
-        return _widened(Exact(tree=tree, dtype=dtype, span=span or _span_of(dtype), fails=tuple(fails), reads=reads))
+        return _widened(Exact(tree=tree, dtype=dtype, span=_span_of(dtype), fails=tuple(fails), reads=reads))
+
+    def _arithmetic(self, node: Any, op: str, parts: list[Exact]) -> Exact:
+        """Return the result of one operation on int64: ``+ - *``, ``//`` and ``%``, ``negate``, ``abs``."""
+        span, may_fail = _outcome(op, [part.span for part in parts])
+        steps = Steps(op, tuple(map(Steps.of, parts)), checked=may_fail)
+        reads = any(part.reads for part in parts)
+        fails = tuple(each for part in parts for each in part.fails)
+        if op in {"//", "/t"} and may_fail and _overflows([part.span for part in parts]):
+            parts = _without_overflow(*parts)
+        if op in {"//", "%"} and not parts[1].reads:
+            parts[1] = replace(parts[1], tree=_as_column(parts[1].tree))
+        tree = with_children(node, [part.tree for part in parts])
+        return Exact(tree=tree, dtype=_INT64, span=span, fails=fails, reads=reads, steps=steps)
 
     def _dtype(self, node: Any, name: str, parts: Sequence[Exact]) -> pl.DataType:
         if name in _COMPARISONS or (name in {"And", "Or"} and all(part.dtype == pl.Boolean() for part in parts)):
@@ -224,50 +243,140 @@ def _as_int64(part: Exact) -> Exact:
     return part if part.dtype == _INT64 else replace(part, tree=_cast(part.tree, "Int64"), dtype=_INT64, span=(0, 1))
 
 
-def _arithmetic(op: str, left: Exact, right: Exact) -> tuple[Span, list[pl.Expr], list[Exact]]:
-    """Return what an operation on int64 may give, when it fails, and its operands."""
-    if op in {"//", "%"}:
-        return _division(op, left, right)
-    (a, b), (c, d) = left.span, right.span
-    corners = {"+": (a + c, b + d), "-": (a - d, b - c), "*": (a * c, a * d, b * c, b * d)}[op]
-    span = (min(corners), max(corners))
-    if _fits(span):
-        return span, [], [left, right]
-    return (LEAST, MOST), [_leaves_int64(op, left, right)], [left, right]
+@dataclass(frozen=True)
+class Steps:
+    """Arithmetic on int64, which is followed step by step to find out whether a step leaves int64.
+
+    ``op``: an operation, or empty for what is not arithmetic: ``leaf``, which may be a number. ``checked``: true if the
+    step may leave int64 or divide by zero.
+    """
+
+    op: str
+    operands: "tuple[Steps, ...]" = ()
+    checked: bool = False
+    leaf: "pl.Expr | int | None" = None
+
+    @staticmethod
+    def of(part: Exact) -> "Steps":
+        if part.steps is not None:
+            return part.steps
+        value = _whole_number(part.tree)
+        return Steps("", leaf=part.expr if value is None else value)
+
+    @property
+    def may_fail(self) -> bool:
+        return self.checked or any(operand.may_fail for operand in self.operands)
 
 
-def _leaves_int64(op: str, left: Exact, right: Exact) -> pl.Expr:
-    constant = next((part.span[0] for part in (right, left) if part.span[0] == part.span[1]), None)
-    if op == "*" and constant is not None and constant != 0:
-        varies = left if right.span[0] == right.span[1] else right
-        # The quotients that are still inside, rounded towards zero.
-        ends = (-(-LEAST // constant), MOST // constant) if constant > 0 else (-(MOST // -constant), LEAST // constant)
-        return ~varies.expr.is_between(max(ends[0], LEAST), min(ends[1], MOST))
-    one, other = left.expr, right.expr
-    if op == "*":
-        return ~(one.cast(pl.Int128) * other.cast(pl.Int128)).is_between(LEAST, MOST)
-    # A sum has left int64 if its sign differs from those of both terms.
-    if op == "+":
-        return (one.xor(one + other) & other.xor(one + other)) < 0
-    return (one.xor(other) & one.xor(one - other)) < 0
+def condition_of(steps: Steps) -> pl.Expr:
+    """Return the condition that some step has no exact result.
+
+    It is one function over the leaves: as an expression, every step would be computed again for each step after it.
+    """
+    leaves: list[pl.Expr] = []
+    program = _numbered(steps, leaves)
+
+    def fails(columns: Sequence[pl.Series]) -> pl.Series:
+        bad: list[pl.Series] = []
+        n_rows = max(map(len, columns), default=1)
+        _follow(program, columns, bad)
+        found = pl.Series([False]).new_from_index(0, n_rows)
+        for each in bad:
+            found |= each.fill_null(value=False)
+        return found
+
+    return pl.map_batches(leaves or [pl.lit(0)], fails, return_dtype=pl.Boolean, is_elementwise=True)
 
 
-def _division(op: str, left: Exact, right: Exact) -> tuple[Span, list[pl.Expr], list[Exact]]:
-    least, most = right.span
-    if least == most == 0:
-        raise DefinitionError("it divides by zero; correct the divisor")
-    overflows = least <= -1 <= most and left.span[0] == LEAST
-    fails = [(right.expr == 0) & left.expr.is_not_null()] if least <= 0 <= most else []
-    if overflows:
-        beyond = (right.expr == -1) & (left.expr == LEAST)
-        fails.append(beyond)
-        if op == "//":
-            # Polars would raise an error, and the whole batch would fail.
-            if len(str(left.tree)) > _LONGEST_DIVIDEND:
-                raise DefinitionError("it divides the whole number that a long expression gives; cast that to DOUBLE")
-            divisor = pl.when(~beyond).then(right.expr)
-            right = replace(right, tree=_tree(divisor), reads=left.reads or right.reads)
-    return (LEAST, MOST), fails, [left, right]
+def _numbered(steps: Steps, leaves: list[pl.Expr]) -> Steps:
+    """Return the steps with the numbers of their leaves among ``leaves`` in place of the expressions."""
+    if steps.op:
+        operands = []
+        for operand in steps.operands:
+            operands.append(_numbered(operand, leaves))  # noqa: PERF401  one frame for each level
+        return replace(steps, operands=tuple(operands))
+    if not isinstance(steps.leaf, pl.Expr):
+        return steps
+    leaves.append(steps.leaf.cast(_INT64))
+    return Steps("leaf", leaf=len(leaves) - 1)
+
+
+def _follow(steps: Steps, columns: Sequence[pl.Series], bad: list[pl.Series]) -> pl.Series:
+    """Return the result of the steps, and add where each of them fails to ``bad``."""
+    if not steps.operands:
+        return columns[steps.leaf] if steps.op else pl.Series([steps.leaf], dtype=_INT64)  # type: ignore[index]
+    values = []
+    for operand in steps.operands:
+        values.append(_follow(operand, columns, bad))  # noqa: PERF401
+    left, right = values[0], values[-1]
+    match steps.op:
+        case "negate" | "abs":
+            if steps.checked:
+                bad.append(left == LEAST)
+            return 0 - left if steps.op == "negate" else left.abs()
+        case "*":
+            if steps.checked:
+                bad.append(~(left.cast(pl.Int128) * right.cast(pl.Int128)).is_between(LEAST, MOST))
+            return left * right
+        case "+" | "-":
+            result = left + right if steps.op == "+" else left - right
+            # A sum has left int64 if its sign differs from those of both terms.
+            if steps.checked:
+                other = right if steps.op == "+" else ~right
+                bad.append(((left ^ result) & (other ^ result)) < 0)
+            return result
+        case _:
+            return _divided(steps, left, right, bad)
+
+
+def _divided(steps: Steps, left: pl.Series, right: pl.Series, bad: list[pl.Series]) -> pl.Series:
+    """Return the quotient or the rest, rounded as Polars' expressions do (down) or as its SQL does (``/t``, ``%t``)."""
+    n_rows = max(len(left), len(right))
+    left, right = (each if len(each) == n_rows else each.new_from_index(0, n_rows) for each in (left, right))
+    fails = (((right == 0) & left.is_not_null()) | ((right == -1) & (left == LEAST))).fill_null(value=False)
+    if steps.checked:
+        bad.append(fails)
+    divisor = right.set(fails, None)
+    quotient = left // divisor
+    if steps.op.endswith("t"):
+        rest = left - quotient * divisor
+        quotient += ((rest != 0) & ((left < 0) ^ (divisor < 0))).cast(_INT64)
+    return left - quotient * divisor if steps.op[0] == "%" else quotient
+
+
+def _outcome(op: str, spans: list[Span]) -> tuple[Span, bool]:
+    """Return what an operation on int64 may give, and whether it may leave int64 or divide by zero."""
+    (a, b), (c, d) = spans[0], spans[-1]
+    match op:
+        case "negate":
+            span = (-b, -a)
+        case "abs":
+            span = (0, max(abs(a), abs(b)))
+        case "+":
+            span = (a + c, b + d)
+        case "-":
+            span = (a - d, b - c)
+        case "*":
+            span = (min(a * c, a * d, b * c, b * d), max(a * c, a * d, b * c, b * d))
+        case _:
+            if c == d == 0:
+                raise DefinitionError("it divides by zero; correct the divisor")
+            return (LEAST, MOST), c <= 0 <= d or _overflows(spans)
+    return (span, False) if _fits(span) else ((LEAST, MOST), True)
+
+
+def _overflows(spans: list[Span]) -> bool:
+    """Return true if the least of all numbers may be divided by -1."""
+    (least, _), (c, d) = spans
+    return least == LEAST and c <= -1 <= d
+
+
+def _without_overflow(left: Exact, right: Exact) -> list[Exact]:
+    """Return operands of a division that gives null where Polars would raise an error, which fails the whole batch."""
+    if len(str(left.tree)) > _LONGEST_DIVIDEND:
+        raise DefinitionError("it divides the whole number that a long expression gives; cast that to DOUBLE")
+    divisor = pl.when(~((right.expr == -1) & (left.expr == LEAST)).fill_null(value=False)).then(right.expr)
+    return [left, replace(right, tree=_tree(divisor), reads=True)]
 
 
 def _power(base: Exact, exponent: Exact) -> tuple[list[Exact], list[pl.Expr]]:
@@ -286,35 +395,20 @@ def _power(base: Exact, exponent: Exact) -> tuple[list[Exact], list[pl.Expr]]:
     return [base, exponent], fails
 
 
-def _turned(name: str, part: Exact) -> tuple[Span, list[pl.Expr]]:
-    least, most = part.span
-    span = (-most, -least) if name == "Negate" else (0, max(abs(least), abs(most)))
-    return (span, []) if _fits(span) else ((max(span[0], LEAST), MOST), [part.expr == LEAST])
-
-
-def _time_arithmetic(op: str, left: Exact, right: Exact) -> list[pl.Expr]:
-    """Return when instants and durations, which are int64 microseconds, leave int64."""
-    instants = [
-        Exact(tree=_tree(_physical(part)), dtype=_INT64, span=part.span if part.dtype == _INT64 else (LEAST, MOST))
-        for part in (left, right)
-    ]
-    return [_leaves_int64(op, *instants)]
-
-
 def _of_ternary(predicate: Exact, truthy: Exact, falsy: Exact) -> list[pl.Expr]:
-    if not truthy.fails and not falsy.fails:
-        return list(predicate.fails)
-    chosen = pl.when(predicate.expr).then(_any(truthy.fails)).otherwise(_any(falsy.fails))
-    return [*predicate.fails, chosen]
+    if not truthy.conditions and not falsy.conditions:
+        return list(predicate.conditions)
+    chosen = pl.when(predicate.expr).then(_any(truthy.conditions)).otherwise(_any(falsy.conditions))
+    return [*predicate.conditions, chosen]
 
 
 def _of_first(parts: Sequence[Exact]) -> list[pl.Expr]:
     """Return when the first part that is not null fails, or one before it."""
-    fails = list(parts[0].fails)
+    fails = list(parts[0].conditions)
     null_so_far = parts[0].expr.is_null()
     for part in parts[1:]:
-        if part.fails:
-            fails.append(null_so_far & _any(part.fails))
+        if part.conditions:
+            fails.append(null_so_far & _any(part.conditions))
         null_so_far &= part.expr.is_null()
     return fails
 
@@ -325,7 +419,7 @@ def _any(fails: Sequence[pl.Expr]) -> pl.Expr:
 
 def any_fails(part: Exact) -> pl.Expr | None:
     """Return the condition, never null, that a record has no exact result; None if all have one."""
-    return _any(part.fails) if part.fails else None
+    return _any(part.conditions) if part.conditions else None
 
 
 def _physical(part: Exact) -> pl.Expr:

@@ -27,7 +27,7 @@ Size = tuple[int, int]
 
 
 def check_text_size(tree: Any) -> None:
-    """Refuse an expression whose texts may be more than 100 times as long as its record, or 100,000 characters longer."""
+    """Refuse an expression that may build texts 100 times as long as its record's, or 100,000 characters longer."""
     times, more = _size(tree)
     if times > MAX_TIMES or more > MAX_MORE:
         raise DefinitionError(

@@ -16,7 +16,7 @@ from polars.exceptions import PanicException, PolarsError
 from unskew.features.errors import DefinitionError
 
 MAX_DEPTH = 240
-MAX_NODES = 10_000
+MAX_NODES = 5_000
 
 # A panic in Polars' Rust code is a BaseException; here it is a fault of the definition.
 POLARS_ERRORS = (PolarsError, PanicException, ValueError, TypeError, OverflowError)
@@ -37,9 +37,10 @@ _SPACES = frozenset(
 def tree_of(expr: pl.Expr) -> Any:
     """Return the tree of an expression. Raises ``DefinitionError`` if it is too large, or not plain data."""
     try:
+        # First, because some operators write their operand twice, and twenty, one inside another, a million times.
+        _check_size(expr)
         if expr.meta.has_multiple_outputs():
             raise DefinitionError(_SEVERAL_OUTPUTS)
-        _check_size(expr)
         text = expr.meta.serialize(format="json")
     except POLARS_ERRORS as error:
         # Only two things cannot be serialized: a selector, and Python code (if cloudpickle is not installed).
