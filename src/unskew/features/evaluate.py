@@ -47,8 +47,9 @@ class Evaluator:
     def __init__(self, view: ViewPlan) -> None:
         view = view.sessions or view
         self._view = view
-        expressions = [*view.filters, *view.values, *([view.where] if view.where else [])]
-        self._read = sorted({name for each in expressions for name in each.expr.meta.root_names()})
+        expressions = [each.expr for each in view.filters] + [each.expr for each in view.values]
+        expressions += [] if view.where is None else [view.where.expr]
+        self._read = sorted({name for expr in expressions for name in expr.meta.root_names()})
         self._where = None if view.where is None else view.where.expr.fill_null(value=False)
         self._tests: list[tuple[pl.Expr, str]] = []
         if self._where is not None and view.where is not None and view.where.fails is not None:
