@@ -32,7 +32,7 @@ def historical_features(
     *,
     timestamp: str = "event_timestamp",
     inclusive: bool = True,
-    max_age: str | dt.timedelta | int | None = None,
+    max_age: str | dt.timedelta | None = None,
     full_feature_names: bool = False,
     with_status: bool = False,
 ) -> pl.DataFrame:

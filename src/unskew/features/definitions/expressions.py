@@ -257,6 +257,19 @@ def _check_function(node: Any) -> None:
         raise DefinitionError(
             "it reads a text pattern from a column, which may be malformed in some record; write the pattern as a literal"
         )
+    if name.startswith("StringExpr.") and name.partition(".")[2] in _PATTERN_FUNCTIONS:
+        _check_pattern(node["input"][1], flags)
+
+
+def _check_pattern(node: Any, options: Any) -> None:
+    """Refuse a pattern that is not a regular expression. Raises ``DefinitionError`` with all that Polars says of it."""
+    if isinstance(options, dict) and options.get("literal"):
+        return
+    try:
+        pl.select(pl.lit("").str.contains(expression_of(node)))
+    except POLARS_ERRORS as error:
+        said = " ".join(str(error).split("\n\nThis error")[0].split())
+        raise DefinitionError(f"its pattern is not a regular expression: {_shortened(said)}; correct it") from error
 
 
 def _may_fail(what: str) -> DefinitionError:

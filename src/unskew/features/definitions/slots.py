@@ -8,7 +8,7 @@ from typing import get_args
 
 import polars as pl
 
-from unskew.features.definitions.agg import Aggregation, Expression
+from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
 from unskew.features.definitions.expressions import Checked, check_expression
 from unskew.features.definitions.vocabulary import Derived, Feature, FeatureView, Sessions, Window
@@ -206,7 +206,8 @@ class Slots:
         if aggregation.function not in names:
             self._fault(
                 place,
-                f"no aggregation is called {aggregation.function!r}; {did_you_mean(str(aggregation.function), names)}",
+                f"no aggregation is called {aggregation.function!r}; "
+                f"{did_you_mean(OTHER_NAMES.get(str(aggregation.function), str(aggregation.function)), names)}",
             )
             return None
         rule = RULES[aggregation.function]
