@@ -13,7 +13,7 @@ FLOAT_LIMIT = 2.0**62
 
 PARTITION, OFFSET, ARRIVAL, EVENT_TIME = "_partition", "_offset", "_arrival", "_event_time"
 _BAD = "_bad"
-_INEXACT = "has a whole number beyond 64 bits, or divides one by zero"
+_INEXACT = "has a whole number beyond 64 bits"
 _WIDE: Mapping[pl.DataType, pl.DataType] = {
     **dict.fromkeys([pl.Int8(), pl.Int16(), pl.Int32(), pl.UInt8(), pl.UInt16(), pl.UInt32()], pl.Int64()),
     pl.Float32(): pl.Float64(),

@@ -1,17 +1,17 @@
 """Evaluation of the recount's texts: DuckDB evaluates SQL, Polars evaluates Polars expressions."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Mapping
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
-from unskew.features.definitions.sql_text import Token, check_sql, tokens_of
+from unskew.features.definitions.sql_text import check_sql
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.plan import DerivedPlan, FilterPlan, ValuePlan
 from unskew.features.types import BOOL, ScalarName, Type
+from unskew.monitoring.recount_sql import Untranslated, alias, prepare, translated
 
 Text = FilterPlan | ValuePlan | DerivedPlan
 
@@ -24,62 +24,53 @@ _SQL_TYPES: Mapping[ScalarName, str] = {
 }
 
 
-_WHOLE = "bigint int int1 int2 int4 int8 integer smallint tinyint ubigint uinteger usmallint utinyint"
-_WIDER = {**dict.fromkeys(_WHOLE.split(), "BIGINT"), **dict.fromkeys(["real", "float4"], "DOUBLE")}
-_FLOATS = frozenset({"double", "float", "float4", "float8", "real"})
-# Functions that mean something else in DuckDB (ROUND of halves, LOG's order, POSITION of null, the sign of NaN), or
-# that it rounds differently in the last bit. So DuckDB lacks what the text says.
-_OTHERWISE = frozenset({"cbrt", "log", "log10", "log1p", "log2", "position", "round", "sign", "strpos"})
-_ARITHMETIC = frozenset({"+", "-", "*", "/", "%", "//", "&", "|"})
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a text gives, row by row.
-
-    ``fails``: true for a row on which it has no exact result; its value means nothing.
-    """
-
-    values: pl.Series
-    fails: pl.Series
-
-
 class Texts:
-    """Evaluates filters, values and derived features; ``engines``: the engine of each text, ``duckdb``, ``polars``.
+    """Evaluates filters, values and derived features.
 
-    Polars takes the place of DuckDB for words that DuckDB lacks, and never because of a value: a row on which DuckDB
-    fails (a whole number leaves 64 bits, a division by zero) is one on which the text fails.
+    ``engines``: the engine of each text, ``duckdb``, ``polars``. ``dependent``: the texts that only the pipeline's own
+    engine evaluates, each with the reason. ``failed``: the rows of the frames given since it was last emptied on which
+    a text has no value, because a number is out of its type's range; such a row reads as null.
     """
 
     def __init__(self) -> None:
         self.engines: dict[str, str] = {}
+        self.dependent: dict[str, str] = {}
+        self.failed: set[int] = set()
         self._sql: dict[int, bool] = {}
 
-    def passes(self, condition: FilterPlan, events: pl.DataFrame) -> Read:
+    def passes(self, condition: FilterPlan, events: pl.DataFrame) -> pl.Series:
         """Return whether the condition is true, row by row; never null."""
-        read = self._evaluate(condition, BOOL, events)
-        return Read(read.values.fill_null(value=False), read.fails)
+        return self._evaluate(condition, BOOL, events).fill_null(value=False)
 
-    def value(self, plan: ValuePlan | DerivedPlan, events: pl.DataFrame) -> Read:
+    def value(self, plan: ValuePlan | DerivedPlan, events: pl.DataFrame) -> pl.Series:
         """Return the value, row by row, with the type of the plan."""
         read = self._evaluate(plan, plan.dtype, events)
         # -0.0 reads as 0.0. Adding 0.0 would not help, because Polars removes that as a no-op.
         zero = plan.dtype.scalar == "float64" and isinstance(plan, ValuePlan)
-        return Read(read.values.set(read.values == 0.0, 0.0), read.fails) if zero else read
+        return read.set(read == 0.0, 0.0) if zero else read
 
-    def _evaluate(self, plan: Text, dtype: Type, events: pl.DataFrame) -> Read:
-        names = sorted(set(plan.expr.meta.root_names()))
-        wide = {name: _wide(events.schema[name]) for name in names}
-        frame = events.select(pl.col(name).cast(wide[name]) for name in names)
+    def _evaluate(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series:
+        events = events.with_columns(
+            pl.col(name).cast(kind)
+            for name in set(plan.expr.meta.root_names())
+            if (kind := _widened(events.schema[name])) is not None
+        )
         if id(plan) not in self._sql:
             self._sql[id(plan)] = _is_sql(plan)
+        why = "it is a Polars expression"
         if self._sql[id(plan)]:
-            answer = self._duckdb(plan, dtype, frame)
-            if answer is not None:
+            try:
+                answer = self._duckdb(plan, dtype, events)
+            except Untranslated as reason:
+                why = str(reason)
+            else:
                 self.engines[plan.text] = "duckdb"
-                return Read(answer.values.cast(dtype.polars), answer.fails)
+                return answer.cast(dtype.polars)
         self.engines[plan.text] = "polars"
-        return _polars(plan, dtype, frame)
+        self.dependent[plan.text] = why
+        read = _polars(plan, dtype, events.with_row_index("_row"))
+        self.failed |= set(read["_row"].filter(read["fails"]))
+        return read["x"]
 
     @cached_property
     def _connection(self) -> Any:
@@ -90,73 +81,77 @@ class Texts:
                 "the recount evaluates SQL text with DuckDB, which is not installed: pip install duckdb pyarrow"
             ) from error
         connection = duckdb.connect()
-        connection.execute("SET TimeZone = 'UTC'")
+        prepare(connection)
+        # Without this, DuckDB complains of leaks at the end of the process.
+        weakref.finalize(self, connection.close)
         return connection
 
-    def _duckdb(self, plan: Text, dtype: Type, frame: pl.DataFrame) -> Read | None:
-        """Return one expression over all events, in their order; None if DuckDB's SQL does not support it."""
-        import duckdb  # noqa: PLC0415  checked by _connection
+    def _duckdb(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series:
+        """Return one expression over all events, in their order.
 
-        kind = f"DECIMAL(38,{dtype.scale})" if dtype.is_decimal else _SQL_TYPES[dtype.scalar]
-        try:
-            text = _for_duckdb(tokens_of(plan.text), lambda inner: self._type_of(inner, frame))
-            empty = self._answer(text, kind, frame.clear())
-        except duckdb.Error:
-            return None
-        return self._in_halves(text, kind, frame) if frame.height else Read(empty, pl.Series([], dtype=pl.Boolean))
+        Raises ``Untranslated`` if DuckDB's SQL does not have it.
+        """
+        names = sorted(set(plan.expr.meta.root_names()))
+        widened = events.select(pl.int_range(pl.len()).alias("_row"), *names)
+        text = translated(plan.text, {name: widened.schema[name] for name in names})
+        as_type = f"DECIMAL(38,{dtype.scale})" if dtype.is_decimal else _SQL_TYPES[dtype.scalar]
+        frame = widened.rename({name: alias(number) for number, name in enumerate(names)})
+        answer = self._asked(f"CAST(({text}) AS {as_type})", frame)
+        if answer is not None:
+            return answer
+        # Some row has no value. TRY makes a null of it, and which of the nulls are such rows is found by halving.
+        answer = self._asked(f"TRY(CAST(({text}) AS {as_type}))", frame)
+        assert answer is not None
+        self.failed |= self._failing(f"CAST(({text}) AS {as_type})", frame.filter(answer.is_null()))
+        return answer
 
-    def _in_halves(self, text: str, kind: str, frame: pl.DataFrame) -> Read:
-        import duckdb  # noqa: PLC0415
+    def _failing(self, expression: str, frame: pl.DataFrame) -> set[int]:
+        if self._asked(expression, frame) is not None:
+            return set()
+        if len(frame) == 1:
+            return {int(frame["_row"][0])}
+        half = len(frame) // 2
+        return self._failing(expression, frame[:half]) | self._failing(expression, frame[half:])
 
-        try:
-            return Read(self._answer(text, kind, frame), pl.repeat(value=False, n=frame.height, eager=True))
-        except duckdb.Error:
-            if frame.height == 1:
-                return Read(self._answer("NULL", kind, frame), pl.Series([True]))
-            half = frame.height // 2
-            first, second = (self._in_halves(text, kind, part) for part in (frame[:half], frame[half:]))
-            return Read(pl.concat([first.values, second.values]), pl.concat([first.fails, second.fails]))
-
-    def _answer(self, text: str, kind: str, frame: pl.DataFrame) -> pl.Series:
-        # The text comes from the author's own definition, and _is_sql has checked it.
-        query = f"SELECT CAST(({text}) AS {kind}) AS x FROM frame ORDER BY _row"  # noqa: S608
-        answer: pl.DataFrame = self._query(query, frame)
-        return answer["x"]
-
-    def _type_of(self, text: str, frame: pl.DataFrame) -> str:
-        found = self._query(f"DESCRIBE SELECT ({text}) AS x FROM frame", frame.clear())  # noqa: S608
-        return str(found["column_type"].item())
-
-    def _query(self, query: str, frame: pl.DataFrame) -> pl.DataFrame:
+    def _asked(self, expression: str, frame: pl.DataFrame) -> pl.Series | None:
+        """Return the values of an expression; None if some row has none. Raises ``Untranslated``."""
         connection = self._connection
-        connection.register("frame", frame.with_row_index("_row").to_arrow())
+        import duckdb  # noqa: PLC0415  installed, because the connection exists
+
+        connection.register("frame", frame.to_arrow())
         try:
-            return connection.sql(query).pl()  # type: ignore[no-any-return]
+            # The text comes from the author's own definition, which the pipeline has compiled and run.
+            answer: pl.DataFrame = connection.sql(f"SELECT {expression} AS x FROM frame ORDER BY _row").pl()  # noqa: S608
+        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
+            raise Untranslated(f"DuckDB cannot read it: {str(error).partition(chr(10))[0]}") from error
+        except (duckdb.OutOfRangeException, duckdb.ConversionException, duckdb.InvalidInputException):
+            return None
         finally:
             connection.unregister("frame")
+        return answer["x"]
 
 
-def _polars(plan: Text, dtype: Type, frame: pl.DataFrame) -> Read:
-    """Evaluate the compiled expression of a text that is not SQL, or that has words which DuckDB lacks."""
-    fails = getattr(plan, "fails", None)
+def _polars(plan: Text, dtype: Type, frame: pl.DataFrame) -> pl.DataFrame:
+    """Evaluate the compiled expression of a text that is not translated: ``_row``, ``x``, and where it ``fails``."""
+    fails = pl.lit(value=False) if (found := getattr(plan, "fails", None)) is None else found
     try:
-        found = frame.select(x=plan.expr, fails=pl.lit(value=False) if fails is None else fails)
+        return frame.select("_row", x=pl.when(~fails).then(plan.expr.cast(dtype.polars)), fails=fails)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         if frame.height <= 1:
-            return Read(pl.Series([None] * frame.height, dtype=dtype.polars), pl.Series([True] * frame.height))
+            return frame.select("_row", x=pl.lit(None, dtype.polars), fails=pl.lit(value=True))
         half = frame.height // 2
-        first, second = _polars(plan, dtype, frame[:half]), _polars(plan, dtype, frame[half:])
-        return Read(pl.concat([first.values, second.values]), pl.concat([first.fails, second.fails]))
-    return Read(found["x"].cast(dtype.polars), found["fails"])
+        return pl.concat([_polars(plan, dtype, frame[:half]), _polars(plan, dtype, frame[half:])])
 
 
-def _wide(dtype: pl.DataType) -> pl.DataType:
-    """Return the type in which a definition sees a column: whole numbers of 64 bits, and floats of 64 bits."""
-    return pl.Int64() if dtype.is_integer() else pl.Float64() if dtype.is_float() else dtype
+def _widened(kind: pl.DataType) -> pl.DataType | None:
+    """Return the type in which definitions see a column; None if it is its own."""
+    if kind.is_integer():
+        return None if kind == pl.Int64() else pl.Int64()
+    return pl.Float64() if kind == pl.Float32() else None
 
 
 def _is_sql(plan: Text) -> bool:
-    """Return whether the text is SQL that DuckDB can mean; otherwise it may be the rendering of a Polars expression.
+    """Return whether the author wrote the text as SQL; otherwise it is the rendering of a Polars expression.
 
     DuckDB, which opens files and sends requests where a query says so, reads only what passes the check of SQL text.
     """
@@ -164,58 +159,4 @@ def _is_sql(plan: Text) -> bool:
         check_sql(plan.text)
     except DefinitionError:
         return False
-    tokens = tokens_of(plan.text)
-    return not any(token.word in _OTHERWISE and after.text == "(" for token, after in pairwise(tokens))
-
-
-def _for_duckdb(tokens: Sequence[Token], type_of: Callable[[str], str]) -> str:
-    """Return the text with the meaning that definitions have, where DuckDB would give it another.
-
-    1.5 is a float, not a decimal. Whole numbers have 64 bits, also literals and results of casts to smaller types. A
-    cast of a float to a whole number cuts its fraction off. ``type_of`` returns DuckDB's type of a text.
-    """
-    parts: list[str] = []
-    # The parts before which the casts that are open begin; None for other parentheses.
-    begun: list[int | None] = []
-    for at, token in enumerate(tokens):
-        before, after = tokens[at - 1] if at else None, tokens[at + 1] if at + 1 < len(tokens) else None
-        if token.kind == "number":
-            parts.append(_number(token.text, before, after))
-        elif token.text.startswith("`"):
-            parts.append(f'"{token.text[1:-1]}"')
-        elif token.text == "(":
-            is_cast = before is not None and before.word in {"cast", "try_cast"}
-            begun.append(len(parts) - 1 if is_cast else None)
-            parts.append("(")
-        elif token.text == ")" and begun and (start := begun.pop()) is not None:
-            parts[start:] = [_cast(parts[start:], type_of)]
-        elif token.kind == "word" and before is not None and before.text == "::" and token.word in _WIDER:
-            parts.append(f"{token.text}::{_WIDER[token.word]}")
-        else:
-            parts.append(token.text)
-    return " ".join(parts)
-
-
-def _number(text: str, before: Token | None, after: Token | None) -> str:
-    if not text.isdigit():
-        return text if "e" in text.lower() else f"{text}e0"
-    beside = any(one is not None and one.text in _ARITHMETIC for one in (before, after))
-    chosen = before is not None and before.word in {"then", "else"}
-    return f"CAST({text} AS BIGINT)" if (beside or chosen) and int(text) < 2**63 else text
-
-
-def _cast(parts: list[str], type_of: Callable[[str], str]) -> str:
-    """Return a cast, of which the last parenthesis is missing, with its result in 64 bits."""
-    at = len(parts) - 1 - [part.lower() for part in reversed(parts)].index("as")
-    word, inner, target = parts[0], " ".join(parts[2:at]), parts[at + 1 :]
-    wider = _WIDER.get(target[0].lower()) if len(target) == 1 else None
-    if (wider == "BIGINT" or target[0].lower() in _FLOATS) and not inner.startswith("'"):
-        given = type_of(inner)
-        if wider == "BIGINT" and given.startswith(("DOUBLE", "FLOAT", "DECIMAL")):
-            inner = f"trunc({inner})"
-        elif given == "VARCHAR":
-            # DuckDB also reads spaces, underscores, fractions and exponents.
-            form = "[+-]?[0-9]+" if wider == "BIGINT" else "[^ _\t\n\r]*"
-            inner = f"CASE WHEN regexp_full_match({inner}, '{form}') THEN {inner} END"
-    whole = f"{word}({inner} AS {' '.join(target)})"
-    return f"CAST({whole} AS {wider})" if wider else whole
+    return True

@@ -23,10 +23,11 @@ from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.evaluate import Evaluator
 from unskew.features.plan import Plan, StreamPlan
-from unskew.pipelines.decoding.avro import Schemas, decoder_of, without_logical_types
-from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
+from unskew.pipelines.decoding.avro import decoder_of
+from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
-from unskew.pipelines.kafka.poll import Poll
+from unskew.pipelines.decoding.writers import Schemas
+from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 from unskew.sinks import durable
 from unskew.sinks.wall import wall_us
 
@@ -80,6 +81,8 @@ class Checks:
         found = self._decoders[record.folder].decode(_poll(stream, record, wall_us()))
         if found.dead.height:
             return str(found.dead.item(0, "reason"))
+        if not found.events.height:
+            return "it is not an event of the stream: its record type or its operation is none of those that the stream reads"
         for view in self._views[record.folder]:
             if (rejected := self._evaluators[view.name](found.events).rejected).height:
                 return str(rejected.item(0, "reason"))
@@ -139,7 +142,7 @@ class Checks:
 
 def avro_names(stream: StreamPlan) -> Iterable[str]:
     """Return the columns of a stream that come from its values."""
-    known = {field.name for field in avro_fields(stream.schema)}
+    known = {field.name for field in avro_fields(stream.reader)}
     return [name for name in stream.columns if name in known]
 
 

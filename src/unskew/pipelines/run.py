@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from bytewax.dataflow import Dataflow
@@ -16,9 +16,10 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import UnskewError
+from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.pipelines import compiling
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
@@ -27,13 +28,14 @@ from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
 from unskew.pipelines.state.changelog import Changelogs
-from unskew.pipelines.state.folder import CHANGELOG, JOURNAL, StateFolder, make_state_folder
+from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
+from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks.lease import Lease, Leases
-from unskew.sinks.patience import Patience
+from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
 
@@ -52,23 +54,89 @@ def run(
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
+    If partitions, or topics that match a pattern, are added to a stream that is read without end, the flow ends as if
+    it were stopped, and begins again with them; counts then begin again, too.
+
     ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
     another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
     a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
     as requested. After an error the state remains that of the last durable epoch. A run that is refused has published
-    nothing and retired no view.
+    nothing, retired no view and leaves no folder behind. Raises ``Stopped`` if ``stop`` is set before it has begun.
     """
     deployment.check(plan)
+    while True:
+        ends = _Ends(stop)
+        status = _run_once(plan, deployment, ends, report, present_us)
+        if not ends.added.is_set() or stop.is_set():
+            return status
+        _log.warning("partitions were added to a topic: reading it with them from here on")
+
+
+class _Ends:
+    """The end of one flow: a stop signal, or partitions that were added."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.asked = stop
+        self.added = threading.Event()
+
+    def is_set(self) -> bool:
+        return self.added.is_set() or self.asked.is_set()
+
+
+def _run_once(
+    plan: Plan,
+    deployment: Deployment,
+    stop: _Ends,
+    report: Callable[[Status], None] | None,
+    present_us: Callable[[], int],
+) -> Status:
+    going_on = partial(_go_on, stop.asked)
     with ExitStack() as closing:
-        opened = _open(plan, deployment, stop, closing)
-        topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
-        pipeline = _wire(plan, deployment, present_us, opened, topics)
+        try:
+            opened = _open(plan, deployment, stop, closing)
+            going_on()
+            topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
+        except StoreUnavailable:
+            # Whoever asked it to stop does not want to know for what it waited.
+            going_on()
+            raise
+        pipeline = _wire(plan, deployment, present_us, opened, topics, going_on)
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
-            _run_flow(pipeline.flow, deployment, opened.disk.until_done(opened.state.open))
+            _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
+            going_on()
+            recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
+            # Only now is the state's id durable.
+            opened.server.until_done(
+                lambda: opened.writer.claim(topics.own, deployment.place(), replace=deployment.replace)
+            )
+            opened.server.until_done(
+                lambda: opened.writer.report_large_hashes([view.published for view in plan.views.values()])
+            )
+            _run_flow(pipeline.flow, deployment, recovery)
             pipeline.settle()
         return pipeline.running.status()
+
+
+def _go_on(stop: Flag) -> None:
+    """Raise ``Stopped`` if this process was asked to stop."""
+    if stop.is_set():
+        raise Stopped("it was asked to stop before it had begun")
+
+
+def _compile(progress: Progress, folder: Path, stop: threading.Event) -> None:
+    """Compile the kernel before the first poll, while metrics and health answer, and so that a signal ends it."""
+    if compiling.is_done():
+        return
+    _log.warning(
+        "the kernel is being compiled, once for each installation and processor; no records are read meanwhile"
+    )
+    progress.compiling = True
+    try:
+        compiling.compile_ahead(folder, stop)
+    finally:
+        progress.compiling = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +158,16 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topics:
-    """The topics of a run; ``sources`` and ``routers`` are by topic."""
+    """The topics of a run; ``sources`` and ``routers`` are by topic. ``own``: the shards of the process's state."""
 
     sources: dict[str, KafkaSource]
     routers: dict[str, Router]
     shards: Shards
+    own: frozenset[str]
+
+    @property
+    def known(self) -> dict[str, KnownTopics]:
+        return {topic: source.known for topic, source in self.sources.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +179,7 @@ class _Pipeline:
     settle: Callable[[], None]
 
 
-def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: ExitStack) -> _Opened:
+def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) -> _Opened:
     """Take the lease of the state folder, read its content, and connect to Redis; only the lease is written."""
     leases = Leases()
     server = Patience("Redis", stop, still_ours=leases.check)
@@ -116,11 +189,17 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
 
     def lease(root: Path, option: str, writers: Iterable[str]) -> None:
         wanted = frozenset(writers)
-        leases.add(disk.until_done(lambda: Lease(root, option, owner, wanted, take_over=deployment.take_over)))
+        leases.add(
+            disk.until_done(
+                lambda: Lease(
+                    root, option, owner, wanted, take_over=deployment.take_over, going_on=partial(_go_on, stop)
+                )
+            )
+        )
 
     make_state_folder(deployment.state)
     lease(deployment.state, "--state", ["the state"])
-    state = StateFolder.read(plan, deployment, leases.check)
+    state = StateFolder.read(plan, deployment, leases.check, partial(_go_on, stop))
     journal = Journal(
         deployment.state / JOURNAL,
         state.id,
@@ -136,7 +215,7 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
             "log; restore the journal from the backup that holds the state, if there is one",
             deployment.state / JOURNAL,
         )
-    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check)
+    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop))
     closing.callback(changelogs.close)
     writer = RedisWriter(
         deployment.redis_url,
@@ -146,6 +225,8 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
         process=deployment.process,
         n_processes=deployment.n_processes,
         still_ours=leases.check,
+        allow_eviction=deployment.allow_eviction,
+        expire_after_us=deployment.expire_after_us,
     )
     closing.callback(writer.close)
     writer.look()
@@ -164,13 +245,13 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
 def _open_topics(
     plan: Plan,
     deployment: Deployment,
-    stop: threading.Event,
+    stop: _Ends,
     present_us: Callable[[], int],
     opened: _Opened,
     closing: ExitStack,
 ) -> _Topics:
     """Find the partitions of every topic, and take the leases of the tables to which they are written."""
-    schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
+    schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop.asked)
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
     names: dict[str, list[str]] = {}
@@ -191,6 +272,10 @@ def _open_topics(
             partitions=deployment.partitions,
             config=deployment.config,
             journal=opened.journal,
+            known=opened.state.topics.get(stream.topic),
+            adopt_ids=deployment.adopt_topic_ids,
+            by_partition=[view.name for view in views if view.partitioned],
+            on_added=stop.added.set,
         )
         source = sources[stream.topic] = KafkaSource(stream, options)
         closing.callback(source.close)
@@ -200,7 +285,11 @@ def _open_topics(
         mine = deployment.partitions or range(n_partitions)
         tables.update(f"{stream.topic}/p{number}" for number in mine)
         routers[stream.topic] = Router(
-            views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes, opened.journal
+            views,
+            decoder_of(stream, schemas, opened.journal.schema_ids(stream.topic)),
+            n_partitions,
+            deployment.n_hashes,
+            opened.journal,
         )
         for view in views:
             names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)
@@ -209,15 +298,20 @@ def _open_topics(
     opened.lease(deployment.archive, "--archive", tables)
     opened.lease(deployment.dead_letters, "--dead-letters", tables)
     if deployment.partitions is not None:
-        shards = Shards(names, frozenset(own))
+        shards = Shards(names, frozenset(own), opened.state.retired)
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
-        shards = Shards(names, None if deployment.process == 0 else frozenset())
-    return _Topics(sources=sources, routers=routers, shards=shards)
+        shards = Shards(names, None if deployment.process == 0 else frozenset(), opened.state.retired)
+    return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own))
 
 
 def _wire(
-    plan: Plan, deployment: Deployment, present_us: Callable[[], int], opened: _Opened, topics: _Topics
+    plan: Plan,
+    deployment: Deployment,
+    present_us: Callable[[], int],
+    opened: _Opened,
+    topics: _Topics,
+    going_on: Callable[[], None],
 ) -> _Pipeline:
     """Connect topics, shards and sinks."""
     progress = Progress()
@@ -231,13 +325,16 @@ def _wire(
         opened.disk,
         progress.epochs,
         opened.leases.check,
+        opened.state.require_room,
     )
-    redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs)
+    redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
+
+    known = topics.known
 
     @cache
     def accepted() -> None:
         opened.server.until_done(lambda: opened.writer.publish_registry(json.dumps(describe(plan))))
-        opened.disk.until_done(opened.state.record)
+        opened.disk.until_done(lambda: opened.state.record(known))
 
     def settle() -> None:
         accepted()
@@ -245,7 +342,9 @@ def _wire(
         parquet.settle()
         progress.epochs.settle()
 
-    flow = build_flow(FLOW, plan, topics.sources, topics.routers, parquet, redis, opened.changelogs, progress, accepted)
+    flow = build_flow(
+        FLOW, plan, topics.sources, topics.routers, parquet, redis, opened.changelogs, progress, accepted, going_on
+    )
     running = Running(
         progress=progress,
         sources=topics.sources,

@@ -2,7 +2,8 @@
 
 Engines keep small types and wrap silently: 100,000 * 100,000 of 32 bits is 1,410,065,408. So every column, literal and
 intermediate result that is a whole number is made int64, and every float float64. Where an operation may still leave
-int64, or divides by zero, a condition is made that is true for exactly these records; they become dead letters.
+int64, a condition is made that is true for exactly these records; they become dead letters. A whole number divided by
+zero is null.
 """
 
 import json
@@ -40,7 +41,7 @@ _ARITHMETIC = {
     "Negate": "negate",
     "Abs": "abs",
 }
-_DIVISIONS = frozenset({"TrueDivide", "Divide", "FloorDivide", "Modulus", "Sql.Binary.Div"})
+_DIVISIONS = frozenset({"TrueDivide", "Divide", "FloorDivide", "Modulus", "RustDivide", "Sql.Binary.Div"})
 _RATIOS = frozenset({"TrueDivide", "Divide", "Sql.Binary.Div"})
 _COMPARISONS = frozenset({"Eq", "NotEq", "Lt", "LtEq", "Gt", "GtEq", "EqValidity", "NotEqValidity"})
 _FIRST_OF = frozenset({"Coalesce", "FillNull"})
@@ -123,7 +124,7 @@ class _Widening:
         if found.reads or not found.conditions:
             return found
         if pl.select(_any(found.conditions)).item():
-            raise DefinitionError("a constant part of it is beyond 64 bits, or divides by zero; correct the number")
+            raise DefinitionError("a constant part of it is beyond 64 bits; correct the number")
         return replace(found, fails=(), steps=None)
 
     def _operation(self, node: Any, name: str, parts: list[Exact]) -> Exact:
@@ -248,7 +249,7 @@ class Steps:
     """Arithmetic on int64, which is followed step by step to find out whether a step leaves int64.
 
     ``op``: an operation, or empty for what is not arithmetic: ``leaf``, which may be a number. ``checked``: true if the
-    step may leave int64 or divide by zero.
+    step may leave int64.
     """
 
     op: str
@@ -333,10 +334,10 @@ def _divided(steps: Steps, left: pl.Series, right: pl.Series, bad: list[pl.Serie
     """Return the quotient or the rest, rounded as Polars' expressions do (down) or as its SQL does (``/t``, ``%t``)."""
     n_rows = max(len(left), len(right))
     left, right = (each if len(each) == n_rows else each.new_from_index(0, n_rows) for each in (left, right))
-    fails = (((right == 0) & left.is_not_null()) | ((right == -1) & (left == LEAST))).fill_null(value=False)
+    fails = ((right == -1) & (left == LEAST)).fill_null(value=False)
     if steps.checked:
         bad.append(fails)
-    divisor = right.set(fails, None)
+    divisor = right.set(fails | (right == 0).fill_null(value=False), None)
     quotient = left // divisor
     if steps.op.endswith("t"):
         rest = left - quotient * divisor
@@ -345,7 +346,7 @@ def _divided(steps: Steps, left: pl.Series, right: pl.Series, bad: list[pl.Serie
 
 
 def _outcome(op: str, spans: list[Span]) -> tuple[Span, bool]:
-    """Return what an operation on int64 may give, and whether it may leave int64 or divide by zero."""
+    """Return what an operation on int64 may give, and whether it may leave int64."""
     (a, b), (c, d) = spans[0], spans[-1]
     match op:
         case "negate":
@@ -361,7 +362,7 @@ def _outcome(op: str, spans: list[Span]) -> tuple[Span, bool]:
         case _:
             if c == d == 0:
                 raise DefinitionError("it divides by zero; correct the divisor")
-            return (LEAST, MOST), c <= 0 <= d or _overflows(spans)
+            return (LEAST, MOST), _overflows(spans)
     return (span, False) if _fits(span) else ((LEAST, MOST), True)
 
 

@@ -120,13 +120,17 @@ class Checked:
 
 
 def check_expression(
-    source: Expression, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column"
+    source: Expression,
+    columns: Mapping[str, pl.DataType],
+    lacks: str = "the stream has no column",
+    unread: Mapping[str, str] | None = None,
 ) -> Checked:
     """Parse an expression over ``columns`` and prove that it works row by row.
 
-    ``lacks``: the words of a message before the name of an unknown column. Raises ``DefinitionError`` with half a
-    sentence that says what is wrong and what to do: an unknown column, types that do not fit, a result that would
-    depend on other rows or on a clock, a conversion that could fail on some record.
+    ``lacks``: the words of a message before the name of an unknown column. ``unread``: fields that have no column, with
+    their types. Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown
+    column, types that do not fit, a result that would depend on other rows or on a clock, a conversion that could fail
+    on some record.
     """
     if isinstance(source, str):
         text = canonical_sql(source)
@@ -137,7 +141,7 @@ def check_expression(
     else:
         raise DefinitionError(f"{source!r} is not an expression; write SQL text or a Polars expression")
     tree = tree_of(expr)
-    _check_columns(tree, columns, lacks)
+    _check_columns(tree, columns, lacks, unread or {})
     wider = {name: wide(dtype) for name, dtype in columns.items()}
     for node in nodes_of(tree):
         _check_node(node, wider)
@@ -177,15 +181,27 @@ def _with_floats(source: str) -> str:
     return _FLOATS.sub(lambda found: found[0] if found[0][0] in "'\"`-/" else f"{found[0]}e0", source)
 
 
-def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str) -> None:
+def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str, unread: Mapping[str, str]) -> None:
     names = [node["Column"] for node in nodes_of(tree) if kind_of(node) == "Column"]
     if unknown := sorted({name for name in names if name not in columns}):
-        raise DefinitionError("; ".join(unknown_column(name, columns, lacks) for name in unknown))
+        raise DefinitionError(
+            "; ".join(
+                without_column(name, unread[name]) if name in unread else unknown_column(name, columns, lacks)
+                for name in unknown
+            )
+        )
     # An unusual node may hide its columns; it is refused later, with its own message.
     if not names and all(
         kind_of(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in nodes_of(tree)
     ):
         raise DefinitionError("it reads no column, so its result is always the same; leave it out")
+
+
+def without_column(name: str, kind: str) -> str:
+    """Return half a sentence about a field of a type that has no column."""
+    inside = kind in {"record", "object"}
+    remedy = f"name what is inside it under the stream's fields: {{'x': '{name}.x'}}" if inside else "leave it out"
+    return f"field {name!r} is of type {kind}, which no expression and no aggregation takes; {remedy}"
 
 
 def unknown_column(name: str, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column") -> str:
