@@ -559,6 +559,7 @@ HOSTILE = {
     "a version of thirty digits": (YAML + "version: " + "1" * 30, "is not a positive whole number of at most"),
     "a day that does not exist": (YAML + "version: 2020-13-45", "the value '2020-13-45' cannot be read"),
     "a tag that does not fit": (YAML + "version: !!int x", "the value 'x' cannot be read"),
+    "a set that is none": ("name: !!set x", "a value does not fit its tag"),
     "an object of Python": ("!!python/object/apply:os.abort []", "could not determine a constructor"),
     "a long duration": (YAML.replace("30d", "1" * 5_000 + "d"), "is not a duration"),
     "a filter of five thousand terms": (

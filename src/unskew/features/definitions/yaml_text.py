@@ -21,7 +21,11 @@ def read_documents(text: str) -> list[Any]:
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"it has {len(text)} characters, more than {MAX_CHARACTERS}")
     _check_depth(text)
-    return list(yaml.load_all(text, Loader=_Loader))
+    try:
+        return list(yaml.load_all(text, Loader=_Loader))
+    # Tags such as !!set, on a value of another form.
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value does not fit its tag ({error})") from error
 
 
 def _check_depth(text: str) -> None:
