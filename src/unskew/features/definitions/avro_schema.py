@@ -96,12 +96,16 @@ def avro_fields(schema: Mapping[str, Any]) -> tuple[AvroField, ...]:
 
 def record_faults(schema: Mapping[str, Any]) -> list[str]:
     """Return why a schema is not a valid schema of a record with fields; each reason is half a sentence."""
+    if "type" not in schema:
+        return ['the Avro schema has no type; give a record, {"type": "record", "name": ..., "fields": [...]}']
+    if _has_null(schema):
+        return ['a type of the Avro schema is null without quotes; write it in quotes, for example ["null", "double"]']
     try:
         fastavro.parse_schema(dict(schema), expand=False)
     except (SchemaParseException, UnknownType) as error:
         return [f"the Avro schema is not valid: {error}"]
-    # A schema of an unexpected shape may make fastavro raise any of these.
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    # A schema of an unexpected shape may make fastavro raise anything.
+    except Exception as error:  # noqa: BLE001
         return [f"the Avro schema is not valid: {type(error).__name__} {error}"]
     if schema.get("type") != "record":
         return [f"the Avro schema has the type {schema.get('type')!r}; give a record, with one field for each column"]
@@ -134,6 +138,18 @@ def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], lis
     if not columns and not faults:
         faults.append(f"the Avro schema has no field of a readable type; these are {READABLE}")
     return columns, faults
+
+
+def _has_null(avro: Any) -> bool:
+    """Return true if a type is None, as YAML reads a null without quotes. ``avro``: nested to a bounded depth."""
+    if isinstance(avro, Mapping):
+        types = [avro[word] for word in ("type", "items", "values") if word in avro]
+        return any(part is None or _has_null(part) for part in (*types, *_listed(avro.get("fields"))))
+    return any(part is None or _has_null(part) for part in _listed(avro))
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def unread_types(schema: Mapping[str, Any]) -> dict[str, str]:
