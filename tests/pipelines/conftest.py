@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from tests.support import plans
-from tests.support.sources import Present, Topic
+from tests.support.sources import Present, Topic, clock_of
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 
 
@@ -27,7 +27,7 @@ def read():
                     "bootstrap": topic.bootstrap,
                     "group": "group",
                     "idle": "none",
-                    "present_us": Present(),
+                    "clock": clock_of(options.pop("present_us", None) or Present()),
                     "stop": threading.Event(),
                     "timeout_s": 5.0,
                     **options,

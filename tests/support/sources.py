@@ -5,6 +5,8 @@ import time
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from unskew.pipelines.kafka.host_clock import HostClock
+
 NOON_MS = 1_483_272_000_000
 NOON = NOON_MS * 1_000
 SECOND = 1_000_000
@@ -44,6 +46,11 @@ class Present:
 
     def __call__(self) -> int:
         return self.us
+
+
+def clock_of(present):
+    """A host's clock that reads what ``present`` reads, and whose steady clock never disagrees with it."""
+    return HostClock(present, present)
 
 
 def polls(source, until, within_s=10.0):

@@ -16,14 +16,17 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import UnskewError
+from unskew.features.errors import StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
+from unskew.pipelines.kafka.host_clock import HostClock
+from unskew.pipelines.kafka.reader import Flag
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
+from unskew.pipelines.kafka.turns import Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
 from unskew.pipelines.state.changelog import Changelogs
@@ -48,21 +51,69 @@ def run(
     *,
     stop: threading.Event,
     report: Callable[[Status], None] | None = None,
-    present_us: Callable[[], int] = wall_us,
+    clock: HostClock | None = None,
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
-    ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
-    another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
-    a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
-    as requested. After an error the state remains that of the last durable epoch. A run that is refused has published
-    nothing and retired no view.
+    ``report`` is called about once a second and at the end. If the wall clock goes back, the flow is stopped and begins
+    again, and counts begin at 0. Raises ``LayoutError`` if the state folder belongs to another deployment, or if
+    another process writes what this one should write; ``RequestError`` if ``ends`` leaves out a partition;
+    ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read as requested.
+    After an error the state remains that of the last durable epoch. A run that is refused has published nothing and
+    retired no view.
     """
     deployment.check(plan)
+    clock = HostClock() if clock is None else clock
+    while True:
+        clock.begin_flow()
+        order = _Stop(stop, clock, in_cluster=bool(deployment.cluster))
+        status = _run_once(plan, deployment, stop, order, report, clock)
+        if not order.fell_back_us:
+            return status
+        _log.warning(
+            "the clock of this host went back by %.1f s, and Bytewax would end no epoch until it is where it was: "
+            "the flow was stopped and begins again, and counts begin at 0",
+            order.fell_back_us / 1e6,
+        )
+
+
+class _Stop:
+    """The order to stop the sources: ``given``, or because the wall clock has gone back so far that the flow stalls.
+
+    The processes of a cluster can only begin again together, so there the latter raises ``StoreUnavailable``.
+    """
+
+    def __init__(self, given: Flag, clock: HostClock, *, in_cluster: bool) -> None:
+        self.fell_back_us = 0
+        self._given = given
+        self._clock = clock
+        self._in_cluster = in_cluster
+
+    def is_set(self) -> bool:
+        if self.fell_back_us or self._given.is_set():
+            return True
+        self.fell_back_us = self._clock.fell_back_us
+        if self.fell_back_us and self._in_cluster:
+            raise StoreUnavailable(
+                f"the clock of this host went back by {self.fell_back_us / 1e6:.1f} s, and Bytewax would end no epoch until it "
+                "is where it was; start all processes of the cluster again"
+            )
+        return bool(self.fell_back_us)
+
+
+def _run_once(
+    plan: Plan,
+    deployment: Deployment,
+    stop: threading.Event,
+    order: Flag,
+    report: Callable[[Status], None] | None,
+    clock: HostClock,
+) -> Status:
     with ExitStack() as closing:
         opened = _open(plan, deployment, stop, closing)
-        topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
-        pipeline = _wire(plan, deployment, present_us, opened, topics)
+        clock.compare(opened.writer.time_us(), "the Redis server")
+        topics = _open_topics(plan, deployment, stop, order, clock, opened, closing)
+        pipeline = _wire(plan, deployment, clock, opened, topics)
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
@@ -165,12 +216,14 @@ def _open_topics(
     plan: Plan,
     deployment: Deployment,
     stop: threading.Event,
-    present_us: Callable[[], int],
+    order: Flag,
+    clock: HostClock,
     opened: _Opened,
     closing: ExitStack,
 ) -> _Topics:
     """Find the partitions of every topic, and take the leases of the tables to which they are written."""
     schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
+    turns = Turns()
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
     names: dict[str, list[str]] = {}
@@ -182,8 +235,9 @@ def _open_topics(
             bootstrap=deployment.bootstrap,
             group=f"{deployment.prefix}-{deployment.pipeline}",
             idle=deployment.idle,
-            present_us=present_us,
-            stop=stop,
+            stop=order,
+            clock=clock,
+            turns=turns,
             ends=deployment.ends,
             start=deployment.start,
             aligned=any(not view.partitioned for view in views),
@@ -216,9 +270,7 @@ def _open_topics(
     return _Topics(sources=sources, routers=routers, shards=shards)
 
 
-def _wire(
-    plan: Plan, deployment: Deployment, present_us: Callable[[], int], opened: _Opened, topics: _Topics
-) -> _Pipeline:
+def _wire(plan: Plan, deployment: Deployment, clock: HostClock, opened: _Opened, topics: _Topics) -> _Pipeline:
     """Connect topics, shards and sinks."""
     progress = Progress()
     parquet = ParquetSink(
@@ -254,7 +306,7 @@ def _wire(
         stores={"redis": opened.server, "disk": opened.disk},
         changelogs=opened.changelogs,
         journal=opened.journal,
-        present_us=present_us,
+        clock=clock,
     )
     return _Pipeline(flow=flow, running=running, settle=settle)
 

@@ -78,7 +78,7 @@ def test_a_producer_timestamp_past_the_present_is_rejected_and_moves_no_clock(to
     stream = topic()
     present = Present(NOON + 60 * SECOND)
     stream.put(0, 1_000, 65_001, 65_000, 2_000)
-    source = read(stream, ends="now", present_us=present, tolerance_us=5 * SECOND)
+    source = read(stream, ends="now", present_us=present)
 
     items = polls(source, never)
 

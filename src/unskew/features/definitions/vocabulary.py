@@ -45,7 +45,9 @@ class Stream(msgspec.Struct, frozen=True):
     an event of the same id at most that long before (by arrival); without it, duplicates count.
     ``settle``: how far behind the present a reader that has caught up announces its clock. If left out it is 500 ms;
     for a live topic with producer timestamps (CreateTime) it must be given.
-    ``max_age``: older events become dead letters. ``aliases``: other names by which views may refer to the stream.
+    ``max_age``: older events become dead letters. ``max_ahead``: a record becomes a dead letter if its producer's
+    timestamp (CreateTime) lies further than this past the present; if left out it is 5 s.
+    ``aliases``: other names by which views may refer to the stream.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Stream(msgspec.Struct, frozen=True):
     aliases: Sequence[str] = ()
     settle: Duration | None = None
     max_age: Duration | None = None
+    max_ahead: Duration | None = None
 
 
 class Window(msgspec.Struct, frozen=True):

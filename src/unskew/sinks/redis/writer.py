@@ -19,6 +19,7 @@ back, even if a server has lost the mark.
 
 import socket
 from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 import redis
 
@@ -114,6 +115,13 @@ class RedisWriter:
             self._cuts.cut_predecessors(self._nodes_of(client))
             self._kept.look(client, self._nodes_of(client).tags)
             self._held.until(Marks.read(client, self._sent_key).places(self._state))
+
+    def time_us(self) -> int:
+        """Return the server's wall clock in microseconds; of a cluster's servers, the earliest."""
+        with self._server.reaching() as client:
+            answer: Any = client.time()  # By node in a cluster.
+        times = answer.values() if isinstance(answer, dict) else [answer]
+        return min(int(seconds) * 1_000_000 + int(us) for seconds, us in times)
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
         """Return true if Redis lacked values that a state with this clock had sent, when ``look`` was called."""
