@@ -19,9 +19,9 @@ def read():
     """A source's partitions by number, closed after the test."""
     opened = []
 
-    def open_source(topic, states=None, *, settle_us=None, build=True, **options):
+    def open_source(topic, states=None, *, settle_us=None, max_ahead_us=5_000_000, build=True, **options):
         source = KafkaSource(
-            plans.stream(topic=topic.name, settle_us=settle_us),
+            plans.stream(topic=topic.name, settle_us=settle_us, max_ahead_us=max_ahead_us),
             SourceOptions(
                 **{
                     "bootstrap": topic.bootstrap,

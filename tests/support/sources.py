@@ -16,10 +16,10 @@ _topics = itertools.count()
 class Topic:
     """A topic of a test's own, with a producer that puts records where and when it is told."""
 
-    def __init__(self, broker, partitions) -> None:
+    def __init__(self, broker, partitions, config=None) -> None:
         self.bootstrap = broker.bootstrap
         self.name = f"source-{next(_topics)}"
-        broker.create_topic(self.name, partitions)
+        broker.create_topic(self.name, partitions, *([] if config is None else [config]))
         self._producer = Producer(
             {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "log_level": 2, "linger.ms": 1}
         )
