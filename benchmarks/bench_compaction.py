@@ -24,6 +24,7 @@ import polars as pl
 import pyarrow as pa
 from bench_join import COUNTS, INSTANT, START_US, SUMS, keys, the_labels, the_view, timed, zipf
 
+from unskew.features.frames import read_table
 from unskew.features.view import View
 from unskew.offline.join import historical_features
 from unskew.sinks.tables.layout import (
@@ -35,6 +36,7 @@ from unskew.sinks.tables.layout import (
     superseded_files,
     view_root,
 )
+from unskew.sinks.tables.parquet import encode
 
 EPOCH_US = 5_000_000
 # Only this file of Linux shows a process's own peak memory: the figure of getrusage starts at its parent's peak.
@@ -79,7 +81,7 @@ def write_log(root: Path, view: View, n_epochs: int, n_writers: int, n_rows: int
             folder = table / day_directory(dt.datetime.fromtimestamp(instants[epoch * n_rows] / 1e6, dt.UTC).date())
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / file_name(f"h{writer}", epoch * n_rows, (epoch + 1) * n_rows - 1)
-            mine.write_parquet(path, compression="zstd", compression_level=1, metadata=metadata)
+            path.write_bytes(encode(mine, metadata))
         path = coverage_file(table, f"h{writer}")
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"since": START_US, "complete_to": int(instants[-1]), "seq": n}))
@@ -116,7 +118,12 @@ def main() -> None:
         def measured() -> tuple[int, int, pl.DataFrame, float]:
             files = published_files(table)
             found, seconds = timed(
-                {"join": lambda: historical_features(root, {"purchases": view}, labels, references)}, given.repeats
+                {
+                    "join": lambda: historical_features(
+                        root, {"purchases": view}, read_table(labels), references, inclusive=True
+                    )
+                },
+                given.repeats,
             )["join"]
             return len(files), sum(file.path.stat().st_size for file in files), found, min(seconds)
 

@@ -23,9 +23,11 @@ import duckdb
 import numpy as np
 import polars as pl
 
+from unskew.features.frames import read_table
 from unskew.features.view import View, ViewEntity, ViewFeature, ViewWindow
 from unskew.offline.join import historical_features
 from unskew.sinks.tables.layout import coverage_file, day_directory, file_name, view_root
+from unskew.sinks.tables.parquet import encode
 
 DAY_US = 86_400_000_000
 START_US = 1_483_228_800_000_000
@@ -92,7 +94,7 @@ def write_log(root: Path, view: View, n_rows: int, n_entities: int, n_days: int,
                 pl.lit(f"h{shard}").alias("shard"), pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias("seq")
             )
             path = folder / file_name(f"h{shard}", first, sequence[shard] - 1)
-            mine.write_parquet(path, compression="zstd", metadata={"unskew.state_fingerprint": view.state_fingerprint})
+            path.write_bytes(encode(mine, {"unskew.state_fingerprint": view.state_fingerprint}))
             n_files += 1
     for shard in range(n_shards):
         path = coverage_file(table, f"h{shard}")
@@ -121,6 +123,11 @@ def the_labels(view: View, n: int, n_entities: int, n_days: int) -> pl.DataFrame
             "event_timestamp": pl.Series(instants).cast(INSTANT),
         }
     )
+
+
+def by_unskew(root: Path, view: View, labels: pl.DataFrame, references: list[str]) -> pl.DataFrame:
+    found = historical_features(root, {view.name: view}, read_table(labels), references, inclusive=True, outside="null")
+    return labels.hstack(found.columns)
 
 
 def by_polars(files: list[Path], labels: pl.DataFrame, names: list[str]) -> pl.DataFrame:
@@ -185,7 +192,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in files)
         references = [f"purchases:{name}" for name in names]
         tasks: dict[str, Task] = {
-            "unskew": lambda: historical_features(root, {"purchases": view}, labels, references),
+            "unskew": lambda: by_unskew(root, view, labels, references),
             "Polars join_asof": lambda: by_polars(files, labels, names),
             "DuckDB ASOF": lambda: by_duckdb(files, labels, names),
         }

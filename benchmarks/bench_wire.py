@@ -41,7 +41,7 @@ from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.redis.cluster_slots import slots_of
 from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.nodes import ROWS_PER_CHUNK, OneServer
-from unskew.sinks.redis.resp import COLLECT_AFTER_US, RowEncoder
+from unskew.sinks.redis.resp import RowEncoder
 from unskew.sinks.redis.resp_replies import BYTES_PER_READ, Replies
 from unskew.sinks.redis.texts import read_column, text_of
 from unskew.sinks.redis.writer import RedisWriter
@@ -122,7 +122,6 @@ def commands_of(view: ViewPlan, rows: pl.DataFrame) -> list[tuple[Any, ...]]:
             commands += [("MULTI",), ("HSET", key, *fields), ("HDEL", key, *absent), ("EXEC",)]
         else:
             commands.append(("HSET", key, *fields))
-        commands.append(("PEXPIREAT", key, -(-(row["_empty_at"] + COLLECT_AFTER_US) // 1000)))
     return commands
 
 
@@ -329,7 +328,7 @@ def main() -> None:
     )
     stream, view = compiled()
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
-        for with_null, title in ((False, "an HSET and a PEXPIREAT each"), (True, "a transaction and a PEXPIREAT each")):
+        for with_null, title in ((False, "an HSET each"), (True, "a transaction each")):
             rows = rows_of(view, given.rows, with_null=with_null)
             show(f"Rows to Redis: {title}", "row", rows_to_redis(client, view, rows, given.repeats), per_second=True)
         for n_rows in (1, 100, given.rows):

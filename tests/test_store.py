@@ -78,21 +78,20 @@ def test_values_and_defaults_of_every_type_are_the_same_in_training_and_serving(
     rows = [{"user": "a"}, {"user": "nobody"}]
 
     served = store.get_online_features(features, rows)
-    trained = store.get_historical_features([{**row, "event_timestamp": NOON} for row in rows], features)
+    trained = store.get_historical_features(
+        [{**row, "event_timestamp": NOON + dt.timedelta(microseconds=1)} for row in rows], features
+    )
 
     assert served.to_polars().drop("user").equals(trained.to_polars().drop("user", "event_timestamp"))
     assert served.to_polars().schema.items() <= trained.to_polars().schema.items()
     assert served.to_polars().drop("user").to_dicts() == [FULL, DEFAULTS]
 
 
-def test_a_label_before_the_purchase_or_at_it_exclusively_sees_the_default(log):
+def test_a_label_before_the_purchase_or_at_it_sees_the_default_unless_it_is_inclusive(log):
     store = FeatureStore(PLAN, log=log)
 
-    assert store.get_historical_features(labels(-1, 0), ["spend:mean"]).to_dict()["mean"] == [-1.0, 2.5]
-    assert store.get_historical_features(labels(-1, 0), ["spend:mean"], inclusive=False).to_dict()["mean"] == [
-        -1.0,
-        -1.0,
-    ]
+    assert store.get_historical_features(labels(-1, 0), ["spend:mean"]).to_dict()["mean"] == [-1.0, -1.0]
+    assert store.get_historical_features(labels(-1, 0), ["spend:mean"], inclusive=True).to_dict()["mean"] == [-1.0, 2.5]
 
 
 def test_pandas_labels_give_a_pandas_training_set_with_their_index(log):
@@ -136,3 +135,26 @@ def test_what_is_missing_to_answer_is_said(log):
         FeatureStore(PLAN).get_historical_features(labels(5), ["spend:n"])
     with pytest.raises(RequestError, match="give FeatureStore the definitions"):
         FeatureStore(log=log).get_historical_features(labels(5), ["spend:n"])
+
+
+def test_columns_that_are_not_asked_for_are_not_read(log):
+    asked = labels(5, -5).to_pandas().assign(weird=pd.Series([1, "a"], dtype=object))
+
+    answer = FeatureStore(PLAN, log=log).get_historical_features(asked, ["spend:n"])
+
+    pd.testing.assert_frame_equal(answer.to_df()[list(asked)], asked)
+    assert answer.to_df()["n"].to_list() == [1, 0]
+
+
+def test_the_summary_counts_the_labels_of_each_status(log):
+    asked = [*labels(5, 30, 61).to_dicts(), {"user": None, "event_timestamp": NOON}]
+
+    answer = FeatureStore(PLAN, log=log).get_historical_features(asked, ["spend:n", "spend:mean"], outside="null")
+
+    nothing = {"before_log": 0, "warming": 0, "expired": 0, "default": 0}
+    counted = {"no_key": 1, **nothing, "after_log": 1, "present": 2}
+    assert answer.summary.to_dicts() == [
+        {"feature": name, **{status: counted[status] for status in answer.summary.columns[1:]}}
+        for name in ("n", "mean")
+    ]
+    assert answer.to_dict()["n"] == [1, 1, None, None]

@@ -5,28 +5,28 @@ Definitions: ``Entity``, ``Stream``, ``Sessions``, ``FeatureView``, ``Feature``,
 ``compile`` checks them; ``FeatureStore`` reads what the pipeline wrote.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from unskew.features.definitions import agg
-from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
-from unskew.features.definitions.load import load
-from unskew.features.definitions.vocabulary import (
-    Calendar,
-    Derived,
-    Entity,
-    Feature,
-    FeatureView,
-    Lifetime,
-    Session,
-    Sessions,
-    Sliding,
-    Stream,
-    Tumbling,
-)
-from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
-from unskew.features.plan import Plan
-
 if TYPE_CHECKING:
+    from unskew.features.definitions import agg
+    from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
+    from unskew.features.definitions.load import load
+    from unskew.features.definitions.vocabulary import (
+        Calendar,
+        Derived,
+        Entity,
+        Feature,
+        FeatureView,
+        Lifetime,
+        Session,
+        Sessions,
+        Sliding,
+        Stream,
+        Tumbling,
+    )
+    from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
+    from unskew.features.plan import Plan
     from unskew.store import FeatureStore
 
 __all__ = [
@@ -54,14 +54,46 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import at first use what definitions alone do not need: a Redis client, and the reader of the version."""
-    if name == "FeatureStore":
-        from unskew.store import FeatureStore  # noqa: PLC0415 - that is what this function is for
+# Imported at first use: all together they take a second, in which a process could not yet heed a signal.
+_PLACES = {
+    **dict.fromkeys(
+        [
+            "Calendar",
+            "Derived",
+            "Entity",
+            "Feature",
+            "FeatureView",
+            "Lifetime",
+            "Session",
+            "Sessions",
+            "Sliding",
+            "Stream",
+        ],
+        "features.definitions.vocabulary",
+    ),
+    "Tumbling": "features.definitions.vocabulary",
+    **dict.fromkeys(
+        ["DefinitionError", "LayoutError", "RequestError", "StoreUnavailable", "UnskewError"], "features.errors"
+    ),
+    "FeatureStore": "store",
+    "Plan": "features.plan",
+    "compile": "features.definitions.compile",
+    "load": "features.definitions.load",
+}
 
-        return FeatureStore
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name == "agg":
+        return importlib.import_module("unskew.features.definitions.agg")
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"unskew.{_PLACES[name]}"), name)
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415 - as above
+        from importlib.metadata import version  # noqa: PLC0415 - that is what this function is for
 
         return version("unskew")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

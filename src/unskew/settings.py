@@ -8,6 +8,8 @@ Options are decorators for click commands, so the help of a command shows what i
     def get(redis_url: str, prefix: str) -> None: ...
 """
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +47,11 @@ definitions = _option(
 #: The same, for a command that only decodes values with them.
 optional_definitions = _option(
     "--definitions", multiple=True, type=_A_PATH, help="Definitions, to decode values with; may be given several times."
+)
+
+#: The same, for a command that needs them only in one of its modes.
+some_definitions = _option(
+    "--definitions", multiple=True, type=_A_PATH, help="Definition file or folder; may be given several times."
 )
 
 #: ``bootstrap_servers: str``.
@@ -103,6 +110,9 @@ dead_letters = _option(
 #: ``state: Path``.
 state = _option("--state", required=True, type=_A_PATH, help="Folder of the recovery store.")
 
+#: ``state: Path | None``, for a command that works without it.
+optional_state = _option("--state", type=_A_PATH, help="Folder of the recovery store.")
+
 #: ``metrics: str | None``.
 metrics = _option(
     "--metrics",
@@ -111,8 +121,64 @@ metrics = _option(
     "without a password; a PORT alone means that port of 127.0.0.1. Without it they are not exposed.",
 )
 
+#: ``drop: tuple[str, ...]``.
+drop = _option(
+    "--drop",
+    multiple=True,
+    metavar="VIEW",
+    help="View (NAME, or NAME@VERSION) that is no longer defined and whose state shall end, for good; may be given several "
+    "times. Without it, a view that is missing from the definitions refuses the start.",
+)
+
+
+def _set_umask(context: click.Context, _parameter: click.Parameter, text: str) -> None:
+    """Set the process's umask until the command ends."""
+    mask = int(text, 8) if re.fullmatch("0?[0-7]{3}", text) else None
+    if mask is None or mask & 0o700:
+        raise click.BadParameter(
+            f"{text} is not a umask that leaves this user its own files; write 077, 027 (the group reads) or 022 (all read)"
+        )
+    before = os.umask(mask)
+    context.call_on_close(lambda: os.umask(before))
+
+
+#: No argument: applies to every file and folder that the command makes, also through SQLite.
+umask = _option(
+    "--umask",
+    default="077",
+    show_default=True,
+    metavar="OCTAL",
+    expose_value=False,
+    callback=_set_umask,
+    help="Permissions that new files and folders lack: 077 keeps them to this user, 027 lets its group read them.",
+)
+
 #: ``prefix: str``.
 prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
+
+#: ``allow_eviction: bool``.
+allow_eviction = _option(
+    "--allow-eviction",
+    is_flag=True,
+    help="Run even if the maxmemory-policy of Redis evicts keys. Every read of an entity without a row is provisional then.",
+)
+
+#: ``expire_after: str | None``.
+expire_after = _option(
+    "--expire-after",
+    metavar="DURATION",
+    help="Let Redis delete a key this long after its last window has emptied, should the pipeline not do it. Without "
+    "it keys never expire. Keys that expire may be evicted under volatile policies.",
+)
+
+#: ``scrub: str``.
+scrub = _option(
+    "--scrub",
+    default="1h",
+    show_default=True,
+    metavar="DURATION|off",
+    help="Time in which every value in Redis is compared with the state once, and rewritten if it lacks or differs.",
+)
 
 #: ``pipeline: str``.
 pipeline = _option(

@@ -5,18 +5,18 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
 import redis
 
 from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError
-from unskew.features.frames import Table, like, to_polars
+from unskew.features.frames import Answer, Table, read_table
 from unskew.features.plan import Plan
 from unskew.features.time import duration_us
 from unskew.features.view import View
-from unskew.offline.join import historical_features
+from unskew.offline.join import Outside, Statuses, historical_features
 from unskew.serving.online import OnlineFeatures, OnlineReader
 from unskew.sinks.wall import wall_us
 
@@ -24,22 +24,14 @@ Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
-class HistoricalFeatures:
-    """A training set: one row for each label row, in the labels' order, with the values at the label's instant."""
+class HistoricalFeatures(Answer):
+    """A training set: one row for each label row, in the labels' order, with the values at the label's instant.
 
-    frame: pl.DataFrame
-    asked_with: Table
+    ``summary``: a row for each feature, with the number of labels of each status: ``no_key``, ``before_log``,
+    ``after_log``, ``warming``, ``expired``, ``default``, ``present``; see ``offline.join.historical_features``.
+    """
 
-    def to_df(self) -> Any:
-        """Return a pandas frame with the same index if the labels were pandas, else a Polars frame."""
-        return like(self.frame, self.asked_with)
-
-    def to_polars(self) -> pl.DataFrame:
-        return self.frame
-
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Return column name -> values."""
-        return self.frame.to_dict(as_series=False)
+    summary: pl.DataFrame
 
 
 class FeatureStore:
@@ -85,9 +77,10 @@ class FeatureStore:
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
-        ``entity_rows``: a list of dicts, or a Polars or pandas frame. The answer has ``to_dict()``, ``to_df()`` and,
-        for each view, ``metadata`` with ``as_of`` and status. Columns are named after the feature, or ``view__feature``
-        with ``full_feature_names``. Raises ``RequestError`` and ``StoreUnavailable``, see ``OnlineReader.read``.
+        ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
+        has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
+        after the feature, or ``view__feature`` with ``full_feature_names``. Raises ``RequestError`` and
+        ``StoreUnavailable``, see ``OnlineReader.read``.
         """
         if self._reader is None:
             raise RequestError("online features are read from Redis: give FeatureStore a redis_url")
@@ -99,34 +92,44 @@ class FeatureStore:
         features: Sequence[str],
         *,
         timestamp: str = "event_timestamp",
-        inclusive: bool = True,
+        inclusive: bool = False,
+        outside: Outside = "error",
         max_age: str | dt.timedelta | None = None,
         full_feature_names: bool = False,
         with_status: bool = False,
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
 
-        ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept.
-        ``inclusive``: whether values that became available at exactly that instant count; pass False for labels that
-        are themselves events. ``max_age``: a row that last changed longer ago than this reads as nulls and defaults.
-        ``with_status``: adds a column ``{feature}__status`` beside each feature. Raises ``RequestError`` for unknown
-        names and for labels later than the log is complete; ``LayoutError`` for a log of other definitions. See
+        ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept as they are: a
+        frame of Polars or pandas, an Arrow table, a DuckDB relation, or a list of dicts. ``inclusive``: whether values
+        that became available at exactly that instant count; by default they do not, so that a label that is itself an
+        event does not see itself. ``outside``: "error" refuses labels earlier than the first event that the pipeline
+        saw and labels later than the log is complete; "null" gives them nulls. ``max_age``: a row that last changed
+        longer ago than this reads as nulls and defaults. ``with_status``: adds a column ``{feature}__status`` beside
+        each feature; ``summary`` of the answer counts them in any case. Raises ``RequestError`` for unknown names and
+        for labels outside of the log; ``LayoutError`` for a log of other definitions. See
         ``offline.join.historical_features``.
         """
         if self._log is None:
             raise RequestError("historical features are read from the log: give FeatureStore its folder")
-        frame = historical_features(
+        labels = read_table(entity_df)
+        found = historical_features(
             self._log,
             self._views(),
-            to_polars(entity_df),
+            labels,
             features,
             timestamp=timestamp,
             inclusive=inclusive,
+            outside=outside,
             max_age=max_age,
             full_feature_names=full_feature_names,
             with_status=with_status,
         )
-        return HistoricalFeatures(frame, entity_df)
+        counts = np.array(list(found.counts.values()), np.int64)
+        summary = pl.DataFrame({"feature": list(found.counts)}).hstack(
+            pl.from_numpy(counts, schema=[status.name for status in Statuses])
+        )
+        return HistoricalFeatures(labels, found.columns, summary)
 
     def _views(self) -> Mapping[str, View]:
         if self._pinned is not None:

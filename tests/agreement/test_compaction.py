@@ -10,9 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from tests.support.pipeline import Bench, Outcome, history, plan
+from tests.support.training import training_rows
 from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
-from unskew.offline.join import historical_features
 from unskew.offline.log_reader import ViewLog
 from unskew.pipelines.run import run
 from unskew.sinks.tables.layout import published_files, read_coverage, superseded_files
@@ -132,7 +132,7 @@ class Others:
     @staticmethod
     def _joined(outcome: Outcome, view: str, labels: pl.DataFrame) -> pl.DataFrame:
         references = [f"{view}:{feature.name}" for feature in outcome.plan.views[view].features]
-        return historical_features(outcome.deployment.log, outcome.plan.published, labels, references)
+        return training_rows(outcome.deployment.log, outcome.plan.published, labels, references)
 
 
 def labels_of(reference: Outcome, view: str) -> pl.DataFrame:

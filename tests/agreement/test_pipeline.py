@@ -20,8 +20,8 @@ from tests.support.pipeline import (
     naive_arrivals,
     plan,
 )
+from tests.support.training import training_rows
 from unskew.monitoring.recount import Recount
-from unskew.offline.join import historical_features
 from unskew.pipelines.run import run
 from unskew.serving.online import OnlineReader
 
@@ -67,7 +67,7 @@ def test_log_join_recount_and_redis_agree_to_the_bit(bench: Bench, view: str) ->
     frame = pl.DataFrame(labels, schema=[*definition.entity.keys, "event_timestamp"], orient="row").with_columns(
         pl.col("event_timestamp").cast(pl.Datetime("us", "UTC"))
     )
-    joined = historical_features(outcome.deployment.log, outcome.plan.published, frame, references)
+    joined = training_rows(outcome.deployment.log, outcome.plan.published, frame, references)
     for (*key, instant), *values in zip(labels, *(joined[name] for name in names), strict=True):
         assert bits(values) == bits(recount.values(key, instant).values()), (key, instant)
 
@@ -160,9 +160,7 @@ def test_a_partition_that_ended_empty_holds_back_neither_labels_nor_reads_until_
 
     def join() -> list[int]:
         feature = ["by_user:count_today"]
-        return historical_features(outcome.deployment.log, outcome.plan.published, frame, feature)[
-            "count_today"
-        ].to_list()
+        return training_rows(outcome.deployment.log, outcome.plan.published, frame, feature)["count_today"].to_list()
 
     def read() -> pl.DataFrame:
         with closing(OnlineReader(bench.redis_url, prefix=outcome.deployment.prefix)) as reader:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def test_a_damaged_file_is_named_and_makes_the_command_fail(data):
 
 def test_what_stays_apart_is_told_and_is_no_failure(data):
     (version,) = (data / "log/visits").iterdir()
-    rows(0).rename({"n": "seq"}).write_parquet(published_files(version)[0].path, metadata={"unskew.view": "other"})
+    rows(0).rename({"n": "seq"}).write_parquet(
+        published_files(version)[0].path, metadata={"unskew.layout": "1", "unskew.view": "other"}
+    )
 
     result = unskew("--log", data / "log")
 
@@ -139,3 +142,27 @@ def test_folders_without_files_are_no_error(tmp_path):
     result = unskew("--log", tmp_path)
 
     assert (result.exit_code, result.stdout) == (0, "there are no files yet\n")
+
+
+@pytest.mark.parametrize("missing", [["dead_letters"], ["archive"], ["dead_letters", "archive"]])
+def test_a_pipeline_that_refused_nothing_or_everything_has_fewer_folders_and_the_rest_is_merged(data, missing):
+    for name in missing:
+        shutil.rmtree(data / name)
+
+    result = unskew("--log", data / "log", "--archive", data / "archive", "--dead-letters", data / "dead_letters")
+
+    assert result.exit_code == 0
+    assert "log visits@1" in result.stdout
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == [str(data / name) for name in sorted(missing)]
+
+
+def test_a_table_that_cannot_be_merged_does_not_keep_the_others_from_it(data):
+    path = published_files(data / "log/clicks/v1")[0].path
+    path.unlink()
+    path.symlink_to("nowhere")
+
+    result = unskew("--log", data / "log", "--min-files", 5)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {path} is a link to a file that is not there; restore")
+    assert len(published_files(data / "log/visits/v1")) == 2

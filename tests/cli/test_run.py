@@ -1,10 +1,13 @@
 """``unskew run`` as a user starts it: its own process, real broker and Redis."""
 
+import contextlib
 import json
 import signal
+import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,42 @@ def test_an_order_to_stop_while_the_pipeline_is_imported_is_a_clean_stop(bench: 
         _, errors = process.communicate(timeout=120)
 
     assert (process.returncode, errors) == (0, "")
+
+
+def modes(root: Path) -> dict[str, str]:
+    """The permissions of all that lies under a folder, by path."""
+    found = {}
+    for path in [root, *root.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):
+            found[str(path.relative_to(root))] = stat.filemode(path.lstat().st_mode)
+    return found
+
+
+def test_all_that_a_run_makes_is_for_its_user_alone(bench: Bench) -> None:
+    last = RECORDS[-1]
+    topic = bench.produce([*RECORDS, replace(last, raw=b"not a record")])
+    bench.root.chmod(0o755)
+    seen: dict[str, str] = {}
+    places = [bench.root / name for name in ("log", "archive", "dead_letters", "state")]
+    with subprocess.Popen(_command(bench, topic), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            for place in places:
+                if place.is_dir():
+                    seen |= {f"{place.name}/{path}": mode for path, mode in modes(place).items()}
+            time.sleep(0.01)
+        assert process.stderr is not None
+        assert process.wait() == 0, process.stderr.read()
+
+    assert {path: mode for path, mode in seen.items() if mode not in {"drwx------", "-rw-------"}} == {}
+    for part in (
+        "-wal",
+        "/recovery/",
+        ".journal",
+        ".events",
+        "/_leases/",
+        "/_coverage/p",
+        "_shards",
+        "/_staged/",
+        "dead_letters/",
+    ):
+        assert any(part in path for path in seen), part

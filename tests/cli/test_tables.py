@@ -1,9 +1,7 @@
 import datetime as dt
-import io
 from decimal import Decimal
 
 import pytest
-from rich.console import Console
 
 from tests.support.plans import (
     DAY,
@@ -21,6 +19,7 @@ from tests.support.plans import (
     view,
 )
 from tests.support.typed import pairs
+from unskew.cli.screen import Screen
 from unskew.cli.tables import plain, shown, view_table
 from unskew.features.view import Parameters
 
@@ -49,7 +48,7 @@ def test_values_are_shown_to_people_and_to_programs(value, text, in_json):
     assert plain(value) == in_json
 
 
-def test_a_view_shows_windows_parameters_derived_features_and_sessions():
+def test_a_view_shows_windows_parameters_derived_features_and_sessions(capsys):
     plan = view(
         Wanted("day", "count", sliding(DAY, HOUR)),
         Wanted("running", "count", tumbling(HOUR)),
@@ -64,10 +63,10 @@ def test_a_view_shows_windows_parameters_derived_features_and_sessions():
         sessions=sessions(20 * MINUTE, MINUTE, Wanted("total", "sum", lifetime(), "n", "int64"), where="n > 0"),
         where="events > 0",
     )
-    out = io.StringIO()
-    Console(file=out, width=220).print(view_table(plan.published))
+    Screen(width=220).print(view_table(plan.published))
+    out = capsys.readouterr().out
 
-    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[:5] == [
         "view@1",
         "entity entity (user string), stream stream (topic stream)",
@@ -87,4 +86,4 @@ def test_a_view_shows_windows_parameters_derived_features_and_sessions():
         ["│ sizes", "list[int64]", "histogram(length_s, edges=[1.0, 2.5])", "1d", "1h"],
         ["│ share", "float64", "= running / day", "-", "-"],
     ]
-    assert "-1.00" in out.getvalue()
+    assert "-1.00" in out

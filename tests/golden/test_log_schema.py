@@ -75,6 +75,7 @@ def test_log_rows_and_their_place(tmp_path):
     metadata = pl.read_parquet_metadata(path)
     assert {name: text for name, text in metadata.items() if name.startswith("unskew.")} == {
         "unskew.layout": "1",
+        "unskew.checksum": "crc32",
         "unskew.view": "visits",
         "unskew.version": "1",
         "unskew.state_fingerprint": VISITS.state_fingerprint,

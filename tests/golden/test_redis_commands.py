@@ -38,11 +38,32 @@ def test_null_fields_are_removed_in_the_same_transaction():
     )
 
 
-def test_the_expiry_is_a_week_after_the_row_empties_in_whole_milliseconds():
-    assert sent(count_30d=1, spend_30d=1.0, online=True, _at=1, _until=2, _empty_at=NOW + 1) == (
-        "*12 $4 HSET $28 unskew:purchases@1:{u%2F1|7} $9 count_30d $1 1 $9 spend_30d $3 1.0 $6 online $1 1 "
-        "$3 _at $1 1 $6 _until $1 2 "
-        "*3 $9 PEXPIREAT $28 unskew:purchases@1:{u%2F1|7} $13 1500604800001 "
+WHOLE = {"count_30d": 1, "spend_30d": 1.0, "online": True, "_at": 1, "_until": 2, "_empty_at": NOW + 1}
+HSET = (
+    "*12 $4 HSET $28 unskew:purchases@1:{u%2F1|7} $9 count_30d $1 1 $9 spend_30d $3 1.0 $6 online $1 1 "
+    "$3 _at $1 1 $6 _until $1 2 "
+)
+
+
+def test_a_key_has_no_expiry():
+    assert sent(**WHOLE) == HSET
+
+
+def test_an_expiry_that_somebody_else_gave_is_removed():
+    encoded = RowEncoder(PURCHASES, "unskew").encode(
+        current(PURCHASES, [{"key": "u%2F1|7", **WHOLE}]), NOW, persist=True
+    )
+
+    assert encoded.data.decode().replace("\r\n", " ") == HSET + "*2 $7 PERSIST $28 unskew:purchases@1:{u%2F1|7} "
+    assert encoded.n_replies == 2
+
+
+def test_an_expiry_that_is_asked_for_is_so_long_after_the_row_empties_in_whole_milliseconds():
+    encoder = RowEncoder(PURCHASES, "unskew", expire_after_us=7 * DAY)
+    encoded = encoder.encode(current(PURCHASES, [{"key": "u%2F1|7", **WHOLE}]), NOW)
+
+    assert encoded.data.decode().replace("\r\n", " ") == (
+        HSET + "*3 $9 PEXPIREAT $28 unskew:purchases@1:{u%2F1|7} $13 1500604800001 "
     )
 
 

@@ -301,7 +301,7 @@ def test_a_file_merged_twice_goes_when_its_first_cover_is_old_enough_and_that_wi
 def test_files_are_kept_where_the_one_that_covers_them_has_not_their_rows(tmp_path):
     write(tmp_path, *(rows(n) for n in range(4)))
     cover = tmp_path / "day=1970-01-01" / file_name("h0", 0, 3)
-    rows(0, 1).write_parquet(cover)
+    rows(0, 1).write_parquet(cover, metadata={"unskew.layout": "1"})
 
     found = compact(table(tmp_path), AT_ONCE, now_s=LATER)
 
@@ -378,6 +378,7 @@ def test_a_file_that_somebody_puts_between_is_not_covered(tmp_path):
 
 
 FLOATS = pl.DataFrame({"n": [0, 1, 2], "x": [0.0, 1.5, None], "xs": [[0.0], None, []], "s": [{"y": 0.0}, {"y": None}, None]})  # fmt: skip
+WRITTEN = {"unskew.layout": "1", "unskew.view": "v"}
 MORE = FLOATS.with_columns(pl.col("n") + 3)
 
 
@@ -399,24 +400,24 @@ MORE = FLOATS.with_columns(pl.col("n") + 3)
 )
 def test_a_merged_file_that_differs_in_anything_is_not_published(tmp_path, change):
     for name, frame in (("a", FLOATS), ("b", MORE)):
-        frame.write_parquet(tmp_path / name, metadata={"unskew.view": "v"})
+        frame.write_parquet(tmp_path / name, metadata=WRITTEN)
     sources = [
         source(TableFile(path=tmp_path / name, writer="h0", first=first, last=first + 2), 1)
         for name, first in (("a", 0), ("b", 3))
     ]
     merged = tmp_path / "merged"
-    pl.concat([FLOATS, MORE]).write_parquet(merged, metadata={"unskew.view": "v"}, row_group_size=4)
+    pl.concat([FLOATS, MORE]).write_parquet(merged, metadata=WRITTEN, row_group_size=4)
     verify(merged, sources, sequence="n", gapless=True)
 
-    change(pl.concat([FLOATS, MORE])).write_parquet(merged, metadata={"unskew.view": "v"})
+    change(pl.concat([FLOATS, MORE])).write_parquet(merged, metadata=WRITTEN)
 
     with pytest.raises(Unmergeable):
         verify(merged, sources, sequence="n", gapless=True)
 
 
 def test_metadata_are_compared_too(tmp_path):
-    FLOATS.write_parquet(tmp_path / "a", metadata={"unskew.view": "v"})
-    FLOATS.write_parquet(tmp_path / "merged", metadata={"unskew.view": "w"})
+    FLOATS.write_parquet(tmp_path / "a", metadata=WRITTEN)
+    FLOATS.write_parquet(tmp_path / "merged", metadata={**WRITTEN, "unskew.view": "w"})
     one = source(TableFile(path=tmp_path / "a", writer="h0", first=0, last=2), 1)
 
     with pytest.raises(Unmergeable, match="other columns or metadata"):
@@ -731,3 +732,19 @@ def test_arrow_calls_damage_by_errors_without_a_number():
         pq.ParquetFile(pa.BufferReader(b"PAR1 but no footer at all"))
 
     assert getattr(found.value, "errno", None) is None
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_merged_file_is_for_those_who_read_its_sources(tmp_path, mode):
+    write(tmp_path, rows(0), rows(1), rows(2, day=1))
+    for file in published_files(tmp_path):
+        file.path.chmod(mode)
+    before = os.umask(0o077)
+    try:
+        compact(table(tmp_path), KEEP, now_s=LATER)
+    finally:
+        os.umask(before)
+
+    merged = published_files(tmp_path)[0]
+    assert (merged.first, merged.last) == (0, 1)
+    assert merged.path.stat().st_mode & 0o777 == mode

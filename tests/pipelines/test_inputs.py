@@ -17,6 +17,7 @@ from tests.support.schema_registry import Registry
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Lifetime, Stream
+from unskew.features.errors import DefinitionError
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
 
@@ -46,12 +47,15 @@ def registry():
 def computed(broker, redis_url, tmp_path):
     """Put records into a topic, and give the archive, the dead letters and the log of features over them."""
 
-    def compute(records, features, *, schema, key="user", registry=None, **stream):
-        topic = f"inputs-{next(_topics)}"
-        broker.create_topic(topic, 1)
+    def compute(records, features, *, schema, key="user", registry=None, topic=None, n_partitions=1, **stream):
+        """``topic``: one that an earlier call made, to go on with its state. Records go to the partitions in turn."""
+        if topic is None:
+            topic = compute.topic = f"inputs-{next(_topics)}"
+            broker.create_topic(topic, n_partitions)
         producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "log_level": 2})
         for offset, (record_key, value, headers) in enumerate(records):
-            producer.produce(topic, value, key=record_key, headers=headers, partition=0, timestamp=NOON_MS + offset)
+            where = {"partition": offset % n_partitions, "timestamp": NOON_MS + offset}
+            producer.produce(topic, value, key=record_key, headers=headers, **where)
         assert producer.flush(10) == 0
         source = Stream("s", topic=topic, schema=schema, event_time="at", owner="tests", **stream)
         view = FeatureView("v", entity=Entity("e", key=key), stream=source, owner="tests", features=features)
@@ -66,7 +70,7 @@ def computed(broker, redis_url, tmp_path):
             idle="none",
             ends="now",
         )
-        run(compile_definitions(view), deployment, stop=threading.Event())
+        compute.status = run(compile_definitions(view), deployment, stop=threading.Event())
         tables = [
             [pl.read_parquet(file, hive_partitioning=False) for file in sorted(root.glob("**/day=*/*.parquet"))]
             for root in (deployment.archive, deployment.dead_letters, deployment.log)
@@ -108,6 +112,81 @@ def test_a_writer_s_schema_may_change_in_the_middle_of_a_topic(computed, registr
         (2, "schema 3: its field 'n' is string, which cannot be read as long", values[2]),
         (4, "schema 4: the registry has no such schema", values[4]),
     ]
+
+
+def test_an_id_that_comes_later_is_not_read_with_the_schema_of_the_first_one_nor_after_a_restart(computed):
+    schema = record({"name": "user", "type": "string"}, {"name": "n", "type": "int"}, {"name": "m", "type": "int"})
+    swapped = record({"name": "user", "type": "string"}, {"name": "m", "type": "int"}, {"name": "n", "type": "int"})
+    features = [Feature("n", agg.sum("n"), Lifetime())]
+
+    def values(*written):
+        return [(None, framed(i, schemas, {"user": "a", "n": n, "m": 1_000}), None) for i, schemas, n in written]
+
+    computed(values((7, schema, 1), (8, swapped, 10), (7, schema, 100)), features, schema=schema)
+    # The second run meets the other id first.
+    archive, dead, log = computed(
+        values((8, swapped, 10), (7, schema, 10_000), *[(8, swapped, 10)] * 2),
+        features,
+        schema=schema,
+        topic=computed.topic,
+    )
+
+    assert archive.sort("_offset").select("_offset", "n").rows() == [(0, 1), (2, 100), (4, 10_000)]
+    assert log.sort("seq")["n"].to_list()[-1] == 10_101
+    assert dead.sort("offset").select("offset", "kind").rows() == [
+        (1, "schema"),
+        (3, "schema"),
+        (5, "schema"),
+        (6, "schema"),
+    ]
+
+
+def test_partitions_that_begin_with_different_ids_end_the_run_with_what_to_declare(computed):
+    schema = record({"name": "user", "type": "string"}, {"name": "n", "type": "int"})
+    values = [(None, framed(schema_id, schema, {"user": "a", "n": 1}), None) for schema_id in (7, 8)]
+    features = [Feature("n", agg.sum("n"), Lifetime())]
+
+    for records, topic in ((values, lambda: None), ([], lambda: computed.topic)):
+        with pytest.raises(DefinitionError, match=r"different schema ids .*schema_ids=\[7, 8\]"):
+            computed(records, features, schema=schema, topic=topic(), n_partitions=2)
+    archive, dead, _ = computed([], features, schema=schema, schema_ids=[7, 8], topic=computed.topic, n_partitions=2)
+    assert (archive.height, dead.height) == (2, 0)
+
+
+def test_change_events_make_features_of_inserted_rows_and_others_only_move_the_clock(computed):
+    schema = {
+        "type": "object",
+        "properties": {
+            "user": {"type": "string"},
+            "cart": {"type": ["object", "null"], "properties": {"total": {"type": "string"}}},
+            "at": {"type": "number"},
+        },
+        "required": ["user", "at"],
+    }
+
+    def change(op, total, user="a"):
+        row = {"user": user, "cart": None if total is None else {"total": total}, "at": NOON_MS / 1000}
+        payload = {"op": op, "before": row, "after": None if op == "d" else row}
+        return None, json.dumps({"schema": {}, "payload": payload}).encode(), None
+
+    archive, dead, log = computed(
+        [change("c", "1.10"), change("u", "9"), change("c", "2.2"), change("c", None), change("c", "2.225"), change("d", "1"), (None, None, None)],
+        [Feature("total", agg.sum("total"), Lifetime()), Feature("n", agg.count(), Lifetime())],
+        schema=schema,
+        format="json",
+        fields={"total": "cart.total"},
+        read_as={"total": "decimal(38,2)", "at": "unix-s"},
+        envelope="debezium",
+    )  # fmt: skip
+
+    expected = [(0, "a", Decimal("1.10")), (2, "a", Decimal("2.20")), (3, "a", None)]
+    assert archive.sort("_offset").select("_offset", "user", "total").rows() == expected
+    # The last event's instant closes by the clock of what came after it and was no event.
+    assert log.sort("seq").select("total", "n").rows() == [
+        (Decimal("1.10"), 1), (Decimal("3.30"), 2), (Decimal("3.30"), 3),
+    ]  # fmt: skip
+    assert dead.select("offset", "kind").rows() == [(4, "range")]
+    assert (computed.status.ignored, computed.status.dead, computed.status.consumed) == (3, 1, 7)
 
 
 def test_json_with_keys_and_headers_becomes_columns(computed):

@@ -255,7 +255,11 @@ def test_another_number_of_shards_or_a_lost_state_is_refused(bench: Bench, tmp_p
     with pytest.raises(LayoutError, match="1 shards"):
         run(outcome.plan, replace(outcome.deployment, n_hashes=3), stop=threading.Event())
     with pytest.raises(LayoutError, match="published by an earlier run"):
-        run(outcome.plan, replace(outcome.deployment, state=tmp_path / "elsewhere"), stop=threading.Event())
+        run(
+            outcome.plan,
+            replace(outcome.deployment, state=tmp_path / "elsewhere", prefix="elsewhere"),
+            stop=threading.Event(),
+        )
 
 
 def test_an_entity_in_a_second_partition_stops_the_flow(bench: Bench) -> None:

@@ -21,7 +21,7 @@ def _held(client: "redis.Redis", outcome: Outcome) -> dict[str, dict[bytes, byte
     return {
         key.removeprefix(prefix): client.hgetall(key)
         for key in keys
-        if not key.startswith((f"{prefix}:sent", f"{prefix}:registry"))
+        if not key.startswith((f"{prefix}:sent", f"{prefix}:registry", f"{prefix}:owners"))
     }
 
 
@@ -82,3 +82,49 @@ def test_a_redis_that_loses_its_data_during_a_run_is_filled_again(
     run(lossy.plan, replace(lossy.deployment), stop=threading.Event())
 
     assert _held(redis_client, lossy) == _held(redis_client, through)
+
+
+def test_comparisons_find_nothing_where_nobody_removes_anything(
+    bench: Bench, redis_client: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = bench.produce(RECORDS)
+    through = bench.run(topic)
+    compared = Outcome(plan(topic), bench.deployment(poll_records=6, epoch_s=0.0, scrub_us=1))
+
+    with caplog.at_level(logging.WARNING, "unskew.redis"):
+        run(compared.plan, compared.deployment, stop=threading.Event())
+
+    assert not caplog.messages
+    assert _held(redis_client, compared) == _held(redis_client, through)
+    rounds = redis_client.hgetall(f"{compared.deployment.prefix}:sent:{compared.deployment.pipeline}")
+    assert len([field for field in rounds if field.endswith(b"#round")]) > 1
+
+
+class _Vandal:
+    """A stop flag that never stops and removes all values at some of the times when it is asked."""
+
+    def __init__(self, client: "redis.Redis", prefix: str) -> None:
+        self._client, self._prefix = client, prefix
+        self.asked, self.removed = 0, 0
+
+    def is_set(self) -> bool:
+        self.asked += 1
+        if self.asked in range(20, 60, 5):
+            keys = [key for key in self._client.keys(f"{self._prefix}:*@*") if b":sent" not in key]
+            self.removed += self._client.delete(*keys) if keys else 0
+        return False
+
+
+def test_keys_that_somebody_removes_during_a_run_are_written_again(
+    bench: Bench, redis_client: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = bench.produce(RECORDS)
+    through = bench.run(topic)
+    lossy = Outcome(plan(topic), bench.deployment(poll_records=6, epoch_s=0.0, scrub_us=1))
+    vandal = _Vandal(redis_client, lossy.deployment.prefix)
+
+    run(lossy.plan, lossy.deployment, stop=vandal)  # type: ignore[arg-type]
+
+    assert _held(redis_client, lossy) == _held(redis_client, through)
+    assert vandal.removed > 20
+    assert "Redis lacked" in caplog.text

@@ -157,3 +157,23 @@ def test_a_disk_that_is_read_only_or_full_is_waited_for(broker: AnyBroker, redis
         ordeal.come_to_the_end(life, feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
+
+
+def test_a_disk_of_the_state_that_is_nearly_full_is_waited_for_before_the_recovery_store_needs_it(
+    broker: AnyBroker, redis_url: str, tmp_path: Path
+) -> None:
+    ordeal = Ordeal(_site(broker, redis_url, tmp_path, seed=15), [ONE], 15)
+    with small_disk(ordeal.site.state, 64), ordeal.watched() as feeder:
+        with filled_up(ordeal.site.state, leave=1 << 20):
+            life = ordeal.start(0)
+            assert _comes(lambda: "are kept for the recovery store" in life._errors(0)), life._errors(0)
+            assert not life.ended, "the pipeline ended at its start with the disk nearly full"
+        _run_into(ordeal, feeder, life)
+        with filled_up(ordeal.site.state, leave=1 << 20):
+            assert _comes(lambda: life._errors(0).count("are kept for the recovery store") == 2), life._errors(0)
+            with filled_up(ordeal.site.state):
+                time.sleep(3.0)
+                assert not life.ended, "the pipeline ended with the disk full"
+        ordeal.come_to_the_end(life, feeder)
+
+    assert not ordeal.report.faults, str(ordeal.report)

@@ -40,6 +40,9 @@ class Calling:
             self._action()
         return False
 
+    def wait(self, _timeout: float) -> bool:
+        return False
+
 
 def _only(definitions: Plan, view: str) -> Plan:
     return replace(definitions, views={view: definitions.views[view]})

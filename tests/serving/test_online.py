@@ -59,7 +59,7 @@ def judged(answer, view="visits"):
 
 
 def row(key, at, **values):
-    return {"key": key, "n_5min": 0, "_at": at, "_until": at + MINUTE, "_empty_at": at + DAY, **values}
+    return {"key": key, "n_5min": 1, "_at": at, "_until": at + MINUTE, "_empty_at": at + DAY, **values}
 
 
 def test_values_come_back_in_their_types_in_the_order_asked(writer, reader):
@@ -121,7 +121,7 @@ def test_lists_and_maps_go_to_pandas(orders):
     assert list(answer["n_by_shop"].iloc[0]) == FULL["n_by_shop"]
     assert answer["spend"].to_list() == [FULL["spend"], DEFAULTS["spend"]]
     assert answer["since"].iloc[0] == pd.Timestamp(FULL["since"])
-    assert answer["counts"].iloc[1] is None
+    assert answer["counts"].isna().to_list() == [False, True]
 
 
 @pytest.mark.usefixtures("orders")
@@ -187,13 +187,14 @@ def test_an_unknown_entity_gets_empty_values_and_defaults(writer, reader):
     assert judged(answer) == [(CLOCK, "default", False)]
 
 
-def test_a_null_of_a_present_entity_reads_as_the_default(writer, reader):
+def test_a_null_of_an_entity_with_other_values_reads_as_the_default(writer, reader):
     write(writer, closing(VISITS, CLOCK, [row("a", CLOCK)]))
 
-    answer = reader.read(["visits:mean_1d"], [{"user": "a"}])
+    alone = reader.read(["visits:mean_1d"], [{"user": "a"}])
+    together = reader.read(["visits:mean_1d", "visits:n_5min"], [{"user": "a"}])
 
-    assert answer.to_dict()["mean_1d"] == [-1.0]
-    assert judged(answer) == [(CLOCK, "present", False)]
+    assert alone.to_dict()["mean_1d"] == together.to_dict()["mean_1d"] == [-1.0]
+    assert (judged(alone), judged(together)) == ([(CLOCK, "default", False)], [(CLOCK, "present", False)])
 
 
 def test_several_views_and_rows_keep_their_places(writer, reader):
@@ -428,6 +429,21 @@ def test_the_clock_of_a_view_is_found_in_any_of_several_pipelines(redis_client):
     assert judged(answer, "stays") == [(CLOCK + 1, "default", False)]
 
 
+def test_a_row_without_a_key_has_nulls_and_a_status_among_rows_that_have_one(writer, reader):
+    write(writer, closing(STAYS, CLOCK, [row("a|1", CLOCK, nights=3)]))
+    asked = [{"user": "a"}, {"user": "a", "hotel": 1}, {"user": None, "hotel": 1}, {"user": "b", "hotel": 1}]
+
+    answer = reader.read(["stays:nights"], asked)
+
+    assert answer.to_dict()["nights"] == [None, 3, None, 0]
+    assert judged(answer, "stays") == [
+        (None, "no_key", False),
+        (CLOCK, "present", False),
+        (None, "no_key", False),
+        (CLOCK, "default", False),
+    ]
+
+
 def test_a_republished_registry_is_followed(writer, reader):
     write(writer, closing(VISITS, CLOCK))
     with pytest.raises(RequestError, match="no feature 'n_1h'"):
@@ -445,10 +461,14 @@ def test_a_republished_registry_is_followed(writer, reader):
     ("visits:n_5min", [{"user": "a"}], r"write \['visits:n_5min'\]"),
     ([], [{"user": "a"}], r"no features"),
     (["visits:n_5min"], [{"users": "a"}], r"key 'user' is not among.*did you mean 'users'"),
-    (["visits:n_5min"], [{"user": "a"}, {"user": None}], r"'user' has no value in row 1"),
-    (["visits:n_5min"], [{"user": True}], r"'user' is string, but its column is Boolean"),
-    (["stays:nights"], [{"user": "a", "hotel": "seven"}], r"'hotel' is int64, but its column is String"),
-    (["stays:nights"], [{"user": "a", "hotel": 1.5}], r"'hotel' is int64, but its column is Float64"),
+    (["visits:n_5min"], [{}, {}], r"key 'user' is not among"),
+    (["visits:n_5min"], [1], r"row 0 is 1; each row must be a dict"),
+    (["visits:n_5min"], [{"user": True}], r"'user' is string, and True of row 0 \(Boolean\) cannot"),
+    (["visits:n_5min"], [{"user": "a"}, {"user": 1}], r"the values of 'user' do not make a column of one type"),
+    (["visits:n_5min"], [{"user": "\ud800"}], r"the values of 'user' do not make a column"),
+    (["stays:nights"], [{"user": "a", "hotel": "seven"}], r"'hotel' is int64, and 'seven' of row 0 \(String\) cannot"),
+    (["stays:nights"], [{"user": "a", "hotel": 1.5}], r"'hotel' is int64, and 1.5 of row 0 \(Float64\) cannot"),
+    (["stays:nights"], [{"user": "a", "hotel": 2**63}], r"'hotel' is int64, and 9223372036854775808 of row 0"),
     (["visits:n_5min"], [{"user": "a", "n_5min": 1}], r"would replace the column 'n_5min'"),
     (["visits:n_5min"], 7, r"this is int"),
 ])  # fmt: skip

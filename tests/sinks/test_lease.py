@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -194,3 +195,20 @@ def test_a_lease_that_its_process_died_while_writing_is_removed(tmp_path: Path) 
 
     assert left(tmp_path) == ["this one"]
     lease.release()
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "deleted and made again"])
+def test_who_lost_the_folder_itself_hears_that_and_not_that_another_took_over(tmp_path: Path, how: str) -> None:
+    root = tmp_path / "log"
+    held = taken(root, "a")
+    if how == "moved":
+        root.rename(tmp_path / "elsewhere")
+    else:
+        shutil.rmtree(root)
+    if how == "deleted and made again":
+        # As the next write does, which makes the folder of a day.
+        (root / "day=2017-01-01").mkdir(parents=True)
+
+    with pytest.raises(LayoutError, match=f"{root} was deleted, moved or unmounted while this process wrote there"):
+        held.check()
+    held.release()

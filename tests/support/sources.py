@@ -20,9 +20,14 @@ class Topic:
         self.bootstrap = broker.bootstrap
         self.name = f"source-{next(_topics)}"
         broker.create_topic(self.name, partitions, *([] if config is None else [config]))
+        self.connect()
+
+    def connect(self):
+        """Begin with a new producer, which knows only the present topic of this name."""
         self._producer = Producer(
             {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "log_level": 2, "linger.ms": 1}
         )
+        return self
 
     def put(self, partition, *after_noon_ms, value=b"value"):
         for ms in after_noon_ms:

@@ -30,6 +30,10 @@ COMMANDS = {
         "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
+    "rehydrate": _Place(
+        "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
+    ),
+    "drop": _Place("unskew.cli.drop", "drop", "Remove a view version that is no longer computed from Redis."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
 
@@ -41,11 +45,13 @@ class _Failure(click.ClickException):
         super().__init__(str(error))
         self.faults = error.faults if isinstance(error, DefinitionError) else [str(error)]
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: Any = None) -> None:  # noqa: ARG002 - click's signature; it gives none
+        from unskew.cli.screen import say
+
         for fault in self.faults:
-            click.echo(f"error: {fault}", file=file, err=file is None)
+            say(f"error: {fault}", err=True)
         if len(self.faults) > 1:
-            click.echo(f"{len(self.faults)} faults", file=file, err=file is None)
+            say(f"{len(self.faults)} faults", err=True)
 
 
 class _Commands(click.Group):
@@ -72,6 +78,9 @@ class _Commands(click.Group):
             formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        from unskew.cli.screen import escape_log_lines
+
+        escape_log_lines()
         try:
             return super().invoke(ctx)
         except UnskewError as error:

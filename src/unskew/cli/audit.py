@@ -1,10 +1,17 @@
 """``unskew audit``: check on real data that training and serving saw the same values."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, say, say_json, styled
+from unskew.features.printing import printable
+
+if TYPE_CHECKING:
+    from unskew.monitoring.outcome import AuditReport, Difference
 
 
 @click.command()
@@ -23,6 +30,7 @@ from unskew import settings
     help="Number of random samples (entity, instant, view).",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the samples; the same seed draws the same ones.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def audit(
     definitions: tuple[Path, ...],
     log: Path,
@@ -33,33 +41,50 @@ def audit(
     online: bool,
     samples: int,
     seed: int,
+    as_json: bool,
 ) -> None:
     """Compare the log, Redis and an independent recount of the raw events, bit for bit.
 
     The command draws random entities and instants, mostly instants at which an event arrived or left a window. It joins
     them from the log and recounts them from the archive in plain Python. It also reads every archived entity from Redis
-    and recounts it as of the instant that the reader reports. It prints what was compared. On a difference it prints
-    the first one, with both values, and exits with 1.
+    and recounts it as of the instant that the reader reports. It prints what was compared and what could not be, and
+    every kind of difference with its count and the first examples. It exits with 1 if there is a difference.
+
+    \b
+    Columns of the table, each a number:
+        events          events that the view aggregates, in the archive (sessions, for a view over sessions)
+        log samples     (entity, instant) pairs that were joined from the log and recounted; of these:
+        on arrivals       at the very instant at which an event of the entity arrived
+        on hops           at the very instant at which an event entered or left a window
+        1 µs beside       one microsecond before or after such an instant
+        log rows          the instant, cause and event of the log's row were compared too
+        not empty         some window held an event
+        Redis entities  entities that were read from Redis and recounted
+        present           of these, entities that had a row in Redis
+        provisional     not compared: Redis may not yet have held all events of the instant
+        ahead           not compared: log and archive had not been published up to the instant
+        unknown         not compared: the archive does not have all events that the windows may hold
 
     \b
     Example:
         unskew audit --definitions examples/complete_journey --log data/log --archive data/archive --samples 10000
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.features.definitions.load import load
     from unskew.monitoring.audit import audit as compare
-    from unskew.monitoring.report import audit_table, engines_line
+    from unskew.monitoring.report import audit_table, difference_lines, engines_line, unaudited_lines
 
-    console = Console()
+    console = Screen()
+    errors = Screen(stderr=True)
     plan = load(*definitions)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        console=Console(stderr=True),
+        console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     ) as bar:
         task = bar.add_task("reading")
         report = compare(
@@ -71,11 +96,47 @@ def audit(
             pipeline=pipeline,
             samples=samples,
             seed=seed,
-            progress=lambda step, done, total: bar.update(task, description=step, completed=done, total=total),
+            progress=lambda step, done, total: bar.update(
+                task, description=printable(step), completed=done, total=total
+            ),
         )
-    console.print(audit_table(report))
-    console.print(engines_line(report), highlight=False)
-    if report.difference is not None:
-        console.print(f"[bold red]difference[/bold red] {report.difference}", highlight=False, soft_wrap=True)
+    if as_json:
+        say_json(_plain(report), indent=2)
+    else:
+        console.print(audit_table(report))
+        for line in (engines_line(report), *unaudited_lines(report)):
+            console.print(line, soft_wrap=True)
+        for line in difference_lines(report):
+            console.print(styled(line, "red"), soft_wrap=True)
+    for refusal in report.refusals:
+        say(f"error: {refusal}", err=True)
+    if report.differences:
         raise SystemExit(1)
-    console.print("[bold green]identical[/bold green]")
+    if not as_json:
+        console.print(styled("identical", "bold green"))
+
+
+def _plain(report: "AuditReport") -> dict[str, Any]:
+    differences = [
+        {
+            "where": one.where,
+            "view": one.view,
+            "feature": one.feature,
+            "count": one.count,
+            "examples": [_plain_example(example) for example in one.examples],
+        }
+        for one in report.differences
+    ]
+    return {
+        "identical": not differences,
+        "views": [asdict(view) for view in report.views],
+        "differences": differences,
+        "refusals": report.refusals,
+    }
+
+
+def _plain_example(example: "Difference") -> dict[str, Any]:
+    from unskew.cli.tables import plain
+
+    found, expected = plain(example.found), plain(example.expected)
+    return {"entity": example.entity, "instant_us": example.instant_us, "found": found, "expected": expected}

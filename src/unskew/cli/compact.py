@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, say
+from unskew.features.errors import UnskewError
+from unskew.features.printing import printable
 
 if TYPE_CHECKING:
     from unskew.offline.compaction import Compacted, Table
@@ -19,6 +22,7 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, 
 @settings.optional_log
 @settings.optional_archive
 @settings.dead_letters
+@settings.umask
 @click.option(
     "--target-size",
     default="128MiB",
@@ -66,7 +70,6 @@ def compact(
     """
     import time
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.offline.compaction import Limits
@@ -75,12 +78,13 @@ def compact(
     limits = Limits(target_bytes=_size(target_size), min_files=min_files, grace_s=_duration_s(grace))
     tables = _tables(views, log, archive, dead_letters)
     if not tables:
-        click.echo("there are no files yet")
+        say("there are no files yet")
         return
     found = []
-    errors = Console(stderr=True)
+    faults: list[str] = []
+    errors = Screen(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         console=errors,
@@ -89,22 +93,26 @@ def compact(
     ) as bar:
         task = bar.add_task("")
         for table in tables:
-            bar.update(task, description=table.name, completed=0, total=None)
-            found.append(
-                compact_table(
-                    table,
-                    limits,
-                    now_s=time.time(),
-                    dry_run=dry_run,
-                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+            bar.update(task, description=printable(table.name), completed=0, total=None)
+            try:
+                found.append(
+                    compact_table(
+                        table,
+                        limits,
+                        now_s=time.time(),
+                        dry_run=dry_run,
+                        progress=lambda done, total: bar.update(task, completed=done, total=total),
+                    )
                 )
-            )
+            except UnskewError as error:
+                # The other tables grow too, so they are merged all the same.
+                faults.append(str(error))
     _show(found, dry_run=dry_run)
     for note in (note for one in found for note in one.notes):
-        click.echo(note, err=True)
-    faults = [fault for one in found for fault in one.faults]
+        say(note, err=True)
+    faults += [fault for one in found for fault in one.faults]
     for fault in faults:
-        click.echo(f"error: {fault}", err=True)
+        say(f"error: {fault}", err=True)
     if faults:
         raise click.exceptions.Exit(1)
 
@@ -119,20 +127,28 @@ def _tables(
         raise RequestError("a view is compacted in its log: give the log's folder with --log")
     if log is None and archive is None and dead_letters is None:
         raise RequestError("there is nothing to compact: give --log, --archive, --dead-letters, or several of them")
-    if log is not None:
-        _refuse_missing(log, "--log")
-    tables = [] if log is None else log_tables(log)
+    given = {"--log": log, "--archive": archive, "--dead-letters": dead_letters}
+    folders = {option: folder for option, folder in given.items() if folder is not None}
+    there = {option: folder for option, folder in folders.items() if folder.is_dir()}
+    missing = [
+        f"{folder}: there is no such folder; give the folder of 'unskew run' with {option}"
+        for option, folder in folders.items()
+        if option not in there
+    ]
+    if not there or (views and "--log" not in there):
+        raise RequestError("; ".join(missing))
+    # A pipeline leaves a folder only if it had something for it: most have no dead letter, and some no archived event.
+    for note in missing:
+        say(note, err=True)
+    if dead_letters is None and archive is not None and archive.with_name("dead_letters").is_dir():
+        there["--dead-letters"] = archive.with_name("dead_letters")
+    tables = log_tables(there["--log"]) if "--log" in there else []
     if log is not None and views:
         return _of_views(views, tables, log)
-    if archive is not None:
-        _refuse_missing(archive, "--archive")
-        tables += archive_tables(archive)
-        beside = archive.with_name("dead_letters")
-        if dead_letters is None and beside.is_dir():
-            dead_letters = beside
-    if dead_letters is not None:
-        _refuse_missing(dead_letters, "--dead-letters")
-        tables += dead_letter_tables(dead_letters)
+    if "--archive" in there:
+        tables += archive_tables(there["--archive"])
+    if "--dead-letters" in there:
+        tables += dead_letter_tables(there["--dead-letters"])
     return tables
 
 
@@ -146,13 +162,6 @@ def _of_views(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Se
             hint = nearest(view, known, "it has", none="none yet")
             raise RequestError(f"{log} holds no view {view!r}; {hint}")
     return [table for table in tables if table.root.parent.name in views]
-
-
-def _refuse_missing(folder: Path, option: str) -> None:
-    from unskew.features.errors import RequestError
-
-    if not folder.is_dir():
-        raise RequestError(f"{folder}: there is no such folder; give the folder of 'unskew run' with {option}")
 
 
 def _size(text: str) -> int:
@@ -178,8 +187,6 @@ def _duration_s(text: str) -> float:
 
 
 def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table as Shown
 
     table = Shown(title="nothing was changed: this would be done" if dry_run else None, header_style="bold")
@@ -187,7 +194,7 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
         table.add_column(name, justify="left" if name == "table" else "right")
     for one in found:
         table.add_row(
-            escape(one.table.name),
+            one.table.name,
             f"{one.files_before:,}",
             f"{one.files_after:,}",
             _bytes(one.bytes_before),
@@ -206,11 +213,7 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
             f"{sum(one.n_deleted for one in found):,}",
             f"{sum(one.n_waiting for one in found):,}",
         )
-    console = Console()
-    if not console.is_terminal:
-        # A file or a pager has room for whole lines.
-        console = Console(width=200)
-    console.print(table)
+    Screen().print(table)
 
 
 def _bytes(n_bytes: int) -> str:

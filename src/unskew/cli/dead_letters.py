@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, say
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,8 +77,6 @@ def list_(
     Example:
         unskew dead-letters list --topic purchases --since 2026-01-01T00:00:00Z --reason truncated
     """
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from unskew.cli.tables import shown
@@ -87,7 +86,7 @@ def list_(
     root = _root(dead_letters, archive)
     found = find(root, _wanted(topics, reason, since, until))
     if found.is_empty():
-        click.echo("there are no such dead letters")
+        say("there are no such dead letters")
         return
     sent = fates(root / REPLAYED)
     table = Table(header_style="bold")
@@ -104,17 +103,14 @@ def list_(
             sent.get(place, "-"),
             "; ".join(row["reasons"]),
         )
-        table.add_row(*(escape(cell) for cell in cells))
+        table.add_row(*cells)
     counts = found.group_by("topic", "kind").len().sort("topic", "len", "kind", descending=[False, True, False])
     by_kind = Table(title=f"{found.height:,} letters", title_justify="left", header_style="bold")
     for name in ("topic", "kind", "letters"):
         by_kind.add_column(name, justify="right" if name == "letters" else "left")
     for topic, kind, n_letters in counts.iter_rows():
-        by_kind.add_row(escape(topic), shown(kind), f"{n_letters:,}")
-    console = Console()
-    if not console.is_terminal:
-        # A file or a pager has room for whole lines.
-        console = Console(width=400)
+        by_kind.add_row(topic, shown(kind), f"{n_letters:,}")
+    console = Screen(width=400)
     if limit:
         console.print(table)
     console.print(by_kind)
@@ -126,6 +122,7 @@ def list_(
 @_filters
 @settings.optional_definitions
 @settings.schema_registry
+@settings.umask
 @click.option(
     "-o",
     "--output",
@@ -172,7 +169,7 @@ def show(
                     file.write(as_json(letter, _decoded(checks, letter)) + "\n")
         except OSError as error:
             raise RequestError(f"{output}: {error.strerror}; name another file") from error
-        click.echo(f"{found.height} letters written to {output}")
+        say(f"{found.height} letters written to {output}")
         return
     for letter in letters(root, found):
         _print(letter, _decoded(checks, letter))
@@ -193,6 +190,7 @@ def show(
 @settings.bootstrap_servers
 @settings.kafka_config
 @settings.schema_registry
+@settings.umask
 @click.option(
     "--yes", is_flag=True, help="Send the letters. Without it nothing is sent, and the command prints what would be."
 )
@@ -279,19 +277,19 @@ def replay(
                 good.append(record)
             else:
                 refused += 1
-                click.echo(f"{record.place}: refused: {fault}", err=True)
+                say(f"{record.place}: refused: {fault}", err=True)
         if refused and not only_good:
             raise RequestError(
                 f"{refused} of {len(given)} letters are refused, so nothing was sent: mend them, or send the others "
                 "with --only-good"
             )
         if not yes:
-            click.echo(f"{len(good)} letters would be sent to {bootstrap_servers}; --yes sends them")
+            say(f"{len(good)} letters would be sent to {bootstrap_servers}; --yes sends them")
         elif good:
             failed = send(good, memory, {**config, "bootstrap.servers": bootstrap_servers})
             for record, why in failed:
-                click.echo(f"{record.place}: not acknowledged: {why}", err=True)
-            click.echo(f"{len(good) - len(failed)} letters sent")
+                say(f"{record.place}: not acknowledged: {why}", err=True)
+            say(f"{len(good) - len(failed)} letters sent")
             if failed:
                 raise StoreUnavailable(
                     f"Kafka at {bootstrap_servers} did not acknowledge {len(failed)} of {len(good)} letters; it may "
@@ -389,7 +387,7 @@ def _decoded(checks: "Checks | None", letter: "Letter") -> Any:
 def _print(letter: "Letter", decoded: Any) -> None:
     import json
 
-    click.echo(letter.place)
+    say(letter.place)
     for name, text in (
         ("arrival", letter.arrival.isoformat()),
         ("views", ", ".join(letter.views) or "all: no view can use it"),
@@ -404,7 +402,7 @@ def _print(letter: "Letter", decoded: Any) -> None:
         ("cut", "yes: only its beginning was kept") if letter.cut else ("cut", "no"),
         ("decoded", "-" if decoded is None else json.dumps(decoded, ensure_ascii=True)[: _SHOWN_BYTES * 8]),
     ):
-        click.echo(f"  {name:10} {text if text.isprintable() else repr(text)}")
+        say(f"  {name:10} {text}")
 
 
 def _octets(octets: bytes | None) -> str:

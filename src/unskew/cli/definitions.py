@@ -1,13 +1,12 @@
 """``unskew check`` and ``unskew describe``: look at definitions without running a pipeline."""
 
-import json
-import sys
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from unskew import settings
+from unskew.cli.screen import Screen, say, say_json
 
 
 @click.command()
@@ -28,12 +27,12 @@ def check(paths: tuple[Path, ...]) -> None:
     width = max((len(view.id) for view in plan.views.values()), default=0)
     for view in plan.views.values():
         n_features = f"{len(view.outputs)} feature{'s' if len(view.outputs) > 1 else ''}"
-        click.echo(
+        say(
             f"ok  {view.id:<{width}}  {n_features:<11}  "
             f"state {view.state_fingerprint[:16]}  presentation {view.presentation_fingerprint[:16]}"
         )
     if not plan.views:
-        click.echo("ok, but there are no views")
+        say("ok, but there are no views")
 
 
 @click.command()
@@ -86,15 +85,20 @@ def describe(
 
     plan = load(*paths)
     if as_json:
-        click.echo(json.dumps(registry_of(plan), indent=2, ensure_ascii=False))
+        say_json(registry_of(plan), indent=2)
         return
 
-    from rich.console import Console
-
     from unskew.cli.tables import view_table
+    from unskew.sinks.redis.compactness import LONGEST_COMPACT_BYTES, long_features
 
-    # A pipe has no width, so nothing is folded there.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console = Screen()
     for view in plan.views.values():
         console.print(view_table(view.published))
+        if long := long_features(view.published):
+            console.print(
+                f"warning: values of {', '.join(long)} may be longer than {LONGEST_COMPACT_BYTES} bytes, and such a value doubles "
+                "the memory of its hash in Redis; raise hash-max-listpack-value there",
+                markup=False,
+                soft_wrap=True,
+            )
         console.print()

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from unskew import settings
 from unskew.demo.journey import SEED
 from unskew.demo.run import run_demo
 
@@ -27,6 +28,7 @@ PLAIN_WIDTH = 120
 @click.option(
     "--seed", type=int, default=SEED, show_default=True, help="Seed of the generated page views and the samples."
 )
+@settings.umask
 def demo(output: Path, rows: int | None, seed: int) -> None:
     """Stream a year of real purchases through broker, pipeline, Redis and log, and check every result.
 

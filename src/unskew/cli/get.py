@@ -1,14 +1,14 @@
 """``unskew get``: the values that a model would read now."""
 
-import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, lines, say_json, styled
 from unskew.features.errors import RequestError
+from unskew.features.printing import printable
 from unskew.features.view import View
 
 
@@ -26,7 +26,8 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
     takes a KEY for each, in their order. Needs only Redis: definitions are those that `unskew run` published.
 
     \b
-    Status: present; default (no events in any window); warming (a window begins before the pipeline's first event).
+    Status: present; default (every value is that of an entity without events); warming (a window begins before the
+    pipeline's first event).
     A provisional value may still change as of its instant.
 
     \b
@@ -54,7 +55,7 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
         }
         features_found = {name: plain(value) for name, value in values.items()}
         found = {"view": view.id, "entity": entity, "features": features_found, **judged, "as_of": as_of}
-        click.echo(json.dumps(found, ensure_ascii=False))
+        say_json(found)
         return
     _print_table(view, keys, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
 
@@ -87,8 +88,6 @@ def _print_table(
     status: str,
     provisional: bool,
 ) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from unskew.cli.tables import shown
@@ -96,7 +95,9 @@ def _print_table(
     entity = ", ".join(f"{name} {key}" for name, key in zip(view.entity.keys, keys, strict=True))
     how = f"{status}, provisional" if provisional else status
     table = Table(
-        title=f"[bold]{view.id}[/bold]  {escape(entity)}\nas of {as_of or 'unknown'}  {how}",
+        title=lines(
+            [styled(view.id, "bold").append(printable(f"  {entity}"), "not bold"), f"as of {as_of or 'unknown'}  {how}"]
+        ),
         title_justify="left",
         title_style="",
         header_style="bold",
@@ -108,6 +109,5 @@ def _print_table(
         feature = view.feature(name)
         assert feature is not None
         windows = ", ".join(window.text for window in view.windows_of(feature))
-        table.add_row(escape(name), escape(shown(value)), escape(windows))
-    # A pipe has no width, so nothing is folded there.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+        table.add_row(name, shown(value), windows)
+    Screen().print(table)

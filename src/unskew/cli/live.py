@@ -1,17 +1,15 @@
 """The output of ``unskew describe --live``."""
 
-import json
-import sys
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from unskew.cli.screen import Screen, lines, say_json, styled
 from unskew.features.time import DAY_US, HOUR_US, MINUTE_US, format_duration, format_instant
 from unskew.features.updates import LATE_BOUNDS_US
 from unskew.features.view import View, ViewWindow
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from unskew.features.ledger import Ledger
     from unskew.serving.live import LiveView
@@ -24,23 +22,19 @@ def show(redis_url: str, prefix: str, pipeline: str, *, as_json: bool) -> None:
     live = read_live(redis_url, prefix, pipeline)
     if as_json:
         found = {"pipeline": pipeline, "late_bounds_us": LATE_BOUNDS_US, "views": [_plain(one) for one in live]}
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        say_json(found, indent=2)
         return
 
-    from rich.console import Console
-
-    # A pipe has no width, so nothing is folded there.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console = Screen()
     for one in live:
         table = late_table(one.view, one.ledger)
-        table.title = f"{_heading(one)}\n{table.title}"
+        table.title = lines([*_heading(one), str(table.title)])
         console.print(table)
         console.print()
 
 
 def late_table(view: View, ledger: "Ledger") -> "Table":
     """Return the late events of each window as a table, with the repeats above it."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title_justify="left", title_style="", header_style="bold")
@@ -54,7 +48,7 @@ def late_table(view: View, ledger: "Ledger") -> "Table":
     for window, late in zip(windows_of(view), ledger.windows, strict=False):
         counts = (f"{count:,}" if count else "-" for count in late.histogram)
         worst = _rough(late.worst_us) if late.events else "-"
-        table.add_row(escape(window.text), f"{late.events:,}", worst, *counts)
+        table.add_row(window.text, f"{late.events:,}", worst, *counts)
     return table
 
 
@@ -63,14 +57,14 @@ def windows_of(view: View) -> tuple[ViewWindow, ...]:
     return view.windows if view.sessions is None else (*view.windows, view.sessions.window)
 
 
-def _heading(one: "LiveView") -> str:
+def _heading(one: "LiveView") -> "tuple[str | Text, ...]":
     clock = "no clock yet" if one.clock_us is None else f"clock {format_instant(one.clock_us)}"
     lag = "" if one.lag_us is None else f", {_rough(one.lag_us)} behind the present"
     since = "-" if one.since_us is None else format_instant(one.since_us)
     shards = f"{len(one.shards)} shard{'s' if len(one.shards) != 1 else ''}"
     for word, names in (("waiting", one.waiting), ("ended without a clock", one.ended)):
         shards += f", {word}: {' '.join(names)}" if names else ""
-    return f"[bold]{one.view.id}[/bold]\n{clock}{lag}\nsince {since}, {shards}"
+    return styled(one.view.id, "bold"), f"{clock}{lag}", f"since {since}, {shards}"
 
 
 def _rough(n_us: int) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli.screen import Screen, say, styled
 
 if TYPE_CHECKING:
     from unskew.offline.log_reader import ViewLog
@@ -28,8 +29,6 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
     Example:
         unskew log head household_purchases --definitions examples/complete_journey --log data/log
     """
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from unskew.cli.tables import shown
@@ -37,19 +36,17 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
     opened = _open(view, definitions, log)
     frame = opened.head(rows)
     if frame.is_empty():
-        click.echo(f"the log of {view} has no rows yet")
+        say(f"the log of {view} has no rows yet")
         return
     table = Table(header_style="bold")
     for name, dtype in frame.schema.items():
         table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
     for row in frame.iter_rows():
-        table.add_row(*(escape(shown(cell)) for cell in row))
-    console = Console()
+        table.add_row(*map(shown, row))
+    console = Screen()
     if not console.is_terminal:
-        # A file or a pager has room for whole lines.
-        console = Console(
-            width=max(console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
-        )
+        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        console = Screen(width=max(console.width, whole))
     console.print(table)
 
 
@@ -64,14 +61,13 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
     Example:
         unskew log stats household_purchases --definitions examples/complete_journey --log data/log
     """
-    from rich.console import Console
     from rich.table import Table
 
     from unskew.cli.live import late_table
 
     opened = _open(view, definitions, log)
     found = opened.stats()
-    table = Table(title=f"{opened.view.id}  {opened.root}", title_justify="left", title_style="bold", show_header=False)
+    table = Table(show_header=False)
     causes = ", ".join(f"{cause} {n:,}" for cause, n in found.causes.items())
     for name, text in (
         ("rows", f"{found.rows:,}" + (f"  ({causes})" if causes else "")),
@@ -84,12 +80,12 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
         ("complete to", str(found.complete_to or "-")),
     ):
         table.add_row(name, text)
-    console = Console()
+    console = Screen()
+    # Not the table's title, which would be folded to its width.
+    console.print(styled(f"{opened.view.id}  {opened.root}", "bold"), soft_wrap=True)
     console.print(table)
     if found.ledger.windows:
-        # A pipe has no width, so nothing is folded there.
-        wide = console if console.is_terminal else Console(width=200)
-        wide.print(late_table(opened.view, found.ledger))
+        console.print(late_table(opened.view, found.ledger))
 
 
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":
@@ -101,4 +97,6 @@ def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog"
     views = load(*definitions).published
     if name not in views:
         raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
+    if not log_root.is_dir():
+        raise RequestError(f"{log_root}: there is no such folder; give the folder of 'unskew run' with --log")
     return ViewLog(log_root, views[name])

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Literal, cast
 import click
 
 from unskew import settings
-from unskew.features.definitions.load import load
-from unskew.features.errors import RequestError, UnskewError
-from unskew.features.time import duration_us, format_instant
-from unskew.pipelines.deployment import Deployment
-from unskew.pipelines.kafka.client_settings import read_kafka_config
+from unskew.cli.screen import say, say_json, say_lines
+from unskew.features.errors import RequestError, Stopped, UnskewError
 
 if TYPE_CHECKING:
     from unskew.pipelines.watch.running import Status
@@ -41,6 +38,11 @@ LOOPBACK = "127.0.0.1"
 @settings.prefix
 @settings.pipeline
 @settings.metrics
+@settings.allow_eviction
+@settings.expire_after
+@settings.scrub
+@settings.drop
+@settings.umask
 @click.option(
     "--idle",
     type=click.Choice(["wall", "none"]),
@@ -92,6 +94,18 @@ LOOPBACK = "127.0.0.1"
     is_flag=True,
     help="Take over at once the leases of a process on another machine; without it they are watched for 30 s first.",
 )
+@click.option(
+    "--adopt-topic-ids",
+    is_flag=True,
+    help="Go on with topics whose ids have changed, because they hold the same records at the same offsets: after a cluster "
+    "was restored or mirrored.",
+)
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Remove the values that another --state wrote to Redis for the same views, and write them from this one; "
+    "only if the pipeline that wrote them has ended for good.",
+)
 @click.option("--epoch", default="5s", show_default=True, metavar="DURATION", help="Time between commits.")
 @click.option(
     "--progress",
@@ -114,6 +128,10 @@ def run(
     prefix: str,
     pipeline: str,
     metrics: str | None,
+    allow_eviction: bool,
+    expire_after: str | None,
+    scrub: str,
+    drop: tuple[str, ...],
     idle: str,
     end: str | None,
     start: str,
@@ -123,6 +141,8 @@ def run(
     process: int,
     poll_records: int,
     take_over: bool,
+    adopt_topic_ids: bool,
+    replace: bool,
     epoch: str,
     progress: str,
 ) -> None:
@@ -137,7 +157,11 @@ def run(
     """
     stop = threading.Event()
     with stopping_on_signals(stop):
-        # Under the handlers: this import takes a second or more, and the order to stop may come meanwhile.
+        # Under the handlers: these imports take a second or more, and the order to stop may come meanwhile.
+        from unskew.features.definitions.load import load
+        from unskew.features.time import duration_us
+        from unskew.pipelines.deployment import Deployment
+        from unskew.pipelines.kafka.client_settings import read_kafka_config
         from unskew.pipelines.run import run as run_pipeline
 
         deployment = Deployment(
@@ -160,13 +184,18 @@ def run(
             process=process,
             metrics=_address(metrics),
             take_over=take_over,
+            adopt_topic_ids=adopt_topic_ids,
+            replace=replace,
+            allow_eviction=allow_eviction,
+            expire_after_us=None if expire_after is None else duration_us(expire_after),
+            scrub_us=None if scrub == "off" else duration_us(scrub),
             epoch_s=duration_us(epoch) / 1e6,
             poll_records=poll_records,
+            drop=drop,
         )
-        with _without_panics():
+        with suppress(Stopped), _without_panics():
             plan = load(*definitions)
-            if not stop.is_set():
-                run_pipeline(plan, deployment, stop=stop, report=_reporter(progress))
+            run_pipeline(plan, deployment, stop=stop, report=_reporter(progress))
 
 
 @contextmanager
@@ -214,7 +243,7 @@ def _without_panics() -> Iterator[None]:
             os.close(kept)
             if not ours:
                 held.seek(0)
-                sys.stderr.write(held.read().decode(errors="replace"))
+                say_lines(held.read().decode(errors="replace").removesuffix("\n"))
 
 
 def _partitions(text: str | None) -> tuple[int, ...] | None:
@@ -269,19 +298,22 @@ def _reporter(kind: str) -> "Callable[[Status], None] | None":
     if kind == "none":
         return None
     if kind == "json":
-        return lambda status: print(json.dumps(asdict(status)), flush=True)
+        return lambda status: say_json(asdict(status))
     began = time.monotonic()
     last = [began, 0.0]
+
+    from unskew.features.time import format_instant
 
     def line(status: "Status") -> None:
         now = time.monotonic()
         rate = (status.consumed - last[1]) / max(now - last[0], 1e-9)
         last[:] = [now, status.consumed]
         clock = format_instant(status.clock_us) if status.clock_us is not None else "none yet"
-        if not status.rows:
-            clock += " (the first run after an installation compiles the kernel)"
+        if status.compiling:
+            say(f"{now - began:7.0f} s  compiling the kernel, once for each installation and processor")
+            return
         repeats = "".join(f"  duplicates of {view} {n:,}" for view, n in status.duplicates.items())
-        click.echo(
+        say(
             f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "
             f"{status.rows:,} rows  clock {clock}  lag {status.lag:,}  late {status.late:,}  dead {status.dead:,}{repeats}"
         )

@@ -5,9 +5,11 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from unskew.cli.screen import lines, styled
+from unskew.features.printing import printable
 from unskew.features.time import format_duration
 from unskew.features.types import MAP_KEY, MAP_VALUE
 from unskew.features.view import View, ViewFeature, ViewWindow
@@ -63,24 +65,24 @@ def view_table(view: View) -> Table:
     """Return a table of a view's features, with what they have in common above it."""
     keys = ", ".join(f"{key} {dtype}" for key, dtype in zip(view.entity.keys, view.entity.types, strict=True))
     partitioned = ", partitioned by the entity" if view.partitioned else ""
-    lines = [
-        f"[bold]{view.id}[/bold]" + (f"  {escape(view.description)}" if view.description else ""),
-        f"entity {escape(view.entity.name)} ({escape(keys)}), stream {escape(view.stream)} (topic {view.topic}{partitioned})",
-        f"owner {escape(view.owner or '-')}",
+    heading: list[str | Text] = [
+        styled(view.id, "bold").append(printable(f"  {view.description}" if view.description else ""), "not bold"),
+        f"entity {view.entity.name} ({keys}), stream {view.stream} (topic {view.topic}{partitioned})",
+        f"owner {view.owner or '-'}",
         f"state {view.state_fingerprint}",
     ]
     if view.sessions is not None:
         gap, hop = (format_duration(n_us) for n_us in (view.sessions.window.extent_us, view.sessions.window.hop_us))
-        where = f", of events where {escape(view.sessions.where)}" if view.sessions.where else ""
+        where = f", of events where {view.sessions.where}" if view.sessions.where else ""
         columns = ", ".join(column.name for column in view.sessions.columns)
-        lines.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {escape(columns)}")
+        heading.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {columns}")
     if view.where:
-        lines.insert(-2, f"where {escape(view.where)}")
-    table = Table(title="\n".join(lines), title_justify="left", title_style="", header_style="bold")
+        heading.insert(-2, f"where {view.where}")
+    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
     for column in ("feature", "type", "aggregation", "window", "hop", "default", "owner", "description"):
         table.add_column(column, overflow="fold")
     for feature in view.features:
-        table.add_row(*(escape(cell) for cell in _cells(view, feature)))
+        table.add_row(*_cells(view, feature))
     return table
 
 

@@ -26,7 +26,7 @@ from unskew.features.definitions.load import load
 from unskew.features.errors import UnskewError
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
-from unskew.monitoring.report import audit_table, engines_line
+from unskew.monitoring.report import audit_table, difference_lines, engines_line
 from unskew.sinks.tables.layout import published_files
 from unskew.store import FeatureStore
 
@@ -180,7 +180,7 @@ def _train(
     wanted = results.labels(topics["transactions"].frame, before_ms=before_ms, seed=seed)
     began_s = time.monotonic()
     asked = results.references(*plan.views.values())
-    frame = store.get_historical_features(wanted, asked, inclusive=False, full_feature_names=True).to_polars()
+    frame = store.get_historical_features(wanted, asked, full_feature_names=True).to_polars()
     took_s = time.monotonic() - began_s
     frame.write_parquet(folders.training_set)
     console.print()
@@ -213,7 +213,7 @@ def _audit(console: Console, plan: Plan, folders: Folders, *, redis_url: str, se
     console.print()
     console.print(audit_table(report))
     console.print(f"{engines_line(report)}; audited in {time.monotonic() - began_s:.1f} s", highlight=False)
-    faults = [] if report.difference is None else [f"the audit found a difference: {report.difference}"]
+    faults = [f"the audit: {line}" for line in difference_lines(report)]
     if ahead := sum(view.ahead for view in report.views):
         faults.append(f"the audit had to leave out {ahead} values in Redis that log and archive do not cover")
     return faults

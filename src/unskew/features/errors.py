@@ -24,5 +24,9 @@ class LayoutError(UnskewError):
     """Stored bytes do not belong to this definition or this run: do what the text names."""
 
 
+class Stopped(UnskewError):
+    """The process was asked to stop before it began to work: nothing is to be done."""
+
+
 class StoreUnavailable(UnskewError):
     """Redis, Kafka or the disk cannot be reached now: retry."""

@@ -1,73 +1,327 @@
-"""Conversion of the tables that users pass (Polars, pandas or rows), and of results back to the same kind."""
+"""The tables that users pass (Polars, pandas, Arrow, or rows): read column by column, and given back with more columns.
 
+Only the columns that are asked for are read, and a table is given back with its own columns as they came.
+"""
+
+import datetime as dt
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+from typing_extensions import override
 
 from unskew.features.errors import RequestError
-from unskew.features.types import Type
+from unskew.features.time import instant_us
+from unskew.features.types import STRING, TIMESTAMP, Type
 from unskew.features.view import KeyType
 
 Table = Any
-"""A ``polars.DataFrame``, a ``pandas.DataFrame``, or a sequence of mappings, one per row."""
+"""A ``polars.DataFrame`` or ``LazyFrame``, a ``pandas.DataFrame``, a sequence of mappings, one per row, or anything
+that Arrow reads as a table: ``pyarrow.Table``, a DuckDB relation.
+"""
+
+LARGEST_EXACT_FLOAT = 1 << 53
+"""From here on, several integers share a float."""
 
 
-def is_pandas(table: Table) -> bool:
-    """Return true for a pandas frame; pandas need not be installed."""
-    return type(table).__module__.partition(".")[0] == "pandas"
+class Given(ABC):
+    """A table that a user passed. ``names``: its columns; ``n_rows``: its rows."""
 
+    names: Sequence[str]
+    n_rows: int
 
-def to_polars(table: Table) -> pl.DataFrame:
-    """Return the same rows and columns in the same order, without a pandas index.
-
-    A row that lacks a column of other rows gets null there. Raises ``RequestError`` for anything that is not a table.
-    """
-    if isinstance(table, pl.DataFrame):
-        return table
-    if isinstance(table, pl.LazyFrame):
-        return table.collect()
-    if is_pandas(table):
-        return pl.from_pandas(table)
-    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
+    def column(self, name: str) -> pl.Series:
+        """Return one column. Raises ``RequestError`` if its values do not make a column."""
+        if list(self.names).count(name) != 1:
+            raise RequestError(f"the table has several columns {name!r}; rename them, so that one remains")
         try:
-            return pl.DataFrame([dict(row) for row in table], infer_schema_length=None)
-        except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
-            raise RequestError(f"the rows do not make a table: {error}") from error
+            column = self._column(name)
+        # pyarrow derives some of its errors from these.
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
+            raise RequestError(
+                f"the values of {name!r} do not make a column of one type: {str(error).splitlines()[0]}"
+            ) from error
+        return column
+
+    @abstractmethod
+    def _column(self, name: str) -> pl.Series: ...
+
+    @abstractmethod
+    def extended(self, columns: pl.DataFrame) -> Table:
+        """Return the table with ``columns`` after its own, as the same kind of table; rows become a Polars frame."""
+
+    @abstractmethod
+    def values(self, name: str) -> list[Any]:
+        """Return the values of a column as Python objects."""
+
+    def polars(self) -> pl.DataFrame:
+        """Return all columns as a Polars frame."""
+        return pl.DataFrame([self.column(name) for name in self.names])
+
+    def arrow(self) -> pa.Table:
+        """Return all columns as an Arrow table."""
+        return self.polars().to_arrow()
+
+
+class _PolarsTable(Given):
+    def __init__(self, table: pl.DataFrame) -> None:
+        self._table = table
+        self.names, self.n_rows = table.columns, table.height
+
+    @override
+    def _column(self, name: str) -> pl.Series:
+        return self._table[name]
+
+    @override
+    def values(self, name: str) -> list[Any]:
+        return self._table[name].to_list()
+
+    @override
+    def extended(self, columns: pl.DataFrame) -> pl.DataFrame:
+        return self._table.hstack(columns)
+
+    @override
+    def polars(self) -> pl.DataFrame:
+        return self._table
+
+
+class _PandasTable(Given):
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self.names, self.n_rows = list(table.columns), len(table)
+
+    @override
+    def _column(self, name: str) -> pl.Series:
+        column = self._table[name]
+        if column.dtype == object:
+            return _of_objects(name, column.tolist())
+        converted: pl.Series = pl.from_pandas(column)
+        return converted.alias(name)
+
+    @override
+    def values(self, name: str) -> list[Any]:
+        return cast("list[Any]", self._table[name].tolist())
+
+    @override
+    def extended(self, columns: pl.DataFrame) -> Any:
+        import pandas as pd  # noqa: PLC0415 - it is optional
+
+        added = to_pandas(columns.to_arrow())
+        added.index = self._table.index
+        # Not by assignment: a frame of many columns that were added one by one is slow.
+        return pd.concat([self._table, added], axis=1)
+
+
+class _ArrowTable(Given):
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self.names, self.n_rows = table.column_names, table.num_rows
+
+    @override
+    def _column(self, name: str) -> pl.Series:
+        return pl.Series(name, self._table.column(name))
+
+    @override
+    def values(self, name: str) -> list[Any]:
+        return cast("list[Any]", self._table.column(name).to_pylist())
+
+    @override
+    def extended(self, columns: pl.DataFrame) -> pa.Table:
+        table = self._table
+        added = columns.to_arrow()
+        for field, column in zip(added.schema, added.columns, strict=True):
+            table = table.append_column(field, column)
+        return table
+
+    @override
+    def arrow(self) -> pa.Table:
+        return self._table
+
+
+class _Rows(Given):
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._rows = rows
+        self.names, self.n_rows = list(dict.fromkeys(name for row in rows for name in row)), len(rows)
+
+    @override
+    def _column(self, name: str) -> pl.Series:
+        return _of_objects(name, self.values(name))
+
+    @override
+    def values(self, name: str) -> list[Any]:
+        return [row.get(name) for row in self._rows]
+
+    @override
+    def extended(self, columns: pl.DataFrame) -> pl.DataFrame:
+        return self.polars().hstack(columns) if self.names else columns
+
+
+def read_table(table: Table) -> Given:
+    """Return the table as one whose columns can be read. Raises ``RequestError`` for anything that is not a table."""
+    if isinstance(table, pl.DataFrame):
+        return _PolarsTable(table)
+    if isinstance(table, pl.LazyFrame):
+        return _PolarsTable(table.collect())
+    if _is_pandas(table):
+        return _PandasTable(table)
+    if isinstance(table, pa.RecordBatch):
+        return _ArrowTable(pa.Table.from_batches([table]))
+    if hasattr(table, "__arrow_c_stream__"):
+        try:
+            return _ArrowTable(pa.table(table))
+        except pa.ArrowException as error:
+            raise RequestError(f"a table must have columns; this {type(table).__name__} has not ({error})") from error
+    if isinstance(table, Sequence) and not isinstance(table, str | bytes):
+        for row, one in enumerate(table):
+            if not isinstance(one, Mapping):
+                raise RequestError(f"row {row} is {one!r:.80}; each row must be a dict of column name -> value")
+        return _Rows(table)
     raise RequestError(
-        f"a table must be a Polars or pandas DataFrame, or a list of dicts, one per row; this is {type(table).__name__}"
+        "a table must be a DataFrame of Polars or pandas, an Arrow table, or a list of dicts, one per row; this is "
+        f"{type(table).__name__}"
     )
 
 
-def like(result: pl.DataFrame, table: Table) -> Table:
-    """Return ``result``, row for row of ``table``, as the same kind of table: pandas, with its index, or Polars."""
-    if not is_pandas(table):
-        return result
-    converted = result.to_pandas()
-    converted.index = table.index
-    return converted
+@dataclass(frozen=True)
+class Answer:
+    """The rows that were asked with, and a column for each feature.
+
+    ``given``: the rows; ``columns``: the features' columns, row for row.
+    """
+
+    given: Given
+    columns: pl.DataFrame
+
+    def to_df(self) -> Any:
+        """Return the table that came in, with the features after its own columns, which stay as they came.
+
+        A pandas frame keeps its index; the features have nullable types there (``Int64``, ``Float64``, ``boolean``,
+        ``string``), decimals, lists and maps have Arrow types. A list of dicts becomes a Polars frame, and what DuckDB
+        gave becomes an Arrow table.
+        """
+        return self.given.extended(self.columns)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a Polars frame; raises ``RequestError`` for a column of the table that Polars cannot hold."""
+        return self.frame
+
+    def to_arrow(self) -> pa.Table:
+        """Return a ``pyarrow.Table``."""
+        return _ArrowTable(self.given.arrow()).extended(self.columns)
+
+    def to_pandas(self) -> Any:
+        """Return a pandas frame: ``to_df()`` if a pandas frame came in, else one with nullable or Arrow types."""
+        return self.to_df() if isinstance(self.given, _PandasTable) else to_pandas(self.to_arrow())
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return column name -> values, the table's own columns first."""
+        return {name: self.given.values(name) for name in self.given.names} | self.columns.to_dict(as_series=False)
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """The answer as a Polars frame."""
+        own = self.given.polars()
+        return own.hstack(self.columns) if own.width else self.columns
+
+
+def to_pandas(table: pa.Table) -> Any:
+    """Return an Arrow table as a pandas frame in which no null changes a type or a value."""
+    import pandas as pd  # noqa: PLC0415 - it is optional
+
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    texts = {pa.string(), pa.large_string(), pa.string_view()}
+
+    def dtype_of(kind: pa.DataType) -> Any:
+        if kind in nullable:
+            return nullable[kind]
+        if kind in texts:
+            return pd.StringDtype()
+        # pandas has its own type of instants, with a null; all else would become objects or floats.
+        return None if pa.types.is_timestamp(kind) else pd.ArrowDtype(kind)
+
+    return table.to_pandas(types_mapper=dtype_of)
 
 
 def key_column(column: pl.Series, kind: KeyType) -> pl.Series:
     """Return a key column in its entity's type; it is converted only if nothing is lost: 1.0 is the integer key 1.
 
-    Raises ``RequestError`` for a value that is null or does not convert.
+    Nulls stay, and NaN is one. Raises ``RequestError`` for a value that does not convert.
     """
-    if column.null_count():
-        raise RequestError(f"{column.name!r} has no value in row {int(column.is_null().arg_max() or 0)}")
     dtype = Type(kind).polars
     if column.dtype == dtype:
         return column
-    if column.is_empty():
-        return pl.Series(column.name, [], dtype)
+    if column.dtype.is_float():
+        column = column.fill_nan(None)
+    if column.null_count() == len(column):
+        return pl.Series(column.name, [None] * len(column), dtype)
+    unlike = _is_unlike(column, kind)
     converted = column
-    try:
-        converted = column.cast(dtype)
-        lossless = column.dtype != pl.Boolean and converted.cast(column.dtype).equals(column)
-    except pl.exceptions.PolarsError:
-        lossless = False
-    if not lossless:
+    if not unlike.any():
+        try:
+            converted = column.cast(dtype, strict=False)
+            unlike = ~converted.cast(column.dtype, strict=False).eq_missing(column)
+        except pl.exceptions.PolarsError:
+            unlike = column.is_not_null()
+    if unlike.any():
+        row = int(unlike.arg_max() or 0)
         raise RequestError(
-            f"{column.name!r} is {kind}, but its column is {column.dtype} and cannot be converted without loss"
+            f"{column.name!r} is {kind}, and {column[row]!r} of row {row} ({column.dtype}) cannot be converted to that "
+            f"without loss; convert the column to {kind} yourself, from where its values are still exact"
         )
     return converted
+
+
+def _is_unlike(column: pl.Series, kind: KeyType) -> pl.Series:
+    """Return which values are not keys of this kind, whatever they convert to."""
+    dtype = column.dtype
+    if kind == STRING.scalar:
+        # A float, a day or a boolean has several texts, and none of them need be the one in the topic.
+        may_be = dtype.is_integer() or dtype == pl.Binary() or isinstance(dtype, pl.Categorical | pl.Enum)
+    else:
+        may_be = dtype.is_numeric() or dtype == pl.String()
+    if not may_be:
+        return column.is_not_null()
+    if dtype.is_float():
+        return column.is_not_null() & (column.abs() > LARGEST_EXACT_FLOAT)
+    return pl.repeat(value=False, n=len(column), eager=True)
+
+
+def _of_objects(name: str, values: list[Any]) -> pl.Series:
+    """Return a column of Python objects; None, NaT, and NaN among objects that are not numbers, are nulls."""
+    kinds: set[type] = {type(value) for value in values}
+    if any(issubclass(kind, dt.datetime) for kind in kinds):
+        instants = [None if _is_null(value) else _instant_us(name, row, value) for row, value in enumerate(values)]
+        return pl.Series(name, instants, pl.Int64).cast(TIMESTAMP)
+    if any(kind.__name__ in _PANDAS_NULLS for kind in kinds) or not all(issubclass(kind, _NUMBERS) for kind in kinds):
+        values = [None if _is_null(value) else value for value in values]
+    elif any(issubclass(kind, float | np.floating) for kind in kinds) and bool not in kinds:
+        for row, value in enumerate(values):
+            if isinstance(value, int | np.integer) and abs(int(value)) > LARGEST_EXACT_FLOAT:
+                raise RequestError(f"{name!r} has floats, and {value} of row {row} is not exact as a float")
+        return pl.Series(name, values, pl.Float64, strict=False)
+    return pl.Series(name, values)
+
+
+_PANDAS_NULLS = {"NaTType", "NAType"}
+_NUMBERS = (int, float, np.number, type(None))
+
+
+def _is_null(value: object) -> bool:
+    return value is None or type(value).__name__ in _PANDAS_NULLS or (isinstance(value, float) and math.isnan(value))
+
+
+def _instant_us(name: str, row: int, value: object) -> int:
+    if not isinstance(value, dt.datetime):
+        raise RequestError(f"{name!r} has instants, and {value!r:.80} of row {row} is not one")
+    return instant_us(value)
+
+
+def _is_pandas(table: Table) -> bool:
+    """Return true for a pandas frame; pandas need not be installed."""
+    return type(table).__module__.partition(".")[0] == "pandas" and hasattr(table, "columns")

@@ -14,11 +14,30 @@ from unskew.features.view import AggregationName, Parameters, View, ViewEntity, 
 
 PayloadFormat = Literal["avro", "json"]
 KeyFormat = Literal["string", "int64", "int32"]
+Envelope = Literal["connect", "debezium"]
+Operation = Literal["c", "r", "u", "d", "t", "m"]
+OtherOperations = Literal["ignore", "dead_letter"]
 
 DEFAULT_SETTLE_US = 500_000
 DEFAULT_MAX_AHEAD_US = 5_000_000
 MAX_FEATURES = 64
 """The most features of one view: one word in the kernel's rows has a bit for the presence of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAs:
+    """How the values of a column are read, whose type the schema leaves open.
+
+    ``text``: the words of the definition. ``dtype``: the column's type; ``raw``: the type before. ``per_second``: for a
+    time that is a number, its units in a second; 0 for anything else. ``zone``: the time zone of times without offset;
+    None refuses these.
+    """
+
+    text: str
+    dtype: pl.DataType
+    raw: pl.DataType
+    per_second: int = 0
+    zone: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +54,14 @@ class StreamPlan:
     ``event_id``: the column that identifies events; None if there is none. ``format``: the format of the values; if it
     is JSON, ``schema`` may also be a JSON Schema. ``key_column``: the column that holds the record key, in
     ``key_format``; None if there is none. ``headers``: column -> the record header that it holds.
+    ``schema_ids``: the schema ids that messages may carry; empty if the definition does not say. ``records``: the names
+    of the Avro record types that are events; empty for that of ``schema``.
+
+    ``paths``: column -> the names that lead to its value, for columns that are not fields of their own name. ``flat``:
+    the Avro reader schema of the columns, where ``schema`` is not it. ``read_as``: column -> how its values are read.
+    ``envelope``: what is around an event in a message. ``operations``: Debezium's operations that are events;
+    ``refuses_others``: others are dead letters, not ignored. ``unread``: the schema's fields that have no column, with
+    their types.
     """
 
     name: str
@@ -55,6 +82,20 @@ class StreamPlan:
     headers: Mapping[str, str] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
     max_ahead_us: int = DEFAULT_MAX_AHEAD_US
+    schema_ids: tuple[int, ...] = ()
+    records: tuple[str, ...] = ()
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    flat: Mapping[str, Any] | None = None
+    read_as: Mapping[str, ReadAs] = field(default_factory=dict)
+    envelope: Envelope | None = None
+    operations: tuple[str, ...] = ()
+    refuses_others: bool = False
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reader(self) -> Mapping[str, Any]:
+        """The Avro reader schema of the columns."""
+        return self.schema if self.flat is None else self.flat
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.frames import key_column
+from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
 from unskew.features.view import View, ViewFeature
 
@@ -62,19 +62,19 @@ def find_view(name: str, views: Mapping[str, View]) -> View:
     return views[name]
 
 
-def key_columns(view: View, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the view's key columns in its types; they are converted only if nothing is lost.
+def key_columns(view: View, rows: Given) -> pl.DataFrame:
+    """Return the view's key columns in its types; they are converted only if nothing is lost. Nulls stay.
 
     Raises ``RequestError`` for one that is missing or that ``key_column`` refuses.
     """
     columns = []
     for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
-        if name not in rows.columns:
+        if name not in rows.names:
             raise RequestError(
                 f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the given columns"
-                f"; {nearest(name, rows.columns, 'they are')}"
+                f"; {nearest(name, rows.names, 'they are')}"
             )
-        columns.append(key_column(rows[name], kind))
+        columns.append(key_column(rows.column(name), kind))
     return pl.DataFrame(columns)
 
 

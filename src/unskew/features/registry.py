@@ -7,7 +7,7 @@ microseconds.
 
 import datetime as dt
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal, DecimalException
 from typing import Any
 
@@ -15,11 +15,15 @@ import msgspec
 
 from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import Plan
-from unskew.features.time import instant_us, moment_of
-from unskew.features.types import Type
-from unskew.features.view import Scalar, View, ViewFeature
+from unskew.features.time import instant_us, moment_of, unit_boundaries
+from unskew.features.types import ScalarName, Type
+from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
+# Longer than any window may be, and short enough for sums of instants.
+_LONGEST_US = 2**60
+# What reading anything else as a registry may raise; a text may nest deeper than Python follows.
+_NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class _Registry(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,32 +50,97 @@ def merge(stored: str | bytes | None, text: str) -> str:
         if old.get("format") != new.get("format"):
             return text
         views = {view["name"]: view for view in old["views"]}
-    except (ValueError, TypeError, AttributeError, KeyError):
+        views.update((view["name"], view) for view in new["views"])
+        return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
+    except _NO_REGISTRY:
         return text
-    views.update((view["name"], view) for view in new["views"])
-    return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
 
 
-def parse(published: str | bytes | dict[str, Any]) -> dict[str, View]:
-    """Read a registry from JSON text or data: view name -> view.
+def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
+    """Return the stored registry without these view versions; None if it has none of them, or cannot be read."""
+    try:
+        registry = {} if stored is None else json.loads(stored)
+        kept = [view for view in registry["views"] if f"{view['name']}@{view['version']}" not in view_ids]
+        n_views = len(registry["views"])
+    except _NO_REGISTRY:
+        return None
+    return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
+
+
+def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> dict[str, View]:
+    """Read a registry from JSON text or data: view name -> view. ``key``: where it stands in Redis, for messages.
 
     Raises ``LayoutError`` if this version cannot read it.
     """
+    name = "the published registry" if key is None else f"the published registry, {key!r} in Redis,"
     try:
         if isinstance(published, dict):
             registry = msgspec.convert(published, _Registry)
         else:
             registry = msgspec.json.decode(published, type=_Registry)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise LayoutError(
-            f"the published registry cannot be read: {error}; publish it again with unskew run"
-        ) from error
-    if registry.format != FORMAT:
-        raise LayoutError(
-            f"the published registry has format {registry.format}, but this version reads {FORMAT}; "
-            "use the version of unskew that published it, or publish it again with unskew run"
+        if registry.format != FORMAT:
+            raise LayoutError(
+                f"{name} has format {registry.format}, but this version reads {FORMAT}; "
+                "use the version of unskew that published it, or publish it again with unskew run"
+            )
+        views = {view.name: _typed(view) for view in registry.views}
+        for view in views.values():
+            _check(view)
+    except _Unreadable as error:
+        raise LayoutError(f"{name} cannot be read: {error}") from error
+    # A text may nest deeper than any reader follows.
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        why = str(error) or type(error).__name__
+        raise LayoutError(f"{name} cannot be read: {why}; publish it again with unskew run") from error
+    return views
+
+
+class _Unreadable(Exception):
+    """Half a sentence about what a registry says that no version of unskew publishes, and what to do."""
+
+
+def _check(view: View) -> None:
+    """Refuse a view that does not hold together: readers rely on what compiling promises."""
+    names = [feature.name for feature in view.features]
+    _require(
+        view, bool(names) and len(set(names)) == len(names) and all(names), "its features have no names of their own"
+    )
+    keys = view.entity.keys
+    _require(
+        view,
+        0 < len(set(keys)) == len(keys) == len(view.entity.types),
+        "its entity's keys and their types do not match",
+    )
+    _check_windows(view, view.windows, view.features)
+    if view.sessions is not None:
+        _check_windows(view, (view.sessions.window,), view.sessions.columns)
+
+
+def _check_windows(view: View, windows: Sequence[ViewWindow], features: Sequence[ViewFeature]) -> None:
+    aggregated = {feature.name for feature in features if feature.window is not None}
+    for feature in features:
+        if feature.window is None:
+            is_right = feature.function == "derived" and aggregated.issuperset(feature.inputs)
+        else:
+            is_right = feature.function != "derived" and 0 <= feature.window < len(windows)
+        _require(view, is_right, f"its feature {feature.name!r} has no window and no inputs")
+    for window in windows:
+        least = 0 if window.kind == "lifetime" else 1
+        _require(
+            view,
+            least <= window.hop_us <= _LONGEST_US and least <= window.extent_us <= _LONGEST_US,
+            f"its window {window.text!r} has no length",
         )
-    return {view.name: _typed(view) for view in registry.views}
+        if window.kind == "calendar":
+            try:
+                unit_boundaries(window.unit or "day", window.tz or "UTC")
+            except DefinitionError as error:
+                raise _Unreadable(f"{view.id}: {error}; publish it again with unskew run") from error
+
+
+def _require(view: View, is_right: bool, otherwise: str) -> None:  # noqa: FBT001 - the condition itself
+    if not is_right:
+        raise _Unreadable(f"{view.id}: {otherwise}; publish it again with unskew run")
 
 
 def _written(view: View) -> View:
@@ -96,30 +165,44 @@ def _typed(view: View) -> View:
         try:
             dtype = Type.parse(name)
         except DefinitionError as error:
-            raise LayoutError(
-                f"the published registry has a feature of type {name!r} in {view.id}, which this version does not know; "
+            raise _Unreadable(
+                f"it has a feature of type {name!r} in {view.id}, which this version does not know; "
                 "use the version of unskew that published it"
             ) from error
-        if value is None or dtype.nesting:
+        if value is None:
             return value
         try:
-            match dtype.scalar:
-                case "float64":
-                    # JSON has one kind of number: another writer may write 0 for 0.0.
-                    return float(value)
-                case "timestamp":
-                    return moment_of(value)
-                case "decimal":
-                    return Decimal(value)
-                case "int64" | "bool" | "string":
-                    return value
+            read = _scalar(value, dtype)
         except (ValueError, TypeError, OverflowError, DecimalException) as error:
-            raise LayoutError(
-                f"the published registry cannot be read: {value!r} in {view.id} is not of type {dtype}; "
-                "publish it again with unskew run"
+            raise _Unreadable(
+                f"{value!r:.80} in {view.id} is not of type {dtype}; publish it again with unskew run"
             ) from error
+        return read
 
     return _with_scalars(view, typed)
+
+
+_PYTHON: Mapping[ScalarName, type] = {"int64": int, "bool": bool, "string": str}
+
+
+def _scalar(value: Any, dtype: Type) -> Any:
+    """Return a value of JSON in its own type. Raises what conversions raise."""
+    if dtype.nesting:
+        raise TypeError("a list or map has no such value")
+    match dtype.scalar:
+        case "float64":
+            # JSON has one kind of number: another writer may write 0 for 0.0.
+            return float(value)
+        case "timestamp":
+            return moment_of(value)
+        case "decimal":
+            return Decimal(value)
+        case _:
+            if type(value) is not _PYTHON[dtype.scalar]:
+                raise TypeError(value)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise OverflowError(value)
+            return value
 
 
 def _with_scalars(view: View, change: Callable[[Any, str], Any]) -> View:

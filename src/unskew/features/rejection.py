@@ -16,6 +16,7 @@ Kind = Literal[
     "time",
     "key",
     "header",
+    "operation",
     "number",
     "expression",
 ]

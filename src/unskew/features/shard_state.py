@@ -23,7 +23,7 @@ from unskew.features.kernel.sealed import sealed, unseal
 from unskew.features.kernel.state import Batch, Rows, State
 from unskew.features.keys import decode_keys
 from unskew.features.plan import ViewPlan
-from unskew.features.text_buffers import Keys
+from unskew.features.text_buffers import Keys, read_only
 from unskew.features.updates import LATE_BOUNDS_US, Updates
 
 LAYOUT = 1
@@ -74,7 +74,7 @@ class ShardState:
         self.directory = Directory()
         self._texts = Directory()
         self._texts_swept_at = _MIN_TEXTS
-        self._state = _new_state(self._program, self.directory.capacity)
+        self._state = new_state(self._program, self.directory.capacity)
         self._notes_closings = notes_closings
         self._sessions: ShardState | None = None
         self._over_sessions: Evaluator | None = None
@@ -180,7 +180,7 @@ class ShardState:
             shard=self.shard,
             clock_us=clock_us,
             since_us=self.since_us,
-            closed=pl.concat(chunks) if chunks else self._closed(_rows(self._program.value_words, 0)),
+            closed=pl.concat(chunks) if chunks else self._closed(new_rows(self._program.value_words, 0)),
             current=self._current(),
             late=tuple((late - late_before).sum(axis=1).tolist()),
             late_by_us=tuple(late_by.tolist()),
@@ -220,7 +220,7 @@ class ShardState:
                 shard=self.shard,
                 clock_us=int(state.scalars[w.S_CLOCK]),
                 since_us=self.since_us,
-                closed=self._closed(_rows(self._program.value_words, 0)),
+                closed=self._closed(new_rows(self._program.value_words, 0)),
                 current=self._current(),
                 late=(0,) * len(late),
                 late_by_us=tuple(late_by.tolist()),
@@ -258,11 +258,11 @@ class ShardState:
             self.since_us = int(batch.arrival[0]) if len(batch.arrival) else clock_us
         done = 0
         n_words = self._program.value_words
-        rows = _rows(n_words, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
+        rows = new_rows(n_words, max(_MIN_ROWS, min(2 * len(batch.rows), _MOST_ROW_WORDS // n_words)))
         while True:
             needed = int(self._state.scalars[w.S_TOUCHED])
             if needed > len(rows.row):
-                rows = _rows(self._program.value_words, 2 * needed)
+                rows = new_rows(self._program.value_words, 2 * needed)
             done = run(self._program, self._state, batch, done, clock_us, rows, self._scratch)
             if rows.n[0]:
                 take(rows)
@@ -306,7 +306,7 @@ class ShardState:
         n_filters, n_columns = len(self.view.filters), len(self._columns)
         if events is None or events.height == 0:
             self._reserve(0)
-            empty = np.empty(0, np.int64)
+            empty = read_only(np.empty(0, np.int64))
             return Batch(
                 np.empty(0, np.int32), empty, empty, empty, empty, empty,
                 np.empty((n_filters, 0), np.bool_), np.empty((n_columns, 0), np.int64), np.empty((n_columns, 0), np.bool_),
@@ -317,7 +317,7 @@ class ShardState:
         numbers = np.empty((n_columns, events.height), np.int64)
         known = np.ones((n_columns, events.height), np.bool_)
         columns = {
-            name: np.ascontiguousarray(events[name].to_numpy(), np.int64)
+            name: read_only(np.ascontiguousarray(events[name].to_numpy(), np.int64))
             for name in ("effective", "arrival", "event_time", "partition", "offset")
         }
         for index, wanted in enumerate(self._columns):
@@ -422,7 +422,7 @@ class ShardState:
         count = int(self._state.scalars[w.S_DIRTY])
         if count == 0 and self._no_current is not None:
             return self._no_current
-        rows = _rows(self._program.value_words, count)
+        rows = new_rows(self._program.value_words, count)
         until, empty_at = np.empty(count, np.int64), np.empty(count, np.int64)
         current(self._program, self._state, rows, until, empty_at, self._scratch)
         frame = pl.DataFrame(
@@ -476,7 +476,8 @@ class ShardState:
         self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
 
 
-def _rows(n_words: int, capacity: int) -> Rows:
+def new_rows(n_words: int, capacity: int) -> Rows:
+    """Return space for rows of values of ``n_words`` words."""
     return Rows(
         n=np.zeros(1, np.int64),
         row=np.empty(capacity, np.int32),
@@ -493,7 +494,8 @@ def _rows(n_words: int, capacity: int) -> Rows:
 _ROW_ARRAYS = ("entities", "touched", "dirty", "dead")
 
 
-def _new_state(program: Program, n_rows: int) -> State:
+def new_state(program: Program, n_rows: int) -> State:
+    """Return the arrays of a state in which nothing has happened."""
     n_windows = len(program.windows)
     scalars = np.zeros(w.N_SCALARS, np.int64)
     scalars[w.S_CLOCK] = w.NEVER

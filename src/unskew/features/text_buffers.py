@@ -14,6 +14,17 @@ from numba import uint64
 from unskew.features.jit import compiled
 
 
+def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the same array for reading only.
+
+    numba compiles a function once for arrays that can be written and once for those that cannot. Polars and Arrow
+    return either, by where the values happen to lie.
+    """
+    shown = array.view()
+    shown.flags.writeable = False
+    return shown
+
+
 class Keys(NamedTuple):
     """A batch of keys in Arrow's layout: ``offsets`` int64 [n+1] into ``data`` uint8."""
 
@@ -40,7 +51,7 @@ class Keys(NamedTuple):
     def hashes(self) -> npt.NDArray[np.uint64]:
         """Return the hash of every key, as ``hash_bytes``."""
         found = np.empty(len(self.offsets) - 1, np.uint64)
-        _hash_keys(self.offsets, self.data, found)
+        _hash_keys(read_only(self.offsets), read_only(self.data), found)
         return found
 
 

@@ -36,8 +36,9 @@ class Updates:
 
     ``applied``: the number of events that the shard has ever applied. With the clock it states the shard's position in
     its own history, which is the same however often the history is repeated. ``refill``: if set, this is not a step but
-    the current rows of entities, changed or not, for a store that lost them: one part, or the last. ``behind``: true
-    while an earlier run of the process showed more than the shard has reached again.
+    the current rows of entities, changed or not, for a store that lost them: one part, or the last. ``scrub``: if set,
+    these are such rows for a store to compare with what it holds. ``behind``: true while an earlier run of the process
+    showed more than the shard has reached again.
     """
 
     view: ViewPlan
@@ -53,6 +54,7 @@ class Updates:
     duplicates_total: int = 0
     applied: int = 0
     refill: Literal["part", "last"] | None = None
+    scrub: Literal["part", "last"] | None = None
     behind: bool = False
 
     @property

@@ -1,14 +1,18 @@
-"""Warming values: their windows begin before the first arrival that the shard has seen."""
+"""Statuses that both sides share, and warming values: their windows begin before the first arrival of the shard."""
 
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from unskew.features.definitions.windows import old_edge_us
 from unskew.features.view import View, ViewFeature
 
 Ints = npt.NDArray[np.int64]
+
+NO_KEY = "no_key"
+"""The status of a row that lacks a part of the entity's key: nobody's values, so all of them are null."""
 
 
 def is_warming(
@@ -24,3 +28,14 @@ def is_warming(
     for window in {window for feature in features for window in view.windows_of(feature)}:
         warming |= old_edge_us(window, instants_us) - behind_us < since_us
     return warming
+
+
+def is_empty(stored: pl.Series, feature: ViewFeature) -> npt.NDArray[np.bool_]:
+    """Return which stored values are those of an entity without events: what ``default`` says of a feature.
+
+    An entity's row in Redis is deleted when its windows are empty, and then nothing tells it from an entity that was
+    never seen. So the value decides, and not whether there is a row: log and Redis hold the same values.
+    """
+    if feature.empty is None:
+        return stored.is_null().to_numpy()
+    return (stored == pl.Series([feature.empty], dtype=stored.dtype)).fill_null(value=False).to_numpy()

@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -12,16 +12,17 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from unskew.features.errors import RequestError
+from unskew.features.errors import LayoutError, RequestError
 from unskew.features.keys import encode_keys
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.time import format_instant
 from unskew.features.view import View
-from unskew.monitoring.log_rows import compare_origins, compare_rows, missing_events
-from unskew.monitoring.outcome import AuditReport, Difference, ViewAudit, first_difference, stray
-from unskew.monitoring.recount import Key, Recount, identical
+from unskew.monitoring.log_rows import compare_origins, compare_rows, named_events
+from unskew.monitoring.outcome import AuditReport, ViewAudit, stray
+from unskew.monitoring.reach import NamedEvents, Reach, seen
+from unskew.monitoring.recount import Key, Recount, Values, identical
 from unskew.offline.join import joined
 from unskew.offline.log_reader import ViewLog
+from unskew.offline.reading import answer_of_table
 from unskew.serving.online import OnlineReader
 from unskew.sinks.tables.layout import Coverage, published_files, read_coverage, view_root
 
@@ -60,7 +61,7 @@ def audit(
     patience_s: float = 15.0,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> AuditReport:
-    """Compare, and stop at the first difference.
+    """Compare, and report every difference by view and feature.
 
     ``samples``: the number of (entity, instant) pairs over all views together, drawn with ``seed``: mostly instants at
     which an event arrived or left a window, and their neighbours; none later than the log is complete.
@@ -70,115 +71,138 @@ def audit(
 
     Log and archive of a running pipeline may grow meanwhile: the log's coverage is read before the archive, and nothing
     later is compared. Every row of the log and every key in Redis must belong to an entity that the archive knows, and
-    every row must name its event.
+    every row must name its event. If days of the archive were removed, values that rest on them are left out, and the
+    report says which.
 
-    Raises ``RequestError`` if there is nothing to compare, also for a single view that has events, or if the archive
-    lacks events from which the log was computed.
+    A view that cannot be compared does not hide the differences of others: its error is among the refusals then. If
+    there are no differences, raises ``RequestError`` if there is nothing to compare, also for a single view that has
+    events, or if the archive lacks events from which the log was computed; ``LayoutError`` for files that cannot be
+    read.
     """
     report = AuditReport()
     rng = random.Random(seed)  # noqa: S311  a sample, not a secret
     share = -(-samples // max(1, len(plan.views)))
+    refused: list[RequestError | LayoutError] = []
     for view in plan.views.values():
         online = None
         settled: Coverage | None = None
-        if redis_source is not None:
-            settled = read_coverage(view_root(log_root, view.name, view.version))
-            online = _read_online(redis_source, prefix, pipeline, view, archive_root, progress)
-            _wait_for_log(log_root, view, online, patience_s)
-        # Coverage first, then the archive: events that came in between are in the archive, and in no sample.
-        log = ViewLog(log_root, view.published)
-        if _is_without_events(log, archive_root, view, online):
-            report.views.append(ViewAudit(view=view.id, events=0))
-            continue
-        events = _archive_of(log, archive_root, view, online, patience_s)
-        recount = Recount(view, events)
-        result = ViewAudit(view=view.id, events=recount.n_events, engines=recount.engines)
-        report.views.append(result)
-        first_us = _first_exact(log, events, view)
-        report.difference = _compare_log(log, recount, share, rng, result, progress, first_us=first_us)
-        if report.difference is None and online is not None:
-            settled_us = _settled_us(view, events, settled)
-            report.difference = _compare_online(online, log, recount, result, settled_us, progress, first_us=first_us)
-        if report.difference is not None:
-            return report
+        try:
+            if redis_source is not None:
+                settled = read_coverage(view_root(log_root, view.name, view.version))
+                online = _read_online(redis_source, prefix, pipeline, view, archive_root, progress)
+                _wait_for_log(log_root, view, online, patience_s)
+            # Coverage first, then the archive: events that came in between are in the archive, and in no sample.
+            log = ViewLog(log_root, view.published)
+            if _is_without_events(log, archive_root, view, online):
+                report.views.append(ViewAudit(view=view.id, events=0))
+                continue
+            events, named = _archive_of(log, archive_root, view, online, patience_s)
+            known = seen(view, events, log.coverage, named)
+            reach = Reach(Recount(view, known.events), known, named.archive_from_us)
+            result = ViewAudit(
+                view=view.id,
+                events=reach.recount.n_events,
+                engines=reach.recount.engines,
+                dependent=reach.recount.dependent,
+            )
+            report.views.append(result)
+            _compare_log(log, reach, share, rng, result, report, progress)
+            if online is not None:
+                _compare_online(online, log, reach, result, _settled_us(view, events, settled), report, progress)
+            result.unaudited += reach.unaudited(_covered_us(log))
+        except (RequestError, LayoutError) as error:
+            refused.append(error)
+    report.refusals = [str(error) for error in refused]
+    if report.differences:
+        return report
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        raise RequestError("\n".join(report.refusals))
     _refuse_vacuous(report, online=redis_source is not None)
     return report
 
 
 def _compare_log(
     log: ViewLog,
-    recount: Recount,
+    reach: Reach,
     n_samples: int,
     rng: random.Random,
     result: ViewAudit,
+    report: AuditReport,
     progress: Progress,
-    *,
-    first_us: int,
-) -> Difference | None:
+) -> None:
     complete_to = log.complete_to_us
     if complete_to is None:
         raise RequestError(
             f"the log of {result.view} under {log.root} is not complete to any instant yet; run the pipeline"
         )
-    if not len(recount.entities):
-        return compare_origins(log, recount, result, first_us)
-    drawn = _draw(recount, n_samples, rng, result, first_us, complete_to)
-    key_names = recount.view.entity.keys
-    keys = pl.DataFrame([key for key, _ in drawn], schema=recount.entities.schema, orient="row").select(key_names)
-    instants = np.array([t_us for _, t_us in drawn], np.int64)
-    stored = joined(log, keys, instants)
-    empty = recount.values((), 0)
-    for number, ((key, t_us), found) in enumerate(zip(drawn, stored.iter_rows(named=True), strict=True)):
-        if number % 100 == 0:
-            progress(f"{result.view}: log", number, len(drawn))
-        expected = recount.values(key, t_us)
-        result.samples += 1
-        result.non_empty += not identical(expected, empty)
-        if not identical(found, expected):
-            return first_difference("log", result.view, key, t_us, found, expected)
-    progress(f"{result.view}: log", len(drawn), len(drawn))
-    return compare_origins(log, recount, result, first_us) or compare_rows(
-        log, recount, drawn[:_ROWS], result, first_us
-    )
+    recount = reach.recount
+    drawn = _draw(reach, n_samples, rng, result, complete_to)
+    if drawn:
+        key_names = recount.view.entity.keys
+        keys = pl.DataFrame([key for key, _ in drawn], schema=recount.entities.schema, orient="row").select(key_names)
+        instants = np.array([t_us for _, t_us in drawn], np.int64)
+        stored = joined(log, keys, instants)
+        for number, ((key, t_us), found) in enumerate(zip(drawn, stored.iter_rows(named=True), strict=True)):
+            if number % 100 == 0:
+                progress(f"{result.view}: log", number, len(drawn))
+            expected, empty = _known(reach, key, t_us)
+            result.samples += 1
+            result.non_empty += not identical(expected, empty)
+            report.compare("log", result.view, key, t_us, found, expected)
+        progress(f"{result.view}: log", len(drawn), len(drawn))
+    compare_origins(log, reach, result, report)
+    if drawn:
+        compare_rows(log, reach, drawn[:_ROWS], result, report)
 
 
-def _draw(
-    recount: Recount, n_samples: int, rng: random.Random, result: ViewAudit, first_us: int, last_us: int
-) -> list[tuple[Key, int]]:
-    """Draw entities and instants in [first, last]; half of the entities weighted by their events, half uniformly."""
+def _known(reach: Reach, key: Key, t_us: int) -> tuple[Values, Values]:
+    """Return those of an entity's values that are known, and what they are without events."""
+    names = reach.known_features(key, t_us)
+    empty = reach.recount.values((), 0)
+    values = reach.recount.values(key, t_us) if names else {}
+    return {name: values[name] for name in names}, {name: empty[name] for name in names}
+
+
+def _draw(reach: Reach, n_samples: int, rng: random.Random, result: ViewAudit, last_us: int) -> list[tuple[Key, int]]:
+    """Draw entities and instants at which something is known; half of the entities weighted by their events."""
+    recount = reach.recount
+    first_us = reach.first_sampled_us
     n_events = recount.events_per_entity.to_list()
+    if first_us is None or first_us > last_us or not n_events:
+        return []
     keys = recount.entities.rows()
-    if first_us > last_us:
-        raise RequestError(
-            f"{result.view}: the archive begins too late for the log: nothing can be recounted before "
-            f"{format_instant(first_us)}"
-        )
     drawn: list[tuple[Key, int]] = []
     by_events = rng.choices(range(len(keys)), weights=n_events, k=n_samples)
     for busy in by_events:
         entity = busy if rng.random() < 0.5 else rng.randrange(len(keys))
-        drawn.append(
-            (keys[entity], _draw_instant(recount, keys[entity], n_events[entity], rng, result, first_us, last_us))
-        )
+        key = keys[entity]
+        t_us = _draw_instant(reach, key, n_events[entity], rng, result, first_us, last_us)
+        if t_us is None:
+            result.unknown += 1
+        else:
+            drawn.append((key, t_us))
     return drawn
 
 
 def _draw_instant(
-    recount: Recount, key: Key, n_events: int, rng: random.Random, result: ViewAudit, first_us: int, last_us: int
-) -> int:
+    reach: Reach, key: Key, n_events: int, rng: random.Random, result: ViewAudit, first_us: int, last_us: int
+) -> int | None:
     kind = rng.choices(["arrival", "hop", "any"], weights=[45, 45, 10])[0]
     for _ in range(_DRAWS if kind != "any" else 0):
-        arrival, changes = recount.instants(key, rng.randrange(n_events))
+        arrival, changes = reach.recount.instants(key, rng.randrange(n_events))
         if kind == "hop" and not changes:
             continue
         step = rng.choice([0, 0, 0, -1, 1])
         t_us = (arrival if kind == "arrival" else rng.choice(changes)) + step
-        if first_us <= t_us <= last_us:
+        if first_us <= t_us <= last_us and reach.known_features(key, t_us):
             result.beside += step != 0
             result.on_arrivals += step == 0 and kind == "arrival"
             result.on_hops += step == 0 and kind == "hop"
             return t_us
-    return rng.randint(first_us, last_us)
+    t_us = rng.randint(first_us, last_us)
+    return t_us if reach.known_features(key, t_us) else None
 
 
 def _settled_us(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None) -> dict[Key, int]:
@@ -206,17 +230,16 @@ def _settled_us(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None)
 def _compare_online(
     online: _Online,
     log: ViewLog,
-    recount: Recount,
+    reach: Reach,
     result: ViewAudit,
     settled_us: Mapping[Key, int],
+    report: AuditReport,
     progress: Progress,
-    *,
-    first_us: int,
-) -> Difference | None:
+) -> None:
+    recount = reach.recount
     covered, furthest = _covered_us(log), _furthest_us(log)
     key_names = list(recount.view.entity.keys)
     names = [output.name for output in recount.view.outputs]
-    empty = recount.values((), 0)
     instants = online.as_of.to_physical().to_list()
     provisional = online.provisional.to_list()
     known = set(recount.entities.rows())
@@ -230,29 +253,38 @@ def _compare_online(
                 f"Redis has no clock of {result.view}; check that --pipeline and --prefix are those of `unskew run`"
             )
         key, found = row[: len(key_names)], dict(zip(names, row[len(key_names) :], strict=True))
-        if number >= first_strange and key not in known and first_us <= as_of_us <= furthest:
-            return stray("redis", result.view, key, as_of_us)
+        is_strange = number >= first_strange and key not in known and not reach.keeps_strays
+        if is_strange and reach.strays_from_us <= as_of_us <= furthest:
+            report.add(stray("redis", result.view, key, as_of_us))
+            continue
         t_us, upto_us = as_of_us, covered
+        expected, empty = _known(reach, key, t_us)
         if provisional[number]:
             upto_us = settled_us.get(key, -(2**63))
-            if identical(found, empty) and first_us <= upto_us < as_of_us:
+            if _is_same(found, empty) and reach.first_us <= upto_us < as_of_us:
                 # Empty at some instant from here to ``as_of``; comparable only if nothing changes in between.
                 t_us = upto_us
-                if not identical(recount.values(key, t_us), empty) and recount.last_row(key, as_of_us, t_us):
+                expected, empty = _known(reach, key, t_us)
+                if not identical(expected, empty) and recount.last_row(key, as_of_us, t_us):
                     upto_us = -(2**63)
-        if not first_us <= t_us <= upto_us:
+        if not reach.first_us <= t_us <= upto_us:
             result.provisional += provisional[number]
             result.ahead += not provisional[number]
             continue
-        expected = recount.values(key, t_us)
+        if not expected:
+            result.unknown += 1
+            continue
         result.entities += 1
-        result.entities_present += not identical(found, empty)
-        if not identical(found, expected):
-            return first_difference("redis", result.view, key, t_us, found, expected)
+        result.entities_present += not _is_same(found, empty)
+        report.compare("redis", result.view, key, t_us, found, expected)
     progress(f"{result.view}: Redis", len(instants), len(instants))
-    if online.illegible:
-        return stray("redis", result.view, tuple(online.illegible[0].split("|")), covered)
-    return None
+    for text in online.illegible:
+        report.add(stray("redis", result.view, tuple(text.split("|")), covered))
+
+
+def _is_same(found: Values, expected: Values) -> bool:
+    """Return whether those values that are expected were found."""
+    return identical({name: found[name] for name in expected}, expected)
 
 
 def _read_online(
@@ -329,8 +361,8 @@ def _covered_us(log: ViewLog) -> int:
 
 def _archive_of(
     log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None, patience_s: float
-) -> pl.DataFrame:
-    """Return the raw events of the view's stream: the columns that the view reads, of every event behind the log.
+) -> tuple[pl.DataFrame, NamedEvents]:
+    """Return the raw events of the view's stream: the columns that the view reads, of every event that is archived.
 
     A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow, also
     for the entities that only Redis knew.
@@ -345,17 +377,17 @@ def _archive_of(
     columns = [*keys, *sorted(roots - set(keys)), "_partition", "_offset", "_arrival", "_event_time"]
     deadline = time.monotonic() + patience_s
     while True:
-        files = published_files(archive_root / view.stream.topic)
+        root = archive_root / view.stream.topic
         missing: str | None = (
             f"there are no archived events of topic {view.stream.topic} under {archive_root}; "
             "give the folder that `unskew run --archive` writes to"
         )
-        if files:
-            paths = [file.path for file in files]
-            events = pl.scan_parquet(paths, hive_partitioning=False).select(columns).collect()
-            missing = missing_events(log, events)
+        if published_files(root):
+            events = answer_of_table(root, lambda paths: _scanned(paths, columns).collect())
+            named = named_events(log, events)
+            missing = named.lacking
             if missing is None and (time.monotonic() > deadline or not _are_strange(online, log, events, view)):
-                return events
+                return events, named
         if missing is not None and time.monotonic() > deadline:
             raise RequestError(missing)
         time.sleep(0.5)
@@ -380,12 +412,18 @@ def _furthest_us(log: ViewLog) -> int:
 
 def _archived_keys(archive_root: Path, view: ViewPlan) -> pl.DataFrame:
     """Return the entities of all archived events, also of events that do not count."""
-    files = published_files(archive_root / view.stream.topic)
+    root = archive_root / view.stream.topic
     schema = view.entity.columns
-    if not files:
+    if not published_files(root):
         return pl.DataFrame(schema=schema)
-    scanned = pl.scan_parquet([file.path for file in files], hive_partitioning=False).select(view.entity.keys)
-    return scanned.drop_nulls().unique().cast(pl.Schema(schema)).collect().sort(view.entity.keys)
+    keys = answer_of_table(
+        root, lambda paths: _scanned(paths, view.entity.keys).drop_nulls().unique().cast(pl.Schema(schema)).collect()
+    )
+    return keys.sort(view.entity.keys)
+
+
+def _scanned(paths: Sequence[Path], columns: Sequence[str]) -> pl.LazyFrame:
+    return pl.scan_parquet(list(paths), hive_partitioning=False, glob=False).select(columns)
 
 
 def _is_without_events(log: ViewLog, archive_root: Path, view: ViewPlan, online: _Online | None) -> bool:
@@ -394,32 +432,14 @@ def _is_without_events(log: ViewLog, archive_root: Path, view: ViewPlan, online:
     return not (in_redis or log.files or published_files(archive_root / view.stream.topic))
 
 
-def _first_exact(log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> int:
-    """Return the first instant whose windows the archive covers entirely."""
-    archived = int(events["_arrival"].to_physical().min())  # type: ignore[arg-type]
-    shards = log.coverage.shards.values() if log.coverage is not None else ()
-    since = min((shard.since_us for shard in shards if shard.since_us is not None), default=archived)
-    if archived <= since:
-        return archived
-    kinds = {window.kind for window in view.windows}
-    if view.sessions is not None or kinds & {"lifetime", "session"}:
-        raise RequestError(
-            f"the archive of {view.id} begins at {format_instant(archived)}, after its log at {format_instant(since)}: "
-            "a lifetime or a session cannot be recounted without its beginning; give the whole archive"
-        )
-    return (
-        archived
-        + max(window.extent_us + window.hop_us for window in view.windows)
-        + (view.stream.dedupe_within_us or 0)
-    )
-
-
 def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:
-    """Refuse a report that compared nothing, as a whole or for one view with events."""
+    """Refuse a report that compared nothing, as a whole or for one view with events; the archive may be too short."""
     if not sum(view.non_empty for view in report.views):
-        raise RequestError("nothing was compared: every sampled value was empty")
+        short = [f"{view.view}: {one}" for view in report.views for one in view.unaudited]
+        why = f"; not comparable: {'; '.join(short)}" if short else ""
+        raise RequestError(f"nothing was compared: every sampled value was empty{why}")
     for view in report.views:
-        if not view.events:
+        if not view.events or any(one.from_us is None for one in view.unaudited):
             continue
         if not view.samples:
             raise RequestError(f"nothing of {view.view} was compared with its log: the sample is too small")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from unskew.features.time import format_instant
-from unskew.monitoring.outcome import Difference, ViewAudit, stray
-from unskew.monitoring.recount import Key, Recount, Row
+from unskew.features.time import format_instant, instant_us
+from unskew.monitoring.outcome import N_EXAMPLES, AuditReport, Difference, ViewAudit, stray
+from unskew.monitoring.reach import NamedEvents, Reach
+from unskew.monitoring.recount import Key, Row
 from unskew.offline.log_reader import ViewLog
 
 _INSTANT = pl.Datetime("us", "UTC")
@@ -17,31 +18,46 @@ _ORIGIN = ("event_time", "partition", "offset", "cause")
 Origin = dict[str, object]
 
 
-def missing_events(log: ViewLog, events: pl.DataFrame) -> str | None:
-    """Describe the events that the log names but the archive, from its beginning on, lacks; None if there are none."""
-    # The row of a session names its last event, which came up to a gap and a hop before the row.
-    window = None if log.view.sessions is None else log.view.sessions.window
-    behind_us = 0 if window is None else window.extent_us + window.hop_us
-    first_us = int(events["_arrival"].to_physical().min()) + behind_us if len(events) else 0  # type: ignore[arg-type]
+def named_events(log: ViewLog, events: pl.DataFrame) -> NamedEvents:
+    """Look up all events that the covered rows of the log name."""
+    held = events.group_by(pl.col("_partition").alias("partition")).agg(
+        _first=pl.col("_offset").min(), _from=pl.col("_arrival").sort_by("_offset").first().dt.timestamp("us") + 1
+    )
     known = events.select(pl.col("_partition").alias("partition"), pl.col("_offset").alias("offset"))
+    first: dict[int, int] = {}
+    archive_from_us: int | None = None
+    lacking, example = 0, ""
     for chunk in log.newest_first(["partition", "offset", "available_at", "shard"]):
-        named = _covered(log, chunk).drop_nulls().filter(pl.col("available_at").to_physical() >= first_us)
-        missing = named.join(known, on=["partition", "offset"], how="anti")
-        if len(missing):
-            partition, offset, at, _ = missing.row(0)
-            return (
-                f"the archive lacks {len(missing)} events from which {log.view.name}@{log.view.version} was computed, "
-                f"first partition {partition}, offset {offset} ({at}): it is not this log's archive, or files are "
-                "missing"
-            )
-    return None
+        named = _covered(log, chunk).drop_nulls(["partition", "offset"])
+        for partition, offset in named.group_by("partition").agg(pl.col("offset").min()).iter_rows():
+            first[partition] = min(offset, first.get(partition, offset))
+        missing = named.join(known, on=["partition", "offset"], how="anti").join(held, on="partition", how="left")
+        removed = missing.filter(pl.col("offset") < pl.col("_first"))
+        if len(removed):
+            archive_from_us = max(int(removed["_from"].max()), archive_from_us or 0)  # type: ignore[arg-type]
+        wrong = missing.filter((pl.col("offset") >= pl.col("_first")).fill_null(value=True))
+        if len(wrong):
+            lacking += len(wrong)
+            partition, offset, at, *_ = wrong.row(0)
+            example = f"partition {partition}, offset {offset} ({at})"
+    view = log.view
+    return NamedEvents(
+        first=first,
+        archive_from_us=archive_from_us,
+        lacking=f"the archive lacks {lacking} events from which {view.id} was computed, first {example}: it is not this "
+        "log's archive, or files are missing"
+        if lacking
+        else None,
+    )
 
 
-def compare_origins(log: ViewLog, recount: Recount, result: ViewAudit, first_us: int) -> Difference | None:
+def compare_origins(log: ViewLog, reach: Reach, result: ViewAudit, report: AuditReport) -> None:
     """Check, for every row of the log, that its entity has events and that the view aggregates the event it names.
 
-    Rows before ``first_us`` are left out, and so are rows past the coverage that was read when the log was opened.
+    Rows of instants that are not known are left out, and so are rows past the coverage that was read when the log was
+    opened.
     """
+    recount = reach.recount
     keys = list(recount.view.entity.keys)
     archived = recount.events.select(
         *(pl.col(name).alias(f"_own_{name}") for name in keys),
@@ -50,42 +66,56 @@ def compare_origins(log: ViewLog, recount: Recount, result: ViewAudit, first_us:
         "_arrival",
         "_event_time",
     )
+    at = pl.col("available_at").to_physical()
+    from_event = pl.col("cause") == "event"
+    of_hop = (pl.col("cause") == "hop").fill_null(value=False)
+    place = ("partition", "offset")
+    is_placed = pl.all_horizontal(pl.col(*place).is_not_null())
+    without_event = pl.all_horizontal(pl.col("event_time", *place).is_null())
+    is_faulty = ~((from_event & is_placed) | (of_hop & without_event)).fill_null(value=False)
+    is_event = from_event.fill_null(value=False)
+    half_placed = (pl.when(pl.col(name).is_null()).then(pl.lit(name)) for name in place)
+    column = pl.when(is_event & ~without_event).then(pl.coalesce(*half_placed)).otherwise(pl.lit("cause"))
+    same_event_time = pl.col("event_time").eq_missing(pl.col("_event_time"))
+    same = pl.all_horizontal(at == pl.col("_arrival").to_physical(), *(pl.col(k) == pl.col(f"_own_{k}") for k in keys))
     for chunk in log.newest_first([*keys, "available_at", "shard", *_ORIGIN]):
-        rows = _covered(log, chunk).filter(pl.col("available_at").to_physical() >= first_us)
-        unknown = rows.join(recount.entities, on=keys, how="anti")
+        rows = _covered(log, chunk).filter(at >= reach.first_us)
+        unknown = rows.filter(at >= reach.strays_from_us).join(recount.entities, on=keys, how="anti")
         if len(unknown):
-            key, t_us = _place(unknown, keys)
-            return stray("log", result.view, key, t_us)
-        from_event = pl.col("cause") == "event"
-        named = pl.col("partition").is_not_null() & pl.col("offset").is_not_null()
-        no_event = pl.all_horizontal(pl.col("event_time", "partition", "offset").is_null())
-        faulty = rows.filter(~((from_event & named) | ((pl.col("cause") == "hop") & no_event)).fill_null(value=False))
-        if len(faulty):
-            key, t_us = _place(faulty, keys)
-            found = _origin(faulty.row(0, named=True))
-            return _compare_row(recount, result, key, t_us, first_us, found) or _unlike(
-                result, key, t_us, "cause", found, {}
-            )
-        joined = rows.filter(from_event).join(archived, on=["partition", "offset"], how="left")
-        same = pl.all_horizontal(
-            pl.col("available_at") == pl.col("_arrival"),
-            pl.col("event_time").eq_missing(pl.col("_event_time")),
-            *(pl.col(name) == pl.col(f"_own_{name}") for name in keys),
+            report.add(stray("log", result.view, *_place(unknown.row(0, named=True), keys)), len(unknown))
+        # The rows of strays need no second difference.
+        rows = rows.join(recount.entities, on=keys, how="semi")
+        faulty = rows.filter(is_faulty).with_columns(_column=column)
+        joined = rows.filter(is_event & ~is_faulty).join(archived, on=["partition", "offset"], how="left")
+        wrong = joined.filter(~(same & same_event_time).fill_null(value=False)).with_columns(
+            _column=pl.when(same.fill_null(value=False)).then(pl.lit("event_time")).otherwise(pl.lit("offset"))
         )
-        wrong = joined.filter(~same.fill_null(value=False))
-        if len(wrong):
-            key, t_us = _place(wrong, keys)
-            found = _origin(wrong.row(0, named=True))
-            return _compare_row(recount, result, key, t_us, first_us, found) or _unlike(
-                result, key, t_us, "offset", found, {}
-            )
-    return None
+        _add_faults(faulty, reach, result, report)
+        _add_faults(wrong, reach, result, report)
+
+
+def _add_faults(faulty: pl.DataFrame, reach: Reach, result: ViewAudit, report: AuditReport) -> None:
+    """Add rows whose origin is at fault, by column; only the first ones are held against a recount of their own."""
+    keys = list(reach.recount.view.entity.keys)
+    if reach.recount.inner is not None:
+        # A session of which the beginning is not known may have closed otherwise.
+        known = [_is_known(reach, *_place(row, keys)) for row in faulty.iter_rows(named=True)]
+        faulty = faulty.filter(pl.Series(known, dtype=pl.Boolean))
+    for (column,), rows in faulty.group_by("_column", maintain_order=True):
+        n_counted = len(rows) - N_EXAMPLES
+        for number, row in enumerate(rows.head(N_EXAMPLES).iter_rows(named=True), start=1):
+            key, t_us = _place(row, keys)
+            found = _origin(row)
+            difference = _row_difference(reach, result, key, t_us, found)
+            difference = difference or _unlike(result, key, t_us, str(column), found, {})
+            report.add(difference, 1 + n_counted if number == N_EXAMPLES else 1)
 
 
 def compare_rows(
-    log: ViewLog, recount: Recount, drawn: Sequence[tuple[Key, int]], result: ViewAudit, first_us: int
-) -> Difference | None:
+    log: ViewLog, reach: Reach, drawn: Sequence[tuple[Key, int]], result: ViewAudit, report: AuditReport
+) -> None:
     """Check, for each entity and instant, that the last row by then has the recount's instant, cause and event."""
+    recount = reach.recount
     keys = list(recount.view.entity.keys)
     wanted = pl.DataFrame([key for key, _ in drawn], schema=recount.entities.schema, orient="row").with_columns(
         pl.Series("_t", [t_us for _, t_us in drawn], pl.Int64).cast(_INSTANT),
@@ -106,21 +136,36 @@ def compare_rows(
         for row in latest.iter_rows(named=True):
             stood[row["_number"]] = _origin(row)
     for (key, t_us), found in zip(drawn, stood, strict=True):
-        difference = _compare_row(recount, result, key, t_us, first_us, found)
-        if difference is not None:
-            return difference
+        expected = _expected_row(reach, key, t_us)
+        if expected is None:
+            continue
         result.rows += 1
-    return None
+        difference = _unlike_row(result, key, t_us, found, expected)
+        if difference is not None:
+            report.add(difference)
 
 
-def _compare_row(
-    recount: Recount, result: ViewAudit, key: Key, t_us: int, first_us: int, found: Origin
-) -> Difference | None:
-    partial = first_us > recount.first_us
-    row = recount.last_row(key, t_us, first_us if partial else first_us - 1)
-    if row is None and partial:
-        return None  # the last change may lie before the archive's beginning
-    expected = _expected(row)
+def _is_known(reach: Reach, key: Key, t_us: int) -> bool:
+    after_us = reach.rows_known_after_us(key)
+    return after_us is not None and after_us < t_us
+
+
+def _row_difference(reach: Reach, result: ViewAudit, key: Key, t_us: int, found: Origin) -> Difference | None:
+    expected = _expected_row(reach, key, t_us)
+    return None if expected is None else _unlike_row(result, key, t_us, found, expected)
+
+
+def _expected_row(reach: Reach, key: Key, t_us: int) -> Origin | None:
+    """Return the columns of the row that must stand at ``t_us``, all None if there must be none; None if unknown."""
+    after_us = reach.rows_known_after_us(key)
+    if after_us is None:
+        return None
+    row = reach.recount.last_row(key, t_us, after_us)
+    # If it is not known what was before, the last change may lie there.
+    return None if row is None and not reach.is_whole(key) else _expected(row)
+
+
+def _unlike_row(result: ViewAudit, key: Key, t_us: int, found: Origin, expected: Origin) -> Difference | None:
     differing = [name for name, value in expected.items() if found[name] != value]
     return _unlike(result, key, t_us, differing[0], found, expected) if differing else None
 
@@ -149,9 +194,10 @@ def _covered(log: ViewLog, rows: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(pl.col("available_at").to_physical() <= upto)
 
 
-def _place(rows: pl.DataFrame, keys: list[str]) -> tuple[Key, int]:
-    first = rows.select(*keys, pl.col("available_at").to_physical()).row(0)
-    return first[:-1], first[-1]
+def _place(row: Origin, keys: list[str]) -> tuple[Key, int]:
+    at = row["available_at"]
+    assert isinstance(at, dt.datetime)
+    return tuple(row[name] for name in keys), instant_us(at)  # type: ignore[misc]  # keys are int or str
 
 
 def _origin(row: Origin) -> Origin:

@@ -1,4 +1,4 @@
-"""The outcome of an audit: what it compared, and the first difference."""
+"""The outcome of an audit: what it compared, what it could not, and every difference."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -10,10 +10,13 @@ from unskew.monitoring.recount import Key, Values, identical
 
 Where = Literal["log", "redis"]
 
+N_EXAMPLES = 3
+"""How many differences of one kind are kept; the others are counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The first place where two sides disagree: ``found`` in log or Redis, ``expected`` by the recount.
+    """A place where two sides disagree: ``found`` in log or Redis, ``expected`` by the recount.
 
     ``feature``: a feature, or another column of the log's rows. It is None if log or Redis know an entity without any
     event; then ``found`` and ``expected`` are None too.
@@ -28,7 +31,8 @@ class Difference:
     expected: object
 
     def __str__(self) -> str:
-        entity = "|".join(str(part) for part in self.entity)
+        parts = map(str, self.entity)
+        entity = "|".join(part if part.isprintable() else repr(part) for part in parts)
         at = f"{self.view} of {entity} at {format_instant(self.instant_us)}"
         place = "log" if self.where == "log" else "online store"
         if self.feature is None:
@@ -43,6 +47,35 @@ def _shown(value: object) -> str:
 
 
 @dataclass(kw_only=True)
+class Differences:
+    """All differences of one kind: in log or Redis, of one view and one feature; the first of them as examples."""
+
+    where: Where
+    view: str
+    feature: str | None
+    count: int = 0
+    examples: list[Difference] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        place = "log" if self.where == "log" else "Redis"
+        what = "rows of entities without events" if self.feature is None else self.feature
+        return f"{self.view} {what} in the {place}: {self.count:,}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unaudited:
+    """Features that could not be compared, or not before ``from_us``, and the reason; None if at no instant."""
+
+    features: tuple[str, ...]
+    from_us: int | None
+    why: str
+
+    def __str__(self) -> str:
+        names = ", ".join(self.features)
+        return f"{names}{'' if self.from_us is None else f' before {format_instant(self.from_us)}'}: {self.why}"
+
+
+@dataclass(kw_only=True)
 class ViewAudit:
     """The counts of what was compared for one view.
 
@@ -51,8 +84,10 @@ class ViewAudit:
     and the others anywhere; ``non_empty`` have some event in some window; and for ``rows`` the instant, cause and event
     of the log row were compared too. ``entities``: entities read from Redis and compared; ``entities_present`` of them
     had a row there. ``provisional``: not compared, because Redis may not have held all of their instant yet. ``ahead``:
-    not compared, because log and archive had not published that far. ``engines``: the engine that evaluated each SQL
-    text or other expression.
+    not compared, because log and archive had not published that far. ``unknown``: not compared, because events that
+    their windows hold may lie before what is known. ``engines``: the engine that evaluated each SQL text or other
+    expression. ``dependent``: those that only the pipeline's own engine evaluates, each with the reason. ``unaudited``:
+    what the archive is too short for.
     """
 
     view: str
@@ -67,23 +102,54 @@ class ViewAudit:
     entities_present: int = 0
     provisional: int = 0
     ahead: int = 0
+    unknown: int = 0
     engines: Mapping[str, str] = field(default_factory=dict)
+    dependent: Mapping[str, str] = field(default_factory=dict)
+    unaudited: list[Unaudited] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class AuditReport:
-    """The counts of all views, and the first difference, or None."""
+    """The counts of all views, and all differences by kind. ``refusals``: why views could not be compared."""
 
     views: list[ViewAudit] = field(default_factory=list)
-    difference: Difference | None = None
+    differences: list[Differences] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
+    @property
+    def difference(self) -> Difference | None:
+        """The first difference that was found; None if there is none."""
+        return self.differences[0].examples[0] if self.differences else None
 
-def first_difference(where: Where, view: str, key: Key, t_us: int, found: Values, expected: Values) -> Difference:
-    """Name the first column in which two rows that are not identical differ."""
-    name = next(name for name in expected if not identical({name: found[name]}, {name: expected[name]}))
-    return Difference(
-        where=where, view=view, entity=key, instant_us=t_us, feature=name, found=found[name], expected=expected[name]
-    )
+    def add(self, difference: Difference, count: int = 1) -> None:
+        """Add ``count`` differences of one kind, the first of which is given."""
+        kind = (difference.where, difference.view, difference.feature)
+        for one in self.differences:
+            if (one.where, one.view, one.feature) == kind:
+                break
+        else:
+            one = Differences(where=difference.where, view=difference.view, feature=difference.feature)
+            self.differences.append(one)
+        one.count += count
+        if len(one.examples) < N_EXAMPLES:
+            one.examples.append(difference)
+
+    def compare(self, where: Where, view: str, key: Key, t_us: int, found: Values, expected: Values) -> bool:
+        """Add a difference for each value of ``expected`` that is not found identical; return whether all are."""
+        differing = [name for name, value in expected.items() if not identical({name: found[name]}, {name: value})]
+        for name in differing:
+            self.add(
+                Difference(
+                    where=where,
+                    view=view,
+                    entity=key,
+                    instant_us=t_us,
+                    feature=name,
+                    found=found[name],
+                    expected=expected[name],
+                )
+            )
+        return not differing
 
 
 def stray(where: Where, view: str, key: Key, t_us: int) -> Difference:

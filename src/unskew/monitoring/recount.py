@@ -58,23 +58,26 @@ class Recount:
     ``events``: decoded events of the view's stream, in any order: payload columns, ``_partition``, ``_offset``,
     ``_arrival``, ``_event_time``. Like the pipeline, the recount leaves out rows that fail ``where``, lack a key part,
     or hold, under a passing filter, a value that a sum cannot take (a float that is NaN, infinite, or 2^62 or more; a
-    decimal of 2^63 units or more). It also leaves out repeats, if the stream defines them.
+    decimal of 2^63 units or more), and rows on which a filter or value is out of the range of its type. It also leaves
+    out repeats, if the stream defines them.
 
-    The attribute ``engines`` gives the engine that evaluated each filter and value text, ``duckdb`` or ``polars``. The
+    The attribute ``engines`` gives the engine that evaluated each filter and value text, ``duckdb`` or ``polars``, and
+    ``dependent`` the reason for each that only the pipeline's own engine evaluates. The
     attribute ``events`` holds what the view aggregates, including events that do not count: the given events, or the
-    sessions if the view is over sessions.
+    sessions if the view is over sessions. ``inner`` is the recount of these sessions, else None.
     """
 
     def __init__(self, view: ViewPlan, events: pl.DataFrame) -> None:
         self.view = view
         self._texts = Texts()
         self.engines = self._texts.engines
-        # The first arrival, also of events that do not count: the archive knows everything from here on.
-        self.first_us = int(events["_arrival"].to_physical().min()) if len(events) else 0  # type: ignore[arg-type]
+        self.dependent = self._texts.dependent
+        self.inner: Recount | None = None
         if view.sessions is not None:
-            inner = Recount(view.sessions, events)
-            self.engines |= inner.engines
-            events = inner.closed_sessions()
+            self.inner = Recount(view.sessions, events)
+            self.engines |= self.inner.engines
+            self.dependent |= self.inner.dependent
+            events = self.inner.closed_sessions()
         self.events = events
         keys = list(view.entity.keys)
         counted = self._counted(events).sort([*keys, "_arrival", "_partition", "_offset"])
@@ -158,6 +161,23 @@ class Recount:
             if window.kind == "session":
                 found += [sitting.over_us() for sitting in self._sat(number, key) if row in sitting.rows()]
         return int(self._arrivals[row]), found
+
+    def quiet_from(self, window_number: int, key: Sequence[int | str], known_us: int) -> int:
+        """Return from when on a session window is known, if all events of ``key`` are known from ``known_us`` on.
+
+        That is the first instant, a gap and a hop later or more, at which no session of the known events runs: by then
+        no session of earlier events can run either, because whatever joined and prolonged it was known.
+        """
+        window = self.view.windows[window_number]
+        quiet_us = known_us + window.extent_us + window.hop_us
+        for sitting in self._sat(window_number, key):
+            if sitting.joined[0][1] <= quiet_us < sitting.over_us():
+                quiet_us = sitting.over_us()
+        return quiet_us
+
+    def counted(self) -> pl.DataFrame:
+        """Return keys, ``_partition``, ``_offset`` and ``_arrival`` (microseconds) of the events that count, by key."""
+        return self._columns.select(*self.view.entity.keys, "_partition", "_offset", "_arrival")
 
     def closed_sessions(self) -> pl.DataFrame:
         """Return all sessions of the view's only window, each as an event that arrives when the session ends."""
@@ -295,6 +315,7 @@ class Recount:
             events[name].cast(pl.Int64 if kind == "int64" else pl.String)
             for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
         ]
+        self._texts.failed.clear()
         filters = [self._texts.passes(f, events).alias(f"_f{i}") for i, f in enumerate(view.filters)]
         values = [self._texts.value(v, events).alias(f"_v{i}") for i, v in enumerate(view.values)]
         effective = np.minimum(micros["_arrival"].to_numpy(), micros["_event_time"].to_numpy())
@@ -311,7 +332,8 @@ class Recount:
         )
         if view.sessions is None and view.stream.event_id is not None and view.stream.dedupe_within_us is not None:
             frame = frame.with_columns(events[view.stream.event_id].alias("_id"))
-        counts = pl.all_horizontal(pl.col(name).is_not_null() for name in view.entity.keys)
+        has_values = ~pl.int_range(pl.len()).is_in(sorted(self._texts.failed))
+        counts = pl.all_horizontal(has_values, *(pl.col(name).is_not_null() for name in view.entity.keys))
         if view.where is not None:
             counts = counts & self._texts.passes(view.where, events)
         for feature in view.features:

@@ -1,15 +1,17 @@
 """Evaluation of the recount's texts: DuckDB evaluates SQL, Polars evaluates Polars expressions."""
 
-import re
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import polars as pl
 
-from unskew.features.errors import RequestError
+from unskew.features.definitions.sql_text import check_sql
+from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.plan import DerivedPlan, FilterPlan, ValuePlan
 from unskew.features.types import BOOL, ScalarName, Type
+from unskew.monitoring.recount_sql import Untranslated, alias, prepare, translated
 
 Text = FilterPlan | ValuePlan | DerivedPlan
 
@@ -23,10 +25,17 @@ _SQL_TYPES: Mapping[ScalarName, str] = {
 
 
 class Texts:
-    """Evaluates filters, values and derived features; ``engines``: the engine of each text, ``duckdb``, ``polars``."""
+    """Evaluates filters, values and derived features.
+
+    ``engines``: the engine of each text, ``duckdb``, ``polars``. ``dependent``: the texts that only the pipeline's own
+    engine evaluates, each with the reason. ``failed``: the rows of the frames given since it was last emptied on which
+    a text has no value, because a number is out of its type's range; such a row reads as null.
+    """
 
     def __init__(self) -> None:
         self.engines: dict[str, str] = {}
+        self.dependent: dict[str, str] = {}
+        self.failed: set[int] = set()
         self._sql: dict[int, bool] = {}
 
     def passes(self, condition: FilterPlan, events: pl.DataFrame) -> pl.Series:
@@ -43,12 +52,17 @@ class Texts:
     def _evaluate(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series:
         if id(plan) not in self._sql:
             self._sql[id(plan)] = _is_sql(plan)
+        why = "it is a Polars expression"
         if self._sql[id(plan)]:
-            answer = self._duckdb(plan, dtype, events)
-            if answer is not None:
+            try:
+                answer = self._duckdb(plan, dtype, events)
+            except Untranslated as reason:
+                why = str(reason)
+            else:
                 self.engines[plan.text] = "duckdb"
                 return answer.cast(dtype.polars)
         self.engines[plan.text] = "polars"
+        self.dependent[plan.text] = why
         return events.with_columns(_x=plan.expr)["_x"].cast(dtype.polars)
 
     @cached_property
@@ -60,44 +74,72 @@ class Texts:
                 "the recount evaluates SQL text with DuckDB, which is not installed: pip install duckdb pyarrow"
             ) from error
         connection = duckdb.connect()
-        connection.execute("SET TimeZone = 'UTC'")
+        prepare(connection)
+        # Without this, DuckDB complains of leaks at the end of the process.
+        weakref.finalize(self, connection.close)
         return connection
 
-    def _duckdb(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series | None:
-        """Return one expression over all events, in their order; None if DuckDB's SQL does not support it."""
+    def _duckdb(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series:
+        """Return one expression over all events, in their order.
+
+        Raises ``Untranslated`` if DuckDB's SQL does not have it.
+        """
+        names = sorted(set(plan.expr.meta.root_names()))
+        widened = events.select(pl.int_range(pl.len()).alias("_row"), *names).with_columns(
+            pl.col(name).cast(kind) for name in names if (kind := _widened(events.schema[name])) is not None
+        )
+        text = translated(plan.text, {name: widened.schema[name] for name in names})
+        as_type = f"DECIMAL(38,{dtype.scale})" if dtype.is_decimal else _SQL_TYPES[dtype.scalar]
+        frame = widened.rename({name: alias(number) for number, name in enumerate(names)})
+        answer = self._asked(f"CAST(({text}) AS {as_type})", frame)
+        if answer is not None:
+            return answer
+        # Some row has no value. TRY makes a null of it, and which of the nulls are such rows is found by halving.
+        answer = self._asked(f"TRY(CAST(({text}) AS {as_type}))", frame)
+        assert answer is not None
+        self.failed |= self._failing(f"CAST(({text}) AS {as_type})", frame.filter(answer.is_null()))
+        return answer
+
+    def _failing(self, expression: str, frame: pl.DataFrame) -> set[int]:
+        if self._asked(expression, frame) is not None:
+            return set()
+        if len(frame) == 1:
+            return {int(frame["_row"][0])}
+        half = len(frame) // 2
+        return self._failing(expression, frame[:half]) | self._failing(expression, frame[half:])
+
+    def _asked(self, expression: str, frame: pl.DataFrame) -> pl.Series | None:
+        """Return the values of an expression; None if some row has none. Raises ``Untranslated``."""
         connection = self._connection
         import duckdb  # noqa: PLC0415  installed, because the connection exists
 
-        frame = events.select(pl.int_range(pl.len()).alias("_row"), *sorted(set(plan.expr.meta.root_names())))
-        kind = f"DECIMAL(38,{dtype.scale})" if dtype.is_decimal else _SQL_TYPES[dtype.scalar]
-        text = _double_literals(plan.text)
-        # The text comes from the author's own definition, which the pipeline has compiled and run.
-        query = f"SELECT CAST(({text}) AS {kind}) AS x FROM frame ORDER BY _row"  # noqa: S608
         connection.register("frame", frame.to_arrow())
         try:
-            answer: pl.DataFrame = connection.sql(query).pl()
-        except duckdb.Error:
+            # The text comes from the author's own definition, which the pipeline has compiled and run.
+            answer: pl.DataFrame = connection.sql(f"SELECT {expression} AS x FROM frame ORDER BY _row").pl()  # noqa: S608
+        except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException) as error:
+            raise Untranslated(f"DuckDB cannot read it: {str(error).partition(chr(10))[0]}") from error
+        except (duckdb.OutOfRangeException, duckdb.ConversionException, duckdb.InvalidInputException):
             return None
         finally:
             connection.unregister("frame")
         return answer["x"]
 
 
+def _widened(kind: pl.DataType) -> pl.DataType | None:
+    """Return the type in which definitions see a column; None if it is its own."""
+    if kind.is_integer():
+        return None if kind == pl.Int64() else pl.Int64()
+    return pl.Float64() if kind == pl.Float32() else None
+
+
 def _is_sql(plan: Text) -> bool:
-    """Return whether the author wrote the text as SQL; otherwise it is the rendering of a Polars expression."""
+    """Return whether the author wrote the text as SQL; otherwise it is the rendering of a Polars expression.
+
+    DuckDB, which opens files and sends requests where a query says so, reads only what passes the check of SQL text.
+    """
     try:
-        parsed = pl.sql_expr(plan.text)
-    except pl.exceptions.PolarsError:
+        check_sql(plan.text)
+    except DefinitionError:
         return False
-    # A Polars expression is rendered as JSON. The compiled form of the text is not consulted.
-    inputs = plan.inputs if isinstance(plan, DerivedPlan) else plan.expr.meta.root_names()
-    return not plan.text.startswith("{") and set(parsed.meta.root_names()) == set(inputs)
-
-
-def _double_literals(sql: str) -> str:
-    """Rewrite 1.5 as 1.5e0 outside quotes: definitions mean a float, and DuckDB would read a decimal."""
-    return re.sub(
-        r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w.])(?:\d+\.\d*|\.\d+)(?![\w.])""",
-        lambda m: m.group() if m.group()[0] in "'\"" else m.group() + "e0",
-        sql,
-    )
+    return True

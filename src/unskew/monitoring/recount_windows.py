@@ -39,6 +39,22 @@ def oldest_us(window: ViewWindow, t_us: int) -> int | None:
             return None
 
 
+def first_known_us(window: ViewWindow, known_us: int) -> int | None:
+    """Return the first instant at which the window covers nothing from before ``known_us``; None for a lifetime.
+
+    A running session has no such instant of its own: see ``Recount.quiet_from``.
+    """
+    if window.kind in {"lifetime", "session"}:
+        return None
+    # The old edge never moves back, and passes every instant within two periods, which for a calendar are nominal.
+    low, high = known_us - 1, known_us + 3 * (window.extent_us + window.hop_us)
+    while high - low > 1:
+        middle = (low + high) // 2
+        edge = oldest_us(window, middle)
+        low, high = (low, middle) if edge is not None and edge >= known_us else (middle, high)
+    return high
+
+
 def covers(window: ViewWindow, t_us: int) -> Callable[[int], bool]:
     """Return a test whether the window (not a session) covers an effective time of at most ``t_us`` at ``t_us``."""
     match window.kind:

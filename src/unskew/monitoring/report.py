@@ -1,4 +1,4 @@
-"""The audit as a table for people."""
+"""The audit as a table and lines for people."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -9,7 +9,7 @@ from unskew.monitoring.outcome import AuditReport
 def audit_table(report: AuditReport) -> Table:
     """Return a table with a row for each view and one for all, which shows how much was compared.
 
-    The columns ``provisional`` and ``ahead`` appear only if something in Redis could not be compared.
+    The columns ``provisional``, ``ahead`` and ``unknown`` appear only if something could not be compared.
     """
     columns = {
         "events": [view.events for view in report.views],
@@ -26,6 +26,8 @@ def audit_table(report: AuditReport) -> Table:
         columns["provisional"] = [view.provisional for view in report.views]
     if any(view.ahead for view in report.views):
         columns["ahead"] = [view.ahead for view in report.views]
+    if any(view.unknown for view in report.views):
+        columns["unknown"] = [view.unknown for view in report.views]
     table = Table(
         header_style="bold",
         title="compared bit for bit with a recount of the raw events",
@@ -46,6 +48,23 @@ def audit_table(report: AuditReport) -> Table:
     table.add_section()
     table.add_row("all", *(f"{sum(cells):,}" for cells in columns.values()))
     return table
+
+
+def unaudited_lines(report: AuditReport) -> list[str]:
+    """Return a line for everything that could not be compared, or was not evaluated independently."""
+    lines = [f"not compared: {view.view} {one}" for view in report.views for one in view.unaudited]
+    texts = {text: why for view in report.views for text, why in view.dependent.items()}
+    return lines + [f"not evaluated independently: {text}: {why}" for text, why in texts.items()]
+
+
+def difference_lines(report: AuditReport) -> list[str]:
+    """Return a line for each kind of difference, with its count, and one for each of its examples."""
+    lines = []
+    for one in report.differences:
+        lines.append(f"difference {one}")
+        lines += [f"  {example}" for example in one.examples]
+        lines += [f"  and {one.count - len(one.examples):,} more"] if one.count > len(one.examples) else []
+    return lines
 
 
 def engines_line(report: AuditReport) -> str:

@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
 
-from unskew.features.errors import StoreUnavailable
-from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify
+from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify, whole
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
+from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
 
 Progress = Callable[[int, int], None]
@@ -129,7 +130,7 @@ def compact(
 
     Files that cannot be merged (with different columns or metadata, damaged, or not matching their names) are left
     alone and reported; so is the whole table if another compaction works on it. Raises ``StoreUnavailable`` if the disk
-    fails; nothing is lost, and the call can be repeated.
+    fails, and ``LayoutError`` for a link to nowhere; nothing is lost, and the call can be repeated.
     """
     work = _Work(table, limits, now_s, progress)
     try:
@@ -141,6 +142,8 @@ def compact(
                 return replace(work.state(), notes=(busy,))
             return work.done()
     except FileNotFoundError as error:
+        if error.filename is not None and os.path.lexists(error.filename):
+            raise LayoutError(f"{error.filename} is a link to a file that is not there; {RESTORE}") from error
         raise StoreUnavailable(
             f"{table.root}: files disappeared while they were merged ({error}); try again"
         ) from error
@@ -273,6 +276,8 @@ class _Work:
             raise Unmergeable(f"{first.path} to {last.path.name}: there are other files between them; left alone")
         # The grace period begins now, regardless of the duration of the merge.
         os.utime(temporary)
+        # Another user may compact than the one who writes, and others may read.
+        durable.like(temporary, first.path)
         durable.rename(temporary, first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
 
     def _is_old(self, cover: TableFile) -> bool:
@@ -293,7 +298,9 @@ class _Work:
                 n_waiting += 1
         for cover, files in by_cover.items():
             try:
-                held, wanted = n_rows(cover.path), sum(n_rows(one.path) for one in layout.without_superseded(files))
+                # What the cover holds is all that is left in the end, so it is read once more.
+                held = n_rows(whole(cover.path))
+                wanted = sum(n_rows(one.path) for one in layout.without_superseded(files))
             except Unmergeable as error:
                 self._faults.append(str(error))
                 continue
@@ -356,8 +363,14 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
 def _lock(root: Path) -> Iterator[bool]:
     """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
     folder = root / layout.COMPACTING
+    lock = folder / "lock"
+    new = not lock.exists()
     folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("wb") as file:
+    with lock.open("wb") as file:
+        if new:
+            durable.like(folder, root)
+            durable.like(lock, folder)
+            lock.chmod(lock.stat().st_mode & 0o666)
         try:
             # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +11,13 @@ from typing import Any
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.printing import printable_json
+from unskew.offline.reading import answer_of_table
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
-from unskew.sinks.tables.layout import published_files
+from unskew.sinks.tables.layout import day_directory
 
 PLACE = ("folder", "topic", "partition", "offset")
+_COLUMNS = {"folder": pl.String(), **DEAD_LETTER_SCHEMA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def find(root: Path, wanted: Wanted) -> pl.DataFrame:
     ``value`` and ``key`` are left out; ``letters`` reads them, for few letters. Raises ``RequestError`` if there is no
     such folder.
     """
-    rows = _scan(root, wanted).drop("key", "value", "headers").collect()
+    rows = _read(root, wanted, lambda rows: rows.drop("key", "value", "headers"))
     return (
         rows.group_by(*PLACE, maintain_order=True)
         .agg(
@@ -89,8 +92,9 @@ def letters(root: Path, found: pl.DataFrame) -> Iterable[Letter]:
 
 def _letters(root: Path, found: pl.DataFrame) -> Iterable[Letter]:
     places = found.select(*PLACE)
-    kept = _scan(root, Wanted(topics=found["topic"].unique().to_list(), since=found["arrival"].min()))  # type: ignore[arg-type]
-    rows = kept.join(places.lazy(), on=PLACE, how="semi").unique(PLACE, keep="first").collect()
+    wanted = Wanted(topics=found["topic"].unique().to_list(), since=found["arrival"].min())  # type: ignore[arg-type]
+    rows = _read(root, wanted, lambda kept: kept.join(places.lazy(), on=PLACE, how="semi"))
+    rows = rows.unique(PLACE, keep="first", maintain_order=True)
     by_place = {tuple(row[name] for name in PLACE): row for row in rows.iter_rows(named=True)}
     for row in found.iter_rows(named=True):
         whole = by_place[tuple(row[name] for name in PLACE)]
@@ -117,7 +121,7 @@ def as_json(letter: Letter, decoded: Any) -> str:
 
     A replay sends ``key``, ``value`` and ``headers``, in base64; an object under ``mended`` replaces the value.
     """
-    text = json.dumps(
+    return printable_json(
         {
             "topic": letter.topic,
             "partition": letter.partition,
@@ -133,11 +137,8 @@ def as_json(letter: Letter, decoded: Any) -> str:
             "key": _text(letter.key),
             "value": _text(letter.value),
             "headers": None if letter.headers is None else [[name, _text(value)] for name, value in letter.headers],
-        },
-        ensure_ascii=False,
+        }
     )
-    # Half a surrogate pair, which JSON may write but UTF-8 cannot, stays an escape.
-    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,26 +198,39 @@ def _read_line(line: dict[str, Any]) -> Mended:
     return Mended(letter, line["mended"])
 
 
-def _scan(root: Path, wanted: Wanted) -> pl.LazyFrame:
+def _read(root: Path, wanted: Wanted, query: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
+    """Return what ``query`` keeps of the letters that match; ``wanted`` may leave whole days unread."""
     if not root.is_dir():
         raise RequestError(
-            f"{root}: there is no such folder; give the folder of 'unskew run', with --dead-letters or --archive"
+            f"{root}: there is no such folder; give the folder of 'unskew run', with --dead-letters or --archive (if this is "
+            "it, no record was ever refused)"
         )
-    frames = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = [file.path for file in published_files(folder)]
-        if wanted.since is not None:
-            first = f"day={wanted.since.date().isoformat()}"
-            files = [file for file in files if file.parent.name >= first]
-        for file in files:
-            # Columns that earlier versions did not write are null.
-            rows = pl.scan_parquet(file, hive_partitioning=False, glob=False)
-            missing = [name for name in DEAD_LETTER_SCHEMA if name not in rows.collect_schema()]
-            rows = rows.with_columns(pl.lit(None, DEAD_LETTER_SCHEMA[name]).alias(name) for name in missing)
-            frames.append(rows.select(pl.lit(folder.name).alias("folder"), *DEAD_LETTER_SCHEMA))
-    if not frames:
-        return pl.LazyFrame(schema={"folder": pl.String(), **DEAD_LETTER_SCHEMA})
-    rows = pl.concat(frames)
+    since = "" if wanted.since is None else day_directory(wanted.since.date())
+    frames = [query(_filtered(pl.LazyFrame(schema=_COLUMNS), wanted)).collect()]
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))):
+        name = pl.lit(folder.name).alias("folder")
+        frames.append(
+            answer_of_table(
+                folder,
+                lambda paths, name=name: query(_filtered(_scanned(paths).with_columns(name), wanted)).collect(),  # type: ignore[misc]
+                since=since,
+            )
+        )
+    return pl.concat(frames)
+
+
+def _scanned(paths: Sequence[Path]) -> pl.LazyFrame:
+    """Return the rows of files; columns that earlier versions did not write are null."""
+    if not paths:
+        return pl.LazyFrame(schema=DEAD_LETTER_SCHEMA)
+    return pl.scan_parquet(
+        list(paths), schema=pl.Schema(DEAD_LETTER_SCHEMA), missing_columns="insert", hive_partitioning=False, glob=False
+    )
+
+
+def _filtered(rows: pl.LazyFrame, wanted: Wanted) -> pl.LazyFrame:
+    """Return the letters that match, with the columns in one order."""
+    rows = rows.select(list(_COLUMNS))
     if wanted.topics:
         rows = rows.filter(pl.col("topic").is_in(list(wanted.topics)) | pl.col("folder").is_in(list(wanted.topics)))
     if wanted.reason is not None:

@@ -3,79 +3,128 @@
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.frames import Given, read_table
 from unskew.features.nearest import nearest
 from unskew.features.references import Asked, by_view, key_columns, resolve
-from unskew.features.time import day_of, duration_us, format_instant
-from unskew.features.view import Scalar, View, ViewFeature
-from unskew.features.warming import is_warming
+from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, duration_us, format_instant
+from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
+from unskew.features.warming import is_empty, is_warming
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.int8]
+Outside = Literal["error", "null"]
 
-_INSTANT = pl.Datetime("us", "UTC")
 _NEVER = np.iinfo(np.int64).min
+
+
+class Statuses(IntEnum):
+    """What stands behind a value, in the order in which the first that holds is given."""
+
+    no_key = 0
+    before_log = 1
+    after_log = 2
+    warming = 3
+    expired = 4
+    default = 5
+    present = 6
+
+
+@dataclass(frozen=True)
+class Historical:
+    """The answer for labels. ``columns``: a column for each feature and, if asked for, one for its status.
+
+    ``counts``: for each feature column, how many labels have each status, in the order of ``Statuses``.
+    """
+
+    columns: pl.DataFrame
+    counts: Mapping[str, Ints]
 
 
 def historical_features(
     log_root: Path,
     views: Mapping[str, View],
-    labels: pl.DataFrame,
+    labels: Given,
     features: Sequence[str],
     *,
     timestamp: str = "event_timestamp",
-    inclusive: bool = True,
+    inclusive: bool = False,
+    outside: Outside = "error",
     max_age: str | dt.timedelta | int | None = None,
     full_feature_names: bool = False,
     with_status: bool = False,
-) -> pl.DataFrame:
-    """Add to each label row the values of ``view:feature`` references at its instant, as they were served then.
+) -> Historical:
+    """Return the values of ``view:feature`` references at each label's instant, as they were served then.
 
     ``labels``: the key columns of every requested view, and the column ``timestamp``: a Datetime of any unit and zone,
-    UTC if it has no zone. The result has one row for every label row, in their order, with all columns of ``labels``
-    and a column for each feature, named after it, or ``view__feature`` with ``full_feature_names``. An entity that was
-    never seen, or has no events in any window, has empty values: 0 for count and sum, the default for others, or null
-    without a default.
+    UTC if it has no zone; no other column is read. The result has one row for every label, in their order, with a
+    column for each feature, named after it, or ``view__feature`` with ``full_feature_names``. An entity that was never
+    seen, or has no events in any window, has empty values: 0 for count and sum, the default for others, or null without
+    a default. A label without a key has nulls.
 
-    ``inclusive``: whether values that became available at exactly that instant count; pass False for labels that are
-    events themselves. ``max_age``: a row that last changed longer before its label than this reads as nulls and
-    defaults. ``with_status``: adds a column ``{feature column}__status`` beside each feature: ``present``; ``default``
-    (nothing is known of the entity); ``expired`` (older than ``max_age``); ``warming`` (the window begins before the
-    first event that the pipeline saw).
+    ``inclusive``: whether values that became available at exactly that instant count; by default they do not, as labels
+    are often events themselves and must not see themselves. ``outside``: what becomes of labels before the first event
+    that the pipeline saw, and of those later than the log is complete: with "error" they are refused, with "null" they
+    have nulls. ``max_age``: a row that last changed longer before its label than this reads as nulls and defaults.
+    ``with_status``: adds a column ``{feature column}__status`` beside each feature: ``no_key``; ``before_log`` and
+    ``after_log`` (outside of the log); ``warming`` (the window begins before the first event that the pipeline saw);
+    ``expired`` (older than ``max_age``); ``default`` (the value of an entity without events); else ``present``.
 
-    Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and a label later than the log
-    is complete; ``LayoutError`` for a log with missing files or of another definition.
+    Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and labels outside of the log;
+    ``LayoutError`` for a log with missing files or of another definition.
     """
+    if outside not in {"error", "null"}:
+        raise RequestError(f'outside is "error" or "null", not {outside!r}')
     asked = resolve(features, views, full_feature_names=full_feature_names)
-    bounds = _bounds(labels, timestamp, inclusive=inclusive)
+    instants = _instants(labels, timestamp)
+    bounds = instants.upto(inclusive=inclusive)
     max_age_us = None if max_age is None else duration_us(max_age)
     columns: dict[str, pl.Series] = {}
+    counts: dict[str, Ints] = {}
     for ones in by_view(asked).values():
         log = ViewLog(log_root, ones[0].view)
         keys = key_columns(log.view, labels)
-        _refuse_later(log, labels, timestamp, bounds)
-        found = _join(log, keys, bounds, [one.feature for one in ones])
+        status = np.full(labels.n_rows, Statuses.present, np.int8)
+        _mark_outside(status, log, instants.whole, bounds)
+        if outside == "error":
+            _refuse_outside(status, log, labels, timestamp)
+        without_key = keys.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
+        status[without_key] = Statuses.no_key
+        absent = status <= Statuses.after_log
+        found = _join(log, keys.fill_null(0).fill_null("") if without_key.any() else keys, bounds, _features(ones))
         expired = np.zeros(len(bounds), np.bool_)
         if max_age_us is not None:
             # This order of comparison does not overflow if no row was found.
             expired = (found.instants != _NEVER) & (found.instants < bounds - max_age_us)
+            status[expired & ~absent] = Statuses.expired
+        with_warming = _WithWarming(log, bounds, status, absent)
         for one in ones:
-            columns[one.column] = _read(one, found, expired)
+            columns[one.column] = _read(one, found, expired, absent)
+            its_status = with_warming.of(one.feature)
+            is_default = (found.instants == _NEVER) | is_empty(found.values[one.feature.name], one.feature)
+            its_status = np.where(is_default & (its_status == Statuses.present), np.int8(Statuses.default), its_status)
+            counts[one.column] = np.bincount(its_status, minlength=len(Statuses))
             if with_status:
-                columns[f"{one.column}__status"] = _status(one, log, found, expired, bounds)
-    if taken := [column for column in columns if column in labels.columns]:
+                columns[f"{one.column}__status"] = pl.Series(its_status).replace_strict(
+                    list(Statuses), [each.name for each in Statuses], return_dtype=pl.String
+                )
+    if taken := [column for column in columns if column in labels.names]:
         raise RequestError(
             f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
         )
     order = [name for one in asked for name in (one.column, f"{one.column}__status") if name in columns]
-    return labels.with_columns(columns[name].alias(name) for name in order)
+    return Historical(pl.DataFrame([columns[name].alias(name) for name in order]), counts)
 
 
 def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
@@ -83,7 +132,7 @@ def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
 
     Instants past the log's ``complete_to`` are answered from the rows that are there.
     """
-    found = _join(log, key_columns(log.view, keys), instants_us, list(log.view.features))
+    found = _join(log, key_columns(log.view, read_table(keys)), instants_us, list(log.view.features))
     seen = pl.Series(found.instants != _NEVER)
     return pl.DataFrame([_or_empty(found.values[feature.name], feature.empty, seen) for feature in log.view.features])
 
@@ -161,15 +210,29 @@ def _same_keys(logged: pl.DataFrame, rows: Ints, keys: pl.DataFrame, labels: Int
     return logged[rows].equals(keys[labels])
 
 
-def _read(asked: Asked, found: _Found, expired: npt.NDArray[np.bool_]) -> pl.Series:
-    """Return the values of the answer: stored values or empty values, with the default in place of null."""
+def _features(ones: Sequence[Asked]) -> list[ViewFeature]:
+    return [one.feature for one in ones]
+
+
+def _read(asked: Asked, found: _Found, expired: Flags, absent: Flags) -> pl.Series:
+    """Return the values of the answer: stored values or empty values, with the default in place of null.
+
+    ``absent``: the labels that have neither.
+    """
     feature = asked.feature
     read = _or_empty(found.values[feature.name], feature.empty, pl.Series(found.instants != _NEVER))
-    if expired.any():
-        read = read.to_frame().select(pl.when(pl.lit(pl.Series(~expired))).then(pl.col(feature.name))).to_series()
+    read = _without(read, expired)
     if feature.default is not None:
         read = read.fill_null(pl.lit(feature.default, read.dtype))
-    return read.alias(asked.column)
+    return _without(read, absent).alias(asked.column)
+
+
+def _without(values: pl.Series, these: Flags) -> pl.Series:
+    """Return the values with nulls in place of ``these``."""
+    if not these.any():
+        return values
+    kept = pl.when(pl.lit(pl.Series(~these))).then(pl.col(values.name))
+    return values.to_frame().select(kept.alias(values.name)).to_series()
 
 
 def _or_empty(values: pl.Series, empty: Scalar | None, seen: pl.Series) -> pl.Series:
@@ -179,42 +242,75 @@ def _or_empty(values: pl.Series, empty: Scalar | None, seen: pl.Series) -> pl.Se
     return values.to_frame().select(filled.alias(values.name)).to_series()
 
 
-def _status(asked: Asked, log: ViewLog, found: _Found, expired: npt.NDArray[np.bool_], bounds: Ints) -> pl.Series:
-    status = np.where(found.instants == _NEVER, "default", "present").astype(object)
-    status[expired] = "expired"
-    if log.since_us is None:
-        status[:] = "warming"
-    else:
-        status[is_warming(log.view, [asked.feature], bounds, log.since_us)] = "warming"
-    return pl.Series(status.tolist(), dtype=pl.String)
+class _WithWarming:
+    """The status of every label, for features of which several share their windows.
+
+    ``status``: as it is for a feature that is not warming anywhere; that of ``absent`` labels stays.
+    """
+
+    def __init__(self, log: ViewLog, bounds: Ints, status: Codes, absent: Flags) -> None:
+        self._log = log
+        self._bounds = bounds
+        self._status = status
+        self._absent = absent
+        self._by_windows: dict[frozenset[ViewWindow], Codes] = {}
+
+    def of(self, feature: ViewFeature) -> Codes:
+        windows = frozenset(self._log.view.windows_of(feature))
+        if windows not in self._by_windows:
+            since_us = self._log.since_us
+            warming = since_us is None or is_warming(self._log.view, [feature], self._bounds, since_us)
+            self._by_windows[windows] = np.where(warming & ~self._absent, np.int8(Statuses.warming), self._status)
+        return self._by_windows[windows]
 
 
-def _bounds(labels: pl.DataFrame, timestamp: str, *, inclusive: bool) -> Ints:
-    """Return the last microsecond that counts for each label."""
-    if timestamp not in labels.columns:
+@dataclass(frozen=True)
+class _Instants:
+    """The labels' instants. ``whole``: in whole microseconds, rounded down; ``between``: which were later than that."""
+
+    whole: Ints
+    between: Flags
+
+    def upto(self, *, inclusive: bool) -> Ints:
+        """Return the last microsecond that counts for each label."""
+        return self.whole if inclusive else self.whole - ~self.between
+
+
+def _instants(labels: Given, timestamp: str) -> _Instants:
+    if timestamp not in labels.names:
         raise RequestError(
-            f"the labels have no column {timestamp!r}; {nearest(timestamp, labels.columns, 'their columns are')}; "
+            f"the labels have no column {timestamp!r}; {nearest(timestamp, labels.names, 'their columns are')}; "
             "name the column that holds the instant with timestamp="
         )
-    column = labels[timestamp]
+    column = labels.column(timestamp)
     dtype = column.dtype
     if not isinstance(dtype, pl.Datetime):
         if not len(column):
-            return np.empty(0, np.int64)
+            return _Instants(np.empty(0, np.int64), np.empty(0, np.bool_))
         raise RequestError(f"{timestamp!r} is {dtype}, not an instant; convert it to a Datetime")
     if column.null_count():
         raise RequestError(
             f"{timestamp!r} is null in row {int(column.is_null().arg_max() or 0)}; every label needs an instant"
         )
     physical = column.to_physical().to_numpy()
-    if dtype.time_unit == "ns":
-        return physical // 1_000 if inclusive else -(-physical // 1_000) - 1
-    micros = physical * 1_000 if dtype.time_unit == "ms" else physical
-    return micros if inclusive else micros - 1
+    per_us = 1_000 if dtype.time_unit == "ns" else 1
+    us_per = 1_000 if dtype.time_unit == "ms" else 1
+    beyond = (physical // per_us < MIN_INSTANT_US // us_per) | (physical // per_us > MAX_INSTANT_US // us_per)
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise RequestError(
+            f"{timestamp!r} of row {row} is {physical[row]} {dtype.time_unit} since 1970, which is not between the years "
+            "1900 and 2200; convert it from the unit that it really has"
+        )
+    whole = physical // per_us * us_per
+    return _Instants(whole, physical % per_us != 0)
 
 
-def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: Ints) -> None:
-    """Refuse labels past ``complete_to``: their answers could still change, so they cannot be training rows."""
+def _mark_outside(status: Codes, log: ViewLog, instants: Ints, bounds: Ints) -> None:
+    """Mark the labels before anything was seen, and past ``complete_to``, whose answers could still change.
+
+    Raises ``RequestError`` if the log is not complete to any instant.
+    """
     if not len(bounds):
         return
     complete_to = log.complete_to_us
@@ -226,15 +322,28 @@ def _refuse_later(log: ViewLog, labels: pl.DataFrame, timestamp: str, bounds: In
         )
     if complete_to is None:
         raise RequestError(f"the log of {view} under {log.root} is not complete to any instant yet; run the pipeline")
-    later = bounds > complete_to
-    if later.any():
-        row = int(later.argmax())
-        raise RequestError(
-            f"label row {row} ({_keys_text(log.view, labels, row)}, {timestamp} {labels[timestamp][row]}) is later "
-            f"than the log of {view} is complete: {format_instant(complete_to)}; leave out such labels "
-            f"({int(later.sum())}), or wait"
-        )
+    status[bounds > complete_to] = Statuses.after_log
+    if log.first_since_us is not None:
+        status[instants < log.first_since_us] = Statuses.before_log
 
 
-def _keys_text(view: View, labels: pl.DataFrame, row: int) -> str:
-    return ", ".join(f"{name} {labels[name][row]!r}" for name in view.entity.keys)
+def _refuse_outside(status: Codes, log: ViewLog, labels: Given, timestamp: str) -> None:
+    view = f"{log.view.name}@{log.view.version}"
+    for each, text, bound in (
+        (Statuses.after_log, f"later than the log of {view} is complete", log.complete_to_us),
+        (Statuses.before_log, f"earlier than the first event that {view} has seen", log.first_since_us),
+    ):
+        these = status == each
+        if these.any() and bound is not None:
+            row = int(these.argmax())
+            instant = labels.column(timestamp)[row]
+            raise RequestError(
+                f"{int(these.sum())} of {len(these)} labels are {text}, {format_instant(bound)}; the first is row {row} "
+                f"({_keys_text(log.view, labels, row)}, {timestamp} {instant}); leave them out"
+                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or pass outside="null", '
+                f"which gives them nulls and the status {each.name}"
+            )
+
+
+def _keys_text(view: View, labels: Given, row: int) -> str:
+    return ", ".join(f"{name} {labels.column(name)[row]!r}" for name in view.entity.keys)

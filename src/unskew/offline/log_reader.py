@@ -15,6 +15,8 @@ from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.time import moment_of
 from unskew.features.view import View
+from unskew.offline.reading import answer, gone, metadata_of
+from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import Coverage, TableFile, published_files, read_coverage, view_root
 
 _Answer = TypeVar("_Answer")
@@ -83,6 +85,11 @@ class ViewLog:
         return None if self.coverage is None else self.coverage.since_us
 
     @property
+    def first_since_us(self) -> int | None:
+        """The instant before which no shard has seen anything; None before the first event."""
+        return None if self.coverage is None else self.coverage.first_since_us
+
+    @property
     def complete_to_us(self) -> int | None:
         """The last instant that every shard has closed; None before the first."""
         return None if self.coverage is None else self.coverage.complete_to_us
@@ -107,7 +114,9 @@ class ViewLog:
             size += n_bytes
             last_day = day
         for files in reversed(groups):
-            yield self._rows(files, lambda rows: rows.select(columns).collect())
+            piece = self._rows(files, lambda rows: rows.select(columns).collect())
+            self._refuse_other_numbers(files, piece.height)
+            yield piece
 
     def head(self, n_rows: int) -> pl.DataFrame:
         """Return the first rows by ``available_at``; a frame without columns if nothing is published."""
@@ -115,8 +124,8 @@ class ViewLog:
         rows = pl.DataFrame()
         for day in days:
             files = [file for at, file in self._days if at == day]
-            first = partial(_first, n_rows=n_rows - len(rows))
-            found = self._rows(files, first)
+            found, n_found = self._rows(files, partial(_first, n_rows=n_rows - len(rows)))
+            self._refuse_other_numbers(files, n_found.item())
             rows = pl.concat([rows, found]) if len(rows) else found
             if len(rows) >= n_rows:
                 break
@@ -133,6 +142,7 @@ class ViewLog:
             causes = dict(by_cause.select("cause", "n").iter_rows())
             first, last = by_cause.select(pl.col("first").min(), pl.col("last").max()).row(0)
             rows, entities = sum(causes.values()), n_entities.item()
+            self._refuse_other_numbers(files, rows)
         return LogStats(
             rows=rows,
             entities=entities,
@@ -158,7 +168,7 @@ class ViewLog:
 
     def _refuse_other_definitions(self) -> None:
         for file in [*self.files[:1], *self.files[1:][-1:]]:
-            metadata = self._found([file], lambda parts: pl.read_parquet_metadata(parts[0].path))
+            metadata = self._found([file], lambda parts: metadata_of(parts[0].path))
             written = metadata.get("unskew.state_fingerprint")
             if written != self.view.state_fingerprint:
                 raise LayoutError(
@@ -169,7 +179,22 @@ class ViewLog:
 
     def _rows(self, files: Sequence[TableFile], query: Callable[[pl.LazyFrame], _Answer]) -> _Answer:
         """Return the answer of ``query`` to the rows of ``files``, in their order."""
-        return self._found(files, lambda parts: query(_scanned(parts)))
+        fingerprint = self.view.state_fingerprint.encode()
+        return self._found(
+            files,
+            lambda parts: answer(
+                parts, lambda part: part.path, lambda ones: query(_scanned(ones)), footer_has=fingerprint
+            ),
+        )
+
+    def _refuse_other_numbers(self, files: Sequence[TableFile], n_rows: int) -> None:
+        """Refuse files whose names promise another number of rows than they have."""
+        if n_rows == sum(map(_n_named, files)):
+            return
+        for file in files:
+            held = self._rows([file], lambda rows: int(rows.select(pl.len()).collect().item()))
+            if held != _n_named(file):
+                raise LayoutError(f"{file.path} has {held} rows, and its name says {_n_named(file)}; {RESTORE}")
 
     def _found(self, files: Sequence[TableFile], use: Callable[[Sequence[_Part]], _Answer]) -> _Answer:
         """Return the result of ``use`` for the locations of the rows of ``files``.
@@ -184,7 +209,7 @@ class ViewLog:
             except FileNotFoundError as error:
                 places = self._places(files)
                 if places == parts:
-                    raise LayoutError(f"{self.root}: {error}; restore the file") from error
+                    raise gone(self.root, error) from error
                 parts = places
 
     def _places(self, files: Sequence[TableFile]) -> list[_Part]:
@@ -206,17 +231,24 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
     for holder, grouped in itertools.groupby(parts, lambda part: None if part.within is None else part.path):
         ones = list(grouped)
         if holder is None:
-            scans.append(pl.scan_parquet([one.path for one in ones], hive_partitioning=False))
+            scans.append(pl.scan_parquet([one.path for one in ones], hive_partitioning=False, glob=False))
         else:
             # A day's files of a shard are consecutive, so there are no other rows between the first and the last.
             ranges = [one.within for one in ones if one.within is not None]
             within = pl.col("seq").is_between(ranges[0][0], ranges[-1][1])
-            scans.append(pl.scan_parquet(holder, hive_partitioning=False).filter(within))
+            scans.append(pl.scan_parquet(holder, hive_partitioning=False, glob=False).filter(within))
     return scans[0] if len(scans) == 1 else pl.concat(scans)
 
 
-def _first(rows: pl.LazyFrame, *, n_rows: int) -> pl.DataFrame:
-    return rows.sort("available_at", "shard", "seq").head(n_rows).collect()
+def _first(rows: pl.LazyFrame, *, n_rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the first rows, and how many there are in all."""
+    first, n_all = pl.collect_all([rows.sort("available_at", "shard", "seq").head(n_rows), rows.select(pl.len())])
+    return first, n_all
+
+
+def _n_named(file: TableFile) -> int:
+    """Return the number of rows that a file's name promises: a log has a row for each number."""
+    return file.last - file.first + 1
 
 
 def _instant(t_us: int | None) -> dt.datetime | None:

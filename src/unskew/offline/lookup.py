@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from unskew.features.jit import allocating
 
 Ids = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -66,7 +67,7 @@ def last_rows(wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: In
     return found
 
 
-@njit(cache=True, nogil=True)
+@allocating()
 def _slot(identity: np.uint64, mask: np.uint64) -> np.uint64:
     """Return the first slot to try: splitmix64's finalizer (Steele, Lea, Flood 2014), as ids may be plain numbers."""
     mixed = identity
@@ -75,7 +76,7 @@ def _slot(identity: np.uint64, mask: np.uint64) -> np.uint64:
     return (mixed ^ (mixed >> np.uint64(31))) & mask
 
 
-@njit(cache=True, nogil=True)
+@allocating()
 def _number(ids: Ids, slot_ids: Ids, slot_numbers: Numbers, numbers: Numbers) -> int:
     mask = np.uint64(len(slot_ids) - 1)
     n = 0
@@ -102,7 +103,7 @@ def _shrunk(slot_ids: Ids, slot_numbers: Numbers, n: int) -> tuple[Ids, Numbers]
     return small_ids, small_numbers
 
 
-@njit(cache=True, nogil=True)
+@allocating()
 def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, starts: Ints) -> None:
     """Assign each log row its entity's number (-1: no labels); ``starts`` [n + 1] receives the start of each group."""
     mask = np.uint64(len(slot_ids) - 1)
@@ -118,7 +119,7 @@ def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, star
         starts[number] += starts[number - 1]
 
 
-@njit(cache=True, nogil=True)
+@allocating()
 def _group(
     numbers: Numbers, instants: Ints, ends: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows
 ) -> bool:
@@ -138,7 +139,7 @@ def _group(
     return goes_back
 
 
-@njit(cache=True, nogil=True)
+@allocating()
 def _sort(starts: Ints, grouped_instants: Ints, grouped_rows: Rows) -> None:
     """Put every group in the order of its instants: sort it if ``grouped_order`` goes back, else clip instants."""
     for number in range(len(starts) - 1):
@@ -153,7 +154,7 @@ def _sort(starts: Ints, grouped_instants: Ints, grouped_rows: Rows) -> None:
             grouped_rows[low:high] = grouped_rows[places]
 
 
-@njit(cache=True, nogil=True)
+@allocating()
 def _search(
     numbers: Numbers, labels: Ints, bounds: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows, found: Rows
 ) -> None:

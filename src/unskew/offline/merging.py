@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from unskew.features.errors import LayoutError
 from unskew.sinks import durable
+from unskew.sinks.tables import checksum
 from unskew.sinks.tables.layout import TableFile
 
 # Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
@@ -53,8 +54,8 @@ class Source:
 
 
 def source(file: TableFile, n_bytes: int) -> Source:
-    """Read a file's footer; raises ``Unmergeable`` if it cannot be read."""
-    with _damage(file.path), pq.ParquetFile(file.path) as opened:
+    """Verify a file's checksum and read its footer; raises ``Unmergeable`` if it is damaged."""
+    with _damage(file.path), pq.ParquetFile(whole(file.path)) as opened:
         return Source(file=file, n_bytes=n_bytes, n_rows=opened.metadata.num_rows, schema=_schema(opened))
 
 
@@ -95,6 +96,7 @@ def merge(
                 progress(one)
             if group:
                 writer.write_table(pa.Table.from_batches(group, schema), row_group_size=max(1, n_rows))
+        checksum.seal_file(temporary, sink)
         durable.flush(sink)
     return sources[:n_taken]
 
@@ -123,6 +125,13 @@ def verify(merged: Path, sources: Sequence[Source], *, sequence: str | None, gap
             raise Unmergeable(f"{where}: their {sequence} are not those from {first} to {last} in order; left alone")
 
 
+def whole(path: Path) -> Path:
+    """Return the path of a file that is as it was written; raises ``Unmergeable`` if it is damaged."""
+    with _damage(path):
+        checksum.verify(path)
+    return path
+
+
 def n_rows(path: Path) -> int:
     """Return the number of rows in a file's footer; raises ``Unmergeable`` if it cannot be read."""
     with _damage(path):
@@ -134,6 +143,8 @@ def _damage(path: Path) -> Iterator[None]:
     """Turn Arrow's various errors about damaged bytes into ``Unmergeable``; errors of the disk pass through."""
     try:
         yield
+    except LayoutError as error:
+        raise Unmergeable(f"{error}; left alone") from error
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -143,8 +154,11 @@ def _damage(path: Path) -> Iterator[None]:
 def _schema(opened: Any) -> Any:
     """Return the columns, with the metadata of the file."""
     metadata: Mapping[bytes, bytes] = opened.metadata.metadata or {}
-    kept = {name: text for name, text in sorted(metadata.items()) if name != _ARROW_SCHEMA}
-    return opened.schema_arrow.with_metadata(kept)
+    # Every file that is written here has a checksum, also one made of files without.
+    name, text = checksum.METADATA
+    kept = {**metadata, name.encode(): text.encode()}
+    kept.pop(_ARROW_SCHEMA, None)
+    return opened.schema_arrow.with_metadata(dict(sorted(kept.items())))
 
 
 def _encodings(path: Path) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.plan import Plan
+from unskew.features.time import HOUR_US
 from unskew.sinks.lease import Owner
 
 
@@ -25,7 +26,11 @@ class Deployment:
     ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
     of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
     health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
-    machines that may be dead.
+    machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
+    ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last window empties keys
+    of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is compared with the state
+    once; None for never. ``drop``: views (name, or name@version) that the state holds, that are no longer defined, and
+    whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
     """
 
     bootstrap: str
@@ -48,12 +53,22 @@ class Deployment:
     poll_records: int = 10_000
     metrics: tuple[str, int] | None = None
     take_over: bool = False
+    adopt_topic_ids: bool = False
+    replace: bool = False
+    allow_eviction: bool = False
+    expire_after_us: int | None = None
+    scrub_us: int | None = HOUR_US
+    drop: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def n_processes(self) -> int:
         """The number of processes that share the state."""
         return len(self.cluster) or 1
+
+    def place(self) -> str:
+        """Return where the state is, for people."""
+        return f"pipeline {self.pipeline!r} on {self.state.absolute()}, {socket.gethostname()}"
 
     def owner(self) -> Owner:
         """Return this process's name for its leases; processes of one cluster may write the same folders."""

@@ -28,6 +28,7 @@ from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.changelog import Changelog, Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice
 from unskew.sinks.patience import Patience
+from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.kinds import DeadLetterTable, LogTable, archive_table
 from unskew.sinks.tables.layout import view_root
@@ -46,11 +47,13 @@ Steps = Updates | NothingToCome
 class Shards:
     """By view id, every shard that the topic's partitions feed.
 
-    ``own``: ``view@version/shard`` of this process's shards; None if no other process has any.
+    ``own``: ``view@version/shard`` of this process's shards; None if no other process has any. ``retired``: the views,
+    by id, that earlier runs on the same state computed and this one does not.
     """
 
     by_view: Mapping[str, Sequence[str]]
     own: frozenset[str] | None = None
+    retired: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,15 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         siblings: Siblings,
         changelogs: Changelogs,
         disk: Patience,
-        redis: RedisWriter,
+        sink: "RedisSink",
         progress: Progress,
         accepted: Callable[[], None],
         saved: dict[str, Any] | None,
     ) -> None:
-        self._redis = redis
+        self._sink = sink
+        self._redis = redis = sink.writer
+        self._pace: Pace | None = None
+        self._scrub: Iterator[Updates] | None = None
         self._refill: Iterator[Updates] | None = None
         self._losses_seen = 0
         self._accepted = accepted
@@ -127,7 +133,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
             if isinstance(update, Updates):
                 self._progress.count(update)
         self._progress.epochs.moved()
-        updates = [*refill, *updates, *first]
+        updates = [*refill, *updates, *first, *self._next_comparison(self._shard)]
         return [Step(update) for update in updates], StatefulBatchLogic.RETAIN
 
     @override
@@ -147,15 +153,40 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         """
         if shard.behind:
             return []
-        if self._losses_seen != self._redis.lost:
+        if self._losses_seen != self._redis.lost and shard.state.clock_us is not None:
             self._losses_seen = self._redis.lost
-            self._refill = None if shard.state.clock_us is None else shard.everything(ROWS_PER_REFILL)
+            self._refill = shard.everything(ROWS_PER_REFILL)
         if self._refill is None:
             return []
         part = next(self._refill)
         if part.refill == "last":
             self._refill = None
         return [part]
+
+    def _next_comparison(self, shard: Shard) -> list[Updates]:
+        """Return a part of the current rows, to be compared with Redis, when it is due."""
+        if self._sink.scrub_us is None or shard.behind or shard.state.clock_us is None:
+            return []
+        if self._refill is not None:
+            # All rows are being rewritten.
+            self._scrub = None
+            return []
+        state, now_us = shard.state, self._sink.now_us()
+        if self._pace is None:
+            self._pace = Pace(
+                self._sink.scrub_us, (zlib.crc32(f"{state.view.id}/{state.shard}".encode()) % 1000) / 1000
+            )
+        if not self._pace.is_due(now_us, len(state), hurried=self._redis.is_doubted(state.view, state.shard)):
+            return []
+        n_rows = self._pace.n_rows(len(state))
+        if self._scrub is None:
+            self._scrub = shard.everything(n_rows)
+        parts = [next(self._scrub)]
+        if parts[0].refill == "part" and parts[0].current.height < n_rows:
+            parts.append(next(self._scrub))
+        if parts[-1].refill == "last":
+            self._scrub = None
+        return [replace(part, refill=None, scrub=part.refill) for part in parts]
 
     def snapshot(self) -> dict[str, Any]:
         # When an epoch ends here, every source and shard has loaded its saved state, and the epoch is not durable yet.
@@ -194,8 +225,10 @@ class ParquetSink(_Sink):
         disk: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
+        require_room: Callable[[], None],
     ) -> None:
         self.disk = disk
+        self.require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
         self._shards = shards
@@ -284,6 +317,8 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
             tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+            # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
+            self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}
 
     def settle(self) -> None:
@@ -292,7 +327,10 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
 
 
 class RedisSink(_Sink):
-    """Current values for Redis, through one writer that all partitions of the process share."""
+    """Current values for Redis, through one writer that all partitions of the process share.
+
+    ``scrub_us``: the time in which all values are compared with Redis once; None for never.
+    """
 
     def __init__(
         self,
@@ -302,23 +340,27 @@ class RedisSink(_Sink):
         shards: Shards,
         server: Patience,
         epochs: Epochs,
+        scrub_us: int | None = None,
     ) -> None:
+        self.scrub_us = scrub_us
+        self.now_us = now_us
         self.views = _views_by_id(plan)
         self.server = server
         self.epochs = epochs
         self.writer = writer
-        self._now_us = now_us
         self._shards = shards
         self._begun = False
 
     @override
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_RedisPart":
-        return _RedisPart(self, self.writer, self._now_us)
+        return _RedisPart(self, self.writer, self.now_us)
 
     def begin(self) -> None:
         """Announce the shards once, as ``ParquetSink.begin`` does."""
         if not self._begun:
-            self.server.until_done(lambda: self.writer.expect(self._shards.by_view, self._shards.own))
+            self.server.until_done(
+                lambda: self.writer.expect(self._shards.by_view, self._shards.own, self._shards.retired)
+            )
             self._begun = True
 
 
@@ -336,7 +378,11 @@ class _RedisPart(StatefulSinkPartition[Step, None]):
     def write_batch(self, values: list[Step]) -> None:
         self._sink.begin()
         for value in values:
-            self._writer.add(value.here(self._sink.views))
+            step = value.here(self._sink.views)
+            if isinstance(step, Updates) and step.scrub is not None:
+                self._writer.compare(step, self._now_us())
+            else:
+                self._writer.add(step)
         self._sink.server.until_done(lambda: self._writer.flush_if_due(self._now_us()))
 
     def snapshot(self) -> None:
@@ -354,8 +400,11 @@ def build_flow(
     changelogs: Changelogs,
     progress: Progress,
     accepted: Callable[[], None],
+    going_on: Callable[[], None] = lambda: None,
 ) -> Dataflow:
     """Wire sources, shards and sinks; ``sources`` and ``routers`` are by topic.
+
+    ``going_on``: raises if the process should stop; it is called before the saved state of each shard is loaded.
 
     ``accepted`` is called at the end of every epoch that had items, before the epoch is durable; by then all saved
     state has been validated.
@@ -373,7 +422,9 @@ def build_flow(
     siblings = Siblings()
 
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
-        return _ShardLogic(plan, siblings, changelogs, parquet.disk, redis.writer, progress, accepted, saved)
+        if saved is not None:
+            going_on()
+        return _ShardLogic(plan, siblings, changelogs, parquet.disk, redis, progress, accepted, saved)
 
     slices = cast("KeyedStream[Slice]", kinds.trues)
     updates = op.stateful_batch("aggregate", slices, shard)

@@ -104,12 +104,14 @@ class Size:
 class Progress:
     """Totals since this process started; instants in microseconds.
 
+    ``compiling``: the kernel is being compiled, and nothing else is done.
     ``updates_by_view``, ``rows_by_view``: by view id, rows for Redis and rows of the log. ``sizes``: by view id and
     shard. ``late_by_view``: by view id, events that came too late for a window. ``duplicates``: by view id, dropped
     repeats of events; it has only views whose stream drops repeats. ``ledgers``: by view id and shard, late events and
     repeats since the state began.
     """
 
+    compiling: bool = False
     updates_by_view: dict[str, int] = field(default_factory=dict)
     rows_by_view: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)

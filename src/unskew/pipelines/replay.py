@@ -23,10 +23,11 @@ from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.evaluate import Evaluator
 from unskew.features.plan import Plan, StreamPlan
-from unskew.pipelines.decoding.avro import Schemas, decoder_of, without_logical_types
-from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
+from unskew.pipelines.decoding.avro import decoder_of
+from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
-from unskew.pipelines.kafka.poll import Poll
+from unskew.pipelines.decoding.writers import Schemas
+from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 from unskew.sinks import durable
 from unskew.sinks.wall import wall_us
 
@@ -80,6 +81,8 @@ class Checks:
         found = self._decoders[record.folder].decode(_poll(stream, record, wall_us()))
         if found.dead.height:
             return str(found.dead.item(0, "reason"))
+        if not found.events.height:
+            return "it is not an event of the stream: its record type or its operation is none of those that the stream reads"
         for view in self._views[record.folder]:
             if (rejected := self._evaluators[view.name](found.events).rejected).height:
                 return str(rejected.item(0, "reason"))
@@ -102,8 +105,20 @@ class Checks:
                 return json.loads(bare)
         if stream is None or stream.format == "json":
             return None
+        if stream.flat is not None:
+            return self._as_written(stream, value)
         found = self._decoders[record.folder].decode(_poll(stream, record, 0)).events
         return _written(found.select(list(avro_names(stream))).row(0, named=True)) if found.height else None
+
+    def _as_written(self, stream: StreamPlan, value: bytes) -> Any:
+        """Return the record as its writer wrote it, with what its columns are taken from; None if it cannot be read."""
+        with contextlib.suppress(Exception):
+            schema: Any = stream.schema
+            if self._schemas is not None:
+                schema = self._schemas.writer(int.from_bytes(value[1:FRAME_BYTES], "big"))
+            parsed = fastavro.parse_schema(without_logical_types(schema))
+            return _plain(fastavro.schemaless_reader(io.BytesIO(value[FRAME_BYTES:]), parsed, None))
+        return None
 
     def encoded(self, record: Resend, mended: Any) -> bytes:
         """Encode ``mended`` as JSON, or as Avro with the schema whose id the letter carried.
@@ -139,7 +154,7 @@ class Checks:
 
 def avro_names(stream: StreamPlan) -> Iterable[str]:
     """Return the columns of a stream that come from its values."""
-    known = {field.name for field in avro_fields(stream.schema)}
+    known = {field.name for field in avro_fields(stream.reader)}
     return [name for name in stream.columns if name in known]
 
 
@@ -281,6 +296,15 @@ def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:
         [],
         headers=[record.headers],
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return a record as JSON-able data."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
 def _written(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,11 @@ class Router:
         """The number of messages whose writer's schema cannot be resolved to the stream's."""
         return self._decoder.incompatible
 
+    @property
+    def ignored(self) -> int:
+        """The number of messages that are not meant to be events of the stream."""
+        return self._decoder.ignored
+
     def route(self, poll: Poll) -> Iterator[tuple[str, Slice | TableRows]]:
         """Return everything that follows from a poll, keyed by shard or table.
 

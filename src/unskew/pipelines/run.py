@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from bytewax.dataflow import Dataflow
@@ -16,27 +16,28 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import StoreUnavailable, UnskewError
+from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.pipelines import compiling
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
 from unskew.pipelines.kafka.host_clock import HostClock
-from unskew.pipelines.kafka.reader import Flag
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.kafka.turns import Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
 from unskew.pipelines.state.changelog import Changelogs
-from unskew.pipelines.state.folder import CHANGELOG, JOURNAL, StateFolder, make_state_folder
+from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
+from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks.lease import Lease, Leases
-from unskew.sinks.patience import Patience
+from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
 
@@ -55,42 +56,48 @@ def run(
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
-    ``report`` is called about once a second and at the end. If the wall clock goes back, the flow is stopped and begins
-    again, and counts begin at 0. Raises ``LayoutError`` if the state folder belongs to another deployment, or if
-    another process writes what this one should write; ``RequestError`` if ``ends`` leaves out a partition;
-    ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read as requested.
-    After an error the state remains that of the last durable epoch. A run that is refused has published nothing and
-    retired no view.
+    If the wall clock goes back, or if partitions, or topics that match a pattern, are added to a stream that is read
+    without end, the flow ends as if it were stopped, and begins again; counts then begin again, too.
+
+    ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
+    another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
+    a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
+    as requested. After an error the state remains that of the last durable epoch. A run that is refused has published
+    nothing, retired no view and leaves no folder behind. Raises ``Stopped`` if ``stop`` is set before it has begun.
     """
     deployment.check(plan)
     clock = HostClock() if clock is None else clock
     while True:
         clock.begin_flow()
-        order = _Stop(stop, clock, in_cluster=bool(deployment.cluster))
-        status = _run_once(plan, deployment, stop, order, report, clock)
-        if not order.fell_back_us:
+        ends = _Ends(stop, clock, in_cluster=bool(deployment.cluster))
+        status = _run_once(plan, deployment, ends, report, clock)
+        if not (ends.added.is_set() or ends.fell_back_us) or stop.is_set():
             return status
-        _log.warning(
-            "the clock of this host went back by %.1f s, and Bytewax would end no epoch until it is where it was: "
-            "the flow was stopped and begins again, and counts begin at 0",
-            order.fell_back_us / 1e6,
-        )
+        if ends.fell_back_us:
+            _log.warning(
+                "the clock of this host went back by %.1f s, and Bytewax would end no epoch until it is where it was: "
+                "the flow was stopped and begins again",
+                ends.fell_back_us / 1e6,
+            )
+        else:
+            _log.warning("partitions were added to a topic: reading it with them from here on")
 
 
-class _Stop:
-    """The order to stop the sources: ``given``, or because the wall clock has gone back so far that the flow stalls.
+class _Ends:
+    """The end of one flow: a stop signal, partitions that were added, or a wall clock that went back and stalls it.
 
     The processes of a cluster can only begin again together, so there the latter raises ``StoreUnavailable``.
     """
 
-    def __init__(self, given: Flag, clock: HostClock, *, in_cluster: bool) -> None:
+    def __init__(self, stop: threading.Event, clock: HostClock, *, in_cluster: bool) -> None:
+        self.asked = stop
+        self.added = threading.Event()
         self.fell_back_us = 0
-        self._given = given
         self._clock = clock
         self._in_cluster = in_cluster
 
     def is_set(self) -> bool:
-        if self.fell_back_us or self._given.is_set():
+        if self.added.is_set() or self.fell_back_us or self.asked.is_set():
             return True
         self.fell_back_us = self._clock.fell_back_us
         if self.fell_back_us and self._in_cluster:
@@ -104,22 +111,59 @@ class _Stop:
 def _run_once(
     plan: Plan,
     deployment: Deployment,
-    stop: threading.Event,
-    order: Flag,
+    stop: _Ends,
     report: Callable[[Status], None] | None,
     clock: HostClock,
 ) -> Status:
+    going_on = partial(_go_on, stop.asked)
     with ExitStack() as closing:
-        opened = _open(plan, deployment, stop, closing)
-        clock.compare(opened.writer.time_us(), "the Redis server")
-        topics = _open_topics(plan, deployment, stop, order, clock, opened, closing)
-        pipeline = _wire(plan, deployment, clock, opened, topics)
+        try:
+            # A store that is away is waited for, whatever else may end the flow.
+            opened = _open(plan, deployment, stop.asked, closing)
+            going_on()
+            clock.compare(opened.server.until_done(opened.writer.time_us), "the Redis server")
+            topics = _open_topics(plan, deployment, stop, clock, opened, closing)
+        except StoreUnavailable:
+            # Whoever asked it to stop does not want to know for what it waited.
+            going_on()
+            raise
+        pipeline = _wire(plan, deployment, clock, opened, topics, going_on)
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
-            _run_flow(pipeline.flow, deployment, opened.disk.until_done(opened.state.open))
+            _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
+            going_on()
+            recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
+            # Only now is the state's id durable.
+            opened.server.until_done(
+                lambda: opened.writer.claim(topics.own, deployment.place(), replace=deployment.replace)
+            )
+            opened.server.until_done(
+                lambda: opened.writer.report_large_hashes([view.published for view in plan.views.values()])
+            )
+            _run_flow(pipeline.flow, deployment, recovery)
             pipeline.settle()
         return pipeline.running.status()
+
+
+def _go_on(stop: Flag) -> None:
+    """Raise ``Stopped`` if this process was asked to stop."""
+    if stop.is_set():
+        raise Stopped("it was asked to stop before it had begun")
+
+
+def _compile(progress: Progress, folder: Path, stop: threading.Event) -> None:
+    """Compile the kernel before the first poll, while metrics and health answer, and so that a signal ends it."""
+    if compiling.is_done():
+        return
+    _log.warning(
+        "the kernel is being compiled, once for each installation and processor; no records are read meanwhile"
+    )
+    progress.compiling = True
+    try:
+        compiling.compile_ahead(folder, stop)
+    finally:
+        progress.compiling = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +185,16 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topics:
-    """The topics of a run; ``sources`` and ``routers`` are by topic."""
+    """The topics of a run; ``sources`` and ``routers`` are by topic. ``own``: the shards of the process's state."""
 
     sources: dict[str, KafkaSource]
     routers: dict[str, Router]
     shards: Shards
+    own: frozenset[str]
+
+    @property
+    def known(self) -> dict[str, KnownTopics]:
+        return {topic: source.known for topic, source in self.sources.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +206,7 @@ class _Pipeline:
     settle: Callable[[], None]
 
 
-def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: ExitStack) -> _Opened:
+def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) -> _Opened:
     """Take the lease of the state folder, read its content, and connect to Redis; only the lease is written."""
     leases = Leases()
     server = Patience("Redis", stop, still_ours=leases.check)
@@ -167,11 +216,17 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
 
     def lease(root: Path, option: str, writers: Iterable[str]) -> None:
         wanted = frozenset(writers)
-        leases.add(disk.until_done(lambda: Lease(root, option, owner, wanted, take_over=deployment.take_over)))
+        leases.add(
+            disk.until_done(
+                lambda: Lease(
+                    root, option, owner, wanted, take_over=deployment.take_over, going_on=partial(_go_on, stop)
+                )
+            )
+        )
 
     make_state_folder(deployment.state)
     lease(deployment.state, "--state", ["the state"])
-    state = StateFolder.read(plan, deployment, leases.check)
+    state = StateFolder.read(plan, deployment, leases.check, partial(_go_on, stop))
     journal = Journal(
         deployment.state / JOURNAL,
         state.id,
@@ -187,7 +242,7 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
             "log; restore the journal from the backup that holds the state, if there is one",
             deployment.state / JOURNAL,
         )
-    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check)
+    changelogs = Changelogs(deployment.state / CHANGELOG, leases.check, partial(_go_on, stop))
     closing.callback(changelogs.close)
     writer = RedisWriter(
         deployment.redis_url,
@@ -197,6 +252,8 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
         process=deployment.process,
         n_processes=deployment.n_processes,
         still_ours=leases.check,
+        allow_eviction=deployment.allow_eviction,
+        expire_after_us=deployment.expire_after_us,
     )
     closing.callback(writer.close)
     writer.look()
@@ -215,14 +272,13 @@ def _open(plan: Plan, deployment: Deployment, stop: threading.Event, closing: Ex
 def _open_topics(
     plan: Plan,
     deployment: Deployment,
-    stop: threading.Event,
-    order: Flag,
+    stop: _Ends,
     clock: HostClock,
     opened: _Opened,
     closing: ExitStack,
 ) -> _Topics:
     """Find the partitions of every topic, and take the leases of the tables to which they are written."""
-    schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop)
+    schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop.asked)
     turns = Turns()
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
@@ -235,7 +291,7 @@ def _open_topics(
             bootstrap=deployment.bootstrap,
             group=f"{deployment.prefix}-{deployment.pipeline}",
             idle=deployment.idle,
-            stop=order,
+            stop=stop,
             clock=clock,
             turns=turns,
             ends=deployment.ends,
@@ -245,6 +301,10 @@ def _open_topics(
             partitions=deployment.partitions,
             config=deployment.config,
             journal=opened.journal,
+            known=opened.state.topics.get(stream.topic),
+            adopt_ids=deployment.adopt_topic_ids,
+            by_partition=[view.name for view in views if view.partitioned],
+            on_added=stop.added.set,
         )
         source = sources[stream.topic] = KafkaSource(stream, options)
         closing.callback(source.close)
@@ -254,7 +314,11 @@ def _open_topics(
         mine = deployment.partitions or range(n_partitions)
         tables.update(f"{stream.topic}/p{number}" for number in mine)
         routers[stream.topic] = Router(
-            views, decoder_of(stream, schemas), n_partitions, deployment.n_hashes, opened.journal
+            views,
+            decoder_of(stream, schemas, opened.journal.schema_ids(stream.topic)),
+            n_partitions,
+            deployment.n_hashes,
+            opened.journal,
         )
         for view in views:
             names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)
@@ -263,14 +327,21 @@ def _open_topics(
     opened.lease(deployment.archive, "--archive", tables)
     opened.lease(deployment.dead_letters, "--dead-letters", tables)
     if deployment.partitions is not None:
-        shards = Shards(names, frozenset(own))
+        shards = Shards(names, frozenset(own), opened.state.retired)
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
-        shards = Shards(names, None if deployment.process == 0 else frozenset())
-    return _Topics(sources=sources, routers=routers, shards=shards)
+        shards = Shards(names, None if deployment.process == 0 else frozenset(), opened.state.retired)
+    return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own))
 
 
-def _wire(plan: Plan, deployment: Deployment, clock: HostClock, opened: _Opened, topics: _Topics) -> _Pipeline:
+def _wire(
+    plan: Plan,
+    deployment: Deployment,
+    clock: HostClock,
+    opened: _Opened,
+    topics: _Topics,
+    going_on: Callable[[], None],
+) -> _Pipeline:
     """Connect topics, shards and sinks."""
     progress = Progress()
     parquet = ParquetSink(
@@ -283,13 +354,16 @@ def _wire(plan: Plan, deployment: Deployment, clock: HostClock, opened: _Opened,
         opened.disk,
         progress.epochs,
         opened.leases.check,
+        opened.state.require_room,
     )
-    redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs)
+    redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
+
+    known = topics.known
 
     @cache
     def accepted() -> None:
         opened.server.until_done(lambda: opened.writer.publish_registry(json.dumps(describe(plan))))
-        opened.disk.until_done(opened.state.record)
+        opened.disk.until_done(lambda: opened.state.record(known))
 
     def settle() -> None:
         accepted()
@@ -297,7 +371,9 @@ def _wire(plan: Plan, deployment: Deployment, clock: HostClock, opened: _Opened,
         parquet.settle()
         progress.epochs.settle()
 
-    flow = build_flow(FLOW, plan, topics.sources, topics.routers, parquet, redis, opened.changelogs, progress, accepted)
+    flow = build_flow(
+        FLOW, plan, topics.sources, topics.routers, parquet, redis, opened.changelogs, progress, accepted, going_on
+    )
     running = Running(
         progress=progress,
         sources=topics.sources,

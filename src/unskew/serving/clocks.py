@@ -29,13 +29,14 @@ class Placed:
 
     ``as_of``: the instant whose value the row holds. ``clock``: the clock by which the row is judged. ``since``: the
     first arrival that its shard has seen, ``NEVER`` before one. ``provisional``: whether more events may still arrive
-    at or before ``as_of``.
+    at or before ``as_of``. ``compared``: when the last comparison of all the shard's rows with the state began.
     """
 
     as_of: Ints
     clock: Ints
     since: Ints
     provisional: Flags
+    compared: Ints
 
 
 class ViewClocks:
@@ -63,7 +64,8 @@ class ViewClocks:
 
     A server may lose everything between the reading of the clocks and the reading of the rows. The marks are then gone
     too, or they say that a loss is being repaired. So an absent row is provisional if its shard has a clock but no
-    mark, and while there is a loss.
+    mark, and while there is a loss. It is also provisional while the marks say that rows of its shard may lack, because
+    the servers evict keys or a comparison with the state found that some were gone.
 
     The pipeline lists its shards. A listed shard without a clock may still bring records of any instant: while there is
     one, every row of a partitioned view is provisional, and its instant follows from the known clocks. A shard that
@@ -81,7 +83,13 @@ class ViewClocks:
         # Without a list of shards, the number follows from those with a clock.
         numbers = (int(shard[1:]) for shard in self._clocks if _HASHED.fullmatch(shard))
         self._n_shards = len(clocks.listed(view.id)) or 1 + max(numbers, default=0)
-        self._lost = set(self._clocks) if marks.loss else self._clocks.keys() - self._marks.keys()
+        doubted = marks.doubted
+        self._lost = (
+            set(self._clocks)
+            if marks.loss
+            else {shard for shard in self._clocks if shard not in self._marks or shards[shard] in doubted}
+        )
+        self._compared = {shard: us for shard, name in shards.items() if (us := marks.compared_us(name)) is not None}
         self._latest_since = max(self._since.values(), default=NEVER)
 
     def place(self, keys: pl.Series, at: Ints) -> Placed:
@@ -106,6 +114,9 @@ class ViewClocks:
             clock=clock,
             since=since[shards],
             provisional=(clock == UNKNOWN) | (clock < changed) | ((at == UNKNOWN) & lost[shards]),
+            compared=np.array([self._compared.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)[
+                shards
+            ],
         )
 
     def _place_partitioned(self, at: Ints) -> Placed:
@@ -120,4 +131,5 @@ class ViewClocks:
             provisional=self._waiting
             | (least == UNKNOWN)
             | np.where(absent, (least < greatest) | bool(self._lost), least < at),
+            compared=np.full(len(at), min((self._compared.get(s, UNKNOWN) for s in self._clocks), default=UNKNOWN)),
         )

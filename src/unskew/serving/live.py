@@ -8,7 +8,7 @@ from unskew.features.ledger import Ledger, together
 from unskew.features.registry import parse
 from unskew.features.view import View
 from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, registry_key
-from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.server import Server, checked
 from unskew.sinks.redis.url import Client
 from unskew.sinks.redis.words import Clocks, Ledgers
 from unskew.sinks.wall import wall_us
@@ -50,11 +50,12 @@ def read_live(
             commands.get(registry_key(prefix))
             commands.hgetall(clocks_key)
             commands.hgetall(ledgers_key)
-            registry, clocks, ledgers = commands.execute()
+            replies = commands.execute(raise_on_error=False)
+            registry, clocks, ledgers = checked(replies, [registry_key(prefix), clocks_key, ledgers_key])
     finally:
         if isinstance(source, str):
             server.close()
-    views = {} if registry is None else parse(registry)
+    views = {} if registry is None else parse(registry, registry_key(prefix))
     words, late = Clocks((clocks_key, clocks)), Ledgers((ledgers_key, ledgers))
     live = [_live(view, words, late, now_us()) for view in views.values() if words.shards(view.id)]
     if not live:

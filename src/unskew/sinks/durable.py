@@ -16,6 +16,7 @@ Every function raises ``OSError`` if the disk fails; ``disk`` turns it into a ``
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -42,14 +43,14 @@ def new_file(path: Path) -> IO[bytes]:
     return os.fdopen(create(path), "wb")
 
 
-def create(path: Path, mode: int = 0o666) -> int:
-    """Create a file and return its descriptor.
+def create(path: Path) -> int:
+    """Create a file and return its descriptor; the process's umask says who may read it.
 
     It is never the file that was there before: a process that froze while another took over may still have that one
     open, and would write into it.
     """
     path.unlink(missing_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def write_at(file: int, data: bytes, at: int) -> None:
@@ -94,6 +95,14 @@ def make_folder(folder: Path, unsynced: set[Path] | None = None) -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
+
+
+def like(path: Path, other: Path) -> None:
+    """Let those read a file or folder who read the other one, as far as this process may say so."""
+    found = other.stat()
+    with contextlib.suppress(PermissionError):
+        os.chown(path, found.st_uid, found.st_gid)
+    path.chmod(stat.S_IMODE(found.st_mode))
 
 
 def sync_folders(unsynced: set[Path]) -> None:

@@ -67,7 +67,8 @@ class Lease:
 
     The constructor takes the lease. It raises ``LayoutError`` if another process writes any of these names, and
     ``StoreUnavailable`` if the disk fails. If it is unknown whether another machine's process is alive, its lease is
-    watched for ``stale_s``, or taken over at once with ``take_over``.
+    watched for ``stale_s``, or taken over at once with ``take_over``. ``going_on``: raises if this process should stop
+    meanwhile.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Lease:
         *,
         take_over: bool = False,
         stale_s: float = STALE_S,
+        going_on: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self.root = root
@@ -87,6 +89,7 @@ class Lease:
         self._writers = writers
         self._take_over = take_over
         self._stale_s = stale_s
+        self._going_on = going_on
         self._now_s = now_s
         self._renewals = 0
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
@@ -134,7 +137,10 @@ class Lease:
         os.pwrite(self._file.fileno(), data.ljust(-(-len(data) // _BYTES) * _BYTES), 0)
 
     def check(self) -> None:
-        """Raise ``LayoutError`` if another process has taken the lease over: this process stood still for too long."""
+        """Raise ``LayoutError`` if this process may no longer write here.
+
+        Another process has taken the lease over, because this one stood still for too long; or the folder is gone.
+        """
         try:
             held = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:
@@ -142,6 +148,12 @@ class Lease:
         except OSError:
             # The disk is away; the next write reports that, and waits.
             return
+        if not held and not self._path.parent.is_dir():
+            raise LayoutError(
+                f"{self.root} was deleted, moved or unmounted while this process wrote there, so this one stops. Bring "
+                f"the folder back as it was, or restore all four folders from one backup, and start again; name another "
+                f"{self._option} only to start over"
+            )
         if not held:
             raise LayoutError(
                 f"{self.root}: the lease of this process was taken over, because it was not renewed for "
@@ -200,6 +212,7 @@ class Lease:
             )
             until_s = time.monotonic() + self._stale_s
             while time.monotonic() < until_s:
+                self._going_on()
                 time.sleep(min(_LOOK_S, self._stale_s / 10))
                 if _is_locked(other) or _read(other) != content:
                     return False

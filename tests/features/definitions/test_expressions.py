@@ -1,3 +1,7 @@
+import os
+import socket
+import threading
+
 import polars as pl
 import pytest
 
@@ -69,7 +73,7 @@ def test_row_by_row_expression_is_accepted_with_its_type(expression, dtype):
         ("t > current_timestamp()", "current_timestamp reads a clock"),
         ("CURRENT_DATE", "current_date reads a clock"),
         ("t > localtimestamp", "localtimestamp reads a clock"),
-        ("random()", "Polars cannot read the SQL text"),
+        ("random()", "random is not a function of SQL text here"),
         ("a +", "Polars cannot read the SQL text"),
         ("a, b", "Polars cannot read the SQL text"),
         ("", "the SQL text is empty"),
@@ -133,6 +137,47 @@ def test_expression_that_depends_on_more_than_its_record_is_refused(expression, 
         check_expression(expression, COLUMNS)
 
     assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a IN (SELECT a FROM {source})",
+        "a IN (FROM {source})",
+        "a > 1 AND EXISTS (SELECT 1 FROM {source})",
+        "{source} > 1",
+        "a IN (/* /* */ ' */ */ SELECT a FROM {source}) --')",
+        "(SELECT max(a) FROM {source})",
+        "a IN (WITH x AS (SELECT * FROM {source}) SELECT a FROM x)",
+    ],
+)
+@pytest.mark.parametrize(
+    "function", ["read_csv", "read_parquet", "read_ndjson", '"read_csv"', "`read_csv`", "scan_csv"]
+)
+def test_a_text_that_names_a_file_or_a_server_is_refused_before_anything_is_opened(tmp_path, text, function):
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    faults = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        for place in (str(pipe), f"http://127.0.0.1:{server.getsockname()[1]}/x.csv"):
+
+            def check(place=place):
+                with pytest.raises(DefinitionError) as caught:
+                    check_expression(text.format(source=f"{function}('{place}')"), COLUMNS)
+                faults.append(str(caught.value))
+
+            # Whoever opens the pipe waits in vain for a writer.
+            reader = threading.Thread(target=check, daemon=True)
+            reader.start()
+            reader.join(5)
+            with pytest.raises(OSError, match="No such device"):
+                os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # no reader has it open
+            with pytest.raises(BlockingIOError):
+                server.accept()
+
+    assert len(faults) == 2
+    assert not [fault for fault in faults if "Polars" in fault]
 
 
 def test_canonical_sql_ignores_layout_and_comments_but_not_quotes():

@@ -454,7 +454,7 @@ def test_paths_that_hold_no_definitions_are_faults(folder):
     assert faults_of(folder, folder / "nowhere", folder / "notes.txt", folder / "schemas") == [
         "DIR/nowhere: there is no such file or folder; correct the path",
         "DIR/notes.txt: definition files are .py, .yaml, .yml files; correct the path",
-        "DIR/schemas: the folder has no .py, .yaml, .yml file; give the folder of the definitions",
+        "DIR/schemas: the folder has no .py, .yaml, .yml file, nor has a folder in it; give the folder of the definitions",
     ]
     assert faults_of(folder / "empty.py")[0].endswith(
         "there are no definitions; write an Entity, a Stream and a FeatureView"
@@ -463,7 +463,77 @@ def test_paths_that_hold_no_definitions_are_faults(folder):
         load()
 
 
+A_STREAM = """\
+stream: {{name: {name}, topic: {name}, schema: {schema}, event_time: event_time, partitioned_by: user_id}}
+"""
+A_VIEW = """\
+name: {name}
+entity: user
+source: {stream}
+aggregation: {{function: count, window: 30d}}
+"""
+
+
+def lay_out(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(dedent(text))
+    return folder
+
+
+def test_definitions_in_subfolders_are_read_each_beside_its_own_schema_and_modules(tmp_path):
+    schema = json.dumps(SCHEMA)
+    python = """\
+        from shared import USER
+        from window import EXTENT
+        from unskew import Feature, FeatureView, Sliding, Stream, agg
+        stream = Stream(
+            "{name}", topic="{name}", schema="own.avsc", event_time="event_time", partitioned_by="user_id")
+        view = FeatureView(
+            "{name}_views", entity=USER, stream=stream, features=[Feature("{name}_n", agg.count(), Sliding(EXTENT))])
+        """
+    lay_out(
+        tmp_path,
+        {
+            "shared.py": 'from unskew import Entity\nUSER = Entity("user", key="user_id")\n',
+            "b/views.py": python.format(name="b"),
+            "b/window.py": 'EXTENT = "1d"',
+            "b/own.avsc": schema,
+            "a/deep/views.py": python.format(name="a"),
+            "a/deep/window.py": 'EXTENT = "2d"',
+            "a/deep/own.avsc": schema,
+            "c/views.yaml": A_STREAM.format(name="c", schema="../b/own.avsc")
+            + "---\n"
+            + A_VIEW.format(name="c_n", stream="c"),
+        },
+    )
+
+    found = load(tmp_path)
+
+    assert list(found.views) == ["a_views", "b_views", "c_n"]
+    day_us = 24 * 3600 * 1_000_000
+    extents = {name: view.windows[0].span * view.windows[0].hop_us for name, view in found.views.items()}
+    assert extents == {"a_views": 2 * day_us, "b_views": day_us, "c_n": 30 * day_us}
+
+
+@pytest.mark.parametrize("left_out", [".git", "__pycache__", "_old", ".venv", "env", "back"])
+def test_folders_that_hold_no_definitions_are_not_read(folder, left_out):
+    write(folder, streams_yaml=STREAM, view_yaml=YAML)
+    if left_out == "back":
+        (folder / "schemas" / "back").symlink_to(folder)
+        (folder / "again").symlink_to(folder / "schemas")
+    else:
+        lay_out(folder, {f"{left_out}/lib/wrong.py": "raise SystemExit('run')", f"{left_out}/wrong.yaml": "[]"})
+        if left_out == "env":
+            (folder / "env" / "pyvenv.cfg").touch()
+
+    assert list(load(folder).views) == ["user_purchase_count_30d"]
+
+
 def test_public_names_are_there():
-    assert set(unskew.__all__) - {"FeatureStore"} <= set(vars(unskew))
+    assert {name: getattr(unskew, name).__name__.rpartition(".")[2] for name in unskew.__all__} == {
+        name: name for name in unskew.__all__
+    }
+    assert set(unskew.__all__) <= set(dir(unskew))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         unskew.Nothing  # noqa: B018 - the access is the claim

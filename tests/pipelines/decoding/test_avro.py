@@ -354,10 +354,10 @@ def test_an_unknown_schema_id_is_a_dead_letter_where_ids_are_given():
     other = b"\0\0\0\x01\x00" + GOOD[5:]
     values = [GOOD, other, GOOD]
 
-    assert AvroDecoder(stream(), schema_ids=[7, 9]).decode(poll(values)).dead.select("offset", "reason").rows() == [
-        (101, "unknown schema id 256")
+    assert AvroDecoder(stream(schema_ids=(7, 9))).decode(poll(values)).dead.select("offset", "reason").rows() == [
+        (101, "unknown schema id 256; the stream's schema_ids are 7, 9")
     ]
-    assert AvroDecoder(stream(), schema_ids=[7, 256]).decode(poll(values)).dead.height == 0
+    assert AvroDecoder(stream(schema_ids=(7, 256))).decode(poll(values)).dead.height == 0
     assert AvroDecoder(stream()).decode(poll(values)).events["_offset"].to_list() == [100, 101, 102]
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.schema_registry import Registry
 from unskew.features.errors import RequestError, StoreUnavailable
-from unskew.pipelines.decoding.resolve import Incompatible
-from unskew.pipelines.decoding.schema_registry import SchemaRegistry
+from unskew.pipelines.decoding.resolve import Incompatible, Unregistered
+from unskew.pipelines.decoding.schema_registry import HOLD_S, HOLD_S_PER_S, SchemaRegistry
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.kafka.reader import SourceOptions
 
@@ -26,12 +26,14 @@ class Hurried:
     def __init__(self) -> None:
         self.waited_s = []
         self.set = False
+        self.then = lambda _timeout: None
 
     def is_set(self):
         return self.set
 
     def wait(self, timeout):
         self.waited_s.append(timeout)
+        self.then(timeout)
         return self.set
 
 
@@ -87,6 +89,40 @@ def test_being_told_to_stop_ends_the_waiting(registry):
 def test_an_id_that_the_registry_does_not_have_is_incompatible(registry):
     with pytest.raises(Incompatible, match="has no such schema"):
         SchemaRegistry(f"http://{registry.address}", Hurried()).writer(9)
+
+
+def test_a_registry_that_learns_of_an_id_a_little_later_is_asked_again_within_what_unknown_ids_may_take(registry):
+    now = [0.0]
+    hurried = Hurried()
+    client = SchemaRegistry(f"http://{registry.address}", hurried, monotonic=lambda: now[0])
+
+    def registered_at_the_second_pause(_timeout):
+        if len(hurried.waited_s) == 2:
+            registry.put(7, RECORD)
+
+    hurried.then = registered_at_the_second_pause
+    assert client.writer(7) == RECORD
+    assert hurried.waited_s == [0.25, 0.5]
+    # A flood of ids that are unknown for good waits no longer than what is left, however many they are.
+    for schema_id in range(100, 140):
+        with pytest.raises(Unregistered):
+            client.writer(schema_id)
+    assert sum(hurried.waited_s) <= HOLD_S
+    now[0] = 60.0
+    with pytest.raises(Unregistered):
+        client.writer(200)
+    assert HOLD_S < sum(hurried.waited_s) <= HOLD_S + 60 * HOLD_S_PER_S
+
+
+def test_an_id_that_an_earlier_run_read_is_waited_for_as_if_the_registry_did_not_answer(registry):
+    hurried = Hurried()
+    client = SchemaRegistry(f"http://{registry.address}", hurried, wait_s=5)
+
+    with pytest.raises(StoreUnavailable, match=r"does not return schema 7.*nothing is lost"):
+        client.writer(7, expected=True)
+    assert sum(hurried.waited_s) >= 5
+    registry.put(7, RECORD)
+    assert client.writer(7, expected=True) == RECORD
 
 
 def test_schemas_that_are_no_avro_records_are_incompatible(registry):

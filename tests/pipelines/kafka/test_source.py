@@ -1,5 +1,6 @@
 """Arrivals, clocks, alignment, ends, resuming and refusals of the Kafka source."""
 
+import json
 import threading
 import time
 from datetime import timedelta
@@ -14,6 +15,7 @@ from confluent_kafka import (
     TIMESTAMP_CREATE_TIME,
     TIMESTAMP_LOG_APPEND_TIME,
     TIMESTAMP_NOT_AVAILABLE,
+    Producer,
 )
 
 from tests.support import plans
@@ -34,6 +36,7 @@ from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailabl
 from unskew.pipelines.kafka.consumer import Records
 from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.stamps import check_stamps
+from unskew.pipelines.state.known_topics import Described, KnownTopics
 from unskew.sinks.wall import wall_us
 
 
@@ -279,7 +282,6 @@ def test_nothing_is_announced_while_the_broker_is_lost(read):
         source = read(stream, idle="wall", settle_us=SECOND, present_us=present, mark_s=0.0, heartbeat_s=0.05)
         polls(source, lambda items: items and items[-1].clock_us == NOON + 9 * SECOND)
         broker.stop()
-        polls(source, lambda _items: bool(source.parts[0]._reader.topic._doubts))
         present.us += 5 * SECOND
         assert {item.clock_us for item in polls(source, for_seconds(0.5))} == {NOON + 9 * SECOND}
 
@@ -346,6 +348,40 @@ def test_lag_is_what_lies_between_position_and_the_end(topic, read):
     assert source.counters.lag == 0
 
 
+@pytest.mark.needs_broker("topic ids")
+def test_offsets_of_aborted_records_and_of_markers_are_neither_losses_nor_lag(topic, read):
+    stream, present = topic(), Present(NOON + 60 * SECOND)
+    producer = Producer({"bootstrap.servers": stream.bootstrap, "transactional.id": stream.name, "log_level": 0})
+    producer.init_transactions(30)
+
+    def begin(*after_noon_ms):
+        producer.begin_transaction()
+        for ms in after_noon_ms:
+            producer.produce(stream.name, b"value", partition=0, timestamp=NOON_MS + ms)
+        assert producer.flush(10) == 0
+
+    # offsets 0 1 and a marker, 3 4 5 and a marker: the partition ends at 7.
+    begin(1_000, 2_000)
+    producer.commit_transaction(30)
+    begin(3_000, 4_000, 5_000)
+    producer.abort_transaction(30)
+    whole = read(stream, ends="now")
+    assert arrivals_of(polls(whole, never)) == [(0, SECOND), (1, 2 * SECOND)]
+    saved = {0: whole.parts[0].snapshot()}
+    assert saved[0]["offset"] == 7
+
+    source = read(stream, saved, idle="wall", settle_us=SECOND, present_us=present, mark_s=0.0)
+    polls(source, lambda items: items and items[-1].clock_us == NOON + 59 * SECOND)
+    # Records that may still be committed hold the clock back.
+    begin(59_500)
+    present.us += 60 * SECOND
+    assert max(item.clock_us for item in polls(source, for_seconds(1))) == NOON + 59 * SECOND
+    producer.commit_transaction(30)
+    items = polls(source, lambda items: items and items[-1].clock_us == NOON + 119 * SECOND)
+    assert arrivals_of(items) == [(7, 59 * SECOND + 500_000)]
+    assert (source.counters.lag, source.counters.bumped) == (0, 0)
+
+
 SAVED = {0: {"offset": 1, "clock": NOON, "partitions": 1, "ended": 0}}
 GONE = r"source-\d+/0: offsets 1 to \d+ are gone .* retention"
 
@@ -399,20 +435,83 @@ def test_a_position_past_the_end_is_refused(topic, read):
         read(topic(), saved)
 
 
-def test_another_number_of_partitions_is_refused(topic, read):
+BY_PARTITION = {"by_partition": ["spend"]}
+ADDED = "has 3 partitions, but had 2 .* and spend relies on partitioned_by.*Kafka cannot take partitions away"
+
+
+def test_another_number_of_partitions_is_refused_where_a_view_counts_by_partition(topic, read):
     saved = {0: {"offset": 0, "clock": NOON, "partitions": 2, "ended": 0}}
 
-    with pytest.raises(LayoutError, match="has 3 partitions, but had 2"):
-        read(topic(3), saved)
+    with pytest.raises(LayoutError, match=ADDED):
+        read(topic(3), saved, **BY_PARTITION)
 
 
-def test_partitions_added_while_running_stop_the_flow(topic, read):
+def test_partitions_added_while_running_stop_the_flow_where_a_view_counts_by_partition(topic, read):
     # The embedded broker cannot add partitions to a topic, so the reader is told it had fewer.
-    source = read(topic(3), check_partitions_s=0.0)
+    source = read(topic(3), check_partitions_s=0.0, **BY_PARTITION)
     source.parts[0]._reader.topic.n_partitions = 2
 
-    with pytest.raises(LayoutError, match="has 3 partitions, but had 2"):
+    with pytest.raises(LayoutError, match=ADDED):
         polls(source, never)
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_partition_that_was_added_is_read_from_its_beginning_after_what_the_others_had_reached(topic, read, start):
+    # Partition 0 had reached 2 s, partition 1 had reached 5 s; partition 2 is new.
+    stream = topic(3)
+    stream.put(0, 1_000, 2_000)
+    stream.put(2, 1_500, 9_000)
+    saved = {
+        0: {"offset": 2, "clock": NOON + 2 * SECOND, "partitions": 2, "ended": 0},
+        1: {"offset": 0, "clock": NOON + 5 * SECOND, "partitions": 2, "ended": 0},
+    }
+
+    items = polls(read(stream, saved, start=start, ends="now"), never)
+
+    assert arrivals_of(items, 2) == [(0, 5 * SECOND + 1), (1, 9 * SECOND)]
+
+
+def test_partitions_that_are_added_before_any_record_was_read_bump_nothing(topic, read):
+    stream = topic(2)
+    stream.put(1, 1_000)
+    saved = {0: {"offset": 0, "clock": None, "partitions": 1, "ended": 0}}
+
+    assert arrivals_of(polls(read(stream, saved, ends="now"), never), 1) == [(0, SECOND)]
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "fault"),
+    [
+        ({"a": ("x", 2)}, {"a": ("x", 2)}, None),
+        ({"a": ("x", 2)}, {"a": ("y", 2)}, "Topic 'a' has the id y, but had x .* --adopt-topic-ids"),
+        ({"a": ("x", 2)}, {"a": ("y", 1)}, "Topic 'a' has the id y"),
+        ({"a": ("x", 2)}, {"a": (None, 2)}, None),
+        ({"a": (None, 2)}, {"a": ("x", 2)}, None),
+        ({"a": (None, 2)}, {"a": (None, 1)}, "Topic 'a' has 1 partitions, but had 2"),
+        ({"a": ("x", 2)}, {"a": ("x", 3)}, None),
+        ({"a": ("x", 1), "b": ("y", 1)}, {"a": ("x", 1)}, "topic 'b' was read before and is not among the topics now"),
+        ({"a": ("x", 1)}, {"a": ("x", 1), "b": ("y", 1)}, None),
+        ({"b": ("y", 1)}, {"a": ("x", 2), "b": ("y", 2)}, None),
+    ],
+)
+def test_topics_are_the_ones_known_or_the_error_says_what_happened(known, found, fault):
+    known, found = (
+        {topic: Described(id_, n_partitions) for topic, (id_, n_partitions) in one.items()} for one in (known, found)
+    )
+    before = KnownTopics.from_json(json.loads(json.dumps(KnownTopics.of(known).to_json())))
+    if fault is not None:
+        with pytest.raises(LayoutError, match=fault):
+            before.check("The topics", found)
+        return
+    before.check("The topics", found)
+    after = KnownTopics.of(found, before)
+
+    # A number stays with its partition, and an id that is not told is the one that was known.
+    n_before = len(before.partitions)
+    assert after.partitions[:n_before] == before.partitions
+    expected = [(topic, number) for topic, one in found.items() for number in range(one.n_partitions)]
+    assert sorted(after.partitions) == sorted(expected)
+    assert after.ids == {topic: one.id or known[topic].id for topic, one in found.items()}
 
 
 def test_a_live_topic_on_producer_timestamps_needs_a_settle(topic, read):

@@ -214,3 +214,24 @@ def test_a_topic_that_lacks_records_that_were_shown_is_refused(topic, life, tmp_
 
     with pytest.raises(LayoutError, match="saved position 2 is past the topic's end 1"):
         life(stream, idle="none")
+
+
+def test_a_partition_keeps_the_schema_id_with_which_it_began_through_kills_and_restarts(topic, life, tmp_path):
+    stream = topic()
+    stream.put(0, 1_000, value=b"no frame")
+    stream.put(0, 2_000, value=b"\0\0\0\0\x07first")
+    first = life(stream, idle="none")
+    items = shown(first, polls(first, n_records(2)))
+    assert [item.schema_id for item in items if len(item.offsets)][-1] == 7
+    saved = {0: first.parts[0].snapshot()}
+    stream.put(0, 3_000, value=b"\0\0\0\0\x08second")
+
+    for states in (None, saved):
+        again = life(stream, states, idle="none")
+        items = polls(again, n_records(1 if states else 3))
+        assert {item.schema_id for item in items if len(item.offsets)} == {7}
+        if states is None:
+            # What the earlier run has read is marked as such, up to its last record.
+            assert [int(offset) for item in items if item.decided for offset in item.offsets] == [0, 1]
+    # Every process of a deployment finds it, also one that does not read the partition.
+    assert journal(tmp_path).schema_ids(stream.name) == {place_of(stream.name, f"{stream.name}/0"): 7}

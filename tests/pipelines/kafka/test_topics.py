@@ -1,6 +1,7 @@
 """A stream of several topics: their partitions are numbered one after the other, and nothing else is different."""
 
 import itertools
+import json
 import threading
 from dataclasses import replace
 
@@ -10,7 +11,9 @@ from confluent_kafka import Producer
 
 from tests.support.definitions import SCHEMA, stream
 from tests.support.pipeline import SCHEMA as PURCHASES
-from tests.support.pipeline import Bench, Outcome, history
+from tests.support.pipeline import Bench, Outcome, entities, expected_log, history, logged
+from tests.support.sources import n_records as n_records_of
+from tests.support.sources import never, polls
 from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
 from unskew import compile as compile_definitions
 from unskew.features.definitions.streams import plan_stream
@@ -116,12 +119,79 @@ def test_a_run_goes_on_in_every_topic_where_the_one_before_it_stopped(bench, hal
     assert second.archive().drop("_arrival").equals(whole.archive().drop("_arrival"))
 
 
-def test_a_topic_more_or_another_order_of_topics_is_refused(bench, halves):
-    first = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
-    bench.broker.create_topic(f"{halves[0]}a", 2)
+def test_a_new_topic_that_matches_the_pattern_joins_and_every_value_is_that_of_the_archive(bench, halves):
+    """The new one comes between the others by name, and its records are as old as theirs."""
+    found = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
+    between = f"{halves[0]}a"
+    bench.broker.create_topic(between, 2)
+    put(bench, [between], [record for record in RECORDS if record.partition < 2])
+    put(bench, halves, RECORDS[:40])
+    found.status = run(found.plan, found.deployment, stop=threading.Event())
 
-    with pytest.raises(LayoutError, match="has 6 partitions, but had 4"):
-        run(first.plan, first.deployment, stop=threading.Event())
+    n_more = sum(record.partition < 2 for record in RECORDS)
+    assert found.status.consumed == n_more + 40
+    archive = found.archive()
+    numbers = {topic: set(range(2 * row, 2 * row + 2)) for row, topic in enumerate([*halves, between])}
+    assert set(archive["_partition"]) <= set.union(*numbers.values())
+    letters = found.dead_letters().filter(pl.col("view").is_null())
+    assert archive.height + letters.height == len(RECORDS) + n_more + 40
+    view = found.plan.views["by_user"]
+    complete_to = dict.fromkeys(entities(view, archive), min(found.complete_to("by_user").values()))
+    assert logged(view, found.log("by_user")) == expected_log(view, archive, complete_to)
+
+
+def test_a_topic_that_the_stream_no_longer_names_is_refused(bench, halves):
+    first = outcome(bench, f"^{halves[0].removesuffix('a')}.*")
+    fewer = plan(f"^{halves[0]}$")
+
+    with pytest.raises(LayoutError, match=f"topic '{halves[1]}' was read before and is not among the topics now"):
+        run(fewer, first.deployment, stop=threading.Event())
+
+
+def test_a_pattern_matches_no_topic_of_kafka_itself(bench, halves):
+    internal = f"__{halves[0]}"
+    bench.broker.create_topic(internal, 1)
+
+    assert outcome(bench, f"^(__)?{halves[0]}").status.consumed == sum(record.partition < 2 for record in RECORDS)
+
+
+@pytest.mark.needs_broker("topic ids")
+def test_a_topic_that_was_created_again_is_refused_however_many_records_it_has(bench):
+    topic = bench.produce(RECORDS[:60])
+    first = outcome(bench, topic)
+    # A state of an earlier version has no ids, and takes them up at its first start.
+    recorded = first.deployment.state / "deployment.json"
+    recorded.write_text(json.dumps({**json.loads(recorded.read_text()), "topics": {}}))
+    assert run(first.plan, first.deployment, stop=threading.Event()).consumed == 0
+
+    bench.broker.create_again(topic, 4)
+    for records in ([], RECORDS):
+        bench.append(topic, records)
+        with pytest.raises(LayoutError, match=f"Topic '{topic}' has the id .*--adopt-topic-ids"):
+            run(first.plan, first.deployment, stop=threading.Event())
+    assert first.archive().height + first.dead_letters().filter(pl.col("view").is_null()).height == 60
+
+    # It holds the same records at the same offsets, and more: once adopted, it is the topic.
+    adopted = run(first.plan, replace(first.deployment, adopt_topic_ids=True), stop=threading.Event())
+    assert adopted.consumed == len(RECORDS) - 60
+    assert first.archive().drop("_arrival").equals(outcome(bench, topic).archive().drop("_arrival"))
+    assert run(first.plan, first.deployment, stop=threading.Event()).consumed == 0
+
+
+@pytest.mark.needs_broker("topic ids")
+@pytest.mark.parametrize("n_records", [3, 500])
+def test_a_topic_that_is_created_again_while_it_is_read_is_an_error_that_says_so(broker, topic, read, n_records):
+    """With fewer records than were read, its offsets are out of range; with more, a client goes on without a word."""
+    stream = topic()
+    stream.put(0, *range(50))
+    source = read(stream)
+    polls(source, n_records_of(50))
+
+    broker.create_again(stream.name, 1)
+    stream.connect().put(0, *range(n_records))
+
+    with pytest.raises(LayoutError, match=f"Topic '{stream.name}' has the id"):
+        polls(source, never, within_s=30)
 
 
 def test_a_pattern_without_a_topic_is_an_error_that_says_so(bench):

@@ -45,14 +45,16 @@ def test_of_what_was_lost_nothing_is_forgotten_where_the_remedy_breaks_off(one):
     writer.add(NothingToCome(VIEW, "h1"))
     send(writer, step(20, 1))
     one.client.flushall()
-    one.client.hset("unskew:registry", "not", "a string")
+    one.ask("ACL", "SETUSER", "default", "-set")
     one.end_connections()
 
     writer.add(step(30, 2))
     for _ in range(2):
-        with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        with pytest.raises(
+            StoreUnavailable, match=r"no permissions to run the 'set' command .allow the command to this user"
+        ):
             writer.flush(NOW)
-    one.client.delete("unskew:registry")
+    one.ask("ACL", "SETUSER", "default", "+set")
     writer.flush(NOW)
 
     assert writer.lost == 1

@@ -1,5 +1,4 @@
 import datetime as dt
-import json
 from pathlib import Path
 
 import polars as pl
@@ -7,6 +6,7 @@ import pytest
 
 from tests.support.plans import DAY
 from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.sinks.tables.checksum import read_json
 from unskew.sinks.tables.layout import INSTANT, coverage_file, file_name, published_files, read_coverage, staged_files
 from unskew.sinks.tables.parquet import StagedTable
 
@@ -81,6 +81,7 @@ def test_files_carry_the_metadata(tmp_path):
 
     assert {name: text for name, text in metadata.items() if name.startswith("unskew.")} == {
         "unskew.layout": "1",
+        "unskew.checksum": "crc32",
         "unskew.view": "v",
     }
 
@@ -122,7 +123,7 @@ def test_coverage_is_published_with_the_rows_that_it_speaks_of(tmp_path):
 
     coverage = read_coverage(tmp_path)
     assert (coverage.since_us, coverage.complete_to_us) == (5, 10)
-    assert json.loads(coverage_file(tmp_path, "h0").read_text()) == {"since": 5, "complete_to": 10, "seq": 1}
+    assert read_json(coverage_file(tmp_path, "h0").read_bytes()) == {"since": 5, "complete_to": 10, "seq": 1}
 
 
 def test_a_view_is_covered_from_its_latest_beginning_to_its_earliest_end(tmp_path):

@@ -1,6 +1,7 @@
 """A disk of a test's own that can be full or read-only."""
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 def small_disk(folder: Path, n_megabytes: int) -> Iterator[None]:
     """A file system of that size, mounted at ``folder``; the test is skipped where this process may not mount any."""
     folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={n_megabytes}m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={n_megabytes}m,mode=0700", "tmpfs", str(folder)]
     try:
         subprocess.run(mount, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -34,11 +35,11 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def filled_up(folder: Path) -> Iterator[None]:
-    """Not a byte is free on the file system of ``folder`` while the body lasts."""
-    ballast = folder / "ballast"
+def filled_up(folder: Path, *, leave: int = 0) -> Iterator[None]:
+    """At most ``leave`` bytes are free on the file system of ``folder`` while the body lasts."""
+    ballast = folder / f"ballast-{leave}"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
+        while (disk := os.statvfs(folder)).f_bavail * disk.f_frsize > leave or not leave:
             file.write(bytes(4096))
     try:
         yield

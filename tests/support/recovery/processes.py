@@ -173,12 +173,12 @@ class Life:
             os.killpg(self.processes[number].pid, signal.SIGKILL)
         self.processes[number].wait()
 
-    def terminate(self, number: signal.Signals = signal.SIGTERM) -> float:
+    def terminate(self, number: signal.Signals = signal.SIGTERM, within_s: float = END_WITHIN_S) -> float:
         """Send the signal; seconds until all have ended, which must be with 0."""
         began_s = time.monotonic()
         for process in self.processes:
             process.send_signal(number)
-        self._await_success(END_WITHIN_S)
+        self._await_success(within_s)
         return time.monotonic() - began_s
 
     def await_end(self, within_s: float = END_WITHIN_S) -> None:

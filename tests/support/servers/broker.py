@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 
 class Broker:
@@ -44,7 +44,32 @@ class Broker:
         for future in admin.delete_records([TopicPartition(topic, partition, before)]).values():
             future.result(30)
 
+    def add_partitions(self, name: str, n_partitions: int) -> None:
+        """Give a topic more partitions: so many then."""
+        admin = self.admin()
+        admin.create_partitions([NewPartitions(name, n_partitions)])[name].result(30)
+
     def delete_topic(self, name: str) -> None:
         """Delete a topic with its records."""
         admin = self.admin()
         admin.delete_topics([name])[name].result(30)
+
+    def create_again(self, name: str, partitions: int) -> None:
+        """Delete a topic and create another one of this name."""
+        before = self._id_of(name)
+        self.delete_topic(name)
+        # The broker may go on to show the old one for a moment.
+        deadline_s = time.monotonic() + 30
+        while time.monotonic() < deadline_s:
+            self.create_topic(name, partitions)
+            if self._id_of(name) not in {None, before}:
+                return
+            time.sleep(0.05)
+        raise TimeoutError(f"topic {name} is still the one that was deleted")
+
+    def _id_of(self, name: str) -> str | None:
+        admin = self.admin()
+        try:
+            return str(admin.describe_topics(TopicCollection([name]))[name].result(30).topic_id)
+        except KafkaException:
+            return None

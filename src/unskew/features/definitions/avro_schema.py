@@ -32,6 +32,17 @@ _LOGICAL: Mapping[str, tuple[str, pl.DataType]] = {
     "date": ("int", pl.Date()),
     "time-millis": ("int", pl.Time()),
     "time-micros": ("long", pl.Time()),
+    "time-nanos": ("long", pl.Time()),
+}
+# The names by which Debezium marks its times; Kafka Connect's own times carry logical types besides.
+_CONNECT_TIMES: Mapping[str, tuple[str, str]] = {
+    "io.debezium.time.Timestamp": ("long", "timestamp-millis"),
+    "io.debezium.time.MicroTimestamp": ("long", "timestamp-micros"),
+    "io.debezium.time.NanoTimestamp": ("long", "timestamp-nanos"),
+    "io.debezium.time.Date": ("int", "date"),
+    "io.debezium.time.Time": ("int", "time-millis"),
+    "io.debezium.time.MicroTime": ("long", "time-micros"),
+    "io.debezium.time.NanoTime": ("long", "time-nanos"),
 }
 _DECIMAL_DIGITS = 38
 READABLE = "int, long, float, double, boolean, string, bytes, enum and fixed, timestamps, date, time and decimal, each also with null"
@@ -44,9 +55,10 @@ class AvroField:
     ``kind``: a primitive's name, ``enum``, ``fixed``, or ``other`` for what has no column (arrays, maps, records,
     unions of several types). ``null_at``: the index of null in its union; -1 if it is not a union, -2 if it is a union
     of one type. ``logical``: a logical type that is read as such, otherwise None, because Avro requires unknown ones to
-    be ignored. ``scale``: the scale of a decimal. ``type_names``: the names of an enum or fixed, without namespaces:
-    first its own, then its aliases. ``symbol``: an enum's default. ``default``: the default in the schema, in a tuple
-    of one; empty if there is none. ``avro``: the complete type.
+    be ignored. ``marked``: the logical type that Debezium's name for the type stands for. ``scale``: the scale of a
+    decimal. ``type_names``: the names of an enum or fixed, without namespaces: first its own, then its aliases.
+    ``symbol``: an enum's default. ``default``: the default in the schema, in a tuple of one; empty if there is none.
+    ``avro``: the complete type.
     """
 
     name: str
@@ -54,6 +66,7 @@ class AvroField:
     avro: Any
     null_at: int = -1
     logical: str | None = None
+    marked: str | None = None
     scale: int = 0
     symbols: tuple[str, ...] = ()
     symbol: str | None = None
@@ -80,32 +93,37 @@ def avro_fields(schema: Mapping[str, Any]) -> tuple[AvroField, ...]:
     return tuple(_field(field) for field in expanded["fields"])
 
 
+def record_faults(schema: Mapping[str, Any]) -> list[str]:
+    """Return why a schema is not a valid schema of a record with fields; each reason is half a sentence."""
+    try:
+        fastavro.parse_schema(dict(schema), expand=False)
+    except (SchemaParseException, UnknownType) as error:
+        return [f"the Avro schema is not valid: {error}"]
+    # A schema of an unexpected shape may make fastavro raise any of these.
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"the Avro schema is not valid: {type(error).__name__} {error}"]
+    if schema.get("type") != "record":
+        return [f"the Avro schema has the type {schema.get('type')!r}; give a record, with one field for each column"]
+    if not schema.get("fields"):
+        return ["the Avro schema has no fields; give it one for each column"]
+    return []
+
+
 def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], list[str]]:
     """Return the columns of a record schema, with their types after decoding, and its faults (each half a sentence).
 
     A union of null and one type is that type. Enums are strings, fixed is binary, timestamps are microseconds in UTC.
     A field of any other type has no column.
     """
-    try:
-        fastavro.parse_schema(dict(schema), expand=False)
-    except (SchemaParseException, UnknownType) as error:
-        return {}, [f"the Avro schema is not valid: {error}"]
-    # A schema of an unexpected shape may make fastavro raise any of these.
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return {}, [f"the Avro schema is not valid: {type(error).__name__} {error}"]
-    if schema.get("type") != "record":
-        return {}, [
-            f"the Avro schema has the type {schema.get('type')!r}; give a record, with one field for each column"
-        ]
-    if not schema.get("fields"):
-        return {}, ["the Avro schema has no fields; give it one for each column"]
+    if malformed := record_faults(schema):
+        return {}, malformed
     columns: dict[str, pl.DataType] = {}
     faults: list[str] = []
     names: set[str] = set()
     for field in avro_fields(schema):
         if field.name.startswith("_"):
             faults.append(
-                f"field {field.name!r} begins with _, which is reserved; rename it in the reader schema, and give its old name as an alias"
+                f"field {field.name!r} begins with _, which is reserved; give it a column of another name, for example fields={{{field.name.lstrip('_')!r}: {field.name!r}}}"
             )
         elif field.name in names:
             faults.append(f"field {field.name!r} appears twice")
@@ -145,6 +163,7 @@ def _field(field: Mapping[str, Any]) -> AvroField:
         avro=field["type"],
         null_at=null_at,
         logical=logical,
+        marked=_marked(kind, avro),
         scale=scale,
         symbols=tuple(avro.get("symbols", ())),
         symbol=avro.get("default") if kind == "enum" else None,
@@ -177,6 +196,61 @@ def _logical(kind: str, avro: Mapping[str, Any]) -> tuple[str | None, int]:
         return (logical, scale) if fits and precision else (None, 0)
     known = _LOGICAL.get(logical) if isinstance(logical, str) else None
     return (logical, 0) if known is not None and known[0] == kind else (None, 0)
+
+
+def _marked(kind: str, avro: Mapping[str, Any]) -> str | None:
+    marked = _CONNECT_TIMES.get(str(avro.get("connect.name")))
+    return marked[1] if marked is not None and marked[0] == kind else None
+
+
+def field_of(name: str, avro: Any) -> AvroField:
+    """Return a field of an expanded type."""
+    return _field({"name": name, "type": avro})
+
+
+def marked_as_logical(avro: Any) -> Any:
+    """Return a schema in which Debezium's names for times are logical types."""
+    if isinstance(avro, Mapping):
+        found = {word: marked_as_logical(part) for word, part in avro.items()}
+        marked = _marked(str(avro.get("type")), avro) if "logicalType" not in avro else None
+        return found if marked is None else {**found, "logicalType": marked}
+    return [marked_as_logical(part) for part in avro] if isinstance(avro, (list, tuple)) else avro
+
+
+def without_wrapping(avro: Any) -> Any:
+    """Return the type itself where it is wrapped: ``{"type": {"type": "record", ...}}``."""
+    while isinstance(avro, Mapping) and isinstance(avro["type"], (Mapping, list)):
+        avro = avro["type"]
+    return avro
+
+
+class Unique:
+    """Copies of expanded types in which no two named types have the same name, so that they can stand in one schema.
+
+    Only namespaces change: Avro compares names without them.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def copy(self, avro: Any, names: Mapping[str, str] | None = None) -> Any:
+        """Return a copy; ``names``: new names of the types around it."""
+        names = names or {}
+        if isinstance(avro, list):
+            return [self.copy(branch, names) for branch in avro]
+        if not isinstance(avro, Mapping):
+            return names.get(avro, avro)
+        found = {word: part for word, part in avro.items() if word != "namespace"}
+        if "name" in avro:
+            self._count += 1
+            found["name"] = f"n{self._count}.{str(avro['name']).rpartition('.')[2]}"
+            names = {**names, avro["name"]: found["name"]}
+        if "fields" in avro:
+            found["fields"] = [{**field, "type": self.copy(field["type"], names)} for field in avro["fields"]]
+        for word in ("items", "values", "type"):
+            if word in avro:
+                found[word] = self.copy(avro[word], names)
+        return found
 
 
 def _type_names(avro: Mapping[str, Any]) -> tuple[str, ...]:

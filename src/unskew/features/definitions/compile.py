@@ -208,7 +208,7 @@ class _ViewCompiler:
         if over is not None:
             sessions = self._plan_sessions(over, stream, entity)
             columns = None if sessions is None else _session_columns(sessions)
-        slots = Slots(columns, self._faults)
+        slots = Slots(columns, self._faults, stream.unread if stream and over is None else None)
         where = slots.condition(view.name, view.where, view.filter)
         defined = self._features(entity)
         features = [
@@ -295,7 +295,7 @@ class _ViewCompiler:
         except DefinitionError as error:
             self._fault(place, error)
             return None
-        slots = Slots(stream.columns if stream else None, self._faults)
+        slots = Slots(stream.columns if stream else None, self._faults, stream.unread if stream else None)
         where = slots.condition(place, sessions.where, sessions.filter)
         wanted = {"start": first_time(), "end": last_time(), "events": count()}
         if not isinstance(sessions.values, Mapping):

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from itertools import pairwise
 from typing import Any
 
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from unskew.features.definitions.agg import Expression
+from unskew.features.definitions.sql_text import canonical_sql, check_sql
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
 
@@ -72,6 +72,8 @@ _NODES = {
 # A panic in Polars' Rust code is a BaseException; here it is a fault of the definition.
 _POLARS_ERRORS = (PolarsError, PanicException, ValueError, TypeError, OverflowError)
 
+_LONGEST_QUOTE = 300
+
 _SEVERAL_OUTPUTS = "it names several columns at once; name one column with pl.col"
 
 # Functions whose later inputs may be a whole series, which is read as a set and not row by row.
@@ -79,17 +81,6 @@ _SET_FUNCTIONS = frozenset({"Boolean.IsIn", "Sql.IsIn", "Replace", "ReplaceStric
 
 # A pattern from a column may be malformed in some record, and would then fail the whole batch.
 _PATTERN_FUNCTIONS = frozenset({"Contains", "CountMatches", "Extract", "Find", "Replace"})
-
-# SQL keywords that Polars replaces by a constant: the moment of parsing.
-_CLOCK_WORDS = frozenset({"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"})
-
-_SQL_TOKENS = re.compile(
-    r"""(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`)
-      | (?P<gap>(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)+)
-      | (?P<word>\w+)
-      | (?P<other>.)""",
-    re.VERBOSE | re.DOTALL,
-)
 
 _FLOATS = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/|(?<![\w.])(?:\d+\.\d*|\.\d+)(?![\w.])""", re.DOTALL
@@ -123,36 +114,34 @@ class Checked:
 
 
 def check_expression(
-    source: Expression, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column"
+    source: Expression,
+    columns: Mapping[str, pl.DataType],
+    lacks: str = "the stream has no column",
+    unread: Mapping[str, str] | None = None,
 ) -> Checked:
     """Parse an expression over ``columns`` and prove that it works row by row.
 
-    ``lacks``: the words of a message before the name of an unknown column. Raises ``DefinitionError`` with half a
+    ``lacks``: the words of a message before the name of an unknown column. ``unread``: fields that have no column, with
+    their types. Raises ``DefinitionError`` with half a
     sentence that says what is wrong and what to do: an unknown column, types that do not fit, a result that would
     depend on other rows or on a clock, a conversion that could fail on some record.
     """
     if isinstance(source, str):
         text = canonical_sql(source)
-        expr = _parse_sql(source, text)
+        expr = _parse_sql(text)
     elif isinstance(source, pl.Expr):
         expr = source
         text = ""
     else:
         raise DefinitionError(f"{source!r} is not an expression; write SQL text or a Polars expression")
     tree = _serialized(expr)
-    _check_columns(tree, columns, lacks)
+    _check_columns(tree, columns, lacks, unread or {})
     for node in _nodes(tree):
         _check_node(node, columns)
     expr = _deserialized(_dividing_exactly(tree))
     dtype = _result_type(expr, columns)
     _try_out(expr, columns, dtype)
     return Checked(text=text or canonical_polars(tree), expr=expr, dtype=dtype)
-
-
-def canonical_sql(text: str) -> str:
-    """Return SQL text without comments, and with single spaces for all white space outside quotes."""
-    parts = (" " if token["gap"] else token[0] for token in _SQL_TOKENS.finditer(text))
-    return "".join(parts).strip()
 
 
 def canonical_polars(tree: Any) -> str:
@@ -162,20 +151,13 @@ def canonical_polars(tree: Any) -> str:
     return json.dumps(_readable(tree), sort_keys=True, separators=(",", ":"))
 
 
-def _parse_sql(source: str, text: str) -> pl.Expr:
-    if not text:
-        raise DefinitionError("the SQL text is empty; write an expression over the stream's columns")
-    tokens = ["'" if token["quoted"] else token[0].lower() for token in _SQL_TOKENS.finditer(text) if not token["gap"]]
-    calls_now = ("now", "(") in pairwise(tokens)
-    if clock := next((token for token in tokens if token in _CLOCK_WORDS), "now()" if calls_now else ""):
-        raise DefinitionError(
-            f"{clock} reads a clock; a value may depend only on its record, so use a column of the stream"
-        )
+def _parse_sql(text: str) -> pl.Expr:
+    check_sql(text)
     try:
-        return pl.sql_expr(_with_floats(source))
+        return pl.sql_expr(_with_floats(text))
     except _POLARS_ERRORS as error:
         raise DefinitionError(
-            f"Polars cannot read the SQL text {text!r}: {_first_line(error)}; "
+            f"Polars cannot read the SQL text {_shortened(text)!r}: {_first_line(error)}; "
             'correct it, and put a column whose name is an SQL keyword in double quotes, for example "end"'
         ) from error
 
@@ -207,7 +189,12 @@ def _dividing_exactly(tree: Any) -> Any:
     1.4000000000000001, but 1.4 if it is the only row of its batch. A value may not depend on that.
     """
     match tree:
-        case {"BinaryExpr": {"op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide", "right": divisor} as parts}:
+        case {
+            "BinaryExpr": {
+                "op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide" | "RustDivide",
+                "right": divisor,
+            } as parts
+        }:
             return {"BinaryExpr": {**_rebuilt(parts), "right": _as_column(divisor)}}
         case {"Function": {"function": {"Sql": {"Binary": "Div"}}, "input": [dividend, divisor]} as parts}:
             return {"Function": {**parts, "input": [_dividing_exactly(dividend), _as_column(divisor)]}}
@@ -258,15 +245,27 @@ def _kind(node: Any) -> str:
     return node if isinstance(node, str) else next(iter(node))
 
 
-def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str) -> None:
+def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str, unread: Mapping[str, str]) -> None:
     names = [node["Column"] for node in _nodes(tree) if _kind(node) == "Column"]
     if unknown := sorted({name for name in names if name not in columns}):
-        raise DefinitionError("; ".join(unknown_column(name, columns, lacks) for name in unknown))
+        raise DefinitionError(
+            "; ".join(
+                without_column(name, unread[name]) if name in unread else unknown_column(name, columns, lacks)
+                for name in unknown
+            )
+        )
     # An unusual node may hide its columns; it is refused later, with its own message.
     if not names and all(
         _kind(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in _nodes(tree)
     ):
         raise DefinitionError("it reads no column, so its result is always the same; leave it out")
+
+
+def without_column(name: str, kind: str) -> str:
+    """Return half a sentence about a field of a type that has no column."""
+    inside = kind in {"record", "object"}
+    remedy = f"name what is inside it under the stream's fields: {{'x': '{name}.x'}}" if inside else "leave it out"
+    return f"field {name!r} is of type {kind}, which no expression and no aggregation takes; {remedy}"
 
 
 def unknown_column(name: str, columns: Mapping[str, pl.DataType], lacks: str = "the stream has no column") -> str:
@@ -474,5 +473,9 @@ def _holds_bytes(literal: Any) -> bool:
     return isinstance(literal, dict) and ("Series" in literal or "List" in (literal.get("Scalar") or {}))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _first_line(error: BaseException) -> str:
+    return _shortened(str(error).strip().partition("\n")[0])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."

@@ -70,6 +70,14 @@ def _reading(stream: StreamPlan) -> dict[str, Any]:
         reading["key"] = [stream.key_column, stream.key_format]
     if stream.headers:
         reading["headers"] = dict(stream.headers)
+    if stream.records:
+        reading["records"] = sorted(stream.records)
+    if stream.paths:
+        reading["paths"] = {column: list(path) for column, path in stream.paths.items()}
+    if stream.read_as:
+        reading["read_as"] = {column: form.text for column, form in stream.read_as.items()}
+    if stream.envelope is not None:
+        reading["envelope"] = [stream.envelope, *sorted(stream.operations)]
     return reading
 
 

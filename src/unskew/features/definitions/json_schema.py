@@ -1,12 +1,13 @@
 """The columns of JSON messages, declared by a JSON Schema of an object or by an Avro record schema."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import polars as pl
 
-from unskew.features.definitions.avro_schema import TIMESTAMP, avro_columns, avro_fields
+from unskew.features.definitions.avro_schema import TIMESTAMP, avro_columns, avro_fields, record_faults
+from unskew.features.definitions.inputs import Path, flat_avro
 
 JsonKind = Literal["integer", "number", "string", "boolean"]
 
@@ -36,7 +37,9 @@ class JsonField:
 
     ``logical``: for a time that is a number, an Avro logical type or ``timestamp-s``; for a time that is text,
     ``date-time`` or ``date``. ``nullable``: true if the value may be null. ``required``: true if the key must be
-    present. ``symbols``: the texts that are allowed; if empty, any.
+    present in its object. ``symbols``: the texts that are allowed; if empty, any. ``path``: the keys that lead to the
+    value; empty if it is only ``name``. ``outer``: for each object on that path, whether it may be null, and whether it
+    must be present.
     """
 
     name: str
@@ -46,25 +49,42 @@ class JsonField:
     nullable: bool = False
     required: bool = False
     symbols: tuple[str, ...] = ()
+    path: Path = ()
+    outer: tuple[tuple[bool, bool], ...] = ()
 
 
-def json_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], list[str]]:
-    """Return the columns with their types after decoding, and the schema's faults (each half a sentence)."""
+def json_columns(
+    schema: Mapping[str, Any], paths: Mapping[str, Path] | None = None
+) -> tuple[dict[str, pl.DataType], list[str]]:
+    """Return the columns with their types after decoding, and the schema's faults (each half a sentence).
+
+    ``paths``: column -> the keys that lead to its value, for columns that are not keys of their own name.
+    """
+    paths = paths or {}
     if schema.get("type") == "record":
-        _, faults = avro_columns(schema)
-        if faults:
-            return {}, faults
+        if malformed := record_faults(schema):
+            return {}, malformed
+        unknown: list[str] = []
+        _, faults = avro_columns(flat_avro(schema, paths, unknown))
+        if faults or unknown:
+            return {}, [*unknown, *faults]
     elif schema.get("type") != "object" or not isinstance(schema.get("properties"), Mapping):
         return {}, [
             "the schema of JSON messages is neither a JSON Schema of an object with properties nor an Avro record schema; give one of these"
         ]
     elif malformed := _malformed(schema):
         return {}, malformed
-    fields = json_fields(schema)
+    fields = json_fields(schema, paths)
     faults = [
-        f"property {field.name!r} begins with _, which is reserved; leave it out of the schema, and it is not read"
+        f"property {field.name!r} begins with _, which is reserved; give it a column of another name, for example "
+        f"fields={{{field.name.lstrip('_')!r}: {field.name!r}}}, or leave it out of the schema, and it is not read"
         for field in fields
         if field.name.startswith("_")
+    ]
+    faults += [
+        f"fields: column {column!r}: the schema has no integer, number, string or boolean at {'.'.join(path)!r}; correct the path"
+        for column, path in paths.items()
+        if column not in {field.name for field in fields}
     ]
     if not fields:
         faults.append(
@@ -95,16 +115,42 @@ def _are_texts(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
 
 
-def json_fields(schema: Mapping[str, Any]) -> tuple[JsonField, ...]:
-    """Return the keys that become columns, in the schema's order; keys of other types are left out."""
+def json_fields(schema: Mapping[str, Any], paths: Mapping[str, Path] | None = None) -> tuple[JsonField, ...]:
+    """Return the values that become columns, in the schema's order, then those of ``paths``.
+
+    Values of other types are left out.
+    """
+    paths = paths or {}
     if schema.get("type") == "record":
-        return tuple(_from_avro(schema))
+        return tuple(_from_avro(schema, paths))
     required = schema.get("required", ())
-    found = (_property(name, about, name in required) for name, about in schema["properties"].items())
+    renamed = {path[0] for path in paths.values() if len(path) == 1}
+    found = [
+        _property(name, about, name in required) for name, about in schema["properties"].items() if name not in renamed
+    ]
+    found += [_inside(schema, column, path) for column, path in paths.items()]
     return tuple(field for field in found if field is not None)
 
 
-def _from_avro(schema: Mapping[str, Any]) -> list[JsonField]:
+def _inside(schema: Mapping[str, Any], column: str, path: Path) -> JsonField | None:
+    """Return the value at a path; None if it is not of a type that becomes a column."""
+    outer: list[tuple[bool, bool]] = []
+    for depth, name in enumerate(path, start=1):
+        properties = schema.get("properties")
+        about = properties.get(name) if isinstance(properties, Mapping) else None
+        required = name in schema.get("required", ())
+        if depth == len(path):
+            field = _property(name, about, required)
+            return None if field is None else replace(field, name=column, path=path, outer=tuple(outer))
+        if not isinstance(about, Mapping):
+            return None
+        outer.append(("null" in about.get("type", ()), required))
+        schema = about
+    return None
+
+
+def _from_avro(schema: Mapping[str, Any], paths: Mapping[str, Path]) -> list[JsonField]:
+    flat = flat_avro(schema, paths, [])
     return [
         JsonField(
             name=field.name,
@@ -114,8 +160,11 @@ def _from_avro(schema: Mapping[str, Any]) -> list[JsonField]:
             nullable=field.nullable,
             required=not field.nullable,
             symbols=field.symbols,
+            path=paths.get(field.name, ()),
+            # Whether a record may be null shows in the field: its type then has null.
+            outer=((field.nullable, not field.nullable),) * (len(paths.get(field.name, ())) - 1),
         )
-        for field in avro_fields(schema)
+        for field in avro_fields(flat if paths else schema)
         if field.kind in _AVRO_KINDS and field.dtype is not None
     ]
 

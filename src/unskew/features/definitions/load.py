@@ -5,6 +5,7 @@ definitions. A YAML file has one definition in each document, as ``documents`` d
 """
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 import traceback
@@ -23,6 +24,7 @@ from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
 
 SUFFIXES = (".py", ".yaml", ".yml")
+_ENVIRONMENT = "pyvenv.cfg"
 
 
 def load(*paths: str | Path) -> Plan:
@@ -34,11 +36,12 @@ def load(*paths: str | Path) -> Plan:
 
 
 def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
-    """Read definitions from files and folders, in the order given and by name within a folder.
+    """Read definitions from files and folders, in the order given; in a folder its files by name, then its subfolders.
 
-    The definition files of a folder are its ``.py``, ``.yaml`` and ``.yml`` files, except those whose names begin with
-    ``_`` or a dot, and none of its subfolders. Schemas are read; their paths are relative to the folder of the
-    definition file. Python files are run: load only your own.
+    The definition files of a folder are the ``.py``, ``.yaml`` and ``.yml`` files in it and below it. Names that begin with
+    ``_`` or a dot are left out, and so are virtual environments. Schemas are read; their paths are relative to the folder
+    of the definition file. Python files are run, and may import their neighbours and what lies in the given folder: load
+    only your own.
     Raises one ``DefinitionError`` with the faults of all files.
     """
     faults: list[str] = []
@@ -46,9 +49,9 @@ def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
     paths = list(paths)
     if not paths:
         raise DefinitionError("no definition files were given; give a Python or YAML file, or a folder of them")
-    for path in _files(paths, faults):
+    for path, root in _files(paths, faults):
         try:
-            found = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
+            found = _from_python(path, root) if path.suffix == ".py" else _from_yaml(path)
             definitions += [_with_schema(each, path) for each in found]
         except DefinitionError as error:
             faults += error.faults
@@ -61,23 +64,41 @@ def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
     return definitions
 
 
-def _files(paths: Iterable[str | Path], faults: list[str]) -> Iterator[Path]:
+def _files(paths: Iterable[str | Path], faults: list[str]) -> Iterator[tuple[Path, Path]]:
+    """Yield each definition file, and the folder from which it may import besides its own."""
     for path in map(Path, paths):
         if path.is_dir():
-            files = [
-                f for f in sorted(path.iterdir()) if f.suffix in SUFFIXES and f.is_file() and f.name[0] not in "_."
-            ]
-            if not files:
+            before = len(faults)
+            files = list(_below(path, faults, set()))
+            if not files and len(faults) == before:
                 faults.append(
-                    f"{path}: the folder has no {', '.join(SUFFIXES)} file; give the folder of the definitions"
+                    f"{path}: the folder has no {', '.join(SUFFIXES)} file, nor has a folder in it; give the folder of the "
+                    "definitions"
                 )
-            yield from files
+            yield from ((file, path) for file in files)
         elif not path.is_file():
             faults.append(f"{path}: there is no such file or folder; correct the path")
         elif path.suffix not in SUFFIXES:
             faults.append(f"{path}: definition files are {', '.join(SUFFIXES)} files; correct the path")
         else:
-            yield path
+            yield path, path.parent
+
+
+def _below(folder: Path, faults: list[str], seen: set[Path]) -> Iterator[Path]:
+    """Yield the definition files of a folder and those below it; ``seen``: folders that links may lead back to."""
+    real = folder.resolve()
+    if real in seen or (folder / _ENVIRONMENT).exists():
+        return
+    seen.add(real)
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if entry.name[0] not in "_.")
+    except OSError as error:
+        faults.append(f"{folder}: the folder cannot be read ({error.strerror}); make it readable, or move it elsewhere")
+        return
+    yield from (entry for entry in entries if entry.suffix in SUFFIXES and entry.is_file())
+    for entry in entries:
+        if entry.is_dir():
+            yield from _below(entry, faults, seen)
 
 
 def _with_schema(definition: Definition, path: Path) -> Definition:
@@ -94,14 +115,13 @@ def _with_schema(definition: Definition, path: Path) -> Definition:
     return definition
 
 
-def _from_python(path: Path) -> list[Definition]:
-    folder = path.resolve().parent
+def _from_python(path: Path, root: Path) -> list[Definition]:
     spec = importlib.util.spec_from_file_location(f"unskew_definitions.{path.stem}", path.resolve())
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        with _importing_from(folder):
+        with _importing_from(path.resolve().parent, root.resolve()):
             spec.loader.exec_module(module)
     except DefinitionError as error:
         raise DefinitionError([f"{path}: {fault}" for fault in error.faults]) from error
@@ -112,21 +132,24 @@ def _from_python(path: Path) -> list[Definition]:
 
 
 @contextlib.contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Let a definition file import its neighbours, and then forget them.
+def _importing_from(*folders: Path) -> Iterator[None]:
+    """Let a definition file import what lies in these folders, the first ones first, and then forget it.
 
     Another folder may have files of the same names.
     """
     before = set(sys.modules)
-    sys.path.insert(0, str(folder))
+    sys.path[:0] = map(str, folders)
+    # A folder that was looked into before may have other files by now.
+    importlib.invalidate_caches()
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
+        for folder in folders:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and Path(file).resolve().is_relative_to(folder):
+            if file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in folders):
                 del sys.modules[name]
 
 

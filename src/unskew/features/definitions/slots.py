@@ -59,8 +59,11 @@ class Slots:
     checked. ``faults``: the list to which faults are added, each a whole sentence with its place.
     """
 
-    def __init__(self, columns: Mapping[str, pl.DataType] | None, faults: list[str]) -> None:
+    def __init__(
+        self, columns: Mapping[str, pl.DataType] | None, faults: list[str], unread: Mapping[str, str] | None = None
+    ) -> None:
         self._columns = columns
+        self._unread = unread
         self._faults = faults
         self._filters: dict[str, FilterPlan] = {}
         self._values: dict[tuple[str, Type], ValuePlan] = {}
@@ -227,7 +230,7 @@ class Slots:
         if source is None or self._columns is None:
             return None
         try:
-            checked = check_expression(source, self._columns)
+            checked = check_expression(source, self._columns, unread=self._unread)
         except DefinitionError as error:
             self._fault(f"{place}: filter", error)
             return None
@@ -279,7 +282,7 @@ class Slots:
         if self._columns is None:
             return None
         try:
-            return check_expression(source, self._columns)
+            return check_expression(source, self._columns, unread=self._unread)
         except DefinitionError as error:
             self._fault(place, error)
             return None

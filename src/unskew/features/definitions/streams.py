@@ -6,13 +6,23 @@ from typing import Any, get_args
 
 import polars as pl
 
-from unskew.features.definitions.avro_schema import READABLE, TIMESTAMP, avro_columns, unread_types
+from unskew.features.definitions.avro_schema import READABLE, TIMESTAMP, avro_columns, record_faults, unread_types
 from unskew.features.definitions.expressions import unknown_column
-from unskew.features.definitions.json_schema import json_columns
+from unskew.features.definitions.inputs import Path, flat_avro, forms_of, paths_of, row_of
+from unskew.features.definitions.json_schema import json_columns, json_fields
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.vocabulary import Stream
 from unskew.features.errors import DefinitionError
-from unskew.features.plan import DEFAULT_MAX_AHEAD_US, KeyFormat, PayloadFormat, StreamPlan
+from unskew.features.plan import (
+    DEFAULT_MAX_AHEAD_US,
+    Envelope,
+    KeyFormat,
+    Operation,
+    OtherOperations,
+    PayloadFormat,
+    ReadAs,
+    StreamPlan,
+)
 from unskew.features.time import duration_us
 
 # Kafka's own rule.
@@ -31,9 +41,18 @@ def plan_stream(stream: Stream) -> StreamPlan:
         schema = read_schema(stream.schema)
     except DefinitionError as error:
         faults += error.faults
+        unread_schema = True
     else:
-        columns, schema_faults = json_columns(schema) if stream.format == "json" else avro_columns(schema)
-        faults += schema_faults
+        unread_schema = False
+    paths = paths_of(stream.fields, faults)
+    envelope, operations = _envelope(stream, faults)
+    flat: Mapping[str, Any] | None = None
+    read_as: dict[str, ReadAs] = {}
+    if not unread_schema:
+        columns, flat = _schema_columns(stream, schema, paths, faults)
+    if columns:
+        read_as = forms_of(stream.read_as, columns, faults)
+        columns |= {column: form.dtype for column, form in read_as.items()}
     if stream.format not in get_args(PayloadFormat):
         faults.append(f"format={stream.format!r} is not known; write one of {', '.join(get_args(PayloadFormat))}")
     headers = _headers(stream, faults)
@@ -48,9 +67,12 @@ def plan_stream(stream: Stream) -> StreamPlan:
         faults.append(
             f"aliases={stream.aliases!r} is not a list of names; give other names of the stream, or leave it out"
         )
+    schema_ids = _schema_ids(stream, faults)
+    unread: dict[str, str] = {}
+    records = _records(stream, faults)
     if columns:
-        unread = unread_types(schema) if not faults and stream.format == "avro" else {}
-        faults += _column_faults(stream, partitioned_by, columns, unread)
+        unread = _unread(schema, flat) if not faults else {}
+        faults += _column_faults(stream, partitioned_by, columns, unread if stream.format == "avro" else {})
     settle_us = _duration(stream.settle, "settle", faults)
     max_age_us = _duration(stream.max_age, "max_age", faults)
     if max_age_us == 0:
@@ -80,7 +102,78 @@ def plan_stream(stream: Stream) -> StreamPlan:
         key_column=stream.key_column,
         key_format=stream.key_format,
         headers=headers,
+        schema_ids=schema_ids,
+        records=records,
+        paths=paths,
+        flat=flat,
+        read_as=read_as,
+        envelope=envelope,
+        operations=operations,
+        refuses_others=stream.other_operations == "dead_letter",
+        unread={name: kind for name, kind in unread.items() if name not in columns},
     )
+
+
+def _unread(schema: Mapping[str, Any], flat: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the fields of a valid schema that have no column, with their types as people write them."""
+    if schema.get("type") == "record":
+        return unread_types(schema if flat is None else flat)
+    read = {field.name for field in json_fields(schema)}
+    return {
+        str(name): str(about.get("type", "anything")) if isinstance(about, Mapping) else "anything"
+        for name, about in schema["properties"].items()
+        if name not in read
+    }
+
+
+def _schema_columns(
+    stream: Stream, schema: Mapping[str, Any], paths: Mapping[str, Path], faults: list[str]
+) -> tuple[dict[str, pl.DataType], Mapping[str, Any] | None]:
+    """Return the columns that a schema gives, and the Avro schema of the columns if that is another one."""
+    if stream.format == "json":
+        row = stream.envelope == "debezium" and schema.get("type") == "record" and not record_faults(schema)
+        columns, found = json_columns(row_of(schema) if row else schema, paths)
+        faults += found
+        return columns, None
+    malformed = record_faults(schema)
+    if malformed or (not paths and stream.envelope is None):
+        columns, found = avro_columns(schema)
+        faults += found
+        return columns, None
+    flat = flat_avro(row_of(schema) if stream.envelope == "debezium" else schema, paths, faults)
+    columns, found = avro_columns(flat)
+    faults += found
+    return columns, flat
+
+
+def _envelope(stream: Stream, faults: list[str]) -> tuple[Envelope | None, tuple[str, ...]]:
+    envelope = stream.envelope
+    if envelope is not None and envelope not in get_args(Envelope):
+        faults.append(
+            f"envelope={envelope!r} is not known; write one of {', '.join(get_args(Envelope))}, or leave it out"
+        )
+    if envelope == "connect" and stream.format != "json":
+        faults.append("envelope='connect' is for JSON; Kafka Connect's Avro has none, so leave it out")
+    operations = column_names(stream.operations)
+    known = get_args(Operation)
+    if operations is None or not all(each in known for each in operations) or len(set(operations)) < len(operations):
+        faults.append(
+            f"operations={stream.operations!r} is not a list of different operations; they are {', '.join(known)}"
+        )
+        operations = ()
+    if stream.other_operations not in get_args(OtherOperations):
+        faults.append(
+            f"other_operations={stream.other_operations!r} is not known; write one of {', '.join(get_args(OtherOperations))}"
+        )
+    if envelope != "debezium":
+        if operations != ("c",) or stream.other_operations != "ignore":
+            faults.append("operations and other_operations are for envelope='debezium'; add that, or leave them out")
+        operations = ()
+    elif "d" in operations or "t" in operations:
+        faults.append(
+            "a delete or truncate has no row after it, so it cannot be an event; leave d and t out of operations"
+        )
+    return envelope, operations
 
 
 def is_pattern(topic: str) -> bool:
@@ -129,6 +222,31 @@ def column_names(names: object) -> tuple[str, ...] | None:
     if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None
+
+
+def _schema_ids(stream: Stream, faults: list[str]) -> tuple[int, ...]:
+    given = stream.schema_ids
+    ids: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not all(type(each) is int and 0 <= each < 2**32 for each in ids) or len(set(ids)) < len(ids):
+        faults.append(f"schema_ids={given!r} is not a list of different schema ids; write for example [7, 8]")
+        return ()
+    if ids and stream.format == "json":
+        faults.append("schema_ids applies to Avro only, because JSON values name their fields; leave it out")
+    return tuple(ids)
+
+
+def _records(stream: Stream, faults: list[str]) -> tuple[str, ...]:
+    """Return the names of the record types that are events; empty if the definition does not say."""
+    if stream.records is None:
+        return ()
+    names = column_names(stream.records)
+    if names is None:
+        faults.append(f"records={stream.records!r} is not the name of a record type; give one, or a list of them")
+    elif stream.format == "json":
+        faults.append(
+            "records applies to Avro only; for JSON, choose events by a field that says what they are: where=\"type = 'order'\""
+        )
+    return names or ()
 
 
 def _headers(stream: Stream, faults: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from unskew.features.definitions.agg import Aggregation, Duration, Expression
-from unskew.features.plan import KeyFormat, PayloadFormat
+from unskew.features.plan import Envelope, KeyFormat, Operation, OtherOperations, PayloadFormat
 from unskew.features.view import CalendarUnit, KeyType, Scalar
 
 Schema = str | Path | Mapping[str, Any]
@@ -30,8 +30,8 @@ class Stream(msgspec.Struct, frozen=True):
     """A Kafka topic, or several, and how their records are read.
 
     ``topic``: a topic, a list of topics, or a pattern, which begins with ^ as in Kafka's own subscriptions and means
-    all topics that it matches at the start of a run. The partitions of several topics are numbered one after the other,
-    topic by topic, and archived together under the stream's name.
+    all topics that it matches; new ones join while the pipeline runs. The partitions of several topics are numbered one
+    after the other, topic by topic, and archived together under the stream's name.
     ``schema``: the Avro reader schema: a path (relative to the definition file), JSON text, or the parsed JSON. With
     ``format="json"``, it may also be a JSON Schema. Fields of types that have no column (arrays, for example) are left
     out.
@@ -48,6 +48,21 @@ class Stream(msgspec.Struct, frozen=True):
     ``max_age``: older events become dead letters. ``max_ahead``: a record becomes a dead letter if its producer's
     timestamp (CreateTime) lies further than this past the present; if left out it is 5 s.
     ``aliases``: other names by which views may refer to the stream.
+    ``schema_ids``: for Avro, the schema ids of the messages that may be events; any other is a dead letter. If left
+    out, and without a Schema Registry, that is the id with which a partition begins. ``records``: with a Schema
+    Registry, the name(s) of the record types that are events, with or without namespace; if left out, the name of
+    ``schema`` and its aliases. Records of other types are ignored and counted.
+    ``fields``: columns whose values lie elsewhere in a message: a mapping from column to path, with dots between the
+    names (``{"lat": "geo.lat", "id": "_id"}``). Such a field has no other column; a column inside something that is
+    null or missing is null.
+    ``read_as``: how values are read whose type the schema leaves open, a mapping from column to one of ``unix-s``,
+    ``unix-ms``, ``unix-us``, ``unix-ns`` (a number, or a number as text, is an instant), ``iso`` (a text is an instant;
+    ``iso Europe/Berlin``: without an offset, in that zone), ``int64``, ``float64``, ``decimal(38,2)`` (a number, or a
+    number as text).
+    ``envelope``: ``"connect"`` for JSON of Kafka Connect with schemas (the event is the ``payload``); ``"debezium"``
+    for change events, whose rows (``after``) are the events, if their operation is one of ``operations``: c (insert,
+    the default), r (read by a snapshot), u (update), m (message). ``other_operations``: ``ignore`` (they are counted),
+    or ``dead_letter``.
     """
 
     name: str
@@ -67,6 +82,13 @@ class Stream(msgspec.Struct, frozen=True):
     settle: Duration | None = None
     max_age: Duration | None = None
     max_ahead: Duration | None = None
+    schema_ids: int | Sequence[int] = ()
+    records: str | Sequence[str] | None = None
+    fields: Mapping[str, str] = {}
+    read_as: Mapping[str, str] = {}
+    envelope: Envelope | None = None
+    operations: Sequence[Operation] = ("c",)
+    other_operations: OtherOperations = "ignore"
 
 
 class Window(msgspec.Struct, frozen=True):

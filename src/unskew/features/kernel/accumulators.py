@@ -3,7 +3,7 @@
 import numpy as np
 from numba import uint64
 
-from unskew.features.jit import compiled, inlined
+from unskew.features.jit import compiled, inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add_limbs, limbs_of, load_limbs, negate, ordered_bits, square
 from unskew.features.kernel.bags import (
@@ -74,7 +74,7 @@ def _keep_event(batch, event, cells, cell, word, number):
     cells[cell, word + w.VALUE] = number
 
 
-@compiled()
+@inner()
 def _add_more(program, state, batch, event, window, index, cells, cell, base, owned):
     """Add an event to an accumulator of a rarer kind, or of a map."""
     accumulators = program.accumulators
@@ -96,7 +96,7 @@ def _add_more(program, state, batch, event, window, index, cells, cell, base, ow
             code = batch.numbers[by, event]
             if value >= 0 and kind != w.TEXT:
                 low, mid, high = limbs_of(number, kind)
-        put(state.scalars, state.items, state.slots, cells, cell, word, owner, code, 1, low, mid, high)
+        put(state.scalars, state.items, state.slots, cells, cell, word, owner, code, np.int64(1), low, mid, high)
     elif op == w.SQUARES:
         low, mid, high = limbs_of(number, kind)
         first_limb, second, third, fourth = square(low, mid, high)
@@ -118,7 +118,7 @@ def _add_more(program, state, batch, event, window, index, cells, cell, base, ow
         )  # fmt: skip
 
 
-@compiled()
+@inner()
 def _add_squares(cells, cell, word, limbs, carry):
     """Add five limbs, and a carry."""
     for place in range(5):
@@ -173,7 +173,7 @@ def passes(program, batch, event, window):
     return False
 
 
-@compiled()
+@inner()
 def merge_tile(program, state, entity, window, tile):
     """Add a tile to its entity's total, whose counts do not include the tile yet."""
     windows = program.windows
@@ -259,7 +259,7 @@ def subtract_tile(program, state, entity, window, tile):
                 entities[entity, total + place] -= tiles[tile, w.TILE_WORDS + place]
 
 
-@compiled()
+@inner()
 def _subtract_ordered(program, state, entity, window, tile, index):
     """If the leaving tile held the answer, read it again from the tiles that stay."""
     accumulators = program.accumulators
@@ -306,7 +306,7 @@ def mark_texts(program, state, rows, used):
                     tile = state.tiles[tile, w.TILE_NEXT]
 
 
-@compiled()
+@inner()
 def _mark_cell(program, state, cells, cell, base, index, count_word, used):
     op = program.accumulators[index, w.A_OP]
     word = base + program.accumulators[index, w.A_WORD]
@@ -319,7 +319,7 @@ def _mark_cell(program, state, cells, cell, base, index, count_word, used):
         used[cells[cell, word if op in (w.MIN, w.MAX) else word + w.VALUE]] = True
 
 
-@compiled()
+@inner()
 def _mark_values(program, state, row, index, used):
     """Mark the rows of texts in the previous closed row."""
     features = program.features

@@ -8,7 +8,7 @@ from the total decays exactly.
 import numpy as np
 from numba import uint64
 
-from unskew.features.jit import compiled, inlined
+from unskew.features.jit import compiled, inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import add_limbs, load_limbs, negate
 from unskew.features.kernel.event_order import load_event, store_event
@@ -112,7 +112,7 @@ def _find(items, slots, owner, code):
     return item
 
 
-@compiled()
+@inner()
 def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, high):
     """Add a code to a multiset ``count`` times, with what it adds to the code's sum."""
     item = _find(items, slots, owner, code)
@@ -131,7 +131,7 @@ def put(scalars, items, slots, cells, cell, word, owner, code, count, low, mid, 
     add_limbs(items, item, w.ITEM_WORDS, low, mid, high)
 
 
-@compiled()
+@inner()
 def merge_bag(scalars, items, slots, cells, cell, word, owner, first):
     """Add the items of a tile, from ``first`` on, to a total."""
     item = first
@@ -142,7 +142,7 @@ def merge_bag(scalars, items, slots, cells, cell, word, owner, first):
         item = items[item, w.ITEM_NEXT]
 
 
-@compiled()
+@inner()
 def subtract_bag(scalars, items, slots, cells, cell, word, owner, first):
     """Take the items of a leaving tile, from ``first`` on, out of a total, and free them."""
     item = first
@@ -163,7 +163,7 @@ def subtract_bag(scalars, items, slots, cells, cell, word, owner, first):
         item = following
 
 
-@compiled()
+@inner()
 def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event):
     """Add an event to a tile's list of at most ``size``; the last one falls out of a full list."""
     before = w.NONE
@@ -191,7 +191,7 @@ def put_in_order(scalars, items, tiles, tile, word, owner, op, size, code, event
         _free_item(scalars, items, last)
 
 
-@compiled()
+@inner()
 def free_list(scalars, items, first):
     """Free the items of a leaving tile's list."""
     item = first

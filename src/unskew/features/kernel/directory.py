@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import uint64
 
-from unskew.features.jit import compiled
-from unskew.features.text_buffers import Keys, hash_bytes
+from unskew.features.jit import compiled, inner
+from unskew.features.text_buffers import Keys, hash_bytes, read_only
 
 EMPTY = -1
 # Scalars of a directory.
@@ -31,7 +31,7 @@ class Arrays(NamedTuple):
     pool: npt.NDArray[np.uint8]
 
 
-@compiled()
+@inner()
 def _find(arrays, hashed, data, start, stop):
     """Return the slot that holds the key, or the empty slot where it would go."""
     mask = len(arrays.slots) - 1
@@ -61,7 +61,7 @@ def find_rows(arrays, offsets, data, out):
         out[index] = arrays.slots[_find(arrays, hash_bytes(data, start, stop), data, start, stop)]
 
 
-@compiled()
+@inner()
 def insert_row(arrays, data, start, stop):
     """Return the row of a key, and whether it is new; the caller ensures capacity."""
     scalars = arrays.scalars
@@ -104,7 +104,7 @@ def insert_rows(arrays, offsets, data, out, fresh):
     return n_fresh
 
 
-@compiled()
+@inner()
 def remove_row(arrays, row):
     """Forget a row's key and free the row for another one (linear probing, backward shift)."""
     mask = np.int64(len(arrays.slots) - 1)
@@ -243,7 +243,7 @@ class Directory:
         self.reserve(count, int(keys.offsets[-1] - keys.offsets[0]) if count else 0)
         rows = np.empty(count, np.int32)
         fresh = np.empty(count, np.int32)
-        n_fresh = insert_rows(self.arrays, keys.offsets, keys.data, rows, fresh)
+        n_fresh = insert_rows(self.arrays, read_only(keys.offsets), read_only(keys.data), rows, fresh)
         return rows, fresh[:n_fresh]
 
     def rows_as_they_lie(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -264,7 +264,7 @@ class Directory:
     def find(self, keys: Keys) -> npt.NDArray[np.int32]:
         """Return the rows of all keys, -1 if unknown."""
         rows = np.empty(len(keys.offsets) - 1, np.int32)
-        find_rows(self.arrays, keys.offsets, keys.data, rows)
+        find_rows(self.arrays, read_only(keys.offsets), read_only(keys.data), rows)
         return rows
 
     def rows(self) -> npt.NDArray[np.int32]:

@@ -9,7 +9,7 @@ re-evaluation where there is no inverse (Tangwongsan et al., "General Incrementa
 
 import numpy as np
 
-from unskew.features.jit import compiled, inlined, prefetch
+from unskew.features.jit import compiled, inlined, inner, prefetch
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
 from unskew.features.kernel.grid import boundary, leaving, ordinal
@@ -165,7 +165,7 @@ def _close(program, state, rows, values):
     scalars[w.S_TOUCHED] = 0
 
 
-@compiled()
+@inner()
 def _expire(program, state, window, values):
     """Process the window's next bucket, and find the bucket after it."""
     windows = program.windows
@@ -212,7 +212,7 @@ def _expire(program, state, window, values):
         state.window_next[window] = number
 
 
-@compiled()
+@inner()
 def _note_closing(program, state, entity, window, tile, instant, values):
     """Record a session that has closed, with the values that it had."""
     place = state.scalars[w.S_CLOSINGS]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import uint64
 
-from unskew.features.jit import compiled, inlined
+from unskew.features.jit import inlined, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.arithmetic import (
     add,
@@ -29,7 +29,7 @@ _HALF_OVER_LN_2 = 0.7213475204444817
 _OTHER = np.frombuffer(b"other", np.uint8)
 
 
-@compiled()
+@inner()
 def text_before(state, left, right):
     """Return true if one text comes before another, by their UTF-8 bytes."""
     n_left, n_right = state.text_lengths[left], state.text_lengths[right]
@@ -41,7 +41,7 @@ def text_before(state, left, right):
     return n_left < n_right
 
 
-@compiled()
+@inner()
 def _is_other(state, text):
     if state.text_lengths[text] != len(_OTHER):
         return False
@@ -51,7 +51,7 @@ def _is_other(state, text):
     return True
 
 
-@compiled()
+@inner()
 def _code_before(state, kind, left, right):
     """Return true if one code's value is smaller."""
     if kind == w.TEXT:
@@ -99,7 +99,7 @@ def read(program, state, entity, values):
     return present
 
 
-@compiled()
+@inner()
 def read_row(program, state, entity, values):
     """Read as ``read`` does, but as a call, for less frequent uses."""
     return read(program, state, entity, values)
@@ -113,7 +113,7 @@ def _mean(state, cells, cell, word, count, scale):
     return _decimal_mean(state, low, mid, high, count, scale)
 
 
-@compiled()
+@inner()
 def _decimal_mean(state, low, mid, high, count, scale):
     negative = np.int64(high) < 0
     if negative:
@@ -126,7 +126,7 @@ def _decimal_mean(state, low, mid, high, count, scale):
     return quotient_bits(state.wide[0], state.wide[1], -64, negative)
 
 
-@compiled()
+@inner()
 def _variance(state, entity, sums, squares, count, ddof, scale):
     """Return the float64 bits of (n * sum of squares - square of the sum) / (n * (n - ddof)), rounded once."""
     entities = state.entities
@@ -148,7 +148,7 @@ def _variance(state, entity, sums, squares, count, ddof, scale):
     return quotient_bits(wide[0], wide[1], -128, False)
 
 
-@compiled()
+@inner()
 def _square_wide(wide, low, mid, high):
     """Write the square of three limbs into ``wide[1]``; ``wide[2]`` is overwritten."""
     limbs = (low, mid, high)
@@ -168,7 +168,7 @@ def _square_wide(wide, low, mid, high):
             carry = above
 
 
-@compiled()
+@inner()
 def _read_more(program, state, entity, index, count, values):
     """Read a feature that is more than a word of its total, and return true if it is present; unused words are 0."""
     features = program.features
@@ -216,7 +216,7 @@ def _read_more(program, state, entity, index, count, values):
     return True
 
 
-@compiled()
+@inner()
 def _mode(state, item, kind):
     items = state.items
     best = item
@@ -230,7 +230,7 @@ def _mode(state, item, kind):
     return items[best, w.ITEM_CODE]
 
 
-@compiled()
+@inner()
 def _select(state, item, kind, size, skip_other):
     """Write the most frequent ``size`` items into ``chosen`` and return their number; ties go to the smaller code."""
     items = state.items
@@ -256,7 +256,7 @@ def _select(state, item, kind, size, skip_other):
     return n_chosen
 
 
-@compiled()
+@inner()
 def _top(state, item, kind, size, values, out):
     n_chosen = _select(state, item, kind, size, False)
     values[out] = n_chosen
@@ -264,7 +264,7 @@ def _top(state, item, kind, size, values, out):
         values[out + 1 + place] = state.items[state.chosen[place], w.ITEM_CODE]
 
 
-@compiled()
+@inner()
 def _quantile(state, first, rank, bits):
     """Return the bits of the value that stands for the bin of a rank.
 
@@ -296,7 +296,7 @@ def _quantile(state, first, rank, bits):
     return magnitude | np.int64(-(2**63)) if low < 0 else magnitude
 
 
-@compiled()
+@inner()
 def _tau(x):
     if x == 0.0 or x == 1.0:
         return 0.0
@@ -311,7 +311,7 @@ def _tau(x):
     return z / 3.0
 
 
-@compiled()
+@inner()
 def _sigma(x):
     y = 1.0
     z = x
@@ -324,7 +324,7 @@ def _sigma(x):
     return z
 
 
-@compiled()
+@inner()
 def _estimate(state, first, bits):
     """Estimate by Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6.
 
@@ -368,7 +368,7 @@ def _in_tile(program, window, word):
     return word - program.windows[window, w.W_TOTAL] + w.TILE_WORDS
 
 
-@compiled()
+@inner()
 def _decayed(program, state, entity, index):
     """Return the bits of the sum, over the tiles from old to new, of value times decay.
 
@@ -404,7 +404,7 @@ def _decayed(program, state, entity, index):
     return as_bits(total)
 
 
-@compiled()
+@inner()
 def _list(program, state, entity, index, values):
     """Read the first items of the tiles' lists, from the newest tile backward or from the oldest forward."""
     features = program.features
@@ -428,7 +428,7 @@ def _list(program, state, entity, index, values):
     values[out] = n_read
 
 
-@compiled()
+@inner()
 def _map(program, state, entity, index, values):
     """Read pairs of the most frequent keys and their values, and as the last pair all other keys combined."""
     features = program.features
@@ -464,7 +464,7 @@ def _map(program, state, entity, index, values):
     values[out] = n_pairs
 
 
-@compiled()
+@inner()
 def _map_value(program, state, index, count, low, mid, high):
     features = program.features
     kind = features[index, w.F_READ]

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import LayoutError
-from unskew.features.jit import compiled
+from unskew.features.jit import compiled, inner
 from unskew.features.kernel.directory import Arrays, Directory, grown, insert_row, remove_row
 from unskew.features.kernel.sealed import seal, unseal
 from unskew.features.plan import ViewPlan
-from unskew.features.text_buffers import Keys
+from unskew.features.text_buffers import Keys, read_only
 
 LAYOUT = 1
 MAGIC = b"unskew\x00R"
@@ -68,7 +68,7 @@ def _split(joined_offsets, joined, offsets, data):
         offsets[index + 1] = place
 
 
-@compiled()
+@inner()
 def _let_go(entities, held, row):
     held[row] -= 1
     if held[row] == 0:
@@ -238,11 +238,13 @@ class Repeats:
         count = len(rows)
         offsets = np.empty(count + 1, np.int64)
         joined = np.empty(_ROW_BYTES * count + int(ids.offsets[-1] - ids.offsets[0]), np.uint8)
-        _join(rows, known, ids.offsets, ids.data, offsets, joined)
+        _join(rows, read_only(known), read_only(ids.offsets), read_only(ids.data), offsets, joined)
         self._ids.reserve(count, len(joined))
         self._queue = _with_room(self._queue, count)
         counts = np.empty(count, np.bool_)
-        _remember(*self._arrays(), rows, known, offsets, joined, arrivals, self._within_us, counts)
+        _remember(
+            *self._arrays(), rows, read_only(known), offsets, joined, read_only(arrivals), self._within_us, counts
+        )
         return counts
 
     def _arrays(self) -> tuple[Arrays, npt.NDArray[np.int64], Arrays, Queue]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unskew.features.errors import LayoutError
-from unskew.features.jit import compiled
+from unskew.features.jit import compiled, inner
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import merge_tile
 from unskew.features.kernel.arithmetic import load_limbs
@@ -109,7 +109,7 @@ def _collect(program, state, rows, entities, windows, numbers, words, items):
     return item_place
 
 
-@compiled()
+@inner()
 def _restore_item(program, state, tile, items, place):
     """Add a stored item to its tile."""
     accumulator = items[place, I_ACCUMULATOR]

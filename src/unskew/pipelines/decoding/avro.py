@@ -1,231 +1,130 @@
 """Confluent-framed Avro messages of one poll as typed Polars columns, and dead letters for those that are not events.
 
-The fast path checks every message by itself (``avro_walk``) and passes all good ones to ``polars.read_avro`` as the one
-block of an Avro container. Messages that fail the check, and all messages if Polars and the check disagree, are read by
-fastavro one by one; both paths give the same columns. Messages are read with the schema with which they were written,
-and their columns are then resolved into the stream's (``resolve``).
+Messages are read with the schema with which they were written (``reading``), and their columns are then resolved into
+the stream's (``resolve``). A Schema Registry knows the writers' schemas (``writers``); without one, the stream's own
+schema is the writer's, and the definition says which schema ids mean it, or the partition's first record does.
 """
 
-import io
-import logging
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol, cast
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-import fastavro
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from typing_extensions import override
 
-from unskew.features.definitions.avro_schema import avro_fields
+from unskew.features.definitions.inputs import is_envelope
+from unskew.features.errors import DefinitionError
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
-from unskew.pipelines.decoding.avro_walk import FRAME_BYTES, Wire, schema_ids_of
-from unskew.pipelines.decoding.columns import Refusals
-from unskew.pipelines.decoding.decoder import BadMessage, Decoded, Decoder, InOnePiece, Read, merged, one_by_one
+from unskew.pipelines.decoding.avro_walk import schema_ids_of
+from unskew.pipelines.decoding.branching import Target, reads_of, reads_record
+from unskew.pipelines.decoding.changes import Changes
+from unskew.pipelines.decoding.decoder import Decoded, Decoder, Read, merged
 from unskew.pipelines.decoding.json import JsonDecoder
-from unskew.pipelines.decoding.resolve import Incompatible, Resolution
+from unskew.pipelines.decoding.reading import Accepted, Reads, Unframed
+from unskew.pipelines.decoding.writers import Schemas, Writers
+from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
 __all__ = ["DEAD_LETTER_SCHEMA", "AvroDecoder", "Decoded", "Decoder", "Schemas", "decoder_of"]
 
-_RANGES = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
-_log = logging.getLogger("unskew.decode")
-
-
-class Schemas(Protocol):
-    """A source of writers' schemas, by the ids that messages carry."""
-
-    def writer(self, schema_id: int) -> Mapping[str, Any]:
-        """Return the parsed schema; may wait for it. Raises ``Incompatible`` if there is none that can be read."""
-
-
-def decoder_of(stream: StreamPlan, schemas: Schemas | None = None) -> Decoder:
+def decoder_of(stream: StreamPlan, schemas: Schemas | None = None, began: Mapping[str, int] | None = None) -> Decoder:
     """Return the decoder for a stream's format.
 
-    ``schemas``: the source of Avro writers' schemas; if None, the stream's own schema is every writer's.
+    ``schemas``: the source of Avro writers' schemas; if None, the stream's own schema is every writer's. ``began``: as
+    for ``AvroDecoder``.
     """
-    return JsonDecoder(stream) if stream.format == "json" else AvroDecoder(stream, schemas=schemas)
+    return JsonDecoder(stream) if stream.format == "json" else AvroDecoder(stream, schemas, began)
 
 
 class AvroDecoder(Decoder):
     """The decoder of a stream's messages, with the schemas with which they were written.
 
-    ``schema_ids``: ids that messages may carry; any if None. ``schemas``: the source of writers' schemas; if None, the
-    stream's own schema is the writer's. ``incompatible``: number of messages so far whose writer's schema cannot be
-    read.
+    ``schemas``: the source of writers' schemas; if None, the stream's own schema is the writer's. ``began``: the schema
+    ids with which partitions began in earlier runs, by the journal's name of the partition.
     """
 
     def __init__(
-        self, stream: StreamPlan, schema_ids: Collection[int] | None = None, schemas: Schemas | None = None
+        self,
+        stream: StreamPlan,
+        schemas: Schemas | None = None,
+        began: Mapping[str, int] | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(stream)
-        self._ids = None if schema_ids is None else frozenset(schema_ids)
-        self._schemas = schemas
+        self._listed = Accepted(frozenset(stream.schema_ids), listed=True) if stream.schema_ids else None
+        self._began = dict(began or {})
         self.asks = schemas is not None
-        self._own = _Reading(stream.schema, stream)
-        self._readings: dict[int, _Reading] = {}
-        # The reasons why messages of a schema cannot be read; they stay valid for as long as the process runs.
-        self._faults: dict[int, str] = {}
-        self._empty = self._no_events.select(list(self.payload))
+        target = Target.of(stream)
+
+        def of_record(writer: Mapping[str, Any]) -> Reads:
+            return Changes(writer, stream, target) if stream.envelope == "debezium" else reads_record(writer, target)
+
+        if stream.envelope == "debezium" and not is_envelope(stream.schema):
+            if schemas is None:
+                raise DefinitionError(
+                    f"stream {stream.name}: its schema is that of a row, and without a Schema Registry nothing says how change "
+                    "events are written; give it the schema of the whole event, with op and after, or use --schema-registry"
+                )
+            # Only messages without a frame come to it.
+            self._own: Reads = Unframed(stream.topic)
+        else:
+            self._own = of_record(stream.schema)
+        self._writers = (
+            None
+            if schemas is None
+            else Writers(stream.topic, schemas, lambda writer: reads_of(writer, target, of_record), monotonic)
+        )
+        raw = {column: form.raw for column, form in stream.read_as.items()}
+        self._empty = pl.DataFrame(schema={**self.payload, **raw})
 
     @override
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
-        messages = cast("Sequence[bytes]", values) if None not in values else [value or b"" for value in values]
-        if self._schemas is None:
-            rows = np.arange(len(values))
-            return merged([self._own.read(rows, messages, values, reasons, self._ids)], self._empty)
-        ids = schema_ids_of(messages)
-        found = np.unique(ids).tolist()
+    def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
+        rows, values = np.arange(len(poll.values)), poll.values
+        if self._stream.envelope == "debezium" and not self._stream.refuses_others and None in values:
+            # Debezium puts one after each delete.
+            rows = np.array([row for row, value in enumerate(values) if value is not None], np.int64)
+            values = [value for value in values if value is not None]
+        if self._writers is None:
+            return merged([self._own.read(rows, values, reasons, self._accepted(poll))], self._empty)
+        ids = schema_ids_of(cast("list[bytes]", values) if None not in values else [value or b"" for value in values])
+        found, counts = np.unique(ids, return_counts=True)
         parts = []
-        for schema_id in found:
-            rows = np.flatnonzero(ids == schema_id)
-            if schema_id < 0:
-                # It has no frame; any reading can give the reason.
-                reading: _Reading | None = self._own
-            else:
-                reading = self._reading(schema_id)
-            if reading is None:
-                reasons |= dict.fromkeys(rows.tolist(), Rejection("schema", self._faults[schema_id]))
-                self.incompatible += len(rows)
-                continue
-            chosen = messages if len(found) == 1 else [messages[row] for row in rows.tolist()]
-            parts.append(reading.read(rows, chosen, values, reasons, self._ids))
+        # Those of most messages first: there may be more unknown ids than may be asked for.
+        for schema_id in found[np.argsort(-counts, kind="stable")].tolist():
+            places = np.flatnonzero(ids == schema_id)
+            # Without a frame any reading can give the reason.
+            reads = self._own if schema_id < 0 else self._find(schema_id, decided=poll.decided)
+            if isinstance(reads, Rejection):
+                reasons |= dict.fromkeys(rows[places].tolist(), reads)
+                self.incompatible += len(places)
+            elif reads is not None:
+                chosen = values if len(found) == 1 else [values[at] for at in places.tolist()]
+                parts.append(reads.read(rows[places], chosen, reasons))
         return merged(parts, self._empty)
 
-    def _reading(self, schema_id: int) -> "_Reading | None":
-        """Return how messages of a schema are read; None if they cannot be.
+    def _find(self, schema_id: int, *, decided: bool) -> Rejection | Reads | None:
+        assert self._writers is not None
+        if self._listed is not None and schema_id not in self._listed.ids:
+            return Rejection("schema", self._listed.fault(schema_id))
+        return self._writers.find(schema_id, decided=decided)
 
-        The reason for None has been noted and logged.
+    def _accepted(self, poll: Poll) -> Accepted | None:
+        """Return the ids that a poll's messages may carry if the stream's schema is the writer's; None for any.
+
+        Raises ``DefinitionError`` if partitions began with different ids and none are listed.
         """
-        assert self._schemas is not None
-        if schema_id in self._readings:
-            return self._readings[schema_id]
-        if schema_id in self._faults or (self._ids is not None and schema_id not in self._ids):
-            self._faults.setdefault(schema_id, f"unknown schema id {schema_id}")
-            return None
-        try:
-            writer = self._schemas.writer(schema_id)
-            self._readings[schema_id] = _Reading(writer, self._stream)
-        except Incompatible as fault:
-            self._faults[schema_id] = f"schema {schema_id}: {fault}"
-            _log.error(
-                "Topic %r: messages with schema id %d cannot be read and become dead letters: %s. Correct the producer, "
-                "or give the stream a schema into which this one resolves, and read the topic again from there.",
-                self.topic,
-                schema_id,
-                fault,
+        if self._listed is not None or poll.schema_id is None:
+            return self._listed
+        self._began[poll.place] = poll.schema_id
+        if len(set(self._began.values())) > 1:
+            others = {schema_id: place for place, schema_id in self._began.items()}
+            shown = ", ".join(f"{place.rpartition(' ')[2]} with {one}" for one, place in sorted(others.items()))
+            raise DefinitionError(
+                f"stream {self._stream.name}: partitions began with different schema ids ({shown}), and nothing says which of "
+                f"them mean its schema; list those that do, for example schema_ids={sorted(others)}, or give --schema-registry"
             )
-            return None
-        _log.info("Topic %r: messages with schema id %d are resolved into the stream's schema", self.topic, schema_id)
-        return self._readings[schema_id]
-
-
-class _Reading:
-    """The way from messages written with one schema to columns of a stream."""
-
-    def __init__(self, writer: Mapping[str, Any], stream: StreamPlan) -> None:
-        self._resolution = Resolution(writer, stream.schema, stream.event_time)
-        self._wire = Wire(writer, self._resolution.wanted)
-        self._plain = fastavro.parse_schema(without_logical_types(writer))
-        self._ranges = {field.name: _RANGES[field.kind] for field in avro_fields(writer) if field.kind in _RANGES}
-        self._in_one_piece = InOnePiece(stream.topic)
-
-    def read(
-        self,
-        rows: npt.NDArray[np.int64],
-        messages: Sequence[bytes],
-        values: Sequence[bytes | None],
-        reasons: dict[int, Rejection],
-        ids: Collection[int] | None,
-    ) -> Read:
-        """Return columns of the stream from ``messages``, which are at ``rows`` of the poll's ``values``."""
-        passed = self._wire.check(messages, ids)
-        good = np.flatnonzero(passed)
-        frame = self._read_block(messages if len(good) == len(messages) else [messages[at] for at in good.tolist()])
-        if frame is None:
-            good = good[:0]
-            passed[:] = False
-        parts = [] if frame is None else [(rows[good], frame)]
-        if len(good) < len(rows):
-            parts.append(self._read_each(values, rows[~passed], reasons, ids))
-        read, frame = merged(parts, pl.DataFrame(schema=self._wire.shape))
-        refusals = Refusals(read, reasons)
-        return refusals.of(self._resolution.apply(frame, refusals)) if len(read) else (read, frame)
-
-    def _read_block(self, values: Sequence[bytes]) -> pl.DataFrame | None:
-        """Return columns of messages that passed the check; None if Polars does not agree with it."""
-        if not values:
-            return None
-        shape = self._wire.shape
-        return self._in_one_piece(lambda: self._wire.read(values).select(list(shape)).cast(shape))  # type: ignore[arg-type]
-
-    def _read_each(
-        self,
-        values: Sequence[bytes | None],
-        rows: npt.NDArray[np.int64],
-        reasons: dict[int, Rejection],
-        ids: Collection[int] | None,
-    ) -> Read:
-        def columns(value: bytes | None) -> tuple[Any, ...]:
-            record = self._read_one(value, ids)
-            return tuple(record[name] for name in self._resolution.wanted)
-
-        read, records = one_by_one(values, rows, reasons, columns)
-        shape = {column: self._wire.shape[column] for column in self._resolution.wanted.values()}
-        return read, pl.DataFrame(records, schema=shape, orient="row").select(list(self._wire.shape))
-
-    def _read_one(self, value: bytes | None, ids: Collection[int] | None) -> Mapping[str, Any]:
-        """Read a single message with fastavro; numbers stay as they are on the wire."""
-        if value is None:
-            raise BadMessage("tombstone", "empty value (tombstone)")
-        if value[:1] not in {b"", b"\0"}:
-            raise BadMessage("frame", "wrong magic byte")
-        if len(value) < FRAME_BYTES:
-            raise BadMessage("truncated", "truncated")
-        schema_id = int.from_bytes(value[1:FRAME_BYTES], "big")
-        if ids is not None and schema_id not in ids:
-            raise BadMessage("schema", f"unknown schema id {schema_id}")
-        if self._wire.trapped:
-            return self._read_walked(value)
-        body = io.BytesIO(value[FRAME_BYTES:])
-        try:
-            record: Any = fastavro.schemaless_reader(body, self._plain, None)
-        except EOFError as error:
-            raise BadMessage("truncated", "truncated") from error
-        except UnicodeDecodeError as error:
-            raise BadMessage("encoding", "invalid UTF-8") from error
-        # fastavro raises whatever its steps raise on bytes that are not a record: IndexError, OverflowError, ...
-        except Exception as error:
-            if isinstance(error, IndexError) and not body.read(1):
-                raise BadMessage("truncated", "truncated") from error
-            raise BadMessage("malformed", f"not a record of the schema ({type(error).__name__}: {error})") from error
-        if extra := len(value) - FRAME_BYTES - body.tell():
-            raise BadMessage("trailing", f"{extra} trailing bytes")
-        if not self._wire.is_record(value):
-            raise BadMessage(
-                "malformed", "not a record of the schema (an index out of range, or a number of over 64 bits)"
-            )
-        for name, (least, most) in self._ranges.items():
-            number = record[name]
-            if number is not None and not least <= number <= most:
-                raise BadMessage("range", f"{name}: {number} does not fit its type")
-        return cast("Mapping[str, Any]", record)
-
-    def _read_walked(self, value: bytes) -> Mapping[str, Any]:
-        """Read a single message as ``_read_one`` does, without fastavro.
-
-        It is for schemas that let bytes make fastavro fill the memory, or recurse until the process dies.
-        """
-        frame = self._in_one_piece(lambda: self._wire.read([value])) if self._wire.check([value]).all() else None
-        if frame is None:
-            raise BadMessage("malformed", "not a record of the schema")
-        return {name: frame.item(0, column) for name, column in self._resolution.wanted.items()}
-
-
-def without_logical_types(avro: Any) -> Any:
-    """Return the schema without logical types, so that numbers stay as they are on the wire."""
-    if isinstance(avro, Mapping):
-        return {word: without_logical_types(part) for word, part in avro.items() if word != "logicalType"}
-    return [without_logical_types(part) for part in avro] if isinstance(avro, (list, tuple)) else avro
+        return Accepted(frozenset({poll.schema_id}), listed=False)

@@ -17,9 +17,7 @@ import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields
 from unskew.features.jit import compiled, inlined
-
-FRAME_BYTES = 5
-"""Confluent's frame: a zero byte, then the schema's id, big-endian."""
+from unskew.pipelines.kafka.poll import FRAME_BYTES
 
 _FRAME = "_frame"
 _SYNC = b"\0" * 16
@@ -266,6 +264,30 @@ def schema_ids_of(values: Sequence[bytes]) -> npt.NDArray[np.int64]:
     return ids
 
 
+class Branches:
+    """The choice that every message makes after some values: a branch of a union.
+
+    ``before``: the types of these values, in order.
+    """
+
+    def __init__(self, before: Sequence[Any]) -> None:
+        types = _Types(loosely=True)
+        fields = [{"name": str(number), "type": avro} for number, avro in enumerate(before)]
+        types.node({"type": "record", "name": "_before", "fields": fields})
+        self._types = types.arrays()
+
+    def cut(self, values: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], list[bytes]]:
+        """Return the branch of each message, and the message without the number of its branch.
+
+        The branch is -1, and the message as it was, if it is not a record of the schema up to there.
+        """
+        lengths, data = _joined(values)
+        branches, begins, ends = np.empty((3, len(values)), np.int64)
+        _branches(data, lengths, *self._types, branches, begins, ends)
+        places = zip(values, begins.tolist(), ends.tolist(), strict=True)
+        return branches, [value[:begin] + value[end:] for value, begin, end in places]
+
+
 def varint(number: int) -> bytes:
     """Return Avro's long for a number that is not negative."""
     rest = number << 1
@@ -317,6 +339,33 @@ def _check(
             if at < 0:
                 break
         passed[row] = at == end
+
+
+@_walking
+def _branches(
+    data: npt.NDArray[np.uint8],
+    lengths: npt.NDArray[np.int64],
+    nodes: npt.NDArray[np.int64],
+    children: npt.NDArray[np.int64],
+    stack: npt.NDArray[np.int64],
+    branches: npt.NDArray[np.int64],
+    begins: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+) -> None:
+    """Note for each message the long that follows a value of the first node, and where in the message it lies."""
+    end = 0
+    for row in range(len(lengths)):
+        begin = end
+        end = begin + lengths[row]
+        branches[row], begins[row], ends[row] = -1, 0, 0
+        if lengths[row] < FRAME_BYTES or data[begin] != 0:
+            continue
+        at = _walk(data, begin + FRAME_BYTES, end, 0, nodes, children, stack)
+        if at < 0:
+            continue
+        branch, after = _long(data, at, end)
+        if after >= 0:
+            branches[row], begins[row], ends[row] = branch, at - begin, after - begin
 
 
 @_walking

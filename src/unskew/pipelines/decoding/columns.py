@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from unskew.features.definitions.avro_schema import TIMESTAMP
+from unskew.features.jit import allocating
 from unskew.features.rejection import Kind, Rejection
 from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 
@@ -68,6 +68,8 @@ def typed(numbers: pl.Series, unit: Unit, dtype: pl.DataType, refusals: Refusals
         case "date":
             inside = _inside(numbers, _FIRST_SHOWN_US // DAY_US, _LAST_SHOWN_US // DAY_US, name, _SHOWN, refusals)
             return inside.cast(pl.Int32).cast(pl.Date)
+        case "time-nanos":
+            return _inside(numbers, 0, DAY_US * 1000 - 1, name, "one day", refusals).cast(pl.Time)
         case "time-millis" | "time-micros":
             scale = _US_PER_UNIT[unit.logical.removeprefix("time-")]
             inside = _inside(numbers, 0, (DAY_US - 1) // scale, name, "one day", refusals)
@@ -125,7 +127,7 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
     return pl.Series(unscaled.name, column)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[misc,unused-ignore]
+@allocating()
 def _read_decimals(
     starts: npt.NDArray[np.int64],
     data: npt.NDArray[np.uint8],

@@ -14,6 +14,7 @@ from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Kind, Rejection, clear
 from unskew.features.time import format_duration
 from unskew.pipelines.decoding.columns import Refusals, texts
+from unskew.pipelines.decoding.conversions import converted
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 
@@ -48,6 +49,10 @@ class BadMessage(Exception):
         self.rejection = Rejection(kind, reason)
 
 
+class Ignored(Exception):
+    """A message that is not meant to be an event of the stream."""
+
+
 class InOnePiece:
     """A reader of a topic's batches in one piece; the first time that this fails, it logs a warning."""
 
@@ -72,22 +77,34 @@ class InOnePiece:
 
 
 def one_by_one(
-    values: Sequence[bytes | None],
     rows: npt.NDArray[np.int64],
+    values: Iterable[bytes | None],
     reasons: dict[int, Rejection],
     read_one: Callable[[bytes | None], tuple[Any, ...]],
 ) -> tuple[npt.NDArray[np.int64], list[tuple[Any, ...]]]:
-    """Return the places among ``rows`` of readable values, and what was read; note a reason for each other."""
+    """Return the places among ``rows`` of readable values, and what was read; note a reason for each other.
+
+    ``values``: those at ``rows``, in the same order.
+    """
     read: list[int] = []
     records: list[tuple[Any, ...]] = []
-    for row in rows.tolist():
+    for row, value in zip(rows.tolist(), values, strict=True):
         try:
-            records.append(read_one(values[row]))
+            records.append(read_one(value))
         except BadMessage as bad:
             reasons[row] = bad.rejection
+        except Ignored:
+            continue
         else:
             read.append(row)
     return np.array(read, np.int64), records
+
+
+def other_operation(stream: StreamPlan, operation: str) -> Exception:
+    """Return what a change event is whose operation does not make events of a stream."""
+    if not stream.refuses_others:
+        return Ignored()
+    return BadMessage("operation", f"its operation is {operation!r}; events are {', '.join(stream.operations)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +127,9 @@ class Decoder(ABC):
     """The decoder of a stream's polls.
 
     ``topic``: the stream's topic. ``payload``: columns that come from a record's value, with their types.
-    ``incompatible``: number of messages so far whose writer's schema cannot be read as the stream's. ``asks``: whether
-    the outcome of a message may depend on another server's answer.
+    ``incompatible``: number of messages so far whose writer's schema cannot be read as the stream's. ``ignored``:
+    number of messages so far that are not meant to be events of the stream, and so are no dead letters either.
+    ``asks``: whether the outcome of a message may depend on another server's answer.
     """
 
     asks = False
@@ -119,9 +137,12 @@ class Decoder(ABC):
     def __init__(self, stream: StreamPlan) -> None:
         self.topic = stream.topic
         self.incompatible = 0
+        self.ignored = 0
         self._stream = stream
         elsewhere = {stream.key_column, *stream.headers}
         self.payload = {column: dtype for column, dtype in stream.columns.items() if column not in elsewhere}
+        # Columns that are converted once they are read have another type before; for ``_read`` none is the event time.
+        self._event_time = "" if stream.event_time in stream.read_as else stream.event_time
         self._no_events = pl.DataFrame(
             schema={
                 **stream.columns,
@@ -134,11 +155,14 @@ class Decoder(ABC):
         self._no_dead = pl.DataFrame(schema=DEAD_LETTER_SCHEMA)
 
     def decode(self, poll: Poll) -> Decoded:
-        """Decode a poll; every record of it is either in ``events`` or in ``dead``."""
+        """Decode a poll; every record of it is in ``events`` or in ``dead``, or is counted in ``ignored``."""
         reasons: dict[int, Rejection] = {}
         events = self._no_events
         if poll.values:
-            rows, frame = self._read(poll.values, reasons)
+            rows, frame = self._read(poll, reasons)
+            self.ignored += len(poll.values) - len(rows) - len(reasons)
+            if self._stream.read_as and len(rows):
+                rows, frame = self._convert(rows, frame, reasons)
             if len(rows):
                 events = self._finish(poll, rows, frame, reasons)
         return Decoded(
@@ -150,9 +174,22 @@ class Decoder(ABC):
             dead=self._dead(poll, reasons),
         )
 
+    def _convert(self, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]) -> Read:
+        """Convert the columns whose way of reading is declared; refuse the rows that cannot be converted."""
+        refusals = Refusals(rows, reasons)
+        columns = [
+            converted(frame[name], form, refusals, event_time=name == self._stream.event_time)
+            for name, form in self._stream.read_as.items()
+        ]
+        return refusals.of(frame.with_columns(columns))
+
     @abstractmethod
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
-        """Return the readable values, as ``payload``, with an event time; note a reason for each other, by place."""
+    def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
+        """Return the readable values, as ``payload``, with an event time; note a reason for each other, by place.
+
+        Columns of ``read_as`` are as the schema gives them. Values that are neither returned nor have a reason are
+        ignored.
+        """
 
     def _finish(
         self, poll: Poll, rows: npt.NDArray[np.int64], frame: pl.DataFrame, reasons: dict[int, Rejection]

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -16,12 +17,22 @@ import numpy as np
 import polars as pl
 from typing_extensions import override
 
+from unskew.features.definitions.inputs import row_of
 from unskew.features.definitions.json_schema import JsonField, json_fields
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
-from unskew.pipelines.decoding.avro_walk import FRAME_BYTES
 from unskew.pipelines.decoding.columns import Refusals, Unit, typed
-from unskew.pipelines.decoding.decoder import BadMessage, Decoder, Read, merged, one_by_one
+from unskew.pipelines.decoding.conversions import days, instants
+from unskew.pipelines.decoding.decoder import (
+    BadMessage,
+    Decoder,
+    Ignored,
+    Read,
+    merged,
+    one_by_one,
+    other_operation,
+)
+from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 
 _INT64 = (-(2**63), 2**63 - 1)
 _INT32 = (-(2**31), 2**31 - 1)
@@ -32,9 +43,6 @@ _TYPES: dict[str, tuple[Any, pl.DataType]] = {
     "boolean": (bool, pl.Boolean()),
 }
 _WORDS = {bool: "a boolean", str: "a string", dict: "an object", list: "an array", type(None): "null"}
-# RFC 3339, with T or a space; Polars checks the date.
-_DATE_TIME = r"^\d{4}-\d{2}-\d{2}[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$"
-_DATE = r"^\d{4}-\d{2}-\d{2}$"
 
 # msgspec reads this integer into a float column without its sign.
 _MINUS_ZERO = r"-0\s*[,}\]]"
@@ -43,6 +51,8 @@ _ESCAPED_KEY = r'\\.(?:[^"\\]|\\.)*"\s*:'
 # A key that is written without escapes and cannot share a quote with its neighbours, as ``","`` and ``":x"`` do in
 # ``"a",":x":1``.
 _PLAIN_KEY = re.compile(r'[^"\\\s:\x00-\x1f][^"\\\x00-\x1f]*')
+_NUMBER = re.compile(rb"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_string = msgspec.json.Decoder(str).decode
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -51,23 +61,30 @@ class JsonDecoder(Decoder):
 
     def __init__(self, stream: StreamPlan) -> None:
         super().__init__(stream)
-        self._fields = json_fields(stream.schema)
-        self._by_name = {field.name: field for field in self._fields}
-        self._shape = {field.name: _TYPES[field.kind][1] for field in self._fields}
+        schema = row_of(stream.schema) if stream.envelope == "debezium" else stream.schema
+        self._fields = json_fields(schema, stream.paths)
+        self._tree = _tree(self._fields)
+        self._read_names = self._tree.names()
+        self._nests = any(isinstance(inside, _Tree) for inside in self._tree.inside.values())
+        self._shape = {
+            field.name: pl.String() if field.name in stream.read_as else _TYPES[field.kind][1] for field in self._fields
+        }
+        keys = {key for field in self._fields for key in _path(field)}
         # Polars refuses a very long regular expression.
-        self._quick = all(map(_PLAIN_KEY.fullmatch, self._by_name)) and sum(map(len, self._by_name)) < 100_000
+        self._quick = all(map(_PLAIN_KEY.fullmatch, keys)) and sum(map(len, keys)) < 100_000
         if self._quick:
-            self._event = msgspec.json.Decoder(_event(self._fields)).decode
-            names = "|".join(map(pl.escape_regex, self._by_name))
+            self._event = msgspec.json.Decoder(_event(self._tree, frozenset(stream.read_as))).decode
+            names = "|".join(map(pl.escape_regex, sorted(keys)))
             self._counted = rf'"(?:{names})"\s*:|{_ESCAPED_KEY}|{_MINUS_ZERO}'
 
     @override
-    def _read(self, values: Sequence[bytes | None], reasons: dict[int, Rejection]) -> Read:
+    def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
+        values = poll.values
         rows = np.arange(len(values))
         parts = [self._read_quickly(values)] if self._quick else []
         rest = np.setdiff1d(rows, parts[0][0]) if parts else rows
         if len(rest):
-            read, records = one_by_one(values, rest, reasons, self._read_one)
+            read, records = one_by_one(rest, [values[row] for row in rest.tolist()], reasons, self._read_one)
             parts.append((read, pl.DataFrame(records, schema=self._shape, orient="row")))
         rows, frame = merged(parts, pl.DataFrame(schema=self._shape))
         refusals = Refusals(rows, reasons)
@@ -76,29 +93,64 @@ class JsonDecoder(Decoder):
     def _read_quickly(self, values: Sequence[bytes | None]) -> Read:
         """Read the messages that msgspec accepts and reads as ``_read_one`` does."""
         texts = [_text(value) for value in values]
+        if self._stream.envelope is not None:
+            texts = [self._event_text(text) for text in texts]
         # A key that occurs twice makes this greater than the number of keys. There are other causes, so look closer.
         counts = pl.Series(texts, dtype=pl.String).str.count_matches(self._counted).to_list()
         rows, events = [], []
         for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
             try:
-                event = msgspec.structs.astuple(self._event(text))
-                if count != len(event) - event.count(msgspec.UNSET) and _is_odd(text):
+                event, n_keys = self._leaves(msgspec.structs.astuple(self._event(text)))
+                # Whether an object inside has equal keys, only the other reader sees.
+                if count != n_keys and (self._nests or _is_odd(text)):
                     continue
             except (ValueError, RecursionError):
                 continue
             rows.append(row)
             events.append(event)
         columns = [
-            pl.Series(name, [None if item is msgspec.UNSET else item for item in column], dtype=dtype)
-            for (name, dtype), column in zip(self._shape.items(), zip(*events, strict=True), strict=bool(events))
+            pl.Series(name, [None if item is msgspec.UNSET else item for item in column], dtype=self._shape[name])
+            for name, column in zip(self._read_names, zip(*events, strict=True), strict=bool(events))
         ]
-        return np.array(rows, np.int64), pl.DataFrame(columns)
+        return np.array(rows, np.int64), pl.DataFrame(columns).select(list(self._shape) if events else [])
+
+    def _event_text(self, text: str) -> str:
+        """Return the text of the event in its envelope; the empty text unless ``_opened`` certainly finds it there."""
+        try:
+            parts = _alone(text)
+            debezium = self._stream.envelope == "debezium"
+            if not debezium or ("payload" in parts and "op" not in parts):
+                text = bytes(parts["payload"]).decode()
+                parts = _alone(text) if debezium else parts
+            if not debezium:
+                return text
+            return bytes(parts["after"]).decode() if _string(parts["op"]) in self._stream.operations else ""
+        except (ValueError, KeyError, RecursionError):
+            return ""
+
+    def _leaves(self, event: tuple[Any, ...]) -> tuple[Sequence[Any], int]:
+        """Return the values of an event's columns, as ``_read_names``, and the number of keys that it has."""
+        if not self._nests and not self._stream.read_as:
+            return event, len(event) - event.count(msgspec.UNSET)
+        values: list[Any] = []
+        return values, self._gather(event, self._tree, values)
+
+    def _gather(self, event: tuple[Any, ...], tree: "_Tree", values: list[Any]) -> int:
+        n_keys = len(event) - event.count(msgspec.UNSET)
+        for item, inside in zip(event, tree.inside.values(), strict=True):
+            if isinstance(inside, JsonField):
+                values.append(_raw_text(item, inside) if type(item) is msgspec.Raw else item)
+            elif item is None or item is msgspec.UNSET:
+                values += [None] * inside.n_leaves()
+            else:
+                n_keys += self._gather(msgspec.structs.astuple(item), inside, values)
+        return n_keys
 
     def _read_one(self, value: bytes | None) -> tuple[Any, ...]:
         if value is None:
-            raise BadMessage("tombstone", "empty value (tombstone)")
+            raise self._no_row()
         try:
-            pairs = json.loads(
+            pairs: Any = json.loads(
                 _body(value).decode(),
                 object_pairs_hook=_Pairs,
                 parse_constant=_refuse,
@@ -113,20 +165,67 @@ class JsonDecoder(Decoder):
             raise BadMessage("malformed", f"not JSON: {error}") from error
         if not isinstance(pairs, _Pairs):
             raise BadMessage("malformed", "not a JSON object")
+        if self._stream.envelope is not None:
+            pairs = self._opened(pairs)
         found: dict[str, Any] = {}
-        for key, item in pairs:
-            if key in found:
-                raise BadMessage("malformed", f"the key {key!r} is there twice")
-            if key in self._by_name:
-                found[key] = _checked(self._by_name[key], item)
-        for field in self._fields:
-            if field.required and field.name not in found:
-                raise BadMessage("type", f"{field.name} is missing")
+        self._take(pairs, self._tree, found)
         return tuple(found.get(field.name) for field in self._fields)
+
+    def _take(self, pairs: "_Pairs", tree: "_Tree", found: dict[str, Any]) -> None:
+        """Put the values of an object into ``found``, by column."""
+        met: set[str] = set()
+        for key, item in pairs:
+            inside = tree.inside.get(key)
+            if inside is None:
+                continue
+            if key in met:
+                raise BadMessage("malformed", f"the key {key!r} is there twice")
+            met.add(key)
+            if isinstance(inside, JsonField):
+                found[inside.name] = (
+                    _text_of(inside, item) if inside.name in self._stream.read_as else _checked(inside, item)
+                )
+            elif isinstance(item, _Pairs):
+                self._take(item, inside, found)
+            elif item is not None or not inside.nullable:
+                raise BadMessage("type", f"{key} is {_word(item)}, not an object")
+        for key, inside in tree.inside.items():
+            if key not in met and inside.required:
+                raise BadMessage("type", f"{inside.name if isinstance(inside, JsonField) else key} is missing")
+
+    def _opened(self, pairs: "_Pairs") -> "_Pairs":
+        """Return the event in its envelope."""
+        debezium = self._stream.envelope == "debezium"
+        if not debezium or (pairs.has("payload") and not pairs.has("op")):
+            payload = pairs.one("payload")
+            if payload is None:
+                raise self._no_row()
+            if not isinstance(payload, _Pairs):
+                raise BadMessage("malformed", f"its payload is {_word(payload)}, not an object")
+            pairs = payload
+        if not debezium:
+            return pairs
+        operation = pairs.one("op")
+        if type(operation) is not str:
+            raise BadMessage("type", f"op is {_word(operation)}, not of type string")
+        if operation not in self._stream.operations:
+            raise other_operation(self._stream, operation)
+        row = pairs.one("after")
+        if not isinstance(row, _Pairs):
+            raise BadMessage("type", f"after is {_word(row)}, not an object")
+        return row
+
+    def _no_row(self) -> Exception:
+        """Return what a message without a row is: Debezium puts one after each delete."""
+        if self._stream.envelope == "debezium" and not self._stream.refuses_others:
+            return Ignored()
+        return BadMessage("tombstone", "empty value (tombstone)")
 
     def _column(self, field: JsonField, frame: pl.DataFrame, refusals: Refusals) -> pl.Series:
         values = frame[field.name]
-        event_time = field.name == self._stream.event_time
+        if field.name in self._stream.read_as:
+            return values
+        event_time = field.name == self._event_time
         unit = Unit(field.logical)
         if field.symbols:
             refusals.refuse(
@@ -140,7 +239,7 @@ class JsonDecoder(Decoder):
             return values.cast(field.dtype, strict=False)
         if field.logical in {"date-time", "date"}:
             texts = values
-            values = _parsed(texts, field.logical)
+            values = days(texts) if field.logical == "date" else instants(texts)
             refusals.refuse(
                 values.is_null() & texts.is_not_null(),
                 "time" if event_time else "range",
@@ -152,6 +251,38 @@ class JsonDecoder(Decoder):
 
 class _Pairs(list[Any]):
     """An object as its keys and values, in the order in which they came."""
+
+    def has(self, key: str) -> bool:
+        """Return true if there is such a key."""
+        return any(name == key for name, _ in self)
+
+    def one(self, key: str) -> Any:
+        """Return the value of a key. Raises ``BadMessage`` unless the key is there once."""
+        found = [item for name, item in self if name == key]
+        if len(found) != 1:
+            raise BadMessage("malformed", f"the key {key!r} is there twice" if found else f"{key} is missing")
+        return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """What is read inside an object, by key; ``nullable``, ``required``: as for ``JsonField``."""
+
+    inside: "dict[str, JsonField | _Tree]"
+    nullable: bool = False
+    required: bool = True
+
+    def names(self) -> list[str]:
+        """Return the columns that are read, in order."""
+        return [
+            name
+            for inside in self.inside.values()
+            for name in (inside.names() if isinstance(inside, _Tree) else [inside.name])
+        ]
+
+    def n_leaves(self) -> int:
+        """Return the number of columns that are read."""
+        return len(self.names())
 
 
 class _Integer(str):
@@ -166,15 +297,39 @@ class _Number(str):
     __slots__ = ()
 
 
-def _event(fields: Sequence[JsonField]) -> type[msgspec.Struct]:
-    """Return the keys that are read, as msgspec's type of an event; a missing key is ``UNSET``."""
+def _event(tree: _Tree, as_text: frozenset[str]) -> type[msgspec.Struct]:
+    """Return the keys that are read, as msgspec's type of an event; a missing key is ``UNSET``.
+
+    ``as_text``: the columns of which the text is needed, of numbers too.
+    """
     declared: list[tuple[str, Any, Any]] = []
-    for number, field in enumerate(fields):
-        kind, _ = _TYPES[field.kind]
-        default = msgspec.NODEFAULT if field.required else msgspec.UNSET
-        declared.append((f"f{number}", kind | None if field.nullable else kind, msgspec.field(default=default)))
-    names = {f"f{number}": field.name for number, field in enumerate(fields)}
+    for number, inside in enumerate(tree.inside.values()):
+        default = msgspec.NODEFAULT if inside.required else msgspec.UNSET
+        if isinstance(inside, _Tree):
+            kind: Any = _event(inside, as_text)
+        else:
+            kind = msgspec.Raw if inside.name in as_text else _TYPES[inside.kind][0]
+        nullable = inside.nullable and kind is not msgspec.Raw
+        declared.append((f"f{number}", kind | None if nullable else kind, msgspec.field(default=default)))
+    names = {f"f{number}": key for number, key in enumerate(tree.inside)}
     return msgspec.defstruct("Event", declared, rename=names, kw_only=True, frozen=True, gc=False)
+
+
+def _path(field: JsonField) -> tuple[str, ...]:
+    return field.path or (field.name,)
+
+
+def _tree(fields: Sequence[JsonField]) -> _Tree:
+    root = _Tree({})
+    for field in fields:
+        *outer, last = _path(field)
+        tree = root
+        for key, (nullable, required) in zip(outer, field.outer, strict=True):
+            inner = tree.inside.setdefault(key, _Tree({}, nullable, required))
+            assert isinstance(inner, _Tree)
+            tree = inner
+        tree.inside[last] = field
+    return root
 
 
 def _body(value: bytes) -> bytes:
@@ -192,10 +347,20 @@ def _text(value: bytes | None) -> str:
 
 def _is_odd(text: str) -> bool:
     """Return true if an object may have equal keys, or a zero with a sign."""
+    return _may_repeat(text, _parts(text)) or re.search(_MINUS_ZERO, text) is not None
+
+
+def _alone(text: str) -> dict[str, msgspec.Raw]:
+    """Return the parts of an object. Raises ``ValueError`` if it may have equal keys."""
     parts = _parts(text)
+    if _may_repeat(text, parts):
+        raise ValueError(text)
+    return parts
+
+
+def _may_repeat(text: str, parts: dict[str, msgspec.Raw]) -> bool:
     # Only the last of equal keys is among the parts, so the quotes of the others are missing.
-    quotes = 2 * len(parts) + b"".join(parts.values()).count(b'"')
-    return quotes != text.count('"') or re.search(_MINUS_ZERO, text) is not None
+    return 2 * len(parts) + b"".join(parts.values()).count(b'"') != text.count('"')
 
 
 def _refuse(word: str) -> NoReturn:
@@ -223,8 +388,34 @@ def _checked(field: JsonField, item: Any) -> Any:
         if not _is_text(item):
             raise BadMessage("encoding", f"{field.name} has half a surrogate pair")
         return item
-    kind = "a number" if isinstance(item, (_Integer, _Number)) else _WORDS.get(type(item), "an object")
-    raise BadMessage("type", f"{field.name} is {kind}, not of type {field.kind}")
+    raise BadMessage("type", f"{field.name} is {_word(item)}, not of type {field.kind}")
+
+
+def _raw_text(raw: msgspec.Raw, field: JsonField) -> str | None:
+    """Return what ``_text_of`` gives of the same value; raises ``ValueError`` where that refuses it."""
+    octets = bytes(raw)
+    if octets == b"null" and field.nullable:
+        return None
+    if octets[:1] == b'"':
+        return _string(octets)
+    if _NUMBER.fullmatch(octets):
+        return octets.decode()
+    raise ValueError(field.name)
+
+
+def _text_of(field: JsonField, item: Any) -> str | None:
+    """Return a number as it is written, or a text."""
+    if item is None and field.nullable:
+        return None
+    if not isinstance(item, str):
+        raise BadMessage("type", f"{field.name} is {_word(item)}, neither a number nor a text")
+    if type(item) is str and not _is_text(item):
+        raise BadMessage("encoding", f"{field.name} has half a surrogate pair")
+    return str(item)
+
+
+def _word(item: Any) -> str:
+    return "a number" if isinstance(item, (_Integer, _Number)) else _WORDS.get(type(item), "an object")
 
 
 def _is_text(text: str) -> bool:
@@ -233,18 +424,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _parsed(texts: pl.Series, form: str) -> pl.Series:
-    """Return RFC 3339 text as microseconds or days; null if it is not such text.
-
-    Digits after the microseconds are cut off.
-    """
-    if form == "date":
-        sound = texts.to_frame().select(pl.when(texts.str.contains(_DATE)).then(texts)).to_series()
-        days = sound.str.to_date("%Y-%m-%d", strict=False)
-        return days.to_physical().cast(pl.Int64).alias(texts.name)
-    sound = texts.to_frame().select(pl.when(texts.str.contains(_DATE_TIME)).then(texts)).to_series()
-    shape = sound.str.to_uppercase().str.replace(" ", "T", literal=True).str.replace("Z", "+00:00", literal=True)
-    instants = shape.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC", strict=False)
-    return instants.to_physical().alias(texts.name)

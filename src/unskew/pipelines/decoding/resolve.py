@@ -1,14 +1,16 @@
 """Resolution of a writer's schema into a stream's own, by Avro's rules, for whole columns.
 
 Fields are matched by name, else by one of the reader's aliases. Numbers widen, text and bytes can be read as each
-other, and missing fields take the reader's default. A logical type of time keeps its meaning: milliseconds that are
-read into a column of microseconds are still the same instant (Avro itself would take the bare number).
+other, and missing fields take the reader's default. Three things go further than Avro, because nothing is lost: a
+logical type of time keeps its meaning (milliseconds that are read into a column of microseconds are the same instant),
+a symbol of an enum is read as text, and a decimal of another scale is the same number, or its record is refused.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields, spell
@@ -23,13 +25,18 @@ _WIDENS = {
     "string": ("string", "bytes"),
     "bytes": ("bytes", "string"),
     "boolean": ("boolean",),
-    "enum": ("enum",),
+    # Not by Avro's rules, but nothing is lost.
+    "enum": ("enum", "string"),
     "fixed": ("fixed",),
 }
 
 
 class Incompatible(Exception):
     """The error for a writer's schema that cannot be read into the stream's columns; the text gives the reason."""
+
+
+class Unregistered(Incompatible):
+    """The error for an id under which no schema is registered, as far as the registry knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,8 @@ class Resolution:
                     values.is_null(), "type", lambda _: f"{reader.name} is null, which its type does not allow"
                 )
             values = _promoted(values, writer, reader, refusals)
+            if column.unit.logical == "decimal" and writer.logical == "decimal" and writer.scale != reader.scale:
+                values = _rescaled(values, writer.scale, reader.scale, refusals)
         event_time = reader.name == self._event_time
         return typed(values, column.unit, column.dtype, refusals, event_time=event_time)
 
@@ -92,17 +101,21 @@ def _matched(writer: Mapping[str, AvroField], reader: tuple[AvroField, ...]) -> 
             if not field.nullable:
                 raise Incompatible(f"its field {found.name!r} is always null, which is not allowed")
         else:
-            if (fault := _mismatch(found, field)) is not None:
+            if (fault := mismatch(found, field)) is not None:
                 raise Incompatible(
                     f"its field {found.name!r} is {spell(found.avro)}, which cannot be read as {spell(field.avro)}{fault}"
                 )
-            if found.logical is not None and field.logical is not None:
-                unit = Unit(found.logical, found.scale)
+            meant = found.logical or found.marked
+            if meant is not None and field.logical is not None:
+                # A decimal is brought to the reader's scale before it becomes a column.
+                unit = Unit(meant, field.scale)
         yield _Column(field, found, unit, dtype)
 
 
-def _mismatch(writer: AvroField, reader: AvroField) -> str | None:
+def mismatch(writer: AvroField, reader: AvroField) -> str | None:
     """Return why one type cannot be read as the other, as the end of a sentence (perhaps empty); None if it can."""
+    if writer.logical == reader.logical == "decimal":
+        return None
     if reader.kind not in _WIDENS.get(writer.kind, ()):
         return ""
     if reader.kind == "fixed" and writer.size != reader.size:
@@ -111,11 +124,10 @@ def _mismatch(writer: AvroField, reader: AvroField) -> str | None:
         return f": its name is {writer.type_names[0]}"
     if reader.logical == "decimal" and writer.kind not in {"bytes", "fixed"}:
         return ""
-    if writer.logical is None or reader.logical is None:
+    meant = writer.logical or writer.marked
+    if meant is None or reader.logical is None:
         return None
-    if _meaning(writer.logical) != _meaning(reader.logical):
-        return ""
-    return f": its scale is {writer.scale}, not {reader.scale}" if writer.scale != reader.scale else None
+    return "" if _meaning(meant) != _meaning(reader.logical) else None
 
 
 def _meaning(logical: str) -> str:
@@ -131,7 +143,7 @@ def _default(field: AvroField) -> Any:
 def _promoted(values: pl.Series, writer: AvroField, reader: AvroField, refusals: Refusals) -> pl.Series:
     if reader.kind == "enum":
         return _symbols(values, writer, reader, refusals)
-    if writer.kind == reader.kind:
+    if writer.kind in {reader.kind, "enum"}:
         return values
     if writer.kind == "bytes" and reader.kind == "string":
         return texts(values, refusals, "encoding", values.name)
@@ -139,6 +151,21 @@ def _promoted(values: pl.Series, writer: AvroField, reader: AvroField, refusals:
         # By way of a double, as in fastavro: a number is rounded twice.
         return values.cast(pl.Float64).cast(pl.Float32)
     return values.cast(RAW[reader.kind])
+
+
+def _rescaled(values: pl.Series, scale: int, wanted: int, refusals: Refusals) -> pl.Series:
+    """Return unscaled decimals of another scale; refuse those that would lose digits."""
+    numbers = [None if value is None else int.from_bytes(value, "big", signed=True) for value in values]
+    lost = 10 ** max(scale - wanted, 0)
+    refusals.refuse(
+        np.array([number is not None and number % lost != 0 for number in numbers], np.bool_),
+        "range",
+        lambda _: f"{values.name} has more than {wanted} digits after the point",
+    )
+    gained = 10 ** max(wanted - scale, 0)
+    units = [None if number is None else number // lost * gained for number in numbers]
+    octets = [None if unit is None else unit.to_bytes(unit.bit_length() // 8 + 1, "big", signed=True) for unit in units]
+    return pl.Series(values.name, octets, dtype=pl.Binary)
 
 
 def _symbols(values: pl.Series, writer: AvroField, reader: AvroField, refusals: Refusals) -> pl.Series:

@@ -3,15 +3,16 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import fastavro
 
 from unskew.features.errors import RequestError, StoreUnavailable
-from unskew.pipelines.decoding.resolve import Incompatible
+from unskew.pipelines.decoding.resolve import Incompatible, Unregistered
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
@@ -19,6 +20,8 @@ _NOT_FOUND = 404
 _REFUSED = range(400, 500)
 _BUSY = (408, 429)
 _LONG_SECRET = 4
+HOLD_S, HOLD_S_PER_S = 2.0, 1 / 60
+"""Unknown ids may hold up the flow for so long in all, and for so many seconds more per second after that."""
 
 _log = logging.getLogger("unskew.registry")
 
@@ -37,7 +40,15 @@ class SchemaRegistry:
     one answer. ``wait_s``: how long to wait for a needed schema while the registry does not answer.
     """
 
-    def __init__(self, url: str, stop: Flag, *, timeout_s: float = 10.0, wait_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        stop: Flag,
+        *,
+        timeout_s: float = 10.0,
+        wait_s: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         try:
             from confluent_kafka.schema_registry import SchemaRegistryClient  # noqa: PLC0415
         except ImportError as error:
@@ -55,20 +66,25 @@ class SchemaRegistry:
             ) from error
         self._stop = stop
         self._wait_s = wait_s
+        self._monotonic = monotonic
+        self._hold_s = HOLD_S
+        self._held_at_s = monotonic()
 
-    def writer(self, schema_id: int) -> Mapping[str, Any]:
-        """Return the Avro record schema of an id, with the schemas to which it refers inside it.
+    def writer(self, schema_id: int, *, expected: bool = False) -> Any:
+        """Return the Avro schema of an id, a record or a union, with the schemas to which it refers inside it.
 
-        While the registry does not answer, the request is repeated. Raises ``Incompatible`` if the registry has no such
-        schema or it is not an Avro record; ``StoreUnavailable`` if the registry has not answered for ``wait_s`` or
-        refuses the request, or if this process should stop. No record of the poll has been counted then.
+        While the registry does not answer, the request is repeated. So it is for a short time if the registry does not
+        know the id, because a follower learns of a new schema a little later than its leader; with ``expected``, for as
+        long as if it did not answer. Raises ``Unregistered`` if the registry has no such schema; ``Incompatible`` if it
+        is not one of Avro records; ``StoreUnavailable`` if the registry has not answered for ``wait_s`` or refuses the
+        request, or if this process should stop. No record of the poll has been counted then.
         """
-        found = self._ask(partial(self._client.get_schema, schema_id), f"schema {schema_id}")
+        found = self._ask(partial(self._client.get_schema, schema_id), f"schema {schema_id}", expected=expected)
         if (found.schema_type or "AVRO") != "AVRO":
             raise Incompatible(f"it is a schema of {found.schema_type}, not of Avro")
         named: dict[str, Any] = {}
         try:
-            self._refer(found, named)
+            self._refer(found, named, expected=expected)
             schema = json.loads(found.schema_str)
             refers = bool(named)
             parsed = fastavro.parse_schema(schema, named)
@@ -80,19 +96,20 @@ class SchemaRegistry:
             fastavro.schema.UnknownType,
         ) as error:
             raise Incompatible(f"it is not a valid schema ({type(error).__name__}: {error})") from error
-        if not isinstance(schema, dict) or schema.get("type") != "record":
+        if not isinstance(schema, list) and not (isinstance(schema, dict) and schema.get("type") == "record"):
             raise Incompatible("it is no record")
-        return cast("Mapping[str, Any]", fastavro.schema.expand_schema(parsed) if refers else schema)
+        return fastavro.schema.expand_schema(parsed) if refers else schema
 
-    def _refer(self, schema: Any, named: dict[str, Any]) -> None:
+    def _refer(self, schema: Any, named: dict[str, Any], *, expected: bool) -> None:
         """Parse the schemas to which a schema refers; those to which they refer come first."""
         for reference in schema.references or ():
             what = f"schema {reference.subject} version {reference.version}"
-            found = self._ask(partial(self._client.get_version, reference.subject, reference.version), what)
-            self._refer(found.schema, named)
+            question = partial(self._client.get_version, reference.subject, reference.version)
+            found = self._ask(question, what, expected=expected)
+            self._refer(found.schema, named, expected=expected)
             fastavro.parse_schema(json.loads(found.schema.schema_str), named)
 
-    def _ask(self, question: Callable[[], Any], what: str) -> Any:
+    def _ask(self, question: Callable[[], Any], what: str, *, expected: bool) -> Any:
         from confluent_kafka.schema_registry import SchemaRegistryError  # noqa: PLC0415
 
         waited_s, pause_s = 0.0, _FIRST_PAUSE_S
@@ -101,9 +118,13 @@ class SchemaRegistry:
                 return question()
             except SchemaRegistryError as error:
                 fault, status = self._hidden(error), error.http_status_code
-                if status == _NOT_FOUND:
-                    raise Incompatible("the registry has no such schema") from error
-                if status in _REFUSED and status not in _BUSY:
+                if status == _NOT_FOUND and not expected:
+                    if self._may_hold(pause_s):
+                        self._stop.wait(pause_s)
+                        pause_s *= 2
+                        continue
+                    raise Unregistered("the registry has no such schema") from error
+                if status in _REFUSED and status not in {*_BUSY, _NOT_FOUND}:
                     raise StoreUnavailable(
                         f"Schema Registry {self.shown} refuses to return {what} ({fault}); give the user and password that it requires"
                     ) from error
@@ -119,6 +140,16 @@ class SchemaRegistry:
             self._stop.wait(pause_s)
             waited_s += pause_s
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _may_hold(self, pause_s: float) -> bool:
+        """Take a pause from the time for which unknown ids may hold up the flow; return false if it is used up."""
+        now_s = self._monotonic()
+        self._hold_s = min(self._hold_s + (now_s - self._held_at_s) * HOLD_S_PER_S, HOLD_S)
+        self._held_at_s = now_s
+        if self._stop.is_set() or pause_s > self._hold_s:
+            return False
+        self._hold_s -= pause_s
+        return True
 
     def _hidden(self, error: Exception) -> str:
         """Return the text of an error without user and password, because the registry may repeat what it was sent."""

@@ -4,6 +4,8 @@ They are read from a file, as by Kafka's own tools, so that a secret is neither 
 processes shows, nor an environment variable.
 """
 
+import logging
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +27,7 @@ OURS = frozenset(
 )
 """Settings on which the pipeline's guarantees rest; the file must not set them."""
 
+_log = logging.getLogger("unskew.kafka")
 _SECRET = ("password", "secret", "token", "oauthbearer.config", ".key.pem", "key.string")
 
 
@@ -40,6 +43,8 @@ def read_kafka_config(path: Path) -> Mapping[str, str]:
         raise RequestError(
             f"--kafka-config {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}; give a file of lines name=value"
         ) from None
+    if path.stat().st_mode & stat.S_IROTH:
+        _log.warning("%s can be read by every user of this machine, and it may hold secrets: chmod 600 it", path)
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip()

@@ -6,18 +6,31 @@ Events of librdkafka are sorted by meaning.
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_END,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from unskew.features.definitions.streams import is_pattern
 from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
+from unskew.pipelines.state.known_topics import START_OVER, Described, KnownTopics, recreated
 
 _log = logging.getLogger("unskew.kafka")
 
@@ -39,6 +52,9 @@ _DEFAULTS: Mapping[str, Any] = {
     "log_level": 2,
 }
 _ANSWER_S = 1.0
+# The thread that asks the broker rests this long at least, and four times as long as the questions took.
+_REST_S = 0.005
+_CLOSE_S = 3.0
 
 # librdkafka's local error codes begin with an underscore, but they are public.
 _END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001
@@ -48,6 +64,9 @@ _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
 
+_FORBIDDEN = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
+# The id in the answer of a broker that knows no ids.
+_NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 _NOT_LET_IN = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001
 # Methods of the C type, called by map rather than by bytecode.
 _OFFSET = cast("Callable[[_Message], int]", Message.offset)
@@ -62,6 +81,12 @@ _ERROR = cast("Callable[[_Message], KafkaError | None]", Message.error)
 # Python's garbage collector runs whenever this many more container objects live, and sometimes scans all of them.
 # Messages are containers and the values taken out of them are not, so small batches cost a third as much.
 _AT_ONCE = 500
+
+
+class Flag(Protocol):
+    """A stop signal, for example ``threading.Event``."""
+
+    def is_set(self) -> bool: ...
 
 
 class _Message(Protocol):
@@ -140,19 +165,12 @@ class Records:
         )
 
 
-def _by_partition(
-    messages: Sequence[_Message], first_of: Mapping[str, int], *, headers: bool
-) -> Iterator[tuple[int, Records]]:
-    """Yield one piece for each run of messages of one partition, without a Python step per record.
-
-    ``first_of``: the number of each topic's first partition.
-    """
+def _by_partition(messages: Sequence[_Message], numbers: "_Numbers", *, headers: bool) -> Iterator[tuple[int, Records]]:
+    """Yield one piece for each run of messages of one partition, without a Python step per record."""
     if not messages:
         return
     count = len(messages)
-    partitions = np.fromiter(map(_PARTITION, messages), np.int64, count)
-    if len(first_of) > 1:
-        partitions += np.fromiter(map(first_of.__getitem__, map(_TOPIC, messages)), np.int64, count)
+    partitions = numbers.of(messages)
     stamps = np.fromiter(chain.from_iterable(map(_TIMESTAMP, messages)), np.int64, 2 * count).reshape(-1, 2)
     every = Records(
         np.fromiter(map(_OFFSET, messages), np.int64, count),
@@ -185,6 +203,24 @@ def _sound_headers(message: _Message) -> Any:
         return None
 
 
+class _Numbers:
+    """The numbers of partitions, without a Python step per record."""
+
+    def __init__(self, origins: Sequence[tuple[str, int]]) -> None:
+        width = 1 + max(partition for _, partition in origins)
+        self._row_of = {topic: row * width for row, topic in enumerate(dict.fromkeys(topic for topic, _ in origins))}
+        self._table = np.full(width * len(self._row_of), -1, np.int64)
+        for number, (topic, partition) in enumerate(origins):
+            self._table[self._row_of[topic] + partition] = number
+
+    def of(self, messages: Sequence[_Message]) -> npt.NDArray[np.int64]:
+        places = np.fromiter(map(_PARTITION, messages), np.int64, len(messages))
+        if len(self._row_of) == 1:
+            return places
+        places += np.fromiter(map(self._row_of.__getitem__, map(_TOPIC, messages)), np.int64, len(messages))
+        return self._table[places]
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """Fetched records, in order per partition, and (partition, offset) of the ends that were reached.
@@ -197,14 +233,29 @@ class Fetched:
     all_there_was: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The end of a partition as the broker gave it in answer to a request.
+
+    ``as_of_us``: an instant before the request, by the clock of who wanted to know; None if nobody did.
+    """
+
+    offset: int
+    as_of_us: int | None
+
+
 class TopicReader:
     """The consumer of one or several topics, and a thread for the requests to the broker that must not delay the flow.
 
-    ``topics``: names, or one pattern that begins with ^. Partitions are numbered consecutively, topic by topic;
-    ``origins`` maps each number to topic and partition. The thread checks whether partitions or topics were added, and
-    verifies high watermarks that may be out of date: those of partitions that were paused, and all of them after the
-    connection to the broker was lost. ``headers``: true to read record headers. Raises ``StoreUnavailable`` if the
-    broker does not answer within ``timeout_s`` or does not have the topic.
+    ``topics``: names, or one pattern that begins with ^. Partitions are numbered consecutively, topic by topic, and new
+    ones after those of ``known``; ``origins`` maps each number to topic and partition. The thread asks for the ends of
+    partitions, and checks whether topics were deleted and created again, and whether partitions or topics were added;
+    then it calls ``on_added`` with their number. ``known``: what an earlier run read. ``adopt_ids``: topics with other
+    ids are the same ones. ``headers``: true to read record headers. ``stop``: once it is set, nothing waits for a
+    broker that does not answer. Raises ``StoreUnavailable`` if the broker does not answer within ``timeout_s`` or does
+    not have the topic, ``LayoutError`` if its topics are not the ones known.
+
+    ``retries``: how often the broker did not answer the thread. ``away_s``: for how long it has not.
     """
 
     def __init__(
@@ -214,8 +265,12 @@ class TopicReader:
         group: str,
         *,
         headers: bool,
+        stop: Flag,
         timeout_s: float,
         check_partitions_s: float,
+        on_added: Callable[[int], None],
+        known: KnownTopics | None,
+        adopt_ids: bool,
         config: Mapping[str, Any],
     ) -> None:
         self._topics = topics
@@ -224,11 +279,18 @@ class TopicReader:
         self._headers = headers
         self._timeout_s = timeout_s
         self._check_partitions_s = check_partitions_s
+        self._on_added = on_added
         self._handles: dict[int, TopicPartition] = {}
-        self._verified_highs: dict[int, int] = {}
-        # Partitions whose high watermark may be out of date, each with the number of the doubt.
-        self._doubts: dict[int, int] = {}
-        self._n_doubts = 0
+        self._begun_at: dict[int, int] = {}
+        # Why the broker does not let a partition be read; it says so once, and the next record shows that it does.
+        self._refusals: dict[int, str] = {}
+        self._ends: dict[int, _End] = {}
+        # Partitions whose end somebody wants to know, and when they wanted it.
+        self._wanted: dict[int, int] = {}
+        self._stop = stop
+        self.retries = 0
+        self._away_since_s: float | None = None
+        self._failed_in_a_row = 0
         # Offsets for the next commit to the group, and whether a commit is in flight.
         self._uncommitted: dict[int, int] = {}
         self._committing = False
@@ -238,24 +300,26 @@ class TopicReader:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._consumer = Consumer(
-            {
-                **_DEFAULTS,
-                "error_cb": self._on_error,
-                "on_commit": self._on_commit,
-                **config,
-                "bootstrap.servers": bootstrap,
-                "group.id": group,
-            }
-        )
+        ours = {**_DEFAULTS, **config, "bootstrap.servers": bootstrap, "group.id": group}
+        self._consumer = Consumer({**ours, "error_cb": self._on_error, "on_commit": self._on_commit})
+        # It reads nothing, and has connections of its own: a broker answers the requests of a connection in turn, so a
+        # question would wait behind a fetch that waits for records.
+        # Records of open transactions count for it, because they may still be committed.
+        self._asker = Consumer({**ours, "isolation.level": "read_uncommitted", "error_cb": self._on_error})
+        # Connects with the first request only.
+        self._admin = AdminClient({"log_level": 2, **config, "bootstrap.servers": bootstrap})
         try:
-            self.origins = self._find_partitions(timeout_s)
+            found = self._find(timeout_s)
+            if known is not None:
+                known.check(self.title, found, any_id=adopt_ids)
+            self.known = KnownTopics.of(found, known)
         except BaseException:
-            self._consumer.close()
+            self._close()
             raise
+        self.origins = self.known.partitions
         self.n_partitions = len(self.origins)
         self._number_of = {origin: number for number, origin in enumerate(self.origins)}
-        self._first_of = {topic: number - partition for (topic, partition), number in self._number_of.items()}
+        self._numbers = _Numbers(self.origins)
         self._watcher = threading.Thread(target=self._watch, name=f"unskew-kafka-{topics[0]}", daemon=True)
         self._watcher.start()
 
@@ -270,14 +334,16 @@ class TopicReader:
 
     def watermarks(self, partition: int) -> tuple[int, int]:
         """Return the broker's present low and high watermark. Raises ``StoreUnavailable``."""
+        late = stop_after_delay(self._timeout_s)
         asking = Retrying(
             retry=retry_if_exception(_passes),
             wait=wait_random_exponential(multiplier=0.02, max=0.5),
-            stop=stop_after_delay(self._timeout_s),
+            stop=lambda state: self._stop.is_set() or late(state),
             reraise=True,
         )
+        within_s = min(_ANSWER_S, self._timeout_s)
         try:
-            low, high = asking(self._consumer.get_watermark_offsets, self._at(partition), timeout=self._timeout_s)
+            low, high = asking(self._consumer.get_watermark_offsets, self._at(partition), timeout=within_s)
         except KafkaException as error:
             raise self._unavailable(error) from error
         return low, high
@@ -287,6 +353,7 @@ class TopicReader:
         if partition in self._handles:
             self._consumer.incremental_unassign([self._handles[partition]])
         self._handles[partition] = self._at(partition)
+        self._begun_at[partition] = offset
         self._consumer.incremental_assign([self._at(partition, offset)])
 
     def consume(self, limit: int) -> Fetched:
@@ -307,7 +374,10 @@ class TopicReader:
             # librdkafka delivers errors as messages; the usual case without errors costs one pass.
             if any(map(_ERROR, messages)):
                 messages = self._without_errors(messages, ends)
-            pieces.extend(_by_partition(messages, self._first_of, headers=self._headers))
+            pieces.extend(_by_partition(messages, self._numbers, headers=self._headers))
+            if self._refusals:
+                for partition, _ in pieces:
+                    self._refusals.pop(partition, None)
             if all_there_was:
                 return Fetched(pieces, ends, all_there_was=True)
         return Fetched(pieces, ends, all_there_was=False)
@@ -324,6 +394,8 @@ class TopicReader:
             elif error.code() in _OUT_OF_RANGE:
                 raise self._out_of_range(message)
             else:
+                if error.code() in _FORBIDDEN:
+                    self._refusals[self._number_of[message.topic(), message.partition()]] = error.str()
                 self._on_error(error)
                 self.check()
         return records
@@ -331,8 +403,14 @@ class TopicReader:
     def _out_of_range(self, message: _Message) -> UnskewError:
         wanted = message.offset()
         partition = self._number_of[message.topic(), message.partition()]
-        low, _ = self.watermarks(partition)
-        return LayoutError(offsets_gone(self.name_of(partition), wanted, low))
+        # A topic that was created again lacks these offsets for another reason.
+        self._check_ids()
+        if self._fault is not None:
+            return self._fault
+        low, high = self.watermarks(partition)
+        if wanted < low:
+            return LayoutError(offsets_gone(self.name_of(partition), wanted, low))
+        return LayoutError(past_the_end(self.name_of(partition), wanted, high))
 
     def pause(self, partition: int) -> None:
         """Stop fetching a partition."""
@@ -341,26 +419,33 @@ class TopicReader:
 
     def resume(self, partition: int) -> None:
         """Fetch a partition again."""
-        self._doubt([partition])
         self._consumer.resume([self._handles[partition]])
 
     def high(self, partition: int) -> int | None:
-        """Return the last known high watermark; None before the first."""
+        """Return the last known end; None before the first."""
         handle = self._handles.get(partition)
         if handle is None:
             return None
-        high: int = self._consumer.get_watermark_offsets(handle, cached=True)[1]
-        return None if high == OFFSET_INVALID else max(high, self._verified_highs.get(partition, 0))
+        fetched: int = self._consumer.get_watermark_offsets(handle, cached=True)[1]
+        answered = self._ends.get(partition)
+        known = [*([] if fetched < 0 else [fetched]), *([] if answered is None else [answered.offset])]
+        return max(known, default=None)
 
-    def caught_up(self, partition: int, position: int) -> bool:
-        """Return true if ``position`` is the end of the partition, as reported by a broker that answers."""
+    def caught_up(self, partition: int, position: int, now_us: int) -> int | None:
+        """Return the latest instant at which all records before it had been read; None if ``position`` is not the end.
+
+        ``now_us``: the present. The result is the present of an earlier call, because the broker is asked in between.
+        What fetches report is not enough: the end that they reported last stays the same while a partition is not
+        fetched, because its broker hangs, has another leader or refuses.
+        """
         high = self.high(partition)
-        if high is None or position < high:
-            return False
-        if partition in self._doubts:
-            self._wake.set()
-            return False
-        return True
+        if high is not None and position < high:
+            return None
+        with self._lock:
+            self._wanted[partition] = now_us
+        self._wake.set()
+        end = self._ends.get(partition)
+        return None if end is None else end.as_of_us
 
     def commit(self, partition: int, offset: int) -> None:
         """Commit to the consumer group, for lag tools only, without waiting.
@@ -386,26 +471,47 @@ class TopicReader:
             self._committing = False
             self._on_error(error.args[0])
 
+    def fail(self, fault: UnskewError) -> None:
+        """Let ``check`` raise this."""
+        self._fault = fault
+
     def check(self) -> None:
         """Raise the fault that the thread or librdkafka found: ``LayoutError`` or ``StoreUnavailable``."""
         if self._fault is not None:
             raise self._fault
 
     def close(self) -> None:
-        """Stop the thread and close the consumer."""
+        """Stop the thread and close the consumer; wait a few seconds at most.
+
+        librdkafka's own close waits for the commit in flight, for minutes if no broker answers. Nothing depends on that
+        commit, so it is then left to a thread that ends with the process.
+        """
         self._closing.set()
         self._wake.set()
         self._watcher.join()
-        if self._uncommitted:
+        if self._uncommitted and self._away_since_s is None:
             self._commit()
+        closing = threading.Thread(target=self._close, name="unskew-kafka-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S if self._away_since_s is None else _REST_S)
+
+    def _close(self) -> None:
+        self._asker.close()
         self._consumer.close()
+
+    @property
+    def away_s(self) -> float:
+        """The number of seconds for which the broker has not answered; 0.0 while it answers."""
+        since_s = self._away_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self._fault = StoreUnavailable(f"Kafka at {self._bootstrap}, {self.title}: {error.str()}")
             return
         if error.code() in _BROKER_LOST:
-            self._doubt(self._handles)
+            # Whether that matters, the thread finds out with its next question.
+            return
         if error.code() in _NOT_LET_IN:
             self._refused = error.str()
         if error.code() not in self._said:
@@ -419,92 +525,181 @@ class TopicReader:
                 self._on_error(failed)
 
     def _watch(self) -> None:
-        unchecked_s = 0.0
+        asked_all_s = checked_s = time.monotonic()
+        has_ids = any(self.known.ids.values())
         while not self._closing.is_set():
-            woken = self._wake.wait(_ANSWER_S)
+            self._wake.wait(_ANSWER_S)
             self._wake.clear()
-            unchecked_s += 0.0 if woken else _ANSWER_S
             if self._closing.is_set():
                 return
-            self._verify_highs()
-            if unchecked_s >= self._check_partitions_s:
-                unchecked_s = 0.0
+            began_s = time.monotonic()
+            every = began_s - asked_all_s >= _ANSWER_S
+            asked_all_s = began_s if every else asked_all_s
+            self._ask(every=every)
+            if every and has_ids and self._away_since_s is None:
+                self._check_ids()
+            if began_s - checked_s >= self._check_partitions_s and self._away_since_s is None:
+                checked_s = began_s
                 self._check_partitions()
+            self._closing.wait(max(_REST_S, min(4 * (time.monotonic() - began_s), _ANSWER_S)))
 
-    def _verify_highs(self) -> None:
-        for partition, doubt in list(self._doubts.items()):
-            if self._closing.is_set():
-                return
-            try:
-                answer = self._consumer.get_watermark_offsets(self._at(partition), timeout=_ANSWER_S)
-            except KafkaException:
-                continue
-            with self._lock:
-                self._verified_highs[partition] = answer[1]
-                # The connection may have been lost again since the request.
-                if self._doubts.get(partition) == doubt:
-                    del self._doubts[partition]
-
-    def _doubt(self, partitions: Iterable[int]) -> None:
+    def _ask(self, *, every: bool) -> None:
+        """Ask the broker for the ends of the partitions that are wanted, or of all."""
         with self._lock:
-            self._n_doubts += 1
-            self._doubts.update(dict.fromkeys(partitions, self._n_doubts))
-
-    def _check_partitions(self) -> None:
+            wanted, self._wanted = self._wanted, {}
+        partitions = list(self._handles if every else wanted)
+        if not partitions:
+            return
         try:
-            found = self._find_partitions(_ANSWER_S)
+            answers = self._asker.offsets_for_times(
+                [self._at(partition, OFFSET_END) for partition in partitions], timeout=_ANSWER_S
+            )
+        except KafkaException as error:
+            self._note_away(error.args[0].str())
+            return
+        faults = []
+        for partition, answer in zip(partitions, answers, strict=True):
+            if answer.error is not None:
+                faults.append(f"{self.name_of(partition)}: {answer.error.str()}")
+                continue
+            before = self._ends.get(partition)
+            as_of_us = wanted.get(partition, None if before is None else before.as_of_us)
+            self._ends[partition] = _End(answer.offset, as_of_us)
+            refusal = self._refusals.get(partition)
+            if refusal is not None and not self._reads_past(partition, answer.offset):
+                faults.append(f"{self.name_of(partition)}: {refusal}")
+        if faults:
+            self._note_away(faults[0])
+        elif every or self._away_since_s is None:
+            self._note_back()
+
+    def _reads_past(self, partition: int, end: int) -> bool:
+        """Return true if nothing before ``end`` is left to fetch."""
+        position: int = self._consumer.position([self._at(partition)])[0].offset
+        return max(position, self._begun_at[partition]) >= end
+
+    def _note_away(self, why: str) -> None:
+        self.retries += 1
+        self._failed_in_a_row += 1
+        if self._away_since_s is None:
+            self._away_since_s = time.monotonic()
+        # A leader that moves fails one question.
+        if self._failed_in_a_row == 2:
+            _log.warning(
+                "Kafka at %s, %s, is away: %s; the flow waits and tries again", self._bootstrap, self.title, why
+            )
+
+    def _note_back(self) -> None:
+        if self._failed_in_a_row > 1:
+            _log.warning("Kafka at %s, %s, is back after %.1f s; going on", self._bootstrap, self.title, self.away_s)
+        self._failed_in_a_row = 0
+        self._away_since_s = None
+
+    def _check_ids(self) -> None:
+        """Find out whether a topic was deleted and created again; say nothing if the broker does not answer."""
+        try:
+            ids = self._describe_ids(list(self.known.ids))
         except StoreUnavailable:
             return
-        if len(found) != self.n_partitions:
-            self._fault = LayoutError(partition_count_changed(self.title, self.n_partitions, len(found)))
+        for topic, now in ids.items():
+            before = self.known.ids[topic]
+            if now is not None and before is not None and now != before:
+                self._fault = LayoutError(recreated(topic, before, now))
 
-    def _find_partitions(self, timeout_s: float) -> list[tuple[str, int]]:
-        """Return topic and partition for every number."""
-        topics = self._matching(timeout_s) if is_pattern(self._topics[0]) else self._topics
-        return [(topic, number) for topic in topics for number in range(self._count_partitions(topic, timeout_s))]
+    def _check_partitions(self) -> None:
+        """Find out whether partitions or topics were added."""
+        try:
+            found = self._find(_ANSWER_S)
+        except StoreUnavailable:
+            return
+        try:
+            self.known.check(self.title, found)
+        except LayoutError as error:
+            self._fault = error
+            return
+        now = len(KnownTopics.of(found, self.known).partitions)
+        if now > self.n_partitions:
+            self._on_added(now)
 
-    def _matching(self, timeout_s: float) -> list[str]:
-        """Return the topics that match the pattern, sorted by name."""
-        names = self._metadata(timeout_s)
-        matched = sorted(name for name in names if re.match(self._topics[0], name))
+    def _find(self, timeout_s: float) -> dict[str, Described]:
+        """Ask the broker for the stream's topics, in their order."""
+        by_pattern = is_pattern(self._topics[0])
+        about = self._metadata(timeout_s, self._topics[0] if len(self._topics) == 1 and not by_pattern else None)
+        topics = self._matching(about.topics) if by_pattern else self._topics
+        counts = {topic: self._count_partitions(topic, about.topics.get(topic)) for topic in topics}
+        # Without a controller among its brokers, as librdkafka's mock has none, a cluster gives no ids.
+        ids = self._describe_ids(topics) if about.controller_id in about.brokers else {}
+        return {topic: Described(ids.get(topic), n_partitions) for topic, n_partitions in counts.items()}
+
+    def _matching(self, names: Iterable[str]) -> list[str]:
+        """Return the topics that match the pattern, sorted by name; Kafka's own only if the pattern asks for them."""
+        pattern = self._topics[0]
+        matched = sorted(
+            name
+            for name in names
+            if re.match(pattern, name) and (not name.startswith("__") or pattern.startswith("^__"))
+        )
         if not matched:
             raise StoreUnavailable(
-                f"no topic on the broker at {self._bootstrap} matches {self._topics[0]!r}: create one, or correct the pattern"
+                f"no topic on the broker at {self._bootstrap} matches {pattern!r}: create one, or correct the pattern"
             )
         return matched
 
-    def _count_partitions(self, topic: str, timeout_s: float) -> int:
-        found = self._metadata(timeout_s, topic).get(topic)
+    def _count_partitions(self, topic: str, found: Any) -> int:
+        if found is not None and found.error is not None and found.error.code() in _FORBIDDEN:
+            raise StoreUnavailable(
+                f"Topic {topic!r} on the broker at {self._bootstrap} is closed to this client ({found.error.str()}): allow it "
+                "to describe and read the topic"
+            )
         if found is None or found.error is not None or not found.partitions:
             raise StoreUnavailable(
                 f"Topic {topic!r} is not on the broker at {self._bootstrap}: create it, or correct the stream's topic"
             )
         return len(found.partitions)
 
-    def _metadata(self, timeout_s: float, topic: str | None = None) -> Mapping[str, Any]:
-        """Return the broker's metadata by topic name; do not wait for a broker that refuses this client."""
+    def _describe_ids(self, topics: Sequence[str]) -> dict[str, str | None]:
+        """Ask the broker for the ids of topics; those that are not there now are left out."""
+        ids: dict[str, str | None] = {}
+        answers = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=_ANSWER_S)
+        for topic, answer in answers.items():
+            try:
+                id_ = str(answer.result(2 * _ANSWER_S).topic_id)
+            except (KafkaException, FutureTimeout) as error:
+                code = error.args[0].code() if isinstance(error, KafkaException) else KafkaError._TIMED_OUT  # noqa: SLF001
+                if code in _BROKER_LOST:
+                    raise StoreUnavailable(
+                        f"Kafka at {self._bootstrap} did not say which topics it has: start it, or correct the address"
+                    ) from error
+                continue
+            ids[topic] = None if id_ == _NO_ID else id_
+        return ids
+
+    def _metadata(self, timeout_s: float, topic: str | None) -> Any:
+        """Return the broker's metadata of one topic or all; do not wait for a broker that refuses this client."""
         left_s = timeout_s
         while True:
             within_s = min(left_s, _ANSWER_S)
             try:
-                about = (
-                    self._consumer.list_topics(timeout=within_s)
+                return (
+                    self._asker.list_topics(timeout=within_s)
                     if topic is None
-                    else self._consumer.list_topics(topic, within_s)
+                    else self._asker.list_topics(topic, within_s)
                 )
             except KafkaException as error:
                 # Connection errors arrive through the error callback, which ``poll`` calls.
-                self._consumer.poll(0)
+                self._asker.poll(0)
                 left_s -= within_s
-                if left_s <= 0 or self._refused is not None:
+                if left_s <= 0 or self._refused is not None or self._stop.is_set():
                     raise self._unavailable(error) from error
-            else:
-                return cast("Mapping[str, Any]", about.topics)
 
     def _unavailable(self, error: KafkaException) -> StoreUnavailable:
         if self._refused is not None:
             return StoreUnavailable(
                 f"Kafka at {self._bootstrap} refuses this client: {self._refused}; correct the settings of --kafka-config"
+            )
+        if self._stop.is_set():
+            return StoreUnavailable(
+                f"Kafka at {self._bootstrap} has not answered yet, and this process was asked to stop: nothing was begun"
             )
         return StoreUnavailable(
             f"Kafka at {self._bootstrap} did not answer within {self._timeout_s:g} s ({error.args[0].str()}): "
@@ -513,22 +708,21 @@ class TopicReader:
 
 
 def _passes(error: BaseException) -> bool:
-    return isinstance(error, KafkaException) and error.args[0].code() in _PASSING
-
-
-def partition_count_changed(title: str, before: int, now: int) -> str:
-    """Compose the error for a topic whose number of partitions has changed."""
-    return (
-        f"{title} has {now} partitions, but had {before} when its records were read: keys have moved between "
-        "partitions, so values would be wrong; start over with a new recovery store and a new log, or give it "
-        f"{before} partitions again"
-    )
+    return isinstance(error, KafkaException) and error.args[0].code() in _PASSING | _BROKER_LOST
 
 
 def offsets_gone(name: str, wanted: int, low: int) -> str:
     """Compose the error for records that the broker no longer has."""
     return (
         f"{name}: offsets {wanted} to {low - 1} are gone from the broker ({low - wanted} records, deleted by retention before "
-        "they were read), so values would be wrong; raise the topic's retention and start over with a new recovery store and "
-        "a new log"
+        "they were read), so values would be wrong; raise the topic's retention and "
+        f"{START_OVER}"
+    )
+
+
+def past_the_end(name: str, position: int, high: int) -> str:
+    """Compose the error for a partition that has become shorter than what was read of it."""
+    return (
+        f"{name}: the saved position {position} is past the topic's end {high}: the topic was recreated or truncated, so its "
+        f"records are not the ones already counted; {START_OVER}"
     )

@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 from unskew.features.rejection import Kind
 
+FRAME_BYTES = 5
+"""Confluent's frame: a zero byte, then the schema's id, big-endian."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -38,7 +41,8 @@ class Poll:
 
     ``place``: the journal's name of the partition. ``ticket``: the entry that the journal must hold before anything
     that rests on this item is shown. ``replaying``: an earlier run of the process showed more than this partition has
-    given so far.
+    given so far. ``decided``: an earlier run has read these records, except the ``rejected`` ones. ``schema_id``: the
+    id in the frame of the partition's first record that has one; None if not known.
     """
 
     stream: str
@@ -55,6 +59,8 @@ class Poll:
     place: str = ""
     ticket: int = 0
     replaying: bool = False
+    decided: bool = False
+    schema_id: int | None = None
 
     @property
     def first_us(self) -> int | None:
@@ -65,3 +71,11 @@ class Poll:
         firsts = [int(self.arrivals[0])] if len(self.arrivals) else []
         firsts += [bad.arrival for bad in self.rejected if bad.kind != "time"][:1]
         return min(firsts, default=None)
+
+
+def first_schema_id(values: Sequence[bytes | None]) -> int | None:
+    """Return the schema id of the first value in Confluent's frame; None if no value has one."""
+    for value in values:
+        if value is not None and len(value) >= FRAME_BYTES and value[0] == 0:
+            return int.from_bytes(value[1:FRAME_BYTES], "big")
+    return None

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,14 @@ from unskew.features.errors import LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
 from unskew.features.time import format_instant
 from unskew.pipelines.kafka.arrivals import NO_CLOCK, Arrivals, assign_arrivals, refusal
-from unskew.pipelines.kafka.consumer import Records, TopicReader, offsets_gone, partition_count_changed
+from unskew.pipelines.kafka.consumer import Flag, Records, TopicReader, offsets_gone, past_the_end
 from unskew.pipelines.kafka.host_clock import DISAGREE_US, HostClock
-from unskew.pipelines.kafka.poll import Poll, Rejected
+from unskew.pipelines.kafka.poll import Poll, Rejected, first_schema_id
 from unskew.pipelines.kafka.refusals import Refusals
 from unskew.pipelines.kafka.stamps import check_stamps, settle_needed
 from unskew.pipelines.kafka.turns import ALWAYS_DUE, Turns
 from unskew.pipelines.state.journal import Journal, Placed, Refused, Script, place_of
+from unskew.pipelines.state.known_topics import START_OVER, KnownTopics, partitions_added
 
 _WAIT_S = 10.0
 _SLACK_US = 1_000_000
@@ -51,12 +52,6 @@ class Place:
     partition: int
     clock_us: int | None
     lag: int
-
-
-class Flag(Protocol):
-    """A stop signal, for example ``threading.Event``."""
-
-    def is_set(self) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -90,6 +85,10 @@ class SourceOptions:
     ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark without records at most this
     often. ``timeout_s``: wait for the broker's answer at start. ``config``: further librdkafka settings.
     ``journal``: records decisions before they take effect; with None nothing is recorded.
+    ``known``: the topics that an earlier run read. ``adopt_ids``: topics with other ids are the same ones.
+    ``by_partition``: the names of the views whose entity partitions the topic; with any, no partition may be added.
+    ``on_added``: called while a topic without ends is read, in another thread, when there are new partitions, which are
+    read once the source is opened again.
     """
 
     bootstrap: str
@@ -107,10 +106,14 @@ class SourceOptions:
     heartbeat_s: float = 0.2
     mark_s: float = 0.05
     timeout_s: float = 10.0
-    check_partitions_s: float = 30.0
+    check_partitions_s: float = 5.0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     monotonic: Callable[[], float] = time.monotonic
     journal: Journal | None = None
+    known: KnownTopics | None = None
+    adopt_ids: bool = False
+    by_partition: Sequence[str] = ()
+    on_added: Callable[[], None] = lambda: None
 
 
 class Reader:
@@ -127,8 +130,12 @@ class Reader:
             options.group,
             # Needed even if no column comes from headers: a dead letter keeps them, to be sent again unchanged.
             headers=True,
+            stop=options.stop,
             timeout_s=options.timeout_s,
             check_partitions_s=options.check_partitions_s,
+            on_added=self._note_added,
+            known=options.known,
+            adopt_ids=options.adopt_ids,
             config=options.config,
         )
         if options.idle == "wall" and stream.settle_us is None:
@@ -139,6 +146,10 @@ class Reader:
                 self.topic.close()
                 raise
         self.n_partitions = self.topic.n_partitions
+        # The least number of partitions with which an earlier run read the stream; those from there on are new.
+        self._n_before = self.n_partitions if options.known is None else len(options.known.partitions)
+        if options.journal is not None:
+            self._n_before = min(self._n_before, options.journal.n_partitions(stream.topic) or self._n_before)
         self.lock = threading.RLock()
         self.parts: dict[int, KafkaPartition] = {}
         # The latest clock that any partition had before this start, as far as this process knows.
@@ -167,6 +178,9 @@ class Reader:
             script = self._script(partition, saved, low, high)
             if script is not None and saved is None:
                 offset = script.begins
+            is_new = saved is None and script is None and partition >= self._n_before
+            if is_new:
+                offset = low
             ends = self.options.ends
             topic, number = self.topic.origins[partition]
             end = high if ends == "now" else None if ends is None else ends.get(topic, {}).get(number, low)
@@ -174,9 +188,10 @@ class Reader:
                 # Values that were shown already must not be taken back.
                 end = max(end, script.until)
             part = KafkaPartition(self, partition, offset, clock_us, end, script)
+            part.schema_id = (saved or {}).get("schema_id", None if script is None else script.schema_id)
             had_ended = (saved is not None and bool(saved["ended"])) if script is None else script.ended
-            part.rejoins = (
-                self.options.aligned and had_ended and not part.ends_at(offset if script is None else script.until)
+            part.rejoins = self.options.aligned and (
+                is_new or (had_ended and not part.ends_at(offset if script is None else script.until))
             )
             self.saved_clock_us = max(self.saved_clock_us, clock_us)
             self._check_clock(partition, clock_us, script)
@@ -195,24 +210,35 @@ class Reader:
         offset, clock_us = (None, None) if saved is None else (saved["offset"], saved["clock"])
         script = journal.script(place, offset, clock_us)
         if script is not None and script.until > high:
-            raise LayoutError(_past_the_end(name, script.until, high))
+            raise LayoutError(past_the_end(name, script.until, high))
         if script is not None and saved is None and script.begins < low:
             raise LayoutError(offsets_gone(name, script.begins, low))
         return script
 
     def _check_saved(self, partition: int, saved: dict[str, Any], low: int, high: int) -> None:
         name = self.topic.name_of(partition)
-        if saved["partitions"] != self.n_partitions:
-            raise LayoutError(partition_count_changed(self.topic.title, saved["partitions"], self.n_partitions))
+        if self.options.by_partition and saved["partitions"] < self.n_partitions:
+            raise LayoutError(self._added(saved["partitions"], self.n_partitions))
+        self._n_before = min(self._n_before, saved["partitions"])
         if saved.get("origin", name) != name:
             raise LayoutError(
                 f"{self.topic.title}: partition {partition} was {saved['origin']} and is now {name}, because the topics "
-                "have changed; give the stream its earlier topics, or start over with a new recovery store and a new log"
+                f"have changed; give the stream its earlier topics, or {START_OVER}"
             )
         if saved["offset"] < low:
             raise LayoutError(offsets_gone(name, saved["offset"], low))
         if saved["offset"] > high:
-            raise LayoutError(_past_the_end(name, saved["offset"], high))
+            raise LayoutError(past_the_end(name, saved["offset"], high))
+
+    def _added(self, before: int, now: int) -> str:
+        return partitions_added(self.topic.title, before, now, self.options.by_partition)
+
+    def _note_added(self, now: int) -> None:
+        """Deal with partitions that were added while the topic is read."""
+        if self.options.by_partition:
+            self.topic.fail(LayoutError(self._added(self.topic.n_partitions, now)))
+        elif self.options.ends is None:
+            self.options.on_added()
 
     def _check_clock(self, partition: int, clock_us: int, script: Script | None) -> None:
         """Log if a partition's clock is ahead of the present: this host's clock is wrong now, or one was before."""
@@ -288,13 +314,6 @@ def clock_ahead(name: str, clock_us: int, present_us: int) -> str:
     )
 
 
-def _past_the_end(name: str, position: int, high: int) -> str:
-    return (
-        f"{name}: the saved position {position} is past the topic's end {high}: the topic was recreated or "
-        "truncated, so its records are not the ones already counted; start over with a new recovery store and a new log"
-    )
-
-
 class _Gathered:
     """The records of a future poll, in pieces as they were fetched."""
 
@@ -333,8 +352,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self.partition = partition
         self.clock_us = clock_us
         self.closed = False
-        # The partition had ended, so ordered shards may have advanced to the clock of any other partition; records that
-        # come now must come after that.
+        # The partition is new or had ended, so ordered shards may have advanced to the clock of any other partition;
+        # records that come now must come after that.
         self.rejoins = False
         self._reader = reader
         self._end = end
@@ -355,6 +374,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         # The wall clock when nothing was left to read; None if records have come since.
         self._end_seen_us: int | None = None
         self._begun = False
+        # The id of the first framed record, here because it is saved with the position.
+        self.schema_id: int | None = None
         if script is None:
             self._note(offset)
         self._idle_wall = reader.options.idle == "wall"
@@ -459,7 +480,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
                 # events of partitions with higher numbers may have arrived at that clock, and events of one instant are
                 # ordered by partition.
                 self.rejoins = False
-                self._announce(reader.saved_clock_us + 1)
+                if reader.saved_clock_us != NO_CLOCK:
+                    self._announce(reader.saved_clock_us + 1)
             if self._queue and reader.may_emit(self):
                 return [self._records()]
             if self._unsaid:
@@ -516,7 +538,16 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             return
         clock_us = None if self.clock_us == NO_CLOCK else self.clock_us
         self._ticket = self._journal.note(
-            Placed(self._place_name, begins, self._position, clock_us, floor_us, self.ended)
+            Placed(
+                self._place_name,
+                begins,
+                self._position,
+                clock_us,
+                floor_us,
+                self.ended,
+                self._reader.n_partitions,
+                self.schema_id,
+            )
         )
         self._journal.begin()
 
@@ -529,11 +560,11 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     def _mark(self) -> int:
         """Return the clock that may be announced without a record; ``NO_CLOCK`` for none."""
         reader = self._reader
-        if not self._idle_wall or self._queue or not reader.topic.caught_up(self.partition, self._position):
+        if not self._idle_wall or self._queue:
             return NO_CLOCK
         present_us = reader.options.clock.for_marks_us()
-        self._end_seen_us = reader.options.clock.wall_us()
-        return present_us - reader.settle_us
+        self._end_seen_us = reader.topic.caught_up(self.partition, self._position, present_us)
+        return NO_CLOCK if self._end_seen_us is None else self._end_seen_us - reader.settle_us
 
     def _records(self, limit: int | None = None) -> Poll:
         """Return the next records; during a replay, only those before ``limit``."""
@@ -561,6 +592,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         """Assign arrivals, and set aside the records that cannot have one."""
         reader, script = self._reader, self._script
         offsets, kinds, stamps_ms = records.offsets, records.kinds, records.stamps_ms
+        if self.schema_id is None:
+            self.schema_id = first_schema_id(records.values)
         if self._idle_wall and reader.stream.settle_us is None and (kinds == TIMESTAMP_CREATE_TIME).any():
             raise settle_needed(reader.stream)
         present_us = reader.options.clock.latest_us()
@@ -608,7 +641,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if found.future.any() and self._journal is not None:
                 self._journal.note(Refused.of(self._place_name, offsets[found.future].tolist(), "time", ""))
             self._note(int(offsets[0]))
-        return self._item(kept, clocks, rejected)
+        return self._item(kept, clocks, rejected, decided=script is not None)
 
     def _note_stamps(self, records: Records, found: Arrivals, present_us: int) -> None:
         """Take the records' timestamps as evidence about this host's clock, and about those of producers."""
@@ -626,6 +659,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         records: Records | None = None,
         arrivals: npt.NDArray[np.int64] = _EMPTY,
         rejected: Sequence[Rejected] = (),
+        *,
+        decided: bool = False,
     ) -> Poll:
         records = _no_records() if records is None else records
         self._last_item_s = self._reader.options.monotonic()
@@ -648,11 +683,13 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             place=self._place_name,
             ticket=self._ticket,
             replaying=self._script is not None,
+            decided=decided,
+            schema_id=self.schema_id,
         )
 
     @override
     def snapshot(self) -> dict[str, Any]:
-        """Return position and clock as plain ints, with the number of partitions and the origin.
+        """Return position and clock as plain ints, with the number of partitions, the origin and the first schema id.
 
         ``offset``: the next one. ``clock``: None before any. The snapshot before this one is durable by now, so its
         offset is committed to the consumer group.
@@ -666,7 +703,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if self._journal is not None:
                 self._journal.durable(self._place_name, *self._saved)
         self._saved = self._position, clock_us
-        return {
+        saved = {
             "offset": self._position,
             "clock": clock_us,
             "partitions": self._reader.n_partitions,
@@ -674,6 +711,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             "ended": int(self._said_ended or self.rejoins),
             "origin": self._reader.topic.name_of(self.partition),
         }
+        return saved if self.schema_id is None else {**saved, "schema_id": self.schema_id}
 
     @override
     def close(self) -> None:

@@ -11,6 +11,7 @@ from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan
 from unskew.pipelines.kafka.poll import Poll, Rejected
 from unskew.pipelines.kafka.reader import KafkaPartition, Place, Reader, SourceCounters, SourceOptions, clock_ahead
+from unskew.pipelines.state.known_topics import KnownTopics
 
 __all__ = ["KafkaPartition", "KafkaSource", "Poll", "Rejected", "SourceCounters", "SourceOptions"]
 
@@ -55,6 +56,11 @@ class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
         """The broker's topic and partition number of every partition."""
         return self._open().topic.origins
 
+    @property
+    def known(self) -> KnownTopics:
+        """The topics with their ids and the numbers of their partitions."""
+        return self._open().topic.known
+
     def places(self) -> list[Place]:
         """Return the progress of each partition that this process reads; safe to call from any thread."""
         reader = self._reader
@@ -77,6 +83,18 @@ class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
             for place in self.places()
             if place.clock_us is not None and place.clock_us > bound_us
         ]
+
+    @property
+    def away_s(self) -> float:
+        """The number of seconds for which the broker has not answered; 0.0 while it answers."""
+        reader = self._reader
+        return 0.0 if reader is None else reader.topic.away_s
+
+    @property
+    def retries(self) -> int:
+        """How often the broker did not answer."""
+        reader = self._reader
+        return 0 if reader is None else reader.topic.retries
 
     def close(self) -> None:
         """Close the consumer if the flow ended in an error and left it open."""

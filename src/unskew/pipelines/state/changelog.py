@@ -111,12 +111,19 @@ class Changelogs:
     """The changelogs of all shards of this process, under one folder.
 
     One thread writes, and one shard at a time gets a new base. ``still_ours``: raises if another process has taken over
-    the folder; each changelog calls it before it creates or renames a file.
+    the folder; each changelog calls it before it creates or renames a file. ``going_on``: raises if the process should
+    stop; it is called while events are applied to a saved state.
     """
 
-    def __init__(self, root: Path, still_ours: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        still_ours: Callable[[], None] = lambda: None,
+        going_on: Callable[[], None] = lambda: None,
+    ) -> None:
         self.root = root
         self.still_ours = still_ours
+        self.going_on = going_on
         self.rebases = 0
         self._writer: ThreadPoolExecutor | None = None
         self._turn = threading.Lock()
@@ -375,7 +382,7 @@ def restored(
             f"{view.version + 1}, see that 'unskew check' accepts it, and start 'unskew run' again with the same folders: "
             "all other views continue, and the new version begins where they are"
         )
-    state = _applied(folder, view, shard, manifest, threading.Event())
+    state = _applied(folder, view, shard, manifest, threading.Event(), all_of_them.going_on)
     assert state is not None
     within_us = view.stream.dedupe_within_us
     if within_us is None:
@@ -386,6 +393,7 @@ def restored(
         if clock_us is None or file.newest_us < clock_us - within_us:
             continue
         for events in _read(folder, file):
+            all_of_them.going_on()
             repeats.drop(events, int(events.item(-1, "arrival")))
     if clock_us is not None:
         repeats.drop(None, clock_us)
@@ -394,7 +402,12 @@ def restored(
 
 
 def _applied(
-    folder: Path, view: ViewPlan, shard: str, manifest: Manifest, closed: threading.Event
+    folder: Path,
+    view: ViewPlan,
+    shard: str,
+    manifest: Manifest,
+    closed: threading.Event,
+    going_on: Callable[[], None] = lambda: None,
 ) -> ShardState | None:
     """Return the manifest's base with its events applied; None if ``closed`` is set meanwhile."""
     state = _read_base(folder, view, shard, manifest)
@@ -406,6 +419,7 @@ def _applied(
         for events in _gathered(_read(folder, file)):
             if closed.is_set():
                 return None
+            going_on()
             state.replay(events, int(events.item(-1, "arrival")))
     if manifest.clock_us is not None:
         state.replay(None, manifest.clock_us)
@@ -493,7 +507,7 @@ class _Growing:
         self._newest_us = 0
         self._synced = 0
         still_ours()
-        self._file = durable.create(folder / events_name(number), 0o644)
+        self._file = durable.create(folder / events_name(number))
         try:
             durable.sync(folder)
         except OSError:

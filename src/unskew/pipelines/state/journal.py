@@ -58,7 +58,8 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
 
     ``floor_us``: the clock that the partition announced at ``begins``, before any record there; None if only records
     moved the clock. ``ended``: the partition reached its end offset and left the minimum over partitions. Clocks are
-    None before the first.
+    None before the first. ``n_partitions``: how many partitions the stream had; None if an earlier version noted this.
+    ``schema_id``: the schema id with which the partition's records began; None if not known.
     """
 
     place: str
@@ -67,6 +68,8 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
     clock_us: int | None
     floor_us: int | None = None
     ended: bool = False
+    n_partitions: int | None = None
+    schema_id: int | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
@@ -106,7 +109,7 @@ class Script:
 
     ``begins``: the first offset that they cover. ``until``: records below this offset are decided. ``clock_us``: the
     partition's clock after all of them; None if it has none. ``marks``: (offset, clock) of each announced clock, in
-    order. ``ended``: the partition ended at ``until``.
+    order. ``ended``: the partition ended at ``until``. ``schema_id``: as in ``Placed``.
     """
 
     def __init__(self, facts: Iterable[Fact]) -> None:
@@ -116,6 +119,7 @@ class Script:
         self.until = max((fact.next for fact in placed), default=0)
         self.clock_us = max((fact.clock_us for fact in placed if fact.clock_us is not None), default=None)
         self.ended = any(fact.ended for fact in placed if fact.next == self.until)
+        self.schema_id = next((fact.schema_id for fact in placed if fact.schema_id is not None), None)
         self.marks: deque[tuple[int, int]] = deque()
         for offset, mark_us in sorted((fact.begins, fact.floor_us) for fact in placed if fact.floor_us is not None):
             if not self.marks or mark_us > self.marks[-1][1]:
@@ -196,17 +200,29 @@ class Journal:
 
         The journals of all processes count.
         """
+        return max((fact.clock_us for fact in self._placed(stream) if fact.clock_us is not None), default=None)
+
+    def n_partitions(self, stream: str) -> int | None:
+        """Return the least number of partitions that a stream had before this start; None if nothing is noted.
+
+        The journals of all processes count. They keep the last place of every partition that was read.
+        """
+        placed = list(self._placed(stream))
+        n_places = len({fact.place for fact in placed})
+        return min((fact.n_partitions or n_places for fact in placed), default=None)
+
+    def _placed(self, stream: str) -> Iterator[Placed]:
         prefix = place_of(stream, "")
-        return max(
-            (
-                fact.clock_us
-                for place, facts in self._found.items()
-                if place.startswith(prefix)
-                for fact in facts
-                if isinstance(fact, Placed) and fact.clock_us is not None
-            ),
-            default=None,
-        )
+        for place, facts in self._found.items():
+            if place.startswith(prefix):
+                yield from (fact for fact in facts if isinstance(fact, Placed))
+
+    def schema_ids(self, stream: str) -> dict[str, int]:
+        """Return, by place, the schema ids with which the records of a stream began, as noted before this start.
+
+        The journals of all processes count.
+        """
+        return {fact.place: fact.schema_id for fact in self._placed(stream) if fact.schema_id is not None}
 
     def script(self, place: str, offset: int | None, clock_us: int | None) -> Script | None:
         """Return the decisions about a partition of this process past its saved place; None if there are none.
@@ -332,7 +348,7 @@ class Journal:
         data = _image(self._head, facts)
         durable.make_folder(self._folder, self._unsynced)
         temporary = self._path.with_suffix(".tmp")
-        file = durable.create(temporary, 0o600)
+        file = durable.create(temporary)
         try:
             durable.write_at(file, data, 0)
             os.fsync(file)
@@ -404,6 +420,9 @@ def _merged(last: Sequence[Fact], fact: Fact) -> Fact | None:
     if not last or not isinstance(last[-1], Placed) or not isinstance(fact, Placed):
         return None
     before = last[-1]
+    if before.n_partitions != fact.n_partitions:
+        # A start that finds no place of a partition must know that the stream was once read without it.
+        return None
     if before.floor_us is None and fact.floor_us is None:
         return msgspec.structs.replace(fact, begins=before.begins)
     if len(last) < 2 or not isinstance(last[0], Placed):

@@ -77,6 +77,7 @@ class Shard:
         # Partitions that have given all that an earlier run of the process had shown.
         self._caught_up: set[int] = set()
         self.behind = True
+        self._n_partitions: int | None = None
         siblings.join(self)
 
     def take(self, piece: Slice) -> Updates | NothingToCome | None:
@@ -150,6 +151,12 @@ class Shard:
 
     def _take_ordered(self, piece: Slice) -> Updates | NothingToCome | None:
         waiting = self._waiting
+        if self._n_partitions not in {None, piece.n_partitions}:
+            raise LayoutError(
+                f"stream {self.state.view.stream.name}: one process reads {self._n_partitions} partitions and another one "
+                f"{piece.n_partitions}, because partitions were added while they started; start all processes of the cluster again"
+            )
+        self._n_partitions = piece.n_partitions
         if piece.events is not None and piece.events.height:
             waiting.frames.append(piece.events)
         if piece.clock_us is not None:

@@ -73,6 +73,12 @@ class _PipelineCollector(Collector):
             ["stream"],
             (((source.stream.name,), source.n_ahead) for source in sources.values()),
         )
+        yield _counter(
+            "unskew_records_ignored",
+            "Records that are not meant to be events of their stream, such as records of another type.",
+            ["stream"],
+            (((sources[topic].stream.name,), router.ignored) for topic, router in routers.items()),
+        )
         # Every kind is exposed from the start: a rate over a series that appears with its first letter would miss it.
         yield _counter(
             "unskew_dead_letters",
@@ -183,6 +189,12 @@ class _PipelineCollector(Collector):
             [],
             [((), float(not self._running.unready_reasons()))],
         )
+        yield _gauge(
+            "unskew_compiling",
+            "1 while the kernel is being compiled, before the first record is read, else 0.",
+            [],
+            [((), float(self._running.progress.compiling))],
+        )
 
     def _of_host(self) -> Iterator[Metric]:
         clock = self._running.clock
@@ -228,6 +240,35 @@ class _PipelineCollector(Collector):
             "How often Redis came back without rows that it had acknowledged.",
             [],
             [((), writer.lost)],
+        )
+        yield _counter(
+            "unskew_redis_evicted_keys",
+            "Keys that the servers evicted since the process began, those of other applications included.",
+            [],
+            [((), writer.evicted)],
+        )
+        yield _counter(
+            "unskew_redis_strangers",
+            "Keys of another type that were removed because unskew writes under their names.",
+            [],
+            [((), writer.strangers)],
+        )
+        scrub = writer.scrub
+        yield _counter(
+            "unskew_redis_rows_compared", "Rows of Redis that were compared with the state.", [], [((), scrub.compared)]
+        )
+        yield _counter(
+            "unskew_redis_rows_mended",
+            "Rows that Redis lacked, or held otherwise than the state, and that were rewritten.",
+            ["kind"],
+            [(("lacking",), scrub.lacking), (("differing",), scrub.differing)],
+        )
+        rounds = scrub.rounds
+        yield _gauge(
+            "unskew_redis_round_timestamp_seconds",
+            "When the oldest of the shards' last comparisons of all rows began, Unix time in seconds; absent before one.",
+            [],
+            [((), min(rounds.values()) / 1e6)] if rounds else [],
         )
 
 

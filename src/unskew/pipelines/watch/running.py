@@ -28,9 +28,10 @@ class Status:
     """One reading of a running pipeline; counts since the process started, instants in microseconds.
 
     ``late_by_view``, ``duplicates``: as in ``Progress``. ``incompatible``: messages, among the ``dead``, whose writer's
-    schema cannot be read as the stream's. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of
-    durable ones. ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most.
-    ``retries``: by store, retries after a failed attempt to reach it.
+    schema cannot be read as the stream's. ``ignored``: messages that are not meant to be events of their stream, such
+    as records of another type. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of durable ones.
+    ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by
+    store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no record is read yet.
     """
 
     consumed: int
@@ -44,11 +45,13 @@ class Status:
     late_by_view: Mapping[str, int] = field(default_factory=dict)
     duplicates: Mapping[str, int] = field(default_factory=dict)
     incompatible: int = 0
+    ignored: int = 0
     dead_by_kind: Mapping[str, int] = field(default_factory=dict)
     epochs: int = 0
     commit_s: float = 0.0
     longest_commit_s: float = 0.0
     retries: Mapping[str, int] = field(default_factory=dict)
+    compiling: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class Running:
             consumed=sum(one.consumed for one in counters),
             dead=sum(router.dead for router in self.routers.values()),
             incompatible=sum(router.incompatible for router in self.routers.values()),
+            ignored=sum(router.ignored for router in self.routers.values()),
             late=progress.late,
             bumped=sum(one.bumped for one in counters),
             updates=progress.updates,
@@ -85,6 +89,7 @@ class Running:
             commit_s=commits.sum_s,
             longest_commit_s=commits.longest_s,
             retries=self.retries(),
+            compiling=progress.compiling,
         )
 
     def dead_by_kind(self) -> dict[str, int]:
@@ -97,11 +102,13 @@ class Running:
 
     def retries(self) -> dict[str, int]:
         """Return, by store, the number of retries after a failed attempt to reach it."""
-        return {name: store.retries for name, store in self.stores.items()}
+        retries = {name: store.retries for name, store in self.stores.items()}
+        return {**retries, "kafka": sum(source.retries for source in self.sources.values())}
 
     def away_s(self) -> dict[str, float]:
         """Return, by store, for how long it has been unreachable; 0.0 while it is reachable."""
-        return {name: store.away_s for name, store in self.stores.items()}
+        away_s = {name: store.away_s for name, store in self.stores.items()}
+        return {**away_s, "kafka": max((source.away_s for source in self.sources.values()), default=0.0)}
 
     def still_s(self) -> float | None:
         """Return for how long the flow has done nothing; None before it has begun."""
@@ -122,7 +129,9 @@ class Running:
         A reason is what it waits for, or that it has not begun.
         """
         reasons = self.dead_reasons()
-        if self.progress.epochs.durable == 0:
+        if self.progress.compiling:
+            reasons.append("the kernel is being compiled, once for each installation and processor")
+        elif self.progress.epochs.durable == 0:
             reasons.append("no epoch of this process is durable yet: it is loading its state")
         reasons += [f"{name} has been away for {away_s:.1f} s" for name, away_s in self.away_s().items() if away_s]
         reasons += [
@@ -139,6 +148,7 @@ class Running:
         """Return the facts that accompany the answers about health."""
         places = [place for source in self.sources.values() for place in source.places()]
         return {
+            "compiling": self.progress.compiling,
             "epochs": self.progress.epochs.durable,
             "still_s": self.still_s(),
             "away_s": self.away_s(),

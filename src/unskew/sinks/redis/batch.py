@@ -1,5 +1,6 @@
 """The batch of rows and clocks that waits to be sent to Redis; conflation leaves the last row of each key."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -15,8 +16,10 @@ class Batch:
     """Rows and clocks that are not acknowledged yet.
 
     ``frames``: by view, in order of arrival. ``clocks``, ``places`` (how far each shard is with these rows) and
-    ``ledgers``: by ``view@version/shard``. ``refilled``: the shards whose refill this batch completes. ``n_distinct``:
-    the number of rows after the last conflation.
+    ``ledgers``: by ``view@version/shard``. ``refilled``: the shards whose refill this batch completes. ``comparisons``:
+    by shard, rows to compare with Redis. ``compared``: the shards of which these are the last of a round, and when that
+    began, None if it proves nothing. ``mends``: whether rows that Redis lacked, or that should not expire, are among
+    these. ``n_distinct``: the number of rows after the last conflation.
     """
 
     frames: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
@@ -24,6 +27,9 @@ class Batch:
     places: dict[str, Place] = field(default_factory=dict)
     refilled: set[str] = field(default_factory=set)
     ledgers: dict[str, Ledger] = field(default_factory=dict)
+    comparisons: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    compared: dict[str, int | None] = field(default_factory=dict)
+    mends: bool = False
     newest_clock_us: int | None = None
     n_rows: int = 0
     n_distinct: int = 0
@@ -46,18 +52,40 @@ class Batch:
             self.frames.setdefault(updates.view.id, []).append(updates.current)
             self.n_rows += n_rows
 
+    def compare(self, shard: str, rows: pl.DataFrame) -> None:
+        """Add current rows to compare with Redis."""
+        if rows.height:
+            self.comparisons.setdefault(shard, []).append(rows)
+
+    def take_comparisons(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Take out, by shard, the last row to compare of each key, unless the batch has a step's row of the key."""
+        while self.comparisons:
+            name, frames = next(iter(self.comparisons.items()))
+            rows = pl.concat(frames).unique("key", keep="last", maintain_order=True)
+            for sent in self.frames.get(name.partition("/")[0], ()):
+                rows = rows.join(sent, on="key", how="anti", maintain_order="left")
+            if rows.height:
+                yield name, rows
+            del self.comparisons[name]
+
+    def mend(self, view: str, rows: pl.DataFrame) -> None:
+        """Add rows that Redis lacks; no step of the batch has their keys."""
+        self.mends = True
+        self.frames.setdefault(view, []).append(rows)
+        self.n_rows += rows.height
+
     def then(self, later: "Batch") -> "Batch":
         """Return this batch followed by ``later``, as one batch."""
         clocks = [batch.newest_clock_us for batch in (self, later) if batch.newest_clock_us is not None]
         return Batch(
-            frames={
-                view: [*self.frames.get(view, ()), *later.frames.get(view, ())]
-                for view in dict.fromkeys((*self.frames, *later.frames))
-            },
+            frames=_joined(self.frames, later.frames),
             clocks={**self.clocks, **later.clocks},
             places={**self.places, **later.places},
             refilled=self.refilled | later.refilled,
             ledgers={**self.ledgers, **later.ledgers},
+            comparisons=_joined(self.comparisons, later.comparisons),
+            compared={**self.compared, **later.compared},
+            mends=self.mends or later.mends,
             newest_clock_us=max(clocks, default=None),
             n_rows=self.n_rows + later.n_rows,
             n_conflated=self.n_conflated + later.n_conflated,
@@ -73,3 +101,9 @@ class Batch:
                 self.n_rows -= together.height - last.height
                 self.n_conflated += together.height - last.height
         self.n_distinct = self.n_rows
+
+
+def _joined(
+    first: Mapping[str, Sequence[pl.DataFrame]], second: Mapping[str, Sequence[pl.DataFrame]]
+) -> dict[str, list[pl.DataFrame]]:
+    return {name: [*first.get(name, ()), *second.get(name, ())] for name in dict.fromkeys((*first, *second))}

@@ -43,6 +43,11 @@ class Held:
         self._marks.pop(shard, None)
         return False
 
+    def holds(self, shard: str, updates: Updates) -> bool:
+        """Return true if the shard has not reached its mark, as far as its earlier steps or these updates show."""
+        mark = self._marks.get(shard)
+        return shard in self._batches or (mark is not None and (updates.clock_us, updates.applied) < mark)
+
     def release(self, shard: str) -> Batch | None:
         """Return the kept rows of a shard, to be sent before the step that was not kept; None if nothing was kept."""
         return self._batches.pop(shard, None)

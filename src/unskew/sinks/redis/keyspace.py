@@ -43,6 +43,11 @@ def ledger_key(prefix: str, pipeline: str) -> str:
     return f"{prefix}:late:{pipeline}"
 
 
+def owners_key(prefix: str) -> str:
+    """Return the key of the hash that says which state computes each shard, for all pipelines."""
+    return f"{prefix}:owners"
+
+
 def clock_field(view: ViewPlan | View, shard: str) -> str:
     """Return the field of a shard in all of these hashes."""
     return f"{view.id}/{shard}"

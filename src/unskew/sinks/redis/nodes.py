@@ -10,7 +10,7 @@ import contextlib
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Protocol
 
@@ -36,8 +36,6 @@ MOST_ROUNDS = 8
 PAUSE_S = 0.0125
 """After ``MOST_ROUNDS`` rounds the caller must try again; each pause is ``PAUSE_S`` longer than the last."""
 
-# An instant so late that, taken as the present, no row gets an expiry.
-_PAST_ALL_EXPIRIES_US = 2**62
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _REDIRECTION = re.compile(r"(MOVED|ASK) (\d+) (\S*):(\d+)")
 
@@ -145,8 +143,8 @@ class Nodes(Protocol):
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:
         """Send fields of a hash; with ``anywhere=False``, only to the server that rows of this slot were sent to."""
 
-    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
-        """Send current rows, each key at most once."""
+    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int, *, persist: bool = False) -> None:
+        """Send current rows, each key at most once; ``persist``: remove expiries that keys should not have."""
 
     def then(self) -> None:
         """Ensure that everything sent so far is executed before anything sent later."""
@@ -193,10 +191,10 @@ class OneServer:
     def set_fields(self, key: str, values: Mapping[str, int | str], *, anywhere: bool = True) -> None:  # noqa: ARG002
         self._only.hold(hset(key, values))
 
-    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
+    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int, *, persist: bool = False) -> None:
         for chunk in rows.iter_slices(ROWS_PER_CHUNK):
             # Encoded while the server works on the previous chunk.
-            self._only.send(encoder.encode(chunk, now_us))
+            self._only.send(encoder.encode(chunk, now_us, persist=persist))
 
     def then(self) -> None:
         pass
@@ -210,12 +208,16 @@ class _Rows:
     encoder: RowEncoder
     rows: pl.DataFrame
     now_us: int
+    persist: bool
+
+    def encoded(self, rows: pl.DataFrame) -> Commands:
+        return self.encoder.encode(rows, self.now_us, persist=self.persist)
 
     def slots(self) -> npt.NDArray[np.int64]:
         return slots_of(self.rows["key"], self.encoder.before_key, self.encoder.after_key)
 
     def of(self, chosen: npt.NDArray[np.bool_]) -> "_Rows":
-        return _Rows(self.encoder, self.rows.filter(pl.Series(chosen)), self.now_us)
+        return replace(self, rows=self.rows.filter(pl.Series(chosen)))
 
 
 class ClusterNodes:
@@ -281,8 +283,8 @@ class ClusterNodes:
         self._fields.append((key, values, anywhere))
         self._line_of(slot_of(key)).hold(hset(key, values))
 
-    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int) -> None:
-        sent = _Rows(encoder, rows, now_us)
+    def send_rows(self, encoder: RowEncoder, rows: pl.DataFrame, now_us: int, *, persist: bool = False) -> None:
+        sent = _Rows(encoder, rows, now_us, persist)
         self._rows.append(sent)
         self._divide(sent)
 
@@ -340,7 +342,7 @@ class ClusterNodes:
             self._divide(sent.of(np.isin(slots, [one.slot for one in moved])))
             on_their_way = sent.of(np.isin(slots, asked))
             for row in on_their_way.rows.iter_slices(1):
-                self._ask(_Rows(sent.encoder, row, sent.now_us))
+                self._ask(replace(sent, rows=row))
 
     def _divide(self, sent: _Rows) -> None:
         """Send rows to their owners, in turn, so that all servers work at the same time."""
@@ -357,14 +359,14 @@ class ClusterNodes:
             for part in turn:
                 if part is not None:
                     line, chunk = part
-                    line.send(sent.encoder.encode(chunk, sent.now_us))
+                    line.send(sent.encoded(chunk))
 
     def _ask(self, row: _Rows) -> None:
         """Send one row of a moving slot, to its old owner first, because only that one knows whether the key has left.
 
         A row without its expiry is one command or one transaction, and ASKING applies to one of either.
         """
-        commands = row.encoder.encode(row.rows, row.now_us)
+        commands = row.encoded(row.rows)
         slot = int(row.slots()[0])
         line = self._line_of(slot)
         line.send(commands)
@@ -374,7 +376,7 @@ class ClusterNodes:
             return
         del line.redirected[slot]
         other = self._line_at(redirection.at)
-        n_values = len(row.encoder.encode(row.rows, _PAST_ALL_EXPIRIES_US).data)
+        n_values = len(row.encoder.encode(row.rows, None).data)
         expiry = commands.data[n_values:]
         other.send(Commands(_ASKING + commands.data[:n_values], 1 + commands.n_replies - bool(expiry)))
         if expiry:

@@ -8,17 +8,36 @@ sent before are complete again.
 
 import logging
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from unskew.features.updates import Updates
 from unskew.sinks.redis.batch import Batch
 from unskew.sinks.redis.url import Client
-from unskew.sinks.redis.words import end_loss, read_loss, write_loss
+from unskew.sinks.redis.words import Clocks, Marks, end_loss, read_loss, refilled_words, write_loss
 
 HEAR_EVERY_US = 1_000_000
 """The interval at which a writer checks whether writers in other processes have noticed a loss."""
 
 _log = logging.getLogger("unskew.redis")
+
+
+def ask_for_refill(client: Client, clocks_key: str, marks_key: str) -> Iterator[tuple[int, int]]:
+    """Ask the processes of a running pipeline to write all values again; yield how many of how many shards are done.
+
+    Each process that runs hears of it within about a second, as of a loss that another process noticed. The caller
+    decides how often to look, and closes the iterator to ask no longer. Raises what redis-py raises.
+    """
+    loss = uuid.uuid4().hex
+    write_loss(client, marks_key, loss)
+    try:
+        while True:
+            shards = Clocks.read(client, clocks_key).with_clocks()
+            done = Marks.read(client, marks_key).refilled(loss)
+            yield len(shards & done), len(shards)
+            if shards <= done:
+                return
+    finally:
+        end_loss(client, marks_key, loss)
 
 
 class Refill:
@@ -82,6 +101,8 @@ class Refill:
 
     def acknowledged(self, client: Client, batch: Batch) -> None:
         """Note that ``batch`` is acknowledged."""
+        if batch.refilled and self._loss:
+            client.hset(self._marks_key, mapping=refilled_words(batch.refilled, self._loss))  # type: ignore[arg-type]
         self._shards -= batch.refilled
         if self._awaited is not None and self._shards.isdisjoint(self._awaited):
             end_loss(client, self._marks_key, self._loss)

@@ -4,12 +4,12 @@ A row becomes
 
     DEL key                                        if the entity has no tile left, else
     HSET key feature value ... _at us [_until us]  if no field is null, or
-    MULTI / HSET ... / HDEL key null fields / EXEC if at least one is, followed by
+    MULTI / HSET ... / HDEL key null fields / EXEC if at least one is, followed, if asked for, by
+    PERSIST key                                    which removes an expiry, or
     PEXPIREAT key ms                               if the time of collection is still to come,
 
-so a reader sees the fields of a row change together. The expiry is outside the transaction: it only collects garbage,
-and one command fewer in the transaction saves work on the server. Values have the texts that ``texts`` describes; a
-null field is absent.
+so a reader sees the fields of a row change together. The expiry is outside the transaction, because it only collects
+garbage. Values have the texts that ``texts`` describes; a null field is absent.
 
 Every reply to these commands is an integer, a status or an array of integers, as ``resp_replies`` expects.
 """
@@ -17,19 +17,17 @@ Every reply to these commands is an integer, a status or an array of integers, a
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import hiredis
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from unskew.features.plan import ViewPlan
-from unskew.features.text_buffers import Keys
-from unskew.features.time import DAY_US
+from unskew.features.text_buffers import Keys, read_only
 from unskew.features.types import INT64, STRING
 from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
-
-COLLECT_AFTER_US = 7 * DAY_US
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,16 @@ def hset(key: str, values: Mapping[str, int | str]) -> Commands:
 class RowEncoder:
     """An encoder of the commands that set the keys of one view to given current rows.
 
-    A row's key in Redis is its entity's key between ``before_key`` and ``after_key``.
+    A row's key in Redis is its entity's key between ``before_key`` and ``after_key``. ``expire_after_us``: keys expire
+    this long after their last window empties; with None they never do.
     """
 
-    def __init__(self, view: ViewPlan, prefix: str) -> None:
+    def __init__(self, view: ViewPlan, prefix: str, expire_after_us: int | None = None) -> None:
+        self.view = view
+        self._expire_after_us = expire_after_us
         types = {output.name: output.dtype for output in view.outputs} | {"_at": INT64, "_until": INT64}
         self._fields = tuple(types)
+        self.field_names = frozenset(name.encode() for name in types)
         # Integers are written directly, without an intermediate text; the texts of all floats are made in one call.
         of_scalars = {"float64": "float", "int64": "integer", "bool": "integer", "timestamp": "integer"}
         self._kinds = ["text" if t.nesting else of_scalars.get(t.scalar, "text") for t in types.values()]
@@ -75,11 +77,12 @@ class RowEncoder:
         # Reused, because the page faults of a new buffer of this size cost more than filling it.
         self._out = np.empty(0, np.uint8)
 
-    def encode(self, rows: pl.DataFrame, now_us: int) -> Commands:
+    def encode(self, rows: pl.DataFrame, now_us: int | None, *, persist: bool = False) -> Commands:
         """Return the commands for ``rows`` (``Updates.current``, each key at most once), in order; none for no rows.
 
-        ``now_us``: the present. A row whose time of collection is past gets no expiry, because it would be deleted at
-        once.
+        ``now_us``: the present; with None the commands leave expiries as they are. A row whose time of collection is
+        past gets no expiry, because it would be deleted at once. ``persist``: remove the expiry of keys that have one
+        and should not.
         """
         if not rows.height:
             return Commands(b"", 0)
@@ -123,14 +126,42 @@ class RowEncoder:
             self._names,
             self._name_ends,
             sources,
-            laid_out.data,
-            laid_out.offsets,
+            read_only(laid_out.data),
+            read_only(laid_out.offsets),
             np.stack(numbers),
             missing,
-            columns["_gone"].to_numpy(),
-            _collected_at_ms(columns["_empty_at"], now_us),
+            read_only(columns["_gone"].to_numpy()),
+            read_only(self._expiries_ms(columns["_empty_at"], now_us, persist=persist)),
         )
         return Commands(out[:n_bytes].tobytes(), n_replies)
+
+    def texts_of(self, rows: pl.DataFrame) -> list[dict[bytes, bytes]]:
+        """Return the fields of the hash that each of ``rows`` is stored as; a row that is gone has none."""
+        commands = self.encode(rows, None)
+        reader = hiredis.Reader()
+        reader.feed(commands.data)
+        fields = []
+        for _ in range(rows.height):
+            # A row in a transaction comes after MULTI, and HDEL and EXEC follow it.
+            while (command := reader.gets())[0] not in {b"HSET", b"DEL"}:
+                pass
+            fields.append(dict(zip(command[2::2], command[3::2], strict=True)))
+        return fields
+
+    def keys_of(self, rows: pl.DataFrame) -> list[str]:
+        """Return the keys in Redis of ``rows``."""
+        keys: list[str] = (self.before_key + rows["key"] + self.after_key).to_list()
+        return keys
+
+    def _expiries_ms(self, empty_at: pl.Series, now_us: int | None, *, persist: bool) -> npt.NDArray[np.int64]:
+        """Return when each key expires, in milliseconds; 0 to leave its expiry as it is, -1 to remove it."""
+        if now_us is None:
+            return np.zeros(len(empty_at), np.int64)
+        if self._expire_after_us is None:
+            return np.full(len(empty_at), -1 if persist else 0, np.int64)
+        missing = np.zeros(len(empty_at), np.bool_)
+        expires_us = _integers(empty_at, missing) + self._expire_after_us
+        return np.where(~missing & (expires_us > now_us), -(-expires_us // 1000), 0)
 
     def _buffer(self, n_rows: int, texts: Keys) -> npt.NDArray[np.uint8]:
         """Return a buffer with room for the longest commands that ``n_rows`` can need."""
@@ -159,13 +190,6 @@ def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[
     first, last = array.offset, array.offset + len(array)
     np.equal(np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[first:last], 0, out=missing)
     return np.frombuffer(values, np.int64)[first:last]
-
-
-def _collected_at_ms(empty_at: pl.Series, now_us: int) -> npt.NDArray[np.int64]:
-    """Return when each key is collected, in milliseconds; 0 if it never is, or if that time is already past."""
-    missing = np.zeros(len(empty_at), np.bool_)
-    collected_us = _integers(empty_at, missing) + COLLECT_AFTER_US
-    return np.where(~missing & (collected_us > now_us), -(-collected_us // 1000), 0)
 
 
 def _argument(text: str) -> bytes:

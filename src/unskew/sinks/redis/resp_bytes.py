@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import numpy as np
 from numba import uint64
 
-from unskew.features.jit import compiled
+from unskew.features.jit import compiled, inner
 
 Array = Any
 """A numpy array; numba infers the element types."""
 
-_CR, _LF, _STAR, _DOLLAR, _MINUS, _ZERO = (ord(character) for character in "\r\n*$-0")
+# Numbers of one type, because numba compiles a function again for each plain constant that is passed to it.
+_CR, _LF, _STAR, _DOLLAR, _MINUS, _ZERO = (np.int64(ord(character)) for character in "\r\n*$-0")
+_NONE, _TWO, _THREE = np.int64(0), np.int64(2), np.int64(3)
 
 _PIECES = [
     "$4\r\nHSET\r\n",
@@ -18,8 +21,9 @@ _PIECES = [
     "$9\r\nPEXPIREAT\r\n",
     "*1\r\n$5\r\nMULTI\r\n",
     "*1\r\n$4\r\nEXEC\r\n",
+    "$7\r\nPERSIST\r\n",
 ]
-_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC = range(len(_PIECES))
+_HSET, _HDEL, _DEL, _PEXPIREAT, _MULTI, _EXEC, _PERSIST = range(len(_PIECES))
 PIECES = "".join(_PIECES).encode()
 PIECE_ENDS = [len("".join(_PIECES[:n])) for n in range(len(_PIECES) + 1)]
 """The fixed pieces of commands, end to end, and the end of each."""
@@ -54,17 +58,17 @@ def write_rows(
     ``names``: each field's name as an argument, ends in ``name_ends`` [fields + 1]. ``sources`` [fields]: the row of
     ``numbers`` [.., rows] that holds the field, or -1 - the number of its text column; ``texts`` holds the text columns
     end to end, each row's end in ``text_ends`` [columns * rows + 1]; column 0 is the key. ``missing`` [fields, rows].
-    ``expires_ms`` [rows]: 0 for never.
+    ``expires_ms`` [rows]: when the key expires; 0 to leave its expiry as it is, -1 to remove it.
     """
     n_rows = len(gone)
     n_fields = len(sources)
-    at = 0
+    at = _NONE
     n_replies = 0
     for row in range(n_rows):
         key_start = text_ends[row]
         key_stop = text_ends[row + 1]
         if gone[row]:
-            at = _array(out, at, 2)
+            at = _array(out, at, _TWO)
             at = _copy(out, at, pieces, piece_ends[_DEL], piece_ends[_DEL + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
             n_replies += 1
@@ -102,8 +106,13 @@ def write_rows(
             at = _copy(out, at, pieces, piece_ends[_EXEC], piece_ends[_EXEC + 1])
             # One of the four commands is counted above.
             n_replies += 3
-        if expires_ms[row]:
-            at = _array(out, at, 3)
+        if expires_ms[row] < 0:
+            at = _array(out, at, _TWO)
+            at = _copy(out, at, pieces, piece_ends[_PERSIST], piece_ends[_PERSIST + 1])
+            at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
+            n_replies += 1
+        elif expires_ms[row]:
+            at = _array(out, at, _THREE)
             at = _copy(out, at, pieces, piece_ends[_PEXPIREAT], piece_ends[_PEXPIREAT + 1])
             at = _key(out, at, around_key, n_before_key, texts, key_start, key_stop)
             at = _number(out, at, expires_ms[row])
@@ -111,7 +120,7 @@ def write_rows(
     return at, n_replies
 
 
-@compiled()
+@inner()
 def _copy(out: Array, at: int, data: Array, start: int, stop: int) -> int:
     for index in range(stop - start):
         # With unsigned indices there is no test for negative ones, so the compiler copies whole words.
@@ -119,14 +128,14 @@ def _copy(out: Array, at: int, data: Array, start: int, stop: int) -> int:
     return at + stop - start
 
 
-@compiled()
+@inner()
 def _line_end(out: Array, at: int) -> int:
     out[uint64(at)] = _CR
     out[uint64(at + 1)] = _LF
     return at + 2
 
 
-@compiled()
+@inner()
 def _n_digits(value: Any) -> int:
     n = 1 if value < uint64(10) else 2
     # Two digits per step, because each step waits for the division of the previous one.
@@ -136,7 +145,7 @@ def _n_digits(value: Any) -> int:
     return n
 
 
-@compiled()
+@inner()
 def _digits(out: Array, at: int, value: Any, n_digits: int) -> int:
     end = at + n_digits
     place = end
@@ -151,33 +160,33 @@ def _digits(out: Array, at: int, value: Any, n_digits: int) -> int:
     return end
 
 
-@compiled()
+@inner()
 def _headed(out: Array, at: int, head: int, length: int) -> int:
     out[uint64(at)] = head
     value = uint64(length)
     return _line_end(out, _digits(out, at + 1, value, _n_digits(value)))
 
 
-@compiled()
+@inner()
 def _array(out: Array, at: int, length: int) -> int:
     return _headed(out, at, _STAR, length)
 
 
-@compiled()
+@inner()
 def _length(out: Array, at: int, length: int) -> int:
     return _headed(out, at, _DOLLAR, length)
 
 
-@compiled()
+@inner()
 def _key(out: Array, at: int, around_key: Array, n_before_key: int, texts: Array, start: int, stop: int) -> int:
     at = _length(out, at, len(around_key) + stop - start)
-    at = _copy(out, at, around_key, 0, n_before_key)
+    at = _copy(out, at, around_key, _NONE, n_before_key)
     at = _copy(out, at, texts, start, stop)
     at = _copy(out, at, around_key, n_before_key, len(around_key))
     return _line_end(out, at)
 
 
-@compiled()
+@inner()
 def _number(out: Array, at: int, number: int) -> int:
     """Write an int64 as an argument in decimal."""
     negative = number < 0

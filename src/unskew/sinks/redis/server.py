@@ -2,13 +2,42 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import redis
-from redis.exceptions import AskError, AuthenticationError, MovedError, RedisClusterException
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+)
 
-from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.sinks.redis.url import Address, Client
+
+_REMEDIES: Sequence[tuple[str, type[Exception] | None, str]] = (
+    ("OOM", OutOfMemoryError, "the server is at its maxmemory: raise it, or free memory"),
+    (
+        "READONLY",
+        ReadOnlyError,
+        "this server is a replica: give the address of the master, of sentinels or of a cluster",
+    ),
+    ("NOPERM", NoPermissionError, "allow the command to this user; docs/operations.md lists what unskew needs"),
+    ("MISCONF", None, "the server cannot save its data: see to its disk"),
+    ("LOADING", BusyLoadingError, "the server is reading its data from disk"),
+    ("BUSY", None, "a script blocks the server: end it with SCRIPT KILL"),
+    ("CLUSTERDOWN", ClusterDownError, "the cluster lacks a master for some slots"),
+    ("MASTERDOWN", MasterDownError, "the replica has no master"),
+    ("NOREPLICAS", None, "the server awaits replicas: see min-replicas-to-write"),
+)
+"""The first word of an answer, its class in redis-py, and what to do."""
 
 
 class Server:
@@ -36,7 +65,12 @@ class Server:
                 ) from error
             if isinstance(error, RedisClusterException):
                 self._forget()
-            raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}") from error
+            raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}{_remedy(error)}") from error
+        except UnicodeDecodeError as error:
+            raise LayoutError(
+                f"Redis holds bytes that are not UTF-8, which unskew did not write ({error.object[:40]!r}); "
+                "give a URL, or a client without decode_responses, and the error names their key"
+            ) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -68,6 +102,31 @@ class Server:
             return ""
         user = self._address.user
         return f" (asked as user {user!r})" if user else " (asked without a user's name)"
+
+
+def checked(replies: Sequence[Any], keys: Sequence[str]) -> list[Any]:
+    """Return the replies of commands that were executed with ``raise_on_error=False``, one for each of ``keys``.
+
+    Raises ``LayoutError`` for a key of another type than the command needs, and what redis-py gave for another error.
+    """
+    for reply, key in zip(replies, keys, strict=True):
+        if isinstance(reply, redis.ResponseError) and "WRONGTYPE" in str(reply):
+            raise LayoutError(
+                f"the key {key!r} in Redis has another type than unskew gives it, so unskew did not write it; delete it, "
+                "and a running or restarted unskew run writes it again; if another program wrote it, give unskew a --prefix "
+                "of its own"
+            )
+        if isinstance(reply, Exception):
+            raise reply
+    return list(replies)
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about an answer of the server; redis-py leaves out the first word of some, but has a class."""
+    for word, kind, remedy in _REMEDIES:
+        if str(error).startswith(f"{word} ") or (kind is not None and isinstance(error, kind)):
+            return f" ({remedy})"
+    return ""
 
 
 def _text(error: Exception) -> str:

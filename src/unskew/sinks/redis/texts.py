@@ -63,10 +63,12 @@ def read_column(
     try:
         values = [other if text is None else read(text) for text, other in zip(texts, instead, strict=True)]
         column = pl.Series(name, values, as_read)
+        if as_read == pl.Float64() and not column.is_finite().all():
+            raise ValueError
         return column if dtype.scalar != "timestamp" else column.cast(dtype.polars)
     except _UNREADABLE as error:
         wrong = next((text for text in texts if text is not None and not _is_readable(text, dtype)), None)
-        raise ValueError(f"{wrong!r} is not a valid {dtype}") from error
+        raise ValueError(f"{wrong!r:.80} is not a valid {dtype}") from error
 
 
 @lru_cache(maxsize=256)
@@ -136,10 +138,10 @@ def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = 
 
 def _is_readable(text: bytes | str, dtype: Type) -> bool:
     try:
-        pl.Series([_reader(dtype)(text)], dtype=_as_read(dtype))
+        column = pl.Series([_reader(dtype)(text)], dtype=_as_read(dtype))
     except _UNREADABLE:
         return False
-    return True
+    return column.dtype != pl.Float64() or bool(column.is_finite().all())
 
 
 def _json_of(value: pl.Expr, dtype: Type) -> pl.Expr:

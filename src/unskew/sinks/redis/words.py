@@ -4,33 +4,48 @@
     clocks      purchases@1/h0         1490000000000001: the last closed instant, microseconds; or ``ended``
                 purchases@1/h0#since   1480000000000000: the first arrival
                 purchases@1#shards     h0 h1: all shards of the view, also those without a clock
+                purchases@1#retired    1: no pipeline computes the view any more
     marks       purchases@1/h0         state:1490000000000002:17: history, clock, events applied
+                purchases@1/h0#doubted 1: values may lack, so absent rows are provisional
+                purchases@1/h0#round   1490000000000003: when the last comparison of all values with the state began
+                purchases@1/h0#refilled  the name of the last loss after which all values were written again
                 #loss                  a random name, while values that were lost are written again
     witnesses   purchases@1/h0         as in the marks
     ledgers     purchases@1/h0         late events and repeats, JSON
+    owners      purchases@1/h0         the id of the state that computes the shard
+                #state                 where that state is
 
 A shard is named ``view@version/shard``. Words of views that are not requested are not parsed. A requested word that
 unskew could not have written is a ``LayoutError``, which names its key and field.
 """
 
+import datetime as dt
 import json
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from typing_extensions import override
 
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, written
+from unskew.features.time import instant_us
 from unskew.sinks.redis.url import Client
 
 _SINCE = "#since"
 _SHARDS = "#shards"
 _LOSS = "#loss"
+_DOUBTED = "#doubted"
+_ROUND = "#round"
+_RETIRED = "#retired"
+_REFILLED = "#refilled"
 _ENDED = "ended"
 
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _LAST_INT64 = 2**63 - 1
+# The bounds of the years 1 to 9999, which Python's datetimes, and so answers, can hold.
+_FIRST_INSTANT_US = instant_us(dt.datetime.min.replace(tzinfo=dt.UTC))
+_LAST_INSTANT_US = instant_us(dt.datetime.max.replace(tzinfo=dt.UTC))
 _INSTANT = "an instant in microseconds"
 _MARK = "a history, a clock and a number of events"
 
@@ -89,6 +104,31 @@ def end_loss(client: Client, marks_key: str, loss: str) -> None:
         client.hdel(marks_key, _LOSS)
 
 
+def doubt_words(shards: Iterable[str]) -> dict[str, str]:
+    """Return the fields of marks that say that values of these shards may lack."""
+    return {shard + _DOUBTED: "1" for shard in shards}
+
+
+def take_doubts(client: Client, marks_key: str, shards: Iterable[str]) -> None:
+    """Announce that these shards have all their values."""
+    client.hdel(marks_key, *(shard + _DOUBTED for shard in shards))
+
+
+def round_words(began_us: Mapping[str, int]) -> dict[str, int]:
+    """Return the fields of marks that say when the last comparison of all values of a shard began."""
+    return {shard + _ROUND: us for shard, us in began_us.items()}
+
+
+def refilled_words(shards: Iterable[str], loss: str) -> dict[str, str]:
+    """Return the fields of marks that say that all values of these shards were written again after a loss."""
+    return {shard + _REFILLED: loss for shard in shards}
+
+
+def retired_words(view_ids: Iterable[str]) -> dict[str, str]:
+    """Return the fields that say that no pipeline computes these views any more."""
+    return {view_id + _RETIRED: "1" for view_id in view_ids}
+
+
 class Listing:
     """The list of shards of each view, by view id. ``own``: the shards that this process computes; None for all."""
 
@@ -104,7 +144,7 @@ class Listing:
 
     def excludes(self, field: str) -> bool:
         """Return true if a field belongs to a shard that one of these views does not have."""
-        return field.partition("/")[0] in self.view_ids and field.removesuffix(_SINCE) not in self.shards
+        return field.partition("/")[0] in self.view_ids and field.partition("#")[0] not in self.shards
 
 
 class Words:
@@ -119,6 +159,22 @@ class Words:
         """Read a hash; a key that does not exist has no fields. Raises what redis-py raises."""
         return cls((key, client.hgetall(key)))
 
+    def word(self, field: str) -> str | None:
+        """Return the word of a field; None if there is none."""
+        return self._words.get(field)
+
+    def by_shard(self) -> dict[str, str]:
+        """Return the words whose fields are names of shards."""
+        return {field: word for field, word in self._words.items() if "/" in field and "#" not in field}
+
+    def of_shards(self, shards: Container[str]) -> list[str]:
+        """Return the fields of these shards."""
+        return [field for field in self._words if field.partition("#")[0] in shards]
+
+    def of_views(self, view_ids: Container[str]) -> list[str]:
+        """Return the fields of these views and of their shards."""
+        return [field for field in self._words if field.partition("#")[0].partition("/")[0] in view_ids]
+
     def outdated(self, listing: Listing) -> list[str]:
         """Return the fields that an earlier deployment left."""
         return [field for field in self._words if field == _LOSS or listing.excludes(field)]
@@ -128,10 +184,15 @@ class Words:
             raise self._unreadable(field, f"it is not {what}")
         return number
 
+    def _instant(self, field: str, text: str, what: str = _INSTANT) -> int:
+        if not _FIRST_INSTANT_US <= (instant := self._integer(field, text, what)) <= _LAST_INSTANT_US:
+            raise self._unreadable(field, "it is not in the years 1 to 9999")
+        return instant
+
     def _unreadable(self, field: str, why: str) -> LayoutError:
         key = next(key for key, reply in reversed(self._hashes) if field in map(_text, reply))
         return LayoutError(
-            f"Redis holds {self._words[field]!r} in the field {field!r} of {key!r}, which unskew did not write: {why}; "
+            f"Redis holds {self._words[field]!r:.80} in the field {field!r} of {key!r}, which unskew did not write: {why}; "
             "remove the field (HDEL), and unskew run writes it again"
         )
 
@@ -142,12 +203,16 @@ class Clocks(Words):
     def closed_us(self, shard: str) -> int | None:
         """Return the last closed instant; None if there is no clock, or if the shard ended before it had one."""
         word = self._words.get(shard, _ENDED)
-        return None if word == _ENDED else self._integer(shard, word, _INSTANT)
+        return None if word == _ENDED else self._instant(shard, word)
 
     def since_us(self, shard: str) -> int | None:
         """Return the first arrival; None if there is none."""
         word = self._words.get(shard + _SINCE)
-        return None if word is None else self._integer(shard + _SINCE, word, _INSTANT)
+        return None if word is None else self._instant(shard + _SINCE, word)
+
+    def with_clocks(self) -> set[str]:
+        """Return the shards that have a clock."""
+        return {shard for shard, word in self.by_shard().items() if word != _ENDED}
 
     def has_ended(self, shard: str) -> bool:
         """Return true if the shard ended before it had a clock."""
@@ -167,6 +232,10 @@ class Clocks(Words):
             or (clock.since_us is not None and (since_us is None or since_us < clock.since_us))
         )
 
+    def is_retired(self, view_id: str) -> bool:
+        """Return true if no pipeline computes the view any more."""
+        return view_id + _RETIRED in self._words and not self.is_listed(view_id)
+
     def is_listed(self, view_id: str) -> bool:
         """Return true if there is a list of the view's shards."""
         return view_id + _SHARDS in self._words
@@ -185,7 +254,8 @@ class Clocks(Words):
     def outdated(self, listing: Listing) -> list[str]:
         """Return fields that an earlier deployment left, and the ends of this process's shards in an earlier run."""
         ended = [field for field, word in self._words.items() if word == _ENDED and listing.is_own(field)]
-        return [*super().outdated(listing), *ended]
+        back = [view_id + _RETIRED for view_id in listing.view_ids if view_id + _RETIRED in self._words]
+        return [*super().outdated(listing), *ended, *back]
 
 
 class Marks(Words):
@@ -196,7 +266,7 @@ class Marks(Words):
         its_state, *place = self._words.get(shard, "").rsplit(":", 2)
         if len(place) < 2 or its_state != state:
             return NOWHERE
-        return Place(*(self._integer(shard, text, _MARK) for text in place))
+        return Place(self._instant(shard, place[0], _MARK), self._integer(shard, place[1], _MARK))
 
     def places(self, state: str) -> dict[str, Place]:
         """Return all places in that history, by shard."""
@@ -212,6 +282,28 @@ class Marks(Words):
         if len(place) < 2:
             raise self._unreadable(shard, f"it is not {_MARK}")
         return self.place(shard, state).clock_us
+
+    def states(self) -> dict[str, str]:
+        """Return, by shard, the history of its mark."""
+        return {shard: word.rsplit(":", 2)[0] for shard, word in self.by_shard().items()}
+
+    def refilled(self, loss: str) -> set[str]:
+        """Return the shards of which all values were written again after a loss."""
+        return {
+            field.removesuffix(_REFILLED)
+            for field, word in self._words.items()
+            if field.endswith(_REFILLED) and word == loss
+        }
+
+    @property
+    def doubted(self) -> frozenset[str]:
+        """The shards of which values may lack."""
+        return frozenset(field.removesuffix(_DOUBTED) for field in self._words if field.endswith(_DOUBTED))
+
+    def compared_us(self, shard: str) -> int | None:
+        """Return when the last comparison of all the shard's values with the state began; None if there was none."""
+        word = self._words.get(shard + _ROUND)
+        return None if word is None else self._integer(shard + _ROUND, word, _INSTANT)
 
     @property
     def loss(self) -> str:

@@ -3,11 +3,12 @@
 A flush does the following, in this order, over one connection to each server that holds a part of the keys:
 
 1. Name each new connection, so that a process that takes over can cut it. Check that this process still holds its
-   lease. Over new connections, check that the servers still have what they acknowledged (``witness``); if not, a server
-   came back without its data, or another one took over without the last of it, and every shard is asked for all its
-   values (``refill``).
-2. Send marks, which say how far the values to come go: for each shard, its clock and the number of events it has
-   applied. If there are several servers, await the replies.
+   lease. Over new connections, and every few seconds, check that the servers still have what they acknowledged
+   (``witness``); if not, a server came back without its data, or another one took over without the last of it, and
+   every shard is asked for all its values (``refill``). Then see whether the servers evict keys (``eviction``).
+2. Compare rows that shards gave for that with what Redis holds (``scrub``); those that differ join the values. Send
+   marks, which say how far the values to come go: for each shard, its clock and the number of events it has applied. If
+   there are several servers, await the replies.
 3. Send the values, and await their replies.
 4. Send ledgers, witnesses and clocks, and await their replies.
 
@@ -17,28 +18,40 @@ back, even if a server has lost the mark.
 ``pacing`` decides when a flush begins.
 """
 
+import logging
 import socket
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import polars as pl
 import redis
 
+from unskew.features.errors import RequestError
 from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import merge
 from unskew.features.updates import NothingToCome, Updates
+from unskew.features.view import View
 from unskew.sinks.redis.batch import Batch
+from unskew.sinks.redis.compactness import report_large_hashes
 from unskew.sinks.redis.cuts import Cuts
+from unskew.sinks.redis.eviction import Eviction
 from unskew.sinks.redis.held import Held
-from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, registry_key, sent_key
+from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, owners_key, registry_key, sent_key
 from unskew.sinks.redis.nodes import Nodes, nodes_of
+from unskew.sinks.redis.owners import Owners
 from unskew.sinks.redis.pacing import Pacing
 from unskew.sinks.redis.refill import Refill
+from unskew.sinks.redis.removal import remove_values, remove_words
 from unskew.sinks.redis.resp import RowEncoder
+from unskew.sinks.redis.scrub import Scrub
 from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.strangers import is_about_type, remove_strangers
 from unskew.sinks.redis.url import Client
 from unskew.sinks.redis.witness import Kept
-from unskew.sinks.redis.words import Clocks, Listing, Marks, Words, clock_words, ledger_words, mark_words
+from unskew.sinks.redis.words import Clocks, Listing, Marks, Words, clock_words, ledger_words, mark_words, retired_words
+
+_log = logging.getLogger("unskew.redis")
 
 
 class RedisWriter:
@@ -54,7 +67,8 @@ class RedisWriter:
 
     ``state``: names the history of the shards; marks of another history hold nothing back. ``process``: this process's
     number among the ``n_processes`` of that history. ``still_ours``: raises if another process has taken over; it is
-    called before every flush.
+    called before every flush. ``allow_eviction``: whether servers may evict keys; absent rows are provisional then.
+    ``expire_after_us``: how long after their last window empties keys expire; None for never.
     """
 
     def __init__(
@@ -67,8 +81,11 @@ class RedisWriter:
         process: int = 0,
         n_processes: int = 1,
         still_ours: Callable[[], None] = lambda: None,
+        allow_eviction: bool = False,
+        expire_after_us: int | None = None,
     ) -> None:
         self._prefix = prefix
+        self._pipeline = pipeline
         self._state = state
         self._clock_key = clock_key(prefix, pipeline)
         self._sent_key = sent_key(prefix, pipeline)
@@ -81,6 +98,13 @@ class RedisWriter:
         self._kept = Kept(prefix, pipeline, state)
         self._sockets: dict[str, socket.socket] = {}
         self._refill = Refill(self._sent_key)
+        self._eviction = Eviction(allowed=allow_eviction, expires=expire_after_us is not None)
+        self._expire_after_us = expire_after_us
+        self._owners = Owners(prefix, state)
+        self._retired: Collection[str] = ()
+        self.scrub = Scrub(self._sent_key)
+        # Keys that an earlier version or somebody else wrote may have an expiry, until a whole round has found them.
+        self._persists = True
         self._held = Held()
         self._pacing = Pacing(self._bring)
         self._registry: str | None = None
@@ -90,6 +114,8 @@ class RedisWriter:
         self.rows_sent = 0
         self.rows_conflated = 0
         self.flushes = 0
+        self.strangers = 0
+        """The number of keys of another type that were removed from unskew's names."""
 
     @property
     def n_held(self) -> int:
@@ -106,15 +132,32 @@ class RedisWriter:
         """The number of losses of values by Redis so far; when it grows, every shard is asked for all its values."""
         return self._refill.lost
 
+    @property
+    def evicted(self) -> int:
+        """The number of keys that the servers have evicted so far, those of others included."""
+        return self._eviction.evicted
+
+    def is_doubted(self, view: ViewPlan, shard: str) -> bool:
+        """Return true if values of the shard may lack, and a comparison of all of them is urgent."""
+        return not self._eviction.evicts and clock_field(view, shard) in self.scrub.doubted
+
     def look(self) -> None:
         """Cut predecessors' connections, and read how far each shard's values and clocks went.
 
-        Raises ``StoreUnavailable`` if Redis cannot be reached or refuses the credentials.
+        Raises ``StoreUnavailable`` if Redis cannot be reached or refuses the credentials, and ``RequestError`` if it
+        evicts keys and that is not allowed.
         """
-        with self._server.reaching() as client:
+
+        def look(client: Client) -> None:
+            self._eviction.look(self._nodes_of(client))
+            self._eviction.refuse()
             self._cuts.cut_predecessors(self._nodes_of(client))
             self._kept.look(client, self._nodes_of(client).tags)
-            self._held.until(Marks.read(client, self._sent_key).places(self._state))
+            marks = Marks.read(client, self._sent_key)
+            self._held.until(marks.places(self._state))
+            self.scrub.doubted = marks.doubted
+
+        self._reach(look)
 
     def time_us(self) -> int:
         """Return the server's wall clock in microseconds; of a cluster's servers, the earliest."""
@@ -146,20 +189,69 @@ class RedisWriter:
             transaction.multi()
             transaction.set(key, merge(stored, text))
 
-        with self._server.reaching() as client:
-            client.transaction(publish, key)
+        self._reach(lambda client: client.transaction(publish, key))
 
-    def expect(self, shards: Mapping[str, Sequence[str]], own: Container[str] | None = None) -> None:
+    def report_large_hashes(self, views: Iterable[View]) -> None:
+        """Log once which hashes the servers will not keep compact."""
+        with self._server.reaching() as client:
+            report_large_hashes(self._nodes_of(client), views)
+
+    def claim(self, shards: Collection[str], where: str, *, replace: bool = False) -> None:
+        """Claim these shards, ``view@version/shard``, for this writer's state; ``where`` says where that state is.
+
+        ``replace``: first remove all values of the views of shards that belong to another state. Raises ``LayoutError``
+        if there are such shards and they are not replaced.
+        """
+
+        def claim(client: Client) -> None:
+            written_by = {
+                shard: state for shard, state in Marks.read(client, self._sent_key).states().items() if shard in shards
+            }
+            if replace:
+                owners = {**written_by, **self._owners.of(client, shards)}
+                foreign = {name.partition("/")[0] for name, state in owners.items() if state not in {"", self._state}}
+                for view_id in foreign:
+                    n_removed = remove_values(client, self._prefix, view_id)
+                    _log.warning("Redis: %d values of %s that another state wrote were removed", n_removed, view_id)
+                if foreign:
+                    tags = self._nodes_of(client).tags
+                    remove_words(client, self._prefix, self._pipeline, tags, foreign)
+                    written_by = {}
+            self._owners.claim(client, shards, where, written_by)
+
+        self._reach(claim)
+
+    def listed(self, view_id: str) -> tuple[str, ...]:
+        """Return the shards of a view that Redis lists, without the view's name; empty if it lists none."""
+        with self._server.reaching() as client:
+            return Clocks.read(client, self._clock_key).listed(view_id)
+
+    def is_ahead(self, updates: Updates) -> bool:
+        """Return true if later values than these may have been sent, when ``look`` was called."""
+        return self._held.holds(clock_field(updates.view, updates.shard), updates)
+
+    def remove(self, view: ViewPlan, chosen: Callable[[pl.Series], pl.Series]) -> int:
+        """Remove the values of those entities of a view that ``chosen`` says are to go; return how many there were."""
+        with self._server.reaching() as client:
+            return remove_values(client, self._prefix, view.id, chosen=chosen)
+
+    def expect(
+        self,
+        shards: Mapping[str, Sequence[str]],
+        own: Container[str] | None = None,
+        retired: Collection[str] = (),
+    ) -> None:
         """Write the list of each view's shards, by view id, at the start of a run, before any of its clocks.
 
         A reader then knows the shards that have no clock yet. Clocks of other shards of these views are left from an
         earlier deployment; they are removed, with their ledgers. Entries of earlier runs saying that a shard ended
         without a clock are removed too. ``own``: the shards, ``view@version/shard``, for which this process removes
-        such entries, if other processes compute the others; None for all.
+        such entries, if other processes compute the others; None for all. ``retired``: views, by id, that this process
+        no longer computes; readers that ask for them get an error once nobody does.
         """
+        self._retired = retired
         self._listing = Listing(shards, own)
-        with self._server.reaching() as client:
-            self._list(client)
+        self._reach(self._list)
 
     def _list(self, client: Client) -> None:
         # One hash at a time, because in a cluster each may be on another server.
@@ -172,6 +264,41 @@ class RedisWriter:
             client.hset(self._clock_key, mapping=self._listing.words)  # type: ignore[arg-type]
         if outdated:
             client.hdel(self._clock_key, *outdated)
+        if self._retired:
+            self._retire(client)
+
+    def _retire(self, client: Client) -> None:
+        tags = self._nodes_of(client).tags
+        written_by = Marks.read(client, self._sent_key).states()
+        given_up = self._owners.retire(client, self._retired, written_by)
+        gone = {shard.partition("/")[0] for shard, is_last in given_up.items() if is_last}
+        if not given_up:
+            return
+        for key in (self._clock_key, self._sent_key, self._ledger_key, *self._kept.witnesses(tags)):
+            words = Words.read(client, key)
+            fields = [*words.of_shards(given_up), *words.of_views(gone)]
+            if fields:
+                client.hdel(key, *fields)
+        if gone:
+            client.hset(self._clock_key, mapping=retired_words(gone))  # type: ignore[arg-type]
+            _log.warning(
+                "%s: no longer computed; readers that ask for it get an error, and its values stay in Redis until they are "
+                "removed with: unskew drop %s",
+                ", ".join(sorted(gone)),
+                " ".join(sorted(gone)),
+            )
+
+    def compare(self, updates: Updates, now_us: int) -> None:
+        """Add a part of a shard's current rows, to be compared with Redis before the next batch is sent."""
+        name = clock_field(updates.view, updates.shard)
+        if self._held.holds(name, updates) or updates.view.id not in self._encoders:
+            # Redis may hold more than the shard has reached.
+            self.scrub.skip(name)
+        else:
+            self.scrub.began(name, now_us)
+            self._pacing.gathered.compare(name, updates.current)
+        if updates.scrub == "last":
+            self._pacing.gathered.compared[name] = self.scrub.ended(name, now_us)
 
     def add(self, updates: Updates | NothingToCome) -> None:
         """Add one step's current rows and its clock; a step without rows still moves the clock."""
@@ -180,7 +307,7 @@ class RedisWriter:
             return
         view, name = updates.view, clock_field(updates.view, updates.shard)
         if view.id not in self._encoders:
-            self._encoders[view.id] = RowEncoder(view, self._prefix)
+            self._encoders[view.id] = RowEncoder(view, self._prefix, self._expire_after_us)
         if updates.refill is not None:
             self._refill.note(name, updates)
         if self._held.keeps(name, updates):
@@ -220,30 +347,69 @@ class RedisWriter:
     def _bring(self, batch: Batch, now_us: int) -> None:
         """Send a batch, in the steps that the module's docstring lists."""
         batch.conflate()
-        with self._server.reaching() as client:
-            self._refill.hear(client, self._listing.shards, batch, now_us)
-            nodes = self._nodes_of(client)
-            with nodes.open():
-                self._check_connections(client, nodes, batch)
-                self._send_marks(nodes, batch)
-                self._send_values(nodes, batch, now_us)
-                if self._are_new(nodes):
-                    # In a cluster, another server has taken over meanwhile.
-                    self._see_what_is_left(client, nodes, batch)
-                self._send_clocks(nodes, batch)
-            self._refill.acknowledged(client, batch)
+        self._reach(lambda client: self._send(client, batch, now_us), batch)
+        if batch.compared:
+            self._persists = not self.scrub.is_through(self._kept.shards())
         self.rows_sent += batch.n_rows
         self.rows_conflated += batch.n_conflated
         self.flushes += 1
 
-    def _check_connections(self, client: Client, nodes: Nodes, batch: Batch) -> None:
+    def _send(self, client: Client, batch: Batch, now_us: int) -> None:
+        self._refill.hear(client, self._listing.shards, batch, now_us)
+        nodes = self._nodes_of(client)
+        with nodes.open():
+            self._check_connections(client, nodes, batch, now_us)
+            self.scrub.compare(client, batch, self._encoders, expires=self._expire_after_us is not None)
+            self._send_marks(nodes, batch)
+            self._send_values(nodes, batch, now_us)
+            if self._are_new(nodes):
+                # In a cluster, another server has taken over meanwhile.
+                self._see_what_is_left(client, nodes, batch)
+            self._send_clocks(nodes, batch)
+        self._refill.acknowledged(client, batch)
+        self.scrub.acknowledged(client, batch, evicts=self._eviction.evicts)
+
+    def _reach(self, act: Callable[[Client], object], batch: Batch | None = None) -> None:
+        """Act, which can be repeated; if a key of another type is in the way, remove it and act again."""
+        with self._server.reaching() as client:
+            try:
+                act(client)
+            except redis.ResponseError as error:
+                if not is_about_type(error):
+                    raise
+                self.strangers += remove_strangers(client, self._keys(client, batch or Batch()))
+                act(client)
+
+    def _keys(self, client: Client, batch: Batch) -> Iterator[tuple[str, str]]:
+        """Yield each key that may be read or written with ``batch``, and the type of its value."""
+        yield registry_key(self._prefix), "string"
+        words = (self._clock_key, self._sent_key, self._ledger_key, owners_key(self._prefix))
+        for key in (*words, *self._kept.witnesses(self._nodes_of(client).tags)):
+            yield key, "hash"
+        for view, frames in batch.frames.items():
+            for frame in frames:
+                for key in self._encoders[view].keys_of(frame):
+                    yield key, "hash"
+
+    def _check_connections(self, client: Client, nodes: Nodes, batch: Batch, now_us: int) -> None:
         new = self._are_new(nodes)
         if new:
             self._cuts.show(nodes)
         # The check follows the naming: a process that takes over takes the lease first, then cuts named connections.
         self._still_ours()
-        if new:
+        n_evicted = 0
+        if new or self._eviction.is_due(now_us):
+            self._owners.hold(client)
+            # Words may also be evicted or removed one by one.
             self._see_what_is_left(client, nodes, batch)
+            n_evicted = self._eviction.look(nodes, now_us)
+        if n_evicted or self._eviction.evicts:
+            self.scrub.doubt(client, {*self._kept.shards(), *batch.places}, again=True)
+        try:
+            self._eviction.refuse()
+        except RequestError as error:
+            # The flow waits until the server is configured.
+            raise redis.RedisError(str(error)) from error
 
     def _send_marks(self, nodes: Nodes, batch: Batch) -> None:
         if batch.places:
@@ -253,7 +419,7 @@ class RedisWriter:
     def _send_values(self, nodes: Nodes, batch: Batch, now_us: int) -> None:
         for view, frames in batch.frames.items():
             for frame in frames:
-                nodes.send_rows(self._encoders[view], frame, now_us)
+                nodes.send_rows(self._encoders[view], frame, now_us, persist=self._persists or batch.mends)
         nodes.finish()
 
     def _send_clocks(self, nodes: Nodes, batch: Batch) -> None:
@@ -275,7 +441,7 @@ class RedisWriter:
         return any(self._sockets.get(name) is not found for name, found in nodes.sockets().items())
 
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
-        """Check over new connections that Redis has what it acknowledged in this run; if not, ``lost`` grows by one."""
+        """Check that Redis has what it acknowledged in this run; if not, ``lost`` grows by one."""
         if self._sockets:
             lacking = self._kept.lacking(client, self._listing)
             if lacking is not None:
@@ -289,5 +455,7 @@ class RedisWriter:
                     client.hset(self._clock_key, mapping=clock_words(ended))  # type: ignore[arg-type]
                 self._refill.lose(client, self._kept.shards(), self._listing.shards, batch)
                 self._kept.forget()
+                self.scrub.forget()
+                self._persists = True
                 self._ledgers = {}
         self._sockets = nodes.sockets()

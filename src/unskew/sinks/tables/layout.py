@@ -12,7 +12,6 @@ stay for a while, for readers that have listed them. Readers skip every name tha
 """
 
 import datetime as dt
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, together
 from unskew.features.plan import ViewPlan
+from unskew.sinks.tables.checksum import read_json
 
 LAYOUT = "1"
 STAGED = "_staged"
@@ -84,7 +84,16 @@ class Coverage:
     def since_us(self) -> int | None:
         if self.waiting:
             return None
-        return max((shard.since_us for shard in self.shards.values() if shard.since_us is not None), default=None)
+        return max(self._sinces, default=None)
+
+    @property
+    def first_since_us(self) -> int | None:
+        """The earliest over the shards: before it nothing is known. None if no shard has seen an event."""
+        return min(self._sinces, default=None)
+
+    @property
+    def _sinces(self) -> list[int]:
+        return [shard.since_us for shard in self.shards.values() if shard.since_us is not None]
 
     @property
     def ledger(self) -> Ledger:
@@ -206,15 +215,18 @@ def read_coverage(root: Path) -> Coverage | None:
         if path.name.startswith(("_", ".")):
             continue
         try:
-            found = json.loads(path.read_bytes())
+            found = read_json(path.read_bytes())
             shards[path.stem] = ShardCoverage(
-                since_us=found["since"],
-                complete_to_us=found["complete_to"],
-                next_sequence=found["seq"],
+                since_us=None if found["since"] is None else int(found["since"]),
+                complete_to_us=None if found["complete_to"] is None else int(found["complete_to"]),
+                next_sequence=int(found["seq"]),
                 ended=found["complete_to"] is None and bool(found.get("ended")),
                 ledger=read_ledger(found.get(LEDGER, {})),
             )
-        except (ValueError, KeyError, TypeError, LayoutError) as error:
+        except FileNotFoundError:
+            # A run that begins removes the entry of a shard that had ended.
+            continue
+        except (ValueError, KeyError, TypeError, OSError, LayoutError) as error:
             raise LayoutError(
                 f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it again"
             ) from error
@@ -226,10 +238,10 @@ def read_coverage(root: Path) -> Coverage | None:
 def _read_shards(path: Path) -> list[str]:
     """Read the list of shards; empty if no list was ever written."""
     try:
-        return [str(shard) for shard in json.loads(path.read_bytes())["shards"]]
+        return [str(shard) for shard in read_json(path.read_bytes())["shards"]]
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise LayoutError(
             f"{path} does not say which shards there are ({error}); restart the pipeline, which writes it again"
         ) from error

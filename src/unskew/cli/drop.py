@@ -1,0 +1,84 @@
+"""``unskew drop``: remove what a view version that is no longer computed left in Redis."""
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from unskew import settings
+from unskew.features.errors import RequestError
+from unskew.features.registry import without
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import redis
+
+    from unskew.sinks.redis.url import Client
+
+_VIEW_ID = re.compile(r"[^@\s]+@[1-9][0-9]*")
+
+
+@click.command()
+@click.argument("views", metavar="VIEW@VERSION...", nargs=-1, required=True)
+@settings.redis_url
+@settings.prefix
+@settings.pipeline
+@click.option(
+    "--force", is_flag=True, help="Also if a pipeline has not given up the view: it must have ended for good."
+)
+def drop(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, force: bool) -> None:
+    """Remove the values of view versions that are no longer computed, and what Redis holds beside them.
+
+    `unskew run` names this command when a view is no longer defined or has a new version. Keys of other views, versions
+    and prefixes are not touched. The keys are found by SCAN, page by page, so Redis goes on serving. The command can be
+    repeated.
+
+    \b
+    Examples:
+        unskew drop household_purchases@1
+        unskew drop household_purchases@1 --force     (the pipeline is dead and will not start again)
+    """
+    from unskew.sinks.redis.keyspace import clock_key, owners_key, registry_key
+    from unskew.sinks.redis.nodes import nodes_of
+    from unskew.sinks.redis.removal import remove_values, remove_words
+    from unskew.sinks.redis.server import Server
+    from unskew.sinks.redis.words import Clocks, Words, retired_words
+
+    if wrong := [view for view in views if not _VIEW_ID.fullmatch(view)]:
+        raise RequestError(f"{wrong[0]!r} is not a view version; write VIEW@VERSION, for example household_purchases@1")
+    server = Server(redis_url)
+    try:
+        with server.reaching() as client:
+            clocks, owners = Clocks.read(client, clock_key(prefix, pipeline)), Words.read(client, owners_key(prefix))
+            alive = [view for view in views if clocks.shards(view) or owners.of_views([view])]
+            if alive and not force:
+                raise RequestError(
+                    f"{', '.join(alive)}: a pipeline computes it; run that pipeline without the view first, or, if it has ended for "
+                    "good, add --force"
+                )
+            _withdraw(client, registry_key(prefix), views)
+            for view in views:
+                n_removed = remove_values(
+                    client,
+                    prefix,
+                    view,
+                    lambda n, view=view: click.echo(f"{view}: {n:,} keys removed", err=True),  # type: ignore[misc]
+                )
+                remove_words(client, prefix, pipeline, nodes_of(client).tags, [view])
+                client.hset(clock_key(prefix, pipeline), mapping=retired_words([view]))  # type: ignore[arg-type]
+                click.echo(f"{view}: {n_removed:,} keys removed from Redis")
+    finally:
+        server.close()
+
+
+def _withdraw(client: "Client", key: str, views: "Sequence[str]") -> None:
+    """Remove the views from the published registry."""
+
+    def change(transaction: "redis.client.Pipeline") -> None:
+        left = without(transaction.get(key), views)
+        transaction.multi()
+        if left is not None:
+            transaction.set(key, left)
+
+    client.transaction(change, key)

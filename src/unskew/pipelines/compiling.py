@@ -1,0 +1,228 @@
+"""The compilation of the kernel before a pipeline reads its first record, in processes of its own.
+
+It takes half a minute of processor time where nothing is kept yet (``jit_cache`` keeps it). A process can be ended at
+any moment, a compilation cannot. Two processes share the work; a pipeline that starts meanwhile waits for them, and
+then finds everything.
+
+    python -m unskew.pipelines.compiling [FOLDER]    compile everything now, for an image; FOLDER as in ``suggest``
+"""
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numba import typeof
+
+from unskew.features import jit_cache
+from unskew.features.kernel import words as w
+from unskew.features.kernel.accumulators import mark_texts
+from unskew.features.kernel.bags import fill_slots
+from unskew.features.kernel.codings import _take_apart
+from unskew.features.kernel.directory import (
+    Directory,
+    _fill_rows,
+    _fill_slots,
+    _gather_bytes,
+    _gather_lengths,
+    _repack,
+    find_rows,
+    insert_rows,
+    remove_rows,
+)
+from unskew.features.kernel.engine import current, reset_rows, run, take_dead
+from unskew.features.kernel.program import Program
+from unskew.features.kernel.repeats import _forget, _join, _new_queue, _remember, _split
+from unskew.features.kernel.state import Batch
+from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
+from unskew.features.shard_state import new_rows, new_state
+from unskew.features.text_buffers import _hash_keys, read_only
+from unskew.pipelines.decoding.avro_walk import _check, _cut, _walk
+from unskew.pipelines.decoding.columns import _read_decimals
+from unskew.sinks.redis.resp_bytes import write_rows
+
+_LOOK_S = 0.1
+_N_PARTS = 2
+
+_log = logging.getLogger("unskew.kernel")
+
+
+class Flag(Protocol):
+    """A request to stop, for example ``threading.Event``."""
+
+    def is_set(self) -> bool: ...
+
+
+class Entry(NamedTuple):
+    """A compiled function that Python calls, and the types of its arguments, which are the same for all definitions."""
+
+    function: Any
+    types: tuple[Any, ...]
+
+    def is_kept(self) -> bool:
+        """Return true if it need not be compiled."""
+        held: bool = self.function._cache.holds(self.types, self.function.targetctx)  # noqa: SLF001 - as in ``jit``
+        return held
+
+
+def _entry(function: Callable[..., Any], *examples: Any) -> Entry:
+    return Entry(function, tuple(map(typeof, examples)))
+
+
+def entries() -> list[list[Entry]]:
+    """Return all entries, in parts that have little in common and can be compiled at the same time."""
+    ints, tables = np.empty(0, np.int64), np.empty((0, 0), np.int64)
+    narrow, octets = np.empty(0, np.int32), np.empty(0, np.uint8)
+    hashes, marks, many_marks = np.empty(0, np.uint64), np.empty(0, np.bool_), np.empty((0, 0), np.bool_)
+    shown, shown_octets, shown_marks = read_only(ints), read_only(octets), read_only(marks)
+    program = Program(
+        accumulators=tables,
+        features=tables,
+        windows=tables,
+        boundaries=ints,
+        constants=np.empty(0, np.float64),
+        n_words=0,
+        ring_slots=0,
+        entity_words=0,
+        value_words=0,
+        chosen_words=0,
+        rank_words=0,
+        n_bags=0,
+    )
+    state = new_state(program, 0)
+    batch = Batch(narrow, shown, shown, shown, shown, shown, many_marks, tables, many_marks)
+    rows = new_rows(0, 0)
+    arrays = Directory().arrays
+    queue = _new_queue(0)
+    tiles = Tiles(narrow, narrow, ints, tables, tables)
+    of_kernel = [
+        _entry(run, program, state, batch, 0, 0, rows, ints),
+        _entry(current, program, state, rows, ints, ints, ints),
+        _entry(mark_texts, program, state, narrow, marks),
+        _entry(_collect, program, state, narrow, *tiles),
+        _entry(_hang, program, state, narrow, *tiles),
+    ]
+    of_the_rest = [
+        _entry(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, shown_octets, shown,
+               tables, many_marks, shown_marks, shown),
+        _entry(_check, shown_octets, ints, tables, tables, ints, tables, ints, marks),
+        _entry(_cut, shown_octets, ints, tables, tables, ints, tables, octets),
+        _entry(_walk, shown_octets, 0, 0, 0, tables, ints, tables),
+        _entry(_read_decimals, shown, shown_octets, np.empty((0, 2), np.uint64), marks),
+        _entry(insert_rows, arrays, shown, shown_octets, narrow, narrow),
+        _entry(find_rows, arrays, shown, shown_octets, narrow),
+        _entry(remove_rows, arrays, narrow),
+        _entry(_fill_rows, arrays, narrow, ints, octets),
+        _entry(_fill_slots, narrow, hashes, narrow, np.int64(0)),
+        _entry(_repack, arrays, octets),
+        _entry(_gather_lengths, arrays, narrow, ints),
+        _entry(_gather_bytes, arrays, narrow, ints, octets),
+        _entry(_join, narrow, shown_marks, shown, shown_octets, ints, octets),
+        _entry(_split, ints, octets, ints, octets),
+        _entry(_forget, arrays, ints, arrays, queue, 0),
+        _entry(_remember, arrays, ints, arrays, queue, narrow, shown_marks, ints, octets, shown, 0, marks),
+        _entry(_hash_keys, shown, shown_octets, hashes),
+        _entry(_take_apart, hashes, 0, ints),
+        _entry(take_dead, state, narrow),
+        _entry(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
+        _entry(fill_slots, state.scalars, state.items, state.slots, marks),
+    ]  # fmt: skip
+    return [of_kernel, of_the_rest]
+
+
+def is_done() -> bool:
+    """Return true if a pipeline will find all that it needs."""
+    return all(entry.is_kept() for part in entries() for entry in part)
+
+
+def compile_ahead(folder: Path | None, stop: Flag) -> None:
+    """Compile what is not kept yet; return at once, with less done, when ``stop`` is set.
+
+    ``folder``: as in ``jit_cache.suggest``. If no folder can be written, or if a process fails, functions are compiled
+    where they are first called.
+    """
+    if folder is not None:
+        jit_cache.suggest(folder)
+    if jit_cache.places().writable is None:
+        return
+    with contextlib.ExitStack() as ending:
+        children = [ending.enter_context(_compiler(part, folder)) for part in range(min(_N_PARTS, os.cpu_count() or 1))]
+        while any(child.poll() is None for child in children):
+            if stop.is_set():
+                return
+            time.sleep(_LOOK_S)
+        if failed := [child.returncode for child in children if child.returncode]:
+            _log.warning(
+                "the kernel could not be compiled ahead (status %s); it is compiled with the first events", failed[0]
+            )
+
+
+@contextlib.contextmanager
+def _compiler(part: int, folder: Path | None) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a process that compiles from ``part`` on; it ends with the block."""
+    words = [
+        sys.executable,
+        "-m",
+        "unskew.pipelines.compiling",
+        "--from",
+        str(part),
+        *([] if folder is None else [str(folder)]),
+    ]
+    # A session of its own: Ctrl-C in a terminal reaches only us.
+    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _compile(first: int) -> None:
+    """Compile all parts, beginning with part ``first``; wait where another process is at work."""
+    parts = entries()
+    for number in (*range(first, len(parts)), *range(first)):
+        with _alone(number):
+            for entry in parts[number]:
+                if not entry.is_kept():
+                    entry.function.compile(entry.types)
+
+
+@contextlib.contextmanager
+def _alone(part: int) -> Iterator[None]:
+    """Let one process at a time compile a part."""
+    place = jit_cache.places().writable
+    if place is None:
+        yield
+        return
+    with (place / f"{part}.lock").open("wb") as lock:
+        # Some network file systems have no locks; there, two processes may compile the same.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    """Compile everything that a pipeline needs, and keep it."""
+    arguments = argparse.ArgumentParser(prog="python -m unskew.pipelines.compiling", description=main.__doc__)
+    arguments.add_argument("folder", type=Path, nargs="?", help="where it is kept if no usual folder can be written")
+    arguments.add_argument("--from", dest="first", type=int, default=0, help="the part to begin with")
+    given = arguments.parse_args()
+    if given.folder is not None:
+        jit_cache.suggest(given.folder)
+    _compile(given.first)
+    if jit_cache.places().writable is None:
+        sys.exit(
+            "error: what was compiled cannot be kept; set NUMBA_CACHE_DIR to a folder that only this user can write"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Rehydration: write all current values to Redis again from a state folder whose pipeline does not run."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import bytewax.operators as op
+import numpy as np
+import polars as pl
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from bytewax.recovery import RecoveryConfig
+from bytewax.testing import TestingSink, TestingSource, run_main
+from typing_extensions import override
+
+from unskew.features.errors import LayoutError
+from unskew.features.plan import Plan, ViewPlan
+from unskew.features.registry import describe
+from unskew.features.text_buffers import Keys
+from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.folder import CHANGELOG, RECOVERY, StateFolder, shards_of
+from unskew.pipelines.state.ordering import Shard, Siblings
+from unskew.sinks.lease import Lease, Leases
+from unskew.sinks.redis.writer import RedisWriter
+from unskew.sinks.wall import wall_us
+
+ROWS_PER_PART = 20_000
+FLOW, STEP = "unskew", "aggregate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a rehydration has written so far: rows of Redis, and shards of ``n_shards``.
+
+    ``removed``: the number of keys that Redis held and the state does not.
+    """
+
+    rows: int = 0
+    shards: int = 0
+    n_shards: int = 0
+    removed: int = 0
+
+
+def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], None] = lambda _: None) -> Written:
+    """Write all values of the plan's views that the state holds, then remove keys of these views that it does not hold.
+
+    ``deployment``: ``state``, ``redis_url``, ``prefix`` and ``pipeline`` count. Nothing in the state folder is changed.
+    Raises ``LayoutError`` if a process runs on the state, if the state is of another pipeline or definition, or if
+    Redis holds later values than the state; ``StoreUnavailable`` if Redis fails. The call can then be repeated.
+    """
+    with ExitStack() as closing:
+        leases = Leases()
+        closing.callback(leases.release)
+        leases.add(Lease(deployment.state, "--state", deployment.owner(), frozenset(["the state"]), take_over=False))
+        deployment = replace(deployment, n_hashes=shards_of(deployment.state))
+        state = StateFolder.read(plan, deployment, leases.check)
+        saved = _saved(deployment.state / RECOVERY)
+        changelogs = Changelogs(deployment.state / CHANGELOG, leases.check)
+        closing.callback(changelogs.close)
+        writer = RedisWriter(
+            deployment.redis_url,
+            deployment.prefix,
+            deployment.pipeline,
+            state.id,
+            still_ours=leases.check,
+            allow_eviction=deployment.allow_eviction,
+            expire_after_us=deployment.expire_after_us,
+        )
+        closing.callback(writer.close)
+        writer.look()
+        views = {view.id: view for view in plan.views.values()}
+        names = {view_id: sorted(one["shard"] for one in saved if one["view"] == view_id) for view_id in views}
+        own = frozenset(f"{view_id}/{name}" for view_id, shards in names.items() for name in shards)
+        writer.claim(own, deployment.place())
+        writer.publish_registry(json.dumps(describe(plan)))
+        listed = {view_id: writer.listed(view_id) or tuple(names[view_id]) for view_id in views}
+        writer.expect(listed, own)
+        written = Written(n_shards=len(own))
+        for view_id, view in views.items():
+            mine = [one for one in saved if one["view"] == view_id]
+            whole = set(listed[view_id]) <= set(names[view_id])
+            for step in _write(view, mine, writer, changelogs, written, whole=whole):
+                written = step
+                report(written)
+        return written
+
+
+def _write(
+    view: ViewPlan,
+    saved: Sequence[Mapping[str, Any]],
+    writer: RedisWriter,
+    changelogs: Changelogs,
+    written: Written,
+    *,
+    whole: bool,
+) -> Iterator[Written]:
+    """Write one view. ``whole``: the state holds all of its shards, so a key that none of them holds is removed."""
+    siblings = Siblings()
+    shards = [Shard.from_snapshot(view, siblings, changelogs, dict(one)) for one in saved]
+    for shard in shards:
+        state = shard.state
+        if state.clock_us is None:
+            written = replace(written, shards=written.shards + 1)
+            continue
+        for part in shard.everything(ROWS_PER_PART):
+            if writer.is_ahead(part):
+                raise LayoutError(
+                    f"Redis holds later values of {view.id} (shard {state.shard}) than the state, because the pipeline did not end "
+                    "by itself; start unskew run: it comes as far again, and then writes what Redis lacks"
+                )
+            writer.add(replace(part, behind=False))
+            writer.flush(wall_us())
+            written = replace(written, rows=written.rows + part.current.height)
+            yield written
+        written = replace(written, shards=written.shards + 1)
+        yield written
+    if whole:
+
+        def is_unknown(keys: pl.Series) -> pl.Series:
+            known = np.zeros(len(keys), np.bool_)
+            for shard in shards:
+                known |= shard.state.holds(Keys.of(keys))
+            return pl.Series(~known)
+
+        yield replace(written, removed=written.removed + writer.remove(view, is_unknown))
+    for shard in shards:
+        shard.state.dissolve()
+
+
+class _Kept(StatefulBatchLogic[Any, Any, dict[str, Any]]):
+    """A shard's saved state, unread."""
+
+    def __init__(self, saved: dict[str, Any]) -> None:
+        self._saved = saved
+
+    @override
+    def on_batch(self, values: list[Any]) -> tuple[list[Any], bool]:
+        return [], StatefulBatchLogic.RETAIN
+
+    @override
+    def snapshot(self) -> dict[str, Any]:
+        return self._saved
+
+
+def _saved(recovery: Path) -> list[dict[str, Any]]:
+    """Return what the recovery store holds of every shard.
+
+    Bytewax reads its store only for a flow. So a flow without items is resumed from a copy of the store, which holds
+    little more than the names of the files of the state.
+    """
+    found: list[dict[str, Any]] = []
+
+    def keep(saved: dict[str, Any] | None) -> _Kept:
+        assert saved is not None
+        found.append(saved)
+        return _Kept(saved)
+
+    flow = Dataflow(FLOW)
+    nothing: Any = op.input("nothing", flow, TestingSource([]))
+    op.output("nowhere", op.stateful_batch(STEP, nothing, keep), TestingSink([]))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / RECOVERY
+        shutil.copytree(recovery, copy)
+        run_main(flow, recovery_config=RecoveryConfig(copy))
+    return found
