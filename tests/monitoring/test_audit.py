@@ -33,7 +33,7 @@ from tests.support.updates import updates
 from tests.support.written import write_archive, write_log
 from unskew.cli import main
 from unskew.features.definitions.load import load
-from unskew.features.errors import RequestError
+from unskew.features.errors import LayoutError, RequestError
 from unskew.features.evaluate import evaluate
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.shard_state import ShardState
@@ -624,6 +624,67 @@ def test_the_command_prints_what_was_compared_and_fails_on_a_difference(tmp_path
     assert differing.exit_code == 1
     assert re.search(r"difference clicks@1 count in the log: \d+\n  clicks@1 of u ", differing.output)
     assert "\n  and " in differing.output
+
+
+def test_the_command_reports_all_differences_and_counts_them_in_json(tmp_path, redis_client, redis_url):
+    definitions = tmp_path / "definitions.py"
+    definitions.write_text(DEFINITIONS)
+    write(tmp_path, redis_client, load(definitions).views["clicks"], EVENTS.with_columns(at="_event_time"))
+    rewrite(tmp_path, pl.col("count") + 1)
+    rewrite(
+        tmp_path, pl.when(pl.col("user") == "u 3").then(pl.col("today") + 1).otherwise(pl.col("today")).alias("today")
+    )
+    for user in ("u%201", "u%202"):
+        redis_client.hset(
+            f"unskew:clicks@1:{{{user}}}", mapping={"_at": str(CLOCK - SECOND), "count": "9", "sum": "0.0"}
+        )
+
+    shown = CliRunner().invoke(main, [
+        "audit", "--definitions", str(definitions), "--log", str(tmp_path / "log"),
+        "--archive", str(tmp_path / "archive"), "--redis-url", redis_url, "--samples", "200", "--json",
+    ])  # fmt: skip
+
+    assert shown.exit_code == 1
+    report = json.loads(shown.stdout)
+    assert report["identical"] is False
+    found = {(one["where"], one["view"], one["feature"]): one for one in report["differences"]}
+    assert found.keys() == {("log", "clicks@1", "count"), ("log", "clicks@1", "today"), ("redis", "clicks@1", "count")}
+    of_count = found["log", "clicks@1", "count"]
+    assert of_count["count"] > 50
+    assert len(of_count["examples"]) == 3
+    assert all(one["found"] == one["expected"] + 1 for one in of_count["examples"])
+    assert {tuple(one["entity"]) for one in found["log", "clicks@1", "today"]["examples"]} == {("u 3",)}
+    in_redis = found["redis", "clicks@1", "count"]
+    assert {(*one["entity"], one["found"], one["expected"]) for one in in_redis["examples"]} == {
+        ("u 1", 9, 0),
+        ("u 2", 9, 0),
+    }
+    assert in_redis["count"] == 2
+
+
+def test_a_view_that_cannot_be_compared_does_not_hide_the_differences_of_another(stored, redis_client, redis_url):
+    other = replace(SECOND_VIEW, stream=replace(CLICKS.stream, topic="elsewhere"))
+    write(stored, redis_client, other, EVENTS, archived=False)
+    both = Plan(streams=PLAN.streams, views={"taps": other, "clicks": CLICKS})
+    with pytest.raises(RequestError, match="no archived events of topic elsewhere"):
+        run(stored, redis_url, plan=both)
+
+    rewrite(stored, pl.col("count") + 1)
+    report = run(stored, redis_url, plan=both)
+
+    assert [(one.view, one.feature) for one in report.differences] == [("clicks@1", "count")]
+    assert ["no archived events of topic elsewhere" in refusal for refusal in report.refusals] == [True]
+
+
+@pytest.mark.parametrize(("key", "field", "word"), [
+    ("unskew:clicks@1:{u%203}", "_at", "soon"), ("unskew:clicks@1:{u%203}", "sum", "much"),
+    ("unskew:clock:main", "clicks@1/h0", str(2**62)),
+])  # fmt: skip
+def test_what_unskew_did_not_write_in_redis_is_named(stored, redis_client, redis_url, key, field, word):
+    redis_client.hset(key, field, word)
+
+    with pytest.raises(LayoutError, match=re.escape(field)):
+        run(stored, redis_url)
 
 
 @pytest.mark.parametrize("command", ["head", "stats"])

@@ -71,6 +71,26 @@ def test_a_record_whose_schema_was_unknown_stays_a_dead_letter_and_one_that_come
     _check_log(outcome)
 
 
+@pytest.mark.long
+def test_a_record_that_was_read_is_read_again_though_the_registry_does_not_know_its_schema_at_first(
+    bench: Bench, registry: Registry
+) -> None:
+    outcome = Outcome(plan(bench.produce(RECORDS)), bench.deployment(epoch_s=1000.0, poll_records=6))
+    outcome.deployment = replace(outcome.deployment, schema_registry=f"http://{registry.address}")
+    registry.put(7, SCHEMA)
+    with pytest.raises(BrokenOff):
+        run(outcome.plan, outcome.deployment, stop=Calling(25, _break_off))  # type: ignore[arg-type]
+
+    # A follower that lags for longer than an unknown id may hold up the flow.
+    registry.failures, registry.status = 4, 404
+    run(outcome.plan, outcome.deployment, stop=threading.Event())
+
+    assert registry.failures == 0
+    assert outcome.dead_letters().filter(kind="schema").height == 0
+    assert outcome.archive().height == len(RECORDS)
+    _check_log(outcome)
+
+
 MODES = {
     "end": {"idle": "none", "ends": "now"},
     "live": {"idle": "wall", "ends": None},

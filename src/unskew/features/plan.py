@@ -19,6 +19,7 @@ Operation = Literal["c", "r", "u", "d", "t", "m"]
 OtherOperations = Literal["ignore", "dead_letter"]
 
 DEFAULT_SETTLE_US = 500_000
+DEFAULT_MAX_AHEAD_US = 5_000_000
 MAX_FEATURES = 64
 """The most features of one view: one word in the kernel's rows has a bit for the presence of each."""
 
@@ -49,6 +50,7 @@ class StreamPlan:
     ``schema``: the Avro reader schema, parsed JSON. ``columns``: payload column -> Polars type after decoding.
     ``settle_us``: how far behind the present a reader that has caught up announces its clock. None if the definition
     does not say: then it is ``DEFAULT_SETTLE_US``, and a live topic with producer timestamps is refused.
+    ``max_ahead_us``: how far past the present a producer's timestamp may lie.
     ``event_id``: the column that identifies events; None if there is none. ``format``: the format of the values; if it
     is JSON, ``schema`` may also be a JSON Schema. ``key_column``: the column that holds the record key, in
     ``key_format``; None if there is none. ``headers``: column -> the record header that it holds.
@@ -79,6 +81,7 @@ class StreamPlan:
     key_format: KeyFormat = "string"
     headers: Mapping[str, str] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
+    max_ahead_us: int = DEFAULT_MAX_AHEAD_US
     schema_ids: tuple[int, ...] = ()
     records: tuple[str, ...] = ()
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -102,19 +105,25 @@ class StreamPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePlan:
-    """A row-by-row expression over payload columns, cast to the Polars type of ``dtype``."""
+    """A row-by-row expression over payload columns, cast to the Polars type of ``dtype``.
+
+    Columns of whole numbers are int64 and those of floats float64 before they enter ``expr``. ``fails``: true, and
+    never null, for a record on which it has no exact result; None if there can be none.
+    """
 
     text: str
     expr: pl.Expr
     dtype: Type
+    fails: pl.Expr | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterPlan:
-    """A row-by-row boolean expression over payload columns; null counts as false."""
+    """A row-by-row boolean expression over payload columns; null counts as false. ``fails`` is as in ``ValuePlan``."""
 
     text: str
     expr: pl.Expr
+    fails: pl.Expr | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +173,7 @@ class FeaturePlan(_Output):
 class DerivedPlan(_Output):
     """A feature that is an expression over the view's other features, evaluated on each of their rows.
 
-    ``expr`` gives null whenever ``text`` gives NaN or infinity.
+    ``expr`` gives null whenever ``text`` gives NaN or infinity, or has no exact result.
     """
 
     expr: pl.Expr

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
+from unskew.features.errors import LayoutError, Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.pipelines import compiling
@@ -24,16 +25,19 @@ from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
+from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
+from unskew.pipelines.kafka.turns import Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
-from unskew.pipelines.state.changelog import Changelogs
-from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, StateFolder, make_state_folder
+from unskew.pipelines.state.changelog import REMEDY, Changelogs
+from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, RECOVERY, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
+from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
@@ -50,12 +54,12 @@ def run(
     *,
     stop: threading.Event,
     report: Callable[[Status], None] | None = None,
-    present_us: Callable[[], int] = wall_us,
+    clock: HostClock | None = None,
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
-    If partitions, or topics that match a pattern, are added to a stream that is read without end, the flow ends as if
-    it were stopped, and begins again with them; counts then begin again, too.
+    If the wall clock goes back, or if partitions, or topics that match a pattern, are added to a stream that is read
+    without end, the flow ends as if it were stopped, and begins again; counts then begin again, too.
 
     ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
     another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
@@ -64,23 +68,46 @@ def run(
     nothing, retired no view and leaves no folder behind. Raises ``Stopped`` if ``stop`` is set before it has begun.
     """
     deployment.check(plan)
+    clock = HostClock() if clock is None else clock
     while True:
-        ends = _Ends(stop)
-        status = _run_once(plan, deployment, ends, report, present_us)
-        if not ends.added.is_set() or stop.is_set():
+        clock.begin_flow()
+        ends = _Ends(stop, clock, in_cluster=bool(deployment.cluster))
+        status = _run_once(plan, deployment, ends, report, clock)
+        if not (ends.added.is_set() or ends.fell_back_us) or stop.is_set():
             return status
-        _log.warning("partitions were added to a topic: reading it with them from here on")
+        if ends.fell_back_us:
+            _log.warning(
+                "the clock of this host went back by %.1f s, and Bytewax would end no epoch until it is where it was: "
+                "the flow was stopped and begins again",
+                ends.fell_back_us / 1e6,
+            )
+        else:
+            _log.warning("partitions were added to a topic: reading it with them from here on")
 
 
 class _Ends:
-    """The end of one flow: a stop signal, or partitions that were added."""
+    """The end of one flow: a stop signal, partitions that were added, or a wall clock that went back and stalls it.
 
-    def __init__(self, stop: threading.Event) -> None:
+    The processes of a cluster can only begin again together, so there the latter raises ``StoreUnavailable``.
+    """
+
+    def __init__(self, stop: threading.Event, clock: HostClock, *, in_cluster: bool) -> None:
         self.asked = stop
         self.added = threading.Event()
+        self.fell_back_us = 0
+        self._clock = clock
+        self._in_cluster = in_cluster
 
     def is_set(self) -> bool:
-        return self.added.is_set() or self.asked.is_set()
+        if self.added.is_set() or self.fell_back_us or self.asked.is_set():
+            return True
+        self.fell_back_us = self._clock.fell_back_us
+        if self.fell_back_us and self._in_cluster:
+            raise StoreUnavailable(
+                f"the clock of this host went back by {self.fell_back_us / 1e6:.1f} s, and Bytewax would end no epoch until it "
+                "is where it was; start all processes of the cluster again"
+            )
+        return bool(self.fell_back_us)
 
 
 def _run_once(
@@ -88,19 +115,21 @@ def _run_once(
     deployment: Deployment,
     stop: _Ends,
     report: Callable[[Status], None] | None,
-    present_us: Callable[[], int],
+    clock: HostClock,
 ) -> Status:
     going_on = partial(_go_on, stop.asked)
     with ExitStack() as closing:
         try:
-            opened = _open(plan, deployment, stop, closing)
+            # A store that is away is waited for, whatever else may end the flow.
+            opened = _open(plan, deployment, stop.asked, closing)
             going_on()
-            topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
+            clock.compare(opened.server.until_done(opened.writer.time_us), "the Redis server")
+            topics = _open_topics(plan, deployment, stop, clock, opened, closing)
         except StoreUnavailable:
             # Whoever asked it to stop does not want to know for what it waited.
             going_on()
             raise
-        pipeline = _wire(plan, deployment, present_us, opened, topics, going_on)
+        pipeline = _wire(plan, deployment, clock, opened, topics, going_on)
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
@@ -184,6 +213,9 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
     leases = Leases()
     server = Patience("Redis", stop, still_ours=leases.check)
     disk = Patience("the disk", stop, still_ours=leases.check)
+    for folder in deployment.folders().values():
+        # Last of all, after the leases are given back: a run that is refused leaves no folder behind.
+        closing.callback(durable.remove_empty, durable.missing(folder))
     closing.callback(leases.release)
     owner = deployment.owner()
 
@@ -246,12 +278,13 @@ def _open_topics(
     plan: Plan,
     deployment: Deployment,
     stop: _Ends,
-    present_us: Callable[[], int],
+    clock: HostClock,
     opened: _Opened,
     closing: ExitStack,
 ) -> _Topics:
     """Find the partitions of every topic, and take the leases of the tables to which they are written."""
     schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop.asked)
+    turns = Turns()
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
     names: dict[str, list[str]] = {}
@@ -263,8 +296,9 @@ def _open_topics(
             bootstrap=deployment.bootstrap,
             group=f"{deployment.prefix}-{deployment.pipeline}",
             idle=deployment.idle,
-            present_us=present_us,
             stop=stop,
+            clock=clock,
+            turns=turns,
             ends=deployment.ends,
             start=deployment.start,
             aligned=any(not view.partitioned for view in views),
@@ -308,7 +342,7 @@ def _open_topics(
 def _wire(
     plan: Plan,
     deployment: Deployment,
-    present_us: Callable[[], int],
+    clock: HostClock,
     opened: _Opened,
     topics: _Topics,
     going_on: Callable[[], None],
@@ -353,7 +387,7 @@ def _wire(
         stores={"redis": opened.server, "disk": opened.disk},
         changelogs=opened.changelogs,
         journal=opened.journal,
-        present_us=present_us,
+        clock=clock,
     )
     return _Pipeline(flow=flow, running=running, settle=settle)
 
@@ -372,18 +406,40 @@ def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) 
             )
         else:
             run_main(flow, epoch_interval=epoch, recovery_config=recovery)
-    except Exception as error:
-        _raise_ours(error)
+    # A panic of Bytewax's runtime is no ``Exception``.
+    except BaseException as error:
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, UnskewError):
+                raise cause from None
+        if (found := _of_store("; ".join(map(str, causes)), deployment.state / RECOVERY)) is not None:
+            raise found from error
         raise
 
 
-def _raise_ours(error: BaseException) -> None:
-    """Raise the error of this project that Bytewax has wrapped, if there is one."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, UnskewError):
-            raise cause
+        yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+# What Bytewax says when its recovery store, a file of SQLite, fails.
+_STORE_FAILS = re.compile(r"SqliteFailure|recovery partition|recovery DB|database file")
+_PASSES = re.compile(r"DiskFull|SystemIoFailure|DatabaseBusy|DatabaseLocked|ReadOnly|PermissionDenied")
+
+
+def _of_store(said: str, recovery: Path) -> UnskewError | None:
+    """Return the error that stands for a failure of the recovery store; None if it was something else."""
+    if not _STORE_FAILS.search(said):
+        return None
+    reason = found[1] if (found := re.search(r'Some\("([^"]*)"\)', said)) else said.partition("; ")[0]
+    if _PASSES.search(said):
+        return StoreUnavailable(
+            f"the recovery store {recovery} cannot be written ({reason}); see to the disk and start again: the run continues "
+            "from its last durable epoch"
+        )
+    return LayoutError(f"the recovery store {recovery} is damaged ({reason}); {REMEDY}")
 
 
 @contextmanager

@@ -564,6 +564,32 @@ def test_the_same_words_in_yaml_give_the_same_plan():
     assert plan_stream(definition_of(document)) == stream(schema, **words)
 
 
+def test_options_that_change_values_change_the_state_s_fingerprint_and_schema_ids_do_not():
+    schema = {
+        **PLACES,
+        "fields": [*PLACES["fields"][:-1], {"name": "n", "type": "long"}, {"name": "user", "type": "string"}],
+    }
+
+    def fingerprint(**more):
+        source = Stream("s", topic="t", schema=schema, event_time="at", **more)
+        feature = Feature("f", agg.count(), Lifetime())
+        view = FeatureView("v", entity=Entity("e", key="user"), stream=source, features=[feature])
+        return compile_definitions(view).views["v"].state_fingerprint
+
+    words = [
+        {},
+        {"fields": {"x": "start.lat"}},
+        {"read_as": {"n": "unix-s"}},
+        {"read_as": {"n": "unix-ms"}},
+        {"records": ["Visit"]},
+        {"envelope": "debezium"},
+        {"envelope": "debezium", "operations": ["c", "r"]},
+    ]
+    assert len({fingerprint(**each) for each in words}) == len(words)
+    assert fingerprint(schema_ids=[7, 8]) == fingerprint()
+    assert fingerprint(envelope="debezium", other_operations="dead_letter") == fingerprint(envelope="debezium")
+
+
 def test_a_stream_without_options_keeps_its_ways():
     plan = stream(PLACES | {"fields": PLACES["fields"][:3]})
 
@@ -631,3 +657,42 @@ def test_json_that_is_read_quickly_is_read_as_by_the_other_reader():
     assert found == outcomes(slow, values, ["v", "s", "n"])
     assert quick.decode(poll(values)).dead.equals(slow.decode(poll(values)).dead)
     assert 10 < sum(each is not REFUSED for each in found) < len(found)
+
+
+def test_types_that_are_named_twice_or_contain_themselves_are_read_around():
+    kind = {"type": "enum", "name": "shop.K", "symbols": ["A", "B"]}
+    node = {
+        "type": "record",
+        "name": "shop.Node",
+        "fields": [
+            {"name": "next", "type": ["null", "shop.Node"]},
+            {"name": "kind", "type": kind},
+            {"name": "other", "type": "shop.K"},
+            {"name": "v", "type": ["null", "double", "string"]},
+            {"name": "in", "type": ["null", {"type": "record", "name": "In", "fields": [
+                {"name": "back", "type": ["null", "shop.Node"]}, {"name": "again", "type": ["null", "In"]}, {"name": "kind", "type": "shop.K"},
+            ]}]},
+            {"name": "at", "type": MILLIS},
+        ],
+    }  # fmt: skip
+    leaf = {"next": None, "kind": "B", "other": "A", "v": 0.5, "in": None, "at": NOON}
+    events = [
+        {**leaf, "next": leaf, "v": 1.5, "in": {"back": leaf, "again": {"back": None, "again": None, "kind": "A"}, "kind": "B"}},
+        {**leaf, "v": None},
+    ]  # fmt: skip
+    reader = json.loads(json.dumps(node).replace('"double", "string"', '"double"'))
+    union = ["null", node, {"type": "record", "name": "shop.Other", "fields": [{"name": "kind", "type": "shop.K"}]}]
+    columns = ["kind", "other", "v", "inner"]
+    expected = [("B", "A", 1.5, "B"), ("B", "A", None, None)]
+    for plan, writer in (
+        (stream(reader, fields={"inner": "in.kind"}), None),
+        (stream(reader, fields={"inner": "in.kind"}), node),
+        (stream(reader, fields={"inner": "in.kind"}), union),
+    ):
+        schema = writer or reader
+        values = [encode(schema, ("shop.Node", event) if writer is union else event) for event in events]
+        decoder = decoder_of(plan, None if writer is None else Registered(_1=writer))
+        assert outcomes(decoder, values, columns) == expected
+    # Without options too, a union in a field is decided beside such types.
+    plain = decoder_of(stream(reader), Registered(_1=node))
+    assert outcomes(plain, [encode(node, event) for event in events], columns[:3]) == [each[:3] for each in expected]

@@ -177,6 +177,45 @@ def test_a_partition_that_had_left_the_minimum_goes_on_after_what_the_others_had
     assert arrivals_of(items, 1) == [(0, 2 * SECOND), (1, 90 * SECOND)]
 
 
+@pytest.mark.parametrize("moment", ["built", "saved", "joined"])
+def test_a_partition_that_was_added_joins_after_what_the_others_had_reached_in_every_life(
+    topic, life, tmp_path, moment
+):
+    stream = topic(3)
+    stream.put(2, 1_500, 9_000)
+    before = journal(tmp_path)
+    for partition, clock_us in enumerate((NOON + 2 * SECOND, NOON + 5 * SECOND)):
+        place = place_of(stream.name, f"{stream.name}/{partition}")
+        before.ensure(before.note(Placed(place, 0, 0, clock_us, n_partitions=2)))
+
+    first = life(stream, idle="none", ends="now")
+    first.journal.ensure(first.journal.noted)
+    saved = {number: part.snapshot() for number, part in first.parts.items()} if moment == "saved" else {}
+    if moment == "joined":
+        shown(first, polls(first, lambda items: any(item.partition == 2 and item.clock_us for item in items)))
+    again = life(stream, saved, idle="none", ends="now")
+
+    assert arrivals_of(polls(again, never), 2) == [(0, 5 * SECOND + 1), (1, 9 * SECOND)]
+
+
+def test_a_partition_that_stops_before_it_has_rejoined_is_still_one_that_had_ended(topic, life):
+    stream = topic(2)
+    stream.put(0, 1_000)
+    stream.put(1, 90_000)
+    first = life(stream, idle="none", ends="now")
+    shown(first, polls(first, never))
+    stream.put(0, 3_000)
+    saved = {number: part.snapshot() for number, part in first.parts.items()}
+
+    # Its first item repeats the saved clock, and then it is stopped.
+    second = life(stream, saved, idle="none")
+    second.parts[0].next_batch()
+    saved = {number: part.snapshot() for number, part in second.parts.items()}
+    third = life(stream, saved, idle="none")
+
+    assert arrivals_of(polls(third, n_records(1)), 0) == [(1, 90 * SECOND + 1)]
+
+
 def test_an_end_before_what_was_shown_takes_nothing_back(topic, life):
     stream = topic()
     stream.put(0, 1_000, 2_000, 3_000)

@@ -1,7 +1,7 @@
 """Where the columns of a stream lie in a message, and how their values are read, where that is not the usual way."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -111,7 +111,9 @@ def row_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     schema = marked_as_logical(fastavro.schema.expand_schema(dict(schema)))
     fields = {field["name"]: field["type"] for field in schema["fields"]}
     row = _record(fields["after"]) if {"op", "after"} <= fields.keys() else None
-    return schema if row is None else row
+    # Expanding defines a type wherever it is named, which a schema must not.
+    copied: Mapping[str, Any] = Unique(schema).copy(schema if row is None else row)
+    return copied
 
 
 def is_envelope(schema: Mapping[str, Any]) -> bool:
@@ -125,7 +127,7 @@ def flat_avro(schema: Mapping[str, Any], paths: Mapping[str, Path], faults: list
     A field that is read by a path has no other column.
     """
     expanded: Any = fastavro.schema.expand_schema(dict(schema))
-    unique = Unique()
+    unique = Unique(expanded, str(expanded["name"]))
     renamed = {path[0] for path in paths.values() if len(path) == 1}
     fields = [
         {**field, "type": unique.copy(field["type"])} for field in expanded["fields"] if field["name"] not in renamed
@@ -139,15 +141,19 @@ def flat_avro(schema: Mapping[str, Any], paths: Mapping[str, Path], faults: list
     return {"type": "record", "name": str(expanded["name"]), "fields": fields}
 
 
-def aliases_along(schema: Mapping[str, Any], path: Path) -> list[tuple[str, ...]]:
-    """Return, for each name of a path into a record schema, the name and its aliases."""
-    record: Any = fastavro.schema.expand_schema(dict(schema))
-    names: list[tuple[str, ...]] = []
-    for name in path:
-        field = None if record is None else _field(record, name)
-        names.append((name, *(field or {}).get("aliases", ())))
-        record = None if field is None else _record(field["type"])
-    return names
+def names_along(schema: Mapping[str, Any], paths: Iterable[Path]) -> list[list[tuple[str, ...]]]:
+    """Return, for each path into a record schema, each name of the path with its aliases."""
+    expanded: Any = fastavro.schema.expand_schema(dict(schema))
+    found = []
+    for path in paths:
+        record: Mapping[str, Any] | None = expanded
+        names: list[tuple[str, ...]] = []
+        for name in path:
+            field = None if record is None else _field(record, name)
+            names.append((name, *(field or {}).get("aliases", ())))
+            record = None if field is None else _record(field["type"])
+        found.append(names)
+    return found
 
 
 def _at(record: Mapping[str, Any], path: Path) -> dict[str, Any] | str:
