@@ -220,7 +220,7 @@ def test_all_that_a_run_makes_is_for_its_user_alone(bench: Bench) -> None:
             for place in places:
                 if place.is_dir():
                     seen |= {f"{place.name}/{path}": mode for path, mode in modes(place).items()}
-            time.sleep(0.01)
+            time.sleep(0.05)
         assert process.stderr is not None
         assert process.wait() == 0, process.stderr.read()
 
