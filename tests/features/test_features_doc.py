@@ -48,7 +48,7 @@ def test_every_aggregation_has_a_line():
 
 def test_every_window_has_a_line_and_may_be_written_in_both_languages():
     examples = {row["window"]: (code(row["Python"]), code(row["YAML"])) for row in table("window")}
-    kinds = {type(eval(python, vars(unskew))) for python, _ in examples.values()}
+    kinds = {type(eval(python, {name: getattr(unskew, name) for name in unskew.__all__})) for python, _ in examples.values()}
 
     assert kinds == set(Window.__subclasses__())
     for name, (python, yaml_text) in examples.items():
@@ -59,7 +59,7 @@ def test_every_window_has_a_line_and_may_be_written_in_both_languages():
             "aggregation": {"function": "count", "window": yaml.safe_load(yaml_text)},
         }
         by_yaml = compile(definitions(), definition_of(document)).views["v"].windows[0]
-        window = eval(python, vars(unskew))
+        window = eval(python, {name: getattr(unskew, name) for name in unskew.__all__})
         by_python = compile(view(Feature("v", unskew.agg.count(), window))).views["v"].windows[0]
         assert by_yaml.text == by_python.text, name
 

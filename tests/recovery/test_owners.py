@@ -124,7 +124,7 @@ def retired(bench: Bench, caplog: pytest.LogCaptureFixture) -> Outcome:
     with caplog.at_level(logging.WARNING, "unskew.redis"):
         _run(newer, replace(outcome.deployment, drop=["by_item"]))
     assert "by_item@1, by_user@1: no longer computed" in caplog.text
-    assert "unskew drop by_item@1 by_user@1" in caplog.text
+    assert "unskew purge by_item@1 by_user@1" in caplog.text
     return outcome
 
 
@@ -155,7 +155,7 @@ def test_what_a_version_left_is_removed_by_a_command_that_touches_nothing_else(
         redis_client.hset(other, "n", 1)
     assert _values(redis_client, prefix, "by_item@1")
     before = _values(redis_client, prefix, "by_user@2")
-    command = ["drop", "by_item@1", "by_user@1", "--redis-url", retired.deployment.redis_url, "--prefix", prefix]
+    command = ["purge", "by_item@1", "by_user@1", "--redis-url", retired.deployment.redis_url, "--prefix", prefix]
 
     for _ in range(2):
         done = CliRunner().invoke(main, command)
@@ -167,9 +167,9 @@ def test_what_a_version_left_is_removed_by_a_command_that_touches_nothing_else(
     with closing(OnlineReader(redis_client, prefix)) as reader:
         assert list(reader.views()) == ["by_user"]
     redis_client.delete(*others)
-    refused = CliRunner().invoke(main, ["drop", "by_user@2", *command[3:]])
+    refused = CliRunner().invoke(main, ["purge", "by_user@2", *command[3:]])
     assert refused.exit_code == 1
     assert "error: by_user@2: a pipeline computes it; run that pipeline without the view first" in refused.output
-    assert CliRunner().invoke(main, ["drop", "by_user@2", "--force", *command[3:]]).exit_code == 0
+    assert CliRunner().invoke(main, ["purge", "by_user@2", "--force", *command[3:]]).exit_code == 0
     assert not _values(redis_client, prefix, "by_user@2")
-    assert "is not a view version" in CliRunner().invoke(main, ["drop", "by_user", *command[3:]]).output
+    assert "is not a view version" in CliRunner().invoke(main, ["purge", "by_user", *command[3:]]).output

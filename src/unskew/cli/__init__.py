@@ -34,7 +34,7 @@ COMMANDS = {
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),
-    "drop": _Place("unskew.cli.drop", "drop", "Remove a view version that is no longer computed from Redis."),
+    "purge": _Place("unskew.cli.purge", "purge", "Remove a view version that is no longer computed from Redis."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
 

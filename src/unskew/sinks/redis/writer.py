@@ -283,7 +283,7 @@ class RedisWriter:
             client.hset(self._clock_key, mapping=retired_words(gone))  # type: ignore[arg-type]
             _log.warning(
                 "%s: no longer computed; readers that ask for it get an error, and its values stay in Redis until they are "
-                "removed with: unskew drop %s",
+                "removed with: unskew purge %s",
                 ", ".join(sorted(gone)),
                 " ".join(sorted(gone)),
             )

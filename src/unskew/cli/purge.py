@@ -1,4 +1,4 @@
-"""``unskew drop``: remove what a view version that is no longer computed left in Redis."""
+"""``unskew purge``: remove what a view version that is no longer computed left in Redis."""
 
 import re
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ _VIEW_ID = re.compile(r"[^@\s]+@[1-9][0-9]*")
 @click.option(
     "--force", is_flag=True, help="Also if a pipeline has not given up the view: it must have ended for good."
 )
-def drop(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, force: bool) -> None:
+def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, force: bool) -> None:
     """Remove the values of view versions that are no longer computed, and what Redis holds beside them.
 
     `unskew run` names this command when a view is no longer defined or has a new version. Keys of other views, versions
@@ -37,8 +37,8 @@ def drop(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, for
 
     \b
     Examples:
-        unskew drop household_purchases@1
-        unskew drop household_purchases@1 --force     (the pipeline is dead and will not start again)
+        unskew purge household_purchases@1
+        unskew purge household_purchases@1 --force     (the pipeline is dead and will not start again)
     """
     from unskew.sinks.redis.keyspace import clock_key, owners_key, registry_key
     from unskew.sinks.redis.nodes import nodes_of
