@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from tests.support.pipeline import SCHEMA, Bench, history
 from tests.support.recovery.processes import free_port
+from unskew.pipelines import compiling
 
 ROOT = Path(__file__).parents[2]
+CHILD = [sys.executable, "-m", "unskew.pipelines.compiling", "--child"]
 
 # Everything that pipelines call, with records of all kinds: twice, so that state is read again, and with repeats.
 EXERCISE = """
@@ -110,3 +113,16 @@ def test_a_pipeline_that_compiles_is_healthy_and_not_ready_and_a_signal_ends_it(
     # Nothing had begun, so nothing is left: neither folders nor processes.
     assert not (tmp_path / "run").exists()
     assert [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in p.read_bytes()] == []
+
+
+def test_a_process_that_compiles_ends_by_itself_or_with_its_parent() -> None:
+    # Everything is there already, compiled by this call or before.
+    compiling.compile_ahead(None, threading.Event())
+    assert compiling.is_done()
+
+    with compiling._compiler(0, None) as child:
+        assert child.wait(120) == 0
+    with subprocess.Popen([*CHILD, "--from", "0"], stdin=subprocess.PIPE) as orphan:
+        assert orphan.stdin is not None
+        orphan.stdin.close()
+        assert orphan.wait(60) in {0, 1}

@@ -211,7 +211,9 @@ def _alone(part: int) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through ``sys.stdin``: its lock would be held when the interpreter ends.
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 
