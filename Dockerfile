@@ -14,9 +14,11 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/unskew unskew \
  && install -d -o unskew /var/cache/unskew /var/lib/unskew /var/lib/unskew/state \
       /var/lib/unskew/log /var/lib/unskew/archive /var/lib/unskew/dead_letters
 COPY --from=build /opt/unskew /opt/unskew
-# Compiled kernels are cached in a folder that this user may write to, unlike the package's own folder.
+# Compiled functions are kept in a folder that this user may write to, unlike the package's own folder. They are compiled
+# for the processor of the machine that builds the image; where it runs on another kind, they are compiled at the start.
 ENV PATH=/opt/unskew/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/unskew
 USER unskew
+RUN python -m unskew.pipelines.compiling
 WORKDIR /var/lib/unskew
 ENTRYPOINT ["unskew"]
 CMD ["--help"]

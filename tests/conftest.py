@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +15,8 @@ from tests.support.servers import choice
 from tests.support.servers.broker import Broker
 from tests.support.servers.kafka import ApacheKafka, jars
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
-from unskew.features import jit, kernel, text_buffers
 from unskew.sinks.redis.keyspace import connect
 
-ROOT = Path(__file__).parents[1]
-COMPILED = ROOT / ".cache" / "numba"
 MOST_WORKERS = 4
 # Their tests share what takes long to set up, so one worker runs them all; any other test goes to whoever is free.
 TOGETHER = {
@@ -86,19 +82,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
-    """Let each worker, and the processes that it starts, keep compiled functions in a folder of its own.
-
-    Numba's cache is safe against readers, but not against two writers. Nor is Maven's, so the broker is fetched before.
-    """
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Fetch what workers share before there are any: Maven's cache is not safe against two writers."""
     if choice.are_given(dict(os.environ)):  # noqa: TID251
         raise pytest.UsageError(
             f"{choice.BOOTSTRAP} or {choice.REDIS_URL} is given, which workers would share: WORKERS=0"
         )
     if config.stash[KAFKA].kind == "Apache Kafka":
         jars()
-    for number, spec in enumerate(specs):
-        spec.env["NUMBA_CACHE_DIR"] = str(COMPILED / str(number))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -106,25 +97,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs_broker"):
         if lacking := sorted(set(marker.args) - found.abilities):
             pytest.skip(f"needs a broker with {', '.join(lacking)}; this run has {found}")
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Forget compiled functions that are older than any source of the kernel, or of what is compiled into it.
-
-    This happens before there are workers.
-
-    A cached function knows the time of its own file alone, and not of the files whose functions were compiled into it.
-    """
-    if hasattr(session.config, "workerinput"):
-        return
-    folder = Path(kernel.__file__).parent
-    sources = [*folder.glob("*.py"), Path(jit.__file__), Path(text_buffers.__file__)]
-    newest = max(source.stat().st_mtime for source in sources)
-    for cache in (folder / "__pycache__", folder.parent / "__pycache__", *COMPILED.glob("*/*")):
-        cached = list(cache.glob("*.nb[ic]"))
-        if any(file.stat().st_mtime < newest for file in cached):
-            for file in cached:
-                file.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,29 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from typing_extensions import override
+
+from unskew.features.local import local_path
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Decorator = Callable[[_Command], _Command]
 
 DEFINITIONS = "UNSKEW_DEFINITIONS"
 
-_A_PATH = click.Path(path_type=Path)
+
+class LocalPath(click.Path):
+    """A path of this machine's file system, as a ``Path``; an address is refused."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name = "" if param is None else param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        return super().convert(local_path(value, name), param, ctx)
+
+
+_A_PATH = LocalPath()
 
 
 def _option(flag: str, **settings: Any) -> _Decorator[Any]:

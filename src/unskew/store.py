@@ -13,6 +13,7 @@ import redis
 from unskew.features.definitions.load import load
 from unskew.features.errors import RequestError
 from unskew.features.frames import Answer, Table, read_table
+from unskew.features.local import local_path
 from unskew.features.plan import Plan
 from unskew.features.time import duration_us
 from unskew.features.view import View
@@ -56,7 +57,7 @@ class FeatureStore:
         now_us: Callable[[], int] = wall_us,
     ) -> None:
         self._pinned = None if definitions is None else _registered(definitions)
-        self._log = None if log is None else Path(log)
+        self._log = None if log is None else local_path(log, "log")
         self._reader = None
         if redis_url is not None:
             self._reader = OnlineReader(

@@ -11,8 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.support.pipeline import SCHEMA, Bench, history
+from unskew import FeatureStore, RequestError
+from unskew.cli import main
 from unskew.demo.embedded import EmbeddedBroker
 
 RECORDS = history(120, seed=5)
@@ -93,20 +96,108 @@ def test_a_failure_is_one_sentence_on_standard_error_and_status_1(bench: Bench, 
     assert ("127.0.0.1:1" if broken == "redis" else "partitioned_by") in done.stderr
 
 
+@pytest.mark.parametrize("library", ["polars", "bytewax"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_order_to_stop_while_the_pipeline_is_imported_is_a_clean_stop(bench: Bench, number: signal.Signals) -> None:
+def test_an_order_to_stop_while_the_pipeline_is_imported_is_a_clean_stop(
+    bench: Bench, number: signal.Signals, library: str
+) -> None:
     command = _command(bench, bench.produce(RECORDS))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         maps = Path(f"/proc/{process.pid}/maps")
         until_s = time.monotonic() + 60
-        # One of the first libraries that the pipeline itself needs.
-        while "bytewax" not in maps.read_text():
+        # The first library that definitions need, and one of the first that the pipeline itself needs.
+        while library not in maps.read_text():
             assert time.monotonic() < until_s
             time.sleep(0.001)
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
 
     assert (process.returncode, errors) == (0, "")
+
+
+def test_an_order_to_stop_while_no_broker_answers_is_a_clean_stop_that_leaves_nothing(bench: Bench) -> None:
+    command = _command(bench, "nowhere", "--metrics", "127.0.0.1:1")
+    command[command.index("--bootstrap-servers") + 1] = "127.0.0.1:1"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until_s = time.monotonic() + 60
+        while not (bench.root / "state" / "_leases").exists():
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+
+    assert (process.returncode, errors) == (0, "")
+    assert sorted(path.name for path in bench.root.iterdir()) == ["purchase.avsc", "views.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"--state": "{file}"}, "cannot be used as a state folder"),
+        ({"--log": "s3://bucket/log"}, "--log s3://bucket/log: it is an address"),
+        ({"--kafka-config": "{root}"}, "--kafka-config"),
+        ({"--bootstrap-servers": "no.such.host.invalid:9092"}, "no.such.host.invalid:9092"),
+        ({"--definitions": "{file}"}, "definition files are .py"),
+        ({"--end": "{root}"}, "--end"),
+        ({"--epoch": "soon"}, "soon"),
+        ({"damaged": ""}, "is damaged"),
+    ],
+)
+def test_the_last_line_of_a_failed_run_says_what_is_wrong(bench: Bench, wrong: dict[str, str], words: str) -> None:
+    (bench.root / "file").write_text("")
+    command = _command(bench, bench.produce(RECORDS[:5]))
+    if "damaged" in wrong:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        next((bench.root / "state" / "recovery").glob("*.sqlite3")).write_bytes(b"x" * 9000)
+    else:
+        for option, value in wrong.items():
+            if option in command:
+                place = command.index(option)
+                del command[place : place + 2]
+            command += [option, value.format(root=bench.root, file=bench.root / "file")]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 1
+    *before, last = done.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert words in last
+    assert not any("Traceback" in line or "panicked" in line for line in before), done.stderr
+
+
+ADDRESSES = ["s3://bucket/log", "gs://bucket/log", "file:///tmp/log", "abfss://a@b.net/log", "C:\\log", r"\\server\log"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_is_not_taken_for_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    needed = {
+        "run": ["--idle", "none", "--log", "log", "--archive", "archive", "--state", "state", "--definitions", "views"],
+        "audit": ["--log", "log", "--archive", "archive", "--definitions", "views"],
+        "log stats": ["view", "--log", "log", "--definitions", "views"],
+        "compact": ["--log", "log", "--archive", "archive"],
+        "dead-letters list": ["--dead-letters", "dead", "--archive", "archive"],
+        "demo": ["--output", "output"],
+        "check": [],
+    }
+    options = {"--log", "--archive", "--state", "--dead-letters", "--output", "--definitions", "PATH"}
+    asked = [
+        [*command.split(), *given, *((option,) if option != "PATH" else ()), address]
+        for command, given in needed.items()
+        for option in options
+        if option in given or (option, command) in {("PATH", "check"), ("--dead-letters", "run")}
+    ]
+    assert len(asked) == 16
+
+    for words in asked:
+        done = CliRunner().invoke(main, words)
+        assert (done.exit_code, "it is an address, and only paths" in done.output) == (1, True), (words, done.output)
+    for make in (lambda: FeatureStore(log=address), lambda: FeatureStore(log=Path(address))):
+        with pytest.raises(RequestError, match=r"log .*: it is an address"):
+            make()
+    assert list(tmp_path.iterdir()) == []
+    assert FeatureStore(log=f"./{address}") is not None
 
 
 def modes(root: Path) -> dict[str, str]:

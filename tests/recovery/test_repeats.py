@@ -73,7 +73,7 @@ def orders(n_records: int, *, seed: int) -> list[Record]:
 def plan(topic: str, *, event_id: str = "id", within: int | None = WITHIN) -> Plan:
     stream = Stream(
         "orders", topic=topic, schema=SCHEMA, event_time="at", partitioned_by="user", event_id=event_id,
-        dedupe_within=within,
+        dedupe_within=None if within is None else f"{within}us",
     )  # fmt: skip
     features = [
         Feature("n", agg.count(), Sliding("5s", hop="1s")),

@@ -1,19 +1,22 @@
 """What a state folder and a prefix are safe from: runs that are refused, mistaken, or two at once."""
 
 import contextlib
+import json
 import os
 import re
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from tests.support.pipeline import Bench, Outcome, history, plan
 from tests.support.plans import republished
-from unskew.features.errors import LayoutError, RequestError, StoreUnavailable, UnskewError
+from unskew.features.errors import LayoutError, RequestError, Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import parse
 from unskew.pipelines.deployment import Deployment
@@ -79,9 +82,10 @@ def test_a_refused_run_leaves_registry_and_deployment_as_they_were(
     bench.append(topic, RECORDS[:20])
     definitions = _changed(outcome.plan) if why == "fingerprint" else _only(outcome.plan, "by_item")
     changes = {"fingerprint": {}, "shards": {"n_hashes": 3}, "ends": {"ends": {topic: {0: 1}}}}[why]
+    dropping = () if why == "fingerprint" else ("by_user",)
 
     with pytest.raises((LayoutError, RequestError)):
-        _run(definitions, replace(outcome.deployment, **changes))
+        _run(definitions, replace(outcome.deployment, drop=dropping, **changes))
 
     assert (_published(redis_client, outcome), path.read_bytes()) == before
     _run(outcome.plan, outcome.deployment)
@@ -108,7 +112,7 @@ def test_a_run_without_a_view_that_reaches_nothing_retires_nothing(bench: Bench,
     changes = {"bootstrap": f"127.0.0.1:{port}"} if wrong == "broker" else {"redis_url": f"redis://127.0.0.1:{port}"}
 
     with pytest.raises(StoreUnavailable):
-        _run(_only(outcome.plan, "by_user"), replace(outcome.deployment, **changes))
+        _run(_only(outcome.plan, "by_user"), replace(outcome.deployment, drop=("by_item",), **changes))
 
     _run(outcome.plan, outcome.deployment)
 
@@ -132,7 +136,8 @@ def test_a_view_is_retired_as_soon_as_an_epoch_without_it_is_durable(bench: Benc
         raise BrokenOff
 
     with contextlib.suppress(BrokenOff):
-        run(_only(outcome.plan, "by_user"), outcome.deployment, stop=Calling(12, break_off))
+        dropping = replace(outcome.deployment, drop=("by_item",))
+        run(_only(outcome.plan, "by_user"), dropping, stop=Calling(25, break_off))
 
     with pytest.raises(LayoutError, match=r"by_item@1: left out of an earlier run"):
         _run(outcome.plan, outcome.deployment)
@@ -237,3 +242,147 @@ def test_what_was_opened_is_closed_when_a_later_stream_is_refused(bench: Bench, 
 
     assert len(redis_client.client_list()) == before
     del kept
+
+
+class Stopping:
+    """A stop flag that is set from its ``n``-th reading on."""
+
+    def __init__(self, n: int) -> None:
+        self._left = n
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left <= 0
+
+
+def _left_behind(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.name.endswith(".json") and path.parent.name == "_leases")
+
+
+def test_a_stop_at_any_stage_of_the_start_is_clean_and_the_next_run_goes_on(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:60])
+    outcome = bench.run(topic, **EVERY_ITEM)
+    bench.append(topic, RECORDS[60:])
+    stages = 0
+    for n in range(1, 40):
+        try:
+            run(outcome.plan, outcome.deployment, stop=Stopping(n))
+        except Stopped:
+            stages += 1
+            assert _left_behind(bench.root) == []
+            continue
+        break
+
+    _run(outcome.plan, outcome.deployment)
+
+    # The start, before and after the topics are found, the flow, and the state of each of the shards.
+    assert stages > 6
+    reference = bench.run(topic)
+    for view in outcome.plan.views:
+        assert outcome.log(view).equals(reference.log(view))
+
+
+def _everything(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.name != "__pycache__")
+
+
+@pytest.mark.parametrize("already", [False, True])
+@pytest.mark.parametrize("wrong", ["broker", "topic", "redis", "metrics", "stop", "partitions"])
+def test_a_refused_start_leaves_nothing_that_was_not_there(bench: Bench, wrong: str, already: bool) -> None:
+    definitions = plan("nowhere" if wrong == "topic" else bench.produce(RECORDS[:5]))
+    port = _unused_port()
+    deployment = bench.deployment()
+    deep = replace(deployment, state=deployment.state / "a" / "b", log=deployment.log / "c")
+    if already:
+        for folder in deep.folders().values():
+            folder.mkdir(parents=True)
+    before = _everything(bench.root)
+    stop = threading.Event()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        changes: dict[str, Any] = {
+            "broker": {"bootstrap": f"127.0.0.1:{port}"},
+            "topic": {},
+            "redis": {"redis_url": f"redis://127.0.0.1:{port}"},
+            "metrics": {"metrics": ("127.0.0.1", taken.getsockname()[1])},
+            "stop": {},
+            "partitions": {"ends": {"other": {0: 1}}},
+        }[wrong]
+        if wrong == "stop":
+            stop.set()
+        with pytest.raises(UnskewError):
+            run(definitions, replace(deep, **changes), stop=stop)
+
+    assert _everything(bench.root) == before
+
+
+def _views(outcome: Outcome) -> tuple[list[str], list[str]]:
+    content = json.loads((outcome.deployment.state / "deployment.json").read_text())
+    return content["views"], content["retired"]
+
+
+def test_a_view_that_is_missing_refuses_the_start_until_it_is_named(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:40])
+    outcome = bench.run(topic)
+    less = _only(outcome.plan, "by_user")
+
+    with pytest.raises(
+        LayoutError, match=r"by_item@1: in .* not in the definitions.*--drop by_item@1; all other views"
+    ):
+        _run(less, outcome.deployment)
+    for wrong, words in (("by_user", r"the definitions have by_user@1"), ("by_itme", r"did you mean 'by_item@1'")):
+        with pytest.raises(RequestError, match=words):
+            _run(less, replace(outcome.deployment, drop=(wrong, "by_item")))
+    # Nothing has ended.
+    _run(outcome.plan, outcome.deployment)
+    assert _views(outcome) == (["by_item@1", "by_user@1"], [])
+
+    for again in ("by_item", "by_item@1"):
+        # The option may stay where it is set for good.
+        _run(less, replace(outcome.deployment, drop=(again,)))
+    _run(less, outcome.deployment)
+    assert _views(outcome) == (["by_item@1", "by_user@1"], ["by_item@1"])
+
+
+def test_a_higher_version_ends_the_lower_one_and_a_lower_one_must_be_asked_for(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:40])
+    outcome = bench.run(topic)
+    by_item = outcome.plan.views["by_item"]
+
+    def version(number: int) -> Plan:
+        view = republished(by_item, version=number)
+        return replace(outcome.plan, views={**outcome.plan.views, "by_item": view})
+
+    _run(version(3), outcome.deployment)
+    assert _views(outcome)[1] == ["by_item@1"]
+    with pytest.raises(LayoutError, match=r"by_item@3: in .*--drop by_item@3"):
+        _run(version(2), outcome.deployment)
+    _run(version(2), replace(outcome.deployment, drop=("by_item@3",)))
+    assert _views(outcome)[1] == ["by_item@1", "by_item@3"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "junk", "half", "overwritten", "a folder", "deployment.json is a folder"])
+def test_a_damaged_store_is_an_error_that_names_it(bench: Bench, damage: str) -> None:
+    outcome = bench.run(bench.produce(RECORDS[:40]))
+    database = next((outcome.deployment.state / "recovery").glob("*.sqlite3"))
+    content = database.read_bytes()
+    match damage:
+        case "empty":
+            database.write_bytes(b"")
+        case "junk":
+            database.write_bytes(b"x" * 9000)
+        case "half":
+            database.write_bytes(content[:5000])
+        case "overwritten":
+            database.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+        case "a folder":
+            database.unlink()
+            database.mkdir()
+        case _:
+            (outcome.deployment.state / "deployment.json").unlink()
+            (outcome.deployment.state / "deployment.json").mkdir()
+
+    with pytest.raises(LayoutError, match=r"/state/(recovery is damaged|deployment.json cannot be read).*restore"):
+        _run(outcome.plan, outcome.deployment)
+    assert _left_behind(bench.root) == []

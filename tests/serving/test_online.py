@@ -1,7 +1,10 @@
 import datetime as dt
 import json
+import math
 import time
+from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -576,3 +579,84 @@ def test_words_that_are_foreign_or_of_other_views_stand_in_nobodys_way(writer, r
     redis_client.hset("unskew:clock:main", "visits@1/mine", 7)
 
     assert reader.read(["visits:n_5min"], [{"user": "a"}]).to_dict()["n_5min"] == [3]
+
+
+@pytest.mark.parametrize(
+    "features", [None, 1, [1], [None], [b"visits:n_5min"], [["visits:n_5min"]], range(2), "visits:n_5min"]
+)
+@pytest.mark.usefixtures("writer")
+def test_what_is_no_list_of_references_is_refused(reader, features):
+    with pytest.raises(RequestError, match="reference"):
+        reader.read(features, [{"user": "a"}])
+
+
+class Strange:
+    def __repr__(self) -> str:
+        return "strange"
+
+
+# A user "a", "1" and "true", a hotel 7 and one past 2^53. What a key reads, or None if it is refused.
+STRING_KEYS = [
+    ("a", 3), (b"a", 3), (np.str_("a"), 3), (1, 5), (np.int64(1), 5), ("", 0), ("a\x00b", 0), (2**70, 0),
+    (True, None), (np.bool_(True), None), (1.0, None), (np.float64(1), None), (Decimal(1), None), ("\ud800", None),
+    (b"\xff", None), (["a"], None), ({"a": 1}, None), (dt.date(2020, 1, 1), None),
+    (np.datetime64("2020-01-01"), None), (Strange(), None),
+]  # fmt: skip
+INTEGER_KEYS = [
+    (7, 40), (7.0, 40), ("7", 40), (np.int32(7), 40), (np.float32(7), 40), (Decimal(7), 40), (2**53 + 1, 9),
+    (Decimal(2**53 + 1), 9), (2.0**53, 0), (2**63 - 1, 0), (True, None), (np.bool_(True), None), (7.5, None), (2.0**53 + 2, None),
+    (math.inf, None), (2**63, None), (2**70, None), (Decimal("7.5"), None), ("07", None), (" 7", None), ("7.0", None),
+    ("٧", None), ("1_0", None), (b"7", None), ([7], None), ("\ud800", None), (dt.timedelta(1), None), (Strange(), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "key", "expected"), [
+    *(("user", key, expected) for key, expected in STRING_KEYS),
+    *(("hotel", key, expected) for key, expected in INTEGER_KEYS),
+])  # fmt: skip
+def test_a_key_of_any_type_is_exact_or_refused_with_its_row_and_column(writer, reader, column, key, expected):
+    write(
+        writer,
+        closing(VISITS, CLOCK, [row(user, CLOCK, n_5min=n) for user, n in (("a", 3), ("1", 5), ("true", 8))]),
+        closing(
+            STAYS,
+            CLOCK,
+            [{"key": f"a|{hotel}", "nights": n, "_at": CLOCK} for hotel, n in ((7, 40), (2**53 + 1, 9), (1, 5))],
+        ),
+    )
+    feature = "visits:n_5min" if column == "user" else "stays:nights"
+    one = {"user": "a", column: key}
+    known = {"user": "a"} if column == "user" else {"user": "a", "hotel": 7}
+
+    if expected is None:
+        for number, rows in enumerate(([one], [known, one], [known, known, one])):
+            with pytest.raises(RequestError) as caught:
+                reader.read([feature], rows)
+            assert f"{column!r}" in str(caught.value)
+            assert f"row {number}" in str(caught.value)
+        return
+    assert reader.read([feature], [one]).to_dict()[feature.partition(":")[2]] == [expected]
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, pd.NA, pd.NaT])
+def test_a_row_without_a_key_has_nulls_and_says_so(writer, reader, nothing):
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK, n_5min=3)]))
+
+    answer = reader.read(["visits:n_5min", "visits:mean_1d"], [{"user": "a"}, {"user": nothing}, {"other": 1}])
+
+    assert answer.to_dict()["n_5min"] == [3, None, None]
+    assert answer.to_dict()["mean_1d"] == [-1.0, None, None]
+    assert judged(answer)[1:] == [(None, "no_key", False)] * 2
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([{}], "key 'user' is not among the given columns"),
+    ([{"user": "a"}, 1], "row 1 is 1; each row must be a dict"),
+    ({"user": ["a"]}, "this is dict"),
+    (None, "this is NoneType"),
+    ("a", "this is str"),
+])  # fmt: skip
+@pytest.mark.usefixtures("writer")
+def test_rows_that_are_no_table_are_refused(reader, rows, message):
+    with pytest.raises(RequestError, match=message):
+        reader.read(["visits:n_5min"], rows)

@@ -1,6 +1,7 @@
 """The command line: ``unskew COMMAND``. A command's module is imported when the command runs, so help is fast."""
 
 import importlib
+import traceback
 from typing import Any, NamedTuple
 
 import click
@@ -87,6 +88,15 @@ class _Commands(click.Group):
             raise _Failure(error) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                said = f"{error.filename}: {error.strerror}; correct the path or its permissions"
+            else:
+                traceback.print_exc()
+                said = f"unexpected {type(error).__name__}: {error}; this is a fault of unskew: report it with the lines above"
+            raise _Failure(UnskewError(said)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

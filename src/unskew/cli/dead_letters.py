@@ -126,7 +126,7 @@ def list_(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=settings.LocalPath(),
     help="Write the letters to this file, one JSON object per line, to be mended.",
 )
 def show(
@@ -176,7 +176,7 @@ def show(
 
 
 @dead_letters.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=settings.LocalPath())
 @_folders
 @_filters
 @click.option(

@@ -15,7 +15,7 @@ PLAIN_WIDTH = 120
 @click.command()
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=settings.LocalPath(file_okay=False),
     default=Path("demo-output"),
     show_default=True,
     help="Folder for all output; that of an earlier demo is replaced.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli.screen import say
 from unskew.features.errors import RequestError
 from unskew.features.registry import without
 
@@ -63,11 +64,11 @@ def drop(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, for
                     client,
                     prefix,
                     view,
-                    lambda n, view=view: click.echo(f"{view}: {n:,} keys removed", err=True),  # type: ignore[misc]
+                    lambda n, view=view: say(f"{view}: {n:,} keys removed", err=True),  # type: ignore[misc]
                 )
                 remove_words(client, prefix, pipeline, nodes_of(client).tags, [view])
                 client.hset(clock_key(prefix, pipeline), mapping=retired_words([view]))  # type: ignore[arg-type]
-                click.echo(f"{view}: {n_removed:,} keys removed from Redis")
+                say(f"{view}: {n_removed:,} keys removed from Redis")
     finally:
         server.close()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
+from unskew.cli.screen import say
 from unskew.features.errors import RequestError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ LOOK_EVERY_S = 0.5
 @settings.pipeline
 @settings.allow_eviction
 @settings.expire_after
+@settings.umask
 @click.option(
     "--running", is_flag=True, help="Ask the running pipeline to do it; needs neither --state nor definitions."
 )
@@ -83,10 +85,10 @@ def rehydrate(
         nonlocal last_s
         if time.monotonic() - last_s >= 1.0:
             last_s = time.monotonic()
-            click.echo(f"{written.rows:,} values, {written.shards:,} of {written.n_shards:,} shards", err=True)
+            say(f"{written.rows:,} values, {written.shards:,} of {written.n_shards:,} shards", err=True)
 
     written = rehydrate_from(load(*definitions), deployment, report)
-    click.echo(
+    say(
         f"{written.rows:,} values of {written.n_shards:,} shards written; {written.removed:,} keys removed that the state "
         "does not hold"
     )
@@ -109,7 +111,7 @@ def _ask(redis_url: str, prefix: str, pipeline: str) -> None:
                     )
                 if done != shown:
                     shown, since_s = done, time.monotonic()
-                    click.echo(f"{done[0]:,} of {done[1]:,} shards written again", err=done[0] < done[1])
+                    say(f"{done[0]:,} of {done[1]:,} shards written again", err=done[0] < done[1])
                 elif time.monotonic() - since_s > ANSWER_S:
                     raise StoreUnavailable(
                         f"no running pipeline wrote its values again within {ANSWER_S:.0f} s ({done[0]} of {done[1]} shards are "

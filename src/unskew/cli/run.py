@@ -234,7 +234,7 @@ def _without_panics() -> Iterator[None]:
         ours = False
         try:
             yield
-        except UnskewError:
+        except (UnskewError, OSError):
             ours = True
             raise
         finally:

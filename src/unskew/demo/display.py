@@ -16,6 +16,7 @@ from unskew.features.time import moment_of
 
 LINE_EVERY_S = 5.0
 RATES_OVER_S = 3.0
+COMPILING = "compiling the kernel, once for each installation and processor"
 
 
 class Display:
@@ -71,6 +72,8 @@ class Display:
             self._console.print(self._line(progress), highlight=False, soft_wrap=True)
 
     def _table(self, progress: Progress) -> Table:
+        if progress.compiling:
+            return _compiling(Table.grid())
         table = Table.grid(padding=(0, 2))
         for _ in range(2):
             table.add_column(style="dim")
@@ -82,6 +85,8 @@ class Display:
         return table
 
     def _line(self, progress: Progress) -> str:
+        if progress.compiling:
+            return f"{self._last_line_s - self._started_s:4.0f} s  {COMPILING}"
         share = progress.consumed / self._n_total if self._n_total else 1.0
         return (
             f"{self._last_line_s - self._started_s:4.0f} s {share:4.0%}  {progress.consumed:,} events, "
@@ -94,6 +99,11 @@ class Display:
         (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
         passed_s = last_s - first_s
         return float((getattr(last, name) - getattr(first, name)) / passed_s) if passed_s > 0 else 0.0
+
+
+def _compiling(table: Table) -> Table:
+    table.add_row(COMPILING)
+    return table
 
 
 def _date(clock_us: int | None) -> str:

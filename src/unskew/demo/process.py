@@ -13,14 +13,15 @@ import msgspec
 
 from unskew.features.errors import UnskewError
 
-# A signal is acted on between two steps, and the first step after an installation waits until the kernel is compiled.
+# A signal is acted on between two steps, and a step may wait for a slow disk.
 STOP_TIMEOUT_S = 300.0
 
 
 class Progress(msgspec.Struct, frozen=True):
     """One line of ``unskew run --progress json``; counts are since the process started.
 
-    ``clock_us``: the slowest clock, None before the first record. ``lag``: records not yet read.
+    ``clock_us``: the slowest clock, None before the first record. ``lag``: records not yet read. ``compiling``: the
+    kernel is being compiled, and no record is read yet.
     """
 
     consumed: int = 0
@@ -31,6 +32,7 @@ class Progress(msgspec.Struct, frozen=True):
     rows: int = 0
     clock_us: int | None = None
     lag: int = 0
+    compiling: bool = False
 
     def after(self, before: "Progress") -> "Progress":
         """Return these figures plus the counts of an earlier process."""

@@ -80,8 +80,7 @@ def _introduce(console: Console, topics: Mapping[str, Topic], folders: Folders) 
     console.print(
         f"The Complete Journey: {lines.n_records:,} real basket lines, and {views.n_records:,} generated page views "
         f"(some late, some twice, {views.n_malformed} unreadable).\n"
-        f"Broker, Redis and pipeline run on this machine and end with this command. Output: {folders.root}\n"
-        "The first run after an installation compiles the kernel, which takes half a minute.",
+        f"Broker, Redis and pipeline run on this machine and end with this command. Output: {folders.root}",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,5 +1,8 @@
 """Errors, grouped by remedy."""
 
+_LONGEST_FAULT = 1_000
+_LONGEST_SHOWN = 100
+
 
 class UnskewError(Exception):
     """The base of every error that unskew raises on purpose; its text says what is wrong, where, and what to do."""
@@ -8,12 +11,30 @@ class UnskewError(Exception):
 class DefinitionError(UnskewError):
     """A definition is wrong: fix the definition.
 
-    ``faults``: every fault found, each a whole sentence; the error's text has one per line.
+    ``faults``: every fault found, each a whole sentence of at most 1,000 characters that can be printed; the error's
+    text has one per line.
     """
 
     def __init__(self, faults: str | list[str]) -> None:
-        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        self.faults = [_printable(fault) for fault in ([faults] if isinstance(faults, str) else faults)]
         super().__init__("\n".join(self.faults))
+
+
+def shown(value: object) -> str:
+    """Return ``repr`` of a value that somebody wrote, for a message: at most 100 characters, and never an error."""
+    try:
+        text = repr(value)
+    # A number of thousands of digits, a structure of any depth, an object of the user's own.
+    except Exception as error:  # noqa: BLE001
+        return f"a value of type {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _printable(fault: str) -> str:
+    """Return the fault without its middle if it is long, because it may quote a whole file."""
+    if len(fault) > _LONGEST_FAULT:
+        fault = f"{fault[: _LONGEST_FAULT - 300]} ... {fault[-280:]}"
+    return fault.encode(errors="backslashreplace").decode()
 
 
 class RequestError(UnskewError):

@@ -1,5 +1,6 @@
 """Evaluation of a view's filters and values over a batch of decoded events: once per batch, the same everywhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -12,6 +13,11 @@ FLOAT_LIMIT = 2.0**62
 
 PARTITION, OFFSET, ARRIVAL, EVENT_TIME = "_partition", "_offset", "_arrival", "_event_time"
 _BAD = "_bad"
+_INEXACT = "has a whole number beyond 64 bits"
+_WIDE: Mapping[pl.DataType, pl.DataType] = {
+    **dict.fromkeys([pl.Int8(), pl.Int16(), pl.Int32(), pl.UInt8(), pl.UInt16(), pl.UInt32()], pl.Int64()),
+    pl.Float32(): pl.Float64(),
+}
 _FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
@@ -33,13 +39,22 @@ class Evaluated:
 class Evaluator:
     """A view's filters and values as expressions, built once and run over every batch.
 
-    For a view over sessions, they are those of the inner view, which keeps the sessions.
+    For a view over sessions, they are those of the inner view, which keeps the sessions. Whole numbers are int64 and
+    floats float64 before an expression sees them, whatever the stream's schema says. An event on which an expression
+    has no exact result is rejected.
     """
 
     def __init__(self, view: ViewPlan) -> None:
         view = view.sessions or view
         self._view = view
+        expressions = [each.expr for each in view.filters] + [each.expr for each in view.values]
+        expressions += [] if view.where is None else [view.where.expr]
+        self._read = sorted({name for expr in expressions for name in expr.meta.root_names()})
         self._where = None if view.where is None else view.where.expr.fill_null(value=False)
+        self._tests: list[tuple[pl.Expr, str]] = []
+        if self._where is not None and view.where is not None and view.where.fails is not None:
+            self._where |= view.where.fails
+            self._tests.append((view.where.fails, f"{view.name}: where {_INEXACT}"))
         arrival, event_time = pl.col(ARRIVAL).to_physical(), pl.col(EVENT_TIME).to_physical()
         self._columns = [
             pl.min_horizontal(arrival, event_time).alias("effective"),
@@ -54,18 +69,24 @@ class Evaluator:
         values = [_number(value) for value in view.values]
         self._columns += [filter_.alias(f"f{index}") for index, filter_ in enumerate(filters)]
         self._columns += [value.alias(f"v{index}") for index, value in enumerate(values)]
-        self._tests: list[tuple[pl.Expr, str]] = []
         for feature in view.features:
+            place = f"{view.name}.{feature.name}"
+            if feature.filter >= 0 and (fails := view.filters[feature.filter].fails) is not None:
+                self._tests.append((fails, f"{place}: its filter {_INEXACT}"))
+            for word, at in (("value", feature.value), ("by", feature.by)):
+                if at >= 0 and (fails := view.values[at].fails) is not None:
+                    passes = fails & filters[feature.filter] if feature.filter >= 0 else fails
+                    self._tests.append((passes, f"{place}: its {word} {_INEXACT}"))
             if feature.value < 0:
                 continue
             value = view.values[feature.value]
             number = values[feature.value]
             if value.dtype.scalar == "float64":
                 bad = number.is_nan() | (number.abs() >= FLOAT_LIMIT)
-                reason = f"{view.name}.{feature.name}: value is NaN, infinite or beyond 2^62"
+                reason = f"{place}: value is NaN, infinite or beyond 2^62"
             elif value.dtype.is_decimal:
                 bad = number.is_null() & value.expr.is_not_null()
-                reason = f"{view.name}.{feature.name}: value is beyond 2^63 units of its last digit"
+                reason = f"{place}: value is beyond 2^63 units of its last digit"
             else:
                 continue
             if feature.filter >= 0:
@@ -76,25 +97,26 @@ class Evaluator:
 
     def __call__(self, decoded: pl.DataFrame) -> Evaluated:
         """Filter and evaluate decoded events; those for which an expression fails are rejected."""
+        narrow = [column for column in map(decoded.get_column, self._read) if column.dtype in _WIDE]
+        if narrow:
+            decoded = decoded.with_columns(column.cast(_WIDE[column.dtype]) for column in narrow)
+        return self._in_halves(decoded)
+
+    def _in_halves(self, decoded: pl.DataFrame) -> Evaluated:
         try:
             return self._evaluated(decoded)
-        except _FAILURES:
+        except _FAILURES as error:
             # Compiling a view tries every expression on the known difficult values. An event with an unknown one must
             # not take its neighbours with it.
-            return self._one_by_one(decoded)
-
-    def _one_by_one(self, decoded: pl.DataFrame) -> Evaluated:
-        found: list[Evaluated] = []
-        for row in decoded.iter_slices(1):
-            try:
-                found.append(self._evaluated(row))
-            except _FAILURES as error:
-                reason = f"{self._view.name}: an expression fails on it: {str(error).partition(chr(10))[0]}"
-                rejected = row.select(
-                    PARTITION, OFFSET, pl.lit("expression").alias("kind"), pl.lit(reason).alias("reason")
-                )
-                found.append(Evaluated(self._evaluated(row.clear()).events, rejected))
-        return Evaluated(pl.concat(each.events for each in found), pl.concat(each.rejected for each in found))
+            if decoded.height > 1:
+                half = decoded.height // 2
+                found = [self._in_halves(decoded[:half]), self._in_halves(decoded[half:])]
+                return Evaluated(pl.concat(each.events for each in found), pl.concat(each.rejected for each in found))
+            reason = f"{self._view.name}: an expression fails on it: {str(error).partition(chr(10))[0]}"
+            rejected = decoded.select(
+                PARTITION, OFFSET, pl.lit("expression").alias("kind"), pl.lit(reason).alias("reason")
+            )
+            return Evaluated(self._evaluated(decoded.clear()).events, rejected)
 
     def _evaluated(self, decoded: pl.DataFrame) -> Evaluated:
         if self._where is not None:

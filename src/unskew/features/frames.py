@@ -3,6 +3,7 @@
 Only the columns that are asked for are read, and a table is given back with its own columns as they came.
 """
 
+import bisect
 import datetime as dt
 import math
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from polars.exceptions import PanicException
 from typing_extensions import override
 
 from unskew.features.errors import RequestError
@@ -30,6 +32,10 @@ LARGEST_EXACT_FLOAT = 1 << 53
 """From here on, several integers share a float."""
 
 
+# pyarrow derives some of its errors from these.
+_NO_COLUMN = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, NotImplementedError)
+
+
 class Given(ABC):
     """A table that a user passed. ``names``: its columns; ``n_rows``: its rows."""
 
@@ -42,8 +48,7 @@ class Given(ABC):
             raise RequestError(f"the table has several columns {name!r}; rename them, so that one remains")
         try:
             column = self._column(name)
-        # pyarrow derives some of its errors from these.
-        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        except _NO_COLUMN as error:
             raise RequestError(
                 f"the values of {name!r} do not make a column of one type: {str(error).splitlines()[0]}"
             ) from error
@@ -271,7 +276,7 @@ def key_column(column: pl.Series, kind: KeyType) -> pl.Series:
     if unlike.any():
         row = int(unlike.arg_max() or 0)
         raise RequestError(
-            f"{column.name!r} is {kind}, and {column[row]!r} of row {row} ({column.dtype}) cannot be converted to that "
+            f"{column.name!r} is {kind}, and {column.slice(row, 1).to_list()[0]!r:.80} of row {row} ({column.dtype}) cannot be converted to that "
             f"without loss; convert the column to {kind} yourself, from where its values are still exact"
         )
     return converted
@@ -295,7 +300,7 @@ def _is_unlike(column: pl.Series, kind: KeyType) -> pl.Series:
 def _of_objects(name: str, values: list[Any]) -> pl.Series:
     """Return a column of Python objects; None, NaT, and NaN among objects that are not numbers, are nulls."""
     kinds: set[type] = {type(value) for value in values}
-    if any(issubclass(kind, dt.datetime) for kind in kinds):
+    if any(issubclass(kind, dt.datetime) and kind.__name__ not in _PANDAS_NULLS for kind in kinds):
         instants = [None if _is_null(value) else _instant_us(name, row, value) for row, value in enumerate(values)]
         return pl.Series(name, instants, pl.Int64).cast(TIMESTAMP)
     if any(kind.__name__ in _PANDAS_NULLS for kind in kinds) or not all(issubclass(kind, _NUMBERS) for kind in kinds):
@@ -305,7 +310,31 @@ def _of_objects(name: str, values: list[Any]) -> pl.Series:
             if isinstance(value, int | np.integer) and abs(int(value)) > LARGEST_EXACT_FLOAT:
                 raise RequestError(f"{name!r} has floats, and {value} of row {row} is not exact as a float")
         return pl.Series(name, values, pl.Float64, strict=False)
+    try:
+        return _of_one_type(name, values)
+    except (*_NO_COLUMN, PanicException) as error:
+        # The first row with which the rows up to it make no column.
+        row = bisect.bisect_left(range(1, len(values)), True, key=lambda n: not _are_of_one_type(values[:n]))
+        raise RequestError(
+            f"the values of {name!r} do not make a column of one type: {values[row]!r:.80} of row {row} does not fit; "
+            "text must be valid Unicode"
+        ) from error
+
+
+def _of_one_type(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds & {bool, np.bool_} and len(kinds) > 1:
+        # Polars would read True beside numbers as 1.
+        raise TypeError("booleans beside other values")
     return pl.Series(name, values)
+
+
+def _are_of_one_type(values: list[Any]) -> bool:
+    try:
+        _of_one_type("", values)
+    except (*_NO_COLUMN, PanicException):
+        return False
+    return True
 
 
 _PANDAS_NULLS = {"NaTType", "NAType"}

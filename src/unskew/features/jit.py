@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from llvmlite import ir
 from numba import njit, types
@@ -11,33 +11,43 @@ from numba.extending import intrinsic
 
 from unskew.features.jit_cache import FunctionCache
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-def _kept(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+
+class _Decorator(Protocol):
+    """What makes a decorator of options; types of compiled functions stay as they are written."""
+
+    def __call__(self, **options: Any) -> Callable[[_Function], _Function]: ...
+
+
+def _kept(**options: Any) -> Callable[[_Function], _Function]:
     """Compile a function at its first call, and keep the result in the folder of ``jit_cache``."""
-    if function is None:
-        return partial(_kept, **options)
-    dispatcher = njit(**options)(function)
-    dispatcher._cache = FunctionCache(function)  # noqa: SLF001 - numba has no public way to set a cache
-    return dispatcher
+
+    def decorate(function: _Function) -> _Function:
+        dispatcher = njit(**options)(function)
+        dispatcher._cache = FunctionCache(function)  # noqa: SLF001 - numba has no public way to set a cache
+        return cast("_Function", dispatcher)
+
+    return decorate
 
 
 # nogil: shards of one process may run in parallel.
-allocating = partial(_kept, nogil=True)
+allocating: _Decorator = partial(_kept, nogil=True)
 """Compile a function that allocates arrays, once for each machine and not for each process."""
 
 # numpy error model: do not test for division by zero at every division; ``compile`` checks divisors.
 # _nrt=False: no reference counting inside. The kernel allocates nothing, its arrays are owned outside, and counting
 # costs a pair of atomic operations per array access: several times the work of an event (docs/decisions/0004 has the
 # measurement). The option is numba's own but undocumented; without it everything works the same, but slower.
-compiled = partial(allocating, error_model="numpy", _nrt=False)
+compiled: _Decorator = partial(allocating, error_model="numpy", _nrt=False)
 """Compile a function that allocates nothing."""
 
 # The wrappers through which Python calls a function take apart every array of its arguments, and are compiled too.
-inner = partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner: _Decorator = partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compile such a function for compiled callers only: Python cannot call it."""
 
 # Inline into the caller, before typing: a call would pass each of the state's arrays as seven words.
-inlined = partial(compiled, inline="always")
+inlined: _Decorator = partial(compiled, inline="always")
 
 
 def _prefetch(_typing: Any, array: Any, row: Any, column: Any) -> Any:

@@ -101,9 +101,9 @@ def places() -> Places:
 
 def _candidates() -> Iterator[tuple[Callable[[Path], object], Path]]:
     """Yield how to make each possible folder, and the folder."""
-    if config.CACHE_DIR:
+    if given := getattr(config, "CACHE_DIR", None):
         # The user has decided that it is safe.
-        yield partial(Path.mkdir, parents=True, exist_ok=True), Path(config.CACHE_DIR)
+        yield partial(Path.mkdir, parents=True, exist_ok=True), Path(given)
     # Whoever can write here can change the sources beside it.
     yield partial(Path.mkdir, exist_ok=True), Path(__file__).parents[1] / "__pycache__"
     yield _make_own, Path(AppDirs("unskew", appauthor=False).user_cache_dir)

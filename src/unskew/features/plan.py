@@ -102,19 +102,25 @@ class StreamPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePlan:
-    """A row-by-row expression over payload columns, cast to the Polars type of ``dtype``."""
+    """A row-by-row expression over payload columns, cast to the Polars type of ``dtype``.
+
+    Columns of whole numbers are int64 and those of floats float64 before they enter ``expr``. ``fails``: true, and
+    never null, for a record on which it has no exact result; None if there can be none.
+    """
 
     text: str
     expr: pl.Expr
     dtype: Type
+    fails: pl.Expr | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterPlan:
-    """A row-by-row boolean expression over payload columns; null counts as false."""
+    """A row-by-row boolean expression over payload columns; null counts as false. ``fails`` is as in ``ValuePlan``."""
 
     text: str
     expr: pl.Expr
+    fails: pl.Expr | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +170,7 @@ class FeaturePlan(_Output):
 class DerivedPlan(_Output):
     """A feature that is an expression over the view's other features, evaluated on each of their rows.
 
-    ``expr`` gives null whenever ``text`` gives NaN or infinity.
+    ``expr`` gives null whenever ``text`` gives NaN or infinity, or has no exact result.
     """
 
     expr: pl.Expr

@@ -28,8 +28,14 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     """
     if isinstance(references, str):
         raise RequestError(f"features must be a list of references; write [{references!r}]")
+    if not isinstance(references, Iterable):
+        raise RequestError(f"features must be a list of references view:feature; this is {type(references).__name__}")
     asked: dict[str, Asked] = {}
-    for reference in dict.fromkeys(references):
+    named = list(references)
+    for reference in named:
+        if not isinstance(reference, str):
+            raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
+    for reference in dict.fromkeys(named):
         found = _resolve_one(reference, views, full_feature_names=full_feature_names)
         if found.column in asked:
             raise RequestError(

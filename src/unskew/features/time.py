@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import numpy.typing as npt
 
-from unskew.features.errors import DefinitionError
+from unskew.features.errors import DefinitionError, shown
 
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
@@ -38,7 +38,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _ONE_DAY = timedelta(days=1)
 
-_DURATION = re.compile(r"(?:\d+(?:w|d|h|min|ms|us|m|s))+")
+# Python refuses to read numbers of thousands of digits.
+_DURATION = re.compile(r"(?:[0-9]{1,18}(?:w|d|h|min|ms|us|m|s)){1,7}")
 _DURATION_PART = re.compile(r"(\d+)(w|d|h|min|ms|us|m|s)")
 
 # The longest comes first, so that the first one that fits is the default.
@@ -53,23 +54,26 @@ _DEFAULT_HOPS_US = tuple(
 )
 
 
-def duration_us(duration: str | timedelta | int) -> int:
-    """Return the microseconds of ``"30d"``, ``"5min"``, ``"1h30min"``, a timedelta, or an int of microseconds.
+def duration_us(duration: str | timedelta) -> int:
+    """Return the microseconds of ``"30d"``, ``"5min"``, ``"1h30min"`` or a timedelta.
 
-    Units: w, d, h, min (or m), s, ms, us. Raises ``DefinitionError`` for anything else, and for a negative duration.
+    Units: w, d, h, min (or m), s, ms, us. Raises ``DefinitionError`` for anything else, also for a number without a
+    unit, and for a negative duration.
     """
     if isinstance(duration, timedelta):
         n_us = duration // _MICROSECOND
-    elif isinstance(duration, bool):
-        n_us = -1
-    elif isinstance(duration, int):
-        n_us = duration
     elif isinstance(duration, str) and _DURATION.fullmatch(text := duration.replace(" ", "")):
         n_us = sum(int(n) * UNITS_US[unit] for n, unit in _DURATION_PART.findall(text))
     else:
         n_us = -1
     if n_us < 0:
-        raise DefinitionError(f"{duration!r} is not a duration; write a number and a unit, for example 5min, 1h or 30d")
+        if isinstance(duration, (int, float)) and not isinstance(duration, bool):
+            raise DefinitionError(
+                f"{shown(duration)} has no unit; write a duration as text, for example '30s' or '5min'"
+            )
+        raise DefinitionError(
+            f"{shown(duration)} is not a duration; write a number and a unit, for example 5min, 1h or 30d"
+        )
     return n_us
 
 

@@ -8,7 +8,7 @@ expressions.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -305,6 +305,14 @@ class Recount:
             self._derived[known] = value if finite else None
         return self._derived[known]
 
+    def _read(
+        self, read: Callable[[Any, pl.DataFrame], pl.Series], plan: Any, events: pl.DataFrame, name: str
+    ) -> tuple[pl.Series, pl.Series]:
+        """Return a text's values, and where it has none because a number is out of its type's range."""
+        self._texts.failed.clear()
+        values = read(plan, events).alias(name)
+        return values, pl.int_range(len(values), eager=True).is_in(sorted(self._texts.failed))
+
     def _counted(self, events: pl.DataFrame) -> pl.DataFrame:
         """Return the events that count: keys, effective time, filters ``_f0..`` and values ``_v0..``."""
         view = self.view
@@ -315,9 +323,8 @@ class Recount:
             events[name].cast(pl.Int64 if kind == "int64" else pl.String)
             for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
         ]
-        self._texts.failed.clear()
-        filters = [self._texts.passes(f, events).alias(f"_f{i}") for i, f in enumerate(view.filters)]
-        values = [self._texts.value(v, events).alias(f"_v{i}") for i, v in enumerate(view.values)]
+        filters = [self._read(self._texts.passes, f, events, f"_f{i}") for i, f in enumerate(view.filters)]
+        values = [self._read(self._texts.value, v, events, f"_v{i}") for i, v in enumerate(view.values)]
         effective = np.minimum(micros["_arrival"].to_numpy(), micros["_event_time"].to_numpy())
         frame = pl.DataFrame(
             [
@@ -326,20 +333,26 @@ class Recount:
                 events["_offset"],
                 *micros.values(),
                 pl.Series("_effective", effective, pl.Int64),
-                *filters,
-                *values,
+                *(values for values, _ in filters),
+                *(values for values, _ in values),
             ]
         )
         if view.sessions is None and view.stream.event_id is not None and view.stream.dedupe_within_us is not None:
             frame = frame.with_columns(events[view.stream.event_id].alias("_id"))
-        has_values = ~pl.int_range(pl.len()).is_in(sorted(self._texts.failed))
-        counts = pl.all_horizontal(has_values, *(pl.col(name).is_not_null() for name in view.entity.keys))
+        counts = pl.all_horizontal(pl.col(name).is_not_null() for name in view.entity.keys)
         if view.where is not None:
-            counts = counts & self._texts.passes(view.where, events)
+            passing, fails = self._read(self._texts.passes, view.where, events, "_where")
+            counts = counts & passing & ~fails
         for feature in view.features:
+            passes = pl.lit(True) if feature.filter < 0 else pl.col(f"_f{feature.filter}")
+            if feature.filter >= 0:
+                counts = counts & ~filters[feature.filter][1]
+            # A value of an event that the feature does not take may be anything.
+            for number in (feature.value, feature.by):
+                if number >= 0:
+                    counts = counts & ~(values[number][1] & passes)
             if feature.value < 0 or (fits := _fits(feature.value, view.values[feature.value].dtype)) is None:
                 continue
-            passes = pl.lit(True) if feature.filter < 0 else pl.col(f"_f{feature.filter}")
             counts = counts & (fits.fill_null(True) | ~passes)
         return frame.filter(counts)
 

@@ -151,10 +151,13 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
 }
 _DOUBLES = frozenset({"double", "float", "float8"})
 _TEXTS = frozenset({"varchar", "text", "string", "char"})
-# Functions that mean something else in DuckDB, or have other parameters there.
+# Functions that mean something else in DuckDB, have other parameters there, or are rounded otherwise in the last bit.
 _OTHERWISE = frozenset(
-    "cbrt date div position regexp_replace split_part string_to_array strptime time timestamp".split()  # noqa: SIM905
+    "acos acosd asin asind atan atan2 atan2d atand cbrt cos cosd cot cotd date degrees div pi position pow power radians "  # noqa: SIM905
+    "regexp_replace sin sind split_part string_to_array strptime tan tand time timestamp".split()
 )
+_BESIDE = frozenset({"+", "-", "*", "//", "%"})
+_CHOICES = frozenset({"then", "else"})
 _FORMATS = re.compile(r"'(?:[^%']|%[YmdHMSj])*'")
 # In the engines' regular expressions, classes and case-blind letters are of ASCII or of Unicode.
 _ENGINES_DIFFER = re.compile(r"\\|\(\?|\[:")
@@ -222,7 +225,12 @@ class _Translation:
             case "name":
                 return self._aliases.get(token.text[1:-1].replace('""', '"'), token.text)
             case "number":
-                # Definitions mean a float by 1.5, and DuckDB would read a decimal.
+                # Definitions mean a float by 1.5, and DuckDB would read a decimal. It would read 1000000 as a number of
+                # 32 bits, and fail on 1000000 * 1000000.
+                if token.text.isdigit() and (
+                    before.text in _BESIDE or after.text in _BESIDE or before.word in _CHOICES
+                ):
+                    return f"{token.text}::BIGINT" if int(token.text) < 2**63 else token.text
                 return f"{token.text}e0" if "." in token.text and "e" not in token.text.lower() else token.text
             case "word":
                 is_type = before.text == "::" or after.kind == "text"

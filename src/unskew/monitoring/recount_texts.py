@@ -50,6 +50,11 @@ class Texts:
         return read.set(read == 0.0, 0.0) if zero else read
 
     def _evaluate(self, plan: Text, dtype: Type, events: pl.DataFrame) -> pl.Series:
+        events = events.with_columns(
+            pl.col(name).cast(kind)
+            for name in set(plan.expr.meta.root_names())
+            if (kind := _widened(events.schema[name])) is not None
+        )
         if id(plan) not in self._sql:
             self._sql[id(plan)] = _is_sql(plan)
         why = "it is a Polars expression"
@@ -63,7 +68,9 @@ class Texts:
                 return answer.cast(dtype.polars)
         self.engines[plan.text] = "polars"
         self.dependent[plan.text] = why
-        return events.with_columns(_x=plan.expr)["_x"].cast(dtype.polars)
+        read = _polars(plan, dtype, events.with_row_index("_row"))
+        self.failed |= set(read["_row"].filter(read["fails"]))
+        return read["x"]
 
     @cached_property
     def _connection(self) -> Any:
@@ -85,9 +92,7 @@ class Texts:
         Raises ``Untranslated`` if DuckDB's SQL does not have it.
         """
         names = sorted(set(plan.expr.meta.root_names()))
-        widened = events.select(pl.int_range(pl.len()).alias("_row"), *names).with_columns(
-            pl.col(name).cast(kind) for name in names if (kind := _widened(events.schema[name])) is not None
-        )
+        widened = events.select(pl.int_range(pl.len()).alias("_row"), *names)
         text = translated(plan.text, {name: widened.schema[name] for name in names})
         as_type = f"DECIMAL(38,{dtype.scale})" if dtype.is_decimal else _SQL_TYPES[dtype.scalar]
         frame = widened.rename({name: alias(number) for number, name in enumerate(names)})
@@ -124,6 +129,18 @@ class Texts:
         finally:
             connection.unregister("frame")
         return answer["x"]
+
+
+def _polars(plan: Text, dtype: Type, frame: pl.DataFrame) -> pl.DataFrame:
+    """Evaluate the compiled expression of a text that is not translated: ``_row``, ``x``, and where it ``fails``."""
+    fails = pl.lit(value=False) if (found := getattr(plan, "fails", None)) is None else found
+    try:
+        return frame.select("_row", x=pl.when(~fails).then(plan.expr.cast(dtype.polars)), fails=fails)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        if frame.height <= 1:
+            return frame.select("_row", x=pl.lit(None, dtype.polars), fails=pl.lit(value=True))
+        half = frame.height // 2
+        return pl.concat([_polars(plan, dtype, frame[:half]), _polars(plan, dtype, frame[half:])])
 
 
 def _widened(kind: pl.DataType) -> pl.DataType | None:

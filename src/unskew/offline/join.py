@@ -61,7 +61,7 @@ def historical_features(
     timestamp: str = "event_timestamp",
     inclusive: bool = False,
     outside: Outside = "error",
-    max_age: str | dt.timedelta | int | None = None,
+    max_age: str | dt.timedelta | None = None,
     full_feature_names: bool = False,
     with_status: bool = False,
 ) -> Historical:

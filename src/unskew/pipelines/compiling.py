@@ -14,6 +14,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ from unskew.features.kernel.state import Batch
 from unskew.features.kernel.state_bytes import Tiles, _collect, _hang
 from unskew.features.shard_state import new_rows, new_state
 from unskew.features.text_buffers import _hash_keys, read_only
-from unskew.pipelines.decoding.avro_walk import _check, _cut, _walk
+from unskew.pipelines.decoding.avro_walk import _branches, _check, _cut, _walk
 from unskew.pipelines.decoding.columns import _read_decimals
 from unskew.sinks.redis.resp_bytes import write_rows
 
@@ -115,6 +116,7 @@ def entries() -> list[list[Entry]]:
                tables, many_marks, shown_marks, shown),
         _entry(_check, shown_octets, ints, tables, tables, ints, tables, ints, marks),
         _entry(_cut, shown_octets, ints, tables, tables, ints, tables, octets),
+        _entry(_branches, shown_octets, ints, tables, ints, tables, ints, ints, ints),
         _entry(_walk, shown_octets, 0, 0, 0, tables, ints, tables),
         _entry(_read_decimals, shown, shown_octets, np.empty((0, 2), np.uint64), marks),
         _entry(insert_rows, arrays, shown, shown_octets, narrow, narrow),
@@ -138,9 +140,14 @@ def entries() -> list[list[Entry]]:
     return [of_kernel, of_the_rest]
 
 
+_done = threading.Event()
+
+
 def is_done() -> bool:
-    """Return true if a pipeline will find all that it needs."""
-    return all(entry.is_kept() for part in entries() for entry in part)
+    """Return true if a pipeline will find all that it needs; what was found once is not looked for again."""
+    if not _done.is_set() and all(entry.is_kept() for part in entries() for entry in part):
+        _done.set()
+    return _done.is_set()
 
 
 def compile_ahead(folder: Path | None, stop: Flag) -> None:
@@ -168,21 +175,15 @@ def compile_ahead(folder: Path | None, stop: Flag) -> None:
 @contextlib.contextmanager
 def _compiler(part: int, folder: Path | None) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a process that compiles from ``part`` on; it ends with the block."""
-    words = [
-        sys.executable,
-        "-m",
-        "unskew.pipelines.compiling",
-        "--from",
-        str(part),
-        *([] if folder is None else [str(folder)]),
-    ]
-    # A session of its own: Ctrl-C in a terminal reaches only us.
-    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    words = [sys.executable, "-m", "unskew.pipelines.compiling", "--child", "--from", str(part)]
+    words += [] if folder is None else [str(folder)]
+    # A session of its own: Ctrl-C in a terminal reaches only us. The pipe closes when we end, however that is.
+    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
     try:
         yield child
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
 
 
 def _compile(first: int) -> None:
@@ -209,12 +210,20 @@ def _alone(part: int) -> Iterator[None]:
         yield
 
 
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
 def main() -> None:
     """Compile everything that a pipeline needs, and keep it."""
     arguments = argparse.ArgumentParser(prog="python -m unskew.pipelines.compiling", description=main.__doc__)
     arguments.add_argument("folder", type=Path, nargs="?", help="where it is kept if no usual folder can be written")
     arguments.add_argument("--from", dest="first", type=int, default=0, help="the part to begin with")
+    arguments.add_argument("--child", action="store_true", help="end when standard input ends")
     given = arguments.parse_args()
+    if given.child:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     if given.folder is not None:
         jit_cache.suggest(given.folder)
     _compile(given.first)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.local import local_path
 from unskew.features.plan import Plan
 from unskew.features.time import HOUR_US
 from unskew.sinks.lease import Owner
@@ -66,6 +67,15 @@ class Deployment:
         """The number of processes that share the state."""
         return len(self.cluster) or 1
 
+    def folders(self) -> dict[str, Path]:
+        """Return the folders that the process writes, by option."""
+        return {
+            "--state": self.state,
+            "--log": self.log,
+            "--archive": self.archive,
+            "--dead-letters": self.dead_letters,
+        }
+
     def place(self) -> str:
         """Return where the state is, for people."""
         return f"pipeline {self.pipeline!r} on {self.state.absolute()}, {socket.gethostname()}"
@@ -84,6 +94,8 @@ class Deployment:
 
         A view that is not partitioned by its entity needs events of every partition, in one order.
         """
+        for option, folder in self.folders().items():
+            local_path(folder, option)
         if not plan.views:
             raise DefinitionError("there is no view to compute; define a FeatureView")
         if self.partitions is None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
+from unskew.features.errors import LayoutError, Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.pipelines import compiling
@@ -27,13 +28,14 @@ from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
-from unskew.pipelines.state.changelog import Changelogs
-from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, StateFolder, make_state_folder
+from unskew.pipelines.state.changelog import REMEDY, Changelogs
+from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, RECOVERY, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
+from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
@@ -184,6 +186,9 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
     leases = Leases()
     server = Patience("Redis", stop, still_ours=leases.check)
     disk = Patience("the disk", stop, still_ours=leases.check)
+    for folder in deployment.folders().values():
+        # Last of all, after the leases are given back: a run that is refused leaves no folder behind.
+        closing.callback(durable.remove_empty, durable.missing(folder))
     closing.callback(leases.release)
     owner = deployment.owner()
 
@@ -372,18 +377,40 @@ def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) 
             )
         else:
             run_main(flow, epoch_interval=epoch, recovery_config=recovery)
-    except Exception as error:
-        _raise_ours(error)
+    # A panic of Bytewax's runtime is no ``Exception``.
+    except BaseException as error:
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, UnskewError):
+                raise cause from None
+        if (found := _of_store("; ".join(map(str, causes)), deployment.state / RECOVERY)) is not None:
+            raise found from error
         raise
 
 
-def _raise_ours(error: BaseException) -> None:
-    """Raise the error of this project that Bytewax has wrapped, if there is one."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, UnskewError):
-            raise cause
+        yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+# What Bytewax says when its recovery store, a file of SQLite, fails.
+_STORE_FAILS = re.compile(r"SqliteFailure|recovery partition|recovery DB|database file")
+_PASSES = re.compile(r"DiskFull|SystemIoFailure|DatabaseBusy|DatabaseLocked|ReadOnly|PermissionDenied")
+
+
+def _of_store(said: str, recovery: Path) -> UnskewError | None:
+    """Return the error that stands for a failure of the recovery store; None if it was something else."""
+    if not _STORE_FAILS.search(said):
+        return None
+    reason = found[1] if (found := re.search(r'Some\("([^"]*)"\)', said)) else said.partition("; ")[0]
+    if _PASSES.search(said):
+        return StoreUnavailable(
+            f"the recovery store {recovery} cannot be written ({reason}); see to the disk and start again: the run continues "
+            "from its last durable epoch"
+        )
+    return LayoutError(f"the recovery store {recovery} is damaged ({reason}); {REMEDY}")
 
 
 @contextmanager

@@ -15,9 +15,10 @@ Every function raises ``OSError`` if the disk fails; ``disk`` turns it into a ``
 """
 
 import contextlib
+import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -95,6 +96,18 @@ def make_folder(folder: Path, unsynced: set[Path] | None = None) -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
+
+
+def missing(folder: Path) -> list[Path]:
+    """Return the folders that ``make_folder`` would make, the innermost first."""
+    return list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of these folders that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def like(path: Path, other: Path) -> None:

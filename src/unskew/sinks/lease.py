@@ -92,8 +92,8 @@ class Lease:
         self._going_on = going_on
         self._now_s = now_s
         self._path = root / LEASES / f"{uuid.uuid4().hex}.json"
+        self._made = durable.missing(root)
         try:
-            self._made_root = not root.exists()
             # Tables and state are made durable inside this folder, so its own name must be durable too.
             durable.make_folder(root)
             self._path.parent.mkdir(exist_ok=True)
@@ -102,6 +102,7 @@ class Lease:
                     self._settle_with(path)
                 self._take()
         except OSError as error:
+            durable.remove_empty([self._path.parent, *self._made])
             if error.errno in {errno.ENOLCK, errno.EOPNOTSUPP}:
                 raise LayoutError(
                     f"{root}: its file system does not support locks ({error.strerror}); name another {option}"
@@ -158,15 +159,12 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the lease back, and remove the folder if this process made it and nothing was written to it."""
+        """Give the lease back, and remove what this process made and nobody has written to."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
         self._file.close()
-        with contextlib.suppress(OSError):
-            # Otherwise the folder stays: it must not vanish while another process lists what is written there.
-            if self._made_root and [path.name for path in self.root.iterdir()] == [LEASES]:
-                self._path.parent.rmdir()
-                self.root.rmdir()
+        # Another process that is about to take a lease there finds no folder, and tries again.
+        durable.remove_empty([self._path.parent, *self._made])
 
     def _settle_with(self, path: Path) -> None:
         """Return if the lease at ``path`` allows this one, or was left behind and is removed; otherwise raise."""

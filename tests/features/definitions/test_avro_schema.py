@@ -68,7 +68,7 @@ def test_type_that_is_not_read_has_no_column(avro, spelled):
     [
         ({"type": "record", "name": "R"}, "the Avro schema has no fields"),
         ({"type": "record", "name": "R", "fields": [{"name": "c", "type": "money"}]}, "the Avro schema is not valid"),
-        ({}, "the Avro schema is not valid"),
+        ({}, "the Avro schema has no type; give a record"),
         ({"type": "enum", "name": "E", "symbols": ["a"]}, "the Avro schema has the type 'enum'; give a record"),
         ({"type": "record", "name": "R", "fields": []}, "the Avro schema has no fields"),
         (record("null"), "the Avro schema has no field of a readable type; these are int,"),

@@ -1,3 +1,4 @@
+import functools
 import math
 from itertools import product
 
@@ -6,8 +7,22 @@ import pytest
 
 from tests.support.definitions import COUNT, SCHEMA, stream, view
 from tests.support.plans import republished
-from unskew import Calendar, DefinitionError, Entity, Feature, FeatureView, Sliding, Tumbling, agg, compile
+from unskew import (
+    Calendar,
+    DefinitionError,
+    Derived,
+    Entity,
+    Feature,
+    FeatureView,
+    Sessions,
+    Sliding,
+    Tumbling,
+    agg,
+    compile,
+)
+from unskew.features.definitions.compile import LOG_COLUMNS
 from unskew.features.plan import FeaturePlan
+from unskew.sinks.tables.layout import log_schema
 
 HOUR = Sliding("1h")
 
@@ -160,7 +175,7 @@ def test_entity_and_stream_resolve_by_name_key_and_alias():
         (Feature("n", "count", HOUR), "purchases.n: 'count' is not an aggregation; use one of agg.count"),
         (
             Feature("n", agg.Aggregation("median", "amount"), HOUR),
-            "purchases.n: no aggregation is called 'median'; did you mean 'mean'?",
+            "purchases.n: no aggregation is called 'median'; did you mean 'quantile'?",
         ),
         (Feature("n", agg.Aggregation("sum"), HOUR), "purchases.n: sum needs a value"),
         (
@@ -233,6 +248,7 @@ def test_feature_that_cannot_be_is_a_fault_with_a_remedy(feature, fault):
         ({"name": ""}, "view '': it has no name"),
         ({"version": 0}, "purchases: version 0 is not a positive whole number"),
         ({"version": True}, "purchases: version True is not a positive whole number"),
+        ({"version": 10**30}, "purchases: version 1000000000000000000000000000000 is not a positive whole number"),
         ({"features": []}, "purchases: it has no features"),
         ({"features": "count"}, "purchases: features='count' is not a list"),
         (
@@ -240,6 +256,12 @@ def test_feature_that_cannot_be_is_a_fault_with_a_remedy(feature, fault):
             "purchases: it has 65 features, more than 64",
         ),
         ({"features": [COUNT, COUNT]}, "purchases.n: the name is used twice"),
+        ({"features": [Feature("day", agg.count(), HOUR)]}, "purchases.day: a column of the log has this name"),
+        (
+            {"features": [Feature("Written_At", agg.count(), HOUR)]},
+            "purchases.Written_At: a column of the log has this",
+        ),
+        ({"features": [COUNT, Derived("SEQ", "n")]}, "purchases.SEQ: a column of the log has this name"),
         (
             {"features": [COUNT, Feature("N", agg.count(), HOUR)]},
             "purchases.N: the name differs from n only in",
@@ -270,6 +292,17 @@ def test_feature_that_cannot_be_is_a_fault_with_a_remedy(feature, fault):
             {"entity": Entity("e", key=["user_id", "user_id"])},
             "purchases: entity e: key ['user_id', 'user_id'] is not a column name",
         ),
+        (
+            {"entity": Entity("e", key="Shard"), "stream": stream(name="keyed", topic="keyed", key_column="Shard")},
+            "purchases: entity e: the key column 'Shard' has the name of a column of the log",
+        ),
+        (
+            {
+                "entity": Entity("e", key=["user_id", "User_Id"]),
+                "stream": stream(name="keyed", topic="keyed", key_column="User_Id"),
+            },
+            "purchases: entity e: key ['user_id', 'User_Id'] names columns that differ only in upper and lower case",
+        ),
         ({"entity": Entity("e", key=7)}, "purchases: entity e: key 7 is not a column name"),
         (
             {"entity": Entity("e", key="user_id", type="int64")},
@@ -285,6 +318,72 @@ def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
 
     assert faults[0].startswith(fault)
     assert all("; " in each for each in faults)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "fault"),
+    [
+        ({"stream": "nowhere"}, "sessions visits: no stream is called 'nowhere'"),
+        ({"gap": 30}, "sessions visits: 30 has no unit"),
+        ({"gap": "30min", "hop": "7min"}, "sessions visits: hop 7min does not divide the window 30min"),
+        ({"values": {"spend": agg.sum("amuont")}}, "sessions visits: spend: value: the stream has no column 'amuont'"),
+        (
+            {"values": {"Start": agg.sum("amount")}},
+            "sessions visits: the column name 'Start' is not allowed or already",
+        ),
+    ],
+)
+def test_sessions_that_no_view_is_over_are_checked_too(sessions, fault):
+    given = {"name": "visits", "stream": "transactions", "gap": "30min"} | sessions
+
+    assert [each for each in faults_of(stream(), Sessions(**given)) if each.startswith(fault)]
+
+
+@pytest.mark.parametrize("n_levels", [150, 3_000])
+def test_a_deep_schema_is_a_fault(n_levels):
+    inner = '{"type":"array","items":' * n_levels + '"int"' + "}" * n_levels
+    text = f'{{"type":"record","name":"R","fields":[{{"name":"a","type":{inner}}}]}}'
+    deep = '{"properties":{"a":' * n_levels + "{}" + "}}" * n_levels
+    json_schema = f'{{"type":"object","properties":{{"a":{deep}}}}}'
+
+    for given in (stream(schema=text), stream(schema=json_schema, format="json")):
+        assert "the schema's text is nested more than 100 levels deep" in faults_of(given)[0]
+    parsed = functools.reduce(lambda inner, _: {"type": "array", "items": inner}, range(n_levels), "int")
+    assert "the schema is nested more than 100 levels deep" in faults_of(stream(schema={"type": parsed}))[0]
+
+
+def test_an_alias_that_is_another_streams_name_is_a_fault():
+    other = stream(name="other", topic="other", aliases=["transactions"])
+
+    assert faults_of(stream(), other) == [
+        "stream other: its alias transactions is the name of another stream; leave the alias out"
+    ]
+
+
+def test_every_column_of_the_log_is_refused_as_a_feature_or_key():
+    plan = compile(view(COUNT)).views["purchases"]
+
+    assert {*log_schema(plan)} - {"user_id", "n"} <= LOG_COLUMNS
+
+
+def test_a_value_that_cannot_even_be_shown_is_a_fault_and_not_a_crash():
+    long = 10**5000  # Python does not write numbers of so many digits
+
+    assert faults_of(view(version=long))[0].startswith(
+        "purchases: version a value of type int that cannot be shown (ValueError) is not a positive whole number"
+    )
+    for feature in (
+        Feature("n", agg.quantile("amount", long), HOUR),
+        Feature("n", agg.last_n("amount", long), HOUR),
+        Feature("n", agg.max("amount"), HOUR, default=long),
+        Feature("n", agg.count(), HOUR, type=long),
+        Feature("n", agg.histogram("amount", [long]), HOUR),
+        Feature("n", agg.sum(long), HOUR),
+        Feature(long, agg.count(), HOUR),
+    ):
+        assert len(faults_of(view(feature))) == 1
+    assert faults_of(stream(max_age=long))
+    assert faults_of(stream(topic=long))
 
 
 @pytest.mark.parametrize(
@@ -304,6 +403,8 @@ def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
         ),
         ({"partitioned_by": 3}, "stream transactions: partitioned_by=3 is not a column name"),
         ({"aliases": 3}, "stream transactions: aliases=3 is not a list of names"),
+        ({"settle": 1}, "stream transactions: settle: 1 has no unit; write a duration as text"),
+        ({"max_age": 30}, "stream transactions: max_age: 30 has no unit"),
         ({"settle": "soon"}, "stream transactions: settle: 'soon' is not a duration"),
         ({"max_age": "0s"}, "stream transactions: max_age is 0"),
         ({"dedupe_within": "1d"}, "stream transactions: dedupe_within needs an event_id"),
@@ -322,6 +423,15 @@ def test_view_that_cannot_be_is_a_fault_with_a_remedy(changes, fault):
         ({"schema": "nowhere.avsc"}, "stream transactions: the schema file nowhere.avsc cannot be read"),
         ({"schema": "{"}, "stream transactions: the schema's text is not JSON"),
         ({"schema": 3}, "stream transactions: the schema 3 is not a path, JSON text or a JSON object"),
+        ({"schema": {}}, "stream transactions: the Avro schema has no type; give a record"),
+        (
+            {"schema": {"type": "record", "name": "R", "fields": [{"name": "a", "type": [None, "double"]}]}},
+            "stream transactions: a type of the Avro schema is null without quotes",
+        ),
+        (
+            {"format": "json", "schema": {"type": "object", "properties": {"a": {"type": "strin"}}}},
+            "stream transactions: property 'a' has the type 'strin'; did you mean 'string'?",
+        ),
         ({"schema": {"type": "record"}}, "stream transactions: the Avro schema is not valid"),
     ],
 )

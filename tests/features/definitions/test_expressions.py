@@ -40,7 +40,7 @@ a, f, k, s, t = (pl.col(name) for name in "afkst")
         ("CASE WHEN a > 1 THEN f END", pl.Float64()),
         ("CAST(a AS DOUBLE)", pl.Float64()),
         ("TRY_CAST(s AS BIGINT)", pl.Int64()),
-        ("extract(hour FROM t)", pl.Int8()),
+        ("extract(hour FROM t)", pl.Int64()),
         ("greatest(a, b)", pl.Int64()),
         (a.is_in([1, 2]), pl.Boolean()),
         (s.str.contains("x"), pl.Boolean()),

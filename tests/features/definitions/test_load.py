@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -393,7 +394,7 @@ def test_what_compile_finds_in_yaml_it_says_as_for_python(folder, change, fault)
         (("window: 30d", "window: {sliding: 30d}\n  hop: 1d"), "hop is beside a window that is written out"),
         (("name: user_purchase_count_30d\n", ""), "it has no name; give it one"),
         (("filter: \"status = 'completed'\"", "filter: [1]"), "filter: [1] is not SQL text; put it in quotes"),
-        (("owner:", "features: []\nowner:"), "unknown key 'features'"),
+        (("owner:", "features: []\nowner:"), "it has both features and aggregation"),
     ],
 )
 def test_yaml_of_another_form_is_a_fault_that_says_where(folder, change, fault):
@@ -444,7 +445,10 @@ def test_document_that_is_no_definition_is_a_fault(folder, text, fault):
 def test_yaml_text_is_never_run(folder):
     text = YAML.replace("status = 'completed'", "__import__('os').abort()")
 
-    assert "filter: Polars cannot read the SQL text" in faults_of(write(folder, stream_yaml=STREAM, view_yaml=text))[0]
+    assert (
+        "filter: the SQL text has the character '.', which no expression contains"
+        in faults_of(write(folder, stream_yaml=STREAM, view_yaml=text))[0]
+    )
 
 
 def test_paths_that_hold_no_definitions_are_faults(folder):
@@ -537,3 +541,80 @@ def test_public_names_are_there():
     assert set(unskew.__all__) <= set(dir(unskew))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         unskew.Nothing  # noqa: B018 - the access is the claim
+
+
+HOSTILE = {
+    "a bomb of aliases": ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghijkl")
+    ), "with its aliases written out"),
+    "an alias of itself": ("name: &a [*a]\n", "an alias stands for a part that contains it"),
+    "open brackets": ("[" * 5_000, "nested more than 50 levels deep"),
+    "nested mappings": ("{a: " * 3_000, "nested more than 50 levels deep"),
+    "nested blocks": ("\n".join(" " * at + "a:" for at in range(200)), "nested more than 50 levels deep"),
+    "a list as a key": ("? [a]\n: b\n", "a key is not text"),
+    "a number as a key": ("1: b\n", "the key '1' is not text; put it in quotes"),
+    "a truth value as a key": ("on: b\n", "the key 'on' is not text; put it in quotes"),
+    "a long number": (YAML + "version: " + "1" * 5_000, "a number has 5000 characters"),
+    "a long hexadecimal number": (YAML + "version: 0x" + "1" * 5_000, "a number has 5002 characters"),
+    "a version of thirty digits": (YAML + "version: " + "1" * 30, "is not a positive whole number of at most"),
+    "a day that does not exist": (YAML + "version: 2020-13-45", "the value '2020-13-45' cannot be read"),
+    "a tag that does not fit": (YAML + "version: !!int x", "the value 'x' cannot be read"),
+    "a set that is none": ("name: !!set x", "a value does not fit its tag"),
+    "an object of Python": ("!!python/object/apply:os.abort []", "could not determine a constructor"),
+    "a long duration": (YAML.replace("30d", "1" * 5_000 + "d"), "is not a duration"),
+    "a filter of five thousand terms": (
+        YAML.replace("status = 'completed'", " AND ".join(["status = 'x'"] * 5_000)), "operators, more than 2000"
+    ),
+    "a query": (YAML.replace("status = 'completed'", "amount > (SELECT 1)"), "SELECT belongs to a query"),
+    "a broken pattern": (YAML.replace("status = 'completed'", "status ~ '(a'"), "unclosed group"),
+    "another system's name": (YAML.replace("function: count", "function: avg\n  value: amount"), "did you mean 'mean'?"),
+    "half a character": ('name: "\\ud800"', "document 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "fault"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_yaml_is_a_fault_that_can_be_printed(folder, text, fault):
+    write(folder, streams_yaml=STREAM)
+    (folder / "view.yaml").write_text(text)
+
+    faults = "\n".join(faults_of(folder))
+
+    assert fault in faults or fault == "document 1"
+    assert faults.encode()
+    assert len(faults) < 5_000
+
+
+def test_an_alias_of_a_modest_size_is_read(folder):
+    features = (
+        "features:\n- name: a\n  aggregation: &one {function: count, window: 1d}\n- name: b\n  aggregation: *one\n"
+    )
+    write(folder, streams_yaml=STREAM, view_yaml="name: v\nentity: user\nsource: transactions\n" + features)
+
+    assert [feature.name for feature in load(folder).views["v"].features] == ["a", "b"]
+
+
+def test_a_link_to_a_file_that_is_gone_is_a_fault(folder):
+    write(folder, streams_yaml=STREAM, view_yaml=YAML)
+    (folder / "more.yaml").symlink_to(folder / "gone.yaml")
+
+    assert [fault for fault in faults_of(folder) if fault.startswith("DIR/more.yaml: it cannot be read")]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a = '\0'", "DIR/odd.py: "),
+        (
+            "from unskew import agg\nagg.avg('amount')",
+            "DIR/odd.py:2: AttributeError: no aggregation is called 'avg'; did you mean agg.mean?",
+        ),
+        ("from unskew import agg\nagg.cuont()", "did you mean 'count'?"),
+    ],
+)
+def test_a_fault_of_python_names_its_line_or_only_its_file(folder, text, fault):
+    write(folder, odd_py=text)
+
+    (found,) = faults_of(folder)
+
+    assert fault in found
+    assert "None:" not in found

@@ -59,30 +59,36 @@ def test_window_that_cannot_be_is_refused_with_a_remedy(window, fault):
 
 def test_suggested_hop_divides_the_window():
     with pytest.raises(DefinitionError) as caught:
-        plan_window(Sliding(1_000_003, hop=10))  # a prime
+        plan_window(Sliding("1000003us", hop="10us"))  # a prime
 
     suggestion = str(caught.value).rpartition(" ")[2]
     assert (
-        plan_window(Sliding(1_000_003, hop=suggestion)).span * plan_window(Sliding(1_000_003, hop=suggestion)).hop_us
+        plan_window(Sliding("1000003us", hop=suggestion)).span
+        * plan_window(Sliding("1000003us", hop=suggestion)).hop_us
         == 1_000_003
     )
 
 
 def test_widest_span_is_allowed():
-    assert plan_window(Sliding(MAX_SPAN, hop=1)).span == MAX_SPAN
+    assert plan_window(Sliding(f"{MAX_SPAN}us", hop="1us")).span == MAX_SPAN
 
 
 def test_old_edge_of_a_sliding_window_moves_in_hops():
     #   0    10   20   30   40  t
     #   |----|----|----|----|
-    window = plan_window(Sliding(20, hop=10))
+    window = plan_window(Sliding("20us", hop="10us"))
     instants = np.array([0, 9, 10, 29, 30, -1], dtype=np.int64)
 
     assert old_edge_us(window, instants).tolist() == [-20, -20, -10, 0, 10, -30]
 
 
 def test_old_edge_of_a_tumbling_window_is_where_the_period_began():
-    assert old_edge_us(plan_window(Tumbling(10)), np.array([0, 9, 10, -1], dtype=np.int64)).tolist() == [0, 0, 10, -10]
+    assert old_edge_us(plan_window(Tumbling("10us")), np.array([0, 9, 10, -1], dtype=np.int64)).tolist() == [
+        0,
+        0,
+        10,
+        -10,
+    ]
 
 
 def test_old_edge_of_a_calendar_day_is_local_midnight():
@@ -121,7 +127,7 @@ def test_every_window_is_whole_tiles_under_one_text(window, text, kind, shape):
 def test_closed_window_covers_the_whole_period_before_the_running_one():
     #   0    10   20   30  t
     #   |----|----|----|
-    window = plan_window(Tumbling(10, closed=True))
+    window = plan_window(Tumbling("10us", closed=True))
 
     assert old_edge_us(window, np.array([0, 9, 10, 29, -1], dtype=np.int64)).tolist() == [-10, -10, 0, 10, -20]
 
@@ -131,7 +137,7 @@ def test_lifetime_lacks_nothing_before_its_beginning():
 
 
 def test_running_session_began_within_its_gap_at_the_latest():
-    window = plan_window(Session(20, hop=10))
+    window = plan_window(Session("20us", hop="10us"))
 
     assert old_edge_us(window, np.array([0, 9, 10, 31], dtype=np.int64)).tolist() == [-20, -20, -10, 10]
 

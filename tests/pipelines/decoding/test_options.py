@@ -657,3 +657,42 @@ def test_json_that_is_read_quickly_is_read_as_by_the_other_reader():
     assert found == outcomes(slow, values, ["v", "s", "n"])
     assert quick.decode(poll(values)).dead.equals(slow.decode(poll(values)).dead)
     assert 10 < sum(each is not REFUSED for each in found) < len(found)
+
+
+def test_types_that_are_named_twice_or_contain_themselves_are_read_around():
+    kind = {"type": "enum", "name": "shop.K", "symbols": ["A", "B"]}
+    node = {
+        "type": "record",
+        "name": "shop.Node",
+        "fields": [
+            {"name": "next", "type": ["null", "shop.Node"]},
+            {"name": "kind", "type": kind},
+            {"name": "other", "type": "shop.K"},
+            {"name": "v", "type": ["null", "double", "string"]},
+            {"name": "in", "type": ["null", {"type": "record", "name": "In", "fields": [
+                {"name": "back", "type": ["null", "shop.Node"]}, {"name": "again", "type": ["null", "In"]}, {"name": "kind", "type": "shop.K"},
+            ]}]},
+            {"name": "at", "type": MILLIS},
+        ],
+    }  # fmt: skip
+    leaf = {"next": None, "kind": "B", "other": "A", "v": 0.5, "in": None, "at": NOON}
+    events = [
+        {**leaf, "next": leaf, "v": 1.5, "in": {"back": leaf, "again": {"back": None, "again": None, "kind": "A"}, "kind": "B"}},
+        {**leaf, "v": None},
+    ]  # fmt: skip
+    reader = json.loads(json.dumps(node).replace('"double", "string"', '"double"'))
+    union = ["null", node, {"type": "record", "name": "shop.Other", "fields": [{"name": "kind", "type": "shop.K"}]}]
+    columns = ["kind", "other", "v", "inner"]
+    expected = [("B", "A", 1.5, "B"), ("B", "A", None, None)]
+    for plan, writer in (
+        (stream(reader, fields={"inner": "in.kind"}), None),
+        (stream(reader, fields={"inner": "in.kind"}), node),
+        (stream(reader, fields={"inner": "in.kind"}), union),
+    ):
+        schema = writer or reader
+        values = [encode(schema, ("shop.Node", event) if writer is union else event) for event in events]
+        decoder = decoder_of(plan, None if writer is None else Registered(_1=writer))
+        assert outcomes(decoder, values, columns) == expected
+    # Without options too, a union in a field is decided beside such types.
+    plain = decoder_of(stream(reader), Registered(_1=node))
+    assert outcomes(plain, [encode(node, event) for event in events], columns[:3]) == [each[:3] for each in expected]

@@ -165,3 +165,15 @@ def test_a_bad_file_is_refused_in_a_sentence_that_tells_no_secret(tmp_path: Path
     assert "s3cret" not in str(refused.value)
     with pytest.raises(RequestError, match="No such file"):
         read_kafka_config(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True), (0o604, True)])
+def test_a_file_of_secrets_that_all_can_read_is_warned_of(tmp_path, caplog, mode, warned):
+    path = tmp_path / "kafka.properties"
+    path.write_text("sasl.password=hidden\n")
+    path.chmod(mode)
+
+    read_kafka_config(path)
+
+    assert [f"{path} can be read by every user of this machine" in text for text in caplog.messages] == [True] * warned
+    assert "hidden" not in caplog.text

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from unskew.cli import main
 from unskew.features.errors import LayoutError
-from unskew.pipelines.state.folder import RECOVERY, make_state_folder
+from unskew.pipelines.state.folder import RECOVERY, refuse_strangers
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def state(tmp_path: Path) -> Path:
     store = tmp_path / "state" / RECOVERY / "part-0.sqlite3"
     store.parent.mkdir(parents=True)
     store.touch()
-    make_state_folder(tmp_path / "state")
+    refuse_strangers(tmp_path / "state")
     return tmp_path / "state"
 
 
@@ -48,18 +48,18 @@ def test_a_state_in_which_others_may_write_is_refused(state, name, mode, owner, 
             pytest.skip("needs the right to give files away")
         os.chown(path, owner, -1)
     if message is None:
-        make_state_folder(state)
+        refuse_strangers(state)
         return
 
     with pytest.raises(LayoutError, match=message):
-        make_state_folder(state)
+        refuse_strangers(state)
 
 
 def test_the_group_may_write_where_the_umask_lets_it(state):
     state.chmod(0o770)
     os.umask(0o007)
 
-    make_state_folder(state)
+    refuse_strangers(state)
 
 
 @pytest.mark.parametrize("text", ["777", "0277", "8", "u=rwx", "-1"])

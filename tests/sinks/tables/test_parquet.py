@@ -7,7 +7,15 @@ import pytest
 from tests.support.plans import DAY
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks.tables.checksum import read_json
-from unskew.sinks.tables.layout import INSTANT, coverage_file, file_name, published_files, read_coverage, staged_files
+from unskew.sinks.tables.layout import (
+    INSTANT,
+    STAGED,
+    coverage_file,
+    file_name,
+    published_files,
+    read_coverage,
+    staged_files,
+)
 from unskew.sinks.tables.parquet import StagedTable
 
 
@@ -321,3 +329,16 @@ def test_a_process_that_stood_still_puts_no_file_where_its_successor_looks(tmp_p
     new.snapshot()
     new.settle()
     assert published(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_a_writer_that_runs_for_many_days_leaves_no_folder_for_each_of_them(tmp_path):
+    writer, other = table(tmp_path), table(tmp_path, writer="h1")
+    for day in range(6):
+        for one in (writer, other):
+            one.append(rows((2 * day, day), (2 * day + 1, day)))
+            one.snapshot()
+            one.snapshot()
+        assert len(list((tmp_path / STAGED).iterdir())) <= 2
+
+    assert [file.first for file in published_files(tmp_path, "h0")] == [0, 2, 4, 6, 8, 10]
+    assert [file.first for file in published_files(tmp_path, "h1")] == [0, 2, 4, 6, 8, 10]

@@ -153,8 +153,15 @@ def everything_in_redis(site: Site) -> dict[str, Any]:
                 # Published again at every start, its views then in another order.
                 found[key] = sorted(json.loads(client.get(name))["views"], key=str)
             elif key.startswith(":sent:"):
-                # Which state sent it is first in each value, and a name that no other run has.
-                found[key] = {field: sent.partition(b":")[2] for field, sent in client.hgetall(name).items()}
+                # Which state sent it is first in each value, and a name that no other run has. When values were last
+                # compared with the state, or written again after a loss, depends on the time that a run took.
+                found[key] = {
+                    field: sent.partition(b":")[2]
+                    for field, sent in client.hgetall(name).items()
+                    if not field.endswith((b"#round", b"#refilled"))
+                }
+            elif key == ":owners":
+                found[key] = {field for field in client.hkeys(name) if not field.startswith(b"#")}
             else:
                 found[key] = client.hgetall(name)
     return found

@@ -7,16 +7,41 @@ text. All other keys are aggregated together under ``"other"``, which comes last
 that is itself ``"other"`` is counted there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import NoReturn, get_args
 
 import msgspec
 import polars as pl
 
+from unskew.features.nearest import nearest
 from unskew.features.view import AggregationName
 
 Expression = str | pl.Expr
-Duration = str | timedelta | int
+Duration = str | timedelta
+
+
+OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(["avg", "average"], "mean"),
+    **dict.fromkeys(["stddev", "stdev"], "std"),
+    "variance": "var",
+    **dict.fromkeys(["distinct", "distinct_count", "nunique", "n_unique", "unique_count"], "count_distinct"),
+    **dict.fromkeys(["approx_unique_count", "approx_nunique", "approx_distinct"], "approx_count_distinct"),
+    **dict.fromkeys(["median", "percentile"], "quantile"),
+    **dict.fromkeys(["latest", "most_recent"], "last"),
+    **dict.fromkeys(["earliest", "oldest"], "first"),
+    **dict.fromkeys(["topk", "most_frequent"], "top_k"),
+    **dict.fromkeys(["minimum", "least"], "min"),
+    **dict.fromkeys(["maximum", "greatest"], "max"),
+}
+"""The names of aggregations in other systems, and here."""
+
+
+def __getattr__(name: str) -> NoReturn:
+    known = [*get_args(AggregationName)]
+    near = OTHER_NAMES.get(name)
+    hint = f"did you mean agg.{near}?" if near else nearest(name, known, "there are")
+    raise AttributeError(f"no aggregation is called {name!r}; {hint}")
 
 
 class Aggregation(msgspec.Struct, frozen=True):

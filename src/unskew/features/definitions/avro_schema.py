@@ -88,19 +88,24 @@ class AvroField:
 
 
 def avro_fields(schema: Mapping[str, Any]) -> tuple[AvroField, ...]:
-    """Return the fields of a valid record schema, in order."""
+    """Return the fields of a valid record schema, in order, each with a type that is complete by itself."""
     expanded: Any = fastavro.schema.expand_schema(dict(schema))
-    return tuple(_field(field) for field in expanded["fields"])
+    unique = Unique(expanded)
+    return tuple(_field({**field, "type": unique.copy(field["type"])}) for field in expanded["fields"])
 
 
 def record_faults(schema: Mapping[str, Any]) -> list[str]:
     """Return why a schema is not a valid schema of a record with fields; each reason is half a sentence."""
+    if "type" not in schema:
+        return ['the Avro schema has no type; give a record, {"type": "record", "name": ..., "fields": [...]}']
+    if _has_null(schema):
+        return ['a type of the Avro schema is null without quotes; write it in quotes, for example ["null", "double"]']
     try:
         fastavro.parse_schema(dict(schema), expand=False)
     except (SchemaParseException, UnknownType) as error:
         return [f"the Avro schema is not valid: {error}"]
-    # A schema of an unexpected shape may make fastavro raise any of these.
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    # A schema of an unexpected shape may make fastavro raise anything.
+    except Exception as error:  # noqa: BLE001
         return [f"the Avro schema is not valid: {type(error).__name__} {error}"]
     if schema.get("type") != "record":
         return [f"the Avro schema has the type {schema.get('type')!r}; give a record, with one field for each column"]
@@ -133,6 +138,18 @@ def avro_columns(schema: Mapping[str, Any]) -> tuple[dict[str, pl.DataType], lis
     if not columns and not faults:
         faults.append(f"the Avro schema has no field of a readable type; these are {READABLE}")
     return columns, faults
+
+
+def _has_null(avro: Any) -> bool:
+    """Return true if a type is None, as YAML reads a null without quotes. ``avro``: nested to a bounded depth."""
+    if isinstance(avro, Mapping):
+        types = [avro[word] for word in ("type", "items", "values") if word in avro]
+        return any(part is None or _has_null(part) for part in (*types, *_listed(avro.get("fields"))))
+    return any(part is None or _has_null(part) for part in _listed(avro))
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def unread_types(schema: Mapping[str, Any]) -> dict[str, str]:
@@ -225,13 +242,28 @@ def without_wrapping(avro: Any) -> Any:
 
 
 class Unique:
-    """Copies of expanded types in which no two named types have the same name, so that they can stand in one schema.
+    """Copies of parts of an expanded schema that can stand in one schema, each by itself.
 
-    Only namespaces change: Avro compares names without them.
+    No two named types have the same name then, and a type that is named where it is not defined, because it contains
+    itself, comes along. Only namespaces change: Avro compares names without them. ``taken``: names that no type may
+    have.
     """
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, expanded: Any, *taken: str) -> None:
+        self._taken = set(taken)
+        self._definitions: dict[str, Any] = {}
+        self._define(expanded)
+
+    def _define(self, avro: Any) -> None:
+        if isinstance(avro, list):
+            for branch in avro:
+                self._define(branch)
+        elif isinstance(avro, Mapping):
+            if "name" in avro:
+                self._definitions[avro["name"]] = avro
+            for part in (*(field["type"] for field in avro.get("fields", ())), avro.get("items"), avro.get("values")):
+                self._define(part)
+            self._define(avro["type"])
 
     def copy(self, avro: Any, names: Mapping[str, str] | None = None) -> Any:
         """Return a copy; ``names``: new names of the types around it."""
@@ -239,11 +271,13 @@ class Unique:
         if isinstance(avro, list):
             return [self.copy(branch, names) for branch in avro]
         if not isinstance(avro, Mapping):
-            return names.get(avro, avro)
+            if avro in names or avro not in self._definitions:
+                return names.get(avro, avro)
+            avro = self._definitions[avro]
         found = {word: part for word, part in avro.items() if word != "namespace"}
         if "name" in avro:
-            self._count += 1
-            found["name"] = f"n{self._count}.{str(avro['name']).rpartition('.')[2]}"
+            found["name"] = self._free(str(avro["name"]))
+            self._definitions[found["name"]] = found
             names = {**names, avro["name"]: found["name"]}
         if "fields" in avro:
             found["fields"] = [{**field, "type": self.copy(field["type"], names)} for field in avro["fields"]]
@@ -251,6 +285,14 @@ class Unique:
             if word in avro:
                 found[word] = self.copy(avro[word], names)
         return found
+
+    def _free(self, name: str) -> str:
+        number = len(self._taken)
+        while name in self._taken:
+            number += 1
+            name = f"n{number}.{name.rpartition('.')[2]}"
+        self._taken.add(name)
+        return name
 
 
 def _type_names(avro: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Compilation of definitions to a plan: every check is made here, once, and all faults are reported together."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 import polars as pl
@@ -23,7 +24,7 @@ from unskew.features.definitions.vocabulary import (
     Stream,
 )
 from unskew.features.definitions.windows import plan_window
-from unskew.features.errors import DefinitionError
+from unskew.features.errors import DefinitionError, shown
 from unskew.features.kernel.program import value_width
 from unskew.features.plan import (
     MAX_FEATURES,
@@ -41,8 +42,9 @@ from unskew.features.view import KeyType, View, ViewEntity, ViewSessions
 RESERVED_FEATURES = frozenset({"key"})
 RESERVED_VIEWS = frozenset({"registry", "clock", "late"})
 LOG_COLUMNS = frozenset(
-    {"available_at", "event_time", "partition", "offset", "cause", "written_at", "shard", "seq"},
+    {"available_at", "event_time", "partition", "offset", "cause", "written_at", "shard", "seq", "day"},
 )
+MAX_VERSION = 2**31 - 1
 MAX_VALUE_WORDS = 4_096
 # Every session has these columns.
 SESSION_COLUMNS: Mapping[str, pl.DataType] = {
@@ -67,18 +69,40 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     stream_plans: dict[str, StreamPlan] = {}
     for name, stream in streams.items():
         try:
-            stream_plans[name] = plan_stream(stream)
+            planned = _without_surprise(f"stream {name}", partial(plan_stream, stream), faults)
         except DefinitionError as error:
             faults += [f"stream {name}: {fault}" for fault in error.faults]
+        else:
+            if planned is not None:
+                stream_plans[name] = planned
     faults += _shared_topics(stream_plans.values())
     view_plans: dict[str, ViewPlan] = {}
     for view in views:
-        plan = _ViewCompiler(view, entities, streams, sessions, stream_plans, faults).plan()
+        compiler = _ViewCompiler(view, entities, streams, sessions, stream_plans, faults)
+        plan = _without_surprise(f"view {view.name}", compiler.plan, faults)
         if plan is not None:
             view_plans[plan.name] = plan
+    used = {id(view.stream) for view in views} | {view.stream for view in views if isinstance(view.stream, str)}
+    for name, unused in sessions.items():
+        if not used & {id(unused), name}:
+            _UnusedSessions(unused, entities, streams, sessions, stream_plans, faults).check()
     if faults:
         raise DefinitionError(list(dict.fromkeys(faults)))
     return Plan(streams=stream_plans, views=view_plans)
+
+
+Planned = TypeVar("Planned")
+
+
+def _without_surprise(place: str, plan: Callable[[], Planned], faults: list[str]) -> Planned | None:
+    """Return the plan; None, and a fault, if a value is of a kind that nobody has thought of."""
+    try:
+        return plan()
+    except DefinitionError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        faults.append(f"{place}: it cannot be read ({type(error).__name__}: {error}); correct its types and values")
+        return None
 
 
 def _flat(definitions: Iterable[Any]) -> Iterable[Any]:
@@ -124,6 +148,12 @@ def _sorted(
         called |= dict.fromkeys(column_names(stream.aliases) or (), f"stream {name}, by an alias,")
     faults += [
         f"sessions {name}: the {called[name]} has that name too; rename one" for name in sessions if name in called
+    ]
+    faults += [
+        f"stream {name}: its alias {alias} is the name of another stream; leave the alias out"
+        for name, stream in streams.items()
+        for alias in column_names(stream.aliases) or ()
+        if alias in streams and alias != name
     ]
     return entities, streams, sessions, list(views.values())
 
@@ -286,7 +316,7 @@ class _ViewCompiler:
         self, sessions: Sessions, stream: StreamPlan | None, entity: ViewEntity | None
     ) -> ViewPlan | None:
         """Return the inner view that keeps the sessions of the view's entity; its features are their columns."""
-        place = f"{self._view.name}: sessions {sessions.name}"
+        place = self._sessions_place(sessions)
         n_faults = len(self._faults)
         self._faults += text_faults(place, sessions)
         window = Session(sessions.gap, sessions.hop)
@@ -309,14 +339,15 @@ class _ViewCompiler:
                 f"it has {len(sessions.values)} values, more than {MAX_FEATURES - 3}; leave out those that no view reads",
             )
         for key in entity.keys if entity else ():
-            if key in SESSION_COLUMNS:
+            if key.lower() in SESSION_COLUMNS:
                 self._fault(
                     place,
                     f"the key column {key!r} has the name of a column of sessions; rename it in the reader schema",
                 )
-        taken = {*SESSION_COLUMNS, *(entity.keys if entity else ())}
+        # DuckDB, which recounts, ignores case.
+        taken = {*SESSION_COLUMNS, *(key.lower() for key in (entity.keys if entity else ()))}
         for name, aggregation in sessions.values.items():
-            if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name) or name in taken:
+            if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name) or name.lower() in taken:
                 self._fault(
                     place,
                     f"the column name {name!r} is not allowed or already taken; use letters, digits and _, and none of the names "
@@ -337,6 +368,9 @@ class _ViewCompiler:
         planned = [feature for feature in features if feature is not None]
         return self._put_together(sessions, stream, entity, slots, where, planned)
 
+    def _sessions_place(self, sessions: Sessions) -> str:
+        return f"{self._view.name}: sessions {sessions.name}"
+
     def _fault(self, where: str, error: DefinitionError | str) -> None:
         for fault in [error] if isinstance(error, str) else error.faults:
             self._faults.append(f"{where}: {fault}")
@@ -349,8 +383,11 @@ class _ViewCompiler:
             )
         if view.name in RESERVED_VIEWS:
             self._fault(view.name, f"the name is reserved; rename the view, for example {view.name}_features")
-        if isinstance(view.version, bool) or not isinstance(view.version, int) or view.version < 1:
-            self._fault(view.name, f"version {view.version!r} is not a positive whole number; count versions from 1")
+        if isinstance(view.version, bool) or not isinstance(view.version, int) or not 1 <= view.version <= MAX_VERSION:
+            self._fault(
+                view.name,
+                f"version {shown(view.version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1",
+            )
         self._faults += text_faults(view.name, view)
 
     def _stream(self, wanted: Stream | Sessions | str) -> StreamPlan | None:
@@ -407,7 +444,10 @@ class _ViewCompiler:
         if keys is None or len(set(keys)) < len(keys):
             self._fault(place, f"key {entity.key!r} is not a column name; give one, or a list of different ones")
             return None
-        for key in sorted(LOG_COLUMNS.intersection(keys)):
+        if len({key.lower() for key in keys}) < len(keys):
+            self._fault(place, f"key {entity.key!r} names columns that differ only in upper and lower case; rename one")
+        # Some tools that read the log ignore case.
+        for key in sorted(key for key in keys if key.lower() in LOG_COLUMNS):
             self._fault(
                 place, f"the key column {key!r} has the name of a column of the log; rename it in the reader schema"
             )
@@ -470,3 +510,21 @@ class _ViewCompiler:
                 self._fault(place, f"the name {again}; rename one")
             names.setdefault(lower, name)
         return features
+
+
+class _UnusedSessions(_ViewCompiler):
+    """The check of sessions that no view is over: everything but what depends on an entity."""
+
+    def __init__(self, sessions: Sessions, *known: Any) -> None:
+        name = f"sessions {sessions.name}"
+        super().__init__(FeatureView(name, entity=(), stream=sessions, features=()), *known)
+
+    def check(self) -> None:
+        sessions = self._view.stream
+        assert isinstance(sessions, Sessions)
+        _without_surprise(
+            self._view.name, lambda: self._plan_sessions(sessions, self._stream(sessions.stream), None), []
+        )
+
+    def _sessions_place(self, sessions: Sessions) -> str:
+        return f"sessions {sessions.name}"

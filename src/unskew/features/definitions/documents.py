@@ -138,6 +138,10 @@ def _part(kind: type[Entity] | type[Stream], word: str, fields: Mapping[Any, Any
 def _view(document: Mapping[Any, Any]) -> FeatureView:
     one_feature = "aggregation" in document
     place = f"view {document.get('name', '')}".rstrip()
+    if one_feature and "features" in document:
+        raise DefinitionError(
+            f"{place}: it has both features and aggregation; move the aggregation into the list of features, or leave it out"
+        )
     faults = _unknown_keys(place, document, [*_VIEW_KEYS, *(_ONE_FEATURE_KEYS if one_feature else ("features",))])
     faults += _missing_keys(place, document, ("name", "entity"))
     sources = [document[word] for word in ("stream", "source") if word in document]

@@ -8,17 +8,27 @@ expression is tried: a small frame evaluated whole, reversed and one row at a ti
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 
 import polars as pl
-from polars.exceptions import PanicException, PolarsError
 
 from unskew.features.definitions.agg import Expression
+from unskew.features.definitions.exact import any_fails, exact, result_type, wide
 from unskew.features.definitions.sql_text import canonical_sql, check_sql
+from unskew.features.definitions.text_size import check_text_size
+from unskew.features.definitions.trees import (
+    POLARS_ERRORS,
+    children_of,
+    expression_of,
+    function_of,
+    kind_of,
+    nodes_of,
+    tree_of,
+)
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
 
@@ -27,28 +37,25 @@ from unskew.features.nearest import nearest
 ROW_FUNCTIONS = frozenset(
     f"{space}{name}"
     for space, names in {
-        "": "Abs Ceil Clip Coalesce Exp FillNull Floor Log Log1p MaxHorizontal MeanHorizontal MinHorizontal Negate Replace "
+        "": "Abs Atan2 Ceil Clip Coalesce Exp FillNull Floor Log Log1p MaxHorizontal MeanHorizontal MinHorizontal Negate Replace "
         "ReplaceStrict Round RoundSF Sign SumHorizontal Truncate",
+        "BinaryExpr.": "Contains EndsWith HexEncode Size StartsWith",
         "Bitwise.": "And CountOnes CountZeros LeadingOnes LeadingZeros Or TrailingOnes TrailingZeros Xor",
         "Boolean.": "AllHorizontal AnyHorizontal IsBetween IsClose IsFinite IsIn IsInfinite IsNan IsNotNan IsNotNull IsNull Not",
+        "ListExpr.": "Get Length",
         "Pow.": "Cbrt Generic Sqrt",
-        "Sql.": "Binary IsIn Round",
-        "StringExpr.": "ConcatHorizontal Contains ContainsAny CountMatches EndsWith Extract Find Head LenBytes LenChars Lowercase "
-        "Normalize PadEnd PadStart Replace Reverse Slice StartsWith StripChars StripCharsEnd StripCharsStart StripPrefix "
+        "Sql.": "Binary IsIn Round ToFloat",
+        "StringExpr.": "Base64Encode ConcatHorizontal Contains ContainsAny CountMatches EndsWith EscapeRegex Extract ExtractAll Find Format Head "
+        "HexEncode LenBytes LenChars Lowercase "
+        "Normalize PadEnd PadStart Replace Reverse Slice Split StartsWith StripChars StripCharsEnd StripCharsStart StripPrefix "
         "StripSuffix Strptime Tail Titlecase ToInteger Uppercase ZFill",
-        "TemporalExpr.": "Century ConvertTimeZone Date Day Hour IsLeapYear IsoYear Microsecond Millennium Millisecond "
-        "Minute Month MonthEnd MonthStart Nanosecond OffsetBy OrdinalDay Quarter Round Second Time TimeStamp ToString "
+        "TemporalExpr.": "BaseUtcOffset Century Combine ConvertTimeZone DSTOffset Date Day DaysInMonth Hour IsLeapYear IsoYear Microsecond Millennium Millisecond "
+        "Minute Month MonthEnd MonthStart Nanosecond OffsetBy OrdinalDay Quarter ReplaceTimeZone Round Second Time TimeStamp ToString "
         "TotalDays TotalHours TotalMicroseconds TotalMilliseconds TotalMinutes TotalNanoseconds TotalSeconds Truncate Week "
         "WeekDay Year",
-        "Trigonometry.": "ArcCos ArcSin ArcTan Cos Cosh Cot Degrees Radians Sin Sinh Tan Tanh",
+        "Trigonometry.": "ArcCos ArcCosh ArcSin ArcSinh ArcTan ArcTanh Cos Cosh Cot Degrees Radians Sin Sinh Tan Tanh",
     }.items()
     for name in names.split()
-)
-
-# The groups of Polars' functions in the serialized form.
-_SPACES = frozenset(
-    "ArrayExpr BinaryExpr Bitwise Boolean Business CategoricalExpr ExtensionExpr ListExpr Pow Random Range RollingExpr Sql "  # noqa: SIM905
-    "StringExpr StructExpr TemporalExpr Trigonometry".split()
 )
 
 # Nodes that are refused, as messages name them.
@@ -69,18 +76,13 @@ _NODES = {
     "SortBy": "a sort of the rows",
 }
 
-# A panic in Polars' Rust code is a BaseException; here it is a fault of the definition.
-_POLARS_ERRORS = (PolarsError, PanicException, ValueError, TypeError, OverflowError)
-
 _LONGEST_QUOTE = 300
-
-_SEVERAL_OUTPUTS = "it names several columns at once; name one column with pl.col"
 
 # Functions whose later inputs may be a whole series, which is read as a set and not row by row.
 _SET_FUNCTIONS = frozenset({"Boolean.IsIn", "Sql.IsIn", "Replace", "ReplaceStrict", "StringExpr.ContainsAny"})
 
 # A pattern from a column may be malformed in some record, and would then fail the whole batch.
-_PATTERN_FUNCTIONS = frozenset({"Contains", "CountMatches", "Extract", "Find", "Replace"})
+_PATTERN_FUNCTIONS = frozenset({"Contains", "CountMatches", "Extract", "ExtractAll", "Find", "Replace"})
 
 _FLOATS = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/|(?<![\w.])(?:\d+\.\d*|\.\d+)(?![\w.])""", re.DOTALL
@@ -106,11 +108,15 @@ _CAST_FAMILIES = frozenset({"Datetime", "Duration", "Decimal"})
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A row-by-row expression: canonical ``text``, which is equal on every machine, and the ``dtype`` of its result."""
+    """A row-by-row expression: canonical ``text``, which is equal on every machine, and the ``dtype`` of its result.
+
+    ``fails``: true, and never null, for a record on which it has no exact result; None if there can be none.
+    """
 
     text: str
     expr: pl.Expr
     dtype: pl.DataType
+    fails: pl.Expr | None = None
 
 
 def check_expression(
@@ -122,9 +128,9 @@ def check_expression(
     """Parse an expression over ``columns`` and prove that it works row by row.
 
     ``lacks``: the words of a message before the name of an unknown column. ``unread``: fields that have no column, with
-    their types. Raises ``DefinitionError`` with half a
-    sentence that says what is wrong and what to do: an unknown column, types that do not fit, a result that would
-    depend on other rows or on a clock, a conversion that could fail on some record.
+    their types. Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown
+    column, types that do not fit, a result that would depend on other rows or on a clock, a conversion that could fail
+    on some record.
     """
     if isinstance(source, str):
         text = canonical_sql(source)
@@ -134,14 +140,19 @@ def check_expression(
         text = ""
     else:
         raise DefinitionError(f"{source!r} is not an expression; write SQL text or a Polars expression")
-    tree = _serialized(expr)
+    tree = tree_of(expr)
     _check_columns(tree, columns, lacks, unread or {})
-    for node in _nodes(tree):
-        _check_node(node, columns)
-    expr = _deserialized(_dividing_exactly(tree))
-    dtype = _result_type(expr, columns)
-    _try_out(expr, columns, dtype)
-    return Checked(text=text or canonical_polars(tree), expr=expr, dtype=dtype)
+    wider = {name: wide(dtype) for name, dtype in columns.items()}
+    for node in nodes_of(tree):
+        _check_node(node, wider)
+    check_text_size(tree)
+    found = exact(tree, columns)
+    dtype = result_type(found.tree, wider)
+    fails = any_fails(found)
+    _try_out(found.expr, wider, dtype)
+    if fails is not None:
+        _try_out(fails, wider, pl.Boolean())
+    return Checked(text=text or canonical_polars(tree), expr=found.expr, dtype=dtype, fails=fails)
 
 
 def canonical_polars(tree: Any) -> str:
@@ -155,7 +166,7 @@ def _parse_sql(text: str) -> pl.Expr:
     check_sql(text)
     try:
         return pl.sql_expr(_with_floats(text))
-    except _POLARS_ERRORS as error:
+    except POLARS_ERRORS as error:
         raise DefinitionError(
             f"Polars cannot read the SQL text {_shortened(text)!r}: {_first_line(error)}; "
             'correct it, and put a column whose name is an SQL keyword in double quotes, for example "end"'
@@ -170,83 +181,8 @@ def _with_floats(source: str) -> str:
     return _FLOATS.sub(lambda found: found[0] if found[0][0] in "'\"`-/" else f"{found[0]}e0", source)
 
 
-def _serialized(expr: pl.Expr) -> Any:
-    try:
-        if expr.meta.has_multiple_outputs():
-            raise DefinitionError(_SEVERAL_OUTPUTS)
-        return json.loads(expr.meta.serialize(format="json"))
-    except _POLARS_ERRORS as error:
-        # Only two things cannot be serialized: a selector, and Python code (if cloudpickle is not installed).
-        if "not allowed in this context" in str(error):
-            raise DefinitionError(_SEVERAL_OUTPUTS) from error
-        raise DefinitionError("it calls a Python function; use Polars' own expressions instead") from error
-
-
-def _dividing_exactly(tree: Any) -> Any:
-    """Return the tree with a column in place of every divisor that reads no column.
-
-    Polars divides a column by a single number by multiplying with its reciprocal, which is rounded: 7 / 5 is then
-    1.4000000000000001, but 1.4 if it is the only row of its batch. A value may not depend on that.
-    """
-    match tree:
-        case {
-            "BinaryExpr": {
-                "op": "TrueDivide" | "FloorDivide" | "Modulus" | "Divide" | "RustDivide",
-                "right": divisor,
-            } as parts
-        }:
-            return {"BinaryExpr": {**_rebuilt(parts), "right": _as_column(divisor)}}
-        case {"Function": {"function": {"Sql": {"Binary": "Div"}}, "input": [dividend, divisor]} as parts}:
-            return {"Function": {**parts, "input": [_dividing_exactly(dividend), _as_column(divisor)]}}
-        case _:
-            return _rebuilt(tree)
-
-
-def _rebuilt(part: Any) -> Any:
-    if isinstance(part, dict):
-        return {name: _dividing_exactly(value) for name, value in part.items()}
-    return [_dividing_exactly(value) for value in part] if isinstance(part, list) else part
-
-
-def _as_column(divisor: Any) -> Any:
-    if any(_kind(node) == "Column" for node in _nodes(divisor)):
-        return _dividing_exactly(divisor)
-    # Polars still treats a repeated number as a single one, but not a number that is added to a range.
-    column = pl.int_range(pl.len()) * 0 + _deserialized(divisor)
-    return json.loads(column.meta.serialize(format="json"))
-
-
-def _children(node: Any) -> Iterator[Any]:
-    if not isinstance(node, dict) or len(node) != 1:
-        return
-    ((kind, content),) = node.items()
-    match kind:
-        case "Alias":
-            yield content[0]
-        case "BinaryExpr":
-            yield from (content["left"], content["right"])
-        case "Ternary":
-            yield from (content["predicate"], content["truthy"], content["falsy"])
-        case "Cast":
-            yield content["expr"]
-        case "Function":
-            yield from content["input"]
-        case _:
-            return
-
-
-def _nodes(tree: Any) -> Iterator[Any]:
-    yield tree
-    for child in _children(tree):
-        yield from _nodes(child)
-
-
-def _kind(node: Any) -> str:
-    return node if isinstance(node, str) else next(iter(node))
-
-
 def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str, unread: Mapping[str, str]) -> None:
-    names = [node["Column"] for node in _nodes(tree) if _kind(node) == "Column"]
+    names = [node["Column"] for node in nodes_of(tree) if kind_of(node) == "Column"]
     if unknown := sorted({name for name in names if name not in columns}):
         raise DefinitionError(
             "; ".join(
@@ -256,7 +192,7 @@ def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str, un
         )
     # An unusual node may hide its columns; it is refused later, with its own message.
     if not names and all(
-        _kind(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in _nodes(tree)
+        kind_of(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in nodes_of(tree)
     ):
         raise DefinitionError("it reads no column, so its result is always the same; leave it out")
 
@@ -274,7 +210,7 @@ def unknown_column(name: str, columns: Mapping[str, pl.DataType], lacks: str = "
 
 
 def _check_node(node: Any, columns: Mapping[str, pl.DataType]) -> None:
-    kind = _kind(node)
+    kind = kind_of(node)
     match kind:
         case "Column" | "Alias" | "BinaryExpr" | "Ternary" | "Literal":
             pass
@@ -284,14 +220,14 @@ def _check_node(node: Any, columns: Mapping[str, pl.DataType]) -> None:
             _check_function(node["Function"])
         case _:
             raise _not_row_by_row(_NODES.get(kind, f"{kind}, which is not known to be row by row"))
-    for child in _children(node):
+    for child in children_of(node):
         # Functions such as IS IN take a series as a set; anywhere else a series changes the number of rows.
-        if _kind(child) == "Literal" and "Series" in child["Literal"] and not _takes_sets(node):
+        if kind_of(child) == "Literal" and "Series" in child["Literal"] and not _takes_sets(node):
             raise DefinitionError("it contains a series as a literal; a value may depend only on its record")
 
 
 def _takes_sets(node: Any) -> bool:
-    return "Function" in node and _function(node["Function"]["function"])[0] in _SET_FUNCTIONS
+    return "Function" in node and function_of(node["Function"]["function"])[0] in _SET_FUNCTIONS
 
 
 def _not_row_by_row(what: str) -> DefinitionError:
@@ -301,21 +237,8 @@ def _not_row_by_row(what: str) -> DefinitionError:
     )
 
 
-def _function(function: Any) -> tuple[str, Any]:
-    """Return the name (``Space.Name`` if it has a name space) and the options of a serialized function."""
-    if isinstance(function, str):
-        return function, None
-    ((name, content),) = function.items()
-    if name not in _SPACES:
-        return name, content
-    if isinstance(content, dict) and len(content) == 1:
-        ((inner, options),) = content.items()
-        return f"{name}.{inner}", options
-    return (f"{name}.{content}", None) if isinstance(content, str) else (name, content)
-
-
 def _check_function(node: Any) -> None:
-    name, options = _function(node["function"])
+    name, options = function_of(node["function"])
     if name == "TemporalExpr.CastTimeUnit":
         raise DefinitionError(
             "it changes a time's unit strictly, so one distant instant would fail its whole batch; "
@@ -334,16 +257,35 @@ def _check_function(node: Any) -> None:
             raise _may_fail("parses times")
     if name == "StringExpr.ToInteger" and strict:
         raise _may_fail("parses integers")
+    if name == "ListExpr.Get" and flags is not True:
+        raise DefinitionError("it takes an item of a list that may be shorter; give get the option null_on_oob=True")
+    if name == "TemporalExpr.ReplaceTimeZone" and options[0] not in (None, {"inner": "UTC"}):
+        raise DefinitionError(
+            "it gives an instant another time zone, in which some instants are ambiguous or missing; use convert_time_zone"
+        )
     if name == "ReplaceStrict" and len(node["input"]) < 4:
         raise DefinitionError("replace_strict fails on a record with any other value; give it a default")
     if (
         name.startswith("StringExpr.")
         and name.partition(".")[2] in _PATTERN_FUNCTIONS
-        and _kind(node["input"][1]) != "Literal"
+        and kind_of(node["input"][1]) != "Literal"
     ):
         raise DefinitionError(
             "it reads a text pattern from a column, which may be malformed in some record; write the pattern as a literal"
         )
+    if name.startswith("StringExpr.") and name.partition(".")[2] in _PATTERN_FUNCTIONS:
+        _check_pattern(node["input"][1], flags)
+
+
+def _check_pattern(node: Any, options: Any) -> None:
+    """Refuse a pattern that is not a regular expression. Raises ``DefinitionError`` with all that Polars says of it."""
+    if isinstance(options, dict) and options.get("literal"):
+        return
+    try:
+        pl.select(pl.lit("").str.contains(expression_of(node)))
+    except POLARS_ERRORS as error:
+        said = " ".join(str(error).split("\n\nThis error")[0].split())
+        raise DefinitionError(f"its pattern is not a regular expression: {_shortened(said)}; correct it") from error
 
 
 def _may_fail(what: str) -> DefinitionError:
@@ -358,9 +300,9 @@ def _check_cast(node: Any, columns: Mapping[str, pl.DataType]) -> None:
     name = target if isinstance(target, str) else next(iter(target)) if isinstance(target, dict) else str(node["dtype"])
     if name not in _CAST_TARGETS and name not in _CAST_FAMILIES:
         raise DefinitionError(f"it casts to {name}; cast to a number, boolean, string or time type")
-    if node["options"] == "NonStrict" or _kind(node["expr"]) == "Literal":
+    if node["options"] == "NonStrict" or kind_of(node["expr"]) == "Literal":
         return
-    source = _result_type(_deserialized(node["expr"]), columns)
+    source = result_type(node["expr"], columns)
     if not _always_fits(source, name):
         raise _may_fail(f"casts {source} to {name}")
 
@@ -377,17 +319,6 @@ def _always_fits(source: pl.DataType, target: str) -> bool:
     return source.is_temporal() and target in {"Date", "Time", "Datetime"}
 
 
-def _deserialized(tree: Any) -> pl.Expr:
-    return pl.Expr.deserialize(json.dumps(tree).encode(), format="json")
-
-
-def _result_type(expr: pl.Expr, columns: Mapping[str, pl.DataType]) -> pl.DataType:
-    try:
-        return pl.LazyFrame(schema=dict(columns)).select(expr.alias("result")).collect_schema()["result"]
-    except _POLARS_ERRORS as error:
-        raise DefinitionError(f"its types do not fit: {_first_line(error)}") from error
-
-
 def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType], dtype: pl.DataType) -> None:
     """Evaluate a small frame whole, reversed and row by row; raise if these differ, fail, or have another type."""
     names = [name for name in expr.meta.root_names() if name in columns]
@@ -397,7 +328,7 @@ def _try_out(expr: pl.Expr, columns: Mapping[str, pl.DataType], dtype: pl.DataTy
         whole = _results(expr, sample)
         turned = _results(expr, sample.reverse())[::-1]
         single = [result for row in range(sample.height) for result in _results(expr, sample.slice(row, 1))]
-    except _POLARS_ERRORS as error:
+    except POLARS_ERRORS as error:
         raise DefinitionError(
             f"it fails on some values, and would fail their whole batch: {_first_line(error)}; "
             "calculate with CAST(... AS DOUBLE), or exclude such values with CASE WHEN"
@@ -463,7 +394,7 @@ def _extremes(dtype: pl.DataType) -> list[Any]:
 def _readable(tree: Any) -> Any:
     if isinstance(tree, dict):
         if "Literal" in tree and _holds_bytes(tree["Literal"]):
-            series = pl.select(_deserialized(tree)).to_series()
+            series = pl.select(expression_of(tree)).to_series()
             return {"Literal": [str(series.dtype), [str(value) for value in series.to_list()]]}
         return {key: _readable(value) for key, value in tree.items()}
     return [_readable(value) for value in tree] if isinstance(tree, list) else tree

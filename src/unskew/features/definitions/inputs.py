@@ -112,7 +112,7 @@ def row_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     fields = {field["name"]: field["type"] for field in schema["fields"]}
     row = _record(fields["after"]) if {"op", "after"} <= fields.keys() else None
     # Expanding defines a type wherever it is named, which a schema must not.
-    copied: Mapping[str, Any] = Unique().copy(schema if row is None else row)
+    copied: Mapping[str, Any] = Unique(schema).copy(schema if row is None else row)
     return copied
 
 
@@ -127,7 +127,7 @@ def flat_avro(schema: Mapping[str, Any], paths: Mapping[str, Path], faults: list
     A field that is read by a path has no other column.
     """
     expanded: Any = fastavro.schema.expand_schema(dict(schema))
-    unique = Unique()
+    unique = Unique(expanded, str(expanded["name"]))
     renamed = {path[0] for path in paths.values() if len(path) == 1}
     fields = [
         {**field, "type": unique.copy(field["type"])} for field in expanded["fields"] if field["name"] not in renamed

@@ -8,9 +8,11 @@ import polars as pl
 
 from unskew.features.definitions.avro_schema import TIMESTAMP, avro_columns, avro_fields, record_faults
 from unskew.features.definitions.inputs import Path, flat_avro
+from unskew.features.nearest import nearest
 
 JsonKind = Literal["integer", "number", "string", "boolean"]
 
+_ALL_KINDS = ("array", "boolean", "integer", "null", "number", "object", "string")
 _KINDS: Mapping[str, pl.DataType] = {
     "integer": pl.Int64(),
     "number": pl.Float64(),
@@ -106,6 +108,12 @@ def _malformed(schema: Mapping[str, Any]) -> list[str]:
             faults.append(
                 f"property {name!r} has the type {kinds!r}; write one type, for example string, or a list of types"
             )
+        else:
+            faults += [
+                f"property {name!r} has the type {kind!r}; {nearest(kind, _ALL_KINDS, 'types are')}"
+                for kind in ([kinds] if isinstance(kinds, str) else kinds)
+                if kind not in _ALL_KINDS
+            ]
         if isinstance(about, Mapping) and not isinstance(about.get("enum", []), (list, tuple)):
             faults.append(f"property {name!r} has the enum {about['enum']!r}; write the list of its values")
     return faults

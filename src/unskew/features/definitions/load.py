@@ -9,9 +9,8 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import yaml
@@ -20,6 +19,7 @@ from unskew.features.definitions.compile import compile  # noqa: A004 - the word
 from unskew.features.definitions.documents import definition_of
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.vocabulary import Definition, Entity, FeatureView, Sessions, Stream
+from unskew.features.definitions.yaml_text import read_documents
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
 
@@ -38,10 +38,10 @@ def load(*paths: str | Path) -> Plan:
 def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
     """Read definitions from files and folders, in the order given; in a folder its files by name, then its subfolders.
 
-    The definition files of a folder are the ``.py``, ``.yaml`` and ``.yml`` files in it and below it. Names that begin with
-    ``_`` or a dot are left out, and so are virtual environments. Schemas are read; their paths are relative to the folder
-    of the definition file. Python files are run, and may import their neighbours and what lies in the given folder: load
-    only your own.
+    The definition files of a folder are the ``.py``, ``.yaml`` and ``.yml`` files in it and below it. Names that begin
+    with ``_`` or a dot are left out, and so are virtual environments. Schemas are read; their paths are relative to the
+    folder of the definition file. Python files are run, and may import their neighbours and what lies in the given
+    folder: load only your own.
     Raises one ``DefinitionError`` with the faults of all files.
     """
     faults: list[str] = []
@@ -95,7 +95,8 @@ def _below(folder: Path, faults: list[str], seen: set[Path]) -> Iterator[Path]:
     except OSError as error:
         faults.append(f"{folder}: the folder cannot be read ({error.strerror}); make it readable, or move it elsewhere")
         return
-    yield from (entry for entry in entries if entry.suffix in SUFFIXES and entry.is_file())
+    # A link to a file that is gone is read too, and then reported.
+    yield from (entry for entry in entries if entry.suffix in SUFFIXES and (entry.is_file() or not entry.exists()))
     for entry in entries:
         if entry.is_dir():
             yield from _below(entry, faults, seen)
@@ -155,31 +156,18 @@ def _importing_from(*folders: Path) -> Iterator[None]:
 
 def _place(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
-        return f"{path}:{error.lineno}"
+        # It may lie in a file that this one imports. A file with null characters has no line.
+        file = path if error.filename in {None, str(path.resolve()), "<string>"} else error.filename
+        return str(file) if error.lineno is None else f"{file}:{error.lineno}"
     lines = [
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path.resolve())
     ]
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """The loader of ``yaml.safe_load``, but a repeated key is an error; otherwise its last value would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _from_yaml(path: Path) -> list[Definition]:
     try:
-        documents = list(yaml.load_all(path.read_text("utf-8"), Loader=_StrictLoader))
+        documents = read_documents(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError(f"{path}: it cannot be read: {error}") from error
     except yaml.YAMLError as error:

@@ -8,13 +8,18 @@ from typing import Any
 from unskew.features.definitions.vocabulary import Schema
 from unskew.features.errors import DefinitionError
 
+MAX_DEPTH = 100
+MAX_PARTS = 100_000
+
 
 def read_schema(schema: Schema, folder: Path | None = None) -> Mapping[str, Any]:
     """Return the parsed JSON; a path is relative to ``folder``, or to the working directory if that is None.
 
-    Raises ``DefinitionError`` with half a sentence if there is no such file or no JSON object in it.
+    Raises ``DefinitionError`` with half a sentence if there is no such file or no JSON object in it, or if it is nested
+    too deeply.
     """
     if isinstance(schema, Mapping):
+        _check_depth(schema, "the schema")
         return schema
     if isinstance(schema, str) and schema.lstrip().startswith("{"):
         text, origin = schema, "the schema's text"
@@ -39,6 +44,32 @@ def read_schema(schema: Schema, folder: Path | None = None) -> Mapping[str, Any]
         parsed = json.loads(text)
     except ValueError as error:
         raise DefinitionError(f"{origin} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise _too_deep(origin) from error
     if not isinstance(parsed, dict):
         raise DefinitionError(f"{origin} is not a JSON object; an Avro record schema is one")
+    _check_depth(parsed, origin)
     return parsed
+
+
+def _check_depth(schema: object, origin: str) -> None:
+    level: list[object] = [schema]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for part in level:
+            if isinstance(part, Mapping):
+                inner += part.values()
+            elif isinstance(part, (list, tuple)):
+                inner += part
+        level = [part for part in inner if isinstance(part, (Mapping, list, tuple))]
+        if not level:
+            return
+        if len(level) > MAX_PARTS:
+            raise DefinitionError(f"{origin} has more than {MAX_PARTS} parts; leave out what no definition reads")
+    raise _too_deep(origin)
+
+
+def _too_deep(origin: str) -> DefinitionError:
+    return DefinitionError(
+        f"{origin} is nested more than {MAX_DEPTH} levels deep, and no column can be; give a schema with the columns only"
+    )

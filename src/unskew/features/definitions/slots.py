@@ -8,7 +8,7 @@ from typing import get_args
 
 import polars as pl
 
-from unskew.features.definitions.agg import Aggregation, Expression
+from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
 from unskew.features.definitions.expressions import Checked, check_expression
 from unskew.features.definitions.vocabulary import Derived, Feature, FeatureView, Sessions, Window
@@ -152,6 +152,8 @@ class Slots:
         expr = checked.expr.cast(dtype.polars)
         if dtype.scalar == "float64":
             expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
+        if checked.fails is not None:
+            expr = pl.when(~checked.fails).then(expr)
         on_empty = pl.DataFrame({f.name: pl.Series([f.published.empty], dtype=f.dtype.polars) for f in features})
         empty = on_empty.select(expr.alias("empty")).item()
         used = set(checked.expr.meta.root_names())
@@ -207,7 +209,8 @@ class Slots:
         if aggregation.function not in names:
             self._fault(
                 place,
-                f"no aggregation is called {aggregation.function!r}; {did_you_mean(str(aggregation.function), names)}",
+                f"no aggregation is called {aggregation.function!r}; "
+                f"{did_you_mean(OTHER_NAMES.get(str(aggregation.function), str(aggregation.function)), names)}",
             )
             return None
         rule = RULES[aggregation.function]
@@ -239,7 +242,7 @@ class Slots:
                 f"{place}: filter", f"{checked.text!r} is {checked.dtype}, not Boolean; compare it with something"
             )
             return None
-        return FilterPlan(text=checked.text, expr=checked.expr)
+        return FilterPlan(text=checked.text, expr=checked.expr, fails=checked.fails)
 
     def _value(self, place: str, aggregation: Aggregation) -> ValuePlan | None:
         rule = RULES[aggregation.function]
@@ -275,7 +278,7 @@ class Slots:
         return self._number_value(checked, STRING)
 
     def _number_value(self, checked: Checked, dtype: Type) -> ValuePlan:
-        plan = ValuePlan(text=checked.text, expr=checked.expr.cast(dtype.polars), dtype=dtype)
+        plan = ValuePlan(text=checked.text, expr=checked.expr.cast(dtype.polars), dtype=dtype, fails=checked.fails)
         return self._values.setdefault((plan.text, dtype), plan)
 
     def _checked(self, place: str, source: Expression) -> Checked | None:

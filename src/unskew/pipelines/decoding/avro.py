@@ -43,7 +43,8 @@ class AvroDecoder(Decoder):
     """The decoder of a stream's messages, with the schemas with which they were written.
 
     ``schemas``: the source of writers' schemas; if None, the stream's own schema is the writer's. ``began``: the schema
-    ids with which partitions began in earlier runs, by the journal's name of the partition.
+    ids with which partitions began in earlier runs, by the journal's name of the partition. Raises ``DefinitionError``
+    if these differ, and the stream neither lists ids nor has ``schemas``; so does ``decode``.
     """
 
     def __init__(
@@ -80,6 +81,15 @@ class AvroDecoder(Decoder):
         )
         raw = {column: form.raw for column, form in stream.read_as.items()}
         self._empty = pl.DataFrame(schema={**self.payload, **raw})
+        self._compare_beginnings()
+
+    @override
+    def decode(self, poll: Poll) -> Decoded:
+        # A poll without records tells of its partition too, for example after a restart.
+        if poll.schema_id is not None and self._began.get(poll.place) != poll.schema_id:
+            self._began[poll.place] = poll.schema_id
+            self._compare_beginnings()
+        return super().decode(poll)
 
     @override
     def _read(self, poll: Poll, reasons: dict[int, Rejection]) -> Read:
@@ -113,18 +123,17 @@ class AvroDecoder(Decoder):
         return self._writers.find(schema_id, decided=decided)
 
     def _accepted(self, poll: Poll) -> Accepted | None:
-        """Return the ids that a poll's messages may carry if the stream's schema is the writer's; None for any.
-
-        Raises ``DefinitionError`` if partitions began with different ids and none are listed.
-        """
+        """Return the ids that a poll's messages may carry if the stream's schema is the writer's; None for any."""
         if self._listed is not None or poll.schema_id is None:
             return self._listed
-        self._began[poll.place] = poll.schema_id
-        if len(set(self._began.values())) > 1:
+        return Accepted(frozenset({poll.schema_id}), listed=False)
+
+    def _compare_beginnings(self) -> None:
+        """Raise ``DefinitionError`` if partitions began with different ids, and nothing says what they mean."""
+        if self._writers is None and self._listed is None and len(set(self._began.values())) > 1:
             others = {schema_id: place for place, schema_id in self._began.items()}
             shown = ", ".join(f"{place.rpartition(' ')[2]} with {one}" for one, place in sorted(others.items()))
             raise DefinitionError(
                 f"stream {self._stream.name}: partitions began with different schema ids ({shown}), and nothing says which of "
                 f"them mean its schema; list those that do, for example schema_ids={sorted(others)}, or give --schema-registry"
             )
-        return Accepted(frozenset({poll.schema_id}), listed=False)

@@ -8,9 +8,10 @@ does. Fields that nobody reads are walked too, and cut out before Polars sees th
 
 import io
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+import fastavro
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -54,19 +55,6 @@ RAW: Mapping[str, pl.DataType] = {
 }
 # Deeper than any schema nests, and deeper than a message of a recursive type needs to.
 _DEEPEST = 1000
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _walking(function: _Function) -> _Function:
-    """Compile a function that allocates nothing, without reference counting, which would cost more than the walk."""
-    return cast("_Function", compiled(function))
-
-
-def _inlined(function: _Function) -> _Function:
-    """Compile such a function into its callers, because a call for each field would pass all these arrays."""
-    return cast("_Function", inlined(function))
 
 
 class Wire:
@@ -113,7 +101,7 @@ class Wire:
         self._types = types.arrays()
         self.trapped = types.trapped
         loosely = _Types(loosely=True)
-        loosely.node({**schema, "name": "_message"})
+        loosely.node(fastavro.schema.expand_schema(dict(schema)))
         self._loosely = loosely.arrays()
         self._cuts = bool((self._steps[:, 0] == _SKIPPED).any())
         text = json.dumps({"type": "record", "name": "_message", "fields": read_fields}).encode()
@@ -308,7 +296,7 @@ def _read_as(field: AvroField, fixed_name: str) -> Any:
     return field.kind
 
 
-@_walking
+@compiled()
 def _check(
     data: npt.NDArray[np.uint8],
     lengths: npt.NDArray[np.int64],
@@ -341,7 +329,7 @@ def _check(
         passed[row] = at == end
 
 
-@_walking
+@compiled()
 def _branches(
     data: npt.NDArray[np.uint8],
     lengths: npt.NDArray[np.int64],
@@ -368,7 +356,7 @@ def _branches(
             branches[row], begins[row], ends[row] = branch, at - begin, after - begin
 
 
-@_walking
+@compiled()
 def _cut(
     data: npt.NDArray[np.uint8],
     lengths: npt.NDArray[np.int64],
@@ -399,7 +387,7 @@ def _cut(
     return size
 
 
-@_inlined
+@inlined()
 def _step(
     data: npt.NDArray[np.uint8],
     at: int,
@@ -423,7 +411,7 @@ def _step(
     return _primitive(data, at, end, kind, size)
 
 
-@_inlined
+@inlined()
 def _primitive(data: npt.NDArray[np.uint8], at: int, end: int, kind: int, size: int) -> int:
     if kind == _BOOLEAN:
         return at + 1 if at < end and data[at] <= 1 else -1
@@ -451,7 +439,7 @@ def _primitive(data: npt.NDArray[np.uint8], at: int, end: int, kind: int, size: 
     return at if at <= end else -1
 
 
-@_walking
+@compiled()
 def _walk(
     data: npt.NDArray[np.uint8],
     at: int,
@@ -525,7 +513,7 @@ def _walk(
             break
 
 
-@_walking
+@compiled()
 def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     """Return a long and where it ends; -1 as the end if it does not end or has more than 64 bits."""
     bits = np.uint64(0)
@@ -543,7 +531,7 @@ def _long(data: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     return 0, -1
 
 
-@_walking
+@compiled()
 def _is_utf8(data: npt.NDArray[np.uint8], at: int, end: int) -> bool:
     """Return true if the bytes are UTF-8 by Unicode table 3-7: no overlong forms, no surrogates, at most U+10FFFF."""
     while at < end:

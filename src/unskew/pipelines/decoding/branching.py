@@ -31,6 +31,7 @@ from unskew.pipelines.decoding.decoder import Read, merged
 from unskew.pipelines.decoding.reading import Accepted, Reading, Reads
 from unskew.pipelines.decoding.resolve import Incompatible, mismatch
 
+_PLAIN = "Plain"
 _MOST_KINDS = 256
 """So many combinations of choices of one schema are remembered."""
 
@@ -135,14 +136,16 @@ def reads_of(writer: Any, target: Target, of_record: Callable[[Mapping[str, Any]
 def reads_record(writer: Mapping[str, Any], target: Target) -> Reads:
     """Return how messages of a writer's record schema are read, whatever its name. Raises ``Incompatible``."""
     expanded: Any = fastavro.schema.expand_schema(dict(writer))
-    fields = list(_opened(expanded, target.places))
+    unique = Unique(expanded, _PLAIN)
+    fields = list(_opened(expanded, target.places, unique))
     if not target.opens and not any(_must_choose(each) for each in fields):
         return Reading(writer, target.reader, target.event_time, target.topic)
     for each in fields:
         if _must_choose(each) and each.place is not None and not any(_fits(each.place, one) for one in each.avro):
             wanted = "a record" if each.place.column is None else spell(each.place.column.avro)
             raise Incompatible(f"its field {each.name!r} is {spell(each.avro)}, which cannot be read as {wanted}")
-    return _Choosing.of(fields, target, writer)
+    nothing = {"type": "record", "name": "Nothing", "fields": []}
+    return _read_fields(fields, 0, target, Reading(writer, nothing, "", target.topic), _Kinds(unique))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +157,12 @@ class _Field:
     place: Place | None
 
 
-def _opened(record: Mapping[str, Any], places: Iterable[Place]) -> Iterator[_Field]:
+def _opened(record: Mapping[str, Any], places: Iterable[Place], unique: Unique) -> Iterator[_Field]:
     """Yield the fields of a record, each with its place: the one of its name, else of an alias."""
     names = {each["name"] for each in record["fields"]}
     found = {next((name for name in place.names if name in names), ""): place for place in places}
     for each in record["fields"]:
-        yield _Field(each["name"], without_wrapping(each["type"]), found.get(each["name"]))
+        yield _Field(each["name"], without_wrapping(unique.copy(each["type"])), found.get(each["name"]))
 
 
 def _must_choose(each: _Field) -> bool:
@@ -183,8 +186,9 @@ def _fits(place: Place, branch: Any) -> bool:
 
 @dataclass(slots=True)
 class _Kinds:
-    """The number of plain schemas that were made from one writer's."""
+    """The number of plain schemas that were made from one writer's, and what makes copies of its types."""
 
+    unique: Unique
     n_made: int = 0
 
 
@@ -203,12 +207,6 @@ class _Choosing:
     kinds: _Kinds
     choice: Branches
     chosen: dict[int, Reads | Rejection] = field(default_factory=dict)
-
-    @staticmethod
-    def of(fields: Sequence[_Field], target: Target, writer: Mapping[str, Any]) -> Reads:
-        """Return how messages with these fields are read. Raises ``Incompatible``."""
-        nothing = {"type": "record", "name": "Nothing", "fields": []}
-        return _read_fields(list(fields), 0, target, Reading(writer, nothing, "", target.topic), _Kinds())
 
     def read(
         self,
@@ -275,11 +273,11 @@ def _read_fields(fields: list[_Field], at: int, target: Target, whole: Reading, 
         if each.place is not None and each.place.inside:
             if not isinstance(each.avro, Mapping) or each.avro["type"] != "record":
                 raise Incompatible(f"its field {each.name!r} is {spell(each.avro)}, which has no fields inside")
-            fields[at : at + 1] = _opened(each.avro, each.place.inside)
+            fields[at : at + 1] = _opened(each.avro, each.place.inside, kinds.unique)
             continue
         at += 1
     kinds.n_made += 1
-    unique = Unique()
+    unique = Unique([each.avro for each in fields], _PLAIN)
     plain = [
         {
             "name": each.place.column.name
@@ -289,7 +287,7 @@ def _read_fields(fields: list[_Field], at: int, target: Target, whole: Reading, 
         }
         for number, each in enumerate(fields)
     ]
-    return Reading({"type": "record", "name": "Plain", "fields": plain}, target.reader, target.event_time, target.topic)
+    return Reading({"type": "record", "name": _PLAIN, "fields": plain}, target.reader, target.event_time, target.topic)
 
 
 class _Union:
@@ -308,7 +306,9 @@ class _Union:
         for branch in expanded:
             is_record = isinstance(branch, dict) and branch["type"] == "record"
             try:
-                branches.append(reads_of(branch, target, of_record) if is_record else None)
+                # A copy, because a type may be defined several times in an expanded schema.
+                reads = is_record and target.means(branch)
+                branches.append(of_record(Unique(expanded).copy(branch)) if reads else None)
             except Incompatible as fault:
                 faults.append(f"{branch['name']}: {fault}")
                 branches.append(Rejection("schema", faults[-1]))

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import fastavro
 
+from unskew.features.definitions.avro_schema import Unique
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.pipelines.decoding.resolve import Incompatible, Unregistered
 
@@ -98,7 +99,9 @@ class SchemaRegistry:
             raise Incompatible(f"it is not a valid schema ({type(error).__name__}: {error})") from error
         if not isinstance(schema, list) and not (isinstance(schema, dict) and schema.get("type") == "record"):
             raise Incompatible("it is no record")
-        return fastavro.schema.expand_schema(parsed) if refers else schema
+        # Expanding defines a type wherever it is named, which a schema must not.
+        expanded = fastavro.schema.expand_schema(parsed) if refers else schema
+        return Unique(expanded).copy(expanded) if refers else schema
 
     def _refer(self, schema: Any, named: dict[str, Any], *, expected: bool) -> None:
         """Parse the schemas to which a schema refers; those to which they refer come first."""

@@ -75,6 +75,7 @@ class StateFolder:
 
         Raises ``LayoutError`` if it belongs to another deployment, or if an earlier run left out a view.
         """
+        refuse_strangers(deployment.state)
         path = deployment.state / DEPLOYMENT
         leads = deployment.process == 0
         if not leads:
@@ -259,7 +260,11 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
         return {"id": "", "views": [], "retired": [], "topics": {}, **json.loads(path.read_text(encoding="utf-8"))}
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OSError) as error:
+    except OSError as error:
+        raise LayoutError(
+            f"{path} cannot be read ({error.strerror}); make it a readable file, restore it, or name another --state"
+        ) from error
+    except (ValueError, TypeError) as error:
         raise LayoutError(f"{path} is damaged ({error}); restore it, or name another --state") from error
 
 
@@ -290,7 +295,7 @@ def refuse_strangers(folder: Path) -> None:
 
 
 def make_state_folder(folder: Path) -> None:
-    """Make the folder if it does not exist. Raises ``LayoutError`` if it cannot be used, or others may write there."""
+    """Make the folder if it does not exist. Raises ``LayoutError`` if it cannot be used."""
     try:
         durable.make_folder(folder)
         usable = os.access(folder, os.W_OK)
@@ -300,4 +305,3 @@ def make_state_folder(folder: Path) -> None:
         ) from error
     if not usable:
         raise LayoutError(f"{folder} cannot be used as a state folder: it is not writable; name another --state")
-    refuse_strangers(folder)

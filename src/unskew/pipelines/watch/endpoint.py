@@ -61,10 +61,9 @@ def _server_of(family: socket.AddressFamily) -> type[_Server]:
 def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
     """Serve HTTP at ``address`` (host, port) only, until the end of the block.
 
-    ``/metrics``: for Prometheus. ``/health``: 200 while the process works, compiles the kernel or waits for a store, else
-    503: restart it.
-    ``/ready``: 200 once its state is loaded and an epoch is durable, while every store is reachable, else 503. Both
-    answer JSON with reasons. Raises ``RequestError`` if the address cannot be used.
+    ``/metrics``: for Prometheus. ``/health``: 200 while the process works, compiles the kernel or waits for a store,
+    else 503: restart it. ``/ready``: 200 once its state is loaded and an epoch is durable, while every store is
+    reachable, else 503. Both answer JSON with reasons. Raises ``RequestError`` if the address cannot be used.
     """
     host, port = address
     try:

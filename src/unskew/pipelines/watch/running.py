@@ -30,7 +30,8 @@ class Status:
     schema cannot be read as the stream's. ``ignored``: messages that are not meant to be events of their stream, such
     as records of another type. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of durable ones.
     ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by
-    store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no record is read yet.
+    store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no record is
+    read yet.
     """
 
     consumed: int

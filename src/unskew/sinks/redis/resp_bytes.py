@@ -10,9 +10,10 @@ from unskew.features.jit import compiled, inner
 Array = Any
 """A numpy array; numba infers the element types."""
 
+_INT64: Any = np.int64
 # Numbers of one type, because numba compiles a function again for each plain constant that is passed to it.
-_CR, _LF, _STAR, _DOLLAR, _MINUS, _ZERO = (np.int64(ord(character)) for character in "\r\n*$-0")
-_NONE, _TWO, _THREE = np.int64(0), np.int64(2), np.int64(3)
+_CR, _LF, _STAR, _DOLLAR, _MINUS, _ZERO = (_INT64(ord(character)) for character in "\r\n*$-0")
+_NONE, _TWO, _THREE = _INT64(0), _INT64(2), _INT64(3)
 
 _PIECES = [
     "$4\r\nHSET\r\n",

@@ -38,6 +38,8 @@ SENTINEL_PORT = 26379
 NODE_PORT = 6379
 # A sentinel that does not answer must not delay the use of those that do.
 SENTINEL_TIMEOUT_S = 1.0
+TIMEOUTS_S = {"socket_timeout": 30.0, "socket_connect_timeout": 10.0}
+"""What a URL may change. Without them, a server that stands still would be waited for in silence."""
 CLUSTER_TRIES = 3
 """The number of times redis-py looks up the nodes again for one command; longer waits are left to ``Patience``."""
 
@@ -95,8 +97,8 @@ class Address:
         if self.hosts:
             nodes = [ClusterNode(host, port) for host, port in self.hosts]  # type: ignore[no-untyped-call]
             retry = Retry(NoBackoff(), CLUSTER_TRIES)
-            return _Cluster(startup_nodes=nodes, retry=retry, ssl=self.tls, **self.options)
-        return redis.Redis.from_pool(redis.ConnectionPool(**self.options))
+            return _Cluster(startup_nodes=nodes, retry=retry, ssl=self.tls, **{**TIMEOUTS_S, **self.options})
+        return redis.Redis.from_pool(redis.ConnectionPool(**{**TIMEOUTS_S, **self.options}))
 
     def _sentinels(self) -> "_Sentinels":
         # Each sentinel is asked once; a caller that waits for a master asks again.
@@ -105,7 +107,7 @@ class Address:
         return _Sentinels(self.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
 
     def _master(self, sentinels: "_Sentinels") -> redis.Redis:
-        client = sentinels.master_for(self.service, ssl=self.tls, **self.options)  # type: ignore[no-untyped-call]
+        client = sentinels.master_for(self.service, ssl=self.tls, **{**TIMEOUTS_S, **self.options})  # type: ignore[no-untyped-call]
         master: redis.Redis = client
         return master
 

@@ -17,7 +17,7 @@ is changed.
 
 import contextlib
 import io
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class StagedTable:
         self._buffered: list[tuple[int, pl.DataFrame]] = []
         self._n_buffered = 0
         self._staged: list[Path] = []
+        self._staging: list[Path] = []
         self._unsynced: set[Path] = set()
         self._staged_next = self._next
         self._coverage = {name: value for name, value in (saved or {}).items() if name != _NEXT}
@@ -194,8 +195,13 @@ class StagedTable:
             durable.make_folder(target.parent, self._unsynced)
             durable.rename(source, target, self._still_ours, self._unsynced)
             del self._staged[0]
+            self._staging.append(source.parent)
         durable.sync_folders(self._unsynced)
         self._write_coverage()
+        # A process runs for years, and the folder of a day that is over would stay for each of them.
+        newest = self._staging[-1:]
+        _remove_empty(folder for folder in dict.fromkeys(self._staging) if folder not in newest)
+        self._staging = newest
 
     def _write_coverage(self) -> None:
         if not self._staged_coverage:
@@ -247,10 +253,14 @@ class StagedTable:
             start = end
 
     def _remove_empty_staging(self) -> None:
-        for directory in (self._root / layout.STAGED).glob("day=*"):
-            # It may hold another writer's files, or another writer may have removed it already.
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+        _remove_empty((self._root / layout.STAGED).glob("day=*"))
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        # It may hold another writer's files, or another writer may have removed it already.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None) -> None:

@@ -1,0 +1,26 @@
+"""Folders and files of this machine, and what is mistaken for one."""
+
+import os
+import re
+from pathlib import Path
+
+from unskew.features.errors import RequestError
+
+# A scheme with one slash is what pathlib makes of an address. A drive, too, would become a folder of that name here.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):[/\\]")
+_SHARE = "\\\\"
+
+
+def local_path(path: str | os.PathLike[str], what: str) -> Path:
+    """Return the path; ``what``: the option or argument that gives it, for the error.
+
+    Raises ``RequestError`` for an address such as ``s3://bucket/log``, which would silently become a folder ``s3:``.
+    """
+    text = os.fspath(path)
+    if (found := _ADDRESS.match(text)) or text.startswith(_SHARE):
+        scheme = f"{found[1]}:" if found else text
+        raise RequestError(
+            f"{what} {text}: it is an address, and only paths of this machine's file system are supported; mount the store "
+            f"and give the folder (if the folder is really called {scheme}, write ./{scheme})"
+        )
+    return Path(text)
