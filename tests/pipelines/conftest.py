@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from tests.support import plans
-from tests.support.sources import Present, Topic
+from tests.support.sources import Present, Topic, clock_of
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 
 
@@ -19,15 +19,15 @@ def read():
     """A source's partitions by number, closed after the test."""
     opened = []
 
-    def open_source(topic, states=None, *, settle_us=None, build=True, **options):
+    def open_source(topic, states=None, *, settle_us=None, max_ahead_us=5_000_000, build=True, **options):
         source = KafkaSource(
-            plans.stream(topic=topic.name, settle_us=settle_us),
+            plans.stream(topic=topic.name, settle_us=settle_us, max_ahead_us=max_ahead_us),
             SourceOptions(
                 **{
                     "bootstrap": topic.bootstrap,
                     "group": "group",
                     "idle": "none",
-                    "present_us": Present(),
+                    "clock": clock_of(options.pop("present_us", None) or Present()),
                     "stop": threading.Event(),
                     "timeout_s": 5.0,
                     **options,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -143,8 +143,16 @@ def without_lock(lease: Lease) -> None:
     fcntl.flock(lease._file, fcntl.LOCK_UN)
 
 
-def test_a_lease_that_is_renewed_is_left_alone_even_where_its_lock_cannot_be_seen(tmp_path: Path) -> None:
-    other = taken(tmp_path, "a", owner=Owner(text="the other", group="b", member=0, machine="elsewhere"))
+@pytest.mark.parametrize(
+    "now_s",
+    [time.time, lambda: 0.0, lambda: 4e9, lambda: 2e9 - time.monotonic()],
+    ids=["right", "at 1970", "in 2096", "running back"],
+)
+def test_a_lease_that_is_renewed_is_left_alone_even_where_its_lock_cannot_be_seen(
+    tmp_path: Path, now_s: Callable[[], float]
+) -> None:
+    elsewhere = Owner(text="the other", group="b", member=0, machine="elsewhere")
+    other = taken(tmp_path, "a", owner=elsewhere, now_s=now_s)
     without_lock(other)
     ended = threading.Event()
 

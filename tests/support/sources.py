@@ -5,6 +5,8 @@ import time
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from unskew.pipelines.kafka.host_clock import HostClock
+
 NOON_MS = 1_483_272_000_000
 NOON = NOON_MS * 1_000
 SECOND = 1_000_000
@@ -14,10 +16,10 @@ _topics = itertools.count()
 class Topic:
     """A topic of a test's own, with a producer that puts records where and when it is told."""
 
-    def __init__(self, broker, partitions) -> None:
+    def __init__(self, broker, partitions, config=None) -> None:
         self.bootstrap = broker.bootstrap
         self.name = f"source-{next(_topics)}"
-        broker.create_topic(self.name, partitions)
+        broker.create_topic(self.name, partitions, *([] if config is None else [config]))
         self.connect()
 
     def connect(self):
@@ -49,6 +51,11 @@ class Present:
 
     def __call__(self) -> int:
         return self.us
+
+
+def clock_of(present):
+    """A host's clock that reads what ``present`` reads, and whose steady clock never disagrees with it."""
+    return HostClock(present, present)
 
 
 def polls(source, until, within_s=10.0):

@@ -19,6 +19,7 @@ Operation = Literal["c", "r", "u", "d", "t", "m"]
 OtherOperations = Literal["ignore", "dead_letter"]
 
 DEFAULT_SETTLE_US = 500_000
+DEFAULT_MAX_AHEAD_US = 5_000_000
 MAX_FEATURES = 64
 """The most features of one view: one word in the kernel's rows has a bit for the presence of each."""
 
@@ -49,6 +50,7 @@ class StreamPlan:
     ``schema``: the Avro reader schema, parsed JSON. ``columns``: payload column -> Polars type after decoding.
     ``settle_us``: how far behind the present a reader that has caught up announces its clock. None if the definition
     does not say: then it is ``DEFAULT_SETTLE_US``, and a live topic with producer timestamps is refused.
+    ``max_ahead_us``: how far past the present a producer's timestamp may lie.
     ``event_id``: the column that identifies events; None if there is none. ``format``: the format of the values; if it
     is JSON, ``schema`` may also be a JSON Schema. ``key_column``: the column that holds the record key, in
     ``key_format``; None if there is none. ``headers``: column -> the record header that it holds.
@@ -79,6 +81,7 @@ class StreamPlan:
     key_format: KeyFormat = "string"
     headers: Mapping[str, str] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
+    max_ahead_us: int = DEFAULT_MAX_AHEAD_US
     schema_ids: tuple[int, ...] = ()
     records: tuple[str, ...] = ()
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

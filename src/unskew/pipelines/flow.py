@@ -22,6 +22,7 @@ from unskew.features.plan import Plan, ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.kafka.source import KafkaSource
+from unskew.pipelines.kafka.turns import ALWAYS_DUE
 from unskew.pipelines.progress import Epochs, Progress
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.changelog import Changelog, Changelogs
@@ -143,7 +144,7 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
     @override
     def notify_at(self) -> dt.datetime | None:
         waits = self._refill is not None and self._shard is not None and not self._shard.behind
-        return dt.datetime.now(dt.UTC) if waits else None
+        return ALWAYS_DUE if waits else None
 
     def _next_refill(self, shard: Shard) -> list[Updates]:
         """Return a part of the current rows if Redis lacks them; a part, so that the flow can continue.

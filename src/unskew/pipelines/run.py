@@ -25,7 +25,9 @@ from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
+from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
+from unskew.pipelines.kafka.turns import Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
 from unskew.pipelines.state.changelog import REMEDY, Changelogs
@@ -52,12 +54,12 @@ def run(
     *,
     stop: threading.Event,
     report: Callable[[Status], None] | None = None,
-    present_us: Callable[[], int] = wall_us,
+    clock: HostClock | None = None,
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
-    If partitions, or topics that match a pattern, are added to a stream that is read without end, the flow ends as if
-    it were stopped, and begins again with them; counts then begin again, too.
+    If the wall clock goes back, or if partitions, or topics that match a pattern, are added to a stream that is read
+    without end, the flow ends as if it were stopped, and begins again; counts then begin again, too.
 
     ``report`` is called about once a second and at the end. Raises ``LayoutError`` if the state folder belongs to
     another deployment, or if another process writes what this one should write; ``RequestError`` if ``ends`` leaves out
@@ -66,23 +68,46 @@ def run(
     nothing, retired no view and leaves no folder behind. Raises ``Stopped`` if ``stop`` is set before it has begun.
     """
     deployment.check(plan)
+    clock = HostClock() if clock is None else clock
     while True:
-        ends = _Ends(stop)
-        status = _run_once(plan, deployment, ends, report, present_us)
-        if not ends.added.is_set() or stop.is_set():
+        clock.begin_flow()
+        ends = _Ends(stop, clock, in_cluster=bool(deployment.cluster))
+        status = _run_once(plan, deployment, ends, report, clock)
+        if not (ends.added.is_set() or ends.fell_back_us) or stop.is_set():
             return status
-        _log.warning("partitions were added to a topic: reading it with them from here on")
+        if ends.fell_back_us:
+            _log.warning(
+                "the clock of this host went back by %.1f s, and Bytewax would end no epoch until it is where it was: "
+                "the flow was stopped and begins again",
+                ends.fell_back_us / 1e6,
+            )
+        else:
+            _log.warning("partitions were added to a topic: reading it with them from here on")
 
 
 class _Ends:
-    """The end of one flow: a stop signal, or partitions that were added."""
+    """The end of one flow: a stop signal, partitions that were added, or a wall clock that went back and stalls it.
 
-    def __init__(self, stop: threading.Event) -> None:
+    The processes of a cluster can only begin again together, so there the latter raises ``StoreUnavailable``.
+    """
+
+    def __init__(self, stop: threading.Event, clock: HostClock, *, in_cluster: bool) -> None:
         self.asked = stop
         self.added = threading.Event()
+        self.fell_back_us = 0
+        self._clock = clock
+        self._in_cluster = in_cluster
 
     def is_set(self) -> bool:
-        return self.added.is_set() or self.asked.is_set()
+        if self.added.is_set() or self.fell_back_us or self.asked.is_set():
+            return True
+        self.fell_back_us = self._clock.fell_back_us
+        if self.fell_back_us and self._in_cluster:
+            raise StoreUnavailable(
+                f"the clock of this host went back by {self.fell_back_us / 1e6:.1f} s, and Bytewax would end no epoch until it "
+                "is where it was; start all processes of the cluster again"
+            )
+        return bool(self.fell_back_us)
 
 
 def _run_once(
@@ -90,19 +115,21 @@ def _run_once(
     deployment: Deployment,
     stop: _Ends,
     report: Callable[[Status], None] | None,
-    present_us: Callable[[], int],
+    clock: HostClock,
 ) -> Status:
     going_on = partial(_go_on, stop.asked)
     with ExitStack() as closing:
         try:
-            opened = _open(plan, deployment, stop, closing)
+            # A store that is away is waited for, whatever else may end the flow.
+            opened = _open(plan, deployment, stop.asked, closing)
             going_on()
-            topics = _open_topics(plan, deployment, stop, present_us, opened, closing)
+            clock.compare(opened.server.until_done(opened.writer.time_us), "the Redis server")
+            topics = _open_topics(plan, deployment, stop, clock, opened, closing)
         except StoreUnavailable:
             # Whoever asked it to stop does not want to know for what it waited.
             going_on()
             raise
-        pipeline = _wire(plan, deployment, present_us, opened, topics, going_on)
+        pipeline = _wire(plan, deployment, clock, opened, topics, going_on)
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
@@ -251,12 +278,13 @@ def _open_topics(
     plan: Plan,
     deployment: Deployment,
     stop: _Ends,
-    present_us: Callable[[], int],
+    clock: HostClock,
     opened: _Opened,
     closing: ExitStack,
 ) -> _Topics:
     """Find the partitions of every topic, and take the leases of the tables to which they are written."""
     schemas = None if deployment.schema_registry is None else SchemaRegistry(deployment.schema_registry, stop.asked)
+    turns = Turns()
     sources: dict[str, KafkaSource] = {}
     routers: dict[str, Router] = {}
     names: dict[str, list[str]] = {}
@@ -268,8 +296,9 @@ def _open_topics(
             bootstrap=deployment.bootstrap,
             group=f"{deployment.prefix}-{deployment.pipeline}",
             idle=deployment.idle,
-            present_us=present_us,
             stop=stop,
+            clock=clock,
+            turns=turns,
             ends=deployment.ends,
             start=deployment.start,
             aligned=any(not view.partitioned for view in views),
@@ -313,7 +342,7 @@ def _open_topics(
 def _wire(
     plan: Plan,
     deployment: Deployment,
-    present_us: Callable[[], int],
+    clock: HostClock,
     opened: _Opened,
     topics: _Topics,
     going_on: Callable[[], None],
@@ -358,7 +387,7 @@ def _wire(
         stores={"redis": opened.server, "disk": opened.disk},
         changelogs=opened.changelogs,
         journal=opened.journal,
-        present_us=present_us,
+        clock=clock,
     )
     return _Pipeline(flow=flow, running=running, settle=settle)
 

@@ -110,6 +110,15 @@ def test_stream_without_a_declared_settle_has_none():
     assert compile(stream(settle="2s", max_age="30d")).streams["transactions"].settle_us == 2_000_000
 
 
+def test_how_far_ahead_a_timestamp_may_lie_is_five_seconds_if_left_out_and_no_part_of_the_state():
+    ahead = compile(view(stream=stream(max_ahead="1h")))
+
+    assert compile(view()).streams["transactions"].max_ahead_us == 5_000_000
+    assert ahead.streams["transactions"].max_ahead_us == 3_600_000_000
+    assert compile(stream(max_ahead="0s")).streams["transactions"].max_ahead_us == 0
+    assert ahead.views["purchases"].state_fingerprint == compile(view()).views["purchases"].state_fingerprint
+
+
 def test_an_id_without_a_time_within_which_it_repeats_changes_nothing():
     plain = compile(view()).views["purchases"]
     named = compile(view(stream=stream(event_id="transaction_id"))).views["purchases"]
@@ -406,6 +415,7 @@ def test_a_value_that_cannot_even_be_shown_is_a_fault_and_not_a_crash():
         ({"settle": 1}, "stream transactions: settle: 1 has no unit; write a duration as text"),
         ({"max_age": 30}, "stream transactions: max_age: 30 has no unit"),
         ({"settle": "soon"}, "stream transactions: settle: 'soon' is not a duration"),
+        ({"max_ahead": "soon"}, "stream transactions: max_ahead: 'soon' is not a duration"),
         ({"max_age": "0s"}, "stream transactions: max_age is 0"),
         ({"dedupe_within": "1d"}, "stream transactions: dedupe_within needs an event_id"),
         (

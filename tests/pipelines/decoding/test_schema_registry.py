@@ -204,7 +204,6 @@ def test_no_secret_shows_in_the_options_of_a_source():
         bootstrap="b",
         group="g",
         idle="none",
-        present_us=int,
         stop=threading.Event(),
         config={"sasl.password": "hidden"},
     )

@@ -18,6 +18,7 @@ from confluent_kafka import (
     Producer,
 )
 
+from tests.support import plans
 from tests.support.sources import (
     NOON,
     NOON_MS,
@@ -33,7 +34,10 @@ from tests.support.sources import (
 from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
 from unskew.pipelines.kafka.consumer import Records
+from unskew.pipelines.kafka.host_clock import HostClock
+from unskew.pipelines.kafka.stamps import check_stamps
 from unskew.pipelines.state.known_topics import Described, KnownTopics
+from unskew.sinks.wall import wall_us
 
 
 def test_an_arrival_is_the_timestamp_or_the_arrival_before_if_that_is_later(topic, read):
@@ -81,7 +85,7 @@ def test_a_producer_timestamp_past_the_present_is_rejected_and_moves_no_clock(to
     stream = topic()
     present = Present(NOON + 60 * SECOND)
     stream.put(0, 1_000, 65_001, 65_000, 2_000)
-    source = read(stream, ends="now", present_us=present, tolerance_us=5 * SECOND)
+    source = read(stream, ends="now", present_us=present)
 
     items = polls(source, never)
 
@@ -516,6 +520,61 @@ def test_a_live_topic_on_producer_timestamps_needs_a_settle(topic, read):
 
     with pytest.raises(DefinitionError, match="declare `settle` on stream 'stream'"):
         polls(read(stream, idle="wall"), never)
+
+
+@pytest.mark.needs_broker("log append time")
+def test_a_live_topic_that_needs_a_settle_is_refused_before_its_first_record(topic, read):
+    with pytest.raises(DefinitionError, match="declare `settle` on stream 'stream'"):
+        read(topic(), idle="wall", build=False).list_parts()
+
+
+@pytest.mark.needs_broker("log append time")
+def test_a_live_topic_with_the_broker_s_timestamps_needs_no_settle(read, broker, caplog):
+    stream = Topic(broker, 1, {"message.timestamp.type": "LogAppendTime"})
+    stream.put(0, 1)
+
+    assert arrivals_of(polls(read(stream, idle="wall", present_us=wall_us), n_records(1)))
+    assert not caplog.records
+
+
+def test_a_broker_that_does_not_say_who_stamps_records_is_passed_over_with_a_line(topic, caplog):
+    # The embedded broker has no such answer; a real one gives none for a topic that it does not have.
+    check_stamps(plans.stream(), ["absent"], topic().bootstrap, {}, 5.0)
+
+    assert "the broker does not say who stamps the records of absent" in caplog.text
+
+
+def test_a_clock_ahead_of_the_present_is_named_at_the_start_and_while_it_lasts(topic, read, caplog):
+    stream = topic()
+    present = Present(NOON)
+    saved = {"offset": 0, "clock": NOON + 3_600 * SECOND, "partitions": 1, "ended": 0}
+    source = read(stream, {0: saved}, present_us=present, idle="wall", settle_us=SECOND)
+
+    assert f"{stream.name}/0: its clock, 2017-01-01T13:00:00Z, is 3600.0 s ahead of this host's" in caplog.text
+    assert len(source.faults(NOON)) == 1
+    assert source.faults(NOON + 3_596 * SECOND) == []
+
+
+def test_marks_stay_with_the_earlier_clock_and_records_are_refused_only_by_the_later(topic, read):
+    # The wall clock goes ahead by an hour. Marks lead on; a record of half an hour ahead is not refused.
+    stream = topic()
+    wall, steady = Present(NOON), Present(0)
+    source = read(stream, clock=HostClock(wall, steady), idle="wall", settle_us=SECOND, mark_s=0.0, heartbeat_s=1_000.0)
+    wall.us, steady.us = NOON + 3_610 * SECOND, 10 * SECOND
+    assert polls(source, lambda items: items and items[-1].clock_us)[-1].clock_us == NOON + 9 * SECOND
+
+    stream.put(0, 1_800_000)
+
+    assert arrivals_of(polls(source, n_records(1))) == [(0, 1_800 * SECOND)]
+
+
+def test_max_ahead_is_how_far_past_the_present_a_producer_s_timestamp_may_lie(topic, read):
+    stream = topic()
+    stream.put(0, 29_000, 31_000)
+    source = read(stream, ends="now", present_us=Present(NOON), max_ahead_us=30 * SECOND)
+
+    assert arrivals_of(polls(source, never)) == [(0, 29 * SECOND)]
+    assert (source.counters.rejected, source.n_ahead) == (1, 1)
 
 
 def test_a_broker_that_does_not_answer_is_named(topic, read):

@@ -198,6 +198,24 @@ def test_a_partition_that_was_added_joins_after_what_the_others_had_reached_in_e
     assert arrivals_of(polls(again, never), 2) == [(0, 5 * SECOND + 1), (1, 9 * SECOND)]
 
 
+def test_a_partition_that_stops_before_it_has_rejoined_is_still_one_that_had_ended(topic, life):
+    stream = topic(2)
+    stream.put(0, 1_000)
+    stream.put(1, 90_000)
+    first = life(stream, idle="none", ends="now")
+    shown(first, polls(first, never))
+    stream.put(0, 3_000)
+    saved = {number: part.snapshot() for number, part in first.parts.items()}
+
+    # Its first item repeats the saved clock, and then it is stopped.
+    second = life(stream, saved, idle="none")
+    second.parts[0].next_batch()
+    saved = {number: part.snapshot() for number, part in second.parts.items()}
+    third = life(stream, saved, idle="none")
+
+    assert arrivals_of(polls(third, n_records(1)), 0) == [(1, 90 * SECOND + 1)]
+
+
 def test_an_end_before_what_was_shown_takes_nothing_back(topic, life):
     stream = topic()
     stream.put(0, 1_000, 2_000, 3_000)

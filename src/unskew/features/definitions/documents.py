@@ -127,7 +127,7 @@ def _part(kind: type[Entity] | type[Stream], word: str, fields: Mapping[Any, Any
     faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
     faults += [
         f"{place}: {key}: {fields[key]!r} has no unit; write for example 500ms"
-        for key in ("settle", "max_age", "dedupe_within")
+        for key in ("settle", "max_age", "max_ahead", "dedupe_within")
         if isinstance(fields.get(key), (int, float))
     ]
     if faults:

@@ -13,7 +13,16 @@ from unskew.features.definitions.json_schema import json_columns, json_fields
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.vocabulary import Stream
 from unskew.features.errors import DefinitionError
-from unskew.features.plan import Envelope, KeyFormat, Operation, OtherOperations, PayloadFormat, ReadAs, StreamPlan
+from unskew.features.plan import (
+    DEFAULT_MAX_AHEAD_US,
+    Envelope,
+    KeyFormat,
+    Operation,
+    OtherOperations,
+    PayloadFormat,
+    ReadAs,
+    StreamPlan,
+)
 from unskew.features.time import duration_us
 
 # Kafka's own rule.
@@ -68,6 +77,7 @@ def plan_stream(stream: Stream) -> StreamPlan:
     max_age_us = _duration(stream.max_age, "max_age", faults)
     if max_age_us == 0:
         faults.append("max_age is 0, which makes every event a dead letter; leave it out or give it a length")
+    max_ahead_us = _duration(stream.max_ahead, "max_ahead", faults)
     dedupe_within_us = _duration(stream.dedupe_within, "dedupe_within", faults)
     if dedupe_within_us is not None:
         faults += _repeat_faults(stream, dedupe_within_us, columns)
@@ -83,6 +93,7 @@ def plan_stream(stream: Stream) -> StreamPlan:
         partitioned_by=partitioned_by,
         settle_us=settle_us,
         max_age_us=max_age_us,
+        max_ahead_us=DEFAULT_MAX_AHEAD_US if max_ahead_us is None else max_ahead_us,
         owner=stream.owner,
         event_id=stream.event_id,
         dedupe_within_us=dedupe_within_us,

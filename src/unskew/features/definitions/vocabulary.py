@@ -45,7 +45,9 @@ class Stream(msgspec.Struct, frozen=True):
     an event of the same id at most that long before (by arrival); without it, duplicates count.
     ``settle``: how far behind the present a reader that has caught up announces its clock. If left out it is 500 ms;
     for a live topic with producer timestamps (CreateTime) it must be given.
-    ``max_age``: older events become dead letters. ``aliases``: other names by which views may refer to the stream.
+    ``max_age``: older events become dead letters. ``max_ahead``: a record becomes a dead letter if its producer's
+    timestamp (CreateTime) lies further than this past the present; if left out it is 5 s.
+    ``aliases``: other names by which views may refer to the stream.
     ``schema_ids``: for Avro, the schema ids of the messages that may be events; any other is a dead letter. If left
     out, and without a Schema Registry, that is the id with which a partition begins. ``records``: with a Schema
     Registry, the name(s) of the record types that are events, with or without namespace; if left out, the name of
@@ -79,6 +81,7 @@ class Stream(msgspec.Struct, frozen=True):
     aliases: Sequence[str] = ()
     settle: Duration | None = None
     max_age: Duration | None = None
+    max_ahead: Duration | None = None
     schema_ids: int | Sequence[int] = ()
     records: str | Sequence[str] | None = None
     fields: Mapping[str, str] = {}

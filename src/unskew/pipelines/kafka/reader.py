@@ -5,6 +5,7 @@ carries it once alignment allows. The arrival is assigned when the item is emitt
 announced until then.
 """
 
+import datetime as dt
 import logging
 import threading
 import time
@@ -15,14 +16,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from bytewax.inputs import StatefulSourcePartition
-from confluent_kafka import TIMESTAMP_CREATE_TIME
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
 from typing_extensions import override
 
-from unskew.features.errors import DefinitionError, LayoutError
+from unskew.features.errors import LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
-from unskew.pipelines.kafka.arrivals import NO_CLOCK, assign_arrivals, refusal
+from unskew.features.time import format_instant
+from unskew.pipelines.kafka.arrivals import NO_CLOCK, Arrivals, assign_arrivals, refusal
 from unskew.pipelines.kafka.consumer import Flag, Records, TopicReader, offsets_gone, past_the_end
+from unskew.pipelines.kafka.host_clock import DISAGREE_US, HostClock
 from unskew.pipelines.kafka.poll import Poll, Rejected, first_schema_id
+from unskew.pipelines.kafka.refusals import Refusals
+from unskew.pipelines.kafka.stamps import check_stamps, settle_needed
+from unskew.pipelines.kafka.turns import ALWAYS_DUE, Turns
 from unskew.pipelines.state.journal import Journal, Placed, Refused, Script, place_of
 from unskew.pipelines.state.known_topics import START_OVER, KnownTopics, partitions_added
 
@@ -74,7 +80,7 @@ class SourceOptions:
     ``aligned``: if true, a partition waits until its clock is the least of this stream's partitions in this process;
     on a live topic, until it is at most a settle and a second ahead of the least.
     ``partitions``: the partitions that this process reads; None for all.
-    ``present_us``: the wall clock in microseconds. ``tolerance_us``: how far past it a producer's timestamp may lie.
+    ``clock``: this host's clock. ``turns``: when the flow rests. All sources of a process share both.
     ``poll_records``, ``queued_polls``: bounds of an item and of a partition's queue.
     ``heartbeat_s``: a partition gives an item at least this often. ``mark_s``: a mark without records at most this
     often. ``timeout_s``: wait for the broker's answer at start. ``config``: further librdkafka settings.
@@ -88,13 +94,13 @@ class SourceOptions:
     bootstrap: str
     group: str
     idle: Literal["wall", "none"]
-    present_us: Callable[[], int]
     stop: Flag
     ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None = None
     start: Literal["earliest", "latest"] = "earliest"
     aligned: bool = True
     partitions: Sequence[int] | None = None
-    tolerance_us: int = 5_000_000
+    clock: HostClock = field(default_factory=HostClock)
+    turns: Turns = field(default_factory=Turns)
     poll_records: int = 10_000
     queued_polls: int = 4
     heartbeat_s: float = 0.2
@@ -132,6 +138,13 @@ class Reader:
             adopt_ids=options.adopt_ids,
             config=options.config,
         )
+        if options.idle == "wall" and stream.settle_us is None:
+            topics = sorted({topic for topic, _ in self.topic.origins})
+            try:
+                check_stamps(stream, topics, options.bootstrap, options.config, options.timeout_s)
+            except BaseException:
+                self.topic.close()
+                raise
         self.n_partitions = self.topic.n_partitions
         # The least number of partitions with which an earlier run read the stream; those from there on are new.
         self._n_before = self.n_partitions if options.known is None else len(options.known.partitions)
@@ -146,6 +159,7 @@ class Reader:
         self.closed = False
         # An idle partition's marks lie a settle behind the present. A busy partition that waited for them would lose
         # that time, and the records of a second or two of a live topic are cheap to hold downstream.
+        self.refusals = Refusals(stream.name, stream.max_ahead_us, options.monotonic)
         self._slack_us = self.settle_us + _SLACK_US if options.idle == "wall" else 0
         self._waits_since_s: float | None = None
         self._warned = False
@@ -183,6 +197,7 @@ class Reader:
                 or (had_ended and not part.ends_at(offset if script is None else script.until))
             )
             self.saved_clock_us = max(self.saved_clock_us, clock_us)
+            self._check_clock(partition, clock_us, script)
             self.parts[partition] = part
             if not part.ended:
                 self.topic.add(partition, offset)
@@ -227,6 +242,18 @@ class Reader:
             self.topic.fail(LayoutError(self._added(self.topic.n_partitions, now)))
         elif self.options.ends is None:
             self.options.on_added()
+
+    def _check_clock(self, partition: int, clock_us: int, script: Script | None) -> None:
+        """Log if a partition's clock is ahead of the present: this host's clock is wrong now, or one was before."""
+        if script is not None and script.clock_us is not None:
+            clock_us = max(clock_us, script.clock_us)
+        present_us = self.options.clock.latest_us()
+        if clock_us > self.latest_clock_us(present_us):
+            _log.warning("%s", clock_ahead(self.topic.name_of(partition), clock_us, present_us))
+
+    def latest_clock_us(self, present_us: int) -> int:
+        """Return how far a clock may be without a fault: producers and brokers may be a little ahead of this host."""
+        return present_us + max(self.stream.max_ahead_us, DISAGREE_US)
 
     def pump(self) -> bool:
         """Move fetched records into the partitions' queues, up to one poll; return true if more are there.
@@ -278,6 +305,16 @@ class Reader:
             if not self.closed:
                 self.closed = True
                 self.topic.close()
+
+
+def clock_ahead(name: str, clock_us: int, present_us: int) -> str:
+    """Compose the text for a partition whose clock is ahead of the present."""
+    return (
+        f"{name}: its clock, {format_instant(clock_us)}, is {(clock_us - present_us) / 1e6:.1f} s ahead of this host's, "
+        f"{format_instant(present_us)}. If this host's clock is slow now, correct it. If a clock was fast before (this host's, "
+        "or a producer's), records arrive at the partition's clock until the present has passed it, and windows stand still: "
+        "wait until then, or start over with empty folders and --start earliest"
+    )
 
 
 class _Gathered:
@@ -337,6 +374,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._ticket = 0
         # A mark is announced (later records arrive after it), but no item has carried it yet.
         self._unsaid = False
+        # The wall clock when nothing was left to read; None if records have come since.
+        self._end_seen_us: int | None = None
         self._begun = False
         # The id of the first framed record, here because it is saved with the position.
         self.schema_id: int | None = None
@@ -405,15 +444,27 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             self._paused = False
 
     @override
+    def next_awake(self) -> dt.datetime:
+        """Return an instant that has passed: for a later one, Bytewax waits by the wall clock, which may go back."""
+        return ALWAYS_DUE
+
+    @override
     def next_batch(self) -> Iterable[Poll]:
-        """Return at most one item, without waiting.
+        """Return at most one item; rest for a moment if no partition of the process has any.
 
         Raises ``StopIteration`` after the end or a stop, ``LayoutError`` if records were lost or partitions added,
         ``DefinitionError`` for a live topic with producer timestamps and without a settle.
         """
-        reader = self._reader
-        if self._said_ended or reader.options.stop.is_set():
+        options = self._reader.options
+        if self._said_ended or options.stop.is_set():
             raise StopIteration
+        options.clock.look()
+        items = self._next()
+        options.turns.taken(self, gave=bool(items))
+        return items
+
+    def _next(self) -> list[Poll]:
+        reader = self._reader
         with reader.lock:
             reader.topic.check()
             if not self._begun:
@@ -514,8 +565,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         reader = self._reader
         if not self._idle_wall or self._queue:
             return NO_CLOCK
-        as_of_us = reader.topic.caught_up(self.partition, self._position, reader.options.present_us())
-        return NO_CLOCK if as_of_us is None else as_of_us - reader.settle_us
+        present_us = reader.options.clock.for_marks_us()
+        self._end_seen_us = reader.topic.caught_up(self.partition, self._position, present_us)
+        return NO_CLOCK if self._end_seen_us is None else self._end_seen_us - reader.settle_us
 
     def _records(self, limit: int | None = None) -> Poll:
         """Return the next records; during a replay, only those before ``limit``."""
@@ -546,20 +598,19 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         if self.schema_id is None:
             self.schema_id = first_schema_id(records.values)
         if self._idle_wall and reader.stream.settle_us is None and (kinds == TIMESTAMP_CREATE_TIME).any():
-            raise DefinitionError(
-                f"Topic {reader.stream.topic!r} carries producer timestamps (CreateTime), so the stream must declare how "
-                f'late a record may be: declare `settle` on stream {reader.stream.name!r}, for example settle="2s", '
-                "or set the topic to message.timestamp.type=LogAppendTime"
-            )
+            raise settle_needed(reader.stream)
+        present_us = reader.options.clock.latest_us()
         decided = {} if script is None else dict(script.refused(int(offsets[0]), int(offsets[-1])))
         found = assign_arrivals(
             kinds,
             stamps_ms,
             self.clock_us,
-            reader.options.present_us() + reader.options.tolerance_us,
+            present_us + reader.stream.max_ahead_us,
             None if script is None else np.isin(offsets, [at for at, why in decided.items() if why.kind == "time"]),
         )
         clocks = found.clocks
+        if script is None:
+            self._note_stamps(records, found, present_us)
         self.clock_us = int(clocks[-1])
         aside = ~found.placed
         if decided:
@@ -569,7 +620,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         if aside.any():
             for row in np.flatnonzero(aside).tolist():
                 # There is no arrival before the partition has a clock, but a dead letter is stored under a day.
-                arrival = reader.options.present_us() if clocks[row] == NO_CLOCK else int(clocks[row])
+                arrival = reader.options.clock.wall_us() if clocks[row] == NO_CLOCK else int(clocks[row])
                 known = decided.get(int(offsets[row])) if found.placed[row] else None
                 rejected.append(
                     Rejected(
@@ -595,6 +646,17 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             self._note(int(offsets[0]))
         return self._item(kept, clocks, rejected, decided=script is not None)
 
+    def _note_stamps(self, records: Records, found: Arrivals, present_us: int) -> None:
+        """Take the records' timestamps as evidence about this host's clock, and about those of producers."""
+        reader, clock = self._reader, self._reader.options.clock
+        name = reader.topic.name_of(self.partition)
+        reader.refusals.note(name, records.stamps_ms * 1000, found.future, present_us)
+        seen_us, self._end_seen_us = self._end_seen_us, None
+        if found.placed.any():
+            clock.note_record(int(records.stamps_ms[found.placed].max()) * 1000, fresh=seen_us is not None)
+        if seen_us is not None and records.kinds[0] == TIMESTAMP_LOG_APPEND_TIME and found.placed[0]:
+            clock.note_appended(int(records.stamps_ms[0]) * 1000, seen_us)
+
     def _item(
         self,
         records: Records | None = None,
@@ -608,6 +670,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._said_ended = self.ended and self._script is None
         self._unsaid = False
         self._count_lag()
+        self._reader.refusals.judge()
         return Poll(
             stream=self._reader.stream.name,
             partition=self.partition,

@@ -10,7 +10,7 @@ from typing_extensions import override
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan
 from unskew.pipelines.kafka.poll import Poll, Rejected
-from unskew.pipelines.kafka.reader import KafkaPartition, Place, Reader, SourceCounters, SourceOptions
+from unskew.pipelines.kafka.reader import KafkaPartition, Place, Reader, SourceCounters, SourceOptions, clock_ahead
 from unskew.pipelines.state.known_topics import KnownTopics
 
 __all__ = ["KafkaPartition", "KafkaSource", "Poll", "Rejected", "SourceCounters", "SourceOptions"]
@@ -65,6 +65,24 @@ class KafkaSource(FixedPartitionedSource[Poll, dict[str, Any]]):
         """Return the progress of each partition that this process reads; safe to call from any thread."""
         reader = self._reader
         return [] if reader is None else [part.place() for part in list(reader.parts.values())]
+
+    @property
+    def n_ahead(self) -> int:
+        """The number of records refused because their timestamps lie past the present; for any thread."""
+        return 0 if self._reader is None else self._reader.refusals.count
+
+    def faults(self, present_us: int) -> list[str]:
+        """Return what is wrong with clocks: those of producers or of this host; for any thread."""
+        reader = self._reader
+        if reader is None:
+            return []
+        found = [] if reader.refusals.reason is None else [reader.refusals.reason]
+        bound_us = reader.latest_clock_us(present_us)
+        return found + [
+            clock_ahead(f"{place.topic}/{place.partition}", place.clock_us, present_us)
+            for place in self.places()
+            if place.clock_us is not None and place.clock_us > bound_us
+        ]
 
     @property
     def away_s(self) -> float:

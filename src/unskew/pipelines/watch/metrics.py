@@ -50,6 +50,7 @@ class _PipelineCollector(Collector):
         yield from self._of_views()
         yield from self._of_epochs()
         yield from self._of_stores()
+        yield from self._of_host()
 
     def _of_streams(self) -> Iterator[Metric]:
         sources, routers = self._running.sources, self._running.routers
@@ -65,6 +66,12 @@ class _PipelineCollector(Collector):
             "Records whose own timestamp was before their partition's clock, which became their arrival.",
             ["stream"],
             (((name,), count.bumped) for name, count in counters.items()),
+        )
+        yield _counter(
+            "unskew_events_ahead",
+            "Records refused because their producers' timestamps lie past the present by more than max_ahead.",
+            ["stream"],
+            (((source.stream.name,), source.n_ahead) for source in sources.values()),
         )
         yield _counter(
             "unskew_records_ignored",
@@ -107,7 +114,7 @@ class _PipelineCollector(Collector):
     def _of_views(self) -> Iterator[Metric]:
         progress = self._running.progress
         clocks_us = progress.clocks_by_view_us()
-        present_us = self._running.present_us()
+        present_us = self._running.clock.wall_us()
         sizes = progress.sizes_by_view()
         yield _gauge(
             "unskew_view_clock_timestamp_seconds",
@@ -188,6 +195,16 @@ class _PipelineCollector(Collector):
             [],
             [((), float(self._running.progress.compiling))],
         )
+
+    def _of_host(self) -> Iterator[Metric]:
+        clock = self._running.clock
+        yield _gauge(
+            "unskew_host_clock_jump_seconds",
+            "How far this host's wall clock is ahead of where it should be, seconds; 0 unless it has jumped.",
+            [],
+            [((), clock.jump_us / 1e6)],
+        )
+        yield _counter("unskew_host_clock_jumps", "Jumps of this host's wall clock.", [], [((), clock.jumps)])
 
     def _of_stores(self) -> Iterator[Metric]:
         running, writer = self._running, self._running.writer

@@ -4,9 +4,10 @@ Nothing is counted here. The flow's thread writes plain numbers and dictionaries
 iterates.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.source import KafkaSource
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
@@ -65,7 +66,7 @@ class Running:
     stores: Mapping[str, Patience]
     changelogs: Changelogs
     journal: Journal
-    present_us: Callable[[], int]
+    clock: HostClock
 
     def status(self) -> Status:
         """Take a reading."""
@@ -137,6 +138,11 @@ class Running:
         reasons += [
             f"no partition of {topic} is read yet" for topic, source in self.sources.items() if not source.places()
         ]
+        if jump_us := self.clock.jump_us:
+            reasons.append(f"the clock of this host is {jump_us / 1e6:+.1f} s from where it should be")
+        # While the wall clock is behind where it should be, the present is later than it reads.
+        present_us = self.clock.wall_us() + max(0, -jump_us)
+        reasons += [fault for source in self.sources.values() for fault in source.faults(present_us)]
         return reasons
 
     def facts(self) -> dict[str, object]:

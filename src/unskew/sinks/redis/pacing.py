@@ -55,7 +55,8 @@ class Pacing:
         if not self.gathered.clocks:
             return False
         full = self.n_waiting >= MOST_ROWS_WAITING
-        due = self._flushed_at_us is None or now_us - self._flushed_at_us >= self.interval_us(now_us)
+        # A wall clock that has gone back does not say how long ago the last flush was.
+        due = self._flushed_at_us is None or not 0 <= now_us - self._flushed_at_us < self.interval_us(now_us)
         if not (full or (due and self._sending is None)):
             return False
         self._finish()

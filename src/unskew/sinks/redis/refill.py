@@ -75,7 +75,7 @@ class Refill:
 
     def hear(self, client: Client, shards: Collection[str], batch: Batch, now_us: int) -> None:
         """Check whether another process noticed a loss; then all ``shards`` are incomplete, even those of ``batch``."""
-        if self._heard_at_us is not None and now_us - self._heard_at_us < HEAR_EVERY_US:
+        if self._heard_at_us is not None and 0 <= now_us - self._heard_at_us < HEAR_EVERY_US:
             return
         loss = read_loss(client, self._marks_key)
         if loss not in {"", self._loss}:

@@ -21,6 +21,7 @@ back, even if a server has lost the mark.
 import logging
 import socket
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 import redis
@@ -157,6 +158,13 @@ class RedisWriter:
             self.scrub.doubted = marks.doubted
 
         self._reach(look)
+
+    def time_us(self) -> int:
+        """Return the server's wall clock in microseconds; of a cluster's servers, the earliest."""
+        with self._server.reaching() as client:
+            answer: Any = client.time()  # By node in a cluster.
+        times = answer.values() if isinstance(answer, dict) else [answer]
+        return min(int(seconds) * 1_000_000 + int(us) for seconds, us in times)
 
     def is_behind(self, view: ViewPlan, shard: str, clock_us: int) -> bool:
         """Return true if Redis lacked values that a state with this clock had sent, when ``look`` was called."""
