@@ -116,6 +116,7 @@ def test_what_the_broker_forbids_is_said_stops_marks_and_goes_on_once_it_is_allo
     polls(source, lambda _items: "Group authorization failed; continuing" in caplog.text, within_s=30)
     assert source.away_s == 0
 
+    bumped = source.counters.bumped
     topic.forbid(AclOperation.READ)
     polls(source, for_seconds(0.5))
     present.us += 60 * SECOND
@@ -126,7 +127,7 @@ def test_what_the_broker_forbids_is_said_stops_marks_and_goes_on_once_it_is_allo
     assert source.counters.lag == 2
     topic.forbid_nothing()
     comes([3, 4])
-    assert source.counters.bumped == 0
+    assert source.counters.bumped == bumped
     polls(source, lambda _items: source.away_s == 0, within_s=30)
 
     topic.forbid(AclOperation.DESCRIBE)
@@ -159,7 +160,7 @@ def _away_s(port: int) -> float:
 
 
 def _comes(claim: Callable[[], bool], life: Life) -> None:
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 240  # the first process after an installation compiles the kernel
     while not claim():
         assert time.monotonic() < deadline_s, life._errors(0)
         assert not life.ended, life._errors(0)
@@ -200,10 +201,7 @@ def test_a_broker_that_is_away_shows_and_a_signal_to_stop_is_heeded_meanwhile(
         # With its leases it has its handlers of signals.
         _comes(lambda: any((site.state / "_leases").glob("*")), life)
         time.sleep(0.5)
-        began_s = time.monotonic()
-        life.processes[0].send_signal(signal.SIGTERM)
-        life.await_failure(1, "has not answered yet, and this process was asked to stop", ENDS_WITHIN_S)
-        took_s["at the start"] = time.monotonic() - began_s
+        took_s["at the start"] = life.terminate(within_s=ENDS_WITHIN_S)
     finally:
         frail_broker.resume()
         for life in lives:

@@ -55,14 +55,21 @@ def put(bench, topics, records):
     assert producer.flush(20) == 0
 
 
-def plan(topic):
-    source = Stream("purchases", topic=topic, schema=PURCHASES, event_time="at", owner="tests")
+def plan(topic, *, version=1, **more):
+    source = Stream("purchases", topic=topic, schema=PURCHASES, event_time="at", owner="tests", **more)
     features = [
         Feature("n", agg.count(), Sliding("1min", hop="15s")),
         Feature("last", agg.last("amount"), Sliding("5s")),
     ]
     return compile_definitions(
-        FeatureView("by_user", entity=Entity("user", key="user"), stream=source, owner="tests", features=features)
+        FeatureView(
+            "by_user",
+            entity=Entity("user", key="user"),
+            stream=source,
+            owner="tests",
+            features=features,
+            version=version,
+        )
     )
 
 
@@ -153,6 +160,23 @@ def test_a_pattern_matches_no_topic_of_kafka_itself(bench, halves):
     bench.broker.create_topic(internal, 1)
 
     assert outcome(bench, f"^(__)?{halves[0]}").status.consumed == sum(record.partition < 2 for record in RECORDS)
+
+
+@pytest.mark.needs_broker("topic ids")
+def test_partitions_added_to_a_partitioned_topic_are_refused_with_a_way_on(bench):
+    """The way: a new version of the view that does not rely on the partitions; it begins at the offsets reached."""
+    halved = [replace(record, partition=record.partition % 2) for record in RECORDS[:200]]
+    topic = bench.produce(halved, n_partitions=2)
+    by_partition, deployment = plan(topic, partitioned_by="user"), bench.deployment()
+    assert run(by_partition, deployment, stop=threading.Event()).consumed == 200
+    bench.broker.add_partitions(topic, 4)
+    bench.append(topic, RECORDS[200:])
+
+    with pytest.raises(LayoutError, match=r"has 4 partitions, but had 2 .* by_user relies on partitioned_by"):
+        run(by_partition, deployment, stop=threading.Event())
+    after = run(plan(topic, version=2), deployment, stop=threading.Event())
+    assert after.consumed == len(RECORDS) - 200
+    assert set(Outcome(by_partition, deployment).archive()["_partition"]) == {0, 1, 2, 3}
 
 
 @pytest.mark.needs_broker("topic ids")

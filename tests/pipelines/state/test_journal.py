@@ -52,6 +52,19 @@ def test_a_restart_announces_each_mark_where_it_was_announced(tmp_path):
     assert list(script.marks) == [(3, 20), (5, 40)]
 
 
+def test_a_restart_finds_with_how_many_partitions_a_stream_was_once_read(tmp_path):
+    assert journal(tmp_path).n_partitions("clicks") is None
+    written(tmp_path, placed(0, 3, 10, n_partitions=2), Placed(THERE, 0, 1, 10, n_partitions=2))
+
+    # The next life finds four, and dies before an epoch of it is durable.
+    again = journal(tmp_path)
+    again.script(HERE, None, None)
+    again.ensure(again.note(placed(3, 4, 11, n_partitions=4)))
+
+    assert journal(tmp_path).n_partitions("clicks") == 2
+    assert journal(tmp_path).n_partitions("click") is None
+
+
 def test_what_the_saved_place_says_is_not_done_again(tmp_path):
     written(tmp_path, placed(0, 3, 10), mark(3, 20), placed(3, 5, 21), mark(5, 40))
     again = journal(tmp_path)
