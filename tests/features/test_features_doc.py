@@ -48,7 +48,9 @@ def test_every_aggregation_has_a_line():
 
 def test_every_window_has_a_line_and_may_be_written_in_both_languages():
     examples = {row["window"]: (code(row["Python"]), code(row["YAML"])) for row in table("window")}
-    kinds = {type(eval(python, {name: getattr(unskew, name) for name in unskew.__all__})) for python, _ in examples.values()}
+    kinds = {
+        type(eval(python, {name: getattr(unskew, name) for name in unskew.__all__})) for python, _ in examples.values()
+    }
 
     assert kinds == set(Window.__subclasses__())
     for name, (python, yaml_text) in examples.items():

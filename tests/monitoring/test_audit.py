@@ -635,7 +635,9 @@ def test_the_command_reports_all_differences_and_counts_them_in_json(tmp_path, r
         tmp_path, pl.when(pl.col("user") == "u 3").then(pl.col("today") + 1).otherwise(pl.col("today")).alias("today")
     )
     for user in ("u%201", "u%202"):
-        redis_client.hset(f"unskew:clicks@1:{{{user}}}", mapping={"_at": str(CLOCK - SECOND), "count": "9", "sum": "0.0"})
+        redis_client.hset(
+            f"unskew:clicks@1:{{{user}}}", mapping={"_at": str(CLOCK - SECOND), "count": "9", "sum": "0.0"}
+        )
 
     shown = CliRunner().invoke(main, [
         "audit", "--definitions", str(definitions), "--log", str(tmp_path / "log"),
