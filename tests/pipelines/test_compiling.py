@@ -67,9 +67,9 @@ def answer(port: int, path: str) -> tuple[int, str]:
 
 
 def test_a_pipeline_that_compiles_is_healthy_and_not_ready_and_a_signal_ends_it(
-    mock_broker, redis_url: str, tmp_path: Path
+    broker, redis_url: str, tmp_path: Path
 ) -> None:
-    bench = Bench(mock_broker, redis_url, tmp_path)
+    bench = Bench(broker, redis_url, tmp_path)
     topic = bench.produce(history(20, seed=1))
     schema = json.dumps(SCHEMA)
     (tmp_path / "views.yaml").write_text(
@@ -81,7 +81,7 @@ def test_a_pipeline_that_compiles_is_healthy_and_not_ready_and_a_signal_ends_it(
     folders = {name: tmp_path / "run" / name for name in ("log", "archive", "state")}
     command = [
         *(sys.executable, "-m", "unskew", "run", "--definitions", str(tmp_path / "views.yaml")),
-        *("--bootstrap-servers", mock_broker.bootstrap, "--redis-url", redis_url, "--idle", "wall"),
+        *("--bootstrap-servers", broker.bootstrap, "--redis-url", redis_url, "--idle", "wall"),
         *(word for name, folder in folders.items() for word in (f"--{name}", str(folder))),
         *("--metrics", str(port)),
     ]
