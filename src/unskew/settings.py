@@ -150,9 +150,9 @@ drop = _option(
 def _set_umask(context: click.Context, _parameter: click.Parameter, text: str) -> None:
     """Set the process's umask until the command ends."""
     mask = int(text, 8) if re.fullmatch("0?[0-7]{3}", text) else None
-    if mask is None or mask & 0o700:
+    if mask is None or mask & 0o700 or not mask & 0o002:
         raise click.BadParameter(
-            f"{text} is not a umask that leaves this user its own files; write 077, 027 (the group reads) or 022 (all read)"
+            f"{text} is not a umask that leaves this user its own files and keeps them from others; write 077, 027 (the group reads) or 022 (all read)"
         )
     before = os.umask(mask)
     context.call_on_close(lambda: os.umask(before))

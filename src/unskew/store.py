@@ -15,7 +15,7 @@ from unskew.features.errors import RequestError
 from unskew.features.frames import Answer, Table, read_table
 from unskew.features.local import local_path
 from unskew.features.plan import Plan
-from unskew.features.time import duration_us
+from unskew.features.references import requested_us
 from unskew.features.view import View
 from unskew.offline.join import Outside, Statuses, historical_features
 from unskew.serving.online import OnlineFeatures, OnlineReader
@@ -65,7 +65,7 @@ class FeatureStore:
                 prefix,
                 pipeline,
                 views=self._pinned,
-                max_lag_us=None if max_lag is None else duration_us(max_lag),
+                max_lag_us=None if max_lag is None else requested_us(max_lag, "max_lag"),
                 now_us=now_us,
             )
 

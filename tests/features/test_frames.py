@@ -125,6 +125,29 @@ def test_instants_with_and_without_an_offset_in_one_column_are_each_what_they_sa
         read_table([{"at": values[0]}, {"at": "noon"}]).column("at")
 
 
+def test_instants_in_seconds_and_with_a_fixed_offset_are_what_they_say() -> None:
+    noon = dt.datetime(2026, 11, 27, 12, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=30)))
+    expected = [noon.astimezone(dt.UTC), None]
+
+    arrow = pa.table({"at": pa.array([noon, None], pa.timestamp("us", "+05:30"))})
+    assert read_table(arrow).column("at").to_list() == expected
+    pandas = pd.DataFrame({"at": pd.to_datetime([noon.isoformat(), None])})
+    assert read_table(pandas).column("at").to_list() == expected
+    seconds = pa.table({"at": pa.array([int(noon.timestamp()), None], pa.timestamp("s", "UTC"))})
+    assert read_table(seconds).column("at").to_list() == expected
+    with pytest.raises(RequestError, match="out of bounds"):
+        read_table(pa.table({"at": pa.array([2**62], pa.timestamp("s"))})).column("at")
+
+
+def test_what_polars_or_pandas_cannot_give_is_refused_with_the_column() -> None:
+    twice = pd.DataFrame([["a", 1, 2]], columns=["user", "x", "x"])
+    for table in (twice, pa.table([["a"], [1], [2]], names=["user", "x", "x"])):
+        with pytest.raises(RequestError, match="several columns 'x'"):
+            Answer(read_table(table), pl.DataFrame({"n": [1]})).to_dict()
+    with pytest.raises(RequestError, match="the LazyFrame cannot be collected"):
+        read_table(pl.LazyFrame({"a": [1]}).select("b"))
+
+
 FEATURES = pl.DataFrame(
     {
         "n": pl.Series([BIG, None], dtype=pl.Int64),

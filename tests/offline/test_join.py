@@ -220,6 +220,29 @@ def test_labels_outside_of_the_log_have_nulls_and_a_status_if_that_is_asked_for(
         ask(log, labels(*OUTSIDE), "count", outside="drop")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"inclusive": "no"}, "inclusive is True or False, not 'no'"),
+        ({"with_status": 1}, "with_status is True or False, not 1"),
+        ({"max_age": "soon"}, "max_age: 'soon' is not a duration"),
+        ({"max_age": 30}, "max_age: 30 has no unit"),
+    ],
+)
+def test_options_that_are_not_what_they_should_be_are_refused(log, option, message):
+    with pytest.raises(RequestError, match=message):
+        ask(log, labels(("u", 8)), "count", **option)
+
+
+def test_a_feature_that_is_called_like_the_status_of_another_one_is_refused_beside_it(tmp_path):
+    plan = view(Wanted("n", "count", WINDOW), Wanted("n__status", "count", WINDOW), name="clicks")
+    write_log(tmp_path, plan, EVENTS, CLOCK)
+
+    with pytest.raises(RequestError, match="two columns would be called 'n__status'"):
+        ask(tmp_path, labels(("u", 8)), "n", "n__status", plan=plan, with_status=True)
+    assert ask(tmp_path, labels(("u", 8)), "n", "n__status", plan=plan)["n__status"].to_list() == [2]
+
+
 def test_an_instant_in_another_unit_than_its_type_says_is_refused(log):
     seconds_as_ms = pl.Series("event_timestamp", [T0 // 1_000 * 3_000], pl.Int64).cast(pl.Datetime("ms"))
 

@@ -52,6 +52,7 @@ def test_a_second_state_that_computes_the_same_view_is_refused_and_leaves_all_as
 
     assert _everything(redis_client, prefix) == before
     assert not list(second.log.glob("**/*.parquet"))
+    assert not second.state.exists()
     # Neither a restart nor a process that takes over is another state.
     _run(first.plan, first.deployment)
     _run(first.plan, replace(first.deployment, take_over=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from unskew import settings
 from unskew.cli.screen import say
@@ -54,7 +55,8 @@ def rehydrate(
     Running:  unskew rehydrate --running
     """
     if running:
-        if state is not None:
+        source = click.get_current_context().get_parameter_source("state")
+        if state is not None and source is not ParameterSource.ENVIRONMENT:
             raise RequestError("--running and --state exclude each other: the running pipeline has its state")
         _ask(redis_url, prefix, pipeline)
         return

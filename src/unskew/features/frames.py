@@ -6,6 +6,7 @@ Only the columns that are asked for are read, and a table is given back with its
 import bisect
 import datetime as dt
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +45,7 @@ class Given(ABC):
 
     def column(self, name: str) -> pl.Series:
         """Return one column. Raises ``RequestError`` if its values do not make a column."""
-        if list(self.names).count(name) != 1:
-            raise RequestError(f"the table has several columns {name!r}; rename them, so that one remains")
+        self._refuse_several(name)
         try:
             column = self._column(name)
         except _NO_COLUMN as error:
@@ -61,9 +61,17 @@ class Given(ABC):
     def extended(self, columns: pl.DataFrame) -> Table:
         """Return the table with ``columns`` after its own, as the same kind of table; rows become a Polars frame."""
 
-    @abstractmethod
     def values(self, name: str) -> list[Any]:
-        """Return the values of a column as Python objects."""
+        """Return a column as Python objects; raises ``RequestError`` if there are several of that name."""
+        self._refuse_several(name)
+        return self._values(name)
+
+    @abstractmethod
+    def _values(self, name: str) -> list[Any]: ...
+
+    def _refuse_several(self, name: str) -> None:
+        if list(self.names).count(name) != 1:
+            raise RequestError(f"the table has several columns {name!r}; rename them, so that one remains")
 
     def polars(self) -> pl.DataFrame:
         """Return all columns as a Polars frame."""
@@ -84,7 +92,7 @@ class _PolarsTable(Given):
         return self._table[name]
 
     @override
-    def values(self, name: str) -> list[Any]:
+    def _values(self, name: str) -> list[Any]:
         return self._table[name].to_list()
 
     @override
@@ -106,11 +114,13 @@ class _PandasTable(Given):
         column = self._table[name]
         if column.dtype == object:
             return _of_objects(name, column.tolist())
+        if column.dtype.kind == "M":
+            return _of_arrow(name, pa.chunked_array([pa.array(column, from_pandas=True)]))
         converted: pl.Series = pl.from_pandas(column)
         return converted.alias(name)
 
     @override
-    def values(self, name: str) -> list[Any]:
+    def _values(self, name: str) -> list[Any]:
         return cast("list[Any]", self._table[name].tolist())
 
     @override
@@ -130,10 +140,10 @@ class _ArrowTable(Given):
 
     @override
     def _column(self, name: str) -> pl.Series:
-        return pl.Series(name, self._table.column(name))
+        return _of_arrow(name, self._table.column(name))
 
     @override
-    def values(self, name: str) -> list[Any]:
+    def _values(self, name: str) -> list[Any]:
         return cast("list[Any]", self._table.column(name).to_pylist())
 
     @override
@@ -156,10 +166,10 @@ class _Rows(Given):
 
     @override
     def _column(self, name: str) -> pl.Series:
-        return _of_objects(name, self.values(name))
+        return _of_objects(name, self._values(name))
 
     @override
-    def values(self, name: str) -> list[Any]:
+    def _values(self, name: str) -> list[Any]:
         return [row.get(name) for row in self._rows]
 
     @override
@@ -172,7 +182,10 @@ def read_table(table: Table) -> Given:
     if isinstance(table, pl.DataFrame):
         return _PolarsTable(table)
     if isinstance(table, pl.LazyFrame):
-        return _PolarsTable(table.collect())
+        try:
+            return _PolarsTable(table.collect())
+        except pl.exceptions.PolarsError as error:
+            raise RequestError(f"the LazyFrame cannot be collected: {str(error).splitlines()[0]}") from error
     if _is_pandas(table):
         return _PandasTable(table)
     if isinstance(table, pa.RecordBatch):
@@ -188,7 +201,8 @@ def read_table(table: Table) -> Given:
                 raise RequestError(f"row {row} is {one!r:.80}; each row must be a dict of column name -> value")
         return _Rows(table)
     raise RequestError(
-        "a table must be a DataFrame of Polars or pandas, an Arrow table, or a list of dicts, one per row; this is "
+        "a table must be a frame of Polars (also lazy) or pandas, an Arrow table, a DuckDB relation, or a list of dicts, one per "
+        "row; this is "
         f"{type(table).__name__}"
     )
 
@@ -297,6 +311,15 @@ def _is_unlike(column: pl.Series, kind: KeyType) -> pl.Series:
     return pl.repeat(value=False, n=len(column), eager=True)
 
 
+def _of_arrow(name: str, column: pa.ChunkedArray) -> pl.Series:
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        # Polars reads seconds as milliseconds, which may wrap, and knows the names of zones, but no offsets.
+        unit = "ms" if kind.unit == "s" else kind.unit
+        column = column.cast(pa.timestamp(unit, "UTC" if re.fullmatch(_FIXED_OFFSET, kind.tz or "") else kind.tz))
+    return pl.Series(name, column)
+
+
 def _of_objects(name: str, values: list[Any]) -> pl.Series:
     """Return a column of Python objects; None, NaT, and NaN among objects that are not numbers, are nulls."""
     kinds: set[type] = {type(value) for value in values}
@@ -337,6 +360,7 @@ def _are_of_one_type(values: list[Any]) -> bool:
     return True
 
 
+_FIXED_OFFSET = r"[+-][0-9]{2}:[0-9]{2}"
 _PANDAS_NULLS = {"NaTType", "NAType"}
 _NUMBERS = (int, float, np.number, type(None))
 

@@ -9,6 +9,6 @@ def nearest(name: str, known: Iterable[str], introduction: str, *, none: str = "
 
     ``none``: the text in place of an empty list.
     """
-    names = list(known)
+    names = [str(name) for name in known]
     near = get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"{introduction} {', '.join(names) or none}"

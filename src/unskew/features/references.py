@@ -1,13 +1,15 @@
 """Lookup of what a request names; an error about an unknown name suggests the nearest known one."""
 
+import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
-from unskew.features.errors import RequestError
+from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
+from unskew.features.time import duration_us
 from unskew.features.view import View, ViewFeature
 
 
@@ -51,6 +53,14 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     if not asked:
         raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
+
+
+def requested_us(duration: str | dt.timedelta, name: str) -> int:
+    """Return the microseconds of a duration of a request; ``name`` is its argument. Raises ``RequestError``."""
+    try:
+        return duration_us(duration)
+    except DefinitionError as error:
+        raise RequestError(f"{name}: {error}") from error
 
 
 def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:

@@ -40,7 +40,7 @@ _ONE_DAY = timedelta(days=1)
 
 # Python refuses to read numbers of thousands of digits.
 _DURATION = re.compile(r"(?:[0-9]{1,18}(?:w|d|h|min|ms|us|m|s)){1,7}")
-_DURATION_PART = re.compile(r"(\d+)(w|d|h|min|ms|us|m|s)")
+_DURATION_PART = re.compile(r"([0-9]+)(w|d|h|min|ms|us|m|s)")
 
 # The longest comes first, so that the first one that fits is the default.
 _DEFAULT_HOPS_US = tuple(

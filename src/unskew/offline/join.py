@@ -14,8 +14,8 @@ import polars as pl
 from unskew.features.errors import RequestError
 from unskew.features.frames import Given, read_table
 from unskew.features.nearest import nearest
-from unskew.features.references import Asked, by_view, key_columns, resolve
-from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, duration_us, format_instant
+from unskew.features.references import Asked, by_view, key_columns, requested_us, resolve
+from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import is_empty, is_warming
 from unskew.offline.log_reader import ViewLog
@@ -86,10 +86,13 @@ def historical_features(
     """
     if outside not in {"error", "null"}:
         raise RequestError(f'outside is "error" or "null", not {outside!r}')
+    for name, flag in (("inclusive", inclusive), ("with_status", with_status)):
+        if not isinstance(flag, bool):
+            raise RequestError(f"{name} is True or False, not {flag!r}")
     asked = resolve(features, views, full_feature_names=full_feature_names)
     instants = _instants(labels, timestamp)
     bounds = instants.upto(inclusive=inclusive)
-    max_age_us = None if max_age is None else duration_us(max_age)
+    max_age_us = None if max_age is None else requested_us(max_age, "max_age")
     columns: dict[str, pl.Series] = {}
     counts: dict[str, Ints] = {}
     for ones in by_view(asked).values():
@@ -123,8 +126,12 @@ def historical_features(
         raise RequestError(
             f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
         )
-    order = [name for one in asked for name in (one.column, f"{one.column}__status") if name in columns]
-    return Historical(pl.DataFrame([columns[name].alias(name) for name in order]), counts)
+    names = [name for one in asked for name in (one.column, *([f"{one.column}__status"] if with_status else []))]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RequestError(
+            f"two columns would be called {twice[0]!r}: a feature has the name of another one's status; ask for one of them alone"
+        )
+    return Historical(pl.DataFrame([columns[name].alias(name) for name in names]), counts)
 
 
 def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:

@@ -133,6 +133,9 @@ def _run_once(
         if deployment.metrics is not None:
             closing.enter_context(answering(deployment.metrics, pipeline.running))
         with _reporting(pipeline.running.status, report):
+            if not deployment.replace:
+                # Before anything is written; what is claimed is the id of a state that is durable.
+                opened.server.until_done(lambda: opened.writer.refuse_owned(topics.own))
             _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
             going_on()
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))

@@ -45,6 +45,7 @@ class Patience:
         self._grace_s = grace_s
         self._away_since_s: float | None = None
         self._stopped_at_s: float | None = None
+        self._try_began_s = 0.0
 
     @property
     def away_s(self) -> float:
@@ -57,9 +58,12 @@ class Patience:
 
         ``action`` raises ``StoreUnavailable`` if it fails, and can be repeated after that.
         """
+        self._try_began_s = time.monotonic()
         try:
             result = action()
         except StoreUnavailable as error:
+            if self._used_up():
+                raise
             result = self._again(action, error)
         return result
 
@@ -93,13 +97,18 @@ class Patience:
         # The store may seem away because of what a process that has taken over did to it.
         self._still_ours()
         self.retries += 1
+        self._try_began_s = time.monotonic()
 
     def _gives_up(self, _state: RetryCallState) -> bool:
         if not self._stop.is_set():
             return False
         if self._stopped_at_s is None:
             self._stopped_at_s = time.monotonic()
-        return time.monotonic() - self._stopped_at_s >= self._grace_s
+        return self._used_up() or time.monotonic() - self._stopped_at_s >= self._grace_s
+
+    def _used_up(self) -> bool:
+        """Return true if the process should stop, and the last try alone took longer than tries may go on then."""
+        return self._stop.is_set() and time.monotonic() - self._try_began_s >= self._grace_s
 
     def _sleep(self, seconds: float) -> None:
         # The stop signal ends the pause; after it, pauses are short.

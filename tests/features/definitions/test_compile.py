@@ -431,6 +431,7 @@ def test_a_value_that_cannot_even_be_shown_is_a_fault_and_not_a_crash():
             "stream transactions: event_id: column 'amount' is Float64; to drop repeats",
         ),
         ({"schema": "nowhere.avsc"}, "stream transactions: the schema file nowhere.avsc cannot be read"),
+        ({"schema": "/dev/zero"}, "stream transactions: the schema file /dev/zero is not a file"),
         ({"schema": "{"}, "stream transactions: the schema's text is not JSON"),
         ({"schema": 3}, "stream transactions: the schema 3 is not a path, JSON text or a JSON object"),
         ({"schema": {}}, "stream transactions: the Avro schema has no type; give a record"),

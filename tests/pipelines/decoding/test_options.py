@@ -256,6 +256,17 @@ def test_a_number_is_read_from_its_digits_whether_it_is_a_number_or_a_text(form)
 
 
 @pytest.mark.parametrize("form", READ)
+def test_digits_of_other_scripts_are_not_numbers(form):
+    column = "at" if form in PER_SECOND else "v"
+    at = {"type": "integer", "format": "unix-time-ms"}
+    schema = {"type": "object", "properties": {"at": at, "v": at} | {column: {"type": "string"}}}
+    decoder = decoder_of(stream(schema, format="json", read_as={column: form}))
+    values = as_json(*({"at": NOON_MS, "v": NOON_MS} | {column: value} for value in ("\u0661\u0662", "\uff11", "1")))
+
+    assert [each is REFUSED for each in outcomes(decoder, values, [column])] == [True, True, False]
+
+
+@pytest.mark.parametrize("form", READ)
 @pytest.mark.parametrize(
     ("avro", "kinds"), [("long", int), ("double", float), ("string", str), (["null", "string"], str), ("int", int)]
 )

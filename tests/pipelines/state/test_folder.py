@@ -62,12 +62,12 @@ def test_the_group_may_write_where_the_umask_lets_it(state):
     refuse_strangers(state)
 
 
-@pytest.mark.parametrize("text", ["777", "0277", "8", "u=rwx", "-1"])
+@pytest.mark.parametrize("text", ["777", "0277", "8", "u=rwx", "-1", "000", "020"])
 def test_a_umask_that_takes_the_users_own_files_away_or_is_none_is_refused(text):
     ended = CliRunner().invoke(main, ["compact", "--umask", text])
 
     assert ended.exit_code == 2
-    assert "is not a umask that leaves this user its own files; write 077" in " ".join(
+    assert "is not a umask that leaves this user its own files and keeps them from others; write 077" in " ".join(
         ended.stderr.replace("│", " ").split()
     )
 

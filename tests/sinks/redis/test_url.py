@@ -215,7 +215,7 @@ def test_an_address_is_not_written_down_with_its_secrets():
     assert SECRET.encode() not in pickle.dumps(repr(Server(f"redis+cluster://app:{SECRET}@a:1")))
 
 
-@pytest.mark.parametrize(("query", "timeouts"), [("", (30.0, 10.0)), ("?socket_timeout=0.2", (0.2, 10.0))])
+@pytest.mark.parametrize(("query", "timeouts"), [("", (10.0, 5.0)), ("?socket_timeout=0.2", (0.2, 5.0))])
 def test_a_server_that_stands_still_is_not_waited_for_without_end(query, timeouts):
     for url in (f"redis://127.0.0.1:1{query}", f"redis+sentinel://127.0.0.1:1/service{query}"):
         options = Address.parse(url).client().get_connection_kwargs()

@@ -10,6 +10,7 @@ from unskew.features.errors import DefinitionError
 
 MAX_DEPTH = 100
 MAX_PARTS = 100_000
+MAX_BYTES = 10_000_000
 
 
 def read_schema(schema: Schema, folder: Path | None = None) -> Mapping[str, Any]:
@@ -27,6 +28,10 @@ def read_schema(schema: Schema, folder: Path | None = None) -> Mapping[str, Any]
         path = (folder or Path()) / schema
         origin = f"the schema file {path}"
         try:
+            if path.exists() and not path.is_file():
+                raise DefinitionError(f"{origin} is not a file; give a path relative to the definition file")
+            if path.stat().st_size > MAX_BYTES:
+                raise DefinitionError(f"{origin} has more than {MAX_BYTES:,} bytes; a schema is shorter")
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DefinitionError(

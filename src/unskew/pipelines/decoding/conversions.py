@@ -19,12 +19,12 @@ from unskew.pipelines.decoding.columns import Refusals, Unit, typed
 
 # RFC 3339, with T or a space, and offsets with or without a colon; Polars checks the date. A minute may have a leap
 # second.
-_TIME = r"([01]\d|2[0-3]):[0-5]\d"
-_OFFSET = r"([Zz]|[+-]([01]\d|2[0-3]):?[0-5]\d)"
-_DATE_TIME = rf"^\d{{4}}-\d{{2}}-\d{{2}}[Tt ]{_TIME}:([0-5]\d|60)(\.\d{{1,9}})?{_OFFSET}$"
-_WITHOUT_OFFSET = rf"^\d{{4}}-\d{{2}}-\d{{2}}[Tt ]{_TIME}:[0-5]\d(\.\d{{1,9}})?$"
-_DATE = r"^\d{4}-\d{2}-\d{2}$"
-_NUMBER = r"^[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?$"
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]"
+_OFFSET = r"([Zz]|[+-]([01][0-9]|2[0-3]):?[0-5][0-9])"
+_DATE_TIME = rf"^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[Tt ]{_TIME}:([0-5][0-9]|60)(\.[0-9]{{1,9}})?{_OFFSET}$"
+_WITHOUT_OFFSET = rf"^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}[Tt ]{_TIME}:[0-5][0-9](\.[0-9]{{1,9}})?$"
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+_NUMBER = r"^[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?$"
 _INT64 = (-(2**63), 2**63 - 1)
 # More digits than any number that is read as one, so nothing is rounded.
 _EXACT = Context(prec=1_100)
@@ -65,7 +65,7 @@ def instants(texts: pl.Series, zone: str | None = None) -> pl.Series:
         sound.str.to_uppercase()
         .str.replace(" ", "T", literal=True)
         .str.replace("Z", "+00:00", literal=True)
-        .str.replace(r"([+-]\d{2})(\d{2})$", "${1}:${2}")
+        .str.replace(r"([+-][0-9]{2})([0-9]{2})$", "${1}:${2}")
     )
     leaps = shape.str.slice(17, 2) == "60"
     if leaps.any():

@@ -40,10 +40,14 @@ class Owners:
         """
         if not self._state:
             return
-        owned = self.of(client, shards)
-        self._refuse(client, {**written_by, **owned})
+        self.refuse(client, shards, written_by)
         self._shards, self._where = shards, where
         self.hold(client)
+
+    def refuse(self, client: Client, shards: Collection[str], written_by: Mapping[str, str]) -> None:
+        """Raise ``LayoutError`` if one of these shards belongs to another state; ``written_by`` is as in ``claim``."""
+        if self._state:
+            self._refuse(client, {**written_by, **self.of(client, shards)})
 
     def take(self, client: Client, shards: Collection[str]) -> None:
         """Remove the owners of these shards."""

@@ -38,7 +38,7 @@ SENTINEL_PORT = 26379
 NODE_PORT = 6379
 # A sentinel that does not answer must not delay the use of those that do.
 SENTINEL_TIMEOUT_S = 1.0
-TIMEOUTS_S = {"socket_timeout": 30.0, "socket_connect_timeout": 10.0}
+TIMEOUTS_S = {"socket_timeout": 10.0, "socket_connect_timeout": 5.0}
 """What a URL may change. Without them, a server that stands still would be waited for in silence."""
 CLUSTER_TRIES = 3
 """The number of times redis-py looks up the nodes again for one command; longer waits are left to ``Patience``."""

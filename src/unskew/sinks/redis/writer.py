@@ -196,6 +196,15 @@ class RedisWriter:
         with self._server.reaching() as client:
             report_large_hashes(self._nodes_of(client), views)
 
+    def refuse_owned(self, shards: Collection[str]) -> None:
+        """Raise ``LayoutError`` if one of these shards, ``view@version/shard``, belongs to another state."""
+        self._reach(lambda client: self._owners.refuse(client, shards, self._writers_of(client, shards)))
+
+    def _writers_of(self, client: Client, shards: Collection[str]) -> dict[str, str]:
+        """Return, by shard, the states that wrote values before there were owners."""
+        states = Marks.read(client, self._sent_key).states()
+        return {shard: state for shard, state in states.items() if shard in shards}
+
     def claim(self, shards: Collection[str], where: str, *, replace: bool = False) -> None:
         """Claim these shards, ``view@version/shard``, for this writer's state; ``where`` says where that state is.
 
@@ -204,9 +213,7 @@ class RedisWriter:
         """
 
         def claim(client: Client) -> None:
-            written_by = {
-                shard: state for shard, state in Marks.read(client, self._sent_key).states().items() if shard in shards
-            }
+            written_by = self._writers_of(client, shards)
             if replace:
                 owners = {**written_by, **self._owners.of(client, shards)}
                 foreign = {name.partition("/")[0] for name, state in owners.items() if state not in {"", self._state}}
