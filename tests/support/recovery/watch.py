@@ -167,7 +167,7 @@ class FilesWatch(Watch):
 
 def table_roots(site: Site) -> Iterator[Path]:
     """Every table that there is by now."""
-    return itertools.chain(site.log.glob("*/v*"), site.archive.glob("*"), site.dead_letters.glob("*"))
+    return itertools.chain(site.log.glob("[!_]*/v*"), site.archive.glob("[!_]*"), site.dead_letters.glob("[!_]*"))
 
 
 @dataclass
