@@ -73,7 +73,7 @@ def test_a_pipeline_that_compiles_is_healthy_and_not_ready_and_a_signal_ends_it(
     topic = bench.produce(history(20, seed=1))
     schema = json.dumps(SCHEMA)
     (tmp_path / "views.yaml").write_text(
-        f"stream: {{name: purchases, topic: {topic}, schema: '{schema}', event_time: at, partitioned_by: user}}\n---\n"
+        f"stream: {{name: purchases, topic: {topic}, schema: '{schema}', event_time: at, settle: 1s, partitioned_by: user}}\n---\n"
         "entity: {name: user, key: user}\n---\n"
         "{name: n, entity: user, source: purchases, aggregation: {function: count, window: 1h}}\n"
     )
