@@ -84,7 +84,7 @@ def test_the_state_folder_says_what_it_is_before_it_holds_a_store(tmp_path, disk
     )  # fmt: skip
     make_state_folder(deployment.state)
     state = StateFolder.read(plan("topic"), deployment, lambda: disk.calls.append(("still ours", "")))
-    state.open()
+    state.open({})
 
     assert [call for call in disk.calls if not call[1].endswith(".sqlite3")] == [
         ("fsync", "."),
