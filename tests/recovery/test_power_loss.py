@@ -98,7 +98,7 @@ def test_the_state_folder_says_what_it_is_before_it_holds_a_store(tmp_path, disk
         ("rename", "a/state/recovery"),
         ("fsync", "a/state"),
     ]
-    state.record()
+    state.record({})
     assert disk.calls[-2:] == [("rename", "a/state/deployment.json"), ("fsync", "a/state")]
     assert (disk.faults, disk.lose()) == ([], [])
 
