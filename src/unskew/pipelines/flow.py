@@ -30,16 +30,16 @@ from unskew.pipelines.state.ordering import Shard, Siblings, Slice
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
-from unskew.sinks.tables.kinds import DeadLetterTable, LogTable, archive_table
+from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import StagedTable, record_shards
+from unskew.sinks.tables.parquet import record_shards
 
 ROWS_PER_REFILL = 20_000
 
 # Sink partitions must never change between runs; each holds the tables whose keys fall to it.
 SINK_PARTITIONS = [f"{index:02d}" for index in range(16)]
 
-Table = LogTable | DeadLetterTable | StagedTable
+Table = LogTable | DeadLetterTable | ArchiveTable
 Steps = Updates | NothingToCome
 
 
@@ -258,7 +258,7 @@ class ParquetSink(_Sink):
                 return None
             return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
         if kind == "archive":
-            return archive_table(self._archive, place, int(part), saved, still_ours=self.still_ours)
+            return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
         return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
 
     def begin(self) -> None:
@@ -299,10 +299,15 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             if isinstance(value, Step):
                 step = value.here(self._sink.views)
                 table = self._table(f"log/{step.view.id}/{step.shard}")
-                table.append(step)  # type: ignore[arg-type]
+                assert isinstance(table, LogTable)
+                table.append(step)
+                continue
+            table = self._table(f"{'dead' if value.dead else 'archive'}/{value.topic}/{value.partition}")
+            if isinstance(table, ArchiveTable):
+                table.append(value.rows, first_us=value.first_us, clock_us=value.clock_us)
             else:
-                table = self._table(f"{'dead' if value.dead else 'archive'}/{value.topic}/{value.partition}")
-                table.append(value.rows)  # type: ignore[arg-type]
+                assert isinstance(table, DeadLetterTable)
+                table.append(value.rows)
 
     def _table(self, name: str) -> Table:
         table = self._tables.get(name)
