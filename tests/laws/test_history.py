@@ -2,9 +2,7 @@
 
 import dataclasses
 import random
-import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -105,7 +103,9 @@ def restored(view: ViewPlan, seeds: Seeds, changelogs: Changelogs, names: list[s
 
 def log_of(root: Path, view: ViewPlan) -> pl.DataFrame:
     files = published_files(view_root(root, view.name, view.version))
-    return pl.concat([pl.read_parquet(file.path, hive_partitioning=False) for file in files]) if files else pl.DataFrame()
+    return (
+        pl.concat([pl.read_parquet(file.path, hive_partitioning=False) for file in files]) if files else pl.DataFrame()
+    )
 
 
 def with_ids(history: History, draw: random.Random) -> History:

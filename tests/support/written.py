@@ -9,7 +9,7 @@ from unskew.features.keys import encode_keys, shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
-from unskew.sinks.tables.kinds import LogTable, ArchiveTable
+from unskew.sinks.tables.kinds import ArchiveTable, LogTable
 
 NOW_US = 1_700_000_000_000_000
 

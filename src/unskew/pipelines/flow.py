@@ -27,6 +27,8 @@ from unskew.pipelines.progress import Epochs, Progress
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.changelog import Changelog, Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice
+from unskew.pipelines.state.saved import SHARDS, SINK_PARTITIONS, TABLES, input_of
+from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
@@ -35,9 +37,6 @@ from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards
 
 ROWS_PER_REFILL = 20_000
-
-# Sink partitions must never change between runs; each holds the tables whose keys fall to it.
-SINK_PARTITIONS = [f"{index:02d}" for index in range(16)]
 
 Table = LogTable | DeadLetterTable | ArchiveTable
 Steps = Updates | NothingToCome
@@ -88,14 +87,16 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         plan: Plan,
         siblings: Siblings,
         changelogs: Changelogs,
+        seeds: Seeds,
         disk: Patience,
         sink: "RedisSink",
         progress: Progress,
         accepted: Callable[[], None],
         saved: dict[str, Any] | None,
     ) -> None:
+        self._seeds = seeds
         self._sink = sink
-        self._redis = redis = sink.writer
+        self._redis = sink.writer
         self._pace: Pace | None = None
         self._scrub: Iterator[Updates] | None = None
         self._refill: Iterator[Updates] | None = None
@@ -111,17 +112,27 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         view = None if saved is None else _views_by_id(plan).get(saved["view"])
         # The saved state of a view that is no longer defined is kept unread.
         if saved is not None and view is not None:
-            self._shard = Shard.from_snapshot(view, siblings, changelogs, saved)
-            clock_us = self._shard.state.clock_us
-            if clock_us is not None and redis.is_behind(view, saved["shard"], clock_us):
-                self._refill = self._shard.everything(ROWS_PER_REFILL)
+            self._shard = self._restored(view, saved)
+
+    def _restored(self, view: ViewPlan, saved: Mapping[str, Any]) -> Shard:
+        shard = Shard.from_snapshot(view, self._siblings, self._changelogs, saved)
+        clock_us = shard.state.clock_us
+        if clock_us is not None and self._redis.is_behind(view, saved["shard"], clock_us):
+            self._refill = shard.everything(ROWS_PER_REFILL)
+        return shard
+
+    def _begun(self, first: Slice) -> Shard:
+        """Return a shard that the recovery store does not hold: as a backfill left it, or without a past."""
+        view = _views_by_id(self._plan)[first.view]
+        seed = self._seeds.read(view, first.shard)
+        if seed is not None:
+            return self._restored(view, seed.snapshot)
+        changelog = Changelog(self._changelogs, view, first.shard, None)
+        return Shard(ShardState(view, first.shard), self._siblings, changelog)
 
     def on_batch(self, values: list[Slice]) -> tuple[Iterable[Step], bool]:
         if self._shard is None:
-            view = _views_by_id(self._plan)[values[0].view]
-            name = values[0].shard
-            changelog = Changelog(self._changelogs, view, name, None)
-            self._shard = Shard(ShardState(view, name), self._siblings, changelog)
+            self._shard = self._begun(values[0])
         was_behind = self._shard.behind
         refill = self._next_refill(self._shard)
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
@@ -226,7 +237,9 @@ class ParquetSink(_Sink):
         epochs: Epochs,
         still_ours: Callable[[], None],
         require_room: Callable[[], None],
+        seeds: Seeds,
     ) -> None:
+        self.seeds = seeds
         self.disk = disk
         self.require_room = require_room
         self.epochs = epochs
@@ -256,6 +269,8 @@ class ParquetSink(_Sink):
             view = self.views.get(place)
             if view is None:
                 return None
+            if saved is None and (seed := self.seeds.read(view, part)) is not None:
+                saved = seed.log
             return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
         if kind == "archive":
             return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
@@ -417,11 +432,8 @@ def build_flow(
     flow = Dataflow(name)
     routed = []
     for topic, source in sources.items():
-        # Saved offsets are found by these names, so they contain nothing that may be renamed. Bytewax reserves the dot,
-        # and a topic's name cannot contain a plus sign.
-        step = topic.replace(".", "+")
-        polls = op.input(f"{step}_poll", flow, source)
-        routed.append(op.flat_map(f"{step}_route", polls, routers[topic].route))
+        polls = op.input(input_of(topic), flow, source)
+        routed.append(op.flat_map(f"{topic.replace('.', '+')}_route", polls, routers[topic].route))
     items = op.merge("routed", *routed)
     kinds = op.branch("kind", items, lambda item: isinstance(item[1], Slice))
     siblings = Siblings()
@@ -429,12 +441,12 @@ def build_flow(
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
         if saved is not None:
             going_on()
-        return _ShardLogic(plan, siblings, changelogs, parquet.disk, redis, progress, accepted, saved)
+        return _ShardLogic(plan, siblings, changelogs, parquet.seeds, parquet.disk, redis, progress, accepted, saved)
 
     slices = cast("KeyedStream[Slice]", kinds.trues)
-    updates = op.stateful_batch("aggregate", slices, shard)
+    updates = op.stateful_batch(SHARDS, slices, shard)
     op.output("redis", updates, redis)
-    op.output("parquet", op.merge("rows", kinds.falses, updates), parquet)
+    op.output(TABLES, op.merge("rows", kinds.falses, updates), parquet)
     return flow
 
 

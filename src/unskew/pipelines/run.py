@@ -25,6 +25,7 @@ from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
+from unskew.pipelines.history.handover import HandOver, hand_over
 from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.kafka.turns import Turns
@@ -35,6 +36,8 @@ from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, RECOVERY
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
+from unskew.pipelines.state.saved import FLOW, read_saved
+from unskew.pipelines.state.seeds import Seeds
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks import durable
@@ -42,8 +45,6 @@ from unskew.sinks.lease import Lease, Leases
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
-
-FLOW = "unskew"
 
 _log = logging.getLogger("unskew.run")
 
@@ -138,6 +139,7 @@ def _run_once(
                 opened.server.until_done(lambda: opened.writer.refuse_owned(topics.own))
             _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
             going_on()
+            opened.disk.until_done(lambda: _bring_history(plan, deployment, opened, topics, pipeline, going_on))
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
             # Only now is the state's id durable.
             opened.server.until_done(
@@ -169,6 +171,43 @@ def _compile(progress: Progress, folder: Path, stop: threading.Event) -> None:
         compiling.compile_ahead(folder, stop)
     finally:
         progress.compiling = False
+
+
+def _bring_history(
+    plan: Plan,
+    deployment: Deployment,
+    opened: "_Opened",
+    topics: "_Topics",
+    pipeline: "_Pipeline",
+    going_on: Callable[[], None],
+) -> None:
+    """Give views that the state does not hold yet their past from the archive; nothing if there is no state yet.
+
+    In a cluster, the first process does so, and the others wait for it, as for any start of the flow.
+    """
+    progress = pipeline.running.progress
+    if opened.state.found is None or not opened.state.leads or not (deployment.state / RECOVERY).is_dir():
+        return
+    n_partitions = {topic: len(source.origins) for topic, source in topics.sources.items()}
+    try:
+        hand_over(
+            HandOver(
+                plan=plan,
+                log=deployment.log,
+                archive=deployment.archive,
+                saved=read_saved(deployment.state / RECOVERY, n_partitions),
+                seeds=pipeline.seeds,
+                changelogs=opened.changelogs,
+                partitions={topic: list(deployment.partitions or range(n)) for topic, n in n_partitions.items()},
+                n_partitions=n_partitions,
+                n_hashes=deployment.n_hashes,
+                still_ours=opened.leases.check,
+                going_on=going_on,
+                report=progress.note_history,
+            )
+        )
+    finally:
+        progress.note_history(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +247,7 @@ class _Pipeline:
 
     flow: Dataflow
     running: Running
+    seeds: Seeds
     settle: Callable[[], None]
 
 
@@ -352,6 +392,7 @@ def _wire(
 ) -> _Pipeline:
     """Connect topics, shards and sinks."""
     progress = Progress()
+    seeds = Seeds(deployment.state)
     parquet = ParquetSink(
         plan,
         deployment.log,
@@ -363,6 +404,7 @@ def _wire(
         progress.epochs,
         opened.leases.check,
         opened.state.require_room,
+        seeds,
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
 
@@ -392,7 +434,7 @@ def _wire(
         journal=opened.journal,
         clock=clock,
     )
-    return _Pipeline(flow=flow, running=running, settle=settle)
+    return _Pipeline(flow=flow, running=running, seeds=seeds, settle=settle)
 
 
 def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) -> None:

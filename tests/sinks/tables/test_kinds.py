@@ -5,7 +5,7 @@ from tests.support.plans import DAY, Wanted, sliding, view
 from tests.support.updates import ledger_after, updates
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import LateEvents
-from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable, ArchiveTable
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import INSTANT, coverage_file, published_files, read_coverage
 
 VISITS = view(Wanted("n", "count", sliding(DAY, DAY)), name="visits")

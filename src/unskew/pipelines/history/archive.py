@@ -20,7 +20,7 @@ META = ("_partition", "_offset", "_arrival", "_event_time")
 
 @dataclass(frozen=True, kw_only=True)
 class Reached:
-    """How far a partition has been read: the next offset, and its clock, None before one. ``ended``: nothing follows."""
+    """How far a partition has been read: its next offset and its clock, None before one. ``ended``: it has ended."""
 
     offset: int
     clock_us: int | None
@@ -146,7 +146,9 @@ class Archive:
             n_events, sum_offsets = answer_of_table(
                 self.root,
                 lambda paths, total=total, within=within: (  # type: ignore[misc]
-                    _scan(paths, {"_offset": pl.Int64()}).select(within.sum().cast(pl.Int64), total.alias("sum")).collect()
+                    _scan(paths, {"_offset": pl.Int64()})
+                    .select(within.sum().cast(pl.Int64), total.alias("sum"))
+                    .collect()
                 ),
                 writer=f"p{partition}",
             ).row(0)
@@ -154,7 +156,7 @@ class Archive:
         return counted
 
     def require(self, columns: Sequence[str], begin: Mapping[int, int]) -> None:
-        """Raise ``LayoutError`` if the events from a place on lack one of these columns: they were archived before it."""
+        """Raise ``LayoutError`` if the events from a place on lack one of these columns: it came later."""
         for partition, files in self.files.items():
             wanted = [file for file in files if file.last >= begin.get(partition, 0)]
             if not wanted or not (lacking := self._lacking(wanted[0], columns)):
@@ -163,7 +165,9 @@ class Archive:
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if self._lacking(wanted[middle], columns) else (low, middle)
-            since = f"the archive has it from {wanted[high].day} on" if high < len(wanted) else "no archived event has it"
+            since = (
+                f"the archive has it from {wanted[high].day} on" if high < len(wanted) else "no archived event has it"
+            )
             raise LayoutError(
                 f"{wanted[0].path} has no column {lacking!r}, because stream {self.stream.name} did not have it when "
                 f"these events were archived; {since}. Backfill from there (--from), or let the view begin now "
@@ -253,7 +257,9 @@ def _n_rows(path: Path) -> int:
 def _partition(writer: str, root: Path) -> int:
     number = writer.removeprefix("p")
     if not number.isdecimal():
-        raise LayoutError(f"{root} is not an archive: it has files of {writer!r}; give the folder of unskew run --archive")
+        raise LayoutError(
+            f"{root} is not an archive: it has files of {writer!r}; give the folder of unskew run --archive"
+        )
     return int(number)
 
 

@@ -6,7 +6,7 @@ killed anywhere and goes on where it was, and its log holds each row once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
 from unskew.pipelines.history.archive import Archive, Cut, Piece, columns_of
 from unskew.pipelines.history.rebuild import Feed, pieces
+from unskew.pipelines.history.seam import Seam, check_taken, compare
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice, shard_names
 from unskew.pipelines.state.seeds import LAYOUT, OFFSETS, Seed, Seeds, Taken
@@ -58,16 +59,15 @@ class Backfill:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The result of a backfill, or of the part that is done.
+    """The result of a backfill.
 
-    ``events``: events of the archive read by this call. ``rows``: rows of the log, over all calls. ``taken``: by shard,
-    what it has read over all calls. ``rejected``: events that the view cannot take.
+    ``events``: events that this call has read. ``rejected``: those of them that the view cannot take. ``seam``: how the
+    shards end, which was checked.
     """
 
-    events: int = 0
-    rows: int = 0
-    rejected: int = 0
-    taken: Mapping[str, Mapping[int, Taken]] = field(default_factory=dict)
+    events: int
+    rejected: int
+    seam: Seam
 
 
 def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> Written:
@@ -97,11 +97,31 @@ def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> W
     _save(shards)
     for shard in shards.values():
         shard.settle()
-    return Written(
-        events=n_events,
+    return Written(events=n_events, rejected=feed.rejected, seam=_checked(job, end, shards))
+
+
+def _checked(job: Backfill, end: Cut, shards: Mapping[str, "_Shard"]) -> Seam:
+    taken = {shard.name: shard.taken for shard in shards.values()}
+    states = [shard.shard for shard in shards.values()]
+    sinces = [one.state.since_us for one in states if one.state.since_us is not None]
+    clocks = [one.state.clock_us for one in states if one.state.clock_us is not None]
+    return Seam(
+        view=job.view.id,
+        events=check_taken(job.view, job.archive, end, taken, job.n_hashes),
         rows=sum(shard.table.next_sequence for shard in shards.values()),
-        rejected=feed.rejected,
-        taken={shard.name: dict(shard.taken) for shard in shards.values()},
+        since_us=max(sinces, default=None),
+        clock_us=min(clocks, default=None),
+        offsets={partition: reached.offset for partition, reached in end.items()},
+        compared=compare(
+            job.view,
+            job.archive,
+            end,
+            states,
+            taken,
+            since_us=job.since_us,
+            n_partitions=job.n_partitions,
+            n_hashes=job.n_hashes,
+        ),
     )
 
 
@@ -166,9 +186,9 @@ class _Shard:
         )
         self.taken: dict[int, Taken] = {} if seed is None else dict(seed.taken)
         if seed is None:
-            self._shard = Shard(ShardState(view, name), siblings, WholeState(job.changelogs, view, name, None))
+            self.shard = Shard(ShardState(view, name), siblings, WholeState(job.changelogs, view, name, None))
         else:
-            self._shard = Shard.from_snapshot(view, siblings, job.changelogs, seed.snapshot, WholeState)
+            self.shard = Shard.from_snapshot(view, siblings, job.changelogs, seed.snapshot, WholeState)
 
     def note(self, piece: Piece) -> None:
         """Count the events of a piece that are new to the shard."""
@@ -192,7 +212,7 @@ class _Shard:
         events = piece.events
         if events is not None and events.height and int(events.item(0, "offset")) < self._from:
             piece = replace(piece, events=events.filter(pl.col("offset") >= self._from))
-        updates = self._shard.take(piece)
+        updates = self.shard.take(piece)
         if isinstance(updates, Updates) and updates.closed.height:
             backfilled = pl.lit("backfill").cast(updates.closed.schema["cause"])
             updates = replace(updates, closed=updates.closed.with_columns(cause=backfilled))
@@ -205,13 +225,13 @@ class _Shard:
         seed = Seed(
             layout=LAYOUT,
             fingerprint=self._job.view.state_fingerprint,
-            snapshot=self._shard.to_snapshot(),
+            snapshot=self.shard.to_snapshot(),
             log=log,
             taken=self.taken,
             since_us=self._job.since_us,
         )
         self._job.seeds.write(self._job.view, self.name, seed, self._job.still_ours)
-        kept = self._shard.changelog
+        kept = self.shard.changelog
         assert isinstance(kept, WholeState)
         kept.settle()
 

@@ -170,7 +170,9 @@ def rebuild(
     feed = Feed(views, kept, n_partitions=n_partitions, n_hashes=n_hashes, keys=keys)
     for piece in pieces(archive, begin or {}, end, columns, since_us=since_us):
         feed.give(piece)
-    return {view.id: _rebuilt(view, [one for name, one in kept.items() if name.startswith(f"{view.id}/")]) for view in views}
+    return {
+        view.id: _rebuilt(view, [one for name, one in kept.items() if name.startswith(f"{view.id}/")]) for view in views
+    }
 
 
 def whole(archive: Archive) -> dict[int, Reached]:

@@ -9,7 +9,7 @@ log, and how far each partition has been read. Seeds stay until the recovery sto
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ _HEAD = struct.Struct("<I")
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """The events of one partition that a shard's backfill has read: ``begin`` <= offset < ``end``, how many there were,
-    and the sum of their offsets modulo ``OFFSETS``. ``clock_us``: the partition's clock after them.
+    """The events of one partition that a shard's backfill has read: those with ``begin`` <= offset < ``end``.
+
+    ``n_events``: how many there were. ``sum_offsets``: the sum of their offsets modulo ``OFFSETS``. ``clock_us``: the
+    partition's clock after them.
     """
 
     begin: int
@@ -74,14 +76,12 @@ class Seeds:
         except FileNotFoundError:
             return None
         try:
-            if _HEAD.unpack_from(data)[0] != zlib.crc32(data[_HEAD.size :]):
-                raise ValueError("its bytes do not match their checksum")
-            seed = msgspec.msgpack.decode(data[_HEAD.size :], type=Seed)
+            seed = _parse(data)
         except (ValueError, struct.error) as error:
-            raise LayoutError(f"{path} is damaged ({error}); {again(view.id, self.root)}") from error
+            raise LayoutError(f"{path} is damaged ({error}); {again(view.id)}") from error
         if (seed.layout, seed.fingerprint) != (LAYOUT, view.state_fingerprint):
             raise LayoutError(
-                f"{path} was computed with another definition of {view.id}, or by another version; {again(view.id, self.root)}"
+                f"{path} was computed with another definition of {view.id}, or by another version; {again(view.id)}"
             )
         return seed
 
@@ -103,12 +103,12 @@ class Seeds:
         return self.root / view_id / f"{shard}.seed"
 
 
-def again(view_id: str, root: Path) -> str:
+def _parse(data: bytes) -> Seed:
+    if _HEAD.unpack_from(data)[0] != zlib.crc32(data[_HEAD.size :]):
+        raise ValueError("its bytes do not match their checksum")
+    return msgspec.msgpack.decode(data[_HEAD.size :], type=Seed)
+
+
+def again(view_id: str) -> str:
     """Return how to begin the backfill of a view anew."""
-    name, _, version = view_id.rpartition("@")
-    return f"begin again: remove {root / view_id} and the folder {name}/v{version} of the log"
-
-
-def together(taken: Mapping[int, Taken]) -> dict[int, tuple[int, int]]:
-    """Return count and sum of offsets by partition."""
-    return {partition: (one.n_events, one.sum_offsets) for partition, one in taken.items()}
+    return f"begin again with 'unskew backfill {view_id} --again'"

@@ -186,7 +186,7 @@ class ArchiveTable:
         return self._table.next_sequence
 
     def append(self, events: pl.DataFrame, *, first_us: int | None = None, clock_us: int | None = None) -> None:
-        """Add the events of one poll; ``first_us``, ``clock_us``: its first arrival, and the partition's clock after it."""
+        """Add the events of a poll. ``first_us``: its first arrival. ``clock_us``: the partition's clock after it."""
         self._table.append(events)
         if first_us is None and clock_us is not None:
             first_us = clock_us + 1

@@ -46,7 +46,8 @@ def answer_of_table(
 ) -> _Answer:
     """Return what ``query`` reads from all published files of a table, each row once; lists them again if one is gone.
 
-    ``since``: the name of the first day folder to read. ``writer``: whose files; None for all. Raises ``LayoutError`` as ``answer`` does.
+    ``since``: the name of the first day folder to read. ``writer``: whose files; None for all.
+    Raises ``LayoutError`` as ``answer`` does.
     """
     listed: list[Path] | None = None
     while True:
