@@ -263,7 +263,8 @@ def _cluster(text: str | None, process: int) -> tuple[str, ...]:
         )
     if process >= max(len(addresses), 1):
         raise RequestError(
-            f"--process {process}: --cluster names {len(addresses)} processes, counted from 0"
+            f"--process {process}: --cluster names {len(addresses)} process{'es' if len(addresses) > 1 else ''}, counted from 0; give a lower "
+            "--process, or name this one too"
             if addresses
             else f"--process {process}: give the addresses of all processes with --cluster"
         )

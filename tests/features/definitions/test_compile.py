@@ -403,7 +403,15 @@ def test_a_value_that_cannot_even_be_shown_is_a_fault_and_not_a_crash():
         ({"event_time": "at"}, "stream transactions: event_time: the stream has no column 'at'"),
         (
             {"event_time": "transaction_id"},
-            "stream transactions: event_time: column 'transaction_id' is Int64; give it the Avro",
+            "stream transactions: event_time: column 'transaction_id' is Int64; say what it holds with read_as={'transaction_id': 'unix-ms'}, or give it the Avro",
+        ),
+        (
+            {"event_time": "user_id"},
+            "stream transactions: event_time: column 'user_id' is String; say what it holds with read_as={'user_id': 'iso'}, or",
+        ),
+        (
+            {"event_time": "online"},
+            "stream transactions: event_time: column 'online' is Boolean; give it the Avro logical type",
         ),
         ({"event_id": "tid"}, "stream transactions: event_id: the stream has no column 'tid'"),
         (

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.definitions.agg import Expression
-from unskew.features.definitions.exact import any_fails, exact, result_type, wide
+from unskew.features.definitions.exact import any_fails, exact, holds_bytes, result_type, wide
 from unskew.features.definitions.sql_text import canonical_sql, check_sql
 from unskew.features.definitions.text_size import check_text_size
 from unskew.features.definitions.trees import (
@@ -393,15 +393,11 @@ def _extremes(dtype: pl.DataType) -> list[Any]:
 
 def _readable(tree: Any) -> Any:
     if isinstance(tree, dict):
-        if "Literal" in tree and _holds_bytes(tree["Literal"]):
+        if "Literal" in tree and holds_bytes(tree["Literal"]):
             series = pl.select(expression_of(tree)).to_series()
             return {"Literal": [str(series.dtype), [str(value) for value in series.to_list()]]}
         return {key: _readable(value) for key, value in tree.items()}
     return [_readable(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def _holds_bytes(literal: Any) -> bool:
-    return isinstance(literal, dict) and ("Series" in literal or "List" in (literal.get("Scalar") or {}))
 
 
 def _first_line(error: BaseException) -> str:

@@ -306,8 +306,11 @@ def _column_faults(
     ]
     dtype = columns.get(str(stream.event_time))
     if dtype is not None and dtype != TIMESTAMP:
+        can_be_read = dtype.is_integer() or dtype.is_float() or dtype == pl.String()
+        form = "iso" if dtype == pl.String() else "unix-ms"
+        read_as = f"say what it holds with read_as={{{stream.event_time!r}: {form!r}}}, or " if can_be_read else ""
         faults.append(
-            f"event_time: column {stream.event_time!r} is {dtype}; "
+            f"event_time: column {stream.event_time!r} is {dtype}; {read_as}"
             "give it the Avro logical type timestamp-millis or timestamp-micros, or in a JSON Schema the format date-time or unix-time-ms"
         )
     return faults
