@@ -295,7 +295,7 @@ def test_the_least_int64_is_a_number_like_any_other(text, expected):
 
     frame = pl.DataFrame({"n": numbers}).select(
         value=checked.expr, fails=pl.lit(False) if checked.fails is None else checked.fails
-    )  # noqa: FBT003
+    )
     exact = list(map(expected, numbers))
     assert [None if fails else value for value, fails in frame.rows()] == [
         value if LEAST <= value <= MOST else None for value in exact
