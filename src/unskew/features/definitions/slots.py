@@ -11,7 +11,7 @@ import polars as pl
 from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
 from unskew.features.definitions.expressions import Checked, check_expression
-from unskew.features.definitions.vocabulary import Derived, Feature, FeatureView, Sessions, Window
+from unskew.features.definitions.vocabulary import Derived, Entity, Feature, FeatureView, Sessions, Stream, Window
 from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError, shown
 from unskew.features.nearest import nearest
@@ -30,7 +30,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return nearest(name, known, "known names are") if known else "none is defined"
 
 
-def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions) -> list[str]:
+def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Entity) -> list[str]:
     """Return the faults of what is only shown: it must be text."""
     words = {word: getattr(definition, word) for word in ("description", "owner")}
     return [
@@ -142,15 +142,30 @@ class Slots:
             by=-1 if by is None else list(self._values).index((by.text, by.dtype)),
         )
 
-    def derived(self, place: str, derived: Derived, features: Sequence[FeaturePlan], owner: str) -> DerivedPlan | None:
+    def derived(
+        self, place: str, derived: Derived, features: Sequence[FeaturePlan], others: Iterable[str], owner: str
+    ) -> DerivedPlan | None:
         """Check a feature over other features of its view and return its plan; None if it has a fault.
 
-        ``owner``: the view's owner.
+        ``others``: the names of all derived features. ``owner``: the view's owner.
         """
         self._faults += text_faults(place, derived)
         scalars = {f.name: f.dtype.polars for f in features if not f.dtype.nesting}
         try:
-            checked = check_expression(derived.expression, scalars, "the view has no other single-valued feature")
+            checked = check_expression(
+                derived.expression,
+                scalars,
+                "the view has no other single-valued feature",
+                barred={
+                    **{name: f"{name!r} is derived too; write its expression out here" for name in others},
+                    **{
+                        f.name: f"{f.name!r} is {f.dtype}, and a derived feature takes single values; leave it out"
+                        for f in features
+                        if f.dtype.nesting
+                    },
+                    str(derived.name): f"{derived.name!r} is this feature itself; name other features of the view",
+                },
+            )
         except DefinitionError as error:
             self._fault(f"{place}: expression", error)
             return None
