@@ -281,7 +281,9 @@ def _instants(labels: Given, timestamp: str) -> _Instants:
     if not isinstance(dtype, pl.Datetime):
         if not len(column):
             return _Instants(np.empty(0, np.int64), np.empty(0, np.bool_))
-        raise RequestError(f"{timestamp!r} is {dtype}, not an instant; convert it to a Datetime")
+        if column.null_count() == len(column):
+            raise RequestError(f"{timestamp!r} is null in every row; every label needs an instant")
+        raise RequestError(f"{timestamp!r} is {dtype}, not an instant; {_as_instants(dtype)}")
     if column.null_count():
         raise RequestError(
             f"{timestamp!r} is null in row {int(column.is_null().arg_max() or 0)}; every label needs an instant"
@@ -298,6 +300,25 @@ def _instants(labels: Given, timestamp: str) -> _Instants:
         )
     whole = physical // per_us * us_per
     return _Instants(whole, physical % per_us != 0)
+
+
+def _as_instants(dtype: pl.DataType) -> str:
+    """Return how a column of another type becomes one of instants."""
+    if dtype.is_numeric():
+        return (
+            "convert it from the unit that it counts since 1970, for example with pl.from_epoch(column, time_unit='ms') in "
+            "Polars, pd.to_datetime(column, unit='ms', utc=True) in pandas, datetime.fromtimestamp(seconds, UTC) in rows"
+        )
+    if dtype == pl.String():
+        return (
+            "parse it, for example with column.str.to_datetime(time_zone='UTC') in Polars, pd.to_datetime(column, utc=True) in "
+            "pandas, datetime.fromisoformat(text) in rows"
+        )
+    if dtype == pl.Date():
+        return (
+            "a day is 24 hours long: choose the hour, for example column.cast(pl.Datetime('us', 'UTC')) for its first"
+        )
+    return "convert it to a Datetime"
 
 
 def _mark_outside(status: Codes, log: ViewLog, instants: Ints, bounds: Ints) -> None:

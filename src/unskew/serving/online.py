@@ -276,6 +276,5 @@ def _read(
     except ValueError as error:
         raise LayoutError(
             f"Redis holds a value of {view.id}:{field} that unskew did not write: {error}; "
-            "delete the pipeline's hash of clocks ({prefix}:clock:{pipeline}) and restart unskew run, which then writes every "
-            "value again"
+            "run `unskew rehydrate`, with --running if the pipeline runs, which writes every value again"
         ) from error

@@ -109,6 +109,8 @@ class Lease:
                 raise LayoutError(
                     f"{root}: its file system does not support locks ({error.strerror}); name another {option}"
                 ) from error
+            if root.exists() and not root.is_dir():
+                raise LayoutError(f"{root}: it is not a folder; name another {option}") from error
             raise StoreUnavailable(f"cannot write to {root}: {error}") from error
 
     def _take(self) -> None:
