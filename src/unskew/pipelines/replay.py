@@ -105,7 +105,7 @@ class Checks:
                 return json.loads(bare)
         if stream is None or stream.format == "json":
             return None
-        if stream.flat is not None:
+        if stream.flat is not None or stream.format == "protobuf":
             return self._as_written(stream, value)
         found = self._decoders[record.folder].decode(_poll(stream, record, 0)).events
         return _written(found.select(list(avro_names(stream))).row(0, named=True)) if found.height else None
@@ -113,15 +113,20 @@ class Checks:
     def _as_written(self, stream: StreamPlan, value: bytes) -> Any:
         """Return the record as its writer wrote it, with what its columns are taken from; None if it cannot be read."""
         with contextlib.suppress(Exception):
+            if stream.format == "protobuf":
+                from unskew.pipelines.decoding.protobuf import as_data  # noqa: PLC0415 - its packages are an extra
+
+                assert self._schemas is not None
+                return as_data(self._schemas.files(_schema_id(value)), value)
             schema: Any = stream.schema
             if self._schemas is not None:
-                schema = self._schemas.writer(int.from_bytes(value[1:FRAME_BYTES], "big"))
+                schema = self._schemas.writer(_schema_id(value))
             parsed = fastavro.parse_schema(without_logical_types(schema))
             return _plain(fastavro.schemaless_reader(io.BytesIO(value[FRAME_BYTES:]), parsed, None))
         return None
 
     def encoded(self, record: Resend, mended: Any) -> bytes:
-        """Encode ``mended`` as JSON, or as Avro with the schema whose id the letter carried.
+        """Encode ``mended`` as JSON, or as Avro or Protobuf with the schema whose id the letter carried.
 
         Raises ``RequestError`` if it cannot be encoded.
         """
@@ -139,11 +144,15 @@ class Checks:
         try:
             schema: Mapping[str, Any] = stream.schema
             if self._schemas is not None:
-                schema = self._schemas.writer(int.from_bytes(frame[1:], "big"))
+                if stream.format == "protobuf":
+                    from unskew.pipelines.decoding.protobuf import encoded  # noqa: PLC0415 - its packages are an extra
+
+                    return encoded(self._schemas.files(_schema_id(frame)), old, mended)
+                schema = self._schemas.writer(_schema_id(frame))
             fastavro.schemaless_writer(body, fastavro.parse_schema(without_logical_types(schema)), mended, strict=True)
         except Incompatible as error:
             raise RequestError(f"{record.place}: {error}") from error
-        # fastavro raises various errors for a value that does not fit.
+        # Both libraries raise various errors for a value that does not fit.
         except Exception as error:
             raise RequestError(
                 f"{record.place}: the value under mended does not fit the schema ({type(error).__name__}: {error}); "
@@ -281,6 +290,10 @@ def _noting(record: Resend, done: set[str], failed: list[tuple[Resend, str]]) ->
             failed.append((record, str(error.str())))
 
     return note
+
+
+def _schema_id(value: bytes) -> int:
+    return int.from_bytes(value[1:FRAME_BYTES], "big")
 
 
 def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:

@@ -60,11 +60,26 @@ class AvroDecoder(Decoder):
         self._listed = Accepted(frozenset(stream.schema_ids), listed=True) if stream.schema_ids else None
         self._began = dict(began or {})
         self.asks = schemas is not None
+        raw = {column: form.raw for column, form in stream.read_as.items()}
+        self._empty = pl.DataFrame(schema={**self.payload, **raw})
+        self._writers: Writers | None
         target = Target.of(stream)
 
         def of_record(writer: Mapping[str, Any]) -> Reads:
             return Changes(writer, stream, target) if stream.envelope == "debezium" else reads_record(writer, target)
 
+        if stream.format == "protobuf":
+            # Its packages are an extra.
+            from unskew.pipelines.decoding.protobuf import messages_of  # noqa: PLC0415
+
+            if schemas is None:
+                raise DefinitionError(
+                    f"stream {stream.name}: messages in Protobuf are read with their writers' schemas, which only a Schema "
+                    "Registry knows; use --schema-registry"
+                )
+            self._own: Reads = Unframed(stream.topic)
+            self._writers = Writers(stream.topic, schemas.files, lambda files: messages_of(files, target), monotonic)
+            return
         if stream.envelope == "debezium" and not is_envelope(stream.schema):
             if schemas is None:
                 raise DefinitionError(
@@ -72,16 +87,14 @@ class AvroDecoder(Decoder):
                     "events are written; give it the schema of the whole event, with op and after, or use --schema-registry"
                 )
             # Only messages without a frame come to it.
-            self._own: Reads = Unframed(stream.topic)
+            self._own = Unframed(stream.topic)
         else:
             self._own = of_record(stream.schema)
         self._writers = (
             None
             if schemas is None
-            else Writers(stream.topic, schemas, lambda writer: reads_of(writer, target, of_record), monotonic)
+            else Writers(stream.topic, schemas.writer, lambda writer: reads_of(writer, target, of_record), monotonic)
         )
-        raw = {column: form.raw for column, form in stream.read_as.items()}
-        self._empty = pl.DataFrame(schema={**self.payload, **raw})
         self._compare_beginnings()
 
     @override
