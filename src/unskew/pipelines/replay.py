@@ -28,6 +28,8 @@ from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.decoding.writers import Schemas
 from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
+from unskew.pipelines.state.folder import schema_ids_of
+from unskew.pipelines.state.journal import place_of
 from unskew.sinks import durable
 from unskew.sinks.wall import wall_us
 
@@ -55,15 +57,23 @@ class Resend:
 
 
 class Checks:
-    """Checks, with the present definitions, of a record that would be sent."""
+    """Checks, with the present definitions, of a record that would be sent.
 
-    def __init__(self, plan: Plan, schemas: Schemas | None) -> None:
+    ``state``: the pipeline's state, which knows with which schema ids partitions began; if None, any id is taken as
+    that of the stream's schema where nothing else says what ids mean. Raises ``DefinitionError`` where ``unskew run``
+    would, and ``LayoutError`` if there is no such state.
+    """
+
+    def __init__(self, plan: Plan, schemas: Schemas | None, state: Path | None = None) -> None:
         self._schemas = schemas
         self._streams = {view.stream.topic: view.stream for view in plan.views.values()}
         self._views = {
             topic: [view for view in plan.views.values() if view.stream.topic == topic] for topic in self._streams
         }
-        self._decoders = {topic: decoder_of(stream, schemas) for topic, stream in self._streams.items()}
+        self._began = {} if state is None else schema_ids_of(state, self._streams)
+        self._decoders = {
+            topic: decoder_of(stream, schemas, self._began.get(topic)) for topic, stream in self._streams.items()
+        }
         self._evaluators = {view.name: Evaluator(view) for view in plan.views.values()}
 
     def stream(self, folder: str) -> StreamPlan:
@@ -78,7 +88,8 @@ class Checks:
         ``twice``: allow a record that some views have counted already.
         """
         stream = self.stream(record.folder)
-        found = self._decoders[record.folder].decode(_poll(stream, record, wall_us()))
+        place, schema_id = self._beginning(record)
+        found = self._decoders[record.folder].decode(_poll(stream, record, wall_us(), place=place, schema_id=schema_id))
         if found.dead.height:
             return str(found.dead.item(0, "reason"))
         if not found.events.height:
@@ -92,6 +103,15 @@ class Checks:
                 f"{', '.join(counted)} counted it when it first came and would count it again; --twice sends it anyway"
             )
         return None
+
+    def _beginning(self, record: Resend) -> tuple[str, int | None]:
+        """Return the place of a record's partition, and the schema id with which it began; None if nobody knows.
+
+        A partition that has not begun must begin as the others did, because the pipeline stops otherwise.
+        """
+        place = place_of(record.folder, f"{record.topic}/{record.partition}")
+        began = self._began.get(record.folder, {})
+        return place, began.get(place, next(iter(began.values()), None))
 
     def decoded(self, record: Resend) -> Any:
         """Return what can be read of the value, as JSON-able data; None if nothing can."""
@@ -128,6 +148,8 @@ class Checks:
     def encoded(self, record: Resend, mended: Any) -> bytes:
         """Encode ``mended`` as JSON, or as Avro or Protobuf with the schema whose id the letter carried.
 
+        Without a registry, that is the stream's schema, whose id replaces one that means another.
+
         Raises ``RequestError`` if it cannot be encoded.
         """
         stream = self.stream(record.folder)
@@ -139,6 +161,11 @@ class Checks:
             raise RequestError(
                 f"{record.place}: its value does not name a schema, so it cannot be encoded again; give its bytes"
             )
+        if self._schemas is None:
+            # It is written with the stream's schema, so its id must mean that.
+            accepted = stream.schema_ids or tuple(each for each in [self._beginning(record)[1]] if each is not None)
+            if accepted and (not frame or _schema_id(frame) not in accepted):
+                frame = b"\0" + accepted[0].to_bytes(FRAME_BYTES - 1, "big")
         frame = frame or bytes(FRAME_BYTES)
         body = io.BytesIO()
         try:
@@ -296,7 +323,9 @@ def _schema_id(value: bytes) -> int:
     return int.from_bytes(value[1:FRAME_BYTES], "big")
 
 
-def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:
+def _poll(
+    stream: StreamPlan, record: Resend, arrival_us: int, *, place: str = "", schema_id: int | None = None
+) -> Poll:
     return Poll(
         stream.name,
         record.partition,
@@ -308,6 +337,8 @@ def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:
         [record.value],
         [],
         headers=[record.headers],
+        place=place,
+        schema_id=schema_id,
     )
 
 
