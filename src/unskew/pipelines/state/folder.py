@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import not_
 from pathlib import Path
@@ -26,6 +26,7 @@ from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.nearest import nearest
 from unskew.features.plan import Plan
 from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.sinks import durable
 
@@ -194,6 +195,18 @@ def shards_of(folder: Path) -> int:
     if found is None or not _holds_anything(folder / RECOVERY):
         raise LayoutError(f"{folder} holds no state; name the --state of the pipeline")
     return int(found["shards"])
+
+
+def schema_ids_of(folder: Path, streams: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Return, by stream and place, the schema ids with which partitions began, from a state that a process may use now.
+
+    ``streams``: the topics of streams. Raises ``LayoutError`` if there is no state.
+    """
+    found = _read_deployment(folder / DEPLOYMENT)
+    if found is None:
+        raise LayoutError(f"{folder} holds no state; name the --state of the pipeline")
+    journal = Journal(folder / JOURNAL, found["id"], durably=lambda work: work(), still_ours=lambda: None)
+    return {stream: journal.schema_ids(stream) for stream in streams}
 
 
 def _await_store(recovery: Path, going_on: Callable[[], None]) -> None:
