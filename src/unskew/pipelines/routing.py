@@ -95,7 +95,6 @@ class Router:
 
     def _items(self, poll: Poll, decoded: Decoded) -> Iterator[tuple[str, Slice | TableRows]]:
         topic = self._decoder.topic
-        first_us = poll.first_us
         dead = [decoded.dead]
         for view, evaluate in self._views:
             events = None
@@ -114,6 +113,7 @@ class Router:
                 first_us=first_us,
                 ended=decoded.ended,
                 replaying=poll.replaying,
+                resumed=poll.resumed,
             )
         yield (
             f"archive/{topic}/{decoded.partition}",
@@ -145,6 +145,7 @@ def slices(
     first_us: int | None,
     ended: bool,
     replaying: bool = False,
+    resumed: bool = False,
 ) -> Iterator[tuple[str, Slice]]:
     """Yield the slice of every shard that a partition feeds, keyed by ``view@version/shard``.
 
@@ -167,6 +168,7 @@ def slices(
                 ended=ended,
                 events=piece,
                 replaying=replaying,
+                resumed=resumed,
             ),
         )
 
