@@ -164,7 +164,7 @@ def slices(
                 partition=partition,
                 n_partitions=n_partitions,
                 clock_us=clock_us,
-                first_us=poll.first_us,
+                first_us=first_us,
                 ended=ended,
                 events=piece,
                 replaying=replaying,
