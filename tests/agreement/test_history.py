@@ -2,7 +2,9 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 import redis
@@ -10,9 +12,14 @@ from bytewax.errors import BytewaxRuntimeError
 
 from tests.support.pipeline import Bench, Outcome, history, plan
 from tests.support.plans import republished
+from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
+from unskew.monitoring.recount import Recount
+from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history import archive, backfill
+from unskew.pipelines.history.ahead import Ahead, backfill_ahead
+from unskew.pipelines.history.seam import Seam
 from unskew.pipelines.run import run
 from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks import durable
@@ -156,3 +163,112 @@ def test_a_new_version_gets_its_past_and_the_old_log_stays(bench: Bench) -> None
     expected = always.log("by_user").drop("cause")
     assert rows.sort("shard", "seq").select(expected.columns).equals(expected)
     assert outcome.log("by_user").equals(old)
+
+
+def ahead(both: Plan, outcome: Outcome, *views: str, **changes: Any) -> list[Seam]:
+    """Backfill beside the pipeline."""
+    folders = outcome.deployment
+    job = Ahead(
+        views=[both.views[view] for view in views],
+        log=folders.log,
+        archive=folders.archive,
+        state=folders.state,
+        owner=owner_of("a test", folders.state),
+        **changes,
+    )
+    return backfill_ahead(job, threading.Event())
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_backfill_beside_the_pipeline_is_finished_by_its_next_run(bench: Bench, n_workers: int) -> None:
+    topic = bench.produce(RECORDS[:150])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment(n_hashes=3))
+    first = without(both, "by_item")
+    # It ends where the others end: an event that comes after an end arrives after it.
+    always = Outcome(both, bench.deployment(n_hashes=3))
+    ran(both, always)
+    ran(first, outcome)
+    until_us = int(outcome.archive()["_arrival"].to_physical().sort()[60])
+    ahead(both, outcome, "by_item", until_us=until_us, workers=n_workers)
+    coverage = read_coverage(view_root(outcome.deployment.log, "by_item", 1))
+    assert coverage is not None
+    assert coverage.complete_to_us == until_us - 1
+    bench.append(topic, RECORDS[150:250])
+    ran(first, outcome)
+    ran(both, always)
+    (seam,) = ahead(both, outcome, "by_item", workers=n_workers)
+    assert seam.events == outcome.archive().height
+    assert seam.compared == 4
+    bench.append(topic, RECORDS[250:])
+
+    ran(both, outcome)
+
+    ran(both, always)
+    for view in both.views:
+        assert outcome.log(view).drop("cause").equals(always.log(view).drop("cause"))
+    assert served(bench, outcome) == served(bench, always)
+    with pytest.raises(RequestError, match="computes it already"):
+        ahead(both, outcome, "by_item")
+
+
+def test_a_backfill_from_an_instant_covers_what_comes_after_it(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    archived = outcome.archive()
+    from_us = int(archived["_arrival"].to_physical().sort()[80])
+    ahead(both, outcome, "by_item", from_us=from_us)
+    with pytest.raises(LayoutError, match=r"another --from; go on with that, or begin again \(--again\)"):
+        ahead(both, outcome, "by_item", from_us=from_us + 1)
+    ahead(both, outcome, "by_item", from_us=from_us + 1, again=True)
+    ahead(both, outcome, "by_item", from_us=from_us, again=True)
+    bench.append(topic, RECORDS[200:])
+
+    ran(both, outcome)
+
+    coverage = read_coverage(view_root(outcome.deployment.log, "by_item", 1))
+    assert coverage is not None
+    assert coverage.since_us == from_us
+    recount = Recount(both.views["by_item"], outcome.archive().filter(pl.col("_arrival").to_physical() >= from_us))
+    rows = outcome.log("by_item")
+    for (key,) in recount.entities.iter_rows():
+        mine = rows.filter(pl.col("item") == key)["available_at"].to_physical().to_list()
+        assert mine == [row.instant_us for row in recount.rows((key,), coverage.complete_to_us)]
+
+
+def test_a_seam_that_does_not_fit_is_refused(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    (seam,) = ahead(both, outcome, "by_item")
+    view = both.views["by_item"]
+    seeds = Seeds(outcome.deployment.state)
+    seed = seeds.read(view, "h0")
+    assert seed is not None
+    assert seam.events == sum(one.n_events for one in seed.taken.values()) == outcome.archive().height
+    partition = next(p for p, one in seed.taken.items() if one.n_events > 3)
+
+    for change in ({"n_events": -1}, {"n_events": 1}, {"sum_offsets": 1}):
+        seed = seeds.read(view, "h0")
+        assert seed is not None
+        taken = seed.taken[partition]
+        moved = {name: getattr(taken, name) + by for name, by in change.items()}
+        wrong = {**seed.taken, partition: msgspec.structs.replace(taken, **moved)}
+        seeds.write(view, "h0", msgspec.structs.replace(seed, taken=wrong), lambda: None)
+        with pytest.raises(LayoutError, match=r"by_item@1: the seam of its backfill does not fit: up to offset \d+ of"):
+            ran(both, outcome)
+        seed = seeds.read(view, "h0")
+        assert seed is not None
+        undone = {name: getattr(seed.taken[partition], name) - by for name, by in change.items()}
+        right = {**seed.taken, partition: msgspec.structs.replace(seed.taken[partition], **undone)}
+        seeds.write(view, "h0", msgspec.structs.replace(seed, taken=right), lambda: None)
+    path = next((seeds.root / view.id).glob("*.seed"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(LayoutError, match=r"h0\.seed is damaged"):
+        ran(both, outcome)
+    path.write_bytes(whole)
+    ran(both, outcome)
