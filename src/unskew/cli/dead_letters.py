@@ -316,10 +316,10 @@ def _root(dead_letters: Path | None, archive: Path | None) -> Path:
 def _wanted(topics: tuple[str, ...], reason: str | None, since: str | None, until: str | None) -> "Wanted":
     from unskew.offline.dead_letters import Wanted
 
-    return Wanted(topics=topics, reason=reason, since=_instant(since), until=_instant(until))
+    return Wanted(topics=topics, reason=reason, since=_instant("--since", since), until=_instant("--until", until))
 
 
-def _instant(text: str | None) -> datetime | None:
+def _instant(option: str, text: str | None) -> datetime | None:
     from datetime import UTC
 
     from unskew.features.errors import RequestError
@@ -329,7 +329,7 @@ def _instant(text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise RequestError(f"{text!r} is not an instant; write it as in 2026-01-31T12:00:00Z") from error
+        raise RequestError(f"{option}: {text!r} is not an instant; write it as in 2026-01-31T12:00:00Z") from error
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
@@ -344,7 +344,7 @@ def _refuse_missing(places: "tuple[str, ...] | list[str] | Any", found: "pl.Data
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise RequestError(
-            f"there is no dead letter {', '.join(missing[:3])}{more}; 'unskew dead-letters list' lists them"
+            f"there is no dead letter {', '.join(each or repr(each) for each in missing[:3])}{more}; 'unskew dead-letters list' lists them"
         )
 
 

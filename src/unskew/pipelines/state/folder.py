@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import not_
 from pathlib import Path
@@ -282,11 +282,14 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_strangers(folder: Path) -> None:
-    """Refuse a state folder in which another user than this one and root may write.
+    """Refuse a state folder in which another user than this one and root may write, or which one may replace.
 
     Bytewax unpickles what its recovery store holds, so whoever writes there runs code in this process. The group may
-    write if this process's umask lets it: then its user means it to.
+    write if this process's umask lets it: then its user means it to. Whoever may write to a folder above may rename the
+    next one and put another in its place, unless the sticky bit keeps that from all but its owner, as in ``/tmp``. The
+    owner of a folder above may do so, too; root has made room for that owner there, so this is only logged.
     """
+    _refuse_above(folder)
     umask = os.umask(0o077)
     os.umask(umask)
     recovery = folder / RECOVERY
@@ -295,9 +298,9 @@ def refuse_strangers(folder: Path) -> None:
             found = path.stat()
         except FileNotFoundError:
             continue
-        if found.st_uid not in {0, os.geteuid()}:
-            whose = f"belongs to the user {found.st_uid}, and this process runs as {os.geteuid()}"
-        elif found.st_mode & umask & (stat.S_IWGRP | stat.S_IWOTH):
+        if _is_of_others(found):
+            whose = _whose(found)
+        elif found.st_mode & umask & _WRITABLE_BY_OTHERS:
             whose = f"can be written by other users ({stat.filemode(found.st_mode)})"
         else:
             continue
@@ -305,6 +308,60 @@ def refuse_strangers(folder: Path) -> None:
             f"{path} {whose}: whoever writes there can run code in this process, so its content is not read. Make sure "
             f"that nobody has changed it, then let only this process's user write there (chown, chmod go-w)"
         )
+
+
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _refuse_above(folder: Path) -> None:
+    """Refuse a state folder that another user may replace by renaming a folder above it, or a link on the way to it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    sticky = False
+    for path in _way_to(folder):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        is_folder = stat.S_ISDIR(found.st_mode)
+        open_to_others = is_folder and bool(found.st_mode & umask & _WRITABLE_BY_OTHERS)
+        was_sticky, sticky = sticky, open_to_others and bool(found.st_mode & stat.S_ISVTX)
+        if _is_of_others(found) and was_sticky:
+            whose = f"lies where every user may put something, and {_whose(found)}"
+        elif open_to_others and not sticky and path != folder:
+            whose = f"can be written by other users ({stat.filemode(found.st_mode)})"
+        elif _is_of_others(found) and path != folder:
+            _log.warning(
+                "%s %s; that user can replace the state folder %s and so run code in this process",
+                *(path, _whose(found), folder),
+            )
+            continue
+        else:
+            continue
+        raise LayoutError(
+            f"{path} {whose}: whoever writes there can replace the state folder {folder}, and so run code in this "
+            "process. Let only this process's user and root write there (chown, chmod go-w), or name another --state"
+        )
+
+
+def _way_to(folder: Path) -> Iterator[Path]:
+    """Yield all folders and links from the root to a folder, each after what holds it; follow the links."""
+    waiting, seen = [folder.absolute()], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        for step in (*reversed(path.parents), path):
+            yield step
+            if step.is_symlink() and step not in seen:
+                seen.add(step)
+                waiting.append(step.parent / step.readlink())
+
+
+def _is_of_others(found: os.stat_result) -> bool:
+    return found.st_uid not in {0, os.geteuid()}
+
+
+def _whose(found: os.stat_result) -> str:
+    return f"belongs to the user {found.st_uid}, and this process runs as {os.geteuid()}"
 
 
 def make_state_folder(folder: Path) -> None:
