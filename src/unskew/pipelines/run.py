@@ -156,7 +156,8 @@ def _run_once(
             _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
             going_on()
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
-            # Only now is the state's id durable.
+            # Only now is the state's id durable. The owners are read again, because compiling takes minutes and another
+            # state may have claimed the shards meanwhile.
             opened.server.until_done(
                 lambda: opened.writer.claim(topics.own, deployment.place(), replace=deployment.replace)
             )
