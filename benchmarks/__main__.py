@@ -14,6 +14,7 @@ NAMES = (
     "bench_wire",
     "bench_peers",
     "bench_join",
+    "bench_checksum",
     "bench_recovery",
     "bench_compaction",
 )
