@@ -61,6 +61,7 @@ _END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
 # Errors while a partition has just been created or moves to another broker.
 _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_NOT_BEGUN = KafkaError._STATE  # noqa: SLF001
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
 
@@ -296,6 +297,8 @@ class TopicReader:
         self._on_added = on_added
         self._handles: dict[int, TopicPartition] = {}
         self._begun_at: dict[int, int] = {}
+        # Places whose leader epochs librdkafka has not been asked to check yet.
+        self._unchecked: dict[int, TopicPartition] = {}
         # Why the broker does not let a partition be read; it says so once, and the next record shows that it does.
         self._refusals: dict[int, str] = {}
         self._ends: dict[int, _End] = {}
@@ -373,9 +376,25 @@ class TopicReader:
         self._handles[partition] = self._at(partition)
         self._begun_at[partition] = offset
         begin = self._at(partition, offset)
-        if epoch is not None:
-            begin = TopicPartition(begin.topic, begin.partition, offset, leader_epoch=epoch)
         self._consumer.incremental_assign([begin])
+        if epoch is not None:
+            self._unchecked[partition] = TopicPartition(begin.topic, begin.partition, offset, leader_epoch=epoch)
+            self._check_epochs()
+
+    def _check_epochs(self) -> None:
+        """Let librdkafka check the leader epochs of the places from which partitions were added.
+
+        It knows the partitions' leaders by then, so it checks the epoch of a seek, but not that of an assignment. Until
+        it has begun to read a partition it refuses to seek; what it fetched before a seek comes again, and is dropped.
+        """
+        for partition, begin in list(self._unchecked.items()):
+            try:
+                self._consumer.seek(begin)
+            except KafkaException as error:
+                if error.args[0].code() != _NOT_BEGUN:
+                    raise self._unavailable(error) from error
+            else:
+                del self._unchecked[partition]
 
     def consume(self, limit: int) -> Fetched:
         """Take up to ``limit`` fetched records, without waiting.
@@ -384,6 +403,8 @@ class TopicReader:
         permanent errors.
         """
         self._commit_next()
+        if self._unchecked:
+            self._check_epochs()
         pieces: list[tuple[int, Records]] = []
         ends: list[tuple[int, int]] = []
         left = limit
@@ -428,11 +449,11 @@ class TopicReader:
         self._check_ids()
         if self._fault is not None:
             return self._fault
-        # librdkafka compares its place with the ends of the leaders' epochs, and gives no offset with what it finds.
         wanted = message.offset()
-        if wanted is None:
-            return LayoutError(truncated(self.name_of(partition), error.str()))
         low, high = self.watermarks(partition)
+        if wanted is None or low <= wanted <= high:
+            # Found by leader epochs; librdkafka may give no offset then.
+            return LayoutError(truncated(self.name_of(partition), error.str()))
         if wanted < low:
             return LayoutError(offsets_gone(self.name_of(partition), wanted, low))
         return LayoutError(past_the_end(self.name_of(partition), wanted, high))
