@@ -131,8 +131,9 @@ def check_expression(
     ``lacks``: the words of a message before the name of an unknown column. ``unread``: fields that have no column, with
     their types. ``barred``: half a sentence for each name that is known and cannot be read here.
 
-    Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown column, types that
-    do not fit, a result that would depend on other rows or on a clock, a conversion that could fail on some record.
+    Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown column, types
+    that do not fit, a result that would depend on other rows or on a clock, a conversion that could fail on some
+    record.
     """
     if isinstance(source, str):
         text = canonical_sql(source)
