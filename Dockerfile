@@ -18,7 +18,7 @@ COPY --from=build /opt/unskew /opt/unskew
 # for the processor of the machine that builds the image; where it runs on another kind, they are compiled at the start.
 ENV PATH=/opt/unskew/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/var/cache/unskew
 USER unskew
-RUN python -m unskew.pipelines.compiling
+RUN unskew warm
 WORKDIR /var/lib/unskew
 ENTRYPOINT ["unskew"]
 CMD ["--help"]

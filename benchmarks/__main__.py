@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 NAMES = (
+    "bench_compile",
     "bench_kernel",
     "bench_aggregations",
     "bench_decode",

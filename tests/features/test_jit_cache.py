@@ -114,3 +114,24 @@ def test_values_are_the_same_with_a_cache_without_one_and_with_damaged_files(ins
         file.unlink()
         file.mkdir()
     assert "cannot be kept" in again()
+
+
+def test_a_process_that_compiles_for_long_says_so_once_and_then_not_again(installed, tmp_path):
+    script = "from unskew.features import jit_cache\njit_cache.SAY_AFTER_S = 0.0\n" + textwrap.dedent(USE)
+
+    first, second = (ran(installed, script, NUMBA_CACHE_DIR=str(tmp_path)).stderr for _ in range(2))
+
+    assert first.count("functions are being compiled") == 1
+    assert second == ""
+
+
+def test_warm_refuses_where_nothing_can_be_kept(installed, tmp_path):
+    (tmp_path / f"unskew-{os.getuid()}").touch()
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(installed), "HOME": "/nonexistent", "TMPDIR": str(tmp_path)}
+    command = [*ORDINARY, sys.executable, "-m", "unskew", "warm"]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd="/")
+
+    assert done.returncode == 1
+    assert "error: what is compiled cannot be kept; set NUMBA_CACHE_DIR" in done.stderr
+    assert "Traceback" not in done.stderr

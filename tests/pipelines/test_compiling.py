@@ -14,10 +14,12 @@ from pathlib import Path
 
 from tests.support.pipeline import SCHEMA, Bench, history
 from tests.support.recovery.processes import free_port
+from unskew.features import jit_cache
+from unskew.offline import lookup
 from unskew.pipelines import compiling
 
 ROOT = Path(__file__).parents[2]
-CHILD = [sys.executable, "-m", "unskew.pipelines.compiling", "--child"]
+CHILD = [sys.executable, "-m", "unskew.pipelines.compiling"]
 
 # Everything that pipelines call, with records of all kinds: twice, so that state is read again, and with repeats.
 EXERCISE = """
@@ -126,3 +128,12 @@ def test_a_process_that_compiles_ends_by_itself_or_with_its_parent() -> None:
         assert orphan.stdin is not None
         orphan.stdin.close()
         assert orphan.wait(60) in {0, 1}
+
+
+def test_warm_keeps_all_that_pipelines_and_trainers_call() -> None:
+    # What an earlier test compiled is not compiled again.
+    done = subprocess.run([sys.executable, "-m", "unskew", "warm"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert f"kept in {jit_cache.places().writable}" in done.stdout
+    assert all(entry.is_kept() for part in [*compiling.entries(), lookup.entries()] for entry in part)

@@ -197,7 +197,15 @@ def run(
         )
         with suppress(Stopped), _without_panics():
             plan = load(*definitions)
-            run_pipeline(plan, deployment, stop=stop, report=_reporter(progress))
+            run_pipeline(plan, deployment, stop=stop, report=_reporter(progress), give_up=_give_up)
+
+
+def _give_up(error: UnskewError) -> None:
+    """End this process at once with an error, or with success if it was asked to stop."""
+    if isinstance(error, Stopped):
+        os._exit(0)
+    say_lines(f"error: {error}")
+    os._exit(1)
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 from llvmlite import ir
-from numba import njit, types
+from numba import njit, typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -48,6 +48,28 @@ inner: _Decorator = partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=
 
 # Inline into the caller, before typing: a call would pass each of the state's arrays as seven words.
 inlined: _Decorator = partial(compiled, inline="always")
+
+
+class Entry(NamedTuple):
+    """A compiled function that Python calls, and the types of its arguments, which are the same for all definitions."""
+
+    function: Any
+    types: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *examples: Any) -> Self:
+        """Return the entry of a function that is called with arguments like these."""
+        return cls(function, tuple(map(typeof, examples)))
+
+    def is_kept(self) -> bool:
+        """Return true if it need not be compiled."""
+        held: bool = self.function._cache.holds(self.types, self.function.targetctx)  # noqa: SLF001 - as above
+        return held
+
+    def compile(self) -> None:
+        """Compile it and keep it, unless it is kept."""
+        if not self.is_kept():
+            self.function.compile(self.types)
 
 
 def _prefetch(_typing: Any, array: Any, row: Any, column: Any) -> Any:

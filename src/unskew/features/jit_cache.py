@@ -19,6 +19,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ _NAME = "unskew-"
 _MOST_VERSIONS = 4
 """The number of versions whose functions stay in a folder."""
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+SAY_AFTER_S = 2.0
+"""Seconds of compiling after which a process says why it does not go on."""
 
 _log = logging.getLogger("unskew.kernel")
 
@@ -129,6 +133,46 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+class _Waiting:
+    """The compilation that a process waits for: said once, if it takes long and nobody else says so."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._timer: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Note that a function is compiled; those that it calls are compiled meanwhile."""
+        if self._timer is None:
+            self._timer = threading.Timer(SAY_AFTER_S, self._say)
+            self._timer.daemon = True
+            self._timer.start()
+        self._depth += 1
+
+    def end(self) -> None:
+        """Note that the function is compiled."""
+        self._depth -= 1
+        if self._depth == 0 and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _say(self) -> None:
+        if not _said.is_set():
+            _said.set()
+            _log.warning(
+                "functions are being compiled, once for each installation and processor, which can take a minute; "
+                "`unskew warm` does it ahead"
+            )
+
+
+_waiting = _Waiting()
+_said = threading.Event()
+
+
+def say_nothing() -> None:
+    """Leave it to the caller to say that this process compiles."""
+    _said.set()
+
+
 class FunctionCache(_Cache):  # type: ignore[misc,unused-ignore]
     """The cache of one function, as numba's dispatcher uses it. What cannot be read is compiled again."""
 
@@ -148,6 +192,12 @@ class FunctionCache(_Cache):  # type: ignore[misc,unused-ignore]
 
     @override
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        if (found := self._load(sig, target_context)) is None:
+            # numba compiles it now, and then calls ``save_overload``.
+            _waiting.begin()
+        return found
+
+    def _load(self, sig: Any, target_context: Any) -> Any:
         if not self._enabled or (content := self._read(sig, target_context)) is None:
             return None
         try:
@@ -162,6 +212,7 @@ class FunctionCache(_Cache):  # type: ignore[misc,unused-ignore]
 
     @override
     def save_overload(self, sig: Any, data: Any) -> None:
+        _waiting.end()
         place = places().writable
         if not self._enabled or place is None or data.library.has_dynamic_globals:
             return

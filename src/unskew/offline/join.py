@@ -3,7 +3,6 @@
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from unskew.features.nearest import nearest
 from unskew.features.references import Asked, by_view, key_columns, requested_us, resolve
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
-from unskew.features.warming import is_empty, is_warming
+from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
@@ -27,18 +26,6 @@ Codes = npt.NDArray[np.int8]
 Outside = Literal["error", "null"]
 
 _NEVER = np.iinfo(np.int64).min
-
-
-class Statuses(IntEnum):
-    """What stands behind a value, in the order in which the first that holds is given."""
-
-    no_key = 0
-    before_log = 1
-    after_log = 2
-    warming = 3
-    expired = 4
-    default = 5
-    present = 6
 
 
 @dataclass(frozen=True)

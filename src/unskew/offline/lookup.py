@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from unskew.features.jit import allocating
+from unskew.features.jit import Entry, compiled, inlined
+from unskew.features.text_buffers import read_only
 
 Ids = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -39,7 +40,7 @@ def number_entities(ids: Ids) -> Wanted:
     slot_ids = np.zeros(n_slots, np.uint64)
     slot_numbers = np.full(n_slots, _FREE, np.int32)
     numbers = np.empty(len(ids), np.int32)
-    n = _number(ids, slot_ids, slot_numbers, numbers)
+    n = _number(read_only(ids), slot_ids, slot_numbers, numbers)
     if 8 * n < n_slots:
         # With few entities and many labels, a small table stays in the processor's cache during the pass over the log.
         slot_ids, slot_numbers = _shrunk(slot_ids, slot_numbers, n)
@@ -57,17 +58,29 @@ def last_rows(wanted: Wanted, labels: Ints, bounds: Ints, ids: Ids, instants: In
     """
     numbers = np.empty(len(ids), np.int32)
     starts = np.zeros(wanted.n + 1, np.int64)
-    _find(wanted.slot_ids, wanted.slot_numbers, ids, numbers, starts)
+    _find(wanted.slot_ids, wanted.slot_numbers, read_only(ids), numbers, starts)
     grouped_instants = np.empty(int(starts[-1]), np.int64)
     grouped_rows = np.empty(int(starts[-1]), np.int64)
-    if _group(numbers, instants, starts.copy(), starts, grouped_instants, grouped_rows):
+    if _group(numbers, read_only(instants), starts.copy(), starts, grouped_instants, grouped_rows):
         _sort(starts, grouped_instants, grouped_rows)
     found = np.empty(len(labels), np.int64)
-    _search(wanted.numbers, labels, bounds, starts, grouped_instants, grouped_rows, found)
+    _search(wanted.numbers, labels, read_only(bounds), starts, grouped_instants, grouped_rows, found)
     return found
 
 
-@allocating()
+def entries() -> list[Entry]:
+    """Return the compiled functions, for those who compile ahead; the types of arguments are always the same."""
+    ids, ints, numbers = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int32)
+    shown = read_only(ints)
+    return [
+        Entry.of(_number, read_only(ids), ids, numbers, numbers),
+        Entry.of(_find, ids, numbers, read_only(ids), numbers, ints),
+        Entry.of(_group, numbers, shown, ints, ints, ints, ints),
+        Entry.of(_search, numbers, ints, shown, ints, ints, ints, ints),
+    ]
+
+
+@inlined()
 def _slot(identity: np.uint64, mask: np.uint64) -> np.uint64:
     """Return the first slot to try: splitmix64's finalizer (Steele, Lea, Flood 2014), as ids may be plain numbers."""
     mixed = identity
@@ -76,7 +89,7 @@ def _slot(identity: np.uint64, mask: np.uint64) -> np.uint64:
     return (mixed ^ (mixed >> np.uint64(31))) & mask
 
 
-@allocating()
+@compiled()
 def _number(ids: Ids, slot_ids: Ids, slot_numbers: Numbers, numbers: Numbers) -> int:
     mask = np.uint64(len(slot_ids) - 1)
     n = 0
@@ -99,11 +112,11 @@ def _shrunk(slot_ids: Ids, slot_numbers: Numbers, n: int) -> tuple[Ids, Numbers]
     n_slots = 1 << max(4, (2 * n).bit_length())
     small_ids = np.zeros(n_slots, np.uint64)
     small_numbers = np.full(n_slots, _FREE, np.int32)
-    _number(slot_ids[in_order], small_ids, small_numbers, np.empty(n, np.int32))
+    _number(read_only(slot_ids[in_order]), small_ids, small_numbers, np.empty(n, np.int32))
     return small_ids, small_numbers
 
 
-@allocating()
+@compiled()
 def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, starts: Ints) -> None:
     """Assign each log row its entity's number (-1: no labels); ``starts`` [n + 1] receives the start of each group."""
     mask = np.uint64(len(slot_ids) - 1)
@@ -119,7 +132,7 @@ def _find(slot_ids: Ids, slot_numbers: Numbers, ids: Ids, numbers: Numbers, star
         starts[number] += starts[number - 1]
 
 
-@allocating()
+@compiled()
 def _group(
     numbers: Numbers, instants: Ints, ends: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows
 ) -> bool:
@@ -139,22 +152,19 @@ def _group(
     return goes_back
 
 
-@allocating()
 def _sort(starts: Ints, grouped_instants: Ints, grouped_rows: Rows) -> None:
-    """Put every group in the order of its instants: sort it if ``grouped_order`` goes back, else clip instants."""
-    for number in range(len(starts) - 1):
-        low, high = starts[number], starts[number + 1]
-        goes_back = False
-        for place in range(low + 1, high):
-            goes_back |= grouped_instants[place - 1] > grouped_instants[place]
-        if goes_back:
-            # A stable sort: of rows with one instant, the one written later stays later.
-            places = low + np.argsort(grouped_instants[low:high], kind="mergesort")
-            grouped_instants[low:high] = grouped_instants[places]
-            grouped_rows[low:high] = grouped_rows[places]
+    """Put every group whose instants go back in their order; rows of one instant keep the order of writing."""
+    group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    goes_back = (grouped_instants[1:] < grouped_instants[:-1]) & (group[1:] == group[:-1])
+    is_affected = np.zeros(len(starts) - 1, np.bool_)
+    is_affected[group[1:][goes_back]] = True
+    places = np.flatnonzero(is_affected[group])
+    order = places[np.lexsort((grouped_instants[places], group[places]))]
+    grouped_instants[places] = grouped_instants[order]
+    grouped_rows[places] = grouped_rows[order]
 
 
-@allocating()
+@compiled()
 def _search(
     numbers: Numbers, labels: Ints, bounds: Ints, starts: Ints, grouped_instants: Ints, grouped_rows: Rows, found: Rows
 ) -> None:

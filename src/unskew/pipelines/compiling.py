@@ -1,29 +1,30 @@
 """The compilation of the kernel before a pipeline reads its first record, in processes of its own.
 
-It takes half a minute of processor time where nothing is kept yet (``jit_cache`` keeps it). A process can be ended at
+It takes a minute of processor time where nothing is kept yet (``jit_cache`` keeps it). A process can be ended at
 any moment, a compilation cannot. Two processes share the work; a pipeline that starts meanwhile waits for them, and
 then finds everything.
 
-    python -m unskew.pipelines.compiling [FOLDER]    compile everything now, for an image; FOLDER as in ``suggest``
+``unskew warm`` compiles everything now, for an image; ``python -m unskew.pipelines.compiling`` is a process that helps.
 """
 
 import argparse
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-from numba import typeof
 
 from unskew.features import jit_cache
+from unskew.features.jit import Entry
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import mark_texts
 from unskew.features.kernel.bags import fill_slots
@@ -62,22 +63,6 @@ class Flag(Protocol):
     def is_set(self) -> bool: ...
 
 
-class Entry(NamedTuple):
-    """A compiled function that Python calls, and the types of its arguments, which are the same for all definitions."""
-
-    function: Any
-    types: tuple[Any, ...]
-
-    def is_kept(self) -> bool:
-        """Return true if it need not be compiled."""
-        held: bool = self.function._cache.holds(self.types, self.function.targetctx)  # noqa: SLF001 - as in ``jit``
-        return held
-
-
-def _entry(function: Callable[..., Any], *examples: Any) -> Entry:
-    return Entry(function, tuple(map(typeof, examples)))
-
-
 def entries() -> list[list[Entry]]:
     """Return all entries, in parts that have little in common and can be compiled at the same time."""
     ints, tables = np.empty(0, np.int64), np.empty((0, 0), np.int64)
@@ -105,37 +90,37 @@ def entries() -> list[list[Entry]]:
     queue = _new_queue(0)
     tiles = Tiles(narrow, narrow, ints, tables, tables)
     of_kernel = [
-        _entry(run, program, state, batch, 0, 0, rows, ints),
-        _entry(current, program, state, rows, ints, ints, ints),
-        _entry(mark_texts, program, state, narrow, marks),
-        _entry(_collect, program, state, narrow, *tiles),
-        _entry(_hang, program, state, narrow, *tiles),
+        Entry.of(run, program, state, batch, 0, 0, rows, ints),
+        Entry.of(current, program, state, rows, ints, ints, ints),
+        Entry.of(mark_texts, program, state, narrow, marks),
+        Entry.of(_collect, program, state, narrow, *tiles),
+        Entry.of(_hang, program, state, narrow, *tiles),
     ]
     of_the_rest = [
-        _entry(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, shown_octets, shown,
+        Entry.of(write_rows, octets, shown_octets, ints, shown_octets, 0, shown_octets, ints, ints, shown_octets, shown,
                tables, many_marks, shown_marks, shown),
-        _entry(_check, shown_octets, ints, tables, tables, ints, tables, ints, marks),
-        _entry(_cut, shown_octets, ints, tables, tables, ints, tables, octets),
-        _entry(_branches, shown_octets, ints, tables, ints, tables, ints, ints, ints),
-        _entry(_walk, shown_octets, 0, 0, 0, tables, ints, tables),
-        _entry(_read_decimals, shown, shown_octets, np.empty((0, 2), np.uint64), marks),
-        _entry(insert_rows, arrays, shown, shown_octets, narrow, narrow),
-        _entry(find_rows, arrays, shown, shown_octets, narrow),
-        _entry(remove_rows, arrays, narrow),
-        _entry(_fill_rows, arrays, narrow, ints, octets),
-        _entry(_fill_slots, narrow, hashes, narrow, np.int64(0)),
-        _entry(_repack, arrays, octets),
-        _entry(_gather_lengths, arrays, narrow, ints),
-        _entry(_gather_bytes, arrays, narrow, ints, octets),
-        _entry(_join, narrow, shown_marks, shown, shown_octets, ints, octets),
-        _entry(_split, ints, octets, ints, octets),
-        _entry(_forget, arrays, ints, arrays, queue, 0),
-        _entry(_remember, arrays, ints, arrays, queue, narrow, shown_marks, ints, octets, shown, 0, marks),
-        _entry(_hash_keys, shown, shown_octets, hashes),
-        _entry(_take_apart, hashes, 0, ints),
-        _entry(take_dead, state, narrow),
-        _entry(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
-        _entry(fill_slots, state.scalars, state.items, state.slots, marks),
+        Entry.of(_check, shown_octets, ints, tables, tables, ints, tables, ints, marks),
+        Entry.of(_cut, shown_octets, ints, tables, tables, ints, tables, octets),
+        Entry.of(_branches, shown_octets, ints, tables, ints, tables, ints, ints, ints),
+        Entry.of(_walk, shown_octets, 0, 0, 0, tables, ints, tables),
+        Entry.of(_read_decimals, shown, shown_octets, np.empty((0, 2), np.uint64), marks),
+        Entry.of(insert_rows, arrays, shown, shown_octets, narrow, narrow),
+        Entry.of(find_rows, arrays, shown, shown_octets, narrow),
+        Entry.of(remove_rows, arrays, narrow),
+        Entry.of(_fill_rows, arrays, narrow, ints, shown_octets),
+        Entry.of(_fill_slots, narrow, hashes, narrow, np.int64(0)),
+        Entry.of(_repack, arrays, octets),
+        Entry.of(_gather_lengths, arrays, narrow, ints),
+        Entry.of(_gather_bytes, arrays, narrow, ints, octets),
+        Entry.of(_join, narrow, shown_marks, shown, shown_octets, ints, octets),
+        Entry.of(_split, ints, octets, ints, octets),
+        Entry.of(_forget, arrays, ints, arrays, queue, 0),
+        Entry.of(_remember, arrays, ints, arrays, queue, narrow, shown_marks, ints, shown_octets, shown, 0, marks),
+        Entry.of(_hash_keys, shown, shown_octets, hashes),
+        Entry.of(_take_apart, hashes, 0, ints),
+        Entry.of(take_dead, state, narrow),
+        Entry.of(reset_rows, program, state.entities, narrow, ints, np.int64(w.NONE)),
+        Entry.of(fill_slots, state.scalars, state.items, state.slots, marks),
     ]  # fmt: skip
     return [of_kernel, of_the_rest]
 
@@ -175,7 +160,7 @@ def compile_ahead(folder: Path | None, stop: Flag) -> None:
 @contextlib.contextmanager
 def _compiler(part: int, folder: Path | None) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a process that compiles from ``part`` on; it ends with the block."""
-    words = [sys.executable, "-m", "unskew.pipelines.compiling", "--child", "--from", str(part)]
+    words = [sys.executable, "-m", "unskew.pipelines.compiling", "--from", str(part)]
     words += [] if folder is None else [str(folder)]
     # A session of its own: Ctrl-C in a terminal reaches only us. The pipe closes when we end, however that is.
     child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
@@ -186,14 +171,23 @@ def _compiler(part: int, folder: Path | None) -> Iterator["subprocess.Popen[byte
         child.communicate()
 
 
-def _compile(first: int) -> None:
-    """Compile all parts, beginning with part ``first``; wait where another process is at work."""
+def collect_rarely() -> None:
+    """Let Python look for garbage less often: numba's trees make that a tenth of the work, for hardly any garbage."""
+    gc.set_threshold(100_000, 50, 1_000)
+
+
+def compile_all(first: int = 0) -> None:
+    """Compile all parts in this process, which does nothing else, beginning with part ``first``.
+
+    Wait where another process is at work.
+    """
+    jit_cache.say_nothing()
+    collect_rarely()
     parts = entries()
     for number in (*range(first, len(parts)), *range(first)):
         with _alone(number):
             for entry in parts[number]:
-                if not entry.is_kept():
-                    entry.function.compile(entry.types)
+                entry.compile()
 
 
 @contextlib.contextmanager
@@ -218,21 +212,15 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Compile everything that a pipeline needs, and keep it."""
+    """Compile all parts, and end when standard input ends."""
     arguments = argparse.ArgumentParser(prog="python -m unskew.pipelines.compiling", description=main.__doc__)
     arguments.add_argument("folder", type=Path, nargs="?", help="where it is kept if no usual folder can be written")
     arguments.add_argument("--from", dest="first", type=int, default=0, help="the part to begin with")
-    arguments.add_argument("--child", action="store_true", help="end when standard input ends")
     given = arguments.parse_args()
-    if given.child:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if given.folder is not None:
         jit_cache.suggest(given.folder)
-    _compile(given.first)
-    if jit_cache.places().writable is None:
-        sys.exit(
-            "error: what was compiled cannot be kept; set NUMBA_CACHE_DIR to a folder that only this user can write"
-        )
+    compile_all(given.first)
 
 
 if __name__ == "__main__":

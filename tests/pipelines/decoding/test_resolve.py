@@ -218,7 +218,7 @@ def test_messages_of_several_writers_in_one_poll_keep_their_order():
             (0, 1, "e"), (1, 2, "none"), (2, 3, "f"), (4, 4, "none"),
         ]  # fmt: skip
         assert decoded.dead.select("offset", "reason").rows() == [(3, "truncated")]
-    assert sorted(decoding._writers._schemas.asked) == [1, 2]
+    assert sorted(decoding._writers._ask.__self__.asked) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def plan_stream(stream: Stream) -> StreamPlan:
     records = _records(stream, faults)
     if columns:
         unread = _unread(schema, flat) if not faults else {}
-        faults += _column_faults(stream, partitioned_by, columns, unread if stream.format == "avro" else {})
+        faults += _column_faults(stream, partitioned_by, columns, {} if stream.format == "json" else unread)
     settle_us = _duration(stream.settle, "settle", faults)
     max_age_us = _duration(stream.max_age, "max_age", faults)
     if max_age_us == 0:
@@ -160,6 +160,10 @@ def _envelope(stream: Stream, faults: list[str]) -> tuple[Envelope | None, tuple
         )
     if envelope == "connect" and stream.format != "json":
         faults.append("envelope='connect' is for JSON; Kafka Connect's Avro has none, so leave it out")
+    if envelope == "debezium" and stream.format == "protobuf":
+        faults.append(
+            "envelope='debezium' is for Avro and JSON; leave it out, or have the connector write one of these"
+        )
     operations = column_names(stream.operations)
     known = get_args(Operation)
     if operations is None or not all(each in known for each in operations) or len(set(operations)) < len(operations):
@@ -240,7 +244,9 @@ def _schema_ids(stream: Stream, faults: list[str]) -> tuple[int, ...]:
         )
         return ()
     if ids and stream.format == "json":
-        faults.append("schema_ids applies to Avro only, because JSON values name their fields; leave it out")
+        faults.append(
+            "schema_ids applies to Avro and Protobuf only, because JSON values name their fields; leave it out"
+        )
     return tuple(ids)
 
 
@@ -253,7 +259,7 @@ def _records(stream: Stream, faults: list[str]) -> tuple[str, ...]:
         faults.append(f"records={stream.records!r} is not the name of a record type; give one, or a list of them")
     elif stream.format == "json":
         faults.append(
-            "records applies to Avro only; for JSON, choose events by a field that says what they are: where=\"type = 'order'\""
+            "records applies to Avro and Protobuf only; for JSON, choose events by a field that says what they are: where=\"type = 'order'\""
         )
     elif stream.envelope == "debezium":
         faults.append(

@@ -288,7 +288,8 @@ def mark_texts(program, state, rows, used):
     """Mark the rows of texts that occur anywhere in the state of the given entities."""
     accumulators = program.accumulators
     features = program.features
-    for row in rows:
+    for entity in rows:
+        row = np.int64(entity)
         for index in range(len(features)):
             _mark_values(program, state, row, index, used)
         for window in range(len(program.windows)):

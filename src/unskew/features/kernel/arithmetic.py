@@ -380,5 +380,5 @@ def quotient_bits(numerator, denominator, exponent, negative):
             taken += 1
         else:
             place -= 1
-        _shift_wide(numerator, 1)
+        _shift_wide(numerator, np.int64(1))
     return _assemble(top, _bits_of(numerator) > 0, place + exponent, negative)

@@ -258,7 +258,7 @@ class Directory:
         result = cls()
         offsets = np.concatenate(([0], np.cumsum(np.maximum(lengths, 0)))).astype(np.int64)
         result.reserve(len(lengths), int(offsets[-1]))
-        _fill_rows(result.arrays, lengths, offsets, data)
+        _fill_rows(result.arrays, lengths, offsets, read_only(data))
         return result
 
     def find(self, keys: Keys) -> npt.NDArray[np.int32]:

@@ -123,7 +123,7 @@ def _decimal_mean(state, low, mid, high, count, scale):
     state.wide[1, 0] = uint64(count)
     for _ in range(scale):
         scale_wide(state.wide[1], uint64(10))
-    return quotient_bits(state.wide[0], state.wide[1], -64, negative)
+    return quotient_bits(state.wide[0], state.wide[1], np.int64(-64), negative)
 
 
 @inner()
@@ -145,7 +145,7 @@ def _variance(state, entity, sums, squares, count, ddof, scale):
     scale_wide(wide[1], uint64(count - ddof))
     for _ in range(2 * scale):
         scale_wide(wide[1], uint64(10))
-    return quotient_bits(wide[0], wide[1], -128, False)
+    return quotient_bits(wide[0], wide[1], np.int64(-128), np.bool_(False))
 
 
 @inner()
@@ -258,7 +258,7 @@ def _select(state, item, kind, size, skip_other):
 
 @inner()
 def _top(state, item, kind, size, values, out):
-    n_chosen = _select(state, item, kind, size, False)
+    n_chosen = _select(state, item, kind, size, np.bool_(False))
     values[out] = n_chosen
     for place in range(n_chosen):
         values[out + 1 + place] = state.items[state.chosen[place], w.ITEM_CODE]
@@ -435,7 +435,7 @@ def _map(program, state, entity, index, values):
     items = state.items
     out = features[index, w.F_OUT]
     first = first_item(state.entities, entity, features[index, w.F_WORD])
-    n_chosen = _select(state, first, w.TEXT, features[index, w.F_MOST_ITEMS], True)
+    n_chosen = _select(state, first, w.TEXT, features[index, w.F_MOST_ITEMS], np.bool_(True))
     count = np.int64(0)
     low, mid, high = uint64(0), uint64(0), uint64(0)
     item = first

@@ -243,8 +243,9 @@ class Repeats:
         self._queue = _with_room(self._queue, count)
         counts = np.empty(count, np.bool_)
         _remember(
-            *self._arrays(), rows, read_only(known), offsets, joined, read_only(arrivals), self._within_us, counts
-        )
+            *self._arrays(), rows, read_only(known), offsets, read_only(joined), read_only(arrivals), self._within_us,
+            counts,
+        )  # fmt: skip
         return counts
 
     def _arrays(self) -> tuple[Arrays, npt.NDArray[np.int64], Arrays, Queue]:

@@ -348,7 +348,8 @@ def _branches(
         branches[row], begins[row], ends[row] = -1, 0, 0
         if lengths[row] < FRAME_BYTES or data[begin] != 0:
             continue
-        at = _walk(data, begin + FRAME_BYTES, end, 0, nodes, children, stack)
+        # To numba, a literal 0 is a type of its own, for which everything would be compiled again.
+        at = _walk(data, begin + FRAME_BYTES, end, np.int64(0), nodes, children, stack)  # type: ignore[arg-type]
         if at < 0:
             continue
         branch, after = _long(data, at, end)
