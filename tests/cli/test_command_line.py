@@ -22,6 +22,7 @@ WIDTH = 80
 # A valid start of each command, to which one wrong thing is added.
 VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("demo",): (),
+    ("warm",): (),
     ("check",): (),
     ("describe",): ("--live", *AWAY),
     ("run",): RUN[1:],

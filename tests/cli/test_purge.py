@@ -1,4 +1,4 @@
-"""``unskew purge`` of a view version that Redis does not know: an error that says what it holds, and nothing written."""
+"""Purging a view version that Redis does not know: an error that says what Redis holds, and nothing is written."""
 
 import redis
 from click.testing import CliRunner, Result
