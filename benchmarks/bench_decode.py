@@ -5,7 +5,8 @@
 Times are processor time of one process; Polars has one thread. Messages have nine keys that are read and two that are
 not, and about 210 bytes of JSON. Those of ``nested`` have a key of the stream a second time, inside an object; those of
 ``escaped`` have a text with an escape. ``first``: wall seconds of a format's first poll, including compilation; to
-measure it as on a machine that has compiled nothing, set NUMBA_CACHE_DIR to an empty folder.
+measure it as on a machine that has compiled nothing, set NUMBA_CACHE_DIR to an empty folder. Those of ``protobuf`` need
+``unskew[protobuf]``.
 
 The second table has Avro in polls of 10,000: decoding with the filter and the value of a view, with and without the
 conditions that find records whose whole numbers leave int64, in turns, and the ratio of the two.
@@ -25,6 +26,7 @@ from typing import Any
 
 import fastavro
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
@@ -77,12 +79,48 @@ def in_avro(found: list[dict[str, Any]]) -> list[bytes]:
     return values
 
 
+class OneSchema:
+    """A registry that knows one schema, of Protobuf: the nine keys and the two that are not read."""
+
+    def __init__(self) -> None:
+        kinds = descriptor_pb2.FieldDescriptorProto
+        words = {
+            "string": kinds.TYPE_STRING,
+            "long": kinds.TYPE_INT64,
+            "double": kinds.TYPE_DOUBLE,
+            "boolean": kinds.TYPE_BOOL,
+        }
+        self.file = descriptor_pb2.FileDescriptorProto(name="event.proto", syntax="proto3")
+        event = self.file.message_type.add(name="Event")
+        for number, each in enumerate([*FIELDS, *EXTRA], start=1):
+            maybe = isinstance(each["type"], list)
+            word = each["type"][1] if maybe else each["type"]
+            field = event.field.add(
+                name=each["name"], number=number, type=words.get(word if isinstance(word, str) else "long")
+            )
+            if maybe:
+                field.proto3_optional = True
+                field.oneof_index = len(event.oneof_decl)
+                event.oneof_decl.add(name=f"_{each['name']}")
+
+    def files(self, _schema_id: int, *, expected: bool = False) -> list[tuple[str, bytes]]:
+        del expected
+        return [("", self.file.SerializeToString())]
+
+
+def in_protobuf(found: list[dict[str, Any]]) -> list[bytes]:
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(OneSchema().file.SerializeToString())
+    event = message_factory.GetMessageClass(pool.FindMessageTypeByName("Event"))
+    return [b"\0\0\0\0\1\0" + event(**each).SerializeToString() for each in found]
+
+
 def in_json(found: list[dict[str, Any]], **more: Any) -> list[bytes]:
     return [json.dumps({**event, **more}).encode() for event in found]
 
 
 def decoder(payload_format: str) -> Decoder:
-    fields = FIELDS if payload_format == "json" else [*FIELDS, *EXTRA]
+    fields = [*FIELDS, *EXTRA] if payload_format == "avro" else FIELDS
     stream = Stream(
         "events", topic="events", schema={**SCHEMA, "fields": fields}, event_time="at", format=payload_format
     )
@@ -92,7 +130,8 @@ def decoder(payload_format: str) -> Decoder:
         stream=stream,
         features=[Feature("n", agg.count(), Sliding("5m", hop="1s"))],
     )
-    return decoder_of(compile_definitions(view).streams["events"])
+    schemas: Any = OneSchema() if payload_format == "protobuf" else None
+    return decoder_of(compile_definitions(view).streams["events"], schemas)
 
 
 EXPRESSIONS = (
@@ -164,6 +203,7 @@ def main() -> None:
         ("json, nested", "json", in_json(found, page=nested)),
         ("json, escaped", "json", in_json(found, page="é\n")),
         ("avro", "avro", in_avro(found)),
+        ("protobuf", "protobuf", in_protobuf(found)),
     ]
     print("| messages | us at 10,000 a poll | us at 20 a poll | first, s |\n|---|---|---|---|")
     for name, payload_format, values in kinds:

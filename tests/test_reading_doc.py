@@ -101,7 +101,7 @@ def test_all_examples_read_the_same_values(plan, tmp_path, redis_url, redis_clie
 
 
 def test_the_page_has_every_status_and_column_of_the_answers(plan):
-    from unskew.offline.join import Statuses
+    from unskew.features.warming import Statuses
     from unskew.sinks.tables.layout import log_schema
 
     statuses = PAGE[PAGE.index("| status | meaning | where |") :].split("\n\n")[0]

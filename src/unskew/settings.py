@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import click
 from typing_extensions import override
 
+from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.local import local_path
+from unskew.features.time import duration_us as _duration_us
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Decorator = Callable[[_Command], _Command]
@@ -34,6 +36,7 @@ class LocalPath(click.Path):
     @override
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name = "" if param is None else param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        name = name.strip("[]").removesuffix("...")
         return super().convert(local_path(value, name), param, ctx)
 
 
@@ -43,6 +46,20 @@ _A_PATH = LocalPath()
 def _option(flag: str, **settings: Any) -> _Decorator[Any]:
     name = flag.removeprefix("--").replace("-", "_").upper()
     return click.option(flag, envvar=f"UNSKEW_{name}", show_envvar=True, **settings)
+
+
+def duration_us(option: str, text: str) -> int:
+    """Return the microseconds of a duration that an option gives. Raises ``RequestError`` with the option's name."""
+    try:
+        return _duration_us(text)
+    except DefinitionError as error:
+        raise RequestError(f"{option}: {error}") from error
+
+
+def _not_empty(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    if given == "":
+        raise click.BadParameter("it is empty; give a value, or leave the option out")
+    return given
 
 
 #: ``paths: tuple[Path, ...]``: definition files and folders as arguments, or from the variable, joined as in PATH.
@@ -76,6 +93,7 @@ bootstrap_servers = _option(
     default="localhost:9092",
     show_default=True,
     metavar="HOST:PORT,...",
+    callback=_not_empty,
     help="Address of Kafka.",
 )
 
@@ -101,6 +119,7 @@ redis_url = _option(
 schema_registry = _option(
     "--schema-registry",
     metavar="URL",
+    callback=_not_empty,
     help="Address of the Confluent Schema Registry. Without one, every message is read with its stream's own schema.",
 )
 
@@ -152,7 +171,7 @@ def _set_umask(context: click.Context, _parameter: click.Parameter, text: str) -
     mask = int(text, 8) if re.fullmatch("0?[0-7]{3}", text) else None
     if mask is None or mask & 0o700 or not mask & 0o002:
         raise click.BadParameter(
-            f"{text} is not a umask that leaves this user its own files and keeps them from others; write 077, 027 (the group reads) or 022 (all read)"
+            f"{text!r} is not a umask that leaves this user its own files and keeps them from others; write 077, 027 (the group reads) or 022 (all read)"
         )
     before = os.umask(mask)
     context.call_on_close(lambda: os.umask(before))
@@ -170,7 +189,9 @@ umask = _option(
 )
 
 #: ``prefix: str``.
-prefix = _option("--prefix", default="unskew", show_default=True, help="First part of every Redis key.")
+prefix = _option(
+    "--prefix", default="unskew", show_default=True, callback=_not_empty, help="First part of every Redis key."
+)
 
 #: ``allow_eviction: bool``.
 allow_eviction = _option(
@@ -198,5 +219,9 @@ scrub = _option(
 
 #: ``pipeline: str``.
 pipeline = _option(
-    "--pipeline", default="main", show_default=True, help="Name of the pipeline; the key of its clocks in Redis."
+    "--pipeline",
+    default="main",
+    show_default=True,
+    callback=_not_empty,
+    help="Name of the pipeline; the key of its clocks in Redis.",
 )

@@ -17,7 +17,8 @@ from unskew.features.local import local_path
 from unskew.features.plan import Plan
 from unskew.features.references import requested_us
 from unskew.features.view import View
-from unskew.offline.join import Outside, Statuses, historical_features
+from unskew.features.warming import Statuses
+from unskew.offline.join import Outside, historical_features
 from unskew.serving.online import OnlineFeatures, OnlineReader
 from unskew.sinks.wall import wall_us
 

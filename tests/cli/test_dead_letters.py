@@ -206,3 +206,55 @@ def test_what_was_not_acknowledged_is_an_error_and_is_known_to_be_open(scene: Sc
     assert fates(scene.deployment.dead_letters / REPLAYED) == {record.place: "sending"}
     refused = scene.call("replay", "--place", record.place, "--yes")
     assert "may have been sent" in refused.output
+
+
+def test_a_letter_is_judged_by_the_schema_id_with_which_its_partition_began(scene: Scene, tmp_path: Path) -> None:
+    topic, file = scene.topic, tmp_path / "letters.jsonl"
+    later = Record(0, STAMP_MS + 20, "ann", 1, 1.0, True, START + 20_000)
+    other = later.value()[:4] + b"\x09" + later.value()[5:]
+    producer = Producer({"bootstrap.servers": scene.bench.broker.bootstrap, "log_level": 0})
+    producer.produce(topic, other, b"ann", partition=0, timestamp=STAMP_MS + 20)
+    assert producer.flush(20) == 0
+    scene.run()
+    reason = "unknown schema id 9; the partition began with"
+    assert reason in scene.call("list", "--reason", "schema").output
+
+    # As the pipeline judges it, with the state beside the letters or the one that is named.
+    for more in ((), ("--state", str(scene.deployment.state))):
+        refused = scene.call("replay", "--reason", "schema", *more)
+        assert (refused.exit_code, reason in refused.output) == (1, True), refused.output
+    nowhere = scene.call("replay", "--reason", "schema", "--state", str(tmp_path))
+    assert (nowhere.exit_code, "holds no state; name the --state" in nowhere.output) == (1, True), nowhere.output
+
+    # What is mended is written with the stream's schema, so it carries the id that means it; a tombstone has none.
+    assert scene.call("show", f"{topic}/0/2", "--reason", "", "--output", str(tmp_path / "two")).exit_code == 0
+    assert scene.call("show", "--reason", "schema", "--output", str(file)).exit_code == 0
+    lines = [json.loads(line) for path in (tmp_path / "two", file) for line in path.read_text().splitlines()]
+    mended = {"user": "dan", "item": 1, "amount": 2.0, "gift": False, "at": START + 30_000}
+    file.write_text("\n".join(json.dumps(line | {"mended": mended}) for line in lines))
+    sent = scene.call("replay", str(file), "--yes")
+    assert (sent.exit_code, "2 letters sent" in sent.output) == (0, True), sent.output
+    scene.bench.append(topic, [Record(0, time.time_ns() // 1_000_000 + 1, "cid", 1, 1.0, True, START)])
+    scene.run()
+    assert scene.counted("visits")["dan"] == 2
+
+
+def test_a_partition_that_has_not_begun_must_begin_as_the_others_did(tmp_path: Path) -> None:
+    from unskew.pipelines.replay import Checks, Resend
+    from unskew.pipelines.state.journal import Journal, Placed
+
+    (tmp_path / "deployment.json").write_text(json.dumps({"id": "one"}))
+    journal = Journal(tmp_path / "journal", "one", durably=lambda work: work(), still_ours=lambda: None)
+    (tmp_path / "journal").mkdir()
+    journal.ensure(journal.note(Placed("orders orders/0", 0, 5, START, schema_id=7)))
+    journal.close()
+    (tmp_path / "purchase.avsc").write_text(json.dumps(SCHEMA))
+    (tmp_path / "views.yaml").write_text(DEFINITIONS.format(topic="orders"))
+    checks = Checks(load(tmp_path / "views.yaml"), None, tmp_path)
+
+    for partition in (0, 1):
+        record = Resend("orders", "orders", partition, 9, None, b"\0\0\0\0\7" + GOOD.value()[5:], None)
+        other = Resend("orders", "orders", partition, 9, None, b"\0\0\0\0\x08" + GOOD.value()[5:], None)
+
+        assert checks.fault(record, twice=False) is None
+        assert str(checks.fault(other, twice=False)).startswith("unknown schema id 8; the partition began with 7")

@@ -19,6 +19,7 @@ BIG = 2**53 + 1
 """As a float it would be another integer."""
 LOSSY = "cannot be converted to that without loss"
 NO_COLUMN = "do not make a column of one type"
+CONVERT = "convert the values to one type yourself"
 
 
 @pytest.mark.parametrize(
@@ -69,10 +70,12 @@ def test_keys_of_rows_are_taken_as_what_they_are(values: list[Any], kind: Any, e
         ([b"\xff"], "string", LOSSY),
         ([uuid.UUID(int=1)], "string", LOSSY),
         ([1.5, BIG], "int64", "is not exact as a float"),
-        (["a", 1], "string", NO_COLUMN),
-        ([True, 1], "int64", NO_COLUMN),
-        ([2**200], "int64", NO_COLUMN),
-        (["\ud800"], "string", NO_COLUMN),
+        (["a", 1], "string", f"{NO_COLUMN}: 1 of row 1 does not fit; {CONVERT}"),
+        ([True, 1], "int64", f"{NO_COLUMN}: 1 of row 1 does not fit; {CONVERT}"),
+        ([{"a": 1}, {"a": "x"}], "string", f"{NO_COLUMN}.* of row 1 does not fit; {CONVERT}"),
+        ([decimal.Decimal(1), 2], "int64", f"{NO_COLUMN}: 2 of row 1 does not fit; {CONVERT}"),
+        ([2**200], "int64", f"{NO_COLUMN}.* of row 0 does not fit; a whole number has at most 128 bits"),
+        (["a", "\ud800"], "string", f"{NO_COLUMN}.* of row 1 does not fit; text must be valid Unicode"),
     ],
 )
 def test_a_key_that_might_be_another_entitys_is_refused(values: list[Any], kind: Any, message: str) -> None:
@@ -146,6 +149,49 @@ def test_what_polars_or_pandas_cannot_give_is_refused_with_the_column() -> None:
             Answer(read_table(table), pl.DataFrame({"n": [1]})).to_dict()
     with pytest.raises(RequestError, match="the LazyFrame cannot be collected"):
         read_table(pl.LazyFrame({"a": [1]}).select("b"))
+
+
+class Basket:
+    """An object that only Python can hold."""
+
+
+BASKETS = [Basket(), None]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pl.DataFrame({"user": ["a", "b"], "basket": pl.Series(BASKETS, dtype=pl.Object)}),
+        pl.LazyFrame({"user": ["a", "b"], "basket": pl.Series(BASKETS, dtype=pl.Object)}),
+        pd.DataFrame({"user": ["a", "b"], "basket": BASKETS}),
+        [{"user": "a", "basket": BASKETS[0]}, {"user": "b", "basket": BASKETS[1]}],
+    ],
+    ids=["polars", "lazy", "pandas", "rows"],
+)
+def test_python_objects_beside_the_features_stay_objects_and_never_become_addresses(table: Any) -> None:
+    answer = Answer(read_table(table), pl.DataFrame({"n": [1, 2]}))
+
+    for given in (answer.to_df(), answer.to_polars(), answer.to_pandas()):
+        assert list(given.columns) == ["user", "basket", "n"]
+        assert list(given["basket"]) == BASKETS
+    assert answer.to_dict()["basket"] == BASKETS
+    with pytest.raises(RequestError, match="the column 'basket' holds Python objects"):
+        answer.to_arrow()
+
+
+def test_a_type_on_which_polars_panics_is_refused_with_its_column() -> None:
+    wide = pa.table({"user": ["a"], "money": pa.array([1], pa.decimal256(50, 2))})
+    answer = Answer(read_table(wide), pl.DataFrame({"n": [1]}))
+
+    assert answer.to_arrow().column_names == ["user", "money", "n"]
+    with pytest.raises(RequestError, match="the values of 'money' do not make a column"):
+        answer.to_polars()
+
+
+def test_columns_of_pandas_that_are_named_by_numbers_keep_their_values() -> None:
+    answer = Answer(read_table(pd.DataFrame({"user": ["a"], 0: [7]})), pl.DataFrame({"n": [1]}))
+
+    assert answer.to_arrow().to_pydict() == {"user": ["a"], "0": [7], "n": [1]}
 
 
 FEATURES = pl.DataFrame(

@@ -1,14 +1,16 @@
 """The same history in one process, in a cluster of two, in processes with separate partitions, and with a change."""
 
+import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from tests.support.recovery.harness import Ordeal
-from tests.support.recovery.processes import APART, CLUSTER, ONE, Life, Site
-from tests.support.recovery.scene import Scene, scene
+from tests.support.recovery.processes import APART, CLUSTER, ONE, Life, Site, Topology
+from tests.support.recovery.scene import Feeder, Scene, scene
 from unskew.cli import main
 from unskew.demo.embedded import EmbeddedBroker
 
@@ -60,6 +62,77 @@ def test_processes_with_partitions_of_their_own_write_what_one_writes(
         ordeal.come_to_the_end(ordeal.start(1), feeder)
 
     assert not ordeal.report.faults, str(ordeal.report)
+
+
+@pytest.mark.long
+def test_a_process_of_a_cluster_ends_with_an_error_when_another_one_is_killed(
+    broker: EmbeddedBroker, redis_url: str, tmp_path: Path
+) -> None:
+    made = scene(tmp_path / "scene", 400, seed=6)
+    site = _site(broker, redis_url, made, tmp_path / "site")
+    feeder = Feeder(broker.bootstrap, made, per_s=100)
+    life = Life.start(site, CLUSTER)
+    killed, other = life.processes
+    feeder.start()
+    feeder.allow(300)
+    try:
+        _await_records(life, 60)
+        # What is sent to a process that stands still is accepted, so that nothing is left to send when it dies, and
+        # Bytewax does not notice that.
+        killed.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        killed.kill()
+        killed.wait()
+
+        assert other.wait(60) == 1
+        errors = life.outputs[1].with_suffix(".err").read_text()
+        assert errors.splitlines()[-1].startswith("error: ")
+        assert "of the cluster" in errors
+        assert "start all of them again" in errors
+        assert "Traceback" not in errors
+    finally:
+        life.destroy()
+        feeder.stop()
+
+
+@pytest.mark.long
+def test_the_error_of_one_process_of_a_cluster_is_its_last_line_and_both_end(
+    broker: EmbeddedBroker, redis_url: str, tmp_path: Path
+) -> None:
+    """The embedded broker has no append time, and this stream declares no ``settle``: the first record is an error."""
+    made = scene(tmp_path / "scene", 40, seed=7)
+    site = replace(_site(broker, redis_url, made, tmp_path / "site"), live=True)
+    feeder = Feeder(broker.bootstrap, made, per_s=100)
+    life = Life.start(site, CLUSTER)
+    feeder.start()
+    feeder.allow(40)
+    try:
+        assert [process.wait(120) for process in life.processes] == [1, 1]
+        errors = [output.with_suffix(".err").read_text() for output in life.outputs]
+        assert any("declare `settle` on stream 'purchases'" in text.splitlines()[-1] for text in errors), errors
+        assert not any("Traceback" in text for text in errors)
+        assert all(text.splitlines()[-1].startswith("error: ") for text in errors), errors
+    finally:
+        life.destroy()
+        feeder.stop()
+
+
+@pytest.mark.long
+def test_a_process_whose_cluster_never_comes_stops_when_it_is_asked_to(
+    broker: EmbeddedBroker, redis_url: str, tmp_path: Path
+) -> None:
+    made = scene(tmp_path / "scene", 10, seed=8)
+    site = _site(broker, redis_url, made, tmp_path / "site")
+    life = Life.start(site, Topology("the first of two", CLUSTER.processes[:1]))
+    try:
+        deadline_s = time.monotonic() + 60
+        while not (site.state / "recovery").is_dir():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        time.sleep(1)
+        life.terminate(within_s=60)
+    finally:
+        life.destroy()
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,7 @@ def test_redis_that_refuses_writes_is_waited_for(broker: AnyBroker, own_redis: V
             (own_redis.demoted, "READONLY You can't write"),
         ):
             with refusing():
-                assert _comes(lambda reason=reason: f"Redis is away: Redis: {reason}" in life._errors(0)), life._errors(
-                    0
-                )
+                assert _comes(lambda reason=reason: f"Redis is away: {reason}" in life._errors(0)), life._errors(0)
                 time.sleep(1.0)
                 assert not life.ended
             assert _comes(lambda: life._errors(0).count("is away") == life._errors(0).count("is back")), life._errors(0)

@@ -145,7 +145,7 @@ def test_text_that_unskew_did_not_write_is_named(orders, redis_client, name, tex
 
     with pytest.raises(
         LayoutError,
-        match=rf"Redis holds a value of orders@1:{name} .* is not a valid .*; delete the pipeline's hash of clocks",
+        match=rf"Redis holds a value of orders@1:{name} .* is not a valid .*; run `unskew rehydrate`",
     ):
         orders.read(REFERENCES, [{"user": "nobody"}, {"user": "full"}])
 

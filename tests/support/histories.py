@@ -113,7 +113,7 @@ TEXTS = [
 ]  # fmt: skip
 KEYS_OF_MAPS = ["a", "a", "b", "é", "other", "", "z|\"'"]
 DECIMALS = [Decimal(units).scaleb(-2) for units in (0, 1, -1, 10, 150, 2**53 + 1, 2**63 - 1, -(2**63 - 1))]
-REFUSED_DECIMALS = [Decimal(2**63).scaleb(-2), Decimal("-1e30")]
+REFUSED_DECIMALS = [Decimal(2**63).scaleb(-2), Decimal(-(2**63)).scaleb(-2), Decimal("-1e30")]
 INSTANTS = [dt.datetime(*date, tzinfo=dt.UTC) for date in ((1600, 1, 1), (1969, 12, 31, 23, 59, 59, 999_999), (1970, 1, 1), (2199, 12, 31))]  # fmt: skip
 
 

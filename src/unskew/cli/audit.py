@@ -72,12 +72,15 @@ def audit(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.features.definitions.load import load
+    from unskew.features.local import existing_folder
     from unskew.monitoring.audit import audit as compare
     from unskew.monitoring.report import audit_table, difference_lines, engines_line, unaudited_lines
 
     console = Screen()
     errors = Screen(stderr=True)
     plan = load(*definitions)
+    existing_folder(log, "--log")
+    existing_folder(archive, "--archive")
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -177,13 +177,7 @@ def _size(text: str) -> int:
 
 
 def _duration_s(text: str) -> float:
-    from unskew.features.errors import DefinitionError, RequestError
-    from unskew.features.time import duration_us
-
-    try:
-        return duration_us(text) / 1e6
-    except DefinitionError as error:
-        raise RequestError(f"--grace: {error}") from error
+    return settings.duration_us("--grace", text) / 1e6
 
 
 def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:

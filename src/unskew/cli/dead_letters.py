@@ -190,6 +190,7 @@ def show(
 @settings.bootstrap_servers
 @settings.kafka_config
 @settings.schema_registry
+@settings.optional_state
 @settings.umask
 @click.option(
     "--yes", is_flag=True, help="Send the letters. Without it nothing is sent, and the command prints what would be."
@@ -216,6 +217,7 @@ def replay(
     bootstrap_servers: str,
     kafka_config: Path | None,
     schema_registry: str | None,
+    state: Path | None,
     yes: bool,
     only_good: bool,
     again: bool,
@@ -223,7 +225,9 @@ def replay(
 ) -> None:
     """Send letters again: the mended letters of FILE, or unchanged the letters that match the filters.
 
-    Each letter is first checked with the current definitions. It becomes a new record of its topic and partition, with
+    Each letter is first checked with the current definitions and, where nothing else says what schema ids mean, with
+    the id with which its partition began: that is read from --state, or from the folder "state" beside the letters, if
+    there is one. It becomes a new record of its topic and partition, with
     its key and headers. The record arrives now and keeps the event time of its value, so windows that have passed that
     time do not count it. What was sent is recorded beside the letters. Exits with 1 if a letter was refused, or not
     acknowledged by the broker.
@@ -258,7 +262,7 @@ def replay(
         # The folder determines which views could not use a letter, not the edited file.
         views = {letter.place: letter.views for letter in letters(root, found)}
         given = [Mended(replace(each.letter, views=views[each.letter.place]), each.mended) for each in given]
-    checks = _checks(definitions, schema_registry)
+    checks = _checks(definitions, schema_registry, state or _state_beside(root))
     with Memory(root).open() as memory:
         good: list[Resend] = []
         refused = 0
@@ -312,10 +316,10 @@ def _root(dead_letters: Path | None, archive: Path | None) -> Path:
 def _wanted(topics: tuple[str, ...], reason: str | None, since: str | None, until: str | None) -> "Wanted":
     from unskew.offline.dead_letters import Wanted
 
-    return Wanted(topics=topics, reason=reason, since=_instant(since), until=_instant(until))
+    return Wanted(topics=topics, reason=reason, since=_instant("--since", since), until=_instant("--until", until))
 
 
-def _instant(text: str | None) -> datetime | None:
+def _instant(option: str, text: str | None) -> datetime | None:
     from datetime import UTC
 
     from unskew.features.errors import RequestError
@@ -325,7 +329,7 @@ def _instant(text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise RequestError(f"{text!r} is not an instant; write it as in 2026-01-31T12:00:00Z") from error
+        raise RequestError(f"{option}: {text!r} is not an instant; write it as in 2026-01-31T12:00:00Z") from error
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
@@ -340,11 +344,18 @@ def _refuse_missing(places: "tuple[str, ...] | list[str] | Any", found: "pl.Data
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise RequestError(
-            f"there is no dead letter {', '.join(missing[:3])}{more}; 'unskew dead-letters list' lists them"
+            f"there is no dead letter {', '.join(each or repr(each) for each in missing[:3])}{more}; 'unskew dead-letters list' lists them"
         )
 
 
-def _checks(definitions: tuple[Path, ...], schema_registry: str | None) -> "Checks":
+def _state_beside(root: Path) -> Path | None:
+    from unskew.pipelines.state.folder import DEPLOYMENT
+
+    beside = root.with_name("state")
+    return beside if (beside / DEPLOYMENT).exists() else None
+
+
+def _checks(definitions: tuple[Path, ...], schema_registry: str | None, state: Path | None = None) -> "Checks":
     import threading
 
     from unskew.features.definitions.load import load
@@ -355,7 +366,7 @@ def _checks(definitions: tuple[Path, ...], schema_registry: str | None) -> "Chec
         from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 
         schemas = SchemaRegistry(schema_registry, threading.Event())
-    return Checks(load(*definitions), schemas)
+    return Checks(load(*definitions), schemas, state)
 
 
 def _resend(letter: "Letter") -> "Resend":

@@ -91,12 +91,11 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":
     from unskew.features.definitions.load import load
     from unskew.features.errors import RequestError
+    from unskew.features.local import existing_folder
     from unskew.features.nearest import nearest
     from unskew.offline.log_reader import ViewLog
 
     views = load(*definitions).published
     if name not in views:
         raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
-    if not log_root.is_dir():
-        raise RequestError(f"{log_root}: there is no such folder; give the folder of 'unskew run' with --log")
-    return ViewLog(log_root, views[name])
+    return ViewLog(existing_folder(log_root, "--log"), views[name])

@@ -8,7 +8,8 @@ import click
 from unskew import settings
 from unskew.cli.screen import say
 from unskew.features.errors import RequestError
-from unskew.features.registry import without
+from unskew.features.nearest import nearest
+from unskew.features.registry import named, without
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,9 @@ def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, fo
                     f"{', '.join(alive)}: a pipeline computes it; run that pipeline without the view first, or, if it has ended for "
                     "good, add --force"
                 )
-            _withdraw(client, registry_key(prefix), views)
+            registered = _withdraw(client, registry_key(prefix), views)
+            known = {*registered, *clocks.view_ids(), *owners.view_ids()}
+            unknown = []
             for view in views:
                 n_removed = remove_values(
                     client,
@@ -66,20 +69,32 @@ def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, fo
                     view,
                     lambda n, view=view: say(f"{view}: {n:,} keys removed", err=True),  # type: ignore[misc]
                 )
+                if not n_removed and view not in known:
+                    unknown.append(view)
+                    continue
                 remove_words(client, prefix, pipeline, nodes_of(client).tags, [view])
                 client.hset(clock_key(prefix, pipeline), mapping=retired_words([view]))  # type: ignore[arg-type]
                 say(f"{view}: {n_removed:,} keys removed from Redis")
+            if unknown:
+                raise RequestError(
+                    f"Redis holds nothing of {', '.join(unknown)} under the prefix {prefix!r} and the pipeline {pipeline!r}; "
+                    f"{nearest(unknown[0], sorted(known), 'it holds', none='no view')}"
+                )
     finally:
         server.close()
 
 
-def _withdraw(client: "Client", key: str, views: "Sequence[str]") -> None:
-    """Remove the views from the published registry."""
+def _withdraw(client: "Client", key: str, views: "Sequence[str]") -> list[str]:
+    """Remove the views from the published registry; return all that it named before."""
+    before: list[str] = []
 
     def change(transaction: "redis.client.Pipeline") -> None:
-        left = without(transaction.get(key), views)
+        stored = transaction.get(key)
+        before[:] = named(stored)
+        left = without(stored, views)
         transaction.multi()
         if left is not None:
             transaction.set(key, left)
 
     client.transaction(change, key)
+    return before

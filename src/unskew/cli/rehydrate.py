@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 ANSWER_S = 30.0
 LOOK_EVERY_S = 0.5
+_OF_THE_STOPPED = {
+    "--state": "state",
+    "--definitions": "definitions",
+    "--allow-eviction": "allow_eviction",
+    "--expire-after": "expire_after",
+}
 
 
 @click.command()
@@ -55,16 +61,15 @@ def rehydrate(
     Running:  unskew rehydrate --running
     """
     if running:
-        source = click.get_current_context().get_parameter_source("state")
-        if state is not None and source is not ParameterSource.ENVIRONMENT:
-            raise RequestError("--running and --state exclude each other: the running pipeline has its state")
+        for option, name in _OF_THE_STOPPED.items():
+            if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise RequestError(f"--running and {option} exclude each other: the running pipeline has its own")
         _ask(redis_url, prefix, pipeline)
         return
     if state is None or not definitions:
         raise RequestError("give --definitions and --state of the stopped pipeline, or --running")
 
     from unskew.features.definitions.load import load
-    from unskew.features.time import duration_us
     from unskew.pipelines.deployment import Deployment
     from unskew.pipelines.rehydrate import rehydrate as rehydrate_from
 
@@ -79,7 +84,7 @@ def rehydrate(
         prefix=prefix,
         pipeline=pipeline,
         allow_eviction=allow_eviction,
-        expire_after_us=None if expire_after is None else duration_us(expire_after),
+        expire_after_us=None if expire_after is None else settings.duration_us("--expire-after", expire_after),
     )
     last_s = time.monotonic()
 

@@ -18,6 +18,7 @@ import click
 from unskew import settings
 from unskew.cli.screen import say, say_json, say_lines
 from unskew.features.errors import RequestError, Stopped, UnskewError
+from unskew.features.local import local_path
 
 if TYPE_CHECKING:
     from unskew.pipelines.watch.running import Status
@@ -159,7 +160,6 @@ def run(
     with stopping_on_signals(stop):
         # Under the handlers: these imports take a second or more, and the order to stop may come meanwhile.
         from unskew.features.definitions.load import load
-        from unskew.features.time import duration_us
         from unskew.pipelines.deployment import Deployment
         from unskew.pipelines.kafka.client_settings import read_kafka_config
         from unskew.pipelines.run import run as run_pipeline
@@ -187,15 +187,23 @@ def run(
             adopt_topic_ids=adopt_topic_ids,
             replace=replace,
             allow_eviction=allow_eviction,
-            expire_after_us=None if expire_after is None else duration_us(expire_after),
-            scrub_us=None if scrub == "off" else duration_us(scrub),
-            epoch_s=duration_us(epoch) / 1e6,
+            expire_after_us=None if expire_after is None else settings.duration_us("--expire-after", expire_after),
+            scrub_us=None if scrub == "off" else settings.duration_us("--scrub", scrub),
+            epoch_s=settings.duration_us("--epoch", epoch) / 1e6,
             poll_records=poll_records,
             drop=drop,
         )
         with suppress(Stopped), _without_panics():
             plan = load(*definitions)
-            run_pipeline(plan, deployment, stop=stop, report=_reporter(progress))
+            run_pipeline(plan, deployment, stop=stop, report=_reporter(progress), give_up=_give_up)
+
+
+def _give_up(error: UnskewError) -> None:
+    """End this process at once with an error, or with success if it was asked to stop."""
+    if isinstance(error, Stopped):
+        os._exit(0)
+    say_lines(f"error: {error}")
+    os._exit(1)
 
 
 @contextmanager
@@ -251,7 +259,7 @@ def _partitions(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise RequestError(f"--partitions {text}: give the numbers of partitions, each once, for example 0,1")
+        raise RequestError(f"--partitions {text!r}: give the numbers of partitions, each once, for example 0,1")
     return tuple(sorted(map(int, parts)))
 
 
@@ -259,11 +267,12 @@ def _cluster(text: str | None, process: int) -> tuple[str, ...]:
     addresses = () if text is None else tuple(part.strip() for part in text.split(","))
     if any(not host or not port.isdecimal() for host, _, port in (address.rpartition(":") for address in addresses)):
         raise RequestError(
-            f"--cluster {text}: give host:port of every process, for example 127.0.0.1:9101,127.0.0.1:9102"
+            f"--cluster {text!r}: give host:port of every process, for example 127.0.0.1:9101,127.0.0.1:9102"
         )
     if process >= max(len(addresses), 1):
         raise RequestError(
-            f"--process {process}: --cluster names {len(addresses)} processes, counted from 0"
+            f"--process {process}: --cluster names {len(addresses)} process{'es' if len(addresses) > 1 else ''}, counted from 0; give a lower "
+            "--process, or name this one too"
             if addresses
             else f"--process {process}: give the addresses of all processes with --cluster"
         )
@@ -277,7 +286,7 @@ def _address(text: str | None) -> tuple[str, int] | None:
     host = host.removeprefix("[").removesuffix("]") or LOOPBACK
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise RequestError(
-            f"--metrics {text}: give HOST:PORT, for example 127.0.0.1:9464, or a port alone for {LOOPBACK}"
+            f"--metrics {text!r}: give HOST:PORT, for example 127.0.0.1:9464, or a port alone for {LOOPBACK}"
         )
     return host, int(port)
 
@@ -286,11 +295,11 @@ def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
     if end is None or end == "now":
         return cast("Literal['now'] | None", end)
     try:
-        found = json.loads(Path(end).read_text(encoding="utf-8"))
+        found = json.loads(local_path(end, "--end").read_text(encoding="utf-8"))
         return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RequestError(
-            f'--end {end}: {error}; give \'now\' or a JSON file like {{"topic": {{"0": 1000, "1": 990}}}}'
+            f'--end {end!r}: {error}; give \'now\' or a JSON file like {{"topic": {{"0": 1000, "1": 990}}}}'
         ) from error
 
 

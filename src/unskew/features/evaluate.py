@@ -10,6 +10,8 @@ from unskew.features.plan import ValuePlan, ViewPlan
 
 # Exact sums hold |x| < 2**62 (see the kernel's arithmetic).
 FLOAT_LIMIT = 2.0**62
+# A decimal has no more units below zero than above.
+_LEAST = -(2**63)
 
 PARTITION, OFFSET, ARRIVAL, EVENT_TIME = "_partition", "_offset", "_arrival", "_event_time"
 _BAD = "_bad"
@@ -86,7 +88,7 @@ class Evaluator:
                 reason = f"{place}: value is NaN, infinite or beyond 2^62"
             elif value.dtype.is_decimal:
                 bad = number.is_null() & value.expr.is_not_null()
-                reason = f"{place}: value is beyond 2^63 units of its last digit"
+                reason = f"{place}: value is beyond 2^63 - 1 units of its last digit"
             else:
                 continue
             if feature.filter >= 0:
@@ -151,7 +153,8 @@ def _number(value: ValuePlan) -> pl.Expr:
             return value.expr.to_physical()
         case "decimal":
             # A value that does not fit becomes null, which is later distinguished from a value that was null before.
-            return value.expr.to_physical().cast(pl.Int64, strict=False)
+            units = value.expr.to_physical().cast(pl.Int64, strict=False)
+            return pl.when(units != _LEAST).then(units)
         case "int64" | "bool":
             return value.expr.cast(pl.Int64)
         case "float64":

@@ -48,7 +48,7 @@ class Given(ABC):
         self._refuse_several(name)
         try:
             column = self._column(name)
-        except _NO_COLUMN as error:
+        except (*_NO_COLUMN, PanicException) as error:
             raise RequestError(
                 f"the values of {name!r} do not make a column of one type: {str(error).splitlines()[0]}"
             ) from error
@@ -78,8 +78,14 @@ class Given(ABC):
         return pl.DataFrame([self.column(name) for name in self.names])
 
     def arrow(self) -> pa.Table:
-        """Return all columns as an Arrow table."""
-        return self.polars().to_arrow()
+        """Return all columns as an Arrow table. Raises ``RequestError`` for one that holds Python objects."""
+        own = self.polars()
+        if objects := _of_python(own):
+            raise RequestError(
+                f"the column {objects[0]!r} holds Python objects ({own.schema[objects[0]]}), which Arrow cannot hold; drop it, "
+                "or take the answer with to_df() or to_dict()"
+            )
+        return own.to_arrow()
 
 
 class _PolarsTable(Given):
@@ -112,6 +118,8 @@ class _PandasTable(Given):
     @override
     def _column(self, name: str) -> pl.Series:
         column = self._table[name]
+        # pandas names columns by anything, for example by numbers.
+        name = str(name)
         if column.dtype == object:
             return _of_objects(name, column.tolist())
         if column.dtype.kind == "M":
@@ -235,8 +243,21 @@ class Answer:
         return _ArrowTable(self.given.arrow()).extended(self.columns)
 
     def to_pandas(self) -> Any:
-        """Return a pandas frame: ``to_df()`` if a pandas frame came in, else one with nullable or Arrow types."""
-        return self.to_df() if isinstance(self.given, _PandasTable) else to_pandas(self.to_arrow())
+        """Return a pandas frame: ``to_df()`` if a pandas frame came in, else one with nullable or Arrow types.
+
+        Columns of Python objects stay what they are.
+        """
+        if isinstance(self.given, _PandasTable):
+            return self.to_df()
+        if isinstance(self.given, _ArrowTable):
+            return to_pandas(self.to_arrow())
+        import pandas as pd  # noqa: PLC0415 - it is optional
+
+        objects = _of_python(self.frame)
+        found = to_pandas(self.frame.drop(objects).to_arrow())
+        for name in objects:
+            found.insert(self.frame.get_column_index(name), name, pd.Series(self.frame[name].to_list(), dtype=object))
+        return found
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return column name -> values, the table's own columns first."""
@@ -340,8 +361,30 @@ def _of_objects(name: str, values: list[Any]) -> pl.Series:
         row = bisect.bisect_left(range(1, len(values)), True, key=lambda n: not _are_of_one_type(values[:n]))
         raise RequestError(
             f"the values of {name!r} do not make a column of one type: {values[row]!r:.80} of row {row} does not fit; "
-            "text must be valid Unicode"
+            f"{_remedy(values[row])}"
         ) from error
+
+
+def _remedy(value: object) -> str:
+    """Return what to do about a value that fits no column of the values before it."""
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        return "text must be valid Unicode"
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        return "a whole number has at most 128 bits; give it as text"
+    return "convert the values to one type yourself, for example all to text"
+
+
+def _of_python(frame: pl.DataFrame) -> list[str]:
+    """Return the columns that hold Python objects: outside of this process they would be addresses of its memory."""
+    return [name for name, dtype in frame.schema.items() if _holds_objects(dtype)]
+
+
+def _holds_objects(dtype: pl.DataType) -> bool:
+    if isinstance(dtype, pl.List | pl.Array):
+        return _holds_objects(cast("pl.DataType", dtype.inner))
+    if isinstance(dtype, pl.Struct):
+        return any(_holds_objects(cast("pl.DataType", field.dtype)) for field in dtype.fields)
+    return dtype == pl.Object()
 
 
 def _of_one_type(name: str, values: list[Any]) -> pl.Series:
@@ -362,6 +405,7 @@ def _are_of_one_type(values: list[Any]) -> bool:
 
 _FIXED_OFFSET = r"[+-][0-9]{2}:[0-9]{2}"
 _PANDAS_NULLS = {"NaTType", "NAType"}
+_LARGEST_INTEGER = 2**127 - 1
 _NUMBERS = (int, float, np.number, type(None))
 
 

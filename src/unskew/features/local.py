@@ -14,9 +14,12 @@ _SHARE = "\\\\"
 def local_path(path: str | os.PathLike[str], what: str) -> Path:
     """Return the path; ``what``: the option or argument that gives it, for the error.
 
-    Raises ``RequestError`` for an address such as ``s3://bucket/log``, which would silently become a folder ``s3:``.
+    Raises ``RequestError`` for an address such as ``s3://bucket/log``, which would silently become a folder ``s3:``,
+    and for an empty path, which would become the current folder.
     """
     text = os.fspath(path)
+    if not text:
+        raise RequestError(f"{what}: the path is empty; give a file or folder, or . for the current folder")
     if (found := _ADDRESS.match(text)) or text.startswith(_SHARE):
         scheme = f"{found[1]}:" if found else text
         raise RequestError(
@@ -24,3 +27,14 @@ def local_path(path: str | os.PathLike[str], what: str) -> Path:
             f"and give the folder (if the folder is really called {scheme}, write ./{scheme})"
         )
     return Path(text)
+
+
+def existing_folder(path: Path, option: str) -> Path:
+    """Return the path of a folder that ``unskew run`` wrote; ``option`` gives it.
+
+    Raises ``RequestError`` if it is not a folder.
+    """
+    if path.is_dir():
+        return path
+    what = "it is not a folder" if path.exists() else "there is no such folder"
+    raise RequestError(f"{path}: {what}; give the folder of 'unskew run' with {option}")

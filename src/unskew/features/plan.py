@@ -12,7 +12,7 @@ import polars as pl
 from unskew.features.types import Type
 from unskew.features.view import AggregationName, Parameters, View, ViewEntity, ViewFeature, ViewWindow
 
-PayloadFormat = Literal["avro", "json"]
+PayloadFormat = Literal["avro", "json", "protobuf"]
 KeyFormat = Literal["string", "int64", "int32"]
 Envelope = Literal["connect", "debezium"]
 Operation = Literal["c", "r", "u", "d", "t", "m"]

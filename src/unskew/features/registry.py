@@ -56,6 +56,15 @@ def merge(stored: str | bytes | None, text: str) -> str:
         return text
 
 
+def named(stored: str | bytes | None) -> list[str]:
+    """Return the view versions of the stored registry; none if it cannot be read."""
+    try:
+        registry = {"views": []} if stored is None else json.loads(stored)
+        return [f"{view['name']}@{view['version']}" for view in registry["views"]]
+    except _NO_REGISTRY:
+        return []
+
+
 def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
     """Return the stored registry without these view versions; None if it has none of them, or cannot be read."""
     try:

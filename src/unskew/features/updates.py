@@ -15,8 +15,9 @@ LATE_BOUNDS_US = (SECOND_US, 10 * SECOND_US, MINUTE_US, 10 * MINUTE_US, HOUR_US,
 class Updates:
     """Closed rows for the log and current rows for serving, from one view and shard.
 
-    ``clock_us``: the shard's clock after the step. ``since_us``: the first arrival that the shard has seen, None before
-    it.
+    ``clock_us``: the shard's clock after the step. ``since_us``: from this instant on, the shard has seen every event,
+    None before the first. ``begins_us``: it has seen nothing before this instant; earlier than ``since_us`` if the view
+    was added while partitions were unevenly far, None if not known.
 
     ``closed``: one row per (closed instant, entity) at which a value changed, in the order of ``seq``. Its columns:
     entity keys, one for each of the view's ``outputs``, ``available_at``, ``event_time``, ``partition``, ``offset``,
@@ -56,6 +57,7 @@ class Updates:
     refill: Literal["part", "last"] | None = None
     scrub: Literal["part", "last"] | None = None
     behind: bool = False
+    begins_us: int | None = None
 
     @property
     def late_total(self) -> tuple[int, ...]:

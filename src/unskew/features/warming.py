@@ -1,6 +1,7 @@
 """Statuses that both sides share, and warming values: their windows begin before the first arrival of the shard."""
 
 from collections.abc import Iterable
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,20 @@ from unskew.features.view import View, ViewFeature
 
 Ints = npt.NDArray[np.int64]
 
-NO_KEY = "no_key"
-"""The status of a row that lacks a part of the entity's key: nobody's values, so all of them are null."""
+
+class Statuses(IntEnum):
+    """What stands behind a value, in the order in which the first that holds is given.
+
+    ``no_key``: the row lacks a part of the entity's key, so it has nobody's values, and all of them are null.
+    """
+
+    no_key = 0
+    before_log = 1
+    after_log = 2
+    warming = 3
+    expired = 4
+    default = 5
+    present = 6
 
 
 def is_warming(

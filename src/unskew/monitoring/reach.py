@@ -1,9 +1,9 @@
 """How far back the events behind a view's values are known, and so which values can be recounted.
 
 Three things bound it. A view may have begun later than the archive: it never saw what arrived before. Days of the
-archive may have been removed. And where a view began later, its coverage says from which instant, but not from which
-event of that instant, nor, if its stream has several partitions, from which event of those that were further ahead:
-what the log does not name there, the view may have seen or not.
+archive may have been removed. And where a view began later, its coverage says before which instant it saw nothing, and
+from which on it saw everything. Between them, partitions were unevenly far: what the log does not name there, the view
+may have seen or not.
 """
 
 from collections.abc import Mapping
@@ -59,8 +59,11 @@ def seen(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None, named:
         return Seen(events=events, begins_us=int(arrived or 0), uncertain=places.clear())  # type: ignore[arg-type]
     # A shard without an event began when the others did.
     first_of = {name: max(known) if since_us is None else since_us for name, since_us in since.items()}
+    begins = {name: shard.begins_us for name, shard in coverage.shards.items() if shard.begins_us is not None}
     arrivals = events["_arrival"].to_physical().to_numpy()
-    began = _beginnings(view, events, first_of, len(since) + len(coverage.waiting))
+    n_shards = len(since) + len(coverage.waiting)
+    whole_from = _beginnings(view, events, first_of, n_shards)
+    began = _beginnings(view, events, first_of | begins, n_shards)
     partitions = events["_partition"].to_numpy()
     first_named = np.full(int(partitions.max()) + 1, np.iinfo(np.int64).max)
     for partition, offset in named.first.items():
@@ -68,14 +71,16 @@ def seen(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None, named:
             first_named[partition] = offset
     is_named = events["_offset"].to_numpy() >= first_named[partitions]
     unseen = (arrivals < began) & ~is_named
-    # Within a partition arrivals only grow, so only events of the first instant can be in doubt. The clocks of several
-    # partitions were at different instants when the view began, and the earliest of them is on record.
-    in_doubt = arrivals == began if view.partitioned or len(np.unique(partitions)) == 1 else arrivals >= began
-    later = np.isin(partitions, partitions[unseen]) if view.partitioned else unseen.any()
+    in_doubt = (arrivals >= began) & (arrivals < whole_from)
+    if not begins:
+        # Only the earliest place of any partition is on record. Within a partition arrivals only grow, so
+        # only events of the first instant can be in doubt; with several, all from there on.
+        in_doubt = arrivals == began if view.partitioned or len(np.unique(partitions)) == 1 else arrivals >= began
+        in_doubt &= np.isin(partitions, partitions[unseen]) if view.partitioned else unseen.any()
     return Seen(
         events=events.filter(~unseen),
         begins_us=int(min(first_of.values())),
-        uncertain=places.filter(in_doubt & ~is_named & ~unseen & later),
+        uncertain=places.filter(in_doubt & ~is_named & ~unseen),
     )
 
 

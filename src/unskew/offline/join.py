@@ -3,7 +3,6 @@
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from unskew.features.nearest import nearest
 from unskew.features.references import Asked, by_view, key_columns, requested_us, resolve
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
-from unskew.features.warming import is_empty, is_warming
+from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
@@ -27,18 +26,6 @@ Codes = npt.NDArray[np.int8]
 Outside = Literal["error", "null"]
 
 _NEVER = np.iinfo(np.int64).min
-
-
-class Statuses(IntEnum):
-    """What stands behind a value, in the order in which the first that holds is given."""
-
-    no_key = 0
-    before_log = 1
-    after_log = 2
-    warming = 3
-    expired = 4
-    default = 5
-    present = 6
 
 
 @dataclass(frozen=True)
@@ -294,7 +281,9 @@ def _instants(labels: Given, timestamp: str) -> _Instants:
     if not isinstance(dtype, pl.Datetime):
         if not len(column):
             return _Instants(np.empty(0, np.int64), np.empty(0, np.bool_))
-        raise RequestError(f"{timestamp!r} is {dtype}, not an instant; convert it to a Datetime")
+        if column.null_count() == len(column):
+            raise RequestError(f"{timestamp!r} is null in every row; every label needs an instant")
+        raise RequestError(f"{timestamp!r} is {dtype}, not an instant; {_as_instants(dtype)}")
     if column.null_count():
         raise RequestError(
             f"{timestamp!r} is null in row {int(column.is_null().arg_max() or 0)}; every label needs an instant"
@@ -311,6 +300,25 @@ def _instants(labels: Given, timestamp: str) -> _Instants:
         )
     whole = physical // per_us * us_per
     return _Instants(whole, physical % per_us != 0)
+
+
+def _as_instants(dtype: pl.DataType) -> str:
+    """Return how a column of another type becomes one of instants."""
+    if dtype.is_numeric():
+        return (
+            "convert it from the unit that it counts since 1970, for example with pl.from_epoch(column, time_unit='ms') in "
+            "Polars, pd.to_datetime(column, unit='ms', utc=True) in pandas, datetime.fromtimestamp(seconds, UTC) in rows"
+        )
+    if dtype == pl.String():
+        return (
+            "parse it, for example with column.str.to_datetime(time_zone='UTC') in Polars, pd.to_datetime(column, utc=True) in "
+            "pandas, datetime.fromisoformat(text) in rows"
+        )
+    if dtype == pl.Date():
+        return (
+            "a day is 24 hours long: choose the hour, for example column.cast(pl.Datetime('us', 'UTC')) for its first"
+        )
+    return "convert it to a Datetime"
 
 
 def _mark_outside(status: Codes, log: ViewLog, instants: Ints, bounds: Ints) -> None:

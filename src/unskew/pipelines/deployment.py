@@ -67,6 +67,11 @@ class Deployment:
         """The number of processes that share the state."""
         return len(self.cluster) or 1
 
+    @property
+    def others(self) -> dict[int, str]:
+        """The addresses of the other processes of the cluster, by number; empty if there is no cluster."""
+        return {number: address for number, address in enumerate(self.cluster) if number != self.process}
+
     def folders(self) -> dict[str, Path]:
         """Return the folders that the process writes, by option."""
         return {

@@ -6,6 +6,7 @@ before it is durable, and the sinks' publishing rests on that.
 """
 
 import datetime as dt
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,7 @@ from typing_extensions import override
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
+from unskew.pipelines.cluster import Failures
 from unskew.pipelines.kafka.source import KafkaSource
 from unskew.pipelines.kafka.turns import ALWAYS_DUE
 from unskew.pipelines.progress import Epochs, Progress
@@ -233,12 +235,19 @@ class ParquetSink(_Sink):
         self.still_ours = still_ours
         self._shards = shards
         self._begun = False
+        self.built = threading.Event()
+        """Set when Bytewax builds the flow: the processes of a cluster have found each other by then."""
         self.views = _views_by_id(plan)
         self._log = log
         self._archive = archive
         self._dead_letters = dead_letters
         self._now_us = now_us
         self._parts: list[_ParquetPart] = []
+
+    @override
+    def list_parts(self) -> list[str]:
+        self.built.set()
+        return super().list_parts()
 
     @override
     def build_part(self, step_id: str, for_part: str, resume_state: dict[str, Any] | None) -> "_ParquetPart":
@@ -401,14 +410,21 @@ def build_flow(
     progress: Progress,
     accepted: Callable[[], None],
     going_on: Callable[[], None] = lambda: None,
+    failures: Failures | None = None,
 ) -> Dataflow:
     """Wire sources, shards and sinks; ``sources`` and ``routers`` are by topic.
 
     ``going_on``: raises if the process should stop; it is called before the saved state of each shard is loaded.
 
     ``accepted`` is called at the end of every epoch that had items, before the epoch is durable; by then all saved
-    state has been validated.
+    state has been validated. ``failures``: notes the errors of all operators; None if Bytewax reports them.
     """
+    if failures is not None:
+        for source in sources.values():
+            failures.of_parts(source, "next_batch", "next_awake", "snapshot", "close")
+        for sink in (parquet, redis):
+            failures.of_parts(sink, "write_batch", "snapshot", "close")
+    noting = _as_it_is if failures is None else failures.noting
     flow = Dataflow(name)
     routed = []
     for topic, source in sources.items():
@@ -416,7 +432,7 @@ def build_flow(
         # and a topic's name cannot contain a plus sign.
         step = topic.replace(".", "+")
         polls = op.input(f"{step}_poll", flow, source)
-        routed.append(op.flat_map(f"{step}_route", polls, routers[topic].route))
+        routed.append(op.flat_map(f"{step}_route", polls, noting(routers[topic].route)))
     items = op.merge("routed", *routed)
     kinds = op.branch("kind", items, lambda item: isinstance(item[1], Slice))
     siblings = Siblings()
@@ -424,13 +440,18 @@ def build_flow(
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
         if saved is not None:
             going_on()
-        return _ShardLogic(plan, siblings, changelogs, parquet.disk, redis, progress, accepted, saved)
+        logic = _ShardLogic(plan, siblings, changelogs, parquet.disk, redis, progress, accepted, saved)
+        return logic if failures is None else failures.of(logic, "on_batch", "on_notify", "snapshot")
 
     slices = cast("KeyedStream[Slice]", kinds.trues)
-    updates = op.stateful_batch("aggregate", slices, shard)
+    updates = op.stateful_batch("aggregate", slices, noting(shard))
     op.output("redis", updates, redis)
     op.output("parquet", op.merge("rows", kinds.falses, updates), parquet)
     return flow
+
+
+def _as_it_is(call: Callable[..., Any]) -> Callable[..., Any]:
+    return call
 
 
 def _views_by_id(plan: Plan) -> dict[str, ViewPlan]:

@@ -28,6 +28,8 @@ from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
 from unskew.pipelines.decoding.writers import Schemas
 from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
+from unskew.pipelines.state.folder import schema_ids_of
+from unskew.pipelines.state.journal import place_of
 from unskew.sinks import durable
 from unskew.sinks.wall import wall_us
 
@@ -55,15 +57,23 @@ class Resend:
 
 
 class Checks:
-    """Checks, with the present definitions, of a record that would be sent."""
+    """Checks, with the present definitions, of a record that would be sent.
 
-    def __init__(self, plan: Plan, schemas: Schemas | None) -> None:
+    ``state``: the pipeline's state, which knows with which schema ids partitions began; if None, any id is taken as
+    that of the stream's schema where nothing else says what ids mean. Raises ``DefinitionError`` where ``unskew run``
+    would, and ``LayoutError`` if there is no such state.
+    """
+
+    def __init__(self, plan: Plan, schemas: Schemas | None, state: Path | None = None) -> None:
         self._schemas = schemas
         self._streams = {view.stream.topic: view.stream for view in plan.views.values()}
         self._views = {
             topic: [view for view in plan.views.values() if view.stream.topic == topic] for topic in self._streams
         }
-        self._decoders = {topic: decoder_of(stream, schemas) for topic, stream in self._streams.items()}
+        self._began = {} if state is None else schema_ids_of(state, self._streams)
+        self._decoders = {
+            topic: decoder_of(stream, schemas, self._began.get(topic)) for topic, stream in self._streams.items()
+        }
         self._evaluators = {view.name: Evaluator(view) for view in plan.views.values()}
 
     def stream(self, folder: str) -> StreamPlan:
@@ -78,7 +88,8 @@ class Checks:
         ``twice``: allow a record that some views have counted already.
         """
         stream = self.stream(record.folder)
-        found = self._decoders[record.folder].decode(_poll(stream, record, wall_us()))
+        place, schema_id = self._beginning(record)
+        found = self._decoders[record.folder].decode(_poll(stream, record, wall_us(), place=place, schema_id=schema_id))
         if found.dead.height:
             return str(found.dead.item(0, "reason"))
         if not found.events.height:
@@ -93,6 +104,15 @@ class Checks:
             )
         return None
 
+    def _beginning(self, record: Resend) -> tuple[str, int | None]:
+        """Return the place of a record's partition, and the schema id with which it began; None if nobody knows.
+
+        A partition that has not begun must begin as the others did, because the pipeline stops otherwise.
+        """
+        place = place_of(record.folder, f"{record.topic}/{record.partition}")
+        began = self._began.get(record.folder, {})
+        return place, began.get(place, next(iter(began.values()), None))
+
     def decoded(self, record: Resend) -> Any:
         """Return what can be read of the value, as JSON-able data; None if nothing can."""
         value = record.value
@@ -105,7 +125,7 @@ class Checks:
                 return json.loads(bare)
         if stream is None or stream.format == "json":
             return None
-        if stream.flat is not None:
+        if stream.flat is not None or stream.format == "protobuf":
             return self._as_written(stream, value)
         found = self._decoders[record.folder].decode(_poll(stream, record, 0)).events
         return _written(found.select(list(avro_names(stream))).row(0, named=True)) if found.height else None
@@ -113,15 +133,22 @@ class Checks:
     def _as_written(self, stream: StreamPlan, value: bytes) -> Any:
         """Return the record as its writer wrote it, with what its columns are taken from; None if it cannot be read."""
         with contextlib.suppress(Exception):
+            if stream.format == "protobuf":
+                from unskew.pipelines.decoding.protobuf import as_data  # noqa: PLC0415 - its packages are an extra
+
+                assert self._schemas is not None
+                return as_data(self._schemas.files(_schema_id(value)), value)
             schema: Any = stream.schema
             if self._schemas is not None:
-                schema = self._schemas.writer(int.from_bytes(value[1:FRAME_BYTES], "big"))
+                schema = self._schemas.writer(_schema_id(value))
             parsed = fastavro.parse_schema(without_logical_types(schema))
             return _plain(fastavro.schemaless_reader(io.BytesIO(value[FRAME_BYTES:]), parsed, None))
         return None
 
     def encoded(self, record: Resend, mended: Any) -> bytes:
-        """Encode ``mended`` as JSON, or as Avro with the schema whose id the letter carried.
+        """Encode ``mended`` as JSON, or as Avro or Protobuf with the schema whose id the letter carried.
+
+        Without a registry, that is the stream's schema, whose id replaces one that means another.
 
         Raises ``RequestError`` if it cannot be encoded.
         """
@@ -134,16 +161,25 @@ class Checks:
             raise RequestError(
                 f"{record.place}: its value does not name a schema, so it cannot be encoded again; give its bytes"
             )
+        if self._schemas is None:
+            # It is written with the stream's schema, so its id must mean that.
+            accepted = stream.schema_ids or tuple(each for each in [self._beginning(record)[1]] if each is not None)
+            if accepted and (not frame or _schema_id(frame) not in accepted):
+                frame = b"\0" + accepted[0].to_bytes(FRAME_BYTES - 1, "big")
         frame = frame or bytes(FRAME_BYTES)
         body = io.BytesIO()
         try:
             schema: Mapping[str, Any] = stream.schema
             if self._schemas is not None:
-                schema = self._schemas.writer(int.from_bytes(frame[1:], "big"))
+                if stream.format == "protobuf":
+                    from unskew.pipelines.decoding.protobuf import encoded  # noqa: PLC0415 - its packages are an extra
+
+                    return encoded(self._schemas.files(_schema_id(frame)), old, mended)
+                schema = self._schemas.writer(_schema_id(frame))
             fastavro.schemaless_writer(body, fastavro.parse_schema(without_logical_types(schema)), mended, strict=True)
         except Incompatible as error:
             raise RequestError(f"{record.place}: {error}") from error
-        # fastavro raises various errors for a value that does not fit.
+        # Both libraries raise various errors for a value that does not fit.
         except Exception as error:
             raise RequestError(
                 f"{record.place}: the value under mended does not fit the schema ({type(error).__name__}: {error}); "
@@ -283,7 +319,13 @@ def _noting(record: Resend, done: set[str], failed: list[tuple[Resend, str]]) ->
     return note
 
 
-def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:
+def _schema_id(value: bytes) -> int:
+    return int.from_bytes(value[1:FRAME_BYTES], "big")
+
+
+def _poll(
+    stream: StreamPlan, record: Resend, arrival_us: int, *, place: str = "", schema_id: int | None = None
+) -> Poll:
     return Poll(
         stream.name,
         record.partition,
@@ -295,6 +337,8 @@ def _poll(stream: StreamPlan, record: Resend, arrival_us: int) -> Poll:
         [record.value],
         [],
         headers=[record.headers],
+        place=place,
+        schema_id=schema_id,
     )
 
 

@@ -93,7 +93,6 @@ class Router:
 
     def _items(self, poll: Poll, decoded: Decoded) -> Iterator[tuple[str, Slice | TableRows]]:
         topic = self._decoder.topic
-        first_us = poll.first_us
         dead = [decoded.dead]
         for view, evaluate in self._views:
             events = None
@@ -102,7 +101,7 @@ class Router:
                 events = evaluated.events
                 if evaluated.rejected.height:
                     dead.append(_letters(poll, topic, view.name, evaluated.rejected))
-            yield from self._slices(view, decoded, events, first_us, replaying=poll.replaying)
+            yield from self._slices(view, decoded, events, poll)
         yield (
             f"archive/{topic}/{decoded.partition}",
             TableRows(topic, decoded.partition, dead=False, rows=decoded.events),
@@ -119,10 +118,9 @@ class Router:
         view: ViewPlan,
         decoded: Decoded,
         events: pl.DataFrame | None,
-        first_us: int | None,
-        *,
-        replaying: bool,
+        poll: Poll,
     ) -> Iterator[tuple[str, Slice]]:
+        first_us = poll.first_us
         names = shard_names(view, [decoded.partition], self._n_hashes)
         pieces: list[pl.DataFrame | None] = [None] * len(names)
         if events is not None and events.height:
@@ -139,7 +137,8 @@ class Router:
                     first_us=first_us,
                     ended=decoded.ended,
                     events=piece,
-                    replaying=replaying,
+                    replaying=poll.replaying,
+                    resumed=poll.resumed,
                 ),
             )
 

@@ -21,6 +21,7 @@ from unskew.features.errors import LayoutError, Stopped, StoreUnavailable, Unske
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.pipelines import compiling
+from unskew.pipelines.cluster import Failures, lost, watching
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
@@ -38,7 +39,7 @@ from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks import durable
-from unskew.sinks.lease import Lease, Leases
+from unskew.sinks.lease import Lease, Leases, Members
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
@@ -55,6 +56,7 @@ def run(
     stop: threading.Event,
     report: Callable[[Status], None] | None = None,
     clock: HostClock | None = None,
+    give_up: Callable[[UnskewError], None] | None = None,
 ) -> Status:
     """Run until every topic has ended or ``stop`` is set; then everything is flushed, published and durable.
 
@@ -66,13 +68,23 @@ def run(
     a partition; ``StoreUnavailable`` if Kafka, Redis or the disk fails; ``DefinitionError`` if a stream cannot be read
     as requested. After an error the state remains that of the last durable epoch. A run that is refused has published
     nothing, retired no view and leaves no folder behind. Raises ``Stopped`` if ``stop`` is set before it has begun.
+
+    ``give_up`` must end this process at once. It is called with the error when the flow of a cluster has failed; if
+    another process of the cluster is gone and Bytewax waits for it, then in another thread.
     """
     deployment.check(plan)
     clock = HostClock() if clock is None else clock
     while True:
         clock.begin_flow()
         ends = _Ends(stop, clock, in_cluster=bool(deployment.cluster))
-        status = _run_once(plan, deployment, ends, report, clock)
+        together = threading.Event()
+        try:
+            status = _run_once(plan, deployment, ends, report, clock, give_up, together)
+        except UnskewError as error:
+            if together.is_set() and give_up is not None:
+                # Threads of Bytewax outlive the flow of a cluster, and Python may crash if it ends beside them.
+                give_up(error)
+            raise
         if not (ends.added.is_set() or ends.fell_back_us) or stop.is_set():
             return status
         if ends.fell_back_us:
@@ -116,6 +128,8 @@ def _run_once(
     stop: _Ends,
     report: Callable[[Status], None] | None,
     clock: HostClock,
+    give_up: Callable[[UnskewError], None] | None,
+    together: threading.Event,
 ) -> Status:
     going_on = partial(_go_on, stop.asked)
     with ExitStack() as closing:
@@ -146,7 +160,14 @@ def _run_once(
             opened.server.until_done(
                 lambda: opened.writer.report_large_hashes([view.published for view in plan.views.values()])
             )
-            _run_flow(pipeline.flow, deployment, recovery)
+            with ExitStack() as watched:
+                if deployment.cluster:
+                    together.set()
+                if deployment.cluster and give_up is not None:
+                    watched.enter_context(
+                        watching(opened.members, deployment.others, pipeline.built, stop.asked, give_up)
+                    )
+                _run_flow(pipeline.flow, deployment, recovery, pipeline.failures)
             pipeline.settle()
         return pipeline.running.status()
 
@@ -175,11 +196,13 @@ def _compile(progress: Progress, folder: Path, stop: threading.Event) -> None:
 class _Opened:
     """The state and the stores of a run, held by this process.
 
-    ``lease``: takes the lease of a folder for some writers; its option names the folder in errors.
+    ``lease``: takes the lease of a folder for some writers; its option names the folder in errors. ``members``: the
+    other processes of a cluster.
     """
 
     leases: Leases
-    lease: Callable[[Path, str, Iterable[str]], None]
+    members: Members
+    lease: Callable[[Path, str, Iterable[str]], Lease]
     server: Patience
     disk: Patience
     state: StateFolder
@@ -204,11 +227,16 @@ class _Topics:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pipeline:
-    """A flow that is ready to run; call ``settle`` once it has ended without an error."""
+    """A flow that is ready to run; call ``settle`` once it has ended without an error.
+
+    ``built``: set once the processes of a cluster have found each other. ``failures``: None outside of a cluster.
+    """
 
     flow: Dataflow
     running: Running
     settle: Callable[[], None]
+    built: threading.Event
+    failures: Failures | None
 
 
 def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) -> _Opened:
@@ -222,18 +250,16 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
     closing.callback(leases.release)
     owner = deployment.owner()
 
-    def lease(root: Path, option: str, writers: Iterable[str]) -> None:
+    def lease(root: Path, option: str, writers: Iterable[str]) -> Lease:
         wanted = frozenset(writers)
-        leases.add(
-            disk.until_done(
-                lambda: Lease(
-                    root, option, owner, wanted, take_over=deployment.take_over, going_on=partial(_go_on, stop)
-                )
-            )
+        taken = disk.until_done(
+            lambda: Lease(root, option, owner, wanted, take_over=deployment.take_over, going_on=partial(_go_on, stop))
         )
+        leases.add(taken)
+        return taken
 
     make_state_folder(deployment.state)
-    lease(deployment.state, "--state", ["the state"])
+    members = Members(lease(deployment.state, "--state", ["the state"]), deployment.others)
     state = StateFolder.read(plan, deployment, leases.check, partial(_go_on, stop))
     journal = Journal(
         deployment.state / JOURNAL,
@@ -267,6 +293,7 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
     writer.look()
     return _Opened(
         leases=leases,
+        members=members,
         lease=lease,
         server=server,
         disk=disk,
@@ -379,8 +406,19 @@ def _wire(
         parquet.settle()
         progress.epochs.settle()
 
+    failures = Failures() if deployment.cluster else None
     flow = build_flow(
-        FLOW, plan, topics.sources, topics.routers, parquet, redis, opened.changelogs, progress, accepted, going_on
+        FLOW,
+        plan,
+        topics.sources,
+        topics.routers,
+        parquet,
+        redis,
+        opened.changelogs,
+        progress,
+        accepted,
+        going_on,
+        failures,
     )
     running = Running(
         progress=progress,
@@ -392,11 +430,13 @@ def _wire(
         journal=opened.journal,
         clock=clock,
     )
-    return _Pipeline(flow=flow, running=running, settle=settle)
+    return _Pipeline(flow=flow, running=running, settle=settle, built=parquet.built, failures=failures)
 
 
-def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) -> None:
-    """Run the flow to its end; unwrap an error of this project that Bytewax has wrapped."""
+def _run_flow(
+    flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig, failures: Failures | None = None
+) -> None:
+    """Run the flow to its end; unwrap an error of this project that Bytewax has wrapped or lost."""
     epoch = timedelta(seconds=deployment.epoch_s)
     try:
         if deployment.cluster:
@@ -411,17 +451,22 @@ def _run_flow(flow: Dataflow, deployment: Deployment, recovery: RecoveryConfig) 
             run_main(flow, epoch_interval=epoch, recovery_config=recovery)
     # A panic of Bytewax's runtime is no ``Exception``.
     except BaseException as error:
-        causes = list(_causes(error))
+        causes = [*_causes(error), *_causes(None if failures is None else failures.first)]
         for cause in causes:
             if isinstance(cause, UnskewError):
                 raise cause from None
         if (found := _of_store("; ".join(map(str, causes)), deployment.state / RECOVERY)) is not None:
             raise found from error
+        if failures is not None and not isinstance(error, KeyboardInterrupt):
+            # In a cluster, Bytewax says no more than that one of its threads died.
+            if failures.first is not None:
+                raise failures.first from None
+            raise lost(f"the connection to another process of the cluster was lost ({error})") from error
         raise
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    cause = error
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__

@@ -16,7 +16,7 @@ from unskew.features.references import Asked, by_view, find_view, key_columns, r
 from unskew.features.registry import parse
 from unskew.features.types import Type
 from unskew.features.view import Scalar, View
-from unskew.features.warming import NO_KEY, is_empty, is_warming
+from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
 from unskew.sinks.redis.keyspace import clock_key, registry_key, sent_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server, checked
@@ -219,14 +219,14 @@ class OnlineReader:
         self, ones: list[Asked], placed: Placed, is_default: Flags, now_us: int, without_key: Flags
     ) -> pl.DataFrame:
         known = (placed.as_of != UNKNOWN) & ~without_key
-        status = np.where(is_default, "default", "present").astype(object)
+        status = np.where(is_default, Statuses.default.name, Statuses.present.name).astype(object)
         as_of = np.where(known, placed.as_of, 0)
         warming = is_warming(ones[0].view, [one.feature for one in ones], as_of, placed.since)
-        status[~known | warming] = "warming"
+        status[~known | warming] = Statuses.warming.name
         if self._max_lag_us is not None:
             # This order of comparison does not overflow with an unknown clock.
             status[placed.clock < now_us - self._max_lag_us] = "lagging"
-        status[without_key] = NO_KEY
+        status[without_key] = Statuses.no_key.name
         return pl.DataFrame(
             [
                 pl.Series("as_of", as_of, pl.Int64).cast(_INSTANT).set(pl.Series(~known), None),
@@ -276,6 +276,5 @@ def _read(
     except ValueError as error:
         raise LayoutError(
             f"Redis holds a value of {view.id}:{field} that unskew did not write: {error}; "
-            "delete the pipeline's hash of clocks ({prefix}:clock:{pipeline}) and restart unskew run, which then writes every "
-            "value again"
+            "run `unskew rehydrate`, with --running if the pipeline runs, which writes every value again"
         ) from error

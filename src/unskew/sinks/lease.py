@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ from unskew.sinks import durable
 LEASES = "_leases"
 RENEW_S = 5.0
 STALE_S = 30.0
+GONE_S = 10.0
 _LOOK_S = 0.2
 # The file is rewritten in place, so that a lease can be renewed even if the disk is full.
 _BYTES = 4096
@@ -108,6 +109,8 @@ class Lease:
                 raise LayoutError(
                     f"{root}: its file system does not support locks ({error.strerror}); name another {option}"
                 ) from error
+            if root.exists() and not root.is_dir():
+                raise LayoutError(f"{root}: it is not a folder; name another {option}") from error
             raise StoreUnavailable(f"cannot write to {root}: {error}") from error
 
     def _take(self) -> None:
@@ -192,14 +195,26 @@ class Lease:
             f"{', '.join(both[:_MOST_SHOWN])}{more} there too; stop that one first, or name another {self._option}"
         )
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the leases on the same root."""
+        return self._path.parent
+
+    def is_of_this_machine(self, content: dict[str, Any] | None) -> bool:
+        """Return true if a lease is of a process whose lock this one would see."""
+        return content is None or content["machine"] == self._owner.machine
+
+    def is_of_another_member(self, content: dict[str, Any]) -> bool:
+        """Return true if a lease is of another member of this group."""
+        return bool(content["group"] == self._owner.group and content["member"] != self._owner.member)
+
     def _allows(self, content: dict[str, Any]) -> bool:
         """Return true if another lease has other writers, or the same ones as another member of this group."""
-        together = content["group"] == self._owner.group and content["member"] != self._owner.member
-        return together or self._writers.isdisjoint(content["writers"])
+        return self.is_of_another_member(content) or self._writers.isdisjoint(content["writers"])
 
     def _is_left_behind(self, other: IO[bytes], content: dict[str, Any]) -> bool:
         """Return true if the process of an unlocked lease is gone."""
-        if content["machine"] == self._owner.machine:
+        if self.is_of_this_machine(content):
             return True
         if self._allows(content):
             return False
@@ -221,6 +236,81 @@ class Lease:
 
     def _age(self, content: dict[str, Any]) -> str:
         return f"{max(0.0, self._now_s() - float(content['renewed_at'])):.0f} s"
+
+
+class Members:
+    """The other members of a lease's group, watched for one that is gone.
+
+    ``numbers``: the members that there should be. A member is gone if its process ended without giving its lease back;
+    if it gave it back ``gone_s`` ago, because members that end together do not end at the same moment; or if its
+    machine is another one and its lease was not renewed for ``stale_s``.
+    """
+
+    def __init__(
+        self, lease: Lease, numbers: Collection[int], *, gone_s: float = GONE_S, stale_s: float = STALE_S
+    ) -> None:
+        self._lease = lease
+        self._numbers = sorted(numbers)
+        self._gone_s = gone_s
+        self._stale_s = stale_s
+        self._seen: dict[int, _Seen] = {}
+        self._began_s = time.monotonic()
+
+    def begin(self) -> None:
+        """From now on, each member is the process that holds its lease now, and not one that takes its place later."""
+        self._began_s = time.monotonic()
+        self._seen = {number: _Seen(path, content) for number, path, content in self._look()}
+
+    def absent(self) -> list[int]:
+        """Return the members that hold no lease."""
+        present = {number for number, _, _ in self._look()}
+        return [number for number in self._numbers if number not in present]
+
+    def lost(self) -> int | None:
+        """Return a member that is gone; None while all are there, or while the disk is away."""
+        now_s = time.monotonic()
+        for number in self._numbers:
+            seen = self._seen.get(number)
+            try:
+                if self._is_gone(seen, now_s):
+                    return number
+            except OSError:
+                continue
+        return None
+
+    def _is_gone(self, seen: "_Seen | None", now_s: float) -> bool:
+        if seen is None:
+            return now_s - self._began_s >= self._gone_s
+        try:
+            with seen.path.open("r+b", buffering=0) as file:
+                locked, content = _is_locked(file), _read(file)
+        except FileNotFoundError:
+            return now_s - seen.at_s >= self._gone_s
+        if locked or content != seen.content:
+            seen.at_s, seen.content = now_s, content
+            return False
+        return self._lease.is_of_this_machine(content or seen.content) or now_s - seen.at_s >= self._stale_s
+
+    def _look(self) -> list[tuple[int, Path, dict[str, Any]]]:
+        """Return number, path and content of the leases of other members that may be held."""
+        found = []
+        for path in sorted(self._lease.folder.glob("*.json")):
+            with contextlib.suppress(OSError), path.open("r+b", buffering=0) as file:
+                locked, content = _is_locked(file), _read(file)
+                if content is None or not self._lease.is_of_another_member(content):
+                    continue
+                if locked or not self._lease.is_of_this_machine(content):
+                    found.append((int(content["member"]), path, content))
+        return found
+
+
+@dataclass
+class _Seen:
+    """A member's lease, its last content, and when it was last known to be held, by the monotonic clock."""
+
+    path: Path
+    content: dict[str, Any] | None
+    at_s: float = field(default_factory=time.monotonic)
 
 
 class Leases:

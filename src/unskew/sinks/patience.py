@@ -71,7 +71,8 @@ class Patience:
         began_s = self._away_since_s = time.monotonic()
         before = self.retries
         self._stopped_at_s = None
-        _log.warning("%s is away: %s; the flow waits and tries again", self.store, error)
+        why = str(error).removeprefix(f"{self.store}: ")
+        _log.warning("%s is away: %s; the flow waits and tries again", self.store, why)
         retrying = Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),

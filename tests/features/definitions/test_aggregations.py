@@ -9,6 +9,7 @@ import pytest
 from tests.support.definitions import SCHEMA, stream, view
 from unskew import Calendar, DefinitionError, Entity, Feature, Lifetime, Session, Sliding, Tumbling, agg, compile
 from unskew.features.definitions.agg import Aggregation
+from unskew.features.errors import shown
 from unskew.features.plan import FeaturePlan
 from unskew.features.view import AggregationName, Parameters
 
@@ -323,13 +324,23 @@ def test_a_default_is_kept_in_the_type_of_the_feature(of, default, kept):
         ("decimal(38,2)", "NaN", "give a whole number, or text with at most 2 digits after the point"),
         ("decimal(38,2)", "Infinity", "give a whole number, or text with at most 2 digits after the point"),
         ("decimal(38,2)", "much", "give a whole number, or text with at most 2 digits after the point"),
-        ("decimal(38,2)", 2**63, "give a whole number, or text with at most 2 digits after the point"),
+        ("int64", 2**63, "give one from -2^63 to 2^63 - 1"),
+        ("int64", -(2**63) - 1, "give one from -2^63 to 2^63 - 1"),
+        ("float64", 10**400, "give one of at most 1.7e308"),
+        *[
+            (
+                "decimal(38,2)",
+                too_large,
+                "give a whole number, or text with at most 2 digits after the point, of at most 2^63 - 1 units of its last digit",
+            )
+            for too_large in (2**63, "-92233720368547758.08", Decimal("92233720368547758.08"), "1e30")
+        ],
         ("decimal(38,2)", True, "give a whole number, or text with at most 2 digits after the point"),
     ],
 )
 def test_a_default_of_another_type_is_a_fault(of, default, remedy):
     assert faults_of(aggregation("last", of), default=default) == [
-        f"purchases.x: the default {default!r} is not of type {of}; {remedy}"
+        f"purchases.x: the default {shown(default)} is not of type {of}; {remedy}"
     ]
 
 

@@ -403,7 +403,15 @@ def test_a_value_that_cannot_even_be_shown_is_a_fault_and_not_a_crash():
         ({"event_time": "at"}, "stream transactions: event_time: the stream has no column 'at'"),
         (
             {"event_time": "transaction_id"},
-            "stream transactions: event_time: column 'transaction_id' is Int64; give it the Avro",
+            "stream transactions: event_time: column 'transaction_id' is Int64; say what it holds with read_as={'transaction_id': 'unix-ms'}, or give it the Avro",
+        ),
+        (
+            {"event_time": "user_id"},
+            "stream transactions: event_time: column 'user_id' is String; say what it holds with read_as={'user_id': 'iso'}, or",
+        ),
+        (
+            {"event_time": "online"},
+            "stream transactions: event_time: column 'online' is Boolean; give it the Avro logical type",
         ),
         ({"event_id": "tid"}, "stream transactions: event_id: the stream has no column 'tid'"),
         (
@@ -430,6 +438,31 @@ def test_a_value_that_cannot_even_be_shown_is_a_fault_and_not_a_crash():
             {"event_id": "amount", "dedupe_within": "1d"},
             "stream transactions: event_id: column 'amount' is Float64; to drop repeats",
         ),
+        *[
+            (
+                {"schema_ids": ids},
+                f"stream transactions: schema_ids={ids!r} is not a list of schema ids; they are whole numbers",
+            )
+            for ids in ([-1], [2**32], [7, 7], [True], "7", None)
+        ],
+        # The schema of an unknown format is not read, so it has no fault of its own.
+        ({"format": "csv"}, "stream transactions: format='csv' is not known; write one of avro, json"),
+        ({"format": "csv", "schema": "nowhere.csv"}, "stream transactions: format='csv' is not known"),
+        ({"format": ["json"], "schema": 3}, "stream transactions: format=['json'] is not known"),
+        ({"format": None}, "stream transactions: format=None is not known"),
+        # What has no effect by itself.
+        ({"key_format": "int32"}, "stream transactions: key_format='int32' has no effect without key_column"),
+        (
+            {"operations": ["c", "u"]},
+            "stream transactions: operations and other_operations are for envelope='debezium'",
+        ),
+        ({"other_operations": "dead_letter"}, "stream transactions: operations and other_operations are for envelope="),
+        (
+            {"envelope": "debezium", "records": "Row"},
+            "stream transactions: records has no effect with envelope='debezium'",
+        ),
+        ({"owner": 5}, "stream transactions: owner: 5 is not text"),
+        ({"description": ["a"]}, "stream transactions: description: ['a'] is not text"),
         ({"schema": "nowhere.avsc"}, "stream transactions: the schema file nowhere.avsc cannot be read"),
         ({"schema": "/dev/zero"}, "stream transactions: the schema file /dev/zero is not a file"),
         ({"schema": "{"}, "stream transactions: the schema's text is not JSON"),
@@ -451,6 +484,33 @@ def test_stream_that_cannot_be_is_a_fault(changes, fault):
 
     assert len(faults) == 1
     assert faults[0].startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("expression", "fault"),
+    [
+        ("d + 1", "'d' is this feature itself; name other features of the view"),
+        ("coalesce(d, n)", "'d' is this feature itself"),
+        ("e + 1", "'e' is derived too; write its expression out here"),
+        ("lasts + 1", "'lasts' is list[float64], and a derived feature takes single values; leave it out"),
+        ("m + 1", "the view has no other single-valued feature 'm'; it has n"),
+    ],
+)
+def test_a_derived_feature_of_what_it_cannot_read_says_why(expression, fault):
+    faults = faults_of(
+        view(
+            Feature("n", agg.count(), HOUR),
+            Feature("lasts", agg.last_n("amount", 3), HOUR),
+            Derived("e", "n + 1"),
+            Derived("d", expression),
+        )
+    )
+
+    assert faults[0].startswith(f"purchases.d: expression: {fault}")
+
+
+def test_an_event_id_without_dedupe_within_is_only_a_name():
+    assert compile(stream(event_id="transaction_id")).streams["transactions"].event_id == "transaction_id"
 
 
 def test_schema_may_be_json_text():

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import operator
+from decimal import Decimal
 
 import polars as pl
 import pytest
@@ -246,7 +247,26 @@ def test_a_derived_feature_that_leaves_int64_is_null():
     [
         ("n % 0", "it divides by zero"),
         ("n + 9223372036854775807 * 2", "a constant part of it is beyond 64 bits"),
+        # A number of SQL text or of Polars that no whole number can be, wherever it stands.
+        ("n + 99999999999999999999", "the number 99999999999999999999 is beyond 64 bits; write it as a float"),
+        ("n - 9223372036854775808", "is beyond 64 bits"),
+        ("n + -9223372036854775809", "is beyond 64 bits"),
+        ("-(-9223372036854775808) + n", "is beyond 64 bits"),
+        ("n < 9223372036854775808", "is beyond 64 bits"),
+        ("n BETWEEN -99999999999999999999 AND 0", "is beyond 64 bits"),
+        ("n IN (1, 9223372036854775808)", "is beyond 64 bits"),
+        ("coalesce(n, 99999999999999999999)", "is beyond 64 bits"),
+        ("h + 1e400", "the number 1e400 is beyond what a float holds"),
+        ("h IN (1, 1e400)", "is beyond what a float holds"),
+        ("h * 1e-400", "is so near zero"),
         (pl.col("n") < 2**70, "is beyond 64 bits"),
+        (pl.col("n") + pl.lit(2**63, pl.UInt64), "is beyond 64 bits"),
+        (pl.col("n").is_in([1, 2**63]), "is beyond 64 bits"),
+        (pl.col("n").is_in(pl.Series([1, -(2**70)], dtype=pl.Int128).implode()), "is beyond 64 bits"),
+        (pl.col("n").replace_strict({1: 2**70}, default=0), "is beyond 64 bits"),
+        (pl.col("n").is_in([Decimal(2**63)]), "is beyond 64 bits"),
+        (pl.col("n") + Decimal("0.12345678901234567890"), r"is beyond 2\^63 - 1 units of its last digit"),
+        (pl.col("h").is_in([math.inf]), "NaN or an infinity as a literal"),
         (pl.col("n") ** -1, "to a negative power"),
         (pl.col("h").fill_null(math.nan), "NaN or an infinity as a literal"),
     ],
@@ -254,6 +274,32 @@ def test_a_derived_feature_that_leaves_int64_is_null():
 def test_a_constant_without_an_exact_result_is_a_fault_of_the_definition(expression, fault):
     with pytest.raises(DefinitionError, match=fault):
         check_expression(expression, dict(FRAME.schema))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n + -9223372036854775808", lambda n: n + LEAST),
+        ("-9223372036854775808 - n", lambda n: LEAST - n),
+        ("n * -9223372036854775808", lambda n: n * LEAST),
+        ("n > -9223372036854775808", lambda n: n > LEAST),
+        ("n IN (7, -9223372036854775808)", lambda n: n in {7, LEAST}),
+        ("greatest(n, -9223372036854775808)", lambda n: max(n, LEAST)),
+        (pl.col("n").is_in([7, LEAST]), lambda n: n in {7, LEAST}),
+    ],
+)
+def test_the_least_int64_is_a_number_like_any_other(text, expected):
+    numbers = [n for n in EXTREMES if n is not None]
+
+    checked = check_expression(text, {"n": pl.Int64()})
+
+    frame = pl.DataFrame({"n": numbers}).select(
+        value=checked.expr, fails=pl.lit(False) if checked.fails is None else checked.fails
+    )
+    exact = list(map(expected, numbers))
+    assert [None if fails else value for value, fails in frame.rows()] == [
+        value if LEAST <= value <= MOST else None for value in exact
+    ]
 
 
 LONG = [

@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -618,3 +620,55 @@ def test_a_fault_of_python_names_its_line_or_only_its_file(folder, text, fault):
 
     assert fault in found
     assert "None:" not in found
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _of_size(n_bytes: int) -> Callable[[Path], None]:
+    def write_it(path: Path) -> None:
+        with path.open("wb") as file:
+            # The file has holes: only its length is looked at.
+            file.truncate(n_bytes)
+
+    return write_it
+
+
+def _binary(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00\x88")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "fault"),
+    [
+        ("pipe.yaml", _pipe, "it is neither a file nor a folder; give a Python or YAML file"),
+        ("folder", Path.mkdir, "the folder has no .py, .yaml, .yml file"),
+        ("binary.yaml", _binary, "it is not text in UTF-8"),
+        ("binary.py", _binary, "SyntaxError: "),
+        ("binary.avsc", _binary, "definition files are .py, .yaml, .yml files"),
+        ("empty.yaml", Path.touch, "there are no definitions; write an Entity, a Stream and a FeatureView"),
+        ("long.yaml", _of_size(100_000_000), "it has 100,000,000 bytes, more than 16,000,000"),
+        ("long.py", _of_size(100_000_000), "it has 100,000,000 bytes, more than 4,000,000"),
+    ],
+)
+def test_a_path_that_holds_no_definitions_is_a_fault_that_says_what_it_is(tmp_path, name, make, fault):
+    path = tmp_path / name
+    make(path)
+
+    assert faults_of(path)[0].startswith(f"DIR: {fault}")
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero"])
+def test_a_device_is_not_read(path):
+    assert faults_of(path) == [
+        "DIR: it is neither a file nor a folder; give a Python or YAML file, or a folder of them"
+    ]
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "run.py").write_text("raise RuntimeError('it was run')")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(DefinitionError, match="the path is empty"):
+        load("")

@@ -1,5 +1,6 @@
 """What the options of a stream read is what plain Python reads from the raw messages, message by message."""
 
+import base64
 import io
 import itertools
 import json
@@ -707,3 +708,91 @@ def test_types_that_are_named_twice_or_contain_themselves_are_read_around():
     # Without options too, a union in a field is decided beside such types.
     plain = decoder_of(stream(reader), Registered(_1=node))
     assert outcomes(plain, [encode(node, event) for event in events], columns[:3]) == [each[:3] for each in expected]
+
+
+def connect_decimal(number, scale):
+    """A decimal as Kafka Connect's JSON converter writes it: its unscaled number as bytes, in base64."""
+    unscaled = int(Decimal(number).scaleb(scale))
+    return base64.b64encode(unscaled.to_bytes(unscaled.bit_length() // 8 + 1, "big", signed=True)).decode()
+
+
+def connect_schema(amount, envelope):
+    row = [{"field": "at", "type": "int64"}, {"field": "amount", **amount}]
+    if envelope == "connect":
+        return {"type": "struct", "fields": row}
+    return {
+        "type": "struct",
+        "fields": [{"field": "after", "type": "struct", "fields": row}, {"field": "op", "type": "string"}],
+    }
+
+
+def decimal_type(scale):
+    return {
+        "type": "bytes",
+        "name": "org.apache.kafka.connect.data.Decimal",
+        "version": 1,
+        "parameters": {"scale": scale, "connect.decimal.precision": "18"},
+    }
+
+
+VARIABLE = {"type": "struct", "name": "io.debezium.data.VariableScaleDecimal"}
+DECIMALS = [
+    # the schema of the field, its value as JSON, the column
+    (decimal_type("2"), connect_decimal("-1.50", 2), Decimal("-1.50")),
+    (decimal_type("2"), "1234", Decimal("-26588.24")),  # d7 6d f8 in base64, though it looks like a number
+    (decimal_type(0), connect_decimal("255", 0), Decimal("255.00")),
+    (decimal_type("-2"), connect_decimal("300", -2), Decimal("300.00")),
+    (decimal_type("4"), connect_decimal("0.0100", 4), Decimal("0.01")),
+    (decimal_type("4"), connect_decimal("0.0101", 4), "range: amount: '0.0101' has more than 2 digits"),
+    (decimal_type("2"), 1.5, Decimal("1.50")),  # decimal.format=NUMERIC
+    (decimal_type("2"), None, None),
+    (decimal_type("2"), "", "type: amount: '' is not a decimal as bytes in base64"),
+    (decimal_type("2"), "1.50", "type: amount: '1.50' is not a decimal as bytes in base64"),
+    (decimal_type("2"), connect_decimal(10**39, 2), "range: amount has more than 38 digits"),
+    (decimal_type("-38"), connect_decimal(10**39, -38), "range: amount has more than 38 digits"),
+    (decimal_type("x"), connect_decimal("1", 0), "schema: amount is a decimal with the scale 'x', not one of up to 38"),
+    (decimal_type("39"), connect_decimal("1", 0), "schema: amount is a decimal with the scale '39'"),
+    ({**decimal_type("2"), "parameters": None}, "AQ==", "schema: amount is a decimal with the scale 'None'"),
+    ({"type": "string"}, "1234", Decimal("1234.00")),  # decimal.handling.mode=string
+    ({"type": "double"}, 0.1, Decimal("0.10")),  # decimal.handling.mode=double
+    (VARIABLE, {"scale": 1, "value": connect_decimal("-2.5", 1)}, Decimal("-2.50")),
+    (VARIABLE, {"value": connect_decimal("7", 0), "scale": 0}, Decimal("7.00")),
+    (VARIABLE, {"scale": 1}, "type: amount is an object, neither a number nor a text nor a VariableScaleDecimal"),
+    (VARIABLE, {"scale": 1, "value": 5}, "type: amount is an object"),
+    (VARIABLE, {"scale": None, "value": "AQ=="}, "schema: amount is a decimal with the scale 'None'"),
+    (None, "1.5", Decimal("1.50")),  # without a schema a text is a text
+    (None, "AQ==", "type: amount: 'AQ==' is not a number"),
+]
+
+
+@pytest.mark.parametrize("envelope", ["connect", "debezium"])
+def test_decimals_of_connect_are_read_by_the_schema_that_comes_with_them(envelope):
+    schema = {
+        "type": "object",
+        "properties": {"amount": {"type": ["string", "null"]}, "at": {"type": "integer", "format": "unix-time-ms"}},
+    }
+    plan = stream(schema, format="json", envelope=envelope, read_as={"amount": "decimal(38,2)"})
+
+    def value(about, amount, **more):
+        row = {"at": NOON_MS, "amount": amount, **more}
+        payload = row if envelope == "connect" else {"before": {"amount": 1}, "after": row, "op": "c"}
+        return json.dumps({"schema": about and connect_schema(about, envelope), "payload": payload})
+
+    values = [value(about, amount).encode() for about, amount, _ in DECIMALS]
+    # A zero with a sign, in a field that is not read, sends the message to the other reader.
+    odd = [value(about, amount, other=0).replace('"other": 0', '"other": -0').encode() for about, amount, _ in DECIMALS]
+    deep = b'{"schema": ' + b'{"fields": [' * 400 + b"]}" * 400 + b', "payload": ' + values[-2].split(b'"payload": ')[1]
+
+    for batch in (values, odd, [deep, *values]):
+        shift = len(batch) - len(values)
+        decoder = decoder_of(plan)
+        decoded = decoder.decode(poll(batch))
+        read = dict(decoded.events.select("_offset", "amount").rows())
+        said = dict(decoded.dead.select("offset", pl.concat_str("kind", "reason", separator=": ")).rows())
+        for number, (_, _, expected) in enumerate(DECIMALS):
+            at = number + shift
+            if isinstance(expected, str):
+                assert said[at].startswith(expected), (number, said[at])
+            else:
+                assert at in read, (number, said.get(at))
+                assert read[at] == expected, number

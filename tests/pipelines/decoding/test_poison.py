@@ -168,7 +168,15 @@ def avro_poisons() -> list[Poison]:
         Poison(
             "decimal of 60 digits", avro(price=(10**60).to_bytes(26, "big")), "range", "price has more than 38 digits"
         ),
-        Poison("decimal of 20 digits", avro(price=(10**20).to_bytes(9, "big")), "range", "price is beyond 2^63 units"),
+        Poison(
+            "decimal of 20 digits", avro(price=(10**20).to_bytes(9, "big")), "range", "price is beyond 2^63 - 1 units"
+        ),
+        Poison(
+            "decimal of -2^63 units",
+            avro(price=(-(2**63)).to_bytes(8, "big", signed=True)),
+            "range",
+            "price is beyond 2^63 - 1 units",
+        ),
         Poison("decimal of a megabyte", avro(price=b"\1" * MIB), "range", "price has more than 38 digits"),
         Poison("another instant", avro(seen=2**63 - 1), "range", "seen 9223372036854775807 is outside years 1..9999"),
         Poison("oversized garbage", b"\0\0\0\0\7" + b"\xff" * (8 * MIB), "", ""),

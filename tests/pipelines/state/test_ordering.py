@@ -1,6 +1,7 @@
 """What a shard rests on when it begins, and when it begins again: not on which partition happened to be read first."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,35 @@ def test_coverage_begins_at_the_same_instant_whichever_partition_is_read_first(t
         logs.close()
 
     assert found == {101}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "since_us", "begins_us"),
+    [
+        ([[piece(0, 100, resumed=True)], [piece(1, 180, resumed=True)], [piece(2, 120, resumed=True)]], 181, 100),
+        # Partitions that the topic got since, or that had no record: they hide nothing, however early they begin.
+        ([[piece(0, 100, resumed=True)], [piece(1, 180, resumed=True)], [piece(2, 90, 80)]], 181, 80),
+        ([[piece(0, 100, resumed=True)], [piece(1, 181)], [piece(2, 181)]], 101, 100),
+        # It has ended, as the shorter part of a replay.
+        ([[piece(0, 300, resumed=True, ended=True)], [piece(1, 180, resumed=True)], [piece(2, 120)]], 301, 121),
+    ],
+    ids=["all resumed", "new with records", "new with marks", "ended"],
+)
+def test_a_view_that_is_new_in_an_old_topic_begins_after_the_partition_that_was_furthest(
+    tmp_path, pieces, since_us, begins_us
+):
+    """However the slices are ordered, and if the process is killed after any of them."""
+    for number, order in enumerate(orders(*pieces)):
+        for n_before in range(len(order)):
+            folder = tmp_path / f"{number}-{n_before}"
+            logs = Changelogs(folder / "changelog")
+            made = Shard(ShardState(VIEW, "h0"), Siblings(), Changelog(logs, VIEW, "h0", None))
+            assert steps(made, *order[:n_before]) == []
+            made = restarted(made, folder)
+            # The partitions have gone on meanwhile.
+            again = [replace(one, clock_us=one.clock_us + 7, first_us=None, events=None) for one in order[:n_before]]
+            (step,) = steps(made, *again, *order[n_before:])
+            assert (step.since_us, step.begins_us) == (since_us, begins_us)
 
 
 def test_a_shard_is_behind_until_every_partition_has_given_again_what_was_shown(shard):

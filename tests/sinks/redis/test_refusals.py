@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import re
+import threading
 
 import pytest
 
@@ -10,6 +12,8 @@ from tests.support.servers.certificates import certified
 from tests.support.servers.tls import TlsFront
 from tests.support.servers.valkey import Cluster, Sentinel, Valkey, quiet_port, wait_until
 from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.serving.online import OnlineReader
+from unskew.sinks.patience import Patience
 from unskew.sinks.redis.cluster_slots import slot_of
 from unskew.sinks.redis.keyspace import clock_key
 
@@ -142,6 +146,56 @@ def test_wrong_credentials_are_told_with_the_users_name_and_without_the_password
         assert "s3cret" not in str(refused.value) + caplog.text
 
 
+@pytest.mark.parametrize(
+    ("user", "place", "told"),
+    [
+        (
+            "",
+            "/99",
+            "DB index is out of range (the server does not have the database at the end of the URL: write /0 there",
+        ),
+        (":secret@", "", "(asked without a user's name) (the server takes no password from the default user: leave"),
+        ("app:wrong@", "", "(asked as user 'app') (correct the user and password in the URL"),
+        ("few:right@", "", "User few has no permissions to run the 'get' command (allow the command to this user"),
+        ("few:right@", "/1", "User few has no permissions to run the 'select' command (allow the command to this user"),
+        ("other:right@", "", "No permissions to access a key (allow the keys that begin with the prefix to this user"),
+    ],
+)
+def test_a_server_that_refuses_a_reader_is_unavailable_and_the_error_says_what_to_set(one, user, place, told):
+    for name, rights in {
+        "app": ["~*", "+@all"],
+        "few": ["~*", "+@all", "-get", "-select"],
+        "other": ["~x:*", "+@all"],
+    }.items():
+        one.ask("ACL", "SETUSER", name, "reset", "on", ">right", *rights)
+    reader = OnlineReader(f"redis://{user}127.0.0.1:{one.port}{place}")
+
+    with pytest.raises(StoreUnavailable, match=re.escape(told)) as refused:
+        reader.views()
+
+    assert str(refused.value).startswith("Redis: ")
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Redis: no", "Redis is away: no; the flow waits"),
+        ("Redis Cluster cannot be connected", "Redis is away: Redis Cluster cannot be connected; the flow waits"),
+    ],
+)
+def test_a_store_that_is_away_is_named_once(caplog, text, line):
+    errors = [StoreUnavailable(text)]
+
+    def action() -> int:
+        if errors:
+            raise errors.pop()
+        return 7
+
+    assert Patience("Redis", threading.Event()).until_done(action) == 7
+    assert line in caplog.text
+
+
 def test_few_commands_are_needed(one, cluster):
     """Those that the documentation names; what else redis-py tries at the start of a connection may be refused."""
     for server, url, needed in ((one, one.url, NEEDED), (None, cluster.url, [*NEEDED, *NEEDED_IN_A_CLUSTER])):
@@ -162,7 +216,7 @@ def test_a_node_of_a_cluster_is_no_server_by_itself_and_a_server_by_itself_is_no
     )
     with pytest.raises(RequestError, match=r"MOVED .*; this server is a node of a cluster: write redis\+cluster://"):
         writing(stranger.url)
-    with pytest.raises(StoreUnavailable, match="Cluster mode is not enabled on this node"):
+    with pytest.raises(StoreUnavailable, match=r"Cluster mode is not enabled on this node .*write redis:// in its URL"):
         writing(f"redis+cluster://127.0.0.1:{one.port}")
     options = {"cluster-enabled": "yes", "cluster-port": quiet_port()}
     with (

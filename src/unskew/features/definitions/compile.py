@@ -67,7 +67,10 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     faults: list[str] = []
     entities, streams, sessions, views = _sorted(definitions, faults)
     stream_plans: dict[str, StreamPlan] = {}
+    for name, entity in entities.items():
+        faults += text_faults(f"entity {name}", entity)
     for name, stream in streams.items():
+        faults += text_faults(f"stream {name}", stream)
         try:
             planned = _without_surprise(f"stream {name}", partial(plan_stream, stream), faults)
         except DefinitionError as error:
@@ -253,8 +256,9 @@ class _ViewCompiler:
                 f"its row of values has {n_words} words, more than {MAX_VALUE_WORDS}, because its lists and maps are long; shorten "
                 "them, or split the view in two",
             )
+        names = [feature.name for feature in defined if isinstance(feature, Derived) and isinstance(feature.name, str)]
         derived = [
-            slots.derived(f"{view.name}.{feature.name}", feature, planned, view.owner)
+            slots.derived(f"{view.name}.{feature.name}", feature, planned, names, view.owner)
             for feature in defined
             # After a faulty feature, a derived one may name it and would be reported for a missing column.
             if isinstance(feature, Derived) and len(planned) == len(features)

@@ -9,6 +9,7 @@ zero is null.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Context, Decimal
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -32,6 +33,8 @@ _INT64, _FLOAT64 = pl.Int64(), pl.Float64()
 _ARITHMETIC = {
     "Plus": "+",
     "Minus": "-",
+    "Sql.Binary.Plus": "+",
+    "Sql.Binary.Minus": "-",
     "Multiply": "*",
     "Sql.Binary.Mul": "*",
     "FloorDivide": "//",
@@ -51,6 +54,8 @@ _MOST_EXPONENT = 63
 _MICROSECONDS = {"Literal": {"Scalar": {"Int64": 1_000_000}}}
 _LONGEST_DIVIDEND = 20_000
 _MOST_NANOSECONDS_US = MOST // 1000
+_NOT_FINITE = "it contains NaN or an infinity as a literal; use is_nan(), is_infinite() or fill_nan(None)"
+_LONG = Context(prec=76)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,18 +202,59 @@ def _literal(node: Any) -> Exact:
     content = node["Literal"]
     value = _whole_number(node)
     if value is not None:
-        if not LEAST <= value <= MOST:
-            raise DefinitionError(
-                f"the number {str(value)[:40]} is beyond 64 bits; write it as a float, for example 1e20"
-            )
+        _check_whole(value)
         return Exact(tree=node, dtype=_INT64, span=(value, value), reads=False)
     for scalar in (content.get(form) for form in ("Dyn", "Scalar")) if isinstance(content, dict) else ():
         # JSON has no NaN and no infinity.
         if isinstance(scalar, dict) and {"Float", "Float32", "Float64"} & {k for k, v in scalar.items() if v is None}:
-            raise DefinitionError(
-                "it contains NaN or an infinity as a literal; use is_nan(), is_infinite() or fill_nan(None)"
-            )
+            raise DefinitionError(_NOT_FINITE)
+        if isinstance(scalar, dict) and "Decimal" in scalar:
+            units, _, scale = scalar["Decimal"]
+            if units == LEAST and scale == 0:
+                # SQL text has no minus sign inside a number, so the least int64 begins as a number that is too large.
+                return _literal({"Literal": {"Scalar": {"Int64": LEAST}}})
+            _check_decimal(units, scale)
+    if holds_bytes(content):
+        _check_items(pl.select(expression_of(node)).to_series())
     return Exact(tree=node, dtype=result_type(node, {}), reads=False)
+
+
+def holds_bytes(literal: Any) -> bool:
+    """Return true if the content of a literal is a series or a list, which Polars serializes as bytes."""
+    return isinstance(literal, dict) and ("Series" in literal or "List" in (literal.get("Scalar") or {}))
+
+
+def _check_items(items: pl.Series) -> None:
+    """Refuse a list of numbers if one of them would be refused as a literal."""
+    while isinstance(items.dtype, pl.List):
+        items = items.explode()
+    items = items.drop_nulls()
+    if items.dtype.is_float() and not items.is_finite().all():
+        raise DefinitionError(_NOT_FINITE)
+    if items.dtype.is_integer():
+        for value in (items.min(), items.max()) if len(items) else ():
+            _check_whole(int(value))  # type: ignore[arg-type]
+    if isinstance(items.dtype, pl.Decimal):
+        scale = items.dtype.scale
+        for value in items.to_list():
+            units = int(value.scaleb(scale, _LONG))
+            if (units, scale) != (LEAST, 0):
+                _check_decimal(units, scale)
+
+
+def _check_whole(value: int) -> None:
+    if not LEAST <= value <= MOST:
+        raise DefinitionError(f"the number {str(value)[:40]} is beyond 64 bits; write it as a float, for example 1e20")
+
+
+def _check_decimal(units: int, scale: int) -> None:
+    if scale == 0:
+        _check_whole(units)
+    if abs(units) > MOST:
+        raise DefinitionError(
+            f"the decimal {Decimal(units).scaleb(-scale, _LONG)} is beyond 2^63 - 1 units of its last digit; write fewer digits after the "
+            "point, or a float"
+        )
 
 
 def _whole_number(node: Any) -> int | None:

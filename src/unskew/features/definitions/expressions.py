@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.definitions.agg import Expression
-from unskew.features.definitions.exact import any_fails, exact, result_type, wide
+from unskew.features.definitions.exact import any_fails, exact, holds_bytes, result_type, wide
 from unskew.features.definitions.sql_text import canonical_sql, check_sql
 from unskew.features.definitions.text_size import check_text_size
 from unskew.features.definitions.trees import (
@@ -124,13 +124,16 @@ def check_expression(
     columns: Mapping[str, pl.DataType],
     lacks: str = "the stream has no column",
     unread: Mapping[str, str] | None = None,
+    barred: Mapping[str, str] | None = None,
 ) -> Checked:
     """Parse an expression over ``columns`` and prove that it works row by row.
 
     ``lacks``: the words of a message before the name of an unknown column. ``unread``: fields that have no column, with
-    their types. Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown
-    column, types that do not fit, a result that would depend on other rows or on a clock, a conversion that could fail
-    on some record.
+    their types. ``barred``: half a sentence for each name that is known and cannot be read here.
+
+    Raises ``DefinitionError`` with half a sentence that says what is wrong and what to do: an unknown column, types
+    that do not fit, a result that would depend on other rows or on a clock, a conversion that could fail on some
+    record.
     """
     if isinstance(source, str):
         text = canonical_sql(source)
@@ -141,7 +144,8 @@ def check_expression(
     else:
         raise DefinitionError(f"{source!r} is not an expression; write SQL text or a Polars expression")
     tree = tree_of(expr)
-    _check_columns(tree, columns, lacks, unread or {})
+    reasons = {name: without_column(name, kind) for name, kind in (unread or {}).items()}
+    _check_columns(tree, columns, lacks, {**reasons, **(barred or {})})
     wider = {name: wide(dtype) for name, dtype in columns.items()}
     for node in nodes_of(tree):
         _check_node(node, wider)
@@ -181,15 +185,10 @@ def _with_floats(source: str) -> str:
     return _FLOATS.sub(lambda found: found[0] if found[0][0] in "'\"`-/" else f"{found[0]}e0", source)
 
 
-def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str, unread: Mapping[str, str]) -> None:
+def _check_columns(tree: Any, columns: Mapping[str, pl.DataType], lacks: str, reasons: Mapping[str, str]) -> None:
     names = [node["Column"] for node in nodes_of(tree) if kind_of(node) == "Column"]
     if unknown := sorted({name for name in names if name not in columns}):
-        raise DefinitionError(
-            "; ".join(
-                without_column(name, unread[name]) if name in unread else unknown_column(name, columns, lacks)
-                for name in unknown
-            )
-        )
+        raise DefinitionError("; ".join(reasons.get(name) or unknown_column(name, columns, lacks) for name in unknown))
     # An unusual node may hide its columns; it is refused later, with its own message.
     if not names and all(
         kind_of(node) in {"Literal", "Function", "BinaryExpr", "Cast", "Ternary", "Alias"} for node in nodes_of(tree)
@@ -393,15 +392,11 @@ def _extremes(dtype: pl.DataType) -> list[Any]:
 
 def _readable(tree: Any) -> Any:
     if isinstance(tree, dict):
-        if "Literal" in tree and _holds_bytes(tree["Literal"]):
+        if "Literal" in tree and holds_bytes(tree["Literal"]):
             series = pl.select(expression_of(tree)).to_series()
             return {"Literal": [str(series.dtype), [str(value) for value in series.to_list()]]}
         return {key: _readable(value) for key, value in tree.items()}
     return [_readable(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def _holds_bytes(literal: Any) -> bool:
-    return isinstance(literal, dict) and ("Series" in literal or "List" in (literal.get("Scalar") or {}))
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ definitions. A YAML file has one definition in each document, as ``documents`` d
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -18,13 +19,17 @@ import yaml
 from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
 from unskew.features.definitions.documents import definition_of
 from unskew.features.definitions.schemas import read_schema
+from unskew.features.definitions.streams import is_known_format
 from unskew.features.definitions.vocabulary import Definition, Entity, FeatureView, Sessions, Stream
-from unskew.features.definitions.yaml_text import read_documents
+from unskew.features.definitions.yaml_text import MAX_CHARACTERS, read_documents
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
 
 SUFFIXES = (".py", ".yaml", ".yml")
 _ENVIRONMENT = "pyvenv.cfg"
+# Python takes over a hundred times the memory of what it compiles.
+_MOST_BYTES = {".py": 4_000_000}
+_MOST_YAML_BYTES = 4 * MAX_CHARACTERS
 
 
 def load(*paths: str | Path) -> Plan:
@@ -51,6 +56,7 @@ def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
         raise DefinitionError("no definition files were given; give a Python or YAML file, or a folder of them")
     for path, root in _files(paths, faults):
         try:
+            _check_size(path)
             found = _from_python(path, root) if path.suffix == ".py" else _from_yaml(path)
             definitions += [_with_schema(each, path) for each in found]
         except DefinitionError as error:
@@ -64,10 +70,24 @@ def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
     return definitions
 
 
+def _check_size(path: Path) -> None:
+    try:
+        n_bytes = path.stat().st_size
+    except OSError as error:
+        raise DefinitionError(f"{path}: it cannot be read ({error.strerror}); correct the path") from error
+    most = _MOST_BYTES.get(path.suffix, _MOST_YAML_BYTES)
+    if n_bytes > most:
+        raise DefinitionError(f"{path}: it has {n_bytes:,} bytes, more than {most:,}; definitions are shorter")
+
+
 def _files(paths: Iterable[str | Path], faults: list[str]) -> Iterator[tuple[Path, Path]]:
     """Yield each definition file, and the folder from which it may import besides its own."""
-    for path in map(Path, paths):
-        if path.is_dir():
+    for text in paths:
+        path = Path(text)
+        if not os.fspath(text):
+            # pathlib takes it for the current folder, whose Python files would be run.
+            faults.append("the path is empty; give a Python or YAML file, or a folder of them")
+        elif path.is_dir():
             before = len(faults)
             files = list(_below(path, faults, set()))
             if not files and len(faults) == before:
@@ -76,8 +96,10 @@ def _files(paths: Iterable[str | Path], faults: list[str]) -> Iterator[tuple[Pat
                     "definitions"
                 )
             yield from ((file, path) for file in files)
-        elif not path.is_file():
+        elif not path.exists():
             faults.append(f"{path}: there is no such file or folder; correct the path")
+        elif not path.is_file():
+            faults.append(f"{path}: it is neither a file nor a folder; give a Python or YAML file, or a folder of them")
         elif path.suffix not in SUFFIXES:
             faults.append(f"{path}: definition files are {', '.join(SUFFIXES)} files; correct the path")
         else:
@@ -108,7 +130,7 @@ def _with_schema(definition: Definition, path: Path) -> Definition:
         if isinstance(definition.stream, (Stream, Sessions)):
             return msgspec.structs.replace(definition, stream=_with_schema(definition.stream, path))
         return definition
-    if isinstance(definition, Stream):
+    if isinstance(definition, Stream) and is_known_format(definition):
         try:
             return msgspec.structs.replace(definition, schema=read_schema(definition.schema, path.parent))
         except DefinitionError as error:
@@ -168,8 +190,10 @@ def _place(path: Path, error: BaseException) -> str:
 def _from_yaml(path: Path) -> list[Definition]:
     try:
         documents = read_documents(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DefinitionError(f"{path}: it cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DefinitionError(f"{path}: it is not text in UTF-8 ({error}); give a YAML file") from error
     except yaml.YAMLError as error:
         raise DefinitionError(f"{path}: it is not YAML: {' '.join(str(error).split())}") from error
     faults: list[str] = []

@@ -11,15 +11,16 @@ import polars as pl
 from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
 from unskew.features.definitions.expressions import Checked, check_expression
-from unskew.features.definitions.vocabulary import Derived, Feature, FeatureView, Sessions, Window
+from unskew.features.definitions.vocabulary import Derived, Entity, Feature, FeatureView, Sessions, Stream, Window
 from unskew.features.definitions.windows import plan_window
-from unskew.features.errors import DefinitionError
+from unskew.features.errors import DefinitionError, shown
 from unskew.features.nearest import nearest
 from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, ValuePlan
 from unskew.features.types import KNOWN, STRING, Type
 from unskew.features.view import AggregationName, Parameters, Scalar, ViewFeature, ViewWindow
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+_DECIMAL_RANGE = ", of at most 2^63 - 1 units of its last digit"
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
 
@@ -29,7 +30,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return nearest(name, known, "known names are") if known else "none is defined"
 
 
-def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions) -> list[str]:
+def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Entity) -> list[str]:
     """Return the faults of what is only shown: it must be text."""
     words = {word: getattr(definition, word) for word in ("description", "owner")}
     return [
@@ -42,6 +43,15 @@ def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessio
 def is_text(text: object) -> bool:
     """Return true if ``text`` is text that can be written; half of a surrogate pair cannot."""
     return isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_beyond(default: object, scale: int) -> bool:
+    """Return true for a number, which is not infinite, of more than 2^63 - 1 units of the last digit."""
+    try:
+        number = Decimal(default) if isinstance(default, int | str | Decimal) else Decimal(0)
+    except (ArithmeticError, ValueError):
+        return False
+    return number.is_finite() and abs(number) > Decimal(INT64_MAX).scaleb(-scale)
 
 
 def _finite(default: object) -> float | None:
@@ -132,15 +142,30 @@ class Slots:
             by=-1 if by is None else list(self._values).index((by.text, by.dtype)),
         )
 
-    def derived(self, place: str, derived: Derived, features: Sequence[FeaturePlan], owner: str) -> DerivedPlan | None:
+    def derived(
+        self, place: str, derived: Derived, features: Sequence[FeaturePlan], others: Iterable[str], owner: str
+    ) -> DerivedPlan | None:
         """Check a feature over other features of its view and return its plan; None if it has a fault.
 
-        ``owner``: the view's owner.
+        ``others``: the names of all derived features. ``owner``: the view's owner.
         """
         self._faults += text_faults(place, derived)
         scalars = {f.name: f.dtype.polars for f in features if not f.dtype.nesting}
         try:
-            checked = check_expression(derived.expression, scalars, "the view has no other single-valued feature")
+            checked = check_expression(
+                derived.expression,
+                scalars,
+                "the view has no other single-valued feature",
+                barred={
+                    **{name: f"{name!r} is derived too; write its expression out here" for name in others},
+                    **{
+                        f.name: f"{f.name!r} is {f.dtype}, and a derived feature takes single values; leave it out"
+                        for f in features
+                        if f.dtype.nesting
+                    },
+                    str(derived.name): f"{derived.name!r} is this feature itself; name other features of the view",
+                },
+            )
         except DefinitionError as error:
             self._fault(f"{place}: expression", error)
             return None
@@ -299,15 +324,20 @@ class Slots:
                 "leave it out for null"
                 if (isinstance(default, float) and not math.isfinite(default)) or dtype.nesting
                 else f"give a whole number, or text with at most {dtype.scale} digits after the point"
+                f"{_DECIMAL_RANGE if _is_beyond(default, dtype.scale) else ''}"
                 if dtype.is_decimal
+                else "give one from -2^63 to 2^63 - 1"
+                if dtype.scalar == "int64" and isinstance(default, int) and not isinstance(default, bool)
+                else "give one of at most 1.7e308"
+                if dtype.scalar == "float64" and isinstance(default, int) and not isinstance(default, bool)
                 else f"give {_EXAMPLES.get(dtype.scalar, f'a value of type {dtype}')}"
             )
-            self._fault(place, f"the default {default!r} is not of type {dtype}; {remedy}")
+            self._fault(place, f"the default {shown(default)} is not of type {dtype}; {remedy}")
             return None
         if empty is not None and typed != empty:
             self._fault(
                 place,
-                f"the default {default!r} would never be used, because the value is never null ({empty} on an empty window); leave it out",
+                f"the default {shown(default)} would never be used, because the value is never null ({empty} on an empty window); leave it out",
             )
         return typed
 

@@ -5,6 +5,7 @@ function of a text must be on a list; what is on none of them (``SELECT``, ``rea
 too: engines read it recursively, and a very long one would end the process.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -185,8 +186,21 @@ def _check_symbols(text: str, tokens: list[Token]) -> None:
                 else f"the character {token.text!r}, which no expression contains outside quotes"
             )
             raise DefinitionError(f"the SQL text has {what}; correct it")
-        if token.kind == "number" and len(token.text) > _MAX_DIGITS:
-            raise DefinitionError(f"a number has {len(token.text)} digits, more than {_MAX_DIGITS}; shorten it")
+        if token.kind == "number":
+            _check_number(token.text)
+
+
+def _check_number(text: str) -> None:
+    if len(text) > _MAX_DIGITS:
+        raise DefinitionError(f"a number has {len(text)} digits, more than {_MAX_DIGITS}; shorten it")
+    if text.isdigit():
+        if int(text) > 2**63:
+            raise DefinitionError(f"the number {text[:40]} is beyond 64 bits; write it as a float, for example 1e20")
+        return
+    if math.isinf(float(text)):
+        raise DefinitionError(f"the number {text} is beyond what a float holds, which is about 1.8e308; correct it")
+    if float(text) == 0 and re.search("[1-9]", text.lower().partition("e")[0]):
+        raise DefinitionError(f"the number {text} is so near zero that a float reads it as 0; write 0, or correct it")
 
 
 def _check_size(tokens: list[Token]) -> None:

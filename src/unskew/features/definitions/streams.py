@@ -12,7 +12,7 @@ from unskew.features.definitions.inputs import Path, flat_avro, forms_of, paths_
 from unskew.features.definitions.json_schema import json_columns, json_fields
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.vocabulary import Stream
-from unskew.features.errors import DefinitionError
+from unskew.features.errors import DefinitionError, shown
 from unskew.features.plan import (
     DEFAULT_MAX_AHEAD_US,
     Envelope,
@@ -37,13 +37,16 @@ def plan_stream(stream: Stream) -> StreamPlan:
     faults: list[str] = []
     columns: dict[str, pl.DataType] = {}
     schema: Mapping[str, Any] = {}
-    try:
-        schema = read_schema(stream.schema)
-    except DefinitionError as error:
-        faults += error.faults
-        unread_schema = True
+    unread_schema = True
+    if not is_known_format(stream):
+        faults.append(f"format={stream.format!r} is not known; write one of {', '.join(get_args(PayloadFormat))}")
     else:
-        unread_schema = False
+        try:
+            schema = read_schema(stream.schema)
+        except DefinitionError as error:
+            faults += error.faults
+        else:
+            unread_schema = False
     paths = paths_of(stream.fields, faults)
     envelope, operations = _envelope(stream, faults)
     flat: Mapping[str, Any] | None = None
@@ -53,8 +56,6 @@ def plan_stream(stream: Stream) -> StreamPlan:
     if columns:
         read_as = forms_of(stream.read_as, columns, faults)
         columns |= {column: form.dtype for column, form in read_as.items()}
-    if stream.format not in get_args(PayloadFormat):
-        faults.append(f"format={stream.format!r} is not known; write one of {', '.join(get_args(PayloadFormat))}")
     headers = _headers(stream, faults)
     if columns:
         columns |= _record_columns(stream, headers, columns, faults)
@@ -72,7 +73,7 @@ def plan_stream(stream: Stream) -> StreamPlan:
     records = _records(stream, faults)
     if columns:
         unread = _unread(schema, flat) if not faults else {}
-        faults += _column_faults(stream, partitioned_by, columns, unread if stream.format == "avro" else {})
+        faults += _column_faults(stream, partitioned_by, columns, {} if stream.format == "json" else unread)
     settle_us = _duration(stream.settle, "settle", faults)
     max_age_us = _duration(stream.max_age, "max_age", faults)
     if max_age_us == 0:
@@ -112,6 +113,11 @@ def plan_stream(stream: Stream) -> StreamPlan:
         refuses_others=stream.other_operations == "dead_letter",
         unread={name: kind for name, kind in unread.items() if name not in columns},
     )
+
+
+def is_known_format(stream: Stream) -> bool:
+    """Return true if the stream's format is one of those that can be read; otherwise its schema says nothing."""
+    return isinstance(stream.format, str) and stream.format in get_args(PayloadFormat)
 
 
 def _unread(schema: Mapping[str, Any], flat: Mapping[str, Any] | None) -> dict[str, str]:
@@ -154,6 +160,10 @@ def _envelope(stream: Stream, faults: list[str]) -> tuple[Envelope | None, tuple
         )
     if envelope == "connect" and stream.format != "json":
         faults.append("envelope='connect' is for JSON; Kafka Connect's Avro has none, so leave it out")
+    if envelope == "debezium" and stream.format == "protobuf":
+        faults.append(
+            "envelope='debezium' is for Avro and JSON; leave it out, or have the connector write one of these"
+        )
     operations = column_names(stream.operations)
     known = get_args(Operation)
     if operations is None or not all(each in known for each in operations) or len(set(operations)) < len(operations):
@@ -228,10 +238,15 @@ def _schema_ids(stream: Stream, faults: list[str]) -> tuple[int, ...]:
     given = stream.schema_ids
     ids: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if not all(type(each) is int and 0 <= each < 2**32 for each in ids) or len(set(ids)) < len(ids):
-        faults.append(f"schema_ids={given!r} is not a list of different schema ids; write for example [7, 8]")
+        faults.append(
+            f"schema_ids={shown(given)} is not a list of schema ids; they are whole numbers from 0 to 4294967295, each once: write "
+            "for example [7, 8]"
+        )
         return ()
     if ids and stream.format == "json":
-        faults.append("schema_ids applies to Avro only, because JSON values name their fields; leave it out")
+        faults.append(
+            "schema_ids applies to Avro and Protobuf only, because JSON values name their fields; leave it out"
+        )
     return tuple(ids)
 
 
@@ -244,7 +259,12 @@ def _records(stream: Stream, faults: list[str]) -> tuple[str, ...]:
         faults.append(f"records={stream.records!r} is not the name of a record type; give one, or a list of them")
     elif stream.format == "json":
         faults.append(
-            "records applies to Avro only; for JSON, choose events by a field that says what they are: where=\"type = 'order'\""
+            "records applies to Avro and Protobuf only; for JSON, choose events by a field that says what they are: where=\"type = 'order'\""
+        )
+    elif stream.envelope == "debezium":
+        faults.append(
+            "records has no effect with envelope='debezium', because every change event has the same record type; leave it out, "
+            "and choose events with operations"
         )
     return names or ()
 
@@ -271,6 +291,10 @@ def _record_columns(
     found: dict[str, pl.DataType] = {}
     if stream.key_format not in get_args(KeyFormat):
         faults.append(f"key_format={stream.key_format!r} is not known; write one of {', '.join(get_args(KeyFormat))}")
+    if stream.key_column is None and stream.key_format != "string":
+        faults.append(
+            f"key_format={stream.key_format!r} has no effect without key_column; name the key's column, or leave it out"
+        )
     if stream.key_column is not None:
         found[str(stream.key_column)] = pl.String() if stream.key_format == "string" else pl.Int64()
     for column in headers:
@@ -306,8 +330,11 @@ def _column_faults(
     ]
     dtype = columns.get(str(stream.event_time))
     if dtype is not None and dtype != TIMESTAMP:
+        can_be_read = dtype.is_integer() or dtype.is_float() or dtype == pl.String()
+        form = "iso" if dtype == pl.String() else "unix-ms"
+        read_as = f"say what it holds with read_as={{{stream.event_time!r}: {form!r}}}, or " if can_be_read else ""
         faults.append(
-            f"event_time: column {stream.event_time!r} is {dtype}; "
+            f"event_time: column {stream.event_time!r} is {dtype}; {read_as}"
             "give it the Avro logical type timestamp-millis or timestamp-micros, or in a JSON Schema the format date-time or unix-time-ms"
         )
     return faults

@@ -33,7 +33,8 @@ class Stream(msgspec.Struct, frozen=True):
     all topics that it matches; new ones join while the pipeline runs. The partitions of several topics are numbered one
     after the other, topic by topic, and archived together under the stream's name.
     ``schema``: the Avro reader schema: a path (relative to the definition file), JSON text, or the parsed JSON. With
-    ``format="json"``, it may also be a JSON Schema. Fields of types that have no column (arrays, for example) are left
+    ``format="json"``, it may also be a JSON Schema; with ``format="protobuf"``, which needs a Schema Registry, it names
+    the columns that are read of Protobuf messages. Fields of types that have no column (arrays, for example) are left
     out.
     ``event_time``: the column that says when the event happened, a timestamp.
     ``key_column``: a column, besides those of the schema, that holds the record key. ``key_format``: ``"string"``
@@ -48,8 +49,8 @@ class Stream(msgspec.Struct, frozen=True):
     ``max_age``: older events become dead letters. ``max_ahead``: a record becomes a dead letter if its producer's
     timestamp (CreateTime) lies further than this past the present; if left out it is 5 s.
     ``aliases``: other names by which views may refer to the stream.
-    ``schema_ids``: for Avro, the schema ids of the messages that may be events; any other is a dead letter. If left
-    out, and without a Schema Registry, that is the id with which a partition begins. ``records``: with a Schema
+    ``schema_ids``: for Avro and Protobuf, the schema ids of messages that may be events; any other is a dead letter.
+    If left out, and without a Schema Registry, that is the id with which a partition begins. ``records``: with a Schema
     Registry, the name(s) of the record types that are events, with or without namespace; if left out, the name of
     ``schema`` and its aliases. Records of other types are ignored and counted.
     ``fields``: columns whose values lie elsewhere in a message: a mapping from column to path, with dots between the

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from typing_extensions import override
 
@@ -22,7 +23,7 @@ from unskew.pipelines.decoding.branching import Target, reads_of, reads_record
 from unskew.pipelines.decoding.changes import Changes
 from unskew.pipelines.decoding.decoder import Decoded, Decoder, Read, merged
 from unskew.pipelines.decoding.json import JsonDecoder
-from unskew.pipelines.decoding.reading import Accepted, Reads, Unframed
+from unskew.pipelines.decoding.reading import Accepted, Reads, Unframed, read_by_choice
 from unskew.pipelines.decoding.writers import Schemas, Writers
 from unskew.pipelines.kafka.poll import Poll
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
@@ -59,11 +60,26 @@ class AvroDecoder(Decoder):
         self._listed = Accepted(frozenset(stream.schema_ids), listed=True) if stream.schema_ids else None
         self._began = dict(began or {})
         self.asks = schemas is not None
+        raw = {column: form.raw for column, form in stream.read_as.items()}
+        self._empty = pl.DataFrame(schema={**self.payload, **raw})
+        self._writers: Writers | None
         target = Target.of(stream)
 
         def of_record(writer: Mapping[str, Any]) -> Reads:
             return Changes(writer, stream, target) if stream.envelope == "debezium" else reads_record(writer, target)
 
+        if stream.format == "protobuf":
+            # Its packages are an extra.
+            from unskew.pipelines.decoding.protobuf import messages_of  # noqa: PLC0415
+
+            if schemas is None:
+                raise DefinitionError(
+                    f"stream {stream.name}: messages in Protobuf are read with their writers' schemas, which only a Schema "
+                    "Registry knows; use --schema-registry"
+                )
+            self._own: Reads = Unframed(stream.topic)
+            self._writers = Writers(stream.topic, schemas.files, lambda files: messages_of(files, target), monotonic)
+            return
         if stream.envelope == "debezium" and not is_envelope(stream.schema):
             if schemas is None:
                 raise DefinitionError(
@@ -71,16 +87,14 @@ class AvroDecoder(Decoder):
                     "events are written; give it the schema of the whole event, with op and after, or use --schema-registry"
                 )
             # Only messages without a frame come to it.
-            self._own: Reads = Unframed(stream.topic)
+            self._own = Unframed(stream.topic)
         else:
             self._own = of_record(stream.schema)
         self._writers = (
             None
             if schemas is None
-            else Writers(stream.topic, schemas, lambda writer: reads_of(writer, target, of_record), monotonic)
+            else Writers(stream.topic, schemas.writer, lambda writer: reads_of(writer, target, of_record), monotonic)
         )
-        raw = {column: form.raw for column, form in stream.read_as.items()}
-        self._empty = pl.DataFrame(schema={**self.payload, **raw})
         self._compare_beginnings()
 
     @override
@@ -101,23 +115,22 @@ class AvroDecoder(Decoder):
         if self._writers is None:
             return merged([self._own.read(rows, values, reasons, self._accepted(poll))], self._empty)
         ids = schema_ids_of(cast("list[bytes]", values) if None not in values else [value or b"" for value in values])
-        found, counts = np.unique(ids, return_counts=True)
-        parts = []
-        # Those of most messages first: there may be more unknown ids than may be asked for.
-        for schema_id in found[np.argsort(-counts, kind="stable")].tolist():
-            places = np.flatnonzero(ids == schema_id)
-            # Without a frame any reading can give the reason.
-            reads = self._own if schema_id < 0 else self._find(schema_id, decided=poll.decided)
-            if isinstance(reads, Rejection):
-                reasons |= dict.fromkeys(rows[places].tolist(), reads)
-                self.incompatible += len(places)
-            elif reads is not None:
-                chosen = values if len(found) == 1 else [values[at] for at in places.tolist()]
-                parts.append(reads.read(rows[places], chosen, reasons))
-        return merged(parts, self._empty)
+
+        def refuse(places: npt.NDArray[np.int64], why: Rejection) -> None:
+            reasons.update(dict.fromkeys(rows[places].tolist(), why))
+            self.incompatible += len(places)
+
+        # Those of most messages come first, because there may be more unknown ids than may be asked for.
+        read, frame = read_by_choice(
+            ids, lambda schema_id: self._find(schema_id, decided=poll.decided), rows, values, reasons, refuse=refuse
+        )
+        return (read, frame) if len(read) else (read, self._empty)
 
     def _find(self, schema_id: int, *, decided: bool) -> Rejection | Reads | None:
         assert self._writers is not None
+        if schema_id < 0:
+            # Without a frame any reading can give the reason.
+            return self._own
         if self._listed is not None and schema_id not in self._listed.ids:
             return Rejection("schema", self._listed.fault(schema_id))
         return self._writers.find(schema_id, decided=decided)

@@ -13,7 +13,6 @@ from typing import Any
 import fastavro
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from unskew.features.definitions.avro_schema import (
     AvroField,
@@ -27,8 +26,8 @@ from unskew.features.definitions.inputs import names_along, row_of
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.avro_walk import Branches
-from unskew.pipelines.decoding.decoder import Read, merged
-from unskew.pipelines.decoding.reading import Accepted, Reading, Reads
+from unskew.pipelines.decoding.decoder import Read
+from unskew.pipelines.decoding.reading import Accepted, Reading, Reads, read_by_choice
 from unskew.pipelines.decoding.resolve import Incompatible, mismatch
 
 _PLAIN = "Plain"
@@ -217,35 +216,17 @@ class _Choosing:
     ) -> Read:
         """Return columns of the stream; see ``Reads``."""
         branches, messages = self.choice.cut([value or b"" for value in values])
-        parts = []
-        n_branches = len(self.fields[self.at].avro)
-        for branch in np.unique(branches).tolist():
-            found = np.flatnonzero(branches == branch)
-            if 0 <= branch < n_branches:
-                reads = self._chosen(branch)
-                taken: list[bytes | None] = [messages[at] for at in found.tolist()]
-                if isinstance(reads, Rejection):
-                    self._refuse(rows[found], [values[at] for at in found.tolist()], reasons, accepted, reads)
-                else:
-                    parts.append(reads.read(rows[found], taken, reasons, accepted))
-            else:
-                why = Rejection("malformed", "not a record of the schema")
-                self._refuse(rows[found], [values[at] for at in found.tolist()], reasons, accepted, why)
-        return merged(parts, pl.DataFrame())
 
-    def _refuse(
-        self,
-        rows: npt.NDArray[np.int64],
-        values: Sequence[bytes | None],
-        reasons: dict[int, Rejection],
-        accepted: Accepted | None,
-        why: Rejection,
-    ) -> None:
-        """Note why messages are refused: what is wrong with the message itself comes first."""
-        sound = self.whole.sound(rows, values, reasons, accepted)
-        reasons |= dict.fromkeys(sound.tolist(), why)
+        def refuse(places: npt.NDArray[np.int64], why: Rejection) -> None:
+            # What is wrong with the message itself comes first.
+            sound = self.whole.sound(rows[places], [values[at] for at in places.tolist()], reasons, accepted)
+            reasons.update(dict.fromkeys(sound.tolist(), why))
+
+        return read_by_choice(branches, self._chosen, rows, messages, reasons, accepted, refuse=refuse)
 
     def _chosen(self, branch: int) -> Reads | Rejection:
+        if not 0 <= branch < len(self.fields[self.at].avro):
+            return Rejection("malformed", "not a record of the schema")
         if branch not in self.chosen:
             if self.kinds.n_made >= _MOST_KINDS:
                 self.kinds.n_made = 0
@@ -325,16 +306,9 @@ class _Union:
     ) -> Read:
         """Return columns of the stream; see ``Reads``. Messages of other types are neither read nor refused."""
         branches, messages = self._choice.cut([value or b"" for value in values])
-        parts = []
-        for branch in np.unique(branches).tolist():
-            chosen = np.flatnonzero(branches == branch)
-            reads = (
-                self._branches[branch]
-                if 0 <= branch < len(self._branches)
-                else Rejection("malformed", "not a record of the schema (a union has no such branch)")
-            )
-            if isinstance(reads, Rejection):
-                reasons |= dict.fromkeys(rows[chosen].tolist(), reads)
-            elif reads is not None:
-                parts.append(reads.read(rows[chosen], [messages[at] for at in chosen.tolist()], reasons, accepted))
-        return merged(parts, pl.DataFrame())
+        return read_by_choice(branches, self._branch, rows, messages, reasons, accepted)
+
+    def _branch(self, branch: int) -> Reads | Rejection | None:
+        if not 0 <= branch < len(self._branches):
+            return Rejection("malformed", "not a record of the schema (a union has no such branch)")
+        return self._branches[branch]

@@ -17,6 +17,8 @@ from unskew.features.time import DAY_US, MAX_INSTANT_US, MIN_INSTANT_US
 _FIRST_SHOWN_US = -62_135_596_800_000_000
 _LAST_SHOWN_US = 253_402_300_799_999_999
 _DIGITS = 38
+# A decimal has no more units below zero than above.
+_LEAST = -(2**63)
 _US_PER_UNIT = {"millis": 1000, "micros": 1, "s": 1_000_000}
 _SHOWN = "years 1..9999"
 
@@ -117,9 +119,9 @@ def _decimals(unscaled: pl.Series, scale: int, refusals: Refusals) -> pl.Series:
     refusals.refuse(present & ~fits, "range", lambda _: f"{unscaled.name} has more than {_DIGITS} digits")
     # Beyond the limit of values: arithmetic on such a number would fail, and its whole batch with it.
     low, high = words.view(np.int64).T
-    narrow = high == low >> 63
+    narrow = (high == low >> 63) & (low != _LEAST)
     refusals.refuse(
-        present & fits & ~narrow, "range", lambda _: f"{unscaled.name} is beyond 2^63 units of its last digit"
+        present & fits & ~narrow, "range", lambda _: f"{unscaled.name} is beyond 2^63 - 1 units of its last digit"
     )
     fits &= narrow
     validity = pa.array(present & fits).buffers()[1]

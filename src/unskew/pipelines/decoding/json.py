@@ -5,11 +5,13 @@ that msgspec refuses, and the few that msgspec reads differently (equal keys, a 
 gives the reason.
 """
 
+import base64
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -52,6 +54,15 @@ _ESCAPED_KEY = r'\\.(?:[^"\\]|\\.)*"\s*:'
 # ``"a",":x":1``.
 _PLAIN_KEY = re.compile(r'[^"\\\s:\x00-\x1f][^"\\\x00-\x1f]*')
 _NUMBER = re.compile(rb"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_CONNECT_DECIMAL = "org.apache.kafka.connect.data.Decimal"
+_SCALE = re.compile(r"-?[0-9]{1,4}")
+_DIGITS = 38
+# More than so many bytes have more than 38 digits, whatever their sign.
+_MOST_OCTETS = 16
+_LIMIT = Decimal(10) ** _DIGITS
+_EXACT = Context(prec=100)
+_MOST_SCHEMAS = 256
+"""So many texts of schemas in messages are remembered."""
 _string = msgspec.json.Decoder(str).decode
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -71,6 +82,7 @@ class JsonDecoder(Decoder):
         }
         keys = {key for field in self._fields for key in _path(field)}
         # Polars refuses a very long regular expression.
+        self._schemas: dict[bytes, Mapping[str, int]] = {}
         self._quick = all(map(_PLAIN_KEY.fullmatch, keys)) and sum(map(len, keys)) < 100_000
         if self._quick:
             self._event = msgspec.json.Decoder(_event(self._tree, frozenset(stream.read_as))).decode
@@ -93,18 +105,20 @@ class JsonDecoder(Decoder):
     def _read_quickly(self, values: Sequence[bytes | None]) -> Read:
         """Read the messages that msgspec accepts and reads as ``_read_one`` does."""
         texts = [_text(value) for value in values]
+        scales: Sequence[Mapping[str, int]] = [{}] * len(texts)
         if self._stream.envelope is not None:
-            texts = [self._event_text(text) for text in texts]
+            opened = [self._event_text(text) for text in texts]
+            texts, scales = [text for text, _ in opened], [each for _, each in opened]
         # A key that occurs twice makes this greater than the number of keys. There are other causes, so look closer.
         counts = pl.Series(texts, dtype=pl.String).str.count_matches(self._counted).to_list()
         rows, events = [], []
-        for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
+        for row, (text, count, found) in enumerate(zip(texts, counts, scales, strict=True)):
             try:
-                event, n_keys = self._leaves(msgspec.structs.astuple(self._event(text)))
+                event, n_keys = self._leaves(msgspec.structs.astuple(self._event(text)), found)
                 # Whether an object inside has equal keys, only the other reader sees.
                 if count != n_keys and (self._nests or _is_odd(text)):
                     continue
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError, BadMessage):
                 continue
             rows.append(row)
             events.append(event)
@@ -114,36 +128,73 @@ class JsonDecoder(Decoder):
         ]
         return np.array(rows, np.int64), pl.DataFrame(columns).select(list(self._shape) if events else [])
 
-    def _event_text(self, text: str) -> str:
-        """Return the text of the event in its envelope; the empty text unless ``_opened`` certainly finds it there."""
+    def _event_text(self, text: str) -> tuple[str, Mapping[str, int]]:
+        """Return the text of the event in its envelope, and the scales of its decimals, as ``_scales`` returns them.
+
+        The text is empty unless ``_opened`` certainly finds it there.
+        """
         try:
             parts = _alone(text)
             debezium = self._stream.envelope == "debezium"
+            scales: Mapping[str, int] = {}
             if not debezium or ("payload" in parts and "op" not in parts):
+                if self._stream.read_as and "schema" in parts:
+                    scales = self._known_scales(bytes(parts["schema"]))
                 text = bytes(parts["payload"]).decode()
                 parts = _alone(text) if debezium else parts
             if not debezium:
-                return text
-            return bytes(parts["after"]).decode() if _string(parts["op"]) in self._stream.operations else ""
-        except (ValueError, KeyError, RecursionError):
-            return ""
+                return text, scales
+            row = bytes(parts["after"]).decode() if _string(parts["op"]) in self._stream.operations else ""
+        except (ValueError, KeyError, RecursionError, BadMessage):
+            return "", {}
+        else:
+            return row, scales
 
-    def _leaves(self, event: tuple[Any, ...]) -> tuple[Sequence[Any], int]:
-        """Return the values of an event's columns, as ``_read_names``, and the number of keys that it has."""
+    def _known_scales(self, schema: bytes) -> Mapping[str, int]:
+        """Return ``_scales`` of a schema's text, which is the same in most messages."""
+        if schema not in self._schemas:
+            if len(self._schemas) >= _MOST_SCHEMAS:
+                self._schemas.clear()
+            self._schemas[schema] = self._scales(json.loads(schema))
+        return self._schemas[schema]
+
+    def _scales(self, schema: Any) -> dict[str, int]:
+        """Return the scales of the columns of ``read_as`` that are decimals as bytes, by Kafka Connect's schema.
+
+        Raises ``BadMessage`` if a decimal has no scale.
+        """
+        scales: dict[str, int] = {}
+        for field in self._fields:
+            if field.name not in self._stream.read_as:
+                continue
+            part = schema
+            for name in (*(("after",) if self._stream.envelope == "debezium" else ()), *_path(field)):
+                inside = _part(part, "fields")
+                found = inside if isinstance(inside, list) else []
+                part = next((each for each in found if _part(each, "field") == name), None)
+            if _part(part, "name") == _CONNECT_DECIMAL:
+                scales[field.name] = _scale_of(field, _part(_part(part, "parameters"), "scale"))
+        return scales
+
+    def _leaves(self, event: tuple[Any, ...], scales: Mapping[str, int]) -> tuple[Sequence[Any], int]:
+        """Return the values of an event's columns, as ``_read_names``, and the number of keys that it has.
+
+        ``scales``: as ``_scales`` returns them.
+        """
         if not self._nests and not self._stream.read_as:
             return event, len(event) - event.count(msgspec.UNSET)
         values: list[Any] = []
-        return values, self._gather(event, self._tree, values)
+        return values, self._gather(event, self._tree, values, scales)
 
-    def _gather(self, event: tuple[Any, ...], tree: "_Tree", values: list[Any]) -> int:
+    def _gather(self, event: tuple[Any, ...], tree: "_Tree", values: list[Any], scales: Mapping[str, int]) -> int:
         n_keys = len(event) - event.count(msgspec.UNSET)
         for item, inside in zip(event, tree.inside.values(), strict=True):
             if isinstance(inside, JsonField):
-                values.append(_raw_text(item, inside) if type(item) is msgspec.Raw else item)
+                values.append(_raw_text(item, inside, scales) if type(item) is msgspec.Raw else item)
             elif item is None or item is msgspec.UNSET:
                 values += [None] * inside.n_leaves()
             else:
-                n_keys += self._gather(msgspec.structs.astuple(item), inside, values)
+                n_keys += self._gather(msgspec.structs.astuple(item), inside, values, scales)
         return n_keys
 
     def _read_one(self, value: bytes | None) -> tuple[Any, ...]:
@@ -165,14 +216,18 @@ class JsonDecoder(Decoder):
             raise BadMessage("malformed", f"not JSON: {error}") from error
         if not isinstance(pairs, _Pairs):
             raise BadMessage("malformed", "not a JSON object")
+        scales: Mapping[str, int] = {}
         if self._stream.envelope is not None:
+            whole = pairs
             pairs = self._opened(pairs)
+            if self._stream.read_as and whole.has("schema") and whole.has("payload"):
+                scales = self._scales(whole.one("schema"))
         found: dict[str, Any] = {}
-        self._take(pairs, self._tree, found)
+        self._take(pairs, self._tree, found, scales)
         return tuple(found.get(field.name) for field in self._fields)
 
-    def _take(self, pairs: "_Pairs", tree: "_Tree", found: dict[str, Any]) -> None:
-        """Put the values of an object into ``found``, by column."""
+    def _take(self, pairs: "_Pairs", tree: "_Tree", found: dict[str, Any], scales: Mapping[str, int]) -> None:
+        """Put the values of an object into ``found``, by column; ``scales``: as ``_scales`` returns them."""
         met: set[str] = set()
         for key, item in pairs:
             inside = tree.inside.get(key)
@@ -182,11 +237,14 @@ class JsonDecoder(Decoder):
                 raise BadMessage("malformed", f"the key {key!r} is there twice")
             met.add(key)
             if isinstance(inside, JsonField):
-                found[inside.name] = (
-                    _text_of(inside, item) if inside.name in self._stream.read_as else _checked(inside, item)
-                )
+                if inside.name not in self._stream.read_as:
+                    found[inside.name] = _checked(inside, item)
+                elif self._stream.envelope is not None and isinstance(item, _Pairs):
+                    found[inside.name] = _variable_decimal(inside, item)
+                else:
+                    found[inside.name] = _text_of(inside, item, scales)
             elif isinstance(item, _Pairs):
-                self._take(item, inside, found)
+                self._take(item, inside, found, scales)
             elif item is not None or not inside.nullable:
                 raise BadMessage("type", f"{key} is {_word(item)}, not an object")
         for key, inside in tree.inside.items():
@@ -391,27 +449,64 @@ def _checked(field: JsonField, item: Any) -> Any:
     raise BadMessage("type", f"{field.name} is {_word(item)}, not of type {field.kind}")
 
 
-def _raw_text(raw: msgspec.Raw, field: JsonField) -> str | None:
+def _raw_text(raw: msgspec.Raw, field: JsonField, scales: Mapping[str, int]) -> str | None:
     """Return what ``_text_of`` gives of the same value; raises ``ValueError`` where that refuses it."""
     octets = bytes(raw)
     if octets == b"null" and field.nullable:
         return None
     if octets[:1] == b'"':
-        return _string(octets)
+        text = _string(octets)
+        return _decimal(field, text, scales[field.name]) if field.name in scales else text
     if _NUMBER.fullmatch(octets):
         return octets.decode()
     raise ValueError(field.name)
 
 
-def _text_of(field: JsonField, item: Any) -> str | None:
-    """Return a number as it is written, or a text."""
+def _text_of(field: JsonField, item: Any, scales: Mapping[str, int]) -> str | None:
+    """Return a number as it is written, or a text; for a decimal as bytes, the number that they mean."""
     if item is None and field.nullable:
         return None
     if not isinstance(item, str):
         raise BadMessage("type", f"{field.name} is {_word(item)}, neither a number nor a text")
     if type(item) is str and not _is_text(item):
         raise BadMessage("encoding", f"{field.name} has half a surrogate pair")
-    return str(item)
+    return _decimal(field, item, scales[field.name]) if type(item) is str and field.name in scales else str(item)
+
+
+def _decimal(field: JsonField, text: str, scale: int) -> str:
+    """Return a decimal that Kafka Connect wrote as the bytes of its unscaled number, in base64."""
+    try:
+        octets = base64.b64decode(text, validate=True)
+    except ValueError:
+        octets = b""
+    if not octets:
+        raise BadMessage("type", f"{field.name}: {text[:40]!r} is not a decimal as bytes in base64")
+    number = Decimal(int.from_bytes(octets[: _MOST_OCTETS + 1], "big", signed=True)).scaleb(-scale, _EXACT)
+    if len(octets) > _MOST_OCTETS or abs(number) >= _LIMIT:
+        raise BadMessage("range", f"{field.name} has more than {_DIGITS} digits")
+    return format(number, "f")
+
+
+def _variable_decimal(field: JsonField, pairs: _Pairs) -> str:
+    """Return a decimal that has its scale beside it, as Debezium writes those of columns without one."""
+    if sorted(key for key, _ in pairs) != ["scale", "value"] or type(pairs.one("value")) is not str:
+        raise BadMessage("type", f"{field.name} is an object, neither a number nor a text nor a VariableScaleDecimal")
+    return _decimal(field, pairs.one("value"), _scale_of(field, pairs.one("scale")))
+
+
+def _scale_of(field: JsonField, scale: Any) -> int:
+    if not isinstance(scale, (str, int)) or not _SCALE.fullmatch(str(scale)) or abs(int(scale)) > _DIGITS:
+        raise BadMessage(
+            "schema", f"{field.name} is a decimal with the scale {str(scale)[:40]!r}, not one of up to {_DIGITS}"
+        )
+    return int(scale)
+
+
+def _part(item: Any, key: str) -> Any:
+    """Return the last value of a key of an object, as either reader returns objects; None if it is not there."""
+    if isinstance(item, _Pairs):
+        return next((part for name, part in reversed(item) if name == key), None)
+    return item.get(key) if isinstance(item, Mapping) else None
 
 
 def _word(item: Any) -> str:

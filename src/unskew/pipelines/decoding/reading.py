@@ -6,7 +6,7 @@ fastavro one by one; both paths give the same columns.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -61,6 +61,38 @@ class Reads(Protocol):
 
         Note a reason for each message that is not an event.
         """
+
+
+def read_by_choice(
+    choices: npt.NDArray[np.int64],
+    way: Callable[[int], Reads | Rejection | None],
+    rows: npt.NDArray[np.int64],
+    messages: Sequence[bytes | None],
+    reasons: dict[int, Rejection],
+    accepted: Accepted | None = None,
+    *,
+    refuse: Callable[[npt.NDArray[np.int64], Rejection], None] | None = None,
+) -> Read:
+    """Return columns of the stream from messages that each make a choice, such as a schema or a branch of a union.
+
+    ``choices``: the choice of each of ``messages``. ``way``: returns how messages of a choice are read, or why they are
+    refused; None if they are ignored. It is asked about the choice of most messages first. ``refuse``: notes the reason
+    for the messages at some places of ``messages``; if None, it is noted as it is.
+    """
+    found, counts = np.unique(choices, return_counts=True)
+    parts = []
+    for choice in found[np.argsort(-counts, kind="stable")].tolist():
+        places = np.flatnonzero(choices == choice)
+        reads = way(choice)
+        if isinstance(reads, Rejection):
+            if refuse is None:
+                reasons |= dict.fromkeys(rows[places].tolist(), reads)
+            else:
+                refuse(places, reads)
+        elif reads is not None:
+            chosen = messages if len(found) == 1 else [messages[at] for at in places.tolist()]
+            parts.append(reads.read(rows[places], chosen, reasons, accepted))
+    return merged(parts, pl.DataFrame())
 
 
 class Reading:

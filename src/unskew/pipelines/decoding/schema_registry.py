@@ -1,5 +1,6 @@
 """Writers' schemas from a Confluent Schema Registry, by the ids that messages carry."""
 
+import base64
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ import fastavro
 from unskew.features.definitions.avro_schema import Unique
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.pipelines.decoding.resolve import Incompatible, Unregistered
+from unskew.pipelines.decoding.writers import Files
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
@@ -21,6 +23,7 @@ _NOT_FOUND = 404
 _REFUSED = range(400, 500)
 _BUSY = (408, 429)
 _LONG_SECRET = 4
+_SERIALIZED = "serialized"
 HOLD_S, HOLD_S_PER_S = 2.0, 1 / 60
 """Unknown ids may hold up the flow for so long in all, and for so many seconds more per second after that."""
 
@@ -61,6 +64,8 @@ class SchemaRegistry:
         config = {"url": self.shown, "timeout": timeout_s, "max.retries": 0, **credentials}
         try:
             self._client = SchemaRegistryClient(config)
+            # A client keeps what it got for an id, whatever the form in which it was asked for it.
+            self._serialized = SchemaRegistryClient(config)
         except (ValueError, TypeError) as error:
             raise RequestError(
                 f"--schema-registry {self.shown}: {self._hidden(error)}; give for example http://localhost:8081"
@@ -81,8 +86,8 @@ class SchemaRegistry:
         request, or if this process should stop. No record of the poll has been counted then.
         """
         found = self._ask(partial(self._client.get_schema, schema_id), f"schema {schema_id}", expected=expected)
-        if (found.schema_type or "AVRO") != "AVRO":
-            raise Incompatible(f"it is a schema of {found.schema_type}, not of Avro")
+        if _type(found) != "AVRO":
+            raise Incompatible(f"it is a schema of {_type(found)}, not of Avro")
         named: dict[str, Any] = {}
         try:
             self._refer(found, named, expected=expected)
@@ -102,6 +107,29 @@ class SchemaRegistry:
         # Expanding defines a type wherever it is named, which a schema must not.
         expanded = fastavro.schema.expand_schema(parsed) if refers else schema
         return Unique(expanded).copy(expanded) if refers else schema
+
+    def files(self, schema_id: int, *, expected: bool = False) -> Files:
+        """Return a schema of Protobuf, with all those to which it refers; waits and raises as ``writer`` does."""
+        get = partial(self._serialized.get_schema, schema_id, fmt=_SERIALIZED)
+        found = self._ask(get, f"schema {schema_id}", expected=expected)
+        if _type(found) != "PROTOBUF":
+            raise Incompatible(f"it is a schema of {_type(found)}, not of Protobuf")
+        files: dict[str, bytes] = {}
+        waiting = [("", found)]
+        while waiting:
+            name, schema = waiting.pop()
+            try:
+                files[name] = base64.b64decode(schema.schema_str, validate=True)
+            except ValueError as error:
+                raise Incompatible("the registry does not give schemas of Protobuf in serialized form") from error
+            for reference in schema.references or ():
+                if reference.name not in files:
+                    what = f"schema {reference.subject} version {reference.version}"
+                    question = partial(
+                        self._serialized.get_version, reference.subject, reference.version, fmt=_SERIALIZED
+                    )
+                    waiting.append((reference.name, self._ask(question, what, expected=expected).schema))
+        return tuple(files.items())
 
     def _refer(self, schema: Any, named: dict[str, Any], *, expected: bool) -> None:
         """Parse the schemas to which a schema refers; those to which they refer come first."""
@@ -157,6 +185,10 @@ class SchemaRegistry:
     def _hidden(self, error: Exception) -> str:
         """Return the text of an error without user and password, because the registry may repeat what it was sent."""
         return str(error) if self._secret is None else self._secret.sub("***", str(error))
+
+
+def _type(schema: Any) -> str:
+    return str(schema.schema_type or "AVRO")
 
 
 def _without_credentials(urls: str) -> tuple[str, dict[str, str]]:

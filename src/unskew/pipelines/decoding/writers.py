@@ -7,7 +7,7 @@ is asked for again, with growing pauses; its messages are dead letters until the
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ ANSWERS, ANSWERS_PER_S = 20, 1.0
 
 Then it is not asked for ids that are new, so that a flood of them does not hold up the other messages.
 """
+Files = Sequence[tuple[str, bytes]]
+"""A schema of Protobuf: the names of files and their descriptors, as bytes; the schema itself has the empty name."""
+
 # A registry counts in 32 bits with a sign.
 _LARGEST_ID = 2**31 - 1
 
@@ -40,6 +43,15 @@ class Schemas(Protocol):
         ``Unregistered`` if there is no such schema, ``Incompatible`` if it is not one of records.
         """
 
+    def files(self, schema_id: int, *, expected: bool = False) -> Files:
+        """Return a schema of Protobuf, with those to which it refers; otherwise as ``writer``."""
+
+
+class Ask(Protocol):
+    """A method of ``Schemas``."""
+
+    def __call__(self, schema_id: int, *, expected: bool = False) -> Any: ...
+
 
 @dataclass(slots=True)
 class _Unknown:
@@ -52,16 +64,16 @@ class _Unknown:
 class Writers:
     """The ways to read messages, by schema id.
 
-    ``reads``: makes one from a writer's schema; None if the schema's records are not events of the stream. Raises
-    ``Incompatible``. ``monotonic``: only decides when the registry is asked; what was refused meanwhile is in the
-    journal.
+    ``ask``: returns the schema of an id. ``reads``: makes a way from a writer's schema; None if the schema's records
+    are not events of the stream. Raises ``Incompatible``. ``monotonic``: only decides when the registry is asked; what
+    was refused meanwhile is in the journal.
     """
 
     def __init__(
-        self, topic: str, schemas: Schemas, reads: Callable[[Any], Reads | None], monotonic: Callable[[], float]
+        self, topic: str, ask: Ask, reads: Callable[[Any], Reads | None], monotonic: Callable[[], float]
     ) -> None:
         self._topic = topic
-        self._schemas = schemas
+        self._ask = ask
         self._reads = reads
         self._monotonic = monotonic
         self._found: OrderedDict[int, Reads | Rejection | None] = OrderedDict()
@@ -82,7 +94,7 @@ class Writers:
         if not decided and (refused := self._not_asked(schema_id)) is not None:
             return refused
         try:
-            writer = self._schemas.writer(schema_id, expected=decided)
+            writer = self._ask(schema_id, expected=decided)
             found = self._reads(writer)
         except Unregistered as fault:
             self._answers -= 1

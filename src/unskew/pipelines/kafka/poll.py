@@ -42,7 +42,8 @@ class Poll:
     ``place``: the journal's name of the partition. ``ticket``: the entry that the journal must hold before anything
     that rests on this item is shown. ``replaying``: an earlier run of the process showed more than this partition has
     given so far. ``decided``: an earlier run has read these records, except the ``rejected`` ones. ``schema_id``: the
-    id in the frame of the partition's first record that has one; None if not known.
+    id in the frame of the partition's first record that has one; None if not known. ``resumed``: the partition began
+    with a saved clock, so a view without state has missed what arrived until then; its first item has no records.
     """
 
     stream: str
@@ -61,6 +62,7 @@ class Poll:
     replaying: bool = False
     decided: bool = False
     schema_id: int | None = None
+    resumed: bool = False
 
     @property
     def first_us(self) -> int | None:

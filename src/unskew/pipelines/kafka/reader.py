@@ -377,6 +377,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         # The wall clock when nothing was left to read; None if records have come since.
         self._end_seen_us: int | None = None
         self._begun = False
+        self._resumed = clock_us != NO_CLOCK
         # The id of the first framed record, here because it is saved with the position.
         self.schema_id: int | None = None
         if script is None:
@@ -688,6 +689,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             replaying=self._script is not None,
             decided=decided,
             schema_id=self.schema_id,
+            resumed=self._resumed,
         )
 
     @override

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import not_
 from pathlib import Path
@@ -26,6 +26,7 @@ from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.nearest import nearest
 from unskew.features.plan import Plan
 from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.sinks import durable
 
@@ -196,6 +197,18 @@ def shards_of(folder: Path) -> int:
     return int(found["shards"])
 
 
+def schema_ids_of(folder: Path, streams: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Return, by stream and place, the schema ids with which partitions began, from a state that a process may use now.
+
+    ``streams``: the topics of streams. Raises ``LayoutError`` if there is no state.
+    """
+    found = _read_deployment(folder / DEPLOYMENT)
+    if found is None:
+        raise LayoutError(f"{folder} holds no state; name the --state of the pipeline")
+    journal = Journal(folder / JOURNAL, found["id"], durably=lambda work: work(), still_ours=lambda: None)
+    return {stream: journal.schema_ids(stream) for stream in streams}
+
+
 def _await_store(recovery: Path, going_on: Callable[[], None]) -> None:
     """Wait for the first process of a cluster to make the recovery store."""
     waiting = Retrying(retry=retry_if_result(not_), wait=wait_fixed(0.05), stop=stop_after_delay(STORE_TIMEOUT_S))
@@ -269,11 +282,14 @@ def _read_deployment(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_strangers(folder: Path) -> None:
-    """Refuse a state folder in which another user than this one and root may write.
+    """Refuse a state folder in which another user than this one and root may write, or which one may replace.
 
     Bytewax unpickles what its recovery store holds, so whoever writes there runs code in this process. The group may
-    write if this process's umask lets it: then its user means it to.
+    write if this process's umask lets it: then its user means it to. Whoever may write to a folder above may rename the
+    next one and put another in its place, unless the sticky bit keeps that from all but its owner, as in ``/tmp``. The
+    owner of a folder above may do so, too; root has made room for that owner there, so this is only logged.
     """
+    _refuse_above(folder)
     umask = os.umask(0o077)
     os.umask(umask)
     recovery = folder / RECOVERY
@@ -282,9 +298,9 @@ def refuse_strangers(folder: Path) -> None:
             found = path.stat()
         except FileNotFoundError:
             continue
-        if found.st_uid not in {0, os.geteuid()}:
-            whose = f"belongs to the user {found.st_uid}, and this process runs as {os.geteuid()}"
-        elif found.st_mode & umask & (stat.S_IWGRP | stat.S_IWOTH):
+        if _is_of_others(found):
+            whose = _whose(found)
+        elif found.st_mode & umask & _WRITABLE_BY_OTHERS:
             whose = f"can be written by other users ({stat.filemode(found.st_mode)})"
         else:
             continue
@@ -292,6 +308,60 @@ def refuse_strangers(folder: Path) -> None:
             f"{path} {whose}: whoever writes there can run code in this process, so its content is not read. Make sure "
             f"that nobody has changed it, then let only this process's user write there (chown, chmod go-w)"
         )
+
+
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _refuse_above(folder: Path) -> None:
+    """Refuse a state folder that another user may replace by renaming a folder above it, or a link on the way to it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    sticky = False
+    for path in _way_to(folder):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        is_folder = stat.S_ISDIR(found.st_mode)
+        open_to_others = is_folder and bool(found.st_mode & umask & _WRITABLE_BY_OTHERS)
+        was_sticky, sticky = sticky, open_to_others and bool(found.st_mode & stat.S_ISVTX)
+        if _is_of_others(found) and was_sticky:
+            whose = f"lies where every user may put something, and {_whose(found)}"
+        elif open_to_others and not sticky and path != folder:
+            whose = f"can be written by other users ({stat.filemode(found.st_mode)})"
+        elif _is_of_others(found) and path != folder:
+            _log.warning(
+                "%s %s; that user can replace the state folder %s and so run code in this process",
+                *(path, _whose(found), folder),
+            )
+            continue
+        else:
+            continue
+        raise LayoutError(
+            f"{path} {whose}: whoever writes there can replace the state folder {folder}, and so run code in this "
+            "process. Let only this process's user and root write there (chown, chmod go-w), or name another --state"
+        )
+
+
+def _way_to(folder: Path) -> Iterator[Path]:
+    """Yield all folders and links from the root to a folder, each after what holds it; follow the links."""
+    waiting, seen = [folder.absolute()], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        for step in (*reversed(path.parents), path):
+            yield step
+            if step.is_symlink() and step not in seen:
+                seen.add(step)
+                waiting.append(step.parent / step.readlink())
+
+
+def _is_of_others(found: os.stat_result) -> bool:
+    return found.st_uid not in {0, os.geteuid()}
+
+
+def _whose(found: os.stat_result) -> str:
+    return f"belongs to the user {found.st_uid}, and this process runs as {os.geteuid()}"
 
 
 def make_state_folder(folder: Path) -> None:

@@ -28,6 +28,7 @@ class Slice:
     the poll; None while it has none. ``first_us``: its first arrival in the poll; None without records. ``ended``: the
     partition has reached its end offset and no longer holds back the others. ``n_partitions``: number of partitions of
     the topic. ``replaying``: an earlier run of the process showed more than the partition has given so far.
+    ``resumed``: the partition began with a saved clock, which its first slice carries without events.
     """
 
     view: str
@@ -39,6 +40,7 @@ class Slice:
     ended: bool
     events: pl.DataFrame | None
     replaying: bool = False
+    resumed: bool = False
 
 
 @dataclass(slots=True)
@@ -48,6 +50,18 @@ class _Waiting:
     clocks: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     frames: list[pl.DataFrame] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Beginning:
+    """The beginning of a shard's coverage, as the first slice of each partition gives it, microseconds.
+
+    ``first_us``: the earliest arrival that the shard may have seen; None before one. ``missed_us``: the latest clock
+    that a partition had before the view, up to which the shard may lack events; None if there was none.
+    """
+
+    first_us: int | None = None
+    missed_us: int | None = None
 
 
 class Shard:
@@ -66,8 +80,10 @@ class Shard:
         changelog: Changelog,
         waiting: _Waiting | None = None,
         repeats: Repeats | None = None,
+        beginning: _Beginning | None = None,
     ) -> None:
         self.state = state
+        self._beginning = beginning or _Beginning()
         self._changelog = changelog
         self.repeats = repeats
         if repeats is None and state.view.stream.dedupe_within_us is not None:
@@ -114,6 +130,7 @@ class Shard:
             duplicates_total=self.dropped,
             applied=self._changelog.applied,
             behind=self.behind,
+            begins_us=self._beginning.first_us,
         )
 
     def everything(self, n_rows: int) -> Iterator[Updates]:
@@ -131,17 +148,25 @@ class Shard:
         return known if self.repeats is None else known | self.repeats.knows(keys)
 
     def _note_beginning(self, piece: Slice) -> None:
-        """Until the shard has a clock, move the beginning of its coverage to the earliest instant of any partition.
+        """Until the shard has a clock, find from which instant on it has seen every event of every partition.
 
-        A partition gives its first arrival, or the instant after its first clock: a new view in an old topic has not
-        seen what arrived at that clock. Later instants would depend on how quickly the partitions were read.
+        The first slice of each partition counts; later ones would depend on how quickly the partitions were read. A new
+        view in an old topic has seen nothing that arrived up to the clocks that the partitions had before it, so its
+        coverage begins after the latest of them. A partition without such a clock hides nothing: if that is so for all,
+        coverage begins with the first arrival, or after a clock that came before any.
         """
-        state = self.state
+        if self.state.clock_us is not None or piece.clock_us is None or piece.partition in self._waiting.clocks:
+            return
+        begun = self._beginning
         first_us = piece.first_us
-        if first_us is None and piece.clock_us is not None:
+        if piece.resumed:
+            # Other events of the clock's own instant may still come.
+            first_us = piece.clock_us
+            begun.missed_us = first_us if begun.missed_us is None else max(begun.missed_us, first_us)
+        elif first_us is None:
             first_us = piece.clock_us + 1
-        if state.clock_us is None and first_us is not None:
-            state.since_us = first_us if state.since_us is None else min(state.since_us, first_us)
+        begun.first_us = first_us if begun.first_us is None else min(begun.first_us, first_us)
+        self.state.since_us = begun.first_us if begun.missed_us is None else begun.missed_us + 1
 
     def _note_replay(self, piece: Slice) -> None:
         if not piece.replaying:
@@ -204,6 +229,7 @@ class Shard:
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
             "waiting": to_ipc(pl.concat(frames)) if frames else b"",
+            "begins": (self._beginning.first_us, self._beginning.missed_us),
         }
 
     @classmethod
@@ -227,7 +253,8 @@ class Shard:
             waiting.frames = [from_ipc(saved["waiting"])]
         manifest = msgspec.json.decode(saved["changelog"], type=Manifest)
         state, repeats = restored(changelogs, view, shard, manifest)
-        return cls(state, siblings, Changelog(changelogs, view, shard, manifest), waiting, repeats)
+        beginning = _Beginning(*saved.get("begins", ()))
+        return cls(state, siblings, Changelog(changelogs, view, shard, manifest), waiting, repeats, beginning)
 
 
 class Siblings:

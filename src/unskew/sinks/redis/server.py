@@ -22,6 +22,30 @@ from redis.exceptions import (
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.sinks.redis.url import Address, Client
 
+# Answers that redis-py gives without their first word, or that have none: a part of the text, and what to do.
+_IN_TEXT: Sequence[tuple[str, str]] = (
+    (
+        "DB index is out of range",
+        "the server does not have the database at the end of the URL: write /0 there, or raise the server's databases",
+    ),
+    (
+        "without any password configured",
+        "the server takes no password from the default user: leave the password out of the URL, or give a user too",
+    ),
+    (
+        "invalid username-password pair",
+        "correct the user and password in the URL, with special characters percent-encoded, or enable the user",
+    ),
+    ("invalid password", "correct the password in the URL, with special characters percent-encoded"),
+    ("Authentication required", "give user and password in the URL: redis://user:password@host:port/db"),
+    (
+        "No permissions to access a key",
+        "allow the keys that begin with the prefix to this user; docs/operations.md lists what unskew needs",
+    ),
+    ("Cluster mode is not enabled", "this is a single server: write redis:// in its URL"),
+    ("unknown command 'SENTINEL'", "this is not a sentinel: write redis://host:port/db for a server"),
+)
+
 _REMEDIES: Sequence[tuple[str, type[Exception] | None, str]] = (
     ("OOM", OutOfMemoryError, "the server is at its maxmemory: raise it, or free memory"),
     (
@@ -65,7 +89,8 @@ class Server:
                 ) from error
             if isinstance(error, RedisClusterException):
                 self._forget()
-            raise StoreUnavailable(f"Redis: {text}{self._asked_as(error)}{_remedy(error)}") from error
+            whose = "" if text.startswith("Redis ") else "Redis: "
+            raise StoreUnavailable(f"{whose}{text}{self._asked_as(error)}{_remedy(error)}") from error
         except UnicodeDecodeError as error:
             raise LayoutError(
                 f"Redis holds bytes that are not UTF-8, which unskew did not write ({error.object[:40]!r}); "
@@ -123,6 +148,9 @@ def checked(replies: Sequence[Any], keys: Sequence[str]) -> list[Any]:
 
 def _remedy(error: Exception) -> str:
     """Return what to do about an answer of the server; redis-py leaves out the first word of some, but has a class."""
+    for part, remedy in _IN_TEXT:
+        if part in str(error):
+            return f" ({remedy})"
     for word, kind, remedy in _REMEDIES:
         if str(error).startswith(f"{word} ") or (kind is not None and isinstance(error, kind)):
             return f" ({remedy})"

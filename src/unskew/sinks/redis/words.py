@@ -175,6 +175,10 @@ class Words:
         """Return the fields of these views and of their shards."""
         return [field for field in self._words if field.partition("#")[0].partition("/")[0] in view_ids]
 
+    def view_ids(self) -> set[str]:
+        """Return the view versions that fields name."""
+        return {view for field in self._words if "@" in (view := field.partition("#")[0].partition("/")[0])}
+
     def outdated(self, listing: Listing) -> list[str]:
         """Return the fields that an earlier deployment left."""
         return [field for field in self._words if field == _LOSS or listing.excludes(field)]

@@ -83,7 +83,8 @@ class LogTable:
                 )
             self._table.append(closed)
         # The instant of the clock itself is still open.
-        self._table.cover({"since": updates.since_us, "complete_to": updates.clock_us - 1})
+        since = {"since": updates.since_us, "begins": updates.begins_us}
+        self._table.cover({**since, "complete_to": updates.clock_us - 1})
         ledger = ledger_of(updates)
         if ledger != self._ledger:
             self._ledger = ledger

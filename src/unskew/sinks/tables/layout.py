@@ -56,9 +56,10 @@ class TableFile:
 class ShardCoverage:
     """The coverage of one shard's log.
 
-    ``since_us``: the first arrival seen, None before one. ``complete_to_us``: the last closed instant, None before one.
-    ``ended``: the shard ended without any event or clock, and holds nothing back. ``ledger``: the late events and the
-    repeats up to ``complete_to_us``, and a few after it.
+    ``since_us``: every event from this instant on was seen, None before the first. ``begins_us``: nothing before this
+    instant was seen, None if not known. ``complete_to_us``: the last closed instant, None before one. ``ended``: the
+    shard ended without any event or clock, and holds nothing back. ``ledger``: the late events and the repeats up to
+    ``complete_to_us``, and a few after it.
     """
 
     since_us: int | None
@@ -66,6 +67,7 @@ class ShardCoverage:
     next_sequence: int
     ended: bool = False
     ledger: Ledger = NOTHING_LATE
+    begins_us: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +224,7 @@ def read_coverage(root: Path) -> Coverage | None:
                 next_sequence=int(found["seq"]),
                 ended=found["complete_to"] is None and bool(found.get("ended")),
                 ledger=read_ledger(found.get(LEDGER, {})),
+                begins_us=None if found.get("begins") is None else int(found["begins"]),
             )
         except FileNotFoundError:
             # A run that begins removes the entry of a shard that had ended.
