@@ -15,6 +15,7 @@ NAMES = (
     "bench_wire",
     "bench_peers",
     "bench_join",
+    "bench_checksum",
     "bench_recovery",
     "bench_compaction",
 )

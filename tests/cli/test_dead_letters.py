@@ -237,3 +237,24 @@ def test_a_letter_is_judged_by_the_schema_id_with_which_its_partition_began(scen
     scene.bench.append(topic, [Record(0, time.time_ns() // 1_000_000 + 1, "cid", 1, 1.0, True, START)])
     scene.run()
     assert scene.counted("visits")["dan"] == 2
+
+
+def test_a_partition_that_has_not_begun_must_begin_as_the_others_did(tmp_path: Path) -> None:
+    from unskew.pipelines.replay import Checks, Resend
+    from unskew.pipelines.state.journal import Journal, Placed
+
+    (tmp_path / "deployment.json").write_text(json.dumps({"id": "one"}))
+    journal = Journal(tmp_path / "journal", "one", durably=lambda work: work(), still_ours=lambda: None)
+    (tmp_path / "journal").mkdir()
+    journal.ensure(journal.note(Placed("orders orders/0", 0, 5, START, schema_id=7)))
+    journal.close()
+    (tmp_path / "purchase.avsc").write_text(json.dumps(SCHEMA))
+    (tmp_path / "views.yaml").write_text(DEFINITIONS.format(topic="orders"))
+    checks = Checks(load(tmp_path / "views.yaml"), None, tmp_path)
+
+    for partition in (0, 1):
+        record = Resend("orders", "orders", partition, 9, None, b"\0\0\0\0\7" + GOOD.value()[5:], None)
+        other = Resend("orders", "orders", partition, 9, None, b"\0\0\0\0\x08" + GOOD.value()[5:], None)
+
+        assert checks.fault(record, twice=False) is None
+        assert str(checks.fault(other, twice=False)).startswith("unknown schema id 8; the partition began with 7")

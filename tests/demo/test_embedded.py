@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -13,6 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from unskew.demo import embedded
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.features.errors import StoreUnavailable
 
 OWNER = """
 import sys, time
@@ -76,6 +79,21 @@ def test_a_stopped_broker_can_be_started_again_and_is_empty():
         assert _watermarks(broker, "topic") == (0, 1)
     with broker:
         assert _watermarks(broker, "topic") == (0, 0)
+
+
+def test_a_broker_that_does_not_answer_is_an_error_and_stops(monkeypatch):
+    monkeypatch.setattr(embedded, "ANSWERS_WITHIN_S", 0.1)
+    hanging = threading.Event()
+    with EmbeddedBroker() as broker:
+        library, cluster, handle = broker._library, broker._cluster, broker._handle
+        broker._library = SimpleNamespace(rd_kafka_mock_topic_create=lambda *_arguments: hanging.wait())
+
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.1 s; start again"):
+            broker.create_topic("topic", 1)
+
+    hanging.set()
+    library.rd_kafka_mock_cluster_destroy(cluster)
+    library.rd_kafka_destroy(handle)
 
 
 def test_a_partition_keeps_its_newest_five_mebibytes_as_sent(mock_broker):

@@ -114,6 +114,43 @@ def test_a_writer_s_schema_may_change_in_the_middle_of_a_topic(computed, registr
     ]
 
 
+def test_messages_in_protobuf_of_two_schemas_make_features_also_after_a_restart(computed, registry):
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    pools = []
+    for schema_id, kind in ((1, kinds.TYPE_INT32), (2, kinds.TYPE_SINT64)):
+        file = descriptor_pb2.FileDescriptorProto(name="r.proto", package="shop", syntax="proto3")
+        fields = (("user", kinds.TYPE_STRING), ("n", kind), ("at", kinds.TYPE_INT64))
+        for number, (name, each) in enumerate(fields, start=schema_id):
+            field = (file.message_type or [file.message_type.add(name="R")])[0].field.add(name=name, number=number)
+            field.type, field.label = each, kinds.LABEL_OPTIONAL
+        registry.put_protobuf(schema_id, file)
+        pools.append(descriptor_pool.DescriptorPool())
+        pools[-1].AddSerializedFile(file.SerializeToString())
+
+    def value(schema_id, n):
+        made = message_factory.GetMessageClass(pools[schema_id - 1].FindMessageTypeByName("shop.R"))
+        body = made(user="a", n=n, at=NOON_MS).SerializeToString()
+        return None, b"\0" + schema_id.to_bytes(4, "big") + b"\0" + body, None
+
+    more = {
+        "schema": record({"name": "user", "type": "string"}, {"name": "n", "type": "long"}),
+        "registry": f"http://{registry.address}",
+        "format": "protobuf",
+    }
+    features = [Feature("n", agg.sum("n"), Lifetime())]
+    cut = (None, value(1, 5)[1][:-1], None)
+
+    computed([value(1, 1), cut, value(2, -10)], features, **more)
+    rest = [*[cut] * 4, value(2, 100), value(1, 1000), cut]
+    archive, dead, log = computed(rest, features, topic=computed.topic, **more)
+
+    assert archive.sort("_offset").select("_offset", "n").rows() == [(0, 1), (2, -10), (7, 100), (8, 1000)]
+    assert dead.sort("offset").select("offset", "kind").rows() == [(at, "malformed") for at in (1, 3, 4, 5, 6, 9)]
+    assert log.sort("seq")["n"].to_list() == [1, -9, 91, 1091]
+
+
 def test_an_id_that_comes_later_is_not_read_with_the_schema_of_the_first_one_nor_after_a_restart(computed):
     schema = record({"name": "user", "type": "string"}, {"name": "n", "type": "int"}, {"name": "m", "type": "int"})
     swapped = record({"name": "user", "type": "string"}, {"name": "m", "type": "int"}, {"name": "n", "type": "int"})

@@ -79,6 +79,22 @@ def test_a_state_that_replaces_another_removes_its_values_first_and_the_other_st
     _run(first.plan, second)
 
 
+@pytest.mark.parametrize("kept", ["log", "archive"])
+def test_a_run_that_its_tables_refuse_removes_nothing_of_the_state_that_it_replaces(
+    bench: Bench, redis_client: "redis.Redis", kept: str
+) -> None:
+    first = bench.run(bench.produce(RECORDS))
+    prefix = first.deployment.prefix
+    before = _everything(redis_client, prefix)
+    second = replace(bench.deployment(prefix=prefix), replace=True, **{kept: getattr(first.deployment, kept)})
+
+    with pytest.raises(LayoutError, match="was published by an earlier run, but there is no saved state"):
+        _run(first.plan, second)
+
+    assert _everything(redis_client, prefix) == before
+    assert not second.state.exists()
+
+
 def test_a_running_pipeline_that_is_replaced_stops(bench: Bench, redis_client: "redis.Redis") -> None:
     topic = bench.produce(RECORDS)
     outcome = Outcome(plan(topic), bench.deployment(epoch_s=0.0, poll_records=6))

@@ -1,5 +1,6 @@
 """A Schema Registry small enough to stand in a test: real HTTP, a few answers."""
 
+import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,18 @@ class Registry:
 
     def put(self, schema_id, schema, **more):
         self.answers[f"/schemas/ids/{schema_id}"] = {"schema": json.dumps(schema), **more}
+
+    def put_protobuf(self, schema_id, file, *imported):
+        """Descriptors, as a registry returns them with ``format=serialized``; those of ``imported`` are references."""
+
+        def schema(each, **more):
+            return {"schemaType": "PROTOBUF", "schema": base64.b64encode(each.SerializeToString()).decode(), **more}
+
+        references = [{"name": each.name, "subject": each.name.replace("/", "-"), "version": 1} for each in imported]
+        self.answers[f"/schemas/ids/{schema_id}"] = schema(file, references=references)
+        for each, reference in zip(imported, references, strict=True):
+            subject = reference["subject"]
+            self.answers[f"/subjects/{subject}/versions/1"] = schema(each, subject=subject, version=1, id=1_000)
 
     def close(self):
         self.server.shutdown()

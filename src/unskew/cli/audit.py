@@ -52,22 +52,23 @@ def audit(
 
     \b
     Columns of the table, each a number:
-        events          events that the view aggregates, in the archive (sessions, for a view over sessions)
-        log samples     (entity, instant) pairs that were joined from the log and recounted; of these:
-        on arrivals       at the very instant at which an event of the entity arrived
-        on hops           at the very instant at which an event entered or left a window
+        events          archived events that the view aggregates (or sessions)
+        log samples     (entity, instant) pairs, from the log and recounted:
+        on arrivals       at the instant at which an event of the entity arrived
+        on hops           at the instant at which an event entered or left
         1 µs beside       one microsecond before or after such an instant
-        log rows          the instant, cause and event of the log's row were compared too
+        log rows          instant, cause and event of the row were compared too
         not empty         some window held an event
         Redis entities  entities that were read from Redis and recounted
         present           of these, entities that had a row in Redis
-        provisional     not compared: Redis may not yet have held all events of the instant
-        ahead           not compared: log and archive had not been published up to the instant
-        unknown         not compared: the archive does not have all events that the windows may hold
+        provisional     not compared: Redis may not yet have held all events then
+        ahead           not compared: log and archive were not there yet
+        unknown         not compared: the archive lacks events of the windows
 
     \b
     Example:
-        unskew audit --definitions examples/complete_journey --log data/log --archive data/archive --samples 10000
+        unskew audit --definitions examples/complete_journey --log data/log \\
+            --archive data/archive --samples 10000
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -64,7 +64,8 @@ def compact(
     If a file is damaged or its content does not match its name, the command exits with 1, after merging all the others.
 
     \b
-    All three:        unskew compact --log data/log --archive data/archive --dead-letters data/dead_letters
+    All three:        unskew compact --log data/log --archive data/archive \\
+                          --dead-letters data/dead_letters
     One view's log:   unskew compact household_purchases --log data/log
     What it would do: unskew compact --log data/log --dry-run
     """

@@ -27,8 +27,9 @@ def dead_letters() -> None:
 
     \b
     What came:      unskew dead-letters list --dead-letters data/dead_letters
-    One of them:    unskew dead-letters show purchases/3/4711 --dead-letters data/dead_letters
-    Mend and send:  unskew dead-letters show --reason range --output letters.jsonl ...
+    One of them:    unskew dead-letters show purchases/3/4711 \\
+                        --dead-letters data/dead_letters
+    Mend and send:  unskew dead-letters show --reason range -o letters.jsonl ...
                     (edit letters.jsonl: put the right object under "mended")
                     unskew dead-letters replay letters.jsonl --yes ...
     """
@@ -75,7 +76,8 @@ def list_(
 
     \b
     Example:
-        unskew dead-letters list --topic purchases --since 2026-01-01T00:00:00Z --reason truncated
+        unskew dead-letters list --topic purchases --reason truncated \\
+            --since 2026-01-01T00:00:00Z
     """
     from rich.table import Table
 
@@ -116,7 +118,7 @@ def list_(
     console.print(by_kind)
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Show whole letters, or write them to a file to be mended.")
 @click.argument("places", metavar="[TOPIC/PARTITION/OFFSET...]", nargs=-1)
 @_folders
 @_filters
@@ -149,7 +151,8 @@ def show(
     \b
     Examples:
         unskew dead-letters show purchases/3/4711 --definitions definitions/
-        unskew dead-letters show --reason range --output letters.jsonl --definitions definitions/
+        unskew dead-letters show --reason range --output letters.jsonl \\
+            --definitions definitions/
     """
     from unskew.features.errors import RequestError
     from unskew.offline.dead_letters import as_json, find, letters
@@ -175,7 +178,7 @@ def show(
         _print(letter, _decoded(checks, letter))
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Send letters again, mended or unchanged.")
 @click.argument("file", required=False, type=settings.LocalPath())
 @_folders
 @_filters
@@ -234,9 +237,11 @@ def replay(
 
     \b
     Examples:
-        unskew dead-letters replay letters.jsonl --definitions definitions/           (says what would be sent)
-        unskew dead-letters replay letters.jsonl --definitions definitions/ --yes
-        unskew dead-letters replay --reason schema --definitions definitions/ --yes   (the schema was registered since)
+        unskew dead-letters replay letters.jsonl --definitions defs/
+            (says what would be sent)
+        unskew dead-letters replay letters.jsonl --definitions defs/ --yes
+        unskew dead-letters replay --reason schema --definitions defs/ --yes
+            (the schema was registered since)
     """
     from unskew.features.errors import RequestError, StoreUnavailable
     from unskew.offline.dead_letters import Mended, find, letters, read_mended

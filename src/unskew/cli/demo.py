@@ -32,7 +32,6 @@ PLAIN_WIDTH = 120
 def demo(output: Path, rows: int | None, seed: int) -> None:
     """Stream a year of real purchases through broker, pipeline, Redis and log, and check every result.
 
-    \b
     The demo starts its own broker and Redis, streams The Complete Journey and generated page views through
     `unskew run`, stops it half-way and resumes it, then shows features read from Redis, a training set of
     10,000 labels, and the audit. It needs no Docker, and exits with 0 only if everything agrees.

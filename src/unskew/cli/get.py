@@ -26,8 +26,8 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
     takes a KEY for each, in their order. Needs only Redis: definitions are those that `unskew run` published.
 
     \b
-    Status: present; default (every value is that of an entity without events); warming (a window begins before the
-    pipeline's first event).
+    Status: present; default (every value is that of an entity without events);
+    warming (a window begins before the pipeline's first event).
     A provisional value may still change as of its instant.
 
     \b
@@ -92,7 +92,11 @@ def _print_table(
 
     from unskew.cli.tables import shown
 
-    entity = ", ".join(f"{name} {key}" for name, key in zip(view.entity.keys, keys, strict=True))
+    # An empty key, or one with spaces at its ends, would not be seen.
+    entity = ", ".join(
+        f"{name} {key if key and key == key.strip() else repr(key)}"
+        for name, key in zip(view.entity.keys, keys, strict=True)
+    )
     how = f"{status}, provisional" if provisional else status
     table = Table(
         title=lines(

@@ -17,7 +17,7 @@ def log() -> None:
     """Look into the Parquet log: every value that was ever served, with the instant from which it was valid."""
 
 
-@log.command()
+@log.command(short_help="Show the first rows of VIEW.")
 @click.argument("view")
 @settings.definitions
 @settings.log
@@ -27,7 +27,8 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
 
     \b
     Example:
-        unskew log head household_purchases --definitions examples/complete_journey --log data/log
+        unskew log head household_purchases --log data/log \\
+            --definitions examples/complete_journey
     """
     from rich.table import Table
 
@@ -50,7 +51,7 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
     console.print(table)
 
 
-@log.command()
+@log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
 @click.argument("view")
 @settings.definitions
 @settings.log
@@ -59,7 +60,8 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
 
     \b
     Example:
-        unskew log stats household_purchases --definitions examples/complete_journey --log data/log
+        unskew log stats household_purchases --log data/log \\
+            --definitions examples/complete_journey
     """
     from rich.table import Table
 

@@ -39,7 +39,7 @@ def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, fo
     \b
     Examples:
         unskew purge household_purchases@1
-        unskew purge household_purchases@1 --force     (the pipeline is dead and will not start again)
+        unskew purge household_purchases@1 --force  (its pipeline has ended)
     """
     from unskew.sinks.redis.keyspace import clock_key, owners_key, registry_key
     from unskew.sinks.redis.nodes import nodes_of

@@ -57,7 +57,8 @@ def rehydrate(
     to be filled before the pipeline starts, and for a Redis whose content is not trusted.
 
     \b
-    Stopped:  unskew rehydrate --definitions defs/ --state state --redis-url redis://new:6379/0
+    Stopped:  unskew rehydrate --definitions defs/ --state state \\
+                  --redis-url redis://new:6379/0
     Running:  unskew rehydrate --running
     """
     if running:

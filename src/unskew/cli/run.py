@@ -153,8 +153,10 @@ def run(
     that was read is written, and nothing is left to replay.
 
     \b
-    Live:     unskew run --definitions defs/ --idle wall --log log --archive archive --state state
-    Replay:   unskew run --definitions defs/ --idle none --end now --log log --archive archive --state state
+    Live:     unskew run --definitions defs/ --idle wall \\
+                  --log log --archive archive --state state
+    Replay:   unskew run --definitions defs/ --idle none --end now \\
+                  --log log --archive archive --state state
     """
     stop = threading.Event()
     with stopping_on_signals(stop):

@@ -5,8 +5,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from unskew.features.errors import StoreUnavailable
 
 _PRODUCER = 0  # rd_kafka_type_t; the handle that owns the mock cluster produces nothing
 _TOPIC_ALREADY_EXISTS = 36
+ANSWERS_WITHIN_S = 30.0
 
 # The shell owns the server and stops it when the owner closes the pipe; the death of the owner closes it too. The shell
 # ignores signals only after the start: children inherit ignored signals, and the server may get a signal to end before
@@ -73,16 +75,28 @@ class EmbeddedBroker:
         return self
 
     def create_topic(self, name: str, partitions: int) -> None:
-        """Create a topic; raises ``ValueError`` if it exists already."""
+        """Create a topic; raises ``ValueError`` if it exists already, and ``StoreUnavailable`` if the broker hangs."""
         if self._cluster is None:
             raise ValueError("the embedded broker has not been started")
-        code = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
+        code = self._answer(self._library.rd_kafka_mock_topic_create, self._cluster, name.encode(), partitions, 1)
         if code == _TOPIC_ALREADY_EXISTS:
             raise ValueError(f"topic {name!r} is already there")
         if code:
             raise ValueError(
                 f"topic {name!r} with {partitions} partitions: {self._library.rd_kafka_err2str(code).decode()}"
             )
+
+    def _answer(self, call: Callable[..., int], *arguments: object) -> int:
+        """Return the answer of the broker's thread, for which librdkafka waits without an end."""
+        answers: list[int] = []
+        thread = threading.Thread(target=lambda: answers.append(call(*arguments)), name="unskew-broker", daemon=True)
+        thread.start()
+        thread.join(ANSWERS_WITHIN_S)
+        if thread.is_alive():
+            # Stopping it would wait for the same thread; it ends with this process.
+            self._cluster = self._handle = None
+            raise StoreUnavailable(f"The embedded broker did not answer within {ANSWERS_WITHIN_S:g} s; start again")
+        return answers[0]
 
     def stop(self) -> None:
         """Stop the broker; its topics are lost."""

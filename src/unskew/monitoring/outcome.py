@@ -32,7 +32,7 @@ class Difference:
 
     def __str__(self) -> str:
         parts = map(str, self.entity)
-        entity = "|".join(part if part.isprintable() else repr(part) for part in parts)
+        entity = "|".join(part if part and part.isprintable() else repr(part) for part in parts)
         at = f"{self.view} of {entity} at {format_instant(self.instant_us)}"
         place = "log" if self.where == "log" else "online store"
         if self.feature is None:

@@ -36,7 +36,7 @@ from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import record_shards
+from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
 ROWS_PER_REFILL = 20_000
 
@@ -284,6 +284,20 @@ class ParquetSink(_Sink):
         if kind == "archive":
             return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
         return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
+
+    def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
+        """Raise ``LayoutError`` if an earlier run published rows of these writers, none of which has a saved state.
+
+        ``shards``: ``view@version/shard``. ``partitions``: ``topic/p0``.
+        """
+        for name in sorted(shards):
+            view_id, _, shard = name.partition("/")
+            view = self.views[view_id]
+            refuse_earlier(view_root(self._log, view.name, view.version), shard)
+        for name in sorted(partitions):
+            topic, _, writer = name.rpartition("/")
+            for root in (self._archive, self._dead_letters):
+                refuse_earlier(root / topic, writer)
 
     def begin(self) -> None:
         """Record the list of shards once, with the first item, when all saved state has been validated."""

@@ -151,11 +151,15 @@ def _run_once(
             if not deployment.replace:
                 # Before anything is written; what is claimed is the id of a state that is durable.
                 opened.server.until_done(lambda: opened.writer.refuse_owned(topics.own))
+            if not opened.state.ran:
+                # Before the values of another state are removed, because the first rows would be refused.
+                opened.disk.until_done(lambda: pipeline.refuse_earlier(topics.own, topics.tables))
             _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
             going_on()
             opened.disk.until_done(lambda: _bring_history(plan, deployment, opened, topics, pipeline, going_on))
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
-            # Only now is the state's id durable.
+            # Only now is the state's id durable. The owners are read again, because compiling takes minutes and another
+            # state may have claimed the shards meanwhile.
             opened.server.until_done(
                 lambda: opened.writer.claim(topics.own, deployment.place(), replace=deployment.replace)
             )
@@ -207,7 +211,7 @@ def _bring_history(
     In a cluster, the first process does so, and the others wait for it, as for any start of the flow.
     """
     progress = pipeline.running.progress
-    if opened.state.found is None or not opened.state.leads or not (deployment.state / RECOVERY).is_dir():
+    if not opened.state.ran or not opened.state.leads:
         return
     n_partitions = {topic: len(source.origins) for topic, source in topics.sources.items()}
     try:
@@ -252,12 +256,16 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class _Topics:
-    """The topics of a run; ``sources`` and ``routers`` are by topic. ``own``: the shards of the process's state."""
+    """The topics of a run; ``sources`` and ``routers`` are by topic.
+
+    ``own``: the shards of the process's state. ``tables``: its partitions, as ``topic/p0``.
+    """
 
     sources: dict[str, KafkaSource]
     routers: dict[str, Router]
     shards: Shards
     own: frozenset[str]
+    tables: frozenset[str]
 
     @property
     def known(self) -> dict[str, KnownTopics]:
@@ -275,6 +283,7 @@ class _Pipeline:
     running: Running
     seeds: Seeds
     settle: Callable[[], None]
+    refuse_earlier: Callable[[Iterable[str], Iterable[str]], None]
     built: threading.Event
     failures: Failures | None
 
@@ -406,7 +415,7 @@ def _open_topics(
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
         shards = Shards(names, None if deployment.process == 0 else frozenset(), opened.state.retired)
-    return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own))
+    return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables))
 
 
 def _wire(
@@ -472,7 +481,15 @@ def _wire(
         journal=opened.journal,
         clock=clock,
     )
-    return _Pipeline(flow=flow, running=running, seeds=seeds, settle=settle, built=parquet.built, failures=failures)
+    return _Pipeline(
+        flow=flow,
+        running=running,
+        seeds=seeds,
+        settle=settle,
+        refuse_earlier=parquet.refuse_earlier,
+        built=parquet.built,
+        failures=failures,
+    )
 
 
 def _run_flow(

@@ -441,7 +441,7 @@ def test_a_value_that_cannot_even_be_shown_is_a_fault_and_not_a_crash():
         *[
             (
                 {"schema_ids": ids},
-                f"stream transactions: schema_ids={ids!r} is not a list of schema ids; they are whole numbers",
+                f"stream transactions: schema_ids={ids!r} is not a list of different schema ids; they are whole numbers",
             )
             for ids in ([-1], [2**32], [7, 7], [True], "7", None)
         ],

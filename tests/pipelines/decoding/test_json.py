@@ -224,7 +224,7 @@ def changed(**values):
             "n: 100000000000000000000000000000 does not fit its type",
         ),
         (changed()[:-1] + b',"x":1e999}', "x: 1e999 does not fit its type"),
-        (changed(x=float("nan")), "not JSON: NaN is no JSON"),
+        (changed(x=float("nan")), "not JSON: NaN is not JSON"),
         (changed()[:-1] + b',"n":2}', "the key 'n' is there twice"),
         (changed()[:-1], "not JSON: Expecting ',' delimiter: line 1 column 59 (char 58)"),
         (changed() + b"{}", "not JSON: Extra data: line 1 column 60 (char 59)"),
@@ -331,7 +331,7 @@ def test_what_nobody_reads_is_judged_alike_in_polls_of_one_six_and_a_thousand(pa
         (b'"more": 1e999', None),
         (b'"more": ' + b"7" * 5000, None),
         (b'"x": ' + b"7" * 400, "x: 777777777777777777777777777777 does not fit its type"),
-        (b'"more": Infinity', "not JSON: Infinity is no JSON"),
+        (b'"more": Infinity', "not JSON: Infinity is not JSON"),
         # Equal keys are refused where they are read.
         (b'"more": 1, "more": 2', None),
         (b'"more": {"n": 1, "n": 2}', None),
@@ -415,7 +415,7 @@ def test_an_instant_is_rfc_3339_text(text, instant):
     decoded = decode([json.dumps({"at": text}).encode()], TEXTS)
 
     if instant is None:
-        assert decoded.dead["reason"].to_list() == [f"at: {text!r} is no date-time as in RFC 3339"]
+        assert decoded.dead["reason"].to_list() == [f"at: {text!r} is not a date-time as in RFC 3339"]
     else:
         assert decoded.events["_event_time"].to_list() == [instant]
 
@@ -427,8 +427,8 @@ def test_dates_and_allowed_values_are_checked():
 
     assert decoded.events.select("day", "kind").rows() == [(date(2016, 2, 29), None), (None, "b")]
     assert decoded.dead["reason"].to_list() == [
-        "day: '2017-02-29' is no date as in RFC 3339",
-        "kind: 'c' is none of the values allowed",
+        "day: '2017-02-29' is not a date as in RFC 3339",
+        "kind: 'c' is not one of the allowed values",
     ]
 
 
@@ -448,7 +448,7 @@ def test_a_declared_record_schema_reads_json_too():
     assert decoded.events.select("_event_time", "small", "kind").rows() == [(NOON, 1, "A")]
     assert decoded.dead["reason"].to_list() == [
         "small: 2147483648 does not fit its type",
-        "kind: 'B' is none of the values allowed",
+        "kind: 'B' is not one of the allowed values",
     ]
 
 

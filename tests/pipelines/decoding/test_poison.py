@@ -204,8 +204,8 @@ def json_poisons() -> list[Poison]:
         Poison("gzip", gzip.compress(good, mtime=0), "encoding", "invalid UTF-8"),
         Poison("not UTF-8", good.replace(b"ann", b"a\xffn"), "encoding", "invalid UTF-8"),
         Poison("half a surrogate", text(user='"\\ud800"'), "encoding", "user has half a surrogate pair"),
-        Poison("NaN", text(amount="NaN"), "malformed", "not JSON: NaN is no JSON"),
-        Poison("infinite", text(amount="-Infinity"), "malformed", "not JSON: -Infinity is no JSON"),
+        Poison("NaN", text(amount="NaN"), "malformed", "not JSON: NaN is not JSON"),
+        Poison("infinite", text(amount="-Infinity"), "malformed", "not JSON: -Infinity is not JSON"),
         Poison("1e400", text(amount="1e400"), "range", "amount: 1e400 does not fit its type"),
         Poison(
             "a number of a megabyte", text(amount="9" * MIB), "range", "amount: 999999999999999999999999999999 does not"
@@ -219,9 +219,9 @@ def json_poisons() -> list[Poison]:
         Poison("missing", text().replace(b'"n": 1, ', b""), "type", "n is missing"),
         Poison("duplicate key", text().replace(b"{", b'{"n": 1, ', 1), "malformed", "the key 'n' is there twice"),
         Poison("long keys that nobody reads", b'{"%b": 1}' % (b"k" * MIB), "type", "user is missing"),
-        Poison("symbol", text(kind='"Z"'), "range", "kind: 'Z' is none of the values allowed"),
+        Poison("symbol", text(kind='"Z"'), "range", "kind: 'Z' is not one of the allowed values"),
         Poison("a long symbol", text(kind='"' + "Z" * MIB + '"'), "range", "kind: 'ZZZ"),
-        Poison("no date-time", text(seen='"2017-02-30T00:00:00Z"'), "range", "is no date-time as in RFC 3339"),
+        Poison("no date-time", text(seen='"2017-02-30T00:00:00Z"'), "range", "is not a date-time as in RFC 3339"),
         Poison("deep", text(user=deep), "malformed", "nested too deeply"),
         Poison("deep where nobody looks", text(tags=deep), "malformed", "nested too deeply"),
         Poison("oversized garbage", b"{" * (8 * MIB), "malformed", "not JSON"),

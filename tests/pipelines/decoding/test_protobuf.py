@@ -112,28 +112,6 @@ def registry():
     found.close()
 
 
-def register(registry, schema_id, main, *imported):
-    """Put a schema under an id, as a registry returns it with ``format=serialized``."""
-    references = []
-    for each in imported:
-        subject = each.name.replace("/", "-")
-        references.append({"name": each.name, "subject": subject, "version": 1})
-    serialized = base64.b64encode(main.SerializeToString()).decode()
-    registry.answers[f"/schemas/ids/{schema_id}"] = {
-        "schemaType": "PROTOBUF",
-        "schema": serialized,
-        "references": references,
-    }
-    for each, reference in zip(imported, references, strict=True):
-        registry.answers[f"/subjects/{reference['subject']}/versions/1"] = {
-            "subject": reference["subject"],
-            "version": 1,
-            "id": 1_000,
-            "schemaType": "PROTOBUF",
-            "schema": base64.b64encode(each.SerializeToString()).decode(),
-        }
-
-
 def decoder(registry, schema, **more):
     stream = Stream("orders", topic="orders", schema=schema, event_time="at", format="protobuf", **more)
     client = SchemaRegistry(f"http://{registry.address}", threading.Event())
@@ -189,7 +167,7 @@ def test_every_scalar_has_its_value_its_zero_and_its_null(registry):
         setattr(full, f"maybe_{kind}", written)
         setattr(full, f"one_{kind}", written)  # only the last one of them stays
         setattr(zero, f"maybe_{kind}", type(written)())
-    register(registry, 1, schema)
+    registry.put_protobuf(1, schema)
 
     found = decoder(registry, record("Order", *columns)).decode(poll([framed(each) for each in (full, empty, zero)]))
 
@@ -277,14 +255,14 @@ DAMAGED = [
 
 
 def test_damaged_messages_are_dead_letters_and_harm_no_neighbour(registry):
-    register(registry, 1, ORDER_FILE)
+    registry.put_protobuf(1, ORDER_FILE)
     registry.put(3, record("Order", ("user", "string")))
-    register(registry, 4, ORDER_FILE)
+    registry.put_protobuf(4, ORDER_FILE)
     registry.answers["/schemas/ids/4"]["schema"] = base64.b64encode(b"\xff\xff").decode()
-    register(registry, 5, file(message("Order", field("a", 1, "string")), imports=["other.proto"]))
-    register(registry, 6, file(message("Order", field("a", 1, ".shop.Missing"))))
-    register(registry, 7, file(message("Order", field("user", 1, "string", label=3), AT), imports=IMPORTS))
-    register(registry, 8, ORDER_FILE)
+    registry.put_protobuf(5, file(message("Order", field("a", 1, "string")), imports=["other.proto"]))
+    registry.put_protobuf(6, file(message("Order", field("a", 1, ".shop.Missing"))))
+    registry.put_protobuf(7, file(message("Order", field("user", 1, "string", label=3), AT), imports=IMPORTS))
+    registry.put_protobuf(8, ORDER_FILE)
     registry.answers["/schemas/ids/8"]["schema"] = 'syntax = "proto3"; message Order {}'
     values = [framed(GOOD)]
     for value, _ in DAMAGED:
@@ -309,7 +287,7 @@ def test_damaged_messages_are_dead_letters_and_harm_no_neighbour(registry):
 
 
 def test_cut_and_overwritten_messages_never_stop_the_flow(registry):
-    register(registry, 1, ORDER_FILE)
+    registry.put_protobuf(1, ORDER_FILE)
     values = [framed(BYTES[:at]) for at in range(len(BYTES))]
     values += [
         framed(BYTES[:at] + bytes([octet]) + BYTES[at + 1 :]) for at in range(len(BYTES)) for octet in range(256)
@@ -332,7 +310,7 @@ def test_cut_and_overwritten_messages_never_stop_the_flow(registry):
 
 
 def test_bytes_written_by_hand_are_read(registry):
-    register(registry, 1, ORDER_FILE)
+    registry.put_protobuf(1, ORDER_FILE)
     stamp = b"\x08" + varint(NOON_S) + b"\x10" + varint(1999)
     by_hand = b"\x0a\x03bob" + b"\x11" + struct.pack("<d", 1.25) + b"\x18\x01" + b"\x7a" + bytes([len(stamp)]) + stamp
     wrapped = by_hand + b"\x22\x02\x08\x05"
@@ -348,6 +326,16 @@ def test_bytes_written_by_hand_are_read(registry):
         ("bob", 1.25, instant, "SALE", 5),
         ("bob", 1.25, instant, "UNKNOWN", 0),
     ]
+
+
+def test_a_symbol_that_the_stream_does_not_know_is_the_default_of_its_enum(registry):
+    registry.put_protobuf(1, ORDER_FILE)
+    kind = {"type": "enum", "name": "Kind", "symbols": ["OTHER", "SALE"], "default": "OTHER"}
+    values = [framed(BYTES + tag(3, 0) + bytes([number])) for number in (0, 1, 2, 7)]
+
+    found = decoder(registry, record("Order", AT_COLUMN, ("kind", kind))).decode(poll(values))
+
+    assert found.events["kind"].to_list() == ["OTHER", "SALE", "OTHER", "OTHER"]
 
 
 def varint(number):
@@ -372,7 +360,7 @@ def test_fields_inside_messages_wrappers_and_recursion(registry):
     )
     schema = file(place, order, imports=[*IMPORTS, "google/protobuf/wrappers.proto"])
     made = types(schema)["shop.Order"]
-    register(registry, 1, schema)
+    registry.put_protobuf(1, schema)
     inner = record("Place", ("lat", "double"), ("name", ["null", "string"]))
     parent = record("Parent", ("HasField", "string"))
     reader = record(
@@ -412,7 +400,7 @@ def test_proto2_has_its_defaults_its_required_fields_and_its_closed_enums(regist
     )
     schema = file(order, syntax="proto2", imports=IMPORTS, enums=[enum("Kind", RETURN=1, SALE=2)])
     made = types(schema)["shop.Order"]
-    register(registry, 1, schema)
+    registry.put_protobuf(1, schema)
     columns = [
         ("must", "long"),
         ("seven", "long"),
@@ -462,7 +450,7 @@ def test_message_types_are_chosen_by_name_and_others_are_ignored(registry):
         imports=IMPORTS,
     )
     made = types(schema)
-    register(registry, 1, schema)
+    registry.put_protobuf(1, schema)
     values = [
         framed(made["shop.Refund"](at=NOON, user="refund")),
         framed(made["shop.Refund.Order"](at=NOON, user="inner"), index=b"\x04\0\0"),
@@ -495,9 +483,9 @@ def test_writers_change_and_the_columns_are_resolved_and_converted_as_any_other(
     )
     other = file(message("Note", field("text", 1, "string")), name="other.proto", package="other")
     third = file(message("Order", field("created", 1, "int64")))
-    register(registry, 1, first)
-    register(registry, 2, second, other)
-    register(registry, 3, third)
+    registry.put_protobuf(1, first)
+    registry.put_protobuf(2, second, other)
+    registry.put_protobuf(3, third)
     reader = {
         "type": "record",
         "name": "Order",
@@ -531,7 +519,7 @@ def test_an_id_that_the_registry_learns_later_is_asked_for_again(registry):
     decoding = decoder(registry, ORDER)
 
     assert "the registry has no such schema" in reasons(decoding.decode(poll([framed(GOOD)])))[0]
-    register(registry, 1, ORDER_FILE)
+    registry.put_protobuf(1, ORDER_FILE)
     decided = decoding.decode(poll([framed(GOOD)], decided=True))
 
     assert decided.events["user"].to_list() == ["ann"]
@@ -548,7 +536,7 @@ def test_a_stream_in_protobuf_needs_a_registry_and_knows_no_change_events():
 
 
 def test_a_letter_is_shown_as_data_mended_and_judged(registry):
-    register(registry, 1, ORDER_FILE)
+    registry.put_protobuf(1, ORDER_FILE)
     stream = Stream("orders", topic="orders", schema=ORDER, event_time="at", format="protobuf", partitioned_by="user")
     counted = FeatureView(
         "counted", entity=Entity("user", key="user"), stream=stream, features=[Feature("n", agg.count(), Lifetime())]

@@ -351,7 +351,7 @@ def test_an_unknown_symbol_takes_the_default_or_is_a_dead_letter():
     ]
     assert resolved(record(field(KIND)), record(field(narrow)), {"v": "A"}, {"v": "B"}) == [
         "A",
-        "v: 'B' is none of its symbols",
+        "v: 'B' is not one of its symbols",
     ]
 
 

@@ -131,7 +131,7 @@ def test_schemas_that_are_no_avro_records_are_incompatible(registry):
     registry.put(3, {"type": "record", "name": "R", "fields": [{"name": "v", "type": "money"}]})
     client = SchemaRegistry(f"http://{registry.address}", Hurried())
 
-    for schema_id, reason in ((1, "a schema of JSON"), (2, "no record"), (3, "money")):
+    for schema_id, reason in ((1, "a schema of JSON"), (2, "not a record"), (3, "money")):
         with pytest.raises(Incompatible, match=reason):
             client.writer(schema_id)
 

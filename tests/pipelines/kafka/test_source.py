@@ -35,7 +35,7 @@ from unskew.demo.embedded import EmbeddedBroker
 from unskew.features.errors import DefinitionError, LayoutError, StoreUnavailable
 from unskew.pipelines.kafka.consumer import Records
 from unskew.pipelines.kafka.host_clock import HostClock
-from unskew.pipelines.kafka.stamps import check_stamps
+from unskew.pipelines.kafka.stamps import check_topics
 from unskew.pipelines.state.known_topics import Described, KnownTopics
 from unskew.sinks.wall import wall_us
 
@@ -166,6 +166,7 @@ def test_a_stopped_source_ends_without_having_reached_its_end(topic, read):
         source.parts[0].next_batch()
     assert not any(item.ended for item in items)
     saved = {"offset": 1, "clock": NOON + 1_000, "partitions": 1, "ended": 0, "origin": f"{stream.name}/0"}
+    saved["read"] = (1, 0)  # the offset after the last record, and its leader epoch
     assert source.parts[0].snapshot() == saved
 
 
@@ -382,6 +383,24 @@ def test_offsets_of_aborted_records_and_of_markers_are_neither_losses_nor_lag(to
     assert (source.counters.lag, source.counters.bumped) == (0, 0)
 
 
+def test_records_that_were_read_under_a_leader_epoch_that_the_log_lacks_are_named_as_lost(topic, read):
+    """Another record may be at the same offset, so only the epoch tells."""
+    stream = topic()
+    stream.put(0, *range(5))
+    source = read(stream)
+    polls(source, n_records(5))
+    saved = source.parts[0].snapshot()
+    offset, epoch = saved["read"]
+    stream.put(0, *range(5, 9))
+    assert len(arrivals_of(polls(read(stream, {0: saved}), n_records(4)))) == 4
+
+    with pytest.raises(LayoutError, match=r"/0: records that were already counted are gone .* --adopt-topic-ids"):
+        polls(read(stream, {0: {**saved, "read": (offset, epoch + 7)}}), n_records(4))
+    # What was mirrored has epochs of another cluster.
+    mirrored = read(stream, {0: {**saved, "read": (offset, epoch + 7)}}, adopt_ids=True)
+    assert len(arrivals_of(polls(mirrored, n_records(4)))) == 4
+
+
 SAVED = {0: {"offset": 1, "clock": NOON, "partitions": 1, "ended": 0}}
 GONE = r"source-\d+/0: offsets 1 to \d+ are gone .* retention"
 
@@ -539,7 +558,7 @@ def test_a_live_topic_with_the_broker_s_timestamps_needs_no_settle(read, broker,
 
 def test_a_broker_that_does_not_say_who_stamps_records_is_passed_over_with_a_line(topic, caplog):
     # The embedded broker has no such answer; a real one gives none for a topic that it does not have.
-    check_stamps(plans.stream(), ["absent"], topic().bootstrap, {}, 5.0)
+    check_topics(plans.stream(), ["absent"], topic().bootstrap, {}, 5.0, live=True)
 
     assert "the broker does not say who stamps the records of absent" in caplog.text
 

@@ -156,6 +156,12 @@ class ApacheKafka(Broker):
             self._keeper.communicate()
             self._keeper = None
 
+    def lose(self, topic: str, partition: int) -> None:
+        """After a kill, lose all records of a partition, as a disk does whose writes were not durable."""
+        assert self._keeper is None
+        assert self._folder is not None
+        shutil.rmtree(self._folder / "data" / f"{topic}-{partition}")
+
     def stop(self) -> None:
         """End it for good."""
         self.kill()

@@ -239,7 +239,7 @@ def _schema_ids(stream: Stream, faults: list[str]) -> tuple[int, ...]:
     ids: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if not all(type(each) is int and 0 <= each < 2**32 for each in ids) or len(set(ids)) < len(ids):
         faults.append(
-            f"schema_ids={shown(given)} is not a list of schema ids; they are whole numbers from 0 to 4294967295, each once: write "
+            f"schema_ids={shown(given)} is not a list of different schema ids; they are whole numbers from 0 to 4294967295, each once: write "
             "for example [7, 8]"
         )
         return ()

@@ -289,7 +289,7 @@ class JsonDecoder(Decoder):
             refusals.refuse(
                 values.is_not_null() & ~values.is_in(field.symbols),
                 "range",
-                lambda at: f"{field.name}: {values[at]!r} is none of the values allowed",
+                lambda at: f"{field.name}: {values[at]!r} is not one of the allowed values",
             )
         if field.dtype == pl.Int32:
             outside = ~values.is_between(*_INT32)
@@ -301,7 +301,7 @@ class JsonDecoder(Decoder):
             refusals.refuse(
                 values.is_null() & texts.is_not_null(),
                 "time" if event_time else "range",
-                lambda at: f"{field.name}: {texts[at]!r} is no {field.logical} as in RFC 3339",
+                lambda at: f"{field.name}: {texts[at]!r} is not a {field.logical} as in RFC 3339",
             )
             unit = Unit("timestamp-micros" if field.logical == "date-time" else "date")
         return typed(values, unit, field.dtype, refusals, event_time=event_time)
@@ -422,7 +422,7 @@ def _may_repeat(text: str, parts: dict[str, msgspec.Raw]) -> bool:
 
 
 def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _checked(field: JsonField, item: Any) -> Any:

@@ -174,5 +174,7 @@ def _symbols(values: pl.Series, writer: AvroField, reader: AvroField, refusals: 
         return values
     if reader.symbol is not None:
         return values.replace(unknown, [reader.symbol] * len(unknown))
-    refusals.refuse(values.is_in(unknown), "range", lambda at: f"{reader.name}: {values[at]!r} is none of its symbols")
+    refusals.refuse(
+        values.is_in(unknown), "range", lambda at: f"{reader.name}: {values[at]!r} is not one of its symbols"
+    )
     return values

@@ -103,7 +103,7 @@ class SchemaRegistry:
         ) as error:
             raise Incompatible(f"it is not a valid schema ({type(error).__name__}: {error})") from error
         if not isinstance(schema, list) and not (isinstance(schema, dict) and schema.get("type") == "record"):
-            raise Incompatible("it is no record")
+            raise Incompatible("it is not a record")
         # Expanding defines a type wherever it is named, which a schema must not.
         expanded = fastavro.schema.expand_schema(parsed) if refers else schema
         return Unique(expanded).copy(expanded) if refers else schema

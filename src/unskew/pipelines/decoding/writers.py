@@ -90,7 +90,7 @@ class Writers:
             self._found.move_to_end(schema_id)
             return self._found[schema_id]
         if schema_id > _LARGEST_ID:
-            return Rejection("schema", f"schema {schema_id}: a registry gives no such ids")
+            return Rejection("schema", f"schema {schema_id}: it is not an id that a registry gives")
         if not decided and (refused := self._not_asked(schema_id)) is not None:
             return refused
         try:
@@ -132,7 +132,9 @@ class Writers:
         if known is not None and now_s < known.again_s:
             return Rejection("schema", f"schema {schema_id}: the registry has no such schema")
         if self._answers < 1:
-            return Rejection("schema", f"schema {schema_id}: not asked for, as the registry does not know many others")
+            return Rejection(
+                "schema", f"schema {schema_id}: it was not looked up, because the registry does not know many others"
+            )
         return None
 
     def _note_unknown(self, schema_id: int, fault: Unregistered) -> None:

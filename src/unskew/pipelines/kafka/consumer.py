@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any, Protocol, cast
 
@@ -61,6 +61,7 @@ _END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
 # Errors while a partition has just been created or moves to another broker.
 _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_NOT_BEGUN = KafkaError._STATE  # noqa: SLF001
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
 
@@ -96,9 +97,11 @@ class _Message(Protocol):
 
     def partition(self) -> int: ...
 
-    def offset(self) -> int: ...
+    def offset(self) -> int | None: ...
 
     def error(self) -> KafkaError | None: ...
+
+    def leader_epoch(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class Records:
     """Consecutive records of one partition as columns of equal length, in offset order.
 
     ``kinds``: Kafka's timestamp types. ``stamps_ms``: record timestamps. The value of a tombstone is None.
-    ``headers``: as the client gives them; None if they were not requested.
+    ``headers``: as the client gives them; None if they were not requested. ``epoch``: the leader epoch of the last
+    record as it was fetched, None if the broker gave none.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -115,6 +119,7 @@ class Records:
     keys: list[bytes | None]
     values: list[bytes | None]
     headers: list[Any] | None
+    epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -136,6 +141,8 @@ class Records:
             self.keys[rows],
             self.values[rows],
             None if self.headers is None else self.headers[rows],
+            # Of a part, the epoch may be too late; that is never taken for a truncation.
+            self.epoch,
         )
 
     def at(self, rows: npt.NDArray[np.int64]) -> "Records":
@@ -148,6 +155,7 @@ class Records:
             [self.keys[row] for row in chosen],
             [self.values[row] for row in chosen],
             None if self.headers is None else [self.headers[row] for row in chosen],
+            self.epoch,
         )
 
     @classmethod
@@ -162,6 +170,7 @@ class Records:
             list(chain.from_iterable(piece.keys for piece in pieces)),
             list(chain.from_iterable(piece.values for piece in pieces)),
             None if pieces[0].headers is None else list(chain.from_iterable(piece.headers or () for piece in pieces)),
+            pieces[-1].epoch,
         )
 
 
@@ -182,7 +191,13 @@ def _by_partition(messages: Sequence[_Message], numbers: "_Numbers", *, headers:
     )
     edges = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), count]
     for first, after in pairwise(edges):
-        yield int(partitions[first]), every if after - first == count else every.part(slice(first, after))
+        piece = every if after - first == count else every.part(slice(first, after))
+        yield int(partitions[first]), replace(piece, epoch=_epoch_of(messages[after - 1]))
+
+
+def _epoch_of(message: _Message) -> int | None:
+    epoch = message.leader_epoch()
+    return None if epoch is None or epoch < 0 else epoch
 
 
 def _headers_of(messages: Sequence[_Message]) -> list[Any]:
@@ -282,6 +297,8 @@ class TopicReader:
         self._on_added = on_added
         self._handles: dict[int, TopicPartition] = {}
         self._begun_at: dict[int, int] = {}
+        # Places whose leader epochs librdkafka has not been asked to check yet.
+        self._unchecked: dict[int, TopicPartition] = {}
         # Why the broker does not let a partition be read; it says so once, and the next record shows that it does.
         self._refusals: dict[int, str] = {}
         self._ends: dict[int, _End] = {}
@@ -348,20 +365,46 @@ class TopicReader:
             raise self._unavailable(error) from error
         return low, high
 
-    def add(self, partition: int, offset: int) -> None:
-        """Read a partition from ``offset`` on, even if it is being read already."""
+    def add(self, partition: int, offset: int, epoch: int | None = None) -> None:
+        """Read a partition from ``offset`` on, even if it is being read already.
+
+        ``epoch``: the leader epoch of the record before ``offset``. With it, ``consume`` finds out if that record is
+        not there any more, although the broker has others at its offset and after it.
+        """
         if partition in self._handles:
             self._consumer.incremental_unassign([self._handles[partition]])
         self._handles[partition] = self._at(partition)
         self._begun_at[partition] = offset
-        self._consumer.incremental_assign([self._at(partition, offset)])
+        begin = self._at(partition, offset)
+        self._consumer.incremental_assign([begin])
+        if epoch is not None:
+            self._unchecked[partition] = TopicPartition(begin.topic, begin.partition, offset, leader_epoch=epoch)
+            self._check_epochs()
+
+    def _check_epochs(self) -> None:
+        """Let librdkafka check the leader epochs of the places from which partitions were added.
+
+        It knows the partitions' leaders by then, so it checks the epoch of a seek, but not that of an assignment. Until
+        it has begun to read a partition it refuses to seek; what it fetched before a seek comes again, and is dropped.
+        """
+        for partition, begin in list(self._unchecked.items()):
+            try:
+                self._consumer.seek(begin)
+            except KafkaException as error:
+                if error.args[0].code() != _NOT_BEGUN:
+                    raise self._unavailable(error) from error
+            else:
+                del self._unchecked[partition]
 
     def consume(self, limit: int) -> Fetched:
         """Take up to ``limit`` fetched records, without waiting.
 
-        Raises ``LayoutError`` if the wanted offset is gone, ``StoreUnavailable`` for permanent errors.
+        Raises ``LayoutError`` if the wanted offset is gone or the log was truncated before it, ``StoreUnavailable`` for
+        permanent errors.
         """
         self._commit_next()
+        if self._unchecked:
+            self._check_epochs()
         pieces: list[tuple[int, Records]] = []
         ends: list[tuple[int, int]] = []
         left = limit
@@ -390,9 +433,9 @@ class TopicReader:
             if error is None:
                 records.append(message)
             elif error.code() == _END_OF_PARTITION:
-                ends.append((self._number_of[message.topic(), message.partition()], message.offset()))
+                ends.append((self._number_of[message.topic(), message.partition()], _OFFSET(message)))
             elif error.code() in _OUT_OF_RANGE:
-                raise self._out_of_range(message)
+                raise self._out_of_range(message, error)
             else:
                 if error.code() in _FORBIDDEN:
                     self._refusals[self._number_of[message.topic(), message.partition()]] = error.str()
@@ -400,14 +443,17 @@ class TopicReader:
                 self.check()
         return records
 
-    def _out_of_range(self, message: _Message) -> UnskewError:
-        wanted = message.offset()
+    def _out_of_range(self, message: _Message, error: KafkaError) -> UnskewError:
         partition = self._number_of[message.topic(), message.partition()]
         # A topic that was created again lacks these offsets for another reason.
         self._check_ids()
         if self._fault is not None:
             return self._fault
+        wanted = message.offset()
         low, high = self.watermarks(partition)
+        if wanted is None or low <= wanted <= high:
+            # Found by leader epochs; librdkafka may give no offset then.
+            return LayoutError(truncated(self.name_of(partition), error.str()))
         if wanted < low:
             return LayoutError(offsets_gone(self.name_of(partition), wanted, low))
         return LayoutError(past_the_end(self.name_of(partition), wanted, high))
@@ -725,4 +771,14 @@ def past_the_end(name: str, position: int, high: int) -> str:
     return (
         f"{name}: the saved position {position} is past the topic's end {high}: the topic was recreated or truncated, so its "
         f"records are not the ones already counted; {START_OVER}"
+    )
+
+
+def truncated(name: str, found: str) -> str:
+    """Compose the error for a partition that lost records which were read. ``found``: librdkafka's finding."""
+    return (
+        f"{name}: records that were already counted are gone from the end of the partition, because a broker without them "
+        f"became its leader (an unclean leader election, or a disk that lost data): {found} Values and log contain them, and "
+        f"the topic does not; {START_OVER}. If the topic was restored or mirrored, with the same records at the same offsets, "
+        "run once with --adopt-topic-ids"
     )

@@ -23,11 +23,11 @@ from unskew.features.errors import LayoutError
 from unskew.features.plan import DEFAULT_SETTLE_US, StreamPlan
 from unskew.features.time import format_instant
 from unskew.pipelines.kafka.arrivals import NO_CLOCK, Arrivals, assign_arrivals, refusal
-from unskew.pipelines.kafka.consumer import Flag, Records, TopicReader, offsets_gone, past_the_end
+from unskew.pipelines.kafka.consumer import Flag, Records, TopicReader, offsets_gone, past_the_end, truncated
 from unskew.pipelines.kafka.host_clock import DISAGREE_US, HostClock
 from unskew.pipelines.kafka.poll import Poll, Rejected, first_schema_id
 from unskew.pipelines.kafka.refusals import Refusals
-from unskew.pipelines.kafka.stamps import check_stamps, settle_needed
+from unskew.pipelines.kafka.stamps import check_topics, settle_needed
 from unskew.pipelines.kafka.turns import ALWAYS_DUE, Turns
 from unskew.pipelines.state.journal import Journal, Placed, Refused, Script, place_of
 from unskew.pipelines.state.known_topics import START_OVER, KnownTopics, partitions_added
@@ -138,10 +138,12 @@ class Reader:
             adopt_ids=options.adopt_ids,
             config=options.config,
         )
-        if options.idle == "wall" and stream.settle_us is None:
+        live = options.idle == "wall"
+        # librdkafka's mock gives neither ids nor settings, and lets a question for settings wait.
+        if (live and stream.settle_us is None) or any(self.topic.known.ids.values()):
             topics = sorted({topic for topic, _ in self.topic.origins})
             try:
-                check_stamps(stream, topics, options.bootstrap, options.config, options.timeout_s)
+                check_topics(stream, topics, options.bootstrap, options.config, options.timeout_s, live=live)
             except BaseException:
                 self.topic.close()
                 raise
@@ -190,7 +192,12 @@ class Reader:
                 # Values that were shown already must not be taken back.
                 end = max(end, script.until)
             part = KafkaPartition(self, partition, offset, clock_us, end, script)
+            # Another cluster counts its epochs anew.
+            if saved is not None and not self.options.adopt_ids:
+                part.read = saved.get("read")
             part.schema_id = (saved or {}).get("schema_id", None if script is None else script.schema_id)
+            if script is None:
+                part.note_place()
             had_ended = (saved is not None and bool(saved["ended"])) if script is None else script.ended
             part.rejoins = self.options.aligned and (
                 (is_new and not has_begun)
@@ -200,7 +207,7 @@ class Reader:
             self._check_clock(partition, clock_us, script)
             self.parts[partition] = part
             if not part.ended:
-                self.topic.add(partition, offset)
+                self.topic.add(partition, *part.begin_at(low))
             return part
 
     def _script(self, partition: int, saved: Mapping[str, Any] | None, low: int, high: int) -> Script | None:
@@ -380,8 +387,9 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._resumed = clock_us != NO_CLOCK
         # The id of the first framed record, here because it is saved with the position.
         self.schema_id: int | None = None
-        if script is None:
-            self._note(offset)
+        # The offset after the last record, and that record's leader epoch; None if not known. The position may be
+        # further, past offsets without records, and their epoch is not given.
+        self.read: tuple[int, int] | None = None
         self._idle_wall = reader.options.idle == "wall"
         self._origin = reader.topic.origins[partition] if reader.stream.topics else None
 
@@ -392,6 +400,12 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     def ends_at(self, offset: int) -> bool:
         """Return true if nothing past ``offset`` is read."""
         return self._end is not None and offset >= self._end
+
+    def begin_at(self, low: int) -> tuple[int, int | None]:
+        """Return the offset at which to begin fetching, and the leader epoch of the record before it."""
+        if self.read is None or not low <= self.read[0] <= self._position:
+            return self._position, None
+        return self.read
 
     @property
     def has_records(self) -> bool:
@@ -536,6 +550,10 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         self._note(self._position, floor_us=clock_us)
         return True
 
+    def note_place(self) -> None:
+        """Record in the journal where the partition begins."""
+        self._note(self._position)
+
     def _note(self, begins: int, floor_us: int | None = None) -> None:
         """Record the partition's position in the journal."""
         if self._journal is None:
@@ -596,6 +614,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
         """Assign arrivals, and set aside the records that cannot have one."""
         reader, script = self._reader, self._script
         offsets, kinds, stamps_ms = records.offsets, records.kinds, records.stamps_ms
+        self._note_epoch(records)
         if self.schema_id is None:
             self.schema_id = first_schema_id(records.values)
         if self._idle_wall and reader.stream.settle_us is None and (kinds == TIMESTAMP_CREATE_TIME).any():
@@ -647,6 +666,18 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             self._note(int(offsets[0]))
         return self._item(kept, clocks, rejected, decided=script is not None)
 
+    def _note_epoch(self, records: Records) -> None:
+        """Note the leader epoch of the last record. Raises ``LayoutError`` if epochs go back, which they never do."""
+        before, self.read = self.read, None
+        if records.epoch is None:
+            return
+        if before is not None and records.epoch < before[1]:
+            found = (
+                f"offset {before[0] - 1} was read with leader epoch {before[1]}, and a later one has {records.epoch}."
+            )
+            raise LayoutError(truncated(self._reader.topic.name_of(self.partition), found))
+        self.read = int(records.offsets[-1]) + 1, records.epoch
+
     def _note_stamps(self, records: Records, found: Arrivals, present_us: int) -> None:
         """Take the records' timestamps as evidence about this host's clock, and about those of producers."""
         reader, clock = self._reader, self._reader.options.clock
@@ -696,6 +727,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         """Return position and clock as plain ints, with the number of partitions, the origin and the first schema id.
 
+        ``read``: the offset after the last record, and its leader epoch.
+
         ``offset``: the next one. ``clock``: None before any. The snapshot before this one is durable by now, so its
         offset is committed to the consumer group.
         """
@@ -708,7 +741,7 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             if self._journal is not None:
                 self._journal.durable(self._place_name, *self._saved)
         self._saved = self._position, clock_us
-        saved = {
+        saved: dict[str, Any] = {
             "offset": self._position,
             "clock": clock_us,
             "partitions": self._reader.n_partitions,
@@ -716,6 +749,8 @@ class KafkaPartition(StatefulSourcePartition[Poll, dict[str, Any]]):
             "ended": int(self._said_ended or self.rejoins),
             "origin": self._reader.topic.name_of(self.partition),
         }
+        if self.read is not None:
+            saved["read"] = self.read
         return saved if self.schema_id is None else {**saved, "schema_id": self.schema_id}
 
     @override

@@ -1,4 +1,7 @@
-"""Who stamps a topic's records: their producers (CreateTime, Kafka's default) or the broker (LogAppendTime)."""
+"""Settings of topics that decide what values rest on: who stamps records, and whether old ones are replaced.
+
+Records are stamped by their producers (CreateTime, Kafka's default) or by the broker (LogAppendTime).
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,6 +15,7 @@ from unskew.features.errors import DefinitionError
 from unskew.features.plan import StreamPlan
 
 _TYPE = "message.timestamp.type"
+_CLEANUP = "cleanup.policy"
 
 _log = logging.getLogger("unskew.kafka")
 
@@ -25,20 +29,32 @@ def settle_needed(stream: StreamPlan) -> DefinitionError:
     )
 
 
-def check_stamps(
-    stream: StreamPlan, topics: Sequence[str], bootstrap: str, config: Mapping[str, Any], timeout_s: float
+def check_topics(
+    stream: StreamPlan,
+    topics: Sequence[str],
+    bootstrap: str,
+    config: Mapping[str, Any],
+    timeout_s: float,
+    *,
+    live: bool,
 ) -> None:
-    """Raise ``DefinitionError`` if any topic has producer timestamps, where the stream has no settle.
+    """Log which topics are compacted; raise ``DefinitionError`` if one has producer timestamps and needs a settle.
 
-    A broker that does not say who stamps the records is logged; the first record decides then.
+    ``live``: partitions without records announce marks, so a stream with producer timestamps must declare a settle. A
+    broker that does not say who stamps the records is logged then; the first record decides.
     """
     # librdkafka's own lines about settings that are for consumers only would alarm without cause.
     client = AdminClient({"log_level": 2, **config, "bootstrap.servers": bootstrap})
+    needs_stamps = live and stream.settle_us is None
     resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
     try:
         answers = client.describe_configs(resources, request_timeout=timeout_s)
-        found = [answer.result(timeout_s)[_TYPE].value for answer in answers.values()]
+        settings = [answer.result(timeout_s) for answer in answers.values()]
+        found = [of_topic[_TYPE].value for of_topic in settings]
+        compacted = [name for name, of_topic in zip(topics, settings, strict=True) if _is_compacted(of_topic)]
     except (KafkaException, NoAnswer, KeyError) as error:
+        if not needs_stamps:
+            return
         said = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
         _log.warning(
             "%s: the broker does not say who stamps the records of %s (%s). If their producers do (CreateTime, Kafka's default), "
@@ -48,5 +64,17 @@ def check_stamps(
             said,
         )
         return
-    if "CreateTime" in found:
+    if compacted:
+        _log.warning(
+            "%s: the broker compacts %s (cleanup.policy), so it removes a record once a later one has its key. The records that are "
+            "read count, and stay counted; what was removed before is never seen, so another run from the start, a replay or a view "
+            "that reads the topic again may see other events than this one. Read a topic that keeps its records",
+            stream.name,
+            ", ".join(compacted),
+        )
+    if needs_stamps and "CreateTime" in found:
         raise settle_needed(stream)
+
+
+def _is_compacted(settings: Mapping[str, Any]) -> bool:
+    return _CLEANUP in settings and "compact" in settings[_CLEANUP].value

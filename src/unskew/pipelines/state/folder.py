@@ -121,6 +121,11 @@ class StateFolder:
             still_ours=still_ours,
         )
 
+    @property
+    def ran(self) -> bool:
+        """Whether an epoch with items of an earlier run may be durable; before one, no table has a saved state."""
+        return bool(self.found and self.found["views"])
+
     def open(self, topics: Mapping[str, KnownTopics]) -> RecoveryConfig:
         """Return the recovery store; make it if it is new, for these topics.
 

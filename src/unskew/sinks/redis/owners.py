@@ -6,6 +6,7 @@ shards at its start; a restart, and a process that takes over, claim them with t
 """
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from unskew.features.errors import LayoutError
 from unskew.sinks.redis.keyspace import owners_key
@@ -40,9 +41,8 @@ class Owners:
         """
         if not self._state:
             return
-        self.refuse(client, shards, written_by)
         self._shards, self._where = shards, where
-        self.hold(client)
+        self.hold(client, written_by)
 
     def refuse(self, client: Client, shards: Collection[str], written_by: Mapping[str, str]) -> None:
         """Raise ``LayoutError`` if one of these shards belongs to another state; ``written_by`` is as in ``claim``."""
@@ -54,9 +54,13 @@ class Owners:
         for some in _parts(list(shards)):
             client.hdel(self._key, *some)
 
-    def hold(self, client: Client) -> None:
-        """Claim again what of the claim is lost. Raises ``LayoutError`` if another state has claimed it."""
+    def hold(self, client: Client, written_by: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Claim again what of the claim is lost; ``written_by`` is as in ``claim``.
+
+        Raises ``LayoutError`` if another state has claimed any of it; it then claims nothing.
+        """
         owned = self.of(client, self._shards)
+        self._refuse(client, {**written_by, **owned})
         if free := [shard for shard in self._shards if shard not in owned]:
             client.hset(self._key, f"#{self._state}", self._where)
             commands = client.pipeline(transaction=False)
@@ -64,8 +68,7 @@ class Owners:
                 # Of two that claim it at the same time, one gets it.
                 commands.hsetnx(self._key, shard, self._state)
             commands.execute()
-            owned = self.of(client, self._shards)
-        self._refuse(client, owned)
+            self._refuse(client, self.of(client, self._shards))
 
     def retire(self, client: Client, view_ids: Collection[str], written_by: Mapping[str, str]) -> dict[str, bool]:
         """Give up the shards of these views; return those, and for each whether no other state has any of its view."""

@@ -161,12 +161,7 @@ class StagedTable:
         self, saved: Mapping[str, Any] | None, published: list[layout.TableFile], staged: list[layout.TableFile]
     ) -> None:
         if saved is None:
-            if published:
-                raise LayoutError(
-                    f"{published[-1].path} was published by an earlier run, but there is no saved state for "
-                    f"{self._writer}: start with that run's recovery store, or write to another directory "
-                    f"(or move {self._root} away) to start over"
-                )
+            _refuse_earlier(self._root, self._writer, published)
             return
         for file in published:
             if file.last >= self._next:
@@ -254,6 +249,23 @@ class StagedTable:
 
     def _remove_empty_staging(self) -> None:
         _remove_empty((self._root / layout.STAGED).glob("day=*"))
+
+
+def refuse_earlier(root: Path, writer: str) -> None:
+    """Raise ``LayoutError`` if the table at ``root`` holds files of this writer, which has no saved state.
+
+    ``StagedTable`` refuses them too, but only once the writer has rows.
+    """
+    with durable.disk(root):
+        _refuse_earlier(root, writer, layout.published_files(root, writer))
+
+
+def _refuse_earlier(root: Path, writer: str, published: Sequence[layout.TableFile]) -> None:
+    if published:
+        raise LayoutError(
+            f"{published[-1].path} was published by an earlier run, but there is no saved state for {writer}: start with "
+            f"that run's recovery store, or write to another directory (or move {root} away) to start over"
+        )
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

@@ -1,0 +1,180 @@
+"""Every command: its help fits a terminal, and whatever it is given wrongly ends in an error, never in a traceback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from unskew.cli import main
+
+DEFINITIONS = Path(__file__).parents[2] / "examples" / "complete_journey"
+VIEW = "household_purchases"
+AWAY = ("--redis-url", "redis://127.0.0.1:1/0")
+DEFINED = ("--definitions", str(DEFINITIONS))
+RUN = ("run", *DEFINED, "--idle", "none", "--log", "l", "--archive", "a", "--state", "s", *AWAY)
+REPLAY = ("dead-letters", "replay", *DEFINED, "--dead-letters", "folder")
+WIDTH = 80
+# A valid start of each command, to which one wrong thing is added.
+VALID: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("demo",): (),
+    ("warm",): (),
+    ("check",): (),
+    ("describe",): ("--live", *AWAY),
+    ("run",): RUN[1:],
+    ("get",): (VIEW, "1", *AWAY),
+    ("log",): (),
+    ("log", "head"): (VIEW, *DEFINED, "--log", "folder"),
+    ("log", "stats"): (VIEW, *DEFINED, "--log", "folder"),
+    ("dead-letters",): (),
+    ("dead-letters", "list"): ("--dead-letters", "folder"),
+    ("dead-letters", "show"): ("--dead-letters", "folder", "a/0/1"),
+    ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
+    ("compact",): ("--log", "folder"),
+    ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
+    ("purge",): (f"{VIEW}@1", *AWAY),
+    ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
+}
+# An empty text is a topic or a reason that no letter has.
+MAY_BE_EMPTY = {"--topic", "--reason", "--drop"}
+
+
+def commands(
+    group: click.Group = main, before: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        yield (*before, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*before, name))
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def refused(*arguments: str, status: tuple[int, ...] = (1, 2)) -> str:
+    result = invoke(*arguments)
+    assert isinstance(result.exception, SystemExit), (arguments, result.output, result.exception)
+    assert result.exit_code in status, (arguments, result.output)
+    errors = [line for line in result.output.splitlines() if line.lower().startswith("error: ")]
+    assert len(errors) == 1, (arguments, result.output)
+    assert "Traceback" not in result.output
+    assert "fault of unskew" not in result.output
+    return errors[0]
+
+
+@pytest.fixture(autouse=True)
+def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("neither definitions nor a letter")
+
+
+def test_every_command_has_a_valid_start_here() -> None:
+    assert set(VALID) == {path for path, _ in commands()}
+
+
+@pytest.mark.parametrize("path", [(), *VALID], ids=" ".join)
+def test_help_fits_a_terminal(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    shown = CliRunner().invoke(main, [*path, "--help"], terminal_width=WIDTH)
+
+    assert shown.exit_code == 0
+    assert [line for line in shown.output.splitlines() if len(line) > WIDTH] == []
+    # click cuts the summaries of commands that are too long for a line.
+    assert "..." not in shown.output.partition("Commands:\n")[2].partition("\n\n")[0].replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize("path", VALID, ids=" ".join)
+def test_an_unknown_option_and_a_missing_argument_are_usage_errors(path: tuple[str, ...]) -> None:
+    assert "--nope" in refused(*path, "--nope", status=(2,))
+    command = dict(commands())[path]
+    if any(parameter.required for parameter in command.params):
+        assert "Missing" in refused(*path, status=(2,))
+
+
+@pytest.mark.parametrize("path", VALID, ids=" ".join)
+def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> None:
+    for parameter in dict(commands())[path].params:
+        flag = isinstance(parameter, click.Option) and parameter.is_flag
+        option = parameter.opts[-1]
+        if flag or option in MAY_BE_EMPTY:
+            continue
+        if isinstance(parameter, click.Option):
+            said = refused(*path, *VALID[path], option, "")
+            # An address that cannot be read may hold a password, so nothing of it is shown.
+            assert option == "--redis-url" or parameter.opts[0] in said or option in said or "''" in said, said
+        elif path != ("get",):
+            refused(*path, "", *(text for text in VALID[path] if text not in {VIEW, f"{VIEW}@1", "a/0/1"}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", "file"), "file: definition files are"),
+        (("check", "/dev/null"), "/dev/null: it is neither a file nor a folder"),
+        (("check", "folder"), "folder: the folder has no"),
+        (("describe", "nowhere"), "nowhere: there is no such file or folder"),
+        (("log", "head", "nope", *DEFINED, "--log", "folder"), "there is no view 'nope'; views are"),
+        (("log", "head", VIEW, *DEFINED, "--log", "file"), "file: it is not a folder; give the folder"),
+        (("log", "stats", VIEW, *DEFINED, "--log", "nowhere"), "nowhere: there is no such folder; give the folder"),
+        (("audit", *DEFINED, "--log", "file", "--archive", "folder", "--offline"), "file: it is not a folder"),
+        (("audit", *DEFINED, "--log", "folder", "--archive", "nowhere"), "nowhere: there is no such folder"),
+        (("compact", "--log", "file"), "file: there is no such folder"),
+        (("compact", "nope", "--log", "folder"), "folder holds no view 'nope'"),
+        (("dead-letters", "list", "--dead-letters", "file"), "file: there is no such folder"),
+        (("dead-letters", "list", "--dead-letters", "folder", "--since", "x"), "--since: 'x' is not an instant"),
+        (("dead-letters", "show", "", "--dead-letters", "folder"), "there is no dead letter ''"),
+        ((*REPLAY, "folder"), "folder: [Errno 21] Is a directory"),
+        ((*REPLAY, "file"), "file, line 1 is not a letter"),
+        (("rehydrate", *DEFINED, "--state", "file", *AWAY), "file: it is not a folder; name another --state"),
+        (("rehydrate", "--running", *DEFINED, *AWAY), "--running and --definitions exclude each other"),
+        (("rehydrate", "--running", "--expire-after", "1d", *AWAY), "--running and --expire-after exclude each other"),
+        (("purge", "nope", *AWAY), "'nope' is not a view version"),
+        ((*RUN, "--cluster", "h:1", "--process", "1"), "--process 1: --cluster names 1 process, counted from 0;"),
+        ((*RUN, "--cluster", "h:1,h:2", "--process", "2"), "--process 2: --cluster names 2 processes, counted from 0;"),
+        ((*RUN, "--epoch", "soon"), "--epoch: 'soon' is not a duration"),
+        ((*RUN, "--scrub", "soon"), "--scrub: 'soon' is not a duration"),
+        ((*RUN, "--end", "folder"), "--end 'folder': [Errno 21] Is a directory"),
+        (("demo", "--output", "file"), "Directory 'file' is a file"),
+        (("nope",), "there is no command 'nope'"),
+        (("get", VIEW, "1", *AWAY), "Redis: Error 111 connecting to 127.0.0.1:1"),
+    ],
+    ids=lambda each: "" if isinstance(each, str) else " ".join(each)[:60],
+)
+def test_a_wrong_argument_ends_in_one_line_that_says_what_to_do(arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused(*arguments)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_path_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "views.yaml").write_text("name: v")
+    (tmp_path / "views.py").write_text("x = 1")
+    (tmp_path / "closed").mkdir(0o700)
+    for path in (tmp_path / "views.yaml", tmp_path / "views.py"):
+        path.chmod(0o600)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    program = (
+        "import contextlib, encodings.utf_8_sig, io, os, sys; from unskew.cli import main\n"
+        # Modules are imported when they are needed, and the other user may not be allowed to read them.
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()): main(['check', 'nowhere'])\n"
+        "os.setuid(65534); main(sys.argv[1:])"
+    )
+    for name in ("views.yaml", "views.py", "closed", "closed/views.yaml"):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, "check", name],
+            cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert ended.returncode in {1, 2}
+        assert not ended.stdout
+        (error,) = (line for line in ended.stderr.splitlines() if line.lower().startswith("error: "))
+        assert name in error
+        assert "is not readable" in error or "ermission denied" in error
+        assert "Traceback" not in ended.stderr
