@@ -9,7 +9,7 @@ from unskew.features.keys import encode_keys, shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import Updates
-from unskew.sinks.tables.kinds import LogTable, archive_table
+from unskew.sinks.tables.kinds import ArchiveTable, LogTable
 
 NOW_US = 1_700_000_000_000_000
 
@@ -50,7 +50,7 @@ def _step(state: ShardState, table: LogTable, view: ViewPlan, batch: pl.DataFram
 def write_archive(archive_root: Path, view: ViewPlan, events: pl.DataFrame) -> None:
     """Publish decoded events as the archive of the view's topic."""
     for (partition,), mine in events.group_by("_partition"):
-        table = archive_table(archive_root, view.stream.topic, int(partition), None)
+        table = ArchiveTable(archive_root, view.stream.topic, int(partition), None)
         table.append(mine.sort("_offset"))
         table.snapshot()
         table.settle()

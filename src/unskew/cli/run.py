@@ -323,6 +323,9 @@ def _reporter(kind: str) -> "Callable[[Status], None] | None":
         if status.compiling:
             say(f"{now - began:7.0f} s  compiling the kernel, once for each installation and processor")
             return
+        if status.history is not None:
+            say(f"{now - began:7.0f} s  {status.history}")
+            return
         repeats = "".join(f"  duplicates of {view} {n:,}" for view, n in status.duplicates.items())
         say(
             f"{now - began:7.0f} s  {status.consumed:,} events  {rate:,.0f}/s  {status.updates:,} updates  "

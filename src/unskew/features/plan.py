@@ -17,6 +17,7 @@ KeyFormat = Literal["string", "int64", "int32"]
 Envelope = Literal["connect", "debezium"]
 Operation = Literal["c", "r", "u", "d", "t", "m"]
 OtherOperations = Literal["ignore", "dead_letter"]
+History = Literal["archive", "none"]
 
 DEFAULT_SETTLE_US = 500_000
 DEFAULT_MAX_AHEAD_US = 5_000_000
@@ -195,6 +196,7 @@ class ViewPlan:
     ``features``, ``derived``: those of the published view, in its order. ``sessions``: if the view is over sessions of
     its stream, the inner view that keeps them. The only window of the inner view is the session's, and its features are
     the columns of a session; ``where``, ``filters`` and ``values`` of the view are then over these columns.
+    ``history``: what the view knows when it is new to a running pipeline.
     """
 
     published: View
@@ -205,6 +207,7 @@ class ViewPlan:
     features: tuple[FeaturePlan, ...]
     derived: tuple[DerivedPlan, ...] = ()
     sessions: "ViewPlan | None" = None
+    history: History = "archive"
 
     @property
     def name(self) -> str:

@@ -22,9 +22,9 @@ from unskew.monitoring.reach import NamedEvents, Reach, seen
 from unskew.monitoring.recount import Key, Recount, Values, identical
 from unskew.offline.join import joined
 from unskew.offline.log_reader import ViewLog
-from unskew.offline.reading import answer_of_table
 from unskew.serving.online import OnlineReader
 from unskew.sinks.tables.layout import Coverage, published_files, read_coverage, view_root
+from unskew.sinks.tables.reading import answer_of_table
 
 Progress = Callable[[str, int, int], None]
 

@@ -79,7 +79,7 @@ def compare_origins(log: ViewLog, reach: Reach, result: ViewAudit, report: Audit
     same_event_time = pl.col("event_time").eq_missing(pl.col("_event_time"))
     same = pl.all_horizontal(at == pl.col("_arrival").to_physical(), *(pl.col(k) == pl.col(f"_own_{k}") for k in keys))
     for chunk in log.newest_first([*keys, "available_at", "shard", *_ORIGIN]):
-        rows = _covered(log, chunk).filter(at >= reach.first_us)
+        rows = _streamed(_covered(log, chunk)).filter(at >= reach.first_us)
         unknown = rows.filter(at >= reach.strays_from_us).join(recount.entities, on=keys, how="anti")
         if len(unknown):
             report.add(stray("log", result.view, *_place(unknown.row(0, named=True), keys)), len(unknown))
@@ -123,7 +123,7 @@ def compare_rows(
     )
     entities = wanted.select(keys).unique()
     pieces = [
-        chunk.join(entities, on=keys, how="semi")
+        _streamed(chunk.join(entities, on=keys, how="semi"))
         for chunk in log.newest_first([*keys, "available_at", *_ORIGIN], upto=wanted["_t"].max().date())  # type: ignore[union-attr]
     ]
     rows = pl.concat(pieces) if pieces else None
@@ -179,6 +179,14 @@ def _unlike(result: ViewAudit, key: Key, t_us: int, column: str, found: Origin, 
         feature=column,
         found=found[column],
         expected=expected.get(column),
+    )
+
+
+def _streamed(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows with the cause that the stream would have given them, in place of the one that says: backfilled."""
+    cause = pl.when(pl.col("partition").is_null()).then(pl.lit("hop")).otherwise(pl.lit("event"))
+    return rows.with_columns(
+        pl.when(pl.col("cause") == "backfill").then(cause).otherwise(pl.col("cause")).alias("cause")
     )
 
 

@@ -12,9 +12,9 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.printing import printable_json
-from unskew.offline.reading import answer_of_table
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
 from unskew.sinks.tables.layout import day_directory
+from unskew.sinks.tables.reading import answer_of_table
 
 PLACE = ("folder", "topic", "partition", "offset")
 _COLUMNS = {"folder": pl.String(), **DEAD_LETTER_SCHEMA}

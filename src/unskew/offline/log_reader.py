@@ -15,9 +15,9 @@ from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.time import moment_of
 from unskew.features.view import View
-from unskew.offline.reading import answer, gone, metadata_of
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import Coverage, TableFile, published_files, read_coverage, view_root
+from unskew.sinks.tables.reading import answer, gone, metadata_of
 
 _Answer = TypeVar("_Answer")
 

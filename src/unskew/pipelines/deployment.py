@@ -4,7 +4,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,12 +87,8 @@ class Deployment:
 
     def owner(self) -> Owner:
         """Return this process's name for its leases; processes of one cluster may write the same folders."""
-        where = f"{self.state.absolute()}, process {os.getpid()} on {socket.gethostname()}"
-        return Owner(
-            text=f"pipeline {self.pipeline!r} on {where}",
-            group=f"cluster {','.join(self.cluster)}" if self.cluster else uuid.uuid4().hex,
-            member=self.process,
-        )
+        alone = owner_of(f"pipeline {self.pipeline!r}", self.state)
+        return replace(alone, group=f"cluster {','.join(self.cluster)}", member=self.process) if self.cluster else alone
 
     def check(self, plan: Plan) -> None:
         """Raise ``DefinitionError`` or ``RequestError`` if this process cannot compute the plan's views.
@@ -128,3 +124,9 @@ class Deployment:
             raise RequestError(
                 f"topic {topic!r}: no end offset for partition {', '.join(partitions)}; give one for each"
             )
+
+
+def owner_of(text: str, state: Path) -> Owner:
+    """Return this process's name for its leases, if no other process may write the same; ``text``: what it does."""
+    where = f"{state.absolute()}, process {os.getpid()} on {socket.gethostname()}"
+    return Owner(text=f"{text} on {where}", group=uuid.uuid4().hex, member=0)

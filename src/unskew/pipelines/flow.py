@@ -29,19 +29,18 @@ from unskew.pipelines.progress import Epochs, Progress
 from unskew.pipelines.routing import Router, TableRows
 from unskew.pipelines.state.changelog import Changelog, Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice
+from unskew.pipelines.state.saved import SHARDS, SINK_PARTITIONS, TABLES, input_of
+from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
-from unskew.sinks.tables.kinds import DeadLetterTable, LogTable, archive_table
+from unskew.sinks.tables.kinds import ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import StagedTable, record_shards, refuse_earlier
+from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
 ROWS_PER_REFILL = 20_000
 
-# Sink partitions must never change between runs; each holds the tables whose keys fall to it.
-SINK_PARTITIONS = [f"{index:02d}" for index in range(16)]
-
-Table = LogTable | DeadLetterTable | StagedTable
+Table = LogTable | DeadLetterTable | ArchiveTable
 Steps = Updates | NothingToCome
 
 
@@ -90,14 +89,16 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         plan: Plan,
         siblings: Siblings,
         changelogs: Changelogs,
+        seeds: Seeds,
         disk: Patience,
         sink: "RedisSink",
         progress: Progress,
         accepted: Callable[[], None],
         saved: dict[str, Any] | None,
     ) -> None:
+        self._seeds = seeds
         self._sink = sink
-        self._redis = redis = sink.writer
+        self._redis = sink.writer
         self._pace: Pace | None = None
         self._scrub: Iterator[Updates] | None = None
         self._refill: Iterator[Updates] | None = None
@@ -113,17 +114,27 @@ class _ShardLogic(StatefulBatchLogic[Slice, Step, dict[str, Any]]):
         view = None if saved is None else _views_by_id(plan).get(saved["view"])
         # The saved state of a view that is no longer defined is kept unread.
         if saved is not None and view is not None:
-            self._shard = Shard.from_snapshot(view, siblings, changelogs, saved)
-            clock_us = self._shard.state.clock_us
-            if clock_us is not None and redis.is_behind(view, saved["shard"], clock_us):
-                self._refill = self._shard.everything(ROWS_PER_REFILL)
+            self._shard = self._restored(view, saved)
+
+    def _restored(self, view: ViewPlan, saved: Mapping[str, Any]) -> Shard:
+        shard = Shard.from_snapshot(view, self._siblings, self._changelogs, saved)
+        clock_us = shard.state.clock_us
+        if clock_us is not None and self._redis.is_behind(view, saved["shard"], clock_us):
+            self._refill = shard.everything(ROWS_PER_REFILL)
+        return shard
+
+    def _begun(self, first: Slice) -> Shard:
+        """Return a shard that the recovery store does not hold: as a backfill left it, or without a past."""
+        view = _views_by_id(self._plan)[first.view]
+        seed = self._seeds.read(view, first.shard)
+        if seed is not None:
+            return self._restored(view, seed.snapshot)
+        changelog = Changelog(self._changelogs, view, first.shard, None)
+        return Shard(ShardState(view, first.shard), self._siblings, changelog)
 
     def on_batch(self, values: list[Slice]) -> tuple[Iterable[Step], bool]:
         if self._shard is None:
-            view = _views_by_id(self._plan)[values[0].view]
-            name = values[0].shard
-            changelog = Changelog(self._changelogs, view, name, None)
-            self._shard = Shard(ShardState(view, name), self._siblings, changelog)
+            self._shard = self._begun(values[0])
         was_behind = self._shard.behind
         refill = self._next_refill(self._shard)
         updates = [update for piece in values if (update := self._shard.take(piece)) is not None]
@@ -228,7 +239,9 @@ class ParquetSink(_Sink):
         epochs: Epochs,
         still_ours: Callable[[], None],
         require_room: Callable[[], None],
+        seeds: Seeds,
     ) -> None:
+        self.seeds = seeds
         self.disk = disk
         self.require_room = require_room
         self.epochs = epochs
@@ -265,9 +278,11 @@ class ParquetSink(_Sink):
             view = self.views.get(place)
             if view is None:
                 return None
+            if saved is None and (seed := self.seeds.read(view, part)) is not None:
+                saved = seed.log
             return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
         if kind == "archive":
-            return archive_table(self._archive, place, int(part), saved, still_ours=self.still_ours)
+            return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
         return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
 
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
@@ -322,10 +337,15 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
             if isinstance(value, Step):
                 step = value.here(self._sink.views)
                 table = self._table(f"log/{step.view.id}/{step.shard}")
-                table.append(step)  # type: ignore[arg-type]
+                assert isinstance(table, LogTable)
+                table.append(step)
+                continue
+            table = self._table(f"{'dead' if value.dead else 'archive'}/{value.topic}/{value.partition}")
+            if isinstance(table, ArchiveTable):
+                table.append(value.rows, first_us=value.first_us, clock_us=value.clock_us)
             else:
-                table = self._table(f"{'dead' if value.dead else 'archive'}/{value.topic}/{value.partition}")
-                table.append(value.rows)  # type: ignore[arg-type]
+                assert isinstance(table, DeadLetterTable)
+                table.append(value.rows)
 
     def _table(self, name: str) -> Table:
         table = self._tables.get(name)
@@ -442,11 +462,8 @@ def build_flow(
     flow = Dataflow(name)
     routed = []
     for topic, source in sources.items():
-        # Saved offsets are found by these names, so they contain nothing that may be renamed. Bytewax reserves the dot,
-        # and a topic's name cannot contain a plus sign.
-        step = topic.replace(".", "+")
-        polls = op.input(f"{step}_poll", flow, source)
-        routed.append(op.flat_map(f"{step}_route", polls, noting(routers[topic].route)))
+        polls = op.input(input_of(topic), flow, source)
+        routed.append(op.flat_map(f"{topic.replace('.', '+')}_route", polls, noting(routers[topic].route)))
     items = op.merge("routed", *routed)
     kinds = op.branch("kind", items, lambda item: isinstance(item[1], Slice))
     siblings = Siblings()
@@ -454,13 +471,13 @@ def build_flow(
     def shard(saved: dict[str, Any] | None) -> _ShardLogic:
         if saved is not None:
             going_on()
-        logic = _ShardLogic(plan, siblings, changelogs, parquet.disk, redis, progress, accepted, saved)
+        logic = _ShardLogic(plan, siblings, changelogs, parquet.seeds, parquet.disk, redis, progress, accepted, saved)
         return logic if failures is None else failures.of(logic, "on_batch", "on_notify", "snapshot")
 
     slices = cast("KeyedStream[Slice]", kinds.trues)
-    updates = op.stateful_batch("aggregate", slices, noting(shard))
+    updates = op.stateful_batch(SHARDS, slices, noting(shard))
     op.output("redis", updates, redis)
-    op.output("parquet", op.merge("rows", kinds.falses, updates), parquet)
+    op.output(TABLES, op.merge("rows", kinds.falses, updates), parquet)
     return flow
 
 

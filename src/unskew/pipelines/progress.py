@@ -104,7 +104,8 @@ class Size:
 class Progress:
     """Totals since this process started; instants in microseconds.
 
-    ``compiling``: the kernel is being compiled, and nothing else is done.
+    ``compiling``: the kernel is being compiled, and nothing else is done. ``history``: the progress of a new view's
+    backfill, as text, while nothing else is done.
     ``updates_by_view``, ``rows_by_view``: by view id, rows for Redis and rows of the log. ``sizes``: by view id and
     shard. ``late_by_view``: by view id, events that came too late for a window. ``duplicates``: by view id, dropped
     repeats of events; it has only views whose stream drops repeats. ``ledgers``: by view id and shard, late events and
@@ -112,6 +113,7 @@ class Progress:
     """
 
     compiling: bool = False
+    history: str | None = None
     updates_by_view: dict[str, int] = field(default_factory=dict)
     rows_by_view: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)
@@ -131,6 +133,10 @@ class Progress:
             self.duplicates[view_id] = self.duplicates.get(view_id, 0) + update.duplicates
         self.clocks_us[f"{view_id}/{update.shard}"] = update.clock_us
         self.ledgers[f"{view_id}/{update.shard}"] = ledger_of(update)
+
+    def note_history(self, text: str | None) -> None:
+        """Record how far a new view's backfill is; None if there is none any more."""
+        self.history = text
 
     def note_size(self, view_id: str, shard: str, *, entities: int, tiles: int) -> None:
         """Record the size of a shard's state."""

@@ -1,22 +1,13 @@
 """Rehydration: write all current values to Redis again from a state folder whose pipeline does not run."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import bytewax.operators as op
 import numpy as np
 import polars as pl
-from bytewax.dataflow import Dataflow
-from bytewax.operators import StatefulBatchLogic
-from bytewax.recovery import RecoveryConfig
-from bytewax.testing import TestingSink, TestingSource, run_main
-from typing_extensions import override
 
 from unskew.features.errors import LayoutError
 from unskew.features.plan import Plan, ViewPlan
@@ -26,12 +17,12 @@ from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, RECOVERY, StateFolder, shards_of
 from unskew.pipelines.state.ordering import Shard, Siblings
+from unskew.pipelines.state.saved import read_saved
 from unskew.sinks.lease import Lease, Leases
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
 
 ROWS_PER_PART = 20_000
-FLOW, STEP = "unskew", "aggregate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +51,7 @@ def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], No
         leases.add(Lease(deployment.state, "--state", deployment.owner(), frozenset(["the state"]), take_over=False))
         deployment = replace(deployment, n_hashes=shards_of(deployment.state))
         state = StateFolder.read(plan, deployment, leases.check)
-        saved = _saved(deployment.state / RECOVERY)
+        saved = read_saved(deployment.state / RECOVERY, {}).shards
         changelogs = Changelogs(deployment.state / CHANGELOG, leases.check)
         closing.callback(changelogs.close)
         writer = RedisWriter(
@@ -131,41 +122,3 @@ def _write(
         yield replace(written, removed=written.removed + writer.remove(view, is_unknown))
     for shard in shards:
         shard.state.dissolve()
-
-
-class _Kept(StatefulBatchLogic[Any, Any, dict[str, Any]]):
-    """A shard's saved state, unread."""
-
-    def __init__(self, saved: dict[str, Any]) -> None:
-        self._saved = saved
-
-    @override
-    def on_batch(self, values: list[Any]) -> tuple[list[Any], bool]:
-        return [], StatefulBatchLogic.RETAIN
-
-    @override
-    def snapshot(self) -> dict[str, Any]:
-        return self._saved
-
-
-def _saved(recovery: Path) -> list[dict[str, Any]]:
-    """Return what the recovery store holds of every shard.
-
-    Bytewax reads its store only for a flow. So a flow without items is resumed from a copy of the store, which holds
-    little more than the names of the files of the state.
-    """
-    found: list[dict[str, Any]] = []
-
-    def keep(saved: dict[str, Any] | None) -> _Kept:
-        assert saved is not None
-        found.append(saved)
-        return _Kept(saved)
-
-    flow = Dataflow(FLOW)
-    nothing: Any = op.input("nothing", flow, TestingSource([]))
-    op.output("nowhere", op.stateful_batch(STEP, nothing, keep), TestingSink([]))
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / RECOVERY
-        shutil.copytree(recovery, copy)
-        run_main(flow, recovery_config=RecoveryConfig(copy))
-    return found

@@ -19,12 +19,14 @@ from unskew.pipelines.state.ordering import Slice, shard_names
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """Rows of one partition for the event archive, or its dead letters."""
+    """Rows of one partition for the event archive, or its dead letters; ``first_us``, ``clock_us``: as in ``Slice``."""
 
     topic: str
     partition: int
     dead: bool
     rows: pl.DataFrame
+    first_us: int | None = None
+    clock_us: int | None = None
 
 
 class Router:
@@ -101,10 +103,28 @@ class Router:
                 events = evaluated.events
                 if evaluated.rejected.height:
                     dead.append(_letters(poll, topic, view.name, evaluated.rejected))
-            yield from self._slices(view, decoded, events, poll)
+            yield from slices(
+                view,
+                events,
+                n_hashes=self._n_hashes,
+                partition=decoded.partition,
+                n_partitions=self._n_partitions,
+                clock_us=decoded.clock_us,
+                first_us=poll.first_us,
+                ended=decoded.ended,
+                replaying=poll.replaying,
+                resumed=poll.resumed,
+            )
         yield (
             f"archive/{topic}/{decoded.partition}",
-            TableRows(topic, decoded.partition, dead=False, rows=decoded.events),
+            TableRows(
+                topic,
+                decoded.partition,
+                dead=False,
+                rows=decoded.events,
+                first_us=poll.first_us,
+                clock_us=decoded.clock_us,
+            ),
         )
         all_dead = pl.concat(dead) if len(dead) > 1 else decoded.dead
         self.dead += all_dead.height
@@ -113,34 +133,44 @@ class Router:
                 self.dead_by_kind[kind] = self.dead_by_kind.get(kind, 0) + count
         yield f"dead/{topic}/{decoded.partition}", TableRows(topic, decoded.partition, dead=True, rows=all_dead)
 
-    def _slices(
-        self,
-        view: ViewPlan,
-        decoded: Decoded,
-        events: pl.DataFrame | None,
-        poll: Poll,
-    ) -> Iterator[tuple[str, Slice]]:
-        first_us = poll.first_us
-        names = shard_names(view, [decoded.partition], self._n_hashes)
-        pieces: list[pl.DataFrame | None] = [None] * len(names)
-        if events is not None and events.height:
-            pieces = [events] if len(names) == 1 else _split(events, shard_of(events["key"], len(names)), len(names))
-        for name, piece in zip(names, pieces, strict=True):
-            yield (
-                f"{view.id}/{name}",
-                Slice(
-                    view=view.id,
-                    shard=name,
-                    partition=decoded.partition,
-                    n_partitions=self._n_partitions,
-                    clock_us=decoded.clock_us,
-                    first_us=first_us,
-                    ended=decoded.ended,
-                    events=piece,
-                    replaying=poll.replaying,
-                    resumed=poll.resumed,
-                ),
-            )
+
+def slices(
+    view: ViewPlan,
+    events: pl.DataFrame | None,
+    *,
+    n_hashes: int,
+    partition: int,
+    n_partitions: int,
+    clock_us: int | None,
+    first_us: int | None,
+    ended: bool,
+    replaying: bool = False,
+    resumed: bool = False,
+) -> Iterator[tuple[str, Slice]]:
+    """Yield the slice of every shard that a partition feeds, keyed by ``view@version/shard``.
+
+    ``events``: the view's events of the partition, as from ``evaluate``; the other arguments are those of ``Slice``.
+    """
+    names = shard_names(view, [partition], n_hashes)
+    pieces: list[pl.DataFrame | None] = [None] * len(names)
+    if events is not None and events.height:
+        pieces = [events] if len(names) == 1 else _split(events, shard_of(events["key"], len(names)), len(names))
+    for name, piece in zip(names, pieces, strict=True):
+        yield (
+            f"{view.id}/{name}",
+            Slice(
+                view=view.id,
+                shard=name,
+                partition=partition,
+                n_partitions=n_partitions,
+                clock_us=clock_us,
+                first_us=first_us,
+                ended=ended,
+                events=piece,
+                replaying=replaying,
+                resumed=resumed,
+            ),
+        )
 
 
 def _split(events: pl.DataFrame, shards: npt.NDArray[np.int64], count: int) -> list[pl.DataFrame | None]:

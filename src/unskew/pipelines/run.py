@@ -26,6 +26,7 @@ from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.flow import ParquetSink, RedisSink, Shards, build_flow
+from unskew.pipelines.history.handover import HandOver, hand_over
 from unskew.pipelines.kafka.host_clock import HostClock
 from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.kafka.turns import Turns
@@ -36,6 +37,8 @@ from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, RECOVERY
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
+from unskew.pipelines.state.saved import FLOW, read_saved
+from unskew.pipelines.state.seeds import Seeds
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks import durable
@@ -43,8 +46,6 @@ from unskew.sinks.lease import Lease, Leases, Members
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
-
-FLOW = "unskew"
 
 _log = logging.getLogger("unskew.run")
 
@@ -155,6 +156,7 @@ def _run_once(
                 opened.disk.until_done(lambda: pipeline.refuse_earlier(topics.own, topics.tables))
             _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
             going_on()
+            opened.disk.until_done(lambda: _bring_history(plan, deployment, opened, topics, pipeline, going_on))
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
             # Only now is the state's id durable. The owners are read again, because compiling takes minutes and another
             # state may have claimed the shards meanwhile.
@@ -194,6 +196,43 @@ def _compile(progress: Progress, folder: Path, stop: threading.Event) -> None:
         compiling.compile_ahead(folder, stop)
     finally:
         progress.compiling = False
+
+
+def _bring_history(
+    plan: Plan,
+    deployment: Deployment,
+    opened: "_Opened",
+    topics: "_Topics",
+    pipeline: "_Pipeline",
+    going_on: Callable[[], None],
+) -> None:
+    """Give views that the state does not hold yet their past from the archive; nothing if there is no state yet.
+
+    In a cluster, the first process does so, and the others wait for it, as for any start of the flow.
+    """
+    progress = pipeline.running.progress
+    if not opened.state.ran or not opened.state.leads:
+        return
+    n_partitions = {topic: len(source.origins) for topic, source in topics.sources.items()}
+    try:
+        hand_over(
+            HandOver(
+                plan=plan,
+                log=deployment.log,
+                archive=deployment.archive,
+                saved=read_saved(deployment.state / RECOVERY, n_partitions),
+                seeds=pipeline.seeds,
+                changelogs=opened.changelogs,
+                partitions={topic: list(deployment.partitions or range(n)) for topic, n in n_partitions.items()},
+                n_partitions=n_partitions,
+                n_hashes=deployment.n_hashes,
+                still_ours=opened.leases.check,
+                going_on=going_on,
+                report=progress.note_history,
+            )
+        )
+    finally:
+        progress.note_history(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +281,7 @@ class _Pipeline:
 
     flow: Dataflow
     running: Running
+    seeds: Seeds
     settle: Callable[[], None]
     refuse_earlier: Callable[[Iterable[str], Iterable[str]], None]
     built: threading.Event
@@ -388,6 +428,7 @@ def _wire(
 ) -> _Pipeline:
     """Connect topics, shards and sinks."""
     progress = Progress()
+    seeds = Seeds(deployment.state)
     parquet = ParquetSink(
         plan,
         deployment.log,
@@ -399,6 +440,7 @@ def _wire(
         progress.epochs,
         opened.leases.check,
         opened.state.require_room,
+        seeds,
     )
     redis = RedisSink(plan, opened.writer, wall_us, topics.shards, opened.server, progress.epochs, deployment.scrub_us)
 
@@ -442,6 +484,7 @@ def _wire(
     return _Pipeline(
         flow=flow,
         running=running,
+        seeds=seeds,
         settle=settle,
         refuse_earlier=parquet.refuse_earlier,
         built=parquet.built,

@@ -5,7 +5,7 @@ from tests.support.plans import DAY, Wanted, sliding, view
 from tests.support.updates import ledger_after, updates
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import LateEvents
-from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, DeadLetterTable, LogTable, archive_table
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import INSTANT, coverage_file, published_files, read_coverage
 
 VISITS = view(Wanted("n", "count", sliding(DAY, DAY)), name="visits")
@@ -86,13 +86,13 @@ def test_the_archive_goes_on_at_the_offsets_that_come_again_after_a_restart(tmp_
     def events(*offsets):
         return pl.DataFrame({"_offset": offsets, "_arrival": [0] * len(offsets)}).cast({"_arrival": INSTANT})
 
-    table = archive_table(tmp_path, "t", 3, None)
+    table = ArchiveTable(tmp_path, "t", 3, None)
     table.append(events(10, 11, 15))
     saved = table.snapshot()
     table.append(events(16))
     table.snapshot()
     # The second epoch did not become durable: its events are read again.
-    table = archive_table(tmp_path, "t", 3, saved)
+    table = ArchiveTable(tmp_path, "t", 3, saved)
     table.append(events(16, 17))
     table.snapshot()
     table.settle()

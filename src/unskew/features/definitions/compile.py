@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import polars as pl
@@ -31,6 +32,7 @@ from unskew.features.plan import (
     DerivedPlan,
     FeaturePlan,
     FilterPlan,
+    History,
     Plan,
     StreamPlan,
     ViewPlan,
@@ -265,9 +267,10 @@ class _ViewCompiler:
         ]
         if len(self._faults) > n_faults or stream is None or entity is None:
             return None
-        return self._put_together(
+        plan = self._put_together(
             view, stream, entity, slots, where, planned, [each for each in derived if each is not None], sessions
         )
+        return replace(plan, history=view.history)
 
     def _put_together(
         self,
@@ -392,6 +395,8 @@ class _ViewCompiler:
                 view.name,
                 f"version {shown(view.version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1",
             )
+        if view.history not in get_args(History):
+            self._fault(view.name, f'history {shown(view.history)} is not known; write "archive" or "none"')
         self._faults += text_faults(view.name, view)
 
     def _stream(self, wanted: Stream | Sessions | str) -> StreamPlan | None:

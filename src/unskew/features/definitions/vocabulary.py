@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from unskew.features.definitions.agg import Aggregation, Duration, Expression
-from unskew.features.plan import Envelope, KeyFormat, Operation, OtherOperations, PayloadFormat
+from unskew.features.plan import Envelope, History, KeyFormat, Operation, OtherOperations, PayloadFormat
 from unskew.features.view import CalendarUnit, KeyType, Scalar
 
 Schema = str | Path | Mapping[str, Any]
@@ -200,6 +200,8 @@ class FeatureView(msgspec.Struct, frozen=True):
     ``entity``: an ``Entity``, or its name or key columns. ``stream``: a ``Stream`` or ``Sessions``, or its name or an
     alias.
     ``where``: events for which it is not true do not exist for this view. ``filter`` is the same thing.
+    ``history``: what a view knows when it is new to a running pipeline: "archive", every event that is archived;
+    "none", only what comes from then on.
     """
 
     name: str
@@ -211,6 +213,7 @@ class FeatureView(msgspec.Struct, frozen=True):
     owner: str = ""
     description: str = ""
     version: int = 1
+    history: History = "archive"
 
 
 Definition = Entity | Stream | Sessions | FeatureView

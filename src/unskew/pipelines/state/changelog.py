@@ -166,6 +166,11 @@ class Changelogs:
         """The number of bytes on disk that the shards' states need."""
         return sum(list(self._sizes.values()))
 
+    def events(self, view: ViewPlan, shard: str, manifest: Manifest) -> Iterator[pl.DataFrame]:
+        """Yield the events in the files of a manifest, in their order."""
+        for file in manifest.events:
+            yield from _read(self.folder(view, shard), file)
+
     def close(self) -> None:
         """End the threads; their unfinished work is not needed."""
         self.closed.set()
@@ -200,7 +205,7 @@ class Changelog:
         # Shared with the writing thread, under the lock.
         self._lock = threading.Lock()
         self._chunks: deque[list[pl.DataFrame]] = deque()
-        self._current: _Growing | None = None
+        self._current: Growing | None = None
         self._made: tuple[int, int] | None = None
         self._making = False
         self._fault: LayoutError | None = None
@@ -280,7 +285,7 @@ class Changelog:
         while self._chunks:
             if self._current is None:
                 durable.make_folder(self.folder)
-                self._current = _Growing(self.folder, self._number, self._all.still_ours)
+                self._current = Growing(self.folder, self._number, self._all.still_ours)
                 self._number += 1
             self._current.add(pl.concat(self._chunks[0]))
             self._chunks.popleft()
@@ -313,7 +318,7 @@ class Changelog:
             if since >= max(size, 1) + LEAST_EVENTS // TILES_PER_EVENT:
                 self._roll()
                 number = self._files[-1].number
-                n_bytes = _write_base(self.folder, number, state, threading.Event(), self._all.still_ours)
+                n_bytes = write_base(self.folder, number, state, threading.Event(), self._all.still_ours)
                 assert n_bytes is not None
                 self._base, self._base_bytes = number, n_bytes
             return
@@ -330,7 +335,7 @@ class Changelog:
             n_bytes = (
                 None
                 if state is None
-                else _write_base(self.folder, number, state, self._all.closed, self._all.still_ours, pause_s=PAUSE_S)
+                else write_base(self.folder, number, state, self._all.closed, self._all.still_ours, pause_s=PAUSE_S)
             )
             if n_bytes is not None:
                 self._made = number, n_bytes
@@ -358,13 +363,18 @@ class Changelog:
     def _clean(self, saved: Manifest | None) -> None:
         if not self.folder.is_dir():
             return
-        for path in self.folder.iterdir():
-            if path.name not in self._named:
-                path.unlink()
+        remove(self.folder, except_for=self._named)
         for file in () if saved is None else saved.events:
             path = self.folder / events_name(file.number)
             if path.exists() and path.stat().st_size > file.n_bytes:
                 os.truncate(path, file.n_bytes)
+
+
+def remove(folder: Path, *, except_for: set[str]) -> None:
+    """Remove the files of a shard that no manifest names."""
+    for path in folder.iterdir():
+        if path.name not in except_for:
+            path.unlink()
 
 
 def restored(
@@ -497,7 +507,7 @@ def _open(path: Path, n_bytes: int) -> BinaryIO:
     return file
 
 
-class _Growing:
+class Growing:
     """A file of events that is being written; the next write overwrites what a failed one left behind."""
 
     def __init__(self, folder: Path, number: int, still_ours: Callable[[], None]) -> None:
@@ -534,7 +544,7 @@ class _Growing:
         os.close(self._file)
 
 
-def _write_base(
+def write_base(
     folder: Path,
     number: int,
     state: ShardState,

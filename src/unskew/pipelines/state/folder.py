@@ -202,6 +202,27 @@ def shards_of(folder: Path) -> int:
     return int(found["shards"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a state is for: its shards, its views by id, and by stream's topic how many partitions were read."""
+
+    n_hashes: int
+    views: Sequence[str]
+    n_partitions: Mapping[str, int]
+
+
+def held_by(folder: Path) -> Held:
+    """Return what a state is for, also while a pipeline runs on it. Raises ``LayoutError`` if there is no state."""
+    n_hashes = shards_of(folder)
+    found = _read_deployment(folder / DEPLOYMENT) or {}
+    topics = {topic: KnownTopics.from_json(one) for topic, one in found["topics"].items()}
+    return Held(
+        n_hashes=n_hashes,
+        views=found["views"],
+        n_partitions={topic: len(one.partitions) for topic, one in topics.items()},
+    )
+
+
 def schema_ids_of(folder: Path, streams: Iterable[str]) -> dict[str, dict[str, int]]:
     """Return, by stream and place, the schema ids with which partitions began, from a state that a process may use now.
 

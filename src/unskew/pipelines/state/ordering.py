@@ -1,6 +1,6 @@
 """One shard of one view inside the flow: when events are applied, which are repeats, and checks of the partitioning."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
+from unskew.pipelines.state.whole import WholeState
 
 LAYOUT = 2
 
@@ -77,14 +78,14 @@ class Shard:
         self,
         state: ShardState,
         siblings: "Siblings",
-        changelog: Changelog,
+        changelog: Changelog | WholeState,
         waiting: _Waiting | None = None,
         repeats: Repeats | None = None,
         beginning: _Beginning | None = None,
     ) -> None:
         self.state = state
         self._beginning = beginning or _Beginning()
-        self._changelog = changelog
+        self.changelog = changelog
         self.repeats = repeats
         if repeats is None and state.view.stream.dedupe_within_us is not None:
             self.repeats = Repeats(state.view, state.shard)
@@ -119,7 +120,7 @@ class Shard:
             events = self.repeats.drop(events, clock_us)
         updates = self.state.apply(events, clock_us)
         if events is not None:
-            self._changelog.append(events)
+            self.changelog.append(events)
         return self._completed(updates, self.dropped - before)
 
     def _completed(self, updates: Updates, duplicates: int = 0) -> Updates:
@@ -128,7 +129,7 @@ class Shard:
             updates,
             duplicates=duplicates,
             duplicates_total=self.dropped,
-            applied=self._changelog.applied,
+            applied=self.changelog.applied,
             behind=self.behind,
             begins_us=self._beginning.first_us,
         )
@@ -225,7 +226,7 @@ class Shard:
             "layout": LAYOUT,
             "view": self.state.view.id,
             "shard": self.state.shard,
-            "changelog": msgspec.json.encode(self._changelog.snapshot(self.state, self.dropped)),
+            "changelog": msgspec.json.encode(self.changelog.snapshot(self.state, self.dropped)),
             "clocks": dict(self._waiting.clocks),
             "ended": sorted(self._waiting.ended),
             "waiting": to_ipc(pl.concat(frames)) if frames else b"",
@@ -234,9 +235,14 @@ class Shard:
 
     @classmethod
     def from_snapshot(
-        cls, view: ViewPlan, siblings: "Siblings", changelogs: Changelogs, saved: dict[str, Any]
+        cls,
+        view: ViewPlan,
+        siblings: "Siblings",
+        changelogs: Changelogs,
+        saved: Mapping[str, Any],
+        kind: type[Changelog] | type[WholeState] = Changelog,
     ) -> "Shard":
-        """Return the shard that ``to_snapshot`` described.
+        """Return the shard that ``to_snapshot`` described; ``kind``: how its state is kept from now on.
 
         Raises ``LayoutError`` if it does not belong to the definition.
         """
@@ -254,7 +260,7 @@ class Shard:
         manifest = msgspec.json.decode(saved["changelog"], type=Manifest)
         state, repeats = restored(changelogs, view, shard, manifest)
         beginning = _Beginning(*saved.get("begins", ()))
-        return cls(state, siblings, Changelog(changelogs, view, shard, manifest), waiting, repeats, beginning)
+        return cls(state, siblings, kind(changelogs, view, shard, manifest), waiting, repeats, beginning)
 
 
 class Siblings:

@@ -32,7 +32,7 @@ class Status:
     as records of another type. ``dead_by_kind``: as in ``features/rejection.py``. ``epochs``: number of durable ones.
     ``commit_s``, ``longest_commit_s``: seconds that their snapshots took, all together and at most. ``retries``: by
     store, retries after a failed attempt to reach it. ``compiling``: the kernel is being compiled, and no record is
-    read yet.
+    read yet. ``history``: the progress of a new view's backfill, as text; no record is read meanwhile either.
     """
 
     consumed: int
@@ -53,6 +53,7 @@ class Status:
     longest_commit_s: float = 0.0
     retries: Mapping[str, int] = field(default_factory=dict)
     compiling: bool = False
+    history: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class Running:
             longest_commit_s=commits.longest_s,
             retries=self.retries(),
             compiling=progress.compiling,
+            history=progress.history,
         )
 
     def dead_by_kind(self) -> dict[str, int]:
@@ -132,6 +134,8 @@ class Running:
         reasons = self.dead_reasons()
         if self.progress.compiling:
             reasons.append("the kernel is being compiled, once for each installation and processor")
+        elif self.progress.history is not None:
+            reasons.append(f"a new view gets its history from the archive: {self.progress.history}")
         elif self.progress.epochs.durable == 0:
             reasons.append("no epoch of this process is durable yet: it is loading its state")
         reasons += [f"{name} has been away for {away_s:.1f} s" for name, away_s in self.away_s().items() if away_s]

@@ -68,6 +68,11 @@ class LogTable:
     def next_sequence(self) -> int:
         return self._table.next_sequence
 
+    @property
+    def n_buffered(self) -> int:
+        """The number of rows appended since the last snapshot."""
+        return self._table.n_buffered
+
     def append(self, updates: Updates | NothingToCome) -> None:
         """Add the closed rows of one step and its last closed instant; a step without rows moves only the instant."""
         if isinstance(updates, NothingToCome):
@@ -150,24 +155,56 @@ class DeadLetterTable:
         self._table.settle()
 
 
-def archive_table(
-    archive_root: Path,
-    topic: str,
-    partition: int,
-    saved: Mapping[str, Any] | None,
-    *,
-    still_ours: Callable[[], None] = lambda: None,
-) -> StagedTable:
-    """Return one partition's share of a topic's event archive: decoded events in the order of ``_offset``."""
-    return StagedTable(
-        archive_root / topic,
-        f"p{partition}",
-        day_column="_arrival",
-        sequence_column="_offset",
-        metadata={"unskew.topic": topic},
-        saved=saved,
-        still_ours=still_ours,
-    )
+class ArchiveTable:
+    """One partition's share of a topic's event archive: decoded events in the order of ``_offset``.
+
+    Its coverage says from which arrival the partition was read and up to which instant its events are complete. That of
+    an archive which an earlier version began does not say the former.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        topic: str,
+        partition: int,
+        saved: Mapping[str, Any] | None,
+        *,
+        still_ours: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._begins_here = saved is None
+        self._table = StagedTable(
+            root / topic,
+            f"p{partition}",
+            day_column="_arrival",
+            sequence_column="_offset",
+            metadata={"unskew.topic": topic},
+            saved=saved,
+            still_ours=still_ours,
+        )
+
+    @property
+    def next_sequence(self) -> int:
+        return self._table.next_sequence
+
+    def append(self, events: pl.DataFrame, *, first_us: int | None = None, clock_us: int | None = None) -> None:
+        """Add the events of a poll. ``first_us``: its first arrival. ``clock_us``: the partition's clock after it."""
+        self._table.append(events)
+        if first_us is None and clock_us is not None:
+            first_us = clock_us + 1
+        if self._begins_here and first_us is not None:
+            self._begins_here = False
+            self._table.cover({"since": first_us})
+        if clock_us is not None:
+            # The instant of the clock itself is still open.
+            self._table.cover({"complete_to": clock_us - 1})
+
+    def snapshot(self) -> dict[str, Any]:
+        """Take a snapshot, as ``StagedTable.snapshot`` does."""
+        return self._table.snapshot()
+
+    def settle(self) -> None:
+        """Publish what is staged, as ``StagedTable.settle`` does."""
+        self._table.settle()
 
 
 def log_metadata(view: ViewPlan) -> dict[str, str]:

@@ -41,14 +41,17 @@ def answer(
         ) from error
 
 
-def answer_of_table(root: Path, query: Callable[[Sequence[Path]], _Answer], *, since: str = "") -> _Answer:
+def answer_of_table(
+    root: Path, query: Callable[[Sequence[Path]], _Answer], *, since: str = "", writer: str | None = None
+) -> _Answer:
     """Return what ``query`` reads from all published files of a table, each row once; lists them again if one is gone.
 
-    ``since``: the name of the first day folder to read. Raises ``LayoutError`` as ``answer`` does.
+    ``since``: the name of the first day folder to read. ``writer``: whose files; None for all.
+    Raises ``LayoutError`` as ``answer`` does.
     """
     listed: list[Path] | None = None
     while True:
-        paths = [file.path for file in published_files(root) if file.path.parent.name >= since]
+        paths = [file.path for file in published_files(root, writer) if file.path.parent.name >= since]
         try:
             return answer(paths, lambda path: path, query)
         except FileNotFoundError as error:

@@ -1,0 +1,113 @@
+"""``unskew backfill``: give a new view its past from the event archive."""
+
+import threading
+from pathlib import Path
+
+import click
+
+from unskew import settings
+from unskew.cli.screen import Screen, say
+from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.printing import printable
+
+
+@click.command()
+@click.argument("views", metavar="VIEW...", nargs=-1, required=True)
+@settings.definitions
+@settings.log
+@settings.archive
+@settings.state
+@settings.umask
+@click.option(
+    "--from", "begin", metavar="INSTANT", help="Leave out events that arrived earlier (2026-01-31T00:00:00Z)."
+)
+@click.option(
+    "--until", metavar="INSTANT", help="Stop at this arrival. A later call, or unskew run, goes on from there."
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
+@click.option("--again", is_flag=True, help="Forget what an earlier backfill of these views has done, and begin anew.")
+def backfill(
+    views: tuple[str, ...],
+    definitions: tuple[Path, ...],
+    log: Path,
+    archive: Path,
+    state: Path,
+    begin: str | None,
+    until: str | None,
+    workers: int,
+    again: bool,
+) -> None:
+    """Compute the past of new views from the event archive, into the log and the state of a pipeline.
+
+    The pipeline may run or stand; what it computes stays untouched. Once the backfill has ended, restart `unskew run`
+    with the definitions of the new views: it finishes the last stretch and goes on at the next record of every
+    partition. `unskew run` would do all of this by itself; this command does it before, while the pipeline goes on.
+
+    A backfill that was stopped or killed continues with the same command. At the end, a seam check holds the events
+    that were taken against the archive, and computes some entities again in one go.
+
+    \b
+    unskew backfill user_purchases@2 --definitions defs/ --log log --archive archive --state state --workers 4
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from unskew.cli.run import stopping_on_signals
+    from unskew.features.definitions.load import load
+    from unskew.pipelines.deployment import owner_of
+    from unskew.pipelines.history.ahead import Ahead, backfill_ahead
+
+    plan = load(*definitions)
+    known = {name: view for view in plan.views.values() for name in (view.name, view.id)}
+    if unknown := [name for name in views if name not in known]:
+        raise RequestError(f"there is no view {unknown[0]!r}; the definitions have {', '.join(sorted(plan.views))}")
+    errors = Screen(stderr=True)
+    stop = threading.Event()
+    with (
+        stopping_on_signals(stop),
+        Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[events]}", markup=False),
+            TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+            disable=not errors.is_terminal,
+        ) as bar,
+    ):
+        task = bar.add_task("", events="")
+
+        def report(view: str, n_events: int, most: int) -> None:
+            bar.update(task, description=printable(view), completed=n_events, total=most, events=f"{n_events:,} events")
+
+        seams = backfill_ahead(
+            Ahead(
+                views=list({known[name].id: known[name] for name in views}.values()),
+                log=log,
+                archive=archive,
+                state=state,
+                owner=owner_of(f"the backfill of {', '.join(views)}", state),
+                from_us=_instant("--from", begin),
+                until_us=_instant("--until", until),
+                again=again,
+                workers=workers,
+            ),
+            stop,
+            report,
+        )
+    for seam in seams:
+        say(str(seam))
+    say("Restart unskew run with these definitions: it finishes the last stretch and goes on from there.", err=True)
+
+
+def _instant(option: str, text: str | None) -> int | None:
+    from unskew.features.time import instant_us
+
+    if text is None:
+        return None
+    try:
+        return instant_us(text)
+    except (DefinitionError, ValueError) as error:
+        raise RequestError(
+            f"{option} {text}: {error}; give an instant with its offset, for example 2026-01-31T00:00:00Z"
+        ) from error

@@ -1,0 +1,253 @@
+"""A backfill beside a pipeline that runs or stands: up to what its archive has published, by several processes.
+
+``unskew run`` then finishes the last stretch and goes on from there (``handover.py``).
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unskew.features.errors import LayoutError, RequestError, Stopped
+from unskew.features.plan import ViewPlan
+from unskew.pipelines.history.archive import Archive, Cut, Reached
+from unskew.pipelines.history.backfill import Backfill, backfill
+from unskew.pipelines.history.seam import Seam
+from unskew.pipelines.kafka.consumer import Flag
+from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.folder import CHANGELOG, held_by
+from unskew.pipelines.state.ordering import shard_names
+from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.tables.layout import view_root
+from unskew.sinks.tables.parquet import record_shards
+
+LOOK_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What is backfilled and where. ``from_us``, ``until_us``: bounds of the arrivals; None for all that is archived.
+
+    ``again``: whether to forget what an earlier backfill of these views has done. ``workers``: number of processes.
+    """
+
+    views: Sequence[ViewPlan]
+    log: Path
+    archive: Path
+    state: Path
+    owner: Owner
+    from_us: int | None = None
+    until_us: int | None = None
+    again: bool = False
+    workers: int = 1
+
+
+def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], None] = lambda *_: None) -> list[Seam]:
+    """Backfill views that the state of a pipeline does not hold yet; return how they end.
+
+    ``report``: called with a view, the events read and the most there can be. Raises ``RequestError`` for a view that
+    the pipeline computes already; ``LayoutError`` for a state, an archive or a log that do not fit, or that another
+    process writes; ``StoreUnavailable`` if the disk fails; ``Stopped`` if ``stop`` is set: the same call then goes on.
+    """
+    held = held_by(job.state)
+    if known := [view.id for view in job.views if view.id in held.views]:
+        raise RequestError(
+            f"{', '.join(known)}: the pipeline of {job.state} computes it already; a backfill is for views and versions that are new "
+            "to it. Give the changed view a new version"
+        )
+    with ExitStack() as closing:
+        leases = Leases()
+        closing.callback(leases.release)
+        leases.add(Lease(job.state, "--state", job.owner, frozenset(f"the backfill of {one.id}" for one in job.views)))
+        seams = []
+        for view in job.views:
+            topic = view.stream.topic
+            n_partitions = held.n_partitions.get(topic)
+            if n_partitions is None:
+                raise RequestError(
+                    f"{view.id}: the pipeline of {job.state} has not read topic {topic!r} yet, so nothing of it is archived; it reads "
+                    f"{', '.join(sorted(held.n_partitions)) or 'none'}"
+                )
+            names = shard_names(view, range(n_partitions), held.n_hashes)
+            leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names)))
+            seams.append(_one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report))
+        return seams
+
+
+def _one(
+    job: Ahead,
+    view: ViewPlan,
+    names: Sequence[str],
+    n_partitions: int,
+    n_hashes: int,
+    still_ours: Callable[[], None],
+    stop: Flag,
+    report: Callable[[str, int, int], None],
+) -> Seam:
+    root = view_root(job.log, view.name, view.version)
+    seeds = Seeds(job.state)
+    if job.again:
+        seeds.forget(view.id, root)
+    archive = Archive.open(job.archive, view.stream)
+    if not archive:
+        raise LayoutError(
+            f"{archive.root} holds no events; give the --archive of the pipeline, and start the backfill when it has run"
+        )
+    end = _end(archive, job.until_us)
+    record_shards(root, names, frozenset(names))
+    whole = _Part(
+        view=view,
+        archive=archive,
+        end=end,
+        shards=names,
+        n_partitions=n_partitions,
+        n_hashes=n_hashes,
+        log=job.log,
+        state=job.state,
+        since_us=job.from_us,
+    )
+    total = sum(reached.offset for reached in end.values())
+    groups = _groups(view, names, min(job.workers, len(names)))
+    if len(groups) == 1:
+        return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
+    return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)
+
+
+def _end(archive: Archive, until_us: int | None) -> Cut:
+    if until_us is None:
+        return archive.cut
+    return {
+        partition: Reached(offset=archive.offset_at(partition, until_us), clock_us=min(until_us, reached.clock_us))
+        if reached.clock_us is not None
+        else reached
+        for partition, reached in archive.cut.items()
+    }
+
+
+def _groups(view: ViewPlan, names: Sequence[str], n_groups: int) -> list[list[str]]:
+    """Divide shards among processes; those of one partition stay together, so that it is read once."""
+    by_unit: dict[str, list[str]] = {}
+    for name in names:
+        by_unit.setdefault(name.partition(".")[0] if view.partitioned else name, []).append(name)
+    units = list(by_unit.values())
+    return [group for at in range(n_groups) if (group := [name for unit in units[at::n_groups] for name in unit])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The shards of a view that one process computes."""
+
+    view: ViewPlan
+    archive: Archive
+    end: Cut
+    shards: Sequence[str]
+    n_partitions: int
+    n_hashes: int
+    log: Path
+    state: Path
+    since_us: int | None
+
+
+def _work(part: _Part, still_ours: Callable[[], None], stop: Flag, report: Callable[[int], None]) -> Seam:
+    def going_on() -> None:
+        if stop.is_set():
+            raise Stopped(f"the backfill of {part.view.id} was asked to stop; the same command continues it")
+
+    changelogs = Changelogs(part.state / CHANGELOG, still_ours, going_on)
+    try:
+        written = backfill(
+            Backfill(
+                view=part.view,
+                archive=part.archive,
+                end=part.end,
+                shards=part.shards,
+                n_partitions=part.n_partitions,
+                n_hashes=part.n_hashes,
+                log=part.log,
+                seeds=Seeds(part.state),
+                changelogs=changelogs,
+                since_us=part.since_us,
+                still_ours=still_ours,
+                going_on=going_on,
+            ),
+            report,
+        )
+    finally:
+        changelogs.close()
+    return written.seam
+
+
+# The stop flag and the queue of progress of a process of the pool.
+_shared: list[Any] = []
+
+
+def _begin(stop: Any, queue: Any) -> None:
+    # Signals of the terminal reach every process; the first one asks the others to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _shared[:] = [stop, queue, os.getppid()]
+
+
+def _work_apart(number: int, part: _Part) -> Seam:
+    stop, queue, parent = _shared
+
+    def still_ours() -> None:
+        if os.getppid() != parent:
+            raise LayoutError("the process that began this backfill has ended; start it again, and it goes on")
+
+    return _work(part, still_ours, stop, lambda n_events: queue.put((number, n_events)))
+
+
+def _side_by_side(
+    parts: Sequence[_Part],
+    still_ours: Callable[[], None],
+    stop: Flag,
+    report: Callable[[str, int, int], None],
+    total: int,
+) -> Seam:
+    view = parts[0].view
+    context = multiprocessing.get_context("spawn")
+    stopping, queue = context.Event(), context.SimpleQueue()
+    done = [0] * len(parts)
+    # Each process reads its partitions; for a view that no partition keeps apart, each reads all of them.
+    most = total if view.partitioned else total * len(parts)
+    with ProcessPoolExecutor(len(parts), context, _begin, (stopping, queue)) as pool:
+        futures = [pool.submit(_work_apart, number, part) for number, part in enumerate(parts)]
+        try:
+            while not all(future.done() for future in futures):
+                still_ours()
+                if stop.is_set():
+                    stopping.set()
+                while not queue.empty():
+                    number, n_events = queue.get()
+                    done[number] = n_events
+                report(view.id, sum(done), most)
+                _wait(futures)
+        except BaseException:
+            stopping.set()
+            raise
+        seams = [future.result() for future in futures]
+    return replace(
+        seams[0],
+        events=sum(seam.events for seam in seams) if view.partitioned else seams[0].events,
+        rows=sum(seam.rows for seam in seams),
+        since_us=max((seam.since_us for seam in seams if seam.since_us is not None), default=None),
+        clock_us=min((seam.clock_us for seam in seams if seam.clock_us is not None), default=None),
+        offsets={partition: offset for seam in seams for partition, offset in seam.offsets.items()},
+        compared=sum(seam.compared for seam in seams),
+    )
+
+
+def _wait(futures: Sequence[Any]) -> None:
+    """Wait a little, or until one has failed."""
+    try:
+        for future in as_completed(futures, timeout=LOOK_S):
+            future.result()
+    except TimeoutError:
+        return

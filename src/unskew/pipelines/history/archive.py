@@ -1,0 +1,267 @@
+"""The event archive of a stream as it was published: its partitions, and their events in order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from unskew.features.errors import LayoutError
+from unskew.features.plan import StreamPlan, ViewPlan
+from unskew.features.time import day_of
+from unskew.sinks.tables.layout import INSTANT, TableFile, published_files, read_coverage
+from unskew.sinks.tables.reading import answer, answer_of_table, gone
+
+BATCH_ROWS = 1 << 18
+"""Events that are read at once: a row group as Polars writes them."""
+META = ("_partition", "_offset", "_arrival", "_event_time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """How far a partition has been read: its next offset and its clock, None before one. ``ended``: it has ended."""
+
+    offset: int
+    clock_us: int | None
+    ended: bool = False
+
+
+Cut = Mapping[int, Reached]
+"""A place in a stream: how far each of its partitions has been read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some events of one partition, in offset order, and the partition's clock after them.
+
+    ``first_us``: the arrival of the partition's first record, in its first piece; None in the others.
+    """
+
+    partition: int
+    events: pl.DataFrame
+    clock_us: int | None
+    first_us: int | None
+    ended: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """The published events of a stream, as of when they were listed, wherever compaction moves them meanwhile.
+
+    ``since_us``: by partition, the instant from which the archive holds it; a partition without events may be absent.
+    """
+
+    root: Path
+    stream: StreamPlan
+    files: Mapping[int, Sequence[TableFile]]
+    cut: Cut
+    since_us: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, archive_root: Path, stream: StreamPlan) -> "Archive":
+        """List what is published. Raises ``LayoutError`` for a folder that is not an archive."""
+        root = archive_root / stream.topic
+        # In this order, because the rows that a coverage file counts are published before it.
+        coverage = read_coverage(root)
+        files: dict[int, list[TableFile]] = {}
+        for file in published_files(root):
+            files.setdefault(_partition(file.writer, root), []).append(file)
+        cut: dict[int, Reached] = {}
+        since_us: dict[int, int] = {}
+        for writer, shard in () if coverage is None else coverage.shards.items():
+            partition = _partition(writer, root)
+            clock_us = None if shard.complete_to_us is None else shard.complete_to_us + 1
+            cut[partition] = Reached(offset=shard.next_sequence, clock_us=clock_us)
+            if shard.since_us is not None:
+                since_us[partition] = shard.since_us
+        archive = cls(root=root, stream=stream, files=files, cut=cut, since_us=since_us)
+        for partition, found in files.items():
+            if cut.get(partition, Reached(offset=0, clock_us=None)).offset <= found[-1].last:
+                # Published after the coverage was read, or by an earlier version, which wrote none.
+                last = archive.last(partition)
+                cut[partition] = Reached(offset=last.item(0, "_offset") + 1, clock_us=_us(last))
+        return archive
+
+    def __bool__(self) -> bool:
+        return bool(self.files)
+
+    @property
+    def partitions(self) -> list[int]:
+        return sorted(self.cut.keys() | self.files.keys())
+
+    @cached_property
+    def first_us(self) -> Mapping[int, int]:
+        """By partition, the instant from which its events are there: its beginning, or its first event."""
+        firsts = {partition: _us(self._edge(found[0], first=True)) for partition, found in self.files.items()}
+        return {**firsts, **self.since_us}
+
+    def last(self, partition: int) -> pl.DataFrame:
+        """Return offset and arrival of a partition's last event."""
+        return self._edge(self.files[partition][-1], first=False)
+
+    def read(self, partition: int, begin: int, end: int, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Yield the events of a partition with ``begin`` <= offset < ``end``, in order and in bounded pieces.
+
+        ``columns``: besides those of ``META``. Raises ``LayoutError`` for a file that is damaged or lacks a column.
+        """
+        at = begin
+        files = self.files.get(partition, ())
+        while True:
+            try:
+                for group in _groups([file for file in files if file.last >= at and file.first < end]):
+                    for rows in self._batches(group, [*columns, *META], at, end):
+                        yield rows
+                        at = int(rows.item(-1, "_offset")) + 1
+            except FileNotFoundError as error:
+                # Compaction deletes merged files after a grace period, which a long replay may exceed.
+                again = published_files(self.root, f"p{partition}")
+                if again == files:
+                    raise gone(self.root, error) from error
+                files = again
+            else:
+                return
+
+    def offset_at(self, partition: int, instant_us: int) -> int:
+        """Return the offset of a partition's first event that arrived at ``instant_us`` or later; past all if none."""
+        day = day_of(instant_us)
+        for file in self.files.get(partition, ()):
+            if file.day >= day:
+                late = self._scanned([file], ["_offset", "_arrival"], pl.col("_arrival").to_physical() >= instant_us)
+                if late.height:
+                    return int(late.item(0, "_offset"))
+        return self.cut[partition].offset
+
+    def count(self, begin: Mapping[int, int], end: Cut) -> Mapping[int, tuple[int, int]]:
+        """Return, by partition, how many events lie between two places, and the sum of their offsets.
+
+        It lists the files anew and reads them in one query, so that it shares nothing with ``read``.
+        """
+        counted = dict.fromkeys(end, (0, 0))
+        for partition, reached in end.items():
+            if not published_files(self.root, f"p{partition}"):
+                continue
+            within = pl.col("_offset").is_between(begin.get(partition, 0), reached.offset - 1)
+            total = pl.col("_offset").filter(within).cast(pl.Int128).sum()
+            n_events, sum_offsets = answer_of_table(
+                self.root,
+                lambda paths, total=total, within=within: (  # type: ignore[misc]
+                    _scan(paths, {"_offset": pl.Int64()})
+                    .select(within.sum().cast(pl.Int64), total.alias("sum"))
+                    .collect()
+                ),
+                writer=f"p{partition}",
+            ).row(0)
+            counted[partition] = int(n_events or 0), int(sum_offsets or 0)
+        return counted
+
+    def require(self, columns: Sequence[str], begin: Mapping[int, int]) -> None:
+        """Raise ``LayoutError`` if the events from a place on lack one of these columns: it came later."""
+        for partition, files in self.files.items():
+            wanted = [file for file in files if file.last >= begin.get(partition, 0)]
+            if not wanted or not (lacking := self._lacking(wanted[0], columns)):
+                continue
+            low, high = 0, len(wanted)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if self._lacking(wanted[middle], columns) else (low, middle)
+            since = (
+                f"the archive has it from {wanted[high].day} on" if high < len(wanted) else "no archived event has it"
+            )
+            raise LayoutError(
+                f"{wanted[0].path} has no column {lacking!r}, because stream {self.stream.name} did not have it when "
+                f"these events were archived; {since}. Backfill from there (--from), or let the view begin now "
+                f'(history="none")'
+            )
+
+    def _lacking(self, file: TableFile, columns: Sequence[str]) -> str | None:
+        there = answer([file], lambda one: one.path, lambda ones: pl.read_parquet_schema(ones[0].path))
+        return next((name for name in columns if name not in there), None)
+
+    def _edge(self, file: TableFile, *, first: bool) -> pl.DataFrame:
+        bound = file.first if first else file.last
+        return self._scanned([file], ["_offset", "_arrival"], pl.col("_offset") == bound)
+
+    def _batches(
+        self, files: Sequence[TableFile], columns: Sequence[str], begin: int, end: int
+    ) -> Iterator[pl.DataFrame]:
+        within = pl.col("_offset").is_between(begin, end - 1)
+        if len(files) > 1 or files[0].last - files[0].first < BATCH_ROWS:
+            rows = self._scanned(files, columns, within)
+            if rows.height:
+                yield rows
+            return
+        # A large file is verified once, and then read a row group at a time.
+        path = files[0].path
+        n_rows = answer(files, lambda file: file.path, lambda _: _n_rows(path))
+        for start in range(0, n_rows, BATCH_ROWS):
+            rows = _scan([path], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
+            if rows.height:
+                yield rows
+
+    def _scanned(self, files: Sequence[TableFile], columns: Sequence[str], where: pl.Expr) -> pl.DataFrame:
+        return answer(
+            files,
+            lambda file: file.path,
+            lambda ones: _scan([one.path for one in ones], self._types(columns)).filter(where).collect(),
+        )
+
+    def _types(self, columns: Sequence[str]) -> dict[str, pl.DataType]:
+        known = {**self.stream.columns, "_partition": pl.Int32(), "_offset": pl.Int64()}
+        return {name: known.get(name, INSTANT) for name in columns}
+
+
+def columns_of(view: ViewPlan) -> list[str]:
+    """Return the columns of the stream that a view reads."""
+    # A view over sessions reads events only through the sessions.
+    reads = view.sessions or view
+    expressions = [reads.where, *reads.filters, *reads.values]
+    roots = {name for one in expressions if one is not None for name in one.expr.meta.root_names()}
+    if view.stream.event_id is not None and view.stream.dedupe_within_us is not None:
+        roots.add(view.stream.event_id)
+    keys = list(reads.entity.keys)
+    return [*keys, *sorted(roots - set(keys))]
+
+
+def _groups(files: Sequence[TableFile]) -> Iterator[list[TableFile]]:
+    """Yield files that are read together: many small ones, or one large one."""
+    group: list[TableFile] = []
+    n_rows = 0
+    for file in files:
+        size = file.last - file.first + 1
+        if group and n_rows + size > BATCH_ROWS:
+            yield group
+            group, n_rows = [], 0
+        group.append(file)
+        n_rows += size
+    if group:
+        yield group
+
+
+def _scan(paths: Sequence[Path], types: Mapping[str, pl.DataType]) -> pl.LazyFrame:
+    """Return these columns of all events; a file of an earlier schema may have others besides, and narrower numbers."""
+    return pl.scan_parquet(
+        list(paths),
+        hive_partitioning=False,
+        glob=False,
+        schema=dict(types),
+        extra_columns="ignore",
+        cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
+    )
+
+
+def _n_rows(path: Path) -> int:
+    return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+
+
+def _partition(writer: str, root: Path) -> int:
+    number = writer.removeprefix("p")
+    if not number.isdecimal():
+        raise LayoutError(
+            f"{root} is not an archive: it has files of {writer!r}; give the folder of unskew run --archive"
+        )
+    return int(number)
+
+
+def _us(event: pl.DataFrame) -> int:
+    return int(event["_arrival"].to_physical()[0])

@@ -1,0 +1,240 @@
+"""The backfill: a view's past from the archive, into its log and a state from which the flow continues.
+
+It goes in chunks. After each, a chunk's rows are staged, then the seeds of its shards are replaced, and with the next
+chunk the rows are published: the protocol of an epoch, with the seeds in the place of the recovery store. So it can be
+killed anywhere and goes on where it was, and its log holds each row once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from unskew.features.errors import LayoutError
+from unskew.features.plan import ViewPlan
+from unskew.features.shard_state import ShardState
+from unskew.features.updates import Updates
+from unskew.pipelines.history.archive import Archive, Cut, Piece, columns_of
+from unskew.pipelines.history.rebuild import Feed, pieces
+from unskew.pipelines.history.seam import Seam, check_taken, compare
+from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.ordering import Shard, Siblings, Slice, shard_names
+from unskew.pipelines.state.seeds import LAYOUT, OFFSETS, Seed, Seeds, Taken
+from unskew.pipelines.state.whole import WholeState
+from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.wall import wall_us
+
+CHUNK_EVENTS = 2_000_000
+"""Events between two chunks' ends: after a kill about so many are read again."""
+CHUNK_ROWS = 2_000_000
+"""Rows of the log after which a chunk ends earlier, because they are held in memory until then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backfill:
+    """What a backfill computes and where it writes it.
+
+    ``shards``: the names of the view's shards that this process computes. ``end``: where it stops, for the partitions
+    that feed them. ``since_us``: the
+    instant from which it begins; None for the beginning of the archive. ``log``: root of the log.
+    ``still_ours``: raises if another process has taken over. ``going_on``: raises if this one should stop.
+    """
+
+    view: ViewPlan
+    archive: Archive
+    end: Cut
+    shards: Sequence[str]
+    n_partitions: int
+    n_hashes: int
+    log: Path
+    seeds: Seeds
+    changelogs: Changelogs
+    since_us: int | None = None
+    still_ours: Callable[[], None] = lambda: None
+    going_on: Callable[[], None] = lambda: None
+    chunk_events: int = CHUNK_EVENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The result of a backfill.
+
+    ``events``: events that this call has read. ``rejected``: those of them that the view cannot take. ``seam``: how the
+    shards end, which was checked.
+    """
+
+    events: int
+    rejected: int
+    seam: Seam
+
+
+def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> Written:
+    """Compute the shards of ``job`` from where their seeds are up to its end, and write log and seeds.
+
+    ``report``: called with the number of events read so far. Raises ``LayoutError`` if the archive is damaged, lacks
+    events or columns, or if seeds and log do not belong together; ``StoreUnavailable`` if the disk fails. The call can
+    then be repeated.
+    """
+    siblings = Siblings()
+    shards = {f"{job.view.id}/{name}": _Shard(job, name, siblings) for name in job.shards}
+    begin = _begin(job, shards)
+    feed = Feed([job.view], shards, n_partitions=job.n_partitions, n_hashes=job.n_hashes)
+    n_events = n_since = 0
+    end = {partition: job.end[partition] for partition in begin}
+    for piece in pieces(job.archive, begin, end, columns_of(job.view), since_us=job.since_us):
+        for shard in _fed(job, shards, piece.partition):
+            shard.note(piece)
+        feed.give(piece)
+        n_events += piece.events.height
+        n_since += piece.events.height
+        report(n_events)
+        if n_since >= job.chunk_events or sum(shard.table.n_buffered for shard in shards.values()) >= CHUNK_ROWS:
+            n_since = 0
+            _save(shards)
+            job.going_on()
+    _save(shards)
+    for shard in shards.values():
+        shard.settle()
+    return Written(events=n_events, rejected=feed.rejected, seam=_checked(job, end, shards))
+
+
+def _checked(job: Backfill, end: Cut, shards: Mapping[str, "_Shard"]) -> Seam:
+    taken = {shard.name: shard.taken for shard in shards.values()}
+    states = [shard.shard for shard in shards.values()]
+    sinces = [one.state.since_us for one in states if one.state.since_us is not None]
+    clocks = [one.state.clock_us for one in states if one.state.clock_us is not None]
+    return Seam(
+        view=job.view.id,
+        events=check_taken(job.view, job.archive, end, taken, job.n_hashes),
+        rows=sum(shard.table.next_sequence for shard in shards.values()),
+        since_us=max(sinces, default=None),
+        clock_us=min(clocks, default=None),
+        offsets={partition: reached.offset for partition, reached in end.items()},
+        compared=compare(
+            job.view,
+            job.archive,
+            end,
+            states,
+            taken,
+            since_us=job.since_us,
+            n_partitions=job.n_partitions,
+            n_hashes=job.n_hashes,
+        ),
+    )
+
+
+def _begin(job: Backfill, shards: Mapping[str, "_Shard"]) -> dict[int, int]:
+    """Return the first offset to read of each partition, and set it for shards that begin."""
+    begin: dict[int, int] = {}
+    for partition in job.end:
+        at = 0 if job.since_us is None else job.archive.offset_at(partition, job.since_us)
+        fed = _fed(job, shards, partition)
+        if not fed:
+            continue
+        for shard in fed:
+            if partition not in shard.taken:
+                shard.taken[partition] = Taken(begin=at, end=at, n_events=0, sum_offsets=0)
+        begin[partition] = min(shard.taken[partition].end for shard in fed)
+        _refuse_hole(job, partition, begin[partition], at)
+    return begin
+
+
+def _refuse_hole(job: Backfill, partition: int, begin: int, at: int) -> None:
+    """Refuse to go on where the archive no longer has the next events."""
+    files = job.archive.files.get(partition, ())
+    if begin > at and files and files[0].first > begin:
+        raise LayoutError(
+            f"{job.archive.root}: the backfill of {job.view.id} had reached offset {begin} of partition {partition}, and the archive "
+            f"now begins at {files[0].first}: the events between were removed; restore these days of the archive, or begin "
+            "the backfill again from a later instant (--again --from)"
+        )
+    wanted = job.end[partition].offset
+    if begin > wanted:
+        raise LayoutError(
+            f"the backfill of {job.view.id} has reached offset {begin} of partition {partition} of {job.archive.root}, which is past "
+            f"{wanted}, where the pipeline is: the state is older than the archive; restore both from one backup"
+        )
+
+
+def _fed(job: Backfill, shards: Mapping[str, "_Shard"], partition: int) -> list["_Shard"]:
+    """Return the shards that a partition feeds."""
+    names = shard_names(job.view, [partition], job.n_hashes)
+    return [shard for shard in (shards.get(f"{job.view.id}/{name}") for name in names) if shard is not None]
+
+
+def _save(shards: Mapping[str, "_Shard"]) -> None:
+    for shard in shards.values():
+        shard.save()
+
+
+class _Shard:
+    """A shard that is backfilled, with its share of the log."""
+
+    def __init__(self, job: Backfill, name: str, siblings: Siblings) -> None:
+        self._job = job
+        self.name = name
+        view = job.view
+        seed = job.seeds.read(view, name)
+        if seed is not None and seed.since_us != job.since_us:
+            raise LayoutError(
+                f"the backfill of {view.id} began with another --from; go on with that, or begin again (--again)"
+            )
+        self.table = LogTable(
+            job.log, view, name, None if seed is None else seed.log, now_us=wall_us, still_ours=job.still_ours
+        )
+        self.taken: dict[int, Taken] = {} if seed is None else dict(seed.taken)
+        if seed is None:
+            self.shard = Shard(ShardState(view, name), siblings, WholeState(job.changelogs, view, name, None))
+        else:
+            self.shard = Shard.from_snapshot(view, siblings, job.changelogs, seed.snapshot, WholeState)
+
+    def note(self, piece: Piece) -> None:
+        """Count the events of a piece that are new to the shard."""
+        taken = self.taken[piece.partition]
+        offsets = piece.events["_offset"].to_numpy()
+        offsets = offsets[np.searchsorted(offsets, taken.end) :]
+        end = int(offsets[-1]) + 1 if len(offsets) else taken.end
+        if not piece.events.height:
+            end = max(end, self._job.end[piece.partition].offset)
+        self.taken[piece.partition] = Taken(
+            begin=taken.begin,
+            end=end,
+            n_events=taken.n_events + len(offsets),
+            sum_offsets=(taken.sum_offsets + int(offsets.sum(dtype=object) if len(offsets) else 0)) % OFFSETS,
+            clock_us=piece.clock_us,
+        )
+        self._from = taken.end
+
+    def take(self, piece: Slice) -> None:
+        """Apply what is new to the shard, and append what it puts out to the log."""
+        events = piece.events
+        if events is not None and events.height and int(events.item(0, "offset")) < self._from:
+            piece = replace(piece, events=events.filter(pl.col("offset") >= self._from))
+        updates = self.shard.take(piece)
+        if isinstance(updates, Updates) and updates.closed.height:
+            backfilled = pl.lit("backfill").cast(updates.closed.schema["cause"])
+            updates = replace(updates, closed=updates.closed.with_columns(cause=backfilled))
+        if updates is not None:
+            self.table.append(updates)
+
+    def save(self) -> None:
+        """End a chunk: publish the rows of the one before, stage those of this one, and make the seed durable."""
+        log = self.table.snapshot()
+        seed = Seed(
+            layout=LAYOUT,
+            fingerprint=self._job.view.state_fingerprint,
+            snapshot=self.shard.to_snapshot(),
+            log=log,
+            taken=self.taken,
+            since_us=self._job.since_us,
+        )
+        self._job.seeds.write(self._job.view, self.name, seed, self._job.still_ours)
+        kept = self.shard.changelog
+        assert isinstance(kept, WholeState)
+        kept.settle()
+
+    def settle(self) -> None:
+        """Publish the last chunk."""
+        self.table.settle()

@@ -1,0 +1,128 @@
+"""The hand-over: a view that is new to a running pipeline gets its past from the archive, up to where the flow goes on.
+
+The flow then continues at the next offset of every partition, as it does with the views that it knows. A backfill that
+was made before, beside the running pipeline, is continued, so that little is left to do here.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from unskew.features.plan import Plan, ViewPlan
+from unskew.pipelines.history.archive import Archive, Cut, Reached
+from unskew.pipelines.history.backfill import Backfill, backfill
+from unskew.pipelines.history.seam import Seam
+from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.ordering import shard_names
+from unskew.pipelines.state.saved import Saved
+from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks.tables.kinds import ArchiveTable
+from unskew.sinks.tables.layout import view_root
+from unskew.sinks.tables.parquet import record_shards
+
+_log = logging.getLogger("unskew.history")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandOver:
+    """A pipeline that is about to run, and what its last durable epoch holds.
+
+    ``partitions``: by topic, those that this process reads; ``n_partitions``: how many the topic has.
+    ``report``: called with the progress, as text.
+    """
+
+    plan: Plan
+    log: Path
+    archive: Path
+    saved: Saved
+    seeds: Seeds
+    changelogs: Changelogs
+    partitions: Mapping[str, list[int]]
+    n_partitions: Mapping[str, int]
+    n_hashes: int
+    still_ours: Callable[[], None]
+    going_on: Callable[[], None]
+    report: Callable[[str], None] = lambda _: None
+
+
+def hand_over(job: HandOver) -> list[Seam]:
+    """Bring every view that the recovery store does not hold, and whose past is archived, to the place of the flow.
+
+    Raises ``LayoutError`` if the archive is damaged, lacks events or columns; ``StoreUnavailable`` if the disk fails.
+    The call can then be repeated.
+    """
+    held: dict[str, set[str]] = {}
+    for shard in job.saved.shards:
+        held.setdefault(shard["view"], set()).add(shard["shard"])
+    seams: list[Seam] = []
+    for view in job.plan.views.values():
+        topic = view.stream.topic
+        names = shard_names(view, job.partitions[topic], job.n_hashes)
+        missing = [name for name in names if name not in held.get(view.id, set())]
+        begun = job.seeds.has(view.id)
+        if not missing:
+            if begun:
+                job.seeds.remove(view.id)
+            continue
+        if not begun and (view.history == "none" or view.id in held):
+            # A shard of a partition that was added begins with that partition.
+            continue
+        seam = _one(job, view, missing, begun=begun)
+        if seam is not None:
+            _log.info("%s", seam)
+            seams.append(seam)
+    return seams
+
+
+def _one(job: HandOver, view: ViewPlan, missing: list[str], *, begun: bool) -> Seam | None:
+    topic = view.stream.topic
+    cut = _cut(job, topic)
+    _publish_archive(job, topic)
+    archive = Archive.open(job.archive, view.stream)
+    if not archive or not cut:
+        return None
+    seeds = [seed for name in missing if (seed := job.seeds.read(view, name)) is not None]
+    if begun and view.id in {shard["view"] for shard in job.saved.shards}:
+        # An epoch holds some of the view's shards; the others have not moved since their seeds.
+        missing = [name for name in missing if job.seeds.read(view, name) is not None]
+        if not missing:
+            return None
+    total = sum(reached.offset for reached in cut.values())
+    root = view_root(job.log, view.name, view.version)
+    record_shards(root, shard_names(view, range(job.n_partitions[topic]), job.n_hashes), frozenset(missing))
+    written = backfill(
+        Backfill(
+            view=view,
+            archive=archive,
+            end=cut,
+            shards=missing,
+            n_partitions=job.n_partitions[topic],
+            n_hashes=job.n_hashes,
+            log=job.log,
+            seeds=job.seeds,
+            changelogs=job.changelogs,
+            since_us=seeds[0].since_us if seeds else None,
+            still_ours=job.still_ours,
+            going_on=job.going_on,
+        ),
+        lambda n_events: job.report(f"{view.id}: {n_events:,} events of its history are read (at most {total:,})"),
+    )
+    return written.seam
+
+
+def _cut(job: HandOver, topic: str) -> Cut:
+    """Return the place at which the flow goes on."""
+    return {
+        partition: Reached(offset=saved["offset"], clock_us=saved["clock"], ended=bool(saved["ended"]))
+        for partition, saved in job.saved.places[topic].items()
+        if partition in job.partitions[topic]
+    }
+
+
+def _publish_archive(job: HandOver, topic: str) -> None:
+    """Publish what the last durable epoch has staged, as the flow will do when it begins."""
+    for partition in job.partitions[topic]:
+        saved = job.saved.tables.get(f"archive/{topic}/{partition}")
+        if saved is not None:
+            ArchiveTable(job.archive, topic, partition, saved, still_ours=job.still_ours)

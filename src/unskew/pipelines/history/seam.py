@@ -1,0 +1,119 @@
+"""The seam check: what a backfill has taken up to the place where the stream goes on, held against the archive."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from unskew.features.errors import LayoutError
+from unskew.features.plan import ViewPlan
+from unskew.features.time import format_instant
+from unskew.pipelines.history.archive import Archive, Cut
+from unskew.pipelines.history.rebuild import rebuild
+from unskew.pipelines.state.ordering import Shard, shard_names
+from unskew.pipelines.state.seeds import OFFSETS, Taken, again
+
+SAMPLED = 1_000
+"""Entities of a backfill that are computed a second time, in one go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seam:
+    """A seam without a fault.
+
+    ``offsets``: the next offset of each partition. ``events``: events up to there. ``rows``: rows of the log.
+    ``compared``: entities that were computed again.
+    """
+
+    view: str
+    events: int
+    rows: int
+    since_us: int | None
+    clock_us: int | None
+    offsets: Mapping[int, int]
+    compared: int
+
+    def __str__(self) -> str:
+        places = ", ".join(f"{partition}: {offset:,}" for partition, offset in sorted(self.offsets.items()))
+        span = ""
+        if self.since_us is not None and self.clock_us is not None:
+            span = f" from {format_instant(self.since_us)} to {format_instant(self.clock_us)}"
+        return (
+            f"{self.view}: its history is there: {self.events:,} archived events{span}, {self.rows:,} rows of the log. Seam check: "
+            f"each event up to the next offsets (partition {places}) was taken once; {self.compared:,} entities equal an "
+            "uninterrupted rebuild"
+        )
+
+
+def check_taken(
+    view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, Mapping[int, Taken]], n_hashes: int
+) -> int:
+    """Return how many events of the archive before ``end`` the shards of a view have taken, each once.
+
+    ``taken``: by shard. Raises ``LayoutError`` if a shard has not taken exactly these.
+    """
+    begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
+    counted = archive.count(begin, {partition: end[partition] for partition in begin})
+    for partition, (n_events, total) in counted.items():
+        for name in shard_names(view, [partition], n_hashes):
+            one = taken.get(name, {}).get(partition)
+            if one is None or (one.n_events, one.sum_offsets, one.end) == (
+                n_events,
+                total % OFFSETS,
+                end[partition].offset,
+            ):
+                continue
+            raise LayoutError(
+                f"{view.id}: the seam of its backfill does not fit: up to offset {end[partition].offset} of partition {partition}, "
+                f"{archive.root} holds {n_events} events, and shard {name} has taken {one.n_events}, up to offset {one.end}; "
+                f"{again(view.id)}"
+            )
+    return sum(n_events for n_events, _ in counted.values())
+
+
+def compare(
+    view: ViewPlan,
+    archive: Archive,
+    end: Cut,
+    shards: Sequence[Shard],
+    taken: Mapping[str, Mapping[int, Taken]],
+    *,
+    since_us: int | None,
+    n_partitions: int,
+    n_hashes: int,
+    n_entities: int = SAMPLED,
+) -> int:
+    """Compute some entities of these shards again, in one go, and return how many; all must have the same values.
+
+    Raises ``LayoutError`` otherwise: then a chunk or a restart of the backfill has changed a value.
+    """
+    rows = _current(shards)
+    if rows is None or not rows.height:
+        return 0
+    rows = rows.gather_every(max(1, rows.height // n_entities))
+    begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
+    once = rebuild(
+        [view],
+        archive,
+        begin=begin,
+        end={partition: end[partition] for partition in begin},
+        since_us=since_us,
+        keys={view.id: rows["key"]},
+        n_partitions=n_partitions,
+        n_hashes=n_hashes,
+    )[view.id]
+    others = _current(once.shards)
+    if others is None or not others.equals(rows):
+        pairs = zip(rows.iter_rows(named=True), () if others is None else others.iter_rows(named=True), strict=False)
+        key = next((one["key"] for one, other in pairs if one != other), rows.item(0, "key"))
+        raise LayoutError(
+            f"{view.id}: the values of entity {key} after its backfill are not those of an uninterrupted rebuild; report this, and "
+            f"{again(view.id)}"
+        )
+    return rows.height
+
+
+def _current(shards: Sequence[Shard]) -> pl.DataFrame | None:
+    """Return the current rows of all entities, by key."""
+    parts = [part.current for shard in shards if shard.state.clock_us is not None for part in shard.everything(1 << 16)]
+    return pl.concat(parts).sort("key") if parts else None

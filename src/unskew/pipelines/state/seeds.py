@@ -1,0 +1,122 @@
+"""Seeds: shards that a backfill has computed, from which a flow continues that does not know them yet.
+
+    state/backfill/{view}/{shard}.seed    u32: CRC-32, then a ``Seed`` as MessagePack
+
+The state itself is beside those of all shards (``changelog.py``); a seed has its manifest, the position of the shard's
+log, and how far each partition has been read. Seeds stay until the recovery store holds every shard of their view.
+"""
+
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from unskew.features.errors import LayoutError
+from unskew.features.plan import ViewPlan
+from unskew.sinks import durable
+
+BACKFILL = "backfill"
+LAYOUT = 1
+OFFSETS = 1 << 63
+"""Sums of offsets are kept modulo this."""
+_HEAD = struct.Struct("<I")
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """The events of one partition that a shard's backfill has read: those with ``begin`` <= offset < ``end``.
+
+    ``n_events``: how many there were. ``sum_offsets``: the sum of their offsets modulo ``OFFSETS``. ``clock_us``: the
+    partition's clock after them.
+    """
+
+    begin: int
+    end: int
+    n_events: int
+    sum_offsets: int
+    clock_us: int | None = None
+
+
+class Seed(msgspec.Struct, frozen=True):
+    """A shard as a backfill left it.
+
+    ``snapshot``: as from ``Shard.to_snapshot``. ``log``: as from ``LogTable.snapshot``. ``taken``: by partition.
+    ``since_us``: the instant from which the backfill was asked to begin; None for the beginning of the archive.
+    """
+
+    layout: int
+    fingerprint: str
+    snapshot: dict[str, Any]
+    log: dict[str, Any]
+    taken: dict[int, Taken]
+    since_us: int | None = None
+
+
+class Seeds:
+    """The seeds of a state folder."""
+
+    def __init__(self, state: Path) -> None:
+        self.root = state / BACKFILL
+
+    def has(self, view_id: str) -> bool:
+        """Return whether any shard of a view has a seed."""
+        return any((self.root / view_id).glob("*.seed"))
+
+    def read(self, view: ViewPlan, shard: str) -> Seed | None:
+        """Return the seed of a shard; None if there is none.
+
+        Raises ``LayoutError`` if it is damaged or of another definition.
+        """
+        path = self._path(view.id, shard)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            seed = _parse(data)
+        except (ValueError, struct.error) as error:
+            raise LayoutError(f"{path} is damaged ({error}); {again(view.id)}") from error
+        if (seed.layout, seed.fingerprint) != (LAYOUT, view.state_fingerprint):
+            raise LayoutError(
+                f"{path} was computed with another definition of {view.id}, or by another version; {again(view.id)}"
+            )
+        return seed
+
+    def write(self, view: ViewPlan, shard: str, seed: Seed, still_ours: Callable[[], None]) -> None:
+        """Make a seed durable in place of the one before."""
+        data = msgspec.msgpack.encode(seed)
+        path = self._path(view.id, shard)
+        with durable.disk(path.parent):
+            durable.make_folder(path.parent)
+            durable.replace(path, _HEAD.pack(zlib.crc32(data)) + data, still_ours)
+
+    def forget(self, view_id: str, log: Path) -> None:
+        """Remove the seeds of a view, and the part of its log that they stand for, which nobody has served."""
+        with durable.disk(log):
+            # The log first: seeds without their log are refused, and a log without seeds is one of a pipeline.
+            if self.has(view_id):
+                shutil.rmtree(log, ignore_errors=True)
+        self.remove(view_id)
+
+    def remove(self, view_id: str) -> None:
+        """Remove the seeds of a view."""
+        with durable.disk(self.root):
+            shutil.rmtree(self.root / view_id, ignore_errors=True)
+            durable.remove_empty([self.root])
+
+    def _path(self, view_id: str, shard: str) -> Path:
+        return self.root / view_id / f"{shard}.seed"
+
+
+def _parse(data: bytes) -> Seed:
+    if _HEAD.unpack_from(data)[0] != zlib.crc32(data[_HEAD.size :]):
+        raise ValueError("its bytes do not match their checksum")
+    return msgspec.msgpack.decode(data[_HEAD.size :], type=Seed)
+
+
+def again(view_id: str) -> str:
+    """Return how to begin the backfill of a view anew."""
+    return f"begin again with 'unskew backfill {view_id} --again'"

@@ -1,0 +1,274 @@
+"""A view that joins a running pipeline gets its past from the archive, as if it had been there from the beginning."""
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+import redis
+from bytewax.errors import BytewaxRuntimeError
+
+from tests.support.pipeline import Bench, Outcome, history, plan
+from tests.support.plans import republished
+from unskew.features.errors import LayoutError, RequestError
+from unskew.features.plan import Plan
+from unskew.monitoring.audit import audit
+from unskew.monitoring.recount import Recount
+from unskew.pipelines.deployment import owner_of
+from unskew.pipelines.history import archive, backfill
+from unskew.pipelines.history.ahead import Ahead, backfill_ahead
+from unskew.pipelines.history.seam import Seam
+from unskew.pipelines.run import run
+from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks import durable
+from unskew.sinks.tables.layout import published_files, read_coverage, view_root
+
+RECORDS = history(300, seed=23)
+
+
+def without(both: Plan, view: str) -> Plan:
+    return replace(both, views={name: one for name, one in both.views.items() if name != view})
+
+
+def ran(one: Plan, outcome: Outcome) -> None:
+    run(one, outcome.deployment, stop=threading.Event())
+
+
+@pytest.mark.parametrize("n_hashes", [1, 3])
+@pytest.mark.parametrize("later", ["by_user", "by_item"])
+def test_a_view_that_is_new_gets_its_past(bench: Bench, later: str, n_hashes: int) -> None:
+    topic = bench.produce(RECORDS[:100])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment(n_hashes=n_hashes))
+    ran(without(both, later), outcome)
+    bench.append(topic, RECORDS[100:200])
+    ran(without(both, later), outcome)
+    bench.append(topic, RECORDS[200:])
+    ran(both, outcome)
+    always = Outcome(both, bench.deployment(n_hashes=n_hashes))
+    ran(both, always)
+
+    for view in both.views:
+        expected = always.log(view)
+        assert outcome.log(view).drop("cause").equals(expected.drop("cause"))
+        assert outcome.complete_to(view) == always.complete_to(view)
+        coverage, wanted = (read_coverage(view_root(one.deployment.log, view, 1)) for one in (outcome, always))
+        assert coverage.since_us == wanted.since_us
+        assert coverage.ledger == wanted.ledger
+    causes = outcome.log(later)["cause"].value_counts()
+    assert set(causes["cause"]) == {"event", "hop", "backfill"}
+    assert served(bench, outcome) == served(bench, always) != {}
+    report = audit(
+        both,
+        outcome.deployment.log,
+        outcome.deployment.archive,
+        redis_source=bench.redis_url,
+        prefix=outcome.deployment.prefix,
+        samples=400,
+        patience_s=0,
+    )
+    assert [str(one) for one in report.differences] == []
+    ran(both, outcome)
+    assert not Seeds(outcome.deployment.state).root.exists()
+
+
+def served(bench: Bench, outcome: Outcome) -> dict[str, dict[str, str]]:
+    """All values in Redis by view and entity, without the prefix."""
+    client = redis.Redis.from_url(bench.redis_url, decode_responses=True)
+    prefix = outcome.deployment.prefix
+    names = [f"{prefix}:{view.id}:" for view in outcome.plan.views.values()]
+    return {
+        key.removeprefix(prefix): client.hgetall(key)
+        for key in client.scan_iter(f"{prefix}:*")
+        if key.startswith(tuple(names))
+    }
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_hand_over_that_is_killed_again_and_again_goes_on_where_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment(n_hashes=2))
+    ran(without(both, "by_item"), outcome)
+    bench.append(topic, RECORDS[200:])
+    always = Outcome(both, bench.deployment(n_hashes=2))
+    ran(both, always)
+    monkeypatch.setattr(backfill, "CHUNK_ROWS", 40)
+    monkeypatch.setattr(archive, "BATCH_ROWS", 7)
+    rename, left = durable.rename, [0]
+
+    def killed(*arguments: object, **more: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        rename(*arguments, **more)
+
+    n_kills = 0
+    for step in range(1, 400, 3):
+        left[0] = step
+        monkeypatch.setattr(durable, "rename", killed)
+        try:
+            ran(both, outcome)
+        except (Killed, BytewaxRuntimeError):
+            n_kills += 1
+        else:
+            break
+        finally:
+            monkeypatch.setattr(durable, "rename", rename)
+
+    assert n_kills >= 5
+    for view in both.views:
+        assert outcome.log(view).drop("cause").equals(always.log(view).drop("cause"))
+    assert served(bench, outcome) == served(bench, always)
+
+
+def test_a_view_without_history_begins_where_the_others_are(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    bench.append(topic, RECORDS[200:])
+    of_now = replace(both, views={**both.views, "by_item": replace(both.views["by_item"], history="none")})
+
+    ran(of_now, outcome)
+
+    since = {view: read_coverage(view_root(outcome.deployment.log, view, 1)).since_us for view in both.views}
+    assert since["by_item"] > since["by_user"]
+    assert "backfill" not in outcome.log("by_item")["cause"].to_list()
+
+
+def test_a_new_version_gets_its_past_and_the_old_log_stays(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    one = plan(topic)
+    outcome = Outcome(one, bench.deployment())
+    ran(one, outcome)
+    old = outcome.log("by_user")
+    bench.append(topic, RECORDS[200:])
+    view = one.views["by_user"]
+    two = republished(view, version=2, state_fingerprint="1" * 64)
+
+    ran(replace(one, views={**one.views, "by_user": two}), outcome)
+
+    always = Outcome(one, bench.deployment())
+    ran(one, always)
+    root = view_root(outcome.deployment.log, "by_user", 2)
+    rows = pl.concat([pl.read_parquet(file.path, hive_partitioning=False) for file in published_files(root)])
+    expected = always.log("by_user").drop("cause")
+    assert rows.sort("shard", "seq").select(expected.columns).equals(expected)
+    assert outcome.log("by_user").equals(old)
+
+
+def ahead(both: Plan, outcome: Outcome, *views: str, **changes: Any) -> list[Seam]:
+    """Backfill beside the pipeline."""
+    folders = outcome.deployment
+    job = Ahead(
+        views=[both.views[view] for view in views],
+        log=folders.log,
+        archive=folders.archive,
+        state=folders.state,
+        owner=owner_of("a test", folders.state),
+        **changes,
+    )
+    return backfill_ahead(job, threading.Event())
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_backfill_beside_the_pipeline_is_finished_by_its_next_run(bench: Bench, n_workers: int) -> None:
+    topic = bench.produce(RECORDS[:150])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment(n_hashes=3))
+    first = without(both, "by_item")
+    # It ends where the others end: an event that comes after an end arrives after it.
+    always = Outcome(both, bench.deployment(n_hashes=3))
+    ran(both, always)
+    ran(first, outcome)
+    until_us = int(outcome.archive()["_arrival"].to_physical().sort()[60])
+    ahead(both, outcome, "by_item", until_us=until_us, workers=n_workers)
+    coverage = read_coverage(view_root(outcome.deployment.log, "by_item", 1))
+    assert coverage is not None
+    assert coverage.complete_to_us == until_us - 1
+    bench.append(topic, RECORDS[150:250])
+    ran(first, outcome)
+    ran(both, always)
+    (seam,) = ahead(both, outcome, "by_item", workers=n_workers)
+    assert seam.events == outcome.archive().height
+    assert seam.compared == 4
+    bench.append(topic, RECORDS[250:])
+
+    ran(both, outcome)
+
+    ran(both, always)
+    for view in both.views:
+        assert outcome.log(view).drop("cause").equals(always.log(view).drop("cause"))
+    assert served(bench, outcome) == served(bench, always)
+    with pytest.raises(RequestError, match="computes it already"):
+        ahead(both, outcome, "by_item")
+
+
+def test_a_backfill_from_an_instant_covers_what_comes_after_it(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    archived = outcome.archive()
+    from_us = int(archived["_arrival"].to_physical().sort()[80])
+    ahead(both, outcome, "by_item", from_us=from_us)
+    with pytest.raises(LayoutError, match=r"another --from; go on with that, or begin again \(--again\)"):
+        ahead(both, outcome, "by_item", from_us=from_us + 1)
+    ahead(both, outcome, "by_item", from_us=from_us + 1, again=True)
+    ahead(both, outcome, "by_item", from_us=from_us, again=True)
+    bench.append(topic, RECORDS[200:])
+
+    ran(both, outcome)
+
+    coverage = read_coverage(view_root(outcome.deployment.log, "by_item", 1))
+    assert coverage is not None
+    assert coverage.since_us == from_us
+    recount = Recount(both.views["by_item"], outcome.archive().filter(pl.col("_arrival").to_physical() >= from_us))
+    rows = outcome.log("by_item")
+    for (key,) in recount.entities.iter_rows():
+        mine = rows.filter(pl.col("item") == key)["available_at"].to_physical().to_list()
+        assert mine == [row.instant_us for row in recount.rows((key,), coverage.complete_to_us)]
+
+
+def test_a_seam_that_does_not_fit_is_refused(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    (seam,) = ahead(both, outcome, "by_item")
+    view = both.views["by_item"]
+    seeds = Seeds(outcome.deployment.state)
+    seed = seeds.read(view, "h0")
+    assert seed is not None
+    assert seam.events == sum(one.n_events for one in seed.taken.values()) == outcome.archive().height
+    partition = next(p for p, one in seed.taken.items() if one.n_events > 3)
+
+    for change in ({"n_events": -1}, {"n_events": 1}, {"sum_offsets": 1}):
+        seed = seeds.read(view, "h0")
+        assert seed is not None
+        taken = seed.taken[partition]
+        moved = {name: getattr(taken, name) + by for name, by in change.items()}
+        wrong = {**seed.taken, partition: msgspec.structs.replace(taken, **moved)}
+        seeds.write(view, "h0", msgspec.structs.replace(seed, taken=wrong), lambda: None)
+        with pytest.raises(LayoutError, match=r"by_item@1: the seam of its backfill does not fit: up to offset \d+ of"):
+            ran(both, outcome)
+        seed = seeds.read(view, "h0")
+        assert seed is not None
+        undone = {name: getattr(seed.taken[partition], name) - by for name, by in change.items()}
+        right = {**seed.taken, partition: msgspec.structs.replace(seed.taken[partition], **undone)}
+        seeds.write(view, "h0", msgspec.structs.replace(seed, taken=right), lambda: None)
+    path = next((seeds.root / view.id).glob("*.seed"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(LayoutError, match=r"h0\.seed is damaged"):
+        ran(both, outcome)
+    path.write_bytes(whole)
+    ran(both, outcome)
