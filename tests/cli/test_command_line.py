@@ -35,6 +35,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("dead-letters", "show"): ("--dead-letters", "folder", "a/0/1"),
     ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
     ("compact",): ("--log", "folder"),
+    ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),

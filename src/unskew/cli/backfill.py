@@ -47,7 +47,8 @@ def backfill(
     that were taken against the archive, and computes some entities again in one go.
 
     \b
-    unskew backfill user_purchases@2 --definitions defs/ --log log --archive archive --state state --workers 4
+    unskew backfill user_purchases@2 --definitions defs/ --log log \\
+        --archive archive --state state --workers 4
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.run import cli_main
 from bytewax.testing import run_main
 
-from unskew.features.errors import LayoutError, Stopped, StoreUnavailable, UnskewError
+from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.pipelines import compiling
@@ -32,12 +31,12 @@ from unskew.pipelines.kafka.source import KafkaSource, SourceOptions
 from unskew.pipelines.kafka.turns import Turns
 from unskew.pipelines.progress import Progress
 from unskew.pipelines.routing import Router
-from unskew.pipelines.state.changelog import REMEDY, Changelogs
+from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, COMPILED, JOURNAL, RECOVERY, StateFolder, make_state_folder
 from unskew.pipelines.state.journal import Journal
 from unskew.pipelines.state.known_topics import KnownTopics
 from unskew.pipelines.state.ordering import shard_names
-from unskew.pipelines.state.saved import FLOW, read_saved
+from unskew.pipelines.state.saved import FLOW, causes_of, failure_of_store, read_saved
 from unskew.pipelines.state.seeds import Seeds
 from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
@@ -211,13 +210,17 @@ def _bring_history(
     In a cluster, the first process does so, and the others wait for it, as for any start of the flow.
     """
     progress = pipeline.running.progress
-    if not opened.state.ran or not opened.state.leads:
+    state = opened.state
+    if not state.ran or not state.leads:
+        return
+    new = [view for view in plan.views.values() if view.id not in state.held or pipeline.seeds.has(view.id)]
+    if not new:
         return
     n_partitions = {topic: len(source.origins) for topic, source in topics.sources.items()}
     try:
         hand_over(
             HandOver(
-                plan=plan,
+                views=new,
                 log=deployment.log,
                 archive=deployment.archive,
                 saved=read_saved(deployment.state / RECOVERY, n_partitions),
@@ -510,11 +513,11 @@ def _run_flow(
             run_main(flow, epoch_interval=epoch, recovery_config=recovery)
     # A panic of Bytewax's runtime is no ``Exception``.
     except BaseException as error:
-        causes = [*_causes(error), *_causes(None if failures is None else failures.first)]
+        causes = [*causes_of(error), *causes_of(None if failures is None else failures.first)]
         for cause in causes:
             if isinstance(cause, UnskewError):
                 raise cause from None
-        if (found := _of_store("; ".join(map(str, causes)), deployment.state / RECOVERY)) is not None:
+        if (found := failure_of_store("; ".join(map(str, causes)), deployment.state / RECOVERY)) is not None:
             raise found from error
         if failures is not None and not isinstance(error, KeyboardInterrupt):
             # In a cluster, Bytewax says no more than that one of its threads died.
@@ -522,31 +525,6 @@ def _run_flow(
                 raise failures.first from None
             raise lost(f"the connection to another process of the cluster was lost ({error})") from error
         raise
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    cause = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-# What Bytewax says when its recovery store, a file of SQLite, fails.
-_STORE_FAILS = re.compile(r"SqliteFailure|recovery partition|recovery DB|database file")
-_PASSES = re.compile(r"DiskFull|SystemIoFailure|DatabaseBusy|DatabaseLocked|ReadOnly|PermissionDenied")
-
-
-def _of_store(said: str, recovery: Path) -> UnskewError | None:
-    """Return the error that stands for a failure of the recovery store; None if it was something else."""
-    if not _STORE_FAILS.search(said):
-        return None
-    reason = found[1] if (found := re.search(r'Some\("([^"]*)"\)', said)) else said.partition("; ")[0]
-    if _PASSES.search(said):
-        return StoreUnavailable(
-            f"the recovery store {recovery} cannot be written ({reason}); see to the disk and start again: the run continues "
-            "from its last durable epoch"
-        )
-    return LayoutError(f"the recovery store {recovery} is damaged ({reason}); {REMEDY}")
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def test_a_field_without_a_column_is_a_fault_only_where_it_is_named():
 @pytest.mark.parametrize(
     ("more", "fault"),
     [
-        ({"format": "xml"}, "format='xml' is not known; write one of avro, json"),
+        ({"format": "xml"}, "format='xml' is not known; write one of avro, json, protobuf"),
         (
             {"key_column": "id", "key_format": "uuid"},
             "key_format='uuid' is not known; write one of string, int64, int32",

@@ -5,11 +5,11 @@ was made before, beside the running pipeline, is continued, so that little is le
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unskew.features.plan import Plan, ViewPlan
+from unskew.features.plan import ViewPlan
 from unskew.pipelines.history.archive import Archive, Cut, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.seam import Seam
@@ -28,11 +28,12 @@ _log = logging.getLogger("unskew.history")
 class HandOver:
     """A pipeline that is about to run, and what its last durable epoch holds.
 
-    ``partitions``: by topic, those that this process reads; ``n_partitions``: how many the topic has.
+    ``views``: those that may be new to it. ``partitions``: by topic, those that this process reads.
+    ``n_partitions``: by topic, how many there are.
     ``report``: called with the progress, as text.
     """
 
-    plan: Plan
+    views: Sequence[ViewPlan]
     log: Path
     archive: Path
     saved: Saved
@@ -56,7 +57,7 @@ def hand_over(job: HandOver) -> list[Seam]:
     for shard in job.saved.shards:
         held.setdefault(shard["view"], set()).add(shard["shard"])
     seams: list[Seam] = []
-    for view in job.plan.views.values():
+    for view in job.views:
         topic = view.stream.topic
         names = shard_names(view, job.partitions[topic], job.n_hashes)
         missing = [name for name in names if name not in held.get(view.id, set())]

@@ -122,6 +122,11 @@ class StateFolder:
         )
 
     @property
+    def held(self) -> Sequence[str]:
+        """The ids of the views that the state holds, or that a run before was about to add."""
+        return [] if self.found is None else list(self.found["views"])
+
+    @property
     def ran(self) -> bool:
         """Whether an epoch with items of an earlier run may be durable; before one, no table has a saved state."""
         return bool(self.found and self.found["views"])

@@ -4,9 +4,10 @@ Bytewax reads its store only for a flow. So a flow without items is resumed from
 more than offsets, positions and the names of the files of the state.
 """
 
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from bytewax.recovery import RecoveryConfig
 from bytewax.testing import run_main
 from typing_extensions import override
 
+from unskew.features.errors import LayoutError, StoreUnavailable, UnskewError
+from unskew.pipelines.state.changelog import REMEDY
 from unskew.pipelines.state.folder import RECOVERY
 
 FLOW, SHARDS, TABLES = "unskew", "aggregate", "parquet"
@@ -50,7 +53,10 @@ class Saved:
 
 
 def read_saved(recovery: Path, n_partitions: Mapping[str, int]) -> Saved:
-    """Read a store that no process has open. ``n_partitions``: by topic, how many partitions to look for."""
+    """Read a store that no process has open. ``n_partitions``: by topic, how many partitions to look for.
+
+    Raises ``LayoutError`` if it is damaged.
+    """
     shards: list[dict[str, Any]] = []
     places: dict[str, dict[int, dict[str, Any]]] = {topic: {} for topic in n_partitions}
     tables: dict[str, Any] = {}
@@ -67,8 +73,38 @@ def read_saved(recovery: Path, n_partitions: Mapping[str, int]) -> Saved:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / RECOVERY
         shutil.copytree(recovery, copy)
-        run_main(flow, recovery_config=RecoveryConfig(copy))
+        try:
+            run_main(flow, recovery_config=RecoveryConfig(copy))
+        # A panic of Bytewax's runtime is no ``Exception``.
+        except BaseException as error:
+            found = failure_of_store("; ".join(map(str, causes_of(error))), recovery)
+            raise error if found is None else found from error
     return Saved(shards=shards, places=places, tables=tables)
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    cause = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+# What Bytewax says when its recovery store, a file of SQLite, fails.
+_STORE_FAILS = re.compile(r"SqliteFailure|recovery partition|recovery DB|database file")
+_PASSES = re.compile(r"DiskFull|SystemIoFailure|DatabaseBusy|DatabaseLocked|ReadOnly|PermissionDenied")
+
+
+def failure_of_store(said: str, recovery: Path) -> UnskewError | None:
+    """Return the error that stands for a failure of the recovery store; None if it was something else."""
+    if not _STORE_FAILS.search(said):
+        return None
+    reason = found[1] if (found := re.search(r'Some\("([^"]*)"\)', said)) else said.partition("; ")[0]
+    if _PASSES.search(said):
+        return StoreUnavailable(
+            f"the recovery store {recovery} cannot be written ({reason}); see to the disk and start again: the run continues "
+            "from its last durable epoch"
+        )
+    return LayoutError(f"the recovery store {recovery} is damaged ({reason}); {REMEDY}")
 
 
 class _KeptShard(StatefulBatchLogic[Any, Any, dict[str, Any]]):
