@@ -1,5 +1,6 @@
 """The event archive of a stream as it was published: its partitions, and their events in order."""
 
+import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,8 +10,8 @@ import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan, ViewPlan
-from unskew.features.time import day_of
-from unskew.sinks.tables.layout import INSTANT, TableFile, published_files, read_coverage
+from unskew.features.time import DAY_US, day_of
+from unskew.sinks.tables.layout import INSTANT, ShardCoverage, TableFile, published_files, read_coverage
 from unskew.sinks.tables.reading import answer, answer_of_table, gone
 
 BATCH_ROWS = 1 << 18
@@ -49,14 +50,14 @@ class Piece:
 class Archive:
     """The published events of a stream, as of when they were listed, wherever compaction moves them meanwhile.
 
-    ``since_us``: by partition, the instant from which the archive holds it; a partition without events may be absent.
+    ``covered``: by partition, what its coverage says.
     """
 
     root: Path
     stream: StreamPlan
     files: Mapping[int, Sequence[TableFile]]
     cut: Cut
-    since_us: Mapping[int, int] = field(default_factory=dict)
+    covered: Mapping[int, ShardCoverage] = field(default_factory=dict)
 
     @classmethod
     def open(cls, archive_root: Path, stream: StreamPlan) -> "Archive":
@@ -68,14 +69,13 @@ class Archive:
         for file in published_files(root):
             files.setdefault(_partition(file.writer, root), []).append(file)
         cut: dict[int, Reached] = {}
-        since_us: dict[int, int] = {}
+        covered: dict[int, ShardCoverage] = {}
         for writer, shard in () if coverage is None else coverage.shards.items():
             partition = _partition(writer, root)
             clock_us = None if shard.complete_to_us is None else shard.complete_to_us + 1
             cut[partition] = Reached(offset=shard.next_sequence, clock_us=clock_us)
-            if shard.since_us is not None:
-                since_us[partition] = shard.since_us
-        archive = cls(root=root, stream=stream, files=files, cut=cut, since_us=since_us)
+            covered[partition] = shard
+        archive = cls(root=root, stream=stream, files=files, cut=cut, covered=covered)
         for partition, found in files.items():
             if cut.get(partition, Reached(offset=0, clock_us=None)).offset <= found[-1].last:
                 # Published after the coverage was read, or by an earlier version, which wrote none.
@@ -92,9 +92,31 @@ class Archive:
 
     @cached_property
     def first_us(self) -> Mapping[int, int]:
-        """By partition, the instant from which its events are there: its beginning, or its first event."""
-        firsts = {partition: _us(self._edge(found[0], first=True)) for partition, found in self.files.items()}
-        return {**firsts, **self.since_us}
+        """By partition, the instant from which its events are there.
+
+        That is its beginning, also if that was not an event; if the first days were removed, it is where the latest of
+        all removals ended.
+        """
+        # Days are removed whole, so a partition of which some are gone is whole from the beginning of its first one.
+        removed = {p: _midnight_us(found[0].day) for p, found in self.files.items() if self.is_cut(p)}
+        begun = {p: one.since_us for p, one in self.covered.items() if one.since_us is not None}
+        firsts = {p: _us(self._edge(found[0], first=True)) for p, found in self.files.items() if p not in begun}
+        bound_us = max(removed.values(), default=-(2**63))
+        return {p: max(bound_us, first_us) for p, first_us in {**firsts, **begun, **removed}.items()}
+
+    def is_cut(self, partition: int) -> bool:
+        """Return whether the first events of a partition were removed."""
+        first = None if partition not in self.covered else self.covered[partition].first
+        files = self.files.get(partition)
+        return first is not None and (not files or files[0].first != first)
+
+    def n_events(self, partition: int) -> int | None:
+        """Return how many events a partition must hold up to its place; None if that is not known."""
+        one = self.covered.get(partition)
+        reached = self.cut.get(partition)
+        if one is None or reached is None or reached.offset != one.next_sequence or self.is_cut(partition):
+            return None
+        return one.n_events
 
     def last(self, partition: int) -> pl.DataFrame:
         """Return offset and arrival of a partition's last event."""
@@ -261,6 +283,10 @@ def _partition(writer: str, root: Path) -> int:
             f"{root} is not an archive: it has files of {writer!r}; give the folder of unskew run --archive"
         )
     return int(number)
+
+
+def _midnight_us(day: dt.date) -> int:
+    return (day - dt.date(1970, 1, 1)).days * DAY_US
 
 
 def _us(event: pl.DataFrame) -> int:

@@ -71,7 +71,7 @@ def hand_over(job: HandOver) -> list[Seam]:
             continue
         seam = _one(job, view, missing, begun=begun)
         if seam is not None:
-            _log.info("%s", seam)
+            _log.warning("%s", seam)
             seams.append(seam)
     return seams
 

@@ -55,6 +55,9 @@ def check_taken(
     begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
     counted = archive.count(begin, {partition: end[partition] for partition in begin})
     for partition, (n_events, total) in counted.items():
+        wanted = archive.n_events(partition)
+        if not begin[partition] and wanted is not None and archive.cut[partition].offset <= end[partition].offset:
+            _refuse_missing(view, archive, partition, n_events, wanted)
         for name in shard_names(view, [partition], n_hashes):
             one = taken.get(name, {}).get(partition)
             if one is None or (one.n_events, one.sum_offsets, one.end) == (
@@ -69,6 +72,15 @@ def check_taken(
                 f"{again(view.id)}"
             )
     return sum(n_events for n_events, _ in counted.values())
+
+
+def _refuse_missing(view: ViewPlan, archive: Archive, partition: int, n_events: int, wanted: int) -> None:
+    if n_events != wanted:
+        raise LayoutError(
+            f"{archive.root}: partition {partition} holds {n_events} events, and {wanted} were written, so the history of {view.id} "
+            f"would have a hole: files were removed. Restore them; or {again(view.id)} --from an instant after the hole; or let the "
+            'view begin now (history="none")'
+        )
 
 
 def compare(

@@ -9,7 +9,7 @@ import polars as pl
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.tables.layout import INSTANT, LEDGER, log_schema, view_root
+from unskew.sinks.tables.layout import EVENTS, FIRST, INSTANT, LEDGER, log_schema, view_root
 from unskew.sinks.tables.parquet import StagedTable
 
 DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
@@ -158,8 +158,9 @@ class DeadLetterTable:
 class ArchiveTable:
     """One partition's share of a topic's event archive: decoded events in the order of ``_offset``.
 
-    Its coverage says from which arrival the partition was read and up to which instant its events are complete. That of
-    an archive which an earlier version began does not say the former.
+    Its coverage says from which arrival the partition was read, the offset of its first event, up to which instant its
+    events are complete, and how many there were; so events that are removed later are missed. That of an archive which
+    an earlier version began says only up to which instant.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class ArchiveTable:
         still_ours: Callable[[], None] = lambda: None,
     ) -> None:
         self._begins_here = saved is None
+        self._n_events = 0 if saved is None else saved.get(EVENTS)
         self._table = StagedTable(
             root / topic,
             f"p{partition}",
@@ -194,6 +196,11 @@ class ArchiveTable:
         if self._begins_here and first_us is not None:
             self._begins_here = False
             self._table.cover({"since": first_us})
+        if self._n_events is not None and events.height:
+            if not self._n_events:
+                self._table.cover({FIRST: int(events.item(0, "_offset"))})
+            self._n_events += events.height
+            self._table.cover({EVENTS: self._n_events})
         if clock_us is not None:
             # The instant of the clock itself is still open.
             self._table.cover({"complete_to": clock_us - 1})

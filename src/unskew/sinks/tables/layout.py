@@ -31,6 +31,8 @@ COMPACTING = "_compacting"
 COVERAGE = "_coverage"
 LEDGER = "ledger"
 """The entry of a shard's coverage that holds its late events and repeats."""
+FIRST, EVENTS = "first", "events"
+"""The entries of a partition's coverage in an archive: the offset of its first event, and how many there have been."""
 INSTANT = pl.Datetime("us", "UTC")
 
 _SUFFIX = ".parquet"
@@ -59,7 +61,8 @@ class ShardCoverage:
     ``since_us``: every event from this instant on was seen, None before the first. ``begins_us``: nothing before this
     instant was seen, None if not known. ``complete_to_us``: the last closed instant, None before one. ``ended``: the
     shard ended without any event or clock, and holds nothing back. ``ledger``: the late events and the repeats up to
-    ``complete_to_us``, and a few after it.
+    ``complete_to_us``, and a few after it. ``first``, ``n_events``: of a partition of an archive, the offset of the
+    first event that was ever written, and how many were; None if not known.
     """
 
     since_us: int | None
@@ -68,6 +71,8 @@ class ShardCoverage:
     ended: bool = False
     ledger: Ledger = NOTHING_LATE
     begins_us: int | None = None
+    first: int | None = None
+    n_events: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +230,8 @@ def read_coverage(root: Path) -> Coverage | None:
                 ended=found["complete_to"] is None and bool(found.get("ended")),
                 ledger=read_ledger(found.get(LEDGER, {})),
                 begins_us=None if found.get("begins") is None else int(found["begins"]),
+                first=None if found.get(FIRST) is None else int(found[FIRST]),
+                n_events=None if found.get(EVENTS) is None else int(found[EVENTS]),
             )
         except FileNotFoundError:
             # A run that begins removes the entry of a shard that had ended.

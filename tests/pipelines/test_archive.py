@@ -1,0 +1,153 @@
+"""Reading of an archive: what it holds, from when on, and what was removed from it."""
+
+import datetime as dt
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.support.plans import DAY, HOUR, Wanted, sliding, view
+from unskew.features.errors import LayoutError
+from unskew.monitoring.recount import Recount
+from unskew.offline.compaction import Limits, archive_tables, compact
+from unskew.pipelines.history import archive as history
+from unskew.pipelines.history.archive import Archive, columns_of
+from unskew.pipelines.history.rebuild import rebuild
+from unskew.pipelines.history.seam import check_taken
+from unskew.pipelines.state.seeds import Taken
+from unskew.sinks.tables.kinds import ArchiveTable
+from unskew.sinks.tables.layout import coverage_file
+
+VIEW = view(Wanted("n", "count", sliding(2 * DAY, DAY)), Wanted("x", "sum", sliding(2 * DAY, DAY), "x"))
+START_US = 1_483_228_800_000_000
+INSTANT = pl.Datetime("us", "UTC")
+
+
+def events(n_days: int, partition: int = 0) -> pl.DataFrame:
+    """Five events a day, with gaps between their offsets."""
+    arrivals = [START_US + day * DAY + hour * HOUR for day in range(n_days) for hour in (1, 5, 9, 13, 23)]
+    return pl.DataFrame(
+        {
+            "user": [f"u{number % 3}" for number in range(len(arrivals))],
+            "x": [float(number) for number in range(len(arrivals))],
+            "n": list(range(len(arrivals))),
+            "_partition": pl.Series([partition] * len(arrivals), dtype=pl.Int32),
+            "_offset": [7 + 3 * number for number in range(len(arrivals))],
+            "_arrival": pl.Series(arrivals).cast(INSTANT),
+            "_event_time": pl.Series(arrivals).cast(INSTANT),
+        }
+    )
+
+
+def write(root: Path, rows: pl.DataFrame, *, per_file: int = 2) -> None:
+    partition = rows.item(0, "_partition")
+    table = ArchiveTable(root, VIEW.stream.topic, partition, None)
+    for at in range(0, rows.height, per_file):
+        piece = rows[at : at + per_file]
+        arrivals = piece["_arrival"].to_physical()
+        # Records that were no events came before the first of them.
+        table.append(piece, first_us=int(arrivals[0]) - HOUR, clock_us=int(arrivals[-1]))
+        table.snapshot()
+    table.snapshot()
+    table.settle()
+
+
+def since_of(root: Path) -> int | None:
+    return rebuild([VIEW], Archive.open(root, VIEW.stream))[VIEW.id].since_us
+
+
+def test_an_archive_begins_where_its_partitions_were_first_read(tmp_path: Path) -> None:
+    write(tmp_path, events(3))
+    write(tmp_path, events(3, partition=1)[4:])
+
+    assert since_of(tmp_path) == START_US
+
+
+def test_an_archive_without_its_first_days_begins_at_the_midnight_after_them(tmp_path: Path) -> None:
+    write(tmp_path, events(4))
+    write(tmp_path, events(4, partition=1)[7:])
+    shutil.rmtree(tmp_path / "stream" / "day=2017-01-01")
+
+    found = rebuild([VIEW], Archive.open(tmp_path, VIEW.stream))[VIEW.id]
+
+    assert found.since_us == START_US + DAY
+    rest = pl.concat([events(4), events(4, partition=1)[7:]])
+    recount = Recount(VIEW, rest.filter(pl.col("_arrival") >= pl.lit(START_US + DAY).cast(INSTANT)))
+    for key in ("u0", "u1", "u2"):
+        mine = found.rows.filter(pl.col("user") == key)
+        expected = recount.rows((key,), found.complete_to_us or 0)
+        assert mine["available_at"].to_physical().to_list() == [row.instant_us for row in expected]
+        assert mine.select("n", "x").to_dicts() == [row.values for row in expected]
+
+
+def test_days_that_were_removed_from_one_partition_alone_make_all_of_it_begin_later(tmp_path: Path) -> None:
+    write(tmp_path, events(4))
+    write(tmp_path, events(4, partition=1))
+    for path in (tmp_path / "stream").glob("day=2017-01-0[12]/p1-*"):
+        path.unlink()
+
+    assert since_of(tmp_path) == START_US + 2 * DAY
+
+
+def test_a_file_that_is_gone_between_others_is_a_hole(tmp_path: Path) -> None:
+    write(tmp_path, events(4))
+    archive = Archive.open(tmp_path, VIEW.stream)
+    next((tmp_path / "stream").glob("day=2017-01-02/p0-*")).unlink()
+
+    for one in (archive, Archive.open(tmp_path, VIEW.stream)):
+        with pytest.raises(LayoutError, match=r"holds 1\d events, and 20 were written, so the history of view@1 would"):
+            check_taken(VIEW, one, one.cut, {"h0": {0: _taken(one)}}, 1)
+
+
+def _taken(archive: Archive) -> Taken:
+    return Taken(begin=0, end=archive.cut[0].offset, n_events=20, sum_offsets=0)
+
+
+def test_an_archive_of_an_earlier_version_begins_with_its_first_event(tmp_path: Path) -> None:
+    write(tmp_path, events(3))
+    coverage_file(tmp_path / "stream", "p0").unlink()
+
+    archive = Archive.open(tmp_path, VIEW.stream)
+
+    assert since_of(tmp_path) == START_US + HOUR
+    assert archive.cut[0].offset == 7 + 3 * 14 + 1
+    assert archive.cut[0].clock_us == START_US + 2 * DAY + 23 * HOUR
+
+
+def test_reading_follows_what_compaction_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "BATCH_ROWS", 6)
+    write(tmp_path, events(6))
+    archive = Archive.open(tmp_path, VIEW.stream)
+    reading = archive.read(0, 0, 1000, columns_of(VIEW))
+    found = [next(reading)]
+    (table,) = archive_tables(tmp_path)
+    limits = Limits(target_bytes=1 << 20, min_files=2, grace_s=0)
+    for _ in range(2):
+        compact(table, limits, now_s=dt.datetime.now(dt.UTC).timestamp() + 1e6)
+
+    rows = pl.concat([*found, *reading])
+
+    assert rows["_offset"].to_list() == events(6)["_offset"].to_list()
+    assert rows["x"].to_list() == events(6)["x"].to_list()
+
+
+def test_a_column_that_came_later_is_named_with_its_day_and_one_that_was_narrower_is_read(tmp_path: Path) -> None:
+    table = ArchiveTable(tmp_path, "stream", 0, None)
+    for day, rows in enumerate(events(4).partition_by("_arrival", maintain_order=True)[::5]):
+        old = rows.drop("n").with_columns(pl.col("x").cast(pl.Float32))
+        table.append(rows.with_columns(more=1) if day > 1 else old, first_us=0, clock_us=None)
+        table.snapshot()
+    table.snapshot()
+    table.settle()
+    archive = Archive.open(tmp_path, VIEW.stream)
+
+    assert rebuild([VIEW], archive)[VIEW.id].rows["x"].to_list()[:2] == [0.0, 5.0]
+    wanting = replace(VIEW, where=None, values=(replace(VIEW.values[0], expr=pl.col("n").cast(pl.Float64)),))
+    with pytest.raises(
+        LayoutError, match=r"has no column 'n', .*; the archive has it from 2017-01-03 on\. Backfill from"
+    ):
+        rebuild([wanting], archive)
+    begin = {0: archive.offset_at(0, START_US + 2 * DAY)}
+    assert rebuild([wanting], archive, begin=begin, since_us=START_US + 2 * DAY)[VIEW.id].since_us == START_US + 2 * DAY
