@@ -1,5 +1,6 @@
 """A view that joins a running pipeline gets its past from the archive, as if it had been there from the beginning."""
 
+import datetime as dt
 import threading
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import redis
 from bytewax.errors import BytewaxRuntimeError
 
-from tests.support.pipeline import Bench, Outcome, history, plan
+from tests.support.pipeline import Bench, Outcome, bits, history, plan
 from tests.support.plans import republished
+from unskew import FeatureStore
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
@@ -272,3 +274,89 @@ def test_a_seam_that_does_not_fit_is_refused(bench: Bench) -> None:
         ran(both, outcome)
     path.write_bytes(whole)
     ran(both, outcome)
+
+
+def labels_of(outcome: Outcome, n_labels: int) -> pl.DataFrame:
+    """Users and items at instants of events, beside them and far from them, and one of each that nobody has seen."""
+    events = outcome.archive()
+    at = events["_arrival"].to_physical().gather_every(3)
+    covered = [read_coverage(view_root(outcome.deployment.log, view, 1)) for view in outcome.plan.views]
+    last_us = min(one.complete_to_us or 0 for one in covered if one is not None)
+    instants = pl.concat([at, at + 1, at - 1, at + 7_000_000])
+    instants = instants.clip(int(events["_arrival"].to_physical().min()), last_us)[:n_labels]  # type: ignore[arg-type]
+    return pl.DataFrame(
+        {
+            "user": [f"user {number % 10}%" for number in range(len(instants))],
+            "item": [number % 6 for number in range(len(instants))],
+            "event_timestamp": instants.cast(pl.Datetime("us", "UTC")),
+        }
+    )
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_features_from_events_are_those_of_the_log_bit_for_bit(bench: Bench, inclusive: bool) -> None:
+    topic = bench.produce(RECORDS)
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment(n_hashes=2))
+    ran(both, outcome)
+    store = FeatureStore(both, log=outcome.deployment.log, archive=outcome.deployment.archive)
+    references = [f"{view.name}:{feature.name}" for view in both.views.values() for feature in view.outputs]
+    labels = labels_of(outcome, 300)
+
+    answers = {
+        source: store.get_historical_features(
+            labels, references, inclusive=inclusive, full_feature_names=True, with_status=True, source=source
+        )
+        for source in ("log", "events", "both")
+    }
+
+    frames = [answer.to_polars() for answer in answers.values()]
+    assert all(frame.equals(frames[0]) for frame in frames)
+    assert len({tuple(answer.summary.rows()) for answer in answers.values()}) == 1
+    assert frames[0]["by_user__count_today"].sum() > 100
+
+
+def test_a_feature_that_no_pipeline_has_computed_is_computed_from_events(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    view = replace(both.views["by_item"], where=None)
+    tried = replace(both, views={"by_item": view})
+    store = FeatureStore(tried, archive=outcome.deployment.archive)
+    labels = labels_of(outcome, 200)
+    names = [feature.name for feature in view.outputs]
+
+    found = store.get_historical_features(
+        labels, [f"by_item:{name}" for name in names], inclusive=True, source="events"
+    ).to_polars()
+
+    recount = Recount(view, outcome.archive())
+    for row in found.iter_rows(named=True):
+        expected = recount.values((row["item"],), int(row["event_timestamp"].timestamp() * 1e6 + 0.5))
+        assert bits([row[name] for name in names]) == bits(list(expected.values()))
+    assert found["count_1m"].max() > 1
+    with pytest.raises(RequestError, match="give FeatureStore its folder"):
+        store.get_historical_features(labels, ["by_item:count_5s"])
+    late = labels.with_columns(pl.col("event_timestamp") + dt.timedelta(days=1))
+    with pytest.raises(RequestError, match="later than the log of by_item@1 is complete"):
+        store.get_historical_features(late, ["by_item:count_5s"], source="events")
+    with pytest.raises(RequestError, match="archive="):
+        FeatureStore(tried).get_historical_features(labels, ["by_item:count_5s"], source="events")
+    with pytest.raises(RequestError, match="holds no events"):
+        FeatureStore(tried, archive=bench.root).get_historical_features(labels, ["by_item:count_5s"], source="events")
+
+
+def test_a_log_that_the_events_contradict_is_found(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(both, outcome)
+    labels = labels_of(outcome, 200)
+    other = replace(both.views["by_item"], where=None)
+    tried = replace(both, views={"by_item": other})
+
+    store = FeatureStore(tried, log=outcome.deployment.log, archive=outcome.deployment.archive)
+
+    with pytest.raises(LayoutError, match=r"count_1m: \d+ of 200 labels have another value in the log than"):
+        store.get_historical_features(labels, ["by_item:count_1m"], source="both")

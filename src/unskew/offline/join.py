@@ -1,7 +1,7 @@
 """The point-in-time join: for each label, the values that were valid at its instant."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,13 +17,14 @@ from unskew.features.references import Asked, by_view, key_columns, requested_us
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import Statuses, is_empty, is_warming
-from unskew.offline.log_reader import ViewLog
+from unskew.offline.log_reader import RebuiltLog, ViewLog
 from unskew.offline.lookup import last_rows, number_entities
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 Outside = Literal["error", "null"]
+AnyLog = ViewLog | RebuiltLog
 
 _NEVER = np.iinfo(np.int64).min
 
@@ -40,7 +41,7 @@ class Historical:
 
 
 def historical_features(
-    log_root: Path,
+    log_root: Path | Callable[[View], RebuiltLog],
     views: Mapping[str, View],
     labels: Given,
     features: Sequence[str],
@@ -54,11 +55,12 @@ def historical_features(
 ) -> Historical:
     """Return the values of ``view:feature`` references at each label's instant, as they were served then.
 
-    ``labels``: the key columns of every requested view, and the column ``timestamp``: a Datetime of any unit and zone,
-    UTC if it has no zone; no other column is read. The result has one row for every label, in their order, with a
-    column for each feature, named after it, or ``view__feature`` with ``full_feature_names``. An entity that was never
-    seen, or has no events in any window, has empty values: 0 for count and sum, the default for others, or null without
-    a default. A label without a key has nulls.
+    ``log_root``: the folder of the log, or a function that returns the rebuilt log of a view. ``labels``: the key
+    columns of every requested view, and the column ``timestamp``: a Datetime of any unit and zone, UTC if it has no
+    zone; no other column is read. The result has one row for every label, in their order, with a column for each
+    feature, named after it, or ``view__feature`` with ``full_feature_names``. An entity that was never seen, or has no
+    events in any window, has empty values: 0 for count and sum, the default for others, or null without a default. A
+    label without a key has nulls.
 
     ``inclusive``: whether values that became available at exactly that instant count; by default they do not, as labels
     are often events themselves and must not see themselves. ``outside``: what becomes of labels before the first event
@@ -83,7 +85,7 @@ def historical_features(
     columns: dict[str, pl.Series] = {}
     counts: dict[str, Ints] = {}
     for ones in by_view(asked).values():
-        log = ViewLog(log_root, ones[0].view)
+        log = ViewLog(log_root, ones[0].view) if isinstance(log_root, Path) else log_root(ones[0].view)
         keys = key_columns(log.view, labels)
         status = np.full(labels.n_rows, Statuses.present, np.int8)
         _mark_outside(status, log, instants.whole, bounds)
@@ -121,7 +123,13 @@ def historical_features(
     return Historical(pl.DataFrame([columns[name].alias(name) for name in names]), counts)
 
 
-def joined(log: ViewLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
+def last_instant(labels: Given, timestamp: str) -> int:
+    """Return the latest instant of the labels, in whole microseconds, rounded down; 0 without labels."""
+    instants = _instants(labels, timestamp).upto(inclusive=True)
+    return int(instants.max()) if len(instants) else 0
+
+
+def joined(log: AnyLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
     """Return every feature of a view as stored, without defaults, at ``instants_us`` (int64 [rows of ``keys``]).
 
     Instants past the log's ``complete_to`` are answered from the rows that are there.
@@ -139,7 +147,7 @@ class _Found:
     instants: Ints
 
 
-def _join(log: ViewLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[ViewFeature]) -> _Found:
+def _join(log: AnyLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[ViewFeature]) -> _Found:
     """Find the last row of every key with ``available_at`` <= bound, from all days that can hold one.
 
     The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
@@ -242,7 +250,7 @@ class _WithWarming:
     ``status``: as it is for a feature that is not warming anywhere; that of ``absent`` labels stays.
     """
 
-    def __init__(self, log: ViewLog, bounds: Ints, status: Codes, absent: Flags) -> None:
+    def __init__(self, log: AnyLog, bounds: Ints, status: Codes, absent: Flags) -> None:
         self._log = log
         self._bounds = bounds
         self._status = status
@@ -321,7 +329,7 @@ def _as_instants(dtype: pl.DataType) -> str:
     return "convert it to a Datetime"
 
 
-def _mark_outside(status: Codes, log: ViewLog, instants: Ints, bounds: Ints) -> None:
+def _mark_outside(status: Codes, log: AnyLog, instants: Ints, bounds: Ints) -> None:
     """Mark the labels before anything was seen, and past ``complete_to``, whose answers could still change.
 
     Raises ``RequestError`` if the log is not complete to any instant.
@@ -329,20 +337,19 @@ def _mark_outside(status: Codes, log: ViewLog, instants: Ints, bounds: Ints) -> 
     if not len(bounds):
         return
     complete_to = log.complete_to_us
-    view = f"{log.view.name}@{log.view.version}"
     if log.coverage is not None and log.coverage.waiting:
         raise RequestError(
-            f"the log of {view} under {log.root} is not complete to any instant yet: no clock has come from shard "
+            f"{log.title} is not complete to any instant yet: no clock has come from shard "
             f"{', '.join(log.coverage.waiting)}; wait until every partition has had a record or has ended"
         )
     if complete_to is None:
-        raise RequestError(f"the log of {view} under {log.root} is not complete to any instant yet; run the pipeline")
+        raise RequestError(f"{log.title} is not complete to any instant yet; run the pipeline")
     status[bounds > complete_to] = Statuses.after_log
     if log.first_since_us is not None:
         status[instants < log.first_since_us] = Statuses.before_log
 
 
-def _refuse_outside(status: Codes, log: ViewLog, labels: Given, timestamp: str) -> None:
+def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -> None:
     view = f"{log.view.name}@{log.view.version}"
     for each, text, bound in (
         (Statuses.after_log, f"later than the log of {view} is complete", log.complete_to_us),

@@ -46,6 +46,27 @@ class LogStats:
     ledger: Ledger
 
 
+@dataclass(frozen=True, kw_only=True)
+class RebuiltLog:
+    """The log of a view as it would be, had the view been computed: rows in memory, and what they cover.
+
+    ``rows``: as in a log, each shard's in the order of their instants. ``title``: names it in errors.
+    """
+
+    view: View
+    title: str
+    rows: pl.DataFrame
+    since_us: int | None
+    first_since_us: int | None
+    complete_to_us: int | None
+    coverage: None = None
+
+    def newest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
+        """Yield all rows, as ``ViewLog.newest_first`` does; ``upto`` leaves out none."""
+        del upto
+        yield self.rows.select(columns)
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """The present location of rows: a whole file, or its rows ``within`` two sequence numbers, both inclusive."""
@@ -63,6 +84,7 @@ class ViewLog:
 
     def __init__(self, log_root: Path, view: View) -> None:
         self.view = view
+        self.title = f"the log of {view.id} under {view_root(log_root, view.name, view.version)}"
         self.root = view_root(log_root, view.name, view.version)
         # In this order, because the rows of a coverage file are published before it.
         self.coverage = read_coverage(self.root)

@@ -130,13 +130,14 @@ class Feed:
 class Rebuilt:
     """A view's log rows in memory, columns as in ``Updates.closed``, and what they cover.
 
-    ``since_us``, ``complete_to_us``: as in ``Coverage``; None without events. ``rows``: in the order of each shard.
-    ``shards``: the states at the end.
+    ``since_us``, ``first_since_us``, ``complete_to_us``: as in ``Coverage``; None without events. ``rows``: those
+    of each shard in their order. ``shards``: the states at the end.
     """
 
     view: ViewPlan
     rows: pl.DataFrame
     since_us: int | None
+    first_since_us: int | None
     complete_to_us: int | None
     shards: Sequence[Shard]
 
@@ -206,6 +207,7 @@ def _rebuilt(view: ViewPlan, kept: Sequence[_Kept]) -> Rebuilt:
         view=view,
         rows=pl.concat([empty, *(rows for one in kept for rows in one.rows)]),
         since_us=max(sinces, default=None),
+        first_since_us=min(sinces, default=None),
         complete_to_us=min(clocks) - 1 if clocks else None,
         shards=[one.shard for one in kept],
     )
