@@ -16,7 +16,7 @@ from tests.support.updates import closing
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
-from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.tables.kinds import ArchiveTable, LogTable
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "reading.md").read_text("utf-8")
@@ -59,6 +59,15 @@ def write(view: ViewPlan, log: Path, writer: RedisWriter) -> None:
     table.append(closing(view, NOON_US + 1, log_rows=rows, shard="p0.0", since_us=AT_US - 40 * DAY))
     table.snapshot()
     table.settle()
+    at = pl.Series([AT_US, NOON_US]).cast(pl.Datetime("us", "UTC"))
+    events = pl.DataFrame(
+        {"user_id": ["u-42"] * 2, "event_time": at, "status": ["completed"] * 2, "amount": [2.5, 7.5]}
+    )
+    events = events.with_columns(_partition=pl.lit(0, pl.Int32), _offset=pl.Series([0, 1]), _arrival=at, _event_time=at)
+    archive = ArchiveTable(log.with_name("archive"), view.stream.topic, 0, None)
+    archive.append(events, first_us=AT_US - 40 * DAY, clock_us=NOON_US + 1)
+    archive.snapshot()
+    archive.snapshot()
     current = {"key": "u-42", **second, "_at": NOON_US, "_until": NOON_US + DAY}
     writer.add(closing(view, NOON_US + 1, [current], shard="p0.0", since_us=AT_US - 40 * DAY))
     writer.flush(time.time_ns() // 1000)
@@ -85,6 +94,7 @@ def test_all_examples_read_the_same_values(plan, tmp_path, redis_url, redis_clie
         ("u-42", True, 1, 2.5, 2.5),
         ("nobody", False, 0, 0.0, None),
     ]
+    assert found["tried"].equals(found["frame"])
     assert found["counts"].select("present", "default").rows() == [(1, 1)] * 3
     assert found["row"] == {
         "purchase_count_30d": "2",
