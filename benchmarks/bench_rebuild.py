@@ -1,0 +1,174 @@
+"""Measure the rebuild from an archive: in memory, as a backfill, and for labels beside a range join of DuckDB.
+
+    python benchmarks/bench_rebuild.py [--events 2_000_000] [--entities 100_000] [--labels 20_000] [--days 60]
+
+Nine features over three windows (5 min, 1 h, 30 d); keys by Zipf's law (s = 1.1); four partitions, an event's arrival
+is its event time, and every tile leaves its window. One process and Polars with one thread, so events per second are
+those of a core; the first, small run, which may compile, is not timed. The range join has one thread as well and
+computes the same nine features for the same labels; both answers are compared, floats to 1e-9 because DuckDB's sums are
+rounded.
+"""
+
+import os
+
+os.environ["POLARS_MAX_THREADS"] = "1"  # noqa: TID251 - read by Polars when it is imported
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+from workload import SCHEMA, zipf
+
+from unskew import Entity, Feature, FeatureStore, FeatureView, Sliding, Stream, agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.plan import Plan
+from unskew.pipelines.history.archive import Archive
+from unskew.pipelines.history.backfill import Backfill, backfill
+from unskew.pipelines.history.rebuild import rebuild, whole
+from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks.tables.kinds import ArchiveTable
+
+START_US = 1_483_228_800_000_000
+INSTANT = pl.Datetime("us", "UTC")
+WINDOWS = {"5min": ("5min", 1), "1h": ("1h", 15), "30d": ("30d", 7200)}
+N_PARTITIONS = 4
+
+
+def definitions() -> Plan:
+    stream = Stream("events", topic="events", schema=SCHEMA, event_time="at")
+    features = [
+        Feature(f"{name}_{window}", aggregation, Sliding(window))
+        for window in WINDOWS
+        for name, aggregation in (("n", agg.count()), ("sum", agg.sum("amount")), ("mean", agg.mean("amount")))
+    ]
+    return compile_definitions(
+        FeatureView("by_user", entity=Entity("user", key="user"), stream=stream, features=features)
+    )
+
+
+def write_archive(root: Path, n_events: int, n_entities: int, n_days: int) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    at = START_US + np.sort(rng.integers(0, n_days * 86_400_000_000, n_events))
+    events = pl.DataFrame(
+        {
+            "user": zipf(n_events, n_entities, rng).astype(np.int64),
+            "amount": rng.random(n_events) * 100,
+            "at": pl.Series(at).cast(INSTANT),
+            "_partition": pl.Series(rng.integers(0, N_PARTITIONS, n_events), dtype=pl.Int32),
+        }
+    )
+    events = events.with_columns(
+        _offset=pl.int_range(pl.len(), dtype=pl.Int64).over("_partition"),
+        _arrival=pl.col("at"),
+        _event_time=pl.col("at"),
+    )
+    for (partition,), mine in events.group_by("_partition"):
+        table = ArchiveTable(root, "events", int(partition), None)  # type: ignore[call-overload]
+        table.append(mine, first_us=START_US, clock_us=int(at[-1]))
+        table.snapshot()
+        table.snapshot()
+        table.settle()
+    return events
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Return the result, and the seconds of processor and of wall."""
+    processor, wall = time.process_time(), time.perf_counter()
+    result = work()
+    return result, time.process_time() - processor, time.perf_counter() - wall
+
+
+def range_join(events: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    """Compute the features by a join of each label with the events of its longest window."""
+    connection = duckdb.connect()
+    connection.execute("SET threads = 1")
+    raw = events.select("user", "amount", moment=pl.col("at").to_physical())
+    wanted = labels.select("user", id=pl.int_range(pl.len()), t=pl.col("event_timestamp").to_physical())
+    connection.register("events", raw.to_arrow())
+    connection.register("labels", wanted.to_arrow())
+    columns = []
+    for window, (extent, hop_s) in WINDOWS.items():
+        hop_us = hop_s * 1_000_000
+        inside = f"FILTER (WHERE moment >= t // {hop_us} * {hop_us} - {_us(extent)})"
+        columns += [
+            f'count(moment) {inside} AS "n_{window}"',
+            f'coalesce(sum(amount) {inside}, 0) AS "sum_{window}"',
+            f'avg(amount) {inside} AS "mean_{window}"',
+        ]
+    longest = _us("30d")
+    found = connection.execute(
+        f"SELECT {', '.join(columns)} FROM labels LEFT JOIN events ON events.user = labels.user AND moment <= t "
+        f"AND moment >= t // 7200000000 * 7200000000 - {longest} GROUP BY id ORDER BY id"
+    ).to_arrow_table()
+    return pl.DataFrame(found)
+
+
+def _us(extent: str) -> int:
+    return {"5min": 300, "1h": 3600, "30d": 30 * 86400}[extent] * 1_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--entities", type=int, default=100_000)
+    parser.add_argument("--labels", type=int, default=20_000)
+    parser.add_argument("--days", type=int, default=60)
+    arguments = parser.parse_args()
+    plan = definitions()
+    (view,) = plan.views.values()
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {arguments}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_archive(root / "small", 1_000, 100, 1)
+        rebuild([view], Archive.open(root / "small", view.stream))
+        events = write_archive(root / "archive", arguments.events, arguments.entities, arguments.days)
+        archive = Archive.open(root / "archive", view.stream)
+        print("| work | events/s of a core | wall, s | rows of the log |\n|---|---|---|---|")
+        rebuilt, processor, wall = timed(lambda: rebuild([view], archive)[view.id])
+        print(f"| rebuild in memory | {arguments.events / processor:,.0f} | {wall:.1f} | {rebuilt.rows.height:,} |")
+        n_rows = rebuilt.rows.height
+        del rebuilt
+        changelogs = Changelogs(root / "state" / "changelog")
+        job = Backfill(
+            view=view, archive=archive, end=whole(archive), shards=["h0"], n_partitions=N_PARTITIONS, n_hashes=1,
+            log=root / "log", seeds=Seeds(root / "state"), changelogs=changelogs,
+        )  # fmt: skip
+        written, processor, wall = timed(lambda: backfill(job))
+        changelogs.close()
+        assert written.seam.rows == n_rows
+        print(f"| backfill, seam check included | {arguments.events / processor:,.0f} | {wall:.1f} | {n_rows:,} |")
+        rng = np.random.default_rng(1)
+        chosen = events.filter(pl.col("at") > pl.lit(START_US + 31 * 86_400_000_000).cast(INSTANT))
+        chosen = chosen[np.sort(rng.choice(chosen.height, arguments.labels, replace=False))]
+        labels = chosen.select("user", event_timestamp=pl.col("at") + pl.duration(microseconds=1))
+        store = FeatureStore(plan, archive=root / "archive")
+        references = [f"by_user:{feature.name}" for feature in view.outputs]
+
+        def ours() -> pl.DataFrame:
+            return store.get_historical_features(labels, references, source="events").to_polars()
+
+        ours()
+        answer, processor, wall = timed(ours)
+        print(f"\n| {arguments.labels:,} labels | processor, s | wall, s |\n|---|---|---|")
+        print(f"| source='events' | {processor:.1f} | {wall:.1f} |")
+        theirs, processor, wall = timed(lambda: range_join(events, labels))
+        print(f"| DuckDB's range join | {processor:.1f} | {wall:.1f} |")
+        for name in theirs.columns:
+            one, other = answer[name], theirs[name]
+            if name.startswith("n_"):
+                assert one.equals(other.cast(one.dtype), check_names=False), name
+            else:
+                assert one.null_count() == other.null_count()
+                assert ((one - other).abs() <= 1e-9 * (1 + other.abs())).all(), name
+
+
+if __name__ == "__main__":
+    main()
