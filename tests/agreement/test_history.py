@@ -13,6 +13,7 @@ from bytewax.errors import BytewaxRuntimeError
 
 from tests.support.pipeline import Bench, Outcome, bits, history, plan
 from tests.support.plans import republished
+from tests.support.servers.broker import Broker
 from unskew import FeatureStore
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
@@ -360,3 +361,34 @@ def test_a_log_that_the_events_contradict_is_found(bench: Bench) -> None:
 
     with pytest.raises(LayoutError, match=r"count_1m: \d+ of 200 labels have another value in the log than"):
         store.get_historical_features(labels, ["by_item:count_1m"], source="both")
+
+
+@pytest.mark.needs_broker("topic ids")
+def test_a_view_that_is_new_beside_a_partition_that_is_new(bench: Bench) -> None:
+    """Its past is that of the partitions there were; the new one joins it as it joins the others."""
+    assert isinstance(bench.broker, Broker)
+    topic = bench.produce(RECORDS[:150], 4)
+    both = by_item_alone(plan(topic))
+    first = replace(both, views={"by_item": both.views["by_item"]})
+    outcome, always = Outcome(both, bench.deployment(n_hashes=2)), Outcome(both, bench.deployment(n_hashes=2))
+    ran(first, outcome)
+    ran(both, always)
+    bench.broker.add_partitions(topic, 5)
+    moved = [replace(record, partition=4) if number % 3 == 0 else record for number, record in enumerate(RECORDS[150:])]
+    bench.append(topic, moved)
+
+    ran(both, outcome)
+    ran(both, always)
+
+    for view in both.views:
+        assert outcome.log(view).drop("cause").equals(always.log(view).drop("cause"))
+    assert served(bench, outcome) == served(bench, always)
+    assert outcome.archive()["_partition"].max() == 4
+
+
+def by_item_alone(both: Plan) -> Plan:
+    """Two views of items, and none that its partitions keep apart."""
+    stream = replace(both.streams["purchases"], partitioned_by=())
+    view = replace(both.views["by_item"], stream=stream)
+    other = replace(republished(view, name="other", state_fingerprint="2" * 64), where=None)
+    return replace(both, streams={"purchases": stream}, views={"by_item": view, "other": other})

@@ -164,7 +164,7 @@ def test_a_pattern_matches_no_topic_of_kafka_itself(bench, halves):
 
 @pytest.mark.needs_broker("topic ids")
 def test_partitions_added_to_a_partitioned_topic_are_refused_with_a_way_on(bench):
-    """The way: a new version of the view that does not rely on the partitions; it begins at the offsets reached."""
+    """The way: a new version of the view that does not rely on the partitions; it has its past from the archive."""
     halved = [replace(record, partition=record.partition % 2) for record in RECORDS[:200]]
     topic = bench.produce(halved, n_partitions=2)
     by_partition, deployment = plan(topic, partitioned_by="user"), bench.deployment()

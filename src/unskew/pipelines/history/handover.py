@@ -98,7 +98,8 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, begun: bool) -> S
             archive=archive,
             end=cut,
             shards=missing,
-            n_partitions=job.n_partitions[topic],
+            # A partition that is added now joins with the flow.
+            n_partitions=len(job.saved.places[topic]),
             n_hashes=job.n_hashes,
             log=job.log,
             seeds=job.seeds,
