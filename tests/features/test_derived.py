@@ -81,11 +81,14 @@ def test_owner_is_the_views_where_it_has_none():
         ),
         (
             Derived("x", "tops"),
-            "purchases.x: expression: the view has no other single-valued feature 'tops'; it has n,",
+            "purchases.x: expression: 'tops' is list[string], and a derived feature takes single values; leave it out",
         ),
         (Derived("x", "top"), "purchases.x: expression: Polars cannot read the SQL text 'top': expected an expression"),
-        (Derived("x", "by_status"), "purchases.x: expression: the view has no other single-valued feature 'by_status'"),
-        (Derived("x", "x + 1"), "purchases.x: expression: the view has no other single-valued feature 'x'; it has n,"),
+        (
+            Derived("x", "by_status"),
+            "purchases.x: expression: 'by_status' is map[int64], and a derived feature takes single values; leave it out",
+        ),
+        (Derived("x", "x + 1"), "purchases.x: expression: 'x' is this feature itself; name other features of the view"),
         (Derived("x", "amount"), "purchases.x: expression: the view has no other single-valued feature 'amount'"),
         (
             Derived("x", "1"),

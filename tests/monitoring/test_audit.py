@@ -238,7 +238,7 @@ def test_a_view_without_events_is_said_to_have_none(stored, redis_url):
         ("partition", pl.lit(None, pl.Int32)),
         ("offset", (pl.col("offset") + 7) % 120),
         ("cause", pl.lit("hop")),
-        ("cause", pl.lit("backfill")),
+        ("cause", pl.lit("other")),
         ("cause", pl.lit(None, pl.String)),
     ],
 )

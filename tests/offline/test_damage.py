@@ -12,11 +12,11 @@ from tests.monitoring.test_audit import CLOCK as END
 from tests.support.written import write_archive, write_log
 from unskew.features.errors import LayoutError
 from unskew.monitoring.audit import audit
-from unskew.offline import reading
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
 from unskew.offline.dead_letters import Wanted, find, letters
 from unskew.offline.join import joined
 from unskew.offline.log_reader import ViewLog
+from unskew.sinks.tables import reading
 from unskew.sinks.tables.checksum import verify
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, DeadLetterTable
 from unskew.sinks.tables.layout import coverage_file, published_files, view_root

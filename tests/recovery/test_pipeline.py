@@ -198,6 +198,7 @@ def test_a_view_added_later_starts_with_its_own_coverage_and_the_others_go_on(be
     n = next(n for n in range(100, len(RECORDS)) if RECORDS[n - 1].stamp_ms < RECORDS[n].stamp_ms)
     topic = bench.produce(RECORDS[:n])
     both = plan(topic)
+    both = replace(both, views={**both.views, "by_item": replace(both.views["by_item"], history="none")})
     one = replace(both, views={"by_user": both.views["by_user"]})
     outcome = Outcome(both, bench.deployment())
     run(one, outcome.deployment, stop=threading.Event())

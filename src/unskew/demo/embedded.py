@@ -21,15 +21,15 @@ _TOPIC_ALREADY_EXISTS = 36
 ANSWERS_WITHIN_S = 30.0
 
 # The shell owns the server and stops it when the owner closes the pipe; the death of the owner closes it too. The shell
-# ignores signals only after the start: children inherit ignored signals, and the server may get a signal to end before
-# it has its own handler.
+# ignores signals only after the start, because children inherit ignored signals. It kills the server at once: there is
+# nothing to save, and a server that is just starting forgets a request to end.
 _KEEPER = """
 dir=$1; shift
 exec 3<&0
 "$@" </dev/null 3<&- & server=$!
 trap '' INT HUP TERM
 read _ <&3
-kill "$server" 2>/dev/null; wait "$server" 2>/dev/null
+kill -9 "$server" 2>/dev/null; wait "$server" 2>/dev/null
 rm -rf "$dir"
 """
 

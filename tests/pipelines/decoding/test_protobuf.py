@@ -235,7 +235,7 @@ DAMAGED = [
         "type: at is null, which its type does not allow",
     ),
     (framed(BYTES + tag(3, 0) + b"\x07"), "range: kind: 7 is not the number of a symbol of shop.Kind"),
-    (framed(BYTES + tag(3, 0) + b"\x02"), "range: kind: 'RETURN' is none of its symbols"),
+    (framed(BYTES + tag(3, 0) + b"\x02"), "range: kind: 'RETURN' is not one of its symbols"),
     (framed(ORDERS["shop.Order"](user="a", at=NOON, n={"value": 2**63})), f"range: n: {2**63} does not fit its type"),
     (
         framed(BYTES + tag(15, 2) + b"\x06" + tag(2, 0) + b"\x80\x94\xeb\xdc\x03"),
@@ -545,7 +545,7 @@ def test_a_letter_is_shown_as_data_mended_and_judged(registry):
     bad = framed(ORDERS["shop.Order"](user="ann", at=NOON, kind=2))
     letter = Resend("orders", "orders", 0, 5, None, bad, None)
 
-    assert checks.fault(letter, twice=False) == "kind: 'RETURN' is none of its symbols"
+    assert checks.fault(letter, twice=False) == "kind: 'RETURN' is not one of its symbols"
     shown = checks.decoded(letter)
     assert shown == {"user": "ann", "kind": "RETURN", "at": "2017-01-01T12:00:00Z"}
     mended = replace(letter, value=checks.encoded(letter, {**shown, "kind": "SALE"}))
