@@ -1,6 +1,7 @@
 """A view that joins a running pipeline gets its past from the archive, as if it had been there from the beginning."""
 
 import datetime as dt
+import shutil
 import threading
 from dataclasses import replace
 from typing import Any
@@ -251,8 +252,8 @@ def test_a_seam_that_does_not_fit_is_refused(bench: Bench) -> None:
     seeds = Seeds(outcome.deployment.state)
     seed = seeds.read(view, "h0")
     assert seed is not None
-    assert seam.events == sum(one.n_events for one in seed.taken.values()) == outcome.archive().height
-    partition = next(p for p, one in seed.taken.items() if one.n_events > 3)
+    assert seam.events == sum(one.total for one in seed.taken.values()) == outcome.archive().height
+    partition = next(p for p, one in seed.taken.items() if one.total > 3)
 
     for change in ({"n_events": -1}, {"n_events": 1}, {"sum_offsets": 1}):
         seed = seeds.read(view, "h0")
@@ -261,7 +262,9 @@ def test_a_seam_that_does_not_fit_is_refused(bench: Bench) -> None:
         moved = {name: getattr(taken, name) + by for name, by in change.items()}
         wrong = {**seed.taken, partition: msgspec.structs.replace(taken, **moved)}
         seeds.write(view, "h0", msgspec.structs.replace(seed, taken=wrong), lambda: None)
-        with pytest.raises(LayoutError, match=r"by_item@1: the seam of its backfill does not fit: up to offset \d+ of"):
+        with pytest.raises(
+            LayoutError, match=r"by_item@1: the seam of its backfill does not fit: from offset \d+ to \d+ of"
+        ):
             ran(both, outcome)
         seed = seeds.read(view, "h0")
         assert seed is not None
@@ -392,3 +395,102 @@ def by_item_alone(both: Plan) -> Plan:
     view = replace(both.views["by_item"], stream=stream)
     other = replace(republished(view, name="other", state_fingerprint="2" * 64), where=None)
     return replace(both, streams={"purchases": stream}, views={"by_item": view, "other": other})
+
+
+def test_a_partition_without_a_record_holds_up_neither_a_backfill_nor_the_run_after_it(bench: Bench) -> None:
+    topic = bench.produce([record for record in RECORDS[:200] if record.partition != 2])
+    both = plan(topic)
+    outcome, always = Outcome(both, bench.deployment()), Outcome(both, bench.deployment())
+    ran(without(both, "by_user"), outcome)
+    ran(both, always)
+    ahead(both, outcome, "by_user", from_us=int(outcome.archive()["_arrival"].to_physical().min()))  # type: ignore[arg-type]
+    bench.append(topic, RECORDS[200:])
+
+    ran(both, outcome)
+    ran(both, always)
+
+    assert outcome.log("by_user").drop("cause").equals(always.log("by_user").drop("cause"))
+
+
+def test_events_that_are_removed_after_a_backfill_was_checked_are_not_missed(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome, always = Outcome(both, bench.deployment()), Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    ran(both, always)
+    ahead(both, outcome, "by_item")
+    bench.append(topic, RECORDS[200:])
+    ran(without(both, "by_item"), outcome)
+    for partition in range(4):
+        published_files(outcome.deployment.archive / topic, f"p{partition}")[0].path.unlink()
+
+    ran(both, outcome)
+    ran(both, always)
+
+    assert outcome.log("by_item").drop("cause").equals(always.log("by_item").drop("cause"))
+
+
+@pytest.mark.parametrize("lost", ["a seed", "the log"])
+def test_a_backfill_of_which_a_part_was_removed_says_how_to_begin_again(bench: Bench, lost: str) -> None:
+    topic = bench.produce(RECORDS)
+    both = plan(topic)
+    outcome, always = Outcome(both, bench.deployment(n_hashes=2)), Outcome(both, bench.deployment(n_hashes=2))
+    ran(without(both, "by_item"), outcome)
+    ran(both, always)
+    ahead(both, outcome, "by_item")
+    if lost == "a seed":
+        next((outcome.deployment.state / "backfill" / "by_item@1").glob("h0.seed")).unlink()
+    else:
+        shutil.rmtree(outcome.deployment.log / "by_item")
+
+    for again in (lambda: ran(both, outcome), lambda: ahead(both, outcome, "by_item")):
+        with pytest.raises(
+            LayoutError, match=r"by_item@1: what is left of its backfill .* 'unskew backfill by_item@1 --again'"
+        ):
+            again()
+    ahead(both, outcome, "by_item", again=True)
+    ran(both, outcome)
+
+    assert outcome.log("by_item").drop("cause").equals(always.log("by_item").drop("cause"))
+
+
+def test_processes_that_share_a_topic_backfill_their_own_partitions(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    one = plan(topic).views["by_user"]
+    both = replace(
+        plan(topic), views={"by_user": one, "more": republished(one, name="more", state_fingerprint="3" * 64)}
+    )
+    folders = bench.deployment()
+    states = {name: replace(folders, state=bench.root / name) for name in ("left", "right")}
+    parts = [replace(states["left"], partitions=(0, 1)), replace(states["right"], partitions=(2, 3))]
+    always = Outcome(both, bench.deployment())
+    ran(both, always)
+    outcomes = [Outcome(both, part) for part in parts]
+    for outcome in outcomes:
+        ran(without(both, "more"), outcome)
+    ahead(both, outcomes[0], "more")
+    bench.append(topic, RECORDS[200:])
+    for outcome in outcomes:
+        ran(both, outcome)
+    ran(both, always)
+
+    assert outcomes[0].log("more").drop("cause").equals(always.log("more").drop("cause"))
+    assert served(bench, outcomes[0]) == served(bench, always)
+
+
+def test_seeds_of_a_view_that_was_replaced_right_after_its_hand_over_go(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_user"), outcome)
+    ran(both, outcome)
+    assert Seeds(outcome.deployment.state).views() == ["by_user@1"]
+    two = republished(both.views["by_user"], version=2, state_fingerprint="1" * 64)
+    newer = replace(both, views={**both.views, "by_user": two})
+
+    ran(newer, outcome)
+    ran(newer, outcome)
+
+    assert Seeds(outcome.deployment.state).views() == []
+    with pytest.raises(RequestError, match="by_user@1: left out of an earlier run"):
+        ahead(both, outcome, "by_user")

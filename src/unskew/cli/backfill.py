@@ -60,7 +60,9 @@ def backfill(
     plan = load(*definitions)
     known = {name: view for view in plan.views.values() for name in (view.name, view.id)}
     if unknown := [name for name in views if name not in known]:
-        raise RequestError(f"there is no view {unknown[0]!r}; the definitions have {', '.join(sorted(plan.views))}")
+        raise RequestError(
+            f"there is no view {unknown[0]!r}; the definitions have {', '.join(sorted(view.id for view in plan.views.values()))}"
+        )
     errors = Screen(stderr=True)
     stop = threading.Event()
     with (

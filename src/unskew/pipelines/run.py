@@ -213,6 +213,9 @@ def _bring_history(
     state = opened.state
     if not state.ran or not state.leads:
         return
+    for view_id in set(pipeline.seeds.views()) & set(state.held) - {view.id for view in plan.views.values()}:
+        # A run took it over, and the view is gone since.
+        pipeline.seeds.remove(view_id)
     new = [view for view in plan.views.values() if view.id not in state.held or pipeline.seeds.has(view.id)]
     if not new:
         return

@@ -194,7 +194,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_nothing_said_of_it_holds_
         lambda: OnlineReader(given).views(),
         lambda: OnlineReader(given).keys("view"),
     ):
-        with pytest.raises(StoreUnavailable, match="^Redis") as unavailable:
+        with pytest.raises(StoreUnavailable, match=r"^Redis") as unavailable:
             use()
         chain = [unavailable.value, unavailable.value.__cause__, unavailable.value.__context__]
         assert all(SECRET not in f"{error} {error!r}" for error in chain)

@@ -56,6 +56,10 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
     process writes; ``StoreUnavailable`` if the disk fails; ``Stopped`` if ``stop`` is set: the same call then goes on.
     """
     held = held_by(job.state)
+    if left := [view.id for view in job.views if view.id in held.retired]:
+        raise RequestError(
+            f"{', '.join(left)}: left out of an earlier run on {job.state}, so it cannot come back; give the view a new version"
+        )
     if known := [view.id for view in job.views if view.id in held.views]:
         raise RequestError(
             f"{', '.join(known)}: the pipeline of {job.state} computes it already; a backfill is for views and versions that are new "
@@ -74,7 +78,12 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
                     f"{view.id}: the pipeline of {job.state} has not read topic {topic!r} yet, so nothing of it is archived; it reads "
                     f"{', '.join(sorted(held.n_partitions)) or 'none'}"
                 )
-            names = shard_names(view, range(n_partitions), held.n_hashes)
+            if held.partitions is not None and not view.partitioned:
+                raise RequestError(
+                    f"{view.id}: not partitioned by its entity, so its events are in all partitions, and {job.state} belongs to a process "
+                    "that reads some of them (--partitions)"
+                )
+            names = shard_names(view, held.partitions or range(n_partitions), held.n_hashes)
             leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names)))
             seams.append(_one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report))
         return seams
@@ -99,8 +108,9 @@ def _one(
         raise LayoutError(
             f"{archive.root} holds no events; give the --archive of the pipeline, and start the backfill when it has run"
         )
-    end = _end(archive, job.until_us)
-    record_shards(root, names, frozenset(names))
+    fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
+    end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
+    record_shards(root, shard_names(view, range(n_partitions), n_hashes), frozenset(names))
     whole = _Part(
         view=view,
         archive=archive,
@@ -237,8 +247,8 @@ def _side_by_side(
         seams[0],
         events=sum(seam.events for seam in seams) if view.partitioned else seams[0].events,
         rows=sum(seam.rows for seam in seams),
-        since_us=max((seam.since_us for seam in seams if seam.since_us is not None), default=None),
-        clock_us=min((seam.clock_us for seam in seams if seam.clock_us is not None), default=None),
+        since_us=min((seam.since_us for seam in seams if seam.since_us is not None), default=None),
+        clock_us=max((seam.clock_us for seam in seams if seam.clock_us is not None), default=None),
         offsets={partition: offset for seam in seams for partition, offset in seam.offsets.items()},
         compared=sum(seam.compared for seam in seams),
     )

@@ -104,6 +104,11 @@ class Archive:
         bound_us = max(removed.values(), default=-(2**63))
         return {p: max(bound_us, first_us) for p, first_us in {**firsts, **begun, **removed}.items()}
 
+    def begins(self, partition: int) -> int:
+        """Return the offset of a partition's first event that is there; 0 without one."""
+        files = self.files.get(partition)
+        return files[0].first if files else 0
+
     def is_cut(self, partition: int) -> bool:
         """Return whether the first events of a partition were removed."""
         first = None if partition not in self.covered else self.covered[partition].first
@@ -152,7 +157,7 @@ class Archive:
                 late = self._scanned([file], ["_offset", "_arrival"], pl.col("_arrival").to_physical() >= instant_us)
                 if late.height:
                     return int(late.item(0, "_offset"))
-        return self.cut[partition].offset
+        return self.cut[partition].offset if partition in self.cut else 0
 
     def count(self, begin: Mapping[int, int], end: Cut) -> Mapping[int, tuple[int, int]]:
         """Return, by partition, how many events lie between two places, and the sum of their offsets.
@@ -187,13 +192,12 @@ class Archive:
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if self._lacking(wanted[middle], columns) else (low, middle)
-            since = (
-                f"the archive has it from {wanted[high].day} on" if high < len(wanted) else "no archived event has it"
-            )
+            way = 'let the view begin now (history="none")'
+            if high < len(wanted):
+                way = f"the archive has it from {wanted[high].day} on: backfill from there (--from), or {way}"
             raise LayoutError(
                 f"{wanted[0].path} has no column {lacking!r}, because stream {self.stream.name} did not have it when "
-                f"these events were archived; {since}. Backfill from there (--from), or let the view begin now "
-                f'(history="none")'
+                f"these events were archived; {way}"
             )
 
     def _lacking(self, file: TableFile, columns: Sequence[str]) -> str | None:

@@ -8,6 +8,7 @@ killed anywhere and goes on where it was, and its log holds each row once.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ from unskew.pipelines.history.rebuild import Feed, pieces
 from unskew.pipelines.history.seam import Seam, check_taken, compare
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice, shard_names
-from unskew.pipelines.state.seeds import LAYOUT, OFFSETS, Seed, Seeds, Taken
+from unskew.pipelines.state.seeds import LAYOUT, OFFSETS, Seed, Seeds, Taken, after_check, again
 from unskew.pipelines.state.whole import WholeState
 from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.wall import wall_us
@@ -97,7 +98,12 @@ def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> W
     _save(shards)
     for shard in shards.values():
         shard.settle()
-    return Written(events=n_events, rejected=feed.rejected, seam=_checked(job, end, shards))
+    seam = _checked(job, end, shards)
+    for shard in shards.values():
+        # What was checked stays so, even if days of the archive are removed before a run takes the shard over.
+        shard.taken = after_check(shard.taken)
+    _save(shards)
+    return Written(events=n_events, rejected=feed.rejected, seam=seam)
 
 
 def _checked(job: Backfill, end: Cut, shards: Mapping[str, "_Shard"]) -> Seam:
@@ -107,10 +113,10 @@ def _checked(job: Backfill, end: Cut, shards: Mapping[str, "_Shard"]) -> Seam:
     clocks = [one.state.clock_us for one in states if one.state.clock_us is not None]
     return Seam(
         view=job.view.id,
-        events=check_taken(job.view, job.archive, end, taken, job.n_hashes),
+        events=_checked_events(job, end, taken),
         rows=sum(shard.table.next_sequence for shard in shards.values()),
-        since_us=max(sinces, default=None),
-        clock_us=min(clocks, default=None),
+        since_us=min(sinces, default=None),
+        clock_us=max(clocks, default=None),
         offsets={partition: reached.offset for partition, reached in end.items()},
         compared=compare(
             job.view,
@@ -125,6 +131,11 @@ def _checked(job: Backfill, end: Cut, shards: Mapping[str, "_Shard"]) -> Seam:
     )
 
 
+def _checked_events(job: Backfill, end: Cut, taken: Mapping[str, Mapping[int, Taken]]) -> int:
+    check_taken(job.view, job.archive, end, taken)
+    return sum({partition: one.total for shard in taken.values() for partition, one in shard.items()}.values())
+
+
 def _begin(job: Backfill, shards: Mapping[str, "_Shard"]) -> dict[int, int]:
     """Return the first offset to read of each partition, and set it for shards that begin."""
     begin: dict[int, int] = {}
@@ -135,7 +146,7 @@ def _begin(job: Backfill, shards: Mapping[str, "_Shard"]) -> dict[int, int]:
             continue
         for shard in fed:
             if partition not in shard.taken:
-                shard.taken[partition] = Taken(begin=at, end=at, n_events=0, sum_offsets=0)
+                shard.taken[partition] = Taken.beginning(max(at, job.archive.begins(partition)))
         begin[partition] = min(shard.taken[partition].end for shard in fed)
         _refuse_hole(job, partition, begin[partition], at)
     return begin
@@ -181,14 +192,23 @@ class _Shard:
             raise LayoutError(
                 f"the backfill of {view.id} began with another --from; go on with that, or begin again (--again)"
             )
-        self.table = LogTable(
-            job.log, view, name, None if seed is None else seed.log, now_us=wall_us, still_ours=job.still_ours
-        )
+        self.table = self._open_table(job, name, None if seed is None else seed.log)
         self.taken: dict[int, Taken] = {} if seed is None else dict(seed.taken)
         if seed is None:
             self.shard = Shard(ShardState(view, name), siblings, WholeState(job.changelogs, view, name, None))
         else:
             self.shard = Shard.from_snapshot(view, siblings, job.changelogs, seed.snapshot, WholeState)
+
+    @staticmethod
+    def _open_table(job: Backfill, name: str, saved: Mapping[str, Any] | None) -> LogTable:
+        try:
+            return LogTable(job.log, job.view, name, saved, now_us=wall_us, still_ours=job.still_ours)
+        except LayoutError as error:
+            if not job.seeds.has(job.view.id):
+                raise
+            raise LayoutError(
+                f"{job.view.id}: what is left of its backfill and its log do not belong together; {again(job.view.id)} ({error})"
+            ) from error
 
     def note(self, piece: Piece) -> None:
         """Count the events of a piece that are new to the shard."""
@@ -203,7 +223,8 @@ class _Shard:
             end=end,
             n_events=taken.n_events + len(offsets),
             sum_offsets=(taken.sum_offsets + int(offsets.sum(dtype=object) if len(offsets) else 0)) % OFFSETS,
-            clock_us=piece.clock_us,
+            checked=taken.checked,
+            total=taken.total + len(offsets),
         )
         self._from = taken.end
 

@@ -10,7 +10,7 @@ from unskew.features.plan import ViewPlan
 from unskew.features.time import format_instant
 from unskew.pipelines.history.archive import Archive, Cut
 from unskew.pipelines.history.rebuild import rebuild
-from unskew.pipelines.state.ordering import Shard, shard_names
+from unskew.pipelines.state.ordering import Shard
 from unskew.pipelines.state.seeds import OFFSETS, Taken, again
 
 SAMPLED = 1_000
@@ -21,8 +21,9 @@ SAMPLED = 1_000
 class Seam:
     """A seam without a fault.
 
-    ``offsets``: the next offset of each partition. ``events``: events up to there. ``rows``: rows of the log.
-    ``compared``: entities that were computed again.
+    ``offsets``: the next offset of each partition. ``events``: events up to there. ``since_us``, ``clock_us``: where
+    the first shard begins, and where the last one ends. ``rows``: rows of the log. ``compared``: entities that were
+    computed again.
     """
 
     view: str
@@ -35,52 +36,52 @@ class Seam:
 
     def __str__(self) -> str:
         places = ", ".join(f"{partition}: {offset:,}" for partition, offset in sorted(self.offsets.items()))
+        compared = f"; {self.compared:,} entities equal an uninterrupted rebuild" if self.compared else ""
         span = ""
         if self.since_us is not None and self.clock_us is not None:
             span = f" from {format_instant(self.since_us)} to {format_instant(self.clock_us)}"
         return (
             f"{self.view}: its history is there: {self.events:,} archived events{span}, {self.rows:,} rows of the log. Seam check: "
-            f"each event up to the next offsets (partition {places}) was taken once; {self.compared:,} entities equal an "
-            "uninterrupted rebuild"
+            f"each event up to the next offsets (partition {places}) was taken once{compared}"
         )
 
 
-def check_taken(
-    view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, Mapping[int, Taken]], n_hashes: int
-) -> int:
-    """Return how many events of the archive before ``end`` the shards of a view have taken, each once.
+def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, Mapping[int, Taken]]) -> None:
+    """Check that shards have taken each archived event before ``end`` once, from where the last check came.
 
-    ``taken``: by shard. Raises ``LayoutError`` if a shard has not taken exactly these.
+    ``taken``: by shard. Raises ``LayoutError`` if a shard has not taken exactly these, or if files are missing.
     """
-    begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
-    counted = archive.count(begin, {partition: end[partition] for partition in begin})
-    for partition, (n_events, total) in counted.items():
-        wanted = archive.n_events(partition)
-        if not begin[partition] and wanted is not None and archive.cut[partition].offset <= end[partition].offset:
-            _refuse_missing(view, archive, partition, n_events, wanted)
-        for name in shard_names(view, [partition], n_hashes):
-            one = taken.get(name, {}).get(partition)
-            if one is None or (one.n_events, one.sum_offsets, one.end) == (
-                n_events,
-                total % OFFSETS,
-                end[partition].offset,
-            ):
-                continue
+    _refuse_hole(view, archive, {partition: end[partition] for shard in taken.values() for partition in shard})
+    # Shards differ in where they were last checked, if the process was killed right after that.
+    counted: dict[tuple[int, int], tuple[int, int]] = {}
+    for name, shard in taken.items():
+        for partition, one in shard.items():
+            place = partition, one.checked
+            if place not in counted:
+                counted[place] = archive.count({partition: one.checked}, {partition: end[partition]})[partition]
+            n_events, total = counted[place]
+            if (one.n_events, one.sum_offsets, one.end) != (n_events, total % OFFSETS, end[partition].offset):
+                raise LayoutError(
+                    f"{view.id}: the seam of its backfill does not fit: from offset {one.checked} to {end[partition].offset} of "
+                    f"partition {partition}, {archive.root} holds {n_events} events, and shard {name} has taken {one.n_events}, up "
+                    f"to offset {one.end}; {again(view.id)}"
+                )
+
+
+def _refuse_hole(view: ViewPlan, archive: Archive, end: Cut) -> None:
+    """Refuse an archive that lacks events that were written, if nothing was removed from its beginning."""
+    known = {
+        partition: wanted
+        for partition, reached in end.items()
+        if (wanted := archive.n_events(partition)) is not None and archive.cut[partition].offset <= reached.offset
+    }
+    for partition, (n_events, _) in archive.count({}, {partition: end[partition] for partition in known}).items():
+        if n_events != known[partition]:
             raise LayoutError(
-                f"{view.id}: the seam of its backfill does not fit: up to offset {end[partition].offset} of partition {partition}, "
-                f"{archive.root} holds {n_events} events, and shard {name} has taken {one.n_events}, up to offset {one.end}; "
-                f"{again(view.id)}"
+                f"{archive.root}: partition {partition} holds {n_events} events, and {known[partition]} were written, so the history "
+                f"of {view.id} would have a hole: files were removed. Restore them; or {again(view.id)} --from an instant after the "
+                'hole; or let the view begin now (history="none")'
             )
-    return sum(n_events for n_events, _ in counted.values())
-
-
-def _refuse_missing(view: ViewPlan, archive: Archive, partition: int, n_events: int, wanted: int) -> None:
-    if n_events != wanted:
-        raise LayoutError(
-            f"{archive.root}: partition {partition} holds {n_events} events, and {wanted} were written, so the history of {view.id} "
-            f"would have a hole: files were removed. Restore them; or {again(view.id)} --from an instant after the hole; or let the "
-            'view begin now (history="none")'
-        )
 
 
 def compare(
@@ -99,11 +100,14 @@ def compare(
 
     Raises ``LayoutError`` otherwise: then a chunk or a restart of the backfill has changed a value.
     """
+    begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
+    if any(archive.begins(partition) > offset for partition, offset in begin.items()):
+        # The first events are not there any more: they were, when the check before this one was made.
+        return 0
     rows = _current(shards)
     if rows is None or not rows.height:
         return 0
     rows = rows.gather_every(max(1, rows.height // n_entities))
-    begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
     once = rebuild(
         [view],
         archive,

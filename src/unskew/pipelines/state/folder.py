@@ -50,8 +50,8 @@ class StateFolder:
     ``facts``: the configuration that the recovery store was made for. ``id``: the unique name of this history.
     ``views``: those that the store holds. ``retired``: views that an earlier run left out; their state is as old as
     that run, so they must not continue. ``topics``: by stream, the topics that were read; an earlier version left them
-    out. ``leads``: whether this process writes the file and makes the store.
-    ``still_ours``: raises if another process has taken over.
+    out. ``leads``: whether this process writes the file and makes the store. ``partitions``: those that this process
+    reads; None for all. ``still_ours``: raises if another process has taken over.
     """
 
     folder: Path
@@ -62,6 +62,7 @@ class StateFolder:
     found: Mapping[str, Any] | None
     id: str
     leads: bool
+    partitions: Sequence[int] | None
     still_ours: Callable[[], None]
 
     @classmethod
@@ -118,6 +119,7 @@ class StateFolder:
             found=existing,
             id=found["id"],
             leads=leads,
+            partitions=deployment.partitions,
             still_ours=still_ours,
         )
 
@@ -179,7 +181,8 @@ class StateFolder:
     ) -> dict[str, Any]:
         # The topics of a stream that is left out for now are kept, as its offsets are.
         kept = {stream: one.to_json() for stream, one in {**self.topics, **topics}.items()}
-        return {**self.facts, "id": self.id, "views": views, "retired": retired, "topics": kept}
+        content = {**self.facts, "id": self.id, "views": views, "retired": retired, "topics": kept}
+        return content if self.partitions is None else {**content, "partitions": list(self.partitions)}
 
     def _write(self, views: Sequence[str], retired: Sequence[str], topics: Mapping[str, KnownTopics]) -> None:
         with durable.disk(self.folder):
@@ -209,11 +212,17 @@ def shards_of(folder: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What a state is for: its shards, its views by id, and by stream's topic how many partitions were read."""
+    """What a state is for: its shards, its views by id, and by stream's topic how many partitions there are.
+
+    ``retired``: those of the views that it does not compute any more. ``partitions``: those that its process reads;
+    None for all.
+    """
 
     n_hashes: int
     views: Sequence[str]
+    retired: Sequence[str]
     n_partitions: Mapping[str, int]
+    partitions: Sequence[int] | None
 
 
 def held_by(folder: Path) -> Held:
@@ -224,6 +233,8 @@ def held_by(folder: Path) -> Held:
     return Held(
         n_hashes=n_hashes,
         views=found["views"],
+        retired=found["retired"],
+        partitions=found.get("partitions"),
         n_partitions={topic: len(one.partitions) for topic, one in topics.items()},
     )
 

@@ -9,7 +9,7 @@ log, and how far each partition has been read. Seeds stay until the recovery sto
 import shutil
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,21 @@ _HEAD = struct.Struct("<I")
 class Taken(msgspec.Struct, frozen=True):
     """The events of one partition that a shard's backfill has read: those with ``begin`` <= offset < ``end``.
 
-    ``n_events``: how many there were. ``sum_offsets``: the sum of their offsets modulo ``OFFSETS``. ``clock_us``: the
-    partition's clock after them.
+    ``total``: how many there were. ``checked``: up to where the last seam check came; ``n_events``, ``sum_offsets``:
+    from there on, how many there were, and the sum of their offsets modulo ``OFFSETS``.
     """
 
     begin: int
     end: int
     n_events: int
     sum_offsets: int
-    clock_us: int | None = None
+    checked: int
+    total: int
+
+    @classmethod
+    def beginning(cls, at: int) -> "Taken":
+        """Return nothing, from an offset on."""
+        return cls(begin=at, end=at, n_events=0, sum_offsets=0, checked=at, total=0)
 
 
 class Seed(msgspec.Struct, frozen=True):
@@ -101,6 +107,10 @@ class Seeds:
                 shutil.rmtree(log, ignore_errors=True)
         self.remove(view_id)
 
+    def views(self) -> list[str]:
+        """Return the ids of the views that have seeds."""
+        return sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+
     def remove(self, view_id: str) -> None:
         """Remove the seeds of a view."""
         with durable.disk(self.root):
@@ -115,6 +125,14 @@ def _parse(data: bytes) -> Seed:
     if _HEAD.unpack_from(data)[0] != zlib.crc32(data[_HEAD.size :]):
         raise ValueError("its bytes do not match their checksum")
     return msgspec.msgpack.decode(data[_HEAD.size :], type=Seed)
+
+
+def after_check(taken: Mapping[int, Taken]) -> dict[int, Taken]:
+    """Return what was taken, of which nothing is left to be checked."""
+    return {
+        partition: msgspec.structs.replace(one, checked=one.end, n_events=0, sum_offsets=0)
+        for partition, one in taken.items()
+    }
 
 
 def again(view_id: str) -> str:
