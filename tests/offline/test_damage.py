@@ -209,8 +209,8 @@ def test_letters_and_events_that_compaction_moves_meanwhile_are_read_from_where_
     expected = find(stored / "dead_letters", Wanted())
     listed = published_files(stored / LETTERS)
 
-    def late(root: Path) -> object:
-        found = published_files(root)
+    def late(root: Path, writer: str | None = None) -> object:
+        found = published_files(root, writer)
         if root == stored / LETTERS and found == listed:
             compact(dead_letter_tables(stored / "dead_letters")[0], Limits(min_files=2, grace_s=0), now_s=0.0)
         return found
