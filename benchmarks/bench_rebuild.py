@@ -38,7 +38,7 @@ from unskew.sinks.tables.kinds import ArchiveTable
 
 START_US = 1_483_228_800_000_000
 INSTANT = pl.Datetime("us", "UTC")
-WINDOWS = {"5min": ("5min", 1), "1h": ("1h", 15), "30d": ("30d", 7200)}
+WINDOWS = {"5min": ("5min", 1), "1h": ("1h", 10), "30d": ("30d", 7200)}
 N_PARTITIONS = 4
 
 
