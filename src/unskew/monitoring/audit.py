@@ -22,6 +22,7 @@ from unskew.monitoring.reach import NamedEvents, Reach, seen
 from unskew.monitoring.recount import Key, Recount, Values, identical
 from unskew.offline.join import joined
 from unskew.offline.log_reader import ViewLog
+from unskew.pipelines.history.archive import META, columns_of
 from unskew.serving.online import OnlineReader
 from unskew.sinks.tables.layout import Coverage, published_files, read_coverage, view_root
 from unskew.sinks.tables.reading import answer_of_table
@@ -367,14 +368,7 @@ def _archive_of(
     A running pipeline publishes its log and its archive one after the other, so the archive gets time to follow, also
     for the entities that only Redis knew.
     """
-    # A view over sessions reads events only through the sessions.
-    reads = view.sessions or view
-    expressions = [reads.where, *reads.filters, *reads.values]
-    roots = {name for one in expressions if one is not None for name in one.expr.meta.root_names()}
-    if view.stream.event_id is not None and view.stream.dedupe_within_us is not None:
-        roots.add(view.stream.event_id)
-    keys = list(view.entity.keys)
-    columns = [*keys, *sorted(roots - set(keys)), "_partition", "_offset", "_arrival", "_event_time"]
+    columns = [*columns_of(view), *META]
     deadline = time.monotonic() + patience_s
     while True:
         root = archive_root / view.stream.topic

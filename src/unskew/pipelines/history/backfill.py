@@ -38,9 +38,8 @@ class Backfill:
     """What a backfill computes and where it writes it.
 
     ``shards``: the names of the view's shards that this process computes. ``end``: where it stops, for the partitions
-    that feed them. ``since_us``: the
-    instant from which it begins; None for the beginning of the archive. ``log``: root of the log.
-    ``still_ours``: raises if another process has taken over. ``going_on``: raises if this one should stop.
+    that feed them. ``since_us``: the instant from which it begins; None for the beginning of the archive. ``log``: root
+    of the log. ``still_ours``: raises if another process has taken over. ``going_on``: raises if this one should stop.
     """
 
     view: ViewPlan
