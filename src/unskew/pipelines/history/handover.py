@@ -69,24 +69,24 @@ def hand_over(job: HandOver) -> list[Seam]:
         if not begun and (view.history == "none" or view.id in held):
             # A shard of a partition that was added begins with that partition.
             continue
-        seam = _one(job, view, missing, begun=begun)
+        seam = _one(job, view, missing, is_held=view.id in held)
         if seam is not None:
             _log.warning("%s", seam)
             seams.append(seam)
     return seams
 
 
-def _one(job: HandOver, view: ViewPlan, missing: list[str], *, begun: bool) -> Seam | None:
+def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) -> Seam | None:
     topic = view.stream.topic
     cut = _cut(job, topic)
     _publish_archive(job, topic)
     archive = Archive.open(job.archive, view.stream)
     if not archive or not cut:
         return None
-    seeds = [seed for name in missing if (seed := job.seeds.read(view, name)) is not None]
-    if begun and view.id in {shard["view"] for shard in job.saved.shards}:
+    seeds = {name: seed for name in missing if (seed := job.seeds.read(view, name)) is not None}
+    if is_held:
         # An epoch holds some of the view's shards; the others have not moved since their seeds.
-        missing = [name for name in missing if job.seeds.read(view, name) is not None]
+        missing = list(seeds)
         if not missing:
             return None
     total = sum(reached.offset for reached in cut.values())
@@ -104,7 +104,7 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, begun: bool) -> S
             log=job.log,
             seeds=job.seeds,
             changelogs=job.changelogs,
-            since_us=seeds[0].since_us if seeds else None,
+            since_us=next((seed.since_us for seed in seeds.values()), None),
             still_ours=job.still_ours,
             going_on=job.going_on,
         ),
