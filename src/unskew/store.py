@@ -2,7 +2,7 @@
 
 import datetime as dt
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
 from unskew.features.plan import Plan
-from unskew.features.references import by_view, key_columns, requested_us, resolve
+from unskew.features.references import key_columns, requested_us, resolve
+from unskew.features.versions import Versions
 from unskew.features.view import View
 from unskew.features.warming import Statuses
 from unskew.offline.join import Outside, historical_features, last_instant
@@ -165,7 +166,8 @@ class FeatureStore:
             )
         if self._archive is None:
             raise RequestError("features are computed from the archived events: give FeatureStore the folder archive=")
-        views = [self._plan.views[name] for name in by_view(resolve(features, self._views(), full_feature_names=True))]
+        asked = resolve(features, self._views(), full_feature_names=True)
+        views = list({one.view.id: self._plan.views[one.view.id] for one in asked}.values())
         keys = {
             view.id: encode_keys(key_columns(view.published, labels).drop_nulls().unique(), view.entity)
             for view in views
@@ -185,7 +187,7 @@ class FeatureStore:
 
         return log_of
 
-    def _views(self) -> Mapping[str, View]:
+    def _views(self) -> Versions[View]:
         if self._pinned is not None:
             return self._pinned
         if self._reader is None:
