@@ -18,12 +18,13 @@ from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
 from unskew.features.plan import Plan
-from unskew.features.references import key_columns, requested_us, resolve
+from unskew.features.references import key_columns, named_views, requested_us, resolve
 from unskew.features.versions import Versions
 from unskew.features.view import View
 from unskew.features.warming import Statuses
 from unskew.offline.join import Outside, historical_features, last_instant
 from unskew.offline.log_reader import RebuiltLog
+from unskew.offline.logged import with_logged
 from unskew.serving.online import OnlineFeatures, OnlineReader
 from unskew.sinks.wall import wall_us
 
@@ -47,8 +48,9 @@ class FeatureStore:
 
     ``definitions``: a compiled ``Plan``, or definition files and folders; by default the features that the registry in
     Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
-    folder of the Parquet log. ``archive``: the folder of the event archive. Online reads need only ``redis_url`` and
-    historical reads only the definitions and ``log``, or ``archive``; the store connects at the first use.
+    folder of the Parquet log. ``archive``: the folder of the event archive. Online reads need only ``redis_url``,
+    historical reads only ``log``, which holds the definitions with which it was written, or the definitions and
+    ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
     """
@@ -89,6 +91,8 @@ class FeatureStore:
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
+        ``view@2:feature`` names a version, ``view:feature`` means the one that serves.
+
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
         after the feature, or ``view__feature`` with ``full_feature_names``. Raises ``RequestError`` and
@@ -113,6 +117,8 @@ class FeatureStore:
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
 
+        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more.
+
         ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept as they are: a
         frame of Polars or pandas, an Arrow table, a DuckDB relation, or a list of dicts. ``inclusive``: whether values
         that became available at exactly that instant count; by default they do not, so that a label that is itself an
@@ -133,7 +139,7 @@ class FeatureStore:
         labels = read_table(entity_df)
         read = partial(
             historical_features,
-            views=self._views(),
+            views=self._views_of(features),
             labels=labels,
             features=features,
             timestamp=timestamp,
@@ -166,7 +172,7 @@ class FeatureStore:
             )
         if self._archive is None:
             raise RequestError("features are computed from the archived events: give FeatureStore the folder archive=")
-        asked = resolve(features, self._views(), full_feature_names=True)
+        asked = resolve(features, self._plan.published, full_feature_names=True)
         views = list({one.view.id: self._plan.views[one.view.id] for one in asked}.values())
         keys = {
             view.id: encode_keys(key_columns(view.published, labels).drop_nulls().unique(), view.entity)
@@ -193,6 +199,13 @@ class FeatureStore:
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
         return self._reader.views()
+
+    def _views_of(self, features: Sequence[str]) -> Versions[View]:
+        """Return the views for features of the past: a log also holds versions that are defined nowhere any more."""
+        known = None if self._pinned is None and self._reader is None else self._views()
+        if self._log is None:
+            return self._views() if known is None else known
+        return with_logged(self._log, named_views(features), known)
 
     def close(self) -> None:
         """Close the connections; the store holds nothing else."""

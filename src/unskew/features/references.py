@@ -39,17 +39,9 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     ``view@version__feature`` if the reference names the version. Raises ``RequestError`` for an unknown view, version
     or feature, for a bare name if nothing says which version serves, and if two columns would have the same name.
     """
-    if isinstance(references, str):
-        raise RequestError(f"features must be a list of references; write [{references!r}]")
-    if not isinstance(references, Iterable):
-        raise RequestError(f"features must be a list of references view:feature; this is {type(references).__name__}")
     asked: dict[str, Asked] = {}
-    named = list(references)
     known = Versions.of(views)
-    for reference in named:
-        if not isinstance(reference, str):
-            raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
-    for reference in dict.fromkeys(named):
+    for reference in _texts(references):
         found = _resolve_one(reference, known, full_feature_names=full_feature_names)
         if found.column in asked:
             raise RequestError(
@@ -65,6 +57,11 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     if not asked:
         raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
+
+
+def named_views(references: Sequence[str]) -> list[str]:
+    """Return the views that references name, each once. Raises ``RequestError`` if they are not texts."""
+    return list(dict.fromkeys(reference.partition(":")[0] for reference in _texts(references)))
 
 
 def requested_us(duration: str | dt.timedelta, name: str) -> int:
@@ -97,6 +94,19 @@ def key_columns(view: View, rows: Given) -> pl.DataFrame:
             )
         columns.append(key_column(rows.column(name), kind))
     return pl.DataFrame(columns)
+
+
+def _texts(references: Sequence[str]) -> list[str]:
+    """Return the references, each once."""
+    if isinstance(references, str):
+        raise RequestError(f"features must be a list of references; write [{references!r}]")
+    if not isinstance(references, Iterable):
+        raise RequestError(f"features must be a list of references view:feature; this is {type(references).__name__}")
+    named = list(references)
+    for reference in named:
+        if not isinstance(reference, str):
+            raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
+    return list(dict.fromkeys(named))
 
 
 def _resolve_one(reference: str, views: Versions[View], *, full_feature_names: bool) -> Asked:

@@ -1,4 +1,4 @@
-"""The published registry: what a reader that has nothing but Redis must know about the views.
+"""The published registry: what a reader that has nothing but Redis, or nothing but a log, must know about the views.
 
 ``describe`` returns it as data that can be written as JSON, and ``parse`` reads it back. A field that a newer version
 adds is ignored. In JSON, an empty value or default that is a decimal is text; one that is a timestamp is a number of
@@ -110,6 +110,23 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Ve
         why = str(error) or type(error).__name__
         raise LayoutError(f"{name} cannot be read: {why}; publish it again with unskew run") from error
     return views
+
+
+def describe_one(view: View) -> dict[str, Any]:
+    """Return one view as data that ``json.dumps`` takes; not whether it serves, which may change any day."""
+    described: dict[str, Any] = msgspec.to_builtins(_written(msgspec.structs.replace(view, serving=True)))
+    return described
+
+
+def parse_one(described: object, place: str) -> View:
+    """Read a view from data. ``place``: where it stands, for messages. Raises ``LayoutError`` if it cannot be read."""
+    try:
+        view = _typed(msgspec.convert(described, View))
+        _check(view)
+    except (msgspec.MsgspecError, _Unreadable, RecursionError) as error:
+        why = str(error) or type(error).__name__
+        raise LayoutError(f"{place} does not hold a definition that this version can read: {why}") from error
+    return view
 
 
 class _Unreadable(Exception):
