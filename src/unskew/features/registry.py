@@ -33,7 +33,7 @@ class _Registry(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
-    registry = _Registry(format=FORMAT, views=tuple(map(_written, plan.published.values())))
+    registry = _Registry(format=FORMAT, views=tuple(map(as_json, plan.published.values())))
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
 
@@ -54,6 +54,19 @@ def merge(stored: str | bytes | None, text: str) -> str:
         return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
     except _NO_REGISTRY:
         return text
+
+
+def typed(view: View, name: str) -> View:
+    """Return a view that ``as_json`` returned as it was; ``name``: where it stands, for messages.
+
+    Raises ``LayoutError`` if this version cannot read it.
+    """
+    try:
+        found = _typed(view)
+        _check(found)
+    except _Unreadable as error:
+        raise LayoutError(f"{name} cannot be read: {error}") from error
+    return found
 
 
 def named(stored: str | bytes | None) -> list[str]:
@@ -152,7 +165,7 @@ def _require(view: View, is_right: bool, otherwise: str) -> None:  # noqa: FBT00
         raise _Unreadable(f"{view.id}: {otherwise}; publish it again with unskew run")
 
 
-def _written(view: View) -> View:
+def as_json(view: View) -> View:
     """Return the view with its scalars as JSON values."""
 
     def written(value: Scalar | None, _type: str) -> Scalar | None:
@@ -168,7 +181,7 @@ def _written(view: View) -> View:
 
 
 def _typed(view: View) -> View:
-    """Return a view that ``_written`` wrote with its scalars in their own types."""
+    """Return a view that ``as_json`` returned with its scalars in their own types."""
 
     def typed(value: Any, name: str) -> Any:
         try:
