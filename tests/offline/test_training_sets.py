@@ -24,11 +24,11 @@ from unskew.features.evaluate import evaluate
 from unskew.features.keys import encode_keys, shard_of
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.shard_state import ShardState
-from unskew.offline.compaction import Limits, compact, log_tables
+from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
 from unskew.offline.content import checksum
 from unskew.offline.distribution import distribution
 from unskew.offline.manifest import Manifest
-from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.tables.kinds import ArchiveTable, LogTable
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
 T0 = 1_500_000_000 * SECOND  # a multiple of 20 s
@@ -204,6 +204,71 @@ def test_values_of_every_type_are_reproduced_and_counted(tmp_path):
     assert by_name["since"].min == 0
     assert (by_name["counts"].of, by_name["counts"].edges, by_name["counts"].counts) == ("length", (3,), (3,))
     assert first.manifest.views[0].view("a") == ORDERS.published
+
+
+class GrowingArchive:
+    """An archive of two partitions that grows; the second one is an hour behind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._tables = [ArchiveTable(root, VIEW.stream.topic, number, None) for number in range(2)]
+        self._offsets = [0, 0]
+
+    def feed(self, given: pl.DataFrame, clock_us: int) -> None:
+        behind = given["_arrival"].to_physical() < clock_us - HOUR
+        for number, table in enumerate(self._tables):
+            mine = given.filter((pl.int_range(pl.len()) % 2 == number) & ((number == 0) | behind))
+            first = self._offsets[number]
+            self._offsets[number] += len(mine)
+            offsets = pl.int_range(first, first + pl.len(), dtype=pl.Int64)
+            table.append(
+                mine.with_columns(pl.lit(number, pl.Int32).alias("_partition"), offsets.alias("_offset")),
+                first_us=T0,
+                clock_us=clock_us - number * HOUR,
+            )
+            table.snapshot()
+            table.snapshot()
+
+
+def test_values_from_events_are_reproduced_after_more_events_and_compaction(tmp_path):
+    archive = GrowingArchive(tmp_path / "archive")
+    archive.feed(FIRST, T0 + 2 * DAY + HOUR)
+    store = FeatureStore(PLAN, archive=archive.root)
+    first = store.get_historical_features(LABELS, FEATURES, outside="null", source="events")
+    first.to_parquet(tmp_path / "first.parquet")
+    early = shutil.copytree(archive.root, tmp_path / "early")
+    archive.feed(SECOND_HALF, T0 + 5 * DAY)
+    later = store.get_historical_features(LABELS, FEATURES, outside="null", source="events")
+    (table,) = archive_tables(archive.root)
+    compact(table, Limits(grace_s=0), now_s=10**10)
+
+    again = store.reproduce(LABELS, tmp_path / "first.manifest.json")
+
+    assert again.manifest == first.manifest
+    assert again.to_polars().equals(first.to_polars())
+    assert not later.columns.equals(first.columns)
+    assert first.manifest.archive[VIEW.stream.topic][0].offset == len(FIRST) // 2
+    assert first.manifest.views[0].log is None
+    with pytest.raises(LayoutError, match=r"partition 0 is archived up to offset .* give the archive that it was made"):
+        FeatureStore(PLAN, archive=early).reproduce(LABELS, later.manifest)
+    with pytest.raises(LayoutError, match="the definitions have no clicks@1"):
+        FeatureStore(Plan(streams={}, views={}), archive=archive.root).reproduce(LABELS, first.manifest)
+    other = republished(VIEW, state_fingerprint="other")
+    with pytest.raises(
+        LayoutError, match=r"made with another definition of clicks@1 \(state fingerprint .*, now other\)"
+    ):
+        FeatureStore(Plan(streams={}, views={"clicks": other}), archive=archive.root).reproduce(LABELS, first.manifest)
+    with pytest.raises(RequestError, match="give FeatureStore the definitions"):
+        FeatureStore(archive=archive.root).reproduce(LABELS, first.manifest)
+    seen: list[tuple[str, int, int]] = []
+    store.get_historical_features(
+        LABELS, FEATURES, outside="null", source="events", progress=lambda *given: seen.append(given)
+    )
+    rebuilt = [(done, n_all) for what, done, n_all in seen if what == "events of clicks@1"]
+    upto = LABELS["event_timestamp"].max()
+    n_before = sum((each["_arrival"] <= upto).sum() for each in (FIRST, SECOND_HALF))
+    assert rebuilt[-1] == (n_before, n_before)
+    assert seen[-1][0] == "clicks@1"
 
 
 def rows_of(log: Growing) -> dict[str, list[tuple[int, dict]]]:

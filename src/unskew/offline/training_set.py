@@ -153,10 +153,18 @@ class HistoricalFeatures(Answer):
                     f"{_share(count, n_rows)} of the labels name entities of which {view_id} knows nothing at that instant; "
                     "check that their keys are those of the view"
                 )
+        if count := self._n_repeats():
+            found.append(f"{_share(count, n_rows)} of the labels have the keys and the instant of an earlier one")
         empty = [one.column for one in self.joined.asked if n_rows and self.columns[one.column].null_count() == n_rows]
         if empty:
             found.append(f"all values are null: {_some(empty)}")
         return found
+
+    def _n_repeats(self) -> int:
+        """Return how many labels have the keys and the instant of an earlier one."""
+        keys = dict.fromkeys(key for one in self.joined.asked for key in one.view.entity.keys)
+        places = pl.DataFrame([self.given.column(name) for name in (*keys, self.origin.rule.timestamp)])
+        return places.height - places.n_unique() if places.height else 0
 
     def split(
         self,
