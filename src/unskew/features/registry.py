@@ -34,7 +34,7 @@ class _Registry(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
-    registry = _Registry(format=FORMAT, views=tuple(map(_written, plan.published.values())))
+    registry = _Registry(format=FORMAT, views=tuple(map(as_json, plan.published.values())))
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
 
@@ -62,6 +62,19 @@ def merge(stored: str | bytes | None, text: str) -> str:
         return json.dumps({**new, "views": ordered})
     except _NO_REGISTRY:
         return text
+
+
+def typed(view: View, name: str) -> View:
+    """Return a view that ``as_json`` returned as it was; ``name``: where it stands, for messages.
+
+    Raises ``LayoutError`` if this version cannot read it.
+    """
+    try:
+        found = _typed(view)
+        _check(found)
+    except _Unreadable as error:
+        raise LayoutError(f"{name} cannot be read: {error}") from error
+    return found
 
 
 def named(stored: str | bytes | None) -> list[str]:
@@ -114,19 +127,16 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Ve
 
 def describe_one(view: View) -> dict[str, Any]:
     """Return one view as data that ``json.dumps`` takes; not whether it serves, which may change any day."""
-    described: dict[str, Any] = msgspec.to_builtins(_written(msgspec.structs.replace(view, serving=True)))
+    described: dict[str, Any] = msgspec.to_builtins(as_json(msgspec.structs.replace(view, serving=True)))
     return described
 
 
 def parse_one(described: object, place: str) -> View:
     """Read a view from data. ``place``: where it stands, for messages. Raises ``LayoutError`` if it cannot be read."""
     try:
-        view = _typed(msgspec.convert(described, View))
-        _check(view)
-    except (msgspec.MsgspecError, _Unreadable, RecursionError) as error:
-        why = str(error) or type(error).__name__
-        raise LayoutError(f"{place} does not hold a definition that this version can read: {why}") from error
-    return view
+        return typed(msgspec.convert(described, View), f"the definition in {place}")
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise LayoutError(f"the definition in {place} cannot be read: {error}") from error
 
 
 class _Unreadable(Exception):
@@ -177,7 +187,7 @@ def _require(view: View, is_right: bool, otherwise: str) -> None:  # noqa: FBT00
         raise _Unreadable(f"{view.id}: {otherwise}; publish it again with unskew run")
 
 
-def _written(view: View) -> View:
+def as_json(view: View) -> View:
     """Return the view with its scalars as JSON values."""
 
     def written(value: Scalar | None, _type: str) -> Scalar | None:
@@ -193,7 +203,7 @@ def _written(view: View) -> View:
 
 
 def _typed(view: View) -> View:
-    """Return a view that ``_written`` wrote with its scalars in their own types."""
+    """Return a view that ``as_json`` returned with its scalars in their own types."""
 
     def typed(value: Any, name: str) -> Any:
         try:

@@ -19,29 +19,59 @@ from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.offline.log_reader import RebuiltLog, ViewLog
 from unskew.offline.lookup import last_rows, number_entities
+from unskew.sinks.tables.layout import Coverage
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 Outside = Literal["error", "null"]
 AnyLog = ViewLog | RebuiltLog
+Progress = Callable[[str, int, int], None]
+"""Called with what is read (a view's id), the rows that were read, and the rows that may have to be read."""
 
 _NEVER = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSpan:
+    """What a log that was read covers: as in ``Coverage``, which is None for a rebuilt one."""
+
+    view: View
+    since_us: int | None
+    first_since_us: int | None
+    complete_to_us: int | None
+    coverage: Coverage | None
+
+    @classmethod
+    def of(cls, log: AnyLog) -> "LogSpan":
+        """Return the span of a log, which need not stay in memory for it."""
+        return cls(
+            view=log.view,
+            since_us=log.since_us,
+            first_since_us=log.first_since_us,
+            complete_to_us=log.complete_to_us,
+            coverage=log.coverage,
+        )
 
 
 @dataclass(frozen=True)
 class Historical:
     """The answer for labels. ``columns``: a column for each feature and, if asked for, one for its status.
 
-    ``counts``: for each feature column, how many labels have each status, in the order of ``Statuses``.
+    ``asked``: the features, in the order of their columns. ``statuses``: by feature column, the status of every label.
+    ``unknown``: by view id, which labels have no row in the log although they lie within it. ``spans``: by view id,
+    what the log that was read covers.
     """
 
     columns: pl.DataFrame
-    counts: Mapping[str, Ints]
+    asked: Sequence[Asked]
+    statuses: Mapping[str, Codes]
+    unknown: Mapping[str, Flags]
+    spans: Mapping[str, LogSpan]
 
 
 def historical_features(
-    log_root: Path | Callable[[View], RebuiltLog],
+    log_root: Path | Callable[[View], AnyLog],
     views: Mapping[str, View],
     labels: Given,
     features: Sequence[str],
@@ -52,10 +82,11 @@ def historical_features(
     max_age: str | dt.timedelta | None = None,
     full_feature_names: bool = False,
     with_status: bool = False,
+    progress: Progress = lambda _view, _done, _all: None,
 ) -> Historical:
     """Return the values of ``view:feature`` references at each label's instant, as they were served then.
 
-    ``log_root``: the folder of the log, or a function that returns the rebuilt log of a view. ``labels``: the key
+    ``log_root``: the folder of the log, or a function that returns the log of a view. ``labels``: the key
     columns of every requested view, and the column ``timestamp``: a Datetime of any unit and zone, UTC if it has no
     zone; no other column is read. The result has one row for every label, in their order, with a column for each
     feature, named after it, or ``view__feature`` with ``full_feature_names``. An entity that was never seen, or has no
@@ -83,9 +114,12 @@ def historical_features(
     bounds = instants.upto(inclusive=inclusive)
     max_age_us = None if max_age is None else requested_us(max_age, "max_age")
     columns: dict[str, pl.Series] = {}
-    counts: dict[str, Ints] = {}
+    statuses: dict[str, Codes] = {}
+    unknown: dict[str, Flags] = {}
+    spans: dict[str, LogSpan] = {}
     for ones in by_view(asked).values():
         log = ViewLog(log_root, ones[0].view) if isinstance(log_root, Path) else log_root(ones[0].view)
+        spans[log.view.id] = LogSpan.of(log)
         keys = key_columns(log.view, labels)
         status = np.full(labels.n_rows, Statuses.present, np.int8)
         _mark_outside(status, log, instants.whole, bounds)
@@ -94,7 +128,9 @@ def historical_features(
         without_key = keys.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
         status[without_key] = Statuses.no_key
         absent = status <= Statuses.after_log
-        found = _join(log, keys.fill_null(0).fill_null("") if without_key.any() else keys, bounds, _features(ones))
+        known_keys = keys.fill_null(0).fill_null("") if without_key.any() else keys
+        found = _join(log, known_keys, bounds, [one.feature for one in ones], progress)
+        unknown[log.view.id] = (found.instants == _NEVER) & ~absent
         expired = np.zeros(len(bounds), np.bool_)
         if max_age_us is not None:
             # This order of comparison does not overflow if no row was found.
@@ -106,7 +142,7 @@ def historical_features(
             its_status = with_warming.of(one.feature)
             is_default = (found.instants == _NEVER) | is_empty(found.values[one.feature.name], one.feature)
             its_status = np.where(is_default & (its_status == Statuses.present), np.int8(Statuses.default), its_status)
-            counts[one.column] = np.bincount(its_status, minlength=len(Statuses))
+            statuses[one.column] = its_status
             if with_status:
                 columns[f"{one.column}__status"] = pl.Series(its_status).replace_strict(
                     list(Statuses), [each.name for each in Statuses], return_dtype=pl.String
@@ -120,13 +156,13 @@ def historical_features(
         raise RequestError(
             f"two columns would be called {twice[0]!r}: a feature has the name of another one's status; ask for one of them alone"
         )
-    return Historical(pl.DataFrame([columns[name].alias(name) for name in names]), counts)
+    frame = pl.DataFrame([columns[name].alias(name) for name in names])
+    return Historical(frame, asked, statuses, unknown, spans)
 
 
-def last_instant(labels: Given, timestamp: str) -> int:
-    """Return the latest instant of the labels, in whole microseconds, rounded down; 0 without labels."""
-    instants = _instants(labels, timestamp).upto(inclusive=True)
-    return int(instants.max()) if len(instants) else 0
+def instants_of(labels: Given, timestamp: str) -> Ints:
+    """Return the labels' instants in whole microseconds, rounded down. Raises ``RequestError`` as the join does."""
+    return _instants(labels, timestamp).whole
 
 
 def joined(log: AnyLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
@@ -147,7 +183,13 @@ class _Found:
     instants: Ints
 
 
-def _join(log: AnyLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[ViewFeature]) -> _Found:
+def _join(
+    log: AnyLog,
+    keys: pl.DataFrame,
+    bounds: Ints,
+    features: Sequence[ViewFeature],
+    progress: Progress = lambda _view, _done, _all: None,
+) -> _Found:
     """Find the last row of every key with ``available_at`` <= bound, from all days that can hold one.
 
     The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
@@ -164,6 +206,7 @@ def _join(log: AnyLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[View
         upto = day_of(int(bounds.max()))
         seed = 0
         wanted = number_entities(_ids(keys, seed))
+        n_all, n_read = log.n_rows(upto=upto), 0
         for chunk in log.newest_first([*key_names, "available_at", *names], upto=upto):
             logged, when = chunk.select(key_names), chunk["available_at"].to_physical().to_numpy()
             while True:
@@ -178,6 +221,8 @@ def _join(log: AnyLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[View
             found.append(chunk.select(names)[rows[hit]])
             instants[remaining[hit]] = when[rows[hit]]
             remaining = remaining[~hit]
+            n_read += chunk.height
+            progress(log.view.id, n_read if len(remaining) else n_all, n_all)
             if not len(remaining):
                 break
     found.append(unknown.clear(len(remaining)))
@@ -210,10 +255,6 @@ def _same_keys(logged: pl.DataFrame, rows: Ints, keys: pl.DataFrame, labels: Int
     if keys.width == 1 and keys.dtypes[0] == pl.Int64:
         return True
     return logged[rows].equals(keys[labels])
-
-
-def _features(ones: Sequence[Asked]) -> list[ViewFeature]:
-    return [one.feature for one in ones]
 
 
 def _read(asked: Asked, found: _Found, expired: Flags, absent: Flags) -> pl.Series:
