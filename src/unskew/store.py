@@ -35,6 +35,7 @@ from unskew.offline.manifest import (
     position,
 )
 from unskew.offline.training_set import HistoricalFeatures, Origin
+from unskew.offline.version_spans import Spans, check_spans, each_version
 from unskew.serving.online import OnlineFeatures, OnlineReader
 from unskew.sinks.wall import wall_us
 
@@ -112,6 +113,7 @@ class FeatureStore:
         full_feature_names: bool = False,
         with_status: bool = False,
         source: Source = "log",
+        versions: Spans | None = None,
         progress: Progress | bool = False,
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
@@ -127,6 +129,11 @@ class FeatureStore:
         each feature; ``summary`` of the answer counts them in any case. ``progress``: True shows a bar while the log is
         read; a function is called with what is read, the rows read so far, and all rows.
 
+        ``versions``: the versions that answer for a view together, for example ``{"user_purchases": [1, 2]}``, for
+        features that are requested without a version. Each label is answered by the highest of them whose history (the
+        instant ``since`` of its log) begins at or before the label's instant, by the lowest if none does; the column
+        ``user_purchases__version`` says by which. The feature must have the same type in all of them.
+
         ``source``: "log" reads what was served. "events" computes the values from the archived events, with the kernel
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
@@ -139,6 +146,11 @@ class FeatureStore:
         """
         if source not in {"log", "events", "both"}:
             raise RequestError(f'source is "log", "events" or "both", not {source!r}')
+        if versions is not None and source != "log":
+            raise RequestError(
+                "versions are spanned in the log alone, which knows from when on each could answer; leave out source, or request "
+                "view@1:feature and view@2:feature side by side"
+            )
         rule = JoinRule(
             timestamp=timestamp,
             inclusive=inclusive,
@@ -146,8 +158,10 @@ class FeatureStore:
             max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
             full_feature_names=full_feature_names,
             with_status=with_status,
+            versions=_checked(features, versions),
         )
-        return self._trained(read_table(entity_df), self._views_of(features), features, source, rule, progress=progress)
+        views = self._views_of(each_version(features, rule.versions))
+        return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
 
     def reproduce(
         self,
@@ -215,6 +229,7 @@ class FeatureStore:
             max_age=None if rule.max_age_us is None else dt.timedelta(microseconds=rule.max_age_us),
             full_feature_names=rule.full_feature_names,
             with_status=rule.with_status,
+            versions=rule.versions,
         )
         if source != "events" and self._log is None:
             raise RequestError("historical features are read from the log: give FeatureStore its folder")
@@ -350,6 +365,14 @@ def _earlier(log_root: Path, manifest: Manifest) -> Callable[[View], ViewLog]:
         return ViewLog(log_root, view, at=None if position is None else position.coverage())
 
     return opened
+
+
+def _checked(features: Sequence[str], versions: Spans | None) -> dict[str, tuple[int, ...]]:
+    """Return the versions of a request. Raises ``RequestError``."""
+    if versions is None:
+        return {}
+    check_spans(features, versions)
+    return {name: tuple(numbers) for name, numbers in versions.items()}
 
 
 def _compiled(definitions: Definitions) -> Plan:

@@ -41,7 +41,7 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     """
     asked: dict[str, Asked] = {}
     known = Versions.of(views)
-    for reference in _texts(references):
+    for reference in texts(references):
         found = _resolve_one(reference, known, full_feature_names=full_feature_names)
         if found.column in asked:
             raise RequestError(
@@ -61,7 +61,7 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
 
 def named_views(references: Sequence[str]) -> list[str]:
     """Return the views that references name, each once. Raises ``RequestError`` if they are not texts."""
-    return list(dict.fromkeys(reference.partition(":")[0] for reference in _texts(references)))
+    return list(dict.fromkeys(reference.partition(":")[0] for reference in texts(references)))
 
 
 def requested_us(duration: str | dt.timedelta, name: str) -> int:
@@ -96,8 +96,8 @@ def key_columns(view: View, rows: Given) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _texts(references: Sequence[str]) -> list[str]:
-    """Return the references, each once."""
+def texts(references: Sequence[str]) -> list[str]:
+    """Return the references, each once. Raises ``RequestError`` for anything else than a list of texts."""
     if isinstance(references, str):
         raise RequestError(f"features must be a list of references; write [{references!r}]")
     if not isinstance(references, Iterable):
