@@ -6,10 +6,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from tests.support.plans import DAY, HOUR, Wanted, republished, sliding, view
 from tests.support.updates import closing
 from unskew import FeatureStore, RequestError
+from unskew.cli import main
 from unskew.features.plan import Plan, ViewPlan
 from unskew.offline.manifest import Manifest
 from unskew.sinks.tables.kinds import LogTable
@@ -182,6 +184,42 @@ def test_what_cannot_be_spanned_is_refused(log: Path, features: Any, versions: A
         store.get_historical_features(labels(2), features, versions=versions, **more)
 
     assert error in str(caught.value)
+
+
+def test_the_command_spans_versions_too(log: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "labels.parquet", tmp_path / "out.parquet"
+    labels(2, 12).write_parquet(file)
+    where = ["train", str(file), "-o", str(out), "--log", str(log)]
+
+    made = CliRunner().invoke(main, [*where, "-f", "spend", "--versions", "spend=1,2"])
+    unclear = CliRunner().invoke(main, [*where, "-f", "spend", "--overwrite"])
+    wrong = CliRunner().invoke(main, [*where, "-f", "spend:n", "--versions", "spend=1+2", "--overwrite"])
+
+    assert made.exit_code == 0, made.output
+    assert pl.read_parquet(out)["spend__version"].to_list() == [1, 2]
+    assert "error: view 'spend' has several versions" in unclear.output
+    assert "error: --versions spend=1+2: write a view and its versions" in wrong.output
+
+
+def test_commands_take_a_version_and_need_no_definitions(log: Path) -> None:
+    where = ["--log", str(log)]
+
+    def output(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, [*words, *where])
+        return done.exit_code, done.output
+
+    code, head = output("log", "head", "spend@2")
+    assert (code, "11:00:00" in head) == (0, True), head
+    code, stats = output("log", "stats", "spend@1")
+    assert (code, "spend@1" in stats, "00:00:00" in stats) == (0, True, True), stats
+    code, unclear = output("log", "head", "spend")
+    assert (code, "error: view 'spend' has several versions, and nothing says which one serves" in unclear) == (1, True)
+    code, compacted = output("compact", "spend@2")
+    assert (code, "spend@2" in compacted, "spend@1" in compacted) == (0, True, False), compacted
+    code, both = output("compact", "spend")
+    assert (code, "spend@2" in both, "spend@1" in both) == (0, True, True), both
+    code, unknown = output("compact", "spend@7")
+    assert (code, "holds no version '7' of 'spend'; it has spend@1, spend@2" in unknown) == (1, True), unknown
 
 
 def test_a_feature_that_one_version_lacks_and_a_label_outside_are_named(log: Path) -> None:

@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from unskew.offline.training_set import HistoricalFeatures
 
 # The options that a manifest has already.
-_SHAPING = ("features", "timestamp", "inclusive", "outside", "max_age", "full_feature_names", "with_status", "source")
+_SHAPING = (
+    *(
+        "features",
+        "timestamp",
+        "inclusive",
+        "outside",
+        "max_age",
+        "full_feature_names",
+        "with_status",
+        "source",
+        "versions",
+    ),
+)
 
 
 @click.command()
@@ -72,6 +84,12 @@ _SHAPING = ("features", "timestamp", "inclusive", "outside", "max_age", "full_fe
     show_default=True,
     help="Read what was served; or compute it from the archived events; or do both and compare.",
 )
+@click.option(
+    "--versions",
+    multiple=True,
+    metavar="VIEW=1,2",
+    help="Let these versions answer for VIEW: each label by the highest whose history had begun. For several views, give it again.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace FILE and its manifest if they are there.")
 @click.pass_context
 def train(
@@ -90,6 +108,7 @@ def train(
     full_feature_names: bool,
     with_status: bool,
     source: str,
+    versions: tuple[str, ...],
     overwrite: bool,
 ) -> None:
     """Write a training set: each row of LABELS with the values that its features had right before its instant.
@@ -110,10 +129,12 @@ def train(
     """
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
+    from unskew.features.references import named_views
     from unskew.offline.labels import read_labels
     from unskew.offline.logged import with_logged
     from unskew.offline.manifest import Manifest
     from unskew.offline.training_set import writable
+    from unskew.offline.version_spans import candidates, each_version, newest_serving
     from unskew.store import FeatureStore
 
     writable(output, overwrite=overwrite)
@@ -135,13 +156,14 @@ def train(
             raise RequestError(
                 "features are read by their definitions: give --definitions, or a --log, which holds its own"
             )
+        spans = dict(map(_span, versions))
         plan = load(*definitions) if definitions else None
         store = FeatureStore(plan, log=log, archive=archive)
         known = None if plan is None else plan.published
         if log is not None:
-            known = with_logged(log, [one.partition(":")[0] for one in features], known)
+            known = with_logged(log, named_views(each_version(features, spans)), known)
         assert known is not None
-        references, views = _references(features, known)
+        references, views = _references(features, newest_serving(known, candidates(known, spans)))
         found = store.get_historical_features(
             read_labels(labels, views, timestamp),
             references,
@@ -152,6 +174,7 @@ def train(
             full_feature_names=full_feature_names,
             with_status=with_status,
             source=source,  # type: ignore[arg-type]  # one of its choices
+            versions=spans or None,
             progress=True,
         )
     if not found.given.n_rows:
@@ -169,6 +192,15 @@ def _refuse_shaping(context: click.Context) -> None:
     if given:
         option = "-f" if given[0] == "features" else f"--{given[0].replace('_', '-')}"
         raise RequestError(f"--reproduce and {option} exclude each other: the manifest has features and options")
+
+
+def _span(text: str) -> tuple[str, list[int]]:
+    """Return a view and versions from ``VIEW=1,2``."""
+    name, _, numbers = text.partition("=")
+    parts = numbers.split(",")
+    if not name or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise RequestError(f"--versions {text}: write a view and its versions, for example user_purchases=1,2")
+    return name, list(map(int, parts))
 
 
 def _references(given: Sequence[str], known: "Versions[View]") -> "tuple[list[str], list[View]]":
