@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import redis
@@ -16,9 +17,12 @@ from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.references import by_view, key_columns, requested_us, resolve
+from unskew.features.references import by_view, find_view, key_columns, requested_us, resolve
+from unskew.features.time import MAX_INSTANT_US
 from unskew.features.view import View
 from unskew.offline.bar import shown
+from unskew.offline.catalogue import catalogue
+from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
 from unskew.offline.manifest import (
@@ -186,6 +190,39 @@ class FeatureStore:
             )
         return found
 
+    def features(self) -> pl.DataFrame:
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        return catalogue(self._views().values())
+
+    def history(
+        self,
+        view: str,
+        entity_key: object,
+        *,
+        source: Literal["log", "events"] = "log",
+        progress: Progress | bool = False,
+    ) -> EntityHistory:
+        """Return every row of a view's log about one entity, in the order of time; ``plot`` of it draws its features.
+
+        ``entity_key``: the key; for a key of several columns, a mapping or a sequence of all of them. ``source``: "log"
+        has what was served, "events" computes what a log would hold from the archived events. The whole log, or all
+        events of the stream, are read.
+
+        Raises ``RequestError`` for an unknown view and a key that does not fit it; ``LayoutError`` as the join does.
+        """
+        if source not in {"log", "events"}:
+            raise RequestError(f'source is "log" or "events", not {source!r}')
+        found = find_view(view, self._views())
+        with shown(progress) as report:
+            if source == "events":
+                labels = read_table([entity_row(found, entity_key)])
+                reference = f"{found.name}:{found.features[0].name}"
+                rebuilt = self._rebuilt(labels, {found.name: found}, [reference], None, None, report)
+                return entity_history(rebuilt.log(found), entity_key, report)
+            if self._log is None:
+                raise RequestError("the history is read from the log: give FeatureStore its folder")
+            return entity_history(ViewLog(self._log, found), entity_key, report)
+
     def _trained(
         self,
         labels: Given,
@@ -239,11 +276,14 @@ class FeatureStore:
         labels: Given,
         views: Mapping[str, View],
         features: Sequence[str],
-        timestamp: str,
+        timestamp: str | None,
         again: Manifest | None,
         progress: Progress,
     ) -> "_Rebuilt":
-        """Return the rebuilt logs of the requested views, for the labels' entities."""
+        """Return the rebuilt logs of the requested views, for the labels' entities.
+
+        ``timestamp``: the column of the labels' instants; None for all that is archived.
+        """
         from unskew.pipelines.history.archive import Reached  # noqa: PLC0415 - imports what only pipelines need
         from unskew.pipelines.history.training import rebuilt_for  # noqa: PLC0415 - the same
 
@@ -259,7 +299,10 @@ class FeatureStore:
             view.id: encode_keys(key_columns(view.published, labels).drop_nulls().unique(), view.entity)
             for view in defined
         }
-        instants = instants_of(labels, timestamp)
+        until_us = MAX_INSTANT_US
+        if timestamp is not None:
+            instants = instants_of(labels, timestamp)
+            until_us = int(instants.max()) if len(instants) else 0
         ends = None
         if again is not None:
             ends = {
@@ -269,7 +312,6 @@ class FeatureStore:
                 }
                 for topic, parts in again.archive.items()
             }
-        until_us = int(instants.max()) if len(instants) else 0
         rebuilt = rebuilt_for(self._archive, defined, keys, until_us, ends, progress)
 
         def log_of(view: View) -> RebuiltLog:
