@@ -111,7 +111,7 @@ def test_a_plot_is_the_step_function_of_every_feature_with_its_events(growing):
 @pytest.mark.usefixtures("_closed")
 def test_every_type_is_drawn_or_left_out(tmp_path):
     table = LogTable(tmp_path, ORDERS, "h0", None, now_us=lambda: 0)
-    for seq, values in enumerate([FULL, EMPTY, {**FULL, "shop": "b", "gift": True}]):
+    for seq, values in enumerate([FULL, EMPTY, {**FULL, "shop": r"$\bad$", "gift": True}]):
         row = {
             "user": "u",
             **values,
@@ -130,7 +130,7 @@ def test_every_type_is_drawn_or_left_out(tmp_path):
     drawn = {ax.get_title(loc="left").split()[0]: ax for ax in axes}
     assert list(drawn) == [name for name in NAMES if ORDERS.published.feature(name).dtype.nesting is None]
     assert list(drawn["gift"].lines[0].get_ydata())[::2] == [0.0, 1.0]
-    assert [label.get_text() for label in drawn["shop"].get_yticklabels()][1] == "b"
+    assert [label.get_text() for label in drawn["shop"].get_yticklabels()][1] == r"\$\bad\$"
     with pytest.raises(RequestError, match=r"counts is a list\[int64\], which cannot be drawn"):
         history.plot(["counts"])
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NO_EVENT = "hop"
+_MOST_TICKS = 20
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,18 @@ class EntityHistory:
                 color="C1",
                 markersize=3.5,
             )
-            if levels is not None:
-                ax.set_yticks(range(len(levels)), [printable(level)[:24] for level in levels])
+            if levels:
+                step = -(-len(levels) // _MOST_TICKS)
+                ax.set_yticks(range(0, len(levels), step), [_plain(level)[:24] for level in levels[::step]])
             windows = ", ".join(window.text for window in self.view.windows_of(feature))
             ax.set_title(f"{feature.name}   {windows}", loc="left", fontsize=9)
             ax.grid(alpha=0.3)
             ax.margins(y=0.15)
-        locator = AutoDateLocator()
+        locator = AutoDateLocator()  # type: ignore[no-untyped-call]
         axes[-1].xaxis.set_major_locator(locator)
-        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         axes[-1].set_xlabel("UTC; a dot is an event, a step without one is a window that moved on")
-        figure.suptitle(self._title(), fontsize=11, x=0.01, ha="left")
+        figure.suptitle(_plain(self._title()), fontsize=11, x=0.01, ha="left")
         return axes
 
     def _title(self) -> str:
@@ -157,6 +159,11 @@ def entity_history(log: AnyLog, key: object, progress: Progress) -> EntityHistor
     ]
     frame = log.rows_of(wanted, columns, progress)
     return EntityHistory(view=log.view, key=wanted, frame=frame, complete_to_us=log.complete_to_us)
+
+
+def _plain(text: str) -> str:
+    """Return text that is drawn as it is: matplotlib takes what is between two dollars for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def _drawn(values: pl.Series) -> tuple[list[Any], list[str] | None]:
