@@ -122,7 +122,7 @@ def _one(
         state=job.state,
         since_us=job.from_us,
     )
-    total = sum(reached.offset for reached in end.values())
+    total = archive.most(end)
     groups = _groups(view, names, min(job.workers, len(names)))
     if len(groups) == 1:
         return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
