@@ -87,6 +87,12 @@ def import_(
     from unskew.pipelines.history.fitting import Arrivals
     from unskew.pipelines.history.importing import ImportJob, import_history
 
+    given = {"--arrival": arrival, "--partition": partition, "--offset": offset, "--zone": zone}
+    repeated = {"--without": without, "--column": renamed}
+    if empty := [name for name, value in given.items() if value == ""] + [
+        name for name, values in repeated.items() if "" in values
+    ]:
+        raise RequestError(f"{empty[0]} is empty; give a value, or leave the option out")
     plan = load(*definitions)
     if stream not in plan.streams:
         raise RequestError(f"there is no stream {stream!r}; {nearest(stream, plan.streams, 'the definitions have')}")
