@@ -42,6 +42,10 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
         *("--archive", "folder", "--state", "folder", "--delay", "0s"),
     ),
     ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
+    ("materialize",): (
+        *("--until", "2026-01-31T00:00:00Z", *DEFINED),
+        *("--log", "folder", "--archive", "folder", "--state", "folder", *AWAY),
+    ),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),

@@ -96,6 +96,10 @@ def import_(
     plan = load(*definitions)
     if stream not in plan.streams:
         raise RequestError(f"there is no stream {stream!r}; {nearest(stream, plan.streams, 'the definitions have')}")
+    if plan.streams[stream].table is not None:
+        raise RequestError(
+            f"{stream} is a table, which is read where it lies; compute its views with unskew materialize"
+        )
     if (arrival is None) == (delay is None):
         raise RequestError(
             "give either --arrival (the column that says when a row became available) or --delay (how long after its event time): a "

@@ -47,13 +47,18 @@ class Input:
                 yield frame[at : at + n_rows]
 
 
-def inputs_of(paths: Sequence[Path]) -> list[Input]:
+def inputs_of(paths: Sequence[Path | pl.LazyFrame]) -> list[Input]:
     """Return what is at these paths, in their order; a folder stands for the files in it, by name.
+
+    A query of Polars stands for itself.
 
     Raises ``RequestError`` for a path that is not there or whose format is not known.
     """
     found: list[Input] = []
     for path in paths:
+        if isinstance(path, pl.LazyFrame):
+            found.append(Input(path=Path(f"query {len(found) + 1}"), files=(), scan=lambda query=path: query))  # type: ignore[misc]
+            continue
         if not path.exists():
             raise RequestError(f"{path} does not exist; give the files that hold the history")
         if (path / _DELTA).is_dir():

@@ -114,21 +114,19 @@ def forget_imported(root: Path, still_ours: Callable[[], None]) -> None:
     with durable.disk(root):
         # First of all the record, so that no reader counts a part of the rows.
         write_imported(root, Imported(), still_ours)
-        for file in _files(root):
-            still_ours()
-            file.unlink(missing_ok=True)
+        remove_writers(root, lambda writer: layout.origin_of(writer) == layout.IMPORTED, still_ours)
         _path(root).unlink(missing_ok=True)
 
 
-def _files(root: Path) -> list[Path]:
-    staged = (root / layout.STAGED).glob("day=*/i*.parquet*")
-    published = root.glob("day=*/i*.parquet")
-    coverage = (root / layout.COVERAGE).glob("i*.json")
-    return [
-        path
-        for path in (*staged, *published, *coverage)
-        if layout.origin_of(path.name.partition("-")[0].partition(".")[0]) == layout.IMPORTED
-    ]
+def remove_writers(root: Path, chosen: Callable[[str], bool], still_ours: Callable[[], None]) -> None:
+    """Remove all files of the writers of a table that ``chosen`` says are to go, the oldest last."""
+    coverage = (root / layout.COVERAGE).glob("[!_]*.json")
+    rows = (*(root / layout.STAGED).glob("day=*/*.parquet*"), *root.glob("day=*/*.parquet"))
+    for path in (*coverage, *sorted(rows, reverse=True)):
+        if chosen(path.name.rsplit("-", 2)[0].removesuffix(".json")):
+            still_ours()
+            path.unlink(missing_ok=True)
+    durable.remove_empty(root.glob("day=*"))
 
 
 def _path(root: Path) -> Path:
