@@ -36,6 +36,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
     ("compact",): ("--log", "folder"),
     ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
+    ("diff",): (str(DEFINITIONS), str(DEFINITIONS), "--archive", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),

@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
+    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),

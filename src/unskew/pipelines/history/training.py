@@ -7,8 +7,8 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.plan import ViewPlan
-from unskew.pipelines.history.archive import Archive, Reached
-from unskew.pipelines.history.rebuild import Rebuilt, rebuild, whole
+from unskew.pipelines.history.archive import Archive
+from unskew.pipelines.history.rebuild import Rebuilt, closed_through, rebuild
 
 
 def rebuilt_for(
@@ -30,16 +30,5 @@ def rebuilt_for(
                 f"{archive.root} holds no events, so {', '.join(view.id for view in together)} cannot be computed from them; give "
                 "the --archive folder of the pipeline"
             )
-        found |= rebuild(together, archive, end=_until(archive, until_us), keys=keys)
+        found |= rebuild(together, archive, end=closed_through(archive, until_us), keys=keys)
     return found
-
-
-def _until(archive: Archive, until_us: int) -> dict[int, Reached]:
-    """Return the place of each partition at which all instants through ``until_us`` are closed, or its end."""
-    past_us = until_us + 1
-    return {
-        partition: Reached(offset=archive.offset_at(partition, past_us), clock_us=past_us)
-        if reached.clock_us is not None and reached.clock_us > past_us
-        else reached
-        for partition, reached in whole(archive).items()
-    }
