@@ -31,6 +31,7 @@ COMMANDS = {
         "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
+    "publish": _Place("unskew.cli.publish", "publish", "Write the metadata by which other engines read the log."),
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
     "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
     "rehydrate": _Place(
