@@ -38,6 +38,10 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
+    ("erase",): (
+        *("household", "1", *DEFINED, *AWAY),
+        *("--log", "folder", "--archive", "folder", "--state", "folder"),
+    ),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.

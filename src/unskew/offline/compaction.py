@@ -136,7 +136,7 @@ def compact(
     try:
         if dry_run:
             return work.foreseen()
-        with _lock(table.root) as free:
+        with lock(table.root) as free:
             if not free:
                 busy = f"{table.root}: another compaction is at work on it; left alone"
                 return replace(work.state(), notes=(busy,))
@@ -360,7 +360,7 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
 
 
 @contextlib.contextmanager
-def _lock(root: Path) -> Iterator[bool]:
+def lock(root: Path) -> Iterator[bool]:
     """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
     folder = root / layout.COMPACTING
     lock = folder / "lock"

@@ -111,6 +111,10 @@ class Seeds:
         """Return the ids of the views that have seeds."""
         return sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
 
+    def shards(self, view_id: str) -> list[str]:
+        """Return the shards of a view that have seeds."""
+        return sorted(path.stem for path in (self.root / view_id).glob("*.seed"))
+
     def remove(self, view_id: str) -> None:
         """Remove the seeds of a view."""
         with durable.disk(self.root):

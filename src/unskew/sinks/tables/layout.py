@@ -29,6 +29,8 @@ LAYOUT = "1"
 STAGED = "_staged"
 COMPACTING = "_compacting"
 COVERAGE = "_coverage"
+LEFT_OUT = "unskew.left_out"
+"""The entry of a file's metadata that says how many rows its name covers and it does not hold: they were erased."""
 LEDGER = "ledger"
 """The entry of a shard's coverage that holds its late events and repeats."""
 FIRST, EVENTS = "first", "events"
@@ -171,6 +173,11 @@ def settled_files(root: Path) -> list[TableFile]:
     """
     reached = {file.writer: file.last for file in published_files(root)}
     return [file for file in published_files(root) if file.last <= reached.get(file.writer, -1)]
+
+
+def every_file(root: Path) -> list[Path]:
+    """Return every Parquet file of a table: published, superseded, staged, and what an interrupted writer left."""
+    return sorted(path for path in root.rglob(f"*{_SUFFIX}*") if path.is_file())
 
 
 def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
