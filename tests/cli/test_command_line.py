@@ -38,6 +38,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
+    ("retain",): (*DEFINED, "--log", "folder", "--keep-log", "400d"),
     ("erase",): (
         *("household", "1", *DEFINED, *AWAY),
         *("--log", "folder", "--archive", "folder", "--state", "folder"),

@@ -4,7 +4,7 @@ import bisect
 import datetime as dt
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,14 @@ from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.time import moment_of
 from unskew.features.view import View
 from unskew.sinks.tables.checksum import RESTORE
-from unskew.sinks.tables.layout import Coverage, TableFile, published_files, read_coverage, view_root
+from unskew.sinks.tables.layout import (
+    Coverage,
+    TableFile,
+    published_files,
+    read_coverage,
+    read_kept_from,
+    view_root,
+)
 from unskew.sinks.tables.reading import answer, gone, metadata_of, n_left_out
 
 _Answer = TypeVar("_Answer")
@@ -89,6 +96,9 @@ class ViewLog:
         # In this order, because the rows of a coverage file are published before it.
         self.coverage = read_coverage(self.root)
         files = published_files(self.root)
+        if self.coverage is not None:
+            # After the listing, because what it says was written before the files of which old rows were removed.
+            self.coverage = replace(self.coverage, kept_from_us=read_kept_from(self.root))
         _refuse_gaps(files, self.coverage, self.root)
         self._days = sorted(
             ((file.day, file) for file in files), key=lambda pair: (pair[0], pair[1].writer, pair[1].first)
@@ -213,7 +223,9 @@ class ViewLog:
         """Refuse files whose names promise another number of rows than they have."""
         if n_rows == sum(map(_n_named, files)):
             return
-        # Only a log from which somebody was erased comes here undamaged.
+        # Only a log from which somebody was erased, or old days were removed, comes here undamaged.
+        if self.coverage is not None and read_kept_from(self.root) != self.coverage.kept_from_us:
+            raise LayoutError(f"{self.root}: old days were removed while the log was read; read it again")
         if self._found(files, lambda parts: sum(map(_n_left_out, parts))) == sum(map(_n_named, files)) - n_rows:
             return
         for file in files:

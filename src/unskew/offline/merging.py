@@ -119,9 +119,12 @@ def rewrite(
     """Write the rows of all ``sources`` as ``change`` returns them; the file is durable at return.
 
     ``change``: leaves columns and types as they are. ``counts``: the file says how many rows it lacks; for tables that
-    have a row for each number.
+    have a row for each number. The metadata are those of the last source. Raises ``Unmergeable`` if columns differ.
     """
-    schema = sources[0].schema
+    schema = sources[-1].schema
+    for one in sources:
+        if not one.schema.equals(schema):
+            raise Unmergeable(f"{one.path} has other columns than {sources[-1].path.name}; left alone")
     n_kept = 0
     with durable.new_file(temporary) as sink:
         with _damage(sources[0].path):

@@ -11,7 +11,14 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.time import DAY_US, day_of
-from unskew.sinks.tables.layout import INSTANT, ShardCoverage, TableFile, published_files, read_coverage
+from unskew.sinks.tables.layout import (
+    INSTANT,
+    ShardCoverage,
+    TableFile,
+    published_files,
+    read_coverage,
+    read_kept_from,
+)
 from unskew.sinks.tables.reading import answer, answer_of_table, gone
 
 BATCH_ROWS = 1 << 18
@@ -50,7 +57,8 @@ class Piece:
 class Archive:
     """The published events of a stream, as of when they were listed, wherever compaction moves them meanwhile.
 
-    ``covered``: by partition, what its coverage says.
+    ``covered``: by partition, what its coverage says. ``kept_from_us``: old days were removed up to this instant; None
+    if ``unskew retain`` removed none.
     """
 
     root: Path
@@ -58,6 +66,7 @@ class Archive:
     files: Mapping[int, Sequence[TableFile]]
     cut: Cut
     covered: Mapping[int, ShardCoverage] = field(default_factory=dict)
+    kept_from_us: int | None = None
 
     @classmethod
     def open(cls, archive_root: Path, stream: StreamPlan) -> "Archive":
@@ -75,7 +84,8 @@ class Archive:
             clock_us = None if shard.complete_to_us is None else shard.complete_to_us + 1
             cut[partition] = Reached(offset=shard.next_sequence, clock_us=clock_us)
             covered[partition] = shard
-        archive = cls(root=root, stream=stream, files=files, cut=cut, covered=covered)
+        kept_from_us = read_kept_from(root)
+        archive = cls(root=root, stream=stream, files=files, cut=cut, covered=covered, kept_from_us=kept_from_us)
         for partition, found in files.items():
             if cut.get(partition, Reached(offset=0, clock_us=None)).offset <= found[-1].last:
                 # Published after the coverage was read, or by an earlier version, which wrote none.
@@ -101,7 +111,8 @@ class Archive:
         removed = {p: _midnight_us(found[0].day) for p, found in self.files.items() if self.is_cut(p)}
         begun = {p: one.since_us for p, one in self.covered.items() if one.since_us is not None}
         firsts = {p: _us(self._edge(found[0], first=True)) for p, found in self.files.items() if p not in begun}
-        bound_us = max(removed.values(), default=-(2**63))
+        kept_from_us = -(2**63) if self.kept_from_us is None else self.kept_from_us
+        bound_us = max([kept_from_us, *removed.values()])
         return {p: max(bound_us, first_us) for p, first_us in {**firsts, **begun, **removed}.items()}
 
     def begins(self, partition: int) -> int:
@@ -113,6 +124,9 @@ class Archive:
         """Return whether the first events of a partition were removed."""
         first = None if partition not in self.covered else self.covered[partition].first
         files = self.files.get(partition)
+        if first is None and self.kept_from_us is not None:
+            # An archive that an earlier version began does not say what it held.
+            return True
         return first is not None and (not files or files[0].first != first)
 
     def n_events(self, partition: int) -> int | None:

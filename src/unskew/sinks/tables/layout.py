@@ -5,6 +5,7 @@
     {root}/_compacting/...                                   of a compaction that is running or was interrupted
     {root}/_coverage/{writer}.json                           the instant up to which a writer's rows are complete
     {root}/_coverage/_shards.json                            the list of writers, also those without a file yet
+    {root}/_coverage/_retained.json                          the instant before which old days were removed
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
@@ -83,11 +84,13 @@ class Coverage:
 
     ``since_us``: the latest over the shards, None if no shard has seen an event. ``complete_to_us``: the earliest over
     the shards, None if one has not closed any instant yet. ``waiting``: the shards that have no clock yet, in order;
-    while there are any, both instants are None.
+    while there are any, both instants are None. ``kept_from_us``: old days were removed up to this instant; None if
+    none were.
     """
 
     shards: Mapping[str, ShardCoverage]
     waiting: tuple[str, ...] = ()
+    kept_from_us: int | None = None
 
     @property
     def since_us(self) -> int | None:
@@ -97,8 +100,12 @@ class Coverage:
 
     @property
     def first_since_us(self) -> int | None:
-        """The earliest over the shards: before it nothing is known. None if no shard has seen an event."""
-        return min(self._sinces, default=None)
+        """The earliest over the shards, or where old days were removed: before it nothing is known.
+
+        None if no shard has seen an event.
+        """
+        first_us = min(self._sinces, default=None)
+        return first_us if first_us is None or self.kept_from_us is None else max(first_us, self.kept_from_us)
 
     @property
     def _sinces(self) -> list[int]:
@@ -217,6 +224,27 @@ def shards_file(root: Path) -> Path:
     return root / COVERAGE / "_shards.json"
 
 
+def retained_file(root: Path) -> Path:
+    """Return the path of what says up to which instant old days were removed."""
+    return root / COVERAGE / "_retained.json"
+
+
+def read_kept_from(root: Path) -> int | None:
+    """Return the instant up to which old days were removed from a table; None if none were.
+
+    It is written before anything is removed. So after a listing of files it says what they may lack.
+    """
+    path = retained_file(root)
+    try:
+        return int(read_json(path.read_bytes())["from"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise LayoutError(
+            f"{path} does not say which days were removed ({error}); restore it from a backup, or run unskew retain again"
+        ) from error
+
+
 def read_coverage(root: Path) -> Coverage | None:
     """Read the coverage of the table at ``root``; None if no run has begun yet.
 
@@ -249,7 +277,8 @@ def read_coverage(root: Path) -> Coverage | None:
             ) from error
     if not shards and not listed:
         return None
-    return Coverage(shards=shards, waiting=tuple(shard for shard in listed if shard not in shards))
+    waiting = tuple(shard for shard in listed if shard not in shards)
+    return Coverage(shards=shards, waiting=waiting, kept_from_us=read_kept_from(root))
 
 
 def _read_shards(path: Path) -> list[str]:
