@@ -169,7 +169,7 @@ def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> 
             if partition in archived.files and one.end < archived.offset_at(partition, cut_us):
                 raise RequestError(
                     f"{view.id}: its backfill has read partition {partition} up to offset {one.end} and needs the days before "
-                    f"{cut}; finish it (unskew backfill), or remove it (unskew purge {view.id})"
+                    f"{cut}; finish it (unskew backfill), or remove it (unskew purge {view.id} --backfill)"
                 )
 
 

@@ -236,7 +236,7 @@ def _erase_seeds(
     if unknown := sorted(set(seeds.views()) - known.keys()):
         raise RequestError(
             f"{seeds.root / unknown[0]}: a backfill of a view that is not in the definitions; give its definition, or remove it with "
-            f"unskew purge {unknown[0]}"
+            f"unskew purge {unknown[0]} --backfill"
         )
     for view_id in seeds.views():
         view = known[view_id]
