@@ -73,6 +73,7 @@ def retain(
     from unskew.features.definitions.load import load
     from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables
     from unskew.offline.retention import Retained, cut_of, refuse_too_short, retain_days, retain_log
+    from unskew.sinks.tables.layout import read_definition
 
     if keep_log is None and keep_archive is None and keep_dead_letters is None:
         raise RequestError("there is nothing to do: give --keep-log, --keep-archive, --keep-dead-letters, or several")
@@ -99,7 +100,9 @@ def retain(
         by_view = {one: view.entity.keys for view in plan.views.values() for one in (view.name, view.id)}
         for table in log_tables(kept_log[0]):
             view_id = table.name.removeprefix("log ")
-            known = by_view.get(view_id) or by_view.get(view_id.partition("@")[0])
+            written = read_definition(table.root)
+            known = by_view.get(view_id) if written is None else written.entity.keys
+            known = known or by_view.get(view_id.partition("@")[0])
             if known is None:
                 say(f"{table.name}: not in the definitions, so its keys are not known; left alone", err=True)
                 continue

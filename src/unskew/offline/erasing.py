@@ -233,6 +233,8 @@ def places(
 def _rule_of_log(one: OneEntity, views: Sequence[ViewPlan], root: Path) -> Rule | None:
     name, version = root.parent.name, root.name[1:]
     known = [view.entity for view in views if view.id == f"{name}@{version}"]
+    if not known and (written := layout.read_definition(root)) is not None:
+        known = [written.entity]
     known = known or [view.entity for view in views if view.name == name]
     if known:
         return LogRule(one) if one.is_in(known[0]) else None

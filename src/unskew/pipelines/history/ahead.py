@@ -124,7 +124,8 @@ def _one(
     )
     total = sum(reached.offset for reached in end.values())
     groups = _groups(view, names, min(job.workers, len(names)))
-    with recorded_shards(root, shard_names(view, range(n_partitions), n_hashes), frozenset(names)):
+    every = shard_names(view, range(n_partitions), n_hashes)
+    with recorded_shards(root, every, frozenset(names), view=view.published):
         if len(groups) == 1:
             return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
         return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)

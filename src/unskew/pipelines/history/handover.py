@@ -92,7 +92,7 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) ->
     total = sum(reached.offset for reached in cut.values())
     root = view_root(job.log, view.name, view.version)
     names = shard_names(view, range(job.n_partitions[topic]), job.n_hashes)
-    with recorded_shards(root, names, frozenset(missing)):
+    with recorded_shards(root, names, frozenset(missing), view=view.published):
         written = backfill(
             Backfill(
                 view=view,
