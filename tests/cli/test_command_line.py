@@ -52,6 +52,11 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("diff",): (str(DEFINITIONS), str(DEFINITIONS), "--archive", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
+    ("retain",): (*DEFINED, "--log", "folder", "--keep-log", "400d"),
+    ("erase",): (
+        *("household", "1", *DEFINED, *AWAY),
+        *("--log", "folder", "--archive", "folder", "--state", "folder"),
+    ),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.

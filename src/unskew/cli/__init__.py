@@ -41,6 +41,8 @@ COMMANDS = {
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),
     "purge": _Place("unskew.cli.purge", "purge", "Remove a view version that is no longer computed from Redis."),
+    "retain": _Place("unskew.cli.retain", "retain", "Remove old days of log, archive and dead letters."),
+    "erase": _Place("unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it."),
     "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }

@@ -157,6 +157,16 @@ def compact(
         raise StoreUnavailable(f"cannot compact {table.root}: {error}") from error
 
 
+def delete_superseded(table: Table, grace_s: float, now_s: float) -> tuple[int, int, tuple[str, ...]]:
+    """Delete superseded files whose grace period is over; the caller holds the table's lock.
+
+    Returns how many these are, how many wait, and what was left alone because it is damaged.
+    """
+    work = _Work(table, Limits(grace_s=grace_s), now_s, lambda _done, _total: None)
+    n_deleted, n_waiting = work.delete()
+    return n_deleted, n_waiting, tuple(dict.fromkeys(work.faults))
+
+
 class _Work:
     """One compaction of one table."""
 
@@ -175,7 +185,7 @@ class _Work:
         self._progress = progress
         self._publish_metadata = publish
         self._notes: list[str] = []
-        self._faults: list[str] = []
+        self.faults: list[str] = []
         self._n_merged = 0
         self._n_to_merge = 0
 
@@ -197,28 +207,28 @@ class _Work:
                     taken = _fitting(rest, self._limits.target_bytes)
                     fewer += len(taken) - 1
                     rest = rest[len(taken) :]
-        n_deleted, n_waiting = self._delete(dry_run=True)
+        n_deleted, n_waiting = self.delete(dry_run=True)
         return replace(
             before,
             files_after=before.files_before - fewer,
             n_deleted=n_deleted,
             n_waiting=n_waiting,
             notes=tuple(self._notes),
-            faults=tuple(dict.fromkeys(self._faults)),
+            faults=tuple(dict.fromkeys(self.faults)),
         )
 
     def done(self) -> Compacted:
         """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
         before = self.state()
         self._publish_metadata()
-        n_earlier, _ = self._delete()
+        n_earlier, _ = self.delete()
         planned = self._runs()
         self._n_to_merge = sum(map(len, planned))
         for run in planned:
             for group in self._alike(run):
                 self._merge_all(group)
         self._publish_metadata()
-        n_now, n_waiting = self._delete()
+        n_now, n_waiting = self.delete()
         n_files, n_bytes = self._size()
         return replace(
             before,
@@ -227,7 +237,7 @@ class _Work:
             n_deleted=n_earlier + n_now,
             n_waiting=n_waiting,
             notes=tuple(self._notes),
-            faults=tuple(dict.fromkeys(self._faults)),
+            faults=tuple(dict.fromkeys(self.faults)),
         )
 
     def _size(self) -> tuple[int, int]:
@@ -249,7 +259,7 @@ class _Work:
             try:
                 read = source(one.file, one.n_bytes)
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 found.append([])
                 continue
             before = found[-1][-1] if found[-1] else read
@@ -273,7 +283,7 @@ class _Work:
                 verify(temporary, taken, sequence=self._table.sequence, gapless=self._table.gapless)
                 self._publish(temporary, taken)
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 return
             finally:
                 temporary.unlink(missing_ok=True)
@@ -301,7 +311,7 @@ class _Work:
         grace_s = self._limits.grace_s
         return not grace_s or self._now_s - cover.path.stat().st_mtime >= grace_s
 
-    def _delete(self, *, dry_run: bool = False) -> tuple[int, int]:
+    def delete(self, *, dry_run: bool = False) -> tuple[int, int]:
         """Delete superseded files whose grace period is over; return how many these are, and how many still wait."""
         n_deleted = n_waiting = 0
         by_cover: dict[TableFile, list[TableFile]] = {}
@@ -318,10 +328,10 @@ class _Work:
                 held = n_rows(whole(cover.path))
                 wanted = sum(n_rows(one.path) for one in layout.without_superseded(files))
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 continue
             if held < wanted:
-                self._faults.append(
+                self.faults.append(
                     f"{cover.path} has {held} rows, and the {len(files)} files that its name covers have {wanted}; "
                     "left alone"
                 )

@@ -7,6 +7,7 @@
     {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
                                                              of a log, the definition of its view
     {root}/_coverage/_imported.json                          what was imported into an archive (``imported.py``)
+    {root}/_coverage/_retained.json                          the instant before which old days were removed
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
@@ -34,6 +35,8 @@ LAYOUT = "1"
 STAGED = "_staged"
 COMPACTING = "_compacting"
 COVERAGE = "_coverage"
+LEFT_OUT = "unskew.left_out"
+"""The entry of a file's metadata that says how many rows its name covers and it does not hold: they were erased."""
 LEDGER = "ledger"
 """The entry of a shard's coverage that holds its late events and repeats."""
 DEFINITION = "view"
@@ -90,11 +93,13 @@ class Coverage:
 
     ``since_us``: the latest over the shards, None if no shard has seen an event. ``complete_to_us``: the earliest over
     the shards, None if one has not closed any instant yet. ``waiting``: the shards that have no clock yet, in order;
-    while there are any, both instants are None.
+    while there are any, both instants are None. ``kept_from_us``: old days were removed up to this instant; None if
+    none were.
     """
 
     shards: Mapping[str, ShardCoverage]
     waiting: tuple[str, ...] = ()
+    kept_from_us: int | None = None
 
     @property
     def since_us(self) -> int | None:
@@ -104,8 +109,12 @@ class Coverage:
 
     @property
     def first_since_us(self) -> int | None:
-        """The earliest over the shards: before it nothing is known. None if no shard has seen an event."""
-        return min(self._sinces, default=None)
+        """The earliest over the shards, or where old days were removed: before it nothing is known.
+
+        None if no shard has seen an event.
+        """
+        first_us = min(self._sinces, default=None)
+        return first_us if first_us is None or self.kept_from_us is None else max(first_us, self.kept_from_us)
 
     @property
     def _sinces(self) -> list[int]:
@@ -203,6 +212,11 @@ def settled_files(root: Path) -> list[TableFile]:
     return [file for file in published_files(root) if file.last <= reached.get(file.writer, -1)]
 
 
+def every_file(root: Path) -> list[Path]:
+    """Return every Parquet file of a table: published, superseded, staged, and what an interrupted writer left."""
+    return sorted(path for path in root.rglob(f"*{_SUFFIX}*") if path.is_file())
+
+
 def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
     """Return every published file that others of its writer cover, each with the files that cover it, widest first."""
     found: list[tuple[TableFile, list[TableFile]]] = []
@@ -240,6 +254,27 @@ def shards_file(root: Path) -> Path:
     return root / COVERAGE / "_shards.json"
 
 
+def retained_file(root: Path) -> Path:
+    """Return the path of what says up to which instant old days were removed."""
+    return root / COVERAGE / "_retained.json"
+
+
+def read_kept_from(root: Path) -> int | None:
+    """Return the instant up to which old days were removed from a table; None if none were.
+
+    It is written before anything is removed. So after a listing of files it says what they may lack.
+    """
+    path = retained_file(root)
+    try:
+        return int(read_json(path.read_bytes())["from"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise LayoutError(
+            f"{path} does not say which days were removed ({error}); restore it from a backup, or run unskew retain again"
+        ) from error
+
+
 def read_coverage(root: Path) -> Coverage | None:
     """Read the coverage of the table at ``root``; None if no run has begun yet.
 
@@ -272,7 +307,8 @@ def read_coverage(root: Path) -> Coverage | None:
             ) from error
     if not shards and not listed:
         return None
-    return Coverage(shards=shards, waiting=tuple(shard for shard in listed if shard not in shards))
+    waiting = tuple(shard for shard in listed if shard not in shards)
+    return Coverage(shards=shards, waiting=waiting, kept_from_us=read_kept_from(root))
 
 
 def read_definition(root: Path) -> View | None:

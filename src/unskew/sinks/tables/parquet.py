@@ -300,6 +300,24 @@ def record_shards(
                 layout.coverage_file(root, shard).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def recorded_shards(
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
+) -> Iterator[None]:
+    """Call ``record_shards`` for a table that the body writes; if it fails before it has, leave nothing behind."""
+    made = durable.missing(root)
+    record_shards(root, shards, own, view=view)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, LayoutError):
+            found = layout.read_coverage(root)
+            if not layout.published_files(root) and not (found and found.shards) and not any(root.glob("_staged/*/*")):
+                layout.shards_file(root).unlink(missing_ok=True)
+                durable.remove_empty([layout.shards_file(root).parent, *made])
+        raise
+
+
 def encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     # Level 1 takes a quarter less time than the default at the same size, on logs of counts and sums.
