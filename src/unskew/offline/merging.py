@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from unskew.features.errors import LayoutError
 from unskew.sinks import durable
+from unskew.sinks.objects import at_hand
 from unskew.sinks.tables import checksum
 from unskew.sinks.tables.layout import TableFile
 
@@ -55,7 +56,7 @@ class Source:
 
 def source(file: TableFile, n_bytes: int) -> Source:
     """Verify a file's checksum and read its footer; raises ``Unmergeable`` if it is damaged."""
-    with _damage(file.path), pq.ParquetFile(whole(file.path)) as opened:
+    with _damage(file.path), _opened(whole(file.path)) as opened:
         return Source(file=file, n_bytes=n_bytes, n_rows=opened.metadata.num_rows, schema=_schema(opened))
 
 
@@ -135,7 +136,8 @@ def whole(path: Path) -> Path:
 def n_rows(path: Path) -> int:
     """Return the number of rows in a file's footer; raises ``Unmergeable`` if it cannot be read."""
     with _damage(path):
-        return int(pq.read_metadata(path).num_rows)
+        with _opened(path) as opened:
+            return int(opened.metadata.num_rows)
 
 
 @contextlib.contextmanager
@@ -149,6 +151,12 @@ def _damage(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Unmergeable(f"{path} is damaged ({error}); left alone") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with at_hand([path]) as there, pq.ParquetFile(there[path]) as opened:
+        yield opened
 
 
 def _schema(opened: Any) -> Any:
@@ -169,7 +177,7 @@ def _encodings(path: Path) -> Mapping[str, Any]:
     texts: list[str] = []
     others: list[str] = []
     numbers: dict[str, str] = {}
-    with pq.ParquetFile(path) as opened:
+    with _opened(path) as opened:
         for place in range(len(opened.schema)):
             column = opened.schema.column(place)
             (texts if column.physical_type == "BYTE_ARRAY" else others).append(column.path)
@@ -183,7 +191,7 @@ def _encodings(path: Path) -> Mapping[str, Any]:
 
 
 def _batches(path: Path) -> Iterator[Any]:
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         n_bytes = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
         per_row = max(1, n_bytes // max(1, opened.metadata.num_rows))
         size = min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row))
@@ -229,7 +237,7 @@ def _identical(one: Any, other: Any) -> bool:
 def _numbers(path: Path, column: str) -> tuple[int, int] | None:
     """Return first and last value of a column that increases from row to row; None if it does not."""
     first = last = None
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         if column not in opened.schema_arrow.names:
             return None
         for batch in opened.iter_batches(columns=[column]):
