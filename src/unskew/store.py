@@ -16,7 +16,6 @@ from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.local import local_path
 from unskew.features.plan import Plan
 from unskew.features.references import by_view, key_columns, requested_us, resolve
 from unskew.features.view import View
@@ -24,6 +23,7 @@ from unskew.features.warming import Statuses
 from unskew.offline.join import Outside, historical_features, last_instant
 from unskew.offline.log_reader import RebuiltLog
 from unskew.serving.online import OnlineFeatures, OnlineReader
+from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
 Source = Literal["log", "events", "both"]
@@ -46,7 +46,8 @@ class FeatureStore:
 
     ``definitions``: a compiled ``Plan``, or definition files and folders; by default the features that the registry in
     Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
-    folder of the Parquet log. ``archive``: the folder of the event archive. Online reads need only ``redis_url`` and
+    folder of the Parquet log. ``archive``: the folder of the event archive. Both may be in an object store
+    (``s3://bucket/log``, ``gs://``, ``az://``), whose credentials the usual variables of the environment hold. Online reads need only ``redis_url`` and
     historical reads only the definitions and ``log``, or ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
@@ -66,8 +67,8 @@ class FeatureStore:
     ) -> None:
         self._plan = None if definitions is None else _compiled(definitions)
         self._pinned = None if self._plan is None else self._plan.published
-        self._log = None if log is None else local_path(log, "log")
-        self._archive = None if archive is None else local_path(archive, "archive")
+        self._log = None if log is None else table_path(log, "log")
+        self._archive = None if archive is None else table_path(archive, "archive")
         self._reader = None
         if redis_url is not None:
             self._reader = OnlineReader(

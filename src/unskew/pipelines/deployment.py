@@ -13,13 +13,14 @@ from unskew.features.local import local_path
 from unskew.features.plan import Plan
 from unskew.features.time import HOUR_US
 from unskew.sinks.lease import Owner
+from unskew.sinks.objects import table_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """The configuration of a process: where it reads and writes, and how.
 
-    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables. ``state``: the state folder. ``n_hashes``:
+    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables, as from ``table_path``. ``state``: the state folder. ``n_hashes``:
     number of hash shards per view (per partition, if the topic is partitioned by the view's entity); fixed for as long
     as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``; ``ends`` is by topic. ``epoch_s``:
     seconds between commits. ``schema_registry``: the URL at which writers' schemas are looked up; if None, each
@@ -96,7 +97,7 @@ class Deployment:
         A view that is not partitioned by its entity needs events of every partition, in one order.
         """
         for option, folder in self.folders().items():
-            local_path(folder, option)
+            (local_path if option == "--state" else table_path)(folder, option)
         if not plan.views:
             raise DefinitionError("there is no view to compute; define a FeatureView")
         if self.partitions is None:

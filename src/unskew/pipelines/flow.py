@@ -31,6 +31,7 @@ from unskew.pipelines.state.changelog import Changelog, Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice
 from unskew.pipelines.state.saved import SHARDS, SINK_PARTITIONS, TABLES, input_of
 from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks.objects import ObjectPath, together
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
@@ -236,6 +237,7 @@ class ParquetSink(_Sink):
         now_us: Callable[[], int],
         shards: Shards,
         disk: Patience,
+        objects: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
         require_room: Callable[[], None],
@@ -243,6 +245,7 @@ class ParquetSink(_Sink):
     ) -> None:
         self.seeds = seeds
         self.disk = disk
+        self._objects = objects
         self.require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
@@ -274,16 +277,39 @@ class ParquetSink(_Sink):
         ``name``: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
         """
         kind, place, part = name.split("/")
+        if kind == "log" and place not in self.views:
+            return None
+        return self.store_of(name).until_done(lambda: self._opened(kind, place, part, saved))
+
+    def _opened(self, kind: str, place: str, part: str, saved: Mapping[str, Any] | None) -> Table:
         if kind == "log":
-            view = self.views.get(place)
-            if view is None:
-                return None
+            view = self.views[place]
             if saved is None and (seed := self.seeds.read(view, part)) is not None:
                 saved = seed.log
             return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
         if kind == "archive":
             return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
         return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
+
+    def store_of(self, name: str) -> Patience:
+        """Return the store of a table, by its name."""
+        roots = {"log": self._log, "archive": self._archive, "dead": self._dead_letters}
+        return self._objects if isinstance(roots[name.partition("/")[0]], ObjectPath) else self.disk
+
+    def snapshots(self, tables: Mapping[str, Table]) -> dict[str, Any]:
+        """Return the snapshots of tables, by name; those in an object store are taken at once."""
+        taken: dict[str, Any] = {}
+        far = {name: table for name, table in tables.items() if self.store_of(name) is self._objects}
+
+        def take() -> None:
+            # A table whose snapshot was taken must not take it again: that would publish it.
+            left = [name for name in far if name not in taken]
+            together(lambda name: taken.update({name: far[name].snapshot()}), left)
+
+        if far:
+            self._objects.until_done(take)
+        near = {name: self.disk.until_done(table.snapshot) for name, table in tables.items() if name not in far}
+        return {name: (taken if name in far else near)[name] for name in tables}
 
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
         """Raise ``LayoutError`` if an earlier run published rows of these writers, none of which has a saved state.
@@ -307,7 +333,7 @@ class ParquetSink(_Sink):
                 root = view_root(self._log, view.name, view.version)
                 mine = self._shards.own
                 own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
-                self.disk.until_done(
+                self.store_of("log").until_done(
                     lambda root=root, names=names, own=own: record_shards(root, names, own)  # type: ignore[misc]
                 )
             self._begun = True
@@ -315,7 +341,7 @@ class ParquetSink(_Sink):
     def settle(self) -> None:
         """Publish the last epoch: only after the flow has returned without an error."""
         for part in self._parts:
-            self.disk.until_done(part.settle)
+            part.settle()
 
 
 class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
@@ -359,14 +385,14 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
-            tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+            tables = self._sink.snapshots(self._tables)
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
             self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}
 
     def settle(self) -> None:
-        for table in self._tables.values():
-            table.settle()
+        for name, table in self._tables.items():
+            self._sink.store_of(name).until_done(table.settle)
 
 
 class RedisSink(_Sink):

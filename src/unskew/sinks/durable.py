@@ -19,6 +19,7 @@ Every function raises ``OSError`` if the disk fails; ``disk`` turns it into a ``
 import contextlib
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -124,6 +125,14 @@ def remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that it holds, if it is there."""
+    if isinstance(folder, ObjectPath):
+        folder.remove_all()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def like(path: Path, other: Path) -> None:

@@ -146,6 +146,11 @@ class ObjectPath(PosixPath):
                 yield from path.glob(rest) if rest else (path,)
 
     @override
+    def rglob(self, pattern: str, **_options: Any) -> Iterator["ObjectPath"]:  # type: ignore[override]
+        """Yield the objects under this address whose last names match."""
+        return (path for path in self.objects() if fnmatch.fnmatchcase(path.name, pattern))
+
+    @override
     def open(self, mode: str = "r", *_arguments: Any, **_options: Any) -> IO[Any]:  # type: ignore[override]
         """Open a copy of the object for reading bytes."""
         if mode != "rb":
@@ -315,7 +320,7 @@ def together(call: Callable[[_Item], _Answer], items: Sequence[_Item]) -> list[_
 
 
 class _Copies:
-    """Copies of objects in a temporary folder of this process, up to ``most_bytes`` besides those that are held.
+    """Copies of objects in a temporary folder of this process: up to ``most_bytes``, or as many as are held at once.
 
     A copy is used again if the object is known to be the same. Folders that killed processes left are removed.
     """
@@ -408,7 +413,8 @@ def _store(scheme: str, bucket: str) -> Any:
     """Return the client of a bucket; the environment holds its credentials."""
     from obstore import store  # noqa: PLC0415 - an extra
 
-    options: dict[str, Any] = {"client_options": _TIMES, "retry_config": _RETRIES}
+    # As ``client_options`` they would replace those that the environment sets.
+    options: dict[str, Any] = {"config": _TIMES, "retry_config": _RETRIES}
     if scheme == "s3:":
         return store.S3Store(bucket, **options)
     if scheme == "gs:":
