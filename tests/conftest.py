@@ -152,15 +152,15 @@ def own_broker(pytestconfig: pytest.Config) -> Iterator[ApacheKafka]:
 
 
 @pytest.fixture(scope="session")
-def _objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     with SeaweedFS(tmp_path_factory.mktemp("objects")) as server:
         yield server
 
 
 @pytest.fixture
-def bucket(_objects: SeaweedFS) -> Iterator[ObjectPath]:
+def bucket(object_server: SeaweedFS) -> Iterator[ObjectPath]:
     """An address under which there are no objects yet, in a store that keeps the conditions of writes."""
-    with reaching(_objects.environment):
+    with reaching(object_server.environment):
         yield ObjectPath("s3:", BUCKET, uuid.uuid4().hex)
 
 

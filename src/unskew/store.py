@@ -47,8 +47,9 @@ class FeatureStore:
     ``definitions``: a compiled ``Plan``, or definition files and folders; by default the features that the registry in
     Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
     folder of the Parquet log. ``archive``: the folder of the event archive. Both may be in an object store
-    (``s3://bucket/log``, ``gs://``, ``az://``), whose credentials the usual variables of the environment hold. Online reads need only ``redis_url`` and
-    historical reads only the definitions and ``log``, or ``archive``; the store connects at the first use.
+    (``s3://bucket/log``, ``gs://``, ``az://``), whose credentials the usual variables of the environment hold. Online
+    reads need only ``redis_url`` and historical reads only the definitions and ``log``, or ``archive``; the store
+    connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
     """

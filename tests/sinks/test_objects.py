@@ -61,9 +61,9 @@ def test_what_only_a_file_of_this_machine_can_do_is_an_error_and_touches_no_file
     for act in (
         lambda: path.open("wb"),
         lambda: path.rename("other"),
-        lambda: path.touch(),
+        path.touch,
         lambda: path.chmod(0o600),
-        lambda: path.read_text(),
+        path.read_text,
         lambda: open(path),  # noqa: SIM115, PTH123
     ):
         with pytest.raises((TypeError, NotImplementedError, StoreUnavailable)):
@@ -164,9 +164,9 @@ def test_a_store_that_keeps_conditions_passes_the_probe_and_nothing_is_left(buck
         (("if-match", "if-none-match"), "so it could lose rows or keep them twice without an error"),
     ],
 )
-def test_a_store_that_ignores_conditions_is_refused(bucket, _objects: SeaweedFS, lost, words):
+def test_a_store_that_ignores_conditions_is_refused(bucket, object_server: SeaweedFS, lost, words):
     with (
-        Forgetful(_objects.port, lost) as server,
+        Forgetful(object_server.port, lost) as server,
         reaching(server.environment),
         pytest.raises(RequestError, match=f"--log {bucket}: its object store .*{words}"),
     ):

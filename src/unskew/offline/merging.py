@@ -135,9 +135,8 @@ def whole(path: Path) -> Path:
 
 def n_rows(path: Path) -> int:
     """Return the number of rows in a file's footer; raises ``Unmergeable`` if it cannot be read."""
-    with _damage(path):
-        with _opened(path) as opened:
-            return int(opened.metadata.num_rows)
+    with _damage(path), _opened(path) as opened:
+        return int(opened.metadata.num_rows)
 
 
 @contextlib.contextmanager

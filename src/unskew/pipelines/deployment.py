@@ -20,19 +20,19 @@ from unskew.sinks.objects import table_path
 class Deployment:
     """The configuration of a process: where it reads and writes, and how.
 
-    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables, as from ``table_path``. ``state``: the state folder. ``n_hashes``:
-    number of hash shards per view (per partition, if the topic is partitioned by the view's entity); fixed for as long
-    as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``; ``ends`` is by topic. ``epoch_s``:
-    seconds between commits. ``schema_registry``: the URL at which writers' schemas are looked up; if None, each
-    stream's own schema is the writer's. ``partitions``: the partitions that this process reads, always the same for one
-    ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
-    of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
-    health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
-    machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
-    ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last window empties keys
-    of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is compared with the state
-    once; None for never. ``drop``: views (name, or name@version) that the state holds, that are no longer defined, and
-    whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
+    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables, see ``table_path``. ``state``: the state
+    folder. ``n_hashes``: number of hash shards per view (per partition, if the topic is partitioned by the view's
+    entity); fixed for as long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``; ``ends`` is
+    by topic. ``epoch_s``: seconds between commits. ``schema_registry``: the URL at which writers' schemas are looked
+    up; if None, each stream's own schema is the writer's. ``partitions``: the partitions that this process reads,
+    always the same for one ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``,
+    the same list for each of them. ``process``: the place of this process in the list. ``metrics``: host and port that
+    expose metrics and health; None to expose nothing. ``take_over``: whether to take over at once the leases of
+    processes on other machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold
+    the same records. ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last
+    window empties keys of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is
+    compared with the state once; None for never. ``drop``: views (name, or name@version) that the state holds, that are
+    no longer defined, and whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
     """
 
     bootstrap: str

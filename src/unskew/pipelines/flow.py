@@ -10,8 +10,9 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -40,6 +41,8 @@ from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
 ROWS_PER_REFILL = 20_000
+
+_Answer = TypeVar("_Answer")
 
 Table = LogTable | DeadLetterTable | ArchiveTable
 Steps = Updates | NothingToCome
@@ -271,17 +274,21 @@ class ParquetSink(_Sink):
         self._parts.append(part)
         return part
 
-    def open(self, name: str, saved: Mapping[str, Any] | None) -> Table | None:
-        """Open a table by name; return None if its view is no longer defined.
+    def open(self, saved: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Table]:
+        """Open tables by name, with their saved state, except those whose view is no longer defined.
 
-        ``name``: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
+        Names are ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
         """
-        kind, place, part = name.split("/")
-        if kind == "log" and place not in self.views:
-            return None
-        return self.store_of(name).until_done(lambda: self._opened(kind, place, part, saved))
+        return self.at_once(
+            {
+                name: partial(self._opened, name, state)
+                for name, state in saved.items()
+                if not name.startswith("log/") or name.split("/")[1] in self.views
+            }
+        )
 
-    def _opened(self, kind: str, place: str, part: str, saved: Mapping[str, Any] | None) -> Table:
+    def _opened(self, name: str, saved: Mapping[str, Any] | None) -> Table:
+        kind, place, part = name.split("/")
         if kind == "log":
             view = self.views[place]
             if saved is None and (seed := self.seeds.read(view, part)) is not None:
@@ -296,20 +303,21 @@ class ParquetSink(_Sink):
         roots = {"log": self._log, "archive": self._archive, "dead": self._dead_letters}
         return self._objects if isinstance(roots[name.partition("/")[0]], ObjectPath) else self.disk
 
-    def snapshots(self, tables: Mapping[str, Table]) -> dict[str, Any]:
-        """Return the snapshots of tables, by name; those in an object store are taken at once."""
-        taken: dict[str, Any] = {}
-        far = {name: table for name, table in tables.items() if self.store_of(name) is self._objects}
+    def at_once(self, calls: Mapping[str, Callable[[], _Answer]]) -> dict[str, _Answer]:
+        """Return the answers to calls of tables, by name; calls that wait for an object store are made at once."""
+        done: dict[str, _Answer] = {}
+        far = [name for name in calls if self.store_of(name) is self._objects]
 
-        def take() -> None:
-            # A table whose snapshot was taken must not take it again: that would publish it.
-            left = [name for name in far if name not in taken]
-            together(lambda name: taken.update({name: far[name].snapshot()}), left)
+        def call_the_rest() -> None:
+            # What succeeded must not be done again: the next snapshot of a table, for example, publishes this one.
+            together(lambda name: done.update({name: calls[name]()}), [name for name in far if name not in done])
 
         if far:
-            self._objects.until_done(take)
-        near = {name: self.disk.until_done(table.snapshot) for name, table in tables.items() if name not in far}
-        return {name: (taken if name in far else near)[name] for name in tables}
+            self._objects.until_done(call_the_rest)
+        for name, call in calls.items():
+            if name not in done:
+                done[name] = self.disk.until_done(call)
+        return {name: done[name] for name in calls}
 
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
         """Raise ``LayoutError`` if an earlier run published rows of these writers, none of which has a saved state.
@@ -347,15 +355,9 @@ class ParquetSink(_Sink):
 class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def __init__(self, sink: ParquetSink, saved: dict[str, Any]) -> None:
         self._sink = sink
+        self._tables = sink.open(saved)
         # Saved positions of tables whose views are no longer defined are kept.
-        self._retired: dict[str, Any] = {}
-        self._tables: dict[str, Table] = {}
-        for name, state in saved.items():
-            table = sink.open(name, state)
-            if table is None:
-                self._retired[name] = state
-            else:
-                self._tables[name] = table
+        self._retired = {name: state for name, state in saved.items() if name not in self._tables}
 
     def write_batch(self, values: list[Step | TableRows]) -> None:
         self._sink.begin()
@@ -376,23 +378,22 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def _table(self, name: str) -> Table:
         table = self._tables.get(name)
         if table is None:
-            table = self._sink.open(name, None)
-            if table is None:
+            opened = self._sink.open({name: None})
+            if name not in opened:
                 raise RuntimeError(f"rows for {name}, which is not in the plan")
-            self._tables[name] = table
+            table = self._tables[name] = opened[name]
         return table
 
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
-            tables = self._sink.snapshots(self._tables)
+            tables = self._sink.at_once({name: table.snapshot for name, table in self._tables.items()})
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
             self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}
 
     def settle(self) -> None:
-        for name, table in self._tables.items():
-            self._sink.store_of(name).until_done(table.settle)
+        self._sink.at_once({name: table.settle for name, table in self._tables.items()})
 
 
 class RedisSink(_Sink):

@@ -17,6 +17,7 @@ import datetime as dt
 import errno
 import fcntl
 import fnmatch
+import importlib.util
 import os
 import re
 import shutil
@@ -26,13 +27,13 @@ import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PosixPath
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.local import local_path
@@ -101,7 +102,7 @@ class ObjectPath(PosixPath):
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         if self.known is None:
             found = _of(self, "head", self.key)
-            self._know(found)
+            self.know(found)
         assert self.known is not None
         return self.known
 
@@ -132,29 +133,31 @@ class ObjectPath(PosixPath):
             yield from map(self._found, found)
 
     @override
-    def iterdir(self) -> Iterator["ObjectPath"]:
+    def iterdir(self) -> Generator["ObjectPath", None, None]:
         found = _of(self, "list_with_delimiter", self.key)
         for prefix in found["common_prefixes"]:
             yield self.__class__(self.parts[0], self.parts[1], prefix)
         yield from map(self._found, found["objects"])
 
     @override
-    def glob(self, pattern: str, **_options: Any) -> Iterator["ObjectPath"]:  # type: ignore[override]
+    def glob(self, pattern: str, **_options: Any) -> Generator["ObjectPath", None, None]:
         first, _, rest = pattern.partition("/")
         for path in self.iterdir():
             if fnmatch.fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else (path,)
 
     @override
-    def rglob(self, pattern: str, **_options: Any) -> Iterator["ObjectPath"]:  # type: ignore[override]
+    def rglob(self, pattern: str, **_options: Any) -> Generator["ObjectPath", None, None]:
         """Yield the objects under this address whose last names match."""
-        return (path for path in self.objects() if fnmatch.fnmatchcase(path.name, pattern))
+        yield from (path for path in self.objects() if fnmatch.fnmatchcase(path.name, pattern))
 
     @override
     def open(self, mode: str = "r", *_arguments: Any, **_options: Any) -> IO[Any]:  # type: ignore[override]
         """Open a copy of the object for reading bytes."""
         if mode != "rb":
-            raise TypeError(f"{self} is an object of a store, which is replaced whole and cannot be opened for {mode!r}")
+            raise TypeError(
+                f"{self} is an object of a store, which is replaced whole and cannot be opened for {mode!r}"
+            )
         return _copies().path_of(self).open("rb")
 
     @override
@@ -215,10 +218,11 @@ class ObjectPath(PosixPath):
 
     def _found(self, listed: Mapping[str, Any]) -> "ObjectPath":
         path = self.__class__(self.parts[0], self.parts[1], listed["path"])
-        path._know(listed)
+        path.know(listed)
         return path
 
-    def _know(self, found: Mapping[str, Any]) -> None:
+    def know(self, found: Mapping[str, Any]) -> None:
+        """Keep what the store says of the object."""
         changed = found["last_modified"].timestamp()
         mode = stat.S_IFREG | 0o600
         self.known = os.stat_result((mode, 0, 0, 1, 0, 0, found["size"], int(changed), int(changed), int(changed)))
@@ -246,11 +250,11 @@ def table_path(path: str | os.PathLike[str], what: str) -> Path:
     bucket, _, key = found[2].partition("/")
     parts = key.strip("/").split("/")
     if not bucket or not all(parts) or {".", ".."} & {bucket, *parts}:
-        raise RequestError(f"{what} {text}: give a bucket and a name in it, for example {found[1]}://bucket/{what.strip('-')}")
-    try:
-        import obstore as _  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise RequestError(f"{what} {text}: object stores need another package; install unskew[objects]") from error
+        raise RequestError(
+            f"{what} {text}: give a bucket and a name in it, for example {found[1]}://bucket/{what.strip('-')}"
+        )
+    if importlib.util.find_spec("obstore") is None:
+        raise RequestError(f"{what} {text}: object stores need another package; install unskew[objects]")
     return ObjectPath(f"{found[1]}:", bucket, *parts)
 
 
@@ -295,7 +299,7 @@ def probe(root: ObjectPath, option: str) -> None:
 
 @contextlib.contextmanager
 def at_hand(paths: Iterable[Path]) -> Iterator[Mapping[Path, Path]]:
-    """Give the paths at which these files can be read on this machine; objects are copied, and stay as long as the body.
+    """Give the paths at which these files can be read on this machine; objects are copied, and their copies held.
 
     Raises ``FileNotFoundError`` for an object that is gone.
     """
@@ -312,7 +316,7 @@ def at_hand(paths: Iterable[Path]) -> Iterator[Mapping[Path, Path]]:
 
 
 def together(call: Callable[[_Item], _Answer], items: Sequence[_Item]) -> list[_Answer]:
-    """Return the answers to several calls that wait for a store, made at once; all have ended when one's error is raised."""
+    """Return the answers to calls that wait for a store, made at once; all have ended when one's error is raised."""
     if len(items) < 2:
         return [call(item) for item in items]
     with ThreadPoolExecutor(min(_AT_ONCE, len(items))) as threads:
@@ -451,7 +455,7 @@ def _explained(root: ObjectPath, option: str) -> Iterator[None]:
         yield
     except StoreUnavailable as error:
         raise StoreUnavailable(
-            f"{option} {str(error).replace(str(root / '_probe'), str(root))}; credentials and address come from the environment: set "
+            f"{option} {root}: {str(error).partition(': ')[2]}; credentials and address come from the environment: set "
             f"{_VARIABLES[root.parts[0].removesuffix(':')]}"
         ) from error
 
@@ -490,4 +494,3 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-

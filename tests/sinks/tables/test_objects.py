@@ -13,8 +13,6 @@ import polars as pl
 import pytest
 
 from tests.sinks.tables.test_parquet import rows
-from tests.support.plans import DAY
-from tests.support.servers.objects import SeaweedFS
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks.objects import ObjectPath, at_hand
 from unskew.sinks.tables.checksum import read_json
@@ -123,7 +121,9 @@ def test_a_writer_that_was_taken_over_is_refused_whatever_it_still_writes_and_no
     assert published(bucket) == list(range(8))
 
     old.append(rows((7, 1)))
-    with pytest.raises(LayoutError, match=r"h0\.json was written by another process, so this one was taken over and stops"):
+    with pytest.raises(
+        LayoutError, match=r"h0\.json was written by another process, so this one was taken over and stops"
+    ):
         old.snapshot()
 
     # Also when a third one goes on, and when all but the stray is merged.
@@ -191,7 +191,11 @@ def test_a_lost_or_damaged_coverage_is_an_error_and_no_file_is_removed(bucket):
     path = coverage_file(bucket, "h0")
     data = path.read_bytes()
 
-    for change in (path.unlink, lambda: path.write_bytes(data[:-3]), lambda: path.write_bytes(data.replace(b"0", b"1"))):
+    for change in (
+        path.unlink,
+        lambda: path.write_bytes(data[:-3]),
+        lambda: path.write_bytes(data.replace(b"0", b"1")),
+    ):
         change()
         with pytest.raises(LayoutError, match=r"h0\.json (is gone|does not say which files are published).*restore"):
             table(bucket, saved)
@@ -237,7 +241,7 @@ import json, sys
 from tests.sinks.tables.test_objects import epochs
 epochs(sys.argv[1], sys.argv[2])
 """
-N_ROWS = 300
+N_ROWS = 200
 
 
 def epochs(address: str, store: str) -> None:
@@ -267,15 +271,15 @@ def test_killed_at_random_moments_the_table_holds_each_row_once_and_readers_see_
             while not store.with_suffix(".begun").exists() and time.monotonic() < until_s:
                 time.sleep(0.005)
             store.with_suffix(".begun").unlink()
-            until_s = time.monotonic() + (chance.random() * 0.3 if kills < 6 else 60)
+            until_s = time.monotonic() + (chance.random() * 0.3 if kills < 4 else 60)
             while process.poll() is None and time.monotonic() < until_s:
+                coverage = read_coverage(bucket)
                 visible = [n for file in published_files(bucket) for n in range(file.first, file.last + 1)]
                 assert visible == list(range(len(visible)))
                 assert len(visible) >= seen
                 seen = len(visible)
                 durably = json.loads(store.read_text())["next"] if store.exists() else 0
                 assert seen <= durably
-                coverage = read_coverage(bucket)
                 assert coverage is None or coverage.complete_to_us <= durably
                 time.sleep(0.01)
             if process.poll() is None:
@@ -291,20 +295,3 @@ def test_killed_at_random_moments_the_table_holds_each_row_once_and_readers_see_
     epochs(str(tmp_path / "disk"), str(tmp_path / "other.json"))
     on_disk = pl.concat([content(file.path) for file in published_files(tmp_path / "disk")])
     assert pl.concat([content(file.path) for file in published_files(bucket)]).equals(on_disk)
-
-
-def test_a_store_that_is_away_is_an_error_to_repeat_and_the_outcome_is_the_same(own_objects: SeaweedFS):
-    root = ObjectPath("s3:", "unskew-test", "away")
-    writer = table(root)
-    writer.append(rows((0, 0)))
-    writer.snapshot()
-    writer.append(rows((1, DAY // DAY)))
-    own_objects.kill()
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable, match="s3://unskew-test/away"):
-            writer.snapshot()
-
-    own_objects.start()
-    assert writer.snapshot() == {"next": 2}
-    writer.settle()
-    assert published(root) == [0, 1]

@@ -74,7 +74,15 @@ class SeaweedFS(_Started):
 
 _PORTS = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc"]
 _PORTS += ["s3.port.grpc"]
-_OPTIONS = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+_OPTIONS = [
+    "-ip=127.0.0.1",
+    "-ip.bind=127.0.0.1",
+    "-filer",
+    "-s3",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-master.telemetry=false",
+]
 _OPTIONS += ["-volume.max=50", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=1MiB"]
 
 

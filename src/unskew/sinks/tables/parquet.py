@@ -19,7 +19,7 @@ is changed.
 """
 
 import io
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,7 @@ class StagedTable:
         self._coverage = {name: value for name, value in (saved or {}).items() if name != _NEXT}
         self._staged_coverage = dict(self._coverage)
         self._publication: Publication = (
-            ByCoverage(root, writer, still_ours)
-            if isinstance(root, ObjectPath)
-            else ByRename(root, writer, still_ours)
+            ByCoverage(root, writer, still_ours) if isinstance(root, ObjectPath) else ByRename(root, writer, still_ours)
         )
         with durable.disk(root):
             self._recover(saved)
@@ -230,8 +228,8 @@ def _refuse_earlier(root: Path, writer: str, published: Sequence[layout.TableFil
 def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None) -> None:
     """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
-    Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further. In an
-    object store these entries publish files too, and are replaced when their tables are opened.
+    Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further. In
+    an object store these entries publish files too, and are replaced when their tables are opened.
     ``own``: the shards for which they are removed, if other processes write the others; None for all. Raises
     ``StoreUnavailable`` if the disk fails.
     """

@@ -5,8 +5,8 @@
 | step | on a disk | in an object store |
 |---|---|---|
 | stage | written into ``_staged``, fsynced | written under the final name, which has this run's |
-| publish | renamed to the final name, then the coverage is replaced | the coverage is replaced, if it is the one before |
-| begin | staged files past the saved sequence are removed | the same files are removed; the coverage gets this run |
+| publish | renamed to the final name; the coverage is replaced | the coverage is replaced, if it is the one before |
+| begin | staged files past the saved sequence are removed | the same; the coverage gets this run |
 | taken over | the lease is gone (``still_ours``) | the coverage is another one |
 """
 
