@@ -73,7 +73,7 @@ class ObjectPath(PosixPath):
     """
 
     known: os.stat_result | None = None
-    """Size and time, if a listing gave them."""
+    """Size and time as a listing gave them; objects of tables do not change."""
     e_tag: str | None = None
 
     @override
@@ -113,7 +113,7 @@ class ObjectPath(PosixPath):
     @override
     def is_file(self, **_options: Any) -> bool:
         try:
-            self.stat()
+            _of(self, "head", self.key)
         except FileNotFoundError:
             return False
         return True

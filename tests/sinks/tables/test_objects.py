@@ -131,12 +131,12 @@ def test_a_writer_that_was_taken_over_is_refused_whatever_it_still_writes_and_no
     third.append(rows((8, 1)))
     third.snapshot()
     third.settle()
+    assert not late.exists()
     assert published(bucket) == list(range(9))
     new.append(rows((8, 1)))
     new.snapshot()
     with pytest.raises(LayoutError, match="taken over"):
         new.settle()
-    day = late.parent
     for number, file in enumerate(published_files(bucket)):
         merged = content(file.path)
         file.path.unlink()
@@ -144,11 +144,36 @@ def test_a_writer_that_was_taken_over_is_refused_whatever_it_still_writes_and_no
         merged.write_parquet(copy)
         (file.path.parent / file_name("h0", file.first, file.last)).upload(copy)
         copy.unlink()
+    table(bucket, {"next": 9})
+    late.write_bytes(frozen)
     fourth = table(bucket, {"next": 9})
-    assert (late.exists(), day.is_dir()) == (True, True)
     assert published(bucket) == list(range(9))
     assert len(read_json(coverage_file(bucket, "h0").read_bytes())["runs"]) == 1
     fourth.settle()
+
+
+def test_a_start_that_loses_the_race_removes_nothing_that_the_other_process_publishes(bucket, monkeypatch):
+    old = table(bucket)
+    old.append(rows((0, 0)))
+    saved = old.snapshot()
+    old.append(rows((1, 0)))
+    old.snapshot()
+    real = ObjectPath.objects
+
+    def in_between(path, **more):
+        # The new process has read the coverage; before it writes its own, the old one publishes.
+        monkeypatch.setattr(ObjectPath, "objects", real)
+        old.append(rows((2, 0)))
+        old.snapshot()
+        return real(path, **more)
+
+    monkeypatch.setattr(ObjectPath, "objects", in_between)
+    with pytest.raises(LayoutError, match="taken over"):
+        table(bucket, saved)
+
+    assert published(bucket) == [0, 1]
+    old.settle()
+    assert published(bucket) == [0, 1, 2]
 
 
 def test_a_lost_answer_of_the_store_is_not_taken_for_another_writer(bucket, monkeypatch):

@@ -6,7 +6,7 @@
 |---|---|---|
 | stage | written into ``_staged``, fsynced | written under the final name, which has this run's |
 | publish | renamed to the final name; the coverage is replaced | the coverage is replaced, if it is the one before |
-| begin | staged files past the saved sequence are removed | the same; the coverage gets this run |
+| begin | staged files past the saved sequence are removed | the coverage gets this run, then the same are removed |
 | taken over | the lease is gone (``still_ours``) | the coverage is another one |
 """
 
@@ -33,7 +33,7 @@ class Publication(Protocol):
         """Return the published and the staged files."""
 
     def begin(self, keep: Sequence[TableFile], drop: Sequence[TableFile]) -> None:
-        """Remove the staged files ``drop``; the next call of ``publish`` publishes ``keep``."""
+        """Let the next call of ``publish`` publish the staged files ``keep``; those of ``drop`` are removed."""
 
     def stage(self, files: Iterable[tuple[str, str, bytes]]) -> None:
         """Make files durable, given as name, day and content, in place of those that were staged since ``publish``."""
@@ -129,6 +129,7 @@ class ByCoverage:
         self._runs: list[tuple[str, int, int | None]] | None = None
         self._written: dict[str, Any] | None = None
         self._runs_with_files: set[str] = set()
+        self._dead: list[TableFile] = []
 
     def found(self) -> tuple[list[TableFile], list[TableFile]]:
         """Return the published and the staged files; those of runs that are not known are neither, and stay."""
@@ -145,15 +146,17 @@ class ByCoverage:
                 "restore it from a backup"
             )
         published = [file for file in files if self._before.includes(file)]
-        self._runs_with_files = {file.run for file in published if file.run is not None}
-        staged = [
-            file for file in files if file.run is not None and file not in published and self._before.is_of_run(file)
-        ]
+        known = {run for run, _, _ in self._before.runs}
+        others = [file for file in files if file.run in known and not self._before.includes(file)]
+        staged = [file for file in others if self._before.is_of_run(file)]
+        # Written by a process that had been taken over, or left when another start died.
+        self._dead = [file for file in others if not self._before.is_of_run(file)]
+        self._runs_with_files = known.intersection(file.run or "" for file in files)
         return layout.without_superseded(published), layout.without_superseded(staged)
 
     def begin(self, keep: Sequence[TableFile], drop: Sequence[TableFile]) -> None:
-        together(lambda file: file.path.unlink(missing_ok=True), drop)
-        self._runs_with_files |= {file.run for file in keep if file.run is not None}
+        # Only once the coverage has this run can no other process publish them.
+        self._dead += drop
 
     def stage(self, files: Iterable[tuple[str, str, bytes]]) -> None:
         for name, day, data in files:
@@ -163,7 +166,7 @@ class ByCoverage:
 
     def publish(self, coverage: Mapping[str, Any], next_sequence: int) -> None:
         if self._runs is None:
-            # Those whose files were all merged meanwhile are no longer needed.
+            # Those without any file are no longer needed: compaction merges the files of runs that have ended.
             earlier = [one for one in self._before.runs if one[0] in self._runs_with_files]
             ended = [(run, begin, next_sequence if end is None else end) for run, begin, end in earlier]
             self._runs = [*ended, (self.run, next_sequence, None)]
@@ -177,6 +180,8 @@ class ByCoverage:
         except Superseded as error:
             self._version = self._own(data, error)
         self._written = content
+        together(lambda file: file.path.unlink(missing_ok=True), self._dead)
+        self._dead = []
 
     def _own(self, data: bytes, error: Superseded) -> Version:
         """Return the version of the coverage if this process wrote it, and only the store's answer was lost."""
