@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers.objects import SECRET, Forgetful, SeaweedFS, reaching
+from tests.support.servers.objects import SECRET, Forgetful, SeaweedFS, WithoutBuckets, reaching
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.sinks import objects
 from unskew.sinks.objects import ObjectPath, Superseded, at_hand, probe, table_path
@@ -192,3 +192,14 @@ def test_a_store_that_cannot_be_reached_is_an_error_that_says_what_to_set_and_sh
     assert "AWS_SECRET_ACCESS_KEY" in str(refused.value)
     assert "hidden" not in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+def test_a_bucket_that_is_not_there_is_an_error_that_says_so(bucket):
+    with WithoutBuckets() as server, reaching(server.environment):
+        for act in (
+            lambda: probe(bucket, "--log"),
+            lambda: (bucket / "one").write_bytes(b"1"),
+            lambda: list(bucket.objects()),
+        ):
+            with pytest.raises(StoreUnavailable, match=r"no such bucket|NoSuchBucket"):
+                act()

@@ -167,7 +167,7 @@ class ObjectPath(PosixPath):
     @override
     def write_bytes(self, data: Any) -> int:
         """Write an object, in place of the one before."""
-        _of(self, "put", self.key, data)
+        self._put(data)
         return len(data)
 
     def versioned(self) -> tuple[bytes, Version]:
@@ -185,12 +185,20 @@ class ObjectPath(PosixPath):
         try:
             return _version(_of(self, "put", self.key, data, mode=mode, use_multipart=False))
         except FileNotFoundError as error:
+            if version is None:
+                raise StoreUnavailable(f"{self}: there is no such bucket") from error
             # The object to be replaced is gone.
             raise Superseded(str(self)) from error
 
     def upload(self, file: Path) -> None:
         """Write an object with the content of a file."""
-        _of(self, "put", self.key, file)
+        self._put(file)
+
+    def _put(self, content: Any) -> None:
+        try:
+            _of(self, "put", self.key, content)
+        except FileNotFoundError as error:
+            raise StoreUnavailable(f"{self}: there is no such bucket") from error
 
     @override
     def unlink(self, missing_ok: bool = False) -> None:

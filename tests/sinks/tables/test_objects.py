@@ -100,7 +100,9 @@ def test_published_rows_past_the_saved_sequence_or_without_one_are_an_error_and_
     assert published(bucket) == [0, 1, 2]
 
 
-def test_a_writer_that_was_taken_over_is_refused_whatever_it_still_writes_and_nothing_is_lost_or_twice(bucket):
+def test_a_writer_that_was_taken_over_is_refused_whatever_it_still_writes_and_nothing_is_lost_or_twice(
+    bucket, tmp_path
+):
     old = table(bucket)
     old.append(rows((0, 0), (1, 0)))
     saved = old.snapshot()
@@ -140,7 +142,7 @@ def test_a_writer_that_was_taken_over_is_refused_whatever_it_still_writes_and_no
     for number, file in enumerate(published_files(bucket)):
         merged = content(file.path)
         file.path.unlink()
-        copy = Path(f"/tmp/{bucket.name}-{number}")
+        copy = tmp_path / f"{number}"
         merged.write_parquet(copy)
         (file.path.parent / file_name("h0", file.first, file.last)).upload(copy)
         copy.unlink()

@@ -103,7 +103,44 @@ def reaching(environment: dict[str, str]) -> Iterator[None]:
     objects._store.cache_clear()
 
 
-class Forgetful(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
+    """A server in a thread of this process, for as long as a ``with`` statement lasts."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.server_address[1]}", "AWS_SKIP_SIGNATURE": "true"}
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+
+class WithoutBuckets(_Server):
+    """A server that has no buckets."""
+
+    def __init__(self) -> None:
+        class Refusing(BaseHTTPRequestHandler):
+            def _refuse(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(404)
+                self.end_headers()
+                self.wfile.write(b"<Error><Code>NoSuchBucket</Code><Message>it does not exist</Message></Error>")
+
+            do_GET = do_PUT = do_HEAD = do_DELETE = _refuse  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(Refusing)
+
+
+class Forgetful(_Server):
     """A server before another one that loses some headers of requests, which must not be signed."""
 
     def __init__(self, port: int, lost: tuple[str, ...]) -> None:
@@ -132,15 +169,4 @@ class Forgetful(ThreadingHTTPServer):
             def log_message(self, *_: object) -> None:
                 pass
 
-        super().__init__(("127.0.0.1", 0), Passing)
-        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
-        self._thread.start()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.server_address[1]}", "AWS_SKIP_SIGNATURE": "true"}
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
+        super().__init__(Passing)

@@ -155,7 +155,8 @@ class ByCoverage:
         return layout.without_superseded(published), layout.without_superseded(staged)
 
     def begin(self, keep: Sequence[TableFile], drop: Sequence[TableFile]) -> None:
-        # Only once the coverage has this run can no other process publish them.
+        # What is kept is published by the coverage; and only once that has this run, no other process can publish more.
+        del keep
         self._dead += drop
 
     def stage(self, files: Iterable[tuple[str, str, bytes]]) -> None:
