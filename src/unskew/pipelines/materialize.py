@@ -118,8 +118,8 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
         views = frozenset(view.id for view in job.views)
         streams = {view.stream.topic: view.stream for view in job.views}
         leases.add(Lease(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams)))
-        leases.add(Lease(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams)))
-        leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views)))
+        leases.take(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams))
+        leases.take(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views))
         if job.again:
             _forget(job, seeds, leases.check)
 

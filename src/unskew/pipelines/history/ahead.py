@@ -178,7 +178,7 @@ def remove_backfill(view_id: str, state: Path, log: Path, owner: Owner) -> int:
         leases = Leases()
         closing.callback(leases.release)
         leases.add(Lease(state, "--state", owner, frozenset([f"the backfill of {view_id}"])))
-        leases.add(Lease(log, "--log", owner, frozenset(f"{view_id}/{name}" for name in names)))
+        leases.take(log, "--log", owner, frozenset(f"{view_id}/{name}" for name in names))
         name, _, version = view_id.partition("@")
         seeds.forget(view_id, view_root(log, name, int(version)), state / CHANGELOG / view_id)
         durable.remove_empty([log / name])
