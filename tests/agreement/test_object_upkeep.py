@@ -1,9 +1,7 @@
 """Every command does in an object store what it does on a disk."""
 
 import json
-import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -15,15 +13,12 @@ from tests.agreement.test_objects import in_store, table
 from tests.agreement.test_retain import DEFINITIONS, LATER, RECORDS
 from tests.support.pipeline import Bench
 from tests.support.servers.objects import SeaweedFS
-from unskew import FeatureStore
 from unskew.cli import main
 from unskew.features.definitions.load import load
-from unskew.monitoring.audit import audit
 from unskew.pipelines.deployment import Deployment
-from unskew.pipelines.history import importing, sorting
 from unskew.pipelines.run import run
 from unskew.sinks.objects import ObjectPath
-from unskew.sinks.tables.layout import published_files, read_coverage, view_roots
+from unskew.sinks.tables.layout import read_coverage, view_roots
 
 
 def rows(deployment: Deployment) -> dict[str, object]:
@@ -36,6 +31,10 @@ def rows(deployment: Deployment) -> dict[str, object]:
         if not root.name.startswith("_"):
             found[root.name] = repr(table(root).sort("_partition", "_offset").rows())
     return found
+
+
+def left_by_locks(bucket: ObjectPath) -> list[ObjectPath]:
+    return [one for one in bucket.objects() if one.name == "lock" or {"_leases", "_probe"} & set(one.parts)]
 
 
 def done(words: list[str], *, code: int = 0) -> str:
@@ -69,14 +68,27 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
         return [f"--{name}={every[name]}" for name in names]
 
     def on_both(*words: str, where: tuple[str, ...]) -> None:
-        """Both say the same, but for the address, and sizes in bytes."""
-        said = {name: done([*words, *folders(one, *where)]) for name, one in both.items()}
-        print(said["far"])
+        for one in both.values():
+            done([*words, *folders(one, *where)])
 
     sets = {}
     for name, one in both.items():
         out = tmp_path / f"{name}.parquet"
-        done(["train", str(tmp_path / "labels.parquet"), "-f", "by_user:n", "-f", "by_user:total", "--outside", "null", "--output", str(out), *folders(one, "log")])
+        done(
+            [
+                "train",
+                str(tmp_path / "labels.parquet"),
+                "-f",
+                "by_user:n",
+                "-f",
+                "by_user:total",
+                "--outside",
+                "null",
+                "--output",
+                str(out),
+                *folders(one, "log"),
+            ]
+        )
         sets[name] = (pl.read_parquet(out), (tmp_path / f"{name}.manifest.json").read_bytes())
     assert sets["far"][0].equals(sets["near"][0])
     assert json.loads(sets["far"][1]) == json.loads(sets["near"][1])
@@ -96,12 +108,35 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
         assert sorted(seen.rows()) == sorted(table(root).select("shard", "seq").rows())
     for name, one in both.items():
         out = tmp_path / f"{name}.again.parquet"
-        done(["train", "--reproduce", str(tmp_path / f"{name}.manifest.json"), str(tmp_path / "labels.parquet"), "--output", str(out), *folders(one, "log")])
+        done(
+            [
+                "train",
+                "--reproduce",
+                str(tmp_path / f"{name}.manifest.json"),
+                str(tmp_path / "labels.parquet"),
+                "--output",
+                str(out),
+                *folders(one, "log"),
+            ]
+        )
         assert pl.read_parquet(out).equals(sets[name][0])
-    on_both("retain", f"--definitions={definitions}", "--keep-log=2d", "--keep-archive=3d", "--dry-run", where=("log", "archive"))
-    on_both("retain", f"--definitions={definitions}", "--keep-log=2d", "--keep-archive=3d", "--grace=0s", where=("log", "archive"))
+    on_both(
+        "retain",
+        f"--definitions={definitions}",
+        "--keep-log=2d",
+        "--keep-archive=3d",
+        "--dry-run",
+        where=("log", "archive"),
+    )
+    on_both(
+        "retain",
+        f"--definitions={definitions}",
+        "--keep-log=2d",
+        "--keep-archive=3d",
+        "--grace=0s",
+        where=("log", "archive"),
+    )
     assert rows(both["far"]) == rows(near)
-    print([str(x) for x in bucket.objects()])
     definitions.write_text(definitions.read_text() + LATER)
     bench.append(topic, RECORDS[200:])
     plan = load(definitions)
@@ -116,7 +151,7 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
     for one in both.values():
         run(plan, one, stop=threading.Event())
     assert rows(both["far"]) == rows(near)
-    assert not [str(x) for x in bucket.objects() if x.name == "lock" or "_leases" in x.parts or "_probe" in x.parts]
+    assert left_by_locks(bucket) == []
 
 
 class Killed(BaseException):
@@ -157,8 +192,6 @@ def test_history_comes_into_an_object_store_as_it_does_onto_a_disk(
             raise Killed
         return put(path, data)
 
-    monkeypatch.setattr(importing, "CHUNK_ROWS", 40, raising=False)
-    monkeypatch.setattr(sorting, "BATCH_ROWS", 40, raising=False)
     monkeypatch.setattr(ObjectPath, "write_bytes", killed)
     with pytest.raises(Killed):
         imports(both["far"])
@@ -174,20 +207,18 @@ def test_history_comes_into_an_object_store_as_it_does_onto_a_disk(
     assert rows(both["far"]) == rows(near)
     for one in both.values():
         done(words("backfill later", one, f"--log={one.log}"))
-        done(words("backfill later --again --workers 2", one, f"--log={one.log}"))
+        done(words("backfill later --again", one, f"--log={one.log}"))
         done(["purge", "later@1", "--backfill", f"--log={one.log}", f"--state={one.state}"])
         done(words("backfill later", one, f"--log={one.log}"))
     bench.append(topic, records[test_import.SECOND :])
     for one in both.values():
         run(load(definitions), one, stop=threading.Event())
     assert rows(both["far"]) == rows(near)
-    assert not [str(x) for x in bucket.objects() if x.name == "lock" or "_leases" in x.parts or "_probe" in x.parts]
+    assert left_by_locks(bucket) == []
 
 
 @pytest.mark.long
-def test_a_view_over_a_table_has_its_log_in_an_object_store(
-    bench: Bench, bucket: ObjectPath, tmp_path: Path, object_server: SeaweedFS
-) -> None:
+def test_a_view_over_a_table_has_its_log_in_an_object_store(bench: Bench, bucket: ObjectPath, tmp_path: Path) -> None:
     past = tmp_path / "past.parquet"
     test_import.events(test_import.RECORDS).write_parquet(past)
     definitions = tmp_path / "definitions.py"
@@ -198,8 +229,21 @@ def test_a_view_over_a_table_has_its_log_in_an_object_store(
     definitions.write_text(text.format(path=str(past)))
     near = bench.deployment()
     both = {"near": near, "far": in_store(bench.deployment(), bucket / "place")}
-    for until, more in (("2017-03-26T02:00:00Z", []), ("2017-03-27T00:00:00Z", []), ("2017-03-26T03:00:00Z", ["--again"])):
+    for until, more in (
+        ("2017-03-26T02:00:00Z", []),
+        ("2017-03-27T00:00:00Z", []),
+        ("2017-03-26T03:00:00Z", ["--again"]),
+    ):
         for one in both.values():
             options = [f"--log={one.log}", f"--archive={one.archive}", f"--state={one.state}", f"--prefix={one.prefix}"]
-            done(["materialize", f"--definitions={definitions}", f"--until={until}", f"--redis-url={bench.redis_url}", *options, *more])
+            done(
+                [
+                    "materialize",
+                    f"--definitions={definitions}",
+                    f"--until={until}",
+                    f"--redis-url={bench.redis_url}",
+                    *options,
+                    *more,
+                ]
+            )
         assert rows(both["far"]) == rows(near)
