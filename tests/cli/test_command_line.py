@@ -37,7 +37,17 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("dead-letters", "show"): ("--dead-letters", "folder", "a/0/1"),
     ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
     ("compact",): ("--log", "folder"),
+    ("import",): (
+        "transactions",
+        str(DEFINITIONS),
+        *DEFINED,
+        *("--archive", "folder", "--state", "folder", "--delay", "0s"),
+    ),
     ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
+    ("materialize",): (
+        *("--until", "2026-01-31T00:00:00Z", *DEFINED),
+        *("--log", "folder", "--archive", "folder", "--state", "folder", *AWAY),
+    ),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),

@@ -29,8 +29,8 @@ def asked_for(*, dev: bool) -> list[Requirement]:
     texts = [*pyproject["project"]["dependencies"], *pyproject["build-system"]["requires"]]
     if dev:
         texts += [text for extra in pyproject["project"]["optional-dependencies"].values() for text in extra]
-        # The peers want an older Kafka client: they have an environment of their own.
-        groups = [group for name, group in pyproject["dependency-groups"].items() if name != "peers"]
+        # The peers want older packages: they have environments of their own.
+        groups = [group for name, group in pyproject["dependency-groups"].items() if not name.startswith("peers")]
         texts += [text for group in groups for text in group if isinstance(text, str)]
     return [Requirement(text) for text in texts]
 

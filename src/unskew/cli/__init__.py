@@ -32,7 +32,9 @@ COMMANDS = {
         "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
+    "import": _Place("unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream."),
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
+    "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),

@@ -15,7 +15,7 @@ from unskew.features.evaluate import Evaluator
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.updates import NothingToCome, Updates
-from unskew.pipelines.history.archive import META, Archive, Cut, Piece, Reached, columns_of
+from unskew.pipelines.history.archive import BEGINNING, META, Archive, Cut, Piece, Reached, columns_of
 from unskew.pipelines.routing import slices
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice, shard_names
 from unskew.pipelines.state.whole import WholeState
@@ -44,7 +44,7 @@ def pieces(
     wanted = list(dict.fromkeys(columns))
     archive.require(wanted, begin)
     reads = {
-        partition: archive.read(partition, begin.get(partition, 0), reached.offset, wanted)
+        partition: archive.read(partition, begin.get(partition, BEGINNING), reached.offset, wanted)
         for partition, reached in end.items()
     }
     none = pl.DataFrame(schema={**{name: archive.stream.columns[name] for name in wanted}, **_META_TYPES})
