@@ -26,7 +26,7 @@ from unskew.offline.catalogue import catalogue
 from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.logged import with_logged
+from unskew.offline.logged import all_logged, with_logged
 from unskew.offline.manifest import (
     JoinRule,
     LogPosition,
@@ -211,7 +211,12 @@ class FeatureStore:
         return found
 
     def features(self) -> pl.DataFrame:
-        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner.
+
+        These are the features of the definitions, else of the registry in Redis, else of the log.
+        """
+        if self._pinned is None and self._reader is None and self._log is not None:
+            return catalogue(all_logged(self._log))
         return catalogue(self._views())
 
     def history(

@@ -30,6 +30,7 @@ def version(number: int, *wanted: Wanted, **more: Any) -> ViewPlan:
 ONE, TWO = version(1), version(2, N, Wanted("mean", "mean", sliding(HOUR, HOUR), "x", default=-2.0))
 THREE = version(3, N, Wanted("mean", "max", sliding(HOUR, HOUR), "n", of="int64"))
 FOUR = version(4, N, keys={"user": "int64"})
+TWO_ALONE = Plan(streams={}, views={TWO.id: TWO})
 PLAN = Plan(streams={}, views={one.id: one for one in (ONE, TWO, THREE, FOUR)})
 
 
@@ -129,6 +130,15 @@ def test_any_table_may_span_versions(log: Path, source: str) -> None:
     found = FeatureStore(log=log).get_historical_features(given, ["spend:n"], versions={"spend": [1, 2]})
 
     assert found.to_polars()["spend__version"].to_list() == ([] if source == "none" else [1, 2])
+
+
+def test_a_log_alone_says_what_exists(log: Path, tmp_path: Path) -> None:
+    found = FeatureStore(log=log).features()
+
+    assert found["reference"].to_list() == ["spend@1:n", "spend@1:mean", "spend@2:n", "spend@2:mean"]
+    assert FeatureStore(TWO_ALONE, log=log).features()["reference"].to_list() == ["spend:n", "spend:mean"]
+    with pytest.raises(RequestError, match="holds no log of any view"):
+        FeatureStore(log=tmp_path / "spend").features()
 
 
 def test_without_versions_only_the_serving_one_answers(log: Path) -> None:
