@@ -127,9 +127,19 @@ def test_any_table_may_span_versions(log: Path, source: str) -> None:
     table = labels(*(() if source == "none" else (2, 12)))
     given: Any = {"rows": table.to_dicts(), "pandas": table.to_pandas(), "none": table}[source]
 
-    found = FeatureStore(log=log).get_historical_features(given, ["spend:n"], versions={"spend": [1, 2]})
+    for store in (FeatureStore(log=log), FeatureStore(TWO_ALONE, log=log)):
+        found = store.get_historical_features(given, ["spend:n"], versions={"spend": [1, 2]})
 
-    assert found.to_polars()["spend__version"].to_list() == ([] if source == "none" else [1, 2])
+        assert found.to_polars()["spend__version"].to_list() == ([] if source == "none" else [1, 2])
+
+
+def test_a_version_of_the_log_alone_does_not_change_what_the_bare_name_means(log: Path) -> None:
+    """Version 2 is the only one that is defined, and its definition does not say that it serves."""
+    found = FeatureStore(TWO_ALONE, log=log).get_historical_features(
+        labels(12), ["spend:n", "spend@1:n"], full_feature_names=True
+    )
+
+    assert found.to_df().select("spend__n", "spend@1__n").rows() == [(2, 1)]
 
 
 def test_a_log_alone_says_what_exists(log: Path, tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def with_logged(log_root: Path, named: Iterable[str], known: Versions[View] | No
     found = {held.find(name).id: defined(held.find(name)) for name in wanted}
     if known is None:
         return Versions(found.values())
-    return Versions([*known.values(), *(msgspec.structs.replace(view, serving=False) for view in found.values())])
+    # What a bare name means stays as it is, also where the only known version becomes one of several.
+    beside = [msgspec.structs.replace(view, serving=known.serving(view.name) is view) for view in known.values()]
+    return Versions([*beside, *(msgspec.structs.replace(view, serving=False) for view in found.values())])
 
 
 def all_logged(log_root: Path) -> Versions[View]:
