@@ -17,14 +17,16 @@ from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.references import by_view, find_view, key_columns, requested_us, resolve
+from unskew.features.references import key_columns, named_views, requested_us, resolve
 from unskew.features.time import MAX_INSTANT_US
+from unskew.features.versions import Versions
 from unskew.features.view import View
 from unskew.offline.bar import shown
 from unskew.offline.catalogue import catalogue
 from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
+from unskew.offline.logged import with_logged
 from unskew.offline.manifest import (
     JoinRule,
     LogPosition,
@@ -37,6 +39,7 @@ from unskew.offline.manifest import (
     position,
 )
 from unskew.offline.training_set import HistoricalFeatures, Origin
+from unskew.offline.version_spans import Spans, check_spans, each_version
 from unskew.serving.online import OnlineFeatures, OnlineReader
 from unskew.sinks.wall import wall_us
 
@@ -48,8 +51,9 @@ class FeatureStore:
 
     ``definitions``: a compiled ``Plan``, or definition files and folders; by default the features that the registry in
     Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
-    folder of the Parquet log. ``archive``: the folder of the event archive. Online reads need only ``redis_url`` and
-    historical reads only the definitions and ``log``, or ``archive``; the store connects at the first use.
+    folder of the Parquet log. ``archive``: the folder of the event archive. Online reads need only ``redis_url``,
+    historical reads only ``log``, which holds the definitions with which it was written, or the definitions and
+    ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
     """
@@ -90,6 +94,8 @@ class FeatureStore:
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
+        ``view@2:feature`` names a version, ``view:feature`` means the one that serves.
+
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
         after the feature, or ``view__feature`` with ``full_feature_names``. Raises ``RequestError`` and
@@ -111,9 +117,12 @@ class FeatureStore:
         full_feature_names: bool = False,
         with_status: bool = False,
         source: Source = "log",
+        versions: Spans | None = None,
         progress: Progress | bool = False,
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
+
+        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more.
 
         ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept as they are: a
         frame of Polars or pandas, an Arrow table, a DuckDB relation, or a list of dicts. ``inclusive``: whether values
@@ -123,6 +132,11 @@ class FeatureStore:
         longer ago than this reads as nulls and defaults. ``with_status``: adds a column ``{feature}__status`` beside
         each feature; ``summary`` of the answer counts them in any case. ``progress``: True shows a bar while the log is
         read; a function is called with what is read, the rows read so far, and all rows.
+
+        ``versions``: the versions that answer for a view together, for example ``{"user_purchases": [1, 2]}``, for
+        features that are requested without a version. Each label is answered by the highest of them whose history (the
+        instant ``since`` of its log) begins at or before the label's instant, by the lowest if none does; the column
+        ``user_purchases__version`` says by which. The feature must have the same type in all of them.
 
         ``source``: "log" reads what was served. "events" computes the values from the archived events, with the kernel
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
@@ -136,6 +150,11 @@ class FeatureStore:
         """
         if source not in {"log", "events", "both"}:
             raise RequestError(f'source is "log", "events" or "both", not {source!r}')
+        if versions is not None and source != "log":
+            raise RequestError(
+                "versions are spanned in the log alone, which knows from when on each could answer; leave out source, or request "
+                "view@1:feature and view@2:feature side by side"
+            )
         rule = JoinRule(
             timestamp=timestamp,
             inclusive=inclusive,
@@ -143,8 +162,10 @@ class FeatureStore:
             max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
             full_feature_names=full_feature_names,
             with_status=with_status,
+            versions=_checked(features, versions),
         )
-        return self._trained(read_table(entity_df), self._views(), features, source, rule, progress=progress)
+        views = self._named(named_views(each_version(features, rule.versions)))
+        return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
 
     def reproduce(
         self,
@@ -174,11 +195,10 @@ class FeatureStore:
             raise RequestError(
                 f"these are not the labels of {name}: {difference}; give the table that it was made with"
             )
-        views = {part.id: part.view(name) for part in wanted.views}
         found = self._trained(
             labels,
-            {view.name: view for view in views.values()},
-            [f"{views[part.view].name}:{part.feature}" for part in wanted.features],
+            Versions(part.view(name) for part in wanted.views),
+            [f"{part.named}:{part.feature}" for part in wanted.features],
             wanted.source,
             wanted.join,
             progress=progress,
@@ -192,7 +212,7 @@ class FeatureStore:
 
     def features(self) -> pl.DataFrame:
         """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
-        return catalogue(self._views().values())
+        return catalogue(self._views())
 
     def history(
         self,
@@ -212,12 +232,12 @@ class FeatureStore:
         """
         if source not in {"log", "events"}:
             raise RequestError(f'source is "log" or "events", not {source!r}')
-        found = find_view(view, self._views())
+        found = self._named([view]).find(view)
         with shown(progress) as report:
             if source == "events":
                 labels = read_table([entity_row(found, entity_key)])
-                reference = f"{found.name}:{found.features[0].name}"
-                rebuilt = self._rebuilt(labels, {found.name: found}, [reference], None, None, report)
+                reference = f"{found.id}:{found.features[0].name}"
+                rebuilt = self._rebuilt(labels, Versions([found]), [reference], None, None, report)
                 return entity_history(rebuilt.log(found), entity_key, report)
             if self._log is None:
                 raise RequestError("the history is read from the log: give FeatureStore its folder")
@@ -226,7 +246,7 @@ class FeatureStore:
     def _trained(
         self,
         labels: Given,
-        views: Mapping[str, View],
+        views: Versions[View],
         features: Sequence[str],
         source: Source,
         rule: JoinRule,
@@ -246,6 +266,7 @@ class FeatureStore:
             max_age=None if rule.max_age_us is None else dt.timedelta(microseconds=rule.max_age_us),
             full_feature_names=rule.full_feature_names,
             with_status=rule.with_status,
+            versions=rule.versions,
         )
         if source != "events" and self._log is None:
             raise RequestError("historical features are read from the log: give FeatureStore its folder")
@@ -274,7 +295,7 @@ class FeatureStore:
     def _rebuilt(
         self,
         labels: Given,
-        views: Mapping[str, View],
+        views: Versions[View],
         features: Sequence[str],
         timestamp: str | None,
         again: Manifest | None,
@@ -293,8 +314,8 @@ class FeatureStore:
             )
         if self._archive is None:
             raise RequestError("features are computed from the archived events: give FeatureStore the folder archive=")
-        asked = [ones[0].view for ones in by_view(resolve(features, views, full_feature_names=True)).values()]
-        defined = [_defined(self._plan, view) for view in asked]
+        asked = {one.view.id: one.view for one in resolve(features, views, full_feature_names=True)}
+        defined = [_defined(self._plan, view) for view in asked.values()]
         keys = {
             view.id: encode_keys(key_columns(view.published, labels).drop_nulls().unique(), view.entity)
             for view in defined
@@ -336,12 +357,19 @@ class FeatureStore:
             },
         )
 
-    def _views(self) -> Mapping[str, View]:
+    def _views(self) -> Versions[View]:
         if self._pinned is not None:
             return self._pinned
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
         return self._reader.views()
+
+    def _named(self, names: Sequence[str]) -> Versions[View]:
+        """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""
+        known = None if self._pinned is None and self._reader is None else self._views()
+        if self._log is None:
+            return self._views() if known is None else known
+        return with_logged(self._log, names, known)
 
     def close(self) -> None:
         """Close the connections; the store holds nothing else."""
@@ -359,9 +387,9 @@ class _Rebuilt:
 
 def _defined(plan: Plan, view: View) -> ViewPlan:
     """Return the plan of a view; raises ``LayoutError`` if the definitions are not those of this view."""
-    found = next((one for one in plan.views.values() if one.id == view.id), None)
-    if found is None:
+    if view.id not in plan.views:
         raise LayoutError(f"the definitions have no {view.id}, from whose events the training set was made; add it")
+    found = plan.views[view.id]
     if found.published.state_fingerprint != view.state_fingerprint:
         raise LayoutError(
             f"the training set was made with another definition of {view.id} (state fingerprint {view.state_fingerprint}, now "
@@ -379,6 +407,14 @@ def _earlier(log_root: Path, manifest: Manifest) -> Callable[[View], ViewLog]:
         return ViewLog(log_root, view, at=None if position is None else position.coverage())
 
     return opened
+
+
+def _checked(features: Sequence[str], versions: Spans | None) -> dict[str, tuple[int, ...]]:
+    """Return the versions of a request. Raises ``RequestError``."""
+    if versions is None:
+        return {}
+    check_spans(features, versions)
+    return {name: tuple(numbers) for name, numbers in versions.items()}
 
 
 def _compiled(definitions: Definitions) -> Plan:

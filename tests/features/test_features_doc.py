@@ -99,7 +99,9 @@ def test_every_example_compiles():
     plan = compile(definitions(), map(definition_of, documents))
 
     assert {language for language, _ in BLOCKS} == {"python", "yaml"}
-    assert set(plan.views) == {"spending", "shops", "returns", "habits", "habits_by_yaml", "breadth"}
+    others = {"spending", "shops", "returns", "habits", "habits_by_yaml", "breadth"}
+    assert set(plan.views) == others | {"baskets@1", "baskets@2"}
+    assert plan.views["baskets"].version == 1
     assert plan.views["habits"].sessions is not None
 
 

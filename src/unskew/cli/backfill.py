@@ -58,11 +58,7 @@ def backfill(
     from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 
     plan = load(*definitions)
-    known = {name: view for view in plan.views.values() for name in (view.name, view.id)}
-    if unknown := [name for name in views if name not in known]:
-        raise RequestError(
-            f"there is no view {unknown[0]!r}; the definitions have {', '.join(sorted(view.id for view in plan.views.values()))}"
-        )
+    wanted = [plan.views.find(name) for name in views]
     errors = Screen(stderr=True)
     stop = threading.Event()
     with (
@@ -85,7 +81,7 @@ def backfill(
 
         seams = backfill_ahead(
             Ahead(
-                views=list({known[name].id: known[name] for name in views}.values()),
+                views=list({view.id: view for view in wanted}.values()),
                 log=log,
                 archive=archive,
                 state=state,

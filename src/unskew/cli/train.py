@@ -1,6 +1,6 @@
 """``unskew train``: labels with the features of their instants, and the manifest that makes them again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,24 @@ from unskew.cli.screen import Screen, say, styled
 from unskew.features.errors import RequestError
 
 if TYPE_CHECKING:
+    from unskew.features.versions import Versions
     from unskew.features.view import View
     from unskew.offline.training_set import HistoricalFeatures
 
 # The options that a manifest has already.
-_SHAPING = ("features", "timestamp", "inclusive", "outside", "max_age", "full_feature_names", "with_status", "source")
+_SHAPING = (
+    *(
+        "features",
+        "timestamp",
+        "inclusive",
+        "outside",
+        "max_age",
+        "full_feature_names",
+        "with_status",
+        "source",
+        "versions",
+    ),
+)
 
 
 @click.command()
@@ -71,6 +84,12 @@ _SHAPING = ("features", "timestamp", "inclusive", "outside", "max_age", "full_fe
     show_default=True,
     help="Read what was served; or compute it from the archived events; or do both and compare.",
 )
+@click.option(
+    "--versions",
+    multiple=True,
+    metavar="VIEW=1,2",
+    help="Let these versions answer for VIEW: each label by the highest whose history had begun. For several views, give it again.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace FILE and its manifest if they are there.")
 @click.pass_context
 def train(
@@ -89,6 +108,7 @@ def train(
     full_feature_names: bool,
     with_status: bool,
     source: str,
+    versions: tuple[str, ...],
     overwrite: bool,
 ) -> None:
     """Write a training set: each row of LABELS with the values that its features had right before its instant.
@@ -109,9 +129,12 @@ def train(
     """
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
+    from unskew.features.references import named_views
     from unskew.offline.labels import read_labels
+    from unskew.offline.logged import with_logged
     from unskew.offline.manifest import Manifest
     from unskew.offline.training_set import writable
+    from unskew.offline.version_spans import candidates, each_version, newest_serving
     from unskew.store import FeatureStore
 
     writable(output, overwrite=overwrite)
@@ -129,11 +152,18 @@ def train(
     else:
         if not features:
             raise RequestError("no features are requested: give -f VIEW or -f VIEW:FEATURE, or --reproduce a manifest")
-        if not definitions:
-            raise RequestError("features are read by their definitions: give --definitions")
-        plan = load(*definitions)
+        if not definitions and log is None:
+            raise RequestError(
+                "features are read by their definitions: give --definitions, or a --log, which holds its own"
+            )
+        spans = dict(map(_span, versions))
+        plan = load(*definitions) if definitions else None
         store = FeatureStore(plan, log=log, archive=archive)
-        references, views = _references(features, plan.published)
+        known = None if plan is None else plan.published
+        if log is not None:
+            known = with_logged(log, named_views(each_version(features, spans)), known)
+        assert known is not None
+        references, views = _references(features, newest_serving(known, candidates(known, spans)))
         found = store.get_historical_features(
             read_labels(labels, views, timestamp),
             references,
@@ -144,6 +174,7 @@ def train(
             full_feature_names=full_feature_names,
             with_status=with_status,
             source=source,  # type: ignore[arg-type]  # one of its choices
+            versions=spans or None,
             progress=True,
         )
     if not found.given.n_rows:
@@ -163,16 +194,25 @@ def _refuse_shaping(context: click.Context) -> None:
         raise RequestError(f"--reproduce and {option} exclude each other: the manifest has features and options")
 
 
-def _references(given: Sequence[str], known: "Mapping[str, View]") -> "tuple[list[str], list[View]]":
+def _span(text: str) -> tuple[str, list[int]]:
+    """Return a view and versions from ``VIEW=1,2``."""
+    name, _, numbers = text.partition("=")
+    parts = numbers.split(",")
+    if not name or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise RequestError(f"--versions {text}: write a view and its versions, for example user_purchases=1,2")
+    return name, list(map(int, parts))
+
+
+def _references(given: Sequence[str], known: "Versions[View]") -> "tuple[list[str], list[View]]":
     """Return the references that the options name, with those of whole views, and the views."""
-    from unskew.features.references import find_view, resolve
+    from unskew.features.references import resolve
 
     references = []
     for one in given:
         if ":" in one:
             references.append(one)
         else:
-            view = find_view(one, known)
+            view = known.find(one)
             references += [f"{one}:{feature.name}" for feature in view.features]
     asked = resolve(references, known, full_feature_names=True)
     return references, list({one.view.id: one.view for one in asked}.values())

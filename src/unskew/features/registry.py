@@ -1,4 +1,4 @@
-"""The published registry: what a reader that has nothing but Redis must know about the views.
+"""The published registry: what a reader that has nothing but Redis, or nothing but a log, must know about the views.
 
 ``describe`` returns it as data that can be written as JSON, and ``parse`` reads it back. A field that a newer version
 adds is ignored. In JSON, an empty value or default that is a decimal is text; one that is a timestamp is a number of
@@ -17,6 +17,7 @@ from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import Plan
 from unskew.features.time import instant_us, moment_of, unit_boundaries
 from unskew.features.types import ScalarName, Type
+from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
@@ -39,19 +40,26 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def merge(stored: str | bytes | None, text: str) -> str:
-    """Return the stored registry with the views of ``text``, which replace those of the same names; both are JSON.
+    """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    A stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep fields
-    that this version does not know.
+    Other versions of these views stay, and do not serve any more: the pipeline that publishes last says which version
+    does. A stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep
+    fields that this version of unskew does not know.
     """
     new = json.loads(text)
     try:
         old = {} if stored is None else json.loads(stored)
         if old.get("format") != new.get("format"):
             return text
-        views = {view["name"]: view for view in old["views"]}
-        views.update((view["name"], view) for view in new["views"])
-        return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
+        named = {view["name"] for view in new["views"]}
+        views = {
+            (view["name"], view["version"]): {**view, "serving": False} if view["name"] in named else view
+            for view in old["views"]
+        }
+        views.update(((view["name"], view["version"]), view) for view in new["views"])
+        # Earlier versions of unskew keep the last version of a view, so the one that serves comes last.
+        ordered = sorted(views.values(), key=lambda view: (view["name"], view.get("serving", True), view["version"]))
+        return json.dumps({**new, "views": ordered})
     except _NO_REGISTRY:
         return text
 
@@ -89,8 +97,8 @@ def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
     return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
 
 
-def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> dict[str, View]:
-    """Read a registry from JSON text or data: view name -> view. ``key``: where it stands in Redis, for messages.
+def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Versions[View]:
+    """Read a registry from JSON text or data. ``key``: where it stands in Redis, for messages.
 
     Raises ``LayoutError`` if this version cannot read it.
     """
@@ -105,7 +113,7 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> di
                 f"{name} has format {registry.format}, but this version reads {FORMAT}; "
                 "use the version of unskew that published it, or publish it again with unskew run"
             )
-        views = {view.name: _typed(view) for view in registry.views}
+        views = Versions(map(_typed, registry.views))
         for view in views.values():
             _check(view)
     except _Unreadable as error:
@@ -115,6 +123,20 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> di
         why = str(error) or type(error).__name__
         raise LayoutError(f"{name} cannot be read: {why}; publish it again with unskew run") from error
     return views
+
+
+def describe_one(view: View) -> dict[str, Any]:
+    """Return one view as data that ``json.dumps`` takes; not whether it serves, which may change any day."""
+    described: dict[str, Any] = msgspec.to_builtins(as_json(msgspec.structs.replace(view, serving=True)))
+    return described
+
+
+def parse_one(described: object, place: str) -> View:
+    """Read a view from data. ``place``: where it stands, for messages. Raises ``LayoutError`` if it cannot be read."""
+    try:
+        return typed(msgspec.convert(described, View), f"the definition in {place}")
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise LayoutError(f"the definition in {place} cannot be read: {error}") from error
 
 
 class _Unreadable(Exception):

@@ -1,9 +1,8 @@
 """What exists: the features of all views as a table."""
 
-from collections.abc import Iterable
-
 import polars as pl
 
+from unskew.features.versions import Versions
 from unskew.features.view import View
 
 _SCHEMA = {
@@ -20,7 +19,7 @@ _SCHEMA = {
 }
 
 
-def catalogue(views: Iterable[View]) -> pl.DataFrame:
+def catalogue(views: Versions[View]) -> pl.DataFrame:
     """Return a row for each feature, by view and in the order of its definition.
 
     ``reference``: as requests name it. ``function``: the aggregation, or "derived". ``window``: as text; of a derived
@@ -29,7 +28,7 @@ def catalogue(views: Iterable[View]) -> pl.DataFrame:
     """
     rows = [
         {
-            "reference": f"{view.name}:{feature.name}",
+            "reference": f"{name}:{feature.name}",
             "view": view.name,
             "version": view.version,
             "feature": feature.name,
@@ -40,7 +39,7 @@ def catalogue(views: Iterable[View]) -> pl.DataFrame:
             "description": feature.description or view.description,
             "owner": feature.owner or view.owner,
         }
-        for view in sorted(views, key=lambda view: (view.name, view.version))
+        for name, view in sorted(views.items(), key=lambda item: (item[1].name, item[1].version))
         for feature in view.features
     ]
     return pl.DataFrame(rows, schema=_SCHEMA)

@@ -30,6 +30,7 @@ class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments that shaped a training set, besides its features; see ``FeatureStore.get_historical_features``.
 
     ``on``: the column of the log with which the labels' instants are compared. ``max_age_us``: None without one.
+    ``versions``: by the name of a view, the versions that answered for it together.
     """
 
     timestamp: str
@@ -39,6 +40,7 @@ class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
     full_feature_names: bool
     with_status: bool
     on: Literal["available_at"] = "available_at"
+    versions: dict[str, tuple[int, ...]] = {}
 
 
 class ShardPosition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -123,11 +125,13 @@ class ViewPart(msgspec.Struct, frozen=True, kw_only=True):
 class FeaturePart(msgspec.Struct, frozen=True, kw_only=True):
     """One feature: the column that holds it, how many labels have each status, and the distribution of its values.
 
+    ``view``: the id of the version that was read, of several the highest. ``named``: the view as the request named it.
     ``statuses``: by name, all of them. ``nulls``, ``null_share``: labels without a value, and their part of all labels.
     """
 
     view: str
     feature: str
+    named: str
     column: str
     type: str
     statuses: dict[str, int]

@@ -122,6 +122,7 @@ class HistoricalFeatures(Answer):
         return FeaturePart(
             view=asked.view.id,
             feature=asked.feature.name,
+            named=asked.named,
             column=asked.column,
             type=asked.feature.type,
             statuses={status.name: counts[status] for status in Statuses},

@@ -105,7 +105,7 @@ class Deployment:
             raise RequestError(
                 "--partitions and --cluster exclude each other: a cluster divides the partitions by itself"
             )
-        apart = sorted(view.name for view in plan.views.values() if not view.partitioned)
+        apart = sorted({view.name for view in plan.views.values() if not view.partitioned})
         if apart:
             raise RequestError(
                 f"{', '.join(apart)}: not partitioned by the entity, so its events are in all partitions; run it in a process that "

@@ -393,7 +393,7 @@ def _open_topics(
             journal=opened.journal,
             known=opened.state.topics.get(stream.topic),
             adopt_ids=deployment.adopt_topic_ids,
-            by_partition=[view.name for view in views if view.partitioned],
+            by_partition=list(dict.fromkeys(view.name for view in views if view.partitioned)),
             on_added=stop.added.set,
         )
         source = sources[stream.topic] = KafkaSource(stream, options)

@@ -110,7 +110,7 @@ def _one(
         )
     fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
     end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
-    record_shards(root, shard_names(view, range(n_partitions), n_hashes), frozenset(names))
+    record_shards(root, shard_names(view, range(n_partitions), n_hashes), frozenset(names), view=view.published)
     whole = _Part(
         view=view,
         archive=archive,

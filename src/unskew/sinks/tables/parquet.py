@@ -25,7 +25,9 @@ import numpy as np
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
+from unskew.features.view import View
 from unskew.sinks import durable
 from unskew.sinks.tables import checksum, layout
 
@@ -275,9 +277,12 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None) -> None:
+def record_shards(
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
+) -> None:
     """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
+    ``view``: the definition, which stays with the log, so that it can be read when nothing else holds it any more.
     Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further.
     ``own``: the shards for which they are removed, if other processes write the others; None for all. Raises
     ``StoreUnavailable`` if the disk fails.
@@ -285,7 +290,8 @@ def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None 
     with durable.disk(root):
         path = layout.shards_file(root)
         durable.make_folder(path.parent)
-        durable.replace(path, checksum.sealed_json({"shards": list(shards)}))
+        described = {} if view is None else {layout.DEFINITION: describe_one(view)}
+        durable.replace(path, checksum.sealed_json({"shards": list(shards), **described}))
         before = layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
             if coverage.ended and (own is None or shard in own):
