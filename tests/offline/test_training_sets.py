@@ -319,6 +319,31 @@ def test_a_checksum_depends_on_values_and_type_alone():
     assert checksum(pl.Series([0.0])) != checksum(pl.Series([-0.0]))
 
 
+@pytest.mark.parametrize(
+    "series",
+    [
+        *(pl.Series([1, None, 3], dtype=dtype) for dtype in (pl.Int8, pl.UInt64, pl.Int128, pl.UInt128, pl.Float32)),
+        pl.Series([dt.date(2020, 1, 1), None, dt.date(1950, 1, 1)]),
+        pl.Series([dt.time(1, 2), None, dt.time(3)]),
+        pl.Series([dt.timedelta(1), None, dt.timedelta(2)]),
+        pl.Series(["a", None, "b"], dtype=pl.Categorical),
+        pl.Series(["a", None, "b"], dtype=pl.Enum(["b", "a"])),
+        pl.Series([b"a", None, b""]),
+        pl.Series([[1, 2], None, [3, 4]], dtype=pl.Array(pl.Int64, 2)),
+        pl.Series([{"a": 1, "b": [{"c": "x"}]}, None, {"a": None, "b": []}]),
+        pl.Series([[[1], []], None, [[None]]]),
+        pl.Series([None, None, None]),
+    ],
+    ids=lambda series: str(series.dtype),
+)
+def test_label_columns_of_any_type_have_a_checksum(series):
+    pieces = pl.concat([series[:1], series[1:]], rechunk=False)
+
+    assert checksum(series) == checksum(pieces)
+    assert checksum(series) != checksum(series[:2])
+    assert series.null_count() == 3 or checksum(series) != checksum(series.reverse())
+
+
 def changed(manifest: Manifest, *path: str | int, to: object) -> bytes:
     """The manifest's JSON with another value at a place."""
     whole = json.loads(manifest.to_json())
@@ -526,3 +551,5 @@ def test_progress_ends_at_all_rows(growing):
     n_rows = sum(map(len, rows_of(growing).values()))
     assert seen[-1] == ("clicks@1", n_rows, n_rows)
     assert asked(growing, progress=True).columns.height == len(LABELS)
+    with pytest.raises(RequestError, match="progress is True, False or a function"):
+        asked(growing, progress="yes")

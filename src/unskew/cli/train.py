@@ -138,6 +138,8 @@ def train(
     from unskew.store import FeatureStore
 
     writable(output, overwrite=overwrite)
+    if output.exists() and labels.exists() and output.samefile(labels):
+        raise RequestError(f"-o {output} are the labels themselves; choose another name")
     if log is not None:
         existing_folder(log, "--log")
     if archive is not None:
