@@ -159,7 +159,7 @@ class ViewLog:
 
         Within a piece each shard's rows are in the order of their instants; every row of an entity in a piece is
         later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
-        so a day of such a view is not split, whatever its size.
+        so a large day of such a view is divided by entity.
         """
         for piece in reversed(self._pieces(columns, upto)):
             n_rows = 0
@@ -167,8 +167,9 @@ class ViewLog:
                 own = piece.part(part, self.view.entity.keys)
                 rows = self._rows(piece.files, lambda rows, own=own: rows.filter(own).select(columns).collect())  # type: ignore[misc]
                 n_rows += rows.height
+                if part == piece.n_parts - 1:
+                    self._refuse_other_numbers(piece.files, n_rows)
                 yield rows
-            self._refuse_other_numbers(piece.files, n_rows)
 
     def rows_of(
         self, key: Mapping[str, Any], columns: Sequence[str], progress: Callable[[str, int, int], None]
