@@ -243,6 +243,28 @@ def test_every_count_of_the_manifest_is_that_of_a_recount(growing, max_age_us):
     assert (max_age_us is not None) == ("expired" in statuses["mean"])
 
 
+def test_as_served_reads_what_had_been_written_at_the_labels_instant(growing, tmp_path):
+    result = asked(growing, as_served=True)
+    logged = rows_of(growing)
+    coverage = read_coverage(view_root(growing.root, "clicks", 1))
+    expected, n_behind = [], 0
+    for user, at in zip(LABELS["user"], LABELS["event_timestamp"], strict=True):
+        outside = user is None or not coverage.first_since_us <= round(at.timestamp() * 1e6) <= coverage.complete_to_us
+        rows = [row for _, row in logged.get(user, []) if row["written_at"] < at]
+        n_behind += not outside and rows != [row for _, row in logged.get(user, []) if row["available_at"] < at]
+        expected.append(None if outside else rows[-1]["count"] if rows else 0)
+
+    assert result.columns["count"].to_list() == expected
+    assert n_behind > 50
+    assert result.manifest.join.on == "written_at"
+    result.to_parquet(tmp_path / "a.parquet")
+    grown_and_compacted(growing)
+    again = FeatureStore(log=growing.root).reproduce(LABELS, tmp_path / "a.manifest.json")
+    assert again.manifest == result.manifest
+    with pytest.raises(RequestError, match="only a log knows when values were written"):
+        asked(growing, as_served=True, source="events")
+
+
 def recounted(values: list) -> dict:
     """The documented convention, in plain Python."""
     present = [value for value in values if value is not None]
