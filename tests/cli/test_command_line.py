@@ -37,9 +37,26 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("dead-letters", "show"): ("--dead-letters", "folder", "a/0/1"),
     ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
     ("compact",): ("--log", "folder"),
+    ("publish",): ("--log", "folder"),
+    ("import",): (
+        "transactions",
+        str(DEFINITIONS),
+        *DEFINED,
+        *("--archive", "folder", "--state", "folder", "--delay", "0s"),
+    ),
     ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
+    ("materialize",): (
+        *("--until", "2026-01-31T00:00:00Z", *DEFINED),
+        *("--log", "folder", "--archive", "folder", "--state", "folder", *AWAY),
+    ),
+    ("diff",): (str(DEFINITIONS), str(DEFINITIONS), "--archive", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
+    ("retain",): (*DEFINED, "--log", "folder", "--keep-log", "400d"),
+    ("erase",): (
+        *("household", "1", *DEFINED, *AWAY),
+        *("--log", "folder", "--archive", "folder", "--state", "folder"),
+    ),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.
@@ -132,6 +149,8 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         (("audit", *DEFINED, "--log", "folder", "--archive", "nowhere"), "nowhere: there is no such folder"),
         (("compact", "--log", "file"), "file: there is no such folder"),
         (("compact", "nope", "--log", "folder"), "folder holds no view 'nope'"),
+        (("publish", "--log", "file"), "file: it is not a folder; give the folder"),
+        (("publish", "nope", "--log", "folder"), "folder holds no view 'nope'"),
         (("dead-letters", "list", "--dead-letters", "file"), "file: there is no such folder"),
         (("dead-letters", "list", "--dead-letters", "folder", "--since", "x"), "--since: 'x' is not an instant"),
         (("dead-letters", "show", "", "--dead-letters", "folder"), "there is no dead letter ''"),
