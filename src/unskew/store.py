@@ -216,7 +216,8 @@ class FeatureStore:
         )
         if difference := wanted.output.difference(found.manifest.output):
             raise LayoutError(
-                f"the training set is not that of {name}: {difference}. The log or the archive was changed since; restore it"
+                f"the training set is not that of {name}: {difference}. Since then the log or the archive was changed: old days were "
+                "removed, an entity was erased, or files were exchanged"
             )
         return found
 

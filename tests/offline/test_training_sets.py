@@ -36,10 +36,11 @@ from tests.support.typed import EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import updates
 from unskew import FeatureStore, LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
-from unskew.offline.compaction import Limits, archive_tables, compact
+from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
 from unskew.offline.content import checksum
 from unskew.offline.distribution import distribution
 from unskew.offline.manifest import Manifest
+from unskew.offline.retention import retain_log
 from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
@@ -126,6 +127,39 @@ def test_a_merged_file_that_goes_on_past_the_position_is_read_up_to_it(growing):
 
     assert again.columns.equals(first.columns)
     assert again.manifest == first.manifest
+
+
+def test_after_old_days_were_removed_only_later_labels_are_reproduced(growing):
+    cut = dt.date(2017, 7, 16)
+    later = LABELS.filter(pl.col("event_timestamp").dt.date() >= cut)
+    first, whole = asked(growing, later), asked(growing)
+    grow(growing)
+    (table,) = log_tables(growing.root)
+    retain_log(table, ["user"], cut, grace_s=0, now_s=10**10)
+    store = FeatureStore(log=growing.root)
+
+    assert len(later) > 50
+    assert store.reproduce(later, first.manifest).to_polars().equals(first.to_polars())
+    with pytest.raises(LayoutError, match=r"has other values. Since then .* old days were removed"):
+        store.reproduce(LABELS, whole.manifest)
+
+
+def test_a_log_in_an_object_store_gives_the_same_training_set(growing, tmp_path, bucket, monkeypatch):
+    far = Growing(bucket / "log")
+    far.feed(FIRST, T0 + 2 * DAY + HOUR)
+    near = asked(growing)
+    first = asked(far)
+    first.to_parquet(tmp_path / "far.parquet")
+    grow(far)
+    compacted(far)
+    monkeypatch.setattr("unskew.offline.log_reader._MEMORY_BYTES", 5_000)
+
+    again = FeatureStore(log=str(far.root)).reproduce(LABELS, tmp_path / "far.manifest.json")
+
+    assert again.manifest == first.manifest == near.manifest
+    frames = [FeatureStore(PLAN, log=log.root).history("clicks", "u3").frame for log in (far, growing)]
+    assert frames[0].height > frames[1].height > 50
+    assert frames[0][: frames[1].height].equals(frames[1])
 
 
 def test_values_of_every_type_are_reproduced_and_counted(tmp_path):
@@ -403,7 +437,9 @@ def test_what_cannot_be_reproduced_is_refused(growing, tmp_path):
     values.feed(FIRST.with_columns(x=pl.col("x") + 1), T0 + 2 * DAY + HOUR)
     values.feed(SECOND_HALF, T0 + 5 * DAY)
     refused(
-        LayoutError, "'sum' has other values. The log or the archive was changed", store=FeatureStore(log=values.root)
+        LayoutError,
+        "'sum' has other values. Since then the log or the archive was changed",
+        store=FeatureStore(log=values.root),
     )
     refused(RequestError, "give FeatureStore its folder", store=FeatureStore(PLAN))
     refused(RequestError, "No such file", given=tmp_path / "nowhere.json")
