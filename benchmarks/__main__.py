@@ -15,9 +15,12 @@ NAMES = (
     "bench_wire",
     "bench_peers",
     "bench_join",
+    "bench_rebuild",
+    "bench_journey",
     "bench_checksum",
     "bench_recovery",
     "bench_compaction",
+    "bench_objects",
 )
 
 for name in NAMES:

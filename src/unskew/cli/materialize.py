@@ -60,23 +60,18 @@ def materialize(
     unskew materialize --until "$(date -u +%Y-%m-%dT%H:00:00Z)" \\
         --definitions defs/ --log log --archive archive --state state
     """
-    from unskew.cli.backfill import instant_option
+    from unskew.cli.backfill import instant_of
     from unskew.cli.import_ import bar_of
     from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.pipelines import materialize as pipeline_of
     from unskew.pipelines.deployment import owner_of
 
-    until_us = instant_option("--until", until)
+    until_us = instant_of("--until", until)
     assert until_us is not None
     expire_after_us = None if expire_after is None else settings.duration_us("--expire-after", expire_after)
     plan = load(*definitions)
-    known = {name: view for view in plan.views.values() for name in (view.name, view.id)}
-    if unknown := [name for name in views if name not in known]:
-        raise RequestError(
-            f"there is no view {unknown[0]!r}; the definitions have {', '.join(sorted(v.id for v in plan.views.values()))}"
-        )
-    chosen = [known[name] for name in views] or list(plan.of_tables.views.values())
+    chosen = [plan.views.find(name) for name in views] or list(plan.of_tables.views.values())
     if not chosen:
         raise RequestError("there is no view over a table; define a Table and a FeatureView over it")
     owner = owner_of(f"materialize {', '.join(view.id for view in chosen)}", state)

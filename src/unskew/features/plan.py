@@ -10,6 +10,7 @@ from typing import Any, Literal
 import polars as pl
 
 from unskew.features.types import Type
+from unskew.features.versions import Versions
 from unskew.features.view import AggregationName, Parameters, View, ViewEntity, ViewFeature, ViewWindow
 
 PayloadFormat = Literal["avro", "json", "protobuf"]
@@ -257,6 +258,10 @@ class ViewPlan:
         return self.published.partitioned
 
     @property
+    def serving(self) -> bool:
+        return self.published.serving
+
+    @property
     def state_fingerprint(self) -> str:
         return self.published.state_fingerprint
 
@@ -267,10 +272,14 @@ class ViewPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All streams and views by name."""
+    """All streams by name, and all versions of views: see ``Versions``."""
 
     streams: Mapping[str, StreamPlan]
-    views: Mapping[str, ViewPlan]
+    views: Versions[ViewPlan]
+
+    def __post_init__(self) -> None:
+        # Any mapping will do.
+        object.__setattr__(self, "views", Versions.of(self.views))
 
     @property
     def of_topics(self) -> "Plan":
@@ -285,10 +294,10 @@ class Plan:
     def _those(self, *, of_tables: bool) -> "Plan":
         return Plan(
             streams={name: one for name, one in self.streams.items() if (one.table is not None) is of_tables},
-            views={name: one for name, one in self.views.items() if (one.stream.table is not None) is of_tables},
+            views=Versions(one for one in self.views.values() if (one.stream.table is not None) is of_tables),
         )
 
     @property
-    def published(self) -> dict[str, View]:
-        """The published views by name: what readers know about them."""
-        return {name: view.published for name, view in self.views.items()}
+    def published(self) -> Versions[View]:
+        """The published views: what readers know about them."""
+        return Versions(view.published for view in self.views.values())

@@ -292,7 +292,7 @@ def _is_same(found: Values, expected: Values) -> bool:
 def _read_online(
     source: str, prefix: str, pipeline: str, view: ViewPlan, archive_root: Path, progress: Progress
 ) -> _Online:
-    reader = OnlineReader(source, prefix, pipeline, views={view.name: _without_defaults(view.published)})
+    reader = OnlineReader(source, prefix, pipeline, views={view.id: _without_defaults(view.published)})
     references = [f"{view.name}:{output.name}" for output in view.outputs]
     answers, judged = [], []
     try:

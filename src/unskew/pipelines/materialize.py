@@ -21,6 +21,7 @@ from unskew.features.errors import RequestError, Stopped
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
 from unskew.features.time import format_instant
+from unskew.features.versions import Versions
 from unskew.pipelines import rehydrate
 from unskew.pipelines.history.archive import Archive, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
@@ -162,7 +163,7 @@ def _forget(job: Materialize, seeds: Seeds, still_ours: Callable[[], None]) -> N
                 f"{view.id} is over the same table, so it begins again too; name it, or name all its views"
             )
     for view in job.views:
-        seeds.forget(view.id, view_root(job.log, view.name, view.version))
+        seeds.forget(view.id, view_root(job.log, view.name, view.version), job.state / BATCH / CHANGELOG / view.id)
         _id_path(job, view).unlink(missing_ok=True)
     for stream in {view.stream.topic: view.stream for view in job.views}.values():
         forget_table(job.archive, job.state / BATCH, stream, still_ours)
@@ -247,8 +248,10 @@ def _to_redis(
     try:
         writer.look()
         writer.claim([f"{view.id}/h0"], job.place, replace=job.again)
-        alone = Plan(streams={view.stream.name: view.stream}, views={view.name: view})
-        writer.publish_registry(json.dumps(describe(alone)))
+        # A registry that names one version of a view says that it serves.
+        beside = job.plan.of_tables.views.versions(view.name)
+        published = Plan(streams={one.stream.name: one.stream for one in beside}, views=Versions(beside))
+        writer.publish_registry(json.dumps(describe(published)))
         writer.expect({view.id: ["h0"]}, frozenset([f"{view.id}/h0"]))
         written = rehydrate.Written(n_shards=1)
         for step in rehydrate.write_view(view, [seed.snapshot], writer, changelogs, written, whole=True):

@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_fixed
 from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.evaluate import Evaluator
-from unskew.features.plan import Plan, StreamPlan
+from unskew.features.plan import Plan, StreamPlan, ViewPlan
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
@@ -31,6 +31,7 @@ from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 from unskew.pipelines.state.folder import schema_ids_of
 from unskew.pipelines.state.journal import place_of
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, Superseded, Version
 from unskew.sinks.wall import wall_us
 
 REPLAYED = "_replayed.jsonl"
@@ -65,6 +66,7 @@ class Checks:
     """
 
     def __init__(self, plan: Plan, schemas: Schemas | None, state: Path | None = None) -> None:
+        self._plan = plan
         self._schemas = schemas
         self._streams = {view.stream.topic: view.stream for view in plan.views.values()}
         self._views = {
@@ -74,7 +76,7 @@ class Checks:
         self._decoders = {
             topic: decoder_of(stream, schemas, self._began.get(topic)) for topic, stream in self._streams.items()
         }
-        self._evaluators = {view.name: Evaluator(view) for view in plan.views.values()}
+        self._evaluators = {view.id: Evaluator(view) for view in plan.views.values()}
 
     def stream(self, folder: str) -> StreamPlan:
         """Return the stream whose letters lie in a folder. Raises ``RequestError`` if no view reads it."""
@@ -95,14 +97,22 @@ class Checks:
         if not found.events.height:
             return "it is not an event of the stream: its record type or its operation is none of those that the stream reads"
         for view in self._views[record.folder]:
-            if (rejected := self._evaluators[view.name](found.events).rejected).height:
+            if (rejected := self._evaluators[view.id](found.events).rejected).height:
                 return str(rejected.item(0, "reason"))
-        counted = [view.name for view in self._views[record.folder] if record.views and view.name not in record.views]
+        counted = [view.id for view in self._views[record.folder] if record.views and not self._refused(view, record)]
         if counted and not twice:
             return (
                 f"{', '.join(counted)} counted it when it first came and would count it again; --twice sends it anyway"
             )
         return None
+
+    def _refused(self, view: ViewPlan, record: Resend) -> bool:
+        """Return whether a view could not use a record when it first came.
+
+        Letters once named no version; such a name does not say which of several versions could not use the record.
+        """
+        alone = len(self._plan.views.versions(view.name)) == 1
+        return view.id in record.views or (alone and view.name in record.views)
 
     def _beginning(self, record: Resend) -> tuple[str, int | None]:
         """Return the place of a record's partition, and the schema id with which it began; None if nobody knows.
@@ -197,7 +207,8 @@ def avro_names(stream: StreamPlan) -> Iterable[str]:
 class Memory:
     """The record of replayed letters: a file beside the letters, with one writer at a time.
 
-    A line is written before a letter is sent, and another after it was acknowledged.
+    A line is written before a letter is sent, and another after it was acknowledged. In an object store the record is
+    replaced each time, if it is the one before; so of two replays at once one stops.
     """
 
     def __init__(self, root: Path) -> None:
@@ -207,6 +218,11 @@ class Memory:
     @contextlib.contextmanager
     def open(self) -> Iterator["Memory"]:
         """Read the file and lock it against other replays. Raises ``RequestError`` if another replay holds the lock."""
+        if isinstance(self.path, ObjectPath):
+            self._object = _Record(self.path)
+            self._fates = _fates(self._object.content)
+            yield self
+            return
         try:
             file = self.path.open("a+b")
         except OSError as error:
@@ -234,6 +250,7 @@ class Memory:
     def write(self, records: Sequence[Resend], fate: str) -> None:
         """Record durably what happened to letters."""
         at = int(time.time())
+        lines = []
         for record in records:
             line = {
                 "topic": record.topic,
@@ -242,17 +259,44 @@ class Memory:
                 "fate": fate,
                 "at": at,
             }
-            self._file.write(json.dumps(line).encode() + b"\n")
+            lines.append(json.dumps(line).encode() + b"\n")
             self._fates[record.place] = fate
+        if isinstance(self.path, ObjectPath):
+            self._object.append(b"".join(lines))
+            return
+        self._file.write(b"".join(lines))
         durable.flush(self._file)
+
+
+class _Record:
+    """An object to which only one process at a time can append."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        self._path = path
+        self._version: Version | None = None
+        self.content = b""
+        with contextlib.suppress(FileNotFoundError):
+            self.content, self._version = path.versioned()
+
+    def append(self, data: bytes) -> None:
+        try:
+            self._version = self._path.replace_if(self.content + data, self._version)
+        except Superseded as error:
+            raise RequestError(f"{self._path}: another replay is running; wait for it") from error
+        self.content += data
 
 
 def fates(path: Path) -> dict[str, str]:
     """Return the known fate of letters by place, ``sending`` or ``sent``; a line that a crash cut off is ignored."""
+    try:
+        return _fates(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _fates(content: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
-    if not path.exists():
-        return found
-    for text in path.read_bytes().splitlines():
+    for text in content.splitlines():
         try:
             line = json.loads(text)
             found[f"{line['topic']}/{line['partition']}/{line['offset']}"] = str(line["fate"])

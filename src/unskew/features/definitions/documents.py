@@ -2,9 +2,9 @@
 
 A document is one of
 
-- a view: ``name``, ``entity``, ``source`` (or ``stream``), ``where`` (or ``filter``), ``version``, ``history``,
-  ``owner``, ``description`` and ``features``, a list of ``name``, ``type``, ``default``, ``description``, ``owner`` and
-  ``aggregation``;
+- a view: ``name``, ``entity``, ``source`` (or ``stream``), ``where`` (or ``filter``), ``version``, ``serving``,
+  ``history``, ``owner``, ``description`` and ``features``, a list of ``name``, ``type``, ``default``, ``description``,
+  ``owner`` and ``aggregation``;
 - a view of one feature, which has the view's name: the same with ``aggregation``, ``type`` and ``default`` in place of
   ``features``;
 - an entity: ``entity: {name: user, key: user_id}``;
@@ -45,7 +45,9 @@ from unskew.features.definitions.vocabulary import (
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
 
-_VIEW_KEYS = ("name", "version", "entity", "stream", "source", "where", "filter", "owner", "description", "history")
+_VIEW_KEYS = (
+    *("name", "version", "serving", "entity", "stream", "source", "where", "filter", "owner", "description", "history"),
+)
 _FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
 _PARAMETER_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")

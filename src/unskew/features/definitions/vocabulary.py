@@ -232,6 +232,8 @@ class FeatureView(msgspec.Struct, frozen=True):
     ``where``: events for which it is not true do not exist for this view. ``filter`` is the same thing.
     ``history``: what a view knows when it is new to a running pipeline: "archive", every event that is archived;
     "none", only what comes from then on.
+    ``version``: several versions of a view may be defined and are computed side by side; ``view@2:feature`` names one.
+    ``serving``: whether the bare name ``view:feature`` means this version; of several versions, exactly one says so.
     """
 
     name: str
@@ -244,6 +246,7 @@ class FeatureView(msgspec.Struct, frozen=True):
     description: str = ""
     version: int = 1
     history: History = "archive"
+    serving: bool = False
 
 
 Definition = Entity | Stream | Table | Sessions | FeatureView
