@@ -243,6 +243,7 @@ def _to_redis(
         still_ours=still_ours,
         allow_eviction=job.allow_eviction,
         expire_after_us=job.expire_after_us,
+        log_refills=False,
     )
     try:
         writer.look()
