@@ -98,6 +98,10 @@ def test_all_examples_read_the_same_values(plan, tmp_path, redis_url, redis_clie
         ("nobody", False, 0, 0.0, None),
     ]
     assert found["tried"].equals(found["frame"])
+    assert found["exists"]["reference"].to_list()[:1] == ["user_purchases:purchase_count_30d"]
+    assert found["changes"]["purchase_count_30d"].to_list() == [1, 2]
+    assert found["training_again"].to_df().equals(found["frame"])
+    assert pl.read_parquet("training.parquet").equals(found["frame"])
     assert found["counts"].select("present", "default").rows() == [(1, 1)] * 3
     assert found["row"] == {
         "purchase_count_30d": "2",

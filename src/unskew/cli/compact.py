@@ -60,7 +60,8 @@ def compact(
 
     Rows, their order, columns and metadata stay as they are; each merged file is compared with its sources before
     readers see it. The command is safe beside running pipelines and readers, and may be interrupted at any point. It
-    compacts all tables of the given folders; VIEWs restrict it to their logs. It needs no definitions and no server.
+    compacts all tables of the given folders; VIEWs restrict it to their logs, VIEW@VERSION to that of one version. It
+    needs no definitions and no server.
 
     If a file is damaged or its content does not match its name, the command exits with 1, after merging all the others.
 
@@ -159,10 +160,18 @@ def log_tables_of(views: Sequence[str], tables: "Sequence[Table]", log: Path) ->
 
     known = sorted({path.name for path in log.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))})
     for view in views:
-        if view not in known:
-            hint = nearest(view, known, "it has", none="none yet")
-            raise RequestError(f"{log} holds no view {view!r}; {hint}")
-    return [table for table in tables if table.root.parent.name in views]
+        name, at, version = view.partition("@")
+        if name not in known:
+            hint = nearest(name, known, "it has", none="none yet")
+            raise RequestError(f"{log} holds no view {name!r}; {hint}")
+        ids = [_view_id(table) for table in tables if table.root.parent.name == name]
+        if at and view not in ids:
+            raise RequestError(f"{log} holds no version {version!r} of {name!r}; it has {', '.join(ids) or 'none yet'}")
+    return [table for table in tables if {table.root.parent.name, _view_id(table)} & set(views)]
+
+
+def _view_id(table: "Table") -> str:
+    return f"{table.root.parent.name}@{table.root.name.removeprefix('v')}"
 
 
 def _publisher(table: "Table") -> Callable[[], object]:

@@ -27,7 +27,7 @@ from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, v
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
-from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.layout import TableFile, view_roots
 
 Progress = Callable[[int, int], None]
 
@@ -93,11 +93,10 @@ class Sized:
 
 def log_tables(log_root: Path) -> list[Table]:
     """Return the log tables of every version of every view, by name and version."""
-    versions = (path for path in log_root.glob("*/v*") if path.name[1:].isdecimal() and _is_table(path))
-    ordered = sorted(versions, key=lambda path: (path.parent.name, int(path.name[1:])))
     return [
-        Table(name=f"log {path.parent.name}@{path.name[1:]}", root=path, sequence="seq", gapless=True)
-        for path in ordered
+        Table(name=f"log {name}@{version}", root=path, sequence="seq", gapless=True)
+        for name, version, path in view_roots(log_root)
+        if _is_table(path)
     ]
 
 

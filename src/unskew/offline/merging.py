@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from unskew.features.errors import LayoutError
 from unskew.sinks import durable
 from unskew.sinks.tables import checksum
-from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.layout import TableFile, origin_of
 
 # Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
 _GROUP_BYTES = 64 << 20
@@ -120,8 +120,8 @@ def verify(merged: Path, sources: Sequence[Source], *, sequence: str | None, gap
     if not _same_rows(_batches(merged), wanted):
         raise Unmergeable(f"{where}: the merged file has other rows; left alone")
     if sequence is not None:
-        numbers = _numbers(merged, sequence)
-        if numbers is None or (numbers[0], numbers[1]) != (first, last):
+        numbers, origin = _numbers(merged, sequence), origin_of(sources[0].file.writer)
+        if numbers is None or (numbers[0] - origin, numbers[1] - origin) != (first, last):
             raise Unmergeable(f"{where}: their {sequence} are not those from {first} to {last} in order; left alone")
 
 

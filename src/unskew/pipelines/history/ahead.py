@@ -55,6 +55,10 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
     the pipeline computes already; ``LayoutError`` for a state, an archive or a log that do not fit, or that another
     process writes; ``StoreUnavailable`` if the disk fails; ``Stopped`` if ``stop`` is set: the same call then goes on.
     """
+    if batch := [view.id for view in job.views if view.stream.table is not None]:
+        raise RequestError(
+            f"{', '.join(batch)}: over a table, which has its whole past; compute it with unskew materialize"
+        )
     held = held_by(job.state)
     if left := [view.id for view in job.views if view.id in held.retired]:
         raise RequestError(
@@ -110,7 +114,7 @@ def _one(
         )
     fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
     end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
-    record_shards(root, shard_names(view, range(n_partitions), n_hashes), frozenset(names))
+    record_shards(root, shard_names(view, range(n_partitions), n_hashes), frozenset(names), view=view.published)
     whole = _Part(
         view=view,
         archive=archive,
@@ -122,7 +126,7 @@ def _one(
         state=job.state,
         since_us=job.from_us,
     )
-    total = sum(reached.offset for reached in end.values())
+    total = archive.most(end)
     groups = _groups(view, names, min(job.workers, len(names)))
     if len(groups) == 1:
         return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))

@@ -89,9 +89,10 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) ->
         missing = list(seeds)
         if not missing:
             return None
-    total = sum(reached.offset for reached in cut.values())
+    total = archive.most(cut)
     root = view_root(job.log, view.name, view.version)
-    record_shards(root, shard_names(view, range(job.n_partitions[topic]), job.n_hashes), frozenset(missing))
+    names = shard_names(view, range(job.n_partitions[topic]), job.n_hashes)
+    record_shards(root, names, frozenset(missing), view=view.published)
     written = backfill(
         Backfill(
             view=view,

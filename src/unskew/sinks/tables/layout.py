@@ -4,7 +4,9 @@
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
     {root}/_compacting/...                                   of a compaction that is running or was interrupted
     {root}/_coverage/{writer}.json                           the instant up to which a writer's rows are complete
-    {root}/_coverage/_shards.json                            the list of writers, also those without a file yet
+    {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
+                                                             of a log, the definition of its view
+    {root}/_coverage/_imported.json                          what was imported into an archive (``imported.py``)
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
@@ -17,12 +19,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, together
 from unskew.features.plan import ViewPlan
+from unskew.features.registry import parse_one
+from unskew.features.view import View
 from unskew.sinks.tables.checksum import read_json
 
 LAYOUT = "1"
@@ -31,9 +36,13 @@ COMPACTING = "_compacting"
 COVERAGE = "_coverage"
 LEDGER = "ledger"
 """The entry of a shard's coverage that holds its late events and repeats."""
+DEFINITION = "view"
+"""The entry, beside the list of shards, that holds the definition of a log's view."""
 FIRST, EVENTS = "first", "events"
 """The entries of a partition's coverage in an archive: the offset of its first event, and how many there have been."""
 INSTANT = pl.Datetime("us", "UTC")
+IMPORTED = -(10**12)
+"""The offset of a partition's first imported event. Imported events lie before every offset of a topic."""
 
 _SUFFIX = ".parquet"
 _DAY = "day="
@@ -114,9 +123,30 @@ class Coverage:
         return min(closed) if closed and len(closed) == len(open_ended) and not self.waiting else None
 
 
+def archive_writer(partition: int, *, imported: bool = False) -> str:
+    """Return the writer of a partition's events in an archive; ``imported``: of those that were imported."""
+    return f"{'i' if imported else 'p'}{partition}"
+
+
+def origin_of(writer: str) -> int:
+    """Return what a writer's rows have in their sequence column where their sequence number is 0."""
+    return IMPORTED if writer[:1] == "i" and writer[1:].isdecimal() else 0
+
+
 def view_root(log_root: Path, name: str, version: int) -> Path:
     """Return the folder of one view version's table."""
     return log_root / name / f"v{version}"
+
+
+def view_roots(log_root: Path) -> list[tuple[str, int, Path]]:
+    """Return name, version and folder of every view version that has a folder in a log, by name and version."""
+    names = [name for name in _names(log_root) if not name.startswith(("_", "."))]
+    folders = [(name, folder) for name in names for folder in _names(log_root / name)]
+    return sorted(
+        (name, int(folder[1:]), log_root / name / folder)
+        for name, folder in folders
+        if folder.startswith("v") and folder[1:].isdecimal()
+    )
 
 
 def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
@@ -245,12 +275,27 @@ def read_coverage(root: Path) -> Coverage | None:
     return Coverage(shards=shards, waiting=tuple(shard for shard in listed if shard not in shards))
 
 
+def read_definition(root: Path) -> View | None:
+    """Read the definition with which the log at ``root`` was last written; None if an earlier version wrote it.
+
+    Raises ``LayoutError`` if it cannot be read.
+    """
+    described = _read_list(shards_file(root)).get(DEFINITION)
+    return None if described is None else parse_one(described, str(shards_file(root)))
+
+
 def _read_shards(path: Path) -> list[str]:
     """Read the list of shards; empty if no list was ever written."""
+    return [str(shard) for shard in _read_list(path)["shards"]]
+
+
+def _read_list(path: Path) -> dict[str, Any]:
+    """Read the file of the list of shards; an empty list if none was ever written."""
     try:
-        return [str(shard) for shard in read_json(path.read_bytes())["shards"]]
+        found = read_json(path.read_bytes())
+        return {**found, "shards": list(found["shards"])}
     except FileNotFoundError:
-        return []
+        return {"shards": []}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise LayoutError(
             f"{path} does not say which shards there are ({error}); restart the pipeline, which writes it again"
