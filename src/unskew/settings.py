@@ -137,6 +137,11 @@ archive = _option(
 #: ``archive: Path | None``, for a command that works without it.
 optional_archive = _option("--archive", type=_A_PATH, help="Folder of the event archive.")
 
+#: ``served: Path | None``.
+served = _option(
+    "--served", type=_A_PATH, help="Folder of a sample of what readers were given, from FeatureStore(sample=...)."
+)
+
 #: ``dead_letters: Path | None``; by default beside the archive.
 dead_letters = _option(
     "--dead-letters", type=_A_PATH, help="Folder of the dead letters. Default: dead_letters beside the archive."
