@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import redis
@@ -17,9 +18,12 @@ from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.references import key_columns, named_views, requested_us, resolve
+from unskew.features.time import MAX_INSTANT_US
 from unskew.features.versions import Versions
 from unskew.features.view import View
 from unskew.offline.bar import shown
+from unskew.offline.catalogue import catalogue
+from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
 from unskew.offline.logged import with_logged
@@ -160,7 +164,7 @@ class FeatureStore:
             with_status=with_status,
             versions=_checked(features, versions),
         )
-        views = self._views_of(each_version(features, rule.versions))
+        views = self._named(named_views(each_version(features, rule.versions)))
         return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
 
     def reproduce(
@@ -205,6 +209,39 @@ class FeatureStore:
                 f"the training set is not that of {name}: {difference}. The log or the archive was changed since; restore it"
             )
         return found
+
+    def features(self) -> pl.DataFrame:
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        return catalogue(self._views())
+
+    def history(
+        self,
+        view: str,
+        entity_key: object,
+        *,
+        source: Literal["log", "events"] = "log",
+        progress: Progress | bool = False,
+    ) -> EntityHistory:
+        """Return every row of a view's log about one entity, in the order of time; ``plot`` of it draws its features.
+
+        ``entity_key``: the key; for a key of several columns, a mapping or a sequence of all of them. ``source``: "log"
+        has what was served, "events" computes what a log would hold from the archived events. The whole log, or all
+        events of the stream, are read.
+
+        Raises ``RequestError`` for an unknown view and a key that does not fit it; ``LayoutError`` as the join does.
+        """
+        if source not in {"log", "events"}:
+            raise RequestError(f'source is "log" or "events", not {source!r}')
+        found = self._named([view]).find(view)
+        with shown(progress) as report:
+            if source == "events":
+                labels = read_table([entity_row(found, entity_key)])
+                reference = f"{found.id}:{found.features[0].name}"
+                rebuilt = self._rebuilt(labels, Versions([found]), [reference], None, None, report)
+                return entity_history(rebuilt.log(found), entity_key, report)
+            if self._log is None:
+                raise RequestError("the history is read from the log: give FeatureStore its folder")
+            return entity_history(ViewLog(self._log, found), entity_key, report)
 
     def _trained(
         self,
@@ -260,11 +297,14 @@ class FeatureStore:
         labels: Given,
         views: Versions[View],
         features: Sequence[str],
-        timestamp: str,
+        timestamp: str | None,
         again: Manifest | None,
         progress: Progress,
     ) -> "_Rebuilt":
-        """Return the rebuilt logs of the requested views, for the labels' entities."""
+        """Return the rebuilt logs of the requested views, for the labels' entities.
+
+        ``timestamp``: the column of the labels' instants; None for all that is archived.
+        """
         from unskew.pipelines.history.archive import Reached  # noqa: PLC0415 - imports what only pipelines need
         from unskew.pipelines.history.training import rebuilt_for  # noqa: PLC0415 - the same
 
@@ -280,7 +320,10 @@ class FeatureStore:
             view.id: encode_keys(key_columns(view.published, labels).drop_nulls().unique(), view.entity)
             for view in defined
         }
-        instants = instants_of(labels, timestamp)
+        until_us = MAX_INSTANT_US
+        if timestamp is not None:
+            instants = instants_of(labels, timestamp)
+            until_us = int(instants.max()) if len(instants) else 0
         ends = None
         if again is not None:
             ends = {
@@ -290,7 +333,6 @@ class FeatureStore:
                 }
                 for topic, parts in again.archive.items()
             }
-        until_us = int(instants.max()) if len(instants) else 0
         rebuilt = rebuilt_for(self._archive, defined, keys, until_us, ends, progress)
 
         def log_of(view: View) -> RebuiltLog:
@@ -322,12 +364,12 @@ class FeatureStore:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
         return self._reader.views()
 
-    def _views_of(self, features: Sequence[str]) -> Versions[View]:
-        """Return the views for features of the past: a log also holds versions that are defined nowhere any more."""
+    def _named(self, names: Sequence[str]) -> Versions[View]:
+        """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""
         known = None if self._pinned is None and self._reader is None else self._views()
         if self._log is None:
             return self._views() if known is None else known
-        return with_logged(self._log, named_views(features), known)
+        return with_logged(self._log, names, known)
 
     def close(self) -> None:
         """Close the connections; the store holds nothing else."""

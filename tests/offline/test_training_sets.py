@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,75 +15,39 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from tests.support.plans import DAY, HOUR, SECOND, Wanted, WantedOfOthers, events, republished, sliding, view
+from tests.support.growing import (
+    FEATURES,
+    FIRST,
+    PLAN,
+    SECOND_HALF,
+    T0,
+    USERS,
+    VIEW,
+    WINDOW,
+    Growing,
+    GrowingArchive,
+    compacted,
+    grow,
+    rows_of,
+    some_events,
+)
+from tests.support.plans import DAY, HOUR, SECOND, republished
 from tests.support.typed import EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import updates
 from unskew import FeatureStore, LayoutError, RequestError, StoreUnavailable
-from unskew.features.evaluate import evaluate
-from unskew.features.keys import encode_keys, shard_of
-from unskew.features.plan import Plan, ViewPlan
-from unskew.features.shard_state import ShardState
-from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
+from unskew.features.plan import Plan
+from unskew.offline.compaction import Limits, archive_tables, compact
 from unskew.offline.content import checksum
 from unskew.offline.distribution import distribution
 from unskew.offline.manifest import Manifest
-from unskew.sinks.tables.kinds import ArchiveTable, LogTable
+from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
-
-T0 = 1_500_000_000 * SECOND  # a multiple of 20 s
-WINDOW = sliding(2 * HOUR, 60 * SECOND)
-VIEW = view(
-    Wanted("count", "count", WINDOW),
-    Wanted("sum", "sum", WINDOW, "x"),
-    Wanted("mean", "mean", WINDOW, "x"),
-    Wanted("last", "last", WINDOW, "n", "int64", default=-1),
-    derived=(WantedOfOthers("ratio", "sum / count"),),
-    name="clicks",
-)
-PLAN = Plan(streams={}, views={"clicks": VIEW})
-FEATURES = [f"clicks:{output.name}" for output in VIEW.outputs]
-USERS = [f"u{n}" for n in range(12)]
 
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch):
     """Only lost power asks for syncing, which is slow."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-
-
-class Growing:
-    """A log of two shards that grows, as a pipeline would write it."""
-
-    def __init__(self, root: Path, plan: ViewPlan = VIEW) -> None:
-        self.root, self.plan, self._offset = root, plan, 0
-        self._shards = [
-            (ShardState(plan, f"h{n}"), LogTable(root, plan, f"h{n}", None, now_us=lambda: 0)) for n in range(2)
-        ]
-
-    def feed(self, given: pl.DataFrame, clock_us: int, n_epochs: int = 6) -> None:
-        places = shard_of(encode_keys(given, self.plan.entity), 2)
-        for number, (state, table) in enumerate(self._shards):
-            mine = given.filter(pl.Series(places == number))
-            size = -(-len(mine) // n_epochs) or 1
-            for at in range(0, len(mine), size):
-                batch = mine[at : at + size]
-                clock = int(batch["_arrival"].to_physical()[-1])
-                table.append(state.apply(evaluate(self.plan, batch).events, clock))
-                table.snapshot()
-            table.append(state.apply(None, clock_us))
-            table.snapshot()
-            table.settle()
-
-
-def some_events(seed: int, begin_us: int, end_us: int, n: int) -> pl.DataFrame:
-    pick = random.Random(seed)
-    at = sorted(pick.randrange(begin_us, end_us) for _ in range(n))
-    return events(
-        [
-            (t, t, {"user": pick.choice(USERS), "x": pick.choice([None, pick.gauss(0, 1)]), "n": pick.randrange(90)})
-            for t in at
-        ]
-    )
 
 
 def some_labels(seed: int, n: int = 400) -> pl.DataFrame:
@@ -97,8 +60,6 @@ def some_labels(seed: int, n: int = 400) -> pl.DataFrame:
     ).with_columns(pl.col("event_timestamp").cast(pl.Datetime("us", "UTC")))
 
 
-FIRST = some_events(1, T0, T0 + 2 * DAY, 500)
-SECOND_HALF = some_events(2, T0 + 2 * DAY + HOUR, T0 + 4 * DAY, 500)
 LABELS = some_labels(3)
 
 
@@ -112,17 +73,6 @@ def growing(tmp_path):
 def asked(log: Growing, labels=LABELS, features=FEATURES, **options):
     store = FeatureStore(Plan(streams={}, views={log.plan.name: log.plan}), log=log.root)
     return store.get_historical_features(labels, features, outside="null", **options)
-
-
-def grow(log: Growing) -> None:
-    log.feed(SECOND_HALF, T0 + 5 * DAY)
-
-
-def compacted(log: Growing) -> None:
-    (table,) = log_tables(log.root)
-    before = len(published_files(table.root))
-    compact(table, Limits(grace_s=0), now_s=10**10)
-    assert len(published_files(table.root)) < before
 
 
 def grown_and_compacted(log: Growing) -> None:
@@ -206,30 +156,6 @@ def test_values_of_every_type_are_reproduced_and_counted(tmp_path):
     assert first.manifest.views[0].view("a") == ORDERS.published
 
 
-class GrowingArchive:
-    """An archive of two partitions that grows; the second one is an hour behind."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._tables = [ArchiveTable(root, VIEW.stream.topic, number, None) for number in range(2)]
-        self._offsets = [0, 0]
-
-    def feed(self, given: pl.DataFrame, clock_us: int) -> None:
-        behind = given["_arrival"].to_physical() < clock_us - HOUR
-        for number, table in enumerate(self._tables):
-            mine = given.filter((pl.int_range(pl.len()) % 2 == number) & ((number == 0) | behind))
-            first = self._offsets[number]
-            self._offsets[number] += len(mine)
-            offsets = pl.int_range(first, first + pl.len(), dtype=pl.Int64)
-            table.append(
-                mine.with_columns(pl.lit(number, pl.Int32).alias("_partition"), offsets.alias("_offset")),
-                first_us=T0,
-                clock_us=clock_us - number * HOUR,
-            )
-            table.snapshot()
-            table.snapshot()
-
-
 def test_values_from_events_are_reproduced_after_more_events_and_compaction(tmp_path):
     archive = GrowingArchive(tmp_path / "archive")
     archive.feed(FIRST, T0 + 2 * DAY + HOUR)
@@ -269,17 +195,6 @@ def test_values_from_events_are_reproduced_after_more_events_and_compaction(tmp_
     n_before = sum((each["_arrival"] <= upto).sum() for each in (FIRST, SECOND_HALF))
     assert rebuilt[-1] == (n_before, n_before)
     assert seen[-1][0] == "clicks@1"
-
-
-def rows_of(log: Growing) -> dict[str, list[tuple[int, dict]]]:
-    """By user, every row of the log, read as plain files."""
-    frame = pl.read_parquet(
-        [file.path for file in published_files(view_root(log.root, "clicks", 1))], hive_partitioning=False
-    ).sort("available_at")
-    found: dict[str, list[tuple[int, dict]]] = {}
-    for row in frame.iter_rows(named=True):
-        found.setdefault(row["user"], []).append((round(row["available_at"].timestamp() * 1e6), row))
-    return found
 
 
 @pytest.mark.parametrize("max_age_us", [None, 1_800 * SECOND])

@@ -32,7 +32,11 @@ COMMANDS = {
         "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
+    "publish": _Place("unskew.cli.publish", "publish", "Write the metadata by which other engines read the log."),
+    "import": _Place("unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream."),
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
+    "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),
+    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),

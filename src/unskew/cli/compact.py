@@ -1,6 +1,7 @@
 """``unskew compact``: merge many small files into few large ones."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +71,6 @@ def compact(
     One view's log:   unskew compact household_purchases --log data/log
     What it would do: unskew compact --log data/log --dry-run
     """
-    import time
-
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.offline.compaction import Limits
@@ -104,6 +103,7 @@ def compact(
                         now_s=time.time(),
                         dry_run=dry_run,
                         progress=lambda done, total: bar.update(task, completed=done, total=total),
+                        publish=_publisher(table),
                     )
                 )
             except UnskewError as error:
@@ -146,7 +146,7 @@ def _tables(
         there["--dead-letters"] = archive.with_name("dead_letters")
     tables = log_tables(there["--log"]) if "--log" in there else []
     if log is not None and views:
-        return _of_views(views, tables, log)
+        return log_tables_of(views, tables, log)
     if "--archive" in there:
         tables += archive_tables(there["--archive"])
     if "--dead-letters" in there:
@@ -154,7 +154,7 @@ def _tables(
     return tables
 
 
-def _of_views(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Sequence[Table]":
+def log_tables_of(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Sequence[Table]":
     from unskew.features.errors import RequestError
     from unskew.features.nearest import nearest
 
@@ -172,6 +172,15 @@ def _of_views(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Se
 
 def _view_id(table: "Table") -> str:
     return f"{table.root.parent.name}@{table.root.name.removeprefix('v')}"
+
+
+def _publisher(table: "Table") -> Callable[[], object]:
+    """Return what writes the Delta metadata of a log's table; of another table, nothing."""
+    from unskew.offline import delta
+
+    if not table.is_log:
+        return lambda: None
+    return lambda: delta.publish(table.root, table.name.removeprefix("log "), now_ms=time.time_ns() // 1_000_000)
 
 
 def _size(text: str) -> int:

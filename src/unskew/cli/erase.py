@@ -64,7 +64,7 @@ def erase(
     from unskew.features.keys import OneEntity
     from unskew.offline import erasing
     from unskew.pipelines.deployment import owner_of
-    from unskew.pipelines.erasing import erase_state, is_state, search_state
+    from unskew.pipelines.erasing import erase_state, holds_state, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
     from unskew.sinks.lease import EVERYTHING, Lease, Leases
     from unskew.sinks.redis.server import Server
@@ -73,7 +73,7 @@ def erase(
     one = OneEntity.of(_entity(entity, plan), keys)
     letters = archive.with_name("dead_letters") if dead_letters is None else dead_letters
     for state in states:
-        if not is_state(state):
+        if not holds_state(state):
             raise RequestError(f"{state} holds no state; name the --state of the pipeline")
     folders = {"--log": log, "--archive": archive, "--dead-letters": letters}
     errors = Screen(stderr=True)
@@ -92,7 +92,7 @@ def erase(
                 status.update(printable(text))
 
         views = list(plan.views.values())
-        decoded = _decoder(plan, schema_registry, states[0])
+        decoded = _decoder(plan, schema_registry, next(filter(is_state, states), None))
         tables = erasing.places(one, views, log, archive, letters, read_by=columns_of, decoded=decoded)
         server = Server(redis_url)
         closing.callback(server.close)
@@ -161,7 +161,7 @@ def _entity(name: str, plan: "Plan") -> "ViewEntity":
     return known[name]
 
 
-def _decoder(plan: "Plan", schema_registry: str | None, state: Path) -> Callable[[str, Mapping[str, Any]], Any]:
+def _decoder(plan: "Plan", schema_registry: str | None, state: Path | None) -> Callable[[str, Mapping[str, Any]], Any]:
     """Return what reads the value of a dead letter; one that cannot be read is searched as it is."""
     import threading
 
@@ -169,7 +169,7 @@ def _decoder(plan: "Plan", schema_registry: str | None, state: Path) -> Callable
     from unskew.pipelines.replay import Checks, Resend
 
     schemas = None if schema_registry is None else SchemaRegistry(schema_registry, threading.Event())
-    checks = Checks(plan, schemas, state)
+    checks = Checks(plan.of_topics, schemas, state)
 
     def decoded(folder: str, row: Mapping[str, Any]) -> Any:
         record = Resend(folder, row["topic"], row["partition"], row["offset"], row["key"], row["value"], None)

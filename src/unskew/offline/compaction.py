@@ -45,6 +45,11 @@ class Table:
     sequence: str | None
     gapless: bool
 
+    @property
+    def is_log(self) -> bool:
+        """True for the log of a view."""
+        return self.sequence == "seq"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -120,18 +125,20 @@ def compact(
     now_s: float,
     dry_run: bool = False,
     progress: Progress = lambda _done, _total: None,
+    publish: Callable[[], object] = lambda: None,
 ) -> Compacted:
     """Merge a table's small files, and delete those whose rows have been in a merged file for the grace period.
 
     ``now_s``: the present on the clock of the disk's file times. ``dry_run``: writes nothing; ``bytes_after`` then
     equals ``bytes_before``, although merging makes it smaller. ``progress``: called with the number of merged files and
-    of all files to merge. Safe beside running writers and readers.
+    of all files to merge. ``publish``: called before files are merged and again before any is deleted, so that metadata
+    for other engines follow. Safe beside running writers and readers.
 
     Files that cannot be merged (with different columns or metadata, damaged, or not matching their names) are left
     alone and reported; so is the whole table if another compaction works on it. Raises ``StoreUnavailable`` if the disk
     fails, and ``LayoutError`` for a link to nowhere; nothing is lost, and the call can be repeated.
     """
-    work = _Work(table, limits, now_s, progress)
+    work = _Work(table, limits, now_s, progress, publish)
     try:
         if dry_run:
             return work.foreseen()
@@ -163,12 +170,20 @@ def delete_superseded(table: Table, grace_s: float, now_s: float) -> tuple[int, 
 class _Work:
     """One compaction of one table."""
 
-    def __init__(self, table: Table, limits: Limits, now_s: float, progress: Progress) -> None:
+    def __init__(
+        self,
+        table: Table,
+        limits: Limits,
+        now_s: float,
+        progress: Progress,
+        publish: Callable[[], object] = lambda: None,
+    ) -> None:
         self._table = table
         self._root = table.root
         self._limits = limits
         self._now_s = now_s
         self._progress = progress
+        self._publish_metadata = publish
         self._notes: list[str] = []
         self.faults: list[str] = []
         self._n_merged = 0
@@ -205,12 +220,14 @@ class _Work:
     def done(self) -> Compacted:
         """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
         before = self.state()
+        self._publish_metadata()
         n_earlier, _ = self.delete()
         planned = self._runs()
         self._n_to_merge = sum(map(len, planned))
         for run in planned:
             for group in self._alike(run):
                 self._merge_all(group)
+        self._publish_metadata()
         n_now, n_waiting = self.delete()
         n_files, n_bytes = self._size()
         return replace(
@@ -372,22 +389,22 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
 def lock(root: Path) -> Iterator[bool]:
     """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
     folder = root / layout.COMPACTING
-    lock = folder / "lock"
-    new = not lock.exists()
+    path = folder / "lock"
+    new = not path.exists()
     folder.mkdir(exist_ok=True)
-    with lock.open("wb") as file:
+    with path.open("wb") as file:
         if new:
             durable.like(folder, root)
-            durable.like(lock, folder)
-            lock.chmod(lock.stat().st_mode & 0o666)
+            durable.like(path, folder)
+            path.chmod(path.stat().st_mode & 0o666)
         try:
             # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
-        for path in folder.glob("*.tmp"):
-            path.unlink(missing_ok=True)
+        for left in folder.glob("*.tmp"):
+            left.unlink(missing_ok=True)
         yield True
 
 

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from unskew.features.errors import StoreUnavailable
 from unskew.features.keys import OneEntity
 from unskew.features.plan import ViewPlan
+from unskew.offline import delta
 from unskew.offline.compaction import lock
 from unskew.offline.merging import columns_of, rewrite, source, whole
 from unskew.sinks import durable
@@ -292,13 +293,24 @@ def erase(
             rewrite([source(file, path.stat().st_size)], temporary, rule.without, counts=counts)
             durable.like(temporary, path)
             durable.rename(temporary, path, still_ours)
+        delta.publish_again(root, place)
     return found
 
 
 def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = lambda _: None) -> Searched:
-    """Search every file of a table, published or not; files that are not of a table are searched by nobody."""
+    """Search every file of a table, published or not, and the bytes of all others if the key is long enough."""
     found = Searched(place=place)
     notes: dict[str, int] = {}
+    texts = [rule.text.encode() for rule in rules if isinstance(rule, TextRule)]
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and layout.parse(path) is None):
+        octets = path.read_bytes()
+        n_found = sum(text in octets for text in texts)
+        found = replace(
+            found,
+            n_files=found.n_files + 1,
+            n_bytes=found.n_bytes + len(octets),
+            n_found=found.n_found + n_found,
+        )
     for path in layout.every_file(root):
         progress(f"{place}: {path.name}")
         if layout.parse(path) is None:

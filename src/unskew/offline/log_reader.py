@@ -3,11 +3,11 @@
 import bisect
 import datetime as dt
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -17,6 +17,7 @@ from unskew.features.time import format_instant, moment_of
 from unskew.features.view import View
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import (
+    INSTANT,
     Coverage,
     TableFile,
     parse,
@@ -78,6 +79,13 @@ class RebuiltLog:
         """Yield all rows, as ``ViewLog.newest_first`` does; ``upto`` leaves out none."""
         del upto
         yield self.rows.select(columns)
+
+    def rows_of(
+        self, key: Mapping[str, Any], columns: Sequence[str], progress: Callable[[str, int, int], None]
+    ) -> pl.DataFrame:
+        """Return all rows of one entity, as ``ViewLog.rows_of`` does."""
+        del progress
+        return self.rows.filter(**key).sort("available_at", maintain_order=True).select(columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +155,29 @@ class ViewLog:
         later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
         so a day of such a view is not split, whatever its size.
         """
+        for files in reversed(self._pieces(upto)):
+            piece = self._rows(files, lambda rows: rows.select(columns).collect())
+            self._refuse_other_numbers(files, piece.height)
+            yield piece
+
+    def rows_of(
+        self, key: Mapping[str, Any], columns: Sequence[str], progress: Callable[[str, int, int], None]
+    ) -> pl.DataFrame:
+        """Return all rows of one entity, in the order of time; reads the whole log, in bounded pieces.
+
+        ``key``: by key column. ``progress``: called with the view's id, the rows that were looked at, and all rows.
+        """
+        found = [_none(self.view, columns)]
+        n_seen, n_all = 0, self.n_rows()
+        for files in self._pieces(None):
+            found.append(self._rows(files, lambda rows: rows.filter(**key).select(*columns, "shard", "seq").collect()))
+            n_seen += sum(map(_n_named, files))
+            progress(self.view.id, n_seen, n_all)
+        rows = pl.concat(found, how="diagonal")
+        return rows.sort("available_at", "shard", "seq").select(columns) if len(rows) else rows.select(columns)
+
+    def _pieces(self, upto: dt.date | None) -> list[list[TableFile]]:
+        """Return the files of all days through ``upto``, in groups that are read at once, the oldest first."""
         groups: list[list[TableFile]] = []
         size = _CHUNK_BYTES
         last_day: dt.date | None = None
@@ -159,10 +190,7 @@ class ViewLog:
             groups[-1].append(file)
             size += n_bytes
             last_day = day
-        for files in reversed(groups):
-            piece = self._rows(files, lambda rows: rows.select(columns).collect())
-            self._refuse_other_numbers(files, piece.height)
-            yield piece
+        return groups
 
     def head(self, n_rows: int) -> pl.DataFrame:
         """Return the first rows by ``available_at``; a frame without columns if nothing is published."""
@@ -302,6 +330,20 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
 def _n_left_out(part: _Part) -> int:
     """Return how many rows were erased from a file; of a part of a larger file, the most that may be."""
     return n_left_out(part.path)
+
+
+def _none(view: View, columns: Sequence[str]) -> pl.DataFrame:
+    """Return no rows, with the types of a log's columns."""
+    types = {
+        **view.entity.columns,
+        **{feature.name: feature.dtype.polars for feature in view.features},
+        "available_at": INSTANT,
+        "event_time": INSTANT,
+        "cause": pl.String(),
+        "partition": pl.Int32(),
+        "offset": pl.Int64(),
+    }
+    return pl.DataFrame(schema={name: types[name] for name in columns})
 
 
 def _first(rows: pl.LazyFrame, *, n_rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from unskew.features.errors import LayoutError
 from unskew.sinks import durable
 from unskew.sinks.tables import checksum
-from unskew.sinks.tables.layout import LEFT_OUT, TableFile
+from unskew.sinks.tables.layout import LEFT_OUT, TableFile, origin_of
 
 # Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
 _GROUP_BYTES = 64 << 20
@@ -172,7 +172,8 @@ def verify(merged: Path, sources: Sequence[Source], *, sequence: str | None, gap
     if not _same_rows(_batches(merged), wanted):
         raise Unmergeable(f"{where}: the merged file has other rows; left alone")
     if sequence is not None and n_rows:
-        low, high = _numbers(merged, sequence) or (-1, -1)
+        numbers, origin = _numbers(merged, sequence), origin_of(sources[0].file.writer)
+        low, high = (-1, -1) if numbers is None else (numbers[0] - origin, numbers[1] - origin)
         if (low, high) != (first, last) and not (n_left_out and first <= low and high <= last):
             raise Unmergeable(f"{where}: their {sequence} are not those from {first} to {last} in order; left alone")
 

@@ -28,6 +28,7 @@ import polars as pl
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import ViewPlan
 from unskew.features.time import DAY_US, day_of, format_duration
+from unskew.offline import delta
 from unskew.offline.compaction import Table, delete_superseded, lock
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
 from unskew.sinks import durable
@@ -124,6 +125,8 @@ def retain_log(
             except LayoutError as error:
                 faults.append(str(error))
         if not dry_run:
+            # Other engines leave the replaced files before these are deleted.
+            delta.publish_again(table.root, table.name)
             n_deleted, n_waiting, damaged = delete_superseded(table, grace_s, now_s)
             faults += damaged
             found = replace(found, n_deleted=n_deleted, n_waiting=n_waiting)

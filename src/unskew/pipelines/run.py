@@ -72,6 +72,12 @@ def run(
     ``give_up`` must end this process at once. It is called with the error when the flow of a cluster has failed; if
     another process of the cluster is gone and Bytewax waits for it, then in another thread.
     """
+    if tables := plan.of_tables.views.values():
+        _log.warning(
+            "%s: over a table, so unskew materialize computes it, not this process",
+            ", ".join(sorted(v.id for v in tables)),
+        )
+    plan = plan.of_topics
     deployment.check(plan)
     clock = HostClock() if clock is None else clock
     while True:

@@ -13,7 +13,7 @@ from unskew.features.definitions.agg import count, first_time, last_time
 from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
 from unskew.features.definitions.slots import Slots, did_you_mean, text_faults
-from unskew.features.definitions.streams import column_names, is_pattern, plan_stream
+from unskew.features.definitions.streams import column_names, is_pattern, plan_stream, plan_table
 from unskew.features.definitions.vocabulary import (
     Definition,
     Derived,
@@ -23,6 +23,7 @@ from unskew.features.definitions.vocabulary import (
     Session,
     Sessions,
     Stream,
+    Table,
 )
 from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError, shown
@@ -75,7 +76,8 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     for name, stream in streams.items():
         faults += text_faults(f"stream {name}", stream)
         try:
-            planned = _without_surprise(f"stream {name}", partial(plan_stream, stream), faults)
+            plan_one = partial(plan_table, stream) if isinstance(stream, Table) else partial(plan_stream, stream)
+            planned = _without_surprise(f"stream {name}", plan_one, faults)
         except DefinitionError as error:
             faults += [f"stream {name}: {fault}" for fault in error.faults]
         else:
@@ -123,14 +125,15 @@ def _flat(definitions: Iterable[Any]) -> Iterable[Any]:
 
 def _sorted(
     definitions: Iterable[Any], faults: list[str]
-) -> tuple[dict[str, Entity], dict[str, Stream], dict[str, Sessions], list[FeatureView]]:
+) -> tuple[dict[str, Entity], dict[str, Stream | Table], dict[str, Sessions], list[FeatureView]]:
     entities: dict[str, Entity] = {}
-    streams: dict[str, Stream] = {}
+    streams: dict[str, Stream | Table] = {}
     sessions: dict[str, Sessions] = {}
     views: dict[str, FeatureView] = {}
     tables: dict[type, tuple[str, dict[str, Any]]] = {
         Entity: ("entity", entities),
         Stream: ("stream", streams),
+        Table: ("stream", streams),
         Sessions: ("sessions", sessions),
         FeatureView: ("view", views),
     }
@@ -139,10 +142,10 @@ def _sorted(
         found.append(each)
         held = [each.entity, each.stream] if isinstance(each, FeatureView) else []
         held += [part.stream for part in (each, *held) if isinstance(part, Sessions)]
-        found += [part for part in held if isinstance(part, (Entity, Stream, Sessions))]
+        found += [part for part in held if isinstance(part, (Entity, Stream, Table, Sessions))]
     for each in found:
         if type(each) not in tables:
-            faults.append(f"{each!r} is not a definition; give Entity, Stream, Sessions and FeatureView objects")
+            faults.append(f"{each!r} is not a definition; give Entity, Stream, Table, Sessions and FeatureView objects")
             continue
         kind, known = tables[type(each)]
         if not isinstance(each.name, str) or not each.name.strip():
@@ -259,7 +262,7 @@ class _ViewCompiler:
         self,
         view: FeatureView,
         entities: Mapping[str, Entity],
-        streams: Mapping[str, Stream],
+        streams: Mapping[str, Stream | Table],
         sessions: Mapping[str, Sessions],
         stream_plans: Mapping[str, StreamPlan],
         faults: list[str],
@@ -444,8 +447,8 @@ class _ViewCompiler:
             self._fault(self.name, f'history {shown(view.history)} is not known; write "archive" or "none"')
         self._faults += text_faults(self.name, view)
 
-    def _stream(self, wanted: Stream | Sessions | str) -> StreamPlan | None:
-        if isinstance(wanted, Stream):
+    def _stream(self, wanted: Stream | Table | Sessions | str) -> StreamPlan | None:
+        if isinstance(wanted, (Stream, Table)):
             return self._stream_plans.get(wanted.name)
         name = wanted.name if isinstance(wanted, Sessions) else wanted
         if isinstance(name, str) and name in self._sessions:

@@ -9,6 +9,7 @@ A document is one of
   ``features``;
 - an entity: ``entity: {name: user, key: user_id}``;
 - a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``;
+- a table: ``table: {name: returns, path: returns/, schema: return.avsc, event_time: returned_at, delay: 1h}``;
 - sessions:
   ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``.
 
@@ -37,6 +38,7 @@ from unskew.features.definitions.vocabulary import (
     Sessions,
     Sliding,
     Stream,
+    Table,
     Tumbling,
     Window,
 )
@@ -57,7 +59,11 @@ _WINDOW_KEYS = {
     "calendar": ("calendar", "tz"),
     "session": ("session", "hop"),
 }
-_REQUIRED = {Entity: ("name", "key"), Stream: ("name", "topic", "schema", "event_time")}
+_REQUIRED = {
+    Entity: ("name", "key"),
+    Stream: ("name", "topic", "schema", "event_time"),
+    Table: ("name", "path", "schema", "event_time"),
+}
 
 
 def definition_of(document: object) -> Definition:
@@ -70,6 +76,8 @@ def definition_of(document: object) -> Definition:
         return _part(Entity, "entity", document["entity"])
     if list(document) == ["stream"] and isinstance(document["stream"], Mapping):
         return _part(Stream, "stream", document["stream"])
+    if list(document) == ["table"] and isinstance(document["table"], Mapping):
+        return _part(Table, "table", document["table"])
     if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
         return _sessions(document["sessions"])
     return _view(document)
@@ -124,12 +132,14 @@ def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
     )
 
 
-def _part(kind: type[Entity] | type[Stream], word: str, fields: Mapping[Any, Any]) -> Entity | Stream:
+def _part(
+    kind: type[Entity] | type[Stream] | type[Table], word: str, fields: Mapping[Any, Any]
+) -> Entity | Stream | Table:
     place = f"{word} {fields.get('name', '')}".rstrip()
     faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
     faults += [
         f"{place}: {key}: {fields[key]!r} has no unit; write for example 500ms"
-        for key in ("settle", "max_age", "max_ahead", "dedupe_within")
+        for key in ("settle", "max_age", "max_ahead", "dedupe_within", "delay")
         if isinstance(fields.get(key), (int, float))
     ]
     if faults:

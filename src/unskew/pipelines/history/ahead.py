@@ -56,6 +56,10 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
     the pipeline computes already; ``LayoutError`` for a state, an archive or a log that do not fit, or that another
     process writes; ``StoreUnavailable`` if the disk fails; ``Stopped`` if ``stop`` is set: the same call then goes on.
     """
+    if batch := [view.id for view in job.views if view.stream.table is not None]:
+        raise RequestError(
+            f"{', '.join(batch)}: over a table, which has its whole past; compute it with unskew materialize"
+        )
     held = held_by(job.state)
     if left := [view.id for view in job.views if view.id in held.retired]:
         raise RequestError(
@@ -122,7 +126,7 @@ def _one(
         state=job.state,
         since_us=job.from_us,
     )
-    total = sum(reached.offset for reached in end.values())
+    total = archive.most(end)
     groups = _groups(view, names, min(job.workers, len(names)))
     every = shard_names(view, range(n_partitions), n_hashes)
     with recorded_shards(root, every, frozenset(names), view=view.published):

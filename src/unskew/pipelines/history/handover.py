@@ -89,7 +89,7 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) ->
         missing = list(seeds)
         if not missing:
             return None
-    total = sum(reached.offset for reached in cut.values())
+    total = archive.most(cut)
     root = view_root(job.log, view.name, view.version)
     names = shard_names(view, range(job.n_partitions[topic]), job.n_hashes)
     with recorded_shards(root, names, frozenset(missing), view=view.published):

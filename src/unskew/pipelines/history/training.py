@@ -9,8 +9,8 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
-from unskew.pipelines.history.archive import Archive, Cut, Reached
-from unskew.pipelines.history.rebuild import Rebuilt, rebuild, whole
+from unskew.pipelines.history.archive import Archive, Cut
+from unskew.pipelines.history.rebuild import Rebuilt, closed_through, rebuild
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def rebuilt_for(
                 f"{archive.root} holds no events, so {', '.join(view.id for view in together)} cannot be computed from them; give "
                 "the --archive folder of the pipeline"
             )
-        reached[topic] = _until(archive, until_us) if ends is None else _again(archive, ends.get(topic, {}))
+        reached[topic] = closed_through(archive, until_us) if ends is None else _again(archive, ends.get(topic, {}))
         name = ", ".join(view.id for view in together)
         found |= rebuild(
             together, archive, end=reached[topic], keys=keys, progress=partial(progress, f"events of {name}")
@@ -66,14 +66,3 @@ def _again(archive: Archive, end: Cut) -> Cut:
                 f"training set was made with events up to {wanted.offset}; give the archive that it was made with"
             )
     return end
-
-
-def _until(archive: Archive, until_us: int) -> dict[int, Reached]:
-    """Return the place of each partition at which all instants through ``until_us`` are closed, or its end."""
-    past_us = until_us + 1
-    return {
-        partition: Reached(offset=archive.offset_at(partition, past_us), clock_us=past_us)
-        if reached.clock_us is not None and reached.clock_us > past_us
-        else reached
-        for partition, reached in whole(archive).items()
-    }

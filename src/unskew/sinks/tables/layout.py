@@ -6,6 +6,7 @@
     {root}/_coverage/{writer}.json                           the instant up to which a writer's rows are complete
     {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
                                                              of a log, the definition of its view
+    {root}/_coverage/_imported.json                          what was imported into an archive (``imported.py``)
     {root}/_coverage/_retained.json                          the instant before which old days were removed
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
@@ -43,6 +44,8 @@ DEFINITION = "view"
 FIRST, EVENTS = "first", "events"
 """The entries of a partition's coverage in an archive: the offset of its first event, and how many there have been."""
 INSTANT = pl.Datetime("us", "UTC")
+IMPORTED = -(10**12)
+"""The offset of a partition's first imported event. Imported events lie before every offset of a topic."""
 
 _SUFFIX = ".parquet"
 _DAY = "day="
@@ -127,6 +130,16 @@ class Coverage:
         open_ended = [shard for shard in self.shards.values() if not shard.ended]
         closed = [shard.complete_to_us for shard in open_ended if shard.complete_to_us is not None]
         return min(closed) if closed and len(closed) == len(open_ended) and not self.waiting else None
+
+
+def archive_writer(partition: int, *, imported: bool = False) -> str:
+    """Return the writer of a partition's events in an archive; ``imported``: of those that were imported."""
+    return f"{'i' if imported else 'p'}{partition}"
+
+
+def origin_of(writer: str) -> int:
+    """Return what a writer's rows have in their sequence column where their sequence number is 0."""
+    return IMPORTED if writer[:1] == "i" and writer[1:].isdecimal() else 0
 
 
 def view_root(log_root: Path, name: str, version: int) -> Path:

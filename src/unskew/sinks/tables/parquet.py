@@ -42,7 +42,8 @@ class StagedTable:
     """One writer's share of an append-only Parquet table, published only once durable.
 
     ``day_column``: a Datetime in UTC that determines a row's day. ``sequence_column``: Int64, strictly increasing over
-    all rows ever appended, with or without gaps; None numbers the rows in the order in which they are appended.
+    all rows ever appended, with or without gaps; None numbers the rows in the order in which they are appended. The
+    sequence number of a row is its value less ``layout.origin_of`` the writer.
     ``saved``: the value that the last durable ``snapshot()`` returned, None if there is no saved state. ``at_staging``:
     a last transformation of rows before they are written. ``still_ours``: raises if another process has taken over the
     table; it is called before each rename.
@@ -71,6 +72,7 @@ class StagedTable:
         self._writer = writer
         self._day_column = day_column
         self._sequence_column = sequence_column
+        self._origin = layout.origin_of(writer)
         self._metadata = {"unskew.layout": layout.LAYOUT, **metadata, **dict([checksum.METADATA])}
         self._at_staging = at_staging
         self._next = 0 if saved is None else saved[_NEXT]
@@ -110,10 +112,10 @@ class StagedTable:
         else:
             # This is called for each table and poll, mostly with few rows, so it uses numpy, whose calls are cheap.
             sequence = rows.get_column(self._sequence_column).to_numpy()
-            first, after = int(sequence[0]), int(sequence[-1]) + 1
+            first, after = int(sequence[0]) - self._origin, int(sequence[-1]) + 1 - self._origin
             if first < self._next or not (sequence[1:] > sequence[:-1]).all():
                 raise ValueError(
-                    f"{self._root}: rows of {self._writer} from {self._sequence_column} {first} to {after - 1} are not "
+                    f"{self._root}: rows of {self._writer} from sequence number {first} to {after - 1} are not "
                     f"past {self._next - 1} in increasing order"
                 )
         self._buffered.append((first, rows))
@@ -244,7 +246,7 @@ class StagedTable:
             part = rows if end - start == rows.height else rows.slice(start, end - start)
             low, high = first + start, first + end - 1
             if sequence is not None:
-                low, high = int(sequence[start]), int(sequence[end - 1])
+                low, high = int(sequence[start]) - self._origin, int(sequence[end - 1]) - self._origin
             day = layout.day_directory(day_of(int(instants[start])))
             yield layout.file_name(self._writer, low, high), day, part
             start = end
