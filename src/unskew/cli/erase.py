@@ -15,7 +15,7 @@ from unskew.features.printing import printable
 
 if TYPE_CHECKING:
     from unskew.features.keys import OneEntity
-    from unskew.features.plan import Plan
+    from unskew.features.plan import Plan, ViewPlan
     from unskew.features.view import ViewEntity
     from unskew.offline.erasing import Place, Searched
 
@@ -33,6 +33,11 @@ _SHOWN = 10
 @settings.redis_url
 @settings.schema_registry
 @settings.umask
+@click.option(
+    "--doubted-letters",
+    is_flag=True,
+    help="Also remove dead letters that cannot be read and in which so short a number cannot be looked for.",
+)
 @click.option("--dry-run", is_flag=True, help="Change nothing, and print where the entity is.")
 def erase(
     entity: str,
@@ -44,6 +49,7 @@ def erase(
     dead_letters: Path | None,
     redis_url: str,
     schema_registry: str | None,
+    doubted_letters: bool,
     dry_run: bool,
 ) -> None:
     """Remove one entity from Redis, state, log, archive and dead letters, and search for what is left of it.
@@ -92,8 +98,19 @@ def erase(
                 status.update(printable(text))
 
         views = list(plan.views.values())
+        readers = [view for view in views if not one.is_in(view.entity) and {*one.entity.keys} & {*columns_of(view)}]
+        _refuse_pending(readers, states)
+        for view in () if dry_run else readers:
+            again = f"; run unskew materialize {view.id} --again afterwards" if view.stream.table is not None else ""
+            say(
+                f"{view.id} reads {', '.join(one.entity.keys)} as a value: what it has counted stays, and audits and new versions, which "
+                f"count from the archive, will differ for entities that have met this one{again}",
+                err=True,
+            )
         decoded = _decoder(plan, schema_registry, next(filter(is_state, states), None))
-        tables = erasing.places(one, views, log, archive, letters, read_by=columns_of, decoded=decoded)
+        tables = erasing.places(
+            one, views, log, archive, letters, read_by=columns_of, decoded=decoded, doubted=doubted_letters
+        )
         server = Server(redis_url)
         closing.callback(server.close)
         removed: dict[str, int] = {}
@@ -159,6 +176,18 @@ def _entity(name: str, plan: "Plan") -> "ViewEntity":
     if name not in known:
         raise RequestError(f"there is no entity {name!r}; {nearest(name, sorted(known), 'the definitions have')}")
     return known[name]
+
+
+def _refuse_pending(readers: "Sequence[ViewPlan]", states: Sequence[Path]) -> None:
+    """Refuse while a backfill waits to be compared with the archive, whose values rest on the key."""
+    from unskew.pipelines.state.seeds import Seeds
+
+    for state in states:
+        if pending := [view.id for view in readers if Seeds(state).has(view.id)]:
+            raise RequestError(
+                f"{pending[0]} reads the key as a value, and its backfill will be compared with the archive: first start unskew run twice "
+                f"with its definition, which takes the backfill over, or remove it (unskew purge {pending[0]} --backfill)"
+            )
 
 
 def _decoder(plan: "Plan", schema_registry: str | None, state: Path | None) -> Callable[[str, Mapping[str, Any]], Any]:
