@@ -3,7 +3,7 @@
 The order of steps is the contract:
 
 1. Take the table's lock, so that only one compaction works on it, and remove what an interrupted one left in
-   ``_compacting``.
+   ``_compacting``. In an object store, what is being merged is on this machine's disk.
 2. Merge a run of files (of one writer and one day, consecutive in sequence) into a file in ``_compacting``, fsync it,
    and compare it with them, row by row.
 3. Rename it to where readers look, and fsync the directory. From now on it supersedes those files: its name covers
@@ -17,6 +17,7 @@ start, when a merged file replaces the files that it covers.
 import contextlib
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
@@ -25,6 +26,8 @@ from pathlib import Path
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify, whole
 from unskew.sinks import durable
+from unskew.sinks.lease import locked
+from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile, view_roots
@@ -142,11 +145,11 @@ def compact(
     try:
         if dry_run:
             return work.foreseen()
-        with lock(table.root) as free:
-            if not free:
+        with lock(table.root) as held:
+            if held is None:
                 busy = f"{table.root}: another compaction is at work on it; left alone"
                 return replace(work.state(), notes=(busy,))
-            return work.done()
+            return work.done(held)
     except FileNotFoundError as error:
         if error.filename is not None and os.path.lexists(error.filename):
             raise LayoutError(f"{error.filename} is a link to a file that is not there; {RESTORE}") from error
@@ -188,6 +191,7 @@ class _Work:
         self.faults: list[str] = []
         self._n_merged = 0
         self._n_to_merge = 0
+        self._held: Held | None = None
 
     def state(self) -> Compacted:
         """Return the table as it is."""
@@ -217,8 +221,9 @@ class _Work:
             faults=tuple(dict.fromkeys(self.faults)),
         )
 
-    def done(self) -> Compacted:
+    def done(self, held: "Held") -> Compacted:
         """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
+        self._held = held
         before = self.state()
         self._publish_metadata()
         n_earlier, _ = self.delete()
@@ -277,7 +282,8 @@ class _Work:
     def _merge_all(self, group: Sequence[Source]) -> None:
         rest = group
         while len(rest) >= 2:
-            temporary = self._root / layout.COMPACTING / f"{rest[0].path.name}.tmp"
+            assert self._held is not None
+            temporary = self._held.folder / f"{rest[0].path.name}.tmp"
             try:
                 taken = merge(rest, temporary, target_bytes=self._limits.target_bytes, progress=self._one_more)
                 verify(temporary, taken, sequence=self._table.sequence, gapless=self._table.gapless)
@@ -304,7 +310,9 @@ class _Work:
         os.utime(temporary)
         # Another user may compact than the one who writes, and others may read.
         durable.like(temporary, first.path)
-        durable.rename(temporary, first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
+        target = first.path.with_name(layout.file_name(first.writer, first.first, last.last))
+        assert self._held is not None
+        durable.rename(temporary, target, self._held.still_ours)
 
     def _is_old(self, cover: TableFile) -> bool:
         # Without a grace period merged files are deleted at once, though their cover is newer than ``now_s``.
@@ -385,9 +393,26 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
     return sources[: max(2, n_fitting)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The lock of a table. ``folder``: for what is being merged. ``still_ours``: raises if the lock was lost."""
+
+    folder: Path
+    still_ours: Callable[[], None] = lambda: None
+
+
 @contextlib.contextmanager
-def lock(root: Path) -> Iterator[bool]:
-    """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
+def lock(root: Path) -> Iterator[Held | None]:
+    """Yield the lock of a table, whose interrupted compactions have left nothing; None if another process has it."""
+    if isinstance(root, ObjectPath):
+        probe(root, "the table")
+        with locked(root / layout.COMPACTING / "lock") as still_ours:
+            if still_ours is None:
+                yield None
+                return
+            with tempfile.TemporaryDirectory(prefix="unskew-compacting-") as work:
+                yield Held(folder=Path(work), still_ours=still_ours)
+        return
     folder = root / layout.COMPACTING
     path = folder / "lock"
     new = not path.exists()
@@ -401,11 +426,11 @@ def lock(root: Path) -> Iterator[bool]:
             # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
         for left in folder.glob("*.tmp"):
             left.unlink(missing_ok=True)
-        yield True
+        yield Held(folder=folder)
 
 
 def _is_table(path: Path) -> bool:

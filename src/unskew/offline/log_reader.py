@@ -327,11 +327,6 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
     return scans[0] if len(scans) == 1 else pl.concat(scans)
 
 
-def _n_left_out(part: _Part) -> int:
-    """Return how many rows were erased from a file; of a part of a larger file, the most that may be."""
-    return n_left_out(part.path)
-
-
 def _none(view: View, columns: Sequence[str]) -> pl.DataFrame:
     """Return no rows, with the types of a log's columns."""
     types = {
@@ -344,6 +339,11 @@ def _none(view: View, columns: Sequence[str]) -> pl.DataFrame:
         "offset": pl.Int64(),
     }
     return pl.DataFrame(schema={name: types[name] for name in columns})
+
+
+def _n_left_out(part: _Part) -> int:
+    """Return how many rows were erased from a file; of a part of a larger file, the most that may be."""
+    return n_left_out(part.path)
 
 
 def _first(rows: pl.LazyFrame, *, n_rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -25,6 +25,7 @@ from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import recorded_shards
 
@@ -89,7 +90,10 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
                     "that reads some of them (--partitions)"
                 )
             names = shard_names(view, held.partitions or range(n_partitions), held.n_hashes)
-            leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names)))
+            if isinstance(job.log, ObjectPath):
+                probe(job.log, "--log")
+            else:
+                leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names)))
             seams.append(_one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report))
         return seams
 

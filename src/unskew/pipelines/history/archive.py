@@ -15,6 +15,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.time import DAY_US, day_of
+from unskew.sinks.objects import at_hand
 from unskew.sinks.tables.imported import HandOver, read_imported
 from unskew.sinks.tables.layout import (
     IMPORTED,
@@ -305,9 +306,10 @@ class Archive:
             return
         # A large file is verified once, and then read a row group at a time.
         path = files[0].path
-        n_rows = answer(files, lambda file: file.path, lambda _: _n_rows(path))
+        n_rows = answer(files, lambda file: file.path, lambda ones: _n_rows(ones[0].path))
         for start in range(0, n_rows, BATCH_ROWS):
-            rows = _scan([path], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
+            with at_hand([path]) as there:
+                rows = _scan([there[path]], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
             if rows.height:
                 yield rows
 
