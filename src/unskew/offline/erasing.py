@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from unskew.features.errors import StoreUnavailable
 from unskew.features.keys import OneEntity
 from unskew.features.plan import ViewPlan
 from unskew.offline import delta
 from unskew.offline.compaction import lock
-from unskew.offline.merging import columns_of, rewrite, source, whole
+from unskew.offline.merging import columns_of, names_of, rewrite, source
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
 
@@ -240,7 +239,7 @@ def _rule_of_log(one: OneEntity, views: Sequence[ViewPlan], root: Path) -> Rule 
         return LogRule(one) if one.is_in(known[0]) else None
     keys = list(one.entity.keys)
     files = [path for path in layout.every_file(root) if layout.parse(path) is not None]
-    same_keys = bool(files) and _names_of(files[0])[: len(keys)] == keys
+    same_keys = bool(files) and names_of(files[0])[: len(keys)] == keys
     return LogRule(one) if same_keys and _may_hold(one, views) else None
 
 
@@ -268,8 +267,8 @@ def erase(
     found = Searched(place=place)
     if not root.is_dir():
         return found
-    with durable.disk(root), lock(root) as free:
-        if not free:
+    with durable.disk(root), lock(root) as held:
+        if held is None:
             raise StoreUnavailable(f"{root}: a compaction is at work on it; wait for its end and try again")
         for path in layout.every_file(root):
             progress(f"{place}: {path.name}")
@@ -288,9 +287,10 @@ def erase(
             )
             if not n_found:
                 continue
-            temporary = root / layout.COMPACTING / f"{path.name}.tmp"
+            temporary = held.folder / f"{path.name}.tmp"
             rewrite([source(file, path.stat().st_size)], temporary, rule.without, counts=counts)
             durable.like(temporary, path)
+            held.still_ours()
             durable.rename(temporary, path, still_ours)
         delta.publish_again(root, place)
     return found
@@ -317,7 +317,7 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
         n_found = sum(_n_found(path, rule) for rule in rules)
         for rule in rules:
             if isinstance(rule, LetterRule):
-                n_unread = sum(map(rule.unsearched, columns_of(path, _names_of(path))))
+                n_unread = sum(map(rule.unsearched, columns_of(path, names_of(path))))
                 notes["unread"] = notes.get("unread", 0) + n_unread
         found = replace(
             found,
@@ -332,12 +332,8 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
 
 
 def _n_found(path: Path, rule: Rule) -> int:
-    columns = rule.columns(_names_of(path))
+    columns = rule.columns(names_of(path))
     return sum(int(rule.finds(rows).sum()) for rows in columns_of(path, columns)) if columns else 0
-
-
-def _names_of(path: Path) -> list[str]:
-    return list(pq.read_schema(whole(path)).names)
 
 
 def _all_of(names: Sequence[str], there: Sequence[str]) -> Sequence[str]:
