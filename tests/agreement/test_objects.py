@@ -72,7 +72,7 @@ def in_store(deployment: Deployment, bucket: ObjectPath) -> Deployment:
 def test_everything_that_a_disk_can_do_an_object_store_can(bench: Bench, bucket: ObjectPath, tmp_path: Path) -> None:
     topic = bench.produce(RECORDS[:120])
     both = plan(topic)
-    every = {"epoch_s": 0.0, "poll_records": 12}
+    every = {"epoch_s": 0.0, "poll_records": 24}
     on_disk = bench.deployment(**every)
     far = in_store(bench.deployment(**every), bucket)
     for deployment in (on_disk, far):
