@@ -15,6 +15,8 @@ NAMES = (
     "bench_wire",
     "bench_peers",
     "bench_join",
+    "bench_rebuild",
+    "bench_journey",
     "bench_checksum",
     "bench_recovery",
     "bench_compaction",

@@ -104,7 +104,7 @@ def range_join(events: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
             f'avg(amount) {inside} AS "mean_{window}"',
         ]
     longest = _us("30d")
-    found = connection.execute(
+    found = connection.sql(
         f"SELECT {', '.join(columns)} FROM labels LEFT JOIN events ON events.user = labels.user AND moment <= t "
         f"AND moment >= t // 7200000000 * 7200000000 - {longest} GROUP BY id ORDER BY id"
     ).to_arrow_table()

@@ -9,10 +9,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 import unskew
 from tests.support.plans import DAY
 from tests.support.updates import closing
+from unskew.cli import main
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
@@ -77,6 +79,7 @@ def test_all_examples_read_the_same_values(plan, tmp_path, redis_url, redis_clie
     writer = RedisWriter(redis_client, "unskew", "main")
     writer.publish_registry(json.dumps(describe(plan)))
     write(plan.views["user_purchases"], tmp_path / "log", writer)
+    assert CliRunner().invoke(main, ["publish", "--log", str(tmp_path / "log")]).exit_code == 0
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
     for block in PYTHON:
@@ -95,6 +98,10 @@ def test_all_examples_read_the_same_values(plan, tmp_path, redis_url, redis_clie
         ("nobody", False, 0, 0.0, None),
     ]
     assert found["tried"].equals(found["frame"])
+    assert found["exists"]["reference"].to_list()[:1] == ["user_purchases:purchase_count_30d"]
+    assert found["changes"]["purchase_count_30d"].to_list() == [1, 2]
+    assert found["training_again"].to_df().equals(found["frame"])
+    assert pl.read_parquet("training.parquet").equals(found["frame"])
     assert found["counts"].select("present", "default").rows() == [(1, 1)] * 3
     assert found["row"] == {
         "purchase_count_30d": "2",
@@ -107,6 +114,8 @@ def test_all_examples_read_the_same_values(plan, tmp_path, redis_url, redis_clie
     expected = [(0, 1), (1, 0)]
     assert found["by_duckdb"].rows() == expected
     assert found["by_polars"].rows() == expected
+    assert found["by_delta"].rows() == expected
+    assert found["polars_too"] == 2
     assert pl.from_pandas(found["by_pandas"].astype("int64")).rows() == expected
 
 

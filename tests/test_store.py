@@ -9,7 +9,7 @@ import pytest
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
 from tests.support.typed import DEFAULTS, FULL, NAMES, ORDERS
 from tests.support.updates import closing
-from unskew import FeatureStore, RequestError
+from unskew import FeatureStore, LayoutError, RequestError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
@@ -134,7 +134,13 @@ def test_what_is_missing_to_answer_is_said(log):
     with pytest.raises(RequestError, match="give FeatureStore its folder"):
         FeatureStore(PLAN).get_historical_features(labels(5), ["spend:n"])
     with pytest.raises(RequestError, match="give FeatureStore the definitions"):
+        FeatureStore().get_historical_features(labels(5), ["spend:n"])
+    with pytest.raises(
+        LayoutError, match=r"log of spend@1 .* does not hold its definition.* start unskew run with it once"
+    ):
         FeatureStore(log=log).get_historical_features(labels(5), ["spend:n"])
+    with pytest.raises(RequestError, match="holds no log of any view; give the --log folder"):
+        FeatureStore(log=log / "spend").get_historical_features(labels(5), ["spend:n"])
 
 
 def test_columns_that_are_not_asked_for_are_not_read(log):

@@ -1,7 +1,7 @@
 """Streaming features whose training rows hold exactly what the model would have read.
 
-Definitions: ``Entity``, ``Stream``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``; windows: ``Sliding``,
-``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations: ``agg``.
+Definitions: ``Entity``, ``Stream``, ``Table``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``; windows:
+``Sliding``, ``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations: ``agg``.
 ``compile`` checks them; ``FeatureStore`` reads what the pipeline wrote.
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Sessions,
         Sliding,
         Stream,
+        Table,
         Tumbling,
     )
     from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
@@ -46,6 +47,7 @@ __all__ = [
     "Sliding",
     "StoreUnavailable",
     "Stream",
+    "Table",
     "Tumbling",
     "UnskewError",
     "agg",
@@ -68,6 +70,7 @@ _PLACES = {
             "Sessions",
             "Sliding",
             "Stream",
+            "Table",
         ],
         "features.definitions.vocabulary",
     ),

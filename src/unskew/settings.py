@@ -173,6 +173,18 @@ state = _option("--state", required=True, type=_A_PATH, help="Folder of the reco
 #: ``state: Path | None``, for a command that works without it.
 optional_state = _option("--state", type=_A_PATH, help="Folder of the recovery store.")
 
+#: ``states: tuple[Path, ...]``.
+states = click.option(
+    "--state",
+    "states",
+    envvar="UNSKEW_STATE",
+    show_envvar=True,
+    multiple=True,
+    required=True,
+    type=_A_PATH,
+    help="Folder of the recovery store; give those of all processes that write to the same log.",
+)
+
 #: ``metrics: str | None``.
 metrics = _option(
     "--metrics",

@@ -8,37 +8,43 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import polars as pl
 import redis
 
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
-from unskew.features.frames import Answer, Given, Table, read_table
+from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.plan import Plan
-from unskew.features.references import by_view, key_columns, requested_us, resolve
+from unskew.features.local import local_path
+from unskew.features.plan import Plan, ViewPlan
+from unskew.features.references import key_columns, named_views, requested_us, resolve
+from unskew.features.time import MAX_INSTANT_US
+from unskew.features.versions import Versions
 from unskew.features.view import View
-from unskew.features.warming import Statuses
-from unskew.offline.join import Outside, historical_features, last_instant
-from unskew.offline.log_reader import RebuiltLog
+from unskew.offline.bar import shown
+from unskew.offline.catalogue import catalogue
+from unskew.offline.history import EntityHistory, entity_history, entity_row
+from unskew.offline.join import Outside, Progress, historical_features, instants_of
+from unskew.offline.log_reader import RebuiltLog, ViewLog
+from unskew.offline.logged import with_logged
+from unskew.offline.manifest import (
+    JoinRule,
+    LogPosition,
+    Manifest,
+    PartitionPosition,
+    Source,
+    TablePart,
+    clock_us,
+    columns_of,
+    position,
+)
+from unskew.offline.training_set import HistoricalFeatures, Origin
+from unskew.offline.version_spans import Spans, check_spans, each_version
 from unskew.serving.online import OnlineFeatures, OnlineReader
 from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
-Source = Literal["log", "events", "both"]
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
-
-@dataclass(frozen=True)
-class HistoricalFeatures(Answer):
-    """A training set: one row for each label row, in the labels' order, with the values at the label's instant.
-
-    ``summary``: a row for each feature, with the number of labels of each status: ``no_key``, ``before_log``,
-    ``after_log``, ``warming``, ``expired``, ``default``, ``present``; see ``offline.join.historical_features``.
-    """
-
-    summary: pl.DataFrame
 
 
 class FeatureStore:
@@ -48,8 +54,8 @@ class FeatureStore:
     Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
     folder of the Parquet log. ``archive``: the folder of the event archive. Both may be in an object store
     (``s3://bucket/log``, ``gs://``, ``az://``), whose credentials the usual variables of the environment hold. Online
-    reads need only ``redis_url`` and historical reads only the definitions and ``log``, or ``archive``; the store
-    connects at the first use.
+    reads need only ``redis_url``, historical reads only ``log``, which holds the definitions with which it was written,
+    or the definitions and ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
     """
@@ -90,6 +96,8 @@ class FeatureStore:
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
+        ``view@2:feature`` names a version, ``view:feature`` means the one that serves.
+
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
         after the feature, or ``view__feature`` with ``full_feature_names``. Raises ``RequestError`` and
@@ -111,8 +119,12 @@ class FeatureStore:
         full_feature_names: bool = False,
         with_status: bool = False,
         source: Source = "log",
+        versions: Spans | None = None,
+        progress: Progress | bool = False,
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
+
+        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more.
 
         ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept as they are: a
         frame of Polars or pandas, an Arrow table, a DuckDB relation, or a list of dicts. ``inclusive``: whether values
@@ -120,46 +132,183 @@ class FeatureStore:
         event does not see itself. ``outside``: "error" refuses labels earlier than the first event that the pipeline
         saw and labels later than the log is complete; "null" gives them nulls. ``max_age``: a row that last changed
         longer ago than this reads as nulls and defaults. ``with_status``: adds a column ``{feature}__status`` beside
-        each feature; ``summary`` of the answer counts them in any case.
+        each feature; ``summary`` of the answer counts them in any case. ``progress``: True shows a bar while the log is
+        read; a function is called with what is read, the rows read so far, and all rows.
+
+        ``versions``: the versions that answer for a view together, for example ``{"user_purchases": [1, 2]}``, for
+        features that are requested without a version. Each label is answered by the highest of them whose history (the
+        instant ``since`` of its log) begins at or before the label's instant, by the lowest if none does; the column
+        ``user_purchases__version`` says by which. The feature must have the same type in all of them.
 
         ``source``: "log" reads what was served. "events" computes the values from the archived events, with the kernel
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
+
+        The answer also has a ``manifest``, from which ``reproduce`` makes the same training set again, ``split``,
+        ``to_parquet``, and a summary where it is shown.
 
         Raises ``RequestError`` for unknown names and for labels outside of the log; ``LayoutError`` for a log of other
         definitions. See ``offline.join.historical_features``.
         """
         if source not in {"log", "events", "both"}:
             raise RequestError(f'source is "log", "events" or "both", not {source!r}')
-        labels = read_table(entity_df)
-        read = partial(
-            historical_features,
-            views=self._views(),
-            labels=labels,
-            features=features,
+        if versions is not None and source != "log":
+            raise RequestError(
+                "versions are spanned in the log alone, which knows from when on each could answer; leave out source, or request "
+                "view@1:feature and view@2:feature side by side"
+            )
+        rule = JoinRule(
             timestamp=timestamp,
             inclusive=inclusive,
             outside=outside,
-            max_age=max_age,
+            max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
             full_feature_names=full_feature_names,
             with_status=with_status,
+            versions=_checked(features, versions),
+        )
+        views = self._named(named_views(each_version(features, rule.versions)))
+        return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
+
+    def reproduce(
+        self,
+        entity_df: Table,
+        manifest: "Manifest | str | os.PathLike[str]",
+        *,
+        progress: Progress | bool = False,
+    ) -> HistoricalFeatures:
+        """Return the training set of a manifest again, to the last bit.
+
+        ``entity_df``: the labels that it was made with. ``manifest``: of an earlier answer, or the path of its file.
+        The views are read by the definitions in the manifest, at the position that it names, so nothing that was
+        written since then counts; compaction does not matter. From a log, nothing but the log is needed; from events,
+        the archive and definitions whose state fingerprint is the same.
+
+        Raises ``RequestError`` for a file that is not a manifest, and for other labels; ``LayoutError`` for another
+        definition, for a log or archive that does not hold the position any more, and if the values are other ones all
+        the same.
+        """
+        if isinstance(manifest, Manifest):
+            name, wanted = "the manifest", manifest
+        else:
+            path = local_path(manifest, "the manifest")
+            name, wanted = str(path), Manifest.read(path)
+        labels = read_table(entity_df)
+        if difference := wanted.labels.difference(TablePart.of(labels.n_rows, columns_of(labels))):
+            raise RequestError(
+                f"these are not the labels of {name}: {difference}; give the table that it was made with"
+            )
+        found = self._trained(
+            labels,
+            Versions(part.view(name) for part in wanted.views),
+            [f"{part.named}:{part.feature}" for part in wanted.features],
+            wanted.source,
+            wanted.join,
+            progress=progress,
+            again=wanted,
+        )
+        if difference := wanted.output.difference(found.manifest.output):
+            raise LayoutError(
+                f"the training set is not that of {name}: {difference}. The log or the archive was changed since; restore it"
+            )
+        return found
+
+    def features(self) -> pl.DataFrame:
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        return catalogue(self._views())
+
+    def history(
+        self,
+        view: str,
+        entity_key: object,
+        *,
+        source: Literal["log", "events"] = "log",
+        progress: Progress | bool = False,
+    ) -> EntityHistory:
+        """Return every row of a view's log about one entity, in the order of time; ``plot`` of it draws its features.
+
+        ``entity_key``: the key; for a key of several columns, a mapping or a sequence of all of them. ``source``: "log"
+        has what was served, "events" computes what a log would hold from the archived events. The whole log, or all
+        events of the stream, are read.
+
+        Raises ``RequestError`` for an unknown view and a key that does not fit it; ``LayoutError`` as the join does.
+        """
+        if source not in {"log", "events"}:
+            raise RequestError(f'source is "log" or "events", not {source!r}')
+        found = self._named([view]).find(view)
+        with shown(progress) as report:
+            if source == "events":
+                labels = read_table([entity_row(found, entity_key)])
+                reference = f"{found.id}:{found.features[0].name}"
+                rebuilt = self._rebuilt(labels, Versions([found]), [reference], None, None, report)
+                return entity_history(rebuilt.log(found), entity_key, report)
+            if self._log is None:
+                raise RequestError("the history is read from the log: give FeatureStore its folder")
+            return entity_history(ViewLog(self._log, found), entity_key, report)
+
+    def _trained(
+        self,
+        labels: Given,
+        views: Versions[View],
+        features: Sequence[str],
+        source: Source,
+        rule: JoinRule,
+        *,
+        progress: Progress | bool,
+        again: Manifest | None = None,
+    ) -> HistoricalFeatures:
+        """Return the training set that the arguments describe; ``again``: at the positions of that manifest."""
+        read = partial(
+            historical_features,
+            views=views,
+            labels=labels,
+            features=features,
+            timestamp=rule.timestamp,
+            inclusive=rule.inclusive,
+            outside=rule.outside,
+            max_age=None if rule.max_age_us is None else dt.timedelta(microseconds=rule.max_age_us),
+            full_feature_names=rule.full_feature_names,
+            with_status=rule.with_status,
+            versions=rule.versions,
         )
         if source != "events" and self._log is None:
             raise RequestError("historical features are read from the log: give FeatureStore its folder")
-        logs = None if source == "log" else self._rebuilt(labels, features, timestamp)
-        found = read(self._log if logs is None or source == "both" else logs)  # type: ignore[arg-type]
+        with shown(progress) as report:
+            rebuilt = None
+            if source != "log":
+                rebuilt = self._rebuilt(labels, views, features, rule.timestamp, again, report)
+            if source == "events":
+                assert rebuilt is not None
+                found = read(rebuilt.log, progress=report)
+            else:
+                assert self._log is not None
+                found = read(self._log if again is None else _earlier(self._log, again), progress=report)
         if source == "both":
-            assert logs is not None
-            _refuse_difference(found.columns, read(logs).columns)
-        counts = np.array(list(found.counts.values()), np.int64)
-        summary = pl.DataFrame({"feature": list(found.counts)}).hstack(
-            pl.from_numpy(counts, schema=[status.name for status in Statuses])
+            assert rebuilt is not None
+            _refuse_difference(found.columns, read(rebuilt.log).columns)
+        logs = {view_id: LogPosition.of(span.coverage) for view_id, span in found.spans.items()}
+        origin = Origin(
+            source,
+            rule,
+            logs={} if source == "events" else logs,
+            archive={} if rebuilt is None else rebuilt.positions,
         )
-        return HistoricalFeatures(labels, found.columns, summary)
+        return HistoricalFeatures(labels, found.columns, found, origin)
 
-    def _rebuilt(self, labels: Given, features: Sequence[str], timestamp: str) -> Callable[[View], RebuiltLog]:
-        """Return the rebuilt logs of the requested views, for the labels' entities."""
-        from unskew.pipelines.history.training import rebuilt_for  # noqa: PLC0415 - imports what only pipelines need
+    def _rebuilt(
+        self,
+        labels: Given,
+        views: Versions[View],
+        features: Sequence[str],
+        timestamp: str | None,
+        again: Manifest | None,
+        progress: Progress,
+    ) -> "_Rebuilt":
+        """Return the rebuilt logs of the requested views, for the labels' entities.
+
+        ``timestamp``: the column of the labels' instants; None for all that is archived.
+        """
+        from unskew.pipelines.history.archive import Reached  # noqa: PLC0415 - imports what only pipelines need
+        from unskew.pipelines.history.training import rebuilt_for  # noqa: PLC0415 - the same
 
         if self._plan is None:
             raise RequestError(
@@ -167,15 +316,29 @@ class FeatureStore:
             )
         if self._archive is None:
             raise RequestError("features are computed from the archived events: give FeatureStore the folder archive=")
-        views = [self._plan.views[name] for name in by_view(resolve(features, self._views(), full_feature_names=True))]
+        asked = {one.view.id: one.view for one in resolve(features, views, full_feature_names=True)}
+        defined = [_defined(self._plan, view) for view in asked.values()]
         keys = {
             view.id: encode_keys(key_columns(view.published, labels).drop_nulls().unique(), view.entity)
-            for view in views
+            for view in defined
         }
-        found = rebuilt_for(self._archive, views, keys, last_instant(labels, timestamp))
+        until_us = MAX_INSTANT_US
+        if timestamp is not None:
+            instants = instants_of(labels, timestamp)
+            until_us = int(instants.max()) if len(instants) else 0
+        ends = None
+        if again is not None:
+            ends = {
+                topic: {
+                    partition: Reached(offset=part.offset, clock_us=clock_us(part), ended=part.ended)
+                    for partition, part in parts.items()
+                }
+                for topic, parts in again.archive.items()
+            }
+        rebuilt = rebuilt_for(self._archive, defined, keys, until_us, ends, progress)
 
         def log_of(view: View) -> RebuiltLog:
-            one = found[view.id]
+            one = rebuilt.views[view.id]
             return RebuiltLog(
                 view=view,
                 title=f"the rebuild of {view.id} from {self._archive}",
@@ -185,19 +348,75 @@ class FeatureStore:
                 complete_to_us=one.complete_to_us,
             )
 
-        return log_of
+        return _Rebuilt(
+            log_of,
+            {
+                topic: {
+                    partition: position(reached.offset, reached.clock_us, ended=reached.ended)
+                    for partition, reached in end.items()
+                }
+                for topic, end in rebuilt.ends.items()
+            },
+        )
 
-    def _views(self) -> Mapping[str, View]:
+    def _views(self) -> Versions[View]:
         if self._pinned is not None:
             return self._pinned
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
         return self._reader.views()
 
+    def _named(self, names: Sequence[str]) -> Versions[View]:
+        """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""
+        known = None if self._pinned is None and self._reader is None else self._views()
+        if self._log is None:
+            return self._views() if known is None else known
+        return with_logged(self._log, names, known)
+
     def close(self) -> None:
         """Close the connections; the store holds nothing else."""
         if self._reader is not None:
             self._reader.close()
+
+
+@dataclass(frozen=True)
+class _Rebuilt:
+    """The logs of views as rebuilt from events, and the positions in the archive up to which events were read."""
+
+    log: Callable[[View], RebuiltLog]
+    positions: Mapping[str, Mapping[int, PartitionPosition]]
+
+
+def _defined(plan: Plan, view: View) -> ViewPlan:
+    """Return the plan of a view; raises ``LayoutError`` if the definitions are not those of this view."""
+    if view.id not in plan.views:
+        raise LayoutError(f"the definitions have no {view.id}, from whose events the training set was made; add it")
+    found = plan.views[view.id]
+    if found.published.state_fingerprint != view.state_fingerprint:
+        raise LayoutError(
+            f"the training set was made with another definition of {view.id} (state fingerprint {view.state_fingerprint}, now "
+            f"{found.published.state_fingerprint}); give the definitions of then"
+        )
+    return found
+
+
+def _earlier(log_root: Path, manifest: Manifest) -> Callable[[View], ViewLog]:
+    """Return a function that opens a view's log at the position of a manifest."""
+    positions = {part.id: part.log for part in manifest.views}
+
+    def opened(view: View) -> ViewLog:
+        position = positions[view.id]
+        return ViewLog(log_root, view, at=None if position is None else position.coverage())
+
+    return opened
+
+
+def _checked(features: Sequence[str], versions: Spans | None) -> dict[str, tuple[int, ...]]:
+    """Return the versions of a request. Raises ``RequestError``."""
+    if versions is None:
+        return {}
+    check_spans(features, versions)
+    return {name: tuple(numbers) for name, numbers in versions.items()}
 
 
 def _compiled(definitions: Definitions) -> Plan:

@@ -94,7 +94,7 @@ def test_arrivals_and_dead_letters_follow_from_the_topic_alone(bench: Bench) -> 
     assert {(partition, offset): arrival for partition, offset, arrival in found + dead} == arrivals
     assert letters.height == sum(record.raw is not None for record in RECORDS) > 0
     assert set(letters["value"]) == {b"\0\0\0\0\7garbage"}
-    nan = outcome.dead_letters().filter(pl.col("view") == "by_user")
+    nan = outcome.dead_letters().filter(pl.col("view") == "by_user@1")
     assert nan.height == sum(record.amount != record.amount and record.raw is None for record in RECORDS) > 0
     assert outcome.status is not None
     assert outcome.status.consumed == len(RECORDS)

@@ -18,6 +18,7 @@ AWAY = ("--redis-url", "redis://127.0.0.1:1/0")
 DEFINED = ("--definitions", str(DEFINITIONS))
 RUN = ("run", *DEFINED, "--idle", "none", "--log", "l", "--archive", "a", "--state", "s", *AWAY)
 REPLAY = ("dead-letters", "replay", *DEFINED, "--dead-letters", "folder")
+TRAIN = ("train", "labels.csv", "-f", VIEW, "-o", "out.parquet", *DEFINED, "--log", "folder")
 WIDTH = 80
 # A valid start of each command, to which one wrong thing is added.
 VALID: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -27,6 +28,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("describe",): ("--live", *AWAY),
     ("run",): RUN[1:],
     ("get",): (VIEW, "1", *AWAY),
+    ("train",): TRAIN[1:],
     ("log",): (),
     ("log", "head"): (VIEW, *DEFINED, "--log", "folder"),
     ("log", "stats"): (VIEW, *DEFINED, "--log", "folder"),
@@ -35,9 +37,26 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("dead-letters", "show"): ("--dead-letters", "folder", "a/0/1"),
     ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
     ("compact",): ("--log", "folder"),
+    ("publish",): ("--log", "folder"),
+    ("import",): (
+        "transactions",
+        str(DEFINITIONS),
+        *DEFINED,
+        *("--archive", "folder", "--state", "folder", "--delay", "0s"),
+    ),
     ("backfill",): (VIEW, *DEFINED, "--log", "folder", "--archive", "folder", "--state", "folder"),
+    ("materialize",): (
+        *("--until", "2026-01-31T00:00:00Z", *DEFINED),
+        *("--log", "folder", "--archive", "folder", "--state", "folder", *AWAY),
+    ),
+    ("diff",): (str(DEFINITIONS), str(DEFINITIONS), "--archive", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
+    ("retain",): (*DEFINED, "--log", "folder", "--keep-log", "400d"),
+    ("erase",): (
+        *("household", "1", *DEFINED, *AWAY),
+        *("--log", "folder", "--archive", "folder", "--state", "folder"),
+    ),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.
@@ -75,6 +94,7 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("file").write_text("neither definitions nor a letter")
+    Path("labels.csv").write_text("household_id,event_timestamp\n1,2017-03-01T00:00:00Z\n")
 
 
 def test_every_command_has_a_valid_start_here() -> None:
@@ -129,6 +149,8 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         (("audit", *DEFINED, "--log", "folder", "--archive", "nowhere"), "nowhere: there is no such folder"),
         (("compact", "--log", "file"), "file: there is no such folder"),
         (("compact", "nope", "--log", "folder"), "folder holds no view 'nope'"),
+        (("publish", "--log", "file"), "file: it is not a folder; give the folder"),
+        (("publish", "nope", "--log", "folder"), "folder holds no view 'nope'"),
         (("dead-letters", "list", "--dead-letters", "file"), "file: there is no such folder"),
         (("dead-letters", "list", "--dead-letters", "folder", "--since", "x"), "--since: 'x' is not an instant"),
         (("dead-letters", "show", "", "--dead-letters", "folder"), "there is no dead letter ''"),

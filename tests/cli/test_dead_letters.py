@@ -184,14 +184,14 @@ def test_a_letter_that_other_views_counted_is_not_counted_twice_by_mistake(scene
     file = tmp_path / "letters.jsonl"
     assert scene.call("show", place, "--output", str(file)).exit_code == 0
     line = json.loads(file.read_text())
-    assert line["views"] == ["spend"]
+    assert line["views"] == ["spend@1"]
     mended = {"user": "bob", "item": 1, "amount": 3.0, "gift": True, "at": START}
     file.write_text(json.dumps(line | {"mended": mended, "views": []}))
 
     refused = scene.call("replay", str(file), "--yes")
     allowed = scene.call("replay", str(file), "--twice")
 
-    assert (refused.exit_code, "visits counted it" in refused.output) == (1, True), refused.output
+    assert (refused.exit_code, "visits@1 counted it" in refused.output) == (1, True), refused.output
     assert (allowed.exit_code, "1 letters would be sent" in allowed.output) == (0, True), allowed.output
 
 

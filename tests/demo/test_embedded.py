@@ -1,5 +1,6 @@
 """The embedded servers are real ones on loopback, and none outlives its owner."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +96,46 @@ def test_a_broker_that_does_not_answer_is_an_error_and_stops(monkeypatch):
     hanging.set()
     library.rd_kafka_mock_cluster_destroy(cluster)
     library.rd_kafka_destroy(handle)
+
+
+def test_a_start_that_is_not_answered_is_tried_again(monkeypatch):
+    monkeypatch.setattr(embedded, "STARTS_WITHIN_S", 0.5)
+    hanging = threading.Event()
+    broker = EmbeddedBroker({"topic": 1})
+    answer = broker._library.rd_kafka_mock_broker_set_up
+    asked = []
+
+    def set_up(*arguments):
+        asked.append(arguments)
+        return hanging.wait() if len(asked) == 1 else answer(*arguments)
+
+    monkeypatch.setattr(broker._library, "rd_kafka_mock_broker_set_up", set_up)
+    with broker:
+        _produce(broker, "topic", [b"value"])
+        assert _watermarks(broker, "topic") == (0, 1)
+
+    assert len(asked) == 2
+    hanging.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_signals_to_its_threads_do_not_end_the_broker(monkeypatch):
+    monkeypatch.setattr(embedded, "ANSWERS_WITHIN_S", 5.0)
+    handled = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: handled.append(1))
+    try:
+        with EmbeddedBroker() as broker:
+            time.sleep(0.1)  # Its threads wait for something by then.
+            for thread in Path("/proc/self/task").iterdir():
+                if (thread / "comm").read_text().startswith("rdk:"):
+                    ctypes.CDLL(None).tgkill(os.getpid(), int(thread.name), int(signal.SIGUSR2))
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(0.1)
+            broker.create_topic("topic", 1)
+            _produce(broker, "topic", [b"value"])
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert handled
 
 
 def test_a_partition_keeps_its_newest_five_mebibytes_as_sent(mock_broker):

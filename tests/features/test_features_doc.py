@@ -99,7 +99,10 @@ def test_every_example_compiles():
     plan = compile(definitions(), map(definition_of, documents))
 
     assert {language for language, _ in BLOCKS} == {"python", "yaml"}
-    assert set(plan.views) == {"spending", "shops", "returns", "habits", "habits_by_yaml", "breadth"}
+    of_topics = {"spending", "shops", "returns", "habits", "habits_by_yaml", "breadth", "baskets@1", "baskets@2"}
+    assert set(plan.of_topics.views) == of_topics
+    assert set(plan.of_tables.views) == {"line_returns", "session_lengths"}
+    assert plan.views["baskets"].version == 1
     assert plan.views["habits"].sessions is not None
 
 

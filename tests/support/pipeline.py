@@ -24,6 +24,7 @@ from unskew.features.definitions.vocabulary import (
     FeatureView,
     Sliding,
     Stream,
+    Table,
     Tumbling,
 )
 from unskew.features.plan import Plan, ViewPlan
@@ -107,8 +108,13 @@ def history(n_records: int, *, seed: int, n_partitions: int = 4, n_users: int = 
 
 def plan(topic: str) -> Plan:
     """Two entities on one stream: users by partition, items across partitions."""
-    user, item = Entity("user", key="user"), Entity("item", key="item")
     stream = Stream("purchases", topic=topic, schema=SCHEMA, event_time="at", partitioned_by="user", owner="tests")
+    return compile_definitions(*views_over(stream))
+
+
+def views_over(stream: Stream | Table) -> tuple[FeatureView, FeatureView]:
+    """Views of two entities over the events of a stream or table."""
+    user, item = Entity("user", key="user"), Entity("item", key="item")
     windows = {
         "5s": Sliding("5s", hop="1s"),
         "1m": Sliding("60s", hop="15s"),
@@ -125,7 +131,7 @@ def plan(topic: str) -> Plan:
             Feature(f"max_{name}", agg.max("amount"), window),
             Feature(f"last_{name}", agg.last("gift"), window),
         ]
-    return compile_definitions(
+    return (
         FeatureView("by_user", entity=user, stream=stream, owner="tests", features=features),
         FeatureView("by_item", entity=item, stream=stream, owner="tests", features=features[:12], where="item <> 3"),
     )

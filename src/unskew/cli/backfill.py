@@ -58,11 +58,7 @@ def backfill(
     from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 
     plan = load(*definitions)
-    known = {name: view for view in plan.views.values() for name in (view.name, view.id)}
-    if unknown := [name for name in views if name not in known]:
-        raise RequestError(
-            f"there is no view {unknown[0]!r}; the definitions have {', '.join(sorted(view.id for view in plan.views.values()))}"
-        )
+    wanted = [plan.views.find(name) for name in views]
     errors = Screen(stderr=True)
     stop = threading.Event()
     with (
@@ -85,13 +81,13 @@ def backfill(
 
         seams = backfill_ahead(
             Ahead(
-                views=list({known[name].id: known[name] for name in views}.values()),
+                views=list({view.id: view for view in wanted}.values()),
                 log=log,
                 archive=archive,
                 state=state,
                 owner=owner_of(f"the backfill of {', '.join(views)}", state),
-                from_us=_instant("--from", begin),
-                until_us=_instant("--until", until),
+                from_us=instant_of("--from", begin),
+                until_us=instant_of("--until", until),
                 again=again,
                 workers=workers,
             ),
@@ -103,7 +99,8 @@ def backfill(
     say("Restart unskew run with these definitions: it finishes the last stretch and goes on from there.", err=True)
 
 
-def _instant(option: str, text: str | None) -> int | None:
+def instant_of(option: str, text: str | None) -> int | None:
+    """Return the instant that an option gives; None if it was left out."""
     from unskew.features.time import instant_us
 
     if text is None:

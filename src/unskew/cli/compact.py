@@ -1,6 +1,7 @@
 """``unskew compact``: merge many small files into few large ones."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ def compact(
 
     Rows, their order, columns and metadata stay as they are; each merged file is compared with its sources before
     readers see it. The command is safe beside running pipelines and readers, and may be interrupted at any point. It
-    compacts all tables of the given folders; VIEWs restrict it to their logs. It needs no definitions and no server.
+    compacts all tables of the given folders; VIEWs restrict it to their logs, VIEW@VERSION to that of one version. It
+    needs no definitions and no server.
 
     If a file is damaged or its content does not match its name, the command exits with 1, after merging all the others.
 
@@ -69,8 +71,6 @@ def compact(
     One view's log:   unskew compact household_purchases --log data/log
     What it would do: unskew compact --log data/log --dry-run
     """
-    import time
-
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from unskew.offline.compaction import Limits
@@ -103,6 +103,7 @@ def compact(
                         now_s=time.time(),
                         dry_run=dry_run,
                         progress=lambda done, total: bar.update(task, completed=done, total=total),
+                        publish=_publisher(table),
                     )
                 )
             except UnskewError as error:
@@ -145,7 +146,7 @@ def _tables(
         there["--dead-letters"] = archive.with_name("dead_letters")
     tables = log_tables(there["--log"]) if "--log" in there else []
     if log is not None and views:
-        return _of_views(views, tables, log)
+        return log_tables_of(views, tables, log)
     if "--archive" in there:
         tables += archive_tables(there["--archive"])
     if "--dead-letters" in there:
@@ -153,16 +154,33 @@ def _tables(
     return tables
 
 
-def _of_views(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Sequence[Table]":
+def log_tables_of(views: Sequence[str], tables: "Sequence[Table]", log: Path) -> "Sequence[Table]":
     from unskew.features.errors import RequestError
     from unskew.features.nearest import nearest
 
     known = sorted({path.name for path in log.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))})
     for view in views:
-        if view not in known:
-            hint = nearest(view, known, "it has", none="none yet")
-            raise RequestError(f"{log} holds no view {view!r}; {hint}")
-    return [table for table in tables if table.root.parent.name in views]
+        name, at, version = view.partition("@")
+        if name not in known:
+            hint = nearest(name, known, "it has", none="none yet")
+            raise RequestError(f"{log} holds no view {name!r}; {hint}")
+        ids = [_view_id(table) for table in tables if table.root.parent.name == name]
+        if at and view not in ids:
+            raise RequestError(f"{log} holds no version {version!r} of {name!r}; it has {', '.join(ids) or 'none yet'}")
+    return [table for table in tables if {table.root.parent.name, _view_id(table)} & set(views)]
+
+
+def _view_id(table: "Table") -> str:
+    return f"{table.root.parent.name}@{table.root.name.removeprefix('v')}"
+
+
+def _publisher(table: "Table") -> Callable[[], object]:
+    """Return what writes the Delta metadata of a log's table; of another table, nothing."""
+    from unskew.offline import delta
+
+    if not table.is_log:
+        return lambda: None
+    return lambda: delta.publish(table.root, table.name.removeprefix("log "), now_ms=time.time_ns() // 1_000_000)
 
 
 def _size(text: str) -> int:
@@ -192,8 +210,8 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
             one.table.name,
             f"{one.files_before:,}",
             f"{one.files_after:,}",
-            _bytes(one.bytes_before),
-            f"<= {_bytes(one.bytes_after)}" if dry_run else _bytes(one.bytes_after),
+            size_text(one.bytes_before),
+            f"<= {size_text(one.bytes_after)}" if dry_run else size_text(one.bytes_after),
             f"{one.n_deleted:,}",
             f"{one.n_waiting:,}",
         )
@@ -203,15 +221,15 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
             "all",
             f"{sum(one.files_before for one in found):,}",
             f"{sum(one.files_after for one in found):,}",
-            _bytes(sum(one.bytes_before for one in found)),
-            ("<= " if dry_run else "") + _bytes(sum(one.bytes_after for one in found)),
+            size_text(sum(one.bytes_before for one in found)),
+            ("<= " if dry_run else "") + size_text(sum(one.bytes_after for one in found)),
             f"{sum(one.n_deleted for one in found):,}",
             f"{sum(one.n_waiting for one in found):,}",
         )
     Screen().print(table)
 
 
-def _bytes(n_bytes: int) -> str:
+def size_text(n_bytes: int) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= size:
             return f"{n_bytes / size:,.1f} {unit}"

@@ -1,12 +1,17 @@
 """``unskew check`` and ``unskew describe``: look at definitions without running a pipeline."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from unskew import settings
 from unskew.cli.screen import Screen, say, say_json
+
+if TYPE_CHECKING:
+    from unskew.features.plan import ViewPlan
+    from unskew.features.versions import Versions
 
 
 @click.command()
@@ -30,9 +35,17 @@ def check(paths: tuple[Path, ...]) -> None:
         say(
             f"ok  {view.id:<{width}}  {n_features:<11}  "
             f"state {view.state_fingerprint[:16]}  presentation {view.presentation_fingerprint[:16]}"
+            f"{_serving(plan.views, view)}"
         )
     if not plan.views:
         say("ok, but there are no views")
+
+
+def _serving(views: "Versions[ViewPlan]", view: "ViewPlan") -> str:
+    """Return whether a view serves, where there are several versions of it."""
+    if len(views.versions(view.name)) == 1:
+        return ""
+    return "  serves" if view.serving else "  does not serve"
 
 
 @click.command()

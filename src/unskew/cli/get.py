@@ -1,7 +1,7 @@
 """``unskew get``: the values that a model would read now."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from unskew.cli.screen import Screen, lines, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.printing import printable
 from unskew.features.view import View
+
+if TYPE_CHECKING:
+    from unskew.features.versions import Versions
 
 
 @click.command()
@@ -22,7 +25,8 @@ from unskew.features.view import View
 def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, as_json: bool) -> None:
     """Read an entity's current features from Redis, with the instant for which they are valid.
 
-    VIEW reads all features of a view, VIEW:FEATURE one. KEY is the entity's key; an entity with several key columns
+    VIEW reads all features of a view, VIEW:FEATURE one; VIEW@VERSION is one of several versions, VIEW the one that
+    serves. KEY is the entity's key; an entity with several key columns
     takes a KEY for each, in their order. Needs only Redis: definitions are those that `unskew run` published.
 
     \b
@@ -34,6 +38,7 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
     Examples:
         unskew get household_purchases 1
         unskew get household_purchases:spend_30d 1 --json
+        unskew get household_purchases@2 1
     """
     from unskew.cli.tables import plain
     from unskew.serving.online import OnlineReader
@@ -46,7 +51,7 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
         reader.close()
     row = answer.frame.row(0, named=True)
     values = {reference.partition(":")[2]: row[reference.replace(":", "__")] for reference in references}
-    judged = answer.metadata[view.name].row(0, named=True)
+    judged = answer.metadata[features.partition(":")[0]].row(0, named=True)
     as_of = None if judged["as_of"] is None else judged["as_of"].isoformat(timespec="microseconds")
     if as_json:
         entity = {
@@ -60,13 +65,13 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
     _print_table(view, keys, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
 
 
-def _asked(features: str, views: Mapping[str, View]) -> tuple[View, list[str]]:
-    from unskew.features.references import find_view, resolve
+def _asked(features: str, views: "Versions[View]") -> tuple[View, list[str]]:
+    from unskew.features.references import resolve
 
     if ":" in features:
         return resolve([features], views)[0].view, [features]
-    view = find_view(features, views)
-    return view, [f"{view.name}:{feature.name}" for feature in view.features]
+    view = views.find(features)
+    return view, [f"{features}:{feature.name}" for feature in view.features]
 
 
 def _entity_row(view: View, keys: tuple[str, ...]) -> dict[str, str]:

@@ -19,11 +19,13 @@ def log() -> None:
 
 @log.command(short_help="Show the first rows of VIEW.")
 @click.argument("view")
-@settings.definitions
+@settings.some_definitions
 @settings.log
 @click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="Number of rows.")
 def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None:
-    """Show the first rows of VIEW by the instant from which they were valid.
+    """Show the first rows of VIEW by the instant from which they were valid; VIEW@VERSION is one of several versions.
+
+    Without definitions, the log says itself how it is read.
 
     \b
     Example:
@@ -53,10 +55,12 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
 
 @log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
 @click.argument("view")
-@settings.definitions
+@settings.some_definitions
 @settings.log
 def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
     """Count rows, entities, files and bytes of VIEW's log, and show its coverage and late events.
+
+    VIEW@VERSION is one of several versions. Without definitions, the log says itself how it is read.
 
     \b
     Example:
@@ -92,12 +96,10 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
 
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":
     from unskew.features.definitions.load import load
-    from unskew.features.errors import RequestError
     from unskew.features.local import existing_folder
-    from unskew.features.nearest import nearest
     from unskew.offline.log_reader import ViewLog
+    from unskew.offline.logged import with_logged
 
-    views = load(*definitions).published
-    if name not in views:
-        raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
-    return ViewLog(existing_folder(log_root, "--log"), views[name])
+    known = load(*definitions).published if definitions else None
+    root = existing_folder(log_root, "--log")
+    return ViewLog(root, with_logged(root, [name], known).find(name))

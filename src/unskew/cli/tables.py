@@ -78,6 +78,8 @@ def view_table(view: View) -> Table:
         heading.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {columns}")
     if view.where:
         heading.insert(-2, f"where {view.where}")
+    if not view.serving:
+        heading.insert(1, f"another version serves: {view.name}:feature does not mean this one")
     table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
     for column in ("feature", "type", "aggregation", "window", "hop", "default", "owner", "description"):
         table.add_column(column, overflow="fold")

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 from polars.exceptions import PanicException
@@ -24,6 +25,7 @@ from unskew.features.time import instant_us
 from unskew.features.types import STRING, TIMESTAMP, Type
 from unskew.features.view import KeyType
 
+Ints = npt.NDArray[np.int64]
 Table = Any
 """A ``polars.DataFrame`` or ``LazyFrame``, a ``pandas.DataFrame``, a sequence of mappings, one per row, or anything
 that Arrow reads as a table: ``pyarrow.Table``, a DuckDB relation.
@@ -60,6 +62,10 @@ class Given(ABC):
     @abstractmethod
     def extended(self, columns: pl.DataFrame) -> Table:
         """Return the table with ``columns`` after its own, as the same kind of table; rows become a Polars frame."""
+
+    @abstractmethod
+    def taken(self, rows: Ints) -> "Given":
+        """Return the table's rows at these positions, in their order, as the same kind of table."""
 
     def values(self, name: str) -> list[Any]:
         """Return a column as Python objects; raises ``RequestError`` if there are several of that name."""
@@ -102,6 +108,10 @@ class _PolarsTable(Given):
         return self._table[name].to_list()
 
     @override
+    def taken(self, rows: Ints) -> Given:
+        return _PolarsTable(self._table[rows])
+
+    @override
     def extended(self, columns: pl.DataFrame) -> pl.DataFrame:
         return self._table.hstack(columns)
 
@@ -132,6 +142,10 @@ class _PandasTable(Given):
         return cast("list[Any]", self._table[name].tolist())
 
     @override
+    def taken(self, rows: Ints) -> Given:
+        return _PandasTable(self._table.iloc[rows])
+
+    @override
     def extended(self, columns: pl.DataFrame) -> Any:
         import pandas as pd  # noqa: PLC0415 - it is optional
 
@@ -153,6 +167,10 @@ class _ArrowTable(Given):
     @override
     def _values(self, name: str) -> list[Any]:
         return cast("list[Any]", self._table.column(name).to_pylist())
+
+    @override
+    def taken(self, rows: Ints) -> Given:
+        return _ArrowTable(self._table.take(rows))
 
     @override
     def extended(self, columns: pl.DataFrame) -> pa.Table:
@@ -179,6 +197,13 @@ class _Rows(Given):
     @override
     def _values(self, name: str) -> list[Any]:
         return [row.get(name) for row in self._rows]
+
+    @override
+    def taken(self, rows: Ints) -> Given:
+        found = _Rows([self._rows[row] for row in rows.tolist()])
+        # A column that only other rows have stays, full of nulls.
+        found.names = self.names
+        return found
 
     @override
     def extended(self, columns: pl.DataFrame) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import polars as pl
 
 from unskew.features.types import Type
+from unskew.features.versions import Versions
 from unskew.features.view import AggregationName, Parameters, View, ViewEntity, ViewFeature, ViewWindow
 
 PayloadFormat = Literal["avro", "json", "protobuf"]
@@ -42,8 +43,24 @@ class ReadAs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TablePlan:
+    """Where the rows of a table are, and when each became available.
+
+    ``path``: a path, several, or a Polars LazyFrame. ``arrival``: the column that says when; None if that is
+    ``delay_us`` after the event time. ``zone``: that of times without an offset; None refuses these. ``renamed``:
+    column -> the column of the table, where that is another name.
+    """
+
+    path: Any
+    arrival: str | None
+    delay_us: int
+    zone: str | None
+    renamed: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamPlan:
-    """A topic, or several, and how their records are read.
+    """A topic, or several, and how their records are read; or a table.
 
     ``topic``: the name under which the records are archived: the name of the only topic, or the stream's name if there
     are several. ``topics``: these several topics, or one pattern that begins with ^; empty if ``topic`` is the topic.
@@ -62,7 +79,7 @@ class StreamPlan:
     the Avro reader schema of the columns, where ``schema`` is not it. ``read_as``: column -> how its values are read.
     ``envelope``: what is around an event in a message. ``operations``: Debezium's operations that are events;
     ``refuses_others``: others are dead letters, not ignored. ``unread``: the schema's fields that have no column, with
-    their types.
+    their types. ``table``: the table whose rows are the events; None for a topic.
     """
 
     name: str
@@ -92,6 +109,7 @@ class StreamPlan:
     operations: tuple[str, ...] = ()
     refuses_others: bool = False
     unread: Mapping[str, str] = field(default_factory=dict)
+    table: TablePlan | None = None
 
     @property
     def reader(self) -> Mapping[str, Any]:
@@ -240,6 +258,10 @@ class ViewPlan:
         return self.published.partitioned
 
     @property
+    def serving(self) -> bool:
+        return self.published.serving
+
+    @property
     def state_fingerprint(self) -> str:
         return self.published.state_fingerprint
 
@@ -250,12 +272,32 @@ class ViewPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All streams and views by name."""
+    """All streams by name, and all versions of views: see ``Versions``."""
 
     streams: Mapping[str, StreamPlan]
-    views: Mapping[str, ViewPlan]
+    views: Versions[ViewPlan]
+
+    def __post_init__(self) -> None:
+        # Any mapping will do.
+        object.__setattr__(self, "views", Versions.of(self.views))
 
     @property
-    def published(self) -> dict[str, View]:
-        """The published views by name: what readers know about them."""
-        return {name: view.published for name, view in self.views.items()}
+    def of_topics(self) -> "Plan":
+        """The streams and views that a running pipeline computes."""
+        return self._those(of_tables=False)
+
+    @property
+    def of_tables(self) -> "Plan":
+        """The tables and the views over them, which are computed on a schedule."""
+        return self._those(of_tables=True)
+
+    def _those(self, *, of_tables: bool) -> "Plan":
+        return Plan(
+            streams={name: one for name, one in self.streams.items() if (one.table is not None) is of_tables},
+            views=Versions(one for one in self.views.values() if (one.stream.table is not None) is of_tables),
+        )
+
+    @property
+    def published(self) -> Versions[View]:
+        """The published views: what readers know about them."""
+        return Versions(view.published for view in self.views.values())

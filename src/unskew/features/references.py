@@ -10,39 +10,43 @@ from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
 from unskew.features.time import duration_us
+from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One feature of a request, and the column that holds it in the answer."""
+    """One feature of a request, and the column that holds it in the answer.
+
+    ``named``: the view as the request names it, ``view`` or ``view@version``.
+    """
 
     view: View
     feature: ViewFeature
     column: str
+    named: str
+
+    @property
+    def reference(self) -> str:
+        """The reference as the request has it."""
+        return f"{self.named}:{self.feature.name}"
 
 
 def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:
-    """Look up ``view:feature`` references, in order; a repeated one counts once.
+    """Look up ``view:feature`` and ``view@version:feature`` references, in order; a repeated one counts once.
 
-    A column has the feature's name or, with ``full_feature_names``, the name ``view__feature``. Raises ``RequestError``
-    for an unknown view or feature, and if two columns would have the same name.
+    A column has the feature's name or, with ``full_feature_names``, the name ``view__feature``, or
+    ``view@version__feature`` if the reference names the version. Raises ``RequestError`` for an unknown view, version
+    or feature, for a bare name if nothing says which version serves, and if two columns would have the same name.
     """
-    if isinstance(references, str):
-        raise RequestError(f"features must be a list of references; write [{references!r}]")
-    if not isinstance(references, Iterable):
-        raise RequestError(f"features must be a list of references view:feature; this is {type(references).__name__}")
     asked: dict[str, Asked] = {}
-    named = list(references)
-    for reference in named:
-        if not isinstance(reference, str):
-            raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
-    for reference in dict.fromkeys(named):
-        found = _resolve_one(reference, views, full_feature_names=full_feature_names)
+    known = Versions.of(views)
+    for reference in texts(references):
+        found = _resolve_one(reference, known, full_feature_names=full_feature_names)
         if found.column in asked:
             raise RequestError(
-                f"{asked[found.column].view.name}:{found.feature.name} and {reference} would share the column "
-                f"{found.column!r}; ask with full_feature_names=True for view__feature columns"
+                f"{asked[found.column].reference} and {reference} would share the column {found.column!r}; "
+                "ask with full_feature_names=True for view__feature columns"
             )
         if found.column in found.view.entity.keys:
             raise RequestError(
@@ -55,6 +59,11 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     return list(asked.values())
 
 
+def named_views(references: Sequence[str]) -> list[str]:
+    """Return the views that references name, each once. Raises ``RequestError`` if they are not texts."""
+    return list(dict.fromkeys(reference.partition(":")[0] for reference in texts(references)))
+
+
 def requested_us(duration: str | dt.timedelta, name: str) -> int:
     """Return the microseconds of a duration of a request; ``name`` is its argument. Raises ``RequestError``."""
     try:
@@ -64,18 +73,11 @@ def requested_us(duration: str | dt.timedelta, name: str) -> int:
 
 
 def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:
-    """Return the requested features of each view, by the view's name."""
+    """Return the requested features of each view, by the view as the request names it."""
     grouped: dict[str, list[Asked]] = {}
     for one in asked:
-        grouped.setdefault(one.view.name, []).append(one)
+        grouped.setdefault(one.named, []).append(one)
     return grouped
-
-
-def find_view(name: str, views: Mapping[str, View]) -> View:
-    """Return the view of that name; raises ``RequestError`` with the nearest name if there is none."""
-    if name not in views:
-        raise RequestError(f"there is no view {name!r}; {nearest(name, views, 'views are')}")
-    return views[name]
 
 
 def key_columns(view: View, rows: Given) -> pl.DataFrame:
@@ -94,20 +96,34 @@ def key_columns(view: View, rows: Given) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _resolve_one(reference: str, views: Mapping[str, View], *, full_feature_names: bool) -> Asked:
+def texts(references: Sequence[str]) -> list[str]:
+    """Return the references, each once. Raises ``RequestError`` for anything else than a list of texts."""
+    if isinstance(references, str):
+        raise RequestError(f"features must be a list of references; write [{references!r}]")
+    if not isinstance(references, Iterable):
+        raise RequestError(f"features must be a list of references view:feature; this is {type(references).__name__}")
+    named = list(references)
+    for reference in named:
+        if not isinstance(reference, str):
+            raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
+    return list(dict.fromkeys(named))
+
+
+def _resolve_one(reference: str, views: Versions[View], *, full_feature_names: bool) -> Asked:
     view_name, colon, feature_name = reference.partition(":")
     if not colon:
         raise RequestError(
             f"{reference!r} is not a feature reference; write view:feature, for example {_example(views)}"
         )
-    view = find_view(view_name, views)
+    view = views.find(view_name)
     feature = view.feature(feature_name)
     if feature is None:
         names = [feature.name for feature in view.features]
         raise RequestError(
-            f"{view.name} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
+            f"{view_name} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
         )
-    return Asked(view, feature, f"{view.name}__{feature.name}" if full_feature_names else feature.name)
+    column = f"{view_name}__{feature.name}" if full_feature_names else feature.name
+    return Asked(view, feature, column, view_name)
 
 
 def _example(views: Mapping[str, View]) -> str:

@@ -1,4 +1,4 @@
-"""The published registry: what a reader that has nothing but Redis must know about the views.
+"""The published registry: what a reader that has nothing but Redis, or nothing but a log, must know about the views.
 
 ``describe`` returns it as data that can be written as JSON, and ``parse`` reads it back. A field that a newer version
 adds is ignored. In JSON, an empty value or default that is a decimal is text; one that is a timestamp is a number of
@@ -17,6 +17,7 @@ from unskew.features.errors import DefinitionError, LayoutError
 from unskew.features.plan import Plan
 from unskew.features.time import instant_us, moment_of, unit_boundaries
 from unskew.features.types import ScalarName, Type
+from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
@@ -33,27 +34,47 @@ class _Registry(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
-    registry = _Registry(format=FORMAT, views=tuple(map(_written, plan.published.values())))
+    registry = _Registry(format=FORMAT, views=tuple(map(as_json, plan.published.values())))
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
 
 
 def merge(stored: str | bytes | None, text: str) -> str:
-    """Return the stored registry with the views of ``text``, which replace those of the same names; both are JSON.
+    """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    A stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep fields
-    that this version does not know.
+    Other versions of these views stay, and do not serve any more: the pipeline that publishes last says which version
+    does. A stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep
+    fields that this version of unskew does not know.
     """
     new = json.loads(text)
     try:
         old = {} if stored is None else json.loads(stored)
         if old.get("format") != new.get("format"):
             return text
-        views = {view["name"]: view for view in old["views"]}
-        views.update((view["name"], view) for view in new["views"])
-        return json.dumps({**new, "views": [views[name] for name in sorted(views)]})
+        named = {view["name"] for view in new["views"]}
+        views = {
+            (view["name"], view["version"]): {**view, "serving": False} if view["name"] in named else view
+            for view in old["views"]
+        }
+        views.update(((view["name"], view["version"]), view) for view in new["views"])
+        # Earlier versions of unskew keep the last version of a view, so the one that serves comes last.
+        ordered = sorted(views.values(), key=lambda view: (view["name"], view.get("serving", True), view["version"]))
+        return json.dumps({**new, "views": ordered})
     except _NO_REGISTRY:
         return text
+
+
+def typed(view: View, name: str) -> View:
+    """Return a view that ``as_json`` returned as it was; ``name``: where it stands, for messages.
+
+    Raises ``LayoutError`` if this version cannot read it.
+    """
+    try:
+        found = _typed(view)
+        _check(found)
+    except _Unreadable as error:
+        raise LayoutError(f"{name} cannot be read: {error}") from error
+    return found
 
 
 def named(stored: str | bytes | None) -> list[str]:
@@ -76,8 +97,8 @@ def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
     return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
 
 
-def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> dict[str, View]:
-    """Read a registry from JSON text or data: view name -> view. ``key``: where it stands in Redis, for messages.
+def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Versions[View]:
+    """Read a registry from JSON text or data. ``key``: where it stands in Redis, for messages.
 
     Raises ``LayoutError`` if this version cannot read it.
     """
@@ -92,7 +113,7 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> di
                 f"{name} has format {registry.format}, but this version reads {FORMAT}; "
                 "use the version of unskew that published it, or publish it again with unskew run"
             )
-        views = {view.name: _typed(view) for view in registry.views}
+        views = Versions(map(_typed, registry.views))
         for view in views.values():
             _check(view)
     except _Unreadable as error:
@@ -102,6 +123,20 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> di
         why = str(error) or type(error).__name__
         raise LayoutError(f"{name} cannot be read: {why}; publish it again with unskew run") from error
     return views
+
+
+def describe_one(view: View) -> dict[str, Any]:
+    """Return one view as data that ``json.dumps`` takes; not whether it serves, which may change any day."""
+    described: dict[str, Any] = msgspec.to_builtins(as_json(msgspec.structs.replace(view, serving=True)))
+    return described
+
+
+def parse_one(described: object, place: str) -> View:
+    """Read a view from data. ``place``: where it stands, for messages. Raises ``LayoutError`` if it cannot be read."""
+    try:
+        return typed(msgspec.convert(described, View), f"the definition in {place}")
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise LayoutError(f"the definition in {place} cannot be read: {error}") from error
 
 
 class _Unreadable(Exception):
@@ -152,7 +187,7 @@ def _require(view: View, is_right: bool, otherwise: str) -> None:  # noqa: FBT00
         raise _Unreadable(f"{view.id}: {otherwise}; publish it again with unskew run")
 
 
-def _written(view: View) -> View:
+def as_json(view: View) -> View:
     """Return the view with its scalars as JSON values."""
 
     def written(value: Scalar | None, _type: str) -> Scalar | None:
@@ -168,7 +203,7 @@ def _written(view: View) -> View:
 
 
 def _typed(view: View) -> View:
-    """Return a view that ``_written`` wrote with its scalars in their own types."""
+    """Return a view that ``as_json`` returned with its scalars in their own types."""
 
     def typed(value: Any, name: str) -> Any:
         try:

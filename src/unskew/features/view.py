@@ -145,6 +145,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``partitioned``: true if the stream is partitioned by exactly the view's entity.
     ``state_fingerprint``: the hex digest of everything that stored state depends on.
     ``presentation_fingerprint``: the hex digest of defaults, descriptions and owners.
+    ``serving``: false for a version beside others that is not the one that the bare name means; ``Versions`` decides by
+    it.
     """
 
     name: str
@@ -161,6 +163,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     description: str
     owner: str
     sessions: ViewSessions | None = None
+    serving: bool = True
 
     @property
     def id(self) -> str:

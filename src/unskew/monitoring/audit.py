@@ -24,6 +24,7 @@ from unskew.offline.join import joined
 from unskew.offline.log_reader import ViewLog
 from unskew.pipelines.history.archive import META, columns_of
 from unskew.serving.online import OnlineReader
+from unskew.sinks.tables.imported import read_imported
 from unskew.sinks.tables.layout import Coverage, published_files, read_coverage, view_root
 from unskew.sinks.tables.reading import answer_of_table
 
@@ -291,7 +292,7 @@ def _is_same(found: Values, expected: Values) -> bool:
 def _read_online(
     source: str, prefix: str, pipeline: str, view: ViewPlan, archive_root: Path, progress: Progress
 ) -> _Online:
-    reader = OnlineReader(source, prefix, pipeline, views={view.name: _without_defaults(view.published)})
+    reader = OnlineReader(source, prefix, pipeline, views={view.id: _without_defaults(view.published)})
     references = [f"{view.name}:{output.name}" for output in view.outputs]
     answers, judged = [], []
     try:
@@ -379,12 +380,24 @@ def _archive_of(
         if published_files(root):
             events = answer_of_table(root, lambda paths: _scanned(paths, columns).collect())
             named = named_events(log, events)
+            events = _counted(root, events, named)
             missing = named.lacking
             if missing is None and (time.monotonic() > deadline or not _are_strange(online, log, events, view)):
                 return events, named
         if missing is not None and time.monotonic() > deadline:
             raise RequestError(missing)
         time.sleep(0.5)
+
+
+def _counted(root: Path, events: pl.DataFrame, named: NamedEvents) -> pl.DataFrame:
+    """Leave out imported events if the view did not use them, else events of the topic that they replace."""
+    if any(offset < 0 for offset in named.first.values()):
+        hand_overs = read_imported(root).partitions
+        taken_over = pl.col("_partition").replace_strict(
+            list(hand_overs), [one.offset for one in hand_overs.values()], default=0, return_dtype=pl.Int64
+        )
+        return events.filter((pl.col("_offset") < 0) | (pl.col("_offset") >= taken_over))
+    return events.filter(pl.col("_offset") >= 0)
 
 
 def _are_strange(online: _Online | None, log: ViewLog, events: pl.DataFrame, view: ViewPlan) -> bool:

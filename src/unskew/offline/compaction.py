@@ -30,7 +30,7 @@ from unskew.sinks.lease import locked
 from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
-from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.layout import TableFile, view_roots
 
 Progress = Callable[[int, int], None]
 
@@ -47,6 +47,11 @@ class Table:
     root: Path
     sequence: str | None
     gapless: bool
+
+    @property
+    def is_log(self) -> bool:
+        """True for the log of a view."""
+        return self.sequence == "seq"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +96,10 @@ class Sized:
 
 def log_tables(log_root: Path) -> list[Table]:
     """Return the log tables of every version of every view, by name and version."""
-    versions = (path for path in log_root.glob("*/v*") if path.name[1:].isdecimal() and _is_table(path))
-    ordered = sorted(versions, key=lambda path: (path.parent.name, int(path.name[1:])))
     return [
-        Table(name=f"log {path.parent.name}@{path.name[1:]}", root=path, sequence="seq", gapless=True)
-        for path in ordered
+        Table(name=f"log {name}@{version}", root=path, sequence="seq", gapless=True)
+        for name, version, path in view_roots(log_root)
+        if _is_table(path)
     ]
 
 
@@ -124,18 +128,20 @@ def compact(
     now_s: float,
     dry_run: bool = False,
     progress: Progress = lambda _done, _total: None,
+    publish: Callable[[], object] = lambda: None,
 ) -> Compacted:
     """Merge a table's small files, and delete those whose rows have been in a merged file for the grace period.
 
     ``now_s``: the present on the clock of the disk's file times. ``dry_run``: writes nothing; ``bytes_after`` then
     equals ``bytes_before``, although merging makes it smaller. ``progress``: called with the number of merged files and
-    of all files to merge. Safe beside running writers and readers.
+    of all files to merge. ``publish``: called before files are merged and again before any is deleted, so that metadata
+    for other engines follow. Safe beside running writers and readers.
 
     Files that cannot be merged (with different columns or metadata, damaged, or not matching their names) are left
     alone and reported; so is the whole table if another compaction works on it. Raises ``StoreUnavailable`` if the disk
     fails, and ``LayoutError`` for a link to nowhere; nothing is lost, and the call can be repeated.
     """
-    work = _Work(table, limits, now_s, progress)
+    work = _Work(table, limits, now_s, progress, publish)
     try:
         if dry_run:
             return work.foreseen()
@@ -154,17 +160,35 @@ def compact(
         raise StoreUnavailable(f"cannot compact {table.root}: {error}") from error
 
 
+def delete_superseded(table: Table, grace_s: float, now_s: float) -> tuple[int, int, tuple[str, ...]]:
+    """Delete superseded files whose grace period is over; the caller holds the table's lock.
+
+    Returns how many these are, how many wait, and what was left alone because it is damaged.
+    """
+    work = _Work(table, Limits(grace_s=grace_s), now_s, lambda _done, _total: None)
+    n_deleted, n_waiting = work.delete()
+    return n_deleted, n_waiting, tuple(dict.fromkeys(work.faults))
+
+
 class _Work:
     """One compaction of one table."""
 
-    def __init__(self, table: Table, limits: Limits, now_s: float, progress: Progress) -> None:
+    def __init__(
+        self,
+        table: Table,
+        limits: Limits,
+        now_s: float,
+        progress: Progress,
+        publish: Callable[[], object] = lambda: None,
+    ) -> None:
         self._table = table
         self._root = table.root
         self._limits = limits
         self._now_s = now_s
         self._progress = progress
+        self._publish_metadata = publish
         self._notes: list[str] = []
-        self._faults: list[str] = []
+        self.faults: list[str] = []
         self._n_merged = 0
         self._n_to_merge = 0
         self._held: Held | None = None
@@ -187,27 +211,29 @@ class _Work:
                     taken = _fitting(rest, self._limits.target_bytes)
                     fewer += len(taken) - 1
                     rest = rest[len(taken) :]
-        n_deleted, n_waiting = self._delete(dry_run=True)
+        n_deleted, n_waiting = self.delete(dry_run=True)
         return replace(
             before,
             files_after=before.files_before - fewer,
             n_deleted=n_deleted,
             n_waiting=n_waiting,
             notes=tuple(self._notes),
-            faults=tuple(dict.fromkeys(self._faults)),
+            faults=tuple(dict.fromkeys(self.faults)),
         )
 
     def done(self, held: "Held") -> Compacted:
         """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
         self._held = held
         before = self.state()
-        n_earlier, _ = self._delete()
+        self._publish_metadata()
+        n_earlier, _ = self.delete()
         planned = self._runs()
         self._n_to_merge = sum(map(len, planned))
         for run in planned:
             for group in self._alike(run):
                 self._merge_all(group)
-        n_now, n_waiting = self._delete()
+        self._publish_metadata()
+        n_now, n_waiting = self.delete()
         n_files, n_bytes = self._size()
         return replace(
             before,
@@ -216,7 +242,7 @@ class _Work:
             n_deleted=n_earlier + n_now,
             n_waiting=n_waiting,
             notes=tuple(self._notes),
-            faults=tuple(dict.fromkeys(self._faults)),
+            faults=tuple(dict.fromkeys(self.faults)),
         )
 
     def _size(self) -> tuple[int, int]:
@@ -238,7 +264,7 @@ class _Work:
             try:
                 read = source(one.file, one.n_bytes)
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 found.append([])
                 continue
             before = found[-1][-1] if found[-1] else read
@@ -263,7 +289,7 @@ class _Work:
                 verify(temporary, taken, sequence=self._table.sequence, gapless=self._table.gapless)
                 self._publish(temporary, taken)
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 return
             finally:
                 temporary.unlink(missing_ok=True)
@@ -293,7 +319,7 @@ class _Work:
         grace_s = self._limits.grace_s
         return not grace_s or self._now_s - cover.path.stat().st_mtime >= grace_s
 
-    def _delete(self, *, dry_run: bool = False) -> tuple[int, int]:
+    def delete(self, *, dry_run: bool = False) -> tuple[int, int]:
         """Delete superseded files whose grace period is over; return how many these are, and how many still wait."""
         n_deleted = n_waiting = 0
         by_cover: dict[TableFile, list[TableFile]] = {}
@@ -310,10 +336,10 @@ class _Work:
                 held = n_rows(whole(cover.path))
                 wanted = sum(n_rows(one.path) for one in layout.without_superseded(files))
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 continue
             if held < wanted:
-                self._faults.append(
+                self.faults.append(
                     f"{cover.path} has {held} rows, and the {len(files)} files that its name covers have {wanted}; "
                     "left alone"
                 )

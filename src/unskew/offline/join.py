@@ -15,33 +15,73 @@ from unskew.features.frames import Given, read_table
 from unskew.features.nearest import nearest
 from unskew.features.references import Asked, by_view, key_columns, requested_us, resolve
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
+from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.offline.log_reader import RebuiltLog, ViewLog
 from unskew.offline.lookup import last_rows, number_entities
+from unskew.offline.version_spans import (
+    Spans,
+    answering,
+    candidates,
+    check_spans,
+    newest_serving,
+    of_version,
+    refuse_lacking,
+)
+from unskew.sinks.tables.layout import Coverage
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 Outside = Literal["error", "null"]
 AnyLog = ViewLog | RebuiltLog
+Progress = Callable[[str, int, int], None]
+"""Called with what is read (a view's id), the rows that were read, and the rows that may have to be read."""
 
 _NEVER = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSpan:
+    """What a log that was read covers: as in ``Coverage``, which is None for a rebuilt one."""
+
+    view: View
+    since_us: int | None
+    first_since_us: int | None
+    complete_to_us: int | None
+    coverage: Coverage | None
+
+    @classmethod
+    def of(cls, log: AnyLog) -> "LogSpan":
+        """Return the span of a log, which need not stay in memory for it."""
+        return cls(
+            view=log.view,
+            since_us=log.since_us,
+            first_since_us=log.first_since_us,
+            complete_to_us=log.complete_to_us,
+            coverage=log.coverage,
+        )
 
 
 @dataclass(frozen=True)
 class Historical:
     """The answer for labels. ``columns``: a column for each feature and, if asked for, one for its status.
 
-    ``counts``: for each feature column, how many labels have each status, in the order of ``Statuses``.
+    ``asked``: the features, in the order of their columns. ``statuses``: by feature column, the status of every label.
+    ``unknown``: by view id, which labels have no row in the log although they lie within it. ``spans``: by view id,
+    what the log that was read covers.
     """
 
     columns: pl.DataFrame
-    counts: Mapping[str, Ints]
+    asked: Sequence[Asked]
+    statuses: Mapping[str, Codes]
+    unknown: Mapping[str, Flags]
+    spans: Mapping[str, LogSpan]
 
 
 def historical_features(
-    log_root: Path | Callable[[View], RebuiltLog],
+    log_root: Path | Callable[[View], AnyLog],
     views: Mapping[str, View],
     labels: Given,
     features: Sequence[str],
@@ -52,10 +92,12 @@ def historical_features(
     max_age: str | dt.timedelta | None = None,
     full_feature_names: bool = False,
     with_status: bool = False,
+    versions: Spans | None = None,
+    progress: Progress = lambda _view, _done, _all: None,
 ) -> Historical:
     """Return the values of ``view:feature`` references at each label's instant, as they were served then.
 
-    ``log_root``: the folder of the log, or a function that returns the rebuilt log of a view. ``labels``: the key
+    ``log_root``: the folder of the log, or a function that returns the log of a view. ``labels``: the key
     columns of every requested view, and the column ``timestamp``: a Datetime of any unit and zone, UTC if it has no
     zone; no other column is read. The result has one row for every label, in their order, with a column for each
     feature, named after it, or ``view__feature`` with ``full_feature_names``. An entity that was never seen, or has no
@@ -70,6 +112,9 @@ def historical_features(
     ``after_log`` (outside of the log); ``warming`` (the window begins before the first event that the pipeline saw);
     ``expired`` (older than ``max_age``); ``default`` (the value of an entity without events); else ``present``.
 
+    ``versions``: by the name of a view, the versions that answer its bare name together, each label by the one that
+    ``version_spans.answering`` says; a column ``{view}__version`` then says which one did.
+
     Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and labels outside of the log;
     ``LayoutError`` for a log with missing files or of another definition.
     """
@@ -78,55 +123,121 @@ def historical_features(
     for name, flag in (("inclusive", inclusive), ("with_status", with_status)):
         if not isinstance(flag, bool):
             raise RequestError(f"{name} is True or False, not {flag!r}")
-    asked = resolve(features, views, full_feature_names=full_feature_names)
-    instants = _instants(labels, timestamp)
-    bounds = instants.upto(inclusive=inclusive)
-    max_age_us = None if max_age is None else requested_us(max_age, "max_age")
+    check_spans(features, versions or {})
+    spanned = candidates(Versions.of(views), versions or {})
+    refuse_lacking(features, spanned)
+    asked = resolve(features, newest_serving(Versions.of(views), spanned), full_feature_names=full_feature_names)
+    rule = _Rule(
+        labels=labels,
+        timestamp=timestamp,
+        instants=_instants(labels, timestamp),
+        inclusive=inclusive,
+        outside=outside,
+        max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
+    )
     columns: dict[str, pl.Series] = {}
-    counts: dict[str, Ints] = {}
-    for ones in by_view(asked).values():
-        log = ViewLog(log_root, ones[0].view) if isinstance(log_root, Path) else log_root(ones[0].view)
-        keys = key_columns(log.view, labels)
-        status = np.full(labels.n_rows, Statuses.present, np.int8)
-        _mark_outside(status, log, instants.whole, bounds)
-        if outside == "error":
-            _refuse_outside(status, log, labels, timestamp)
-        without_key = keys.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
-        status[without_key] = Statuses.no_key
-        absent = status <= Statuses.after_log
-        found = _join(log, keys.fill_null(0).fill_null("") if without_key.any() else keys, bounds, _features(ones))
-        expired = np.zeros(len(bounds), np.bool_)
-        if max_age_us is not None:
-            # This order of comparison does not overflow if no row was found.
-            expired = (found.instants != _NEVER) & (found.instants < bounds - max_age_us)
-            status[expired & ~absent] = Statuses.expired
-        with_warming = _WithWarming(log, bounds, status, absent)
+    statuses: dict[str, Codes] = {}
+    unknown: dict[str, Flags] = {}
+    spans: dict[str, LogSpan] = {}
+    for named, ones in by_view(asked).items():
+        wanted = [[of_version(one, view) for one in ones] for view in spanned.get(named, [ones[0].view])]
+        logs = [
+            ViewLog(log_root, them[0].view) if isinstance(log_root, Path) else log_root(them[0].view) for them in wanted
+        ]
+        spans |= {log.view.id: LogSpan.of(log) for log in logs}
+        version = answering({log.view.version: log.since_us for log in logs}, rule.instants.whole)
+        mine = [version == log.view.version for log in logs]
+        parts = [_answer(log, them, rule, its, progress) for log, them, its in zip(logs, wanted, mine, strict=True)]
+        rows = np.argsort(np.concatenate([np.flatnonzero(its) for its in mine]))
         for one in ones:
-            columns[one.column] = _read(one, found, expired, absent)
-            its_status = with_warming.of(one.feature)
-            is_default = (found.instants == _NEVER) | is_empty(found.values[one.feature.name], one.feature)
-            its_status = np.where(is_default & (its_status == Statuses.present), np.int8(Statuses.default), its_status)
-            counts[one.column] = np.bincount(its_status, minlength=len(Statuses))
+            column = pl.concat([part.values[one.column] for part in parts])
+            columns[one.column] = column if len(parts) == 1 else column[rows]
+            statuses[one.column] = np.concatenate([part.statuses[one.column] for part in parts])[rows]
             if with_status:
-                columns[f"{one.column}__status"] = pl.Series(its_status).replace_strict(
+                columns[f"{one.column}__status"] = pl.Series(statuses[one.column]).replace_strict(
                     list(Statuses), [each.name for each in Statuses], return_dtype=pl.String
                 )
+        for log, part, its in zip(logs, parts, mine, strict=True):
+            unknown[log.view.id] = np.zeros(labels.n_rows, np.bool_)
+            unknown[log.view.id][its] = part.unknown
+        if named in spanned:
+            columns[f"{named}__version"] = pl.Series(version, dtype=pl.Int32)
     if taken := [column for column in columns if column in labels.names]:
         raise RequestError(
             f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
         )
     names = [name for one in asked for name in (one.column, *([f"{one.column}__status"] if with_status else []))]
+    names += [f"{named}__version" for named in spanned]
     if twice := [name for name in names if names.count(name) > 1]:
         raise RequestError(
-            f"two columns would be called {twice[0]!r}: a feature has the name of another one's status; ask for one of them alone"
+            f"two columns would be called {twice[0]!r}: a feature has the name of another one's status or version; ask for one of "
+            "them alone"
         )
-    return Historical(pl.DataFrame([columns[name].alias(name) for name in names]), counts)
+    frame = pl.DataFrame([columns[name].alias(name) for name in names])
+    return Historical(frame, asked, statuses, unknown, spans)
 
 
-def last_instant(labels: Given, timestamp: str) -> int:
-    """Return the latest instant of the labels, in whole microseconds, rounded down; 0 without labels."""
-    instants = _instants(labels, timestamp).upto(inclusive=True)
-    return int(instants.max()) if len(instants) else 0
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """What is the same for every view of a request."""
+
+    labels: Given
+    timestamp: str
+    instants: "_Instants"
+    inclusive: bool
+    outside: Outside
+    max_age_us: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The answer of one log for the labels that are its own: by column, values and statuses; as in ``Historical``."""
+
+    values: Mapping[str, pl.Series]
+    statuses: Mapping[str, Codes]
+    unknown: Flags
+
+
+def _answer(log: AnyLog, ones: Sequence[Asked], rule: _Rule, mine: Flags, progress: Progress) -> _Part:
+    """Return the answer of a log for those labels that are ``mine``."""
+    bounds = rule.instants.upto(inclusive=rule.inclusive)
+    keys = key_columns(log.view, rule.labels)
+    status = np.full(rule.labels.n_rows, Statuses.present, np.int8)
+    if mine.any():
+        _mark_outside(status, log, rule.instants.whole, bounds)
+        status[~mine] = Statuses.present
+        if rule.outside == "error":
+            _refuse_outside(status, log, rule.labels, rule.timestamp)
+    if not mine.all():
+        keys, bounds, status = keys.filter(pl.Series(mine)), bounds[mine], status[mine]
+    without_key = keys.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
+    status[without_key] = Statuses.no_key
+    absent = status <= Statuses.after_log
+    known_keys = keys.fill_null(0).fill_null("") if without_key.any() else keys
+    found = _join(log, known_keys, bounds, [one.feature for one in ones], progress)
+    expired = np.zeros(len(bounds), np.bool_)
+    if rule.max_age_us is not None:
+        # This order of comparison does not overflow if no row was found.
+        expired = (found.instants != _NEVER) & (found.instants < bounds - rule.max_age_us)
+        status[expired & ~absent] = Statuses.expired
+    with_warming = _WithWarming(log, bounds, status, absent)
+    statuses: dict[str, Codes] = {}
+    for one in ones:
+        its_status = with_warming.of(one.feature)
+        is_default = (found.instants == _NEVER) | is_empty(found.values[one.feature.name], one.feature)
+        statuses[one.column] = np.where(
+            is_default & (its_status == Statuses.present), np.int8(Statuses.default), its_status
+        )
+    return _Part(
+        values={one.column: _read(one, found, expired, absent) for one in ones},
+        statuses=statuses,
+        unknown=(found.instants == _NEVER) & ~absent,
+    )
+
+
+def instants_of(labels: Given, timestamp: str) -> Ints:
+    """Return the labels' instants in whole microseconds, rounded down. Raises ``RequestError`` as the join does."""
+    return _instants(labels, timestamp).whole
 
 
 def joined(log: AnyLog, keys: pl.DataFrame, instants_us: Ints) -> pl.DataFrame:
@@ -147,7 +258,13 @@ class _Found:
     instants: Ints
 
 
-def _join(log: AnyLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[ViewFeature]) -> _Found:
+def _join(
+    log: AnyLog,
+    keys: pl.DataFrame,
+    bounds: Ints,
+    features: Sequence[ViewFeature],
+    progress: Progress = lambda _view, _done, _all: None,
+) -> _Found:
     """Find the last row of every key with ``available_at`` <= bound, from all days that can hold one.
 
     The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
@@ -164,6 +281,7 @@ def _join(log: AnyLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[View
         upto = day_of(int(bounds.max()))
         seed = 0
         wanted = number_entities(_ids(keys, seed))
+        n_all, n_read = log.n_rows(upto=upto), 0
         for chunk in log.newest_first([*key_names, "available_at", *names], upto=upto):
             logged, when = chunk.select(key_names), chunk["available_at"].to_physical().to_numpy()
             while True:
@@ -178,6 +296,8 @@ def _join(log: AnyLog, keys: pl.DataFrame, bounds: Ints, features: Sequence[View
             found.append(chunk.select(names)[rows[hit]])
             instants[remaining[hit]] = when[rows[hit]]
             remaining = remaining[~hit]
+            n_read += chunk.height
+            progress(log.view.id, n_read if len(remaining) else n_all, n_all)
             if not len(remaining):
                 break
     found.append(unknown.clear(len(remaining)))
@@ -210,10 +330,6 @@ def _same_keys(logged: pl.DataFrame, rows: Ints, keys: pl.DataFrame, labels: Int
     if keys.width == 1 and keys.dtypes[0] == pl.Int64:
         return True
     return logged[rows].equals(keys[labels])
-
-
-def _features(ones: Sequence[Asked]) -> list[ViewFeature]:
-    return [one.feature for one in ones]
 
 
 def _read(asked: Asked, found: _Found, expired: Flags, absent: Flags) -> pl.Series:
@@ -351,9 +467,13 @@ def _mark_outside(status: Codes, log: AnyLog, instants: Ints, bounds: Ints) -> N
 
 def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -> None:
     view = f"{log.view.name}@{log.view.version}"
+    was_cut = log.coverage is not None and log.coverage.kept_from_us == log.first_since_us
+    before = (
+        "earlier than what the log of {} still holds" if was_cut else "earlier than the first event that {} has seen"
+    )
     for each, text, bound in (
         (Statuses.after_log, f"later than the log of {view} is complete", log.complete_to_us),
-        (Statuses.before_log, f"earlier than the first event that {view} has seen", log.first_since_us),
+        (Statuses.before_log, before.format(view), log.first_since_us),
     ):
         these = status == each
         if these.any() and bound is not None:

@@ -3,21 +3,30 @@
 import bisect
 import datetime as dt
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
-from unskew.features.time import moment_of
+from unskew.features.time import format_instant, moment_of
 from unskew.features.view import View
 from unskew.sinks.tables.checksum import RESTORE
-from unskew.sinks.tables.layout import Coverage, TableFile, published_files, read_coverage, view_root
-from unskew.sinks.tables.reading import answer, gone, metadata_of
+from unskew.sinks.tables.layout import (
+    INSTANT,
+    Coverage,
+    TableFile,
+    parse,
+    published_files,
+    read_coverage,
+    read_kept_from,
+    view_root,
+)
+from unskew.sinks.tables.reading import answer, gone, metadata_of, n_left_out
 
 _Answer = TypeVar("_Answer")
 
@@ -61,10 +70,22 @@ class RebuiltLog:
     complete_to_us: int | None
     coverage: None = None
 
+    def n_rows(self, *, upto: dt.date | None = None) -> int:
+        """Return the number of rows that ``newest_first`` yields."""
+        del upto
+        return self.rows.height
+
     def newest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
         """Yield all rows, as ``ViewLog.newest_first`` does; ``upto`` leaves out none."""
         del upto
         yield self.rows.select(columns)
+
+    def rows_of(
+        self, key: Mapping[str, Any], columns: Sequence[str], progress: Callable[[str, int, int], None]
+    ) -> pl.DataFrame:
+        """Return all rows of one entity, as ``ViewLog.rows_of`` does."""
+        del progress
+        return self.rows.filter(**key).sort("available_at", maintain_order=True).select(columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +99,25 @@ class _Part:
 class ViewLog:
     """The rows of one view's log that were published when it was opened, wherever compaction moves them meanwhile.
 
-    Raises ``LayoutError`` if rows below the covered sequence are missing, or if the log was written with another
-    definition than ``view``; reading raises it if a file has disappeared and no other file holds its rows.
+    ``at``: an earlier coverage of the log, to read it as it was then: rows past it are left out. Raises ``LayoutError``
+    if rows below the covered sequence are missing, if the log was written with another definition than ``view``, or if
+    it does not reach ``at``; reading raises it if a file has disappeared and no other file holds its rows.
     """
 
-    def __init__(self, log_root: Path, view: View) -> None:
+    def __init__(self, log_root: Path, view: View, *, at: Coverage | None = None) -> None:
         self.view = view
         self.title = f"the log of {view.id} under {view_root(log_root, view.name, view.version)}"
         self.root = view_root(log_root, view.name, view.version)
         # In this order, because the rows of a coverage file are published before it.
         self.coverage = read_coverage(self.root)
         files = published_files(self.root)
+        if self.coverage is not None:
+            # After the listing, because what it says was written before the files of which old rows were removed.
+            self.coverage = replace(self.coverage, kept_from_us=read_kept_from(self.root))
         _refuse_gaps(files, self.coverage, self.root)
+        if at is not None:
+            files = _upto(files, at, self.coverage, self.root)
+            self.coverage = replace(at, kept_from_us=read_kept_from(self.root))
         self._days = sorted(
             ((file.day, file) for file in files), key=lambda pair: (pair[0], pair[1].writer, pair[1].first)
         )
@@ -116,6 +144,10 @@ class ViewLog:
         """The last instant that every shard has closed; None before the first."""
         return None if self.coverage is None else self.coverage.complete_to_us
 
+    def n_rows(self, *, upto: dt.date | None = None) -> int:
+        """Return the number of rows that ``newest_first`` yields."""
+        return sum(_n_named(file) for day, file in self._days if upto is None or day <= upto)
+
     def newest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
         """Yield the rows of all days through ``upto`` in bounded pieces, the newest piece first.
 
@@ -123,6 +155,29 @@ class ViewLog:
         later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
         so a day of such a view is not split, whatever its size.
         """
+        for files in reversed(self._pieces(upto)):
+            piece = self._rows(files, lambda rows: rows.select(columns).collect())
+            self._refuse_other_numbers(files, piece.height)
+            yield piece
+
+    def rows_of(
+        self, key: Mapping[str, Any], columns: Sequence[str], progress: Callable[[str, int, int], None]
+    ) -> pl.DataFrame:
+        """Return all rows of one entity, in the order of time; reads the whole log, in bounded pieces.
+
+        ``key``: by key column. ``progress``: called with the view's id, the rows that were looked at, and all rows.
+        """
+        found = [_none(self.view, columns)]
+        n_seen, n_all = 0, self.n_rows()
+        for files in self._pieces(None):
+            found.append(self._rows(files, lambda rows: rows.filter(**key).select(*columns, "shard", "seq").collect()))
+            n_seen += sum(map(_n_named, files))
+            progress(self.view.id, n_seen, n_all)
+        rows = pl.concat(found, how="diagonal")
+        return rows.sort("available_at", "shard", "seq").select(columns) if len(rows) else rows.select(columns)
+
+    def _pieces(self, upto: dt.date | None) -> list[list[TableFile]]:
+        """Return the files of all days through ``upto``, in groups that are read at once, the oldest first."""
         groups: list[list[TableFile]] = []
         size = _CHUNK_BYTES
         last_day: dt.date | None = None
@@ -135,10 +190,7 @@ class ViewLog:
             groups[-1].append(file)
             size += n_bytes
             last_day = day
-        for files in reversed(groups):
-            piece = self._rows(files, lambda rows: rows.select(columns).collect())
-            self._refuse_other_numbers(files, piece.height)
-            yield piece
+        return groups
 
     def head(self, n_rows: int) -> pl.DataFrame:
         """Return the first rows by ``available_at``; a frame without columns if nothing is published."""
@@ -213,9 +265,15 @@ class ViewLog:
         """Refuse files whose names promise another number of rows than they have."""
         if n_rows == sum(map(_n_named, files)):
             return
+        # Only a log from which somebody was erased, or old days were removed, comes here undamaged.
+        if self.coverage is not None and read_kept_from(self.root) != self.coverage.kept_from_us:
+            raise LayoutError(f"{self.root}: old days were removed while the log was read; read it again")
+        if self._found(files, lambda parts: sum(map(_n_left_out, parts))) == sum(map(_n_named, files)) - n_rows:
+            return
         for file in files:
             held = self._rows([file], lambda rows: int(rows.select(pl.len()).collect().item()))
-            if held != _n_named(file):
+            lacks = _n_named(file) - held
+            if not 0 <= lacks <= self._found([file], lambda parts: _n_left_out(parts[0])):
                 raise LayoutError(f"{file.path} has {held} rows, and its name says {_n_named(file)}; {RESTORE}")
 
     def _found(self, files: Sequence[TableFile], use: Callable[[Sequence[_Part]], _Answer]) -> _Answer:
@@ -224,7 +282,7 @@ class ViewLog:
         Compaction deletes merged files after a grace period, which a slow reader may exceed. The rows are then read
         from the file that covers them.
         """
-        parts = [_Part(file.path) for file in files]
+        parts = [_part(file, file.path) for file in files]
         while True:
             try:
                 return use(parts)
@@ -243,8 +301,15 @@ class ViewLog:
             holder = published[place] if place >= 0 else None
             if holder is None or holder.writer != file.writer or holder.last < file.last:
                 raise LayoutError(f"{file.path} is gone, and no other file holds its rows; restore it")
-            parts.append(_Part(holder.path, None if holder.path == file.path else (file.first, file.last)))
+            parts.append(_part(file, holder.path))
         return parts
+
+
+def _part(file: TableFile, path: Path) -> _Part:
+    """Return the rows of ``file`` as a part of the file at ``path``, which may hold others too."""
+    held = parse(path)
+    is_whole = held is not None and (held.first, held.last) == (file.first, file.last)
+    return _Part(path, None if is_whole else (file.first, file.last))
 
 
 def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
@@ -262,6 +327,25 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
     return scans[0] if len(scans) == 1 else pl.concat(scans)
 
 
+def _none(view: View, columns: Sequence[str]) -> pl.DataFrame:
+    """Return no rows, with the types of a log's columns."""
+    types = {
+        **view.entity.columns,
+        **{feature.name: feature.dtype.polars for feature in view.features},
+        "available_at": INSTANT,
+        "event_time": INSTANT,
+        "cause": pl.String(),
+        "partition": pl.Int32(),
+        "offset": pl.Int64(),
+    }
+    return pl.DataFrame(schema={name: types[name] for name in columns})
+
+
+def _n_left_out(part: _Part) -> int:
+    """Return how many rows were erased from a file; of a part of a larger file, the most that may be."""
+    return n_left_out(part.path)
+
+
 def _first(rows: pl.LazyFrame, *, n_rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the first rows, and how many there are in all."""
     first, n_all = pl.collect_all([rows.sort("available_at", "shard", "seq").head(n_rows), rows.select(pl.len())])
@@ -275,6 +359,34 @@ def _n_named(file: TableFile) -> int:
 
 def _instant(t_us: int | None) -> dt.datetime | None:
     return None if t_us is None else moment_of(t_us)
+
+
+def _upto(files: Sequence[TableFile], at: Coverage, present: Coverage | None, root: Path) -> list[TableFile]:
+    """Return the files up to an earlier coverage; one that goes on past it ends there.
+
+    Raises ``LayoutError`` if the log does not reach that coverage, or began at another instant: it is another log.
+    """
+    reached = {file.writer: file.last + 1 for file in files}
+    for writer, shard in at.shards.items():
+        now = None if present is None else present.shards.get(writer)
+        has = max(reached.get(writer, 0), 0 if now is None else now.next_sequence)
+        if has < shard.next_sequence:
+            raise LayoutError(
+                f"{root}: shard {writer} has rows up to {has - 1}, and the training set was made with rows up to "
+                f"{shard.next_sequence - 1}; give the log that it was made with, or restore it"
+            )
+        if shard.since_us is not None and now is not None and now.since_us not in {None, shard.since_us}:
+            raise LayoutError(
+                f"{root}: shard {writer} has seen its first event at {format_instant(now.since_us or 0)}, and at "
+                f"{format_instant(shard.since_us)} when the training set was made: the log was begun anew; give the log that "
+                "it was made with"
+            )
+    ends = {writer: shard.next_sequence for writer, shard in at.shards.items()}
+    return [
+        replace(file, last=min(file.last, ends[file.writer] - 1))
+        for file in files
+        if file.first < ends.get(file.writer, 0)
+    ]
 
 
 def _refuse_gaps(files: Sequence[TableFile], coverage: Coverage | None, root: Path) -> None:

@@ -99,14 +99,14 @@ class Deployment:
         for option, folder in self.folders().items():
             (local_path if option == "--state" else table_path)(folder, option)
         if not plan.views:
-            raise DefinitionError("there is no view to compute; define a FeatureView")
+            raise DefinitionError("there is no view over a stream to compute; define a FeatureView")
         if self.partitions is None:
             return
         if self.cluster:
             raise RequestError(
                 "--partitions and --cluster exclude each other: a cluster divides the partitions by itself"
             )
-        apart = sorted(view.name for view in plan.views.values() if not view.partitioned)
+        apart = sorted({view.name for view in plan.views.values() if not view.partitioned})
         if apart:
             raise RequestError(
                 f"{', '.join(apart)}: not partitioned by the entity, so its events are in all partitions; run it in a process that "

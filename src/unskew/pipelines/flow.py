@@ -342,7 +342,9 @@ class ParquetSink(_Sink):
                 mine = self._shards.own
                 own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
                 self.store_of("log").until_done(
-                    lambda root=root, names=names, own=own: record_shards(root, names, own)  # type: ignore[misc]
+                    lambda root=root, names=names, own=own, view=view: record_shards(  # type: ignore[misc]
+                        root, names, own, view=view.published
+                    )
                 )
             self._begun = True
 

@@ -45,6 +45,7 @@ def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], No
     Raises ``LayoutError`` if a process runs on the state, if the state is of another pipeline or definition, or if
     Redis holds later values than the state; ``StoreUnavailable`` if Redis fails. The call can then be repeated.
     """
+    plan = plan.of_topics
     with ExitStack() as closing:
         leases = Leases()
         closing.callback(leases.release)
@@ -76,13 +77,13 @@ def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], No
         for view_id, view in views.items():
             mine = [one for one in saved if one["view"] == view_id]
             whole = set(listed[view_id]) <= set(names[view_id])
-            for step in _write(view, mine, writer, changelogs, written, whole=whole):
+            for step in write_view(view, mine, writer, changelogs, written, whole=whole):
                 written = step
                 report(written)
         return written
 
 
-def _write(
+def write_view(
     view: ViewPlan,
     saved: Sequence[Mapping[str, Any]],
     writer: RedisWriter,
@@ -91,7 +92,10 @@ def _write(
     *,
     whole: bool,
 ) -> Iterator[Written]:
-    """Write one view. ``whole``: the state holds all of its shards, so a key that none of them holds is removed."""
+    """Write one view from saved shards, and yield how much was written.
+
+    ``whole``: the state holds all of its shards, so a key that none of them holds is removed.
+    """
     siblings = Siblings()
     shards = [Shard.from_snapshot(view, siblings, changelogs, dict(one)) for one in saved]
     for shard in shards:

@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_fixed
 from unskew.features.definitions.avro_schema import avro_fields
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.evaluate import Evaluator
-from unskew.features.plan import Plan, StreamPlan
+from unskew.features.plan import Plan, StreamPlan, ViewPlan
 from unskew.pipelines.decoding.avro import decoder_of
 from unskew.pipelines.decoding.reading import without_logical_types
 from unskew.pipelines.decoding.resolve import Incompatible
@@ -66,6 +66,7 @@ class Checks:
     """
 
     def __init__(self, plan: Plan, schemas: Schemas | None, state: Path | None = None) -> None:
+        self._plan = plan
         self._schemas = schemas
         self._streams = {view.stream.topic: view.stream for view in plan.views.values()}
         self._views = {
@@ -75,7 +76,7 @@ class Checks:
         self._decoders = {
             topic: decoder_of(stream, schemas, self._began.get(topic)) for topic, stream in self._streams.items()
         }
-        self._evaluators = {view.name: Evaluator(view) for view in plan.views.values()}
+        self._evaluators = {view.id: Evaluator(view) for view in plan.views.values()}
 
     def stream(self, folder: str) -> StreamPlan:
         """Return the stream whose letters lie in a folder. Raises ``RequestError`` if no view reads it."""
@@ -96,14 +97,22 @@ class Checks:
         if not found.events.height:
             return "it is not an event of the stream: its record type or its operation is none of those that the stream reads"
         for view in self._views[record.folder]:
-            if (rejected := self._evaluators[view.name](found.events).rejected).height:
+            if (rejected := self._evaluators[view.id](found.events).rejected).height:
                 return str(rejected.item(0, "reason"))
-        counted = [view.name for view in self._views[record.folder] if record.views and view.name not in record.views]
+        counted = [view.id for view in self._views[record.folder] if record.views and not self._refused(view, record)]
         if counted and not twice:
             return (
                 f"{', '.join(counted)} counted it when it first came and would count it again; --twice sends it anyway"
             )
         return None
+
+    def _refused(self, view: ViewPlan, record: Resend) -> bool:
+        """Return whether a view could not use a record when it first came.
+
+        Letters once named no version; such a name does not say which of several versions could not use the record.
+        """
+        alone = len(self._plan.views.versions(view.name)) == 1
+        return view.id in record.views or (alone and view.name in record.views)
 
     def _beginning(self, record: Resend) -> tuple[str, int | None]:
         """Return the place of a record's partition, and the schema id with which it began; None if nobody knows.

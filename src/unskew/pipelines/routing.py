@@ -102,7 +102,7 @@ class Router:
                 evaluated = evaluate(decoded.events)
                 events = evaluated.events
                 if evaluated.rejected.height:
-                    dead.append(_letters(poll, topic, view.name, evaluated.rejected))
+                    dead.append(_letters(poll, topic, view.id, evaluated.rejected))
             yield from slices(
                 view,
                 events,

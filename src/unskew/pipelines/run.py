@@ -73,6 +73,12 @@ def run(
     ``give_up`` must end this process at once. It is called with the error when the flow of a cluster has failed; if
     another process of the cluster is gone and Bytewax waits for it, then in another thread.
     """
+    if tables := plan.of_tables.views.values():
+        _log.warning(
+            "%s: over a table, so unskew materialize computes it, not this process",
+            ", ".join(sorted(v.id for v in tables)),
+        )
+    plan = plan.of_topics
     deployment.check(plan)
     clock = HostClock() if clock is None else clock
     while True:
@@ -400,7 +406,7 @@ def _open_topics(
             journal=opened.journal,
             known=opened.state.topics.get(stream.topic),
             adopt_ids=deployment.adopt_topic_ids,
-            by_partition=[view.name for view in views if view.partitioned],
+            by_partition=list(dict.fromkeys(view.name for view in views if view.partitioned)),
             on_added=stop.added.set,
         )
         source = sources[stream.topic] = KafkaSource(stream, options)

@@ -12,9 +12,10 @@ import redis
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.references import Asked, by_view, find_view, key_columns, resolve
+from unskew.features.references import Asked, by_view, key_columns, resolve
 from unskew.features.registry import parse
 from unskew.features.types import Type
+from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View
 from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
@@ -36,7 +37,7 @@ _INSTANT = pl.Datetime("us", "UTC")
 class OnlineFeatures(Answer):
     """The answer to one request: one row for each entity row, in its order.
 
-    ``metadata``: for each view, by name, a frame with
+    ``metadata``: for each view, as the request names it (``view`` or ``view@version``), a frame with
 
     - ``as_of`` Datetime UTC: the instant for which the values are valid; null if the pipeline has published no clock;
     - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window of a
@@ -45,7 +46,7 @@ class OnlineFeatures(Answer):
       that lacks a part of the entity's key, whose values and ``as_of`` are null;
     - ``provisional``: whether more events may still arrive at or before ``as_of``.
 
-    ``compared_at``: for each view, by name, when the pipeline's last comparison of all rows with its state began, in
+    ``compared_at``: for each view, named so, when the pipeline's last comparison of all rows with its state began, in
     Datetime UTC, null before one. A row that is absent and not provisional is exact unless somebody removed it from
     Redis after that.
     """
@@ -76,13 +77,13 @@ class OnlineReader:
         self._server = Server(client)
         self._prefix = prefix
         self._pipelines = [pipeline] if isinstance(pipeline, str) else list(pipeline)
-        self._pinned = views
-        self._registry: tuple[bytes | str, Mapping[str, View]] | None = None
+        self._pinned = None if views is None else Versions.of(views)
+        self._registry: tuple[bytes | str, Versions[View]] | None = None
         self._max_lag_us = max_lag_us
         self._now_us = now_us
 
-    def views(self) -> Mapping[str, View]:
-        """Return the views that can be read, by name."""
+    def views(self) -> Versions[View]:
+        """Return the views that can be read."""
         if self._pinned is not None:
             return self._pinned
         key = registry_key(self._prefix)
@@ -93,7 +94,7 @@ class OnlineReader:
         return self._parsed(text)
 
     def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
-        """Read ``view:feature`` references for every entity row.
+        """Read ``view:feature`` and ``view@version:feature`` references for every entity row.
 
         ``entity_rows``: a list of dicts, a frame or an Arrow table, with the key columns of every requested view;
         other columns are passed through. Entities that were never seen, or whose windows are all empty, get empty
@@ -112,7 +113,7 @@ class OnlineReader:
         for one in asked:
             if one.column in rows.names:
                 raise RequestError(
-                    f"{one.view.name}:{one.feature.name} would replace the column {one.column!r} of the entity rows; "
+                    f"{one.reference} would replace the column {one.column!r} of the entity rows; "
                     "rename it, or ask with full_feature_names=True"
                 )
         of_views = by_view(asked)
@@ -148,7 +149,7 @@ class OnlineReader:
 
         Scans the whole key space in many small steps: keys that appear or disappear meanwhile may be included or not.
         """
-        view_id = find_view(view, self.views()).id
+        view_id = self.views().find(view).id
         around = len(value_key(self._prefix, view_id, ""))
         found = set()
         with self._server.reaching() as client:
@@ -161,7 +162,7 @@ class OnlineReader:
         """Close the connections."""
         self._server.close()
 
-    def _clocks_and_views(self) -> tuple[Clocks, Mapping[str, View]]:
+    def _clocks_and_views(self) -> tuple[Clocks, Versions[View]]:
         keys = [clock_key(self._prefix, pipeline) for pipeline in self._pipelines]
         with self._server.reaching() as client:
             commands = client.pipeline(transaction=False)
@@ -175,7 +176,7 @@ class OnlineReader:
         clocks = Clocks(*zip(keys, replies, strict=False))
         return clocks, self._pinned if self._pinned is not None else self._parsed(replies[-1])
 
-    def _parsed(self, text: bytes | str | None) -> Mapping[str, View]:
+    def _parsed(self, text: bytes | str | None) -> Versions[View]:
         if text is None:
             raise RequestError(
                 f"nothing is published under {registry_key(self._prefix)}; start `unskew run`, or give the prefix with "

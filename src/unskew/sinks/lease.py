@@ -31,6 +31,8 @@ LEASES = "_leases"
 RENEW_S = 5.0
 STALE_S = 30.0
 GONE_S = 10.0
+EVERYTHING = "everything"
+"""The name that stands for all names in a folder: such a lease allows no other."""
 _LOOK_S = 0.2
 # The file is rewritten in place, so that a lease can be renewed even if the disk is full.
 _BYTES = 4096
@@ -189,7 +191,7 @@ class Lease:
             raise LayoutError(f"{path} is locked by a process that it does not name; stop that process first")
         if self._allows(content):
             return
-        both = sorted(self._writers & set(content["writers"]))
+        both = sorted(self._writers & set(content["writers"])) or sorted(content["writers"])
         more = f" and {len(both) - _MOST_SHOWN} more" if len(both) > _MOST_SHOWN else ""
         raise LayoutError(
             f"{self.root} is in use by {content['owner']} (its lease was renewed {self._age(content)} ago), which writes "
@@ -211,7 +213,9 @@ class Lease:
 
     def _allows(self, content: dict[str, Any]) -> bool:
         """Return true if another lease has other writers, or the same ones as another member of this group."""
-        return self.is_of_another_member(content) or self._writers.isdisjoint(content["writers"])
+        either = self._writers.union(content["writers"])
+        apart = EVERYTHING not in either and self._writers.isdisjoint(content["writers"])
+        return self.is_of_another_member(content) or apart
 
     def _is_left_behind(self, other: IO[bytes], content: dict[str, Any]) -> bool:
         """Return true if the process of an unlocked lease is gone."""

@@ -145,7 +145,9 @@ def test_definition_met_twice_is_one_and_two_of_a_name_are_a_fault():
     other = view(Feature("n", agg.sum(pl.col("price")), HOUR))
 
     assert list(compile(again, same, [again]).views) == ["purchases"]
-    assert faults_of(again, other) == ["view purchases: it is defined twice, with differences; rename or remove one"]
+    assert faults_of(again, other) == [
+        "view purchases: version 1 is defined twice, with differences; rename or remove one, or give one another version"
+    ]
     assert faults_of(stream(), stream(topic="t2")) == [
         "stream transactions: it is defined twice, with differences; rename or remove one"
     ]

@@ -672,3 +672,28 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
 
     with pytest.raises(DefinitionError, match="the path is empty"):
         load("")
+
+
+def test_a_table_in_yaml_lies_beside_its_definition(tmp_path):
+    (tmp_path / "line.avsc").write_text(
+        '{"type": "record", "name": "L", "fields": [{"name": "user", "type": "string"},'
+        ' {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}}]}'
+    )
+    (tmp_path / "lines.yaml").write_text(
+        "table: {name: lines, path: data/lines, schema: line.avsc, event_time: at, delay: 1h, columns: {user: uid}}\n"
+        "---\n"
+        "entity: {name: user, key: user}\n"
+        "---\n"
+        "{name: lines_1d, entity: user, source: lines, aggregation: {function: count, window: 1d}}\n"
+    )
+
+    plan = load(tmp_path)
+
+    table = plan.views["lines_1d"].stream.table
+    assert table is not None
+    assert table.path == str(tmp_path / "data/lines")
+    assert table.renamed == {"user": "uid"}
+    assert plan.of_topics.views == {}
+    (tmp_path / "bad.yaml").write_text("table: {name: more, path: x, schema: line.avsc, event_time: at, delay: 3}")
+    with pytest.raises(DefinitionError, match=r"table more: delay: 3 has no unit"):
+        load(tmp_path)

@@ -1,10 +1,13 @@
+from typing import Any
+
 import polars as pl
 import pytest
 
+from unskew.features.definitions.compile import compile
 from unskew.features.definitions.documents import definition_of
 from unskew.features.definitions.json_schema import json_columns
 from unskew.features.definitions.streams import plan_stream
-from unskew.features.definitions.vocabulary import Stream
+from unskew.features.definitions.vocabulary import Stream, Table
 from unskew.features.errors import DefinitionError
 
 AVRO = {
@@ -163,3 +166,37 @@ def test_lists_of_a_json_schema_may_be_tuples():
     columns = {"a": {"type": ("string", "null"), "enum": ("x", "y")}}
 
     assert json_columns({"type": "object", "required": ("a",), "properties": columns}) == ({"a": pl.String()}, [])
+
+
+TABLE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no delay": ({"delay": None}, "stream lines: give either delay .* or arrival"),
+    "both": ({"arrival": "loaded"}, "stream lines: give either delay .* or arrival"),
+    "a bad delay": ({"delay": "soon"}, "'soon' is not a duration"),
+    "no path": ({"path": []}, "path=.* is not a path; give one, a list of them, or a Polars LazyFrame"),
+    "an empty path": ({"path": ""}, "path='' is not a path"),
+    "a name": ({"name": "a/b"}, "archived under its name, 'a/b'"),
+    "a zone": ({"zone": "Mars"}, "zone: .*Mars"),
+    "a column": ({"columns": {"usr": "uid"}}, "columns: .*usr"),
+    "columns": ({"columns": ["uid"]}, "columns=.* is not a mapping"),
+    "event time": ({"event_time": "at_all"}, "at_all"),
+}
+
+
+@pytest.mark.parametrize("title", TABLE_FAULTS)
+def test_a_faulty_table_is_a_fault_of_its_definition(title: str) -> None:
+    changes, message = TABLE_FAULTS[title]
+    schema = {
+        "type": "record",
+        "name": "Line",
+        "fields": [
+            {"name": "user", "type": "string"},
+            {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        ],
+    }
+    right = {"name": "lines", "path": "lines.parquet", "schema": schema, "event_time": "at", "delay": "1h"}
+    plan = compile(Table(**right)).streams["lines"]
+    assert plan.table is not None
+    assert plan.table.delay_us == 3_600_000_000
+
+    with pytest.raises(DefinitionError, match=message):
+        compile(Table(**{**right, **changes}))

@@ -379,7 +379,7 @@ def test_any_text_is_encoded_as_a_plain_client_would_send_it(values):
 
 def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, redis_client):
     def published(*views):
-        return json.dumps(describe(Plan(streams={}, views={one.name: one for one in views})))
+        return json.dumps(describe(Plan(streams={}, views={one.id: one for one in views})))
 
     visits = republished(PURCHASES, name="visits")
     other = RedisWriter(redis_client, "unskew", "other")
@@ -388,7 +388,19 @@ def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, 
     writer.publish_registry(published(republished(PURCHASES, version=2)))
 
     views = parse(redis_client.get("unskew:registry"))
-    assert {one.id for one in views.values()} == {"purchases@2", "visits@1"}
+    assert {one.id for one in views.values()} == {"purchases@1", "purchases@2", "visits@1"}
+    assert views["purchases"].version == 2
+
+    # Side by side, of which the older one serves: earlier versions of unskew take the last one of a name.
+    writer.publish_registry(published(PURCHASES, republished(PURCHASES, version=2, serving=False)))
+    stored = redis_client.get("unskew:registry")
+    assert parse(stored)["purchases"].version == 1
+    assert [
+        (one["version"], one.get("serving")) for one in json.loads(stored)["views"] if one["name"] == "purchases"
+    ] == [
+        (2, False),
+        (1, None),
+    ]
 
 
 def test_a_registry_published_by_another_meanwhile_is_not_lost(redis_client):

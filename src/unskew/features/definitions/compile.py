@@ -13,7 +13,7 @@ from unskew.features.definitions.agg import count, first_time, last_time
 from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
 from unskew.features.definitions.slots import Slots, did_you_mean, text_faults
-from unskew.features.definitions.streams import column_names, is_pattern, plan_stream
+from unskew.features.definitions.streams import column_names, is_pattern, plan_stream, plan_table
 from unskew.features.definitions.vocabulary import (
     Definition,
     Derived,
@@ -23,6 +23,7 @@ from unskew.features.definitions.vocabulary import (
     Session,
     Sessions,
     Stream,
+    Table,
 )
 from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError, shown
@@ -38,6 +39,7 @@ from unskew.features.plan import (
     ViewPlan,
 )
 from unskew.features.types import TIMESTAMP
+from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View, ViewEntity, ViewSessions
 
 # Besides the columns of the log: the column that holds a row's key on its way to the sinks.
@@ -74,26 +76,29 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     for name, stream in streams.items():
         faults += text_faults(f"stream {name}", stream)
         try:
-            planned = _without_surprise(f"stream {name}", partial(plan_stream, stream), faults)
+            plan_one = partial(plan_table, stream) if isinstance(stream, Table) else partial(plan_stream, stream)
+            planned = _without_surprise(f"stream {name}", plan_one, faults)
         except DefinitionError as error:
             faults += [f"stream {name}: {fault}" for fault in error.faults]
         else:
             if planned is not None:
                 stream_plans[name] = planned
     faults += _shared_topics(stream_plans.values())
-    view_plans: dict[str, ViewPlan] = {}
-    for view in views:
-        compiler = _ViewCompiler(view, entities, streams, sessions, stream_plans, faults)
-        plan = _without_surprise(f"view {view.name}", compiler.plan, faults)
-        if plan is not None:
-            view_plans[plan.name] = plan
+    view_plans: list[ViewPlan] = []
+    for beside in _by_name(views).values():
+        faults += _unclear_serving(beside)
+        for view in beside:
+            compiler = _ViewCompiler(view, entities, streams, sessions, stream_plans, faults, alone=len(beside) == 1)
+            plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
+            if plan is not None:
+                view_plans.append(plan)
     used = {id(view.stream) for view in views} | {view.stream for view in views if isinstance(view.stream, str)}
     for name, unused in sessions.items():
         if not used & {id(unused), name}:
             _UnusedSessions(unused, entities, streams, sessions, stream_plans, faults).check()
     if faults:
         raise DefinitionError(list(dict.fromkeys(faults)))
-    return Plan(streams=stream_plans, views=view_plans)
+    return Plan(streams=stream_plans, views=Versions(view_plans))
 
 
 Planned = TypeVar("Planned")
@@ -120,14 +125,15 @@ def _flat(definitions: Iterable[Any]) -> Iterable[Any]:
 
 def _sorted(
     definitions: Iterable[Any], faults: list[str]
-) -> tuple[dict[str, Entity], dict[str, Stream], dict[str, Sessions], list[FeatureView]]:
+) -> tuple[dict[str, Entity], dict[str, Stream | Table], dict[str, Sessions], list[FeatureView]]:
     entities: dict[str, Entity] = {}
-    streams: dict[str, Stream] = {}
+    streams: dict[str, Stream | Table] = {}
     sessions: dict[str, Sessions] = {}
     views: dict[str, FeatureView] = {}
     tables: dict[type, tuple[str, dict[str, Any]]] = {
         Entity: ("entity", entities),
         Stream: ("stream", streams),
+        Table: ("stream", streams),
         Sessions: ("sessions", sessions),
         FeatureView: ("view", views),
     }
@@ -136,18 +142,22 @@ def _sorted(
         found.append(each)
         held = [each.entity, each.stream] if isinstance(each, FeatureView) else []
         held += [part.stream for part in (each, *held) if isinstance(part, Sessions)]
-        found += [part for part in held if isinstance(part, (Entity, Stream, Sessions))]
+        found += [part for part in held if isinstance(part, (Entity, Stream, Table, Sessions))]
     for each in found:
         if type(each) not in tables:
-            faults.append(f"{each!r} is not a definition; give Entity, Stream, Sessions and FeatureView objects")
+            faults.append(f"{each!r} is not a definition; give Entity, Stream, Table, Sessions and FeatureView objects")
             continue
         kind, known = tables[type(each)]
         if not isinstance(each.name, str) or not each.name.strip():
             faults.append(f"{kind} {each.name!r}: it has no name; give it one")
             continue
         # A definition may come twice (held by two views, imported by two files) and counts once.
-        if known.setdefault(each.name, each) is not each and not _same(known[each.name], each):
-            faults.append(f"{kind} {each.name}: it is defined twice, with differences; rename or remove one")
+        is_view = isinstance(each, FeatureView)
+        name = f"{each.name}@{shown(each.version)}" if is_view else each.name
+        if known.setdefault(name, each) is not each and not _same(known[name], each):
+            what = f"version {shown(each.version)}" if is_view else "it"
+            other = ", or give one another version" if is_view else ""
+            faults.append(f"{kind} {each.name}: {what} is defined twice, with differences; rename or remove one{other}")
     called = {name: f"stream {name}" for name in streams}
     for name, stream in streams.items():
         called |= dict.fromkeys(column_names(stream.aliases) or (), f"stream {name}, by an alias,")
@@ -161,6 +171,36 @@ def _sorted(
         if alias in streams and alias != name
     ]
     return entities, streams, sessions, list(views.values())
+
+
+def _by_name(views: Iterable[FeatureView]) -> dict[str, list[FeatureView]]:
+    """Return the versions of each view, in the order of the definitions."""
+    found: dict[str, list[FeatureView]] = {}
+    for view in views:
+        found.setdefault(view.name, []).append(view)
+    return found
+
+
+def _unclear_serving(versions: Sequence[FeatureView]) -> list[str]:
+    """Return the faults of versions of one view that do not say which of them serves."""
+    name = versions[0].name
+    faults = [
+        f"{name}: serving {shown(view.serving)} is not true or false; write serving=True in the version that {name}:feature "
+        "means, and leave it out of the others"
+        for view in versions
+        if not isinstance(view.serving, bool)
+    ]
+    said = [view for view in versions if view.serving is True]
+    if faults or len(versions) == 1 or len(said) == 1:
+        return faults
+    which = f"{_and(said)} say that they serve" if said else "none says that it serves"
+    remedy = f"write serving=True (in YAML, serving: true) in exactly one of them, which {name}:feature then means"
+    return [f"{name}: it has the versions {_and(versions)}, and {which}; {remedy}"]
+
+
+def _and(versions: Iterable[FeatureView]) -> str:
+    *first, last = (shown(view.version) for view in versions)
+    return f"{', '.join(first)} and {last}"
 
 
 def _shared_topics(streams: Iterable[StreamPlan]) -> list[str]:
@@ -213,18 +253,25 @@ def _session_columns(sessions: ViewPlan) -> dict[str, pl.DataType]:
 
 
 class _ViewCompiler:
-    """The compiler of one view: it resolves the entity and the stream, and collects the faults."""
+    """The compiler of one version of a view: it resolves the entity and the stream, and collects the faults.
+
+    ``alone``: whether there is no other version. ``name``: names the view in messages.
+    """
 
     def __init__(
         self,
         view: FeatureView,
         entities: Mapping[str, Entity],
-        streams: Mapping[str, Stream],
+        streams: Mapping[str, Stream | Table],
         sessions: Mapping[str, Sessions],
         stream_plans: Mapping[str, StreamPlan],
         faults: list[str],
+        *,
+        alone: bool = True,
     ) -> None:
         self._view = view
+        self._alone = alone
+        self.name = view.name if alone else f"{view.name}@{shown(view.version)}"
         self._sessions = sessions
         self._entities = entities
         self._streams = streams
@@ -244,23 +291,23 @@ class _ViewCompiler:
             sessions = self._plan_sessions(over, stream, entity)
             columns = None if sessions is None else _session_columns(sessions)
         slots = Slots(columns, self._faults, stream.unread if stream and over is None else None)
-        where = slots.condition(view.name, view.where, view.filter)
+        where = slots.condition(self.name, view.where, view.filter)
         defined = self._features(entity)
         features = [
-            slots.feature(f"{view.name}.{feature.name}", feature, view.owner)
+            slots.feature(f"{self.name}.{feature.name}", feature, view.owner)
             for feature in defined
             if isinstance(feature, Feature)
         ]
         planned = [feature for feature in features if feature is not None]
         if (n_words := sum(map(value_width, planned))) > MAX_VALUE_WORDS:
             self._fault(
-                view.name,
+                self.name,
                 f"its row of values has {n_words} words, more than {MAX_VALUE_WORDS}, because its lists and maps are long; shorten "
                 "them, or split the view in two",
             )
         names = [feature.name for feature in defined if isinstance(feature, Derived) and isinstance(feature.name, str)]
         derived = [
-            slots.derived(f"{view.name}.{feature.name}", feature, planned, names, view.owner)
+            slots.derived(f"{self.name}.{feature.name}", feature, planned, names, view.owner)
             for feature in defined
             # After a faulty feature, a derived one may name it and would be reported for a missing column.
             if isinstance(feature, Derived) and len(planned) == len(features)
@@ -270,7 +317,8 @@ class _ViewCompiler:
         plan = self._put_together(
             view, stream, entity, slots, where, planned, [each for each in derived if each is not None], sessions
         )
-        return replace(plan, history=view.history)
+        published = msgspec.structs.replace(plan.published, serving=self._alone or view.serving)
+        return replace(plan, history=view.history, published=published)
 
     def _put_together(
         self,
@@ -376,7 +424,7 @@ class _ViewCompiler:
         return self._put_together(sessions, stream, entity, slots, where, planned)
 
     def _sessions_place(self, sessions: Sessions) -> str:
-        return f"{self._view.name}: sessions {sessions.name}"
+        return f"{self.name}: sessions {sessions.name}"
 
     def _fault(self, where: str, error: DefinitionError | str) -> None:
         for fault in [error] if isinstance(error, str) else error.faults:
@@ -386,28 +434,26 @@ class _ViewCompiler:
         view = self._view
         if not _VIEW_NAME.fullmatch(view.name):
             self._fault(
-                view.name, "the name is not allowed; use lower-case letters, digits and _, and begin with a letter"
+                self.name, "the name is not allowed; use lower-case letters, digits and _, and begin with a letter"
             )
         if view.name in RESERVED_VIEWS:
-            self._fault(view.name, f"the name is reserved; rename the view, for example {view.name}_features")
+            self._fault(self.name, f"the name is reserved; rename the view, for example {view.name}_features")
         if isinstance(view.version, bool) or not isinstance(view.version, int) or not 1 <= view.version <= MAX_VERSION:
             self._fault(
-                view.name,
+                self.name,
                 f"version {shown(view.version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1",
             )
         if view.history not in get_args(History):
-            self._fault(view.name, f'history {shown(view.history)} is not known; write "archive" or "none"')
-        self._faults += text_faults(view.name, view)
+            self._fault(self.name, f'history {shown(view.history)} is not known; write "archive" or "none"')
+        self._faults += text_faults(self.name, view)
 
-    def _stream(self, wanted: Stream | Sessions | str) -> StreamPlan | None:
-        if isinstance(wanted, Stream):
+    def _stream(self, wanted: Stream | Table | Sessions | str) -> StreamPlan | None:
+        if isinstance(wanted, (Stream, Table)):
             return self._stream_plans.get(wanted.name)
         name = wanted.name if isinstance(wanted, Sessions) else wanted
         if isinstance(name, str) and name in self._sessions:
             # The sessions that the view itself is over were already resolved to their stream.
-            self._fault(
-                self._view.name, f"{name!r} are sessions, but sessions are made of a stream's events; name a stream"
-            )
+            self._fault(self.name, f"{name!r} are sessions, but sessions are made of a stream's events; name a stream")
             return None
         names = [
             *self._streams,
@@ -417,10 +463,10 @@ class _ViewCompiler:
         matches = [s.name for s in self._streams.values() if wanted == s.name]
         matches = matches or [s.name for s in self._streams.values() if wanted in (column_names(s.aliases) or ())]
         if not matches:
-            self._fault(self._view.name, f"no stream is called {wanted!r}; {did_you_mean(str(wanted), names)}")
+            self._fault(self.name, f"no stream is called {wanted!r}; {did_you_mean(str(wanted), names)}")
             return None
         if len(matches) > 1:
-            self._fault(self._view.name, f"{wanted!r} is an alias of several streams ({', '.join(matches)}); name one")
+            self._fault(self.name, f"{wanted!r} is an alias of several streams ({', '.join(matches)}); name one")
             return None
         return self._stream_plans.get(matches[0])
 
@@ -435,11 +481,11 @@ class _ViewCompiler:
             return by_key[0]
         if by_key:
             names = ", ".join(entity.name for entity in by_key)
-            self._fault(self._view.name, f"{wanted!r} is the key of several entities ({names}); name one")
+            self._fault(self.name, f"{wanted!r} is the key of several entities ({names}); name one")
             return None
         keys = [key for entity in self._entities.values() for key in column_names(entity.key) or ()]
         self._fault(
-            self._view.name,
+            self.name,
             f"no entity has the name or key {wanted!r}; {did_you_mean(str(wanted), [*self._entities, *keys])}",
         )
         return None
@@ -448,7 +494,7 @@ class _ViewCompiler:
         entity = self._entity_definition()
         if entity is None:
             return None
-        place = f"{self._view.name}: entity {entity.name}"
+        place = f"{self.name}: entity {entity.name}"
         keys = column_names(entity.key)
         if keys is None or len(set(keys)) < len(keys):
             self._fault(place, f"key {entity.key!r} is not a column name; give one, or a list of different ones")
@@ -486,23 +532,23 @@ class _ViewCompiler:
     def _features(self, entity: ViewEntity | None) -> list[Feature | Derived]:
         view = self._view
         if isinstance(view.features, (str, Mapping)) or not isinstance(view.features, Iterable):
-            self._fault(view.name, f"features={view.features!r} is not a list; give a list of Feature objects")
+            self._fault(self.name, f"features={view.features!r} is not a list; give a list of Feature objects")
             return []
         features: list[Feature | Derived] = []
         for feature in view.features:
             if isinstance(feature, (Feature, Derived)):
                 features.append(feature)
             else:
-                self._fault(view.name, f"{feature!r} is not a feature; give Feature and Derived objects")
+                self._fault(self.name, f"{feature!r} is not a feature; give Feature and Derived objects")
         n_kept = sum(isinstance(feature, Feature) for feature in features)
         if not n_kept:
-            self._fault(view.name, "it has no features; give it at least one")
+            self._fault(self.name, "it has no features; give it at least one")
         if n_kept > MAX_FEATURES:
-            self._fault(view.name, f"it has {n_kept} features, more than {MAX_FEATURES}; split the view in two")
+            self._fault(self.name, f"it has {n_kept} features, more than {MAX_FEATURES}; split the view in two")
         names: dict[str, str] = {}
         for feature in features:
             name = feature.name
-            place = f"{view.name}.{name}"
+            place = f"{self.name}.{name}"
             if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name):
                 self._fault(place, "the name is not allowed; use letters, digits and _, and begin with a letter")
                 continue
@@ -531,9 +577,7 @@ class _UnusedSessions(_ViewCompiler):
     def check(self) -> None:
         sessions = self._view.stream
         assert isinstance(sessions, Sessions)
-        _without_surprise(
-            self._view.name, lambda: self._plan_sessions(sessions, self._stream(sessions.stream), None), []
-        )
+        _without_surprise(self.name, lambda: self._plan_sessions(sessions, self._stream(sessions.stream), None), [])
 
     def _sessions_place(self, sessions: Sessions) -> str:
         return f"sessions {sessions.name}"

@@ -2,13 +2,14 @@
 
 A document is one of
 
-- a view: ``name``, ``entity``, ``source`` (or ``stream``), ``where`` (or ``filter``), ``version``, ``history``,
-  ``owner``, ``description`` and ``features``, a list of ``name``, ``type``, ``default``, ``description``, ``owner`` and
-  ``aggregation``;
+- a view: ``name``, ``entity``, ``source`` (or ``stream``), ``where`` (or ``filter``), ``version``, ``serving``,
+  ``history``, ``owner``, ``description`` and ``features``, a list of ``name``, ``type``, ``default``, ``description``,
+  ``owner`` and ``aggregation``;
 - a view of one feature, which has the view's name: the same with ``aggregation``, ``type`` and ``default`` in place of
   ``features``;
 - an entity: ``entity: {name: user, key: user_id}``;
 - a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``;
+- a table: ``table: {name: returns, path: returns/, schema: return.avsc, event_time: returned_at, delay: 1h}``;
 - sessions:
   ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``.
 
@@ -37,13 +38,16 @@ from unskew.features.definitions.vocabulary import (
     Sessions,
     Sliding,
     Stream,
+    Table,
     Tumbling,
     Window,
 )
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
 
-_VIEW_KEYS = ("name", "version", "entity", "stream", "source", "where", "filter", "owner", "description", "history")
+_VIEW_KEYS = (
+    *("name", "version", "serving", "entity", "stream", "source", "where", "filter", "owner", "description", "history"),
+)
 _FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
 _PARAMETER_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
@@ -55,7 +59,11 @@ _WINDOW_KEYS = {
     "calendar": ("calendar", "tz"),
     "session": ("session", "hop"),
 }
-_REQUIRED = {Entity: ("name", "key"), Stream: ("name", "topic", "schema", "event_time")}
+_REQUIRED = {
+    Entity: ("name", "key"),
+    Stream: ("name", "topic", "schema", "event_time"),
+    Table: ("name", "path", "schema", "event_time"),
+}
 
 
 def definition_of(document: object) -> Definition:
@@ -68,6 +76,8 @@ def definition_of(document: object) -> Definition:
         return _part(Entity, "entity", document["entity"])
     if list(document) == ["stream"] and isinstance(document["stream"], Mapping):
         return _part(Stream, "stream", document["stream"])
+    if list(document) == ["table"] and isinstance(document["table"], Mapping):
+        return _part(Table, "table", document["table"])
     if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
         return _sessions(document["sessions"])
     return _view(document)
@@ -122,12 +132,14 @@ def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
     )
 
 
-def _part(kind: type[Entity] | type[Stream], word: str, fields: Mapping[Any, Any]) -> Entity | Stream:
+def _part(
+    kind: type[Entity] | type[Stream] | type[Table], word: str, fields: Mapping[Any, Any]
+) -> Entity | Stream | Table:
     place = f"{word} {fields.get('name', '')}".rstrip()
     faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
     faults += [
         f"{place}: {key}: {fields[key]!r} has no unit; write for example 500ms"
-        for key in ("settle", "max_age", "max_ahead", "dedupe_within")
+        for key in ("settle", "max_age", "max_ahead", "dedupe_within", "delay")
         if isinstance(fields.get(key), (int, float))
     ]
     if faults:

@@ -78,6 +78,9 @@ def _reading(stream: StreamPlan) -> dict[str, Any]:
         reading["read_as"] = {column: form.text for column, form in stream.read_as.items()}
     if stream.envelope is not None:
         reading["envelope"] = [stream.envelope, *sorted(stream.operations)]
+    if (table := stream.table) is not None:
+        arrival = table.arrival if table.arrival is not None else table.delay_us
+        reading["table"] = {"arrival": arrival, "zone": table.zone, "columns": dict(table.renamed)}
     return reading
 
 

@@ -1,7 +1,7 @@
 """Definition files: Python modules and YAML documents with the same words.
 
-A Python file is run, and its module-level ``Entity``, ``Stream``, ``Sessions`` and ``FeatureView`` objects are its
-definitions. A YAML file has one definition in each document, as ``documents`` describes.
+A Python file is run, and its module-level ``Entity``, ``Stream``, ``Table``, ``Sessions`` and ``FeatureView`` objects
+are its definitions. A YAML file has one definition in each document, as ``documents`` describes.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from unskew.features.definitions.compile import compile  # noqa: A004 - the word
 from unskew.features.definitions.documents import definition_of
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.streams import is_known_format
-from unskew.features.definitions.vocabulary import Definition, Entity, FeatureView, Sessions, Stream
+from unskew.features.definitions.vocabulary import Definition, Entity, FeatureView, Sessions, Stream, Table
 from unskew.features.definitions.yaml_text import MAX_CHARACTERS, read_documents
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
@@ -127,15 +127,24 @@ def _below(folder: Path, faults: list[str], seen: set[Path]) -> Iterator[Path]:
 def _with_schema(definition: Definition, path: Path) -> Definition:
     """Replace a schema's path by the file's content, because only the loader knows what the path is relative to."""
     if isinstance(definition, (FeatureView, Sessions)):
-        if isinstance(definition.stream, (Stream, Sessions)):
+        if isinstance(definition.stream, (Stream, Table, Sessions)):
             return msgspec.structs.replace(definition, stream=_with_schema(definition.stream, path))
         return definition
-    if isinstance(definition, Stream) and is_known_format(definition):
+    if isinstance(definition, Table):
+        definition = msgspec.structs.replace(definition, path=_beside(definition.path, path.parent))
+    if isinstance(definition, Table) or (isinstance(definition, Stream) and is_known_format(definition)):
         try:
             return msgspec.structs.replace(definition, schema=read_schema(definition.schema, path.parent))
         except DefinitionError as error:
             raise DefinitionError([f"{path}: stream {definition.name}: {fault}" for fault in error.faults]) from error
     return definition
+
+
+def _beside(path: object, folder: Path) -> object:
+    """Return a path, or each of several, as seen from a folder; what is not a path stays what it is."""
+    if isinstance(path, (list, tuple)):
+        return [_beside(one, folder) for one in path]
+    return str(folder / path) if isinstance(path, (str, os.PathLike)) and path != "" else path
 
 
 def _from_python(path: Path, root: Path) -> list[Definition]:
@@ -151,7 +160,7 @@ def _from_python(path: Path, root: Path) -> list[Definition]:
     # Whatever the user's code raises is a fault of that file; a call of exit() is one too.
     except (Exception, SystemExit) as error:
         raise DefinitionError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
-    return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, Sessions, FeatureView))]
+    return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, Table, Sessions, FeatureView))]
 
 
 @contextlib.contextmanager

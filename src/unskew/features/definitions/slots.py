@@ -11,7 +11,16 @@ import polars as pl
 from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
 from unskew.features.definitions.expressions import Checked, check_expression
-from unskew.features.definitions.vocabulary import Derived, Entity, Feature, FeatureView, Sessions, Stream, Window
+from unskew.features.definitions.vocabulary import (
+    Derived,
+    Entity,
+    Feature,
+    FeatureView,
+    Sessions,
+    Stream,
+    Table,
+    Window,
+)
 from unskew.features.definitions.windows import plan_window
 from unskew.features.errors import DefinitionError, shown
 from unskew.features.nearest import nearest
@@ -30,7 +39,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return nearest(name, known, "known names are") if known else "none is defined"
 
 
-def text_faults(place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Entity) -> list[str]:
+def text_faults(
+    place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity
+) -> list[str]:
     """Return the faults of what is only shown: it must be text."""
     words = {word: getattr(definition, word) for word in ("description", "owner")}
     return [

@@ -1,7 +1,9 @@
 """Checks of a stream definition: where its records come from and what columns they have."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import polars as pl
@@ -11,7 +13,7 @@ from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.inputs import Path, flat_avro, forms_of, paths_of, row_of
 from unskew.features.definitions.json_schema import json_columns, json_fields
 from unskew.features.definitions.schemas import read_schema
-from unskew.features.definitions.vocabulary import Stream
+from unskew.features.definitions.vocabulary import Stream, Table
 from unskew.features.errors import DefinitionError, shown
 from unskew.features.plan import (
     DEFAULT_MAX_AHEAD_US,
@@ -22,8 +24,9 @@ from unskew.features.plan import (
     PayloadFormat,
     ReadAs,
     StreamPlan,
+    TablePlan,
 )
-from unskew.features.time import duration_us
+from unskew.features.time import duration_us, time_zone
 
 # Kafka's own rule.
 _TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
@@ -113,6 +116,61 @@ def plan_stream(stream: Stream) -> StreamPlan:
         refuses_others=stream.other_operations == "dead_letter",
         unread={name: kind for name, kind in unread.items() if name not in columns},
     )
+
+
+def plan_table(table: Table) -> StreamPlan:
+    """Return a table as the stream of its rows. Raises ``DefinitionError`` as ``plan_stream`` does."""
+    faults: list[str] = []
+    if not _TOPIC.fullmatch(table.name):
+        raise DefinitionError(
+            f"its rows are archived under its name, {table.name!r}; use only letters, digits, dots, dashes and underscores in it"
+        )
+    schema = read_schema(table.schema)
+    paths = table.path if isinstance(table.path, (list, tuple)) else [table.path]
+    if not paths or not all(isinstance(one, (str, os.PathLike, pl.LazyFrame)) and one != "" for one in paths):
+        faults.append(f"path={shown(table.path)} is not a path; give one, a list of them, or a Polars LazyFrame")
+    if (table.delay is None) == (table.arrival is None):
+        faults.append(
+            "give either delay (how long after its event time a row became available) or arrival (the column that says when)"
+        )
+    delay_us = _duration(table.delay, "delay", faults)
+    if table.zone is not None:
+        try:
+            time_zone(table.zone)
+        except DefinitionError as error:
+            faults += [f"zone: {fault}" for fault in error.faults]
+    columns: Mapping[str, str] = {}
+    if isinstance(table.columns, Mapping) and all(
+        isinstance(word, str) for pair in table.columns.items() for word in pair
+    ):
+        columns = table.columns
+    else:
+        faults.append(f"columns={shown(table.columns)} is not a mapping from columns to columns of the table")
+    stream = Stream(
+        table.name,
+        topic=table.name,
+        schema=schema,
+        event_time=table.event_time,
+        format="avro" if schema.get("type") == "record" else "json",
+        read_as=table.read_as,
+        event_id=table.event_id,
+        dedupe_within=table.dedupe_within,
+        max_age=table.max_age,
+        owner=table.owner,
+        description=table.description,
+        aliases=table.aliases,
+    )
+    try:
+        plan = plan_stream(stream)
+    except DefinitionError as error:
+        raise DefinitionError([*faults, *error.faults]) from error
+    faults += [f"columns: {unknown_column(name, plan.columns)}" for name in columns if name not in plan.columns]
+    if faults:
+        raise DefinitionError(faults)
+    about = TablePlan(
+        path=table.path, arrival=table.arrival, delay_us=delay_us or 0, zone=table.zone, renamed=dict(columns)
+    )
+    return replace(plan, table=about)
 
 
 def is_known_format(stream: Stream) -> bool:

@@ -92,6 +92,36 @@ class Stream(msgspec.Struct, frozen=True):
     other_operations: OtherOperations = "ignore"
 
 
+class Table(msgspec.Struct, frozen=True):
+    """A table whose rows are events, and which is read on a schedule (``unskew materialize``).
+
+    ``path``: Parquet, CSV, newline-delimited JSON or Arrow IPC files, folders of them, or a Delta table (relative to
+    the definition file); or a Polars LazyFrame. ``schema``: the Avro or JSON Schema of the columns, as for a stream.
+    ``event_time``: the column that says when the event happened.
+    Either ``delay`` or ``arrival`` says when a row became available: so long after its event time, or at the instant in
+    that column. A model cannot have known it before.
+    ``zone``: the time zone of times that have none (``"UTC"``). ``columns``: where the table's names differ, a mapping
+    from column to column of the table. ``read_as``, ``event_id``, ``dedupe_within``, ``max_age``, ``aliases``: as for
+    a stream.
+    """
+
+    name: str
+    path: Any
+    schema: Schema
+    event_time: str
+    delay: Duration | None = None
+    arrival: str | None = None
+    zone: str | None = None
+    columns: Mapping[str, str] = {}
+    read_as: Mapping[str, str] = {}
+    event_id: str | None = None
+    dedupe_within: Duration | None = None
+    max_age: Duration | None = None
+    owner: str = ""
+    description: str = ""
+    aliases: Sequence[str] = ()
+
+
 class Window(msgspec.Struct, frozen=True):
     """The base of all windows."""
 
@@ -152,7 +182,7 @@ class Sessions(msgspec.Struct, frozen=True):
     """
 
     name: str
-    stream: Stream | str
+    stream: Stream | Table | str
     gap: Duration
     hop: Duration | None = None
     values: Mapping[str, Aggregation] = {}
@@ -197,16 +227,18 @@ class Derived(msgspec.Struct, frozen=True):
 class FeatureView(msgspec.Struct, frozen=True):
     """Features of one entity over one stream.
 
-    ``entity``: an ``Entity``, or its name or key columns. ``stream``: a ``Stream`` or ``Sessions``, or its name or an
-    alias.
+    ``entity``: an ``Entity``, or its name or key columns. ``stream``: a ``Stream``, ``Table`` or ``Sessions``, or its
+    name or an alias.
     ``where``: events for which it is not true do not exist for this view. ``filter`` is the same thing.
     ``history``: what a view knows when it is new to a running pipeline: "archive", every event that is archived;
     "none", only what comes from then on.
+    ``version``: several versions of a view may be defined and are computed side by side; ``view@2:feature`` names one.
+    ``serving``: whether the bare name ``view:feature`` means this version; of several versions, exactly one says so.
     """
 
     name: str
     entity: Entity | str | Sequence[str]
-    stream: Stream | Sessions | str
+    stream: Stream | Table | Sessions | str
     features: Sequence[Feature | Derived]
     where: Expression | None = None
     filter: Expression | None = None
@@ -214,6 +246,7 @@ class FeatureView(msgspec.Struct, frozen=True):
     description: str = ""
     version: int = 1
     history: History = "archive"
+    serving: bool = False
 
 
-Definition = Entity | Stream | Sessions | FeatureView
+Definition = Entity | Stream | Table | Sessions | FeatureView

@@ -1,8 +1,12 @@
-"""The event archive of a stream as it was published: its partitions, and their events in order."""
+"""The event archive of a stream as it was published: its partitions, and their events in order.
+
+The events of a partition are those that were imported, whose offsets are negative, and then those of the topic, from
+the offset on at which the topic takes over.
+"""
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,12 +16,25 @@ from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.time import DAY_US, day_of
 from unskew.sinks.objects import at_hand
-from unskew.sinks.tables.layout import INSTANT, ShardCoverage, TableFile, published_files, read_coverage
+from unskew.sinks.tables.imported import HandOver, read_imported
+from unskew.sinks.tables.layout import (
+    IMPORTED,
+    INSTANT,
+    ShardCoverage,
+    TableFile,
+    archive_writer,
+    origin_of,
+    published_files,
+    read_coverage,
+    read_kept_from,
+)
 from unskew.sinks.tables.reading import answer, answer_of_table, gone
 
 BATCH_ROWS = 1 << 18
 """Events that are read at once: a row group as Polars writes them."""
 META = ("_partition", "_offset", "_arrival", "_event_time")
+BEGINNING = IMPORTED
+"""An offset that no event of an archive is before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +68,9 @@ class Piece:
 class Archive:
     """The published events of a stream, as of when they were listed, wherever compaction moves them meanwhile.
 
-    ``covered``: by partition, what its coverage says.
+    ``covered``: by partition, what its coverage says. ``hand_overs``: by partition, where its topic takes over from
+    events that were imported. ``kept_from_us``: old days were removed up to this instant; None if ``unskew retain``
+    removed none.
     """
 
     root: Path
@@ -59,24 +78,54 @@ class Archive:
     files: Mapping[int, Sequence[TableFile]]
     cut: Cut
     covered: Mapping[int, ShardCoverage] = field(default_factory=dict)
+    hand_overs: Mapping[int, HandOver] = field(default_factory=dict)
+    kept_from_us: int | None = None
 
     @classmethod
-    def open(cls, archive_root: Path, stream: StreamPlan) -> "Archive":
-        """List what is published. Raises ``LayoutError`` for a folder that is not an archive."""
+    def open(cls, archive_root: Path, stream: StreamPlan, *, imports: bool = True) -> "Archive":
+        """List what is published. Raises ``LayoutError`` for a folder that is not an archive.
+
+        ``imports``: false leaves out what was imported.
+        """
         root = archive_root / stream.topic
         # In this order, because the rows that a coverage file counts are published before it.
+        hand_overs = read_imported(root).partitions if imports else {}
         coverage = read_coverage(root)
-        files: dict[int, list[TableFile]] = {}
+        listed: dict[str, list[TableFile]] = {}
         for file in published_files(root):
-            files.setdefault(_partition(file.writer, root), []).append(file)
+            listed.setdefault(file.writer, []).append(file)
+        shards = {} if coverage is None else coverage.shards
+        files: dict[int, Sequence[TableFile]] = {}
         cut: dict[int, Reached] = {}
         covered: dict[int, ShardCoverage] = {}
-        for writer, shard in () if coverage is None else coverage.shards.items():
+        handed: dict[int, HandOver] = {}
+        for writer in sorted(listed.keys() | shards.keys()):
             partition = _partition(writer, root)
-            clock_us = None if shard.complete_to_us is None else shard.complete_to_us + 1
-            cut[partition] = Reached(offset=shard.next_sequence, clock_us=clock_us)
-            covered[partition] = shard
-        archive = cls(root=root, stream=stream, files=files, cut=cut, covered=covered)
+            if origin_of(writer) == IMPORTED:
+                continue
+            found: Sequence[TableFile] = listed.get(writer, [])
+            shard = shards.get(writer)
+            if shard is not None:
+                clock_us = None if shard.complete_to_us is None else shard.complete_to_us + 1
+                cut[partition] = Reached(offset=shard.next_sequence, clock_us=clock_us)
+            before = archive_writer(partition, imported=True)
+            hand_over = hand_overs.get(partition)
+            if hand_over is not None and not _lacks_start(found, shard, hand_over.offset):
+                handed[partition] = hand_over
+                found, shard = _joined(listed.get(before, []), shards.get(before), found, shard, hand_over)
+            if found:
+                files[partition] = found
+            if shard is not None:
+                covered[partition] = shard
+        archive = cls(
+            root=root,
+            stream=stream,
+            files=files,
+            cut=cut,
+            covered=covered,
+            hand_overs=handed,
+            kept_from_us=read_kept_from(root),
+        )
         for partition, found in files.items():
             if cut.get(partition, Reached(offset=0, clock_us=None)).offset <= found[-1].last:
                 # Published after the coverage was read, or by an earlier version, which wrote none.
@@ -102,7 +151,8 @@ class Archive:
         removed = {p: _midnight_us(found[0].day) for p, found in self.files.items() if self.is_cut(p)}
         begun = {p: one.since_us for p, one in self.covered.items() if one.since_us is not None}
         firsts = {p: _us(self._edge(found[0], first=True)) for p, found in self.files.items() if p not in begun}
-        bound_us = max(removed.values(), default=-(2**63))
+        kept_from_us = -(2**63) if self.kept_from_us is None else self.kept_from_us
+        bound_us = max([kept_from_us, *removed.values()])
         return {p: max(bound_us, first_us) for p, first_us in {**firsts, **begun, **removed}.items()}
 
     def begins(self, partition: int) -> int:
@@ -110,10 +160,17 @@ class Archive:
         files = self.files.get(partition)
         return files[0].first if files else 0
 
+    def most(self, end: Cut) -> int:
+        """Return how many events there can be up to a place."""
+        return sum(reached.offset - min(0, self.begins(partition)) for partition, reached in end.items())
+
     def is_cut(self, partition: int) -> bool:
         """Return whether the first events of a partition were removed."""
         first = None if partition not in self.covered else self.covered[partition].first
         files = self.files.get(partition)
+        if first is None and self.kept_from_us is not None:
+            # An archive that an earlier version began does not say what it held.
+            return True
         return first is not None and (not files or files[0].first != first)
 
     def n_events(self, partition: int) -> int | None:
@@ -138,12 +195,12 @@ class Archive:
         while True:
             try:
                 for group in _groups([file for file in files if file.last >= at and file.first < end]):
-                    for rows in self._batches(group, [*columns, *META], at, end):
+                    for rows in self._batches(partition, group, [*columns, *META], at, end):
                         yield rows
                         at = int(rows.item(-1, "_offset")) + 1
             except FileNotFoundError as error:
                 # Compaction deletes merged files after a grace period, which a long replay may exceed.
-                again = published_files(self.root, f"p{partition}")
+                again = self._listed(partition)
                 if again == files:
                     raise gone(self.root, error) from error
                 files = again
@@ -155,7 +212,10 @@ class Archive:
         day = day_of(instant_us)
         for file in self.files.get(partition, ()):
             if file.day >= day:
-                late = self._scanned([file], ["_offset", "_arrival"], pl.col("_arrival").to_physical() >= instant_us)
+                there = self._within(partition, BEGINNING, 2**63 - 1)
+                late = self._scanned(
+                    [file], ["_offset", "_arrival"], (pl.col("_arrival").to_physical() >= instant_us) & there
+                )
                 if late.height:
                     return int(late.item(0, "_offset"))
         return self.cut[partition].offset if partition in self.cut else 0
@@ -165,28 +225,54 @@ class Archive:
 
         It lists the files anew and reads them in one query, so that it shares nothing with ``read``.
         """
-        counted = dict.fromkeys(end, (0, 0))
-        for partition, reached in end.items():
-            if not published_files(self.root, f"p{partition}"):
+        return {
+            partition: self._count(partition, begin.get(partition, BEGINNING), reached.offset)
+            for partition, reached in end.items()
+        }
+
+    def _count(self, partition: int, begin: int, end: int) -> tuple[int, int]:
+        within = self._within(partition, begin, end)
+        total = pl.col("_offset").filter(within).cast(pl.Int128).sum()
+        counted = [0, 0]
+        for imported in (True, False) if partition in self.hand_overs else (False,):
+            writer = archive_writer(partition, imported=imported)
+            if not published_files(self.root, writer):
                 continue
-            within = pl.col("_offset").is_between(begin.get(partition, 0), reached.offset - 1)
-            total = pl.col("_offset").filter(within).cast(pl.Int128).sum()
             n_events, sum_offsets = answer_of_table(
                 self.root,
-                lambda paths, total=total, within=within: (  # type: ignore[misc]
+                lambda paths: (
                     _scan(paths, {"_offset": pl.Int64()})
                     .select(within.sum().cast(pl.Int64), total.alias("sum"))
                     .collect()
                 ),
-                writer=f"p{partition}",
+                writer=writer,
             ).row(0)
-            counted[partition] = int(n_events or 0), int(sum_offsets or 0)
-        return counted
+            counted[0] += int(n_events or 0)
+            counted[1] += int(sum_offsets or 0)
+        return counted[0], counted[1]
+
+    def _within(self, partition: int, begin: int, end: int) -> pl.Expr:
+        """Return whether an event lies between two offsets, and is not one that imported events replace."""
+        within = pl.col("_offset").is_between(begin, end - 1)
+        hand_over = self.hand_overs.get(partition)
+        if hand_over is None:
+            return within
+        return within & ~pl.col("_offset").is_between(IMPORTED + hand_over.rows, hand_over.offset - 1)
+
+    def _listed(self, partition: int) -> Sequence[TableFile]:
+        """List the files of a partition anew."""
+        found = published_files(self.root, archive_writer(partition))
+        hand_over = self.hand_overs.get(partition)
+        if hand_over is None:
+            return found
+        return _joined(
+            published_files(self.root, archive_writer(partition, imported=True)), None, found, None, hand_over
+        )[0]
 
     def require(self, columns: Sequence[str], begin: Mapping[int, int]) -> None:
         """Raise ``LayoutError`` if the events from a place on lack one of these columns: it came later."""
         for partition, files in self.files.items():
-            wanted = [file for file in files if file.last >= begin.get(partition, 0)]
+            wanted = [file for file in files if file.last >= begin.get(partition, BEGINNING)]
             if not wanted or not (lacking := self._lacking(wanted[0], columns)):
                 continue
             low, high = 0, len(wanted)
@@ -210,9 +296,9 @@ class Archive:
         return self._scanned([file], ["_offset", "_arrival"], pl.col("_offset") == bound)
 
     def _batches(
-        self, files: Sequence[TableFile], columns: Sequence[str], begin: int, end: int
+        self, partition: int, files: Sequence[TableFile], columns: Sequence[str], begin: int, end: int
     ) -> Iterator[pl.DataFrame]:
-        within = pl.col("_offset").is_between(begin, end - 1)
+        within = self._within(partition, begin, end)
         if len(files) > 1 or files[0].last - files[0].first < BATCH_ROWS:
             rows = self._scanned(files, columns, within)
             if rows.height:
@@ -282,8 +368,51 @@ def _n_rows(path: Path) -> int:
     return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
+def _lacks_start(files: Sequence[TableFile], shard: ShardCoverage | None, offset: int) -> bool:
+    """Return whether events of a topic were removed that imported rows do not replace; then these rows are cut off.
+
+    ``offset``: the first offset of the topic that counts.
+    """
+    first = None if shard is None else shard.first
+    if first is None or (files and files[0].first == first):
+        return False
+    return not files or files[0].first > offset
+
+
+def _joined(
+    before: Sequence[TableFile],
+    before_shard: ShardCoverage | None,
+    files: Sequence[TableFile],
+    shard: ShardCoverage | None,
+    hand_over: HandOver,
+) -> tuple[Sequence[TableFile], ShardCoverage | None]:
+    """Return files and coverage of a partition from its imported events on.
+
+    ``files``, ``shard``: those of its topic.
+    """
+    moved = [
+        replace(file, first=file.first + IMPORTED, last=file.last + IMPORTED)
+        for file in before
+        if file.first < hand_over.rows
+    ]
+    rest = [file for file in files if file.last >= hand_over.offset]
+    joined: Sequence[TableFile] = [*moved, *rest]
+    if shard is None:
+        return joined, None
+    n_before: int | None = hand_over.rows
+    first = IMPORTED if hand_over.rows else joined[0].first if joined else None
+    if before_shard is not None and before_shard.next_sequence == hand_over.rows:
+        # Otherwise another import goes on.
+        n_before = before_shard.n_events
+    n_events = None
+    # Removed days of the topic whose events imported rows replace make no hole, but leave their number unknown.
+    if (not files or shard.first == files[0].first) and shard.n_events is not None and n_before is not None:
+        n_events = n_before + shard.n_events - hand_over.skipped
+    return joined, replace(shard, since_us=hand_over.since_us, first=first, n_events=n_events)
+
+
 def _partition(writer: str, root: Path) -> int:
-    number = writer.removeprefix("p")
+    number = writer[1:] if origin_of(writer) == IMPORTED else writer.removeprefix("p")
     if not number.isdecimal():
         raise LayoutError(
             f"{root} is not an archive: it has files of {writer!r}; give the folder of unskew run --archive"

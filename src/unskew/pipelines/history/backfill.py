@@ -139,7 +139,9 @@ def _begin(job: Backfill, shards: Mapping[str, "_Shard"]) -> dict[int, int]:
     """Return the first offset to read of each partition, and set it for shards that begin."""
     begin: dict[int, int] = {}
     for partition in job.end:
-        at = 0 if job.since_us is None else job.archive.offset_at(partition, job.since_us)
+        at = min(0, job.archive.begins(partition))
+        if job.since_us is not None:
+            at = job.archive.offset_at(partition, job.since_us)
         fed = _fed(job, shards, partition)
         if not fed:
             continue

@@ -19,7 +19,7 @@ from unskew.pipelines.state.saved import Saved
 from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks.tables.kinds import ArchiveTable
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import record_shards
+from unskew.sinks.tables.parquet import recorded_shards
 
 _log = logging.getLogger("unskew.history")
 
@@ -89,27 +89,28 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) ->
         missing = list(seeds)
         if not missing:
             return None
-    total = sum(reached.offset for reached in cut.values())
+    total = archive.most(cut)
     root = view_root(job.log, view.name, view.version)
-    record_shards(root, shard_names(view, range(job.n_partitions[topic]), job.n_hashes), frozenset(missing))
-    written = backfill(
-        Backfill(
-            view=view,
-            archive=archive,
-            end=cut,
-            shards=missing,
-            # A partition that is added now joins with the flow.
-            n_partitions=len(job.saved.places[topic]),
-            n_hashes=job.n_hashes,
-            log=job.log,
-            seeds=job.seeds,
-            changelogs=job.changelogs,
-            since_us=next((seed.since_us for seed in seeds.values()), None),
-            still_ours=job.still_ours,
-            going_on=job.going_on,
-        ),
-        lambda n_events: job.report(f"{view.id}: {n_events:,} events of its history are read (at most {total:,})"),
-    )
+    names = shard_names(view, range(job.n_partitions[topic]), job.n_hashes)
+    with recorded_shards(root, names, frozenset(missing), view=view.published):
+        written = backfill(
+            Backfill(
+                view=view,
+                archive=archive,
+                end=cut,
+                shards=missing,
+                # A partition that is added now joins with the flow.
+                n_partitions=len(job.saved.places[topic]),
+                n_hashes=job.n_hashes,
+                log=job.log,
+                seeds=job.seeds,
+                changelogs=job.changelogs,
+                since_us=next((seed.since_us for seed in seeds.values()), None),
+                still_ours=job.still_ours,
+                going_on=job.going_on,
+            ),
+            lambda n_events: job.report(f"{view.id}: {n_events:,} events of its history are read (at most {total:,})"),
+        )
     return written.seam
 
 

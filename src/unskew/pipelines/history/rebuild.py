@@ -5,17 +5,19 @@ the same shards, in the same order, as when they were read from the topic.
 """
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
+from unskew.features.text_buffers import Keys
 from unskew.features.updates import NothingToCome, Updates
-from unskew.pipelines.history.archive import META, Archive, Cut, Piece, Reached, columns_of
+from unskew.pipelines.history.archive import BEGINNING, META, Archive, Cut, Piece, Reached, columns_of
 from unskew.pipelines.routing import slices
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice, shard_names
 from unskew.pipelines.state.whole import WholeState
@@ -44,7 +46,7 @@ def pieces(
     wanted = list(dict.fromkeys(columns))
     archive.require(wanted, begin)
     reads = {
-        partition: archive.read(partition, begin.get(partition, 0), reached.offset, wanted)
+        partition: archive.read(partition, begin.get(partition, BEGINNING), reached.offset, wanted)
         for partition, reached in end.items()
     }
     none = pl.DataFrame(schema={**{name: archive.stream.columns[name] for name in wanted}, **_META_TYPES})
@@ -82,7 +84,8 @@ class Feed:
     """Gives pieces of the archive to the shards of some views of one stream.
 
     ``shards``: by ``view@version/shard``; slices of others are left out. ``keys``: the canonical keys of the only
-    entities that count; None for all. ``rejected``: number of events so far that a view could not take.
+    entities that count; None for all. ``below``: by view id, the hash of a key that is not below it does not count.
+    ``rejected``: number of events so far that a view could not take.
     """
 
     def __init__(
@@ -93,12 +96,14 @@ class Feed:
         n_partitions: int,
         n_hashes: int,
         keys: Mapping[str, pl.Series] | None = None,
+        below: Mapping[str, int] | None = None,
     ) -> None:
         self._views = [(view, Evaluator(view)) for view in views]
         self._shards = shards
         self._n_partitions = n_partitions
         self._n_hashes = n_hashes
         self._keys = keys
+        self._below = below or {}
         self.rejected = 0
 
     def give(self, piece: Piece) -> None:
@@ -111,6 +116,8 @@ class Feed:
                 events = evaluated.events
                 if self._keys is not None:
                     events = events.filter(pl.col("key").is_in(self._keys[view.id].implode()))
+                if view.id in self._below:
+                    events = events.filter(pl.Series(Keys.of(events["key"]).hashes() < np.uint64(self._below[view.id])))
             for name, one in slices(
                 view,
                 events,
@@ -152,12 +159,14 @@ def rebuild(
     keys: Mapping[str, pl.Series] | None = None,
     n_partitions: int | None = None,
     n_hashes: int = 1,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> dict[str, Rebuilt]:
     """Compute views of one stream anew from its archive, in memory; return them by id.
 
     ``begin``, ``end``, ``since_us``: as in ``pieces``; by default all that is published. ``keys``: by view id, the
     canonical keys of the only entities that are computed; None for all. ``n_partitions``: those of the stream, if more
-    than the archive has. Raises ``LayoutError`` for a damaged archive, or one that lacks a column.
+    than the archive has. ``progress``: called with the events that were read, and the most that there may be. Raises
+    ``LayoutError`` for a damaged archive, or one that lacks a column.
     """
     end = whole(archive) if end is None else end
     n_partitions = max([-1, *end]) + 1 if n_partitions is None else n_partitions
@@ -169,8 +178,13 @@ def rebuild(
     }
     columns = [name for view in views for name in columns_of(view)]
     feed = Feed(views, kept, n_partitions=n_partitions, n_hashes=n_hashes, keys=keys)
+    firsts = {partition: max((begin or {}).get(partition, 0), archive.begins(partition)) for partition in end}
+    most = sum(max(0, reached.offset - firsts[partition]) for partition, reached in end.items())
+    n_read = 0
     for piece in pieces(archive, begin or {}, end, columns, since_us=since_us):
         feed.give(piece)
+        n_read += piece.events.height
+        progress(n_read, most)
     return {
         view.id: _rebuilt(view, [one for name, one in kept.items() if name.startswith(f"{view.id}/")]) for view in views
     }
@@ -181,6 +195,17 @@ def whole(archive: Archive) -> dict[int, Reached]:
     return {
         partition: Reached(offset=reached.offset, clock_us=reached.clock_us, ended=reached.clock_us is None)
         for partition, reached in archive.cut.items()
+    }
+
+
+def closed_through(archive: Archive, until_us: int) -> dict[int, Reached]:
+    """Return the place of each partition at which all instants through ``until_us`` are closed, or its end."""
+    past_us = until_us + 1
+    return {
+        partition: Reached(offset=archive.offset_at(partition, past_us), clock_us=past_us)
+        if reached.clock_us is not None and reached.clock_us > past_us
+        else reached
+        for partition, reached in whole(archive).items()
     }
 
 

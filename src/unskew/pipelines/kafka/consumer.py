@@ -61,7 +61,8 @@ _END_OF_PARTITION = KafkaError._PARTITION_EOF  # noqa: SLF001
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}  # noqa: SLF001
 # Errors while a partition has just been created or moves to another broker.
 _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
-_NOT_BEGUN = KafkaError._STATE  # noqa: SLF001
+# librdkafka begins to read a partition in a thread of its own: a seek comes before that, or while it happens.
+_NOT_BEGUN = frozenset({KafkaError._STATE, KafkaError._OUTDATED})  # noqa: SLF001
 _BROKER_LOST = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT}  # noqa: SLF001
 
 
@@ -391,7 +392,7 @@ class TopicReader:
             try:
                 self._consumer.seek(begin)
             except KafkaException as error:
-                if error.args[0].code() != _NOT_BEGUN:
+                if error.args[0].code() not in _NOT_BEGUN:
                     raise self._unavailable(error) from error
             else:
                 del self._unchecked[partition]

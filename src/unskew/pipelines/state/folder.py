@@ -280,7 +280,8 @@ def _refuse_missing(missing: set[str], now: set[str], found: Mapping[str, Any], 
         meant = {view for view in held if wanted in {view, _name(view)}}
         if both := sorted(view for view in now if wanted in {view, _name(view)}):
             raise RequestError(
-                f"--drop {wanted}: the definitions have {', '.join(both)}, so it goes on; take it out of them, or omit --drop"
+                f"--drop {wanted}: the definitions have {', '.join(both)}, so it goes on; take it out of them, omit --drop, or name "
+                "the version that is to end"
             )
         if held and not meant:
             raise RequestError(
@@ -295,7 +296,12 @@ def _refuse_missing(missing: set[str], now: set[str], found: Mapping[str, Any], 
             f"{' '.join(f'--drop {view}' for view in lost)}; all other views go on"
         )
     for view in sorted(replaced):
-        _log.warning("%s is replaced by version %d, so its state ends here", view, versions[_name(view)])
+        _log.warning(
+            "%s is replaced by version %d, so its state ends here; its log stays, and is read as %s:feature",
+            view,
+            versions[_name(view)],
+            view,
+        )
 
 
 def _name(view: str) -> str:

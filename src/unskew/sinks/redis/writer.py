@@ -178,7 +178,8 @@ class RedisWriter:
     def publish_registry(self, text: str) -> None:
         """Publish these views beside those of other pipelines, so that a reader needs nothing but Redis.
 
-        ``text``: JSON from ``registry.describe``. A published view of the same name is replaced; the others stay.
+        ``text``: JSON from ``registry.describe``. Published views of the same versions are replaced; the others stay,
+        but another version of one of these views does not serve any more.
         """
         self._registry = text
         key = registry_key(self._prefix)

@@ -9,7 +9,16 @@ import polars as pl
 from unskew.features.ledger import NOTHING_LATE, ledger_of, written
 from unskew.features.plan import ViewPlan
 from unskew.features.updates import NothingToCome, Updates
-from unskew.sinks.tables.layout import EVENTS, FIRST, INSTANT, LEDGER, log_schema, view_root
+from unskew.sinks.tables.layout import (
+    EVENTS,
+    FIRST,
+    INSTANT,
+    LEDGER,
+    archive_writer,
+    log_schema,
+    origin_of,
+    view_root,
+)
 from unskew.sinks.tables.parquet import StagedTable
 
 DEAD_LETTER_SCHEMA: Mapping[str, pl.DataType] = {
@@ -160,7 +169,8 @@ class ArchiveTable:
 
     Its coverage says from which arrival the partition was read, the offset of its first event, up to which instant its
     events are complete, and how many there were; so events that are removed later are missed. That of an archive which
-    an earlier version began says only up to which instant.
+    an earlier version began says only up to which instant. ``imported``: for events that did not come from the topic,
+    whose offsets begin with ``layout.IMPORTED``.
     """
 
     def __init__(
@@ -170,13 +180,16 @@ class ArchiveTable:
         partition: int,
         saved: Mapping[str, Any] | None,
         *,
+        imported: bool = False,
         still_ours: Callable[[], None] = lambda: None,
     ) -> None:
+        writer = archive_writer(partition, imported=imported)
+        self._origin = origin_of(writer)
         self._begins_here = saved is None
         self._n_events = 0 if saved is None else saved.get(EVENTS)
         self._table = StagedTable(
             root / topic,
-            f"p{partition}",
+            writer,
             day_column="_arrival",
             sequence_column="_offset",
             metadata={"unskew.topic": topic},
@@ -198,7 +211,7 @@ class ArchiveTable:
             self._table.cover({"since": first_us})
         if self._n_events is not None and events.height:
             if not self._n_events:
-                self._table.cover({FIRST: int(events.item(0, "_offset"))})
+                self._table.cover({FIRST: int(events.item(0, "_offset")) - self._origin})
             self._n_events += events.height
             self._table.cover({EVENTS: self._n_events})
         if clock_us is not None:

@@ -5,7 +5,10 @@
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
     {root}/_compacting/...                                   of a compaction that is running or was interrupted
     {root}/_coverage/{writer}.json                           the instant up to which a writer's rows are complete
-    {root}/_coverage/_shards.json                            the list of writers, also those without a file yet
+    {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
+                                                             of a log, the definition of its view
+    {root}/_coverage/_imported.json                          what was imported into an archive (``imported.py``)
+    {root}/_coverage/_retained.json                          the instant before which old days were removed
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
@@ -25,12 +28,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, together
 from unskew.features.plan import ViewPlan
+from unskew.features.registry import parse_one
+from unskew.features.view import View
 from unskew.sinks.objects import ObjectPath, reading
 from unskew.sinks.tables.checksum import RESTORE, read_json
 
@@ -38,13 +44,19 @@ LAYOUT = "1"
 STAGED = "_staged"
 COMPACTING = "_compacting"
 COVERAGE = "_coverage"
+LEFT_OUT = "unskew.left_out"
+"""The entry of a file's metadata that says how many rows its name covers and it does not hold: they were erased."""
 LEDGER = "ledger"
 """The entry of a shard's coverage that holds its late events and repeats."""
+DEFINITION = "view"
+"""The entry, beside the list of shards, that holds the definition of a log's view."""
 FIRST, EVENTS = "first", "events"
 """The entries of a partition's coverage in an archive: the offset of its first event, and how many there have been."""
 SEQUENCE, RUNS = "seq", "runs"
 """The entries of a writer's coverage that publish its files, see the module; ``runs`` only where files have them."""
 INSTANT = pl.Datetime("us", "UTC")
+IMPORTED = -(10**12)
+"""The offset of a partition's first imported event. Imported events lie before every offset of a topic."""
 
 _SUFFIX = ".parquet"
 _DAY = "day="
@@ -96,11 +108,13 @@ class Coverage:
 
     ``since_us``: the latest over the shards, None if no shard has seen an event. ``complete_to_us``: the earliest over
     the shards, None if one has not closed any instant yet. ``waiting``: the shards that have no clock yet, in order;
-    while there are any, both instants are None.
+    while there are any, both instants are None. ``kept_from_us``: old days were removed up to this instant; None if
+    none were.
     """
 
     shards: Mapping[str, ShardCoverage]
     waiting: tuple[str, ...] = ()
+    kept_from_us: int | None = None
 
     @property
     def since_us(self) -> int | None:
@@ -110,8 +124,12 @@ class Coverage:
 
     @property
     def first_since_us(self) -> int | None:
-        """The earliest over the shards: before it nothing is known. None if no shard has seen an event."""
-        return min(self._sinces, default=None)
+        """The earliest over the shards, or where old days were removed: before it nothing is known.
+
+        None if no shard has seen an event.
+        """
+        first_us = min(self._sinces, default=None)
+        return first_us if first_us is None or self.kept_from_us is None else max(first_us, self.kept_from_us)
 
     @property
     def _sinces(self) -> list[int]:
@@ -129,9 +147,30 @@ class Coverage:
         return min(closed) if closed and len(closed) == len(open_ended) and not self.waiting else None
 
 
+def archive_writer(partition: int, *, imported: bool = False) -> str:
+    """Return the writer of a partition's events in an archive; ``imported``: of those that were imported."""
+    return f"{'i' if imported else 'p'}{partition}"
+
+
+def origin_of(writer: str) -> int:
+    """Return what a writer's rows have in their sequence column where their sequence number is 0."""
+    return IMPORTED if writer[:1] == "i" and writer[1:].isdecimal() else 0
+
+
 def view_root(log_root: Path, name: str, version: int) -> Path:
     """Return the folder of one view version's table."""
     return log_root / name / f"v{version}"
+
+
+def view_roots(log_root: Path) -> list[tuple[str, int, Path]]:
+    """Return name, version and folder of every view version that has a folder in a log, by name and version."""
+    names = [name for name in _names(log_root) if not name.startswith(("_", "."))]
+    folders = [(name, folder) for name in names for folder in _names(log_root / name)]
+    return sorted(
+        (name, int(folder[1:]), log_root / name / folder)
+        for name, folder in folders
+        if folder.startswith("v") and folder[1:].isdecimal()
+    )
 
 
 def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
@@ -192,6 +231,11 @@ def settled_files(root: Path) -> list[TableFile]:
     return [file for file in published_files(root) if file.last <= reached.get(file.writer, -1)]
 
 
+def every_file(root: Path) -> list[Path]:
+    """Return every Parquet file of a table: published, superseded, staged, and what an interrupted writer left."""
+    return sorted(path for path in root.rglob(f"*{_SUFFIX}*") if path.is_file())
+
+
 def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
     """Return every published file that others of its writer cover, each with the files that cover it, widest first."""
     found: list[tuple[TableFile, list[TableFile]]] = []
@@ -234,6 +278,27 @@ def shards_file(root: Path) -> Path:
     return root / COVERAGE / "_shards.json"
 
 
+def retained_file(root: Path) -> Path:
+    """Return the path of what says up to which instant old days were removed."""
+    return root / COVERAGE / "_retained.json"
+
+
+def read_kept_from(root: Path) -> int | None:
+    """Return the instant up to which old days were removed from a table; None if none were.
+
+    It is written before anything is removed. So after a listing of files it says what they may lack.
+    """
+    path = retained_file(root)
+    try:
+        return int(read_json(path.read_bytes())["from"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise LayoutError(
+            f"{path} does not say which days were removed ({error}); restore it from a backup, or run unskew retain again"
+        ) from error
+
+
 def read_coverage(root: Path) -> Coverage | None:
     """Read the coverage of the table at ``root``; None if no run has begun yet.
 
@@ -266,15 +331,31 @@ def read_coverage(root: Path) -> Coverage | None:
             raise _unreadable_coverage(path, error) from error
     if not shards and not listed:
         return None
-    return Coverage(shards=shards, waiting=tuple(shard for shard in listed if shard not in shards))
+    waiting = tuple(shard for shard in listed if shard not in shards)
+    return Coverage(shards=shards, waiting=waiting, kept_from_us=read_kept_from(root))
+
+
+def read_definition(root: Path) -> View | None:
+    """Read the definition with which the log at ``root`` was last written; None if an earlier version wrote it.
+
+    Raises ``LayoutError`` if it cannot be read.
+    """
+    described = _read_list(shards_file(root)).get(DEFINITION)
+    return None if described is None else parse_one(described, str(shards_file(root)))
 
 
 def _read_shards(path: Path) -> list[str]:
     """Read the list of shards; empty if no list was ever written."""
+    return [str(shard) for shard in _read_list(path)["shards"]]
+
+
+def _read_list(path: Path) -> dict[str, Any]:
+    """Read the file of the list of shards; an empty list if none was ever written."""
     try:
-        return [str(shard) for shard in read_json(path.read_bytes())["shards"]]
+        found = read_json(path.read_bytes())
+        return {**found, "shards": list(found["shards"])}
     except FileNotFoundError:
-        return []
+        return {"shards": []}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise LayoutError(
             f"{path} does not say which shards there are ({error}); restart the pipeline, which writes it again"

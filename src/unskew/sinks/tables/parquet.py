@@ -18,6 +18,7 @@ file past it means that the saved state is older than the table; this cannot be 
 is changed.
 """
 
+import contextlib
 import io
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ import numpy as np
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
+from unskew.features.view import View
 from unskew.sinks import durable
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
@@ -44,7 +47,8 @@ class StagedTable:
     """One writer's share of an append-only Parquet table, published only once durable.
 
     ``day_column``: a Datetime in UTC that determines a row's day. ``sequence_column``: Int64, strictly increasing over
-    all rows ever appended, with or without gaps; None numbers the rows in the order in which they are appended.
+    all rows ever appended, with or without gaps; None numbers the rows in the order in which they are appended. The
+    sequence number of a row is its value less ``layout.origin_of`` the writer.
     ``saved``: the value that the last durable ``snapshot()`` returned, None if there is no saved state. ``at_staging``:
     a last transformation of rows before they are written. ``still_ours``: raises if another process has taken over the
     table; it is called before each rename.
@@ -72,6 +76,7 @@ class StagedTable:
         self._writer = writer
         self._day_column = day_column
         self._sequence_column = sequence_column
+        self._origin = layout.origin_of(writer)
         self._metadata = {"unskew.layout": layout.LAYOUT, **metadata, **dict([checksum.METADATA])}
         self._at_staging = at_staging
         self._next = 0 if saved is None else saved[_NEXT]
@@ -110,10 +115,10 @@ class StagedTable:
         else:
             # This is called for each table and poll, mostly with few rows, so it uses numpy, whose calls are cheap.
             sequence = rows.get_column(self._sequence_column).to_numpy()
-            first, after = int(sequence[0]), int(sequence[-1]) + 1
+            first, after = int(sequence[0]) - self._origin, int(sequence[-1]) + 1 - self._origin
             if first < self._next or not (sequence[1:] > sequence[:-1]).all():
                 raise ValueError(
-                    f"{self._root}: rows of {self._writer} from {self._sequence_column} {first} to {after - 1} are not "
+                    f"{self._root}: rows of {self._writer} from sequence number {first} to {after - 1} are not "
                     f"past {self._next - 1} in increasing order"
                 )
         self._buffered.append((first, rows))
@@ -202,7 +207,7 @@ class StagedTable:
             part = rows if end - start == rows.height else rows.slice(start, end - start)
             low, high = first + start, first + end - 1
             if sequence is not None:
-                low, high = int(sequence[start]), int(sequence[end - 1])
+                low, high = int(sequence[start]) - self._origin, int(sequence[end - 1]) - self._origin
             day = layout.day_directory(day_of(int(instants[start])))
             yield layout.file_name(self._writer, low, high, self._publication.run), day, part
             start = end
@@ -225,9 +230,12 @@ def _refuse_earlier(root: Path, writer: str, published: Sequence[layout.TableFil
         )
 
 
-def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None) -> None:
+def record_shards(
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
+) -> None:
     """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
+    ``view``: the definition, which stays with the log, so that it can be read when nothing else holds it any more.
     Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further. In
     an object store these entries publish files too, and are replaced when their tables are opened.
     ``own``: the shards for which they are removed, if other processes write the others; None for all. Raises
@@ -236,11 +244,30 @@ def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None 
     with durable.disk(root):
         path = layout.shards_file(root)
         durable.make_folder(path.parent)
-        durable.replace(path, checksum.sealed_json({"shards": list(shards)}))
+        described = {} if view is None else {layout.DEFINITION: describe_one(view)}
+        durable.replace(path, checksum.sealed_json({"shards": list(shards), **described}))
         before = None if isinstance(root, ObjectPath) else layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
             if coverage.ended and (own is None or shard in own):
                 layout.coverage_file(root, shard).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def recorded_shards(
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
+) -> Iterator[None]:
+    """Call ``record_shards`` for a table that the body writes; if it fails before it has, leave nothing behind."""
+    made = durable.missing(root)
+    record_shards(root, shards, own, view=view)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, LayoutError):
+            found = layout.read_coverage(root)
+            if not layout.published_files(root) and not (found and found.shards) and not any(root.glob("_staged/*/*")):
+                layout.shards_file(root).unlink(missing_ok=True)
+                durable.remove_empty([layout.shards_file(root).parent, *made])
+        raise
 
 
 def encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:

@@ -11,7 +11,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.sinks.objects import at_hand, concerns
 from unskew.sinks.tables.checksum import RESTORE, WRITTEN_BY_UNSKEW, verify, verify_all
-from unskew.sinks.tables.layout import published_files
+from unskew.sinks.tables.layout import LEFT_OUT, published_files
 
 _Answer = TypeVar("_Answer")
 _Part = TypeVar("_Part")
@@ -84,6 +84,11 @@ def metadata_of(path: Path) -> dict[str, str]:
     except (*_UNREADABLE, OSError) as error:
         verify(path)
         raise LayoutError(f"{path} cannot be read ({_first_line(error)}): it is damaged; {RESTORE}") from error
+
+
+def n_left_out(path: Path) -> int:
+    """Return how many rows a file's name covers and the file does not hold, because they were erased."""
+    return int(metadata_of(path).get(LEFT_OUT, 0))
 
 
 def gone(root: Path, error: FileNotFoundError) -> LayoutError:

@@ -1,0 +1,237 @@
+"""``unskew train``: labels with the features of their instants, and the manifest that makes them again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unskew import settings
+from unskew.cli.screen import Screen, say, styled
+from unskew.features.errors import RequestError
+
+if TYPE_CHECKING:
+    from unskew.features.versions import Versions
+    from unskew.features.view import View
+    from unskew.offline.training_set import HistoricalFeatures
+
+# The options that a manifest has already.
+_SHAPING = (
+    *(
+        "features",
+        "timestamp",
+        "inclusive",
+        "outside",
+        "max_age",
+        "full_feature_names",
+        "with_status",
+        "source",
+        "versions",
+    ),
+)
+
+
+@click.command()
+@click.argument("labels", type=settings.LocalPath())
+@click.option(
+    "-f",
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="VIEW[:FEATURE]",
+    help="Feature, or all features of a view; may be given several times.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=settings.LocalPath(),
+    metavar="FILE",
+    help="Parquet file to write; its manifest lies beside it, out.manifest.json beside out.parquet.",
+)
+@settings.some_definitions
+@settings.optional_log
+@settings.optional_archive
+@settings.umask
+@click.option(
+    "--reproduce",
+    type=settings.LocalPath(),
+    metavar="MANIFEST",
+    help="Make the training set of this manifest again, to the last bit. It has features and options.",
+)
+@click.option(
+    "--timestamp",
+    default="event_timestamp",
+    show_default=True,
+    metavar="COLUMN",
+    help="Column with the labels' instants.",
+)
+@click.option("--inclusive", is_flag=True, help="Count also what became available at exactly the label's instant.")
+@click.option(
+    "--outside",
+    type=click.Choice(["error", "null"]),
+    default="error",
+    show_default=True,
+    help="What becomes of labels before the log's first event, and after it is complete.",
+)
+@click.option("--max-age", metavar="DURATION", help="Leave out values that last changed longer before their label.")
+@click.option("--full-feature-names", is_flag=True, help="Call the columns VIEW__FEATURE.")
+@click.option("--with-status", is_flag=True, help="Add a column FEATURE__status beside each feature.")
+@click.option(
+    "--source",
+    type=click.Choice(["log", "events", "both"]),
+    default="log",
+    show_default=True,
+    help="Read what was served; or compute it from the archived events; or do both and compare.",
+)
+@click.option(
+    "--versions",
+    multiple=True,
+    metavar="VIEW=1,2",
+    help="Let these versions answer for VIEW: each label by the highest whose history had begun. For several views, give it again.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE and its manifest if they are there.")
+@click.pass_context
+def train(
+    context: click.Context,
+    labels: Path,
+    features: tuple[str, ...],
+    output: Path,
+    definitions: tuple[Path, ...],
+    log: Path | None,
+    archive: Path | None,
+    reproduce: Path | None,
+    timestamp: str,
+    inclusive: bool,
+    outside: str,
+    max_age: str | None,
+    full_feature_names: bool,
+    with_status: bool,
+    source: str,
+    versions: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Write a training set: each row of LABELS with the values that its features had right before its instant.
+
+    LABELS is a Parquet or CSV file with the views' key columns, a column of instants, and any others. Each row of it is
+    one row of the output, in the same order.
+
+    The manifest beside the output holds definitions, fingerprints, the position in the log, counts and distributions.
+    With --reproduce, the same labels and the same log, it makes the same output again, whatever was written to the log
+    since then, and also after compaction.
+
+    \b
+    Examples:
+        unskew train labels.parquet -f user_purchases -o train.parquet \\
+            --definitions definitions/ --log data/log
+        unskew train labels.parquet --reproduce train.manifest.json \\
+            -o again.parquet --log data/log
+    """
+    from unskew.features.definitions.load import load
+    from unskew.features.local import existing_folder
+    from unskew.features.references import named_views
+    from unskew.offline.labels import read_labels
+    from unskew.offline.logged import with_logged
+    from unskew.offline.manifest import Manifest
+    from unskew.offline.training_set import writable
+    from unskew.offline.version_spans import candidates, each_version, newest_serving
+    from unskew.store import FeatureStore
+
+    writable(output, overwrite=overwrite)
+    if log is not None:
+        existing_folder(log, "--log")
+    if archive is not None:
+        existing_folder(archive, "--archive")
+    if reproduce is not None:
+        _refuse_shaping(context)
+        manifest = Manifest.read(reproduce)
+        views = [part.view(str(reproduce)) for part in manifest.views]
+        given = read_labels(labels, views, manifest.join.timestamp)
+        store = FeatureStore(definitions or None, log=log, archive=archive)
+        found = store.reproduce(given, reproduce, progress=True)
+    else:
+        if not features:
+            raise RequestError("no features are requested: give -f VIEW or -f VIEW:FEATURE, or --reproduce a manifest")
+        if not definitions and log is None:
+            raise RequestError(
+                "features are read by their definitions: give --definitions, or a --log, which holds its own"
+            )
+        spans = dict(map(_span, versions))
+        plan = load(*definitions) if definitions else None
+        store = FeatureStore(plan, log=log, archive=archive)
+        known = None if plan is None else plan.published
+        if log is not None:
+            known = with_logged(log, named_views(each_version(features, spans)), known)
+        assert known is not None
+        references, views = _references(features, newest_serving(known, candidates(known, spans)))
+        found = store.get_historical_features(
+            read_labels(labels, views, timestamp),
+            references,
+            timestamp=timestamp,
+            inclusive=inclusive,
+            outside=outside,  # type: ignore[arg-type]  # one of its choices
+            max_age=max_age,
+            full_feature_names=full_feature_names,
+            with_status=with_status,
+            source=source,  # type: ignore[arg-type]  # one of its choices
+            versions=spans or None,
+            progress=True,
+        )
+    if not found.given.n_rows:
+        raise RequestError(f"{labels} has no rows; give at least one label")
+    beside = found.to_parquet(output, overwrite=overwrite)
+    _show(found)
+    how = "reproduced: the values are the same to the last bit" if reproduce is not None else "written"
+    say(f"{output} and {beside.name} {how}")
+
+
+def _refuse_shaping(context: click.Context) -> None:
+    """Refuse options that a manifest has already."""
+    default = click.core.ParameterSource.DEFAULT
+    given = [name for name in _SHAPING if context.get_parameter_source(name) is not default]
+    if given:
+        option = "-f" if given[0] == "features" else f"--{given[0].replace('_', '-')}"
+        raise RequestError(f"--reproduce and {option} exclude each other: the manifest has features and options")
+
+
+def _span(text: str) -> tuple[str, list[int]]:
+    """Return a view and versions from ``VIEW=1,2``."""
+    name, _, numbers = text.partition("=")
+    parts = numbers.split(",")
+    if not name or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise RequestError(f"--versions {text}: write a view and its versions, for example user_purchases=1,2")
+    return name, list(map(int, parts))
+
+
+def _references(given: Sequence[str], known: "Versions[View]") -> "tuple[list[str], list[View]]":
+    """Return the references that the options name, with those of whole views, and the views."""
+    from unskew.features.references import resolve
+
+    references = []
+    for one in given:
+        if ":" in one:
+            references.append(one)
+        else:
+            view = known.find(one)
+            references += [f"{one}:{feature.name}" for feature in view.features]
+    asked = resolve(references, known, full_feature_names=True)
+    return references, list({one.view.id: one.view for one in asked}.values())
+
+
+def _show(found: "HistoricalFeatures") -> None:
+    from rich.table import Table
+
+    head, rows = found.overview()
+    table = Table(header_style="bold")
+    for at, name in enumerate(head):
+        table.add_column(name, justify="left" if at < 3 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Screen()
+    first, *others = found.headline()
+    console.print(styled(first, "bold"))
+    for line in others:
+        console.print(line, soft_wrap=True)
+    console.print(table)
+    for warning in found.warnings:
+        say(f"warning: {warning}", err=True)

@@ -1,0 +1,45 @@
+"""What exists: the features of all views as a table."""
+
+import polars as pl
+
+from unskew.features.versions import Versions
+from unskew.features.view import View
+
+_SCHEMA = {
+    "reference": pl.String(),
+    "view": pl.String(),
+    "version": pl.Int64(),
+    "feature": pl.String(),
+    "type": pl.String(),
+    "function": pl.String(),
+    "window": pl.String(),
+    "keys": pl.List(pl.String()),
+    "description": pl.String(),
+    "owner": pl.String(),
+}
+
+
+def catalogue(views: Versions[View]) -> pl.DataFrame:
+    """Return a row for each feature, by view and in the order of its definition.
+
+    ``reference``: as requests name it. ``function``: the aggregation, or "derived". ``window``: as text; of a derived
+    feature, those of all features that it is derived from. ``keys``: the columns that labels need. ``owner``: that of
+    the feature, else of its view.
+    """
+    rows = [
+        {
+            "reference": f"{name}:{feature.name}",
+            "view": view.name,
+            "version": view.version,
+            "feature": feature.name,
+            "type": feature.type,
+            "function": feature.function,
+            "window": ", ".join(window.text for window in view.windows_of(feature)),
+            "keys": list(view.entity.keys),
+            "description": feature.description or view.description,
+            "owner": feature.owner or view.owner,
+        }
+        for name, view in sorted(views.items(), key=lambda item: (item[1].name, item[1].version))
+        for feature in view.features
+    ]
+    return pl.DataFrame(rows, schema=_SCHEMA)

@@ -1,0 +1,61 @@
+"""The views that a log holds, by what the log itself says of them: also those that are defined nowhere any more."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from unskew.features.errors import LayoutError, RequestError
+from unskew.features.versions import Versions
+from unskew.features.view import View
+from unskew.sinks.tables.layout import read_definition, view_roots
+
+
+@dataclass(frozen=True)
+class LoggedVersion:
+    """A view version that has a folder in a log. No log says which version serves."""
+
+    name: str
+    version: int
+    root: Path
+    serving: bool = True
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def with_logged(log_root: Path, named: Iterable[str], known: Versions[View] | None = None) -> Versions[View]:
+    """Return the known views, and what the log holds besides of the views that a request names.
+
+    ``named``: ``view`` or ``view@version``. With ``known`` views, only versions that are named by their number are
+    looked for in the log. Without them, a bare name means the only version there. Raises ``RequestError`` for a name
+    that the log does not hold, or holds in several versions; ``LayoutError`` if the log does not say how it is read.
+    """
+    wanted = [name for name in dict.fromkeys(named) if known is None or ("@" in name and name not in known)]
+    if not wanted:
+        return Versions(()) if known is None else known
+    held = Versions(LoggedVersion(*found) for found in view_roots(log_root))
+    if known is None and not held:
+        raise RequestError(f"{log_root} holds no log of any view; give the --log folder of unskew run")
+    if known is not None:
+        # A name that the log does not hold either is an error about the known views.
+        wanted = [name for name in wanted if name in held]
+    found = {held.find(name).id: defined(held.find(name)) for name in wanted}
+    if known is None:
+        return Versions(found.values())
+    return Versions([*known.values(), *(msgspec.structs.replace(view, serving=False) for view in found.values())])
+
+
+def defined(logged: LoggedVersion) -> View:
+    """Return the definition with which a log was written. Raises ``LayoutError`` if the log does not hold it."""
+    view = read_definition(logged.root)
+    if view is None:
+        raise LayoutError(
+            f"the log of {logged.id} under {logged.root} does not hold its definition, because a version of unskew wrote it that "
+            "did not keep any; give the definition, or start unskew run with it once"
+        )
+    if view.id != logged.id:
+        raise LayoutError(f"{logged.root} holds the log of {view.id}; move it to where it was written")
+    return view

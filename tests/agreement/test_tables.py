@@ -1,0 +1,263 @@
+"""A view over a table, computed in steps, is what the same events through a topic give, and what a recount gives."""
+
+import datetime as dt
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.agreement.test_history import Killed, served
+from tests.agreement.test_import import RECORDS, events, split
+from tests.support.pipeline import SCHEMA, Bench, Outcome, expected_log, logged, plan, views_over
+from unskew import Entity, Feature, FeatureStore, FeatureView, Sessions, Sliding, Table, agg
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.errors import LayoutError, RequestError
+from unskew.features.plan import Plan
+from unskew.monitoring.audit import audit
+from unskew.pipelines.deployment import owner_of
+from unskew.pipelines.history import backfill, inputs, sorting
+from unskew.pipelines.materialize import Materialize, Materialized, materialize
+from unskew.pipelines.run import run
+from unskew.sinks import durable
+from unskew.sinks.lease import Lease
+
+
+def over(path: Any, **changes: Any) -> Plan:
+    """The views of a topic over a table, and one over the sessions of its rows."""
+    table = Table("purchases", path=path, **{"schema": SCHEMA, "event_time": "at", "arrival": "arrived", **changes})
+    visits = FeatureView(
+        "visits",
+        entity=Entity("user", key="user"),
+        stream=Sessions("visit", stream=table, gap="30s"),
+        features=[Feature("length", agg.mean("length_s"), Sliding("1h")), Feature("n", agg.count(), Sliding("1h"))],
+    )
+    return compile_definitions(*views_over(table), visits)
+
+
+def computed(outcome: Outcome, bench: Bench, until_us: int, *views: str, **changes: Any) -> list[Materialized]:
+    folders = outcome.deployment
+    chosen = [outcome.plan.views[view] for view in views or outcome.plan.views]
+    options = {"plan": outcome.plan, "views": chosen, "until_us": until_us, **changes}
+    job = Materialize(
+        **options,
+        log=folders.log,
+        archive=folders.archive,
+        state=folders.state,
+        owner=owner_of("a test", folders.state),
+        place="here",
+        redis_url=bench.redis_url,
+        prefix=folders.prefix,
+    )
+    return materialize(job, threading.Event())
+
+
+def rows() -> pl.DataFrame:
+    """All events, those of one arrival in the order in which a stream applies them."""
+    return events(RECORDS).sort("arrived", "p", "o")
+
+
+def written(outcome: Outcome, view: str) -> pl.DataFrame:
+    return outcome.log(view).drop("cause", "partition", "offset", "shard", "seq").sort("available_at", *KEYS[view])
+
+
+KEYS = {"by_user": ["user"], "by_item": ["item"], "visits": ["user"]}
+STEPS = [split(60), split(110), split(111), split(240)]
+
+
+@pytest.mark.long
+def test_a_table_in_steps_is_as_its_events_through_a_topic(bench: Bench, tmp_path: Path) -> None:
+    stream = Outcome(plan(bench.produce(RECORDS)), bench.deployment())
+    run(stream.plan, stream.deployment, stop=threading.Event())
+    end_us = max(one.stamp_ms for one in RECORDS) * 1000
+    folder = tmp_path / "table"
+    folder.mkdir()
+    table = Outcome(over(str(folder)), bench.deployment())
+
+    for number, until_us in enumerate([RECORDS[at].stamp_ms * 1000 for at in STEPS] + [end_us]):
+        # A warehouse adds files; rows from the instant on may be there or not.
+        there = rows().filter(pl.col("arrived").dt.epoch("us") < until_us + 5_000_000 * (number % 2))
+        for old in folder.iterdir():
+            old.unlink()
+        there[: there.height // 2].write_parquet(folder / "a.parquet")
+        there[there.height // 2 :].write_parquet(folder / "b.parquet")
+        first = computed(table, bench, until_us, "by_item")
+        second = computed(table, bench, until_us)
+        assert {one.view: one.log_rows for one in second}["by_item@1"] == 0
+        assert [one.taken.rows for one in second] == [0, 0, 0]
+        assert first[0].until_us == until_us
+
+    for view in ("by_user", "by_item"):
+        # The topic's views of users end where each partition ends.
+        until = pl.col("available_at").dt.epoch("us") < min(us for us in stream.complete_to(view).values() if us) + 1
+        assert written(table, view).filter(until).equals(written(stream, view).filter(until))
+    for view in table.plan.views:
+        raw = rows().with_columns(_partition=pl.lit(0), _offset=pl.int_range(pl.len()), _event_time=pl.col("at"))
+        raw = raw.filter(pl.col("arrived").dt.epoch("us") < end_us).rename({"arrived": "_arrival"})
+        keys = raw.select(KEYS[view]).unique().rows()
+        counted = expected_log(table.plan.views[view], raw, dict.fromkeys(keys, end_us - 1))
+        mine = logged(table.plan.views[view], table.log(view))
+        assert [row[:2] + row[3:] for row in mine] == [row[:2] + row[3:] for row in counted]
+        assert set(table.complete_to(view).values()) == {end_us - 1}
+    at_once = Outcome(table.plan, bench.deployment())
+    computed(at_once, bench, end_us)
+    assert served(bench, at_once) == served(bench, table) != {}
+    for view in table.plan.views:
+        assert at_once.log(view).drop("seq").equals(table.log(view).drop("seq"))
+    report = audit(
+        table.plan,
+        table.deployment.log,
+        table.deployment.archive,
+        redis_source=bench.redis_url,
+        prefix=table.deployment.prefix,
+        samples=200,
+        patience_s=0,
+    )
+    assert [str(one) for one in report.differences] == []
+
+
+def test_the_same_instant_again_changes_nothing_and_readers_know_it(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows().write_parquet(path)
+    table = Outcome(over(str(path)), bench.deployment())
+    until_us = RECORDS[split(200)].stamp_ms * 1000
+    computed(table, bench, until_us, "by_item")
+    values, files = served(bench, table), content(table)
+
+    again = computed(table, bench, until_us, "by_item")
+
+    assert (again[0].taken.rows, again[0].log_rows) == (0, 0)
+    assert served(bench, table) == values != {}
+    assert content(table) == files
+    store = FeatureStore(redis_url=bench.redis_url, prefix=table.deployment.prefix)
+    read = store.get_online_features(["by_item:count_1m", "by_item:sum_1m"], [{"item": 1}])
+    joined = FeatureStore(table.plan, log=table.deployment.log).get_historical_features(
+        [{"item": 1, "event_timestamp": dt.datetime.fromtimestamp(until_us / 1e6, dt.UTC)}],
+        ["by_item:count_1m", "by_item:sum_1m"],
+    )
+    assert {name: read.to_dict()[name] for name in ("count_1m", "sum_1m")} == {
+        name: joined.to_df()[name].to_list() for name in ("count_1m", "sum_1m")
+    }
+    (about,) = read.metadata["by_item"].iter_rows(named=True)
+    assert about["as_of"].timestamp() * 1e6 == until_us - 1
+    assert not about["provisional"]
+    with pytest.raises(RequestError, match=r"is materialized up to .*, and no past row ever changes"):
+        computed(table, bench, until_us - 1, "by_item")
+    with pytest.raises(RequestError, match="is in the future"):
+        computed(table, bench, 4_000_000_000_000_000)
+
+
+def content(table: Outcome) -> dict[str, bytes]:
+    folders = (table.deployment.log, table.deployment.archive)
+    return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*.parquet")}
+
+
+@pytest.mark.long
+def test_a_table_that_is_killed_again_and_again_goes_on_where_it_was(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.parquet"
+    rows().write_parquet(path)
+    instants = [RECORDS[split(at)].stamp_ms * 1000 for at in (120, 250)]
+    at_once, killed_often = (Outcome(over(str(path)), bench.deployment()) for _ in range(2))
+    monkeypatch.setattr(sorting, "RUN_ROWS", 20)
+    monkeypatch.setattr(inputs, "BATCH_ROWS", 9)
+    monkeypatch.setattr(backfill, "CHUNK_ROWS", 100)
+    for until_us in instants:
+        computed(at_once, bench, until_us, "by_item")
+    rename, left, n_kills = durable.rename, [0], 0
+
+    def killed(*arguments: object, **more: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        rename(*arguments, **more)
+
+    for until_us in instants:
+        for step in range(1, 400, 4):
+            left[0] = step
+            monkeypatch.setattr(durable, "rename", killed)
+            try:
+                computed(killed_often, bench, until_us, "by_item")
+            except Killed:
+                n_kills += 1
+            else:
+                break
+            finally:
+                monkeypatch.setattr(durable, "rename", rename)
+
+    assert n_kills >= 6
+    assert killed_often.log("by_item").equals(at_once.log("by_item"))
+    assert killed_often.archive().equals(at_once.archive())
+    assert served(bench, killed_often) == served(bench, at_once)
+
+
+CHANGES = {
+    "a row that came late": lambda rows: pl.concat([rows, rows[:1]]),
+    "a row that is gone": lambda rows: rows[1:],
+    "a value that is another": lambda rows: rows.with_columns(
+        gift=pl.when(pl.int_range(pl.len()) == 3).then(~pl.col("gift")).otherwise("gift")
+    ),
+}
+
+
+def test_a_table_whose_past_has_changed_is_refused(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows().write_parquet(path)
+    table = Outcome(over(str(path)), bench.deployment())
+    first_us, second_us = (RECORDS[split(at)].stamp_ms * 1000 for at in (120, 250))
+    computed(table, bench, first_us, "by_item")
+    before = content(table), served(bench, table)
+    for title, change in CHANGES.items():
+        change(rows()).write_parquet(path)
+        with pytest.raises(LayoutError, match=r"2017-03-26: \d+ rows were taken, and \d+ are there now.*--again"):
+            computed(table, bench, second_us, "by_item")
+        assert (content(table), served(bench, table)) == before, title
+
+    computed(table, bench, second_us, "by_item", again=True)
+
+    anew = Outcome(table.plan, bench.deployment())
+    computed(anew, bench, second_us, "by_item")
+    assert table.log("by_item").equals(anew.log("by_item"))
+    assert served(bench, table) == served(bench, anew)
+
+
+def test_two_processes_do_not_compute_one_table(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows().write_parquet(path)
+    table = Outcome(over(str(path)), bench.deployment())
+    folders = table.deployment
+    (folders.state / "batch").mkdir(parents=True)
+    other = Lease(folders.state / "batch", "--state", owner_of("another", folders.state), frozenset(["by_item@1"]))
+
+    with pytest.raises(LayoutError, match="another"):
+        computed(table, bench, RECORDS[-1].stamp_ms * 1000, "by_item")
+
+    other.release()
+    assert computed(table, bench, RECORDS[-1].stamp_ms * 1000, "by_item")[0].values > 0
+
+
+def test_a_pipeline_and_a_table_share_definitions_folders_and_redis(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows().filter(~pl.col("amount").is_nan().fill_null(value=False)).write_csv(path)
+    topic = bench.produce(RECORDS)
+    of_topic = plan(topic)
+    of_table = over(str(path), delay="0s", arrival=None)
+    renamed = replace(of_table.streams["purchases"], name="rows", topic="rows")
+    batch = replace(of_table.views["by_item"], stream=renamed)
+    both = Plan(
+        streams={**of_topic.streams, "rows": renamed}, views={"by_user": of_topic.views["by_user"], "by_item": batch}
+    )
+    outcome = Outcome(both, bench.deployment())
+
+    run(both, outcome.deployment, stop=threading.Event())
+    assert not (outcome.deployment.log / "by_item").exists()
+    computed(outcome, bench, max(one.at for one in RECORDS), "by_item")
+    run(both, outcome.deployment, stop=threading.Event())
+
+    assert any(":by_item@1:" in key for key in served(bench, outcome))
+    assert any(":by_user@1:" in key for key in served(bench, outcome))
+    with pytest.raises(RequestError, match="by_user@1: over a topic, so unskew run computes it"):
+        computed(outcome, bench, 1_000_000, "by_user")
