@@ -66,7 +66,7 @@ def erase(
     from unskew.pipelines.deployment import owner_of
     from unskew.pipelines.erasing import erase_state, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
-    from unskew.sinks.lease import EVERYTHING, Lease, Leases
+    from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
     plan = load(*definitions)
@@ -84,7 +84,7 @@ def erase(
         everywhere = [*(("--state", state) for state in states), *folders.items()]
         for option, folder in everywhere:
             if folder.is_dir():
-                leases.add(Lease(folder, option, owner, frozenset([EVERYTHING])))
+                leases.take(folder, option, owner, frozenset([EVERYTHING]))
         status = closing.enter_context(errors.status("")) if errors.is_terminal else None
 
         def report(text: str) -> None:

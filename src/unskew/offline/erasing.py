@@ -30,6 +30,7 @@ from unskew.features.plan import ViewPlan
 from unskew.offline.compaction import lock
 from unskew.offline.merging import columns_of, rewrite, source, whole
 from unskew.sinks import durable
+from unskew.sinks.objects import at_hand
 from unskew.sinks.tables import layout
 
 Progress = Callable[[str], None]
@@ -288,7 +289,7 @@ def erase(
             )
             if not n_found:
                 continue
-            temporary = root / layout.COMPACTING / f"{path.name}.tmp"
+            temporary = free.folder / f"{path.name}.tmp"
             rewrite([source(file, path.stat().st_size)], temporary, rule.without, counts=counts)
             durable.like(temporary, path)
             durable.rename(temporary, path, still_ours)
@@ -326,7 +327,8 @@ def _n_found(path: Path, rule: Rule) -> int:
 
 
 def _names_of(path: Path) -> list[str]:
-    return list(pq.read_schema(whole(path)).names)
+    with at_hand([path]) as there:
+        return list(pq.read_schema(there[whole(path)]).names)
 
 
 def _all_of(names: Sequence[str], there: Sequence[str]) -> Sequence[str]:

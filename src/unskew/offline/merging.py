@@ -145,7 +145,7 @@ def rewrite(
 
 def columns_of(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Yield some columns of a file, in bounded pieces; those that it lacks are left out."""
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         there = [name for name in columns if name in opened.schema_arrow.names]
         for batch in opened.iter_batches(batch_size=_batch_size(opened), columns=there, use_threads=False):
             yield pl.DataFrame(pl.from_arrow(batch))
