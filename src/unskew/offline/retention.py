@@ -133,7 +133,7 @@ def retain_log(
 def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
     """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
     found = Retained(table=table, cut=cut)
-    with _held(table, dry_run=dry_run) as held:
+    with _held(table, dry_run=dry_run):
         if not dry_run:
             _record(table.root, cut)
         for old in _before(table.root, cut, keep_newest=True):

@@ -463,6 +463,9 @@ def _unreadable_coverage(path: object, error: Exception) -> LayoutError:
 
 
 def _names(folder: Path) -> Iterator[str]:
+    if isinstance(folder, ObjectPath):
+        yield from (path.name for path in folder.iterdir())
+        return
     # Not found: another writer's ``settle`` removed an empty directory. Not a directory: it cannot hold files.
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
