@@ -16,9 +16,12 @@ from click.testing import CliRunner
 from deltalake import DeltaTable
 
 from tests.agreement.test_history import without
+from tests.agreement.test_import import FIRST, events, imported
+from tests.agreement.test_import import RECORDS as IMPORTED
+from tests.agreement.test_tables import computed, over
 from tests.cli.test_run import _definitions
 from tests.recovery.test_pipeline import After, BrokenOff
-from tests.support.pipeline import Bench, history, plan
+from tests.support.pipeline import Bench, Outcome, history, plan
 from tests.support.servers.objects import SeaweedFS
 from unskew import FeatureStore
 from unskew.cli import main
@@ -248,6 +251,45 @@ def test_the_commands_of_upkeep_work_in_an_object_store_as_on_a_disk(
     # The pipeline goes on with all of this.
     for deployment in (on_disk, far):
         run(load(definitions), deployment, stop=threading.Event())
+
+
+@pytest.mark.long
+def test_imports_and_views_over_tables_are_the_same_in_an_object_store(
+    bench: Bench, bucket: ObjectPath, tmp_path: Path
+) -> None:
+    near, far = (bench.deployment(start="latest") for _ in range(2))
+    far = in_store(far, bucket)
+    topic = bench.produce(IMPORTED[:FIRST])
+    both = plan(topic)
+    for one in (near, far):
+        run(without(both, "by_item"), one, stop=threading.Event())
+    bench.append(topic, IMPORTED[FIRST:])
+    file = tmp_path / "past.parquet"
+    events(IMPORTED).write_parquet(file)
+    for one in (near, far):
+        run(without(both, "by_item"), one, stop=threading.Event())
+        imported(both, Outcome(both, one), file)
+        imported(both, Outcome(both, one), file, again=True)
+        run(both, one, stop=threading.Event())
+    assert same(left(far, topic), left(near, topic))
+
+    over_table = over(str(tmp_path / "table.parquet"))
+    rows = events(IMPORTED).sort("arrived", "p", "o")
+    for one in (near, far):
+        outcome = Outcome(
+            over_table, replace(one, state=tmp_path / f"{one.prefix}-table", prefix=f"{one.prefix}-table")
+        )
+        outcome.deployment = replace(outcome.deployment, log=one.log.with_name("log_of_table"))
+        for part in (100, len(IMPORTED)):
+            rows.head(part).write_parquet(tmp_path / "table.parquet")
+            until_us = int(rows.head(part)["arrived"].dt.epoch("us").max())  # type: ignore[arg-type]
+            computed(outcome, bench, until_us)
+    for name in over_table.views:
+        found = [
+            table(view_root(one.log.with_name("log_of_table"), name, 1)).sort("shard", "seq") for one in (near, far)
+        ]
+        assert found[0].height > 0
+        assert found[0].equals(found[1])
 
 
 def test_a_lock_of_a_table_is_one_process_s_until_it_stands_still(bucket: ObjectPath, monkeypatch) -> None:
