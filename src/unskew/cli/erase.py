@@ -72,8 +72,7 @@ def erase(
     from unskew.pipelines.deployment import owner_of
     from unskew.pipelines.erasing import erase_state, holds_state, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
-    from unskew.sinks.lease import EVERYTHING, Lease, Leases
-    from unskew.sinks.objects import ObjectPath
+    from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
     plan = load(*definitions)
@@ -90,9 +89,8 @@ def erase(
         owner = owner_of(f"the erasure of an entity of {entity}", states[0])
         everywhere = [*(("--state", state) for state in states), *folders.items()]
         for option, folder in everywhere:
-            # A pipeline whose tables are in an object store is kept out by the lease of its state, which is on a disk.
-            if folder.is_dir() and not isinstance(folder, ObjectPath):
-                leases.add(Lease(folder, option, owner, frozenset([EVERYTHING])))
+            if folder.is_dir():
+                leases.take(folder, option, owner, frozenset([EVERYTHING]))
         status = closing.enter_context(errors.status("")) if errors.is_terminal else None
 
         def report(text: str) -> None:

@@ -32,7 +32,6 @@ from unskew.offline import delta
 from unskew.offline.compaction import Held, Table, delete_superseded, lock
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
 from unskew.sinks import durable
-from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import sealed_json
 from unskew.sinks.tables.layout import TableFile
@@ -168,9 +167,7 @@ def _record(root: Path, cut: dt.date) -> None:
     path = layout.retained_file(root)
     durable.make_folder(path.parent)
     durable.replace(path, sealed_json({"from": kept_from_us}))
-    if not isinstance(path, ObjectPath):
-        durable.like(path, root)
-        path.chmod(path.stat().st_mode & 0o666)
+    durable.like_file(path, root)
 
 
 def _before(root: Path, cut: dt.date, *, keep_newest: bool = False) -> Iterator[list[TableFile]]:
@@ -199,6 +196,7 @@ def _cut_shard(
     found: Retained,
     held: Held | None,
 ) -> Retained:
+    """Replace a shard's old files by its base; without the lock, only say what would be done."""
     expected = 0
     for file in old:
         if file.first != expected:
