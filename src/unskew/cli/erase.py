@@ -60,12 +60,15 @@ def erase(
     unskew erase user u-42 --definitions defs/ --state state --log log \\
         --archive archive --redis-url redis://localhost:6379/0
     """
+    import time
+
     from unskew.features.definitions.load import load
     from unskew.features.keys import OneEntity
     from unskew.offline import erasing
     from unskew.pipelines.deployment import owner_of
-    from unskew.pipelines.erasing import erase_state, is_state, search_state
+    from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
+    from unskew.pipelines.state.folder import BATCH
     from unskew.sinks.lease import EVERYTHING, Lease, Leases
     from unskew.sinks.redis.server import Server
 
@@ -81,7 +84,8 @@ def erase(
         leases = Leases()
         closing.callback(leases.release)
         owner = owner_of(f"the erasure of an entity of {entity}", states[0])
-        everywhere = [*(("--state", state) for state in states), *folders.items()]
+        batches = [("--state", state / BATCH) for state in states]
+        everywhere = [*(("--state", state) for state in states), *batches, *folders.items()]
         for option, folder in everywhere:
             if folder.is_dir():
                 leases.add(Lease(folder, option, owner, frozenset([EVERYTHING])))
@@ -92,12 +96,13 @@ def erase(
                 status.update(printable(text))
 
         views = list(plan.views.values())
-        decoded = _decoder(plan, schema_registry, states[0])
+        decoded = _decoder(plan, schema_registry, next(filter(is_pipeline, states), None))
         tables = erasing.places(one, views, log, archive, letters, read_by=columns_of, decoded=decoded)
         server = Server(redis_url)
         closing.callback(server.close)
         removed: dict[str, int] = {}
         if not dry_run:
+            erasing.refuse_unfinished(archive)
             for state in states:
                 removed[f"state {state}"] = erase_state(state, plan, one, leases.check, report)
             removed["Redis"] = _in_redis(server, one, plan, report, dry_run=False)[0]
@@ -108,6 +113,7 @@ def erase(
                         table.root,
                         table.rule,
                         counts=table.counts,
+                        now_ms=time.time_ns() // 1_000_000,
                         still_ours=leases.check,
                         progress=report,
                     ).n_found
@@ -125,6 +131,13 @@ def erase(
     notes = [note for each in found for note in each.notes]
     for note in notes:
         say(note, err=True)
+    for name in sorted(stream.name for stream in plan.streams.values() if stream.table is not None):
+        if removed.get(f"archive {name}"):
+            say(
+                f"table {name}: remove the entity from the table itself too; its old rows come back only with unskew materialize "
+                "--again, new ones begin the entity anew",
+                err=True,
+            )
     n_bytes = sum(each.n_bytes for each in found)
     what = f"{len(found)} places, {n_bytes:,} bytes of files and {n_keys:,} keys of Redis were searched"
     left = [each for each in found if each.n_found]
@@ -161,7 +174,7 @@ def _entity(name: str, plan: "Plan") -> "ViewEntity":
     return known[name]
 
 
-def _decoder(plan: "Plan", schema_registry: str | None, state: Path) -> Callable[[str, Mapping[str, Any]], Any]:
+def _decoder(plan: "Plan", schema_registry: str | None, state: Path | None) -> Callable[[str, Mapping[str, Any]], Any]:
     """Return what reads the value of a dead letter; one that cannot be read is searched as it is."""
     import threading
 
