@@ -70,8 +70,9 @@ def erase(
     from unskew.features.keys import OneEntity
     from unskew.offline import erasing
     from unskew.pipelines.deployment import owner_of
-    from unskew.pipelines.erasing import erase_state, holds_state, is_state, search_state
+    from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
+    from unskew.pipelines.state.folder import BATCH
     from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
@@ -79,7 +80,7 @@ def erase(
     one = OneEntity.of(_entity(entity, plan), keys)
     letters = archive.with_name("dead_letters") if dead_letters is None else dead_letters
     for state in states:
-        if not holds_state(state):
+        if not is_state(state):
             raise RequestError(f"{state} holds no state; name the --state of the pipeline")
     folders = {"--log": log, "--archive": archive, "--dead-letters": letters}
     errors = Screen(stderr=True)
@@ -87,7 +88,8 @@ def erase(
         leases = Leases()
         closing.callback(leases.release)
         owner = owner_of(f"the erasure of an entity of {entity}", states[0])
-        everywhere = [*(("--state", state) for state in states), *folders.items()]
+        batches = [("--state", state / BATCH) for state in states]
+        everywhere = [*(("--state", state) for state in states), *batches, *folders.items()]
         for option, folder in everywhere:
             if folder.is_dir():
                 leases.take(folder, option, owner, frozenset([EVERYTHING]))
@@ -107,7 +109,7 @@ def erase(
                 f"count from the archive, will differ for entities that have met this one{again}",
                 err=True,
             )
-        decoded = _decoder(plan, schema_registry, next(filter(is_state, states), None))
+        decoded = _decoder(plan, schema_registry, next(filter(is_pipeline, states), None))
         tables = erasing.places(
             one, views, log, archive, letters, read_by=columns_of, decoded=decoded, doubted=doubted_letters
         )
@@ -115,6 +117,7 @@ def erase(
         closing.callback(server.close)
         removed: dict[str, int] = {}
         if not dry_run:
+            erasing.refuse_unfinished(archive)
             for state in states:
                 removed[f"state {state}"] = erase_state(state, plan, one, leases.check, report)
             removed["Redis"] = _in_redis(server, one, plan, report, dry_run=False)[0]
@@ -142,6 +145,13 @@ def erase(
     notes = [note for each in found for note in each.notes]
     for note in notes:
         say(note, err=True)
+    for name in sorted(stream.name for stream in plan.streams.values() if stream.table is not None):
+        if removed.get(f"archive {name}"):
+            say(
+                f"table {name}: remove the entity from the table itself too; its old rows come back only with unskew materialize "
+                "--again, new ones begin the entity anew",
+                err=True,
+            )
     n_bytes = sum(each.n_bytes for each in found)
     what = f"{len(found)} places, {n_bytes:,} bytes of files and {n_keys:,} keys of Redis were searched"
     left = [each for each in found if each.n_found]

@@ -8,7 +8,7 @@ answered as before, and earlier ones are refused. The order of steps is the cont
    have listed files, so none of them takes a missing row for an entity without events.
 3. Of a log: write the base of a shard's files before the cut as one file, whose name covers theirs and whose metadata
    say how many rows it lacks; rename it to the folder of the newest of them. Those files are superseded then, and
-   deleted after the grace period, as those that compaction merged.
+   deleted after the grace period, as those that compaction merged. Before, metadata for other engines name the base.
    Of an archive, and of dead letters: delete the files of the days before the cut, from old to new.
 
 After a stop between any two steps readers are right, and the same call finishes the rest. The newest file of each
@@ -72,7 +72,9 @@ def cut_of(table: Table, keep_us: int) -> dt.date | None:
         # A partition without dead letters holds nothing back; one without events may still get earlier ones.
         reached = max(newest) if table.sequence is None else min(newest)
         return day_of(_midnight_us(reached) - keep_us)
-    clocks = [one.complete_to_us for one in coverage.shards.values() if one.complete_to_us is not None]
+    # What was imported ends where the topic takes over, and holds nothing back.
+    shards = [one for name, one in coverage.shards.items() if layout.origin_of(name) != layout.IMPORTED]
+    clocks = [one.complete_to_us for one in shards if one.complete_to_us is not None]
     return None if coverage.waiting or not clocks else day_of(min(clocks) - keep_us)
 
 

@@ -27,7 +27,7 @@ from unskew.pipelines.history.archive import Archive, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.tables import TableJob, Taken, forget_table, take_table
 from unskew.pipelines.state.changelog import Changelogs, Manifest
-from unskew.pipelines.state.folder import CHANGELOG
+from unskew.pipelines.state.folder import BATCH, CHANGELOG
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seed, Seeds
 from unskew.sinks import durable
@@ -38,7 +38,6 @@ from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards
 from unskew.sinks.wall import wall_us
 
-BATCH = "batch"
 Report = Callable[[str, int, int], None]
 
 
@@ -134,6 +133,7 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             topic: take_table(
                 TableJob(
                     stream=stream,
+                    keys=_keys(job.plan, topic),
                     archive=job.archive,
                     folder=folder,
                     until_us=job.until_us,
@@ -152,6 +152,13 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             for view in job.views
             if (done := _one(job, view, seeds, changelogs, taken[view.stream.topic], leases.check, going_on, report))
         ]
+
+
+def _keys(plan: Plan, topic: str) -> Sequence[Sequence[str]]:
+    """Return the key columns of each entity of the views over a table."""
+    # The entities of a view over sessions are those of the sessions.
+    views = [view for view in plan.of_tables.views.values() if view.stream.topic == topic]
+    return sorted({tuple((view.sessions or view).entity.keys) for view in views})
 
 
 def _forget(job: Materialize, seeds: Seeds, still_ours: Callable[[], None]) -> None:
