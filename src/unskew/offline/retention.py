@@ -118,7 +118,7 @@ def retain_log(
     found = Retained(table=table, cut=cut)
     with _held(table, dry_run=dry_run) as held:
         if held is not None:
-            _record(table.root, cut)
+            _record(table.root, cut, held)
         faults: list[str] = []
         for old in _before(table.root, cut):
             progress(f"{table.name}: {old[0].writer}")
@@ -138,13 +138,13 @@ def retain_log(
 def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
     """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
     found = Retained(table=table, cut=cut)
-    with _held(table, dry_run=dry_run):
-        if not dry_run:
-            _record(table.root, cut)
+    with _held(table, dry_run=dry_run) as held:
+        if held is not None:
+            _record(table.root, cut, held)
         for old in _before(table.root, cut, keep_newest=True):
             for file in old:
                 found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
-                if not dry_run:
+                if held is not None:
                     file.path.unlink()
                     found = replace(found, n_deleted=found.n_deleted + 1)
     return found
@@ -164,11 +164,11 @@ def _held(table: Table, *, dry_run: bool) -> Iterator[Held | None]:
             durable.remove_empty([folder])
 
 
-def _record(root: Path, cut: dt.date) -> None:
+def _record(root: Path, cut: dt.date, held: Held) -> None:
     kept_from_us = max(_midnight_us(cut), layout.read_kept_from(root) or -(2**63))
     path = layout.retained_file(root)
     durable.make_folder(path.parent)
-    durable.replace(path, sealed_json({"from": kept_from_us}))
+    durable.replace(path, sealed_json({"from": kept_from_us}), held.still_ours)
     durable.like_file(path, root)
 
 
