@@ -17,6 +17,7 @@ feature that no other writer has, so that none of them changes, rewrites or clea
 """
 
 import contextlib
+import io
 import json
 import re
 import uuid
@@ -34,9 +35,11 @@ import pyarrow.parquet as pq
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.time import moment_of
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, at_hand
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.wall import wall_us
 
 DELTA_LOG = "_delta_log"
 WRITER_FEATURE = "unskew"
@@ -95,6 +98,15 @@ def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Pub
         raise StoreUnavailable(f"cannot write the Delta metadata of {root}: {error}") from error
 
 
+def publish_again(root: Path, name: str) -> None:
+    """Bring Delta metadata up to date after files were changed in another way than by merging, if there are any.
+
+    ``name``, errors: as in ``publish``; the caller holds the table's lock.
+    """
+    if (root / DELTA_LOG).is_dir():
+        publish(root, name.removeprefix("log "), now_ms=wall_us() // 1_000)
+
+
 def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
     # In this order, because the rows that a coverage file counts are published before it.
     covered = _covered(root)
@@ -121,7 +133,7 @@ def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
     if why:
         _remove(folder)
     made = _Commits(folder, now, now_ms)
-    schema = schema_text(pl.read_parquet_schema(files[-1].path)) if files else now.schema
+    schema = schema_text(_columns(files[-1].path)) if files else now.schema
     made.describe(name, schema)
     _bring_up(made, root, files)
     return Published(
@@ -278,6 +290,9 @@ class _Commits:
 
 
 def _write(path: Path, data: bytes) -> None:
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     durable.write(temporary, data)
     durable.like(temporary, path.parent)
@@ -301,10 +316,10 @@ def _read(folder: Path) -> _Metadata:
     version, actions = -1, list[Action]()
     if checkpoints:
         path, version = checkpoints[-1]
-        actions = [_plain(row) for row in pq.read_table(path).to_pylist()]
+        actions = [_plain(row) for row in pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()]
     commits = {number: path for path, number, kind in files if kind == "json" and number > version}
     for number in range(version + 1, version + 1 + len(commits)):
-        actions += [json.loads(line) for line in commits[number].read_text().splitlines()]
+        actions += [json.loads(line) for line in commits[number].read_bytes().splitlines()]
         version = number
     return _after(actions, version)
 
@@ -317,7 +332,7 @@ def _point_to_checkpoint(folder: Path) -> None:
         path.unlink(missing_ok=True)
         return
     newest, version = checkpoints[-1]
-    wanted = json.dumps({"version": version, "size": pq.read_metadata(newest).num_rows}).encode()
+    wanted = json.dumps({"version": version, "size": _footer(newest).num_rows}).encode()
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == wanted:
             return
@@ -393,7 +408,7 @@ def statistics(path: Path) -> dict[str, Any]:
     They are those of the footer. Instants have milliseconds; the greatest is rounded up.
     """
     try:
-        footer = pq.read_metadata(path)
+        footer = _footer(path)
     except pa.ArrowException as error:
         raise LayoutError(f"{path} cannot be read ({_first_line(error)}): it is damaged; {RESTORE}") from error
     least: dict[str, Any] = {}
@@ -409,6 +424,16 @@ def statistics(path: Path) -> dict[str, Any]:
         least[name] = _stated(min(one.min for one in bounds), up=False)
         greatest[name] = _stated(max(one.max for one in bounds), up=True)
     return {"numRecords": footer.num_rows, "minValues": least, "maxValues": greatest, "nullCount": {}}
+
+
+def _columns(path: Path) -> Mapping[str, pl.DataType]:
+    with at_hand([path]) as there:
+        return pl.read_parquet_schema(there[path])
+
+
+def _footer(path: Path) -> Any:
+    with at_hand([path]) as there:
+        return pq.read_metadata(there[path])
 
 
 def _stated(value: Any, *, up: bool) -> Any:

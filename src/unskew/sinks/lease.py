@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks import durable
-from unskew.sinks.objects import ObjectPath, Superseded, Version
+from unskew.sinks.objects import ObjectPath, Superseded, Version, probe
 
 LEASES = "_leases"
 RENEW_S = 5.0
@@ -331,6 +331,16 @@ class Leases:
         if self._thread is None:
             self._thread = threading.Thread(target=self._renew, name="unskew-leases", daemon=True)
             self._thread.start()
+
+    def take(self, root: Path, option: str, owner: Owner, writers: frozenset[str]) -> None:
+        """Take a lease, as ``Lease`` does.
+
+        An object store has no locks: the coverage of each writer excludes others there, if the store keeps conditions.
+        """
+        if isinstance(root, ObjectPath):
+            probe(root, option)
+        else:
+            self.add(Lease(root, option, owner, writers))
 
     def check(self) -> None:
         """Check all leases, as ``Lease.check`` does."""

@@ -78,8 +78,9 @@ class ObjectPath(PosixPath):
 
     @override
     def __str__(self) -> str:
-        scheme, *rest = self.parts
-        return f"{scheme}//{'/'.join(rest)}"
+        scheme, *rest = self.parts or (".",)
+        # What is relative to an address has no scheme.
+        return f"{scheme}//{'/'.join(rest)}" if scheme.endswith(":") else "/".join(self.parts)
 
     @override
     def __fspath__(self) -> str:
@@ -231,9 +232,10 @@ class ObjectPath(PosixPath):
 
     def know(self, found: Mapping[str, Any]) -> None:
         """Keep what the store says of the object."""
-        changed = found["last_modified"].timestamp()
-        mode = stat.S_IFREG | 0o600
-        self.known = os.stat_result((mode, 0, 0, 1, 0, 0, found["size"], int(changed), int(changed), int(changed)))
+        changed_us = round(found["last_modified"].timestamp() * 1e6)
+        mode, at_s = stat.S_IFREG | 0o600, changed_us // 1_000_000
+        times = {"st_mtime": changed_us / 1e6, "st_mtime_ns": changed_us * 1000}
+        self.known = os.stat_result((mode, 0, 0, 1, 0, 0, found["size"], at_s, at_s, at_s), times)
         self.e_tag = found["e_tag"]
 
 
