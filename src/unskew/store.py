@@ -26,7 +26,7 @@ from unskew.offline.catalogue import catalogue
 from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.logged import with_logged
+from unskew.offline.logged import all_logged, with_logged
 from unskew.offline.manifest import (
     JoinRule,
     LogPosition,
@@ -41,6 +41,7 @@ from unskew.offline.manifest import (
 from unskew.offline.training_set import HistoricalFeatures, Origin
 from unskew.offline.version_spans import Spans, check_spans, each_version
 from unskew.serving.online import OnlineFeatures, OnlineReader
+from unskew.serving.sample import SERVED, Sampler
 from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
@@ -58,6 +59,8 @@ class FeatureStore:
     or the definitions and ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
+    ``sample``: a folder for a small sample of what online reads return, for `unskew audit --served`: at most one row in
+    a second and 64 MiB; True for the folder ``_served`` of ``log``, False for none.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class FeatureStore:
         pipeline: str | Sequence[str] = "main",
         max_lag: str | dt.timedelta | None = None,
         now_us: Callable[[], int] = wall_us,
+        sample: str | os.PathLike[str] | bool = False,
     ) -> None:
         self._plan = None if definitions is None else _compiled(definitions)
         self._pinned = None if self._plan is None else self._plan.published
@@ -85,6 +89,7 @@ class FeatureStore:
                 views=self._pinned,
                 max_lag_us=None if max_lag is None else requested_us(max_lag, "max_lag"),
                 now_us=now_us,
+                sampler=_sampler(sample, self._log),
             )
 
     def get_online_features(
@@ -222,7 +227,12 @@ class FeatureStore:
         return found
 
     def features(self) -> pl.DataFrame:
-        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner.
+
+        These are the features of the definitions, else of the registry in Redis, else of the log.
+        """
+        if self._pinned is None and self._reader is None and self._log is not None:
+            return catalogue(all_logged(self._log))
         return catalogue(self._views())
 
     def history(
@@ -427,6 +437,18 @@ def _checked(features: Sequence[str], versions: Spans | None) -> dict[str, tuple
         return {}
     check_spans(features, versions)
     return {name: tuple(numbers) for name, numbers in versions.items()}
+
+
+def _sampler(sample: object, log: Path | None) -> Sampler | None:
+    if sample is False:
+        return None
+    if isinstance(sample, str | os.PathLike):
+        return Sampler(local_path(sample, "sample"))
+    if sample is True:
+        if log is None:
+            raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
+        return Sampler(log / SERVED)
+    raise RequestError(f"sample is a folder, True or False, not {sample!r}")
 
 
 def _compiled(definitions: Definitions) -> Plan:
