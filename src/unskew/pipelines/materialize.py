@@ -32,10 +32,11 @@ from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seed, Seeds
 from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.patience import Flag
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import record_shards
+from unskew.sinks.tables.parquet import recorded_shards
 from unskew.sinks.wall import wall_us
 
 BATCH = "batch"
@@ -118,8 +119,15 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
         views = frozenset(view.id for view in job.views)
         streams = {view.stream.topic: view.stream for view in job.views}
         leases.add(Lease(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams)))
-        leases.add(Lease(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams)))
-        leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views)))
+        for root, option, names in (
+            (job.archive, "--archive", frozenset(f"{topic}/p0" for topic in streams)),
+            (job.log, "--log", frozenset(f"{view.id}/h0" for view in job.views)),
+        ):
+            if isinstance(root, ObjectPath):
+                # There the coverage keeps out whoever was taken over.
+                probe(root, option)
+            else:
+                leases.add(Lease(root, option, job.owner, names))
         if job.again:
             _forget(job, seeds, leases.check)
 
@@ -197,25 +205,25 @@ def _one(
         )
     names = shard_names(view, [0], 1)
     root = view_root(job.log, view.name, view.version)
-    record_shards(root, names)
     before = seeds.read(view, names[0])
     end = {0: Reached(offset=archive.offset_at(0, job.until_us), clock_us=job.until_us)}
-    written = backfill(
-        Backfill(
-            view=view,
-            archive=archive,
-            end=end,
-            shards=names,
-            n_partitions=1,
-            n_hashes=1,
-            log=job.log,
-            seeds=seeds,
-            changelogs=changelogs,
-            still_ours=still_ours,
-            going_on=going_on,
-        ),
-        lambda n_events: report(f"{view.id}: computing", n_events, 0),
-    )
+    with recorded_shards(root, names, view=view.published):
+        written = backfill(
+            Backfill(
+                view=view,
+                archive=archive,
+                end=end,
+                shards=names,
+                n_partitions=1,
+                n_hashes=1,
+                log=job.log,
+                seeds=seeds,
+                changelogs=changelogs,
+                still_ours=still_ours,
+                going_on=going_on,
+            ),
+            lambda n_events: report(f"{view.id}: computing", n_events, 0),
+        )
     seed = seeds.read(view, names[0])
     assert seed is not None
     report(f"{view.id}: Redis", 0, 0)

@@ -30,6 +30,7 @@ from unskew.pipelines.history.sorting import KEY, Sorted
 from unskew.pipelines.kafka.consumer import Flag
 from unskew.pipelines.state.folder import held_by
 from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.tables.imported import (
     HandOver,
     Import,
@@ -164,7 +165,12 @@ def import_history(job: ImportJob, stop: Flag, report: Report = lambda *_: None)
             )
         inputs = inputs_of(job.paths)
         writers = frozenset(f"{job.stream.topic}/i{partition}" for partition in range(n_partitions))
-        leases.add(Lease(job.archive, "--archive", job.owner, writers))
+        if isinstance(job.archive, ObjectPath):
+            probe(job.archive, "--archive")
+            # There the coverage keeps out whoever was taken over; two at once on this machine are refused.
+            leases.add(Lease(job.state, "--state", job.owner, writers))
+        else:
+            leases.add(Lease(job.archive, "--archive", job.owner, writers))
         return _Importing(job, inputs, n_partitions, leases.check, stop, report).run()
 
 
