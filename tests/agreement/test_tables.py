@@ -139,10 +139,14 @@ def test_the_same_instant_again_changes_nothing_and_readers_know_it(bench: Bench
     assert content(table) == files
     store = FeatureStore(redis_url=bench.redis_url, prefix=table.deployment.prefix)
     read = store.get_online_features(["by_item:count_1m", "by_item:sum_1m"], [{"item": 1}])
-    joined = FeatureStore(table.plan, log=table.deployment.log).get_historical_features(
-        [{"item": 1, "event_timestamp": dt.datetime.fromtimestamp(until_us / 1e6, dt.UTC)}],
-        ["by_item:count_1m", "by_item:sum_1m"],
+    label = [{"item": 1, "event_timestamp": dt.datetime.fromtimestamp(until_us / 1e6, dt.UTC)}]
+    joined, alone = (
+        FeatureStore(plan, log=table.deployment.log).get_historical_features(
+            label, ["by_item:count_1m", "by_item:sum_1m"]
+        )
+        for plan in (table.plan, None)
     )
+    assert alone.to_df().equals(joined.to_df())
     assert {name: read.to_dict()[name] for name in ("count_1m", "sum_1m")} == {
         name: joined.to_df()[name].to_list() for name in ("count_1m", "sum_1m")
     }

@@ -37,6 +37,7 @@ from unskew.sinks import durable
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.wall import wall_us
 
 DELTA_LOG = "_delta_log"
 WRITER_FEATURE = "unskew"
@@ -93,6 +94,15 @@ def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Pub
         raise LayoutError(f"{root}: {error}; {RESTORE}") from error
     except OSError as error:
         raise StoreUnavailable(f"cannot write the Delta metadata of {root}: {error}") from error
+
+
+def publish_again(root: Path, name: str) -> None:
+    """Bring Delta metadata up to date after files were changed in another way than by merging, if there are any.
+
+    ``name``, errors: as in ``publish``; the caller holds the table's lock.
+    """
+    if (root / DELTA_LOG).is_dir():
+        publish(root, name.removeprefix("log "), now_ms=wall_us() // 1_000)
 
 
 def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:

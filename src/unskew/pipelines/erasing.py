@@ -36,6 +36,8 @@ from unskew.sinks import durable
 
 Report = Callable[[str], None]
 _COPY = ".copy"
+BATCH = "batch"
+"""The folder of views over tables within a state (``materialize.py``)."""
 
 
 def erase_state(
@@ -47,9 +49,11 @@ def erase_state(
     other definitions, ``StoreUnavailable`` if the disk fails. The call can then be repeated.
     """
     refuse_strangers(state)
+    n_found = _erase_batch(state / BATCH, plan, one, still_ours)
+    if not is_state(state):
+        return n_found
     views = _views(state, plan)
     changelogs = Changelogs(state / CHANGELOG, still_ours)
-    n_found = 0
     try:
         with durable.disk(state):
             saved = _saved(state)
@@ -79,6 +83,21 @@ def erase_state(
     return n_found
 
 
+def _erase_batch(batch: Path, plan: Plan, one: OneEntity, still_ours: Callable[[], None]) -> int:
+    """Erase the entity from the states of views over tables, which are seeds that no flow takes over."""
+    if not batch.is_dir():
+        return 0
+    views: dict[str, ViewPlan] = {}
+    changelogs = Changelogs(batch / CHANGELOG, still_ours)
+    try:
+        with durable.disk(batch):
+            n_found = _erase_seeds(batch, plan, views, changelogs, one, still_ours)
+            _remove_strangers(batch, views, ())
+    finally:
+        changelogs.close()
+    return n_found
+
+
 def search_state(
     state: Path, plan: Plan, one: OneEntity, report: Report = lambda _: None
 ) -> tuple[int, int, Sequence[str]]:
@@ -87,11 +106,17 @@ def search_state(
     Bases, events, events that wait, and seeds are decoded. If the key is long enough that it is nothing else, its bytes
     are looked for in every file as well.
     """
-    views = _views(state, plan)
-    changelogs = Changelogs(state / CHANGELOG)
+    views = {view.id: view for view in plan.views.values()}
     found: list[str] = []
-    shards = [*_saved(state), *(seed.snapshot for view in views.values() for _, seed in _seeds(state, view))]
-    for shard in shards:
+    shards = []
+    for folder in (state, state / BATCH):
+        changelogs = Changelogs(folder / CHANGELOG)
+        seeded = [seed.snapshot for view in views.values() for _, seed in _seeds(folder, view)]
+        shards += [(changelogs, shard) for shard in seeded]
+        if is_state(folder):
+            views = _views(state, plan)
+            shards += [(changelogs, shard) for shard in _saved(state)]
+    for changelogs, shard in shards:
         view = views.get(shard["view"])
         report(f"state {shard['view']}/{shard['shard']}")
         if view is None or (one.is_in(view.entity) and _holds(changelogs, view, shard, one)):
@@ -268,5 +293,10 @@ def _remove_strangers(state: Path, views: Mapping[str, ViewPlan], saved: Sequenc
 
 
 def is_state(folder: Path) -> bool:
-    """Return whether a folder holds the state of a pipeline."""
+    """Return whether a folder holds the state of a pipeline that reads topics."""
     return (folder / DEPLOYMENT).exists()
+
+
+def holds_state(folder: Path) -> bool:
+    """Return whether a folder holds the state of any pipeline."""
+    return is_state(folder) or (folder / BATCH).is_dir()

@@ -109,8 +109,13 @@ class _Job:
 
     @property
     def n_events(self) -> int:
-        sides = (0,) if self.is_read_once else (0, 1)
-        return sum(self.archives[side].most(self.ends[side], self.begins[side]) for side in sides)
+        """How many events are read, at most."""
+        return sum(
+            max(0, min(file.last + 1, reached.offset) - max(file.first, self.begins[side].get(partition, BEGINNING)))
+            for side in ((0,) if self.is_read_once else (0, 1))
+            for partition, reached in self.ends[side].items()
+            for file in self.archives[side].files.get(partition, ())
+        )
 
 
 def diff(
@@ -327,7 +332,7 @@ def _below(pairs: Sequence[_Pair], archive: Archive, end: Cut, sample: Sample) -
         if entity.keys not in by_keys:
             least = np.empty(0, np.uint64)
             for partition, reached in end.items():
-                for events in archive.read(partition, 0, reached.offset, entity.keys):
+                for events in archive.read(partition, BEGINNING, reached.offset, entity.keys):
                     keys = encode_keys(events, entity).drop_nulls().unique()
                     least = np.unique(np.concatenate((least, Keys.of(keys).hashes())))[: sample.entities + 1]
             # Those below the next one.

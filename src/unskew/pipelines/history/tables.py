@@ -224,7 +224,9 @@ def _check_past(job: TableJob, archive: Archive, found: _Past, begin_us: int) ->
     if archive:
         for events in archive.read(0, BEGINNING, archive.cut[0].offset, list(job.stream.columns)):
             job.going_on()
-            taken.add(events.select(*job.stream.columns, pl.col(ARRIVAL).to_physical().cast(pl.Int64)))
+            # An event of an entity that was erased has lost its content; the table should lack its rows too.
+            there = events.filter(pl.col(job.stream.event_time).is_not_null())
+            taken.add(there.select(*job.stream.columns, pl.col(ARRIVAL).to_physical().cast(pl.Int64)))
     if not found.days or not taken.days:
         # Nothing was taken yet, or the table keeps nothing that was.
         return
