@@ -19,8 +19,10 @@ from tests.support.pipeline import SCHEMA, Bench, Outcome, expected_log, logged,
 from unskew import Entity, Feature, FeatureStore, FeatureView, Sessions, Sliding, Table, agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.errors import LayoutError, RequestError
+from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
+from unskew.offline.erasing import ArchiveRule, erase
 from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history import backfill, inputs, sorting
 from unskew.pipelines.materialize import Materialize, Materialized, materialize
@@ -226,6 +228,11 @@ def test_a_table_whose_past_has_changed_is_refused(bench: Bench, tmp_path: Path)
             computed(table, bench, second_us, "by_item")
         assert (content(table), served(bench, table)) == before, title
 
+    rows().write_parquet(path)
+    later = Outcome(over(str(path), arrival=None, delay="1h"), table.deployment)
+    with pytest.raises(LayoutError, match=r"was taken with arrival arrived, and now has delay 1h"):
+        computed(later, bench, second_us, "by_item", plan=table.plan, views=[later.plan.views["by_user"]])
+
     computed(table, bench, second_us, "by_item", again=True)
 
     anew = Outcome(table.plan, bench.deployment())
@@ -362,3 +369,21 @@ def test_log_and_archive_may_lie_in_an_object_store(bench: Bench, bucket: Object
     assert served(bench, there) == served(bench, here) != {}
     computed(there, bench, instants[0], "by_item", again=True)
     assert there.deployment.log == bucket / "log"
+
+
+def test_an_entity_that_was_erased_must_be_gone_from_the_table_too(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows().write_parquet(path)
+    table = Outcome(over(str(path)), bench.deployment())
+    first_us, second_us = (RECORDS[split(at)].stamp_ms * 1000 for at in (120, 250))
+    computed(table, bench, first_us, "by_item")
+    one = OneEntity.of(table.plan.views["by_user"].entity, ["user 1%"])
+    rule = ArchiveRule(one, frozenset(["item", "amount", "gift"]))
+    found = erase("archive", table.deployment.archive / "purchases", rule, counts=False, still_ours=lambda: None)
+    assert found.n_found > 0
+
+    with pytest.raises(LayoutError, match="are not those that were taken"):
+        computed(table, bench, second_us, "by_item")
+
+    rows().filter(pl.col("user") != "user 1%").write_parquet(path)
+    assert computed(table, bench, second_us, "by_item")[0].taken.rows > 0
