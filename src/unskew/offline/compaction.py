@@ -8,7 +8,8 @@ The order of steps is the contract:
    and compare it with them, row by row.
 3. Rename it to where readers look, and fsync the directory. From now on it supersedes those files: its name covers
    theirs.
-4. Delete those files once it has been there for the grace period, in this compaction or a later one.
+4. If asked to, move those files into ``_superseded``, where nobody who lists the folders of days meets them.
+5. Delete them once the merged file has been there for the grace period, in this compaction or a later one.
 
 After a stop between any two steps readers still find every row once. Writers look at published files only at their
 start, when a merged file replaces the files that it covers.
@@ -61,12 +62,14 @@ class Limits:
 
     ``target_bytes``: the maximum size of a merged file, compressed; a file of at least half of that is left alone.
     ``min_files``: the number of small files that are needed for a merge in the current day; in a past day two are
-    enough. ``grace_s``: how long merged files stay, for readers that have listed them.
+    enough. ``grace_s``: how long merged files stay, for readers that have listed them. ``set_aside``: whether they are
+    moved at once, for those who read whatever lies in the folders of days.
     """
 
     target_bytes: int = 128 << 20
     min_files: int = 8
     grace_s: float = 3600.0
+    set_aside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +244,8 @@ class _Work:
             for group in self._alike(run):
                 self._merge_all(group)
         self._publish_metadata()
+        if self._limits.set_aside:
+            self._set_aside()
         n_now, n_waiting = self.delete()
         n_files, n_bytes = self._size()
         return replace(
@@ -322,6 +327,36 @@ class _Work:
         assert self._held is not None
         durable.rename(temporary, target, self._held.still_ours)
 
+    def _set_aside(self) -> None:
+        """Move superseded files out of the folders of days; our readers then find their rows in their covers."""
+        unsynced: set[Path] = set()
+        for file, _ in layout.superseded_files(self._root):
+            target = self._root / layout.SUPERSEDED / file.path.parent.name / file.path.name
+            if not target.parent.is_dir():
+                durable.make_folder(target.parent, unsynced)
+                for folder in (target.parent.parent, target.parent):
+                    durable.like(folder, self._root)
+            unsynced.add(file.path.parent)
+            durable.rename(file.path, target, unsynced=unsynced)
+        durable.sync_folders(unsynced)
+
+    def _superseded(self) -> list[tuple[TableFile, Sequence[TableFile]]]:
+        """Return all superseded files, in their places and set aside, each with the files that cover it."""
+        found: list[tuple[TableFile, Sequence[TableFile]]] = [*layout.superseded_files(self._root)]
+        aside = layout.set_aside_files(self._root)
+        published = layout.published_files(self._root) if aside else []
+        for file in aside:
+            covers = [
+                one
+                for one in published
+                if one.writer == file.writer and one.first <= file.first <= file.last <= one.last
+            ]
+            if covers:
+                found.append((file, covers))
+            else:
+                self.faults.append(f"{file.path}: no published file holds its rows; {RESTORE}")
+        return found
+
     def _is_old(self, cover: TableFile) -> bool:
         # Without a grace period merged files are deleted at once, though their cover is newer than ``now_s``.
         grace_s = self._limits.grace_s
@@ -331,7 +366,7 @@ class _Work:
         """Delete superseded files whose grace period is over; return how many these are, and how many still wait."""
         n_deleted = n_waiting = 0
         by_cover: dict[TableFile, list[TableFile]] = {}
-        for file, covers in layout.superseded_files(self._root):
+        for file, covers in self._superseded():
             # One such cover is enough: a reader that listed after its publication has it, or a file that covers it.
             ripe = [one for one in covers if self._is_old(one)]
             if ripe:
@@ -356,6 +391,9 @@ class _Work:
                 n_deleted += 1
                 if not dry_run:
                     file.path.unlink(missing_ok=True)
+        folder = self._root / layout.SUPERSEDED
+        if not dry_run and folder.is_dir():
+            durable.remove_empty([*folder.glob("day=*"), folder])
         return n_deleted, n_waiting
 
 

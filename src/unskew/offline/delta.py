@@ -39,6 +39,7 @@ from unskew.sinks.objects import ObjectPath, Superseded, at_hand
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.wall import wall_us
 
 DELTA_LOG = "_delta_log"
 WRITER_FEATURE = "unskew"
@@ -95,6 +96,15 @@ def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Pub
         raise LayoutError(f"{root}: {error}; {RESTORE}") from error
     except OSError as error:
         raise StoreUnavailable(f"cannot write the Delta metadata of {root}: {error}") from error
+
+
+def publish_again(root: Path, name: str) -> None:
+    """Bring Delta metadata up to date after files were changed in another way than by merging, if there are any.
+
+    ``name``, errors: as in ``publish``; the caller holds the table's lock.
+    """
+    if (root / DELTA_LOG).is_dir():
+        publish(root, name.removeprefix("log "), now_ms=wall_us() // 1_000)
 
 
 def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
@@ -342,9 +352,7 @@ def _point_to_checkpoint(folder: Path) -> None:
         path.unlink(missing_ok=True)
         return
     newest, version = checkpoints[-1]
-    wanted = json.dumps(
-        {"version": version, "size": pq.read_metadata(io.BytesIO(newest.read_bytes())).num_rows}
-    ).encode()
+    wanted = json.dumps({"version": version, "size": _footer(newest).num_rows}).encode()
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == wanted:
             return
@@ -420,8 +428,7 @@ def statistics(path: Path) -> dict[str, Any]:
     They are those of the footer. Instants have milliseconds; the greatest is rounded up.
     """
     try:
-        with at_hand([path]) as there:
-            footer = pq.read_metadata(there[path])
+        footer = _footer(path)
     except pa.ArrowException as error:
         raise LayoutError(f"{path} cannot be read ({_first_line(error)}): it is damaged; {RESTORE}") from error
     least: dict[str, Any] = {}
@@ -437,6 +444,11 @@ def statistics(path: Path) -> dict[str, Any]:
         least[name] = _stated(min(one.min for one in bounds), up=False)
         greatest[name] = _stated(max(one.max for one in bounds), up=True)
     return {"numRecords": footer.num_rows, "minValues": least, "maxValues": greatest, "nullCount": {}}
+
+
+def _footer(path: Path) -> Any:
+    with at_hand([path]) as there:
+        return pq.read_metadata(there[path])
 
 
 def _stated(value: Any, *, up: bool) -> Any:

@@ -8,7 +8,7 @@ answered as before, and earlier ones are refused. The order of steps is the cont
    have listed files, so none of them takes a missing row for an entity without events.
 3. Of a log: write the base of a shard's files before the cut as one file, whose name covers theirs and whose metadata
    say how many rows it lacks; rename it to the folder of the newest of them. Those files are superseded then, and
-   deleted after the grace period, as those that compaction merged.
+   deleted after the grace period, as those that compaction merged. Before, metadata for other engines name the base.
    Of an archive, and of dead letters: delete the files of the days before the cut, from old to new.
 
 After a stop between any two steps readers are right, and the same call finishes the rest. The newest file of each
@@ -28,10 +28,10 @@ import polars as pl
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import ViewPlan
 from unskew.features.time import DAY_US, day_of, format_duration
+from unskew.offline import delta
 from unskew.offline.compaction import Held, Table, delete_superseded, lock
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
 from unskew.sinks import durable
-from unskew.sinks.objects import concerns
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import sealed_json
 from unskew.sinks.tables.layout import TableFile
@@ -72,7 +72,9 @@ def cut_of(table: Table, keep_us: int) -> dt.date | None:
         # A partition without dead letters holds nothing back; one without events may still get earlier ones.
         reached = max(newest) if table.sequence is None else min(newest)
         return day_of(_midnight_us(reached) - keep_us)
-    clocks = [one.complete_to_us for one in coverage.shards.values() if one.complete_to_us is not None]
+    # What was imported ends where the topic takes over, and holds nothing back.
+    shards = [one for name, one in coverage.shards.items() if layout.origin_of(name) != layout.IMPORTED]
+    clocks = [one.complete_to_us for one in shards if one.complete_to_us is not None]
     return None if coverage.waiting or not clocks else day_of(min(clocks) - keep_us)
 
 
@@ -124,7 +126,9 @@ def retain_log(
                 found = _cut_shard(table, old, keys, found, held)
             except LayoutError as error:
                 faults.append(str(error))
-        if held is not None:
+        if not dry_run:
+            # Other engines leave the replaced files before these are deleted.
+            delta.publish_again(table.root, table.name)
             n_deleted, n_waiting, damaged = delete_superseded(table, grace_s, now_s)
             faults += damaged
             found = replace(found, n_deleted=n_deleted, n_waiting=n_waiting)
@@ -153,7 +157,7 @@ def _held(table: Table, *, dry_run: bool) -> Iterator[Held | None]:
         yield None
         return
     with durable.disk(table.root), lock(table.root) as held:
-        if not held:
+        if held is None:
             raise StoreUnavailable(f"{table.root}: a compaction is at work on it; wait for its end and try again")
         yield held
         for folder in table.root.glob("day=*"):
@@ -165,9 +169,7 @@ def _record(root: Path, cut: dt.date, held: Held) -> None:
     path = layout.retained_file(root)
     durable.make_folder(path.parent)
     durable.replace(path, sealed_json({"from": kept_from_us}), held.still_ours)
-    if not concerns(path):
-        durable.like(path, root)
-        path.chmod(path.stat().st_mode & 0o666)
+    durable.like_file(path, root)
 
 
 def _before(root: Path, cut: dt.date, *, keep_newest: bool = False) -> Iterator[list[TableFile]]:
@@ -196,7 +198,7 @@ def _cut_shard(
     found: Retained,
     held: Held | None,
 ) -> Retained:
-    """Write the base of a shard; without the table's lock, only count."""
+    """Replace a shard's old files by its base; without the lock, only say what would be done."""
     expected = 0
     for file in old:
         if file.first != expected:

@@ -80,8 +80,9 @@ class ObjectPath(PosixPath):
 
     @override
     def __str__(self) -> str:
-        scheme, *rest = self.parts
-        return f"{scheme}//{'/'.join(rest)}"
+        scheme, *rest = self.parts or (".",)
+        # What is relative to an address has no scheme.
+        return f"{scheme}//{'/'.join(rest)}" if scheme.endswith(":") else "/".join(self.parts)
 
     @override
     def __fspath__(self) -> str:
