@@ -20,6 +20,7 @@ NAMES = (
     "bench_checksum",
     "bench_recovery",
     "bench_compaction",
+    "bench_objects",
 )
 
 for name in NAMES:

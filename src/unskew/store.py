@@ -42,6 +42,7 @@ from unskew.offline.training_set import HistoricalFeatures, Origin
 from unskew.offline.version_spans import Spans, check_spans, each_version
 from unskew.serving.online import OnlineFeatures, OnlineReader
 from unskew.serving.sample import SERVED, Sampler
+from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -52,9 +53,10 @@ class FeatureStore:
 
     ``definitions``: a compiled ``Plan``, or definition files and folders; by default the features that the registry in
     Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
-    folder of the Parquet log. ``archive``: the folder of the event archive. Online reads need only ``redis_url``,
-    historical reads only ``log``, which holds the definitions with which it was written, or the definitions and
-    ``archive``; the store connects at the first use.
+    folder of the Parquet log. ``archive``: the folder of the event archive. Both may be in an object store
+    (``s3://bucket/log``, ``gs://``, ``az://``), whose credentials the usual variables of the environment hold. Online
+    reads need only ``redis_url``, historical reads only ``log``, which holds the definitions with which it was written,
+    or the definitions and ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
     ``sample``: a folder for a small sample of what online reads return, for `unskew audit --served`: at most one row in
@@ -76,8 +78,8 @@ class FeatureStore:
     ) -> None:
         self._plan = None if definitions is None else _compiled(definitions)
         self._pinned = None if self._plan is None else self._plan.published
-        self._log = None if log is None else local_path(log, "log")
-        self._archive = None if archive is None else local_path(archive, "archive")
+        self._log = None if log is None else table_path(log, "log")
+        self._archive = None if archive is None else table_path(archive, "archive")
         self._reader = None
         if redis_url is not None:
             self._reader = OnlineReader(

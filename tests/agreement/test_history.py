@@ -11,11 +11,13 @@ import polars as pl
 import pytest
 import redis
 from bytewax.errors import BytewaxRuntimeError
+from click.testing import CliRunner, Result
 
 from tests.support.pipeline import Bench, Outcome, bits, history, plan
 from tests.support.plans import republished
 from tests.support.servers.broker import Broker
 from unskew import FeatureStore
+from unskew.cli import main
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
@@ -278,6 +280,39 @@ def test_a_seam_that_does_not_fit_is_refused(bench: Bench) -> None:
         ran(both, outcome)
     path.write_bytes(whole)
     ran(both, outcome)
+
+
+def test_a_refused_backfill_leaves_nothing_and_an_unused_one_is_purged(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    where = outcome.deployment
+    tables = (where.log, where.state / "changelog", where.state / "backfill")
+    before = sorted(path for root in tables for path in root.rglob("*"))
+    damaged = min((where.archive / topic).glob("day=*/*.parquet"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:40] + b"?" + whole[41:])
+    for start in (lambda: ahead(both, outcome, "by_item"), lambda: ran(both, outcome)):
+        with pytest.raises(LayoutError, match="is damaged"):
+            start()
+        assert sorted(path for root in tables for path in root.rglob("*")) == before
+    damaged.write_bytes(whole)
+    ahead(both, outcome, "by_item")
+    assert (where.log / "by_item").exists()
+
+    assert "computes it, or has computed it" in purge(outcome, "by_user@1").output
+    purged = purge(outcome, "by_item@1")
+    assert purged.exit_code == 0, purged.output
+    assert sorted(path for root in tables for path in root.rglob("*")) == before
+    assert "holds no backfill of by_item@1" in purge(outcome, "by_item@1").output
+    ran(both, outcome)
+    assert outcome.log("by_item").height
+
+
+def purge(outcome: Outcome, view_id: str) -> Result:
+    where = outcome.deployment
+    return CliRunner().invoke(main, ["purge", view_id, "--backfill", f"--state={where.state}", f"--log={where.log}"])
 
 
 def labels_of(outcome: Outcome, n_labels: int) -> pl.DataFrame:

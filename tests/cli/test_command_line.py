@@ -38,7 +38,6 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
     ("compact",): ("--log", "folder"),
     ("publish",): ("--log", "folder"),
-    ("diff",): (str(DEFINITIONS), str(DEFINITIONS), "--archive", "folder"),
     ("import",): (
         "transactions",
         str(DEFINITIONS),
@@ -50,8 +49,14 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
         *("--until", "2026-01-31T00:00:00Z", *DEFINED),
         *("--log", "folder", "--archive", "folder", "--state", "folder", *AWAY),
     ),
+    ("diff",): (str(DEFINITIONS), str(DEFINITIONS), "--archive", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
+    ("retain",): (*DEFINED, "--log", "folder", "--keep-log", "400d"),
+    ("erase",): (
+        *("household", "1", *DEFINED, *AWAY),
+        *("--log", "folder", "--archive", "folder", "--state", "folder"),
+    ),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.

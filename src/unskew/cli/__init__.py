@@ -33,14 +33,16 @@ COMMANDS = {
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
     "publish": _Place("unskew.cli.publish", "publish", "Write the metadata by which other engines read the log."),
-    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
     "import": _Place("unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream."),
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
     "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),
+    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),
     "purge": _Place("unskew.cli.purge", "purge", "Remove a view version that is no longer computed from Redis."),
+    "retain": _Place("unskew.cli.retain", "retain", "Remove old days of log, archive and dead letters."),
+    "erase": _Place("unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it."),
     "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }

@@ -84,7 +84,7 @@ def audit(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from unskew.cli.backfill import instant_option
+    from unskew.cli.backfill import instant_of
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
     from unskew.monitoring.audit import audit as compare
@@ -115,7 +115,7 @@ def audit(
             pipeline=pipeline,
             samples=samples,
             seed=seed,
-            since_us=instant_option("--since", since),
+            since_us=instant_of("--since", since),
             served_root=served,
             progress=lambda step, done, total: bar.update(
                 task, description=printable(step), completed=done, total=total

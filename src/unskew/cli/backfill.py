@@ -86,8 +86,8 @@ def backfill(
                 archive=archive,
                 state=state,
                 owner=owner_of(f"the backfill of {', '.join(views)}", state),
-                from_us=instant_option("--from", begin),
-                until_us=instant_option("--until", until),
+                from_us=instant_of("--from", begin),
+                until_us=instant_of("--until", until),
                 again=again,
                 workers=workers,
             ),
@@ -99,7 +99,7 @@ def backfill(
     say("Restart unskew run with these definitions: it finishes the last stretch and goes on from there.", err=True)
 
 
-def instant_option(option: str, text: str | None) -> int | None:
+def instant_of(option: str, text: str | None) -> int | None:
     """Return the instant that an option gives; None if it was left out."""
     from unskew.features.time import instant_us
 

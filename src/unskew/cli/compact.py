@@ -186,8 +186,9 @@ def _view_id(table: "Table") -> str:
 def _publisher(table: "Table") -> Callable[[], object]:
     """Return what writes the Delta metadata of a log's table; of another table, nothing."""
     from unskew.offline import delta
+    from unskew.sinks.objects import ObjectPath
 
-    if not table.is_log:
+    if not table.is_log or isinstance(table.root, ObjectPath):
         return lambda: None
     return lambda: delta.publish(table.root, table.name.removeprefix("log "), now_ms=time.time_ns() // 1_000_000)
 
@@ -219,8 +220,8 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
             one.table.name,
             f"{one.files_before:,}",
             f"{one.files_after:,}",
-            _bytes(one.bytes_before),
-            f"<= {_bytes(one.bytes_after)}" if dry_run else _bytes(one.bytes_after),
+            size_text(one.bytes_before),
+            f"<= {size_text(one.bytes_after)}" if dry_run else size_text(one.bytes_after),
             f"{one.n_deleted:,}",
             f"{one.n_waiting:,}",
         )
@@ -230,15 +231,15 @@ def _show(found: "Sequence[Compacted]", *, dry_run: bool) -> None:
             "all",
             f"{sum(one.files_before for one in found):,}",
             f"{sum(one.files_after for one in found):,}",
-            _bytes(sum(one.bytes_before for one in found)),
-            ("<= " if dry_run else "") + _bytes(sum(one.bytes_after for one in found)),
+            size_text(sum(one.bytes_before for one in found)),
+            ("<= " if dry_run else "") + size_text(sum(one.bytes_after for one in found)),
             f"{sum(one.n_deleted for one in found):,}",
             f"{sum(one.n_waiting for one in found):,}",
         )
     Screen().print(table)
 
 
-def _bytes(n_bytes: int) -> str:
+def size_text(n_bytes: int) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if n_bytes >= size:
             return f"{n_bytes / size:,.1f} {unit}"

@@ -89,7 +89,7 @@ def diff(
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from unskew.cli.backfill import instant_option
+    from unskew.cli.backfill import instant_of
     from unskew.cli.run import stopping_on_signals
     from unskew.features.local import existing_folder
     from unskew.pipelines.history.diff import Sample
@@ -126,8 +126,8 @@ def diff(
             sides[0],
             sides[1],
             archive,
-            from_us=instant_option("--from", begin),
-            until_us=instant_option("--until", until),
+            from_us=instant_of("--from", begin),
+            until_us=instant_of("--until", until),
             sample=Sample(share=share, entities=entities),
             workers=workers,
             stop=stop,

@@ -78,7 +78,7 @@ def import_(
     unskew import purchases exported/ --arrival loaded_at \\
         --definitions defs/ --archive archive --state state
     """
-    from unskew.cli.backfill import instant_option
+    from unskew.cli.backfill import instant_of
     from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.features.nearest import nearest
@@ -128,7 +128,7 @@ def import_(
                 state=state,
                 owner=owner_of(f"the import into {stream}", state),
                 arrivals=Arrivals(column=arrival, delay_us=delay_us),
-                until_us=instant_option("--until", until),
+                until_us=instant_of("--until", until),
                 partition=partition,
                 offset=offset,
                 renamed={name: column for name, _, column in pairs},

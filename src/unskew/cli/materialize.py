@@ -60,14 +60,14 @@ def materialize(
     unskew materialize --until "$(date -u +%Y-%m-%dT%H:00:00Z)" \\
         --definitions defs/ --log log --archive archive --state state
     """
-    from unskew.cli.backfill import instant_option
+    from unskew.cli.backfill import instant_of
     from unskew.cli.import_ import bar_of
     from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.pipelines import materialize as pipeline_of
     from unskew.pipelines.deployment import owner_of
 
-    until_us = instant_option("--until", until)
+    until_us = instant_of("--until", until)
     assert until_us is not None
     expire_after_us = None if expire_after is None else settings.duration_us("--expire-after", expire_after)
     plan = load(*definitions)

@@ -1,6 +1,7 @@
 """``unskew purge``: remove what a view version that is no longer computed left in Redis."""
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -26,10 +27,26 @@ _VIEW_ID = re.compile(r"[^@\s]+@[1-9][0-9]*")
 @settings.redis_url
 @settings.prefix
 @settings.pipeline
+@settings.optional_state
+@settings.optional_log
+@click.option(
+    "--backfill",
+    is_flag=True,
+    help="Remove a backfill that no pipeline has taken over, from --state and --log, and nothing from Redis.",
+)
 @click.option(
     "--force", is_flag=True, help="Also if a pipeline has not given up the view: it must have ended for good."
 )
-def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, force: bool) -> None:
+def purge(
+    views: tuple[str, ...],
+    redis_url: str,
+    prefix: str,
+    pipeline: str,
+    state: Path | None,
+    log: Path | None,
+    backfill: bool,
+    force: bool,
+) -> None:
     """Remove the values of view versions that are no longer computed, and what Redis holds beside them.
 
     `unskew run` names this command when a view is no longer defined or has a new version. Keys of other views, versions
@@ -40,6 +57,7 @@ def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, fo
     Examples:
         unskew purge household_purchases@1
         unskew purge household_purchases@1 --force  (its pipeline has ended)
+        unskew purge household_purchases@2 --backfill --state state --log log
     """
     from unskew.sinks.redis.keyspace import clock_key, owners_key, registry_key
     from unskew.sinks.redis.nodes import nodes_of
@@ -49,6 +67,9 @@ def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, fo
 
     if wrong := [view for view in views if not _VIEW_ID.fullmatch(view)]:
         raise RequestError(f"{wrong[0]!r} is not a view version; write VIEW@VERSION, for example household_purchases@1")
+    if backfill:
+        _remove_backfills(views, state, log)
+        return
     server = Server(redis_url)
     try:
         with server.reaching() as client:
@@ -82,6 +103,17 @@ def purge(views: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, fo
                 )
     finally:
         server.close()
+
+
+def _remove_backfills(views: "Sequence[str]", state: Path | None, log: Path | None) -> None:
+    from unskew.pipelines.deployment import owner_of
+    from unskew.pipelines.history.ahead import remove_backfill
+
+    if state is None or log is None:
+        raise RequestError("--backfill: give the --state and the --log of the pipeline")
+    for view in views:
+        n_shards = remove_backfill(view, state, log, owner_of(f"the removal of a backfill of {view}", state))
+        say(f"{view}: its backfill is removed: {n_shards} shards, with their log")
 
 
 def _withdraw(client: "Client", key: str, views: "Sequence[str]") -> list[str]:

@@ -4,13 +4,17 @@ Parts are written as text (integers in decimal, strings percent-encoded as by ``
 and joined by ``|``. All functions work on columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from unskew.features.errors import RequestError
 from unskew.features.text_buffers import Keys
 from unskew.features.view import ViewEntity
 
@@ -20,6 +24,56 @@ _ESCAPED = [f"%{ord(character):02X}" for character in _SPECIAL]
 _NEEDS_ESCAPE = np.array([chr(code) not in _PLAIN for code in range(256)])
 _FIRST_NON_ASCII = 128
 _ESCAPED_NON_ASCII = r"%[89A-F]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneEntity:
+    """One entity, wherever it occurs: the key columns of ``entity`` hold ``parts``, as plain text.
+
+    Another entity with more key columns contains it: (user 7, shop 2) contains user 7.
+    """
+
+    entity: ViewEntity
+    parts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, entity: ViewEntity, parts: Sequence[str]) -> "OneEntity":
+        """Return the entity with this key; ``RequestError`` if its kind has other key columns or types."""
+        if len(parts) != len(entity.keys):
+            raise RequestError(
+                f"entity {entity.name} has the key {' '.join(name.upper() for name in entity.keys)}: "
+                f"{len(entity.keys)} expected, {len(parts)} given"
+            )
+        canonical = []
+        for name, kind, part in zip(entity.keys, entity.types, parts, strict=True):
+            try:
+                canonical.append(str(int(part)) if kind == "int64" else part)
+            except ValueError as error:
+                raise RequestError(f"entity {entity.name}: {name} is a whole number, and {part!r} is not") from error
+        return cls(entity=entity, parts=tuple(canonical))
+
+    @property
+    def key(self) -> str:
+        """The canonical key."""
+        parts = zip(self.parts, self.entity.types, strict=True)
+        return "|".join(part if kind == "int64" else quote(part, safe="") for part, kind in parts)
+
+    def is_in(self, other: ViewEntity) -> bool:
+        """Return whether entities of this kind are the entity, or contain it."""
+        if other.name == self.entity.name:
+            return other.keys == self.entity.keys
+        return set(other.keys) > set(self.entity.keys)
+
+    def where(self) -> pl.Expr:
+        """Return the condition on rows that have the key columns, of whatever type: false where one is null."""
+        tests = [pl.col(name).cast(pl.String) == part for name, part in zip(self.entity.keys, self.parts, strict=True)]
+        return reduce(and_, tests).fill_null(value=False)
+
+    def among(self, keys: pl.Series, other: ViewEntity) -> pl.Series:
+        """Return, for canonical keys of a kind of entity that ``is_in`` accepts, whether they are or contain it."""
+        if other.keys == self.entity.keys:
+            return keys == self.key
+        return decode_keys(keys, other).select(self.where()).to_series()
 
 
 def encode_keys(frame: pl.DataFrame, entity: ViewEntity) -> pl.Series:

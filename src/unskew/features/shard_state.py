@@ -97,13 +97,32 @@ class ShardState:
             _, parts = unseal(data, _MAGIC, LAYOUT, f"state of {view.id} in shard {shard}")
             result._sessions = cls.from_bytes(view.sessions, shard, parts["sessions"].data, notes_closings=True)
             data = parts["state"].data
-        stored = state_bytes.unpack(data, view, shard)
-        result.seq, result.since_us = stored.seq, stored.since_us
-        rows = result._rows_of(stored.keys, len(stored.tiles.entity))
-        result._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
-        result._show_texts()
-        result._reserve_items(2 * len(stored.tiles.items))
-        state_bytes.restore(stored, result._program, result._state, rows)
+        result._restore(state_bytes.unpack(data, view, shard))
+        return result
+
+    def _restore(self, stored: state_bytes.Stored) -> None:
+        self.seq, self.since_us = stored.seq, stored.since_us
+        rows = self._rows_of(stored.keys, len(stored.tiles.entity))
+        self._texts = Directory.of_rows(stored.text_lengths, stored.text_bytes)
+        self._show_texts()
+        self._reserve_items(2 * len(stored.tiles.items))
+        state_bytes.restore(stored, self._program, self._state, rows)
+
+    def without(self, gone: Callable[[pl.Series], pl.Series]) -> "ShardState":
+        """Return the state as if these entities had never been; this one cannot be used afterwards.
+
+        ``gone``: says for a series of canonical keys which they are. Counts of late events and the sequence stay.
+        """
+        result = ShardState(self.view, self.shard, notes_closings=self._notes_closings)
+        if self._sessions is not None:
+            result._sessions = self._sessions.without(gone)
+        self._sweep_texts()
+        data = b"".join(
+            state_bytes.pack(
+                self.view, self.shard, self.seq, self.since_us, self._program, self._state, self.directory, self._texts
+            )
+        )
+        result._restore(_without(state_bytes.unpack(data, self.view, self.shard), gone))
         return result
 
     def to_bytes(self) -> bytes:
@@ -144,6 +163,11 @@ class ShardState:
 
     def __len__(self) -> int:
         return len(self.directory) + (0 if self._sessions is None else len(self._sessions))
+
+    def any_of(self, chosen: Callable[[pl.Series], pl.Series]) -> bool:
+        """Return whether any entity here is among those that ``chosen`` says of a series of canonical keys."""
+        keys = self.directory.gather(self.directory.rows()).to_series("key")
+        return bool(chosen(keys).any()) or (self._sessions is not None and self._sessions.any_of(chosen))
 
     def holds(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Return, for each entity, whether it has anything here; a running session counts."""
@@ -474,6 +498,34 @@ class ShardState:
         rows = self._texts.rows()
         remove_rows(self._texts.arrays, rows[~used[rows]])
         self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
+
+
+def _without(stored: state_bytes.Stored, gone: Callable[[pl.Series], pl.Series]) -> state_bytes.Stored:
+    """Return stored entities without some of them, and without their tiles, items and open instants."""
+    keys = stored.keys.to_series("key")
+    stays = ~gone(keys).to_numpy()
+    number = np.cumsum(stays) - 1
+    tiles = stored.tiles
+    tile_stays = stays[tiles.entity]
+    tile_number = np.cumsum(tile_stays) - 1
+    items = tiles.items[tile_stays[tiles.items[:, state_bytes.I_TILE]]]
+    items[:, state_bytes.I_TILE] = tile_number[items[:, state_bytes.I_TILE]]
+    touched = stored.touched[stays[stored.touched[:, w.T_ROW]]]
+    touched[:, w.T_ROW] = number[touched[:, w.T_ROW]]
+    return stored._replace(
+        keys=Keys.of(keys.filter(pl.Series(stays))),
+        values=stored.values[stays],
+        present=stored.present[stays],
+        changed_at=stored.changed_at[stays],
+        touched=touched,
+        tiles=tiles._replace(
+            entity=number[tiles.entity[tile_stays]].astype(np.int32),
+            window=tiles.window[tile_stays],
+            number=tiles.number[tile_stays],
+            words=tiles.words[tile_stays],
+            items=items,
+        ),
+    )
 
 
 def new_rows(n_words: int, capacity: int) -> Rows:

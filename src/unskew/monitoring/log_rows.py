@@ -162,7 +162,7 @@ def _expected_row(reach: Reach, key: Key, t_us: int) -> Origin | None:
         return None
     row = reach.recount.last_row(key, t_us, after_us)
     # If it is not known what was before, the last change may lie there.
-    return None if row is None and not reach.is_whole(key) else _expected(row)
+    return None if row is None and (reach.is_cut or not reach.is_whole(key)) else _expected(row)
 
 
 def _unlike_row(result: ViewAudit, key: Key, t_us: int, found: Origin, expected: Origin) -> Difference | None:

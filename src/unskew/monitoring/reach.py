@@ -39,11 +39,16 @@ class NamedEvents:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """The events that a view has seen. ``begins_us``: its first instant. ``uncertain``: which it may not have seen."""
+    """The events that a view has seen.
+
+    ``begins_us``: the first instant whose values its log holds. ``uncertain``: which events it may not have seen.
+    ``is_cut``: whether old days were removed from its log.
+    """
 
     events: pl.DataFrame
     begins_us: int
     uncertain: pl.DataFrame
+    is_cut: bool = False
 
 
 def seen(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None, named: NamedEvents) -> Seen:
@@ -79,8 +84,9 @@ def seen(view: ViewPlan, events: pl.DataFrame, coverage: Coverage | None, named:
         in_doubt &= np.isin(partitions, partitions[unseen]) if view.partitioned else unseen.any()
     return Seen(
         events=events.filter(~unseen),
-        begins_us=int(min(first_of.values())),
+        begins_us=max(int(min(first_of.values())), coverage.kept_from_us or 0),
         uncertain=places.filter(in_doubt & ~is_named & ~unseen),
+        is_cut=coverage.kept_from_us is not None,
     )
 
 
@@ -117,6 +123,7 @@ class Reach:
         latest = perhaps.group_by(keys).agg(pl.col("_arrival").max() + 1)
         self._known_from: dict[Key, int] = {tuple(key): since_us for *key, since_us in latest.iter_rows()}
         self._begins_us = seen.begins_us
+        self.is_cut = seen.is_cut
         self.n_uncertain = len(perhaps)
 
     @cached_property

@@ -3,7 +3,7 @@
 The order of steps is the contract:
 
 1. Take the table's lock, so that only one compaction works on it, and remove what an interrupted one left in
-   ``_compacting``.
+   ``_compacting``. In an object store, what is being merged is on this machine's disk.
 2. Merge a run of files (of one writer and one day, consecutive in sequence) into a file in ``_compacting``, fsync it,
    and compare it with them, row by row.
 3. Rename it to where readers look, and fsync the directory. From now on it supersedes those files: its name covers
@@ -18,6 +18,7 @@ start, when a merged file replaces the files that it covers.
 import contextlib
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
@@ -26,6 +27,8 @@ from pathlib import Path
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify, whole
 from unskew.sinks import durable
+from unskew.sinks.lease import locked
+from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile, view_roots
@@ -145,11 +148,11 @@ def compact(
     try:
         if dry_run:
             return work.foreseen()
-        with lock(table.root) as free:
-            if not free:
+        with lock(table.root) as held:
+            if held is None:
                 busy = f"{table.root}: another compaction is at work on it; left alone"
                 return replace(work.state(), notes=(busy,))
-            return work.done()
+            return work.done(held)
     except FileNotFoundError as error:
         if error.filename is not None and os.path.lexists(error.filename):
             raise LayoutError(f"{error.filename} is a link to a file that is not there; {RESTORE}") from error
@@ -158,6 +161,16 @@ def compact(
         ) from error
     except OSError as error:
         raise StoreUnavailable(f"cannot compact {table.root}: {error}") from error
+
+
+def delete_superseded(table: Table, grace_s: float, now_s: float) -> tuple[int, int, tuple[str, ...]]:
+    """Delete superseded files whose grace period is over; the caller holds the table's lock.
+
+    Returns how many these are, how many wait, and what was left alone because it is damaged.
+    """
+    work = _Work(table, Limits(grace_s=grace_s), now_s, lambda _done, _total: None)
+    n_deleted, n_waiting = work.delete()
+    return n_deleted, n_waiting, tuple(dict.fromkeys(work.faults))
 
 
 class _Work:
@@ -178,9 +191,10 @@ class _Work:
         self._progress = progress
         self._publish_metadata = publish
         self._notes: list[str] = []
-        self._faults: list[str] = []
+        self.faults: list[str] = []
         self._n_merged = 0
         self._n_to_merge = 0
+        self._held: Held | None = None
 
     def state(self) -> Compacted:
         """Return the table as it is."""
@@ -200,21 +214,22 @@ class _Work:
                     taken = _fitting(rest, self._limits.target_bytes)
                     fewer += len(taken) - 1
                     rest = rest[len(taken) :]
-        n_deleted, n_waiting = self._delete(dry_run=True)
+        n_deleted, n_waiting = self.delete(dry_run=True)
         return replace(
             before,
             files_after=before.files_before - fewer,
             n_deleted=n_deleted,
             n_waiting=n_waiting,
             notes=tuple(self._notes),
-            faults=tuple(dict.fromkeys(self._faults)),
+            faults=tuple(dict.fromkeys(self.faults)),
         )
 
-    def done(self) -> Compacted:
+    def done(self, held: "Held") -> Compacted:
         """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
+        self._held = held
         before = self.state()
         self._publish_metadata()
-        n_earlier, _ = self._delete()
+        n_earlier, _ = self.delete()
         planned = self._runs()
         self._n_to_merge = sum(map(len, planned))
         for run in planned:
@@ -223,7 +238,7 @@ class _Work:
         self._publish_metadata()
         if self._limits.set_aside:
             self._set_aside()
-        n_now, n_waiting = self._delete()
+        n_now, n_waiting = self.delete()
         n_files, n_bytes = self._size()
         return replace(
             before,
@@ -232,7 +247,7 @@ class _Work:
             n_deleted=n_earlier + n_now,
             n_waiting=n_waiting,
             notes=tuple(self._notes),
-            faults=tuple(dict.fromkeys(self._faults)),
+            faults=tuple(dict.fromkeys(self.faults)),
         )
 
     def _size(self) -> tuple[int, int]:
@@ -254,7 +269,7 @@ class _Work:
             try:
                 read = source(one.file, one.n_bytes)
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 found.append([])
                 continue
             before = found[-1][-1] if found[-1] else read
@@ -272,13 +287,14 @@ class _Work:
     def _merge_all(self, group: Sequence[Source]) -> None:
         rest = group
         while len(rest) >= 2:
-            temporary = self._root / layout.COMPACTING / f"{rest[0].path.name}.tmp"
+            assert self._held is not None
+            temporary = self._held.folder / f"{rest[0].path.name}.tmp"
             try:
                 taken = merge(rest, temporary, target_bytes=self._limits.target_bytes, progress=self._one_more)
                 verify(temporary, taken, sequence=self._table.sequence, gapless=self._table.gapless)
                 self._publish(temporary, taken)
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 return
             finally:
                 temporary.unlink(missing_ok=True)
@@ -299,10 +315,15 @@ class _Work:
         os.utime(temporary)
         # Another user may compact than the one who writes, and others may read.
         durable.like(temporary, first.path)
-        durable.rename(temporary, first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
+        target = first.path.with_name(layout.file_name(first.writer, first.first, last.last))
+        assert self._held is not None
+        durable.rename(temporary, target, self._held.still_ours)
 
     def _set_aside(self) -> None:
         """Move superseded files out of the folders of days; our readers then find their rows in their covers."""
+        if isinstance(self._root, ObjectPath):
+            self._notes.append(f"{self._root}: nothing can be moved in an object store, so no file was set aside")
+            return
         unsynced: set[Path] = set()
         for file, _ in layout.superseded_files(self._root):
             target = self._root / layout.SUPERSEDED / file.path.parent.name / file.path.name
@@ -328,7 +349,7 @@ class _Work:
             if covers:
                 found.append((file, covers))
             else:
-                self._faults.append(f"{file.path}: no published file holds its rows; {RESTORE}")
+                self.faults.append(f"{file.path}: no published file holds its rows; {RESTORE}")
         return found
 
     def _is_old(self, cover: TableFile) -> bool:
@@ -336,7 +357,7 @@ class _Work:
         grace_s = self._limits.grace_s
         return not grace_s or self._now_s - cover.path.stat().st_mtime >= grace_s
 
-    def _delete(self, *, dry_run: bool = False) -> tuple[int, int]:
+    def delete(self, *, dry_run: bool = False) -> tuple[int, int]:
         """Delete superseded files whose grace period is over; return how many these are, and how many still wait."""
         n_deleted = n_waiting = 0
         by_cover: dict[TableFile, list[TableFile]] = {}
@@ -353,10 +374,10 @@ class _Work:
                 held = n_rows(whole(cover.path))
                 wanted = sum(n_rows(one.path) for one in layout.without_superseded(files))
             except Unmergeable as error:
-                self._faults.append(str(error))
+                self.faults.append(str(error))
                 continue
             if held < wanted:
-                self._faults.append(
+                self.faults.append(
                     f"{cover.path} has {held} rows, and the {len(files)} files that its name covers have {wanted}; "
                     "left alone"
                 )
@@ -413,9 +434,26 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
     return sources[: max(2, n_fitting)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The lock of a table. ``folder``: for what is being merged. ``still_ours``: raises if the lock was lost."""
+
+    folder: Path
+    still_ours: Callable[[], None] = lambda: None
+
+
 @contextlib.contextmanager
-def lock(root: Path) -> Iterator[bool]:
-    """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
+def lock(root: Path) -> Iterator[Held | None]:
+    """Yield the lock of a table, whose interrupted compactions have left nothing; None if another process has it."""
+    if isinstance(root, ObjectPath):
+        probe(root, "the table")
+        with locked(root / layout.COMPACTING / "lock") as still_ours:
+            if still_ours is None:
+                yield None
+                return
+            with tempfile.TemporaryDirectory(prefix="unskew-compacting-") as work:
+                yield Held(folder=Path(work), still_ours=still_ours)
+        return
     folder = root / layout.COMPACTING
     path = folder / "lock"
     new = not path.exists()
@@ -429,11 +467,11 @@ def lock(root: Path) -> Iterator[bool]:
             # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
         for left in folder.glob("*.tmp"):
             left.unlink(missing_ok=True)
-        yield True
+        yield Held(folder=folder)
 
 
 def _is_table(path: Path) -> bool:

@@ -31,9 +31,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.time import moment_of
+from unskew.offline.compaction import lock
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
@@ -80,13 +82,32 @@ class _Metadata:
     adds: Mapping[str, Action] = field(default_factory=dict)
 
 
+def is_published(root: Path) -> bool:
+    """Return whether a log's table has Delta metadata, which must follow when its files change."""
+    return not isinstance(root, ObjectPath) and (root / DELTA_LOG).is_dir()
+
+
+def follow(root: Path, name: str, *, now_ms: int) -> None:
+    """Bring the metadata up to date after files of the table have changed, if it has any; takes the table's lock.
+
+    Nothing is done if another process works on the table: it publishes by itself, or the next ``publish`` does.
+    """
+    if is_published(root):
+        with lock(root) as held:
+            if held:
+                publish(root, name, now_ms=now_ms)
+
+
 def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Published:
     """Bring the Delta metadata of a log's table up to date; the caller holds the table's lock.
 
     ``name``: the name of the table. ``now_ms``: the present in milliseconds. ``rebuild``: write all of it anew.
     Metadata that cannot be read are written anew in any case. Raises ``LayoutError`` for a file of the table that
-    cannot be read, and ``StoreUnavailable`` if the disk fails: the call can be repeated.
+    cannot be read, and ``StoreUnavailable`` if the disk fails: the call can be repeated. Raises ``RequestError`` for a
+    log in an object store.
     """
+    if isinstance(root, ObjectPath):
+        raise RequestError(f"{root}: Delta metadata are written only for a log on this machine's disk")
     try:
         return _publish(root, name, now_ms, rebuild=rebuild)
     except FileNotFoundError as error:
@@ -163,10 +184,14 @@ def _bring_up(made: "_Commits", root: Path, files: Sequence[TableFile]) -> None:
             continue
         inside = [one for one in listed.get(file.writer, ()) if _lies_in(one, file) and one.path != file.path]
         if inside and _tile(file, inside):
-            swaps.append(_add(root, file, data_change=False))
+            add = _add(root, file, data_change=False)
+            # Where rows were erased or removed, the file that stands for them has fewer.
+            fewer = _n_rows(add["add"]) != sum(_n_rows(made.now.adds[_path(root, one)]) for one in inside)
+            add["add"]["dataChange"] = fewer
+            swaps.append(add)
             for one in inside:
                 gone.discard(_path(root, one))
-                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=False))
+                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=fewer))
         else:
             news.append(_add(root, file, data_change=True))
     if swaps:

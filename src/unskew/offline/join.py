@@ -467,9 +467,13 @@ def _mark_outside(status: Codes, log: AnyLog, instants: Ints, bounds: Ints) -> N
 
 def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -> None:
     view = f"{log.view.name}@{log.view.version}"
+    was_cut = log.coverage is not None and log.coverage.kept_from_us == log.first_since_us
+    before = (
+        "earlier than what the log of {} still holds" if was_cut else "earlier than the first event that {} has seen"
+    )
     for each, text, bound in (
         (Statuses.after_log, f"later than the log of {view} is complete", log.complete_to_us),
-        (Statuses.before_log, f"earlier than the first event that {view} has seen", log.first_since_us),
+        (Statuses.before_log, before.format(view), log.first_since_us),
     ):
         these = status == each
         if these.any() and bound is not None:

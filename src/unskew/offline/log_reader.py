@@ -16,8 +16,17 @@ from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.time import format_instant, moment_of
 from unskew.features.view import View
 from unskew.sinks.tables.checksum import RESTORE
-from unskew.sinks.tables.layout import INSTANT, Coverage, TableFile, parse, published_files, read_coverage, view_root
-from unskew.sinks.tables.reading import answer, gone, metadata_of
+from unskew.sinks.tables.layout import (
+    INSTANT,
+    Coverage,
+    TableFile,
+    parse,
+    published_files,
+    read_coverage,
+    read_kept_from,
+    view_root,
+)
+from unskew.sinks.tables.reading import answer, gone, metadata_of, n_left_out
 
 _Answer = TypeVar("_Answer")
 
@@ -102,10 +111,13 @@ class ViewLog:
         # In this order, because the rows of a coverage file are published before it.
         self.coverage = read_coverage(self.root)
         files = published_files(self.root)
+        if self.coverage is not None:
+            # After the listing, because what it says was written before the files of which old rows were removed.
+            self.coverage = replace(self.coverage, kept_from_us=read_kept_from(self.root))
         _refuse_gaps(files, self.coverage, self.root)
         if at is not None:
             files = _upto(files, at, self.coverage, self.root)
-            self.coverage = at
+            self.coverage = replace(at, kept_from_us=read_kept_from(self.root))
         self._days = sorted(
             ((file.day, file) for file in files), key=lambda pair: (pair[0], pair[1].writer, pair[1].first)
         )
@@ -253,9 +265,15 @@ class ViewLog:
         """Refuse files whose names promise another number of rows than they have."""
         if n_rows == sum(map(_n_named, files)):
             return
+        # Only a log from which somebody was erased, or old days were removed, comes here undamaged.
+        if self.coverage is not None and read_kept_from(self.root) != self.coverage.kept_from_us:
+            raise LayoutError(f"{self.root}: old days were removed while the log was read; read it again")
+        if self._found(files, lambda parts: sum(map(_n_left_out, parts))) == sum(map(_n_named, files)) - n_rows:
+            return
         for file in files:
             held = self._rows([file], lambda rows: int(rows.select(pl.len()).collect().item()))
-            if held != _n_named(file):
+            lacks = _n_named(file) - held
+            if not 0 <= lacks <= self._found([file], lambda parts: _n_left_out(parts[0])):
                 raise LayoutError(f"{file.path} has {held} rows, and its name says {_n_named(file)}; {RESTORE}")
 
     def _found(self, files: Sequence[TableFile], use: Callable[[Sequence[_Part]], _Answer]) -> _Answer:
@@ -321,6 +339,11 @@ def _none(view: View, columns: Sequence[str]) -> pl.DataFrame:
         "offset": pl.Int64(),
     }
     return pl.DataFrame(schema={name: types[name] for name in columns})
+
+
+def _n_left_out(part: _Part) -> int:
+    """Return how many rows were erased from a file; of a part of a larger file, the most that may be."""
+    return n_left_out(part.path)
 
 
 def _first(rows: pl.LazyFrame, *, n_rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:

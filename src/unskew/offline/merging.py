@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unskew.features.errors import LayoutError
 from unskew.sinks import durable
+from unskew.sinks.objects import at_hand
 from unskew.sinks.tables import checksum
-from unskew.sinks.tables.layout import TableFile, origin_of
+from unskew.sinks.tables.layout import LEFT_OUT, TableFile, origin_of
 
 # Bytes of values in memory; a group of narrow rows reaches _GROUP_ROWS first.
 _GROUP_BYTES = 64 << 20
@@ -37,11 +39,15 @@ class Unmergeable(LayoutError):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A published file and the content of its footer; ``schema`` includes all metadata."""
+    """A published file and the content of its footer.
+
+    ``n_left_out``: the rows that its name covers and it does not hold. ``schema`` includes all other metadata.
+    """
 
     file: TableFile
     n_bytes: int
     n_rows: int
+    n_left_out: int
     schema: Any
 
     @property
@@ -55,8 +61,14 @@ class Source:
 
 def source(file: TableFile, n_bytes: int) -> Source:
     """Verify a file's checksum and read its footer; raises ``Unmergeable`` if it is damaged."""
-    with _damage(file.path), pq.ParquetFile(whole(file.path)) as opened:
-        return Source(file=file, n_bytes=n_bytes, n_rows=opened.metadata.num_rows, schema=_schema(opened))
+    with _damage(file.path), _opened(whole(file.path)) as opened:
+        return Source(
+            file=file,
+            n_bytes=n_bytes,
+            n_rows=opened.metadata.num_rows,
+            n_left_out=_n_left_out(opened.metadata),
+            schema=_schema(opened),
+        )
 
 
 def merge(
@@ -96,9 +108,47 @@ def merge(
                 progress(one)
             if group:
                 writer.write_table(pa.Table.from_batches(group, schema), row_group_size=max(1, n_rows))
+            _note_left_out(writer, sum(one.n_left_out for one in sources[:n_taken]))
         checksum.seal_file(temporary, sink)
         durable.flush(sink)
     return sources[:n_taken]
+
+
+def rewrite(
+    sources: Sequence[Source], temporary: Path, change: Callable[[pl.DataFrame], pl.DataFrame], *, counts: bool
+) -> None:
+    """Write the rows of all ``sources`` as ``change`` returns them; the file is durable at return.
+
+    ``change``: leaves columns and types as they are. ``counts``: the file says how many rows it lacks; for tables that
+    have a row for each number. The metadata are those of the last source. Raises ``Unmergeable`` if columns differ.
+    """
+    schema = sources[-1].schema
+    for one in sources:
+        if not one.schema.equals(schema):
+            raise Unmergeable(f"{one.path} has other columns than {sources[-1].path.name}; left alone")
+    n_kept = 0
+    with durable.new_file(temporary) as sink:
+        with _damage(sources[0].path):
+            encodings = _encodings(sources[0].path)
+        with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=_LEVEL, **encodings) as writer:
+            for one in sources:
+                for batch in _batches(one.path):
+                    changed = change(pl.DataFrame(pl.from_arrow(batch)))
+                    n_kept += changed.height
+                    if changed.height:
+                        writer.write_table(changed.to_arrow().cast(schema), row_group_size=_GROUP_ROWS)
+            if counts:
+                _note_left_out(writer, sum(one.n_rows + one.n_left_out for one in sources) - n_kept)
+        checksum.seal_file(temporary, sink)
+        durable.flush(sink)
+
+
+def columns_of(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield some columns of a file, in bounded pieces; those that it lacks are left out."""
+    with _damage(path), pq.ParquetFile(path) as opened:
+        there = [name for name in columns if name in opened.schema_arrow.names]
+        for batch in opened.iter_batches(batch_size=_batch_size(opened), columns=there, use_threads=False):
+            yield pl.DataFrame(pl.from_arrow(batch))
 
 
 def verify(merged: Path, sources: Sequence[Source], *, sequence: str | None, gapless: bool) -> None:
@@ -114,14 +164,18 @@ def verify(merged: Path, sources: Sequence[Source], *, sequence: str | None, gap
     if not result.like(sources[0]):
         raise Unmergeable(f"{where}: the merged file has other columns or metadata; left alone")
     n_rows = sum(one.n_rows for one in sources)
-    if result.n_rows != n_rows or (gapless and n_rows != last - first + 1):
+    n_left_out = sum(one.n_left_out for one in sources)
+    if (result.n_rows, result.n_left_out) != (n_rows, n_left_out) or (
+        gapless and n_rows + n_left_out != last - first + 1
+    ):
         raise Unmergeable(f"{where}: {n_rows} rows by their footers, {result.n_rows} merged; left alone")
     wanted = (batch for one in sources for batch in _batches(one.path))
     if not _same_rows(_batches(merged), wanted):
         raise Unmergeable(f"{where}: the merged file has other rows; left alone")
-    if sequence is not None:
-        numbers, origin = _numbers(merged, sequence), origin_of(sources[0].file.writer)
-        if numbers is None or (numbers[0] - origin, numbers[1] - origin) != (first, last):
+    if sequence is not None and n_rows:
+        origin = origin_of(sources[0].file.writer)
+        low, high = (number - origin for number in _numbers(merged, sequence) or (origin - 1, origin - 1))
+        if (low, high) != (first, last) and not (n_left_out and first <= low and high <= last):
             raise Unmergeable(f"{where}: their {sequence} are not those from {first} to {last} in order; left alone")
 
 
@@ -133,9 +187,21 @@ def whole(path: Path) -> Path:
 
 
 def n_rows(path: Path) -> int:
-    """Return the number of rows in a file's footer; raises ``Unmergeable`` if it cannot be read."""
-    with _damage(path):
-        return int(pq.read_metadata(path).num_rows)
+    """Return the number of rows in a file's footer, with those that were erased.
+
+    Raises ``Unmergeable`` if it cannot be read.
+    """
+    with _damage(path), _opened(path) as opened:
+        return int(opened.metadata.num_rows) + _n_left_out(opened.metadata)
+
+
+def _n_left_out(footer: Any) -> int:
+    return int((footer.metadata or {}).get(LEFT_OUT.encode(), 0))
+
+
+def _note_left_out(writer: Any, n_left_out: int) -> None:
+    if n_left_out:
+        writer.add_key_value_metadata({LEFT_OUT: str(n_left_out)})
 
 
 @contextlib.contextmanager
@@ -151,6 +217,12 @@ def _damage(path: Path) -> Iterator[None]:
         raise Unmergeable(f"{path} is damaged ({error}); left alone") from error
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with at_hand([path]) as there, pq.ParquetFile(there[path]) as opened:
+        yield opened
+
+
 def _schema(opened: Any) -> Any:
     """Return the columns, with the metadata of the file."""
     metadata: Mapping[bytes, bytes] = opened.metadata.metadata or {}
@@ -158,6 +230,7 @@ def _schema(opened: Any) -> Any:
     name, text = checksum.METADATA
     kept = {**metadata, name.encode(): text.encode()}
     kept.pop(_ARROW_SCHEMA, None)
+    kept.pop(LEFT_OUT.encode(), None)
     return opened.schema_arrow.with_metadata(dict(sorted(kept.items())))
 
 
@@ -169,7 +242,7 @@ def _encodings(path: Path) -> Mapping[str, Any]:
     texts: list[str] = []
     others: list[str] = []
     numbers: dict[str, str] = {}
-    with pq.ParquetFile(path) as opened:
+    with _opened(path) as opened:
         for place in range(len(opened.schema)):
             column = opened.schema.column(place)
             (texts if column.physical_type == "BYTE_ARRAY" else others).append(column.path)
@@ -183,12 +256,15 @@ def _encodings(path: Path) -> Mapping[str, Any]:
 
 
 def _batches(path: Path) -> Iterator[Any]:
-    with _damage(path), pq.ParquetFile(path) as opened:
-        n_bytes = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
-        per_row = max(1, n_bytes // max(1, opened.metadata.num_rows))
-        size = min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row))
+    with _damage(path), _opened(path) as opened:
         # Most sources are small files, for which threads would cost more than reading.
-        yield from opened.iter_batches(batch_size=size, use_threads=False)
+        yield from opened.iter_batches(batch_size=_batch_size(opened), use_threads=False)
+
+
+def _batch_size(opened: Any) -> int:
+    n_bytes = sum(opened.metadata.row_group(at).total_byte_size for at in range(opened.metadata.num_row_groups))
+    per_row = max(1, n_bytes // max(1, opened.metadata.num_rows))
+    return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row)))
 
 
 def _same_rows(found: Iterator[Any], wanted: Iterator[Any]) -> bool:
@@ -229,7 +305,7 @@ def _identical(one: Any, other: Any) -> bool:
 def _numbers(path: Path, column: str) -> tuple[int, int] | None:
     """Return first and last value of a column that increases from row to row; None if it does not."""
     first = last = None
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         if column not in opened.schema_arrow.names:
             return None
         for batch in opened.iter_batches(columns=[column]):

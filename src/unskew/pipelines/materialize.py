@@ -163,7 +163,7 @@ def _forget(job: Materialize, seeds: Seeds, still_ours: Callable[[], None]) -> N
                 f"{view.id} is over the same table, so it begins again too; name it, or name all its views"
             )
     for view in job.views:
-        seeds.forget(view.id, view_root(job.log, view.name, view.version))
+        seeds.forget(view.id, view_root(job.log, view.name, view.version), job.state / BATCH / CHANGELOG / view.id)
         _id_path(job, view).unlink(missing_ok=True)
     for stream in {view.stream.topic: view.stream for view in job.views}.values():
         forget_table(job.archive, job.state / BATCH, stream, still_ours)

@@ -25,11 +25,14 @@ from typing import IO, Any
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, Superseded, Version
 
 LEASES = "_leases"
 RENEW_S = 5.0
 STALE_S = 30.0
 GONE_S = 10.0
+EVERYTHING = "everything"
+"""The name that stands for all names in a folder: such a lease allows no other."""
 _LOOK_S = 0.2
 # The file is rewritten in place, so that a lease can be renewed even if the disk is full.
 _BYTES = 4096
@@ -188,7 +191,7 @@ class Lease:
             raise LayoutError(f"{path} is locked by a process that it does not name; stop that process first")
         if self._allows(content):
             return
-        both = sorted(self._writers & set(content["writers"]))
+        both = sorted(self._writers & set(content["writers"])) or sorted(content["writers"])
         more = f" and {len(both) - _MOST_SHOWN} more" if len(both) > _MOST_SHOWN else ""
         raise LayoutError(
             f"{self.root} is in use by {content['owner']} (its lease was renewed {self._age(content)} ago), which writes "
@@ -210,7 +213,9 @@ class Lease:
 
     def _allows(self, content: dict[str, Any]) -> bool:
         """Return true if another lease has other writers, or the same ones as another member of this group."""
-        return self.is_of_another_member(content) or self._writers.isdisjoint(content["writers"])
+        either = self._writers.union(content["writers"])
+        apart = EVERYTHING not in either and self._writers.isdisjoint(content["writers"])
+        return self.is_of_another_member(content) or apart
 
     def _is_left_behind(self, other: IO[bytes], content: dict[str, Any]) -> bool:
         """Return true if the process of an unlocked lease is gone."""
@@ -345,6 +350,77 @@ class Leases:
                 # If the disk is away for long, the lease may be lost; the next publication notices that.
                 with contextlib.suppress(OSError):
                     lease.renew()
+
+
+@contextlib.contextmanager
+def locked(path: ObjectPath, *, stale_s: float = STALE_S) -> Iterator[Callable[[], None] | None]:
+    """Lock the object at ``path`` for the body; yield what raises if the lock was lost, None if another process has it.
+
+    Object stores have no locks: whoever holds this one replaces the object every ``RENEW_S``, and is taken for dead if
+    it has not done so for ``stale_s``. Raises ``StoreUnavailable``, also if the lock was lost.
+    """
+    lock = _LockObject(path)
+    if not lock.take(stale_s):
+        yield None
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=lock.renew, args=(ended,), name="unskew-lock", daemon=True)
+    thread.start()
+    try:
+        yield lock.still_ours
+    finally:
+        ended.set()
+        thread.join()
+        lock.release()
+
+
+class _LockObject:
+    def __init__(self, path: ObjectPath) -> None:
+        self._path = path
+        self._version: Version | None = None
+        self._writing = threading.Lock()
+
+    def take(self, stale_s: float) -> bool:
+        try:
+            _, self._version = self._path.versioned()
+            _log.warning("%s is there; it is taken over unless renewed within %.0f s", self._path, stale_s)
+            until_s = time.monotonic() + stale_s
+            while time.monotonic() < until_s:
+                time.sleep(min(_LOOK_S, stale_s / 10))
+                if self._path.versioned()[1] != self._version:
+                    return False
+        except FileNotFoundError:
+            # There was none, or it was given back meanwhile.
+            self._version = None
+        try:
+            self._write()
+        except (Superseded, FileNotFoundError):
+            return False
+        return True
+
+    def still_ours(self) -> None:
+        """Replace the object; raises ``StoreUnavailable`` if another process has it."""
+        try:
+            self._write()
+        except Superseded as error:
+            raise StoreUnavailable(
+                f"{self._path}: another process has taken this lock over, because this one stood still; try again"
+            ) from error
+
+    def renew(self, ended: threading.Event) -> None:
+        while not ended.wait(RENEW_S):
+            # What is written next finds out that the lock is lost.
+            with contextlib.suppress(StoreUnavailable):
+                self.still_ours()
+
+    def release(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            self.still_ours()
+            self._path.unlink()
+
+    def _write(self) -> None:
+        with self._writing:
+            self._version = self._path.replace_if(uuid.uuid4().hex.encode(), self._version)
 
 
 @contextlib.contextmanager

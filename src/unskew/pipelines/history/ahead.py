@@ -23,9 +23,11 @@ from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, held_by
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import record_shards
+from unskew.sinks.tables.parquet import recorded_shards
 
 LOOK_S = 0.2
 
@@ -88,7 +90,10 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
                     "that reads some of them (--partitions)"
                 )
             names = shard_names(view, held.partitions or range(n_partitions), held.n_hashes)
-            leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names)))
+            if isinstance(job.log, ObjectPath):
+                probe(job.log, "--log")
+            else:
+                leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names)))
             seams.append(_one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report))
         return seams
 
@@ -106,7 +111,7 @@ def _one(
     root = view_root(job.log, view.name, view.version)
     seeds = Seeds(job.state)
     if job.again:
-        seeds.forget(view.id, root)
+        seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     archive = Archive.open(job.archive, view.stream)
     if not archive:
         raise LayoutError(
@@ -114,7 +119,6 @@ def _one(
         )
     fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
     end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
-    record_shards(root, shard_names(view, range(n_partitions), n_hashes), frozenset(names), view=view.published)
     whole = _Part(
         view=view,
         archive=archive,
@@ -128,9 +132,11 @@ def _one(
     )
     total = archive.most(end)
     groups = _groups(view, names, min(job.workers, len(names)))
-    if len(groups) == 1:
-        return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
-    return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)
+    every = shard_names(view, range(n_partitions), n_hashes)
+    with recorded_shards(root, every, frozenset(names), view=view.published):
+        if len(groups) == 1:
+            return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
+        return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)
 
 
 def _end(archive: Archive, until_us: int | None) -> Cut:
@@ -151,6 +157,32 @@ def _groups(view: ViewPlan, names: Sequence[str], n_groups: int) -> list[list[st
         by_unit.setdefault(name.partition(".")[0] if view.partitioned else name, []).append(name)
     units = list(by_unit.values())
     return [group for at in range(n_groups) if (group := [name for unit in units[at::n_groups] for name in unit])]
+
+
+def remove_backfill(view_id: str, state: Path, log: Path, owner: Owner) -> int:
+    """Remove a backfill that no pipeline has taken over: its log, its state and its seeds; return its shards.
+
+    Raises ``RequestError`` if there is none, or if a pipeline computes the view, ``LayoutError`` if a process writes
+    it, ``StoreUnavailable`` if the disk fails. The call can then be repeated: the seeds go last.
+    """
+    seeds = Seeds(state)
+    if view_id in held_by(state).views:
+        raise RequestError(
+            f"{view_id}: the pipeline of {state} computes it, or has computed it; it is not only a backfill"
+        )
+    names = seeds.shards(view_id)
+    if not names:
+        left = ", ".join(seeds.views()) or "none"
+        raise RequestError(f"{state} holds no backfill of {view_id}; it holds those of: {left}")
+    with ExitStack() as closing:
+        leases = Leases()
+        closing.callback(leases.release)
+        leases.add(Lease(state, "--state", owner, frozenset([f"the backfill of {view_id}"])))
+        leases.add(Lease(log, "--log", owner, frozenset(f"{view_id}/{name}" for name in names)))
+        name, _, version = view_id.partition("@")
+        seeds.forget(view_id, view_root(log, name, int(version)), state / CHANGELOG / view_id)
+        durable.remove_empty([log / name])
+    return len(names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.time import DAY_US, day_of
+from unskew.sinks.objects import at_hand
 from unskew.sinks.tables.imported import HandOver, read_imported
 from unskew.sinks.tables.layout import (
     IMPORTED,
@@ -25,6 +26,7 @@ from unskew.sinks.tables.layout import (
     origin_of,
     published_files,
     read_coverage,
+    read_kept_from,
 )
 from unskew.sinks.tables.reading import answer, answer_of_table, gone
 
@@ -67,7 +69,8 @@ class Archive:
     """The published events of a stream, as of when they were listed, wherever compaction moves them meanwhile.
 
     ``covered``: by partition, what its coverage says. ``hand_overs``: by partition, where its topic takes over from
-    events that were imported.
+    events that were imported. ``kept_from_us``: old days were removed up to this instant; None if ``unskew retain``
+    removed none.
     """
 
     root: Path
@@ -76,6 +79,7 @@ class Archive:
     cut: Cut
     covered: Mapping[int, ShardCoverage] = field(default_factory=dict)
     hand_overs: Mapping[int, HandOver] = field(default_factory=dict)
+    kept_from_us: int | None = None
 
     @classmethod
     def open(cls, archive_root: Path, stream: StreamPlan, *, imports: bool = True) -> "Archive":
@@ -113,7 +117,15 @@ class Archive:
                 files[partition] = found
             if shard is not None:
                 covered[partition] = shard
-        archive = cls(root=root, stream=stream, files=files, cut=cut, covered=covered, hand_overs=handed)
+        archive = cls(
+            root=root,
+            stream=stream,
+            files=files,
+            cut=cut,
+            covered=covered,
+            hand_overs=handed,
+            kept_from_us=read_kept_from(root),
+        )
         for partition, found in files.items():
             if cut.get(partition, Reached(offset=0, clock_us=None)).offset <= found[-1].last:
                 # Published after the coverage was read, or by an earlier version, which wrote none.
@@ -139,7 +151,8 @@ class Archive:
         removed = {p: _midnight_us(found[0].day) for p, found in self.files.items() if self.is_cut(p)}
         begun = {p: one.since_us for p, one in self.covered.items() if one.since_us is not None}
         firsts = {p: _us(self._edge(found[0], first=True)) for p, found in self.files.items() if p not in begun}
-        bound_us = max(removed.values(), default=-(2**63))
+        kept_from_us = -(2**63) if self.kept_from_us is None else self.kept_from_us
+        bound_us = max([kept_from_us, *removed.values()])
         return {p: max(bound_us, first_us) for p, first_us in {**firsts, **begun, **removed}.items()}
 
     def begins(self, partition: int) -> int:
@@ -155,6 +168,9 @@ class Archive:
         """Return whether the first events of a partition were removed."""
         first = None if partition not in self.covered else self.covered[partition].first
         files = self.files.get(partition)
+        if first is None and self.kept_from_us is not None:
+            # An archive that an earlier version began does not say what it held.
+            return True
         return first is not None and (not files or files[0].first != first)
 
     def n_events(self, partition: int) -> int | None:
@@ -290,9 +306,10 @@ class Archive:
             return
         # A large file is verified once, and then read a row group at a time.
         path = files[0].path
-        n_rows = answer(files, lambda file: file.path, lambda _: _n_rows(path))
+        n_rows = answer(files, lambda file: file.path, lambda ones: _n_rows(ones[0].path))
         for start in range(0, n_rows, BATCH_ROWS):
-            rows = _scan([path], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
+            with at_hand([path]) as there:
+                rows = _scan([there[path]], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
             if rows.height:
                 yield rows
 

@@ -19,7 +19,7 @@ from unskew.pipelines.state.saved import Saved
 from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks.tables.kinds import ArchiveTable
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import record_shards
+from unskew.sinks.tables.parquet import recorded_shards
 
 _log = logging.getLogger("unskew.history")
 
@@ -92,25 +92,25 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) ->
     total = archive.most(cut)
     root = view_root(job.log, view.name, view.version)
     names = shard_names(view, range(job.n_partitions[topic]), job.n_hashes)
-    record_shards(root, names, frozenset(missing), view=view.published)
-    written = backfill(
-        Backfill(
-            view=view,
-            archive=archive,
-            end=cut,
-            shards=missing,
-            # A partition that is added now joins with the flow.
-            n_partitions=len(job.saved.places[topic]),
-            n_hashes=job.n_hashes,
-            log=job.log,
-            seeds=job.seeds,
-            changelogs=job.changelogs,
-            since_us=next((seed.since_us for seed in seeds.values()), None),
-            still_ours=job.still_ours,
-            going_on=job.going_on,
-        ),
-        lambda n_events: job.report(f"{view.id}: {n_events:,} events of its history are read (at most {total:,})"),
-    )
+    with recorded_shards(root, names, frozenset(missing), view=view.published):
+        written = backfill(
+            Backfill(
+                view=view,
+                archive=archive,
+                end=cut,
+                shards=missing,
+                # A partition that is added now joins with the flow.
+                n_partitions=len(job.saved.places[topic]),
+                n_hashes=job.n_hashes,
+                log=job.log,
+                seeds=job.seeds,
+                changelogs=job.changelogs,
+                since_us=next((seed.since_us for seed in seeds.values()), None),
+                still_ours=job.still_ours,
+                going_on=job.going_on,
+            ),
+            lambda n_events: job.report(f"{view.id}: {n_events:,} events of its history are read (at most {total:,})"),
+        )
     return written.seam
 
 

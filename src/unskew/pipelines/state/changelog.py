@@ -420,7 +420,7 @@ def _applied(
     going_on: Callable[[], None] = lambda: None,
 ) -> ShardState | None:
     """Return the manifest's base with its events applied; None if ``closed`` is set meanwhile."""
-    state = _read_base(folder, view, shard, manifest)
+    state = read_base(folder, view, shard, manifest)
     # Set before the events, because the state would otherwise begin at the first arrival among them.
     state.since_us = manifest.since_us
     for file in manifest.events:
@@ -448,7 +448,8 @@ REMEDY = (
 )
 
 
-def _read_base(folder: Path, view: ViewPlan, shard: str, manifest: Manifest) -> ShardState:
+def read_base(folder: Path, view: ViewPlan, shard: str, manifest: Manifest) -> ShardState:
+    """Return the state of a manifest's base alone, without the events since."""
     if not manifest.base:
         return ShardState(view, shard)
     path = folder / base_name(manifest.base)

@@ -1,6 +1,6 @@
 """One shard of one view inside the flow: when events are applied, which are repeats, and checks of the partitioning."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
 from unskew.features.updates import NothingToCome, Updates
 from unskew.pipelines.state.changelog import Changelog, Changelogs, Manifest, restored
-from unskew.pipelines.state.whole import WholeState
+from unskew.pipelines.state.whole import WholeState, without
 
 LAYOUT = 2
 
@@ -137,6 +137,16 @@ class Shard:
     def everything(self, n_rows: int) -> Iterator[Updates]:
         """Yield the current rows of all entities, as ``ShardState.everything`` does."""
         return map(self._completed, self.state.everything(n_rows))
+
+    def forget(self, gone: Callable[[pl.Series], pl.Series]) -> None:
+        """Forget some entities, as if they had never been; only for a shard whose state is written whole.
+
+        ``gone``: says for a series of canonical keys which they are.
+        """
+        assert isinstance(self.changelog, WholeState)
+        self.state = self.state.without(gone)
+        self.changelog.forget(gone)
+        self._waiting.frames = [without(events, gone) for events in self._waiting.frames]
 
     @property
     def dropped(self) -> int:

@@ -52,8 +52,10 @@ class Saved:
     tables: Mapping[str, Mapping[str, Any]]
 
 
-def read_saved(recovery: Path, n_partitions: Mapping[str, int]) -> Saved:
+def read_saved(recovery: Path, n_partitions: Mapping[str, int], copies: Path | None = None) -> Saved:
     """Read a store that no process has open. ``n_partitions``: by topic, how many partitions to look for.
+
+    ``copies``: the folder in which the copy is made; None for the system's folder of temporary files.
 
     Raises ``LayoutError`` if it is damaged.
     """
@@ -70,7 +72,7 @@ def read_saved(recovery: Path, n_partitions: Mapping[str, int]) -> Saved:
     sources = {topic: _Places(range(n), places[topic]) for topic, n in n_partitions.items()} or {"": _Places((), {})}
     nothing: Any = op.merge("routed", *(op.input(input_of(topic), flow, source) for topic, source in sources.items()))
     op.output(TABLES, op.stateful_batch(SHARDS, nothing, keep), _Tables(tables))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=copies) as folder:
         copy = Path(folder) / RECOVERY
         shutil.copytree(recovery, copy)
         try:

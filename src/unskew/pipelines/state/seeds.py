@@ -99,17 +99,22 @@ class Seeds:
             durable.make_folder(path.parent)
             durable.replace(path, _HEAD.pack(zlib.crc32(data)) + data, still_ours)
 
-    def forget(self, view_id: str, log: Path) -> None:
-        """Remove the seeds of a view, and the part of its log that they stand for, which nobody has served."""
+    def forget(self, view_id: str, log: Path, changelog: Path) -> None:
+        """Remove the seeds of a view, and its log and its state, which nobody has served."""
         with durable.disk(log):
             # The log first: seeds without their log are refused, and a log without seeds is one of a pipeline.
             if self.has(view_id):
-                shutil.rmtree(log, ignore_errors=True)
+                durable.remove_tree(log)
+                shutil.rmtree(changelog, ignore_errors=True)
         self.remove(view_id)
 
     def views(self) -> list[str]:
         """Return the ids of the views that have seeds."""
         return sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+
+    def shards(self, view_id: str) -> list[str]:
+        """Return the shards of a view that have seeds."""
+        return sorted(path.stem for path in (self.root / view_id).glob("*.seed"))
 
     def remove(self, view_id: str) -> None:
         """Remove the seeds of a view."""

@@ -6,6 +6,7 @@ base, and, if the stream drops repeats, one file with the events whose ids may s
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 import polars as pl
 
@@ -13,6 +14,16 @@ from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.pipelines.state.changelog import Changelogs, EventsFile, Growing, Manifest, remove, write_base
 from unskew.sinks import durable
+
+
+def without(events: pl.DataFrame, gone: Callable[[pl.Series], pl.Series]) -> pl.DataFrame:
+    """Return events without those of some entities, and without a trace of these in memory.
+
+    ``gone``: says for a series of canonical keys which they are.
+    """
+    kept = events.filter(~gone(events["key"]))
+    # Polars keeps the bytes of texts that were filtered out, and would write them to a file.
+    return pl.DataFrame(pl.from_arrow(kept.to_arrow(compat_level=pl.CompatLevel.oldest())))
 
 
 class WholeState:
@@ -28,7 +39,8 @@ class WholeState:
         self._shard = shard
         self._saved = saved
         self._outgoing: set[str] = set()
-        self._number = 0 if saved is None else saved.base
+        # No file that the saved manifest names may be written again, whoever made it.
+        self._number = 0 if saved is None else max([saved.base, *(file.number for file in saved.events)])
         # The events of the last ``dedupe_within``, oldest first.
         self._recent: deque[pl.DataFrame] = deque()
         if files is not None and saved is not None:
@@ -47,6 +59,10 @@ class WholeState:
             return
         self._recent.append(events)
         self._let_go(int(events.item(-1, "arrival")) - within_us)
+
+    def forget(self, gone: Callable[[pl.Series], pl.Series]) -> None:
+        """Forget the events of some entities. ``gone``: says for a series of canonical keys which they are."""
+        self._recent = deque(kept for events in self._recent if (kept := without(events, gone)).height)
 
     def _let_go(self, before_us: int) -> None:
         while self._recent and int(self._recent[0].item(-1, "arrival")) < before_us:

@@ -1,0 +1,200 @@
+"""``unskew retain``: remove old days of the log, the archive and the dead letters."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unskew import settings
+from unskew.cli.compact import size_text
+from unskew.cli.screen import Screen, say
+from unskew.features.errors import RequestError, UnskewError
+from unskew.features.printing import printable
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    from unskew.features.plan import Plan
+    from unskew.offline.compaction import Table
+    from unskew.offline.retention import Retained
+
+
+def _keep(flag: str, what: str) -> Callable[[Any], Any]:
+    return click.option(flag, metavar="DURATION", help=f"Days of {what} to keep, for example 400d. Default: all.")
+
+
+@click.command()
+@settings.some_definitions
+@settings.optional_log
+@settings.optional_archive
+@settings.dead_letters
+@settings.optional_state
+@settings.umask
+@_keep("--keep-log", "the log")
+@_keep("--keep-archive", "the archive")
+@_keep("--keep-dead-letters", "the dead letters")
+@click.option(
+    "--grace",
+    default="1h",
+    show_default=True,
+    metavar="DURATION",
+    help="Time for which replaced files of the log stay, for readers that have listed them.",
+)
+@click.option("--force", is_flag=True, help="Remove days of the archive although views of the definitions need them.")
+@click.option("--dry-run", is_flag=True, help="Change nothing, and print what would be done.")
+def retain(
+    definitions: tuple[Path, ...],
+    log: Path | None,
+    archive: Path | None,
+    dead_letters: Path | None,
+    state: Path | None,
+    keep_log: str | None,
+    keep_archive: str | None,
+    keep_dead_letters: str | None,
+    grace: str,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Remove old days, and keep what later values rest on.
+
+    Durations count from what a table is complete to, not from the present, and end at midnight, UTC. Of a log, each
+    entity's last row before the cut stays: labels from the cut on get what they got before, and earlier ones are
+    refused. Of an archive, days that the longest window of a view of the definitions needs are not removed. It is safe
+    beside running pipelines and readers, and may be interrupted at any point: the same command finishes the rest.
+
+    \b
+    unskew retain --definitions defs/ --log log --archive archive \\
+        --keep-log 400d --keep-archive 90d --dry-run
+    """
+    import time
+
+    from unskew.features.definitions.load import load
+    from unskew.offline import delta
+    from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables
+    from unskew.offline.retention import Retained, cut_of, refuse_too_short, retain_days, retain_log
+    from unskew.sinks.tables.layout import read_definition
+
+    if keep_log is None and keep_archive is None and keep_dead_letters is None:
+        raise RequestError("there is nothing to do: give --keep-log, --keep-archive, --keep-dead-letters, or several")
+    if dead_letters is None and archive is not None:
+        dead_letters = archive.with_name("dead_letters")
+    kept_log = _folder("log", log, keep_log)
+    kept_archive = _folder("archive", archive, keep_archive)
+    kept_letters = _folder("dead-letters", dead_letters, keep_dead_letters)
+    if (kept_log or kept_archive) and not definitions:
+        raise RequestError("--definitions: what the log and the archive must keep depends on the views; give them")
+    plan = load(*definitions) if definitions else None
+    grace_s = settings.duration_us("--grace", grace) / 1e6
+    found: list[Retained] = []
+    faults: list[str] = []
+    errors = Screen(stderr=True)
+    status = errors.status("") if errors.is_terminal else None
+
+    def report(text: str) -> None:
+        if status is not None:
+            status.update(printable(text))
+
+    work: list[tuple[Table, Sequence[str], dt.date | None]] = []
+    if kept_log and plan is not None:
+        by_view = {one: view.entity.keys for view in plan.views.values() for one in (view.name, view.id)}
+        for table in log_tables(kept_log[0]):
+            view_id = table.name.removeprefix("log ")
+            written = read_definition(table.root)
+            known = by_view.get(view_id) if written is None else written.entity.keys
+            known = known or by_view.get(view_id.partition("@")[0])
+            if known is None:
+                say(f"{table.name}: not in the definitions, so its keys are not known; left alone", err=True)
+                continue
+            work.append((table, known, cut_of(table, kept_log[1])))
+    if kept_archive and plan is not None:
+        for table in archive_tables(kept_archive[0]):
+            of_topic = [view for view in plan.views.values() if view.stream.topic == table.root.name]
+            if not force:
+                refuse_too_short(kept_archive[1], of_topic)
+            cut = cut_of(table, kept_archive[1])
+            if cut is not None and state is not None:
+                _refuse_unread(plan, kept_archive[0], state, cut)
+            work.append((table, (), cut))
+    if kept_letters:
+        work += [(table, (), cut_of(table, kept_letters[1])) for table in dead_letter_tables(kept_letters[0])]
+    with status or contextlib.nullcontext():
+        for table, keys, cut in work:
+            report(table.name)
+            if cut is None:
+                say(f"{table.name}: not complete to any instant yet; left alone", err=True)
+                continue
+            try:
+                if keys:
+                    one = retain_log(
+                        table, keys, cut, grace_s=grace_s, now_s=time.time(), dry_run=dry_run, progress=report
+                    )
+                    if not dry_run:
+                        delta.follow(table.root, table.name.removeprefix("log "), now_ms=time.time_ns() // 1_000_000)
+                else:
+                    one = retain_days(table, cut, dry_run=dry_run)
+            except UnskewError as error:
+                faults.append(str(error))
+                continue
+            found.append(one)
+            faults += one.faults
+    _show(found, dry_run=dry_run)
+    for fault in faults:
+        say(f"error: {fault}", err=True)
+    if faults:
+        raise click.exceptions.Exit(1)
+
+
+def _folder(name: str, folder: Path | None, keep: str | None) -> tuple[Path, int] | None:
+    """Return a folder and how long its days are kept; None if that is not asked for."""
+    if keep is None:
+        return None
+    keep_us = settings.duration_us(f"--keep-{name}", keep)
+    if folder is None:
+        raise RequestError(f"--keep-{name}: give the folder, too, with --{name}")
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: there is no such folder; give the folder of 'unskew run' with --{name}")
+    return folder, keep_us
+
+
+def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> None:
+    """Refuse to remove events that an unfinished backfill has not read yet."""
+    from unskew.features.time import instant_us
+    from unskew.pipelines.history.archive import Archive
+    from unskew.pipelines.state.seeds import Seeds
+
+    seeds = Seeds(state)
+    cut_us = instant_us(f"{cut.isoformat()}T00:00:00Z")
+    for view in plan.views.values():
+        taken = [seed.taken for name in seeds.shards(view.id) if (seed := seeds.read(view, name)) is not None]
+        if not taken:
+            continue
+        archived = Archive.open(archive, view.stream)
+        for partition, one in ((partition, one) for shard in taken for partition, one in shard.items()):
+            if partition in archived.files and one.end < archived.offset_at(partition, cut_us):
+                raise RequestError(
+                    f"{view.id}: its backfill has read partition {partition} up to offset {one.end} and needs the days before "
+                    f"{cut}; finish it (unskew backfill), or remove it (unskew purge {view.id} --backfill)"
+                )
+
+
+def _show(found: "Sequence[Retained]", *, dry_run: bool) -> None:
+    from rich.table import Table as Shown
+
+    table = Shown(title="nothing was changed: this would be done" if dry_run else None, header_style="bold")
+    for name in ("table", "kept from", "files before", "bytes", "rows", "rows kept", "deleted", "to be deleted"):
+        table.add_column(name, justify="left" if name in {"table", "kept from"} else "right")
+    for one in found:
+        of_log = one.table.name.startswith("log ")
+        table.add_row(
+            one.table.name,
+            str(one.cut),
+            f"{one.files:,}",
+            size_text(one.n_bytes),
+            f"{one.rows_before:,}" if of_log else "",
+            f"{one.rows_after:,}" if of_log else "",
+            f"{one.n_deleted:,}",
+            f"{one.n_waiting:,}",
+        )
+    Screen().print(table)

@@ -1,0 +1,380 @@
+"""Erasure of one entity from the files of a table: each file that holds it is rewritten under its own name.
+
+The order of steps is the contract:
+
+1. Take the table's lock, as compaction does, so that nobody merges a file while it is rewritten.
+2. Write a file without the entity to ``_compacting``, and fsync it.
+3. Rename it over the file, and fsync the folder.
+
+After a stop between any two steps every file is complete, and the same call finishes the rest. Readers see each file as
+it was or as it is. The log and the dead letters lose the rows, and the file says how many (``layout.LEFT_OUT``). An
+archived event loses its content and keeps its place: partition, offset and arrival, from which clocks, counts of events
+and the seams of backfills follow; without a key it counts for nobody.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from unskew.features.errors import StoreUnavailable
+from unskew.features.keys import OneEntity
+from unskew.features.plan import ViewPlan
+from unskew.offline.compaction import lock
+from unskew.offline.merging import columns_of, rewrite, source, whole
+from unskew.sinks import durable
+from unskew.sinks.tables import layout
+
+Progress = Callable[[str], None]
+DISTINCT = 6
+"""A key of at least so many characters is looked for in every column of texts; a shorter one may be anything."""
+_PLACE = ("_partition", "_offset", "_arrival")
+_LEAST_VARINT = 3
+_LEAST_FIXED = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """The result of an erasure or of a search.
+
+    ``n_found``: the rows, events or entries of the entity. ``notes``: what could not be searched, or not be erased.
+    """
+
+    place: str
+    n_files: int = 0
+    n_bytes: int = 0
+    n_found: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class Rule(Protocol):
+    """How an entity is found in the files of a table, and what a file is without it."""
+
+    def columns(self, there: Sequence[str]) -> Sequence[str]:
+        """Return which of a file's columns say whether it holds the entity; empty if it cannot."""
+
+    def finds(self, rows: pl.DataFrame) -> pl.Series:
+        """Return, for each row with these columns, whether it holds the entity."""
+
+    def without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return whole rows without the entity."""
+
+
+@dataclass(frozen=True)
+class LogRule:
+    """Rows of the log of a view whose entities are the entity, or contain it."""
+
+    one: OneEntity
+
+    def columns(self, there: Sequence[str]) -> Sequence[str]:
+        return _all_of(self.one.entity.keys, there)
+
+    def finds(self, rows: pl.DataFrame) -> pl.Series:
+        return rows.select(self.one.where()).to_series()
+
+    def without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.filter(~self.one.where())
+
+
+@dataclass(frozen=True)
+class ArchiveRule:
+    """Events of the entity. ``kept``: the columns that views of others read; they stay, without the entity's key."""
+
+    one: OneEntity
+    kept: frozenset[str] = frozenset()
+
+    def columns(self, there: Sequence[str]) -> Sequence[str]:
+        return _all_of(self.one.entity.keys, there)
+
+    def finds(self, rows: pl.DataFrame) -> pl.Series:
+        return rows.select(self.one.where()).to_series()
+
+    def without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        theirs = self.one.where()
+        stays = {*_PLACE, *(self.kept - set(self.one.entity.keys))}
+        own_time = "_event_time" if self.kept else "_arrival"
+        return rows.with_columns(
+            pl.when(theirs).then(pl.col(own_time)).otherwise("_event_time").alias("_event_time"),
+            *(
+                pl.when(~theirs).then(name).alias(name)
+                for name in rows.columns
+                if name not in stays and name != "_event_time"
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class LetterRule:
+    """Dead letters whose record is of the entity, or whose bytes mention its key.
+
+    ``decoded``: reads the value of a letter, as JSON-able data; None if it cannot be read.
+    """
+
+    one: OneEntity
+    decoded: Callable[[Mapping[str, Any]], Any] = lambda _: None
+
+    def columns(self, there: Sequence[str]) -> Sequence[str]:
+        return there
+
+    def finds(self, rows: pl.DataFrame) -> pl.Series:
+        return pl.Series([self._is_theirs(row) for row in rows.iter_rows(named=True)], dtype=pl.Boolean)
+
+    def without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.filter(~self.finds(rows))
+
+    def unsearched(self, rows: pl.DataFrame) -> int:
+        """Return the number of letters in which the key cannot be looked for: a short number among binary data."""
+        if not any(kind == "int64" and len(_varint(int(part))) < _LEAST_VARINT for kind, part in self._typed()):
+            return 0
+        return sum(self.decoded(row) is None and _text(row["value"]) is None for row in rows.iter_rows(named=True))
+
+    def _typed(self) -> Sequence[tuple[str, str]]:
+        return list(zip(self.one.entity.types, self.one.parts, strict=True))
+
+    def _is_theirs(self, row: Mapping[str, Any]) -> bool:
+        found = self.decoded(row)
+        if found is not None and all(
+            _names(found, name, part) for name, part in zip(self.one.entity.keys, self.one.parts, strict=True)
+        ):
+            return True
+        octets = [
+            row["key"],
+            row["value"],
+            *((one["value"] for one in row["headers"] or ()) if "headers" in row else ()),
+        ]
+        octets.append(row["reason"].encode())
+        return all(any(_mentions(one, kind, part) for one in octets if one) for kind, part in self._typed())
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """Any text that is the key: only for a search, because values of others must not change."""
+
+    text: str
+
+    def columns(self, there: Sequence[str]) -> Sequence[str]:
+        return there
+
+    def finds(self, rows: pl.DataFrame) -> pl.Series:
+        tests = []
+        for name, kind in rows.schema.items():
+            if kind == pl.String():
+                tests.append(pl.col(name) == self.text)
+            elif kind.is_nested():
+                texts = pl.Series(
+                    name, [json.dumps(self.text) in json.dumps(one, default=str) for one in rows[name].to_list()]
+                )
+                tests.append(pl.lit(texts))
+        if not tests:
+            return pl.repeat(value=False, n=rows.height, dtype=pl.Boolean, eager=True)
+        return rows.select(pl.any_horizontal(test.fill_null(value=False) for test in tests)).to_series()
+
+    def without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A table that may hold the entity. ``rule``: how it is erased there; None if it is only searched.
+
+    ``counts``: as in ``merging.rewrite``.
+    """
+
+    name: str
+    root: Path
+    rule: Rule | None
+    counts: bool
+
+
+def places(
+    one: OneEntity,
+    views: Sequence[ViewPlan],
+    log: Path | None,
+    archive: Path | None,
+    dead_letters: Path | None,
+    *,
+    read_by: Callable[[ViewPlan], Sequence[str]],
+    decoded: Callable[[str, Mapping[str, Any]], Any] = lambda _topic, _row: None,
+) -> list[Place]:
+    """Return every table under these folders.
+
+    ``views``: all that are defined; a table of a view or topic that is not among them holds the entity if it has its
+    key columns, the log in the first place. ``read_by``: the columns of the stream that a view reads. ``decoded``:
+    reads the value of a letter in a topic's folder, as in ``LetterRule``.
+    """
+    found = [
+        Place(
+            name=f"log {root.parent.name}@{root.name[1:]}", root=root, rule=_rule_of_log(one, views, root), counts=True
+        )
+        for root in sorted(() if log is None else log.glob("*/v*"))
+        if root.name[1:].isdecimal()
+    ]
+    for kind, folder in (("archive", archive), ("dead letters", dead_letters)):
+        for root in sorted(() if folder is None or not folder.is_dir() else folder.iterdir()):
+            if not root.is_dir() or root.name.startswith("_"):
+                continue
+            of_topic = [view for view in views if view.stream.topic == root.name]
+            rule: Rule | None = None
+            if _may_hold(one, of_topic):
+                others = [view for view in of_topic if not one.is_in(view.entity)]
+                kept = frozenset(name for view in others for name in read_by(view))
+                rule = ArchiveRule(one, kept) if kind == "archive" else LetterRule(one, partial(decoded, root.name))
+            found.append(Place(name=f"{kind} {root.name}", root=root, rule=rule, counts=kind != "archive"))
+    return found
+
+
+def _rule_of_log(one: OneEntity, views: Sequence[ViewPlan], root: Path) -> Rule | None:
+    name, version = root.parent.name, root.name[1:]
+    known = [view.entity for view in views if view.id == f"{name}@{version}"]
+    if not known and (written := layout.read_definition(root)) is not None:
+        known = [written.entity]
+    known = known or [view.entity for view in views if view.name == name]
+    if known:
+        return LogRule(one) if one.is_in(known[0]) else None
+    keys = list(one.entity.keys)
+    files = [path for path in layout.every_file(root) if layout.parse(path) is not None]
+    same_keys = bool(files) and _names_of(files[0])[: len(keys)] == keys
+    return LogRule(one) if same_keys and _may_hold(one, views) else None
+
+
+def _may_hold(one: OneEntity, views: Sequence[ViewPlan]) -> bool:
+    """Return whether the entity's key columns mean the entity where these views read them."""
+    if any(one.is_in(view.entity) for view in views):
+        return True
+    return not any(set(view.entity.keys) == set(one.entity.keys) for view in views)
+
+
+def erase(
+    place: str,
+    root: Path,
+    rule: Rule,
+    *,
+    counts: bool,
+    still_ours: Callable[[], None],
+    progress: Progress = lambda _: None,
+) -> Searched:
+    """Erase the entity from every file of a table. ``counts``: as in ``merging.rewrite``.
+
+    Raises ``LayoutError`` for a damaged file, ``StoreUnavailable`` if the disk fails or somebody compacts the table;
+    the call can then be repeated.
+    """
+    found = Searched(place=place)
+    if not root.is_dir():
+        return found
+    with durable.disk(root), lock(root) as free:
+        if not free:
+            raise StoreUnavailable(f"{root}: a compaction is at work on it; wait for its end and try again")
+        for path in layout.every_file(root):
+            progress(f"{place}: {path.name}")
+            file = layout.parse(path)
+            if file is None:
+                # No process writes here, so it is what an interrupted one has left.
+                if path.suffix == ".tmp":
+                    path.unlink()
+                continue
+            n_found = _n_found(path, rule)
+            found = replace(
+                found,
+                n_files=found.n_files + 1,
+                n_bytes=found.n_bytes + path.stat().st_size,
+                n_found=found.n_found + n_found,
+            )
+            if not n_found:
+                continue
+            temporary = root / layout.COMPACTING / f"{path.name}.tmp"
+            rewrite([source(file, path.stat().st_size)], temporary, rule.without, counts=counts)
+            durable.like(temporary, path)
+            durable.rename(temporary, path, still_ours)
+    return found
+
+
+def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = lambda _: None) -> Searched:
+    """Search every file of a table, published or not; files that are not of a table are searched by nobody."""
+    found = Searched(place=place)
+    notes: dict[str, int] = {}
+    for path in layout.every_file(root):
+        progress(f"{place}: {path.name}")
+        if layout.parse(path) is None:
+            continue
+        n_found = sum(_n_found(path, rule) for rule in rules)
+        for rule in rules:
+            if isinstance(rule, LetterRule):
+                n_unread = sum(map(rule.unsearched, columns_of(path, _names_of(path))))
+                notes["unread"] = notes.get("unread", 0) + n_unread
+        found = replace(
+            found,
+            n_files=found.n_files + 1,
+            n_bytes=found.n_bytes + path.stat().st_size,
+            n_found=found.n_found + n_found,
+        )
+    if notes.get("unread"):
+        said = f"{place}: {notes['unread']} of them are binary and cannot be read, and so short a number cannot be looked for in them"
+        found = replace(found, notes=(said,))
+    return found
+
+
+def _n_found(path: Path, rule: Rule) -> int:
+    columns = rule.columns(_names_of(path))
+    return sum(int(rule.finds(rows).sum()) for rows in columns_of(path, columns)) if columns else 0
+
+
+def _names_of(path: Path) -> list[str]:
+    return list(pq.read_schema(whole(path)).names)
+
+
+def _all_of(names: Sequence[str], there: Sequence[str]) -> Sequence[str]:
+    return names if set(names) <= set(there) else ()
+
+
+def _names(found: Any, name: str, part: str) -> bool:
+    """Return whether decoded data has this value under this name, at any depth."""
+    if isinstance(found, Mapping):
+        return any((key == name and str(value) == part) or _names(value, name, part) for key, value in found.items())
+    return isinstance(found, list) and any(_names(one, name, part) for one in found)
+
+
+def _mentions(octets: bytes, kind: str, part: str) -> bool:
+    """Return whether bytes mention a part of a key, as a text or in a usual binary form."""
+    text = _text(octets)
+    if kind != "int64":
+        if text is not None:
+            written = {re.escape(part), re.escape(json.dumps(part)[1:-1])}
+            return any(re.search(rf"(?<!\w){one}(?!\w)", text) for one in written)
+        # Avro and Protobuf write the length before the text, so a longer key is not taken for this one.
+        n_bytes = len(part.encode())
+        return any(length + part.encode() in octets for length in (_varint(n_bytes), _zigzag(n_bytes)))
+    number = int(part)
+    if text is not None:
+        return re.search(rf"(?<![0-9.]){re.escape(part)}(?![0-9.])", text) is not None
+    forms = [form for form in (_varint(number), _zigzag(number)) if len(form) >= _LEAST_VARINT]
+    if abs(number) >= _LEAST_FIXED:
+        forms += [struct.pack(order + "q", number) for order in "<>"]
+    return any(form in octets for form in forms)
+
+
+def _text(octets: bytes | None) -> str | None:
+    try:
+        text = (octets or b"").decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() or text.strip().isprintable() or text.lstrip()[:1] in {"{", "["} else None
+
+
+def _varint(number: int) -> bytes:
+    number &= (1 << 64) - 1
+    octets = bytearray()
+    while number >= 0x80:
+        octets.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*octets, number])
+
+
+def _zigzag(number: int) -> bytes:
+    return _varint((number << 1) ^ (number >> 63))

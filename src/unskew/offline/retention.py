@@ -1,0 +1,247 @@
+"""Retention: removes old days of logs, archives and dead letters, and keeps what values after the cut rest on.
+
+A log keeps, for each shard and entity, its last row before the cut: the base. So every label from the cut on is
+answered as before, and earlier ones are refused. The order of steps is the contract:
+
+1. Take the table's lock, as compaction does.
+2. Make durable that nothing before the cut is known any more (``_coverage/_retained.json``). Readers read it after they
+   have listed files, so none of them takes a missing row for an entity without events.
+3. Of a log: write the base of a shard's files before the cut as one file, whose name covers theirs and whose metadata
+   say how many rows it lacks; rename it to the folder of the newest of them. Those files are superseded then, and
+   deleted after the grace period, as those that compaction merged.
+   Of an archive, and of dead letters: delete the files of the days before the cut, from old to new.
+
+After a stop between any two steps readers are right, and the same call finishes the rest. The newest file of each
+writer stays, because a restart looks for it. Running pipelines only add files, so nobody needs to stop.
+"""
+
+import contextlib
+import datetime as dt
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import polars as pl
+
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
+from unskew.features.plan import ViewPlan
+from unskew.features.time import DAY_US, day_of, format_duration
+from unskew.offline.compaction import Table, delete_superseded, lock
+from unskew.offline.merging import Source, columns_of, rewrite, source, whole
+from unskew.sinks import durable
+from unskew.sinks.tables import layout
+from unskew.sinks.tables.checksum import sealed_json
+from unskew.sinks.tables.layout import TableFile
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """The result of a retention, or of a dry run.
+
+    ``cut``: the first day that is kept whole; None if the table holds no older one. ``files``, ``n_bytes``: published
+    files before the cut. ``rows_before``, ``rows_after``: of a log, the rows of these files, and those of the bases.
+    ``n_deleted``, ``n_waiting``: files that were deleted, and that wait for the end of their grace period.
+    """
+
+    table: Table
+    cut: dt.date | None = None
+    files: int = 0
+    n_bytes: int = 0
+    rows_before: int = 0
+    rows_after: int = 0
+    n_deleted: int = 0
+    n_waiting: int = 0
+    faults: tuple[str, ...] = ()
+
+
+def cut_of(table: Table, keep_us: int) -> dt.date | None:
+    """Return the first day to keep, ``keep_us`` before the instant to which the table is complete; None without one.
+
+    The wall clock does not count, so the data of a replay are not old.
+    """
+    coverage = layout.read_coverage(table.root)
+    if coverage is None:
+        newest = [max(file.day for file in ones) for ones in _by_writer(layout.published_files(table.root))]
+        if not newest:
+            return None
+        # A partition without dead letters holds nothing back; one without events may still get earlier ones.
+        reached = max(newest) if table.sequence is None else min(newest)
+        return day_of(_midnight_us(reached) - keep_us)
+    clocks = [one.complete_to_us for one in coverage.shards.values() if one.complete_to_us is not None]
+    return None if coverage.waiting or not clocks else day_of(min(clocks) - keep_us)
+
+
+def refuse_too_short(keep_us: int, views: Sequence[ViewPlan]) -> None:
+    """Raise ``RequestError`` if an archive of this length cannot fill the windows of a new version of these views."""
+    for view in views:
+        if view.sessions is not None or any(window.kind in {"lifetime", "session"} for window in view.windows):
+            what = "sessions" if view.sessions is not None else "a lifetime or a running session"
+            raise RequestError(
+                f"{view.id} counts {what}, which may reach back to the first event, so a new version of it needs the whole "
+                f"archive of topic {view.stream.topic!r}; --force removes days all the same"
+            )
+        # Lengths of calendar periods are nominal; the real ones are up to two days longer.
+        needed_us = max(
+            (window.span + 1) * window.hop_us + (2 * DAY_US if window.kind == "calendar" else 0)
+            for window in view.windows
+        )
+        if keep_us < needed_us:
+            raise RequestError(
+                f"--keep-archive {format_duration(keep_us)}: the longest window of {view.id} needs the last "
+                f"{format_duration(needed_us)} of topic {view.stream.topic!r}, or a new version of it would be warming; keep so much, "
+                "or remove days all the same with --force"
+            )
+
+
+def retain_log(
+    table: Table,
+    keys: Sequence[str],
+    cut: dt.date,
+    *,
+    grace_s: float,
+    now_s: float,
+    dry_run: bool = False,
+    progress: Progress = lambda _: None,
+) -> Retained:
+    """Replace the days of a log before ``cut`` by the last row of each entity.
+
+    ``keys``: the key columns. ``grace_s``, ``now_s``: as in compaction. Raises as
+    ``compaction.compact`` does; the call can then be repeated.
+    """
+    found = Retained(table=table, cut=cut)
+    with _held(table, dry_run=dry_run):
+        if not dry_run:
+            _record(table.root, cut)
+        faults: list[str] = []
+        for old in _before(table.root, cut):
+            progress(f"{table.name}: {old[0].writer}")
+            try:
+                found = _cut_shard(table, old, keys, found, dry_run=dry_run)
+            except LayoutError as error:
+                faults.append(str(error))
+        if not dry_run:
+            n_deleted, n_waiting, damaged = delete_superseded(table, grace_s, now_s)
+            faults += damaged
+            found = replace(found, n_deleted=n_deleted, n_waiting=n_waiting)
+    return replace(found, faults=tuple(faults))
+
+
+def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
+    """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
+    found = Retained(table=table, cut=cut)
+    with _held(table, dry_run=dry_run):
+        if not dry_run:
+            _record(table.root, cut)
+        for old in _before(table.root, cut, keep_newest=True):
+            for file in old:
+                found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
+                if not dry_run:
+                    file.path.unlink()
+                    found = replace(found, n_deleted=found.n_deleted + 1)
+    return found
+
+
+@contextlib.contextmanager
+def _held(table: Table, *, dry_run: bool) -> Iterator[None]:
+    """Hold the table's lock; a dry run needs none."""
+    if dry_run:
+        yield
+        return
+    with durable.disk(table.root), lock(table.root) as free:
+        if not free:
+            raise StoreUnavailable(f"{table.root}: a compaction is at work on it; wait for its end and try again")
+        yield
+        for folder in table.root.glob("day=*"):
+            durable.remove_empty([folder])
+
+
+def _record(root: Path, cut: dt.date) -> None:
+    kept_from_us = max(_midnight_us(cut), layout.read_kept_from(root) or -(2**63))
+    path = layout.retained_file(root)
+    durable.make_folder(path.parent)
+    durable.replace(path, sealed_json({"from": kept_from_us}))
+    durable.like(path, root)
+    path.chmod(path.stat().st_mode & 0o666)
+
+
+def _before(root: Path, cut: dt.date, *, keep_newest: bool = False) -> Iterator[list[TableFile]]:
+    """Yield, for each writer, its published files of the days before ``cut``, in order."""
+    files = layout.published_files(root)
+    covered = [file for file, _ in layout.superseded_files(root)] if keep_newest else []
+    for ones in _by_writer(files):
+        newest = ones[-1]
+        old = [file for file in ones if file.day < cut and not (keep_newest and file == newest)]
+        old += [
+            file for file in covered if file.writer == newest.writer and file.day < cut and file.last < newest.first
+        ]
+        if old:
+            yield sorted(old, key=lambda file: (file.first, file.last))
+
+
+def _by_writer(files: Sequence[TableFile]) -> Iterator[list[TableFile]]:
+    for _, ones in groupby(files, lambda file: file.writer):
+        yield list(ones)
+
+
+def _cut_shard(
+    table: Table,
+    old: Sequence[TableFile],
+    keys: Sequence[str],
+    found: Retained,
+    *,
+    dry_run: bool,
+) -> Retained:
+    expected = 0
+    for file in old:
+        if file.first != expected:
+            raise LayoutError(
+                f"{table.root}: rows {expected} to {file.first - 1} of {file.writer} are missing; restore their file. Its old days "
+                "were left alone"
+            )
+        expected = file.last + 1
+    sources = [source(file, file.path.stat().st_size) for file in old]
+    kept = _last_rows(sources, keys)
+    n_rows = sum(one.n_rows for one in sources)
+    found = replace(
+        found,
+        files=found.files + len(old),
+        n_bytes=found.n_bytes + sum(one.n_bytes for one in sources),
+        rows_before=found.rows_before + n_rows,
+        rows_after=found.rows_after + kept.height,
+    )
+    if dry_run or (len(sources) == 1 and kept.height == n_rows):
+        return found
+    temporary = table.root / layout.COMPACTING / f"{old[0].path.name}.tmp"
+    try:
+        rewrite(
+            sources, temporary, lambda rows: rows.join(kept, on="seq", how="semi", maintain_order="left"), counts=True
+        )
+        written = pl.concat([kept.clear().select("seq"), *columns_of(whole(temporary), ["seq"])])
+        if not written["seq"].equals(kept["seq"].sort()):
+            raise LayoutError(f"{old[0].path} to {old[-1].path.name}: the base has other rows; left alone")
+        os.utime(temporary)
+        durable.like(temporary, old[-1].path)
+        name = layout.file_name(old[0].writer, old[0].first, old[-1].last)
+        durable.rename(temporary, old[-1].path.with_name(name))
+    finally:
+        temporary.unlink(missing_ok=True)
+    return found
+
+
+def _last_rows(sources: Sequence[Source], keys: Sequence[str]) -> pl.DataFrame:
+    """Return ``seq`` of the last row of each entity."""
+    last: pl.DataFrame | None = None
+    for one in sources:
+        for rows in columns_of(whole(one.path), [*keys, "seq"]):
+            rows_of_both = rows if last is None else pl.concat([last, rows])
+            last = rows_of_both.group_by(keys).agg(pl.col("seq").max())
+    assert last is not None
+    return last.select("seq")
+
+
+def _midnight_us(day: dt.date) -> int:
+    return (day - dt.date(1970, 1, 1)).days * DAY_US

@@ -1,0 +1,272 @@
+"""Erasure of one entity from the state of a pipeline that does not run: shards, seeds and the recovery store.
+
+The order of steps is the contract, for each shard:
+
+1. Its state is written whole, without the entity, to files that no manifest names yet.
+2. The recovery store, or the shard's seed, is made to name them instead of the files before: the store in one
+   transaction, the seed by renaming.
+3. The files before are removed.
+
+After a stop between any two steps the state is complete, with the entity or without; the same call finishes the rest.
+Views that are no longer computed can never go on, so their state is removed whole. SQLite keeps old pages, so the store
+is overwritten, emptied and packed (``secure_delete``, ``VACUUM``, an empty log).
+"""
+
+import contextlib
+import pickle
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from unskew.features.errors import LayoutError, RequestError
+from unskew.features.keys import OneEntity
+from unskew.features.plan import Plan, ViewPlan
+from unskew.pipelines.state.changelog import REMEDY, Changelog, Changelogs, Manifest, read_base, remove
+from unskew.pipelines.state.folder import CHANGELOG, DEPLOYMENT, RECOVERY, held_by, refuse_strangers
+from unskew.pipelines.state.ordering import Shard, Siblings, from_ipc
+from unskew.pipelines.state.saved import FLOW, SHARDS, read_saved
+from unskew.pipelines.state.seeds import Seeds
+from unskew.pipelines.state.whole import WholeState
+from unskew.sinks import durable
+
+Report = Callable[[str], None]
+_COPY = ".copy"
+
+
+def erase_state(
+    state: Path, plan: Plan, one: OneEntity, still_ours: Callable[[], None], report: Report = lambda _: None
+) -> int:
+    """Erase an entity from a state that this process holds the lease of; return how many shards held it.
+
+    Raises ``RequestError`` if the definitions lack a view of the state, ``LayoutError`` if the state is damaged or of
+    other definitions, ``StoreUnavailable`` if the disk fails. The call can then be repeated.
+    """
+    refuse_strangers(state)
+    views = _views(state, plan)
+    changelogs = Changelogs(state / CHANGELOG, still_ours)
+    n_found = 0
+    try:
+        with durable.disk(state):
+            saved = _saved(state)
+            changed: dict[tuple[str, str], Mapping[str, Any]] = {}
+            settles = []
+            for shard in saved:
+                view = views.get(shard["view"])
+                if view is None:
+                    continue
+                # Cuts off what was written after the last durable epoch, as the next start would.
+                Changelog(changelogs, view, shard["shard"], _manifest(shard))
+                if not one.is_in(view.entity) or not _holds(changelogs, view, shard, one):
+                    continue
+                report(f"state {view.id}/{shard['shard']}")
+                changed[view.id, shard["shard"]], settle = _without(changelogs, view, shard, one)
+                settles.append(settle)
+            n_found += len(changed)
+            still_ours()
+            searched = {view.id for view in views.values() if one.is_in(view.entity)}
+            _replace(state / RECOVERY, saved, changed, set(views), searched)
+            for settle in settles:
+                settle()
+            n_found += _erase_seeds(state, plan, views, changelogs, one, still_ours)
+            _remove_strangers(state, views, [changed.get((s["view"], s["shard"]), s) for s in saved])
+    finally:
+        changelogs.close()
+    return n_found
+
+
+def search_state(
+    state: Path, plan: Plan, one: OneEntity, report: Report = lambda _: None
+) -> tuple[int, int, Sequence[str]]:
+    """Read everything in a state that may hold the entity; return the files, their bytes, and where it was found.
+
+    Bases, events, events that wait, and seeds are decoded. If the key is long enough that it is nothing else, its bytes
+    are looked for in every file as well.
+    """
+    views = _views(state, plan)
+    changelogs = Changelogs(state / CHANGELOG)
+    found: list[str] = []
+    shards = [*_saved(state), *(seed.snapshot for view in views.values() for _, seed in _seeds(state, view))]
+    for shard in shards:
+        view = views.get(shard["view"])
+        report(f"state {shard['view']}/{shard['shard']}")
+        if view is None or (one.is_in(view.entity) and _holds(changelogs, view, shard, one)):
+            found.append(f"{shard['view']}/{shard['shard']}")
+    n_files = n_bytes = 0
+    octets = one.key.encode()
+    for path in sorted(path for path in state.rglob("*") if path.is_file() and "compiled" not in path.parts):
+        n_files += 1
+        n_bytes += path.stat().st_size
+        if len(octets) >= DISTINCT_BYTES and _mentions(path, octets):
+            found.append(str(path))
+    return n_files, n_bytes, found
+
+
+DISTINCT_BYTES = 6
+"""A key of at least so many bytes is looked for in every file; a shorter one may be anything."""
+_PIECE = 1 << 22
+
+
+def _mentions(path: Path, octets: bytes) -> bool:
+    before = b""
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            if octets in before + piece:
+                return True
+            before = piece[-len(octets) :]
+    return False
+
+
+def _views(state: Path, plan: Plan) -> dict[str, ViewPlan]:
+    """Return the views that the state computes, by id; a view that it has given up is not among them."""
+    held = held_by(state)
+    views = {view.id: view for view in plan.views.values()}
+    if missing := sorted(set(held.views) - set(held.retired) - views.keys()):
+        raise RequestError(
+            f"{', '.join(missing)}: in {state}, but not in the definitions, so nobody knows whose values it holds; give its definition "
+            "(check --definitions), or end it with unskew run --drop"
+        )
+    return {view_id: view for view_id, view in views.items() if view_id not in held.retired}
+
+
+def _saved(state: Path) -> Sequence[Mapping[str, Any]]:
+    """Return the shards as the last durable epoch left them."""
+    copies = state / _COPY
+    # A process that was killed may have left its copy, in which the entity is still.
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir()
+    try:
+        return read_saved(state / RECOVERY, {}, copies).shards
+    finally:
+        shutil.rmtree(copies, ignore_errors=True)
+
+
+def _manifest(shard: Mapping[str, Any]) -> Manifest:
+    return msgspec.json.decode(shard["changelog"], type=Manifest)
+
+
+def _holds(changelogs: Changelogs, view: ViewPlan, shard: Mapping[str, Any], one: OneEntity) -> bool:
+    """Return whether any file or part of a saved shard holds the entity, also if its values are over."""
+
+    def among(events: pl.DataFrame) -> bool:
+        return bool(one.among(events["key"], view.entity).any())
+
+    if shard["waiting"] and among(from_ipc(shard["waiting"])):
+        return True
+    manifest = _manifest(shard)
+    if any(among(events) for events in changelogs.events(view, shard["shard"], manifest)):
+        return True
+    state = read_base(changelogs.folder(view, shard["shard"]), view, shard["shard"], manifest)
+    return state.any_of(lambda keys: one.among(keys, view.entity))
+
+
+def _without(
+    changelogs: Changelogs, view: ViewPlan, saved: Mapping[str, Any], one: OneEntity
+) -> tuple[Mapping[str, Any], Callable[[], None]]:
+    """Write a shard without the entity; return what to save, and what to call once that is durable."""
+    shard = Shard.from_snapshot(view, Siblings(), changelogs, saved, WholeState)
+    shard.forget(lambda keys: one.among(keys, view.entity))
+    kept = shard.changelog
+    assert isinstance(kept, WholeState)
+    return {**saved, **shard.to_snapshot()}, kept.settle
+
+
+def _replace(
+    recovery: Path,
+    saved: Sequence[Mapping[str, Any]],
+    changed: Mapping[tuple[str, str], Mapping[str, Any]],
+    views: set[str],
+    searched: set[str],
+) -> None:
+    """Put changed shards into the recovery store, and take out those of other views than ``views``.
+
+    Of the shards in ``searched`` only the entry from which a run would resume stays, the one that was read: others may
+    hold events of the entity that wait.
+    """
+    as_read = {(one["view"], one["shard"]): one for one in saved}
+    for path in sorted(recovery.glob("*.sqlite3")):
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as store:
+            store.execute("PRAGMA secure_delete = ON")
+            store.execute("BEGIN IMMEDIATE")
+            found = store.execute(
+                "SELECT rowid, ser_change FROM snaps WHERE step_id = ? AND ser_change IS NOT NULL",
+                (f"{FLOW}.{SHARDS}",),
+            ).fetchall()
+            replaced = set()
+            for row, data in found:
+                # The folder belongs to this user alone (``refuse_strangers``), as Bytewax itself needs it.
+                one = pickle.loads(data)  # noqa: S301
+                place = one["view"], one["shard"]
+                if one["view"] not in views or (one["view"] in searched and one != as_read.get(place)):
+                    store.execute("DELETE FROM snaps WHERE rowid = ?", (row,))
+                elif place in changed:
+                    store.execute(
+                        "UPDATE snaps SET ser_change = ? WHERE rowid = ?", (pickle.dumps(changed[place]), row)
+                    )
+                    replaced.add(place)
+            if replaced != changed.keys():
+                store.execute("ROLLBACK")
+                raise LayoutError(f"the recovery store {recovery} lacks what was read from it; {REMEDY}")
+            store.execute("COMMIT")
+            store.execute("VACUUM")
+            store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _seeds(state: Path, view: ViewPlan) -> Iterator[tuple[str, Any]]:
+    seeds = Seeds(state)
+    for name in seeds.shards(view.id):
+        if (seed := seeds.read(view, name)) is not None:
+            yield name, seed
+
+
+def _erase_seeds(
+    state: Path,
+    plan: Plan,
+    views: dict[str, ViewPlan],
+    changelogs: Changelogs,
+    one: OneEntity,
+    still_ours: Callable[[], None],
+) -> int:
+    seeds, n_found = Seeds(state), 0
+    known = {view.id: view for view in plan.views.values()}
+    if unknown := sorted(set(seeds.views()) - known.keys()):
+        raise RequestError(
+            f"{seeds.root / unknown[0]}: a backfill of a view that is not in the definitions; give its definition, or remove it with "
+            f"unskew purge {unknown[0]} --backfill"
+        )
+    for view_id in seeds.views():
+        view = known[view_id]
+        views.setdefault(view_id, view)
+        if not one.is_in(view.entity):
+            continue
+        for name, seed in list(_seeds(state, view)):
+            if _holds(changelogs, view, seed.snapshot, one):
+                snapshot, settle = _without(changelogs, view, seed.snapshot, one)
+                seeds.write(view, name, msgspec.structs.replace(seed, snapshot=dict(snapshot)), still_ours)
+                settle()
+                n_found += 1
+    return n_found
+
+
+def _remove_strangers(state: Path, views: Mapping[str, ViewPlan], saved: Sequence[Mapping[str, Any]]) -> None:
+    """Remove files that no manifest names: those of an erasure that was killed, and of views that are given up."""
+    named: dict[tuple[str, str], set[str]] = {}
+    for shard in (*saved, *(seed.snapshot for view in views.values() for _, seed in _seeds(state, view))):
+        manifest = _manifest(shard)
+        named.setdefault((shard["view"], shard["shard"]), set()).update(manifest.names())
+    for folder in (state / CHANGELOG).glob("*/*"):
+        if folder.is_dir():
+            place = folder.parent.name, folder.name
+            if folder.parent.name not in views:
+                shutil.rmtree(folder)
+            else:
+                remove(folder, except_for=named.get(place, set()))
+
+
+def is_state(folder: Path) -> bool:
+    """Return whether a folder holds the state of a pipeline."""
+    return (folder / DEPLOYMENT).exists()

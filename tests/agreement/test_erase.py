@@ -1,0 +1,251 @@
+"""An erased entity is nowhere, everybody else is as before, and the pipeline goes on as if it had never been."""
+
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from tests.support.pipeline import Bench, Outcome, history
+from unskew.cli import main
+from unskew.features.definitions.load import load
+from unskew.features.plan import Plan
+from unskew.monitoring.audit import audit
+from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
+from unskew.pipelines.deployment import owner_of
+from unskew.pipelines.history.ahead import Ahead, backfill_ahead
+from unskew.pipelines.run import run
+from unskew.sinks.lease import Lease
+
+DEFINITIONS = """
+from tests.support.pipeline import SCHEMA
+from unskew import Entity, Feature, FeatureView, Lifetime, Sessions, Sliding, Stream, Tumbling, agg
+
+user, item, both = Entity("user", key="user"), Entity("item", key="item"), Entity("both", key=["item", "user"])
+stream = Stream(
+    "purchases", topic={topic!r}, schema=SCHEMA, event_time="at", partitioned_by="user", owner="tests",
+    event_id="item", dedupe_within="20s",
+)
+features = [
+    Feature("n", agg.count(), Sliding("10min", hop="10s")),
+    Feature("total", agg.sum("amount"), Lifetime()),
+    Feature("items", agg.top_k("item", k=3), Tumbling("1h")),
+    Feature("last", agg.last_n("amount", n=3), Sliding("1h", hop="10min")),
+]
+by_user = FeatureView("by_user", entity=user, stream=stream, owner="tests", features=features)
+by_item = FeatureView("by_item", entity=item, stream=stream, owner="tests", features=features[:2], where="amount > 0")
+by_both = FeatureView("by_both", entity=both, stream=stream, owner="tests", features=features[:3])
+visits = FeatureView(
+    "visits", entity=user, stream=Sessions("sits", stream, gap="5min"), owner="tests",
+    features=[Feature("n", agg.count(), Sliding("1h", hop="10min"))],
+)
+"""
+LATER = """
+later = FeatureView("later", entity=user, stream=stream, owner="tests", features=features[:3])
+"""
+GONE = "user 3%"
+RECORDS = history(240, seed=29, n_users=6, n_partitions=2)
+
+
+@dataclass
+class Pipeline:
+    """A pipeline on definitions in a file, and its outcome."""
+
+    outcome: Outcome
+    definitions: Path
+    redis_url: str
+
+    @property
+    def plan(self) -> Plan:
+        return self.outcome.plan
+
+    def ran(self) -> None:
+        self.outcome.status = run(self.plan, self.outcome.deployment, stop=threading.Event())
+
+    def erase(self, *keys: str, entity: str = "user", more: tuple[str, ...] = ()) -> Result:
+        return CliRunner().invoke(main, self.erasing(*keys, entity=entity, more=more))
+
+    def erasing(self, *keys: str, entity: str = "user", more: tuple[str, ...] = ()) -> list[str]:
+        where = self.outcome.deployment
+        folders = {"log": where.log, "archive": where.archive, "dead-letters": where.dead_letters, "state": where.state}
+        options = [f"--{name}={folder}" for name, folder in folders.items()]
+        fixed = ["erase", entity, *keys, f"--definitions={self.definitions}", f"--redis-url={self.redis_url}"]
+        return [*fixed, *options, *more]
+
+    def audited(self) -> list[str]:
+        where = self.outcome.deployment
+        source = {"redis_source": self.redis_url, "prefix": where.prefix}
+        report = audit(self.plan, where.log, where.archive, **source, samples=300, patience_s=0)
+        return [str(one) for one in report.differences]
+
+    def content(self) -> dict[str, Any]:
+        """What readers see of everybody but the erased one."""
+        logs = {name: self.outcome.log(name) for name in self.plan.views}
+        others = {name: rows.filter(~is_theirs(rows)) for name, rows in logs.items()}
+        client = redis.Redis.from_url(self.redis_url, decode_responses=True)
+        prefix = self.outcome.deployment.prefix
+        served = {key: client.hgetall(key) for key in client.scan_iter(f"{prefix}:*@*") if "user%203%25" not in key}
+        return {**{name: rows.to_dict(as_series=False) for name, rows in others.items()}, "served": served}
+
+
+def is_theirs(rows: pl.DataFrame) -> pl.Series:
+    return rows["user"] == GONE if "user" in rows.columns else pl.repeat(value=False, n=rows.height, eager=True)
+
+
+def traces(pipeline: Pipeline) -> list[str]:
+    """Every place that still holds the key: each column of each Parquet file as DuckDB reads it, the bytes of every
+    other file, and every key and value of Redis."""
+    found = []
+    where = pipeline.outcome.deployment
+    for path in sorted(path for root in where.folders().values() for path in root.rglob("*") if path.is_file()):
+        if path.suffix == ".parquet":
+            source = f"read_parquet('{path}', hive_partitioning=false)"
+            columns = duckdb.sql(f"SELECT * FROM {source} LIMIT 0")
+            texts = [
+                f'hex("{name}")' if str(kind) == "BLOB" else f'"{name}"::VARCHAR'
+                for name, kind in zip(columns.columns, columns.types, strict=True)
+            ]
+            query = f"SELECT count(*) FROM (SELECT concat_ws(' ', {', '.join(texts)}) AS row FROM {source})"
+            wanted = [GONE, GONE.encode().hex().upper()]
+            n_rows = duckdb.execute(f"{query} WHERE contains(row, $1) OR contains(row, $2)", wanted).fetchone()
+            found += [str(path)] * (n_rows != (0,))
+        elif any(form in path.read_bytes() for form in (GONE.encode(), b"user%203%25")):
+            found.append(str(path))
+    client = redis.Redis.from_url(pipeline.redis_url)
+    for key in client.scan_iter():
+        octets = key + b"".join(sum(client.hgetall(key).items(), ())) if client.type(key) == b"hash" else key
+        found += [str(key)] * (b"user%203%25" in octets or GONE.encode() in octets)
+    return found
+
+
+@pytest.fixture
+def pipeline(bench: Bench) -> Pipeline:
+    """Records of six users, in files small and merged, with superseded ones, dead letters, and seeds of a new view."""
+    topic = bench.produce(RECORDS[:160], n_partitions=2)
+    definitions = bench.root / "definitions.py"
+    definitions.write_text(DEFINITIONS.format(topic=topic))
+    redis.Redis.from_url(bench.redis_url).flushdb()
+    made = Pipeline(Outcome(load(definitions), bench.deployment(n_hashes=2)), definitions, bench.redis_url)
+    made.ran()
+    where = made.outcome.deployment
+    for table in (*log_tables(where.log), *archive_tables(where.archive), *dead_letter_tables(where.dead_letters)):
+        compact(table, Limits(min_files=2), now_s=0.0)
+    bench.append(topic, RECORDS[160:200])
+    made.ran()
+    definitions.write_text(DEFINITIONS.format(topic=topic) + LATER)
+    both = load(definitions)
+    backfill_ahead(
+        Ahead(
+            views=[both.views["later"]],
+            log=where.log,
+            archive=where.archive,
+            state=where.state,
+            owner=owner_of("a test", where.state),
+        ),
+        threading.Event(),
+    )
+    return replace(made, outcome=Outcome(both, where))
+
+
+def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench, pipeline: Pipeline) -> None:
+    other = pipeline.redis_url
+    client = redis.Redis.from_url(other)
+    client.hset("live:by_user@1:{user%203%25}", "n", 1)
+    client.hset("live:by_item@1:{3}", "n", 1)
+    before, archived = pipeline.content(), pipeline.outcome.archive()
+    assert len(traces(pipeline)) > 15
+
+    looked = pipeline.erase(GONE, more=("--dry-run",))
+    assert looked.exit_code == 0, looked.output
+    assert len(traces(pipeline)) > 15
+    erased = pipeline.erase(GONE)
+
+    assert erased.exit_code == 0, erased.output
+    assert "nothing is left" in erased.output
+    assert traces(pipeline) == []
+    assert client.exists("live:by_item@1:{3}")
+    assert pipeline.content() == before
+    places = ["_partition", "_offset", "_arrival"]
+    assert pipeline.outcome.archive().select(places).equals(archived.select(places))
+
+    topic = next(iter(pipeline.plan.views.values())).stream.topic
+    pipeline.ran()
+    back = replace(RECORDS[-1], user=GONE, partition=1, stamp_ms=RECORDS[-1].stamp_ms + 1000, item=1, raw=None)
+    bench.append(topic, [*RECORDS[200:], back, replace(back, user="user 5%", stamp_ms=back.stamp_ms + 1000)])
+    pipeline.ran()
+    assert pipeline.audited() == []
+    new = pipeline.outcome.log("by_user").filter(pl.col("user") == GONE)
+    n_new = sum(record.user == GONE and record.raw is None for record in RECORDS[200:])
+    assert 1 <= new["n"].max() <= n_new + 1, "records that come later begin the entity anew"
+    table = next(one for one in log_tables(pipeline.outcome.deployment.log) if one.name == "log by_user@1")
+    report = compact(table, Limits(min_files=2, grace_s=0.0), now_s=2e9)
+    assert report.faults == ()
+    assert pipeline.audited() == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from unskew.sinks import durable
+from unskew.cli import main
+left = int(sys.argv.pop(1))
+def counted(call):
+    def step(*arguments, **more):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **more)
+    return step
+for name in ("rename", "sync", "like"):
+    setattr(durable, name, counted(getattr(durable, name)))
+Path.unlink = counted(Path.unlink)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.long
+def test_an_erasure_that_is_killed_is_finished_by_the_same_command(pipeline: Pipeline) -> None:
+    before = pipeline.content()
+    for step in (9, 40):
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(step), *pipeline.erasing(GONE)],
+            capture_output=True,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        if step != 40:
+            continue
+        assert traces(pipeline), "it was not done yet"
+
+    assert pipeline.erase(GONE).exit_code == 0
+    assert traces(pipeline) == []
+    assert pipeline.content() == before
+    pipeline.ran()
+    assert pipeline.audited() == []
+
+
+def test_what_cannot_be_done_is_refused_before_anything_changes(pipeline: Pipeline) -> None:
+    where = pipeline.outcome.deployment
+    before = traces(pipeline)
+    lease = Lease(where.log, "--log", where.owner(), frozenset(["by_user@1/p0.0"]))
+    refused = [
+        (pipeline.erase(GONE), "is in use by pipeline 'main'"),
+        (pipeline.erase(GONE, entity="usr"), "there is no entity 'usr'; did you mean 'user'?"),
+        (pipeline.erase(GONE, "1"), "entity user has the key USER: 1 expected, 2 given"),
+        (pipeline.erase("one", entity="item"), "item is a whole number, and 'one' is not"),
+    ]
+    lease.release()
+    for result, said in refused:
+        assert result.exit_code == 1, result.output
+        assert said in result.output
+        assert "Traceback" not in result.output
+    assert traces(pipeline) == before
