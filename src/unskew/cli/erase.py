@@ -72,18 +72,18 @@ def erase(
     from unskew.features.keys import OneEntity
     from unskew.offline import erasing
     from unskew.pipelines.deployment import owner_of
-    from unskew.pipelines.erasing import erase_state, holds_state, is_state, search_state
+    from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
+    from unskew.pipelines.state.folder import BATCH
     from unskew.serving.sample import SERVED
-    from unskew.sinks.lease import EVERYTHING, Lease, Leases
-    from unskew.sinks.objects import ObjectPath
+    from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
     plan = load(*definitions)
     one = OneEntity.of(_entity(entity, plan), keys)
     letters = archive.with_name("dead_letters") if dead_letters is None else dead_letters
     for state in states:
-        if not holds_state(state):
+        if not is_state(state):
             raise RequestError(f"{state} holds no state; name the --state of the pipeline")
     folders = {"--log": log, "--archive": archive, "--dead-letters": letters}
     errors = Screen(stderr=True)
@@ -91,11 +91,11 @@ def erase(
         leases = Leases()
         closing.callback(leases.release)
         owner = owner_of(f"the erasure of an entity of {entity}", states[0])
-        everywhere = [*(("--state", state) for state in states), *folders.items()]
+        batches = [("--state", state / BATCH) for state in states]
+        everywhere = [*(("--state", state) for state in states), *batches, *folders.items()]
         for option, folder in everywhere:
-            # A pipeline whose tables are in an object store is kept out by the lease of its state, which is on a disk.
-            if folder.is_dir() and not isinstance(folder, ObjectPath):
-                leases.add(Lease(folder, option, owner, frozenset([EVERYTHING])))
+            if folder.is_dir():
+                leases.take(folder, option, owner, frozenset([EVERYTHING]))
         status = closing.enter_context(errors.status("")) if errors.is_terminal else None
 
         def report(text: str) -> None:
@@ -112,7 +112,7 @@ def erase(
                 f"count from the archive, will differ for entities that have met this one{again}",
                 err=True,
             )
-        decoded = _decoder(plan, schema_registry, next(filter(is_state, states), None))
+        decoded = _decoder(plan, schema_registry, next(filter(is_pipeline, states), None))
         tables = erasing.places(
             one, views, log, archive, letters, read_by=columns_of, decoded=decoded, doubted=doubted_letters
         )
@@ -120,6 +120,7 @@ def erase(
         closing.callback(server.close)
         removed: dict[str, int] = {}
         if not dry_run:
+            erasing.refuse_unfinished(archive)
             for state in states:
                 removed[f"state {state}"] = erase_state(state, plan, one, leases.check, report)
             removed["Redis"] = _in_redis(server, one, plan, report, dry_run=False)[0]
@@ -150,6 +151,13 @@ def erase(
     notes = [note for each in found for note in each.notes]
     for note in notes:
         say(note, err=True)
+    for name in sorted(stream.name for stream in plan.streams.values() if stream.table is not None):
+        if removed.get(f"archive {name}"):
+            say(
+                f"table {name}: remove the entity from the table itself too; its old rows come back only with unskew materialize "
+                "--again, new ones begin the entity anew",
+                err=True,
+            )
     n_bytes = sum(each.n_bytes for each in found)
     what = f"{len(found)} places, {n_bytes:,} bytes of files and {n_keys:,} keys of Redis were searched"
     left = [each for each in found if each.n_found]

@@ -479,5 +479,6 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _ordered(files: Iterable[TableFile]) -> list[TableFile]:
-    # Among files with the same first number, the longest comes first, so that it is the one kept.
-    return sorted(files, key=lambda file: (file.writer, file.first, -file.last))
+    # Among files with the same first number, the longest comes first, so that it is the one kept; and before a file of
+    # a run the one that took its place, which has none.
+    return sorted(files, key=lambda file: (file.writer, file.first, -file.last, file.run is not None))
