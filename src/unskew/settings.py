@@ -160,6 +160,11 @@ optional_archive = _option(
     "--archive", type=_TABLES, help="Folder of the event archive, or its address in an object store."
 )
 
+#: ``served: Path | None``.
+served = _option(
+    "--served", type=_A_PATH, help="Folder of a sample of what readers were given, from FeatureStore(sample=...)."
+)
+
 #: ``dead_letters: Path | None``; by default beside the archive.
 dead_letters = _option(
     "--dead-letters",

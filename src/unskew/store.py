@@ -26,7 +26,7 @@ from unskew.offline.catalogue import catalogue
 from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.logged import with_logged
+from unskew.offline.logged import all_logged, with_logged
 from unskew.offline.manifest import (
     JoinRule,
     LogPosition,
@@ -41,6 +41,7 @@ from unskew.offline.manifest import (
 from unskew.offline.training_set import HistoricalFeatures, Origin
 from unskew.offline.version_spans import Spans, check_spans, each_version
 from unskew.serving.online import OnlineFeatures, OnlineReader
+from unskew.serving.sample import SERVED, Sampler
 from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
@@ -58,6 +59,8 @@ class FeatureStore:
     or the definitions and ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
+    ``sample``: a folder for a small sample of what online reads return, for `unskew audit --served`: at most one row in
+    a second and 64 MiB; True for the folder ``_served`` of ``log``, False for none.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class FeatureStore:
         pipeline: str | Sequence[str] = "main",
         max_lag: str | dt.timedelta | None = None,
         now_us: Callable[[], int] = wall_us,
+        sample: str | os.PathLike[str] | bool = False,
     ) -> None:
         self._plan = None if definitions is None else _compiled(definitions)
         self._pinned = None if self._plan is None else self._plan.published
@@ -85,6 +89,7 @@ class FeatureStore:
                 views=self._pinned,
                 max_lag_us=None if max_lag is None else requested_us(max_lag, "max_lag"),
                 now_us=now_us,
+                sampler=_sampler(sample, self._log),
             )
 
     def get_online_features(
@@ -120,6 +125,7 @@ class FeatureStore:
         with_status: bool = False,
         source: Source = "log",
         versions: Spans | None = None,
+        as_served: bool = False,
         progress: Progress | bool = False,
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
@@ -144,6 +150,10 @@ class FeatureStore:
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
 
+        ``as_served``: compares the labels with the wall clock at which each row was written, in place of the instant
+        from which its values were valid: about what a reader got, lag included. What a backfill wrote later was not
+        served. A clock that was set back makes it wrong by as much.
+
         The answer also has a ``manifest``, from which ``reproduce`` makes the same training set again, ``split``,
         ``to_parquet``, and a summary where it is shown.
 
@@ -157,6 +167,8 @@ class FeatureStore:
                 "versions are spanned in the log alone, which knows from when on each could answer; leave out source, or request "
                 "view@1:feature and view@2:feature side by side"
             )
+        if as_served and source != "log":
+            raise RequestError("only a log knows when values were written: leave out as_served, or the source")
         rule = JoinRule(
             timestamp=timestamp,
             inclusive=inclusive,
@@ -164,6 +176,7 @@ class FeatureStore:
             max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
             full_feature_names=full_feature_names,
             with_status=with_status,
+            on="written_at" if as_served else "available_at",
             versions=_checked(features, versions),
         )
         views = self._named(named_views(each_version(features, rule.versions)))
@@ -208,12 +221,18 @@ class FeatureStore:
         )
         if difference := wanted.output.difference(found.manifest.output):
             raise LayoutError(
-                f"the training set is not that of {name}: {difference}. The log or the archive was changed since; restore it"
+                f"the training set is not that of {name}: {difference}. Since then the log or the archive was changed: old days were "
+                "removed, an entity was erased, or files were exchanged"
             )
         return found
 
     def features(self) -> pl.DataFrame:
-        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner.
+
+        These are the features of the definitions, else of the registry in Redis, else of the log.
+        """
+        if self._pinned is None and self._reader is None and self._log is not None:
+            return catalogue(all_logged(self._log))
         return catalogue(self._views())
 
     def history(
@@ -268,6 +287,7 @@ class FeatureStore:
             max_age=None if rule.max_age_us is None else dt.timedelta(microseconds=rule.max_age_us),
             full_feature_names=rule.full_feature_names,
             with_status=rule.with_status,
+            as_served=rule.on == "written_at",
             versions=rule.versions,
         )
         if source != "events" and self._log is None:
@@ -417,6 +437,18 @@ def _checked(features: Sequence[str], versions: Spans | None) -> dict[str, tuple
         return {}
     check_spans(features, versions)
     return {name: tuple(numbers) for name, numbers in versions.items()}
+
+
+def _sampler(sample: object, log: Path | None) -> Sampler | None:
+    if sample is False:
+        return None
+    if isinstance(sample, str | os.PathLike):
+        return Sampler(local_path(sample, "sample"))
+    if sample is True:
+        if log is None:
+            raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
+        return Sampler(log / SERVED)
+    raise RequestError(f"sample is a folder, True or False, not {sample!r}")
 
 
 def _compiled(definitions: Definitions) -> Plan:

@@ -124,6 +124,9 @@ def test_everything_that_a_disk_can_do_an_object_store_can(bench: Bench, bucket:
         for one in (on_disk, far)
     ]
     assert answers[0].equals(answers[1])
+    alone = FeatureStore(log=str(far.log))
+    assert alone.get_historical_features(labels, features, outside="null").to_polars().equals(answers[0])
+    assert set(alone.features()["version"]) == {1}
 
     before = len(list(bucket.objects()))
     for tables in (log_tables(far.log), archive_tables(far.archive), dead_letter_tables(far.dead_letters)):

@@ -35,10 +35,11 @@ import pyarrow.parquet as pq
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.time import moment_of
 from unskew.sinks import durable
-from unskew.sinks.objects import ObjectPath, at_hand
+from unskew.sinks.objects import ObjectPath, Superseded, at_hand
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.wall import wall_us
 
 DELTA_LOG = "_delta_log"
 WRITER_FEATURE = "unskew"
@@ -82,6 +83,11 @@ class _Metadata:
     adds: Mapping[str, Action] = field(default_factory=dict)
 
 
+def is_published(root: Path) -> bool:
+    """Return whether a log's table has Delta metadata, which must follow when its files change."""
+    return (root / DELTA_LOG).is_dir()
+
+
 def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Published:
     """Bring the Delta metadata of a log's table up to date; the caller holds the table's lock.
 
@@ -95,6 +101,15 @@ def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Pub
         raise LayoutError(f"{root}: {error}; {RESTORE}") from error
     except OSError as error:
         raise StoreUnavailable(f"cannot write the Delta metadata of {root}: {error}") from error
+
+
+def publish_again(root: Path, name: str) -> None:
+    """Bring Delta metadata up to date after files were changed in another way than by merging, if there are any.
+
+    ``name``, errors: as in ``publish``; the caller holds the table's lock.
+    """
+    if is_published(root):
+        publish(root, name.removeprefix("log "), now_ms=wall_us() // 1_000)
 
 
 def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
@@ -136,6 +151,11 @@ def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
     )
 
 
+def _columns(path: Path) -> Mapping[str, pl.DataType]:
+    with at_hand([path]) as there:
+        return pl.read_parquet_schema(there[path])
+
+
 def _covered(root: Path) -> dict[str, int]:
     """Return, by writer, the sequence number up to which coverage says that rows are published."""
     coverage = layout.read_coverage(root)
@@ -165,10 +185,14 @@ def _bring_up(made: "_Commits", root: Path, files: Sequence[TableFile]) -> None:
             continue
         inside = [one for one in listed.get(file.writer, ()) if _lies_in(one, file) and one.path != file.path]
         if inside and _tile(file, inside):
-            swaps.append(_add(root, file, data_change=False))
+            add = _add(root, file, data_change=False)
+            # Where rows were erased or removed, the file that stands for them has fewer.
+            fewer = _n_rows(add["add"]) != sum(_n_rows(made.now.adds[_path(root, one)]) for one in inside)
+            add["add"]["dataChange"] = fewer
+            swaps.append(add)
             for one in inside:
                 gone.discard(_path(root, one))
-                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=False))
+                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=fewer))
         else:
             news.append(_add(root, file, data_change=True))
     if swaps:
@@ -251,7 +275,9 @@ class _Commits:
         version = self.now.version + 1
         durable.make_folder(self._folder)
         durable.like(self._folder, self._folder.parent)
-        _write(self._folder / f"{version:020d}.json", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+        _write(
+            self._folder / f"{version:020d}.json", "".join(f"{json.dumps(line)}\n" for line in lines).encode(), new=True
+        )
         adds = dict(self.now.adds)
         for action in actions:
             if (removed := action.get("remove")) is not None:
@@ -279,15 +305,28 @@ class _Commits:
                 other.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, *, new: bool = False) -> None:
+    """Write a file; ``new``: there must be none of its name, which an object store makes sure of."""
     if isinstance(path, ObjectPath):
-        path.write_bytes(data)
+        if new:
+            _put_new(path, data)
+        else:
+            path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.tmp")
     durable.write(temporary, data)
     durable.like(temporary, path.parent)
     temporary.chmod(temporary.stat().st_mode & 0o666)
     durable.rename(temporary, path)
+
+
+def _put_new(path: ObjectPath, data: bytes) -> None:
+    try:
+        path.replace_if(data, None)
+    except Superseded as error:
+        # If it has the same content, only the answer of the store was lost.
+        if path.read_bytes() != data:
+            raise StoreUnavailable(f"{path}: another process has written this commit meanwhile; try again") from error
 
 
 def _files(folder: Path) -> list[tuple[Path, int, str]]:
@@ -309,7 +348,7 @@ def _read(folder: Path) -> _Metadata:
         actions = [_plain(row) for row in pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()]
     commits = {number: path for path, number, kind in files if kind == "json" and number > version}
     for number in range(version + 1, version + 1 + len(commits)):
-        actions += [json.loads(line) for line in commits[number].read_bytes().splitlines()]
+        actions += [json.loads(line) for line in commits[number].read_bytes().decode().splitlines()]
         version = number
     return _after(actions, version)
 
@@ -414,11 +453,6 @@ def statistics(path: Path) -> dict[str, Any]:
         least[name] = _stated(min(one.min for one in bounds), up=False)
         greatest[name] = _stated(max(one.max for one in bounds), up=True)
     return {"numRecords": footer.num_rows, "minValues": least, "maxValues": greatest, "nullCount": {}}
-
-
-def _columns(path: Path) -> Mapping[str, pl.DataType]:
-    with at_hand([path]) as there:
-        return pl.read_parquet_schema(there[path])
 
 
 def _footer(path: Path) -> Any:

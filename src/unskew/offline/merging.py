@@ -143,6 +143,12 @@ def rewrite(
         durable.flush(sink)
 
 
+def names_of(path: Path) -> list[str]:
+    """Return the names of a file's columns; raises ``Unmergeable`` if it is damaged."""
+    with _damage(path), _opened(whole(path)) as opened:
+        return list(opened.schema_arrow.names)
+
+
 def columns_of(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Yield some columns of a file, in bounded pieces; those that it lacks are left out."""
     with _damage(path), _opened(path) as opened:

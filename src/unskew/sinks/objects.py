@@ -113,6 +113,8 @@ class ObjectPath(PosixPath):
 
     @override
     def is_file(self, **_options: Any) -> bool:
+        if self.known is not None:
+            return True
         try:
             _of(self, "head", self.key)
         except FileNotFoundError:
@@ -232,10 +234,14 @@ class ObjectPath(PosixPath):
 
     def know(self, found: Mapping[str, Any]) -> None:
         """Keep what the store says of the object."""
-        changed_us = round(found["last_modified"].timestamp() * 1e6)
-        mode, at_s = stat.S_IFREG | 0o600, changed_us // 1_000_000
-        times = {"st_mtime": changed_us / 1e6, "st_mtime_ns": changed_us * 1000}
-        self.known = os.stat_result((mode, 0, 0, 1, 0, 0, found["size"], at_s, at_s, at_s), times)
+        # In whole seconds, because some requests give no more.
+        changed_s = int(found["last_modified"].timestamp())
+        mode = stat.S_IFREG | 0o600
+        times = {"st_mtime": float(changed_s), "st_mtime_ns": changed_s * 10**9}
+        self.known = os.stat_result(
+            (mode, 0, 0, 1, 0, 0, found["size"], changed_s, changed_s, changed_s),
+            times,
+        )
         self.e_tag = found["e_tag"]
 
 

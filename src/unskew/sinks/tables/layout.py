@@ -4,6 +4,7 @@
     {root}/day=2017-03-01/{writer}-{first}-{last}.{run}.parquet  published once its writer's coverage includes it
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
     {root}/_compacting/...                                   of a compaction that is running or was interrupted
+    {root}/_superseded/day=2017-03-01/...                    set aside by a compaction that was asked to
     {root}/_coverage/{writer}.json                           the instant up to which a writer's rows are complete
     {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
                                                              of a log, the definition of its view
@@ -43,6 +44,7 @@ from unskew.sinks.tables.checksum import RESTORE, read_json
 LAYOUT = "1"
 STAGED = "_staged"
 COMPACTING = "_compacting"
+SUPERSEDED = "_superseded"
 COVERAGE = "_coverage"
 LEFT_OUT = "unskew.left_out"
 """The entry of a file's metadata that says how many rows its name covers and it does not hold: they were erased."""
@@ -164,12 +166,10 @@ def view_root(log_root: Path, name: str, version: int) -> Path:
 
 def view_roots(log_root: Path) -> list[tuple[str, int, Path]]:
     """Return name, version and folder of every view version that has a folder in a log, by name and version."""
-    names = [name for name in _names(log_root) if not name.startswith(("_", "."))]
-    folders = [(name, folder) for name in names for folder in _names(log_root / name)]
     return sorted(
-        (name, int(folder[1:]), log_root / name / folder)
-        for name, folder in folders
-        if folder.startswith("v") and folder[1:].isdecimal()
+        (path.parent.name, int(path.name[1:]), path)
+        for path in log_root.glob("*/v*")
+        if path.name[1:].isdecimal() and not path.parent.name.startswith(("_", "."))
     )
 
 
@@ -249,13 +249,18 @@ def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
     return found
 
 
+def set_aside_files(root: Path) -> list[TableFile]:
+    """Return the superseded files that were set aside, ordered by writer and sequence."""
+    return all_files(root / SUPERSEDED)
+
+
 def staged_files(root: Path, writer: str) -> list[TableFile]:
     """Return a writer's staged files, in sequence order."""
     return all_files(root / STAGED, writer)
 
 
-def all_files(folder: Path, writer: str) -> list[TableFile]:
-    """Return a writer's files in the folders of days, whether published or not, in sequence order."""
+def all_files(folder: Path, writer: str | None = None) -> list[TableFile]:
+    """Return the files in the folders of days, of one writer or of all, whether published or not, in sequence order."""
     return _ordered(_parsed(folder, writer, _listed(folder, writer)))
 
 
@@ -464,7 +469,7 @@ def _unreadable_coverage(path: object, error: Exception) -> LayoutError:
 
 def _names(folder: Path) -> Iterator[str]:
     if isinstance(folder, ObjectPath):
-        yield from (path.name for path in folder.iterdir())
+        yield from (one.name for one in folder.iterdir())
         return
     # Not found: another writer's ``settle`` removed an empty directory. Not a directory: it cannot hold files.
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
