@@ -30,6 +30,7 @@ _SHOWN = 10
 @settings.log
 @settings.archive
 @settings.dead_letters
+@settings.served
 @settings.redis_url
 @settings.schema_registry
 @settings.umask
@@ -47,6 +48,7 @@ def erase(
     log: Path,
     archive: Path,
     dead_letters: Path | None,
+    served: Path | None,
     redis_url: str,
     schema_registry: str | None,
     doubted_letters: bool,
@@ -73,6 +75,7 @@ def erase(
     from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
     from unskew.pipelines.state.folder import BATCH
+    from unskew.serving.sample import SERVED
     from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
@@ -131,7 +134,10 @@ def erase(
                         still_ours=leases.check,
                         progress=report,
                     ).n_found
-        found: list[Searched] = []
+        samples = [folder for folder in (log / SERVED, served) if folder is not None]
+        if not dry_run:
+            removed["samples"] = sum(_in_sample(folder, one, plan, dry_run=False).n_found for folder in samples)
+        found: list[Searched] = [_in_sample(folder, one, plan, dry_run=True) for folder in samples if folder.is_dir()]
         for state in states:
             n_files, n_bytes, where = search_state(state, plan, one, report)
             in_state = erasing.Searched(place=f"state {state}", n_files=n_files, n_bytes=n_bytes, n_found=len(where))
@@ -246,6 +252,29 @@ def _in_redis(
 
         found = remove_entity(client, judge, lambda n: report(f"Redis: {n:,} keys"), dry_run=dry_run)
     return len(found.removed), found.n_keys, found.unknown
+
+
+def _in_sample(folder: Path, one: "OneEntity", plan: "Plan", *, dry_run: bool) -> "Searched":
+    """Remove the lines of a sample that are the entity's, or mention its key, or only look."""
+    import json
+
+    import polars as pl
+
+    from unskew.offline import erasing
+    from unskew.serving.sample import forget
+
+    entities = {name: view.entity for view in plan.views.values() for name in (view.name, view.id)}
+    mentions = json.dumps(one.parts[0])[1:-1] if len(one.parts) == 1 and len(one.parts[0]) >= erasing.DISTINCT else None
+
+    def theirs(view_id: str, key: str, line: str) -> bool:
+        of_view = entities.get(view_id) or entities.get(view_id.partition("@")[0])
+        if of_view is None:
+            return key == one.key or (mentions is not None and mentions in line)
+        own = one.is_in(of_view) and bool(one.among(pl.Series([key]), of_view)[0])
+        return own or (mentions is not None and (mentions in line or one.key in line))
+
+    n_files, n_bytes, n_found = forget(folder, theirs, dry_run=dry_run)
+    return erasing.Searched(place="samples", n_files=n_files, n_bytes=n_bytes, n_found=n_found)
 
 
 def _of_nobody(unknown: Sequence[str]) -> tuple[str, ...]:
