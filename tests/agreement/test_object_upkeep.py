@@ -97,6 +97,8 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
     for workers in ("1", "2"):
         on_both("diff", str(definitions), str(definitions), "--workers", workers, where=("archive",))
     on_both("publish", where=("log",))
+    on_both("compact", "--min-files", "2", "--set-aside", where=("log", "archive"))
+    assert rows(both["far"]) == rows(near)
     on_both("compact", "--min-files", "2", "--grace", "0s", where=("log", "archive"))
     assert rows(both["far"]) == rows(near)
     on_both("publish", where=("log",))
