@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers.objects import SECRET, Forgetful, SeaweedFS, WithoutBuckets, reaching
+from tests.support.servers.objects import SECRET, Forgetful, Refusing, SeaweedFS, reaching
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.sinks import objects
 from unskew.sinks.objects import ObjectPath, Superseded, at_hand, probe, table_path
@@ -213,7 +213,7 @@ def test_a_store_that_cannot_be_reached_is_an_error_that_says_what_to_set_and_sh
 
 
 def test_a_bucket_that_is_not_there_is_an_error_that_says_so(bucket):
-    with WithoutBuckets() as server, reaching(server.environment):
+    with Refusing(404, "NoSuchBucket", "it does not exist") as server, reaching(server.environment):
         for act in (
             lambda: probe(bucket, "--log"),
             lambda: (bucket / "one").write_bytes(b"1"),
@@ -221,3 +221,24 @@ def test_a_bucket_that_is_not_there_is_an_error_that_says_so(bucket):
         ):
             with pytest.raises(StoreUnavailable, match=r"no such bucket|NoSuchBucket"):
                 act()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(503, "SlowDown"), (403, "RequestTimeTooSkewed"), (501, "NotImplemented"), (409, "ConditionalRequestConflict")],
+)
+def test_whatever_a_store_answers_is_an_error_that_says_it_and_what_to_set(bucket, status, code):
+    with Refusing(status, code, "said by the store") as server, reaching(server.environment):
+        acts = [
+            lambda: list(bucket.objects()),
+            lambda: list(bucket.iterdir()),
+            bucket.read_bytes,
+            lambda: bucket.write_bytes(b"1"),
+            bucket.unlink,
+            bucket.is_dir,
+        ]
+        for act in acts:
+            with pytest.raises(StoreUnavailable, match=f"{bucket}: {code}: said by the store; credentials .* AWS_"):
+                act()
+        with pytest.raises(Superseded if status == 409 else StoreUnavailable):
+            bucket.replace_if(b"1", {"e_tag": "1"})

@@ -325,7 +325,7 @@ def _put_new(path: ObjectPath, data: bytes) -> None:
         path.replace_if(data, None)
     except Superseded as error:
         # If it has the same content, only the answer of the store was lost.
-        if path.read_bytes() != data:
+        if not path.is_file() or path.read_bytes() != data:
             raise StoreUnavailable(f"{path}: another process has written this commit meanwhile; try again") from error
 
 

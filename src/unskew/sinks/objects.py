@@ -26,7 +26,6 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -111,12 +110,14 @@ class ObjectPath(PosixPath):
 
     @override
     def exists(self, **_options: Any) -> bool:
-        return self.is_file() or self.is_dir()
+        return self._is_there() or self.is_dir()
 
     @override
     def is_file(self, **_options: Any) -> bool:
-        if self.known is not None:
-            return True
+        """Return whether there is such an object; one that a listing gave is not looked for again."""
+        return self.known is not None or self._is_there()
+
+    def _is_there(self) -> bool:
         try:
             _of(self, "head", self.key)
         except FileNotFoundError:
@@ -184,7 +185,8 @@ class ObjectPath(PosixPath):
     def replace_if(self, data: bytes, version: Version | None) -> Version:
         """Write an object in place of the one of this version, None if there must be none; return its version.
 
-        Raises ``Superseded`` if there is another. After ``StoreUnavailable`` it may have been written nevertheless.
+        Raises ``Superseded`` if there is another, or if the store says so: some say it too while another write is under
+        way. After ``StoreUnavailable`` it may have been written nevertheless.
         """
         mode = "create" if version is None else dict(version)
         try:
@@ -342,6 +344,10 @@ def together(call: Callable[[_Item], _Answer], items: Sequence[_Item]) -> list[_
         return list(threads.map(call, items))
 
 
+_Name = tuple[str, str]
+"""The address of an object, and the tag of its content."""
+
+
 class _Copies:
     """Copies of objects in a temporary folder of this process: up to ``most_bytes``, or as many as are held at once.
 
@@ -351,8 +357,10 @@ class _Copies:
     def __init__(self, most_bytes: int = _COPIES_BYTES) -> None:
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str], tuple[Path, int]] = OrderedDict()
-        self._held: dict[Path, int] = {}
+        self._kept: dict[_Name, tuple[Path, int]] = {}
+        self._held: dict[_Name, int] = {}
+        # In the order of their last use.
+        self._idle: dict[_Name, None] = {}
         self._n_bytes = 0
         made = Path(tempfile.mkdtemp(prefix="unskew-new-"))
         self._alive = os.open(made / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -368,28 +376,27 @@ class _Copies:
     @contextlib.contextmanager
     def held(self, path: ObjectPath) -> Iterator[Path]:
         """Give the path of a copy, which stays as long as the body."""
-        copy = self._taken(path, hold=True)
+        name, copy = self._taken(path, hold=True)
         try:
             yield copy
         finally:
             with self._lock:
-                self._held[copy] -= 1
-                if not self._held[copy]:
-                    del self._held[copy]
+                self._held[name] -= 1
+                if not self._held[name]:
+                    del self._held[name]
+                    self._idle[name] = None
                 self._drop()
 
     def path_of(self, path: ObjectPath) -> Path:
         """Return the path of a copy, which must be opened at once."""
-        return self._taken(path, hold=False)
+        return self._taken(path, hold=False)[1]
 
-    def _taken(self, path: ObjectPath, *, hold: bool) -> Path:
+    def _taken(self, path: ObjectPath, *, hold: bool) -> tuple[_Name, Path]:
         name = (str(path), path.e_tag or "")
         with self._lock:
             if path.e_tag is not None and name in self._kept:
-                self._kept.move_to_end(name)
-                copy = self._kept[name][0]
-                self._held[copy] = self._held.get(copy, 0) + hold
-                return copy
+                self._use(name, hold=hold)
+                return name, self._kept[name][0]
         copy = self.folder / uuid.uuid4().hex
         found = _of(path, "get", path.key)
         try:
@@ -409,21 +416,28 @@ class _Copies:
                 n_bytes = copy.stat().st_size
                 self._kept[name] = (copy, n_bytes)
                 self._n_bytes += n_bytes
-            if hold:
-                self._held[copy] = self._held.get(copy, 0) + 1
-            self._drop(but=copy)
-        return copy
+            self._use(name, hold=hold)
+            self._drop(but=name)
+        return name, copy
 
-    def _drop(self, but: Path | None = None) -> None:
+    def _use(self, name: _Name, *, hold: bool) -> None:
+        self._idle.pop(name, None)
+        if hold:
+            self._held[name] = self._held.get(name, 0) + 1
+        elif name not in self._held:
+            self._idle[name] = None
+
+    def _drop(self, but: _Name | None = None) -> None:
         """Remove the copies that were not used for the longest time, until the others are few enough."""
-        for name in list(self._kept):
-            if self._n_bytes <= self._most_bytes:
+        while self._n_bytes > self._most_bytes and self._idle:
+            name = next(iter(self._idle))
+            if name == but:
+                # The one used last, so there is no other.
                 return
-            copy, n_bytes = self._kept[name]
-            if copy != but and not self._held.get(copy):
-                del self._kept[name]
-                self._n_bytes -= n_bytes
-                copy.unlink(missing_ok=True)
+            del self._idle[name]
+            copy, n_bytes = self._kept.pop(name)
+            self._n_bytes -= n_bytes
+            copy.unlink(missing_ok=True)
 
 
 @cache
@@ -457,7 +471,7 @@ def _of(path: ObjectPath, name: str, *arguments: Any, **options: Any) -> Any:
     """Return what a function of obstore returns for the bucket of a path."""
     import obstore  # noqa: PLC0415 - an extra
 
-    with _failures(path):
+    with _failures(path, conditional="mode" in options):
         client = _client(*path.parts[:2])
         found = getattr(obstore, name)(client.store, *arguments, **options)
         # A listing has not asked anything yet.
@@ -466,16 +480,16 @@ def _of(path: ObjectPath, name: str, *arguments: Any, **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _failures(path: ObjectPath) -> Iterator[None]:
+def _failures(path: ObjectPath, *, conditional: bool = False) -> Iterator[None]:
     from obstore import exceptions  # noqa: PLC0415 - an extra
 
     try:
         yield
-    except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-        raise Superseded(str(path)) from error
     except (FileNotFoundError, exceptions.NotFoundError) as error:
         raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
     except exceptions.BaseError as error:
+        if conditional and isinstance(error, (exceptions.AlreadyExistsError, exceptions.PreconditionError)):
+            raise Superseded(str(path)) from error
         raise StoreUnavailable(f"{path}: {_reason(str(error))}{_hint(path)}") from None
 
 

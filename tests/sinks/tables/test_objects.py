@@ -14,7 +14,7 @@ import pytest
 
 from tests.sinks.tables.test_parquet import rows
 from unskew.features.errors import LayoutError, StoreUnavailable
-from unskew.sinks.objects import ObjectPath, at_hand
+from unskew.sinks.objects import ObjectPath, Superseded, at_hand
 from unskew.sinks.tables.checksum import read_json
 from unskew.sinks.tables.layout import coverage_file, file_name, published_files, read_coverage
 from unskew.sinks.tables.parquet import StagedTable
@@ -323,3 +323,21 @@ def test_killed_at_random_moments_the_table_holds_each_row_once_and_readers_see_
     epochs(str(tmp_path / "disk"), str(tmp_path / "other.json"))
     on_disk = pl.concat([content(file.path) for file in published_files(tmp_path / "disk")])
     assert pl.concat([content(file.path) for file in published_files(bucket)]).equals(on_disk)
+
+
+def test_a_store_that_refuses_a_write_while_another_is_under_way_is_asked_again(bucket, monkeypatch):
+    writer = table(bucket)
+    writer.append(rows((0, 0)))
+    writer.snapshot()
+    real = ObjectPath.replace_if
+
+    def conflicting(path, *_):
+        monkeypatch.setattr(ObjectPath, "replace_if", real)
+        raise Superseded(str(path))
+
+    monkeypatch.setattr(ObjectPath, "replace_if", conflicting)
+    with pytest.raises(StoreUnavailable, match="nobody else has"):
+        writer.settle()
+    writer.settle()
+
+    assert published(bucket) == [0]

@@ -121,23 +121,23 @@ class _Server(ThreadingHTTPServer):
         self._thread.join()
 
 
-class WithoutBuckets(_Server):
-    """A server that has no buckets."""
+class Refusing(_Server):
+    """A server that answers every request with an error."""
 
-    def __init__(self) -> None:
-        class Refusing(BaseHTTPRequestHandler):
+    def __init__(self, status: int, code: str, message: str) -> None:
+        class Refused(BaseHTTPRequestHandler):
             def _refuse(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self.send_response(404)
+                self.send_response(status)
                 self.end_headers()
-                self.wfile.write(b"<Error><Code>NoSuchBucket</Code><Message>it does not exist</Message></Error>")
+                self.wfile.write(f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode())
 
-            do_GET = do_PUT = do_HEAD = do_DELETE = _refuse  # noqa: N815
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _refuse  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        super().__init__(Refusing)
+        super().__init__(Refused)
 
 
 class Forgetful(_Server):

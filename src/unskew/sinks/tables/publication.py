@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from unskew.features.errors import LayoutError
+from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks import durable
 from unskew.sinks.objects import ObjectPath, Superseded, Version, together
 from unskew.sinks.tables import checksum, layout
@@ -186,10 +186,15 @@ class ByCoverage:
 
     def _own(self, data: bytes, error: Superseded) -> Version:
         """Return the version of the coverage if this process wrote it, and only the store's answer was lost."""
+        there: bytes | None = None
+        version: Version | None = None
         with contextlib.suppress(FileNotFoundError):
             there, version = self._path.versioned()
-            if there == data:
-                return version
+        if version is not None and there == data:
+            return version
+        if version == self._version:
+            # Amazon S3 answers so while another write of the same object is under way.
+            raise StoreUnavailable(f"{self._path}: the store has not replaced it, and nobody else has") from error
         raise LayoutError(
             f"{self._path} was written by another process, so this one was taken over and stops; it has published nothing since. "
             "Find out which of the two should continue, and start that one alone"
