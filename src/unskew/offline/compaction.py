@@ -28,7 +28,7 @@ from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify, whole
 from unskew.sinks import durable
 from unskew.sinks.lease import locked
-from unskew.sinks.objects import ObjectPath, probe
+from unskew.sinks.objects import ObjectPath, probe, together
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile, view_roots
@@ -390,9 +390,11 @@ class _Work:
                     "left alone"
                 )
                 continue
-            for file in files:
-                n_deleted += 1
-                if not dry_run:
+            n_deleted += len(files)
+            if not dry_run and isinstance(self._root, ObjectPath):
+                together(lambda file: file.path.unlink(missing_ok=True), files)
+            elif not dry_run:
+                for file in files:
                     file.path.unlink(missing_ok=True)
         folder = self._root / layout.SUPERSEDED
         if not dry_run and folder.is_dir():
