@@ -204,7 +204,7 @@ def _one(
         )
     names = shard_names(view, [0], 1)
     root = view_root(job.log, view.name, view.version)
-    record_shards(root, names)
+    record_shards(root, names, view=view.published)
     before = seeds.read(view, names[0])
     end = {0: Reached(offset=archive.offset_at(0, job.until_us), clock_us=job.until_us)}
     written = backfill(
