@@ -164,6 +164,10 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     client = redis.Redis.from_url(other)
     client.hset("live:by_user@1:{user%203%25}", "n", 1)
     client.hset("live:by_item@1:{3}", "n", 1)
+    sample = pipeline.outcome.deployment.log / "_served" / "served-1-1-1.jsonl"
+    sample.parent.mkdir()
+    line = '{"view": "by_user@1", "key": "%s", "as_of": 1, "values": {}}\n'
+    sample.write_text(line % "user%203%25" + line % "user%201%25" + '{"view": "by_u')
     before, archived = pipeline.content(), pipeline.outcome.archive()
     assert len(traces(pipeline)) > 15
 
@@ -176,6 +180,7 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     assert "nothing is left" in erased.output
     assert traces(pipeline) == []
     assert client.exists("live:by_item@1:{3}")
+    assert sample.read_text() == line % "user%201%25"
     assert pipeline.content() == before
     places = ["_partition", "_offset", "_arrival"]
     assert pipeline.outcome.archive().select(places).equals(archived.select(places))

@@ -30,6 +30,7 @@ _SHOWN = 10
 @settings.log
 @settings.archive
 @settings.dead_letters
+@settings.served
 @settings.redis_url
 @settings.schema_registry
 @settings.umask
@@ -47,6 +48,7 @@ def erase(
     log: Path,
     archive: Path,
     dead_letters: Path | None,
+    served: Path | None,
     redis_url: str,
     schema_registry: str | None,
     doubted_letters: bool,
@@ -70,17 +72,18 @@ def erase(
     from unskew.features.keys import OneEntity
     from unskew.offline import erasing
     from unskew.pipelines.deployment import owner_of
-    from unskew.pipelines.erasing import erase_state, holds_state, is_state, search_state
+    from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
-    from unskew.sinks.lease import EVERYTHING, Lease, Leases
-    from unskew.sinks.objects import ObjectPath
+    from unskew.pipelines.state.folder import BATCH
+    from unskew.serving.sample import SERVED
+    from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
     plan = load(*definitions)
     one = OneEntity.of(_entity(entity, plan), keys)
     letters = archive.with_name("dead_letters") if dead_letters is None else dead_letters
     for state in states:
-        if not holds_state(state):
+        if not is_state(state):
             raise RequestError(f"{state} holds no state; name the --state of the pipeline")
     folders = {"--log": log, "--archive": archive, "--dead-letters": letters}
     errors = Screen(stderr=True)
@@ -88,11 +91,11 @@ def erase(
         leases = Leases()
         closing.callback(leases.release)
         owner = owner_of(f"the erasure of an entity of {entity}", states[0])
-        everywhere = [*(("--state", state) for state in states), *folders.items()]
+        batches = [("--state", state / BATCH) for state in states]
+        everywhere = [*(("--state", state) for state in states), *batches, *folders.items()]
         for option, folder in everywhere:
-            # A pipeline whose tables are in an object store is kept out by the lease of its state, which is on a disk.
-            if folder.is_dir() and not isinstance(folder, ObjectPath):
-                leases.add(Lease(folder, option, owner, frozenset([EVERYTHING])))
+            if folder.is_dir():
+                leases.take(folder, option, owner, frozenset([EVERYTHING]))
         status = closing.enter_context(errors.status("")) if errors.is_terminal else None
 
         def report(text: str) -> None:
@@ -109,7 +112,7 @@ def erase(
                 f"count from the archive, will differ for entities that have met this one{again}",
                 err=True,
             )
-        decoded = _decoder(plan, schema_registry, next(filter(is_state, states), None))
+        decoded = _decoder(plan, schema_registry, next(filter(is_pipeline, states), None))
         tables = erasing.places(
             one, views, log, archive, letters, read_by=columns_of, decoded=decoded, doubted=doubted_letters
         )
@@ -117,6 +120,7 @@ def erase(
         closing.callback(server.close)
         removed: dict[str, int] = {}
         if not dry_run:
+            erasing.refuse_unfinished(archive)
             for state in states:
                 removed[f"state {state}"] = erase_state(state, plan, one, leases.check, report)
             removed["Redis"] = _in_redis(server, one, plan, report, dry_run=False)[0]
@@ -130,7 +134,10 @@ def erase(
                         still_ours=leases.check,
                         progress=report,
                     ).n_found
-        found: list[Searched] = []
+        samples = [folder for folder in (log / SERVED, served) if folder is not None]
+        if not dry_run:
+            removed["samples"] = sum(_in_sample(folder, one, plan, dry_run=False).n_found for folder in samples)
+        found: list[Searched] = [_in_sample(folder, one, plan, dry_run=True) for folder in samples if folder.is_dir()]
         for state in states:
             n_files, n_bytes, where = search_state(state, plan, one, report)
             in_state = erasing.Searched(place=f"state {state}", n_files=n_files, n_bytes=n_bytes, n_found=len(where))
@@ -144,6 +151,13 @@ def erase(
     notes = [note for each in found for note in each.notes]
     for note in notes:
         say(note, err=True)
+    for name in sorted(stream.name for stream in plan.streams.values() if stream.table is not None):
+        if removed.get(f"archive {name}"):
+            say(
+                f"table {name}: remove the entity from the table itself too; its old rows come back only with unskew materialize "
+                "--again, new ones begin the entity anew",
+                err=True,
+            )
     n_bytes = sum(each.n_bytes for each in found)
     what = f"{len(found)} places, {n_bytes:,} bytes of files and {n_keys:,} keys of Redis were searched"
     left = [each for each in found if each.n_found]
@@ -238,6 +252,29 @@ def _in_redis(
 
         found = remove_entity(client, judge, lambda n: report(f"Redis: {n:,} keys"), dry_run=dry_run)
     return len(found.removed), found.n_keys, found.unknown
+
+
+def _in_sample(folder: Path, one: "OneEntity", plan: "Plan", *, dry_run: bool) -> "Searched":
+    """Remove the lines of a sample that are the entity's, or mention its key, or only look."""
+    import json
+
+    import polars as pl
+
+    from unskew.offline import erasing
+    from unskew.serving.sample import forget
+
+    entities = {name: view.entity for view in plan.views.values() for name in (view.name, view.id)}
+    mentions = json.dumps(one.parts[0])[1:-1] if len(one.parts) == 1 and len(one.parts[0]) >= erasing.DISTINCT else None
+
+    def theirs(view_id: str, key: str, line: str) -> bool:
+        of_view = entities.get(view_id) or entities.get(view_id.partition("@")[0])
+        if of_view is None:
+            return key == one.key or (mentions is not None and mentions in line)
+        own = one.is_in(of_view) and bool(one.among(pl.Series([key]), of_view)[0])
+        return own or (mentions is not None and (mentions in line or one.key in line))
+
+    n_files, n_bytes, n_found = forget(folder, theirs, dry_run=dry_run)
+    return erasing.Searched(place="samples", n_files=n_files, n_bytes=n_bytes, n_found=n_found)
 
 
 def _of_nobody(unknown: Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ The order of steps is the contract:
 1. Take the table's lock, as compaction does, so that nobody merges a file while it is rewritten.
 2. Write a file without the entity to ``_compacting``, and fsync it.
 3. Rename it over the file, and fsync the folder.
+4. Bring the Delta metadata of a log up to date, where there are any.
 
 After a stop between any two steps every file is complete, and the same call finishes the rest. Readers see each file as
 it was or as it is. The log and the dead letters lose the rows, and the file says how many (``layout.LEFT_OUT``). An
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from unskew.features.errors import StoreUnavailable
+from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.keys import OneEntity
 from unskew.features.plan import ViewPlan
 from unskew.offline import delta
@@ -31,6 +32,7 @@ from unskew.offline.compaction import lock
 from unskew.offline.merging import columns_of, names_of, rewrite, source
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
+from unskew.sinks.tables.imported import read_imported
 
 Progress = Callable[[str], None]
 DISTINCT = 6
@@ -261,6 +263,8 @@ def erase(
 ) -> Searched:
     """Erase the entity from every file of a table. ``counts``: as in ``merging.rewrite``.
 
+    Delta metadata beside a log follow.
+
     Raises ``LayoutError`` for a damaged file, ``StoreUnavailable`` if the disk fails or somebody compacts the table;
     the call can then be repeated.
     """
@@ -294,6 +298,17 @@ def erase(
             durable.rename(temporary, path, still_ours)
         delta.publish_again(root, place)
     return found
+
+
+def refuse_unfinished(archive: Path) -> None:
+    """Raise ``RequestError`` if an import has not ended: what it has not written yet may hold the entity."""
+    for root in sorted(archive.iterdir()) if archive.is_dir() else ():
+        if (running := read_imported(root).running) is not None:
+            names = " ".join(one.name for one in running.files)
+            raise RequestError(
+                f"an import into {root} has not ended, and the rest of {names} may hold the entity; finish it with the same command, or "
+                "forget all imports with --again, and then erase"
+            )
 
 
 def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = lambda _: None) -> Searched:

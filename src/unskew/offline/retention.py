@@ -8,7 +8,7 @@ answered as before, and earlier ones are refused. The order of steps is the cont
    have listed files, so none of them takes a missing row for an entity without events.
 3. Of a log: write the base of a shard's files before the cut as one file, whose name covers theirs and whose metadata
    say how many rows it lacks; rename it to the folder of the newest of them. Those files are superseded then, and
-   deleted after the grace period, as those that compaction merged.
+   deleted after the grace period, as those that compaction merged. Before, metadata for other engines name the base.
    Of an archive, and of dead letters: delete the files of the days before the cut, from old to new.
 
 After a stop between any two steps readers are right, and the same call finishes the rest. The newest file of each
@@ -32,7 +32,6 @@ from unskew.offline import delta
 from unskew.offline.compaction import Held, Table, delete_superseded, lock
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
 from unskew.sinks import durable
-from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import sealed_json
 from unskew.sinks.tables.layout import TableFile
@@ -73,7 +72,9 @@ def cut_of(table: Table, keep_us: int) -> dt.date | None:
         # A partition without dead letters holds nothing back; one without events may still get earlier ones.
         reached = max(newest) if table.sequence is None else min(newest)
         return day_of(_midnight_us(reached) - keep_us)
-    clocks = [one.complete_to_us for one in coverage.shards.values() if one.complete_to_us is not None]
+    # What was imported ends where the topic takes over, and holds nothing back.
+    shards = [one for name, one in coverage.shards.items() if layout.origin_of(name) != layout.IMPORTED]
+    clocks = [one.complete_to_us for one in shards if one.complete_to_us is not None]
     return None if coverage.waiting or not clocks else day_of(min(clocks) - keep_us)
 
 
@@ -117,7 +118,7 @@ def retain_log(
     found = Retained(table=table, cut=cut)
     with _held(table, dry_run=dry_run) as held:
         if held is not None:
-            _record(table.root, cut)
+            _record(table.root, cut, held)
         faults: list[str] = []
         for old in _before(table.root, cut):
             progress(f"{table.name}: {old[0].writer}")
@@ -137,13 +138,13 @@ def retain_log(
 def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
     """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
     found = Retained(table=table, cut=cut)
-    with _held(table, dry_run=dry_run):
-        if not dry_run:
-            _record(table.root, cut)
+    with _held(table, dry_run=dry_run) as held:
+        if held is not None:
+            _record(table.root, cut, held)
         for old in _before(table.root, cut, keep_newest=True):
             for file in old:
                 found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
-                if not dry_run:
+                if held is not None:
                     file.path.unlink()
                     found = replace(found, n_deleted=found.n_deleted + 1)
     return found
@@ -163,14 +164,12 @@ def _held(table: Table, *, dry_run: bool) -> Iterator[Held | None]:
             durable.remove_empty([folder])
 
 
-def _record(root: Path, cut: dt.date) -> None:
+def _record(root: Path, cut: dt.date, held: Held) -> None:
     kept_from_us = max(_midnight_us(cut), layout.read_kept_from(root) or -(2**63))
     path = layout.retained_file(root)
     durable.make_folder(path.parent)
-    durable.replace(path, sealed_json({"from": kept_from_us}))
-    if not isinstance(path, ObjectPath):
-        durable.like(path, root)
-        path.chmod(path.stat().st_mode & 0o666)
+    durable.replace(path, sealed_json({"from": kept_from_us}), held.still_ours)
+    durable.like_file(path, root)
 
 
 def _before(root: Path, cut: dt.date, *, keep_newest: bool = False) -> Iterator[list[TableFile]]:
@@ -199,6 +198,7 @@ def _cut_shard(
     found: Retained,
     held: Held | None,
 ) -> Retained:
+    """Replace a shard's old files by its base; without the lock, only say what would be done."""
     expected = 0
     for file in old:
         if file.first != expected:

@@ -27,19 +27,17 @@ from unskew.pipelines.history.archive import Archive, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.tables import TableJob, Taken, forget_table, take_table
 from unskew.pipelines.state.changelog import Changelogs, Manifest
-from unskew.pipelines.state.folder import CHANGELOG
+from unskew.pipelines.state.folder import BATCH, CHANGELOG
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seed, Seeds
 from unskew.sinks import durable
-from unskew.sinks.lease import Lease, Leases, Owner
-from unskew.sinks.objects import ObjectPath, probe
+from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.patience import Flag
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import recorded_shards
 from unskew.sinks.wall import wall_us
 
-BATCH = "batch"
 Report = Callable[[str, int, int], None]
 
 
@@ -118,16 +116,9 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             durable.make_folder(folder)
         views = frozenset(view.id for view in job.views)
         streams = {view.stream.topic: view.stream for view in job.views}
-        leases.add(Lease(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams)))
-        for root, option, names in (
-            (job.archive, "--archive", frozenset(f"{topic}/p0" for topic in streams)),
-            (job.log, "--log", frozenset(f"{view.id}/h0" for view in job.views)),
-        ):
-            if isinstance(root, ObjectPath):
-                # There the coverage keeps out whoever was taken over.
-                probe(root, option)
-            else:
-                leases.add(Lease(root, option, job.owner, names))
+        leases.take(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams))
+        leases.take(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams))
+        leases.take(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views))
         if job.again:
             _forget(job, seeds, leases.check)
 
@@ -142,6 +133,7 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             topic: take_table(
                 TableJob(
                     stream=stream,
+                    keys=_keys(job.plan, topic),
                     archive=job.archive,
                     folder=folder,
                     until_us=job.until_us,
@@ -160,6 +152,13 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             for view in job.views
             if (done := _one(job, view, seeds, changelogs, taken[view.stream.topic], leases.check, going_on, report))
         ]
+
+
+def _keys(plan: Plan, topic: str) -> Sequence[Sequence[str]]:
+    """Return the key columns of each entity of the views over a table."""
+    # The entities of a view over sessions are those of the sessions.
+    views = [view for view in plan.of_tables.views.values() if view.stream.topic == topic]
+    return sorted({tuple((view.sessions or view).entity.keys) for view in views})
 
 
 def _forget(job: Materialize, seeds: Seeds, still_ours: Callable[[], None]) -> None:

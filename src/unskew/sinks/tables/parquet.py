@@ -262,7 +262,7 @@ def recorded_shards(
     except BaseException:
         with contextlib.suppress(OSError, LayoutError):
             found = layout.read_coverage(root)
-            if not layout.published_files(root) and not (found and found.shards) and not any(root.glob("_staged/*/*")):
+            if not layout.every_file(root) and not (found and found.shards):
                 layout.shards_file(root).unlink(missing_ok=True)
                 durable.remove_empty([layout.shards_file(root).parent, *made])
         raise
