@@ -15,6 +15,7 @@ NAMES = (
     "bench_wire",
     "bench_peers",
     "bench_join",
+    "bench_large_join",
     "bench_rebuild",
     "bench_journey",
     "bench_checksum",

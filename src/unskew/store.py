@@ -26,7 +26,7 @@ from unskew.offline.catalogue import catalogue
 from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.logged import with_logged
+from unskew.offline.logged import all_logged, with_logged
 from unskew.offline.manifest import (
     JoinRule,
     LogPosition,
@@ -125,6 +125,7 @@ class FeatureStore:
         with_status: bool = False,
         source: Source = "log",
         versions: Spans | None = None,
+        as_served: bool = False,
         progress: Progress | bool = False,
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
@@ -149,6 +150,10 @@ class FeatureStore:
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
 
+        ``as_served``: compares the labels with the wall clock at which each row was written, in place of the instant
+        from which its values were valid: about what a reader got, lag included. What a backfill wrote later was not
+        served. A clock that was set back makes it wrong by as much.
+
         The answer also has a ``manifest``, from which ``reproduce`` makes the same training set again, ``split``,
         ``to_parquet``, and a summary where it is shown.
 
@@ -162,6 +167,8 @@ class FeatureStore:
                 "versions are spanned in the log alone, which knows from when on each could answer; leave out source, or request "
                 "view@1:feature and view@2:feature side by side"
             )
+        if as_served and source != "log":
+            raise RequestError("only a log knows when values were written: leave out as_served, or the source")
         rule = JoinRule(
             timestamp=timestamp,
             inclusive=inclusive,
@@ -169,6 +176,7 @@ class FeatureStore:
             max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
             full_feature_names=full_feature_names,
             with_status=with_status,
+            on="written_at" if as_served else "available_at",
             versions=_checked(features, versions),
         )
         views = self._named(named_views(each_version(features, rule.versions)))
@@ -213,12 +221,18 @@ class FeatureStore:
         )
         if difference := wanted.output.difference(found.manifest.output):
             raise LayoutError(
-                f"the training set is not that of {name}: {difference}. The log or the archive was changed since; restore it"
+                f"the training set is not that of {name}: {difference}. Since then the log or the archive was changed: old days were "
+                "removed, an entity was erased, or files were exchanged"
             )
         return found
 
     def features(self) -> pl.DataFrame:
-        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner.
+
+        These are the features of the definitions, else of the registry in Redis, else of the log.
+        """
+        if self._pinned is None and self._reader is None and self._log is not None:
+            return catalogue(all_logged(self._log))
         return catalogue(self._views())
 
     def history(
@@ -273,6 +287,7 @@ class FeatureStore:
             max_age=None if rule.max_age_us is None else dt.timedelta(microseconds=rule.max_age_us),
             full_feature_names=rule.full_feature_names,
             with_status=rule.with_status,
+            as_served=rule.on == "written_at",
             versions=rule.versions,
         )
         if source != "events" and self._log is None:

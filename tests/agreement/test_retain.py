@@ -25,6 +25,7 @@ from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
 from unskew.offline.log_reader import ViewLog
 from unskew.pipelines.run import run
+from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
 DEFINITIONS = """
@@ -199,6 +200,37 @@ def test_a_retention_that_is_killed_is_finished_by_the_same_command(kept: Kept, 
     assert kept.files() == at_once
     for view, expected in before.items():
         assert kept.joined(cut_us, last_us, view).equals(expected)
+
+
+def test_tables_in_an_object_store_are_kept_alike(bench: Bench, bucket: ObjectPath) -> None:
+    topic = bench.produce(RECORDS[:160], n_partitions=2)
+    definitions = bench.root / "definitions.py"
+    definitions.write_text(DEFINITIONS.format(topic=topic))
+    where = replace(bench.deployment(), log=bucket / "log", archive=bucket / "archive", dead_letters=bucket / "dead")
+    kept = Kept(Outcome(load(definitions), where), definitions)
+    kept.ran()
+    _, cut_us, last_us = days_of(kept)
+    before = {view: kept.joined(cut_us, last_us, view) for view in ("by_user", "by_item")}
+    n_objects = len(list(bucket.objects()))
+
+    done = kept.retain("--keep-log=2d", "--keep-archive=3d", "--grace=0s")
+    assert done.exit_code == 0, done.output
+    assert len(list(bucket.objects())) < n_objects
+    for view, expected in before.items():
+        assert kept.joined(cut_us, last_us, view).equals(expected)
+    folders = [*kept.folders(), f"--state={where.state}", f"--dead-letters={where.dead_letters}"]
+    gone = CliRunner().invoke(main, ["erase", "user", "user 3%", *folders, f"--redis-url={bench.redis_url}"])
+
+    assert gone.exit_code == 0, gone.output
+    for view, expected in before.items():
+        is_gone = pl.col("user") == "user 3%" if view == "by_user" else pl.lit(value=False)
+        found = kept.joined(cut_us, last_us, view)
+        assert found.filter(~is_gone).equals(expected.filter(~is_gone))
+        assert not found.filter(is_gone)["n"].sum()
+    bench.append(topic, RECORDS[160:])
+    kept.ran()
+    report = audit(kept.outcome.plan, where.log, where.archive, samples=200, patience_s=0)
+    assert [str(one) for one in report.differences] == []
 
 
 def refused(kept: Kept, *arguments: str) -> str:

@@ -308,7 +308,7 @@ def test_a_file_that_stands_for_more_rows_than_it_has_is_a_change_of_data(log: L
     first.path.unlink()
     second.path.unlink()
 
-    delta.follow(log.root, "counts@1", now_ms=NOW_MS)
+    delta.publish_again(log.root, "counts@1")
 
     assert delta_rows(log.root) == log.published
     changes = [one for action in log.commits()[-1] for kind, one in action.items() if kind in {"add", "remove"}]

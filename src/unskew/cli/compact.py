@@ -112,7 +112,7 @@ def compact(
                         now_s=time.time(),
                         dry_run=dry_run,
                         progress=lambda done, total: bar.update(task, completed=done, total=total),
-                        publish=_publisher(table),
+                        publish=publisher(table),
                     )
                 )
             except UnskewError as error:
@@ -183,12 +183,11 @@ def _view_id(table: "Table") -> str:
     return f"{table.root.parent.name}@{table.root.name.removeprefix('v')}"
 
 
-def _publisher(table: "Table") -> Callable[[], object]:
+def publisher(table: "Table") -> Callable[[], object]:
     """Return what writes the Delta metadata of a log's table; of another table, nothing."""
     from unskew.offline import delta
-    from unskew.sinks.objects import ObjectPath
 
-    if not table.is_log or isinstance(table.root, ObjectPath):
+    if not table.is_log:
         return lambda: None
     return lambda: delta.publish(table.root, table.name.removeprefix("log "), now_ms=time.time_ns() // 1_000_000)
 

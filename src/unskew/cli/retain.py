@@ -71,7 +71,6 @@ def retain(
     import time
 
     from unskew.features.definitions.load import load
-    from unskew.offline import delta
     from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables
     from unskew.offline.retention import Retained, cut_of, refuse_too_short, retain_days, retain_log
     from unskew.sinks.tables.layout import read_definition
@@ -128,10 +127,14 @@ def retain(
             try:
                 if keys:
                     one = retain_log(
-                        table, keys, cut, grace_s=grace_s, now_s=time.time(), dry_run=dry_run, progress=report
+                        table,
+                        keys,
+                        cut,
+                        grace_s=grace_s,
+                        now_s=time.time(),
+                        dry_run=dry_run,
+                        progress=report,
                     )
-                    if not dry_run:
-                        delta.follow(table.root, table.name.removeprefix("log "), now_ms=time.time_ns() // 1_000_000)
                 else:
                     one = retain_days(table, cut, dry_run=dry_run)
             except UnskewError as error:
@@ -159,20 +162,27 @@ def _folder(name: str, folder: Path | None, keep: str | None) -> tuple[Path, int
 
 
 def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> None:
-    """Refuse to remove events that an unfinished backfill has not read yet."""
+    """Refuse to remove events that an unfinished backfill, or a view over a table, has not read yet."""
     from unskew.features.time import instant_us
     from unskew.pipelines.history.archive import Archive
+    from unskew.pipelines.state.folder import BATCH
     from unskew.pipelines.state.seeds import Seeds
 
-    seeds = Seeds(state)
     cut_us = instant_us(f"{cut.isoformat()}T00:00:00Z")
     for view in plan.views.values():
+        of_table = view.stream.table is not None
+        seeds = Seeds(state / BATCH if of_table else state)
         taken = [seed.taken for name in seeds.shards(view.id) if (seed := seeds.read(view, name)) is not None]
         if not taken:
             continue
         archived = Archive.open(archive, view.stream)
         for partition, one in ((partition, one) for shard in taken for partition, one in shard.items()):
             if partition in archived.files and one.end < archived.offset_at(partition, cut_us):
+                if of_table:
+                    raise RequestError(
+                        f"{view.id}: it has read table {view.stream.name} up to row {one.end}, and needs the days before {cut}; compute it "
+                        f"first (unskew materialize {view.id})"
+                    )
                 raise RequestError(
                     f"{view.id}: its backfill has read partition {partition} up to offset {one.end} and needs the days before "
                     f"{cut}; finish it (unskew backfill), or remove it (unskew purge {view.id} --backfill)"

@@ -34,6 +34,7 @@ from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile, view_roots
 
 Progress = Callable[[int, int], None]
+_LOCK = f"{layout.COMPACTING}/lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +170,7 @@ def delete_superseded(table: Table, grace_s: float, now_s: float) -> tuple[int, 
     Returns how many these are, how many wait, and what was left alone because it is damaged.
     """
     work = _Work(table, Limits(grace_s=grace_s), now_s, lambda _done, _total: None)
+    work.look_at_clock()
     n_deleted, n_waiting = work.delete()
     return n_deleted, n_waiting, tuple(dict.fromkeys(work.faults))
 
@@ -195,6 +197,11 @@ class _Work:
         self._n_merged = 0
         self._n_to_merge = 0
         self._held: Held | None = None
+
+    def look_at_clock(self) -> None:
+        """Take the present of an object store from its own clock, of which the times of its objects are, too."""
+        if isinstance(self._root, ObjectPath):
+            self._now_s = (self._root / _LOCK).stat().st_mtime
 
     def state(self) -> Compacted:
         """Return the table as it is."""
@@ -227,6 +234,7 @@ class _Work:
     def done(self, held: "Held") -> Compacted:
         """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
         self._held = held
+        self.look_at_clock()
         before = self.state()
         self._publish_metadata()
         n_earlier, _ = self.delete()
@@ -447,7 +455,7 @@ def lock(root: Path) -> Iterator[Held | None]:
     """Yield the lock of a table, whose interrupted compactions have left nothing; None if another process has it."""
     if isinstance(root, ObjectPath):
         probe(root, "the table")
-        with locked(root / layout.COMPACTING / "lock") as still_ours:
+        with locked(root / _LOCK) as still_ours:
             if still_ours is None:
                 yield None
                 return
@@ -455,7 +463,7 @@ def lock(root: Path) -> Iterator[Held | None]:
                 yield Held(folder=Path(work), still_ours=still_ours)
         return
     folder = root / layout.COMPACTING
-    path = folder / "lock"
+    path = root / _LOCK
     new = not path.exists()
     folder.mkdir(exist_ok=True)
     with path.open("wb") as file:

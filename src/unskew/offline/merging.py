@@ -143,9 +143,15 @@ def rewrite(
         durable.flush(sink)
 
 
+def names_of(path: Path) -> list[str]:
+    """Return the names of a file's columns; raises ``Unmergeable`` if it is damaged."""
+    with _damage(path), _opened(whole(path)) as opened:
+        return list(opened.schema_arrow.names)
+
+
 def columns_of(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Yield some columns of a file, in bounded pieces; those that it lacks are left out."""
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         there = [name for name in columns if name in opened.schema_arrow.names]
         for batch in opened.iter_batches(batch_size=_batch_size(opened), columns=there, use_threads=False):
             yield pl.DataFrame(pl.from_arrow(batch))

@@ -1,4 +1,4 @@
-"""Erasure of one entity from the state of a pipeline that does not run: shards, seeds and the recovery store.
+"""Erasure of one entity from a state folder that no process uses: shards, seeds and the recovery store.
 
 The order of steps is the contract, for each shard:
 
@@ -10,6 +10,9 @@ The order of steps is the contract, for each shard:
 After a stop between any two steps the state is complete, with the entity or without; the same call finishes the rest.
 Views that are no longer computed can never go on, so their state is removed whole. SQLite keeps old pages, so the store
 is overwritten, emptied and packed (``secure_delete``, ``VACUUM``, an empty log).
+
+Views over tables have seeds and changelogs of their own (``state/batch``), which are treated in the same way. Rows that
+a killed import or materialization was sorting are removed: the next one sorts anew.
 """
 
 import contextlib
@@ -27,10 +30,19 @@ from unskew.features.errors import LayoutError, RequestError
 from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan, ViewPlan
 from unskew.pipelines.state.changelog import REMEDY, Changelog, Changelogs, Manifest, read_base, remove
-from unskew.pipelines.state.folder import CHANGELOG, DEPLOYMENT, RECOVERY, held_by, refuse_strangers
+from unskew.pipelines.state.folder import (
+    BATCH,
+    CHANGELOG,
+    DEPLOYMENT,
+    IMPORTING,
+    RECOVERY,
+    SORTING,
+    held_by,
+    refuse_strangers,
+)
 from unskew.pipelines.state.ordering import Shard, Siblings, from_ipc
 from unskew.pipelines.state.saved import FLOW, SHARDS, read_saved
-from unskew.pipelines.state.seeds import Seeds
+from unskew.pipelines.state.seeds import BACKFILL, Seeds
 from unskew.pipelines.state.whole import WholeState
 from unskew.sinks import durable
 
@@ -48,6 +60,28 @@ def erase_state(
     """
     refuse_strangers(state)
     views = _views(state, plan)
+    batch = _views_of_seeds(state / BATCH, plan)
+    _views_of_seeds(state, plan)
+    with durable.disk(state):
+        for sorting in (state / IMPORTING, state / BATCH / SORTING):
+            still_ours()
+            shutil.rmtree(sorting, ignore_errors=True)
+    return _erase_shards(state, plan, views, one, still_ours, report) + _erase_batch(
+        state / BATCH, batch, one, still_ours, report
+    )
+
+
+def _erase_shards(
+    state: Path,
+    plan: Plan,
+    views: dict[str, ViewPlan],
+    one: OneEntity,
+    still_ours: Callable[[], None],
+    report: Report,
+) -> int:
+    """Erase the entity from what the pipeline itself keeps there, and from backfills that it has not taken over."""
+    if not is_pipeline(state):
+        return 0
     changelogs = Changelogs(state / CHANGELOG, still_ours)
     n_found = 0
     try:
@@ -72,8 +106,30 @@ def erase_state(
             _replace(state / RECOVERY, saved, changed, set(views), searched)
             for settle in settles:
                 settle()
-            n_found += _erase_seeds(state, plan, views, changelogs, one, still_ours)
+            views |= _views_of_seeds(state, plan)
+            n_found += _erase_seeds(state, views, changelogs, one, still_ours)
             _remove_strangers(state, views, [changed.get((s["view"], s["shard"]), s) for s in saved])
+    finally:
+        changelogs.close()
+    return n_found
+
+
+def _erase_batch(
+    folder: Path, views: dict[str, ViewPlan], one: OneEntity, still_ours: Callable[[], None], report: Report
+) -> int:
+    """Erase the entity from the states of views over tables; those that have been replaced are removed."""
+    if not folder.is_dir():
+        return 0
+    report(f"state {folder}")
+    changelogs = Changelogs(folder / CHANGELOG, still_ours)
+    try:
+        with durable.disk(folder):
+            seeds = Seeds(folder)
+            for view_id in sorted(set(seeds.views()) - views.keys()):
+                still_ours()
+                seeds.remove(view_id)
+            n_found = _erase_seeds(folder, views, changelogs, one, still_ours)
+            _remove_strangers(folder, views, ())
     finally:
         changelogs.close()
     return n_found
@@ -87,15 +143,21 @@ def search_state(
     Bases, events, events that wait, and seeds are decoded. If the key is long enough that it is nothing else, its bytes
     are looked for in every file as well.
     """
-    views = _views(state, plan)
-    changelogs = Changelogs(state / CHANGELOG)
     found: list[str] = []
-    shards = [*_saved(state), *(seed.snapshot for view in views.values() for _, seed in _seeds(state, view))]
-    for shard in shards:
-        view = views.get(shard["view"])
-        report(f"state {shard['view']}/{shard['shard']}")
-        if view is None or (one.is_in(view.entity) and _holds(changelogs, view, shard, one)):
-            found.append(f"{shard['view']}/{shard['shard']}")
+    saved = _saved(state) if is_pipeline(state) else ()
+    views = _views(state, plan)
+    for folder, of_folder, shards in (
+        (state, {**views, **_views_of_seeds(state, plan)}, saved),
+        (state / BATCH, _views_of_seeds(state / BATCH, plan), ()),
+    ):
+        changelogs = Changelogs(folder / CHANGELOG)
+        seeded = [seed.snapshot for view in of_folder.values() for _, seed in _seeds(folder, view)]
+        for shard in (*shards, *seeded):
+            view = of_folder.get(shard["view"])
+            report(f"state {shard['view']}/{shard['shard']}")
+            if view is None or (one.is_in(view.entity) and _holds(changelogs, view, shard, one)):
+                found.append(f"{shard['view']}/{shard['shard']}")
+        found += [f"{folder / BACKFILL / view_id}" for view_id in set(Seeds(folder).views()) - of_folder.keys()]
     n_files = n_bytes = 0
     octets = one.key.encode()
     for path in sorted(path for path in state.rglob("*") if path.is_file() and "compiled" not in path.parts):
@@ -122,7 +184,9 @@ def _mentions(path: Path, octets: bytes) -> bool:
 
 
 def _views(state: Path, plan: Plan) -> dict[str, ViewPlan]:
-    """Return the views that the state computes, by id; a view that it has given up is not among them."""
+    """Return the views that the pipeline computes, by id; a view that it has given up is not among them."""
+    if not is_pipeline(state):
+        return {}
     held = held_by(state)
     views = {view.id: view for view in plan.views.values()}
     if missing := sorted(set(held.views) - set(held.retired) - views.keys()):
@@ -216,6 +280,30 @@ def _replace(
             store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+def _views_of_seeds(folder: Path, plan: Plan) -> dict[str, ViewPlan]:
+    """Return the views whose seeds a folder holds, by id, without views over tables that a higher version replaces.
+
+    Raises ``RequestError`` for another view that is not in the definitions.
+    """
+    seeds = Seeds(folder)
+    known = {view.id: view for view in plan.views.values()}
+    newest = {view.name: view.version for view in sorted(known.values(), key=lambda view: view.version)}
+    for view_id in seeds.views():
+        name, _, version = view_id.rpartition("@")
+        if view_id in known or (folder.name == BATCH and newest.get(name, 0) > int(version)):
+            continue
+        way = (
+            f"if nobody will compute it again, remove {seeds.root / view_id}"
+            if folder.name == BATCH
+            else f"remove it with unskew purge {view_id} --backfill"
+        )
+        raise RequestError(
+            f"{seeds.root / view_id}: the state of a view that is not in the definitions, so nobody knows whose values it holds; give its "
+            f"definition, or {way}"
+        )
+    return {view_id: known[view_id] for view_id in seeds.views() if view_id in known}
+
+
 def _seeds(state: Path, view: ViewPlan) -> Iterator[tuple[str, Any]]:
     seeds = Seeds(state)
     for name in seeds.shards(view.id):
@@ -224,26 +312,18 @@ def _seeds(state: Path, view: ViewPlan) -> Iterator[tuple[str, Any]]:
 
 
 def _erase_seeds(
-    state: Path,
-    plan: Plan,
-    views: dict[str, ViewPlan],
+    folder: Path,
+    views: Mapping[str, ViewPlan],
     changelogs: Changelogs,
     one: OneEntity,
     still_ours: Callable[[], None],
 ) -> int:
-    seeds, n_found = Seeds(state), 0
-    known = {view.id: view for view in plan.views.values()}
-    if unknown := sorted(set(seeds.views()) - known.keys()):
-        raise RequestError(
-            f"{seeds.root / unknown[0]}: a backfill of a view that is not in the definitions; give its definition, or remove it with "
-            f"unskew purge {unknown[0]} --backfill"
-        )
+    seeds, n_found = Seeds(folder), 0
     for view_id in seeds.views():
-        view = known[view_id]
-        views.setdefault(view_id, view)
+        view = views[view_id]
         if not one.is_in(view.entity):
             continue
-        for name, seed in list(_seeds(state, view)):
+        for name, seed in list(_seeds(folder, view)):
             if _holds(changelogs, view, seed.snapshot, one):
                 snapshot, settle = _without(changelogs, view, seed.snapshot, one)
                 seeds.write(view, name, msgspec.structs.replace(seed, snapshot=dict(snapshot)), still_ours)
@@ -268,5 +348,10 @@ def _remove_strangers(state: Path, views: Mapping[str, ViewPlan], saved: Sequenc
 
 
 def is_state(folder: Path) -> bool:
+    """Return whether a folder holds the state of a pipeline or of views over tables."""
+    return is_pipeline(folder) or (folder / BATCH).is_dir()
+
+
+def is_pipeline(folder: Path) -> bool:
     """Return whether a folder holds the state of a pipeline."""
     return (folder / DEPLOYMENT).exists()

@@ -27,18 +27,17 @@ from unskew.pipelines.history.archive import Archive, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.tables import TableJob, Taken, forget_table, take_table
 from unskew.pipelines.state.changelog import Changelogs, Manifest
-from unskew.pipelines.state.folder import CHANGELOG
+from unskew.pipelines.state.folder import BATCH, CHANGELOG
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seed, Seeds
 from unskew.sinks import durable
-from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.patience import Flag
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import record_shards
+from unskew.sinks.tables.parquet import recorded_shards
 from unskew.sinks.wall import wall_us
 
-BATCH = "batch"
 Report = Callable[[str, int, int], None]
 
 
@@ -117,9 +116,9 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             durable.make_folder(folder)
         views = frozenset(view.id for view in job.views)
         streams = {view.stream.topic: view.stream for view in job.views}
-        leases.add(Lease(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams)))
-        leases.add(Lease(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams)))
-        leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views)))
+        leases.take(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams))
+        leases.take(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams))
+        leases.take(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views))
         if job.again:
             _forget(job, seeds, leases.check)
 
@@ -134,6 +133,7 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             topic: take_table(
                 TableJob(
                     stream=stream,
+                    keys=_keys(job.plan, topic),
                     archive=job.archive,
                     folder=folder,
                     until_us=job.until_us,
@@ -152,6 +152,13 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             for view in job.views
             if (done := _one(job, view, seeds, changelogs, taken[view.stream.topic], leases.check, going_on, report))
         ]
+
+
+def _keys(plan: Plan, topic: str) -> Sequence[Sequence[str]]:
+    """Return the key columns of each entity of the views over a table."""
+    # The entities of a view over sessions are those of the sessions.
+    views = [view for view in plan.of_tables.views.values() if view.stream.topic == topic]
+    return sorted({tuple((view.sessions or view).entity.keys) for view in views})
 
 
 def _forget(job: Materialize, seeds: Seeds, still_ours: Callable[[], None]) -> None:
@@ -197,25 +204,25 @@ def _one(
         )
     names = shard_names(view, [0], 1)
     root = view_root(job.log, view.name, view.version)
-    record_shards(root, names)
     before = seeds.read(view, names[0])
     end = {0: Reached(offset=archive.offset_at(0, job.until_us), clock_us=job.until_us)}
-    written = backfill(
-        Backfill(
-            view=view,
-            archive=archive,
-            end=end,
-            shards=names,
-            n_partitions=1,
-            n_hashes=1,
-            log=job.log,
-            seeds=seeds,
-            changelogs=changelogs,
-            still_ours=still_ours,
-            going_on=going_on,
-        ),
-        lambda n_events: report(f"{view.id}: computing", n_events, 0),
-    )
+    with recorded_shards(root, names, view=view.published):
+        written = backfill(
+            Backfill(
+                view=view,
+                archive=archive,
+                end=end,
+                shards=names,
+                n_partitions=1,
+                n_hashes=1,
+                log=job.log,
+                seeds=seeds,
+                changelogs=changelogs,
+                still_ours=still_ours,
+                going_on=going_on,
+            ),
+            lambda n_events: report(f"{view.id}: computing", n_events, 0),
+        )
     seed = seeds.read(view, names[0])
     assert seed is not None
     report(f"{view.id}: Redis", 0, 0)
@@ -243,6 +250,7 @@ def _to_redis(
         still_ours=still_ours,
         allow_eviction=job.allow_eviction,
         expire_after_us=job.expire_after_us,
+        log_refills=False,
     )
     try:
         writer.look()

@@ -126,6 +126,35 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in folder.glob(f"{_PREFIX}*{_SUFFIX}") if path.is_file()]
 
 
+def forget(folder: Path, theirs: Callable[[str, str, str], bool], *, dry_run: bool = False) -> tuple[int, int, int]:
+    """Remove lines from a sample; return the number of its files, their bytes, and the number of these lines.
+
+    ``theirs``: says for the view, the canonical key and the text of a line whether to remove it. A line that a reader
+    adds to a file meanwhile may be lost. A line that was not written to its end is removed, too. Raises ``OSError``.
+    """
+    n_files = n_bytes = n_lines = 0
+    for left in () if dry_run else folder.glob(f"{_PREFIX}*.tmp"):
+        left.unlink()
+    for path in files_of(folder):
+        text = path.read_text("utf-8")
+        kept = [line for line in text.splitlines() if not _is_theirs(line, theirs)]
+        gone = len(text.splitlines()) - len(kept)
+        n_files, n_bytes, n_lines = n_files + 1, n_bytes + len(text.encode()), n_lines + gone
+        if gone and not dry_run:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            temporary.replace(path)
+    return n_files, n_bytes, n_lines
+
+
+def _is_theirs(line: str, theirs: Callable[[str, str, str], bool]) -> bool:
+    try:
+        found = json.loads(line)
+        return theirs(str(found["view"]), str(found["key"]), line)
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
 def read_served(folder: Path, view: View, since_us: int | None = None) -> tuple[list[Served], int]:
     """Return what was served of a view version since an instant, and how many rows had another definition.
 

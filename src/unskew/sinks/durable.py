@@ -145,6 +145,13 @@ def like(path: Path, other: Path) -> None:
     path.chmod(stat.S_IMODE(found.st_mode))
 
 
+def like_file(path: Path, folder: Path) -> None:
+    """Let those read a file who read a folder, see ``like``."""
+    like(path, folder)
+    if not isinstance(path, ObjectPath):
+        path.chmod(path.stat().st_mode & 0o666)
+
+
 def sync_folders(unsynced: set[Path]) -> None:
     """Make the names in these folders durable; each folder leaves the set when it is done."""
     while unsynced:

@@ -78,8 +78,9 @@ class ObjectPath(PosixPath):
 
     @override
     def __str__(self) -> str:
-        scheme, *rest = self.parts
-        return f"{scheme}//{'/'.join(rest)}"
+        scheme, *rest = self.parts or (".",)
+        # What is relative to an address has no scheme.
+        return f"{scheme}//{'/'.join(rest)}" if scheme.endswith(":") else "/".join(self.parts)
 
     @override
     def __fspath__(self) -> str:
@@ -112,6 +113,8 @@ class ObjectPath(PosixPath):
 
     @override
     def is_file(self, **_options: Any) -> bool:
+        if self.known is not None:
+            return True
         try:
             _of(self, "head", self.key)
         except FileNotFoundError:
@@ -231,9 +234,14 @@ class ObjectPath(PosixPath):
 
     def know(self, found: Mapping[str, Any]) -> None:
         """Keep what the store says of the object."""
-        changed = found["last_modified"].timestamp()
+        # In whole seconds, because some requests give no more.
+        changed_s = int(found["last_modified"].timestamp())
         mode = stat.S_IFREG | 0o600
-        self.known = os.stat_result((mode, 0, 0, 1, 0, 0, found["size"], int(changed), int(changed), int(changed)))
+        times = {"st_mtime": float(changed_s), "st_mtime_ns": changed_s * 10**9}
+        self.known = os.stat_result(
+            (mode, 0, 0, 1, 0, 0, found["size"], changed_s, changed_s, changed_s),
+            times,
+        )
         self.e_tag = found["e_tag"]
 
 

@@ -28,8 +28,8 @@ from unskew.pipelines.history.inputs import Input, identified, inputs_of
 from unskew.pipelines.history.placing import PARTITION, Placing, placing_of
 from unskew.pipelines.history.sorting import KEY, Sorted
 from unskew.pipelines.kafka.consumer import Flag
-from unskew.pipelines.state.folder import held_by
-from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.pipelines.state.folder import IMPORTING, held_by
+from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.tables.imported import (
     HandOver,
     Import,
@@ -44,7 +44,6 @@ from unskew.sinks.tables.kinds import ArchiveTable
 from unskew.sinks.tables.layout import IMPORTED, INSTANT
 
 MOST_ROWS = -IMPORTED
-SORTED = "importing"
 _OFFSET = "_offset"
 
 Report = Callable[[str, int, int], None]
@@ -164,7 +163,7 @@ def import_history(job: ImportJob, stop: Flag, report: Report = lambda *_: None)
             )
         inputs = inputs_of(job.paths)
         writers = frozenset(f"{job.stream.topic}/i{partition}" for partition in range(n_partitions))
-        leases.add(Lease(job.archive, "--archive", job.owner, writers))
+        leases.take(job.archive, "--archive", job.owner, writers)
         return _Importing(job, inputs, n_partitions, leases.check, stop, report).run()
 
 
@@ -282,7 +281,7 @@ class _Importing:
     def _sorted(
         self, placing: Placing, cuts: Mapping[int, tuple[int, int]], record: Imported, topic: Archive
     ) -> Iterator[Sorted]:
-        rows = Sorted(self._job.state / SORTED / self._job.stream.topic)
+        rows = Sorted(self._job.state / IMPORTING / self._job.stream.topic)
         try:
             total = sum(one.scan().select(pl.len()).collect().item() for one in self._inputs)
             n_read = 0

@@ -4,6 +4,8 @@ state/deployment.json    what the store was made for, its id, the views that it 
 state/recovery/          Bytewax's recovery store
 state/changelog/         see ``changelog.py``
 state/journal/           see ``journal.py``
+state/batch/             views over tables: places of tables, and seeds and changelogs of their own
+state/importing/         rows of an import, while they are sorted
 state/compiled/          compiled functions, where no usual folder can be written (``features/jit_cache.py``)
 """
 
@@ -33,6 +35,10 @@ from unskew.sinks import durable
 RECOVERY = "recovery"
 CHANGELOG = "changelog"
 JOURNAL = "journal"
+BATCH = "batch"
+IMPORTING = "importing"
+SORTING = "sorting"
+"""In the folder of views over tables: rows of a table, while they are sorted."""
 COMPILED = "compiled"
 DEPLOYMENT = "deployment.json"
 DEPLOYMENT_LAYOUT = 2

@@ -166,12 +166,10 @@ def view_root(log_root: Path, name: str, version: int) -> Path:
 
 def view_roots(log_root: Path) -> list[tuple[str, int, Path]]:
     """Return name, version and folder of every view version that has a folder in a log, by name and version."""
-    names = [name for name in _names(log_root) if not name.startswith(("_", "."))]
-    folders = [(name, folder) for name in names for folder in _names(log_root / name)]
     return sorted(
-        (name, int(folder[1:]), log_root / name / folder)
-        for name, folder in folders
-        if folder.startswith("v") and folder[1:].isdecimal()
+        (path.parent.name, int(path.name[1:]), path)
+        for path in log_root.glob("*/v*")
+        if path.name[1:].isdecimal() and not path.parent.name.startswith(("_", "."))
     )
 
 
@@ -470,6 +468,9 @@ def _unreadable_coverage(path: object, error: Exception) -> LayoutError:
 
 
 def _names(folder: Path) -> Iterator[str]:
+    if isinstance(folder, ObjectPath):
+        yield from (one.name for one in folder.iterdir())
+        return
     # Not found: another writer's ``settle`` removed an empty directory. Not a directory: it cannot hold files.
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
@@ -477,5 +478,6 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _ordered(files: Iterable[TableFile]) -> list[TableFile]:
-    # Among files with the same first number, the longest comes first, so that it is the one kept.
-    return sorted(files, key=lambda file: (file.writer, file.first, -file.last))
+    # Among files with the same first number, the longest comes first, so that it is the one kept; and before a file of
+    # a run the one that took its place, which has none.
+    return sorted(files, key=lambda file: (file.writer, file.first, -file.last, file.run is not None))

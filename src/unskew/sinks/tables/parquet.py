@@ -230,9 +230,7 @@ def _refuse_earlier(root: Path, writer: str, published: Sequence[layout.TableFil
         )
 
 
-def record_shards(
-    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
-) -> None:
+def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View) -> None:
     """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
     ``view``: the definition, which stays with the log, so that it can be read when nothing else holds it any more.
@@ -244,8 +242,8 @@ def record_shards(
     with durable.disk(root):
         path = layout.shards_file(root)
         durable.make_folder(path.parent)
-        described = {} if view is None else {layout.DEFINITION: describe_one(view)}
-        durable.replace(path, checksum.sealed_json({"shards": list(shards), **described}))
+        listed = {"shards": list(shards), layout.DEFINITION: describe_one(view)}
+        durable.replace(path, checksum.sealed_json(listed))
         before = None if isinstance(root, ObjectPath) else layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
             if coverage.ended and (own is None or shard in own):
@@ -254,7 +252,7 @@ def record_shards(
 
 @contextlib.contextmanager
 def recorded_shards(
-    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View
 ) -> Iterator[None]:
     """Call ``record_shards`` for a table that the body writes; if it fails before it has, leave nothing behind."""
     made = durable.missing(root)
@@ -264,7 +262,7 @@ def recorded_shards(
     except BaseException:
         with contextlib.suppress(OSError, LayoutError):
             found = layout.read_coverage(root)
-            if not layout.published_files(root) and not (found and found.shards) and not any(root.glob("_staged/*/*")):
+            if not layout.every_file(root) and not (found and found.shards):
                 layout.shards_file(root).unlink(missing_ok=True)
                 durable.remove_empty([layout.shards_file(root).parent, *made])
         raise

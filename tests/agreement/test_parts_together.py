@@ -1,0 +1,179 @@
+"""Commands that keep the data in order meet views over tables, versions, imports and metadata for other engines."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from tests.agreement.test_import import events
+from tests.agreement.test_retain import RECORDS
+from tests.support.pipeline import Bench
+from unskew.cli import main
+from unskew.pipelines.deployment import Deployment
+from unskew.sinks.tables.imported import Imported, InputFile, Running, write_imported
+from unskew.sinks.tables.layout import published_files
+
+DEFINITIONS = """
+from tests.support.pipeline import SCHEMA
+from unskew import Entity, Feature, FeatureView, Sliding, Stream, Table, Tumbling, agg
+
+user, item, both = Entity("user", key="user"), Entity("item", key="item"), Entity("both", key=["item", "user"])
+table = Table("returns", path={path!r}, schema=SCHEMA, event_time="at", arrival="arrived", owner="tests")
+features = [
+    Feature("n", agg.count(), Sliding("12h", hop="10min")),
+    Feature("total", agg.sum("amount"), Tumbling("1d")),
+    Feature("latest", agg.last("at"), Sliding("1d", hop="1h")),
+]
+by_item = FeatureView("by_item", entity=item, stream=table, owner="tests", features=features)
+by_user = FeatureView("by_user", entity=user, stream=table, owner="tests", features=features)
+by_both = FeatureView("by_both", entity=both, stream=table, owner="tests", features=features)
+"""
+NEWER = """
+by_item = FeatureView("by_item", entity=item, stream=table, owner="tests", features=features[:2], version=2)
+"""
+GONE = 3
+
+
+@dataclass
+class Tables:
+    """Views over a table, without any pipeline."""
+
+    where: Deployment
+    path: Path
+    definitions: Path
+    redis_url: str
+
+    def define(self, *, without: str = "", more: str = "") -> None:
+        lines = DEFINITIONS.format(path=str(self.path)).splitlines(keepends=True)
+        kept = [line for line in lines if not without or not line.startswith(f"{without} =")]
+        self.definitions.write_text("".join(kept) + more)
+
+    def call(self, command: str, *arguments: str) -> Result:
+        folders = {"log": self.where.log, "archive": self.where.archive, "state": self.where.state}
+        options = [f"--{name}={folder}" for name, folder in folders.items()]
+        if command != "retain":
+            options.append(f"--redis-url={self.redis_url}")
+        result = CliRunner().invoke(main, [command, *arguments, f"--definitions={self.definitions}", *options])
+        assert "Traceback" not in result.output
+        return result
+
+    def materialized(self, n_records: int, *views: str) -> Result:
+        until = pl.Series([RECORDS[n_records].stamp_ms]).cast(pl.Datetime("ms")).dt.strftime("%FT%T%.3fZ").item()
+        return self.call("materialize", *views, f"--until={until}")
+
+    def log(self, view: str) -> pl.DataFrame:
+        files = published_files(self.where.log / view / "v1")
+        return pl.concat([pl.read_parquet(file.path, hive_partitioning=False) for file in files]).drop("written_at")
+
+    def files(self) -> dict[str, bytes]:
+        roots = (self.where.log, self.where.archive, self.where.state)
+        found = {str(path): path for root in roots for path in root.rglob("*")}
+        return {name: path.read_bytes() for name, path in found.items() if path.is_file() and "_leases" not in name}
+
+
+@pytest.fixture
+def tables(bench: Bench) -> Tables:
+    where = bench.deployment()
+    made = Tables(where, bench.root / "returns.parquet", bench.root / "definitions.py", bench.redis_url)
+    events(RECORDS).sort("arrived", "p", "o").write_parquet(made.path)
+    made.define()
+    return made
+
+
+@pytest.mark.long
+def test_an_entity_is_erased_from_views_over_tables_which_then_go_on(tables: Tables) -> None:
+    assert tables.materialized(150).exit_code == 0
+    assert CliRunner().invoke(main, ["publish", f"--log={tables.where.log}"]).exit_code == 0
+    sorting = tables.where.state / "batch" / "sorting" / "returns"
+    sorting.mkdir(parents=True)
+    (sorting / "000000.parquet").write_bytes(b"left by a process that was killed")
+    before = tables.log("by_user")
+
+    done = tables.call("erase", "item", str(GONE), f"--dead-letters={tables.where.dead_letters}")
+
+    assert done.exit_code == 0, done.output
+    assert "nothing is left" in done.output
+    assert "table returns: remove the entity from the table itself too" in done.output
+    assert not sorting.exists()
+    assert tables.log("by_user").equals(before)
+    for view in ("by_item", "by_both"):
+        rows = tables.log(view)
+        assert rows.height
+        assert not (rows["item"] == GONE).any()
+        delta = pl.read_delta(str(tables.where.log / view / "v1"))
+        assert delta.height == rows.height, "metadata for other engines state the files as they are now"
+    client = redis.Redis.from_url(tables.redis_url, decode_responses=True)
+    assert not [key for key in client.scan_iter("*by_item@1:*") if key.endswith("{3}")]
+
+    # The table still has the entity's rows, and later it has not; what had arrived does not come back.
+    assert tables.materialized(200).exit_code == 0
+    counted = tables.log("by_item").filter(pl.col("item") == GONE)["n"]
+    new = pl.col("arrived").dt.epoch("ms").is_between(RECORDS[150].stamp_ms, RECORDS[200].stamp_ms, closed="left")
+    n_new = events(RECORDS).filter(new & (pl.col("item") == GONE)).height
+    assert counted.max() == n_new > 1, "rows that come later begin the entity anew"
+    assert tables.call("erase", "item", str(GONE), f"--dead-letters={tables.where.dead_letters}").exit_code == 0
+    without = events(RECORDS).sort("arrived", "p", "o").filter(pl.col("item") != GONE)
+    without.write_parquet(tables.path)
+    assert tables.materialized(230).exit_code == 0
+    changed: dict[str, Any] = {
+        "a row of somebody else is gone": without[1:],
+        "a value of somebody else is another": without.with_columns(
+            gift=pl.when(pl.int_range(pl.len()) == 40).then(~pl.col("gift")).otherwise("gift")
+        ),
+    }
+    for title, rows in changed.items():
+        rows.write_parquet(tables.path)
+        refused = tables.materialized(235)
+        assert refused.exit_code == 1, title
+        assert "rows were taken, and" in refused.output, title
+
+
+def test_an_erasure_that_cannot_reach_everything_is_refused_before_anything_changes(tables: Tables) -> None:
+    assert tables.materialized(150).exit_code == 0
+    tables.define(without="by_both")
+    letters = f"--dead-letters={tables.where.dead_letters}"
+    files = tables.files()
+
+    refused = tables.call("erase", "item", str(GONE), letters)
+    assert "by_both@1: the state of a view that is not in the definitions" in refused.output
+    tables.define()
+    root = tables.where.archive / "returns"
+    running = Running(files=(InputFile(name="old.csv", n_bytes=1, sha256="0"),), how={}, cuts={})
+    write_imported(root, Imported(running=running), lambda: None)
+    unfinished = tables.call("erase", "item", str(GONE), letters)
+    assert "has not ended, and the rest of old.csv may hold the entity" in unfinished.output
+    (root / "_coverage" / "_imported.json").unlink()
+
+    assert {refused.exit_code, unfinished.exit_code} == {1}
+    assert tables.files() == files
+    # A version that a higher one replaces never goes on, so its state is removed.
+    tables.define(without="by_item", more=NEWER)
+    assert tables.materialized(150, "by_item@2").exit_code == 0
+    done = tables.call("erase", "item", str(GONE), letters)
+    assert done.exit_code == 0, done.output
+    assert not (tables.where.state / "batch" / "backfill" / "by_item@1").exists()
+    assert not (tables.log("by_item")["item"] == GONE).any()
+
+
+def test_days_that_a_view_over_a_table_has_not_read_stay(tables: Tables) -> None:
+    assert tables.materialized(3, "by_user").exit_code == 0
+    assert tables.materialized(230, "by_item").exit_code == 0
+
+    refused = tables.call("retain", "--keep-archive=26h")
+
+    assert refused.exit_code == 1
+    assert "by_user@1: it has read table returns up to row" in refused.output
+    assert tables.materialized(230, "by_user", "by_both").exit_code == 0
+    assert CliRunner().invoke(main, ["publish", f"--log={tables.where.log}"]).exit_code == 0
+    n_files = len(published_files(tables.where.archive / "returns"))
+    done = tables.call("retain", "--keep-archive=26h", "--keep-log=1h", "--grace=0s")
+    assert done.exit_code == 0, done.output
+    assert len(published_files(tables.where.archive / "returns")) < n_files
+    for view in ("by_item", "by_user", "by_both"):
+        delta = pl.read_delta(str(tables.where.log / view / "v1"))
+        assert delta.height == tables.log(view).height, "metadata for other engines name no file that was deleted"
+    assert tables.materialized(250).exit_code == 0
