@@ -23,6 +23,7 @@ from unskew.pipelines.history.fitting import Arrivals
 from unskew.pipelines.history.importing import ImportJob, import_history
 from unskew.pipelines.history.importing import Outcome as Done
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables.imported import Imported, read_imported
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
@@ -66,9 +67,9 @@ def imported(one: Plan, outcome: Outcome, *paths: Path, **changes: Any) -> Done:
     return import_history(ImportJob(paths=paths, **options), threading.Event())
 
 
-def begun(bench: Bench, both: Plan, topic: str, later: str, n_hashes: int = 1) -> Outcome:
+def begun(bench: Bench, both: Plan, topic: str, later: str, n_hashes: int = 1, **changes: Any) -> Outcome:
     """A pipeline without one of the views that reads a topic from its present end on."""
-    outcome = Outcome(both, bench.deployment(n_hashes=n_hashes, start="latest"))
+    outcome = Outcome(both, bench.deployment(n_hashes=n_hashes, start="latest", **changes))
     ran(without(both, later), outcome)
     bench.append(topic, RECORDS[FIRST:SECOND])
     ran(without(both, later), outcome)
@@ -240,6 +241,33 @@ def test_compaction_merges_what_was_imported(bench: Bench, tmp_path: Path, monke
     assert again.count({}, end) == opened.count({}, end)
     read = pl.concat([events_ for p in sorted(end) for events_ in again.read(p, BEGINNING, end[p].offset, ["user"])])
     assert read.select("_partition", "_offset").equals(before.select("_partition", "_offset"))
+
+
+@pytest.mark.long
+def test_an_import_into_an_object_store_is_that_on_a_disk(bench: Bench, bucket: ObjectPath, tmp_path: Path) -> None:
+    events(RECORDS[:THIRD]).write_parquet(tmp_path / "history.parquet")
+    read = []
+    for changes in ({}, {"archive": bucket}):
+        topic = bench.produce(RECORDS[:FIRST])
+        both = plan(topic)
+        outcome = begun(bench, both, topic, "by_item", **changes)
+        for again in (False, True):
+            imported(
+                both, outcome, tmp_path / "history.parquet", until_us=RECORDS[split(140)].stamp_ms * 1000, again=again
+            )
+        ahead(both, outcome, "by_item")
+        archive = Archive.open(outcome.deployment.archive, both.streams["purchases"])
+        read.append(
+            pl.concat(
+                one for p in range(4) for one in archive.read(p, BEGINNING, archive.cut[p].offset, ["user", "item"])
+            )
+        )
+        n_events = read[-1].height
+        assert sum(n for n, _ in archive.count({}, archive.cut).values()) == n_events
+        # Records that are no events have offsets too.
+        assert n_events <= archive.most(archive.cut) <= n_events + len(RECORDS) - events(RECORDS).height
+    assert read[0].equals(read[1])
+    assert int((read[0]["_offset"] < 0).sum()) > 0
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [

@@ -329,6 +329,9 @@ class _Work:
 
     def _set_aside(self) -> None:
         """Move superseded files out of the folders of days; our readers then find their rows in their covers."""
+        if isinstance(self._root, ObjectPath):
+            self._notes.append(f"{self._root}: nothing can be moved in an object store, so no file was set aside")
+            return
         unsynced: set[Path] = set()
         for file, _ in layout.superseded_files(self._root):
             target = self._root / layout.SUPERSEDED / file.path.parent.name / file.path.name

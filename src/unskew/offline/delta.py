@@ -83,6 +83,11 @@ class _Metadata:
     adds: Mapping[str, Action] = field(default_factory=dict)
 
 
+def is_published(root: Path) -> bool:
+    """Return whether a log's table has Delta metadata, which must follow when its files change."""
+    return (root / DELTA_LOG).is_dir()
+
+
 def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Published:
     """Bring the Delta metadata of a log's table up to date; the caller holds the table's lock.
 
@@ -103,7 +108,7 @@ def publish_again(root: Path, name: str) -> None:
 
     ``name``, errors: as in ``publish``; the caller holds the table's lock.
     """
-    if (root / DELTA_LOG).is_dir():
+    if is_published(root):
         publish(root, name.removeprefix("log "), now_ms=wall_us() // 1_000)
 
 
@@ -180,10 +185,14 @@ def _bring_up(made: "_Commits", root: Path, files: Sequence[TableFile]) -> None:
             continue
         inside = [one for one in listed.get(file.writer, ()) if _lies_in(one, file) and one.path != file.path]
         if inside and _tile(file, inside):
-            swaps.append(_add(root, file, data_change=False))
+            add = _add(root, file, data_change=False)
+            # Where rows were erased or removed, the file that stands for them has fewer.
+            fewer = _n_rows(add["add"]) != sum(_n_rows(made.now.adds[_path(root, one)]) for one in inside)
+            add["add"]["dataChange"] = fewer
+            swaps.append(add)
             for one in inside:
                 gone.discard(_path(root, one))
-                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=False))
+                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=fewer))
         else:
             news.append(_add(root, file, data_change=True))
     if swaps:

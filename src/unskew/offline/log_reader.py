@@ -14,6 +14,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.time import format_instant, moment_of
+from unskew.features.types import Type
 from unskew.features.view import View
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import (
@@ -207,11 +208,8 @@ class ViewLog:
         A large file is divided by its sequence, so that each entity's rows stay in order. Days of a partitioned view
         are divided by entity.
         """
-        features = {feature.name: feature.dtype for feature in self.view.features}
-        bytes_per_row = _BYTES_PER_ROW + sum(
-            16 if name in features and (features[name].nesting or features[name].scalar in {"string", "decimal"}) else 8
-            for name in columns
-        )
+        types = {feature.name: feature.dtype for feature in self.view.features}
+        bytes_per_row = _BYTES_PER_ROW + sum(_width(types.get(name)) for name in columns)
         pieces: list[_Piece] = []
         size = memory = 0
         last_day: dt.date | None = None
@@ -365,6 +363,13 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
             within = pl.col("seq").is_between(ranges[0][0], ranges[-1][1])
             scans.append(pl.scan_parquet(holder, hive_partitioning=False, glob=False).filter(within))
     return scans[0] if len(scans) == 1 else pl.concat(scans)
+
+
+def _width(dtype: Type | None) -> int:
+    """Return about how many bytes of memory a value takes; ``dtype`` is None for one that is not of a feature."""
+    if dtype is not None and dtype.nesting:
+        return 64
+    return 16 if dtype is not None and dtype.scalar in {"string", "decimal"} else 8
 
 
 def _divided(file: TableFile, most_rows: int) -> list[TableFile]:

@@ -160,9 +160,17 @@ class Archive:
         files = self.files.get(partition)
         return files[0].first if files else 0
 
-    def most(self, end: Cut) -> int:
-        """Return how many events there can be up to a place."""
-        return sum(reached.offset - min(0, self.begins(partition)) for partition, reached in end.items())
+    def most(self, end: Cut, begin: Mapping[int, int] | None = None) -> int:
+        """Return how many events there can be between two places; by default from the beginning on."""
+        total = 0
+        for partition, reached in end.items():
+            first = max((begin or {}).get(partition, BEGINNING), self.begins(partition))
+            hand_over = self.hand_overs.get(partition)
+            if hand_over is not None and first < hand_over.offset:
+                total += max(0, min(reached.offset, IMPORTED + hand_over.rows) - first)
+                first = hand_over.offset
+            total += max(0, reached.offset - first)
+        return total
 
     def is_cut(self, partition: int) -> bool:
         """Return whether the first events of a partition were removed."""

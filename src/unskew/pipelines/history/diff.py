@@ -237,7 +237,7 @@ def _job(pairs: Sequence[_Pair], archive_root: Path, from_us: int | None, until_
     archives = [_opened(archive_root, ones[0].stream, ones) for ones in views]
     if archives[0].root == archives[1].root:
         # What is published meanwhile must not be on one side alone.
-        archives[1] = replace(archives[1], files=archives[0].files, cut=archives[0].cut, covered=archives[0].covered)
+        archives[1] = replace(archives[0], stream=archives[1].stream)
     clocks = [
         reached.clock_us for archive in archives for reached in archive.cut.values() if reached.clock_us is not None
     ]

@@ -181,7 +181,7 @@ class RedisWriter:
         """Publish these views beside those of other pipelines, so that a reader needs nothing but Redis.
 
         ``text``: JSON from ``registry.describe``. Published views of the same versions are replaced; the others stay,
-        but another version of one of these views does not serve any more.
+        see ``registry.merge``.
         """
         self._registry = text
         key = registry_key(self._prefix)

@@ -251,8 +251,7 @@ def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
 
 def set_aside_files(root: Path) -> list[TableFile]:
     """Return the superseded files that were set aside, ordered by writer and sequence."""
-    aside = root / SUPERSEDED
-    return _ordered(_parsed(aside, None, _listed(aside, None)))
+    return all_files(root / SUPERSEDED)
 
 
 def staged_files(root: Path, writer: str) -> list[TableFile]:
@@ -260,8 +259,8 @@ def staged_files(root: Path, writer: str) -> list[TableFile]:
     return all_files(root / STAGED, writer)
 
 
-def all_files(folder: Path, writer: str) -> list[TableFile]:
-    """Return a writer's files in the folders of days, whether published or not, in sequence order."""
+def all_files(folder: Path, writer: str | None = None) -> list[TableFile]:
+    """Return the files in the folders of days, of one writer or of all, whether published or not, in sequence order."""
     return _ordered(_parsed(folder, writer, _listed(folder, writer)))
 
 
