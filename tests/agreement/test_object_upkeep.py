@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+from tests.agreement import test_import
 from tests.agreement.test_objects import in_store, table
 from tests.agreement.test_retain import DEFINITIONS, LATER, RECORDS
 from tests.support.pipeline import Bench
@@ -30,6 +31,10 @@ def rows(deployment: Deployment) -> dict[str, object]:
         if not root.name.startswith("_"):
             found[root.name] = repr(table(root).sort("_partition", "_offset").rows())
     return found
+
+
+def left_by_locks(bucket: ObjectPath) -> list[ObjectPath]:
+    return [one for one in bucket.objects() if one.name == "lock" or {"_leases", "_probe"} & set(one.parts)]
 
 
 def done(words: list[str], *, code: int = 0) -> str:
@@ -63,9 +68,8 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
         return [f"--{name}={every[name]}" for name in names]
 
     def on_both(*words: str, where: tuple[str, ...]) -> None:
-        """Both say the same, but for the address, and sizes in bytes."""
-        said = {name: done([*words, *folders(one, *where)]) for name, one in both.items()}
-        print(said["far"])
+        for one in both.values():
+            done([*words, *folders(one, *where)])
 
     sets = {}
     for name, one in both.items():
@@ -133,7 +137,6 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
         where=("log", "archive"),
     )
     assert rows(both["far"]) == rows(near)
-    print([str(x) for x in bucket.objects()])
     definitions.write_text(definitions.read_text() + LATER)
     bench.append(topic, RECORDS[200:])
     plan = load(definitions)
@@ -148,4 +151,99 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
     for one in both.values():
         run(plan, one, stop=threading.Event())
     assert rows(both["far"]) == rows(near)
-    assert not [str(x) for x in bucket.objects() if x.name == "lock" or "_leases" in x.parts or "_probe" in x.parts]
+    assert left_by_locks(bucket) == []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.long
+def test_history_comes_into_an_object_store_as_it_does_onto_a_disk(
+    bench: Bench, bucket: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = test_import.RECORDS
+    topic = bench.produce(records[: test_import.FIRST])
+    definitions = tmp_path / "definitions.py"
+    definitions.write_text(DEFINITIONS.format(topic=topic))
+    near = bench.deployment(n_hashes=2, start="latest")
+    both = {"near": near, "far": in_store(bench.deployment(n_hashes=2, start="latest"), bucket / "place")}
+    for part in ([], records[test_import.FIRST : test_import.SECOND]):
+        bench.append(topic, part)
+        for one in both.values():
+            run(load(definitions), one, stop=threading.Event())
+    test_import.events(records).write_parquet(tmp_path / "past.parquet")
+    definitions.write_text(definitions.read_text() + LATER)
+
+    def words(command: str, one: Deployment, *more: str) -> list[str]:
+        places = [f"--definitions={definitions}", f"--archive={one.archive}", f"--state={one.state}"]
+        return [*command.split(), *more, *places]
+
+    def imports(one: Deployment, *more: str) -> str:
+        past = str(tmp_path / "past.parquet")
+        return done(words(f"import purchases {past} --arrival arrived --partition p", one, *more))
+
+    monkeypatch.setattr("unskew.sinks.lease.STALE_S", 0.5)
+    put, left = ObjectPath.write_bytes, [4]
+
+    def killed(path: ObjectPath, data: bytes) -> int:
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return put(path, data)
+
+    monkeypatch.setattr(ObjectPath, "write_bytes", killed)
+    with pytest.raises(Killed):
+        imports(both["far"])
+    monkeypatch.setattr(ObjectPath, "write_bytes", put)
+    # What a killed command leaves.
+    (both["far"].archive / "_leases" / f"{topic}.lock").write_bytes(b"left")
+    said = {name: imports(one) for name, one in both.items()}
+    assert said["far"] == said["near"]
+    assert "imported already" in imports(both["far"])
+    assert rows(both["far"]) == rows(near)
+    for one in both.values():
+        imports(one, "--again", "--skip-refused")
+    assert rows(both["far"]) == rows(near)
+    for one in both.values():
+        done(words("backfill later", one, f"--log={one.log}"))
+        done(words("backfill later --again", one, f"--log={one.log}"))
+        done(["purge", "later@1", "--backfill", f"--log={one.log}", f"--state={one.state}"])
+        done(words("backfill later", one, f"--log={one.log}"))
+    bench.append(topic, records[test_import.SECOND :])
+    for one in both.values():
+        run(load(definitions), one, stop=threading.Event())
+    assert rows(both["far"]) == rows(near)
+    assert left_by_locks(bucket) == []
+
+
+@pytest.mark.long
+def test_a_view_over_a_table_has_its_log_in_an_object_store(bench: Bench, bucket: ObjectPath, tmp_path: Path) -> None:
+    past = tmp_path / "past.parquet"
+    test_import.events(test_import.RECORDS).write_parquet(past)
+    definitions = tmp_path / "definitions.py"
+    text = DEFINITIONS.replace("Stream,", "Table,").replace(
+        'Stream("purchases", topic={topic!r}, schema=SCHEMA, event_time="at", partitioned_by="user", owner="tests")',
+        'Table("purchases", path={path!r}, schema=SCHEMA, event_time="at", arrival="arrived", owner="tests")',
+    )
+    definitions.write_text(text.format(path=str(past)))
+    near = bench.deployment()
+    both = {"near": near, "far": in_store(bench.deployment(), bucket / "place")}
+    for until, more in (
+        ("2017-03-26T02:00:00Z", []),
+        ("2017-03-27T00:00:00Z", []),
+        ("2017-03-26T03:00:00Z", ["--again"]),
+    ):
+        for one in both.values():
+            options = [f"--log={one.log}", f"--archive={one.archive}", f"--state={one.state}", f"--prefix={one.prefix}"]
+            done(
+                [
+                    "materialize",
+                    f"--definitions={definitions}",
+                    f"--until={until}",
+                    f"--redis-url={bench.redis_url}",
+                    *options,
+                    *more,
+                ]
+            )
+        assert rows(both["far"]) == rows(near)

@@ -1,6 +1,7 @@
 """Objects as paths, conditions of writes, and stores that do not keep them."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ def test_an_address_is_a_path_whose_text_it_is():
         ("az://bucket/a//b", "give a bucket and a name in it"),
         ("s3://user:hidden@bucket/log", r"s3://\.\.\.: the address must not hold credentials"),
         ("s3://bucket/log?X-Amz-Signature=hidden", r"s3://\.\.\.: the address must not hold credentials"),
+        ("s3://user:hid/den@bucket/log", r"s3://\.\.\.: the address must not hold credentials"),
+        ("s3://bucket/a\nb", r"s3://bucket/a\\nb: give a bucket and a name in it"),
+        ("s3://bucket/a\\b", "give a bucket and a name in it"),
         ("abfss://container@account/log", "it is an address, and only paths"),
         ("s3:/bucket/log", "it is an address, and only paths"),
     ],
@@ -45,7 +49,18 @@ def test_other_addresses_are_refused_and_secrets_in_them_are_not_shown(address, 
     with pytest.raises(RequestError, match=f"--log .*{words}") as refused:
         table_path(address, "--log")
 
-    assert "hidden" not in str(refused.value)
+    assert not {"hidden", "hid/", "den@"} & set(re.findall(r"hidden|hid/|den@", str(refused.value)))
+
+
+def test_names_are_those_of_the_address_whatever_characters_they_have(bucket):
+    for odd in ("a b", "ü/ß", "x%20y", "%2e%2e", "a+b&c=d", "😀", "*[x]", "'~`^{}|<>", "a:b"):
+        path = table_path(f"{bucket}/{odd}/log", "--log")
+        probe(path, "--log")
+        (path / "v1" / "day=1").write_bytes(b"1")
+
+        assert list(path.objects()) == [path / "v1" / "day=1"]
+        assert path / "v1" in set(path.iterdir())
+        assert (path / "v1" / "day=1").read_bytes() == b"1"
 
 
 def test_without_the_package_an_address_is_refused_with_the_extra_that_has_it(monkeypatch):
@@ -190,7 +205,10 @@ def test_a_store_that_cannot_be_reached_is_an_error_that_says_what_to_set_and_sh
     assert words in str(refused.value)
     assert str(bucket) in str(refused.value)
     assert "AWS_SECRET_ACCESS_KEY" in str(refused.value)
+    assert str(refused.value).startswith("--log ")
     assert "hidden" not in str(refused.value)
+    with reaching(changed), pytest.raises(StoreUnavailable, match="AWS_SECRET_ACCESS_KEY"):
+        bucket.is_dir()
     assert SECRET not in str(refused.value)
 
 

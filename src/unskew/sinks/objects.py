@@ -29,6 +29,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PosixPath
 from typing import IO, Any, Self, TypeVar
@@ -37,6 +38,7 @@ from typing_extensions import override
 
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.local import local_path
+from unskew.features.printing import printable
 
 Version = Mapping[str, str]
 """Identifies the content of an object, as its store does."""
@@ -258,7 +260,8 @@ def table_path(path: str | os.PathLike[str], what: str) -> Path:
     found = _ADDRESS.fullmatch(text)
     if found is None:
         return local_path(text, what)
-    if "@" in found[2].partition("/")[0] or "?" in found[2] or "#" in found[2]:
+    # A secret may hold a slash, so the bucket may be only the first part of it.
+    if {"@", ":"} & set(found[2].partition("/")[0]) or "?" in found[2] or "#" in found[2]:
         # Not shown: whatever it is, it may be a secret.
         raise RequestError(
             f"{what} {found[1]}://...: the address must not hold credentials or parameters, because addresses are logged; "
@@ -266,9 +269,9 @@ def table_path(path: str | os.PathLike[str], what: str) -> Path:
         )
     bucket, _, key = found[2].partition("/")
     parts = key.strip("/").split("/")
-    if not bucket or not all(parts) or {".", ".."} & {bucket, *parts}:
+    if not bucket or not all(parts) or {".", ".."} & {bucket, *parts} or not text.isprintable() or "\\" in text:
         raise RequestError(
-            f"{what} {text}: give a bucket and a name in it, for example {found[1]}://bucket/{what.strip('-')}"
+            f"{what} {printable(text)}: give a bucket and a name in it, for example {found[1]}://bucket/{what.strip('-')}"
         )
     if importlib.util.find_spec("obstore") is None:
         raise RequestError(f"{what} {text}: object stores need another package; install unskew[objects]")
@@ -429,18 +432,26 @@ def _copies() -> _Copies:
     return _Copies()
 
 
+@dataclass
+class _Client:
+    """The client of a bucket. ``answered``: whether the store has ever done what it was asked to."""
+
+    store: Any
+    answered: bool = False
+
+
 @cache
-def _store(scheme: str, bucket: str) -> Any:
+def _client(scheme: str, bucket: str) -> _Client:
     """Return the client of a bucket; the environment holds its credentials."""
     from obstore import store  # noqa: PLC0415 - an extra
 
     # As ``client_options`` they would replace those that the environment sets.
     options: dict[str, Any] = {"config": _TIMES, "retry_config": _RETRIES}
     if scheme == "s3:":
-        return store.S3Store(bucket, **options)
+        return _Client(store.S3Store(bucket, **options))
     if scheme == "gs:":
-        return store.GCSStore(bucket, **options)
-    return store.AzureStore(bucket, **options)
+        return _Client(store.GCSStore(bucket, **options))
+    return _Client(store.AzureStore(bucket, **options))
 
 
 def _of(path: ObjectPath, name: str, *arguments: Any, **options: Any) -> Any:
@@ -448,7 +459,11 @@ def _of(path: ObjectPath, name: str, *arguments: Any, **options: Any) -> Any:
     import obstore  # noqa: PLC0415 - an extra
 
     with _failures(path):
-        return getattr(obstore, name)(_store(*path.parts[:2]), *arguments, **options)
+        client = _client(*path.parts[:2])
+        found = getattr(obstore, name)(client.store, *arguments, **options)
+        # A listing has not asked anything yet.
+        client.answered |= name != "list"
+        return found
 
 
 @contextlib.contextmanager
@@ -462,19 +477,25 @@ def _failures(path: ObjectPath) -> Iterator[None]:
     except (FileNotFoundError, exceptions.NotFoundError) as error:
         raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
     except exceptions.BaseError as error:
-        raise StoreUnavailable(f"{path}: {_reason(str(error))}") from None
+        raise StoreUnavailable(f"{path}: {_reason(str(error))}{_hint(path)}") from None
+
+
+def _hint(path: ObjectPath) -> str:
+    """Return what could be wrong with the configuration, if the store has not answered yet."""
+    with contextlib.suppress(Exception):
+        if _client(*path.parts[:2]).answered:
+            return ""
+    variables = _VARIABLES[path.parts[0].removesuffix(":")]
+    return f"; credentials and address come from the environment: set {variables}"
 
 
 @contextlib.contextmanager
 def _explained(root: ObjectPath, option: str) -> Iterator[None]:
-    """Add to an error at the start what could be wrong with the configuration."""
+    """Name the option in an error, in place of the object."""
     try:
         yield
     except StoreUnavailable as error:
-        raise StoreUnavailable(
-            f"{option} {root}: {str(error).partition(': ')[2]}; credentials and address come from the environment: set "
-            f"{_VARIABLES[root.parts[0].removesuffix(':')]}"
-        ) from error
+        raise StoreUnavailable(f"{option} {root}: {str(error).partition(': ')[2]}") from error
 
 
 def _version(found: Mapping[str, Any]) -> Version:

@@ -98,9 +98,9 @@ def reaching(environment: dict[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for name, value in environment.items():
             patched.setenv(name, value)
-        objects._store.cache_clear()
+        objects._client.cache_clear()
         yield
-    objects._store.cache_clear()
+    objects._client.cache_clear()
 
 
 class _Server(ThreadingHTTPServer):
