@@ -72,6 +72,7 @@ def in_store(deployment: Deployment, bucket: ObjectPath) -> Deployment:
     return replace(deployment, log=bucket / "log", archive=bucket / "archive", dead_letters=bucket / "dead_letters")
 
 
+@pytest.mark.long
 def test_everything_that_a_disk_can_do_an_object_store_can(bench: Bench, bucket: ObjectPath, tmp_path: Path) -> None:
     topic = bench.produce(RECORDS[:120])
     both = plan(topic)
@@ -192,6 +193,7 @@ def test_of_two_pipelines_on_one_log_the_one_that_was_taken_over_stops(bench: Be
     assert same(left(second, topic), left(reference.deployment, topic))
 
 
+@pytest.mark.long
 def test_the_commands_of_upkeep_work_in_an_object_store_as_on_a_disk(
     bench: Bench, bucket: ObjectPath, object_server: SeaweedFS, tmp_path: Path
 ) -> None:

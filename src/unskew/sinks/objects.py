@@ -111,10 +111,11 @@ class ObjectPath(PosixPath):
 
     @override
     def exists(self, **_options: Any) -> bool:
-        return self.is_file() or self.is_dir()
+        return self.__class__(*self.parts).is_file() or self.is_dir()
 
     @override
     def is_file(self, **_options: Any) -> bool:
+        """Return whether there is such an object; one that was listed is not asked for again."""
         if self.known is not None:
             return True
         try:

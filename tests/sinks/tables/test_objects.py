@@ -288,6 +288,7 @@ def epochs(address: str, store: str) -> None:
     writer.settle()
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_the_table_holds_each_row_once_and_readers_see_only_what_is_durable(bucket, tmp_path):
     chance = random.Random(5)
     store = tmp_path / "durable.json"
