@@ -1,5 +1,6 @@
 """Commands that keep the data in order meet views over tables, versions, imports and metadata for other engines."""
 
+import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from click.testing import CliRunner, Result
 from tests.agreement.test_import import events
 from tests.agreement.test_retain import RECORDS
 from tests.support.pipeline import Bench
+from unskew import FeatureStore
 from unskew.cli import main
+from unskew.features.definitions.load import load
+from unskew.features.errors import LayoutError
+from unskew.monitoring.audit import audit
 from unskew.pipelines.deployment import Deployment
 from unskew.sinks.tables.imported import Imported, InputFile, Running, write_imported
-from unskew.sinks.tables.layout import published_files
+from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
 DEFINITIONS = """
 from tests.support.pipeline import SCHEMA
@@ -177,3 +182,33 @@ def test_days_that_a_view_over_a_table_has_not_read_stay(tables: Tables) -> None
         delta = pl.read_delta(str(tables.where.log / view / "v1"))
         assert delta.height == tables.log(view).height, "metadata for other engines name no file that was deleted"
     assert tables.materialized(250).exit_code == 0
+    # A table that is taken anew brings the removed days back.
+    assert tables.materialized(250, "--again").exit_code == 0
+    coverage = read_coverage(view_root(tables.where.log, "by_item", 1))
+    assert coverage is not None
+    assert coverage.since_us == events(RECORDS)["arrived"].dt.epoch("us").min()
+    report = audit(load(tables.definitions), tables.where.log, tables.where.archive, samples=200, patience_s=0)
+    assert [str(one) for one in report.differences] == []
+    # The log alone says what its view is.
+    alone = FeatureStore(log=tables.where.log).get_historical_features(
+        [{"item": 1, "event_timestamp": dt.datetime(2017, 4, 2, tzinfo=dt.UTC)}], ["by_item:n"]
+    )
+    assert alone.to_polars()["n"].item() > 0
+
+
+def test_a_log_is_compared_with_events_where_both_reach(tables: Tables) -> None:
+    assert tables.materialized(230).exit_code == 0
+    store = FeatureStore(tables.definitions, log=tables.where.log, archive=tables.where.archive)
+    days = [dt.datetime(2017, 3, 27, tzinfo=dt.UTC), dt.datetime(2017, 4, 2, 6, tzinfo=dt.UTC)]
+    labels = [{"item": 1, "event_timestamp": at} for at in days]
+    asked: dict[str, Any] = {"features": ["by_item:n"], "source": "both", "outside": "null"}
+    before = store.get_historical_features(labels, **asked)
+    assert "not compared" not in " ".join(before.warnings)
+
+    assert tables.call("retain", "--keep-log=1h", "--grace=0s").exit_code == 0
+
+    after = store.get_historical_features(labels, **asked)
+    assert after.to_polars()["n"].to_list() == [None, before.to_polars()["n"][1]]
+    assert "up to 50.0 % of the labels were not compared with events" in " ".join(after.warnings)
+    with pytest.raises(LayoutError, match="unskew retain removes old days, unskew erase an entity"):
+        store.reproduce(labels, before.manifest)
