@@ -17,7 +17,10 @@ from unskew import FeatureStore
 from unskew.cli import main
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError
+from unskew.features.keys import OneEntity
+from unskew.features.view import ViewEntity
 from unskew.monitoring.audit import audit
+from unskew.offline.erasing import LetterRule
 from unskew.pipelines.deployment import Deployment
 from unskew.sinks.tables.imported import Imported, InputFile, Running, write_imported
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
@@ -212,3 +215,56 @@ def test_a_log_is_compared_with_events_where_both_reach(tables: Tables) -> None:
     assert "up to 50.0 % of the labels were not compared with events" in " ".join(after.warnings)
     with pytest.raises(LayoutError, match="unskew retain removes old days, unskew erase an entity"):
         store.reproduce(labels, before.manifest)
+
+
+def test_wrong_folders_are_refused_and_nothing_is_left_behind(tables: Tables, bench: Bench) -> None:
+    """An erasure that searched the wrong folder would say that nothing is left."""
+    assert tables.materialized(60).exit_code == 0
+    log, archive, state = tables.where.log, tables.where.archive, tables.where.state
+    files = tables.files()
+    other, absent = bench.root / "other", bench.root / "absent"
+    other.mkdir(mode=0o700)
+    erase = ("erase", "item", str(GONE))
+    later = ("materialize", "--until=2017-04-02T10:00:00Z")
+    refused = {
+        "correct --log": [(*erase, f"--log={archive}"), ("retain", "--keep-log=1d", f"--log={archive}")],
+        "correct --archive": [(*erase, f"--archive={log}"), ("retain", "--keep-archive=3d", f"--archive={log}")],
+        "there is no such folder": [(*erase, f"--log={absent}"), (*erase, f"--archive={absent}")],
+        "holds no state": [(*erase, f"--state={other}"), ("retain", "--keep-archive=3d", f"--state={other}")],
+        "there is no saved state": [(*later, f"--state={other}")],
+        "lacks the rows of p0": [(*later, f"--archive={other}")],
+    }
+    for said, calls in refused.items():
+        for command in calls:
+            given = {argument.partition("=")[0] for argument in command}
+            defaults = {"--log": log, "--archive": archive, "--state": state}
+            rest = [f"{name}={folder}" for name, folder in defaults.items() if name not in given]
+            redis_url = [] if command[0] == "retain" else [f"--redis-url={tables.redis_url}"]
+            options = [*rest, f"--definitions={tables.definitions}", *redis_url]
+            result = CliRunner().invoke(main, [*command, *options])
+            assert result.exit_code == 1, command
+            assert said in result.output, result.output
+            assert "Traceback" not in result.output
+    assert tables.files() == files
+    # The table's new rows are taken before the log is opened.
+    folders = [f"--log={other}", f"--archive={archive}", f"--state={state}", f"--definitions={tables.definitions}"]
+    result = CliRunner().invoke(main, [*later, *folders, f"--redis-url={tables.redis_url}"])
+    assert result.exit_code == 1
+    assert "check --log and --state, or begin again with 'unskew materialize by_item@1 --again'" in result.output
+    assert list(other.iterdir()) == []
+    assert not absent.exists()
+    ages = tables.call("retain", "--keep-log=99999999d")
+    assert ages.exit_code == 0, ages.output
+    assert "0001-01-01" in ages.output
+
+
+def test_an_empty_key_is_in_no_letter_that_cannot_be_read() -> None:
+    one = OneEntity.of(ViewEntity(name="user", keys=("user",), types=("string",)), [""])
+    letters = pl.DataFrame(
+        {"key": [b"k", b"k"], "value": [b"plain text", b"\x00\xff"], "reason": ["", "the value is null"]}
+    )
+    read = {b"plain text": {"user": ""}}
+    rule = LetterRule(one, lambda row: read.get(row["value"]))
+
+    assert rule.finds(letters).to_list() == [True, False]
+    assert rule.unsearched(letters) == 1

@@ -133,7 +133,12 @@ class LetterRule:
         return rows.filter(~self.finds(rows))
 
     def unsearched(self, rows: pl.DataFrame) -> int:
-        """Return the number of letters in which the key cannot be looked for: a short number among binary data."""
+        """Return the number of letters in which the key cannot be looked for.
+
+        That is a short number among binary data, and an empty text among any that cannot be read.
+        """
+        if "" in self.one.parts:
+            return sum(self.decoded(row) is None for row in rows.iter_rows(named=True))
         if not any(kind == "int64" and len(_varint(int(part))) < _LEAST_VARINT for kind, part in self._typed()):
             return 0
         return sum(self.decoded(row) is None and _text(row["value"]) is None for row in rows.iter_rows(named=True))
@@ -335,7 +340,7 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
             n_found=found.n_found + n_found,
         )
     if notes.get("unread"):
-        said = f"{place}: {notes['unread']} of them are binary and cannot be read, and so short a number cannot be looked for in them"
+        said = f"{place}: {notes['unread']} of them are binary and cannot be read, and so short a key cannot be looked for in them"
         found = replace(found, notes=(said,))
     return found
 
@@ -361,7 +366,9 @@ def _names(found: Any, name: str, part: str) -> bool:
 
 
 def _mentions(octets: bytes, kind: str, part: str) -> bool:
-    """Return whether bytes mention a part of a key, as a text or in a usual binary form."""
+    """Return whether bytes mention a part of a key, as a text or in a usual binary form; an empty part is nowhere."""
+    if not part:
+        return False
     text = _text(octets)
     if kind != "int64":
         if text is not None:

@@ -35,7 +35,7 @@ from unskew.sinks.lease import Lease, Leases, Owner
 from unskew.sinks.patience import Flag
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.layout import view_root
-from unskew.sinks.tables.parquet import record_shards
+from unskew.sinks.tables.parquet import recorded_shards
 from unskew.sinks.wall import wall_us
 
 Report = Callable[[str, int, int], None]
@@ -111,6 +111,8 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
     seeds = Seeds(folder)
     with ExitStack() as closing:
         leases = Leases()
+        # A call that is refused leaves no folder that was not there.
+        closing.callback(durable.remove_empty, durable.missing(folder))
         closing.callback(leases.release)
         with durable.disk(folder):
             durable.make_folder(folder)
@@ -204,25 +206,25 @@ def _one(
         )
     names = shard_names(view, [0], 1)
     root = view_root(job.log, view.name, view.version)
-    record_shards(root, names, view=view.published)
     before = seeds.read(view, names[0])
     end = {0: Reached(offset=archive.offset_at(0, job.until_us), clock_us=job.until_us)}
-    written = backfill(
-        Backfill(
-            view=view,
-            archive=archive,
-            end=end,
-            shards=names,
-            n_partitions=1,
-            n_hashes=1,
-            log=job.log,
-            seeds=seeds,
-            changelogs=changelogs,
-            still_ours=still_ours,
-            going_on=going_on,
-        ),
-        lambda n_events: report(f"{view.id}: computing", n_events, 0),
-    )
+    with recorded_shards(root, names, view=view.published):
+        written = backfill(
+            Backfill(
+                view=view,
+                archive=archive,
+                end=end,
+                shards=names,
+                n_partitions=1,
+                n_hashes=1,
+                log=job.log,
+                seeds=seeds,
+                changelogs=changelogs,
+                still_ours=still_ours,
+                going_on=going_on,
+            ),
+            lambda n_events: report(f"{view.id}: computing", n_events, 0),
+        )
     seed = seeds.read(view, names[0])
     assert seed is not None
     report(f"{view.id}: Redis", 0, 0)
