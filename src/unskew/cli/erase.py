@@ -70,7 +70,9 @@ def erase(
     """
     from unskew.features.definitions.load import load
     from unskew.features.keys import OneEntity
+    from unskew.features.local import existing_folder
     from unskew.offline import erasing
+    from unskew.offline.compaction import refuse_swapped
     from unskew.pipelines.deployment import owner_of
     from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
@@ -85,6 +87,7 @@ def erase(
     for state in states:
         if not is_state(state):
             raise RequestError(f"{state} holds no state; name the --state of the pipeline")
+    refuse_swapped(existing_folder(log, "--log"), existing_folder(archive, "--archive"))
     folders = {"--log": log, "--archive": archive, "--dead-letters": letters}
     errors = Screen(stderr=True)
     with ExitStack() as closing:
