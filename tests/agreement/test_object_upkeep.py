@@ -15,6 +15,7 @@ from tests.support.pipeline import Bench
 from tests.support.servers.objects import SeaweedFS
 from unskew.cli import main
 from unskew.features.definitions.load import load
+from unskew.offline import erasing
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
 from unskew.sinks.objects import ObjectPath
@@ -46,7 +47,7 @@ def done(words: list[str], *, code: int = 0) -> str:
 
 @pytest.mark.long
 def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
-    bench: Bench, bucket: ObjectPath, object_server: SeaweedFS, tmp_path: Path
+    bench: Bench, bucket: ObjectPath, object_server: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = bench.produce(RECORDS[:200], n_partitions=2)
     definitions = tmp_path / "definitions.py"
@@ -97,6 +98,8 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
     for workers in ("1", "2"):
         on_both("diff", str(definitions), str(definitions), "--workers", workers, where=("archive",))
     on_both("publish", where=("log",))
+    on_both("compact", "--min-files", "2", "--set-aside", where=("log", "archive"))
+    assert rows(both["far"]) == rows(near)
     on_both("compact", "--min-files", "2", "--grace", "0s", where=("log", "archive"))
     assert rows(both["far"]) == rows(near)
     on_both("publish", where=("log",))
@@ -152,6 +155,17 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
         run(plan, one, stop=threading.Event())
     assert rows(both["far"]) == rows(near)
     assert left_by_locks(bucket) == []
+    words = ["erase", "user", "user 2%", f"--definitions={definitions}", f"--redis-url={bench.redis_url}"]
+    search = erasing.search
+
+    def in_between(place: str, *more: object) -> erasing.Searched:
+        # A pipeline whose state is not named publishes.
+        path = both["far"].log / "by_user" / "v1" / "_coverage" / "p0.0.json"
+        path.write_bytes(path.read_bytes() + b" ")
+        return search(place, *more)
+
+    monkeypatch.setattr(erasing, "search", in_between)
+    assert "was written meanwhile by a pipeline" in done([*words, *folders(both["far"], *where)], code=1)
 
 
 class Killed(BaseException):

@@ -31,6 +31,7 @@ from unskew.offline import delta
 from unskew.offline.compaction import lock
 from unskew.offline.merging import columns_of, names_of, rewrite, source
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, concerns
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.imported import read_imported
 
@@ -309,6 +310,17 @@ def refuse_unfinished(archive: Path) -> None:
                 f"an import into {root} has not ended, and the rest of {names} may hold the entity; finish it with the same command, or "
                 "forget all imports with --again, and then erase"
             )
+
+
+def coverage_of(places: Sequence[Place]) -> dict[str, str | None]:
+    """Return, of tables in object stores, a mark of each coverage: it is another one once a pipeline has published."""
+    folders = [place.root / layout.COVERAGE for place in places if concerns(place.root)]
+    return {
+        str(path): path.e_tag
+        for folder in folders
+        for path in folder.glob("[!_]*.json")
+        if isinstance(path, ObjectPath)
+    }
 
 
 def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = lambda _: None) -> Searched:
