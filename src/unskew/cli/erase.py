@@ -37,7 +37,7 @@ _SHOWN = 10
 @click.option(
     "--doubted-letters",
     is_flag=True,
-    help="Also remove dead letters that cannot be read and in which so short a number cannot be looked for.",
+    help="Also remove dead letters that cannot be read and in which so short a key cannot be looked for.",
 )
 @click.option("--dry-run", is_flag=True, help="Change nothing, and print where the entity is.")
 def erase(
