@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 import redis
 
@@ -21,10 +22,11 @@ from unskew.features.references import key_columns, named_views, requested_us, r
 from unskew.features.time import MAX_INSTANT_US
 from unskew.features.versions import Versions
 from unskew.features.view import View
+from unskew.features.warming import Statuses
 from unskew.offline.bar import shown
 from unskew.offline.catalogue import catalogue
 from unskew.offline.history import EntityHistory, entity_history, entity_row
-from unskew.offline.join import Outside, Progress, historical_features, instants_of
+from unskew.offline.join import Historical, Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
 from unskew.offline.logged import all_logged, with_logged
 from unskew.offline.manifest import (
@@ -302,15 +304,17 @@ class FeatureStore:
             else:
                 assert self._log is not None
                 found = read(self._log if again is None else _earlier(self._log, again), progress=report)
+        uncompared: dict[str, int] = {}
         if source == "both":
             assert rebuilt is not None
-            _refuse_difference(found.columns, read(rebuilt.log).columns)
+            uncompared = _refuse_difference(found, read(rebuilt.log))
         logs = {view_id: LogPosition.of(span.coverage) for view_id, span in found.spans.items()}
         origin = Origin(
             source,
             rule,
             logs={} if source == "events" else logs,
             archive={} if rebuilt is None else rebuilt.positions,
+            uncompared=uncompared,
         )
         return HistoricalFeatures(labels, found.columns, found, origin)
 
@@ -459,11 +463,29 @@ def _compiled(definitions: Definitions) -> Plan:
     return load(*(Path(path) for path in definitions))
 
 
-def _refuse_difference(logged: pl.DataFrame, rebuilt: pl.DataFrame) -> None:
-    """Raise ``LayoutError`` if an answer from the log is not the one from events, bit for bit."""
+_GAPS = (Statuses.before_log, Statuses.after_log, Statuses.warming)
+
+
+def _refuse_difference(log: Historical, events: Historical) -> dict[str, int]:
+    """Raise ``LayoutError`` if an answer from the log is not the one from events, bit for bit.
+
+    Labels for which log and archive do not reach equally far back or ahead cannot be compared; returns, by column, how
+    many these are.
+    """
+    uncompared: dict[str, int] = {}
+    logged, rebuilt = log.columns, events.columns
     for name in logged.columns:
-        pairs = zip(logged[name].to_list(), rebuilt[name].to_list(), strict=True)
-        differing = [row for row, (one, other) in enumerate(pairs) if one != other or repr(one) != repr(other)]
+        column = name if name in log.statuses else name.removesuffix("__status")
+        one_s, other_s = log.statuses[column], events.statuses[column]
+        gap = (one_s != other_s) & (np.isin(one_s, _GAPS) | np.isin(other_s, _GAPS))
+        if n_gaps := int(gap.sum()):
+            uncompared[column] = n_gaps
+        pairs = zip(logged[name].to_list(), rebuilt[name].to_list(), gap.tolist(), strict=True)
+        differing = [
+            row
+            for row, (one, other, left_out) in enumerate(pairs)
+            if not left_out and (one != other or repr(one) != repr(other))
+        ]
         if differing:
             row = differing[0]
             raise LayoutError(
@@ -471,3 +493,4 @@ def _refuse_difference(logged: pl.DataFrame, rebuilt: pl.DataFrame) -> None:
                 f"first is row {row}: {logged[name][row]!r} in the log, {rebuilt[name][row]!r} from events. Run unskew audit, which "
                 "says for which instants the archive holds everything"
             )
+    return uncompared

@@ -263,7 +263,7 @@ def test_numbers_and_keys_of_several_columns(bench: Bench, pipeline: Pipeline) -
 
     item = pipeline.erase(str(number), entity="item")
     # A letter that is binary and cannot be read may hold so small a number.
-    assert "so short a number cannot be looked for in them" in item.output
+    assert "so short a key cannot be looked for in them" in item.output
     assert item.exit_code == 1
     kept = letters.filter(pl.Series([one != number for one in items]))
     assert pipeline.outcome.dead_letters().equals(kept)

@@ -1,5 +1,6 @@
 """Commands that keep the data in order meet views over tables, versions, imports and metadata for other engines."""
 
+import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,17 @@ from click.testing import CliRunner, Result
 from tests.agreement.test_import import events
 from tests.agreement.test_retain import RECORDS
 from tests.support.pipeline import Bench
+from unskew import FeatureStore
 from unskew.cli import main
+from unskew.features.definitions.load import load
+from unskew.features.errors import LayoutError
+from unskew.features.keys import OneEntity
+from unskew.features.view import ViewEntity
+from unskew.monitoring.audit import audit
+from unskew.offline.erasing import LetterRule
 from unskew.pipelines.deployment import Deployment
 from unskew.sinks.tables.imported import Imported, InputFile, Running, write_imported
-from unskew.sinks.tables.layout import published_files
+from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
 DEFINITIONS = """
 from tests.support.pipeline import SCHEMA
@@ -177,3 +185,86 @@ def test_days_that_a_view_over_a_table_has_not_read_stay(tables: Tables) -> None
         delta = pl.read_delta(str(tables.where.log / view / "v1"))
         assert delta.height == tables.log(view).height, "metadata for other engines name no file that was deleted"
     assert tables.materialized(250).exit_code == 0
+    # A table that is taken anew brings the removed days back.
+    assert tables.materialized(250, "--again").exit_code == 0
+    coverage = read_coverage(view_root(tables.where.log, "by_item", 1))
+    assert coverage is not None
+    assert coverage.since_us == events(RECORDS)["arrived"].dt.epoch("us").min()
+    report = audit(load(tables.definitions), tables.where.log, tables.where.archive, samples=200, patience_s=0)
+    assert [str(one) for one in report.differences] == []
+    # The log alone says what its view is.
+    alone = FeatureStore(log=tables.where.log).get_historical_features(
+        [{"item": 1, "event_timestamp": dt.datetime(2017, 4, 2, tzinfo=dt.UTC)}], ["by_item:n"]
+    )
+    assert alone.to_polars()["n"].item() > 0
+
+
+def test_a_log_is_compared_with_events_where_both_reach(tables: Tables) -> None:
+    assert tables.materialized(230).exit_code == 0
+    store = FeatureStore(tables.definitions, log=tables.where.log, archive=tables.where.archive)
+    days = [dt.datetime(2017, 3, 27, tzinfo=dt.UTC), dt.datetime(2017, 4, 2, 6, tzinfo=dt.UTC)]
+    labels = [{"item": 1, "event_timestamp": at} for at in days]
+    asked: dict[str, Any] = {"features": ["by_item:n"], "source": "both", "outside": "null"}
+    before = store.get_historical_features(labels, **asked)
+    assert "not compared" not in " ".join(before.warnings)
+
+    assert tables.call("retain", "--keep-log=1h", "--grace=0s").exit_code == 0
+
+    after = store.get_historical_features(labels, **asked)
+    assert after.to_polars()["n"].to_list() == [None, before.to_polars()["n"][1]]
+    assert "up to 50.0 % of the labels were not compared with events" in " ".join(after.warnings)
+    with pytest.raises(LayoutError, match="unskew retain removes old days, unskew erase an entity"):
+        store.reproduce(labels, before.manifest)
+
+
+def test_wrong_folders_are_refused_and_nothing_is_left_behind(tables: Tables, bench: Bench) -> None:
+    """An erasure that searched the wrong folder would say that nothing is left."""
+    assert tables.materialized(60).exit_code == 0
+    log, archive, state = tables.where.log, tables.where.archive, tables.where.state
+    files = tables.files()
+    other, absent = bench.root / "other", bench.root / "absent"
+    other.mkdir(mode=0o700)
+    erase = ("erase", "item", str(GONE))
+    later = ("materialize", "--until=2017-04-02T10:00:00Z")
+    refused = {
+        "correct --log": [(*erase, f"--log={archive}"), ("retain", "--keep-log=1d", f"--log={archive}")],
+        "correct --archive": [(*erase, f"--archive={log}"), ("retain", "--keep-archive=3d", f"--archive={log}")],
+        "there is no such folder": [(*erase, f"--log={absent}"), (*erase, f"--archive={absent}")],
+        "holds no state": [(*erase, f"--state={other}"), ("retain", "--keep-archive=3d", f"--state={other}")],
+        "there is no saved state": [(*later, f"--state={other}")],
+        "lacks the rows of p0": [(*later, f"--archive={other}")],
+    }
+    for said, calls in refused.items():
+        for command in calls:
+            given = {argument.partition("=")[0] for argument in command}
+            defaults = {"--log": log, "--archive": archive, "--state": state}
+            rest = [f"{name}={folder}" for name, folder in defaults.items() if name not in given]
+            redis_url = [] if command[0] == "retain" else [f"--redis-url={tables.redis_url}"]
+            options = [*rest, f"--definitions={tables.definitions}", *redis_url]
+            result = CliRunner().invoke(main, [*command, *options])
+            assert result.exit_code == 1, command
+            assert said in result.output, result.output
+            assert "Traceback" not in result.output
+    assert tables.files() == files
+    # The table's new rows are taken before the log is opened.
+    folders = [f"--log={other}", f"--archive={archive}", f"--state={state}", f"--definitions={tables.definitions}"]
+    result = CliRunner().invoke(main, [*later, *folders, f"--redis-url={tables.redis_url}"])
+    assert result.exit_code == 1
+    assert "check --log and --state, or begin again with 'unskew materialize by_item@1 --again'" in result.output
+    assert list(other.iterdir()) == []
+    assert not absent.exists()
+    ages = tables.call("retain", "--keep-log=99999999d")
+    assert ages.exit_code == 0, ages.output
+    assert "0001-01-01" in ages.output
+
+
+def test_an_empty_key_is_in_no_letter_that_cannot_be_read() -> None:
+    one = OneEntity.of(ViewEntity(name="user", keys=("user",), types=("string",)), [""])
+    letters = pl.DataFrame(
+        {"key": [b"k", b"k"], "value": [b"plain text", b"\x00\xff"], "reason": ["", "the value is null"]}
+    )
+    read = {b"plain text": {"user": ""}}
+    rule = LetterRule(one, lambda row: read.get(row["value"]))
+
+    assert rule.finds(letters).to_list() == [True, False]
+    assert rule.unsearched(letters) == 1

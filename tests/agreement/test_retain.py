@@ -24,8 +24,9 @@ from unskew.features.time import DAY_US
 from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
 from unskew.offline.log_reader import ViewLog
+from unskew.pipelines.deployment import owner_of
+from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 from unskew.pipelines.run import run
-from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
 DEFINITIONS = """
@@ -202,37 +203,6 @@ def test_a_retention_that_is_killed_is_finished_by_the_same_command(kept: Kept, 
         assert kept.joined(cut_us, last_us, view).equals(expected)
 
 
-def test_tables_in_an_object_store_are_kept_alike(bench: Bench, bucket: ObjectPath) -> None:
-    topic = bench.produce(RECORDS[:160], n_partitions=2)
-    definitions = bench.root / "definitions.py"
-    definitions.write_text(DEFINITIONS.format(topic=topic))
-    where = replace(bench.deployment(), log=bucket / "log", archive=bucket / "archive", dead_letters=bucket / "dead")
-    kept = Kept(Outcome(load(definitions), where), definitions)
-    kept.ran()
-    _, cut_us, last_us = days_of(kept)
-    before = {view: kept.joined(cut_us, last_us, view) for view in ("by_user", "by_item")}
-    n_objects = len(list(bucket.objects()))
-
-    done = kept.retain("--keep-log=2d", "--keep-archive=3d", "--grace=0s")
-    assert done.exit_code == 0, done.output
-    assert len(list(bucket.objects())) < n_objects
-    for view, expected in before.items():
-        assert kept.joined(cut_us, last_us, view).equals(expected)
-    folders = [*kept.folders(), f"--state={where.state}", f"--dead-letters={where.dead_letters}"]
-    gone = CliRunner().invoke(main, ["erase", "user", "user 3%", *folders, f"--redis-url={bench.redis_url}"])
-
-    assert gone.exit_code == 0, gone.output
-    for view, expected in before.items():
-        is_gone = pl.col("user") == "user 3%" if view == "by_user" else pl.lit(value=False)
-        found = kept.joined(cut_us, last_us, view)
-        assert found.filter(~is_gone).equals(expected.filter(~is_gone))
-        assert not found.filter(is_gone)["n"].sum()
-    bench.append(topic, RECORDS[160:])
-    kept.ran()
-    report = audit(kept.outcome.plan, where.log, where.archive, samples=200, patience_s=0)
-    assert [str(one) for one in report.differences] == []
-
-
 def refused(kept: Kept, *arguments: str) -> str:
     result: Any = kept.retain(*arguments)
     assert result.exit_code == 1, result.output
@@ -248,6 +218,22 @@ def test_days_that_views_need_are_not_removed(kept: Kept) -> None:
     text = kept.definitions.read_text()
     kept.definitions.write_text(text.replace('Tumbling("1d")', "Lifetime()").replace("Tumbling,", "Lifetime,"))
     assert "counts a lifetime or a running session" in refused(kept, "--keep-archive=30d")
+    kept.definitions.write_text(text + LATER)
+    where = kept.outcome.deployment
+    second_us = int(kept.outcome.archive().filter(_partition=1).sort("_offset")["_arrival"].to_physical()[1])
+    later = Ahead(
+        views=[load(kept.definitions).views["later"]],
+        log=where.log,
+        archive=where.archive,
+        state=where.state,
+        owner=owner_of("a test", where.state),
+        until_us=second_us,
+    )
+    backfill_ahead(later, threading.Event())
+    unread = refused(kept, "--keep-archive=3d", f"--state={where.state}")
+    assert "later@1: its backfill has read partition " in unread
+    purged = ["purge", "later@1", "--backfill", f"--state={where.state}", f"--log={where.log}"]
+    assert CliRunner().invoke(main, purged).exit_code == 0
     assert kept.files() == files
     assert kept.retain("--keep-archive=1d", "--force").exit_code == 0
     archived = published_files(kept.outcome.deployment.archive / kept.outcome.plan.views["by_user"].stream.topic)

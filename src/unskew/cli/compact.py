@@ -132,8 +132,9 @@ def _tables(
     views: Sequence[str], log: Path | None, archive: Path | None, dead_letters: Path | None
 ) -> "Sequence[Table]":
     from unskew.features.errors import RequestError
-    from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables
+    from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables, refuse_swapped
 
+    refuse_swapped(log, archive)
     if views and log is None:
         raise RequestError("a view is compacted in its log: give the log's folder with --log")
     if log is None and archive is None and dead_letters is None:

@@ -37,7 +37,7 @@ _SHOWN = 10
 @click.option(
     "--doubted-letters",
     is_flag=True,
-    help="Also remove dead letters that cannot be read and in which so short a number cannot be looked for.",
+    help="Also remove dead letters that cannot be read and in which so short a key cannot be looked for.",
 )
 @click.option("--dry-run", is_flag=True, help="Change nothing, and print where the entity is.")
 def erase(
@@ -70,7 +70,9 @@ def erase(
     """
     from unskew.features.definitions.load import load
     from unskew.features.keys import OneEntity
+    from unskew.features.local import existing_folder
     from unskew.offline import erasing
+    from unskew.offline.compaction import refuse_swapped
     from unskew.pipelines.deployment import owner_of
     from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
@@ -85,6 +87,7 @@ def erase(
     for state in states:
         if not is_state(state):
             raise RequestError(f"{state} holds no state; name the --state of the pipeline")
+    refuse_swapped(existing_folder(log, "--log"), existing_folder(archive, "--archive"))
     folders = {"--log": log, "--archive": archive, "--dead-letters": letters}
     errors = Screen(stderr=True)
     with ExitStack() as closing:

@@ -33,8 +33,9 @@ def publish(views: tuple[str, ...], log: Path, rebuild: bool) -> None:
     from unskew.cli.compact import log_tables_of
     from unskew.features.local import existing_folder
     from unskew.offline import delta
-    from unskew.offline.compaction import lock, log_tables
+    from unskew.offline.compaction import lock, log_tables, refuse_swapped
 
+    refuse_swapped(log, None)
     tables = log_tables(existing_folder(log, "--log"))
     if views:
         tables = list(log_tables_of(views, tables, log))

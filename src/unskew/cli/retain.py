@@ -71,8 +71,9 @@ def retain(
     import time
 
     from unskew.features.definitions.load import load
-    from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables
+    from unskew.offline.compaction import archive_tables, dead_letter_tables, log_tables, refuse_swapped
     from unskew.offline.retention import Retained, cut_of, refuse_too_short, retain_days, retain_log
+    from unskew.pipelines.erasing import is_state
     from unskew.sinks.tables.layout import read_definition
 
     if keep_log is None and keep_archive is None and keep_dead_letters is None:
@@ -84,6 +85,9 @@ def retain(
     kept_letters = _folder("dead-letters", dead_letters, keep_dead_letters)
     if (kept_log or kept_archive) and not definitions:
         raise RequestError("--definitions: what the log and the archive must keep depends on the views; give them")
+    refuse_swapped(kept_log and kept_log[0], kept_archive and kept_archive[0])
+    if state is not None and not is_state(state):
+        raise RequestError(f"{state} holds no state; name the --state of the pipeline")
     plan = load(*definitions) if definitions else None
     grace_s = settings.duration_us("--grace", grace) / 1e6
     found: list[Retained] = []
@@ -142,6 +146,9 @@ def retain(
                 continue
             found.append(one)
             faults += one.faults
+    if not work:
+        say("there are no files yet")
+        return
     _show(found, dry_run=dry_run)
     for fault in faults:
         say(f"error: {fault}", err=True)

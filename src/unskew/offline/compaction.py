@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
 
-from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify, whole
 from unskew.sinks import durable
 from unskew.sinks.lease import locked
@@ -114,6 +114,14 @@ def archive_tables(archive_root: Path) -> list[Table]:
         for path in sorted(archive_root.iterdir())
         if _is_table(path)
     ]
+
+
+def refuse_swapped(log_root: Path | None, archive_root: Path | None) -> None:
+    """Raise ``RequestError`` if a folder given for the log holds an archive, or the other way round."""
+    if log_root is not None and log_root.is_dir() and (found := archive_tables(log_root)):
+        raise RequestError(f"{log_root}: {found[0].root.name} there is a topic's archive, not a log; correct --log")
+    if archive_root is not None and archive_root.is_dir() and (found := log_tables(archive_root)):
+        raise RequestError(f"{archive_root}: {found[0].root} is the log of a view, not an archive; correct --archive")
 
 
 def dead_letter_tables(dead_letters_root: Path) -> list[Table]:

@@ -353,7 +353,7 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
             n_found=found.n_found + n_found,
         )
     if notes.get("unread"):
-        said = f"{place}: {notes['unread']} of them are binary and cannot be read, and so short a number cannot be looked for in them; --doubted-letters removes them"
+        said = f"{place}: {notes['unread']} of them are binary and cannot be read, and so short a key cannot be looked for in them; --doubted-letters removes them"
         found = replace(found, notes=(said,))
     return found
 
@@ -379,8 +379,10 @@ def _values(found: Any, name: str) -> Iterator[str]:
             yield from _values(one, name)
 
 
-def _mentions_text(row: Mapping[str, Any], part: str) -> bool:
-    """Return whether a letter mentions a text anywhere, alone or with its length before it."""
+def _mentions_text(row: Mapping[str, Any], part: str) -> bool | None:
+    """Return whether a letter mentions a text anywhere, alone or with its length before it; None for an empty text."""
+    if not part:
+        return None
     headers = [one["value"] for one in row.get("headers") or ()]
     n_bytes = len(part.encode())
     # Avro and Protobuf write the length before the text, so a longer key is not taken for this one.

@@ -71,11 +71,15 @@ def cut_of(table: Table, keep_us: int) -> dt.date | None:
             return None
         # A partition without dead letters holds nothing back; one without events may still get earlier ones.
         reached = max(newest) if table.sequence is None else min(newest)
-        return day_of(_midnight_us(reached) - keep_us)
+        return _day_before(_midnight_us(reached), keep_us)
     # What was imported ends where the topic takes over, and holds nothing back.
     shards = [one for name, one in coverage.shards.items() if layout.origin_of(name) != layout.IMPORTED]
     clocks = [one.complete_to_us for one in shards if one.complete_to_us is not None]
-    return None if coverage.waiting or not clocks else day_of(min(clocks) - keep_us)
+    return None if coverage.waiting or not clocks else _day_before(min(clocks), keep_us)
+
+
+def _day_before(instant_us: int, keep_us: int) -> dt.date:
+    return day_of(max(instant_us - keep_us, _midnight_us(dt.date.min)))
 
 
 def refuse_too_short(keep_us: int, views: Sequence[ViewPlan]) -> None:

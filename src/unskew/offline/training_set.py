@@ -3,7 +3,7 @@
 import datetime as dt
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -55,12 +55,14 @@ class Origin:
     """What a training set was made from: the argument values, and the positions that were read.
 
     ``logs``: by view id, the position in its log; empty if only events were read. ``archive``: by topic and partition.
+    ``uncompared``: by column, labels for which the log could not be compared with events, as asked.
     """
 
     source: Source
     rule: JoinRule
     logs: Mapping[str, LogPosition]
     archive: Mapping[str, Mapping[int, PartitionPosition]]
+    uncompared: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ class HistoricalFeatures(Answer):
             for count, columns in by_count.items():
                 where = "" if len(columns) == len(self.joined.asked) else f" ({_some(columns)})"
                 found.append(f"{_share(count, n_rows)} of the labels {meaning}{where}")
+        if uncompared := self.origin.uncompared:
+            found.append(
+                f"up to {_share(max(uncompared.values()), n_rows)} of the labels were not compared with events, because log and archive "
+                f"do not reach equally far there ({_some(list(uncompared))})"
+            )
         for view_id, flags in self.joined.unknown.items():
             if n_rows and (count := int(flags.sum())) * 2 > n_rows:
                 found.append(

@@ -99,7 +99,10 @@ class Deployment:
         for option, folder in self.folders().items():
             (local_path if option == "--state" else table_path)(folder, option)
         if not plan.views:
-            raise DefinitionError("there is no view over a stream to compute; define a FeatureView")
+            raise DefinitionError(
+                "there is no view over a stream to compute; define a FeatureView (views over tables are computed by unskew "
+                "materialize)"
+            )
         if self.partitions is None:
             return
         if self.cluster:

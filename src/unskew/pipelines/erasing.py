@@ -349,7 +349,7 @@ def _remove_strangers(state: Path, views: Mapping[str, ViewPlan], saved: Sequenc
 
 def is_state(folder: Path) -> bool:
     """Return whether a folder holds the state of a pipeline or of views over tables."""
-    return is_pipeline(folder) or (folder / BATCH).is_dir()
+    return is_pipeline(folder) or bool(Seeds(folder / BATCH).views())
 
 
 def is_pipeline(folder: Path) -> bool:

@@ -111,6 +111,8 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
     seeds = Seeds(folder)
     with ExitStack() as closing:
         leases = Leases()
+        # A call that is refused leaves no folder that was not there.
+        closing.callback(durable.remove_empty, durable.missing(folder))
         closing.callback(leases.release)
         with durable.disk(folder):
             durable.make_folder(folder)

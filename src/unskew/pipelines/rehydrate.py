@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from unskew.features.errors import LayoutError
+from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import describe
 from unskew.features.text_buffers import Keys
@@ -46,6 +46,11 @@ def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], No
     Redis holds later values than the state; ``StoreUnavailable`` if Redis fails. The call can then be repeated.
     """
     plan = plan.of_topics
+    if not plan.views:
+        raise RequestError(
+            "all views of the definitions are over tables; their values are written again by unskew materialize, with the "
+            "instant that they have reached"
+        )
     with ExitStack() as closing:
         leases = Leases()
         closing.callback(leases.release)

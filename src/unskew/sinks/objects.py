@@ -110,14 +110,13 @@ class ObjectPath(PosixPath):
 
     @override
     def exists(self, **_options: Any) -> bool:
-        return self._is_there() or self.is_dir()
+        return self.__class__(*self.parts).is_file() or self.is_dir()
 
     @override
     def is_file(self, **_options: Any) -> bool:
-        """Return whether there is such an object; one that a listing gave is not looked for again."""
-        return self.known is not None or self._is_there()
-
-    def _is_there(self) -> bool:
+        """Return whether there is such an object; one that was listed is not asked for again."""
+        if self.known is not None:
+            return True
         try:
             _of(self, "head", self.key)
         except FileNotFoundError:

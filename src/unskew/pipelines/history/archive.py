@@ -151,8 +151,8 @@ class Archive:
         removed = {p: _midnight_us(found[0].day) for p, found in self.files.items() if self.is_cut(p)}
         begun = {p: one.since_us for p, one in self.covered.items() if one.since_us is not None}
         firsts = {p: _us(self._edge(found[0], first=True)) for p, found in self.files.items() if p not in begun}
-        kept_from_us = -(2**63) if self.kept_from_us is None else self.kept_from_us
-        bound_us = max([kept_from_us, *removed.values()])
+        # Not where ``unskew retain`` cut: an import, or a table that was taken anew, may have brought those days back.
+        bound_us = max(removed.values(), default=-(2**63))
         return {p: max(bound_us, first_us) for p, first_us in {**firsts, **begun, **removed}.items()}
 
     def begins(self, partition: int) -> int:

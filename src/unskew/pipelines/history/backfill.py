@@ -208,7 +208,7 @@ class _Shard:
             if not job.seeds.has(job.view.id):
                 raise
             raise LayoutError(
-                f"{job.view.id}: what is left of its backfill and its log do not belong together; {again(job.view.id)} ({error})"
+                f"{job.view.id}: what is left of its backfill and its log do not belong together; check --log and --state, or {again(job.view)} ({error})"
             ) from error
 
     def note(self, piece: Piece) -> None:

@@ -210,6 +210,8 @@ def _without_events(old: ViewPlan | None, new: ViewPlan | None) -> ViewDiff | No
             for one in (old, new)
         )
         return replace(pair, why=f"the entity was ({next(keys)}) and is ({next(keys)})")
+    if len(new.outputs) == len(pair.added) + len(pair.retyped):
+        return replace(pair, why="no feature is on both sides with a type that can be compared")
     if not (set(pair.removed) | set(pair.added) | set(pair.retyped)) and _read_alike(old, new):
         return replace(pair, unchanged=True)
     return None

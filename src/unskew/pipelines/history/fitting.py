@@ -99,7 +99,9 @@ class Fitting:
         if missing := [name for name in self.columns if name not in schema]:
             ours = {theirs: name for name, theirs in self._theirs.items()}
             way = "give --arrival or --delay as it is"
-            if missing[0] in ours:
+            if self._stream.table is not None:
+                way = f"correct the definition of table {self._stream.name}"
+            elif missing[0] in ours:
                 way = f"name it with --column {ours[missing[0]]}=COLUMN, or, if the history lacks it, --without {ours[missing[0]]}"
             elif missing[0] in self._places.values():
                 way = "correct --partition or --offset"

@@ -64,7 +64,7 @@ def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, 
                 raise LayoutError(
                     f"{view.id}: the seam of its backfill does not fit: from offset {one.checked} to {end[partition].offset} of "
                     f"partition {partition}, {archive.root} holds {n_events} events, and shard {name} has taken {one.n_events}, up "
-                    f"to offset {one.end}; {again(view.id)}"
+                    f"to offset {one.end}; {again(view)}"
                 )
 
 
@@ -79,7 +79,7 @@ def _refuse_hole(view: ViewPlan, archive: Archive, end: Cut) -> None:
         if n_events != known[partition]:
             raise LayoutError(
                 f"{archive.root}: partition {partition} holds {n_events} events, and {known[partition]} were written, so the history "
-                f"of {view.id} would have a hole: files were removed. Restore them; or {again(view.id)} --from an instant after the "
+                f"of {view.id} would have a hole: files were removed. Restore them; or {again(view)} --from an instant after the "
                 'hole; or let the view begin now (history="none")'
             )
 
@@ -124,7 +124,7 @@ def compare(
         key = next((one["key"] for one, other in pairs if one != other), rows.item(0, "key"))
         raise LayoutError(
             f"{view.id}: the values of entity {key} after its backfill are not those of an uninterrupted rebuild; report this, and "
-            f"{again(view.id)}"
+            f"{again(view)}"
         )
     return rows.height
 

@@ -84,10 +84,10 @@ class Seeds:
         try:
             seed = _parse(data)
         except (ValueError, struct.error) as error:
-            raise LayoutError(f"{path} is damaged ({error}); {again(view.id)}") from error
+            raise LayoutError(f"{path} is damaged ({error}); {again(view)}") from error
         if (seed.layout, seed.fingerprint) != (LAYOUT, view.state_fingerprint):
             raise LayoutError(
-                f"{path} was computed with another definition of {view.id}, or by another version; {again(view.id)}"
+                f"{path} was computed with another definition of {view.id}, or by another version; {again(view)}"
             )
         return seed
 
@@ -140,6 +140,7 @@ def after_check(taken: Mapping[int, Taken]) -> dict[int, Taken]:
     }
 
 
-def again(view_id: str) -> str:
-    """Return how to begin the backfill of a view anew."""
-    return f"begin again with 'unskew backfill {view_id} --again'"
+def again(view: ViewPlan) -> str:
+    """Return how to begin the past of a view anew."""
+    command = "backfill" if view.stream.table is None else "materialize"
+    return f"begin again with 'unskew {command} {view.id} --again'"

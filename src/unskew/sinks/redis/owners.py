@@ -87,7 +87,7 @@ class Owners:
         raise LayoutError(
             f"the values of {_view_of(shard)} in Redis belong to {where} ({len(foreign)} shards, for example {shard}), and two "
             "pipelines would overwrite each other's; run with the --state that wrote them, or with another --prefix; if that "
-            "pipeline has ended for good, run with --replace, which removes its values first"
+            "pipeline has ended for good, run with --replace, or unskew materialize with --again, which removes its values first"
         )
 
 
