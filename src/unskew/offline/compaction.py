@@ -322,9 +322,10 @@ class _Work:
 
     def _publish(self, temporary: Path, taken: Sequence[Source]) -> None:
         first, last = taken[0].file, taken[-1].file
-        covered = [
-            file for file in layout.published_files(self._root, first.writer) if first.first <= file.first <= last.last
-        ]
+        # A run lies within one day, and only whoever has the lock changes that. Listing a store takes long.
+        day = first.path.parent.name if isinstance(self._root, ObjectPath) else None
+        there = layout.published_files(self._root, first.writer, day=day)
+        covered = [file for file in there if first.first <= file.first <= last.last]
         if covered != [one.file for one in taken]:
             raise Unmergeable(f"{first.path} to {last.path.name}: there are other files between them; left alone")
         # The grace period begins now, regardless of the duration of the merge.

@@ -211,13 +211,14 @@ def parse(path: Path) -> TableFile | None:
     return TableFile(path=path, writer=writer, first=int(first), last=int(last), run=run or None)
 
 
-def published_files(root: Path, writer: str | None = None) -> list[TableFile]:
+def published_files(root: Path, writer: str | None = None, *, day: str | None = None) -> list[TableFile]:
     """Return every published file, of one writer or of all, ordered by writer and sequence; none if there is no table.
 
+    ``day``: the folder of a day, to list that alone; a file that another day's file covers is then among them.
     A file whose sequence range another file of its writer covers is superseded and left out, so that every listing
     contains each row once.
     """
-    return without_superseded(_all_published(root, writer))
+    return without_superseded(_all_published(root, writer, day))
 
 
 def settled_files(root: Path) -> list[TableFile]:
@@ -367,18 +368,18 @@ def _read_list(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _all_published(root: Path, writer: str | None) -> list[TableFile]:
+def _all_published(root: Path, writer: str | None, day: str | None = None) -> list[TableFile]:
     """Return the published files, including superseded ones; every row published before the call is among them.
 
     A listing is not a snapshot. A listing that began before a merged file was there may miss that file, and also the
     files that it was made from, if they are deleted before the listing reaches them. They were in the previous listing,
     so their absence is noticed, and the table is listed again.
     """
-    before = _listed(root, writer)
+    before = _listed(root, writer, day)
     # In this order, because the files that a coverage publishes were there before it.
     covered = _covered(root, _parsed(root, writer, _of_runs(before)))
     while True:
-        now = _listed(root, writer)
+        now = _listed(root, writer, day)
         files = published(_parsed(root, writer, now), covered)
         gone = published(_parsed(root, writer, {one: before[one] for one in before.keys() - now.keys()}), covered)
         if set(gone).isdisjoint(without_superseded([*files, *gone]) if gone else ()):
@@ -390,16 +391,17 @@ Listed = Mapping[tuple[str, str], ObjectPath | None]
 """Directory and name of everything that may be a file of a table; of an object also its path, with size and time."""
 
 
-def _listed(root: Path, writer: str | None) -> Listed:
+def _listed(root: Path, writer: str | None, day: str | None = None) -> Listed:
     prefix = "" if writer is None else f"{writer}-"
     if isinstance(root, ObjectPath):
-        objects = ((one.parts[len(root.parts) :], one) for one in root.objects())
+        there = root if day is None else root / day
+        objects = ((one.parts[len(root.parts) :], one) for one in there.objects())
         return {
             (parts[0], parts[1]): one
             for parts, one in objects
             if len(parts) == 2 and parts[0].startswith(_DAY) and parts[1].startswith(prefix)
         }
-    days = [day for day in _names(root) if day.startswith(_DAY)]
+    days = [name for name in _names(root) if name.startswith(_DAY)] if day is None else [day]
     return {(day, name): None for day in days for name in _names(root / day) if name.startswith(prefix)}
 
 
