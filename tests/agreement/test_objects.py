@@ -12,7 +12,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from deltalake import DeltaTable
 
 from tests.agreement.test_history import without
 from tests.agreement.test_import import FIRST, events, imported
@@ -23,7 +22,6 @@ from tests.support.pipeline import Bench, Outcome, history, plan
 from tests.support.servers.objects import SeaweedFS
 from unskew import FeatureStore
 from unskew.cli import main
-from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError
 from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
@@ -191,53 +189,6 @@ def test_of_two_pipelines_on_one_log_the_one_that_was_taken_over_stops(bench: Be
         run(reference.plan, third, stop=threading.Event())
 
     assert same(left(second, topic), left(reference.deployment, topic))
-
-
-@pytest.mark.long
-def test_the_commands_of_upkeep_work_in_an_object_store_as_on_a_disk(
-    bench: Bench, bucket: ObjectPath, object_server: SeaweedFS, tmp_path: Path
-) -> None:
-    # Three days, so that retention has old ones.
-    days = [replace(one, stamp_ms=one.stamp_ms + n % 3 * 86_400_000) for n, one in enumerate(RECORDS[:90])]
-    days.sort(key=lambda one: one.stamp_ms)
-    topic = bench.produce([replace(one, at=one.stamp_ms * 1000) for one in days])
-    definitions = _definitions(tmp_path, topic)
-    on_disk = bench.deployment(epoch_s=0.0, poll_records=12)
-    far = in_store(bench.deployment(epoch_s=0.0, poll_records=12), bucket)
-    for deployment in (on_disk, far):
-        run(load(definitions), deployment, stop=threading.Event())
-    root = view_root(far.log, "user_count_1h", 1)
-
-    def both(*words: str, folders: tuple[str, ...] = ("--log", "--archive", "--dead-letters")) -> list[pl.DataFrame]:
-        found = []
-        for one in (on_disk, far):
-            places = {"--log": one.log, "--archive": one.archive, "--dead-letters": one.dead_letters}
-            given = [word for option in folders for word in (option, str(places[option]))]
-            told = [word.format(state=one.state, prefix=one.prefix) for word in words]
-            done = CliRunner().invoke(main, [*told, *given])
-            assert done.exit_code == 0, (words, done.output)
-            rows = table(view_root(one.log, "user_count_1h", 1))
-            found.append(rows.sort("shard", "seq"))
-            found.append(table(one.archive / topic).sort("_partition", "_offset"))
-        assert found[0].equals(found[2]), words
-        assert found[1].equals(found[3]), words
-        return found[2:]
-
-    everything = ("--definitions", str(definitions))
-    rows, events = both("compact", "--min-files", "2")
-    both("publish", folders=("--log",))
-    options = {"aws_s3_allow_unsafe_rename": "true", **object_server.environment}
-    assert DeltaTable(str(root), storage_options=options).to_pyarrow_table().num_rows == rows.height
-    fewer, _ = both("retain", "--keep-log", "1d", "--grace", "0s", *everything, folders=("--log",))
-    assert 0 < fewer.height < rows.height
-    both("erase", "user", "user 1%", *everything, "--state", "{state}", "--redis-url", bench.redis_url)
-    erased, left_events = both("compact", "--min-files", "2", "--grace", "0s")
-    assert "user 1%" in rows["user"].to_list()
-    assert "user 1%" not in erased["user"].to_list()
-    assert left_events.height == events.height
-    # The pipeline goes on with all of this.
-    for deployment in (on_disk, far):
-        run(load(definitions), deployment, stop=threading.Event())
 
 
 @pytest.mark.long
