@@ -37,6 +37,7 @@ from unskew.sinks import durable
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.reading import schema_of
 
 DELTA_LOG = "_delta_log"
 WRITER_FEATURE = "unskew"
@@ -121,7 +122,7 @@ def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
     if why:
         _remove(folder)
     made = _Commits(folder, now, now_ms)
-    schema = schema_text(pl.read_parquet_schema(files[-1].path)) if files else now.schema
+    schema = schema_text(schema_of(files[-1].path)) if files else now.schema
     made.describe(name, schema)
     _bring_up(made, root, files)
     return Published(
