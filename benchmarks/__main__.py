@@ -15,11 +15,13 @@ NAMES = (
     "bench_wire",
     "bench_peers",
     "bench_join",
+    "bench_large_join",
     "bench_rebuild",
     "bench_journey",
     "bench_checksum",
     "bench_recovery",
     "bench_compaction",
+    "bench_objects",
 )
 
 for name in NAMES:

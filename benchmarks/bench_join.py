@@ -59,8 +59,13 @@ def the_view(kind: KeyKind) -> View:
     )
 
 
-def write_log(root: Path, view: View, n_rows: int, n_entities: int, n_days: int, n_shards: int) -> int:
-    """Write a log as compaction leaves it: a file per day and shard, rows by (instant, key); return the file count."""
+def write_log(
+    root: Path, view: View, n_rows: int, n_entities: int, n_days: int, n_shards: int, *, n_counts: int = 1_000
+) -> int:
+    """Write a log as compaction leaves it: a file per day and shard, rows by (instant, key); return the file count.
+
+    ``n_counts``: the number of different counts; few of them compress well.
+    """
     rng = np.random.default_rng(0)
     table = view_root(root, view.name, view.version)
     sequence = [0] * n_shards
@@ -74,7 +79,7 @@ def write_log(root: Path, view: View, n_rows: int, n_entities: int, n_days: int,
         frame = pl.DataFrame(
             {
                 "user_id": keys(entity, view.entity.types[0]),
-                **{name: rng.integers(0, 1_000, n) for name in COUNTS},
+                **{name: rng.integers(0, n_counts, n) for name in COUNTS},
                 **{name: rng.random(n) * 1_000 for name in SUMS},
                 "available_at": pl.Series(instants).cast(INSTANT),
                 "event_time": pl.Series(instants - 5_000).cast(INSTANT),

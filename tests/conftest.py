@@ -1,7 +1,9 @@
 """What every test shares."""
 
 import os
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from tests.support.naming import case_name
 from tests.support.servers import choice
 from tests.support.servers.broker import Broker
 from tests.support.servers.kafka import ApacheKafka, jars
+from tests.support.servers.objects import BUCKET, SeaweedFS, reaching
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.sinks.objects import ObjectPath
 from unskew.sinks.redis.keyspace import connect
 
 MOST_WORKERS = 4
@@ -145,3 +149,23 @@ def own_broker(pytestconfig: pytest.Config) -> Iterator[ApacheKafka]:
         pytest.skip(f"needs a broker that can be killed: {pytestconfig.stash[KAFKA]}")
     with ApacheKafka() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    with SeaweedFS(tmp_path_factory.mktemp("objects")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(object_server: SeaweedFS) -> Iterator[ObjectPath]:
+    """An address under which there are no objects yet, in a store that keeps the conditions of writes."""
+    with reaching(object_server.environment):
+        yield ObjectPath("s3:", BUCKET, uuid.uuid4().hex)
+
+
+@pytest.fixture
+def own_objects(tmp_path: Path) -> Iterator[SeaweedFS]:
+    """An object store of the test's own, which it may kill."""
+    with SeaweedFS(tmp_path / "objects") as server, reaching(server.environment):
+        yield server

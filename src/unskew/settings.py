@@ -20,6 +20,7 @@ from typing_extensions import override
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.local import local_path
 from unskew.features.time import duration_us as _duration_us
+from unskew.sinks.objects import ObjectPath, table_path
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Decorator = Callable[[_Command], _Command]
@@ -40,7 +41,19 @@ class LocalPath(click.Path):
         return super().convert(local_path(value, name), param, ctx)
 
 
+class TablePath(LocalPath):
+    """The root of tables: a path of this machine's file system, or an address of an object store."""
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name = param.opts[0] if isinstance(param, click.Option) else ""
+        root = table_path(value, name)
+        return root if isinstance(root, ObjectPath) else super().convert(value, param, ctx)
+
+
 _A_PATH = LocalPath()
+_TABLES = TablePath()
+_OR_OBJECTS = "or s3://BUCKET/NAME, gs://, az:// (credentials by the usual variables, AWS_* and so on)"
 
 
 def _option(flag: str, **settings: Any) -> _Decorator[Any]:
@@ -124,22 +137,39 @@ schema_registry = _option(
 )
 
 #: ``log: Path``.
-log = _option("--log", required=True, type=_A_PATH, help="Folder of the Parquet log: every value that was ever served.")
+log = _option(
+    "--log",
+    required=True,
+    type=_TABLES,
+    help=f"Folder of the Parquet log: every value that was ever served; {_OR_OBJECTS}.",
+)
 
 #: ``log: Path | None``, for a command that works without it.
-optional_log = _option("--log", type=_A_PATH, help="Folder of the Parquet log.")
+optional_log = _option("--log", type=_TABLES, help="Folder of the Parquet log, or its address in an object store.")
 
 #: ``archive: Path``.
 archive = _option(
-    "--archive", required=True, type=_A_PATH, help="Folder of the event archive: every event with its arrival."
+    "--archive",
+    required=True,
+    type=_TABLES,
+    help="Folder of the event archive: every event with its arrival; or its address in an object store.",
 )
 
 #: ``archive: Path | None``, for a command that works without it.
-optional_archive = _option("--archive", type=_A_PATH, help="Folder of the event archive.")
+optional_archive = _option(
+    "--archive", type=_TABLES, help="Folder of the event archive, or its address in an object store."
+)
+
+#: ``served: Path | None``.
+served = _option(
+    "--served", type=_A_PATH, help="Folder of a sample of what readers were given, from FeatureStore(sample=...)."
+)
 
 #: ``dead_letters: Path | None``; by default beside the archive.
 dead_letters = _option(
-    "--dead-letters", type=_A_PATH, help="Folder of the dead letters. Default: dead_letters beside the archive."
+    "--dead-letters",
+    type=_TABLES,
+    help="Folder of the dead letters, or their address in an object store. Default: dead_letters beside the archive.",
 )
 
 #: ``state: Path``.

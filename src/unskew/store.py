@@ -28,7 +28,7 @@ from unskew.offline.catalogue import catalogue
 from unskew.offline.history import EntityHistory, entity_history, entity_row
 from unskew.offline.join import Historical, Outside, Progress, historical_features, instants_of
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.logged import with_logged
+from unskew.offline.logged import all_logged, with_logged
 from unskew.offline.manifest import (
     JoinRule,
     LogPosition,
@@ -43,6 +43,8 @@ from unskew.offline.manifest import (
 from unskew.offline.training_set import HistoricalFeatures, Origin
 from unskew.offline.version_spans import Spans, check_spans, each_version
 from unskew.serving.online import OnlineFeatures, OnlineReader
+from unskew.serving.sample import SERVED, Sampler
+from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -53,11 +55,14 @@ class FeatureStore:
 
     ``definitions``: a compiled ``Plan``, or definition files and folders; by default the features that the registry in
     Redis describes, which the store follows as it changes. ``redis_url``: a URL or a client of redis-py. ``log``: the
-    folder of the Parquet log. ``archive``: the folder of the event archive. Online reads need only ``redis_url``,
-    historical reads only ``log``, which holds the definitions with which it was written, or the definitions and
-    ``archive``; the store connects at the first use.
+    folder of the Parquet log. ``archive``: the folder of the event archive. Both may be in an object store
+    (``s3://bucket/log``, ``gs://``, ``az://``), whose credentials the usual variables of the environment hold. Online
+    reads need only ``redis_url``, historical reads only ``log``, which holds the definitions with which it was written,
+    or the definitions and ``archive``; the store connects at the first use.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
+    ``sample``: a folder for a small sample of what online reads return, for `unskew audit --served`: at most one row in
+    a second and 64 MiB; True for the folder ``_served`` of ``log``, False for none.
     """
 
     def __init__(
@@ -71,11 +76,12 @@ class FeatureStore:
         pipeline: str | Sequence[str] = "main",
         max_lag: str | dt.timedelta | None = None,
         now_us: Callable[[], int] = wall_us,
+        sample: str | os.PathLike[str] | bool = False,
     ) -> None:
         self._plan = None if definitions is None else _compiled(definitions)
         self._pinned = None if self._plan is None else self._plan.published
-        self._log = None if log is None else local_path(log, "log")
-        self._archive = None if archive is None else local_path(archive, "archive")
+        self._log = None if log is None else table_path(log, "log")
+        self._archive = None if archive is None else table_path(archive, "archive")
         self._reader = None
         if redis_url is not None:
             self._reader = OnlineReader(
@@ -85,6 +91,7 @@ class FeatureStore:
                 views=self._pinned,
                 max_lag_us=None if max_lag is None else requested_us(max_lag, "max_lag"),
                 now_us=now_us,
+                sampler=_sampler(sample, self._log),
             )
 
     def get_online_features(
@@ -120,6 +127,7 @@ class FeatureStore:
         with_status: bool = False,
         source: Source = "log",
         versions: Spans | None = None,
+        as_served: bool = False,
         progress: Progress | bool = False,
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
@@ -144,6 +152,10 @@ class FeatureStore:
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
 
+        ``as_served``: compares the labels with the wall clock at which each row was written, in place of the instant
+        from which its values were valid: about what a reader got, lag included. What a backfill wrote later was not
+        served. A clock that was set back makes it wrong by as much.
+
         The answer also has a ``manifest``, from which ``reproduce`` makes the same training set again, ``split``,
         ``to_parquet``, and a summary where it is shown.
 
@@ -157,6 +169,8 @@ class FeatureStore:
                 "versions are spanned in the log alone, which knows from when on each could answer; leave out source, or request "
                 "view@1:feature and view@2:feature side by side"
             )
+        if as_served and source != "log":
+            raise RequestError("only a log knows when values were written: leave out as_served, or the source")
         rule = JoinRule(
             timestamp=timestamp,
             inclusive=inclusive,
@@ -164,6 +178,7 @@ class FeatureStore:
             max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
             full_feature_names=full_feature_names,
             with_status=with_status,
+            on="written_at" if as_served else "available_at",
             versions=_checked(features, versions),
         )
         views = self._named(named_views(each_version(features, rule.versions)))
@@ -208,13 +223,18 @@ class FeatureStore:
         )
         if difference := wanted.output.difference(found.manifest.output):
             raise LayoutError(
-                f"the training set is not that of {name}: {difference}. The log or the archive was changed since "
-                "(unskew retain removes old days, unskew erase an entity); restore it as it was"
+                f"the training set is not that of {name}: {difference}. Since then the log or the archive was changed: old days were "
+                "removed, an entity was erased, or files were exchanged"
             )
         return found
 
     def features(self) -> pl.DataFrame:
-        """Return what exists: a row for each feature, with its reference, type, window, description and owner."""
+        """Return what exists: a row for each feature, with its reference, type, window, description and owner.
+
+        These are the features of the definitions, else of the registry in Redis, else of the log.
+        """
+        if self._pinned is None and self._reader is None and self._log is not None:
+            return catalogue(all_logged(self._log))
         return catalogue(self._views())
 
     def history(
@@ -269,6 +289,7 @@ class FeatureStore:
             max_age=None if rule.max_age_us is None else dt.timedelta(microseconds=rule.max_age_us),
             full_feature_names=rule.full_feature_names,
             with_status=rule.with_status,
+            as_served=rule.on == "written_at",
             versions=rule.versions,
         )
         if source != "events" and self._log is None:
@@ -420,6 +441,18 @@ def _checked(features: Sequence[str], versions: Spans | None) -> dict[str, tuple
         return {}
     check_spans(features, versions)
     return {name: tuple(numbers) for name, numbers in versions.items()}
+
+
+def _sampler(sample: object, log: Path | None) -> Sampler | None:
+    if sample is False:
+        return None
+    if isinstance(sample, str | os.PathLike):
+        return Sampler(local_path(sample, "sample"))
+    if sample is True:
+        if log is None:
+            raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
+        return Sampler(log / SERVED)
+    raise RequestError(f"sample is a folder, True or False, not {sample!r}")
 
 
 def _compiled(definitions: Definitions) -> Plan:

@@ -1,5 +1,7 @@
 """An erased entity is nowhere, everybody else is as before, and the pipeline goes on as if it had never been."""
 
+import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,14 +9,16 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import duckdb
+import fastavro
 import polars as pl
 import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from tests.support.pipeline import Bench, Outcome, history
+from tests.support.pipeline import SCHEMA, Bench, Outcome, history
 from unskew.cli import main
 from unskew.features.definitions.load import load
 from unskew.features.plan import Plan
@@ -160,6 +164,10 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     client = redis.Redis.from_url(other)
     client.hset("live:by_user@1:{user%203%25}", "n", 1)
     client.hset("live:by_item@1:{3}", "n", 1)
+    sample = pipeline.outcome.deployment.log / "_served" / "served-1-1-1.jsonl"
+    sample.parent.mkdir()
+    line = '{"view": "by_user@1", "key": "%s", "as_of": 1, "values": {}}\n'
+    sample.write_text(line % "user%203%25" + line % "user%201%25" + '{"view": "by_u')
     before, archived = pipeline.content(), pipeline.outcome.archive()
     assert len(traces(pipeline)) > 15
 
@@ -172,6 +180,7 @@ def test_nothing_of_the_entity_is_left_and_all_others_are_as_before(bench: Bench
     assert "nothing is left" in erased.output
     assert traces(pipeline) == []
     assert client.exists("live:by_item@1:{3}")
+    assert sample.read_text() == line % "user%201%25"
     assert pipeline.content() == before
     places = ["_partition", "_offset", "_arrival"]
     assert pipeline.outcome.archive().select(places).equals(archived.select(places))
@@ -230,7 +239,94 @@ def test_an_erasure_that_is_killed_is_finished_by_the_same_command(pipeline: Pip
     assert traces(pipeline) == []
     assert pipeline.content() == before
     pipeline.ran()
-    assert pipeline.audited() == []
+
+
+def test_numbers_and_keys_of_several_columns(bench: Bench, pipeline: Pipeline) -> None:
+    def others(name: str, gone: pl.Expr) -> pl.DataFrame:
+        return pipeline.outcome.log(name).filter(~gone)
+
+    pending = pipeline.erase("3", entity="item")
+    assert pending.exit_code == 1
+    assert "later@1 reads the key as a value, and its backfill will be compared" in pending.output
+    pipeline.ran()
+    pipeline.ran()
+    letters = pipeline.outcome.dead_letters()
+    items = [item_of(value) for value in letters["value"]]
+    number = next(item for item in items if item is not None)
+    of_item = pl.col("item") == number
+    _, other, whose = pipeline.outcome.log("by_both").filter(~of_item).select("shard", "item", "user").row(0)
+    of_both = (pl.col("item") == other) & (pl.col("user") == whose)
+    before = {"by_user": others("by_user", pl.lit(value=False)), "by_both": others("by_both", of_item | of_both)}
+    before["by_item"] = others("by_item", of_item)
+    assert pipeline.outcome.log("by_both").filter(of_item).height
+    assert pipeline.outcome.log("by_both").filter(of_both).height
+
+    item = pipeline.erase(str(number), entity="item")
+    # A letter that is binary and cannot be read may hold so small a number.
+    assert "so short a key cannot be looked for in them" in item.output
+    assert item.exit_code == 1
+    kept = letters.filter(pl.Series([one != number for one in items]))
+    assert pipeline.outcome.dead_letters().equals(kept)
+
+    item = pipeline.erase(str(number), entity="item", more=("--doubted-letters",))
+    both = pipeline.erase(str(other), whose, entity="both", more=("--doubted-letters",))
+
+    assert item.exit_code == both.exit_code == 0, item.output + both.output
+    for name, expected in before.items():
+        assert pipeline.outcome.log(name).equals(expected)
+    archived = pipeline.outcome.archive()
+    assert archived.filter(of_item | of_both).is_empty()
+    assert archived.filter(pl.col("item").is_null(), pl.col("user").is_not_null()).height
+    client = redis.Redis.from_url(pipeline.redis_url, decode_responses=True)
+    served = [key.rpartition(":{")[2][:-1] for key in client.scan_iter("*@1:*")]
+    assert not {str(number), f"{other}|{quote(whose)}"} & set(served)
+    assert not [key for key in served if key.startswith(f"{number}|")]
+    topic = next(iter(pipeline.plan.views.values())).stream.topic
+    bench.append(topic, RECORDS[200:])
+    pipeline.ran()
+    assert "by_user@1 reads item as a value: what it has counted stays" in item.output
+    assert "by_both@1" not in {one.partition(" ")[0] for one in pipeline.audited()}
+
+
+def item_of(value: bytes) -> int | None:
+    """The item of a record that can be read."""
+    try:
+        record = fastavro.schemaless_reader(io.BytesIO(value[5:]), fastavro.parse_schema(SCHEMA), None)
+    except (EOFError, ValueError, IndexError):
+        return None
+    return int(record["item"])  # type: ignore[call-overload,index]
+
+
+def test_a_key_that_others_hold_as_a_value_is_reported_as_left(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:80], n_partitions=2)
+    definitions = bench.root / "definitions.py"
+    holds = """
+holds = FeatureView("holds", entity=item, stream=stream, owner="tests", features=[
+    Feature("who", agg.last('"user"'), Lifetime()), Feature("them", agg.top_k('"user"', k=9), Lifetime()),
+])
+"""
+    definitions.write_text(DEFINITIONS.format(topic=topic) + holds)
+    client = redis.Redis.from_url(bench.redis_url)
+    client.flushdb()
+    made = Pipeline(Outcome(load(definitions), bench.deployment(n_hashes=2)), definitions, bench.redis_url)
+    made.ran()
+    where = made.outcome.deployment
+
+    result = made.erase(GONE)
+
+    assert result.exit_code == 1
+    assert "error: log holds@1: " in result.output
+    assert "a view of another entity stores the key as a value" in result.output
+    assert {path for path in traces(made) if "/holds" not in path and ":holds@" not in path} == set()
+    assert traces(made) != []
+    shutil.rmtree(where.log / "holds")
+    definitions.write_text(DEFINITIONS.format(topic=topic))
+    made = replace(made, outcome=Outcome(load(definitions), replace(where, drop=["holds"])))
+    made.ran()
+    CliRunner().invoke(main, ["purge", "holds@1", f"--redis-url={bench.redis_url}", f"--prefix={where.prefix}"])
+    again = made.erase(GONE)
+    assert again.exit_code == 0, again.output
+    assert traces(made) == []
 
 
 def test_what_cannot_be_done_is_refused_before_anything_changes(pipeline: Pipeline) -> None:

@@ -234,7 +234,7 @@ def test_a_log_is_compared_with_events_where_both_reach(tables: Tables) -> None:
     after = store.get_historical_features(labels, **asked)
     assert after.to_polars()["n"].to_list() == [None, before.to_polars()["n"][1]]
     assert "up to 50.0 % of the labels were not compared with events" in " ".join(after.warnings)
-    with pytest.raises(LayoutError, match="unskew retain removes old days, unskew erase an entity"):
+    with pytest.raises(LayoutError, match="old days were removed, an entity was erased"):
         store.reproduce(labels, before.manifest)
 
 

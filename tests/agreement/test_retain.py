@@ -24,6 +24,8 @@ from unskew.features.time import DAY_US
 from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
 from unskew.offline.log_reader import ViewLog
+from unskew.pipelines.deployment import owner_of
+from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 from unskew.pipelines.run import run
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
@@ -216,6 +218,22 @@ def test_days_that_views_need_are_not_removed(kept: Kept) -> None:
     text = kept.definitions.read_text()
     kept.definitions.write_text(text.replace('Tumbling("1d")', "Lifetime()").replace("Tumbling,", "Lifetime,"))
     assert "counts a lifetime or a running session" in refused(kept, "--keep-archive=30d")
+    kept.definitions.write_text(text + LATER)
+    where = kept.outcome.deployment
+    second_us = int(kept.outcome.archive().filter(_partition=1).sort("_offset")["_arrival"].to_physical()[1])
+    later = Ahead(
+        views=[load(kept.definitions).views["later"]],
+        log=where.log,
+        archive=where.archive,
+        state=where.state,
+        owner=owner_of("a test", where.state),
+        until_us=second_us,
+    )
+    backfill_ahead(later, threading.Event())
+    unread = refused(kept, "--keep-archive=3d", f"--state={where.state}")
+    assert "later@1: its backfill has read partition " in unread
+    purged = ["purge", "later@1", "--backfill", f"--state={where.state}", f"--log={where.log}"]
+    assert CliRunner().invoke(main, purged).exit_code == 0
     assert kept.files() == files
     assert kept.retain("--keep-archive=1d", "--force").exit_code == 0
     archived = published_files(kept.outcome.deployment.archive / kept.outcome.plan.views["by_user"].stream.topic)

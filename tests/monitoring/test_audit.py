@@ -31,7 +31,9 @@ from tests.support.plans import (
 from tests.support.typed import pairs
 from tests.support.updates import updates
 from tests.support.written import write_archive, write_log
+from unskew import FeatureStore
 from unskew.cli import main
+from unskew.cli.screen import Screen
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.evaluate import evaluate
@@ -39,7 +41,8 @@ from unskew.features.plan import Plan, ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.view import Parameters
 from unskew.monitoring.audit import AuditReport, audit
-from unskew.monitoring.report import audit_table, engines_line
+from unskew.monitoring.report import audit_table, engines_line, unaudited_lines
+from unskew.serving import sample
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.tables.parquet import encode
@@ -316,7 +319,8 @@ def test_a_provisional_value_is_counted_and_not_held_against_redis(tmp_path, red
 
     assert report.difference is None
     assert (report.views[0].entities, report.views[0].provisional, report.views[0].ahead) == (6, 1, 0)
-    assert "provisional" in [column.header for column in audit_table(report).columns]
+    assert "left out" in [column.header for column in audit_table(report).columns]
+    assert "left out: 1 provisional" in unaudited_lines(report)
 
 
 def test_where_all_of_redis_is_provisional_nothing_is_claimed(tmp_path, redis_client, redis_url):
@@ -707,3 +711,77 @@ def test_the_report_has_a_line_for_each_view_and_one_for_all(stored):
 
     assert audit_table(report).row_count == 2
     assert engines_line(report) == "expressions in the recount: 3 by DuckDB, 1 by Polars"
+
+
+@pytest.fixture
+def served(stored, redis_url, monkeypatch):
+    """A sample of what a reader of all users was given, of all features and of some."""
+    monkeypatch.setattr(sample, "EVERY_S", 0.0)
+    shutil.rmtree(stored / "archive")
+    write_archive(stored / "archive", CLICKS, EVENTS, CLOCK)
+    store = FeatureStore(PLAN, redis_url=redis_url, sample=stored / "served")
+    users = [{"user": f"u {number}"} for number in range(8)]
+    for features in (["sum"], ["last", "today"], ["count", "sum", "last", "today"]):
+        for _ in range(20):
+            store.get_online_features([f"clicks:{name}" for name in features], users)
+    store.close()
+    return stored
+
+
+def test_what_was_served_is_what_the_log_and_a_rebuild_say(served):
+    report = run(served, served_root=served / "served")
+
+    (clicks,) = report.views
+    assert report.differences == []
+    assert (clicks.served, clicks.rebuilt, clicks.ahead, clicks.notes) == (60, 60, 0, [])
+    assert report.per_million == 0
+    assert report.values > 400
+    assert run(served, served_root=served / "nowhere").views[0].served == 0
+    late = run(served, served_root=served / "served", since_us=CLOCK - DAY).views[0]
+    assert (late.served, late.samples + late.unknown) == (60, 400)
+
+
+@pytest.mark.parametrize("where", ["served", "log"])
+def test_a_difference_between_what_was_served_and_the_log_is_found(served, where):
+    if where == "served":
+        (path,) = (served / "served").iterdir()
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            if "last" in line["values"]:
+                line["values"]["last"] = 17
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    else:
+        rewrite(served, pl.lit(17, pl.Int64).alias("last"))
+
+    report = run(served, served_root=served / "served", samples=60)
+
+    kinds = {(one.where, one.feature): one for one in report.differences}
+    assert ("served", "last") in kinds
+    assert (("log", "last") in kinds) == (where == "log")
+    assert report.per_million > 0
+    said = str(kinds["served", "last"].examples[0])
+    assert re.search("last was served as .* and is .* in the log", said)
+
+
+def test_a_sample_of_other_definitions_and_a_torn_line_are_left_out(served):
+    (path,) = (served / "served").iterdir()
+    lines = path.read_text().splitlines()
+    other = lines[0].replace(CLICKS.state_fingerprint, "7" * 64)
+    path.write_text("\n".join([*lines[1:-1], other, lines[-1]]))
+
+    (clicks,) = run(served, served_root=served / "served").views
+
+    assert (clicks.served, clicks.unknown) == (58, 1)
+
+
+def test_the_audit_of_a_sample_fits_a_hundred_columns(served, redis_url):
+    definitions = served / "definitions.py"
+    definitions.write_text(DEFINITIONS)
+    report = run(served, redis_url, served_root=served / "served")
+    report.views[0].events = report.views[0].samples = report.views[0].unknown = 12_345_678
+    screen = Screen(width=100)
+    with screen.capture() as captured:
+        screen.print(audit_table(report))
+
+    assert max(map(len, captured.get().splitlines())) <= 100
+    assert "12,345,678" in captured.get()

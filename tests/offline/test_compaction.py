@@ -1,5 +1,6 @@
 """Merged files hold the rows that were there, each once, in order, whenever one looks and wherever it breaks off."""
 
+import contextlib
 import datetime as dt
 import os
 import signal
@@ -752,3 +753,48 @@ def test_a_merged_file_is_for_those_who_read_its_sources(tmp_path, mode):
     merged = published_files(tmp_path)[0]
     assert (merged.first, merged.last) == (0, 1)
     assert merged.path.stat().st_mode & 0o777 == mode
+
+
+def test_files_that_are_set_aside_are_met_by_nobody_and_an_open_log_reads_on(tmp_path):
+    write_log(tmp_path, VIEW, EVENTS, CLOCK, n_shards=2, n_batches=6)
+    (one,) = log_tables(tmp_path)
+    opened = ViewLog(tmp_path, VIEW.published)
+    columns = ["user", "available_at", "seq"]
+    before = pl.concat(opened.newest_first(columns))
+    aside = replace(KEEP, set_aside=True)
+
+    found = compact(one, aside, now_s=time.time())
+
+    globbed = pl.read_parquet(f"{one.root}/day=*/*.parquet", hive_partitioning=False)
+    assert sorted(globbed[columns].iter_rows()) == sorted(before.iter_rows())
+    assert pl.concat(opened.newest_first(columns)).equals(before)
+    assert found.n_waiting == len(list(one.root.glob("_superseded/day=*/*.parquet"))) > 2
+    again = compact(one, aside, now_s=time.time())
+    assert (again.n_deleted, again.n_waiting) == (0, found.n_waiting)
+    later = compact(one, aside, now_s=LATER)
+    assert (later.n_deleted, later.n_waiting, later.faults) == (found.n_waiting, 0, ())
+    assert not (one.root / "_superseded").exists()
+    assert pl.concat(ViewLog(tmp_path, VIEW.published).newest_first(columns)).height == before.height
+
+
+@pytest.mark.parametrize("limits", [replace(AT_ONCE, set_aside=True), replace(KEEP, set_aside=True)])
+def test_dying_while_files_are_set_aside_loses_no_row(tmp_path, monkeypatch, limits):
+    write(tmp_path, *(rows(n) for n in range(12)))
+    calls, rename = [0], Path.rename
+
+    def dying(self, target):
+        calls[0] -= 1
+        if calls[0] == 0:
+            raise Died
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+    for step in range(1, 8):
+        calls[0] = step
+        with contextlib.suppress(Died):
+            compact(table(tmp_path), limits, now_s=time.time())
+        assert read(tmp_path) == list(range(12))
+    calls[0] = -1
+    assert compact(table(tmp_path), limits, now_s=LATER).faults == ()
+    assert read(tmp_path) == list(range(12))
+    assert on_disk(tmp_path) == 1

@@ -22,7 +22,7 @@ from unskew.offline import delta
 from unskew.offline.compaction import Table, compact
 from unskew.sinks import durable
 from unskew.sinks.tables.kinds import LogTable
-from unskew.sinks.tables.layout import published_files, view_root
+from unskew.sinks.tables.layout import file_name, published_files, view_root
 
 COUNTS = view(Wanted("n", "count", sliding(DAY, DAY)), Wanted("day", "sum", sliding(DAY, DAY), "x"), name="counts")
 NOW_MS = 1_700_000_000_000
@@ -296,6 +296,23 @@ def test_a_file_that_was_written_again_under_its_name_is_stated_anew(log: Log) -
     assert log.publish().n_added == 1
     assert delta_rows(log.root) == log.published
     assert log.publish().n_added == 0
+
+
+def test_a_file_that_stands_for_more_rows_than_it_has_is_a_change_of_data(log: Log) -> None:
+    log.grow(4)
+    log.publish()
+    # As retention writes it: fewer rows under the name that covers all.
+    first, second, *_ = (file for file in published_files(log.root) if file.writer == "h0")
+    kept = pl.read_parquet(second.path, hive_partitioning=False)[1:]
+    kept.write_parquet(first.path.with_name(file_name("h0", first.first, second.last)))
+    first.path.unlink()
+    second.path.unlink()
+
+    delta.publish_again(log.root, "counts@1")
+
+    assert delta_rows(log.root) == log.published
+    changes = [one for action in log.commits()[-1] for kind, one in action.items() if kind in {"add", "remove"}]
+    assert [one["dataChange"] for one in changes] == [True] * 3
 
 
 def invoked(*arguments: str) -> Sequence[str]:

@@ -160,6 +160,31 @@ def test_pieces_of_a_log_too_large_for_memory_do_not_show(tmp_path, monkeypatch)
     assert whole.filter(user="u3")["last"].n_unique() == 10
 
 
+@pytest.mark.parametrize("is_partitioned", [False, True])
+@pytest.mark.parametrize("memory_bytes", [600, 4_000])
+def test_files_too_large_for_memory_are_read_in_parts(tmp_path, monkeypatch, memory_bytes, is_partitioned):
+    """By their sequence, or, where an entity may have rows in several shards, by entity."""
+    plan = view(Wanted("last", "last", sliding(3 * DAY, 2 * HOUR), "n", "int64"), name="daily")
+    plan = republished(plan, partitioned=is_partitioned)
+    given = [(T0 + n * SECOND, T0 + n * SECOND, {"user": f"u{n % 7}", "n": n}) for n in range(120)]
+    write_log(tmp_path, plan, events(given), T0 + 4 * DAY, n_shards=2)
+    frame = labels(*((f"u{user}", second + 0.5) for second in range(0, 130, 3) for user in range(8)))
+    expected = [
+        max((n for n in range(120) if n <= second and n % 7 == user), default=None)
+        for second in range(0, 130, 3)
+        for user in range(8)
+    ]
+    monkeypatch.setattr("unskew.offline.log_reader._MEMORY_BYTES", memory_bytes)
+    pieces = list(ViewLog(tmp_path, plan.published).newest_first(["user", "available_at", "last"]))
+
+    assert ask(tmp_path, frame, "last", plan=plan)["last"].to_list() == expected
+    assert len(pieces) > (2 if memory_bytes > 600 else 8)
+    assert sum(map(len, pieces)) == ViewLog(tmp_path, plan.published).n_rows() > 120
+    if is_partitioned:
+        first_day = [piece for piece in pieces if len(piece) and piece["available_at"][0].date().day == 14]
+        assert sum(piece["user"].n_unique() for piece in first_day) == 7
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 28])
 def test_rows_of_one_entity_in_two_shards_are_taken_in_the_order_of_time(tmp_path, monkeypatch, chunk_bytes):
     """It was forgotten in p0, which had run ahead, and came back in p1."""
@@ -261,7 +286,7 @@ def test_a_label_without_a_key_has_nulls_and_a_status(log):
 
 
 def test_while_a_shard_has_no_clock_nothing_is_complete_and_the_error_says_which(log):
-    record_shards(log / "clicks" / "v1", ["h0", "h1", "h2"])
+    record_shards(log / "clicks" / "v1", ["h0", "h1", "h2"], view=VIEW.published)
 
     with pytest.raises(RequestError, match="no clock has come from shard h1, h2; wait until"):
         ask(log, labels(("u", 2)), "count")
@@ -269,7 +294,7 @@ def test_while_a_shard_has_no_clock_nothing_is_complete_and_the_error_says_which
 
 def test_a_shard_that_ended_without_a_clock_holds_nothing_back_until_the_next_run(log):
     root = log / "clicks" / "v1"
-    record_shards(root, ["h0", "h1"])
+    record_shards(root, ["h0", "h1"], view=VIEW.published)
     table = LogTable(log, VIEW, "h1", None, now_us=lambda: 0)
     table.append(NothingToCome(VIEW, "h1"))
     saved = table.snapshot()
@@ -284,7 +309,7 @@ def test_a_shard_that_ended_without_a_clock_holds_nothing_back_until_the_next_ru
     assert ask(log, labels(("u", 2)), "count")["count"].to_list() == [1]
 
     resumed = LogTable(log, VIEW, "h1", saved, now_us=lambda: 0)
-    record_shards(root, ["h0", "h1"])
+    record_shards(root, ["h0", "h1"], view=VIEW.published)
     resumed.snapshot()
     resumed.settle()
     with pytest.raises(RequestError, match="no clock has come from shard h1;"):

@@ -36,10 +36,11 @@ from tests.support.typed import EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import updates
 from unskew import FeatureStore, LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
-from unskew.offline.compaction import Limits, archive_tables, compact
+from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
 from unskew.offline.content import checksum
 from unskew.offline.distribution import distribution
 from unskew.offline.manifest import Manifest
+from unskew.offline.retention import retain_log
 from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.tables.layout import published_files, read_coverage, view_root
 
@@ -126,6 +127,39 @@ def test_a_merged_file_that_goes_on_past_the_position_is_read_up_to_it(growing):
 
     assert again.columns.equals(first.columns)
     assert again.manifest == first.manifest
+
+
+def test_after_old_days_were_removed_only_later_labels_are_reproduced(growing):
+    cut = dt.date(2017, 7, 16)
+    later = LABELS.filter(pl.col("event_timestamp").dt.date() >= cut)
+    first, whole = asked(growing, later), asked(growing)
+    grow(growing)
+    (table,) = log_tables(growing.root)
+    retain_log(table, ["user"], cut, grace_s=0, now_s=10**10)
+    store = FeatureStore(log=growing.root)
+
+    assert len(later) > 50
+    assert store.reproduce(later, first.manifest).to_polars().equals(first.to_polars())
+    with pytest.raises(LayoutError, match=r"has other values. Since then .* old days were removed"):
+        store.reproduce(LABELS, whole.manifest)
+
+
+def test_a_log_in_an_object_store_gives_the_same_training_set(growing, tmp_path, bucket, monkeypatch):
+    far = Growing(bucket / "log")
+    far.feed(FIRST, T0 + 2 * DAY + HOUR)
+    near = asked(growing)
+    first = asked(far)
+    first.to_parquet(tmp_path / "far.parquet")
+    grow(far)
+    compacted(far)
+    monkeypatch.setattr("unskew.offline.log_reader._MEMORY_BYTES", 5_000)
+
+    again = FeatureStore(log=str(far.root)).reproduce(LABELS, tmp_path / "far.manifest.json")
+
+    assert again.manifest == first.manifest == near.manifest
+    frames = [FeatureStore(PLAN, log=log.root).history("clicks", "u3").frame for log in (far, growing)]
+    assert frames[0].height > frames[1].height > 50
+    assert frames[0][: frames[1].height].equals(frames[1])
 
 
 def test_values_of_every_type_are_reproduced_and_counted(tmp_path):
@@ -243,6 +277,28 @@ def test_every_count_of_the_manifest_is_that_of_a_recount(growing, max_age_us):
     assert (max_age_us is not None) == ("expired" in statuses["mean"])
 
 
+def test_as_served_reads_what_had_been_written_at_the_labels_instant(growing, tmp_path):
+    result = asked(growing, as_served=True)
+    logged = rows_of(growing)
+    coverage = read_coverage(view_root(growing.root, "clicks", 1))
+    expected, n_behind = [], 0
+    for user, at in zip(LABELS["user"], LABELS["event_timestamp"], strict=True):
+        outside = user is None or not coverage.first_since_us <= round(at.timestamp() * 1e6) <= coverage.complete_to_us
+        rows = [row for _, row in logged.get(user, []) if row["written_at"] < at]
+        n_behind += not outside and rows != [row for _, row in logged.get(user, []) if row["available_at"] < at]
+        expected.append(None if outside else rows[-1]["count"] if rows else 0)
+
+    assert result.columns["count"].to_list() == expected
+    assert n_behind > 50
+    assert result.manifest.join.on == "written_at"
+    result.to_parquet(tmp_path / "a.parquet")
+    grown_and_compacted(growing)
+    again = FeatureStore(log=growing.root).reproduce(LABELS, tmp_path / "a.manifest.json")
+    assert again.manifest == result.manifest
+    with pytest.raises(RequestError, match="only a log knows when values were written"):
+        asked(growing, as_served=True, source="events")
+
+
 def recounted(values: list) -> dict:
     """The documented convention, in plain Python."""
     present = [value for value in values if value is not None]
@@ -319,6 +375,31 @@ def test_a_checksum_depends_on_values_and_type_alone():
     assert checksum(pl.Series([0.0])) != checksum(pl.Series([-0.0]))
 
 
+@pytest.mark.parametrize(
+    "series",
+    [
+        *(pl.Series([1, None, 3], dtype=dtype) for dtype in (pl.Int8, pl.UInt64, pl.Int128, pl.UInt128, pl.Float32)),
+        pl.Series([dt.date(2020, 1, 1), None, dt.date(1950, 1, 1)]),
+        pl.Series([dt.time(1, 2), None, dt.time(3)]),
+        pl.Series([dt.timedelta(1), None, dt.timedelta(2)]),
+        pl.Series(["a", None, "b"], dtype=pl.Categorical),
+        pl.Series(["a", None, "b"], dtype=pl.Enum(["b", "a"])),
+        pl.Series([b"a", None, b""]),
+        pl.Series([[1, 2], None, [3, 4]], dtype=pl.Array(pl.Int64, 2)),
+        pl.Series([{"a": 1, "b": [{"c": "x"}]}, None, {"a": None, "b": []}]),
+        pl.Series([[[1], []], None, [[None]]]),
+        pl.Series([None, None, None]),
+    ],
+    ids=lambda series: str(series.dtype),
+)
+def test_label_columns_of_any_type_have_a_checksum(series):
+    pieces = pl.concat([series[:1], series[1:]], rechunk=False)
+
+    assert checksum(series) == checksum(pieces)
+    assert checksum(series) != checksum(series[:2])
+    assert series.null_count() == 3 or checksum(series) != checksum(series.reverse())
+
+
 def changed(manifest: Manifest, *path: str | int, to: object) -> bytes:
     """The manifest's JSON with another value at a place."""
     whole = json.loads(manifest.to_json())
@@ -356,7 +437,9 @@ def test_what_cannot_be_reproduced_is_refused(growing, tmp_path):
     values.feed(FIRST.with_columns(x=pl.col("x") + 1), T0 + 2 * DAY + HOUR)
     values.feed(SECOND_HALF, T0 + 5 * DAY)
     refused(
-        LayoutError, "'sum' has other values. The log or the archive was changed", store=FeatureStore(log=values.root)
+        LayoutError,
+        "'sum' has other values. Since then the log or the archive was changed",
+        store=FeatureStore(log=values.root),
     )
     refused(RequestError, "give FeatureStore its folder", store=FeatureStore(PLAN))
     refused(RequestError, "No such file", given=tmp_path / "nowhere.json")
@@ -526,3 +609,5 @@ def test_progress_ends_at_all_rows(growing):
     n_rows = sum(map(len, rows_of(growing).values()))
     assert seen[-1] == ("clicks@1", n_rows, n_rows)
     assert asked(growing, progress=True).columns.height == len(LABELS)
+    with pytest.raises(RequestError, match="progress is True, False or a function"):
+        asked(growing, progress="yes")

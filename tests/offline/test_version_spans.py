@@ -1,6 +1,7 @@
 """Training sets that span versions of a view: which version answers which label, and what cannot be spanned."""
 
 import datetime as dt
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from click.testing import CliRunner
 
 from tests.support.plans import DAY, HOUR, Wanted, republished, sliding, view
 from tests.support.updates import closing
-from unskew import FeatureStore, RequestError
+from unskew import FeatureStore, LayoutError, RequestError
 from unskew.cli import main
 from unskew.features.plan import Plan, ViewPlan
 from unskew.offline.manifest import Manifest
+from unskew.sinks.tables.checksum import read_json
 from unskew.sinks.tables.kinds import LogTable
-from unskew.sinks.tables.layout import view_root
+from unskew.sinks.tables.layout import shards_file, view_root
 from unskew.sinks.tables.parquet import record_shards
 
 START = 1_488_326_400 * 1_000_000  # 2017-03-01 00:00 UTC
@@ -30,6 +32,7 @@ def version(number: int, *wanted: Wanted, **more: Any) -> ViewPlan:
 ONE, TWO = version(1), version(2, N, Wanted("mean", "mean", sliding(HOUR, HOUR), "x", default=-2.0))
 THREE = version(3, N, Wanted("mean", "max", sliding(HOUR, HOUR), "n", of="int64"))
 FOUR = version(4, N, keys={"user": "int64"})
+TWO_ALONE = Plan(streams={}, views={TWO.id: TWO})
 PLAN = Plan(streams={}, views={one.id: one for one in (ONE, TWO, THREE, FOUR)})
 
 
@@ -126,9 +129,55 @@ def test_any_table_may_span_versions(log: Path, source: str) -> None:
     table = labels(*(() if source == "none" else (2, 12)))
     given: Any = {"rows": table.to_dicts(), "pandas": table.to_pandas(), "none": table}[source]
 
-    found = FeatureStore(log=log).get_historical_features(given, ["spend:n"], versions={"spend": [1, 2]})
+    for store in (FeatureStore(log=log), FeatureStore(TWO_ALONE, log=log)):
+        found = store.get_historical_features(given, ["spend:n"], versions={"spend": [1, 2]})
 
-    assert found.to_polars()["spend__version"].to_list() == ([] if source == "none" else [1, 2])
+        assert found.to_polars()["spend__version"].to_list() == ([] if source == "none" else [1, 2])
+
+
+def test_a_version_of_the_log_alone_does_not_change_what_the_bare_name_means(log: Path) -> None:
+    """Version 2 is the only one that is defined, and its definition does not say that it serves."""
+    found = FeatureStore(TWO_ALONE, log=log).get_historical_features(
+        labels(12), ["spend:n", "spend@1:n"], full_feature_names=True
+    )
+
+    assert found.to_df().select("spend__n", "spend@1__n").rows() == [(2, 1)]
+
+
+def test_a_log_alone_says_what_exists(log: Path, tmp_path: Path) -> None:
+    found = FeatureStore(log=log).features()
+
+    assert found["reference"].to_list() == ["spend@1:n", "spend@1:mean", "spend@2:n", "spend@2:mean"]
+    assert FeatureStore(TWO_ALONE, log=log).features()["reference"].to_list() == ["spend:n", "spend:mean"]
+    with pytest.raises(RequestError, match="holds no log of any view"):
+        FeatureStore(log=tmp_path / "spend").features()
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda found: found.pop("view"), "the log of spend@1 under .* does not hold its definition"),
+        (
+            lambda found: found.update(view=3),
+            "the definition in .*_shards.json cannot be read: Expected `object`, got `int`",
+        ),
+        (lambda found: found["view"].pop("windows"), "cannot be read: Object missing required field `windows`"),
+        (
+            lambda found: found["view"]["features"][0].update(type="colour"),
+            "type 'colour' in spend@1, which this version",
+        ),
+        (lambda found: found["view"].update(version=2), "holds the log of spend@2; move it to where it was written"),
+        (lambda found: found["view"].update(state_fingerprint="0"), "was written with another definition of spend@1"),
+    ],
+)
+def test_a_log_whose_definition_cannot_be_used_is_named(log: Path, damage: Any, error: str) -> None:
+    path = shards_file(view_root(log, "spend", 1))
+    found = read_json(path.read_bytes())
+    damage(found)
+    path.write_text(json.dumps(found))
+
+    with pytest.raises(LayoutError, match=error):
+        FeatureStore(log=log).get_historical_features(labels(2), ["spend@1:n"])
 
 
 def test_without_versions_only_the_serving_one_answers(log: Path) -> None:

@@ -13,12 +13,13 @@ from unskew.features.errors import LayoutError
 from unskew.monitoring.recount import Recount
 from unskew.offline.compaction import Limits, archive_tables, compact
 from unskew.pipelines.history import archive as history
-from unskew.pipelines.history.archive import Archive, columns_of
+from unskew.pipelines.history.archive import BEGINNING, Archive, columns_of
 from unskew.pipelines.history.rebuild import rebuild
 from unskew.pipelines.history.seam import check_taken
 from unskew.pipelines.state.seeds import Taken
+from unskew.sinks.tables.imported import HandOver, Imported, write_imported
 from unskew.sinks.tables.kinds import ArchiveTable
-from unskew.sinks.tables.layout import coverage_file
+from unskew.sinks.tables.layout import IMPORTED, coverage_file
 
 VIEW = view(Wanted("n", "count", sliding(2 * DAY, DAY)), Wanted("x", "sum", sliding(2 * DAY, DAY), "x"))
 START_US = 1_483_228_800_000_000
@@ -151,3 +152,76 @@ def test_a_column_that_came_later_is_named_with_its_day_and_one_that_was_narrowe
         rebuild([wanting], archive)
     begin = {0: archive.offset_at(0, START_US + 2 * DAY)}
     assert rebuild([wanting], archive, begin=begin, since_us=START_US + 2 * DAY)[VIEW.id].since_us == START_US + 2 * DAY
+
+
+def write_before(root: Path, rows: pl.DataFrame, hand_over: HandOver | None, *, per_file: int = 2) -> None:
+    """Write imported events; without a hand-over their import has not ended."""
+    table = ArchiveTable(root, VIEW.stream.topic, 0, None, imported=True)
+    for at in range(0, rows.height, per_file):
+        positions = pl.Series("_offset", range(at, min(at + per_file, rows.height))) + IMPORTED
+        piece = rows[at : at + per_file].with_columns(positions)
+        arrivals = piece["_arrival"].to_physical()
+        table.append(piece, first_us=int(arrivals[0]), clock_us=int(arrivals[-1]))
+        table.snapshot()
+    table.snapshot()
+    table.settle()
+    if hand_over is not None:
+        write_imported(root / "stream", Imported(partitions={0: hand_over}), lambda: None)
+
+
+def read_all(archive: Archive) -> pl.DataFrame:
+    return pl.concat(archive.read(0, BEGINNING, archive.cut[0].offset, ["n"]))
+
+
+def test_imported_events_come_before_those_of_the_topic_that_they_do_not_replace(tmp_path: Path) -> None:
+    every = events(6)
+    # The import has the first three days, and the topic the last four: the third day is in both.
+    write(tmp_path, every[10:])
+    cut_us = START_US + 3 * DAY
+    offset = int(every[15]["_offset"].item())
+    hand_over = HandOver(
+        rows=15, last_us=cut_us - HOUR, since_us=START_US + HOUR, cut_us=cut_us, offset=offset, skipped=5
+    )
+    write_before(tmp_path, every[:15], None)
+    assert read_all(Archive.open(tmp_path, VIEW.stream))["n"].to_list() == list(range(10, 30))
+    write_before(tmp_path / "other", every[:15], hand_over)
+    write(tmp_path / "other", every[10:])
+
+    archive = Archive.open(tmp_path / "other", VIEW.stream)
+
+    assert read_all(archive)["n"].to_list() == list(range(30))
+    assert archive.first_us[0] == START_US + HOUR
+    assert not archive.is_cut(0)
+    assert archive.n_events(0) == 30
+    assert archive.count({}, archive.cut)[0] == (30, int(read_all(archive)["_offset"].cast(pl.Int128).sum()))
+    assert archive.offset_at(0, START_US + DAY) == IMPORTED + 5
+    assert archive.offset_at(0, cut_us - HOUR // 2) == offset
+    assert since_of(tmp_path / "other") == START_US + HOUR
+    assert read_all(Archive.open(tmp_path / "other", VIEW.stream, imports=False))["n"].to_list() == list(range(10, 30))
+
+
+def test_days_that_are_removed_from_an_import_are_missed(tmp_path: Path) -> None:
+    every = events(4)
+    cut_us = START_US + 2 * DAY
+    hand_over = HandOver(
+        rows=10,
+        last_us=cut_us - HOUR,
+        since_us=START_US + HOUR,
+        cut_us=cut_us,
+        offset=int(every[10]["_offset"].item()),
+        skipped=0,
+    )
+    write(tmp_path, every[10:])
+    write_before(tmp_path, every[:10], hand_over)
+    (first, *_) = sorted((tmp_path / "stream").glob("day=*"))
+    shutil.rmtree(first)
+
+    archive = Archive.open(tmp_path, VIEW.stream)
+
+    assert archive.is_cut(0)
+    assert archive.n_events(0) is None
+    assert archive.first_us[0] == START_US + DAY
+    assert read_all(archive)["n"].to_list() == list(range(5, 20))
+    # If the topic lacks its first days, what was imported before them would leave a hole.
+    shutil.rmtree(tmp_path / "stream" / "day=2017-01-03")
+    assert read_all(Archive.open(tmp_path, VIEW.stream))["n"].to_list() == list(range(15, 20))

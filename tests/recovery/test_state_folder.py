@@ -366,6 +366,21 @@ def test_a_higher_version_ends_the_lower_one_and_a_lower_one_must_be_asked_for(b
     assert _views(outcome)[1] == ["by_item@1", "by_item@3"]
 
 
+def test_a_version_beside_a_lower_one_ends_only_if_it_is_named_with_its_number(bench: Bench) -> None:
+    topic = bench.produce(RECORDS[:40])
+    outcome = bench.run(topic)
+    second = republished(outcome.plan.views["by_item"], version=2, serving=False)
+    _run(replace(outcome.plan, views={**outcome.plan.views, "second": second}), outcome.deployment)
+    assert _views(outcome) == (["by_item@1", "by_item@2", "by_user@1"], [])
+
+    with pytest.raises(LayoutError, match=r"by_item@2: in .*--drop by_item@2; all other views"):
+        _run(outcome.plan, outcome.deployment)
+    with pytest.raises(RequestError, match=r"--drop by_item: .* have by_item@1, .* or name the version that is to end"):
+        _run(outcome.plan, replace(outcome.deployment, drop=("by_item",)))
+    _run(outcome.plan, replace(outcome.deployment, drop=("by_item@2",)))
+    assert _views(outcome) == (["by_item@1", "by_item@2", "by_user@1"], ["by_item@2"])
+
+
 @pytest.mark.parametrize("damage", ["empty", "junk", "half", "overwritten", "a folder", "deployment.json is a folder"])
 def test_a_damaged_store_is_an_error_that_names_it(bench: Bench, damage: str) -> None:
     outcome = bench.run(bench.produce(RECORDS[:40]))

@@ -26,16 +26,18 @@ VIEW = view(
 )
 PLAN = Plan(streams={}, views={"clicks": VIEW})
 FEATURES = [f"clicks:{output.name}" for output in VIEW.outputs]
+LAG_US = 30 * SECOND
 USERS = [f"u{n}" for n in range(12)]
 
 
 class Growing:
-    """A log of two shards that grows, as a pipeline would write it."""
+    """A log of two shards that grows, as a pipeline would write it; ``LAG_US`` after the clock of each batch."""
 
     def __init__(self, root: Path, plan: ViewPlan = VIEW) -> None:
-        self.root, self.plan, self._offset = root, plan, 0
+        self.root, self.plan, self._now_us = root, plan, 0
         self._shards = [
-            (ShardState(plan, f"h{n}"), LogTable(root, plan, f"h{n}", None, now_us=lambda: 0)) for n in range(2)
+            (ShardState(plan, f"h{n}"), LogTable(root, plan, f"h{n}", None, now_us=lambda: self._now_us))
+            for n in range(2)
         ]
 
     def feed(self, given: pl.DataFrame, clock_us: int, n_epochs: int = 6) -> None:
@@ -46,8 +48,10 @@ class Growing:
             for at in range(0, len(mine), size):
                 batch = mine[at : at + size]
                 clock = int(batch["_arrival"].to_physical()[-1])
+                self._now_us = clock + LAG_US
                 table.append(state.apply(evaluate(self.plan, batch).events, clock))
                 table.snapshot()
+            self._now_us = clock_us + LAG_US
             table.append(state.apply(None, clock_us))
             table.snapshot()
             table.settle()

@@ -47,10 +47,11 @@ def _step(state: ShardState, table: LogTable, view: ViewPlan, batch: pl.DataFram
     return step
 
 
-def write_archive(archive_root: Path, view: ViewPlan, events: pl.DataFrame) -> None:
-    """Publish decoded events as the archive of the view's topic."""
+def write_archive(archive_root: Path, view: ViewPlan, events: pl.DataFrame, clock_us: int | None = None) -> None:
+    """Publish decoded events as the archive of the view's topic, complete up to a clock if there is one."""
     for (partition,), mine in events.group_by("_partition"):
         table = ArchiveTable(archive_root, view.stream.topic, int(partition), None)
-        table.append(mine.sort("_offset"))
+        first_us = None if clock_us is None else int(mine["_arrival"].to_physical().min())  # type: ignore[arg-type]
+        table.append(mine.sort("_offset"), first_us=first_us, clock_us=clock_us)
         table.snapshot()
         table.settle()

@@ -13,6 +13,8 @@ from unskew.features.printing import printable
 if TYPE_CHECKING:
     from unskew.monitoring.outcome import AuditReport, Difference
 
+WIDTH = 100
+
 
 @click.command()
 @settings.definitions
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     help="Number of random samples (entity, instant, view).",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the samples; the same seed draws the same ones.")
+@click.option("--since", metavar="INSTANT", help="Compare only instants from this one on (2026-01-31T00:00:00Z).")
+@settings.served
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def audit(
     definitions: tuple[Path, ...],
@@ -41,6 +45,8 @@ def audit(
     online: bool,
     samples: int,
     seed: int,
+    since: str | None,
+    served: Path | None,
     as_json: bool,
 ) -> None:
     """Compare the log, Redis and an independent recount of the raw events, bit for bit.
@@ -49,6 +55,9 @@ def audit(
     them from the log and recounts them from the archive in plain Python. It also reads every archived entity from Redis
     and recounts it as of the instant that the reader reports. It prints what was compared and what could not be, and
     every kind of difference with its count and the first examples. It exits with 1 if there is a difference.
+
+    With --served, it also compares what readers were given (FeatureStore(sample=...)) with the log, and the log and a
+    rebuild of the view with the recount, at the same entities and instants.
 
     \b
     Columns of the table, each a number:
@@ -61,9 +70,12 @@ def audit(
         not empty         some window held an event
         Redis entities  entities that were read from Redis and recounted
         present           of these, entities that had a row in Redis
-        provisional     not compared: Redis may not yet have held all events then
-        ahead           not compared: log and archive were not there yet
-        unknown         not compared: the archive lacks events of the windows
+        served          rows that readers were given, compared with the log
+        left out        not compared; a line below says how many of each kind:
+        provisional       Redis may not yet have held all events then
+        ahead             log and archive were not there yet
+        unknown           the archive lacks events of the windows, or the
+                          row was served with another definition
 
     \b
     Example:
@@ -72,16 +84,19 @@ def audit(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from unskew.cli.backfill import instant_of
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
     from unskew.monitoring.audit import audit as compare
-    from unskew.monitoring.report import audit_table, difference_lines, engines_line, unaudited_lines
+    from unskew.monitoring.report import audit_table, difference_lines, engines_line, unaudited_lines, verdict
 
-    console = Screen()
+    console = Screen(width=WIDTH)
     errors = Screen(stderr=True)
     plan = load(*definitions)
     existing_folder(log, "--log")
     existing_folder(archive, "--archive")
+    if served is not None:
+        existing_folder(served, "--served")
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -100,6 +115,8 @@ def audit(
             pipeline=pipeline,
             samples=samples,
             seed=seed,
+            since_us=instant_of("--since", since),
+            served_root=served,
             progress=lambda step, done, total: bar.update(
                 task, description=printable(step), completed=done, total=total
             ),
@@ -110,6 +127,7 @@ def audit(
         console.print(audit_table(report))
         for line in (engines_line(report), *unaudited_lines(report)):
             console.print(line, soft_wrap=True)
+        console.print(verdict(report), soft_wrap=True)
         for line in difference_lines(report):
             console.print(styled(line, "red"), soft_wrap=True)
     for refusal in report.refusals:
@@ -133,6 +151,8 @@ def _plain(report: "AuditReport") -> dict[str, Any]:
     ]
     return {
         "identical": not differences,
+        "values": report.values,
+        "per_million": report.per_million,
         "views": [asdict(view) for view in report.views],
         "differences": differences,
         "refusals": report.refusals,

@@ -45,6 +45,12 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, 
     metavar="DURATION",
     help="Time for which merged files stay, for readers that have listed them. This or a later call deletes them.",
 )
+@click.option(
+    "--set-aside",
+    is_flag=True,
+    help="Move merged files to _superseded at once, so that tools that read all files of the day folders meet each row "
+    "once. A query of theirs that has listed them already then fails, and must be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Change nothing, and print what would be done.")
 def compact(
     views: tuple[str, ...],
@@ -54,6 +60,7 @@ def compact(
     target_size: str,
     min_files: int,
     grace: str,
+    set_aside: bool,
     dry_run: bool,
 ) -> None:
     """Merge the many small files of the log, the archive and the dead letters into few.
@@ -76,7 +83,9 @@ def compact(
     from unskew.offline.compaction import Limits
     from unskew.offline.compaction import compact as compact_table
 
-    limits = Limits(target_bytes=_size(target_size), min_files=min_files, grace_s=_duration_s(grace))
+    limits = Limits(
+        target_bytes=_size(target_size), min_files=min_files, grace_s=_duration_s(grace), set_aside=set_aside
+    )
     tables = _tables(views, log, archive, dead_letters)
     if not tables:
         say("there are no files yet")

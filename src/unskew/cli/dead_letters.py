@@ -355,7 +355,11 @@ def _refuse_missing(places: "tuple[str, ...] | list[str] | Any", found: "pl.Data
 
 def _state_beside(root: Path) -> Path | None:
     from unskew.pipelines.state.folder import DEPLOYMENT
+    from unskew.sinks.objects import concerns
 
+    if concerns(root):
+        # The state of a pipeline is on a disk.
+        return None
     beside = root.with_name("state")
     return beside if (beside / DEPLOYMENT).exists() else None
 

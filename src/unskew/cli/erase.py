@@ -15,7 +15,7 @@ from unskew.features.printing import printable
 
 if TYPE_CHECKING:
     from unskew.features.keys import OneEntity
-    from unskew.features.plan import Plan
+    from unskew.features.plan import Plan, ViewPlan
     from unskew.features.view import ViewEntity
     from unskew.offline.erasing import Place, Searched
 
@@ -30,9 +30,15 @@ _SHOWN = 10
 @settings.log
 @settings.archive
 @settings.dead_letters
+@settings.served
 @settings.redis_url
 @settings.schema_registry
 @settings.umask
+@click.option(
+    "--doubted-letters",
+    is_flag=True,
+    help="Also remove dead letters that cannot be read and in which so short a key cannot be looked for.",
+)
 @click.option("--dry-run", is_flag=True, help="Change nothing, and print where the entity is.")
 def erase(
     entity: str,
@@ -42,8 +48,10 @@ def erase(
     log: Path,
     archive: Path,
     dead_letters: Path | None,
+    served: Path | None,
     redis_url: str,
     schema_registry: str | None,
+    doubted_letters: bool,
     dry_run: bool,
 ) -> None:
     """Remove one entity from Redis, state, log, archive and dead letters, and search for what is left of it.
@@ -60,8 +68,6 @@ def erase(
     unskew erase user u-42 --definitions defs/ --state state --log log \\
         --archive archive --redis-url redis://localhost:6379/0
     """
-    import time
-
     from unskew.features.definitions.load import load
     from unskew.features.keys import OneEntity
     from unskew.features.local import existing_folder
@@ -71,7 +77,8 @@ def erase(
     from unskew.pipelines.erasing import erase_state, is_pipeline, is_state, search_state
     from unskew.pipelines.history.archive import columns_of
     from unskew.pipelines.state.folder import BATCH
-    from unskew.sinks.lease import EVERYTHING, Lease, Leases
+    from unskew.serving.sample import SERVED
+    from unskew.sinks.lease import EVERYTHING, Leases
     from unskew.sinks.redis.server import Server
 
     plan = load(*definitions)
@@ -91,7 +98,7 @@ def erase(
         everywhere = [*(("--state", state) for state in states), *batches, *folders.items()]
         for option, folder in everywhere:
             if folder.is_dir():
-                leases.add(Lease(folder, option, owner, frozenset([EVERYTHING])))
+                leases.take(folder, option, owner, frozenset([EVERYTHING]))
         status = closing.enter_context(errors.status("")) if errors.is_terminal else None
 
         def report(text: str) -> None:
@@ -99,8 +106,20 @@ def erase(
                 status.update(printable(text))
 
         views = list(plan.views.values())
+        readers = [view for view in views if not one.is_in(view.entity) and {*one.entity.keys} & {*columns_of(view)}]
+        _refuse_pending(readers, states)
+        for view in () if dry_run else readers:
+            again = f"; run unskew materialize {view.id} --again afterwards" if view.stream.table is not None else ""
+            say(
+                f"{view.id} reads {', '.join(one.entity.keys)} as a value: what it has counted stays, and audits and new versions, which "
+                f"count from the archive, will differ for entities that have met this one{again}",
+                err=True,
+            )
         decoded = _decoder(plan, schema_registry, next(filter(is_pipeline, states), None))
-        tables = erasing.places(one, views, log, archive, letters, read_by=columns_of, decoded=decoded)
+        tables = erasing.places(
+            one, views, log, archive, letters, read_by=columns_of, decoded=decoded, doubted=doubted_letters
+        )
+        covered = erasing.coverage_of(tables)
         server = Server(redis_url)
         closing.callback(server.close)
         removed: dict[str, int] = {}
@@ -116,11 +135,13 @@ def erase(
                         table.root,
                         table.rule,
                         counts=table.counts,
-                        now_ms=time.time_ns() // 1_000_000,
                         still_ours=leases.check,
                         progress=report,
                     ).n_found
-        found: list[Searched] = []
+        samples = [folder for folder in (log / SERVED, served) if folder is not None]
+        if not dry_run:
+            removed["samples"] = sum(_in_sample(folder, one, plan, dry_run=False).n_found for folder in samples)
+        found: list[Searched] = [_in_sample(folder, one, plan, dry_run=True) for folder in samples if folder.is_dir()]
         for state in states:
             n_files, n_bytes, where = search_state(state, plan, one, report)
             in_state = erasing.Searched(place=f"state {state}", n_files=n_files, n_bytes=n_bytes, n_found=len(where))
@@ -130,6 +151,10 @@ def erase(
         n_found, n_keys, unknown = _in_redis(server, one, plan, report, dry_run=True)
         found.append(erasing.Searched(place="Redis", n_files=n_keys, n_found=n_found, notes=_of_nobody(unknown)))
         found += [_searched(one, table, report) for table in tables]
+        if not dry_run and (written := dict(covered.items() ^ erasing.coverage_of(tables).items())):
+            # In an object store, nothing keeps a pipeline whose state was not named from writing.
+            why = f"{min(written)} was written meanwhile by a pipeline that still runs; stop it, name its --state too, and erase again"
+            found.append(erasing.Searched(place="pipelines", notes=(why,)))
     _show(found, removed, dry_run=dry_run)
     notes = [note for each in found for note in each.notes]
     for note in notes:
@@ -181,6 +206,18 @@ def _entity(name: str, plan: "Plan", log: Path) -> "ViewEntity":
     return known[name]
 
 
+def _refuse_pending(readers: "Sequence[ViewPlan]", states: Sequence[Path]) -> None:
+    """Refuse while a backfill waits to be compared with the archive, whose values rest on the key."""
+    from unskew.pipelines.state.seeds import Seeds
+
+    for state in states:
+        if pending := [view.id for view in readers if Seeds(state).has(view.id)]:
+            raise RequestError(
+                f"{pending[0]} reads the key as a value, and its backfill will be compared with the archive: first start unskew run twice "
+                f"with its definition, which takes the backfill over, or remove it (unskew purge {pending[0]} --backfill)"
+            )
+
+
 def _decoder(plan: "Plan", schema_registry: str | None, state: Path | None) -> Callable[[str, Mapping[str, Any]], Any]:
     """Return what reads the value of a dead letter; one that cannot be read is searched as it is."""
     import threading
@@ -189,7 +226,7 @@ def _decoder(plan: "Plan", schema_registry: str | None, state: Path | None) -> C
     from unskew.pipelines.replay import Checks, Resend
 
     schemas = None if schema_registry is None else SchemaRegistry(schema_registry, threading.Event())
-    checks = Checks(plan, schemas, state)
+    checks = Checks(plan.of_topics, schemas, state)
 
     def decoded(folder: str, row: Mapping[str, Any]) -> Any:
         record = Resend(folder, row["topic"], row["partition"], row["offset"], row["key"], row["value"], None)
@@ -227,6 +264,29 @@ def _in_redis(
 
         found = remove_entity(client, judge, lambda n: report(f"Redis: {n:,} keys"), dry_run=dry_run)
     return len(found.removed), found.n_keys, found.unknown
+
+
+def _in_sample(folder: Path, one: "OneEntity", plan: "Plan", *, dry_run: bool) -> "Searched":
+    """Remove the lines of a sample that are the entity's, or mention its key, or only look."""
+    import json
+
+    import polars as pl
+
+    from unskew.offline import erasing
+    from unskew.serving.sample import forget
+
+    entities = {name: view.entity for view in plan.views.values() for name in (view.name, view.id)}
+    mentions = json.dumps(one.parts[0])[1:-1] if len(one.parts) == 1 and len(one.parts[0]) >= erasing.DISTINCT else None
+
+    def theirs(view_id: str, key: str, line: str) -> bool:
+        of_view = entities.get(view_id) or entities.get(view_id.partition("@")[0])
+        if of_view is None:
+            return key == one.key or (mentions is not None and mentions in line)
+        own = one.is_in(of_view) and bool(one.among(pl.Series([key]), of_view)[0])
+        return own or (mentions is not None and (mentions in line or one.key in line))
+
+    n_files, n_bytes, n_found = forget(folder, theirs, dry_run=dry_run)
+    return erasing.Searched(place="samples", n_files=n_files, n_bytes=n_bytes, n_found=n_found)
 
 
 def _of_nobody(unknown: Sequence[str]) -> tuple[str, ...]:

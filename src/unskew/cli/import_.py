@@ -15,7 +15,7 @@ from unskew.features.printing import printable
 
 @click.command("import")
 @click.argument("stream", metavar="STREAM")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=settings.LocalPath())
 @settings.definitions
 @settings.archive
 @settings.state

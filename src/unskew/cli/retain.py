@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
-from unskew.cli.compact import publisher, size_text
+from unskew.cli.compact import size_text
 from unskew.cli.screen import Screen, say
 from unskew.features.errors import RequestError, UnskewError
 from unskew.features.printing import printable
@@ -138,7 +138,6 @@ def retain(
                         now_s=time.time(),
                         dry_run=dry_run,
                         progress=report,
-                        publish=publisher(table),
                     )
                 else:
                     one = retain_days(table, cut, dry_run=dry_run)

@@ -17,17 +17,16 @@ if TYPE_CHECKING:
 
 # The options that a manifest has already.
 _SHAPING = (
-    *(
-        "features",
-        "timestamp",
-        "inclusive",
-        "outside",
-        "max_age",
-        "full_feature_names",
-        "with_status",
-        "source",
-        "versions",
-    ),
+    "features",
+    "timestamp",
+    "inclusive",
+    "outside",
+    "max_age",
+    "as_served",
+    "full_feature_names",
+    "with_status",
+    "source",
+    "versions",
 )
 
 
@@ -75,6 +74,11 @@ _SHAPING = (
     help="What becomes of labels before the log's first event, and after it is complete.",
 )
 @click.option("--max-age", metavar="DURATION", help="Leave out values that last changed longer before their label.")
+@click.option(
+    "--as-served",
+    is_flag=True,
+    help="Compare labels with the wall clock at which values were written: about what was read.",
+)
 @click.option("--full-feature-names", is_flag=True, help="Call the columns VIEW__FEATURE.")
 @click.option("--with-status", is_flag=True, help="Add a column FEATURE__status beside each feature.")
 @click.option(
@@ -105,6 +109,7 @@ def train(
     inclusive: bool,
     outside: str,
     max_age: str | None,
+    as_served: bool,
     full_feature_names: bool,
     with_status: bool,
     source: str,
@@ -138,6 +143,8 @@ def train(
     from unskew.store import FeatureStore
 
     writable(output, overwrite=overwrite)
+    if output.exists() and labels.exists() and output.samefile(labels):
+        raise RequestError(f"-o {output} are the labels themselves; choose another name")
     if log is not None:
         existing_folder(log, "--log")
     if archive is not None:
@@ -171,6 +178,7 @@ def train(
             inclusive=inclusive,
             outside=outside,  # type: ignore[arg-type]  # one of its choices
             max_age=max_age,
+            as_served=as_served,
             full_feature_names=full_feature_names,
             with_status=with_status,
             source=source,  # type: ignore[arg-type]  # one of its choices

@@ -23,8 +23,9 @@ def local_path(path: str | os.PathLike[str], what: str) -> Path:
     if (found := _ADDRESS.match(text)) or text.startswith(_SHARE):
         scheme = f"{found[1]}:" if found else text
         raise RequestError(
-            f"{what} {text}: it is an address, and only paths of this machine's file system are supported; mount the store "
-            f"and give the folder (if the folder is really called {scheme}, write ./{scheme})"
+            f"{what} {text}: it is an address, and only paths of this machine's file system are supported (log, archive and dead "
+            "letters may also be at s3://bucket/name, gs:// or az://); mount the store and give the folder (if the folder is "
+            f"really called {scheme}, write ./{scheme})"
         )
     return Path(text)
 

@@ -13,6 +13,9 @@ from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
 
+# Short enough for sums of instants.
+_LONGEST_US = 2**60
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -67,9 +70,12 @@ def named_views(references: Sequence[str]) -> list[str]:
 def requested_us(duration: str | dt.timedelta, name: str) -> int:
     """Return the microseconds of a duration of a request; ``name`` is its argument. Raises ``RequestError``."""
     try:
-        return duration_us(duration)
+        n_us = duration_us(duration)
     except DefinitionError as error:
         raise RequestError(f"{name}: {error}") from error
+    if n_us > _LONGEST_US:
+        raise RequestError(f"{name}: {duration} is longer than 30,000 years; give a shorter one, or leave it out")
+    return n_us
 
 
 def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:

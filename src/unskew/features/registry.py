@@ -42,18 +42,19 @@ def describe(plan: Plan) -> dict[str, Any]:
 def merge(stored: str | bytes | None, text: str) -> str:
     """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    Other versions of these views stay, and do not serve any more: the pipeline that publishes last says which version
-    does. A stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep
-    fields that this version of unskew does not know.
+    Other versions stay; where one of the new ones serves, they do not serve any more: whoever publishes last decides. A
+    stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep fields that
+    this version of unskew does not know.
     """
     new = json.loads(text)
     try:
         old = {} if stored is None else json.loads(stored)
         if old.get("format") != new.get("format"):
             return text
-        named = {view["name"] for view in new["views"]}
+        # A version over a table and one over a stream are published apart, and one of them says that it serves.
+        served = {view["name"] for view in new["views"] if view.get("serving", True)}
         views = {
-            (view["name"], view["version"]): {**view, "serving": False} if view["name"] in named else view
+            (view["name"], view["version"]): {**view, "serving": False} if view["name"] in served else view
             for view in old["views"]
         }
         views.update(((view["name"], view["version"]), view) for view in new["views"])

@@ -41,6 +41,9 @@ class Versions(Mapping[str, V]):
         self._by_name: dict[str, list[V]] = {}
         for one in self._by_id.values():
             self._by_name.setdefault(one.name, []).append(one)
+        # Every request looks its features up here.
+        bare = {name: self.serving(name) for name in self._by_name}
+        self._meant = {**{name: one for name, one in bare.items() if one is not None}, **self._by_id}
 
     @classmethod
     def of(cls, views: Mapping[str, V]) -> "Versions[V]":
@@ -49,10 +52,7 @@ class Versions(Mapping[str, V]):
 
     @override
     def __getitem__(self, reference: str) -> V:
-        found = self._by_id.get(reference) or self.serving(reference)
-        if found is None:
-            raise KeyError(reference)
-        return found
+        return self._meant[reference]
 
     @override
     def __iter__(self) -> Iterator[str]:
@@ -80,8 +80,8 @@ class Versions(Mapping[str, V]):
 
     def find(self, reference: str) -> V:
         """Return the version that ``view`` or ``view@version`` means. Raises ``RequestError`` if there is none."""
-        if reference in self:
-            return self[reference]
+        if reference in self._meant:
+            return self._meant[reference]
         name, at, version = reference.partition("@")
         versions = self.versions(name)
         if not versions:

@@ -10,10 +10,11 @@ from urllib.parse import quote, unquote
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError
-from unskew.features.keys import encode_keys
+from unskew.features.keys import decode_keys, encode_keys
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.view import View
 from unskew.monitoring.log_rows import compare_origins, compare_rows, named_events
@@ -21,14 +22,17 @@ from unskew.monitoring.outcome import AuditReport, ViewAudit, stray
 from unskew.monitoring.reach import NamedEvents, Reach, seen
 from unskew.monitoring.recount import Key, Recount, Values, identical
 from unskew.offline.join import joined
-from unskew.offline.log_reader import ViewLog
+from unskew.offline.log_reader import RebuiltLog, ViewLog
 from unskew.pipelines.history.archive import META, columns_of
+from unskew.pipelines.history.training import rebuilt_for
 from unskew.serving.online import OnlineReader
+from unskew.serving.sample import read_served
 from unskew.sinks.tables.imported import read_imported
 from unskew.sinks.tables.layout import Coverage, published_files, read_coverage, view_root
 from unskew.sinks.tables.reading import answer_of_table
 
 Progress = Callable[[str, int, int], None]
+Ints = npt.NDArray[np.int64]
 
 _BATCH = 2_000
 _DRAWS = 50
@@ -61,6 +65,8 @@ def audit(
     samples: int = 2_000,
     seed: int = 0,
     patience_s: float = 15.0,
+    since_us: int | None = None,
+    served_root: Path | None = None,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> AuditReport:
     """Compare, and report every difference by view and feature.
@@ -70,6 +76,10 @@ def audit(
     ``redis_source``: a URL; if given, every entity of the archive is read from Redis too, also those whose key is gone,
     and compared as of the instant that the reader reports. ``patience_s``: how long log and archive of a running
     pipeline may take to publish up to that instant.
+
+    ``since_us``: the first instant that is drawn, and of what was served; None for all. ``served_root``: the folder of
+    a sample of what readers were given. At most as many of its rows as there are samples are compared: what was served
+    with the log, and log and a rebuild with the recount, at the same instants.
 
     Log and archive of a running pipeline may grow meanwhile: the log's coverage is read before the archive, and nothing
     later is compared. Every row of the log and every key in Redis must belong to an entity that the archive knows, and
@@ -108,7 +118,9 @@ def audit(
                 dependent=reach.recount.dependent,
             )
             report.views.append(result)
-            _compare_log(log, reach, share, rng, result, report, progress)
+            _compare_log(log, reach, share, rng, result, report, progress, since_us)
+            if served_root is not None:
+                _compare_served(served_root, archive_root, log, reach, share, rng, since_us, result, report, progress)
             if online is not None:
                 _compare_online(online, log, reach, result, _settled_us(view, events, settled), report, progress)
             result.unaudited += reach.unaudited(_covered_us(log))
@@ -133,6 +145,7 @@ def _compare_log(
     result: ViewAudit,
     report: AuditReport,
     progress: Progress,
+    since_us: int | None = None,
 ) -> None:
     complete_to = log.complete_to_us
     if complete_to is None:
@@ -140,7 +153,7 @@ def _compare_log(
             f"the log of {result.view} under {log.root} is not complete to any instant yet; run the pipeline"
         )
     recount = reach.recount
-    drawn = _draw(reach, n_samples, rng, result, complete_to)
+    drawn = _draw(reach, n_samples, rng, result, complete_to, since_us)
     if drawn:
         key_names = recount.view.entity.keys
         keys = pl.DataFrame([key for key, _ in drawn], schema=recount.entities.schema, orient="row").select(key_names)
@@ -159,6 +172,75 @@ def _compare_log(
         compare_rows(log, reach, drawn[:_ROWS], result, report)
 
 
+def _compare_served(
+    served_root: Path,
+    archive_root: Path,
+    log: ViewLog,
+    reach: Reach,
+    n_samples: int,
+    rng: random.Random,
+    since_us: int | None,
+    result: ViewAudit,
+    report: AuditReport,
+    progress: Progress,
+) -> None:
+    """Compare what readers were given with the log, and log and a rebuild with the recount, at the same instants."""
+    view = reach.recount.view
+    found, n_others = read_served(served_root, view.published, since_us)
+    result.unknown += n_others
+    covered = [one for one in found if one.as_of_us <= _covered_us(log)]
+    result.ahead += len(found) - len(covered)
+    rows = rng.sample(covered, min(n_samples, len(covered)))
+    if not rows:
+        return
+    progress(f"{result.view}: served", 0, len(rows))
+    texts = pl.Series("key", [one.key for one in rows], pl.String)
+    keys = decode_keys(texts, view.entity)
+    instants = np.array([one.as_of_us for one in rows], np.int64)
+    logged = joined(log, keys, instants).rows(named=True)
+    rebuilt = _rebuilt(archive_root, log, reach, texts, keys, instants)
+    if rebuilt is None:
+        result.notes.append("what was served is not held against a rebuild: the log and the archive begin apart")
+    defaults = {feature.name: feature.default for feature in view.outputs}
+    for number, (one, key) in enumerate(zip(rows, keys.iter_rows(), strict=True)):
+        in_log = {name: defaults[name] if value is None else value for name, value in logged[number].items()}
+        result.served += 1
+        report.compare(
+            "served", result.view, key, one.as_of_us, one.values, {name: in_log[name] for name in one.values}
+        )
+        if one.as_of_us < reach.first_us:
+            continue
+        expected, _ = _known(reach, key, one.as_of_us)
+        report.compare("log", result.view, key, one.as_of_us, logged[number], expected)
+        if rebuilt is not None and (again := rebuilt[number]) is not None:
+            result.rebuilt += 1
+            report.compare("rebuild", result.view, key, one.as_of_us, again, expected)
+    progress(f"{result.view}: served", len(rows), len(rows))
+
+
+def _rebuilt(
+    archive_root: Path, log: ViewLog, reach: Reach, texts: pl.Series, keys: pl.DataFrame, instants: Ints
+) -> list[Values | None] | None:
+    """Return the values that a rebuild gives, None where it does not reach.
+
+    Returns None if the view began later than the archive, or the archive was cut: then it knows more, or less.
+    """
+    view = reach.recount.view
+    one = rebuilt_for(archive_root, [view], {view.id: texts.unique()}, int(instants.max())).views[view.id]
+    if reach.archive_from_us is not None or one.first_since_us != log.first_since_us or one.complete_to_us is None:
+        return None
+    again = RebuiltLog(
+        view=view.published,
+        title=f"the rebuild of {view.id}",
+        rows=one.rows,
+        since_us=one.since_us,
+        first_since_us=one.first_since_us,
+        complete_to_us=one.complete_to_us,
+    )
+    rows = joined(again, keys, instants).iter_rows(named=True)
+    return [row if at <= one.complete_to_us else None for row, at in zip(rows, instants.tolist(), strict=True)]
+
+
 def _known(reach: Reach, key: Key, t_us: int) -> tuple[Values, Values]:
     """Return those of an entity's values that are known, and what they are without events."""
     names = reach.known_features(key, t_us)
@@ -167,10 +249,14 @@ def _known(reach: Reach, key: Key, t_us: int) -> tuple[Values, Values]:
     return {name: values[name] for name in names}, {name: empty[name] for name in names}
 
 
-def _draw(reach: Reach, n_samples: int, rng: random.Random, result: ViewAudit, last_us: int) -> list[tuple[Key, int]]:
+def _draw(
+    reach: Reach, n_samples: int, rng: random.Random, result: ViewAudit, last_us: int, since_us: int | None
+) -> list[tuple[Key, int]]:
     """Draw entities and instants at which something is known; half of the entities weighted by their events."""
     recount = reach.recount
     first_us = reach.first_sampled_us
+    if first_us is not None and since_us is not None:
+        first_us = max(first_us, since_us)
     n_events = recount.events_per_entity.to_list()
     if first_us is None or first_us > last_us or not n_events:
         return []

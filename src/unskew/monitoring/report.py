@@ -9,7 +9,7 @@ from unskew.monitoring.outcome import AuditReport
 def audit_table(report: AuditReport) -> Table:
     """Return a table with a row for each view and one for all, which shows how much was compared.
 
-    The columns ``provisional``, ``ahead`` and ``unknown`` appear only if something could not be compared.
+    The column ``served`` appears only if there was a sample of it, and ``left out`` only if something was.
     """
     columns = {
         "events": [view.events for view in report.views],
@@ -22,12 +22,11 @@ def audit_table(report: AuditReport) -> Table:
         "Redis entities": [view.entities for view in report.views],
         "present": [view.entities_present for view in report.views],
     }
-    if any(view.provisional for view in report.views):
-        columns["provisional"] = [view.provisional for view in report.views]
-    if any(view.ahead for view in report.views):
-        columns["ahead"] = [view.ahead for view in report.views]
-    if any(view.unknown for view in report.views):
-        columns["unknown"] = [view.unknown for view in report.views]
+    if any(view.served for view in report.views):
+        columns["served"] = [view.served for view in report.views]
+    left_out = [view.provisional + view.ahead + view.unknown for view in report.views]
+    if any(left_out):
+        columns["left out"] = left_out
     table = Table(
         header_style="bold",
         title="compared bit for bit with a recount of the raw events",
@@ -52,7 +51,15 @@ def audit_table(report: AuditReport) -> Table:
 
 def unaudited_lines(report: AuditReport) -> list[str]:
     """Return a line for everything that could not be compared, or was not evaluated independently."""
-    lines = [f"not compared: {view.view} {one}" for view in report.views for one in view.unaudited]
+    counts = {
+        "provisional": sum(view.provisional for view in report.views),
+        "ahead": sum(view.ahead for view in report.views),
+        "unknown": sum(view.unknown for view in report.views),
+    }
+    said = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+    lines = [f"left out: {said}"] if said else []
+    lines += [f"not compared: {view.view} {one}" for view in report.views for one in view.unaudited]
+    lines += [f"{view.view}: {note}" for view in report.views for note in view.notes]
     texts = {text: why for view in report.views for text, why in view.dependent.items()}
     return lines + [f"not evaluated independently: {text}: {why}" for text, why in texts.items()]
 
@@ -65,6 +72,12 @@ def difference_lines(report: AuditReport) -> list[str]:
         lines += [f"  {example}" for example in one.examples]
         lines += [f"  and {one.count - len(one.examples):,} more"] if one.count > len(one.examples) else []
     return lines
+
+
+def verdict(report: AuditReport) -> str:
+    """Return a line with the share of differences; only 0 passes."""
+    n = sum(one.count for one in report.differences)
+    return f"{n:,} differences in {report.values:,} compared values: {report.per_million:,.6g} per million"
 
 
 def engines_line(report: AuditReport) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from unskew.features.errors import RequestError
 from unskew.offline.join import Progress
 
 
@@ -14,6 +15,8 @@ def shown(progress: Progress | bool) -> Iterator[Progress]:  # noqa: FBT001 - Tr
     when the work ends; or False for none.
     """
     if not isinstance(progress, bool):
+        if not callable(progress):
+            raise RequestError(f"progress is True, False or a function, not {progress!r:.80}")
         yield progress
         return
     if not progress:

@@ -3,12 +3,13 @@
 The order of steps is the contract:
 
 1. Take the table's lock, so that only one compaction works on it, and remove what an interrupted one left in
-   ``_compacting``.
+   ``_compacting``. In an object store, what is being merged is on this machine's disk.
 2. Merge a run of files (of one writer and one day, consecutive in sequence) into a file in ``_compacting``, fsync it,
    and compare it with them, row by row.
 3. Rename it to where readers look, and fsync the directory. From now on it supersedes those files: its name covers
    theirs.
-4. Delete those files once it has been there for the grace period, in this compaction or a later one.
+4. If asked to, move those files into ``_superseded``, where nobody who lists the folders of days meets them.
+5. Delete them once the merged file has been there for the grace period, in this compaction or a later one.
 
 After a stop between any two steps readers still find every row once. Writers look at published files only at their
 start, when a merged file replaces the files that it covers.
@@ -17,6 +18,7 @@ start, when a merged file replaces the files that it covers.
 import contextlib
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
@@ -25,11 +27,14 @@ from pathlib import Path
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.offline.merging import Source, Unmergeable, merge, n_rows, source, verify, whole
 from unskew.sinks import durable
+from unskew.sinks.lease import locked
+from unskew.sinks.objects import ObjectPath, probe
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile, view_roots
 
 Progress = Callable[[int, int], None]
+_LOCK = f"{layout.COMPACTING}/lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +62,14 @@ class Limits:
 
     ``target_bytes``: the maximum size of a merged file, compressed; a file of at least half of that is left alone.
     ``min_files``: the number of small files that are needed for a merge in the current day; in a past day two are
-    enough. ``grace_s``: how long merged files stay, for readers that have listed them.
+    enough. ``grace_s``: how long merged files stay, for readers that have listed them. ``set_aside``: whether they are
+    moved at once, for those who read whatever lies in the folders of days.
     """
 
     target_bytes: int = 128 << 20
     min_files: int = 8
     grace_s: float = 3600.0
+    set_aside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +157,11 @@ def compact(
     try:
         if dry_run:
             return work.foreseen()
-        with lock(table.root) as free:
-            if not free:
+        with lock(table.root) as held:
+            if held is None:
                 busy = f"{table.root}: another compaction is at work on it; left alone"
                 return replace(work.state(), notes=(busy,))
-            return work.done()
+            return work.done(held)
     except FileNotFoundError as error:
         if error.filename is not None and os.path.lexists(error.filename):
             raise LayoutError(f"{error.filename} is a link to a file that is not there; {RESTORE}") from error
@@ -171,6 +178,7 @@ def delete_superseded(table: Table, grace_s: float, now_s: float) -> tuple[int, 
     Returns how many these are, how many wait, and what was left alone because it is damaged.
     """
     work = _Work(table, Limits(grace_s=grace_s), now_s, lambda _done, _total: None)
+    work.look_at_clock()
     n_deleted, n_waiting = work.delete()
     return n_deleted, n_waiting, tuple(dict.fromkeys(work.faults))
 
@@ -196,6 +204,12 @@ class _Work:
         self.faults: list[str] = []
         self._n_merged = 0
         self._n_to_merge = 0
+        self._held: Held | None = None
+
+    def look_at_clock(self) -> None:
+        """Take the present of an object store from its own clock, of which the times of its objects are, too."""
+        if isinstance(self._root, ObjectPath):
+            self._now_s = (self._root / _LOCK).stat().st_mtime
 
     def state(self) -> Compacted:
         """Return the table as it is."""
@@ -225,8 +239,10 @@ class _Work:
             faults=tuple(dict.fromkeys(self.faults)),
         )
 
-    def done(self) -> Compacted:
+    def done(self, held: "Held") -> Compacted:
         """Delete what is due, merge, and delete again: without a grace period the files just merged are due too."""
+        self._held = held
+        self.look_at_clock()
         before = self.state()
         self._publish_metadata()
         n_earlier, _ = self.delete()
@@ -236,6 +252,8 @@ class _Work:
             for group in self._alike(run):
                 self._merge_all(group)
         self._publish_metadata()
+        if self._limits.set_aside:
+            self._set_aside()
         n_now, n_waiting = self.delete()
         n_files, n_bytes = self._size()
         return replace(
@@ -285,7 +303,8 @@ class _Work:
     def _merge_all(self, group: Sequence[Source]) -> None:
         rest = group
         while len(rest) >= 2:
-            temporary = self._root / layout.COMPACTING / f"{rest[0].path.name}.tmp"
+            assert self._held is not None
+            temporary = self._held.folder / f"{rest[0].path.name}.tmp"
             try:
                 taken = merge(rest, temporary, target_bytes=self._limits.target_bytes, progress=self._one_more)
                 verify(temporary, taken, sequence=self._table.sequence, gapless=self._table.gapless)
@@ -312,7 +331,42 @@ class _Work:
         os.utime(temporary)
         # Another user may compact than the one who writes, and others may read.
         durable.like(temporary, first.path)
-        durable.rename(temporary, first.path.with_name(layout.file_name(first.writer, first.first, last.last)))
+        target = first.path.with_name(layout.file_name(first.writer, first.first, last.last))
+        assert self._held is not None
+        durable.rename(temporary, target, self._held.still_ours)
+
+    def _set_aside(self) -> None:
+        """Move superseded files out of the folders of days; our readers then find their rows in their covers."""
+        if isinstance(self._root, ObjectPath):
+            self._notes.append(f"{self._root}: nothing can be moved in an object store, so no file was set aside")
+            return
+        unsynced: set[Path] = set()
+        for file, _ in layout.superseded_files(self._root):
+            target = self._root / layout.SUPERSEDED / file.path.parent.name / file.path.name
+            if not target.parent.is_dir():
+                durable.make_folder(target.parent, unsynced)
+                for folder in (target.parent.parent, target.parent):
+                    durable.like(folder, self._root)
+            unsynced.add(file.path.parent)
+            durable.rename(file.path, target, unsynced=unsynced)
+        durable.sync_folders(unsynced)
+
+    def _superseded(self) -> list[tuple[TableFile, Sequence[TableFile]]]:
+        """Return all superseded files, in their places and set aside, each with the files that cover it."""
+        found: list[tuple[TableFile, Sequence[TableFile]]] = [*layout.superseded_files(self._root)]
+        aside = layout.set_aside_files(self._root)
+        published = layout.published_files(self._root) if aside else []
+        for file in aside:
+            covers = [
+                one
+                for one in published
+                if one.writer == file.writer and one.first <= file.first <= file.last <= one.last
+            ]
+            if covers:
+                found.append((file, covers))
+            else:
+                self.faults.append(f"{file.path}: no published file holds its rows; {RESTORE}")
+        return found
 
     def _is_old(self, cover: TableFile) -> bool:
         # Without a grace period merged files are deleted at once, though their cover is newer than ``now_s``.
@@ -323,7 +377,7 @@ class _Work:
         """Delete superseded files whose grace period is over; return how many these are, and how many still wait."""
         n_deleted = n_waiting = 0
         by_cover: dict[TableFile, list[TableFile]] = {}
-        for file, covers in layout.superseded_files(self._root):
+        for file, covers in self._superseded():
             # One such cover is enough: a reader that listed after its publication has it, or a file that covers it.
             ripe = [one for one in covers if self._is_old(one)]
             if ripe:
@@ -348,6 +402,9 @@ class _Work:
                 n_deleted += 1
                 if not dry_run:
                     file.path.unlink(missing_ok=True)
+        folder = self._root / layout.SUPERSEDED
+        if not dry_run and folder.is_dir():
+            durable.remove_empty([*folder.glob("day=*"), folder])
         return n_deleted, n_waiting
 
 
@@ -393,11 +450,28 @@ def _fitting(sources: Sequence[Source], target_bytes: int) -> Sequence[Source]:
     return sources[: max(2, n_fitting)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The lock of a table. ``folder``: for what is being merged. ``still_ours``: raises if the lock was lost."""
+
+    folder: Path
+    still_ours: Callable[[], None] = lambda: None
+
+
 @contextlib.contextmanager
-def lock(root: Path) -> Iterator[bool]:
-    """Yield whether the table is free; if so, lock it and remove what an interrupted compaction left."""
+def lock(root: Path) -> Iterator[Held | None]:
+    """Yield the lock of a table, whose interrupted compactions have left nothing; None if another process has it."""
+    if isinstance(root, ObjectPath):
+        probe(root, "the table")
+        with locked(root / _LOCK) as still_ours:
+            if still_ours is None:
+                yield None
+                return
+            with tempfile.TemporaryDirectory(prefix="unskew-compacting-") as work:
+                yield Held(folder=Path(work), still_ours=still_ours)
+        return
     folder = root / layout.COMPACTING
-    path = folder / "lock"
+    path = root / _LOCK
     new = not path.exists()
     folder.mkdir(exist_ok=True)
     with path.open("wb") as file:
@@ -409,11 +483,11 @@ def lock(root: Path) -> Iterator[bool]:
             # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
         for left in folder.glob("*.tmp"):
             left.unlink(missing_ok=True)
-        yield True
+        yield Held(folder=folder)
 
 
 def _is_table(path: Path) -> bool:

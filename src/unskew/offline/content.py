@@ -43,7 +43,7 @@ def _feed(digest: _Digest, column: pl.Series) -> None:
             raise TypeError("Python objects have no checksum")
         case pl.Boolean():
             digest.update(np.packbits(values.to_numpy(), bitorder="little").tobytes())
-        case pl.Decimal() | pl.Categorical() | pl.Enum():
+        case pl.Decimal() | pl.Categorical() | pl.Enum() | pl.Int128() | pl.UInt128():
             _feed_bytes(digest, values.cast(pl.String).cast(pl.Binary))
         case pl.String() | pl.Binary():
             _feed_bytes(digest, values.cast(pl.Binary))

@@ -17,6 +17,7 @@ feature that no other writer has, so that none of them changes, rewrites or clea
 """
 
 import contextlib
+import io
 import json
 import re
 import uuid
@@ -34,10 +35,12 @@ import pyarrow.parquet as pq
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.time import moment_of
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, Superseded, at_hand
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
 from unskew.sinks.tables.reading import schema_of
+from unskew.sinks.wall import wall_us
 
 DELTA_LOG = "_delta_log"
 WRITER_FEATURE = "unskew"
@@ -81,6 +84,11 @@ class _Metadata:
     adds: Mapping[str, Action] = field(default_factory=dict)
 
 
+def is_published(root: Path) -> bool:
+    """Return whether a log's table has Delta metadata, which must follow when its files change."""
+    return (root / DELTA_LOG).is_dir()
+
+
 def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Published:
     """Bring the Delta metadata of a log's table up to date; the caller holds the table's lock.
 
@@ -94,6 +102,15 @@ def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Pub
         raise LayoutError(f"{root}: {error}; {RESTORE}") from error
     except OSError as error:
         raise StoreUnavailable(f"cannot write the Delta metadata of {root}: {error}") from error
+
+
+def publish_again(root: Path, name: str) -> None:
+    """Bring Delta metadata up to date after files were changed in another way than by merging, if there are any.
+
+    ``name``, errors: as in ``publish``; the caller holds the table's lock.
+    """
+    if is_published(root):
+        publish(root, name.removeprefix("log "), now_ms=wall_us() // 1_000)
 
 
 def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
@@ -122,7 +139,7 @@ def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
     if why:
         _remove(folder)
     made = _Commits(folder, now, now_ms)
-    schema = schema_text(schema_of(files[-1].path)) if files else now.schema
+    schema = schema_text(_columns(files[-1].path)) if files else now.schema
     made.describe(name, schema)
     _bring_up(made, root, files)
     return Published(
@@ -133,6 +150,11 @@ def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
         n_replaced=made.n_replaced,
         rebuilt=why,
     )
+
+
+def _columns(path: Path) -> Mapping[str, pl.DataType]:
+    with at_hand([path]) as there:
+        return schema_of(there[path])
 
 
 def _covered(root: Path) -> dict[str, int]:
@@ -164,10 +186,14 @@ def _bring_up(made: "_Commits", root: Path, files: Sequence[TableFile]) -> None:
             continue
         inside = [one for one in listed.get(file.writer, ()) if _lies_in(one, file) and one.path != file.path]
         if inside and _tile(file, inside):
-            swaps.append(_add(root, file, data_change=False))
+            add = _add(root, file, data_change=False)
+            # Where rows were erased or removed, the file that stands for them has fewer.
+            fewer = _n_rows(add["add"]) != sum(_n_rows(made.now.adds[_path(root, one)]) for one in inside)
+            add["add"]["dataChange"] = fewer
+            swaps.append(add)
             for one in inside:
                 gone.discard(_path(root, one))
-                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=False))
+                swaps.append(_remove_action(_path(root, one), made.now_ms, data_change=fewer))
         else:
             news.append(_add(root, file, data_change=True))
     if swaps:
@@ -250,7 +276,9 @@ class _Commits:
         version = self.now.version + 1
         durable.make_folder(self._folder)
         durable.like(self._folder, self._folder.parent)
-        _write(self._folder / f"{version:020d}.json", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+        _write(
+            self._folder / f"{version:020d}.json", "".join(f"{json.dumps(line)}\n" for line in lines).encode(), new=True
+        )
         adds = dict(self.now.adds)
         for action in actions:
             if (removed := action.get("remove")) is not None:
@@ -278,12 +306,28 @@ class _Commits:
                 other.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, *, new: bool = False) -> None:
+    """Write a file; ``new``: there must be none of its name, which an object store makes sure of."""
+    if isinstance(path, ObjectPath):
+        if new:
+            _put_new(path, data)
+        else:
+            path.write_bytes(data)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     durable.write(temporary, data)
     durable.like(temporary, path.parent)
     temporary.chmod(temporary.stat().st_mode & 0o666)
     durable.rename(temporary, path)
+
+
+def _put_new(path: ObjectPath, data: bytes) -> None:
+    try:
+        path.replace_if(data, None)
+    except Superseded as error:
+        # If it has the same content, only the answer of the store was lost.
+        if path.read_bytes() != data:
+            raise StoreUnavailable(f"{path}: another process has written this commit meanwhile; try again") from error
 
 
 def _files(folder: Path) -> list[tuple[Path, int, str]]:
@@ -302,10 +346,10 @@ def _read(folder: Path) -> _Metadata:
     version, actions = -1, list[Action]()
     if checkpoints:
         path, version = checkpoints[-1]
-        actions = [_plain(row) for row in pq.read_table(path).to_pylist()]
+        actions = [_plain(row) for row in pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()]
     commits = {number: path for path, number, kind in files if kind == "json" and number > version}
     for number in range(version + 1, version + 1 + len(commits)):
-        actions += [json.loads(line) for line in commits[number].read_text().splitlines()]
+        actions += [json.loads(line) for line in commits[number].read_bytes().decode().splitlines()]
         version = number
     return _after(actions, version)
 
@@ -318,7 +362,7 @@ def _point_to_checkpoint(folder: Path) -> None:
         path.unlink(missing_ok=True)
         return
     newest, version = checkpoints[-1]
-    wanted = json.dumps({"version": version, "size": pq.read_metadata(newest).num_rows}).encode()
+    wanted = json.dumps({"version": version, "size": _footer(newest).num_rows}).encode()
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == wanted:
             return
@@ -394,7 +438,7 @@ def statistics(path: Path) -> dict[str, Any]:
     They are those of the footer. Instants have milliseconds; the greatest is rounded up.
     """
     try:
-        footer = pq.read_metadata(path)
+        footer = _footer(path)
     except pa.ArrowException as error:
         raise LayoutError(f"{path} cannot be read ({_first_line(error)}): it is damaged; {RESTORE}") from error
     least: dict[str, Any] = {}
@@ -410,6 +454,11 @@ def statistics(path: Path) -> dict[str, Any]:
         least[name] = _stated(min(one.min for one in bounds), up=False)
         greatest[name] = _stated(max(one.max for one in bounds), up=True)
     return {"numRecords": footer.num_rows, "minValues": least, "maxValues": greatest, "nullCount": {}}
+
+
+def _footer(path: Path) -> Any:
+    with at_hand([path]) as there:
+        return pq.read_metadata(there[path])
 
 
 def _stated(value: Any, *, up: bool) -> Any:

@@ -16,22 +16,22 @@ and the seams of backfills follow; without a key it counts for nobody.
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from unskew.features.errors import RequestError, StoreUnavailable
 from unskew.features.keys import OneEntity
 from unskew.features.plan import ViewPlan
+from unskew.offline import delta
 from unskew.offline.compaction import lock
-from unskew.offline.delta import DELTA_LOG, publish
-from unskew.offline.merging import columns_of, rewrite, source, whole
+from unskew.offline.merging import columns_of, names_of, rewrite, source
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, concerns
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.imported import read_imported
 
@@ -40,7 +40,6 @@ DISTINCT = 6
 """A key of at least so many characters is looked for in every column of texts; a shorter one may be anything."""
 _PLACE = ("_partition", "_offset", "_arrival")
 _LEAST_VARINT = 3
-_LEAST_FIXED = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,50 +114,40 @@ class ArchiveRule:
 
 @dataclass(frozen=True)
 class LetterRule:
-    """Dead letters whose record is of the entity, or whose bytes mention its key.
+    """Dead letters whose record is of the entity; of records that cannot be read, those whose bytes mention its key.
 
-    ``decoded``: reads the value of a letter, as JSON-able data; None if it cannot be read.
+    ``decoded``: reads the value of a letter, as JSON-able data; None if it cannot be read. ``doubted``: whether letters
+    count in which the key cannot be looked for: binary ones, if it is a short number.
     """
 
     one: OneEntity
     decoded: Callable[[Mapping[str, Any]], Any] = lambda _: None
+    doubted: bool = False
 
     def columns(self, there: Sequence[str]) -> Sequence[str]:
         return there
 
     def finds(self, rows: pl.DataFrame) -> pl.Series:
-        return pl.Series([self._is_theirs(row) for row in rows.iter_rows(named=True)], dtype=pl.Boolean)
+        verdicts = map(self._is_theirs, rows.iter_rows(named=True))
+        return pl.Series([self.doubted if one is None else one for one in verdicts], dtype=pl.Boolean)
 
     def without(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.filter(~self.finds(rows))
 
     def unsearched(self, rows: pl.DataFrame) -> int:
-        """Return the number of letters in which the key cannot be looked for.
+        """Return the number of letters in which the key cannot be looked for."""
+        return 0 if self.doubted else sum(self._is_theirs(row) is None for row in rows.iter_rows(named=True))
 
-        That is a short number among binary data, and an empty text among any that cannot be read.
-        """
-        if "" in self.one.parts:
-            return sum(self.decoded(row) is None for row in rows.iter_rows(named=True))
-        if not any(kind == "int64" and len(_varint(int(part))) < _LEAST_VARINT for kind, part in self._typed()):
-            return 0
-        return sum(self.decoded(row) is None and _text(row["value"]) is None for row in rows.iter_rows(named=True))
-
-    def _typed(self) -> Sequence[tuple[str, str]]:
-        return list(zip(self.one.entity.types, self.one.parts, strict=True))
-
-    def _is_theirs(self, row: Mapping[str, Any]) -> bool:
+    def _is_theirs(self, row: Mapping[str, Any]) -> bool | None:
+        keys = self.one.entity.keys
         found = self.decoded(row)
-        if found is not None and all(
-            _names(found, name, part) for name, part in zip(self.one.entity.keys, self.one.parts, strict=True)
-        ):
-            return True
-        octets = [
-            row["key"],
-            row["value"],
-            *((one["value"] for one in row["headers"] or ()) if "headers" in row else ()),
+        if found is not None and all(any(True for _ in _values(found, name)) for name in keys):
+            return all(part in _values(found, name) for name, part in zip(keys, self.one.parts, strict=True))
+        verdicts = [
+            _mentions_number(row, int(part)) if kind == "int64" else _mentions_text(row, part)
+            for kind, part in zip(self.one.entity.types, self.one.parts, strict=True)
         ]
-        octets.append(row["reason"].encode())
-        return all(any(_mentions(one, kind, part) for one in octets if one) for kind, part in self._typed())
+        return False if False in verdicts else None if None in verdicts else True
 
 
 @dataclass(frozen=True)
@@ -210,12 +199,13 @@ def places(
     *,
     read_by: Callable[[ViewPlan], Sequence[str]],
     decoded: Callable[[str, Mapping[str, Any]], Any] = lambda _topic, _row: None,
+    doubted: bool = False,
 ) -> list[Place]:
     """Return every table under these folders.
 
     ``views``: all that are defined; a table of a view or topic that is not among them holds the entity if it has its
     key columns, the log in the first place. ``read_by``: the columns of the stream that a view reads. ``decoded``:
-    reads the value of a letter in a topic's folder, as in ``LetterRule``.
+    reads the value of a letter in a topic's folder, as in ``LetterRule``. ``doubted``: as there.
     """
     found = [
         Place(
@@ -233,7 +223,11 @@ def places(
             if _may_hold(one, of_topic):
                 others = [view for view in of_topic if not one.is_in(view.entity)]
                 kept = frozenset(name for view in others for name in read_by(view))
-                rule = ArchiveRule(one, kept) if kind == "archive" else LetterRule(one, partial(decoded, root.name))
+                rule = (
+                    ArchiveRule(one, kept)
+                    if kind == "archive"
+                    else LetterRule(one, partial(decoded, root.name), doubted)
+                )
             found.append(Place(name=f"{kind} {root.name}", root=root, rule=rule, counts=kind != "archive"))
     return found
 
@@ -248,7 +242,7 @@ def _rule_of_log(one: OneEntity, views: Sequence[ViewPlan], root: Path) -> Rule 
         return LogRule(one) if one.is_in(known[0]) else None
     keys = list(one.entity.keys)
     files = [path for path in layout.every_file(root) if layout.parse(path) is not None]
-    same_keys = bool(files) and _names_of(files[0])[: len(keys)] == keys
+    same_keys = bool(files) and names_of(files[0])[: len(keys)] == keys
     return LogRule(one) if same_keys and _may_hold(one, views) else None
 
 
@@ -265,13 +259,12 @@ def erase(
     rule: Rule,
     *,
     counts: bool,
-    now_ms: int,
     still_ours: Callable[[], None],
     progress: Progress = lambda _: None,
 ) -> Searched:
     """Erase the entity from every file of a table. ``counts``: as in ``merging.rewrite``.
 
-    Delta metadata beside a log follow; ``now_ms``: the present in milliseconds, for them.
+    Delta metadata beside a log follow.
 
     Raises ``LayoutError`` for a damaged file, ``StoreUnavailable`` if the disk fails or somebody compacts the table;
     the call can then be repeated.
@@ -279,8 +272,8 @@ def erase(
     found = Searched(place=place)
     if not root.is_dir():
         return found
-    with durable.disk(root), lock(root) as free:
-        if not free:
+    with durable.disk(root), lock(root) as held:
+        if held is None:
             raise StoreUnavailable(f"{root}: a compaction is at work on it; wait for its end and try again")
         for path in layout.every_file(root):
             progress(f"{place}: {path.name}")
@@ -299,13 +292,12 @@ def erase(
             )
             if not n_found:
                 continue
-            temporary = root / layout.COMPACTING / f"{path.name}.tmp"
+            temporary = held.folder / f"{path.name}.tmp"
             rewrite([source(file, path.stat().st_size)], temporary, rule.without, counts=counts)
             durable.like(temporary, path)
+            held.still_ours()
             durable.rename(temporary, path, still_ours)
-        if (root / DELTA_LOG).is_dir():
-            # They state the sizes of files, so engines fail on files that were rewritten.
-            publish(root, place.removeprefix("log "), now_ms=now_ms)
+        delta.publish_again(root, place)
     return found
 
 
@@ -320,10 +312,31 @@ def refuse_unfinished(archive: Path) -> None:
             )
 
 
+def coverage_of(places: Sequence[Place]) -> dict[str, str | None]:
+    """Return, of tables in object stores, a mark of each coverage: it is another one once a pipeline has published."""
+    folders = [place.root / layout.COVERAGE for place in places if concerns(place.root)]
+    return {
+        str(path): path.e_tag
+        for folder in folders
+        for path in folder.glob("[!_]*.json")
+        if isinstance(path, ObjectPath)
+    }
+
+
 def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = lambda _: None) -> Searched:
-    """Search every file of a table, published or not; files that are not of a table are searched by nobody."""
+    """Search every file of a table, published or not, and the bytes of all others if the key is long enough."""
     found = Searched(place=place)
     notes: dict[str, int] = {}
+    texts = [rule.text.encode() for rule in rules if isinstance(rule, TextRule)]
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and layout.parse(path) is None):
+        octets = path.read_bytes()
+        n_found = sum(text in octets for text in texts)
+        found = replace(
+            found,
+            n_files=found.n_files + 1,
+            n_bytes=found.n_bytes + len(octets),
+            n_found=found.n_found + n_found,
+        )
     for path in layout.every_file(root):
         progress(f"{place}: {path.name}")
         if layout.parse(path) is None:
@@ -331,7 +344,7 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
         n_found = sum(_n_found(path, rule) for rule in rules)
         for rule in rules:
             if isinstance(rule, LetterRule):
-                n_unread = sum(map(rule.unsearched, columns_of(path, _names_of(path))))
+                n_unread = sum(map(rule.unsearched, columns_of(path, names_of(path))))
                 notes["unread"] = notes.get("unread", 0) + n_unread
         found = replace(
             found,
@@ -340,50 +353,63 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
             n_found=found.n_found + n_found,
         )
     if notes.get("unread"):
-        said = f"{place}: {notes['unread']} of them are binary and cannot be read, and so short a key cannot be looked for in them"
+        said = f"{place}: {notes['unread']} of them are binary and cannot be read, and so short a key cannot be looked for in them; --doubted-letters removes them"
         found = replace(found, notes=(said,))
     return found
 
 
 def _n_found(path: Path, rule: Rule) -> int:
-    columns = rule.columns(_names_of(path))
+    columns = rule.columns(names_of(path))
     return sum(int(rule.finds(rows).sum()) for rows in columns_of(path, columns)) if columns else 0
-
-
-def _names_of(path: Path) -> list[str]:
-    return list(pq.read_schema(whole(path)).names)
 
 
 def _all_of(names: Sequence[str], there: Sequence[str]) -> Sequence[str]:
     return names if set(names) <= set(there) else ()
 
 
-def _names(found: Any, name: str, part: str) -> bool:
-    """Return whether decoded data has this value under this name, at any depth."""
+def _values(found: Any, name: str) -> Iterator[str]:
+    """Yield the values, as text, that decoded data has under a name, at any depth."""
     if isinstance(found, Mapping):
-        return any((key == name and str(value) == part) or _names(value, name, part) for key, value in found.items())
-    return isinstance(found, list) and any(_names(one, name, part) for one in found)
+        for key, value in found.items():
+            if key == name:
+                yield str(value)
+            yield from _values(value, name)
+    elif isinstance(found, list):
+        for one in found:
+            yield from _values(one, name)
 
 
-def _mentions(octets: bytes, kind: str, part: str) -> bool:
-    """Return whether bytes mention a part of a key, as a text or in a usual binary form; an empty part is nowhere."""
+def _mentions_text(row: Mapping[str, Any], part: str) -> bool | None:
+    """Return whether a letter mentions a text anywhere, alone or with its length before it; None for an empty text."""
     if not part:
-        return False
-    text = _text(octets)
-    if kind != "int64":
-        if text is not None:
-            written = {re.escape(part), re.escape(json.dumps(part)[1:-1])}
-            return any(re.search(rf"(?<!\w){one}(?!\w)", text) for one in written)
-        # Avro and Protobuf write the length before the text, so a longer key is not taken for this one.
-        n_bytes = len(part.encode())
-        return any(length + part.encode() in octets for length in (_varint(n_bytes), _zigzag(n_bytes)))
-    number = int(part)
+        return None
+    headers = [one["value"] for one in row.get("headers") or ()]
+    n_bytes = len(part.encode())
+    # Avro and Protobuf write the length before the text, so a longer key is not taken for this one.
+    binary = [length + part.encode() for length in (_varint(n_bytes), _zigzag(n_bytes))]
+    written = [re.compile(rf"(?<!\w){re.escape(one)}(?!\w)") for one in {part, json.dumps(part)[1:-1]}]
+    for octets in (row["key"], row["value"], row["reason"].encode(), *headers):
+        text = _text(octets)
+        if any(one.search(text) for one in written) if text is not None else any(one in octets for one in binary):
+            return True
+    return False
+
+
+def _mentions_number(row: Mapping[str, Any], number: int) -> bool | None:
+    """Return whether a letter's value mentions a number, or its key is it; None if nobody can say."""
+    exact = [str(number).encode()]
+    for form, n_bits in (("i", 32), ("q", 64)):
+        if -(1 << (n_bits - 1)) <= number < 1 << (n_bits - 1):
+            exact.append(struct.pack(f">{form}", number))
+    if row["key"] in exact:
+        return True
+    text = _text(row["value"])
     if text is not None:
-        return re.search(rf"(?<![0-9.]){re.escape(part)}(?![0-9.])", text) is not None
+        return re.search(rf"(?<![0-9.\-]){number}(?![0-9.])", text) is not None
     forms = [form for form in (_varint(number), _zigzag(number)) if len(form) >= _LEAST_VARINT]
-    if abs(number) >= _LEAST_FIXED:
-        forms += [struct.pack(order + "q", number) for order in "<>"]
-    return any(form in octets for form in forms)
+    if any(form in row["value"] for form in forms):
+        return True
+    return False if forms else None
 
 
 def _text(octets: bytes | None) -> str | None:

@@ -35,6 +35,7 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 Outside = Literal["error", "null"]
+JoinColumn = Literal["available_at", "written_at"]
 AnyLog = ViewLog | RebuiltLog
 Progress = Callable[[str, int, int], None]
 """Called with what is read (a view's id), the rows that were read, and the rows that may have to be read."""
@@ -93,6 +94,7 @@ def historical_features(
     full_feature_names: bool = False,
     with_status: bool = False,
     versions: Spans | None = None,
+    as_served: bool = False,
     progress: Progress = lambda _view, _done, _all: None,
 ) -> Historical:
     """Return the values of ``view:feature`` references at each label's instant, as they were served then.
@@ -112,6 +114,9 @@ def historical_features(
     ``after_log`` (outside of the log); ``warming`` (the window begins before the first event that the pipeline saw);
     ``expired`` (older than ``max_age``); ``default`` (the value of an entity without events); else ``present``.
 
+    ``as_served``: labels are compared with ``written_at``, the wall clock at which a row was written, and so with about
+    what a reader got; a row's age counts from there too. It needs a log that was written.
+
     ``versions``: by the name of a view, the versions that answer its bare name together, each label by the one that
     ``version_spans.answering`` says; a column ``{view}__version`` then says which one did.
 
@@ -120,7 +125,7 @@ def historical_features(
     """
     if outside not in {"error", "null"}:
         raise RequestError(f'outside is "error" or "null", not {outside!r}')
-    for name, flag in (("inclusive", inclusive), ("with_status", with_status)):
+    for name, flag in (("inclusive", inclusive), ("with_status", with_status), ("as_served", as_served)):
         if not isinstance(flag, bool):
             raise RequestError(f"{name} is True or False, not {flag!r}")
     check_spans(features, versions or {})
@@ -134,6 +139,7 @@ def historical_features(
         inclusive=inclusive,
         outside=outside,
         max_age_us=None if max_age is None else requested_us(max_age, "max_age"),
+        on="written_at" if as_served else "available_at",
     )
     columns: dict[str, pl.Series] = {}
     statuses: dict[str, Codes] = {}
@@ -187,6 +193,7 @@ class _Rule:
     inclusive: bool
     outside: Outside
     max_age_us: int | None
+    on: JoinColumn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +221,7 @@ def _answer(log: AnyLog, ones: Sequence[Asked], rule: _Rule, mine: Flags, progre
     status[without_key] = Statuses.no_key
     absent = status <= Statuses.after_log
     known_keys = keys.fill_null(0).fill_null("") if without_key.any() else keys
-    found = _join(log, known_keys, bounds, [one.feature for one in ones], progress)
+    found = _join(log, known_keys, bounds, [one.feature for one in ones], progress, rule.on)
     expired = np.zeros(len(bounds), np.bool_)
     if rule.max_age_us is not None:
         # This order of comparison does not overflow if no row was found.
@@ -264,11 +271,12 @@ def _join(
     bounds: Ints,
     features: Sequence[ViewFeature],
     progress: Progress = lambda _view, _done, _all: None,
+    on: JoinColumn = "available_at",
 ) -> _Found:
-    """Find the last row of every key with ``available_at`` <= bound, from all days that can hold one.
+    """Find the last row of every key with ``on`` <= bound, from all days that can hold one.
 
     The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
-    be read at all.
+    be read at all. No row is written before its values are available, nor before an earlier row of its shard.
     """
     names = [feature.name for feature in features]
     key_names = list(log.view.entity.keys)
@@ -282,8 +290,8 @@ def _join(
         seed = 0
         wanted = number_entities(_ids(keys, seed))
         n_all, n_read = log.n_rows(upto=upto), 0
-        for chunk in log.newest_first([*key_names, "available_at", *names], upto=upto):
-            logged, when = chunk.select(key_names), chunk["available_at"].to_physical().to_numpy()
+        for chunk in log.newest_first([*key_names, on, *names], upto=upto):
+            logged, when = chunk.select(key_names), chunk[on].to_physical().to_numpy()
             while True:
                 rows = last_rows(wanted, remaining, bounds, _ids(logged, seed), when)
                 hit = rows >= 0

@@ -14,6 +14,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.time import format_instant, moment_of
+from unskew.features.types import Type
 from unskew.features.view import View
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import (
@@ -30,8 +31,12 @@ from unskew.sinks.tables.reading import answer, gone, metadata_of, n_left_out
 
 _Answer = TypeVar("_Answer")
 
-# Compressed bytes that are read at once: a bound on memory that most logs of one view do not reach.
+# What is read at once: bytes as they are compressed, and about as many as the join needs for them in memory. Counts
+# that are mostly 0 take a hundredth of their memory on disk, and texts may take more memory than they are counted with.
 _CHUNK_BYTES = 256 << 20
+_MEMORY_BYTES = 512 << 20
+# The join numbers and groups rows beside their columns.
+_BYTES_PER_ROW = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,20 @@ class _Part:
     within: tuple[int, int] | None = None
 
 
+@dataclass
+class _Piece:
+    """Files that are read at once, or in ``n_parts``: each has the rows of other entities."""
+
+    files: list[TableFile]
+    n_parts: int = 1
+
+    def part(self, number: int, keys: Sequence[str]) -> pl.Expr:
+        """Return which rows are those of a part."""
+        if self.n_parts == 1:
+            return pl.lit(value=True)
+        return pl.struct(keys).hash(seed=0) % self.n_parts == number
+
+
 class ViewLog:
     """The rows of one view's log that were published when it was opened, wherever compaction moves them meanwhile.
 
@@ -153,12 +172,17 @@ class ViewLog:
 
         Within a piece each shard's rows are in the order of their instants; every row of an entity in a piece is
         later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
-        so a day of such a view is not split, whatever its size.
+        so a large day of such a view is divided by entity.
         """
-        for files in reversed(self._pieces(upto)):
-            piece = self._rows(files, lambda rows: rows.select(columns).collect())
-            self._refuse_other_numbers(files, piece.height)
-            yield piece
+        for piece in reversed(self._pieces(columns, upto)):
+            n_rows = 0
+            for part in range(piece.n_parts):
+                own = piece.part(part, self.view.entity.keys)
+                rows = self._rows(piece.files, lambda rows, own=own: rows.filter(own).select(columns).collect())  # type: ignore[misc]
+                n_rows += rows.height
+                if part == piece.n_parts - 1:
+                    self._refuse_other_numbers(piece.files, n_rows)
+                yield rows
 
     def rows_of(
         self, key: Mapping[str, Any], columns: Sequence[str], progress: Callable[[str, int, int], None]
@@ -169,28 +193,42 @@ class ViewLog:
         """
         found = [_none(self.view, columns)]
         n_seen, n_all = 0, self.n_rows()
-        for files in self._pieces(None):
-            found.append(self._rows(files, lambda rows: rows.filter(**key).select(*columns, "shard", "seq").collect()))
-            n_seen += sum(map(_n_named, files))
+        for piece in self._pieces(["shard", "seq"], None):
+            found.append(
+                self._rows(piece.files, lambda rows: rows.filter(**key).select(*columns, "shard", "seq").collect())
+            )
+            n_seen += sum(map(_n_named, piece.files))
             progress(self.view.id, n_seen, n_all)
         rows = pl.concat(found, how="diagonal")
         return rows.sort("available_at", "shard", "seq").select(columns) if len(rows) else rows.select(columns)
 
-    def _pieces(self, upto: dt.date | None) -> list[list[TableFile]]:
-        """Return the files of all days through ``upto``, in groups that are read at once, the oldest first."""
-        groups: list[list[TableFile]] = []
-        size = _CHUNK_BYTES
+    def _pieces(self, columns: Sequence[str], upto: dt.date | None) -> "list[_Piece]":
+        """Return what is read at once of all days through ``upto``, the oldest first.
+
+        A large file is divided by its sequence, so that each entity's rows stay in order. Days of a partitioned view
+        are divided by entity.
+        """
+        types = {feature.name: feature.dtype for feature in self.view.features}
+        bytes_per_row = _BYTES_PER_ROW + sum(_width(types.get(name)) for name in columns)
+        pieces: list[_Piece] = []
+        size = memory = 0
         last_day: dt.date | None = None
         for (day, file), n_bytes in zip(self._days, self._n_bytes, strict=True):
             if upto is not None and day > upto:
                 break
-            if size + n_bytes > _CHUNK_BYTES and not (self.view.partitioned and day == last_day):
-                groups.append([])
-                size = 0
-            groups[-1].append(file)
-            size += n_bytes
+            for one in [file] if self.view.partitioned else _divided(file, max(1, _MEMORY_BYTES // bytes_per_row)):
+                needed = _n_named(one) * bytes_per_row
+                share = n_bytes * _n_named(one) // max(1, _n_named(file))
+                is_full = not pieces or size + share > _CHUNK_BYTES or memory + needed > _MEMORY_BYTES
+                if is_full and not (self.view.partitioned and day == last_day):
+                    pieces.append(_Piece([]))
+                    size = memory = 0
+                pieces[-1].files.append(one)
+                size += share
+                memory += needed
+                pieces[-1].n_parts = max(1, -(-memory // _MEMORY_BYTES)) if self.view.partitioned else 1
             last_day = day
-        return groups
+        return pieces
 
     def head(self, n_rows: int) -> pl.DataFrame:
         """Return the first rows by ``available_at``; a frame without columns if nothing is published."""
@@ -325,6 +363,19 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
             within = pl.col("seq").is_between(ranges[0][0], ranges[-1][1])
             scans.append(pl.scan_parquet(holder, hive_partitioning=False, glob=False).filter(within))
     return scans[0] if len(scans) == 1 else pl.concat(scans)
+
+
+def _width(dtype: Type | None) -> int:
+    """Return about how many bytes of memory a value takes; ``dtype`` is None for one that is not of a feature."""
+    if dtype is not None and dtype.nesting:
+        return 64
+    return 16 if dtype is not None and dtype.scalar in {"string", "decimal"} else 8
+
+
+def _divided(file: TableFile, most_rows: int) -> list[TableFile]:
+    """Return the file as several, of at most so many rows, in the order of their rows."""
+    starts = range(file.first, file.last + 1, most_rows)
+    return [replace(file, first=first, last=min(file.last, first + most_rows - 1)) for first in starts]
 
 
 def _none(view: View, columns: Sequence[str]) -> pl.DataFrame:

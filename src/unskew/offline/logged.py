@@ -34,8 +34,8 @@ def with_logged(log_root: Path, named: Iterable[str], known: Versions[View] | No
     that the log does not hold, or holds in several versions; ``LayoutError`` if the log does not say how it is read.
     """
     wanted = [name for name in dict.fromkeys(named) if known is None or ("@" in name and name not in known)]
-    if not wanted:
-        return Versions(()) if known is None else known
+    if known is not None and not wanted:
+        return known
     held = Versions(LoggedVersion(*found) for found in view_roots(log_root))
     if known is None and not held:
         raise RequestError(f"{log_root} holds no log of any view; give the --log folder of unskew run")
@@ -45,7 +45,14 @@ def with_logged(log_root: Path, named: Iterable[str], known: Versions[View] | No
     found = {held.find(name).id: defined(held.find(name)) for name in wanted}
     if known is None:
         return Versions(found.values())
-    return Versions([*known.values(), *(msgspec.structs.replace(view, serving=False) for view in found.values())])
+    # What a bare name means stays as it is, also where the only known version becomes one of several.
+    beside = [msgspec.structs.replace(view, serving=known.serving(view.name) is view) for view in known.values()]
+    return Versions([*beside, *(msgspec.structs.replace(view, serving=False) for view in found.values())])
+
+
+def all_logged(log_root: Path) -> Versions[View]:
+    """Return all views of a log. Raises as ``with_logged`` does."""
+    return with_logged(log_root, [f"{name}@{version}" for name, version, _ in view_roots(log_root)])
 
 
 def defined(logged: LoggedVersion) -> View:

@@ -29,8 +29,8 @@ Source = Literal["log", "events", "both"]
 class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments that shaped a training set, besides its features; see ``FeatureStore.get_historical_features``.
 
-    ``on``: the column of the log with which the labels' instants are compared. ``max_age_us``: None without one.
-    ``versions``: by the name of a view, the versions that answered for it together.
+    ``on``: the column of the log with which the labels' instants are compared, ``written_at`` with ``as_served``.
+    ``max_age_us``: None without one. ``versions``: by the name of a view, the versions that answered for it together.
     """
 
     timestamp: str
@@ -39,7 +39,7 @@ class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
     max_age_us: int | None
     full_feature_names: bool
     with_status: bool
-    on: Literal["available_at"] = "available_at"
+    on: Literal["available_at", "written_at"] = "available_at"
     versions: dict[str, tuple[int, ...]] = {}
 
 

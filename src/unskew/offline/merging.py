@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from unskew.features.errors import LayoutError
 from unskew.sinks import durable
+from unskew.sinks.objects import at_hand
 from unskew.sinks.tables import checksum
 from unskew.sinks.tables.layout import LEFT_OUT, TableFile, origin_of
 
@@ -60,7 +61,7 @@ class Source:
 
 def source(file: TableFile, n_bytes: int) -> Source:
     """Verify a file's checksum and read its footer; raises ``Unmergeable`` if it is damaged."""
-    with _damage(file.path), pq.ParquetFile(whole(file.path)) as opened:
+    with _damage(file.path), _opened(whole(file.path)) as opened:
         return Source(
             file=file,
             n_bytes=n_bytes,
@@ -142,9 +143,15 @@ def rewrite(
         durable.flush(sink)
 
 
+def names_of(path: Path) -> list[str]:
+    """Return the names of a file's columns; raises ``Unmergeable`` if it is damaged."""
+    with _damage(path), _opened(whole(path)) as opened:
+        return list(opened.schema_arrow.names)
+
+
 def columns_of(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Yield some columns of a file, in bounded pieces; those that it lacks are left out."""
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         there = [name for name in columns if name in opened.schema_arrow.names]
         for batch in opened.iter_batches(batch_size=_batch_size(opened), columns=there, use_threads=False):
             yield pl.DataFrame(pl.from_arrow(batch))
@@ -190,9 +197,8 @@ def n_rows(path: Path) -> int:
 
     Raises ``Unmergeable`` if it cannot be read.
     """
-    with _damage(path):
-        footer = pq.read_metadata(path)
-        return int(footer.num_rows) + _n_left_out(footer)
+    with _damage(path), _opened(path) as opened:
+        return int(opened.metadata.num_rows) + _n_left_out(opened.metadata)
 
 
 def _n_left_out(footer: Any) -> int:
@@ -217,6 +223,12 @@ def _damage(path: Path) -> Iterator[None]:
         raise Unmergeable(f"{path} is damaged ({error}); left alone") from error
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with at_hand([path]) as there, pq.ParquetFile(there[path]) as opened:
+        yield opened
+
+
 def _schema(opened: Any) -> Any:
     """Return the columns, with the metadata of the file."""
     metadata: Mapping[bytes, bytes] = opened.metadata.metadata or {}
@@ -236,7 +248,7 @@ def _encodings(path: Path) -> Mapping[str, Any]:
     texts: list[str] = []
     others: list[str] = []
     numbers: dict[str, str] = {}
-    with pq.ParquetFile(path) as opened:
+    with _opened(path) as opened:
         for place in range(len(opened.schema)):
             column = opened.schema.column(place)
             (texts if column.physical_type == "BYTE_ARRAY" else others).append(column.path)
@@ -250,7 +262,7 @@ def _encodings(path: Path) -> Mapping[str, Any]:
 
 
 def _batches(path: Path) -> Iterator[Any]:
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         # Most sources are small files, for which threads would cost more than reading.
         yield from opened.iter_batches(batch_size=_batch_size(opened), use_threads=False)
 
@@ -299,7 +311,7 @@ def _identical(one: Any, other: Any) -> bool:
 def _numbers(path: Path, column: str) -> tuple[int, int] | None:
     """Return first and last value of a column that increases from row to row; None if it does not."""
     first = last = None
-    with _damage(path), pq.ParquetFile(path) as opened:
+    with _damage(path), _opened(path) as opened:
         if column not in opened.schema_arrow.names:
             return None
         for batch in opened.iter_batches(columns=[column]):

@@ -28,7 +28,8 @@ import polars as pl
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import ViewPlan
 from unskew.features.time import DAY_US, day_of, format_duration
-from unskew.offline.compaction import Table, delete_superseded, lock
+from unskew.offline import delta
+from unskew.offline.compaction import Held, Table, delete_superseded, lock
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
@@ -112,26 +113,26 @@ def retain_log(
     now_s: float,
     dry_run: bool = False,
     progress: Progress = lambda _: None,
-    publish: Callable[[], object] = lambda: None,
 ) -> Retained:
     """Replace the days of a log before ``cut`` by the last row of each entity.
 
-    ``keys``: the key columns. ``grace_s``, ``now_s``, ``publish``: as in compaction. Raises as
+    ``keys``: the key columns. ``grace_s``, ``now_s``: as in compaction. Raises as
     ``compaction.compact`` does; the call can then be repeated.
     """
     found = Retained(table=table, cut=cut)
-    with _held(table, dry_run=dry_run):
-        if not dry_run:
-            _record(table.root, cut)
+    with _held(table, dry_run=dry_run) as held:
+        if held is not None:
+            _record(table.root, cut, held)
         faults: list[str] = []
         for old in _before(table.root, cut):
             progress(f"{table.name}: {old[0].writer}")
             try:
-                found = _cut_shard(table, old, keys, found, dry_run=dry_run)
+                found = _cut_shard(table, old, keys, found, held)
             except LayoutError as error:
                 faults.append(str(error))
         if not dry_run:
-            publish()
+            # Other engines leave the replaced files before these are deleted.
+            delta.publish_again(table.root, table.name)
             n_deleted, n_waiting, damaged = delete_superseded(table, grace_s, now_s)
             faults += damaged
             found = replace(found, n_deleted=n_deleted, n_waiting=n_waiting)
@@ -141,39 +142,38 @@ def retain_log(
 def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
     """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
     found = Retained(table=table, cut=cut)
-    with _held(table, dry_run=dry_run):
-        if not dry_run:
-            _record(table.root, cut)
+    with _held(table, dry_run=dry_run) as held:
+        if held is not None:
+            _record(table.root, cut, held)
         for old in _before(table.root, cut, keep_newest=True):
             for file in old:
                 found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
-                if not dry_run:
+                if held is not None:
                     file.path.unlink()
                     found = replace(found, n_deleted=found.n_deleted + 1)
     return found
 
 
 @contextlib.contextmanager
-def _held(table: Table, *, dry_run: bool) -> Iterator[None]:
+def _held(table: Table, *, dry_run: bool) -> Iterator[Held | None]:
     """Hold the table's lock; a dry run needs none."""
     if dry_run:
-        yield
+        yield None
         return
-    with durable.disk(table.root), lock(table.root) as free:
-        if not free:
+    with durable.disk(table.root), lock(table.root) as held:
+        if held is None:
             raise StoreUnavailable(f"{table.root}: a compaction is at work on it; wait for its end and try again")
-        yield
+        yield held
         for folder in table.root.glob("day=*"):
             durable.remove_empty([folder])
 
 
-def _record(root: Path, cut: dt.date) -> None:
+def _record(root: Path, cut: dt.date, held: Held) -> None:
     kept_from_us = max(_midnight_us(cut), layout.read_kept_from(root) or -(2**63))
     path = layout.retained_file(root)
     durable.make_folder(path.parent)
-    durable.replace(path, sealed_json({"from": kept_from_us}))
-    durable.like(path, root)
-    path.chmod(path.stat().st_mode & 0o666)
+    durable.replace(path, sealed_json({"from": kept_from_us}), held.still_ours)
+    durable.like_file(path, root)
 
 
 def _before(root: Path, cut: dt.date, *, keep_newest: bool = False) -> Iterator[list[TableFile]]:
@@ -200,9 +200,9 @@ def _cut_shard(
     old: Sequence[TableFile],
     keys: Sequence[str],
     found: Retained,
-    *,
-    dry_run: bool,
+    held: Held | None,
 ) -> Retained:
+    """Replace a shard's old files by its base; without the lock, only say what would be done."""
     expected = 0
     for file in old:
         if file.first != expected:
@@ -221,9 +221,9 @@ def _cut_shard(
         rows_before=found.rows_before + n_rows,
         rows_after=found.rows_after + kept.height,
     )
-    if dry_run or (len(sources) == 1 and kept.height == n_rows):
+    if held is None or (len(sources) == 1 and kept.height == n_rows):
         return found
-    temporary = table.root / layout.COMPACTING / f"{old[0].path.name}.tmp"
+    temporary = held.folder / f"{old[0].path.name}.tmp"
     try:
         rewrite(
             sources, temporary, lambda rows: rows.join(kept, on="seq", how="semi", maintain_order="left"), counts=True
@@ -234,7 +234,7 @@ def _cut_shard(
         os.utime(temporary)
         durable.like(temporary, old[-1].path)
         name = layout.file_name(old[0].writer, old[0].first, old[-1].last)
-        durable.rename(temporary, old[-1].path.with_name(name))
+        durable.rename(temporary, old[-1].path.with_name(name), held.still_ours)
     finally:
         temporary.unlink(missing_ok=True)
     return found

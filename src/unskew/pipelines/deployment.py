@@ -13,25 +13,26 @@ from unskew.features.local import local_path
 from unskew.features.plan import Plan
 from unskew.features.time import HOUR_US
 from unskew.sinks.lease import Owner
+from unskew.sinks.objects import table_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """The configuration of a process: where it reads and writes, and how.
 
-    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables. ``state``: the state folder. ``n_hashes``:
-    number of hash shards per view (per partition, if the topic is partitioned by the view's entity); fixed for as long
-    as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``; ``ends`` is by topic. ``epoch_s``:
-    seconds between commits. ``schema_registry``: the URL at which writers' schemas are looked up; if None, each
-    stream's own schema is the writer's. ``partitions``: the partitions that this process reads, always the same for one
-    ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``, the same list for each
-    of them. ``process``: the place of this process in the list. ``metrics``: host and port that expose metrics and
-    health; None to expose nothing. ``take_over``: whether to take over at once the leases of processes on other
-    machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold the same records.
-    ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last window empties keys
-    of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is compared with the state
-    once; None for never. ``drop``: views (name, or name@version) that the state holds, that are no longer defined, and
-    whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
+    ``log``, ``archive``, ``dead_letters``: roots of the Parquet tables, see ``table_path``. ``state``: the state
+    folder. ``n_hashes``: number of hash shards per view (per partition, if the topic is partitioned by the view's
+    entity); fixed for as long as the state lives. ``idle``, ``ends``, ``start``: as in ``SourceOptions``; ``ends`` is
+    by topic. ``epoch_s``: seconds between commits. ``schema_registry``: the URL at which writers' schemas are looked
+    up; if None, each stream's own schema is the writer's. ``partitions``: the partitions that this process reads,
+    always the same for one ``state``; all if None. ``cluster``: host:port of every process that shares this ``state``,
+    the same list for each of them. ``process``: the place of this process in the list. ``metrics``: host and port that
+    expose metrics and health; None to expose nothing. ``take_over``: whether to take over at once the leases of
+    processes on other machines that may be dead. ``adopt_topic_ids``: whether topics with other ids than before hold
+    the same records. ``allow_eviction``: whether Redis may evict keys. ``expire_after_us``: how long after their last
+    window empties keys of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is
+    compared with the state once; None for never. ``drop``: views (name, or name@version) that the state holds, that are
+    no longer defined, and whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
     """
 
     bootstrap: str
@@ -96,7 +97,7 @@ class Deployment:
         A view that is not partitioned by its entity needs events of every partition, in one order.
         """
         for option, folder in self.folders().items():
-            local_path(folder, option)
+            (local_path if option == "--state" else table_path)(folder, option)
         if not plan.views:
             raise DefinitionError(
                 "there is no view over a stream to compute; define a FeatureView (views over tables are computed by unskew "

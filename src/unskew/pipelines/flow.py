@@ -10,8 +10,9 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -31,6 +32,7 @@ from unskew.pipelines.state.changelog import Changelog, Changelogs
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice
 from unskew.pipelines.state.saved import SHARDS, SINK_PARTITIONS, TABLES, input_of
 from unskew.pipelines.state.seeds import Seeds
+from unskew.sinks.objects import ObjectPath, together
 from unskew.sinks.patience import Patience
 from unskew.sinks.redis.scrub import Pace
 from unskew.sinks.redis.writer import RedisWriter
@@ -39,6 +41,8 @@ from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import record_shards, refuse_earlier
 
 ROWS_PER_REFILL = 20_000
+
+_Answer = TypeVar("_Answer")
 
 Table = LogTable | DeadLetterTable | ArchiveTable
 Steps = Updates | NothingToCome
@@ -236,6 +240,7 @@ class ParquetSink(_Sink):
         now_us: Callable[[], int],
         shards: Shards,
         disk: Patience,
+        objects: Patience,
         epochs: Epochs,
         still_ours: Callable[[], None],
         require_room: Callable[[], None],
@@ -243,6 +248,7 @@ class ParquetSink(_Sink):
     ) -> None:
         self.seeds = seeds
         self.disk = disk
+        self._objects = objects
         self.require_room = require_room
         self.epochs = epochs
         self.still_ours = still_ours
@@ -268,22 +274,50 @@ class ParquetSink(_Sink):
         self._parts.append(part)
         return part
 
-    def open(self, name: str, saved: Mapping[str, Any] | None) -> Table | None:
-        """Open a table by name; return None if its view is no longer defined.
+    def open(self, saved: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Table]:
+        """Open tables by name, with their saved state, except those whose view is no longer defined.
 
-        ``name``: ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
+        Names are ``log/{view}/{shard}``, ``archive/{topic}/{partition}`` or ``dead/{topic}/{partition}``.
         """
+        return self.at_once(
+            {
+                name: partial(self._opened, name, state)
+                for name, state in saved.items()
+                if not name.startswith("log/") or name.split("/")[1] in self.views
+            }
+        )
+
+    def _opened(self, name: str, saved: Mapping[str, Any] | None) -> Table:
         kind, place, part = name.split("/")
         if kind == "log":
-            view = self.views.get(place)
-            if view is None:
-                return None
+            view = self.views[place]
             if saved is None and (seed := self.seeds.read(view, part)) is not None:
                 saved = seed.log
             return LogTable(self._log, view, part, saved, now_us=self._now_us, still_ours=self.still_ours)
         if kind == "archive":
             return ArchiveTable(self._archive, place, int(part), saved, still_ours=self.still_ours)
         return DeadLetterTable(self._dead_letters, place, f"p{part}", saved, still_ours=self.still_ours)
+
+    def store_of(self, name: str) -> Patience:
+        """Return the store of a table, by its name."""
+        roots = {"log": self._log, "archive": self._archive, "dead": self._dead_letters}
+        return self._objects if isinstance(roots[name.partition("/")[0]], ObjectPath) else self.disk
+
+    def at_once(self, calls: Mapping[str, Callable[[], _Answer]]) -> dict[str, _Answer]:
+        """Return the answers to calls of tables, by name; calls that wait for an object store are made at once."""
+        done: dict[str, _Answer] = {}
+        far = [name for name in calls if self.store_of(name) is self._objects]
+
+        def call_the_rest() -> None:
+            # What succeeded must not be done again: the next snapshot of a table, for example, publishes this one.
+            together(lambda name: done.update({name: calls[name]()}), [name for name in far if name not in done])
+
+        if far:
+            self._objects.until_done(call_the_rest)
+        for name, call in calls.items():
+            if name not in done:
+                done[name] = self.disk.until_done(call)
+        return {name: done[name] for name in calls}
 
     def refuse_earlier(self, shards: Iterable[str], partitions: Iterable[str]) -> None:
         """Raise ``LayoutError`` if an earlier run published rows of these writers, none of which has a saved state.
@@ -307,7 +341,7 @@ class ParquetSink(_Sink):
                 root = view_root(self._log, view.name, view.version)
                 mine = self._shards.own
                 own = None if mine is None else {name.removeprefix(f"{view_id}/") for name in mine}
-                self.disk.until_done(
+                self.store_of("log").until_done(
                     lambda root=root, names=names, own=own, view=view: record_shards(  # type: ignore[misc]
                         root, names, own, view=view.published
                     )
@@ -317,21 +351,15 @@ class ParquetSink(_Sink):
     def settle(self) -> None:
         """Publish the last epoch: only after the flow has returned without an error."""
         for part in self._parts:
-            self.disk.until_done(part.settle)
+            part.settle()
 
 
 class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def __init__(self, sink: ParquetSink, saved: dict[str, Any]) -> None:
         self._sink = sink
+        self._tables = sink.open(saved)
         # Saved positions of tables whose views are no longer defined are kept.
-        self._retired: dict[str, Any] = {}
-        self._tables: dict[str, Table] = {}
-        for name, state in saved.items():
-            table = sink.open(name, state)
-            if table is None:
-                self._retired[name] = state
-            else:
-                self._tables[name] = table
+        self._retired = {name: state for name, state in saved.items() if name not in self._tables}
 
     def write_batch(self, values: list[Step | TableRows]) -> None:
         self._sink.begin()
@@ -352,23 +380,22 @@ class _ParquetPart(StatefulSinkPartition[Any, dict[str, Any]]):
     def _table(self, name: str) -> Table:
         table = self._tables.get(name)
         if table is None:
-            table = self._sink.open(name, None)
-            if table is None:
+            opened = self._sink.open({name: None})
+            if name not in opened:
                 raise RuntimeError(f"rows for {name}, which is not in the plan")
-            self._tables[name] = table
+            table = self._tables[name] = opened[name]
         return table
 
     def snapshot(self) -> dict[str, Any]:
         with self._sink.epochs.snapshot("sink"):
             self._sink.still_ours()
-            tables = {name: self._sink.disk.until_done(table.snapshot) for name, table in self._tables.items()}
+            tables = self._sink.at_once({name: table.snapshot for name, table in self._tables.items()})
             # Last of all that an epoch does before the recovery store is written, and tables may share its disk.
             self._sink.disk.until_done(self._sink.require_room)
         return {**self._retired, **tables}
 
     def settle(self) -> None:
-        for table in self._tables.values():
-            table.settle()
+        self._sink.at_once({name: table.settle for name, table in self._tables.items()})
 
 
 class RedisSink(_Sink):

@@ -31,7 +31,7 @@ from unskew.pipelines.state.folder import BATCH, CHANGELOG
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seed, Seeds
 from unskew.sinks import durable
-from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.patience import Flag
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.layout import view_root
@@ -118,9 +118,9 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
             durable.make_folder(folder)
         views = frozenset(view.id for view in job.views)
         streams = {view.stream.topic: view.stream for view in job.views}
-        leases.add(Lease(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams)))
-        leases.add(Lease(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams)))
-        leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views)))
+        leases.take(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams))
+        leases.take(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams))
+        leases.take(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views))
         if job.again:
             _forget(job, seeds, leases.check)
 
@@ -252,6 +252,7 @@ def _to_redis(
         still_ours=still_ours,
         allow_eviction=job.allow_eviction,
         expire_after_us=job.expire_after_us,
+        log_refills=False,
     )
     try:
         writer.look()

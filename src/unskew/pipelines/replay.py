@@ -31,6 +31,7 @@ from unskew.pipelines.kafka.poll import FRAME_BYTES, Poll
 from unskew.pipelines.state.folder import schema_ids_of
 from unskew.pipelines.state.journal import place_of
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, Superseded, Version
 from unskew.sinks.wall import wall_us
 
 REPLAYED = "_replayed.jsonl"
@@ -206,7 +207,8 @@ def avro_names(stream: StreamPlan) -> Iterable[str]:
 class Memory:
     """The record of replayed letters: a file beside the letters, with one writer at a time.
 
-    A line is written before a letter is sent, and another after it was acknowledged.
+    A line is written before a letter is sent, and another after it was acknowledged. In an object store the record is
+    replaced each time, if it is the one before; so of two replays at once one stops.
     """
 
     def __init__(self, root: Path) -> None:
@@ -216,6 +218,11 @@ class Memory:
     @contextlib.contextmanager
     def open(self) -> Iterator["Memory"]:
         """Read the file and lock it against other replays. Raises ``RequestError`` if another replay holds the lock."""
+        if isinstance(self.path, ObjectPath):
+            self._object = _Record(self.path)
+            self._fates = _fates(self._object.content)
+            yield self
+            return
         try:
             file = self.path.open("a+b")
         except OSError as error:
@@ -243,6 +250,7 @@ class Memory:
     def write(self, records: Sequence[Resend], fate: str) -> None:
         """Record durably what happened to letters."""
         at = int(time.time())
+        lines = []
         for record in records:
             line = {
                 "topic": record.topic,
@@ -251,17 +259,44 @@ class Memory:
                 "fate": fate,
                 "at": at,
             }
-            self._file.write(json.dumps(line).encode() + b"\n")
+            lines.append(json.dumps(line).encode() + b"\n")
             self._fates[record.place] = fate
+        if isinstance(self.path, ObjectPath):
+            self._object.append(b"".join(lines))
+            return
+        self._file.write(b"".join(lines))
         durable.flush(self._file)
+
+
+class _Record:
+    """An object to which only one process at a time can append."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        self._path = path
+        self._version: Version | None = None
+        self.content = b""
+        with contextlib.suppress(FileNotFoundError):
+            self.content, self._version = path.versioned()
+
+    def append(self, data: bytes) -> None:
+        try:
+            self._version = self._path.replace_if(self.content + data, self._version)
+        except Superseded as error:
+            raise RequestError(f"{self._path}: another replay is running; wait for it") from error
+        self.content += data
 
 
 def fates(path: Path) -> dict[str, str]:
     """Return the known fate of letters by place, ``sending`` or ``sent``; a line that a crash cut off is ignored."""
+    try:
+        return _fates(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _fates(content: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
-    if not path.exists():
-        return found
-    for text in path.read_bytes().splitlines():
+    for text in content.splitlines():
         try:
             line = json.loads(text)
             found[f"{line['topic']}/{line['partition']}/{line['offset']}"] = str(line["fate"])

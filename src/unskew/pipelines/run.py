@@ -42,6 +42,7 @@ from unskew.pipelines.watch.endpoint import answering
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases, Members
+from unskew.sinks.objects import ObjectPath, concerns, probe
 from unskew.sinks.patience import Flag, Patience
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
@@ -158,10 +159,10 @@ def _run_once(
                 opened.server.until_done(lambda: opened.writer.refuse_owned(topics.own))
             if not opened.state.ran:
                 # Before the values of another state are removed, because the first rows would be refused.
-                opened.disk.until_done(lambda: pipeline.refuse_earlier(topics.own, topics.tables))
+                opened.tables.until_done(lambda: pipeline.refuse_earlier(topics.own, topics.tables))
             _compile(pipeline.running.progress, deployment.state / COMPILED, stop.asked)
             going_on()
-            opened.disk.until_done(lambda: _bring_history(plan, deployment, opened, topics, pipeline, going_on))
+            opened.tables.until_done(lambda: _bring_history(plan, deployment, opened, topics, pipeline, going_on))
             recovery = opened.disk.until_done(lambda: opened.state.open(topics.known))
             # Only now is the state's id durable. The owners are read again, because compiling takes minutes and another
             # state may have claimed the shards meanwhile.
@@ -251,6 +252,7 @@ def _bring_history(
 class _Opened:
     """The state and the stores of a run, held by this process.
 
+    ``tables``: the store of log, archive and dead letters: ``objects`` if any of them is in an object store.
     ``lease``: takes the lease of a folder for some writers; its option names the folder in errors. ``members``: the
     other processes of a cluster.
     """
@@ -260,6 +262,8 @@ class _Opened:
     lease: Callable[[Path, str, Iterable[str]], Lease]
     server: Patience
     disk: Patience
+    objects: Patience
+    tables: Patience
     state: StateFolder
     journal: Journal
     changelogs: Changelogs
@@ -305,6 +309,7 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
     leases = Leases()
     server = Patience("Redis", stop, still_ours=leases.check)
     disk = Patience("the disk", stop, still_ours=leases.check)
+    objects = Patience("the object store", stop, still_ours=leases.check)
     for folder in deployment.folders().values():
         # Last of all, after the leases are given back: a run that is refused leaves no folder behind.
         closing.callback(durable.remove_empty, durable.missing(folder))
@@ -358,6 +363,8 @@ def _open(plan: Plan, deployment: Deployment, stop: Flag, closing: ExitStack) ->
         lease=lease,
         server=server,
         disk=disk,
+        objects=objects,
+        tables=objects if concerns(*deployment.folders().values()) else disk,
         state=state,
         journal=journal,
         changelogs=changelogs,
@@ -419,9 +426,13 @@ def _open_topics(
         for view in views:
             names[view.id] = shard_names(view, range(n_partitions), deployment.n_hashes)
             own.update(f"{view.id}/{shard}" for shard in shard_names(view, mine, deployment.n_hashes))
-    opened.lease(deployment.log, "--log", own)
-    opened.lease(deployment.archive, "--archive", tables)
-    opened.lease(deployment.dead_letters, "--dead-letters", tables)
+    roots = {"--log": deployment.log, "--archive": deployment.archive, "--dead-letters": deployment.dead_letters}
+    for option, root in roots.items():
+        if isinstance(root, ObjectPath):
+            # There are no locks; the coverage of each writer excludes others.
+            probe(root, option)
+        else:
+            opened.lease(root, option, own if option == "--log" else tables)
     if deployment.partitions is not None:
         shards = Shards(names, frozenset(own), opened.state.retired)
     else:
@@ -449,6 +460,7 @@ def _wire(
         wall_us,
         topics.shards,
         opened.disk,
+        opened.objects,
         progress.epochs,
         opened.leases.check,
         opened.state.require_room,
@@ -488,7 +500,11 @@ def _wire(
         sources=topics.sources,
         routers=topics.routers,
         writer=opened.writer,
-        stores={"redis": opened.server, "disk": opened.disk},
+        stores={
+            "redis": opened.server,
+            "disk": opened.disk,
+            **({"objects": opened.objects} if opened.tables is opened.objects else {}),
+        },
         changelogs=opened.changelogs,
         journal=opened.journal,
         clock=clock,

@@ -19,6 +19,7 @@ from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View
 from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
+from unskew.serving.sample import Sampler
 from unskew.sinks.redis.keyspace import clock_key, registry_key, sent_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server, checked
 from unskew.sinks.redis.texts import read_column
@@ -61,7 +62,7 @@ class OnlineReader:
     ``client``: a client of redis-py or a URL, for one server, sentinels or a cluster. ``pipeline``: the pipeline or
     pipelines that maintain the views. ``views``: the view versions to read; by default those of the published registry,
     which the reader follows as it changes. ``max_lag_us``: how far a clock may be behind the present before the status
-    is ``lagging``; with None it never is.
+    is ``lagging``; with None it never is. ``sampler``: keeps a small sample of what is returned; None keeps nothing.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class OnlineReader:
         views: Mapping[str, View] | None = None,
         max_lag_us: int | None = None,
         now_us: Callable[[], int] = wall_us,
+        sampler: Sampler | None = None,
     ) -> None:
+        self._sampler = sampler
         self._server = Server(client)
         self._prefix = prefix
         self._pipelines = [pipeline] if isinstance(pipeline, str) else list(pipeline)
@@ -142,6 +145,8 @@ class OnlineReader:
             placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name].fill_null(""), at)
             metadata[name] = self._judge(ones, placed, is_default, now_us, without_key.to_numpy())
             compared_at[name] = _instants("compared_at", placed.compared)
+        if self._sampler is not None:
+            self._sampler.offer(of_views, keys, columns, metadata)
         return OnlineFeatures(rows, pl.DataFrame([columns[one.column] for one in asked]), metadata, compared_at)
 
     def keys(self, view: str) -> pl.Series:

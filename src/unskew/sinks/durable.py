@@ -11,22 +11,30 @@ A stop between any two steps leaves either the old file or the new one, complete
 step 4 can be deferred: the folders are added to the set ``unsynced``, and ``sync_folders`` fsyncs them all. A folder
 leaves the set once it is fsynced, so a call that failed can be repeated.
 
+An object store (``objects.py``) does all of this in one request, and has no folders.
+
 Every function raises ``OSError`` if the disk fails; ``disk`` turns it into a ``StoreUnavailable``.
 """
 
 import contextlib
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from unskew.features.errors import StoreUnavailable
+from unskew.sinks.objects import ObjectPath
 
 
 def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None) -> None:
     """Replace the file at ``path``, if any, with one that holds these bytes; the temporary name ends in ``.tmp``."""
+    if isinstance(path, ObjectPath):
+        still_ours()
+        path.write_bytes(data)
+        return
     temporary = path.with_suffix(".tmp")
     write(temporary, data)
     rename(temporary, path, still_ours)
@@ -71,8 +79,15 @@ def flush(file: IO[bytes]) -> None:
 def rename(
     source: Path, target: Path, still_ours: Callable[[], None] = lambda: None, unsynced: set[Path] | None = None
 ) -> None:
-    """Rename a file or folder whose content is durable; ``unsynced`` as in the module, None to fsync the folder now."""
+    """Rename a file or folder whose content is durable; ``unsynced`` as in the module, None to fsync the folder now.
+
+    ``target`` may be an object, which is then written with the content of the file.
+    """
     still_ours()
+    if isinstance(target, ObjectPath):
+        target.upload(source)
+        source.unlink()
+        return
     if unsynced is not None:
         unsynced.add(target.parent)
     source.rename(target)
@@ -82,7 +97,7 @@ def rename(
 
 def make_folder(folder: Path, unsynced: set[Path] | None = None) -> None:
     """Make a folder and its parents; ``unsynced`` as in the module, None to fsync each parent now."""
-    if folder.is_dir():
+    if isinstance(folder, ObjectPath) or folder.is_dir():
         return
     make_folder(folder.parent, unsynced)
     folder.mkdir(exist_ok=True)
@@ -100,6 +115,8 @@ def make_folder(folder: Path, unsynced: set[Path] | None = None) -> None:
 
 def missing(folder: Path) -> list[Path]:
     """Return the folders that ``make_folder`` would make, the innermost first."""
+    if isinstance(folder, ObjectPath):
+        return []
     return list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
 
 
@@ -110,12 +127,29 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that it holds, if it is there."""
+    if isinstance(folder, ObjectPath):
+        folder.remove_all()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def like(path: Path, other: Path) -> None:
     """Let those read a file or folder who read the other one, as far as this process may say so."""
+    if isinstance(path, ObjectPath) or isinstance(other, ObjectPath):
+        return
     found = other.stat()
     with contextlib.suppress(PermissionError):
         os.chown(path, found.st_uid, found.st_gid)
     path.chmod(stat.S_IMODE(found.st_mode))
+
+
+def like_file(path: Path, folder: Path) -> None:
+    """Let those read a file who read a folder, see ``like``."""
+    like(path, folder)
+    if not isinstance(path, ObjectPath):
+        path.chmod(path.stat().st_mode & 0o666)
 
 
 def sync_folders(unsynced: set[Path]) -> None:

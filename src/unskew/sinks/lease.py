@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath, Superseded, Version, probe
 
 LEASES = "_leases"
 RENEW_S = 5.0
@@ -321,11 +322,37 @@ class Leases:
     """The leases of one process, renewed by a thread of their own until they are released."""
 
     def __init__(self) -> None:
-        self._held: list[Lease] = []
+        self._held: list[Lease | _LockObject] = []
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, lease: Lease) -> None:
+    def take(self, root: Path, option: str, owner: Owner, writers: frozenset[str]) -> None:
+        """Take and add a lease, as ``Lease`` does; in an object store, locks that only callers of this take.
+
+        There, pipelines take none, see ``publication.py``: a lock keeps commands of upkeep apart, one for each view
+        version or topic, and that of ``EVERYTHING`` from all others.
+        """
+        if not isinstance(root, ObjectPath):
+            self.add(Lease(root, option, owner, writers))
+            return
+        probe(root, option)
+        folder = root / LEASES
+        own = [folder / f"{name}.lock" for name in sorted({one.partition("/")[0] for one in writers})]
+        for path in own:
+            lock = _LockObject(path)
+            if not lock.take(STALE_S):
+                raise _busy(root, option, path)
+            self.add(lock)
+        # Only now, so that of two processes at least one sees the other.
+        everything = folder / f"{EVERYTHING}.lock"
+        for path in folder.glob("*.lock") if everything in own else [everything]:
+            if path not in own and path.is_file():
+                other = _LockObject(path)
+                if not other.take(STALE_S):
+                    raise _busy(root, option, path)
+                other.release()
+
+    def add(self, lease: "Lease | _LockObject") -> None:
         self._held.append(lease)
         if self._thread is None:
             self._thread = threading.Thread(target=self._renew, name="unskew-leases", daemon=True)
@@ -347,8 +374,89 @@ class Leases:
         while not self._released.wait(RENEW_S):
             for lease in list(self._held):
                 # If the disk is away for long, the lease may be lost; the next publication notices that.
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, StoreUnavailable):
                     lease.renew()
+
+
+@contextlib.contextmanager
+def locked(path: ObjectPath, *, stale_s: float = STALE_S) -> Iterator[Callable[[], None] | None]:
+    """Lock the object at ``path`` for the body; yield what raises if the lock was lost, None if another process has it.
+
+    Object stores have no locks: whoever holds this one replaces the object every ``RENEW_S``, and is taken for dead if
+    it has not done so for ``stale_s``. Raises ``StoreUnavailable``, also if the lock was lost.
+    """
+    lock = _LockObject(path)
+    if not lock.take(stale_s):
+        yield None
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=lock.renew_until, args=(ended,), name="unskew-lock", daemon=True)
+    thread.start()
+    try:
+        yield lock.check
+    finally:
+        ended.set()
+        thread.join()
+        lock.release()
+
+
+class _LockObject:
+    def __init__(self, path: ObjectPath) -> None:
+        self._path = path
+        self._version: Version | None = None
+        self._writing = threading.Lock()
+
+    def take(self, stale_s: float) -> bool:
+        try:
+            _, self._version = self._path.versioned()
+            _log.warning("%s is there; it is taken over unless renewed within %.0f s", self._path, stale_s)
+            until_s = time.monotonic() + stale_s
+            while time.monotonic() < until_s:
+                time.sleep(min(_LOOK_S, stale_s / 10))
+                if self._path.versioned()[1] != self._version:
+                    return False
+        except FileNotFoundError:
+            # There was none, or it was given back meanwhile.
+            self._version = None
+        try:
+            self._write()
+        except (Superseded, FileNotFoundError):
+            return False
+        return True
+
+    def check(self) -> None:
+        """Replace the object; raises ``StoreUnavailable`` if another process has it."""
+        try:
+            self._write()
+        except Superseded as error:
+            raise StoreUnavailable(
+                f"{self._path}: another process has taken this lock over, because this one stood still; try again"
+            ) from error
+
+    def renew(self) -> None:
+        self.check()
+
+    def renew_until(self, ended: threading.Event) -> None:
+        while not ended.wait(RENEW_S):
+            # What is written next finds out that the lock is lost.
+            with contextlib.suppress(StoreUnavailable):
+                self.check()
+
+    def release(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            self.check()
+            self._path.unlink()
+
+    def _write(self) -> None:
+        with self._writing:
+            self._version = self._path.replace_if(uuid.uuid4().hex.encode(), self._version)
+
+
+def _busy(root: ObjectPath, option: str, path: ObjectPath) -> LayoutError:
+    return LayoutError(
+        f"{option} {root}: another command is at work on {path.name.removesuffix('.lock')} there, because {path} is being renewed; wait "
+        "for its end and try again"
+    )
 
 
 @contextlib.contextmanager

@@ -174,6 +174,7 @@ TABLE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a bad delay": ({"delay": "soon"}, "'soon' is not a duration"),
     "no path": ({"path": []}, "path=.* is not a path; give one, a list of them, or a Polars LazyFrame"),
     "an empty path": ({"path": ""}, "path='' is not a path"),
+    "an address": ({"path": ["a", "s3://bucket/table"]}, "path s3://bucket/table: it is an address.*Polars LazyFrame"),
     "a name": ({"name": "a/b"}, "archived under its name, 'a/b'"),
     "a zone": ({"zone": "Mars"}, "zone: .*Mars"),
     "a column": ({"columns": {"usr": "uid"}}, "columns: .*usr"),

@@ -391,6 +391,10 @@ def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, 
     assert {one.id for one in views.values()} == {"purchases@1", "purchases@2", "visits@1"}
     assert views["purchases"].version == 2
 
+    # A version that does not serve takes nothing from one that another pipeline published.
+    other.publish_registry(published(republished(PURCHASES, version=3, serving=False)))
+    assert parse(redis_client.get("unskew:registry"))["purchases"].version == 2
+
     # Side by side, of which the older one serves: earlier versions of unskew take the last one of a name.
     writer.publish_registry(published(PURCHASES, republished(PURCHASES, version=2, serving=False)))
     stored = redis_client.get("unskew:registry")
@@ -399,6 +403,7 @@ def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, 
         (one["version"], one.get("serving")) for one in json.loads(stored)["views"] if one["name"] == "purchases"
     ] == [
         (2, False),
+        (3, False),
         (1, None),
     ]
 

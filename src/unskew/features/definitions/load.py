@@ -22,7 +22,8 @@ from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.streams import is_known_format
 from unskew.features.definitions.vocabulary import Definition, Entity, FeatureView, Sessions, Stream, Table
 from unskew.features.definitions.yaml_text import MAX_CHARACTERS, read_documents
-from unskew.features.errors import DefinitionError
+from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.local import local_path
 from unskew.features.plan import Plan
 
 SUFFIXES = (".py", ".yaml", ".yml")
@@ -144,7 +145,11 @@ def _beside(path: object, folder: Path) -> object:
     """Return a path, or each of several, as seen from a folder; what is not a path stays what it is."""
     if isinstance(path, (list, tuple)):
         return [_beside(one, folder) for one in path]
-    return str(folder / path) if isinstance(path, (str, os.PathLike)) and path != "" else path
+    if isinstance(path, (str, os.PathLike)) and path != "":
+        # An address stays what it is too, and is refused with the definition.
+        with contextlib.suppress(RequestError):
+            return str(folder / local_path(path, "path"))
+    return path
 
 
 def _from_python(path: Path, root: Path) -> list[Definition]:

@@ -14,7 +14,8 @@ from unskew.features.definitions.inputs import Path, flat_avro, forms_of, paths_
 from unskew.features.definitions.json_schema import json_columns, json_fields
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.vocabulary import Stream, Table
-from unskew.features.errors import DefinitionError, shown
+from unskew.features.errors import DefinitionError, RequestError, shown
+from unskew.features.local import local_path
 from unskew.features.plan import (
     DEFAULT_MAX_AHEAD_US,
     Envelope,
@@ -129,6 +130,12 @@ def plan_table(table: Table) -> StreamPlan:
     paths = table.path if isinstance(table.path, (list, tuple)) else [table.path]
     if not paths or not all(isinstance(one, (str, os.PathLike, pl.LazyFrame)) and one != "" for one in paths):
         faults.append(f"path={shown(table.path)} is not a path; give one, a list of them, or a Polars LazyFrame")
+    for one in paths:
+        if isinstance(one, (str, os.PathLike)) and one != "":
+            try:
+                local_path(one, "path")
+            except RequestError as error:
+                faults.append(f"{error}; or give a Polars LazyFrame that reads it, such as pl.scan_parquet(...)")
     if (table.delay is None) == (table.arrival is None):
         faults.append(
             "give either delay (how long after its event time a row became available) or arrival (the column that says when)"

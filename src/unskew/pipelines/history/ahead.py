@@ -24,7 +24,7 @@ from unskew.pipelines.state.folder import CHANGELOG, held_by
 from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks import durable
-from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import recorded_shards
 
@@ -73,7 +73,7 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
     with ExitStack() as closing:
         leases = Leases()
         closing.callback(leases.release)
-        leases.add(Lease(job.state, "--state", job.owner, frozenset(f"the backfill of {one.id}" for one in job.views)))
+        leases.take(job.state, "--state", job.owner, frozenset(f"the backfill of {one.id}" for one in job.views))
         seams = []
         for view in job.views:
             topic = view.stream.topic
@@ -89,7 +89,7 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
                     "that reads some of them (--partitions)"
                 )
             names = shard_names(view, held.partitions or range(n_partitions), held.n_hashes)
-            leases.add(Lease(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names)))
+            leases.take(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names))
             seams.append(_one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report))
         return seams
 
@@ -173,8 +173,8 @@ def remove_backfill(view_id: str, state: Path, log: Path, owner: Owner) -> int:
     with ExitStack() as closing:
         leases = Leases()
         closing.callback(leases.release)
-        leases.add(Lease(state, "--state", owner, frozenset([f"the backfill of {view_id}"])))
-        leases.add(Lease(log, "--log", owner, frozenset(f"{view_id}/{name}" for name in names)))
+        leases.take(state, "--state", owner, frozenset([f"the backfill of {view_id}"]))
+        leases.take(log, "--log", owner, frozenset(f"{view_id}/{name}" for name in names))
         name, _, version = view_id.partition("@")
         seeds.forget(view_id, view_root(log, name, int(version)), state / CHANGELOG / view_id)
         durable.remove_empty([log / name])

@@ -15,6 +15,7 @@ import polars as pl
 from unskew.features.errors import LayoutError
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.time import DAY_US, day_of
+from unskew.sinks.objects import at_hand
 from unskew.sinks.tables.imported import HandOver, read_imported
 from unskew.sinks.tables.layout import (
     IMPORTED,
@@ -159,9 +160,17 @@ class Archive:
         files = self.files.get(partition)
         return files[0].first if files else 0
 
-    def most(self, end: Cut) -> int:
-        """Return how many events there can be up to a place."""
-        return sum(reached.offset - min(0, self.begins(partition)) for partition, reached in end.items())
+    def most(self, end: Cut, begin: Mapping[int, int] | None = None) -> int:
+        """Return how many events there can be between two places; by default from the beginning on."""
+        total = 0
+        for partition, reached in end.items():
+            first = max((begin or {}).get(partition, BEGINNING), self.begins(partition))
+            hand_over = self.hand_overs.get(partition)
+            if hand_over is not None and first < hand_over.offset:
+                total += max(0, min(reached.offset, IMPORTED + hand_over.rows) - first)
+                first = hand_over.offset
+            total += max(0, reached.offset - first)
+        return total
 
     def is_cut(self, partition: int) -> bool:
         """Return whether the first events of a partition were removed."""
@@ -305,9 +314,10 @@ class Archive:
             return
         # A large file is verified once, and then read a row group at a time.
         path = files[0].path
-        n_rows = answer(files, lambda file: file.path, lambda _: _n_rows(path))
+        n_rows = answer(files, lambda file: file.path, lambda ones: _n_rows(ones[0].path))
         for start in range(0, n_rows, BATCH_ROWS):
-            rows = _scan([path], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
+            with at_hand([path]) as there:
+                rows = _scan([there[path]], self._types(columns)).slice(start, BATCH_ROWS).filter(within).collect()
             if rows.height:
                 yield rows
 

@@ -162,7 +162,7 @@ class Compared:
         self.features = [FeatureDiff(name=new.name, old_type=old.type, new_type=new.type) for old, new in self._common]
         self.counts = Counts()
         n = range(len(self._common))
-        self._o, self._n, self._d = ([f"_{letter}{i}" for i in n] for letter in "ond")
+        self._o, self._n, self._d = ([f"_{letter}{i}" for i in n] for letter in ("o", "n", "d"))
         self._present = pl.DataFrame(schema=self._schema(new))
         self._begun = False
 

@@ -24,7 +24,7 @@ from unskew.features.text_buffers import Keys
 from unskew.features.time import format_instant
 from unskew.features.updates import Updates
 from unskew.pipelines.history.ahead import LOOK_S
-from unskew.pipelines.history.archive import Archive, Cut, Piece, columns_of
+from unskew.pipelines.history.archive import BEGINNING, Archive, Cut, Piece, columns_of
 from unskew.pipelines.history.compared import Compared, Counts, FeatureDiff, is_comparable, merged
 from unskew.pipelines.history.rebuild import Feed, closed_through, pieces
 from unskew.pipelines.kafka.consumer import Flag
@@ -109,11 +109,12 @@ class _Job:
 
     @property
     def n_events(self) -> int:
-        sides = (0,) if self.is_read_once else (0, 1)
+        """How many events are read, at most."""
         return sum(
-            max(0, reached.offset - max(self.begins[side].get(partition, 0), self.archives[side].begins(partition)))
-            for side in sides
+            max(0, min(file.last + 1, reached.offset) - max(file.first, self.begins[side].get(partition, BEGINNING)))
+            for side in ((0,) if self.is_read_once else (0, 1))
             for partition, reached in self.ends[side].items()
+            for file in self.archives[side].files.get(partition, ())
         )
 
 
@@ -209,6 +210,8 @@ def _without_events(old: ViewPlan | None, new: ViewPlan | None) -> ViewDiff | No
             for one in (old, new)
         )
         return replace(pair, why=f"the entity was ({next(keys)}) and is ({next(keys)})")
+    if len(new.outputs) == len(pair.added) + len(pair.retyped):
+        return replace(pair, why="no feature is on both sides with a type that can be compared")
     if not (set(pair.removed) | set(pair.added) | set(pair.retyped)) and _read_alike(old, new):
         return replace(pair, unchanged=True)
     return None
@@ -236,7 +239,7 @@ def _job(pairs: Sequence[_Pair], archive_root: Path, from_us: int | None, until_
     archives = [_opened(archive_root, ones[0].stream, ones) for ones in views]
     if archives[0].root == archives[1].root:
         # What is published meanwhile must not be on one side alone.
-        archives[1] = replace(archives[1], files=archives[0].files, cut=archives[0].cut, covered=archives[0].covered)
+        archives[1] = replace(archives[0], stream=archives[1].stream)
     clocks = [
         reached.clock_us for archive in archives for reached in archive.cut.values() if reached.clock_us is not None
     ]
@@ -284,7 +287,7 @@ def _begin(archive: Archive, views: Sequence[ViewPlan], from_us: int | None) -> 
     edges = [_edge_us(view, from_us) for view in views]
     known = [edge for edge in edges if edge is not None]
     if len(known) < len(edges):
-        return dict.fromkeys(archive.partitions, 0)
+        return dict.fromkeys(archive.partitions, BEGINNING)
     return {partition: archive.offset_at(partition, min(known)) for partition in archive.partitions}
 
 
@@ -331,7 +334,7 @@ def _below(pairs: Sequence[_Pair], archive: Archive, end: Cut, sample: Sample) -
         if entity.keys not in by_keys:
             least = np.empty(0, np.uint64)
             for partition, reached in end.items():
-                for events in archive.read(partition, 0, reached.offset, entity.keys):
+                for events in archive.read(partition, BEGINNING, reached.offset, entity.keys):
                     keys = encode_keys(events, entity).drop_nulls().unique()
                     least = np.unique(np.concatenate((least, Keys.of(keys).hashes())))[: sample.entities + 1]
             # Those below the next one.

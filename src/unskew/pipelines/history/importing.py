@@ -29,7 +29,7 @@ from unskew.pipelines.history.placing import PARTITION, Placing, placing_of
 from unskew.pipelines.history.sorting import KEY, Sorted
 from unskew.pipelines.kafka.consumer import Flag
 from unskew.pipelines.state.folder import IMPORTING, held_by
-from unskew.sinks.lease import Lease, Leases, Owner
+from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.tables.imported import (
     HandOver,
     Import,
@@ -163,7 +163,7 @@ def import_history(job: ImportJob, stop: Flag, report: Report = lambda *_: None)
             )
         inputs = inputs_of(job.paths)
         writers = frozenset(f"{job.stream.topic}/i{partition}" for partition in range(n_partitions))
-        leases.add(Lease(job.archive, "--archive", job.owner, writers))
+        leases.take(job.archive, "--archive", job.owner, writers)
         return _Importing(job, inputs, n_partitions, leases.check, stop, report).run()
 
 

@@ -18,7 +18,7 @@ import polars as pl
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import StreamPlan
 from unskew.features.rejection import Rejection
-from unskew.features.time import DAY_US, format_instant
+from unskew.features.time import DAY_US, format_duration, format_instant
 from unskew.pipelines.history.archive import BEGINNING, Archive
 from unskew.pipelines.history.fitting import ARRIVAL, ROW, Arrivals, Fitting, Refused
 from unskew.pipelines.history.inputs import inputs_of
@@ -37,10 +37,14 @@ _PARTS = 64
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a table was taken: rows that arrived before ``until_us`` are there. ``saved``: of ``ArchiveTable``."""
+    """How far a table was taken: rows that arrived before ``until_us`` are there.
+
+    ``saved``: of ``ArchiveTable``. ``how``: what the definition says of arrivals.
+    """
 
     until_us: int
     saved: Mapping[str, Any]
+    how: Mapping[str, str]
     layout: int = 1
 
 
@@ -98,6 +102,14 @@ def take_table(job: TableJob) -> Taken:
     the table's past is not what it was.
     """
     place = place_of(job.folder, job.stream)
+    if place is not None and place.how != _how(job.stream):
+        before, now = (
+            ", ".join(f"{word} {value}" for word, value in one.items()) for one in (place.how, _how(job.stream))
+        )
+        raise LayoutError(
+            f"table {job.stream.name} was taken with {before}, and now has {now}, so its rows have other arrivals: give the table "
+            "another name and its views a new version, or compute everything anew with --again"
+        )
     table = ArchiveTable(
         job.archive, job.stream.topic, 0, None if place is None else place.saved, still_ours=job.still_ours
     )
@@ -188,7 +200,7 @@ def _between_arrivals(rows: Sorted) -> Iterator[pl.DataFrame]:
 
 def _save(job: TableJob, table: ArchiveTable, until_us: int) -> None:
     path = _path(job.folder, job.stream)
-    place = Place(until_us=until_us, saved=table.snapshot())
+    place = Place(until_us=until_us, saved=table.snapshot(), how=_how(job.stream))
     with durable.disk(job.folder):
         durable.make_folder(path.parent)
         durable.replace(path, checksum.sealed_json(msgspec.to_builtins(place)), job.still_ours)
@@ -196,6 +208,13 @@ def _save(job: TableJob, table: ArchiveTable, until_us: int) -> None:
 
 def _path(folder: Path, stream: StreamPlan) -> Path:
     return folder / f"{stream.topic}.place"
+
+
+def _how(stream: StreamPlan) -> dict[str, str]:
+    about = stream.table
+    assert about is not None
+    arrival = {"delay": format_duration(about.delay_us)} if about.arrival is None else {"arrival": about.arrival}
+    return arrival if about.zone is None else {**arrival, "zone": about.zone}
 
 
 def _nothing(stream: StreamPlan) -> pl.DataFrame:
@@ -292,7 +311,7 @@ def _check_past(job: TableJob, archive: Archive, found: _Past, begin_us: int) ->
     more = f" (and {len(changed) - _SHOWN_DAYS} more days)" if len(changed) > _SHOWN_DAYS else ""
     raise LayoutError(
         f"table {job.stream.name}: its rows that arrived before {format_instant(begin_us)} are not those that were taken: "
-        f"{'; '.join(texts)}{more}. Nothing was changed. If rows come later than declared, declare a longer delay; if the "
-        "table lost an entity on purpose, erase it here too (unskew erase); to compute everything anew from the table as it is, use "
-        "--again"
+        f"{'; '.join(texts)}{more}. Nothing was changed. If rows come later than declared, give the table a longer delay and "
+        "another name, and its views a new version; if the table lost an entity on purpose, erase it here too (unskew erase); "
+        "to compute everything anew from the table as it is, use --again"
     )

@@ -104,7 +104,7 @@ class Seeds:
         with durable.disk(log):
             # The log first: seeds without their log are refused, and a log without seeds is one of a pipeline.
             if self.has(view_id):
-                shutil.rmtree(log, ignore_errors=True)
+                durable.remove_tree(log)
                 shutil.rmtree(changelog, ignore_errors=True)
         self.remove(view_id)
 

@@ -41,14 +41,15 @@ def ask_for_refill(client: Client, clocks_key: str, marks_key: str) -> Iterator[
 
 
 class Refill:
-    """The shards that are being refilled. ``marks_key``: the hash in which losses are named.
+    """The shards that are being refilled.
 
-    ``lost``: the number of losses so far; when it grows, every shard is asked for all its values. ``note`` is for the
-    thread that adds updates, all other methods for the thread that sends. Methods that take a client raise what
-    redis-py raises.
+    ``marks_key``: the hash in which losses are named. ``logged``: whether refills are logged. ``lost``: the number of
+    losses so far; when it grows, every shard is asked for all its values. ``note`` is for the thread that adds updates,
+    all other methods for the thread that sends. Methods that take a client raise what redis-py raises.
     """
 
-    def __init__(self, marks_key: str) -> None:
+    def __init__(self, marks_key: str, *, logged: bool = True) -> None:
+        self._level = logging.WARNING if logged else logging.DEBUG
         self.lost = 0
         self._marks_key = marks_key
         self._loss = ""
@@ -62,7 +63,7 @@ class Refill:
     def note(self, shard: str, updates: Updates) -> None:
         """Note a part of a shard's refill, or its last part. The first part and the last of all are logged."""
         if not self._announced and not self._shards:
-            _log.warning("Redis is empty or behind the state: rewriting all current values")
+            _log.log(self._level, "Redis is empty or behind the state: rewriting all current values")
         self._n_rows += updates.current.height
         if updates.refill == "part":
             self._shards.add(shard)
@@ -70,7 +71,7 @@ class Refill:
             return
         self._announced.discard(shard)
         if not self._announced:
-            _log.warning("Redis: %d values rewritten from the state", self._n_rows)
+            _log.log(self._level, "Redis: %d values rewritten from the state", self._n_rows)
             self._n_rows = 0
 
     def hear(self, client: Client, shards: Collection[str], batch: Batch, now_us: int) -> None:

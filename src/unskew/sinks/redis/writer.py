@@ -68,7 +68,8 @@ class RedisWriter:
     ``state``: names the history of the shards; marks of another history hold nothing back. ``process``: this process's
     number among the ``n_processes`` of that history. ``still_ours``: raises if another process has taken over; it is
     called before every flush. ``allow_eviction``: whether servers may evict keys; absent rows are provisional then.
-    ``expire_after_us``: how long after their last window empties keys expire; None for never.
+    ``expire_after_us``: how long after their last window empties keys expire; None for never. ``log_refills``: false
+    if this writer always writes all values, which is then no news.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class RedisWriter:
         still_ours: Callable[[], None] = lambda: None,
         allow_eviction: bool = False,
         expire_after_us: int | None = None,
+        log_refills: bool = True,
     ) -> None:
         self._prefix = prefix
         self._pipeline = pipeline
@@ -97,7 +99,7 @@ class RedisWriter:
         # What was acknowledged, and the connections that acknowledged it.
         self._kept = Kept(prefix, pipeline, state)
         self._sockets: dict[str, socket.socket] = {}
-        self._refill = Refill(self._sent_key)
+        self._refill = Refill(self._sent_key, logged=log_refills)
         self._eviction = Eviction(allowed=allow_eviction, expires=expire_after_us is not None)
         self._expire_after_us = expire_after_us
         self._owners = Owners(prefix, state)
@@ -179,7 +181,7 @@ class RedisWriter:
         """Publish these views beside those of other pipelines, so that a reader needs nothing but Redis.
 
         ``text``: JSON from ``registry.describe``. Published views of the same versions are replaced; the others stay,
-        but another version of one of these views does not serve any more.
+        see ``registry.merge``.
         """
         self._registry = text
         key = registry_key(self._prefix)

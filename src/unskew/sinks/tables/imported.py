@@ -120,12 +120,12 @@ def forget_imported(root: Path, still_ours: Callable[[], None]) -> None:
 
 def remove_writers(root: Path, chosen: Callable[[str], bool], still_ours: Callable[[], None]) -> None:
     """Remove all files of the writers of a table that ``chosen`` says are to go, the oldest last."""
-    coverage = (root / layout.COVERAGE).glob("[!_]*.json")
-    rows = (*(root / layout.STAGED).glob("day=*/*.parquet*"), *root.glob("day=*/*.parquet"))
-    for path in (*coverage, *sorted(rows, reverse=True)):
-        if chosen(path.name.rsplit("-", 2)[0].removesuffix(".json")):
-            still_ours()
-            path.unlink(missing_ok=True)
+    coverage = [path for path in (root / layout.COVERAGE).glob("*.json") if chosen(path.stem)]
+    rows = [*(root / layout.STAGED).glob("day=*/*.parquet"), *root.glob("day=*/*.parquet")]
+    files = [file for file in map(layout.parse, rows) if file is not None and chosen(file.writer)]
+    for path in (*coverage, *(file.path for file in sorted(files, key=lambda file: -file.first))):
+        still_ours()
+        path.unlink(missing_ok=True)
     durable.remove_empty(root.glob("day=*"))
 
 

@@ -1,8 +1,10 @@
 """The layout of a Parquet table: names of directories and files, and the files that are readable.
 
-    {root}/day=2017-03-01/{writer}-{first}-{last}.parquet    published: immutable, never withdrawn
+    {root}/day=2017-03-01/{writer}-{first}-{last}.parquet        published: immutable, never withdrawn
+    {root}/day=2017-03-01/{writer}-{first}-{last}.{run}.parquet  published once its writer's coverage includes it
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
     {root}/_compacting/...                                   of a compaction that is running or was interrupted
+    {root}/_superseded/day=2017-03-01/...                    set aside by a compaction that was asked to
     {root}/_coverage/{writer}.json                           the instant up to which a writer's rows are complete
     {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
                                                              of a log, the definition of its view
@@ -12,11 +14,18 @@
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
 stay for a while, for readers that have listed them. Readers skip every name that begins with ``_``.
+
+Where nothing can be renamed (an object store), files get their final names before their epoch is durable. Their names
+then have the ``run`` of the process that wrote them, and they are published by the writer's coverage, which is replaced
+in one step: its ``seq`` is the sequence number from which nothing is published yet, and its ``runs`` are triples of a
+run, the sequence number with which it began, and the one with which the next run began, null for the last. A file
+counts if it ends before ``seq`` and lies within its run. So what a process still writes that was taken over from, at
+whatever time, is never read.
 """
 
 import datetime as dt
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +38,13 @@ from unskew.features.ledger import NOTHING_LATE, Ledger, read_ledger, together
 from unskew.features.plan import ViewPlan
 from unskew.features.registry import parse_one
 from unskew.features.view import View
-from unskew.sinks.tables.checksum import read_json
+from unskew.sinks.objects import ObjectPath, reading
+from unskew.sinks.tables.checksum import RESTORE, read_json
 
 LAYOUT = "1"
 STAGED = "_staged"
 COMPACTING = "_compacting"
+SUPERSEDED = "_superseded"
 COVERAGE = "_coverage"
 LEFT_OUT = "unskew.left_out"
 """The entry of a file's metadata that says how many rows its name covers and it does not hold: they were erased."""
@@ -43,6 +54,8 @@ DEFINITION = "view"
 """The entry, beside the list of shards, that holds the definition of a log's view."""
 FIRST, EVENTS = "first", "events"
 """The entries of a partition's coverage in an archive: the offset of its first event, and how many there have been."""
+SEQUENCE, RUNS = "seq", "runs"
+"""The entries of a writer's coverage that publish its files, see the module; ``runs`` only where files have them."""
 INSTANT = pl.Datetime("us", "UTC")
 IMPORTED = -(10**12)
 """The offset of a partition's first imported event. Imported events lie before every offset of a topic."""
@@ -53,12 +66,16 @@ _DAY = "day="
 
 @dataclass(frozen=True, kw_only=True)
 class TableFile:
-    """One Parquet file, and the sequence numbers of its writer's rows that it covers, both inclusive."""
+    """One Parquet file, and the sequence numbers of its writer's rows that it covers, both inclusive.
+
+    ``run``: the run of its writer, if coverage publishes it; None if its name does.
+    """
 
     path: Path
     writer: str
     first: int
     last: int
+    run: str | None = None
 
     @property
     def day(self) -> dt.date:
@@ -149,12 +166,10 @@ def view_root(log_root: Path, name: str, version: int) -> Path:
 
 def view_roots(log_root: Path) -> list[tuple[str, int, Path]]:
     """Return name, version and folder of every view version that has a folder in a log, by name and version."""
-    names = [name for name in _names(log_root) if not name.startswith(("_", "."))]
-    folders = [(name, folder) for name in names for folder in _names(log_root / name)]
     return sorted(
-        (name, int(folder[1:]), log_root / name / folder)
-        for name, folder in folders
-        if folder.startswith("v") and folder[1:].isdecimal()
+        (path.parent.name, int(path.name[1:]), path)
+        for path in log_root.glob("*/v*")
+        if path.name[1:].isdecimal() and not path.parent.name.startswith(("_", "."))
     )
 
 
@@ -178,8 +193,8 @@ def day_directory(day: dt.date) -> str:
     return f"{_DAY}{day.isoformat()}"
 
 
-def file_name(writer: str, first: int, last: int) -> str:
-    return f"{writer}-{first:020d}-{last:020d}{_SUFFIX}"
+def file_name(writer: str, first: int, last: int, run: str | None = None) -> str:
+    return f"{writer}-{first:020d}-{last:020d}{'' if run is None else f'.{run}'}{_SUFFIX}"
 
 
 def parse(path: Path) -> TableFile | None:
@@ -187,9 +202,13 @@ def parse(path: Path) -> TableFile | None:
     if path.name.startswith(("_", ".")) or not path.name.endswith(_SUFFIX):
         return None
     parts = path.name.removesuffix(_SUFFIX).rsplit("-", 2)
-    if len(parts) != 3 or not parts[0] or not (parts[1].isdecimal() and parts[2].isdecimal()):
+    if len(parts) != 3:
         return None
-    return TableFile(path=path, writer=parts[0], first=int(parts[1]), last=int(parts[2]))
+    writer, first, rest = parts
+    last, dot, run = rest.partition(".")
+    if not writer or not (first.isdecimal() and last.isdecimal()) or bool(dot) != run.isalnum():
+        return None
+    return TableFile(path=path, writer=writer, first=int(first), last=int(last), run=run or None)
 
 
 def published_files(root: Path, writer: str | None = None) -> list[TableFile]:
@@ -230,9 +249,19 @@ def superseded_files(root: Path) -> list[tuple[TableFile, list[TableFile]]]:
     return found
 
 
+def set_aside_files(root: Path) -> list[TableFile]:
+    """Return the superseded files that were set aside, ordered by writer and sequence."""
+    return all_files(root / SUPERSEDED)
+
+
 def staged_files(root: Path, writer: str) -> list[TableFile]:
     """Return a writer's staged files, in sequence order."""
-    return _ordered(_files(root / STAGED, writer))
+    return all_files(root / STAGED, writer)
+
+
+def all_files(folder: Path, writer: str | None = None) -> list[TableFile]:
+    """Return the files in the folders of days, of one writer or of all, whether published or not, in sequence order."""
+    return _ordered(_parsed(folder, writer, _listed(folder, writer)))
 
 
 def without_superseded(files: Iterable[TableFile]) -> list[TableFile]:
@@ -283,11 +312,16 @@ def read_coverage(root: Path) -> Coverage | None:
     """
     shards = {}
     listed = _read_shards(shards_file(root))
-    for path in sorted((root / COVERAGE).glob("*.json")):
-        if path.name.startswith(("_", ".")):
+    paths = [path for path in sorted((root / COVERAGE).glob("*.json")) if not path.name.startswith(("_", "."))]
+    for path, data in zip(paths, _contents(paths), strict=True):
+        # A run that begins removes the entry of a shard that had ended.
+        if data is None:
             continue
         try:
-            found = read_json(path.read_bytes())
+            found = read_json(data)
+            if RUNS in found and "since" not in found:
+                # It only publishes files, or a run has only just begun.
+                continue
             shards[path.stem] = ShardCoverage(
                 since_us=None if found["since"] is None else int(found["since"]),
                 complete_to_us=None if found["complete_to"] is None else int(found["complete_to"]),
@@ -298,13 +332,8 @@ def read_coverage(root: Path) -> Coverage | None:
                 first=None if found.get(FIRST) is None else int(found[FIRST]),
                 n_events=None if found.get(EVENTS) is None else int(found[EVENTS]),
             )
-        except FileNotFoundError:
-            # A run that begins removes the entry of a shard that had ended.
-            continue
-        except (ValueError, KeyError, TypeError, OSError, LayoutError) as error:
-            raise LayoutError(
-                f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it again"
-            ) from error
+        except (ValueError, KeyError, TypeError, LayoutError) as error:
+            raise _unreadable_coverage(path, error) from error
     if not shards and not listed:
         return None
     waiting = tuple(shard for shard in listed if shard not in shards)
@@ -346,32 +375,102 @@ def _all_published(root: Path, writer: str | None) -> list[TableFile]:
     so their absence is noticed, and the table is listed again.
     """
     before = _listed(root, writer)
+    # In this order, because the files that a coverage publishes were there before it.
+    covered = _covered(root, _parsed(root, writer, _of_runs(before)))
     while True:
         now = _listed(root, writer)
-        files = _parsed(root, writer, now)
-        gone = _parsed(root, writer, set(before).difference(now))
+        files = published(_parsed(root, writer, now), covered)
+        gone = published(_parsed(root, writer, {one: before[one] for one in before.keys() - now.keys()}), covered)
         if set(gone).isdisjoint(without_superseded([*files, *gone]) if gone else ()):
             return files
         before = now
 
 
-def _files(root: Path, writer: str | None) -> list[TableFile]:
-    return _parsed(root, writer, _listed(root, writer))
+Listed = Mapping[tuple[str, str], ObjectPath | None]
+"""Directory and name of everything that may be a file of a table; of an object also its path, with size and time."""
 
 
-def _listed(root: Path, writer: str | None) -> list[tuple[str, str]]:
-    """Return directory and name of everything that may be a file of the table."""
+def _listed(root: Path, writer: str | None) -> Listed:
     prefix = "" if writer is None else f"{writer}-"
+    if isinstance(root, ObjectPath):
+        objects = ((one.parts[len(root.parts) :], one) for one in root.objects())
+        return {
+            (parts[0], parts[1]): one
+            for parts, one in objects
+            if len(parts) == 2 and parts[0].startswith(_DAY) and parts[1].startswith(prefix)
+        }
     days = [day for day in _names(root) if day.startswith(_DAY)]
-    return [(day, name) for day in days for name in _names(root / day) if name.startswith(prefix)]
+    return {(day, name): None for day in days for name in _names(root / day) if name.startswith(prefix)}
 
 
-def _parsed(root: Path, writer: str | None, listed: Iterable[tuple[str, str]]) -> list[TableFile]:
-    files = (parse(root / day / name) for day, name in listed)
+def _parsed(root: Path, writer: str | None, listed: Listed) -> list[TableFile]:
+    files = (parse(root / day / name if known is None else known) for (day, name), known in listed.items())
     return [file for file in files if file is not None and writer in {None, file.writer}]
 
 
+def _of_runs(listed: Listed) -> Listed:
+    """Return those names that may have a run; parsing each would take longer than listing."""
+    return {one: known for one, known in listed.items() if one[1].rpartition("-")[2].count(".") > 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a writer's coverage publishes; ``runs``: name, first sequence number, and that of the next run or None."""
+
+    next_sequence: int = 0
+    runs: Sequence[tuple[str, int, int | None]] = ()
+
+    def is_of_run(self, file: TableFile) -> bool:
+        """Return whether a file of a run is one that the run wrote before the next run began."""
+        return any(
+            run == file.run and begin <= file.first and (end is None or file.last < end)
+            for run, begin, end in self.runs
+        )
+
+    def includes(self, file: TableFile) -> bool:
+        """Return whether readers may see a file."""
+        return file.run is None or (file.last < self.next_sequence and self.is_of_run(file))
+
+
+def published(files: Iterable[TableFile], covered: Mapping[str, Published]) -> list[TableFile]:
+    """Return the files that readers may see; ``covered``: what coverage publishes, by writer."""
+    return [file for file in files if file.run is None or covered.get(file.writer, Published()).includes(file)]
+
+
+def read_published(path: Path, data: bytes) -> tuple[dict[str, object], Published]:
+    """Return a coverage file's content, and what it publishes. Raises ``LayoutError`` if it is damaged."""
+    try:
+        found = read_json(data)
+        runs = [(str(run), int(begin), None if end is None else int(end)) for run, begin, end in found.get(RUNS, ())]
+        return found, Published(next_sequence=int(found[SEQUENCE]), runs=runs)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LayoutError(f"{path} does not say which files are published ({error}); {RESTORE}") from error
+
+
+def _covered(root: Path, files: Collection[TableFile]) -> dict[str, Published]:
+    writers = sorted({file.writer for file in files if file.run is not None})
+    paths = [coverage_file(root, writer) for writer in writers]
+    contents = zip(writers, paths, _contents(paths), strict=True)
+    return {writer: read_published(path, data)[1] for writer, path, data in contents if data is not None}
+
+
+def _contents(paths: Sequence[Path]) -> Iterator[bytes | None]:
+    try:
+        yield from reading(paths)
+    except OSError as error:
+        raise _unreadable_coverage(error.filename, error) from error
+
+
+def _unreadable_coverage(path: object, error: Exception) -> LayoutError:
+    return LayoutError(
+        f"{path} does not say what the log covers ({error}); restart the pipeline, which writes it again"
+    )
+
+
 def _names(folder: Path) -> Iterator[str]:
+    if isinstance(folder, ObjectPath):
+        yield from (one.name for one in folder.iterdir())
+        return
     # Not found: another writer's ``settle`` removed an empty directory. Not a directory: it cannot hold files.
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
@@ -379,5 +478,6 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _ordered(files: Iterable[TableFile]) -> list[TableFile]:
-    # Among files with the same first number, the longest comes first, so that it is the one kept.
-    return sorted(files, key=lambda file: (file.writer, file.first, -file.last))
+    # Among files with the same first number, the longest comes first, so that it is the one kept; and before a file of
+    # a run the one that took its place, which has none.
+    return sorted(files, key=lambda file: (file.writer, file.first, -file.last, file.run is not None))

@@ -9,6 +9,9 @@ The order of steps is the contract:
 3. The next ``snapshot()``, which is called only once the previous epoch is durable, renames those files to where
    readers look, fsyncs the directories, and replaces the coverage file.
 
+In an object store the files have their final names from the beginning, and replacing the coverage publishes them, see
+``publication.py``.
+
 After a stop between any two steps, start-up recovers from the saved sequence alone: files up to it are published,
 because their epoch is durable, and staged files past it are removed, because their rows will come again. A published
 file past it means that the saved state is older than the table; this cannot be repaired, so it is an error, and nothing
@@ -17,7 +20,7 @@ is changed.
 
 import contextlib
 import io
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,9 @@ from unskew.features.registry import describe_one
 from unskew.features.time import DAY_US, day_of
 from unskew.features.view import View
 from unskew.sinks import durable
+from unskew.sinks.objects import ObjectPath
 from unskew.sinks.tables import checksum, layout
+from unskew.sinks.tables.publication import ByCoverage, ByRename, Publication
 
 _NEXT = "next"
 
@@ -65,7 +70,6 @@ class StagedTable:
         at_staging: Callable[[pl.DataFrame], pl.DataFrame] = _as_they_are,
         still_ours: Callable[[], None] = lambda: None,
     ) -> None:
-        self._still_ours = still_ours
         if "-" in writer:
             raise ValueError(f"writer {writer!r}: '-' separates the parts of a file's name")
         self._root = root
@@ -78,13 +82,12 @@ class StagedTable:
         self._next = 0 if saved is None else saved[_NEXT]
         self._buffered: list[tuple[int, pl.DataFrame]] = []
         self._n_buffered = 0
-        self._staged: list[Path] = []
-        self._staging: list[Path] = []
-        self._unsynced: set[Path] = set()
         self._staged_next = self._next
         self._coverage = {name: value for name, value in (saved or {}).items() if name != _NEXT}
         self._staged_coverage = dict(self._coverage)
-        self._written_coverage: dict[str, Any] | None = None
+        self._publication: Publication = (
+            ByCoverage(root, writer, still_ours) if isinstance(root, ObjectPath) else ByRename(root, writer, still_ours)
+        )
         with durable.disk(root):
             self._recover(saved)
 
@@ -144,22 +147,16 @@ class StagedTable:
         """
         with durable.disk(self._root):
             self._publish()
-            self._remove_empty_staging()
+            self._publication.end()
 
     def _recover(self, saved: Mapping[str, Any] | None) -> None:
-        published = layout.published_files(self._root, self._writer)
-        staged = layout.staged_files(self._root, self._writer)
+        published, staged = self._publication.found()
         self._refuse_strangers(saved, published, staged)
-        for path in (self._root / layout.STAGED).glob(f"day=*/{self._writer}-*.tmp"):
-            path.unlink(missing_ok=True)
-        for file in staged:
-            if file.first < self._next:
-                self._staged.append(file.path)
-            else:
-                file.path.unlink(missing_ok=True)
-        if saved is not None:
-            self._publish()
-        self._remove_empty_staging()
+        self._publication.begin(
+            [file for file in staged if file.first < self._next], [file for file in staged if file.first >= self._next]
+        )
+        self._publish()
+        self._publication.end()
 
     def _refuse_strangers(
         self, saved: Mapping[str, Any] | None, published: list[layout.TableFile], staged: list[layout.TableFile]
@@ -187,46 +184,10 @@ class StagedTable:
             )
 
     def _publish(self) -> None:
-        # In order, so that the files that a reader lists meanwhile have no gap before the last of them.
-        while self._staged:
-            source = self._staged[0]
-            target = self._root / source.parent.name / source.name
-            durable.make_folder(target.parent, self._unsynced)
-            durable.rename(source, target, self._still_ours, self._unsynced)
-            del self._staged[0]
-            self._staging.append(source.parent)
-        durable.sync_folders(self._unsynced)
-        self._write_coverage()
-        # A process runs for years, and the folder of a day that is over would stay for each of them.
-        newest = self._staging[-1:]
-        _remove_empty(folder for folder in dict.fromkeys(self._staging) if folder not in newest)
-        self._staging = newest
-
-    def _write_coverage(self) -> None:
-        if not self._staged_coverage:
-            return
-        coverage: dict[str, Any] = {"since": None, "complete_to": None, **self._staged_coverage}
-        coverage["seq"] = self._staged_next
-        if coverage == self._written_coverage:
-            return
-        path = layout.coverage_file(self._root, self._writer)
-        temporary = path.with_suffix(".tmp")
-        if self._written_coverage is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        # Not fsynced: start-up writes it again from the saved state, and until then an older file only promises less.
-        temporary.write_bytes(checksum.sealed_json(coverage))
-        self._still_ours()
-        temporary.replace(path)
-        self._written_coverage = coverage
+        self._publication.publish(self._staged_coverage, self._staged_next)
 
     def _stage(self) -> None:
-        written = []
-        for name, day, rows in self._files():
-            directory = self._root / layout.STAGED / day
-            data = encode(rows, self._metadata)
-            written.append(_write(directory / name, data, self._unsynced, self._still_ours))
-        durable.sync_folders(self._unsynced)
-        self._staged = written
+        self._publication.stage((name, day, encode(rows, self._metadata)) for name, day, rows in self._files())
         self._staged_next = self._next
         self._staged_coverage = dict(self._coverage)
         self._buffered = []
@@ -248,11 +209,8 @@ class StagedTable:
             if sequence is not None:
                 low, high = int(sequence[start]) - self._origin, int(sequence[end - 1]) - self._origin
             day = layout.day_directory(day_of(int(instants[start])))
-            yield layout.file_name(self._writer, low, high), day, part
+            yield layout.file_name(self._writer, low, high, self._publication.run), day, part
             start = end
-
-    def _remove_empty_staging(self) -> None:
-        _remove_empty((self._root / layout.STAGED).glob("day=*"))
 
 
 def refuse_earlier(root: Path, writer: str) -> None:
@@ -272,29 +230,21 @@ def _refuse_earlier(root: Path, writer: str, published: Sequence[layout.TableFil
         )
 
 
-def _remove_empty(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        # It may hold another writer's files, or another writer may have removed it already.
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def record_shards(
-    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
-) -> None:
+def record_shards(root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View) -> None:
     """Write the list of shards of the log at ``root``, at the start of a run, before any of its coverage.
 
     ``view``: the definition, which stays with the log, so that it can be read when nothing else holds it any more.
-    Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further.
+    Entries of earlier runs saying that a shard ended without a clock are removed, because this run may go further. In
+    an object store these entries publish files too, and are replaced when their tables are opened.
     ``own``: the shards for which they are removed, if other processes write the others; None for all. Raises
     ``StoreUnavailable`` if the disk fails.
     """
     with durable.disk(root):
         path = layout.shards_file(root)
         durable.make_folder(path.parent)
-        described = {} if view is None else {layout.DEFINITION: describe_one(view)}
-        durable.replace(path, checksum.sealed_json({"shards": list(shards), **described}))
-        before = layout.read_coverage(root)
+        listed = {"shards": list(shards), layout.DEFINITION: describe_one(view)}
+        durable.replace(path, checksum.sealed_json(listed))
+        before = None if isinstance(root, ObjectPath) else layout.read_coverage(root)
         for shard, coverage in before.shards.items() if before else ():
             if coverage.ended and (own is None or shard in own):
                 layout.coverage_file(root, shard).unlink(missing_ok=True)
@@ -302,7 +252,7 @@ def record_shards(
 
 @contextlib.contextmanager
 def recorded_shards(
-    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View | None = None
+    root: Path, shards: Sequence[str], own: Container[str] | None = None, *, view: View
 ) -> Iterator[None]:
     """Call ``record_shards`` for a table that the body writes; if it fails before it has, leave nothing behind."""
     made = durable.missing(root)
@@ -312,7 +262,7 @@ def recorded_shards(
     except BaseException:
         with contextlib.suppress(OSError, LayoutError):
             found = layout.read_coverage(root)
-            if not layout.published_files(root) and not (found and found.shards) and not any(root.glob("_staged/*/*")):
+            if not layout.every_file(root) and not (found and found.shards):
                 layout.shards_file(root).unlink(missing_ok=True)
                 durable.remove_empty([layout.shards_file(root).parent, *made])
         raise
@@ -323,17 +273,3 @@ def encode(rows: pl.DataFrame, metadata: Mapping[str, str]) -> bytes:
     # Level 1 takes a quarter less time than the default at the same size, on logs of counts and sums.
     rows.write_parquet(buffer, compression="zstd", compression_level=1, metadata=dict(metadata))
     return checksum.seal(buffer.getvalue())
-
-
-def _write(path: Path, data: bytes, unsynced: set[Path], still_ours: Callable[[], None]) -> Path:
-    temporary = path.with_name(f"{path.name}.tmp")
-    durable.make_folder(path.parent, unsynced)
-    try:
-        durable.write(temporary, data)
-    except FileNotFoundError:
-        # Another writer's ``settle`` removed the empty directory in between.
-        durable.make_folder(path.parent, unsynced)
-        durable.write(temporary, data)
-    # A process that took over has read this folder, so nothing may appear in it after that.
-    durable.rename(temporary, path, still_ours, unsynced)
-    return path

@@ -1,13 +1,15 @@
 """Reading of published Parquet files: a damaged file is named, and rows that compaction moves are found again."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.sinks.objects import at_hand, concerns
 from unskew.sinks.tables.checksum import RESTORE, WRITTEN_BY_UNSKEW, verify, verify_all
 from unskew.sinks.tables.layout import LEFT_OUT, published_files
 
@@ -26,19 +28,31 @@ def answer(
 ) -> _Answer:
     """Verify the files of ``parts``, and return what ``use`` reads from them.
 
+    ``parts``: paths, or what has a ``path``; ``use`` gets those of objects with the paths of copies on this machine.
     Raises ``LayoutError``, which names the file, for one that is damaged or does not belong there, and
     ``FileNotFoundError`` for one that is gone.
     """
-    verify_all(map(path_of, parts), footer_has=footer_has)
-    try:
-        return use(parts)
-    except _UNREADABLE as error:
-        # Only a file without a checksum, of an earlier version, comes here damaged.
-        path, why = _culprit(parts, path_of, use)
-        where = path or f"one of {len(parts)} files, the first of them {path_of(parts[0])},"
-        raise LayoutError(
-            f"{where} cannot be read ({_first_line(why or error)}): it is damaged, or has other columns; {RESTORE}"
-        ) from error
+    paths = [path_of(part) for part in parts]
+    with at_hand(paths) as there:
+        verify_all(paths, footer_has=footer_has)
+        readable = [_moved(part, there) for part in parts] if concerns(*paths) else parts
+        try:
+            return use(readable)
+        except _UNREADABLE as error:
+            # Only a file without a checksum, of an earlier version, comes here damaged.
+            path, why = _culprit(readable, paths, [there[path] for path in paths], use)
+            where = path or f"one of {len(parts)} files, the first of them {paths[0]},"
+            raise LayoutError(
+                f"{where} cannot be read ({_first_line(why or error)}): it is damaged, or has other columns; {RESTORE}"
+            ) from error
+
+
+def _moved(part: _Part, there: Mapping[Path, Path]) -> _Part:
+    """Return a part as it is on this machine."""
+    if isinstance(part, Path):
+        return cast("_Part", there[part])
+    one: Any = part
+    return cast("_Part", replace(one, path=there[one.path]))
 
 
 def answer_of_table(
@@ -68,7 +82,8 @@ def schema_of(path: Path) -> pl.Schema:
 def metadata_of(path: Path) -> dict[str, str]:
     """Return the metadata in a file's footer; raises as ``answer`` does."""
     try:
-        return pl.read_parquet_metadata(path)
+        with at_hand([path]) as there:
+            return pl.read_parquet_metadata(there[path])
     except FileNotFoundError:
         raise
     except (*_UNREADABLE, OSError) as error:
@@ -87,15 +102,15 @@ def gone(root: Path, error: FileNotFoundError) -> LayoutError:
 
 
 def _culprit(
-    parts: Sequence[_Part], path_of: Callable[[_Part], Path], use: Callable[[Sequence[_Part]], object]
+    parts: Sequence[_Part], paths: Sequence[Path], copies: Sequence[Path], use: Callable[[Sequence[_Part]], object]
 ) -> tuple[Path | None, BaseException | None]:
     """Return the file that cannot be read, and why; None if each can be read on its own and all have equal columns."""
-    for part in parts:
+    for part, path in zip(parts, paths, strict=True):
         try:
             use([part])
         except _UNREADABLE as error:
-            return path_of(part), error
-    schemas = {path: schema_of(path) for path in map(path_of, parts)}
+            return path, error
+    schemas = {path: schema_of(copy) for path, copy in zip(paths, copies, strict=True)}
     columns = {
         path: tuple(sorted((name, str(kind)) for name, kind in schema.items())) for path, schema in schemas.items()
     }

@@ -1,0 +1,215 @@
+"""A small sample of what readers were served, in files, for the audit.
+
+Each process appends lines of JSON to files of its own, at most one line in ``EVERY_S`` seconds and ``FILE_BYTES`` in a
+file; the oldest of more than ``MOST_FILES`` files in the folder are removed. A line has one row of one view: entity,
+instant and values exactly as they were returned, with defaults.
+"""
+
+import contextlib
+import datetime as dt
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from unskew.features.references import Asked
+from unskew.features.time import instant_us, moment_of
+from unskew.features.types import MAP_VALUE, Type
+from unskew.features.view import View
+
+EVERY_S = 1.0
+FILE_BYTES = 1 << 20
+MOST_FILES = 64
+SERVED = "_served"
+"""The folder of a log in which a sample lies by default."""
+_PREFIX, _SUFFIX = "served-", ".jsonl"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One row that a reader was given: the values of some features of an entity, exact at ``as_of_us``.
+
+    ``view``: name and version. ``key``: canonical. ``values``: as they were returned, by feature.
+    """
+
+    view: str
+    key: str
+    as_of_us: int
+    values: dict[str, Any]
+
+
+class Sampler:
+    """Writes a sample of answers into a folder, from any thread. A disk that fails ends the sample, not the answers."""
+
+    def __init__(self, folder: Path, *, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._now_s = now_s
+        self._next_s = -float("inf")
+        self._random = random.Random()  # noqa: S311  a sample, not a secret
+        self._lock = threading.Lock()
+        self._path: Path | None = None
+        self._n_bytes = 0
+        self._n_files = 0
+        self._failed = False
+
+    def offer(
+        self,
+        of_views: Mapping[str, Sequence[Asked]],
+        keys: Mapping[str, pl.Series],
+        columns: Mapping[str, pl.Series],
+        metadata: Mapping[str, pl.DataFrame],
+    ) -> None:
+        """Take one exact row of an answer now and then."""
+        # Most answers are let go here, without the lock.
+        if self._failed or self._now_s() < self._next_s or not of_views:
+            return
+        name = self._random.choice(list(of_views))
+        about = metadata[name]
+        if not about.height:
+            return
+        row = self._random.randrange(about.height)
+        as_of, status, provisional = about.row(row)
+        if provisional or as_of is None or status == "no_key":
+            return
+        ones = of_views[name]
+        view = ones[0].view
+        line = {
+            "view": view.id,
+            "state": view.state_fingerprint,
+            "presentation": view.presentation_fingerprint,
+            "key": keys[name][row],
+            "as_of": instant_us(as_of),
+            "values": {one.feature.name: _plain(_item(columns[one.column], row)) for one in ones},
+        }
+        with self._lock:
+            if self._now_s() < self._next_s:
+                return
+            self._next_s = self._now_s() + EVERY_S
+            try:
+                self._write(json.dumps(line))
+            except OSError as error:
+                self._failed = True
+                _logger.warning("what is served is no longer sampled in %s: %s", self._folder, error)
+
+    def _write(self, line: str) -> None:
+        if self._path is None or self._n_bytes > FILE_BYTES:
+            self._path = self._next_path()
+            self._n_bytes = 0
+        # Opened for each line: there is at most one in a second, and a process that dies takes nothing with it.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+        self._n_bytes += len(line)
+
+    def _next_path(self) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Their names begin with the time at which they began.
+        there = sorted(files_of(self._folder))
+        for path in there[: max(0, len(there) + 1 - MOST_FILES)]:
+            path.unlink(missing_ok=True)
+        self._n_files += 1
+        return self._folder / f"{_PREFIX}{time.time_ns():020d}-{os.getpid()}-{self._n_files}{_SUFFIX}"
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return the files of a sample; none if there is no such folder."""
+    return [path for path in folder.glob(f"{_PREFIX}*{_SUFFIX}") if path.is_file()]
+
+
+def forget(folder: Path, theirs: Callable[[str, str, str], bool], *, dry_run: bool = False) -> tuple[int, int, int]:
+    """Remove lines from a sample; return the number of its files, their bytes, and the number of these lines.
+
+    ``theirs``: says for the view, the canonical key and the text of a line whether to remove it. A line that a reader
+    adds to a file meanwhile may be lost. A line that was not written to its end is removed, too. Raises ``OSError``.
+    """
+    n_files = n_bytes = n_lines = 0
+    for left in () if dry_run else folder.glob(f"{_PREFIX}*.tmp"):
+        left.unlink()
+    for path in files_of(folder):
+        text = path.read_text("utf-8")
+        kept = [line for line in text.splitlines() if not _is_theirs(line, theirs)]
+        gone = len(text.splitlines()) - len(kept)
+        n_files, n_bytes, n_lines = n_files + 1, n_bytes + len(text.encode()), n_lines + gone
+        if gone and not dry_run:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            temporary.replace(path)
+    return n_files, n_bytes, n_lines
+
+
+def _is_theirs(line: str, theirs: Callable[[str, str, str], bool]) -> bool:
+    try:
+        found = json.loads(line)
+        return theirs(str(found["view"]), str(found["key"]), line)
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
+def read_served(folder: Path, view: View, since_us: int | None = None) -> tuple[list[Served], int]:
+    """Return what was served of a view version since an instant, and how many rows had another definition.
+
+    A line that was not written to its end, because its process died, is left out.
+    """
+    found = []
+    n_others = 0
+    dtypes = {feature.name: feature.dtype for feature in view.features}
+    for line in _lines(folder):
+        if line["view"] != view.id or (since_us is not None and line["as_of"] < since_us):
+            continue
+        if (line["state"], line["presentation"]) != (view.state_fingerprint, view.presentation_fingerprint):
+            n_others += 1
+            continue
+        values = {name: _typed(value, dtypes[name]) for name, value in line["values"].items()}
+        found.append(Served(view=view.id, key=line["key"], as_of_us=line["as_of"], values=values))
+    return found, n_others
+
+
+def _lines(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(files_of(folder)):
+        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
+            for text in file:
+                if text.endswith("\n"):
+                    yield json.loads(text)
+
+
+def _item(column: pl.Series, row: int) -> object:
+    value = column[row]
+    return value.to_list() if isinstance(value, pl.Series) else value
+
+
+def _plain(value: object) -> object:
+    """Return a value for JSON, from which ``_typed`` makes the same value again."""
+    match value:
+        case dt.datetime():
+            return instant_us(value)
+        case Decimal():
+            return str(value)
+        case list():
+            return [_plain(one) for one in value]
+        case dict():
+            return {name: _plain(one) for name, one in value.items()}
+        case _:
+            return value
+
+
+def _typed(value: Any, dtype: Type) -> object:
+    if value is None:
+        return None
+    match dtype.nesting:
+        case "list":
+            return [_typed(one, dtype.element) for one in value]
+        case "map":
+            return [{**one, MAP_VALUE: _typed(one[MAP_VALUE], dtype.element)} for one in value]
+    if dtype.is_decimal:
+        return Decimal(value)
+    return moment_of(value) if dtype.scalar == "timestamp" else value
