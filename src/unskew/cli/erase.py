@@ -82,7 +82,7 @@ def erase(
     from unskew.sinks.redis.server import Server
 
     plan = load(*definitions)
-    one = OneEntity.of(_entity(entity, plan), keys)
+    one = OneEntity.of(_entity(entity, plan, log), keys)
     letters = archive.with_name("dead_letters") if dead_letters is None else dead_letters
     for state in states:
         if not is_state(state):
@@ -193,12 +193,16 @@ _WHY = (
 )
 
 
-def _entity(name: str, plan: "Plan") -> "ViewEntity":
+def _entity(name: str, plan: "Plan", log: Path) -> "ViewEntity":
+    """Return an entity of the definitions, or of a log, whose views may be defined nowhere any more."""
     from unskew.features.nearest import nearest
+    from unskew.sinks.tables.layout import read_definition, view_roots
 
-    known = {view.entity.name: view.entity for view in plan.views.values()}
+    logged = [view for _, _, root in view_roots(log) if (view := read_definition(root)) is not None]
+    known = {view.entity.name: view.entity for view in logged}
+    known |= {view.entity.name: view.entity for view in plan.views.values()}
     if name not in known:
-        raise RequestError(f"there is no entity {name!r}; {nearest(name, sorted(known), 'the definitions have')}")
+        raise RequestError(f"there is no entity {name!r}; {nearest(name, sorted(known), 'definitions and log have')}")
     return known[name]
 
 

@@ -39,6 +39,7 @@ from unskew.sinks.objects import ObjectPath, Superseded, at_hand
 from unskew.sinks.tables import layout
 from unskew.sinks.tables.checksum import RESTORE
 from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.reading import schema_of
 from unskew.sinks.wall import wall_us
 
 DELTA_LOG = "_delta_log"
@@ -153,7 +154,7 @@ def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
 
 def _columns(path: Path) -> Mapping[str, pl.DataType]:
     with at_hand([path]) as there:
-        return pl.read_parquet_schema(there[path])
+        return schema_of(there[path])
 
 
 def _covered(root: Path) -> dict[str, int]:

@@ -28,7 +28,7 @@ from unskew.sinks.tables.layout import (
     read_coverage,
     read_kept_from,
 )
-from unskew.sinks.tables.reading import answer, answer_of_table, gone
+from unskew.sinks.tables.reading import answer, answer_of_table, gone, schema_of
 
 BATCH_ROWS = 1 << 18
 """Events that are read at once: a row group as Polars writes them."""
@@ -296,7 +296,7 @@ class Archive:
             )
 
     def _lacking(self, file: TableFile, columns: Sequence[str]) -> str | None:
-        there = answer([file], lambda one: one.path, lambda ones: pl.read_parquet_schema(ones[0].path))
+        there = answer([file], lambda one: one.path, lambda ones: schema_of(ones[0].path))
         return next((name for name in columns if name not in there), None)
 
     def _edge(self, file: TableFile, *, first: bool) -> pl.DataFrame:

@@ -74,6 +74,11 @@ def answer_of_table(
             listed = paths
 
 
+def schema_of(path: Path) -> pl.Schema:
+    """Return the columns of a Parquet file, whatever characters its path has."""
+    return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
+
+
 def metadata_of(path: Path) -> dict[str, str]:
     """Return the metadata in a file's footer; raises as ``answer`` does."""
     try:
@@ -105,7 +110,7 @@ def _culprit(
             use([part])
         except _UNREADABLE as error:
             return path, error
-    schemas = {path: pl.read_parquet_schema(copy) for path, copy in zip(paths, copies, strict=True)}
+    schemas = {path: schema_of(copy) for path, copy in zip(paths, copies, strict=True)}
     columns = {
         path: tuple(sorted((name, str(kind)) for name, kind in schema.items())) for path, schema in schemas.items()
     }
