@@ -177,6 +177,7 @@ VIEW = ("-f", "purchases", *FROM_LOG)
         ("labels.csv", (*VIEW, "--source", "events"), "give FeatureStore the folder archive="),
         ("labels.csv", (*VIEW, "--max-age", "soon"), "max_age: 'soon' is not a duration"),
         ("labels.csv", (*VIEW, "-o", "there.parquet"), "there.parquet is there already; choose another name, or overwrite it"),
+        ("labels.csv", (*VIEW, "-o", "there.csv"), "there.csv: a training set is written as Parquet; call it there.parquet"),
         ("labels.csv", (*VIEW, "-o", "labels.csv", "--overwrite"), "-o labels.csv are the labels themselves"),
         ("labels.csv", (*VIEW, "--max-age", "2000000000d"), "is longer than 30,000 years"),
         ("labels.csv", (*VIEW, "-o", "definitions"), "definitions is a folder"),

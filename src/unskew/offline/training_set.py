@@ -48,6 +48,9 @@ _WARNINGS: Mapping[Statuses, str] = {
     Statuses.warming: "have windows that begin before the view's history: their values may lack earlier events",
     Statuses.expired: "have values that are older than max_age: they read as null or as the default",
 }
+_OTHER_FORMATS = frozenset(
+    {".arrow", ".csv", ".feather", ".json", ".jsonl", ".ndjson", ".orc", ".tsv", ".txt", ".xlsx"}
+)
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,10 @@ def writable(path: "str | Path", *, overwrite: bool) -> Path:
     if target.is_dir():
         raise RequestError(
             f"{target} is a folder; give the name of a file in it, such as {target / 'training.parquet'}"
+        )
+    if target.suffix.lower() in _OTHER_FORMATS:
+        raise RequestError(
+            f"{target}: a training set is written as Parquet; call it {target.with_suffix('.parquet').name}"
         )
     for there in (target, manifest_path(target)):
         if there.exists() and not overwrite:
