@@ -142,9 +142,9 @@ def train(
     from unskew.offline.version_spans import candidates, each_version, newest_serving
     from unskew.store import FeatureStore
 
-    writable(output, overwrite=overwrite)
     if output.exists() and labels.exists() and output.samefile(labels):
         raise RequestError(f"-o {output} are the labels themselves; choose another name")
+    writable(output, overwrite=overwrite)
     if log is not None:
         existing_folder(log, "--log")
     if archive is not None:
