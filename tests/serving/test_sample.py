@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
+from unskew.features.errors import LayoutError
 from unskew.features.references import resolve
 from unskew.features.time import moment_of
 from unskew.features.versions import Versions
@@ -67,6 +68,17 @@ def test_a_sample_is_bounded_in_time_and_space(tmp_path, monkeypatch):
         present[0] += 1
         offered(sampler, EMPTY)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("damaged", ['{"view": "broken', "[1, 2]", '{"view": "orders@1"}', "7"])
+def test_a_damaged_line_is_named(tmp_path, damaged):
+    offered(Sampler(tmp_path), FULL)
+    (path,) = tmp_path.iterdir()
+    with path.open("a") as file:
+        file.write(f"{damaged}\n")
+
+    with pytest.raises(LayoutError, match=rf"{path.name}: line 2 is not one of a sample"):
+        read_served(tmp_path, VIEW)
 
 
 def test_a_disk_that_fails_ends_the_sample_and_not_the_read(tmp_path, caplog):

@@ -283,7 +283,7 @@ def erase(
                 if path.suffix == ".tmp":
                     path.unlink()
                 continue
-            n_found = _n_found(path, rule)
+            n_found = _n_found(path, [rule])
             found = replace(
                 found,
                 n_files=found.n_files + 1,
@@ -341,7 +341,7 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
         progress(f"{place}: {path.name}")
         if layout.parse(path) is None:
             continue
-        n_found = sum(_n_found(path, rule) for rule in rules)
+        n_found = _n_found(path, rules)
         for rule in rules:
             if isinstance(rule, LetterRule):
                 n_unread = sum(map(rule.unsearched, columns_of(path, names_of(path))))
@@ -358,9 +358,19 @@ def search(place: str, root: Path, rules: Sequence[Rule], progress: Progress = l
     return found
 
 
-def _n_found(path: Path, rule: Rule) -> int:
-    columns = rule.columns(names_of(path))
-    return sum(int(rule.finds(rows).sum()) for rows in columns_of(path, columns)) if columns else 0
+def _n_found(path: Path, rules: Sequence[Rule]) -> int:
+    """Return the number of rows of a file in which any of the rules finds the entity."""
+    names = names_of(path)
+    asked = [(rule, columns) for rule in rules if (columns := rule.columns(names))]
+    wanted = list(dict.fromkeys(name for _, columns in asked for name in columns))
+    return sum(
+        int(
+            pl.select(pl.any_horizontal([rule.finds(rows.select(columns)) for rule, columns in asked]))
+            .to_series()
+            .sum()
+        )
+        for rows in (columns_of(path, wanted) if asked else ())
+    )
 
 
 def _all_of(names: Sequence[str], there: Sequence[str]) -> Sequence[str]:

@@ -18,7 +18,6 @@ from unskew.offline.join import AnyLog, Progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NO_EVENT = "hop"
 _MOST_TICKS = 20
 
 
@@ -71,7 +70,7 @@ class EntityHistory:
         )
         axes: list[Axes] = list(grid[:, 0])
         when = self.frame["available_at"].dt.replace_time_zone(None)
-        is_event = self.frame["cause"] != _NO_EVENT
+        is_event = self.frame["event_time"].is_not_null()
         end = when[-1] if self.complete_to_us is None else moment_of(self.complete_to_us).replace(tzinfo=None)
         for ax, feature in zip(axes, chosen, strict=True):
             values, levels = _drawn(self.frame[feature.name])

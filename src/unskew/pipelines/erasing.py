@@ -87,6 +87,10 @@ def _erase_shards(
     try:
         with durable.disk(state):
             saved = _saved(state)
+            # The next start would remove these seeds too; the files that they name are gone.
+            for view_id in sorted(_taken_over(state, saved)):
+                still_ours()
+                Seeds(state).remove(view_id)
             changed: dict[tuple[str, str], Mapping[str, Any]] = {}
             settles = []
             for shard in saved:
@@ -151,7 +155,10 @@ def search_state(
         (state / BATCH, _views_of_seeds(state / BATCH, plan), ()),
     ):
         changelogs = Changelogs(folder / CHANGELOG)
-        seeded = [seed.snapshot for view in of_folder.values() for _, seed in _seeds(folder, view)]
+        waiting = of_folder.keys() - _taken_over(folder, shards)
+        seeded = [
+            seed.snapshot for name, view in of_folder.items() if name in waiting for _, seed in _seeds(folder, view)
+        ]
         for shard in (*shards, *seeded):
             view = of_folder.get(shard["view"])
             report(f"state {shard['view']}/{shard['shard']}")
@@ -302,6 +309,11 @@ def _views_of_seeds(folder: Path, plan: Plan) -> dict[str, ViewPlan]:
             f"definition, or {way}"
         )
     return {view_id: known[view_id] for view_id in seeds.views() if view_id in known}
+
+
+def _taken_over(state: Path, saved: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the views whose seeds the flow has taken over: it saves their shards itself."""
+    return {shard["view"] for shard in saved} & {*Seeds(state).views()}
 
 
 def _seeds(state: Path, view: ViewPlan) -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import polars as pl
 
+from unskew.features.errors import LayoutError
 from unskew.features.references import Asked
 from unskew.features.time import instant_us, moment_of
 from unskew.features.types import MAP_VALUE, Type
@@ -174,12 +175,24 @@ def read_served(folder: Path, view: View, since_us: int | None = None) -> tuple[
     return found, n_others
 
 
+_PARTS = frozenset({"as_of", "key", "presentation", "state", "values", "view"})
+
+
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(files_of(folder)):
         with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
-            for text in file:
+            for number, text in enumerate(file, 1):
                 if text.endswith("\n"):
-                    yield json.loads(text)
+                    yield _line(path, number, text)
+
+
+def _line(path: Path, number: int, text: str) -> dict[str, Any]:
+    line = None
+    with contextlib.suppress(ValueError):
+        line = json.loads(text)
+    if not isinstance(line, dict) or not line.keys() >= _PARTS:
+        raise LayoutError(f"{path}: line {number} is not one of a sample; remove the line or the file")
+    return line
 
 
 def _item(column: pl.Series, row: int) -> object:
