@@ -87,10 +87,10 @@ def _erase_shards(
     try:
         with durable.disk(state):
             saved = _saved(state)
-            # The next start would remove these seeds too; the files that they name are gone.
-            for view_id in sorted(_taken_over(state, saved)):
+            # A start does not read these seeds any more, and the files that they name may be gone.
+            for view_id, name in sorted(_taken_over(state, saved)):
                 still_ours()
-                Seeds(state).remove(view_id)
+                Seeds(state).remove_shard(view_id, name)
             changed: dict[tuple[str, str], Mapping[str, Any]] = {}
             settles = []
             for shard in saved:
@@ -155,9 +155,12 @@ def search_state(
         (state / BATCH, _views_of_seeds(state / BATCH, plan), ()),
     ):
         changelogs = Changelogs(folder / CHANGELOG)
-        waiting = of_folder.keys() - _taken_over(folder, shards)
+        over = _taken_over(folder, shards)
         seeded = [
-            seed.snapshot for name, view in of_folder.items() if name in waiting for _, seed in _seeds(folder, view)
+            seed.snapshot
+            for view in of_folder.values()
+            for name, seed in _seeds(folder, view)
+            if (view.id, name) not in over
         ]
         for shard in (*shards, *seeded):
             view = of_folder.get(shard["view"])
@@ -311,9 +314,11 @@ def _views_of_seeds(folder: Path, plan: Plan) -> dict[str, ViewPlan]:
     return {view_id: known[view_id] for view_id in seeds.views() if view_id in known}
 
 
-def _taken_over(state: Path, saved: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the views whose seeds the flow has taken over: it saves their shards itself."""
-    return {shard["view"] for shard in saved} & {*Seeds(state).views()}
+def _taken_over(state: Path, saved: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Return views and shards whose seeds the flow has taken over: it saves these shards itself."""
+    seeds = Seeds(state)
+    held = {(shard["view"], shard["shard"]) for shard in saved}
+    return {(view_id, name) for view_id in seeds.views() for name in seeds.shards(view_id)} & held
 
 
 def _seeds(state: Path, view: ViewPlan) -> Iterator[tuple[str, Any]]:

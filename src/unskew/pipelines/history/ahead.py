@@ -283,6 +283,8 @@ def _side_by_side(
         clock_us=max((seam.clock_us for seam in seams if seam.clock_us is not None), default=None),
         offsets={partition: offset for seam in seams for partition, offset in seam.offsets.items()},
         compared=sum(seam.compared for seam in seams),
+        rejected=sum(seam.rejected for seam in seams) if view.partitioned else seams[0].rejected,
+        why=next((seam.why for seam in seams if seam.why is not None), None),
     )
 
 

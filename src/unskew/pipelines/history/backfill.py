@@ -61,12 +61,10 @@ class Backfill:
 class Written:
     """The result of a backfill.
 
-    ``events``: events that this call has read. ``rejected``: those of them that the view cannot take. ``seam``: how the
-    shards end, which was checked.
+    ``events``: events that this call has read. ``seam``: how the shards end, which was checked.
     """
 
     events: int
-    rejected: int
     seam: Seam
 
 
@@ -102,7 +100,7 @@ def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> W
         # What was checked stays so, even if days of the archive are removed before a run takes the shard over.
         shard.taken = after_check(shard.taken)
     _save(shards)
-    return Written(events=n_events, rejected=feed.rejected, seam=seam)
+    return Written(events=n_events, seam=replace(seam, rejected=feed.rejected, why=feed.why))
 
 
 def _checked(job: Backfill, end: Cut, shards: Mapping[str, "_Shard"]) -> Seam:

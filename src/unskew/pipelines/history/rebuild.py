@@ -85,7 +85,7 @@ class Feed:
 
     ``shards``: by ``view@version/shard``; slices of others are left out. ``keys``: the canonical keys of the only
     entities that count; None for all. ``below``: by view id, the hash of a key that is not below it does not count.
-    ``rejected``: number of events so far that a view could not take.
+    ``rejected``: number of events so far that a view could not take. ``why``: the reason of the first one.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Feed:
         self._keys = keys
         self._below = below or {}
         self.rejected = 0
+        self.why: str | None = None
 
     def give(self, piece: Piece) -> None:
         """Give one piece to every shard that its partition feeds."""
@@ -113,6 +114,8 @@ class Feed:
             if piece.events.height:
                 evaluated = evaluate(piece.events)
                 self.rejected += evaluated.rejected.height
+                if self.why is None and evaluated.rejected.height:
+                    self.why = evaluated.rejected["reason"][0]
                 events = evaluated.events
                 if self._keys is not None:
                     events = events.filter(pl.col("key").is_in(self._keys[view.id].implode()))

@@ -23,7 +23,8 @@ class Seam:
 
     ``offsets``: the next offset of each partition. ``events``: events up to there. ``since_us``, ``clock_us``: where
     the first shard begins, and where the last one ends. ``rows``: rows of the log. ``compared``: entities that were
-    computed again.
+    computed again. ``rejected``: events, of those that were read now, that the view cannot take; a stream's are dead
+    letters. ``why``: the reason of the first one.
     """
 
     view: str
@@ -33,6 +34,8 @@ class Seam:
     clock_us: int | None
     offsets: Mapping[int, int]
     compared: int
+    rejected: int = 0
+    why: str | None = None
 
     def __str__(self) -> str:
         places = ", ".join(f"{partition}: {offset:,}" for partition, offset in sorted(self.offsets.items()))
@@ -42,8 +45,13 @@ class Seam:
             span = f" from {format_instant(self.since_us)} to {format_instant(self.clock_us)}"
         return (
             f"{self.view}: its history is there: {self.events:,} archived events{span}, {self.rows:,} rows of the log. Seam check: "
-            f"each event up to the next offsets (partition {places}) was taken once{compared}"
+            f"each event up to the next offsets (partition {places}) was taken once{compared}{self._rejected()}"
         )
+
+    def _rejected(self) -> str:
+        if not self.rejected:
+            return ""
+        return f". {self.rejected:,} events count nowhere, because the view cannot take them; the first: {self.why}"
 
 
 def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, Mapping[int, Taken]]) -> None:

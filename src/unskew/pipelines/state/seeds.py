@@ -116,6 +116,13 @@ class Seeds:
         """Return the shards of a view that have seeds."""
         return sorted(path.stem for path in (self.root / view_id).glob("*.seed"))
 
+    def remove_shard(self, view_id: str, shard: str) -> None:
+        """Remove the seed of a shard, and all that is left of the view's if it was the last one."""
+        with durable.disk(self.root):
+            self._path(view_id, shard).unlink(missing_ok=True)
+        if not self.shards(view_id):
+            self.remove(view_id)
+
     def remove(self, view_id: str) -> None:
         """Remove the seeds of a view."""
         with durable.disk(self.root):
