@@ -119,7 +119,9 @@ def traces(pipeline: Pipeline) -> list[str]:
             ]
             query = f"SELECT count(*) FROM (SELECT concat_ws(' ', {', '.join(texts)}) AS row FROM {source})"
             wanted = [GONE, GONE.encode().hex().upper()]
-            n_rows = duckdb.execute(f"{query} WHERE contains(row, $1) OR contains(row, $2)", wanted).fetchone()
+            n_rows = (
+                duckdb.connect().execute(f"{query} WHERE contains(row, $1) OR contains(row, $2)", wanted).fetchone()
+            )
             found += [str(path)] * (n_rows != (0,))
         elif any(form in path.read_bytes() for form in (GONE.encode(), b"user%203%25")):
             found.append(str(path))

@@ -283,7 +283,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "rows",
         {"paths": ["wrong.csv"]},
-        r"3 rows are not events of the stream \(time 1, type 2\): .*wrong.csv, row 3: item",
+        r"4 rows are not events of the stream \(time 1, type 3\): .*wrong.csv, row 3: item",
     ),
     ("unknown column", {"renamed": {"usr": "user"}}, "--column usr: stream purchases has no such column"),
     ("no time", {"without": frozenset({"at"})}, "--without at: it is the event time"),
@@ -317,10 +317,11 @@ def test_what_cannot_be_imported_is_refused_and_changes_nothing(bench: Bench, tm
     (tmp_path / "wrong.csv").write_text(
         "user,item,amount,gift,at,arrived,p\n"
         "a,1,1.5,true,2017-03-26T00:00:00Z,2017-03-26T00:00:00Z,0\n"
-        "a,,,false,2017-03-26T00:00:00.123456+02:00,2017-03-26T00:00:00Z,0\n"
+        "a,2,,false,2017-03-26T00:00:00.123456+02:00,2017-03-26T00:00:00Z,0\n"
         "a,one,1.5,true,2017-03-26T00:00:00Z,2017-03-26T00:00:00Z,0\n"
         "a,1,1.5,true,,2017-03-26T00:00:00Z,0\n"
         "a,1,1.5,yes,2017-03-26T00:00:00Z,2017-03-26T00:00:00Z,0\n"
+        "a,,1.5,true,2017-03-26T00:00:00Z,2017-03-26T00:00:00Z,0\n"
     )
     before = outcome.archive()
 
@@ -332,9 +333,9 @@ def test_what_cannot_be_imported_is_refused_and_changes_nothing(bench: Bench, tm
         assert read_imported(outcome.deployment.archive / topic) == Imported(), title
     done = imported(both, outcome, tmp_path / "wrong.csv", skip_refused=True)
     assert done.done is not None
-    assert (done.done.rows, done.done.refused) == (2, 3)
+    assert (done.done.rows, done.done.refused) == (2, 4)
     mine = outcome.archive().filter(pl.col("_offset") < 0)
-    assert mine["item"].to_list() == [1, None]
+    assert mine["item"].to_list() == [1, 2]
     assert mine["at"].to_physical().to_list() == [1_490_486_400_000_000, 1_490_479_200_123_456]
 
 

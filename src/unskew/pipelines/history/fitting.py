@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -86,6 +87,8 @@ class Fitting:
             raise RequestError(
                 f"--without {stream.event_time}: it is the event time of stream {stream.name}, which each row needs"
             )
+        # A null event time has a reason of its own.
+        self._required = _required(stream) - without - {stream.event_time}
         self._theirs = {name: renamed.get(name, name) for name in stream.columns if name not in without}
 
     @property
@@ -128,6 +131,8 @@ class Fitting:
                 columns.append(pl.Series(name, [None], dtype=dtype).new_from_index(0, frame.height))
                 continue
             given = frame[self._theirs[name]].alias(name)
+            if name in self._required:
+                _refuse_nulls(given, refusals)
             columns.append(self._fit(given, dtype, refusals))
         event_time = next(column for column in columns if column.name == stream.event_time)
         event_us = event_time.to_physical()
@@ -229,6 +234,23 @@ class Fitting:
 
     def _of_text(self, dtype: pl.DataType) -> ReadAs:
         return ReadAs(text="", dtype=dtype, raw=pl.String(), zone=self._zone if dtype == TIMESTAMP else None)
+
+
+def _required(stream: StreamPlan) -> frozenset[str]:
+    """Return the columns that the schema does not allow to be null."""
+    schema = stream.reader
+    if "fields" in schema:
+        return frozenset(one["name"] for one in schema["fields"] if not _may_be_null(one["type"]))
+    types = {name: one.get("type") for name, one in schema.get("properties", {}).items()}
+    return frozenset(name for name in schema.get("required", ()) if not _may_be_null(types.get(name)))
+
+
+def _refuse_nulls(given: pl.Series, refusals: Refusals) -> None:
+    refusals.refuse(given.is_null(), "type", lambda _: f"{given.name} is null, and the schema requires it")
+
+
+def _may_be_null(kind: Any) -> bool:
+    return kind is None or kind == "null" or (isinstance(kind, list) and "null" in kind)
 
 
 def _microseconds(times: pl.Series) -> pl.Series:
