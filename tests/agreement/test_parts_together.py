@@ -2,7 +2,7 @@
 
 import datetime as dt
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,8 @@ def test_wrong_folders_are_refused_and_nothing_is_left_behind(tables: Tables, be
         "correct --archive": [(*erase, f"--archive={log}"), ("retain", "--keep-archive=3d", f"--archive={log}")],
         "there is no such folder": [(*erase, f"--log={absent}"), (*erase, f"--archive={absent}")],
         "holds no state": [(*erase, f"--state={other}"), ("retain", "--keep-archive=3d", f"--state={other}")],
-        "there is no saved state": [(*later, f"--state={other}")],
+        "in Redis belong to": [(*later, f"--state={other}")],
+        "there is no saved state": [(*later, f"--state={other}", "--prefix=other")],
         "lacks the rows of p0": [(*later, f"--archive={other}")],
     }
     for said, calls in refused.items():
@@ -289,3 +290,16 @@ def test_an_empty_key_is_in_no_letter_that_cannot_be_read() -> None:
 
     assert rule.finds(letters).to_list() == [True, False]
     assert rule.unsearched(letters) == 1
+
+
+def test_values_of_another_state_are_refused_before_log_and_archive_are_written(tables: Tables) -> None:
+    assert tables.materialized(100, "by_item").exit_code == 0
+    roots = {name: tables.where.log.with_name(f"other {name}") for name in ("log", "archive", "state")}
+    other = replace(tables, where=replace(tables.where, **roots))
+
+    refused = other.materialized(100, "by_item")
+
+    assert refused.exit_code == 1
+    assert "the values of by_item@1 in Redis belong to" in refused.output
+    assert [path for name in ("log", "archive") for path in roots[name].rglob("*.parquet")] == []
+    assert not (roots["log"] / "by_item").exists()

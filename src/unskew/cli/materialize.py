@@ -57,7 +57,7 @@ def materialize(
     refused.
 
     \b
-    unskew materialize --until "$(date -u +%Y-%m-%dT%H:00:00Z)" \\
+    unskew materialize --until "$(date -u +%Y-%m-%dT%H:00:01Z)" \\
         --definitions defs/ --log log --archive archive --state state
     """
     from unskew.cli.backfill import instant_of

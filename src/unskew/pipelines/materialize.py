@@ -131,6 +131,8 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
 
         for view in job.views:
             _refuse_earlier(job, view, seeds)
+            if not job.again:
+                _refuse_foreign_values(job, view, leases.check)
         taken = {
             topic: take_table(
                 TableJob(
@@ -244,16 +246,7 @@ def _to_redis(
     job: Materialize, view: ViewPlan, seed: Seed, changelogs: Changelogs, still_ours: Callable[[], None]
 ) -> tuple[int, int]:
     """Write all current values of a view, and remove what it has no more."""
-    writer = RedisWriter(
-        job.redis_url,
-        job.prefix,
-        job.pipeline,
-        _id(job, view, still_ours),
-        still_ours=still_ours,
-        allow_eviction=job.allow_eviction,
-        expire_after_us=job.expire_after_us,
-        log_refills=False,
-    )
+    writer = _writer(job, _id(job, view, still_ours), still_ours)
     try:
         writer.look()
         writer.claim([f"{view.id}/h0"], job.place, replace=job.again)
@@ -268,6 +261,29 @@ def _to_redis(
     finally:
         writer.close()
     return written.rows, written.removed
+
+
+def _refuse_foreign_values(job: Materialize, view: ViewPlan, still_ours: Callable[[], None]) -> None:
+    """Raise ``LayoutError``, before anything is written, if the values in Redis belong to another state."""
+    path = _id_path(job, view)
+    writer = _writer(job, path.read_text(encoding="ascii") if path.exists() else uuid.uuid4().hex, still_ours)
+    try:
+        writer.refuse_owned([f"{view.id}/h0"])
+    finally:
+        writer.close()
+
+
+def _writer(job: Materialize, history: str, still_ours: Callable[[], None]) -> RedisWriter:
+    return RedisWriter(
+        job.redis_url,
+        job.prefix,
+        job.pipeline,
+        history,
+        still_ours=still_ours,
+        allow_eviction=job.allow_eviction,
+        expire_after_us=job.expire_after_us,
+        log_refills=False,
+    )
 
 
 def _id(job: Materialize, view: ViewPlan, still_ours: Callable[[], None]) -> str:
