@@ -158,6 +158,7 @@ VIEW = ("-f", "purchases", *FROM_LOG)
         (HEAD + "007,1,2026-03-01\n", VIEW, "is '2026-03-01', which is not an instant in ISO 8601 with a time"),
         (HEAD + "007,1,1772366400000\n", VIEW, "is '1772366400000', which is not an instant"),
         (HEAD + "007,1,\n", VIEW, "'event_timestamp' is null in row 0"),
+        ("user_id,shop_id,event_timestamp,x,x\n007,1,2026-03-01T12:30:00Z,1,2\n", VIEW, "has two columns 'x'; rename one of them"),
         (HEAD, VIEW, "wrong.csv has no rows; give at least one label"),
         ("", VIEW, "wrong.csv cannot be read as CSV: "),
         (HEAD + "007,1,2026-03-01T12:30:00Z,more,columns\n", VIEW, "wrong.csv cannot be read as CSV: "),
@@ -229,3 +230,19 @@ def test_outside_null_and_overwrite_do_what_they_say() -> None:
     assert pl.read_parquet("out.parquet")["count_1d"].to_list() == [None, 1]
     assert "warning: 50.0 % of the labels are later than the log is complete: their values are null" in ended.output
     assert json.loads(Path("out.manifest.json").read_text())["features"][0]["statuses"]["after_log"] == 1
+
+
+def test_codes_among_the_labels_stay_as_they_are() -> None:
+    Path("codes.csv").write_text(
+        "user_id,shop_id,event_timestamp,zip,bought,spent,at_year\n"
+        "007,1,2026-03-01T12:30:00Z,00123,1,1.50,2026\n"
+        "007,1,2026-03-01T12:40:00Z,98765,0,,2026\n"
+    )
+
+    ended = train(*VIEW, labels="codes.csv")
+
+    assert ended.exit_code == 0, ended.output
+    frame = pl.read_parquet("out.parquet")
+    assert frame["zip"].to_list() == ["00123", "98765"]
+    assert frame["bought"].to_list() == [1, 0]
+    assert frame["spent"].to_list() == [1.5, None]

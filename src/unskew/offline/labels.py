@@ -1,6 +1,6 @@
 """Labels from files: Parquet as they are, CSV with the types that the views' keys and the instants have."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +11,7 @@ from unskew.features.types import TIMESTAMP
 from unskew.features.view import View
 
 _FORMATS = {".parquet": "Parquet", ".csv": "CSV"}
+_CODE = r"^\s*[+-]?0\d"
 
 
 def read_labels(path: Path, views: Iterable[View], timestamp: str) -> pl.DataFrame:
@@ -18,7 +19,8 @@ def read_labels(path: Path, views: Iterable[View], timestamp: str) -> pl.DataFra
 
     A CSV file has names in its first line. Its columns of keys have the type that the views' entities have, so that
     ``0042`` stays a text where keys are texts. The column ``timestamp`` has instants in ISO 8601, which are UTC if they
-    have no offset. Types of other columns are found from all of their values.
+    have no offset. Types of other columns are found from all of their values; those with a number that begins with 0,
+    such as a code ``00123``, stay texts.
 
     Raises ``RequestError`` for a file that cannot be read, and for values that are not of these types.
     """
@@ -41,7 +43,10 @@ def _read_csv(path: Path, views: Iterable[View], timestamp: str) -> pl.DataFrame
     types = {name: dtype for view in views for name, dtype in view.entity.columns.items()}
     # As texts first, because a text that is not a number must be named with its row.
     texts = dict.fromkeys([*types, timestamp], pl.String())
-    frame = pl.read_csv(path, schema_overrides=texts, infer_schema_length=None, glob=False)
+    given = pl.read_csv(path, infer_schema=False, glob=False)
+    _refuse_duplicates(path, given.columns)
+    codes = {name: pl.String() for name in given.columns if given[name].str.contains(_CODE).any()}
+    frame = pl.read_csv(path, schema_overrides={**codes, **texts}, infer_schema_length=None, glob=False)
     for name, dtype in types.items():
         if name in frame.columns and dtype != pl.String():
             frame = frame.with_columns(
@@ -52,6 +57,14 @@ def _read_csv(path: Path, views: Iterable[View], timestamp: str) -> pl.DataFrame
     if timestamp in frame.columns:
         frame = frame.with_columns(_instants(path, frame[timestamp]))
     return frame
+
+
+def _refuse_duplicates(path: Path, names: Sequence[str]) -> None:
+    # Polars gives each repetition of a name another one.
+    for name in names:
+        stem, mark, number = name.rpartition("_duplicated_")
+        if mark and number.isdecimal() and stem in names:
+            raise RequestError(f"{path} has two columns {stem!r}; rename one of them")
 
 
 def _instants(path: Path, texts: pl.Series) -> pl.Series:
