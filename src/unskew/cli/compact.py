@@ -190,7 +190,7 @@ def publisher(table: "Table") -> Callable[[], object]:
 
     if not table.is_log:
         return lambda: None
-    return lambda: delta.publish(table.root, table.name.removeprefix("log "), now_ms=time.time_ns() // 1_000_000)
+    return lambda: delta.publish(table.root, table.name, now_ms=time.time_ns() // 1_000_000)
 
 
 def _size(text: str) -> int:

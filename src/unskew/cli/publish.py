@@ -49,8 +49,7 @@ def publish(views: tuple[str, ...], log: Path, rebuild: bool) -> None:
                 if not free:
                     say(f"{table.name}: a compaction is at work on it, and publishes it too; left alone")
                     continue
-                name = table.name.removeprefix("log ")
-                done = delta.publish(table.root, name, now_ms=time.time_ns() // 1_000_000, rebuild=rebuild)
+                done = delta.publish(table.root, table.name, now_ms=time.time_ns() // 1_000_000, rebuild=rebuild)
         except UnskewError as error:
             # The others are published all the same.
             faults.append(str(error))

@@ -480,8 +480,7 @@ def lock(root: Path) -> Iterator[Held | None]:
     with path.open("wb") as file:
         if new:
             durable.like(folder, root)
-            durable.like(path, folder)
-            path.chmod(path.stat().st_mode & 0o666)
+            durable.like_file(path, folder)
         try:
             # The system releases the lock when the process ends for whatever reason.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -491,6 +490,15 @@ def lock(root: Path) -> Iterator[Held | None]:
         for left in folder.glob("*.tmp"):
             left.unlink(missing_ok=True)
         yield Held(folder=folder)
+
+
+@contextlib.contextmanager
+def holding(root: Path) -> Iterator[Held]:
+    """Hold the lock of a table for the body. Raises ``StoreUnavailable`` if a compaction has it, or the disk fails."""
+    with durable.disk(root), lock(root) as found:
+        if found is None:
+            raise StoreUnavailable(f"{root}: a compaction is at work on it; wait for its end and try again")
+        yield found
 
 
 def _is_table(path: Path) -> bool:

@@ -92,9 +92,10 @@ def is_published(root: Path) -> bool:
 def publish(root: Path, name: str, *, now_ms: int, rebuild: bool = False) -> Published:
     """Bring the Delta metadata of a log's table up to date; the caller holds the table's lock.
 
-    ``name``: the name of the table. ``now_ms``: the present in milliseconds. ``rebuild``: write all of it anew.
-    Metadata that cannot be read are written anew in any case. Raises ``LayoutError`` for a file of the table that
-    cannot be read, and ``StoreUnavailable`` if the disk fails: the call can be repeated.
+    ``name``: the name of the table, ``view@version``, with or without "log" before it. ``now_ms``: the present in
+    milliseconds. ``rebuild``: write all of it anew. Metadata that cannot be read are written anew in any case. Raises
+    ``LayoutError`` for a file of the table that cannot be read, and ``StoreUnavailable`` if the disk fails: the call
+    can be repeated.
     """
     try:
         return _publish(root, name, now_ms, rebuild=rebuild)
@@ -110,7 +111,7 @@ def publish_again(root: Path, name: str) -> None:
     ``name``, errors: as in ``publish``; the caller holds the table's lock.
     """
     if is_published(root):
-        publish(root, name.removeprefix("log "), now_ms=wall_us() // 1_000)
+        publish(root, name, now_ms=wall_us() // 1_000)
 
 
 def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
@@ -140,7 +141,7 @@ def _publish(root: Path, name: str, now_ms: int, *, rebuild: bool) -> Published:
         _remove(folder)
     made = _Commits(folder, now, now_ms)
     schema = schema_text(_columns(files[-1].path)) if files else now.schema
-    made.describe(name, schema)
+    made.describe(name.removeprefix("log "), schema)
     _bring_up(made, root, files)
     return Published(
         version=made.now.version,
@@ -316,8 +317,7 @@ def _write(path: Path, data: bytes, *, new: bool = False) -> None:
         return
     temporary = path.with_name(f".{path.name}.tmp")
     durable.write(temporary, data)
-    durable.like(temporary, path.parent)
-    temporary.chmod(temporary.stat().st_mode & 0o666)
+    durable.like_file(temporary, path.parent)
     durable.rename(temporary, path)
 
 

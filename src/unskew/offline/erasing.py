@@ -24,11 +24,11 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.errors import RequestError
 from unskew.features.keys import OneEntity
 from unskew.features.plan import ViewPlan
 from unskew.offline import delta
-from unskew.offline.compaction import lock
+from unskew.offline.compaction import holding
 from unskew.offline.merging import columns_of, names_of, rewrite, source
 from unskew.sinks import durable
 from unskew.sinks.objects import ObjectPath, concerns
@@ -208,11 +208,8 @@ def places(
     reads the value of a letter in a topic's folder, as in ``LetterRule``. ``doubted``: as there.
     """
     found = [
-        Place(
-            name=f"log {root.parent.name}@{root.name[1:]}", root=root, rule=_rule_of_log(one, views, root), counts=True
-        )
-        for root in sorted(() if log is None else log.glob("*/v*"))
-        if root.name[1:].isdecimal()
+        Place(name=f"log {name}@{version}", root=root, rule=_rule_of_log(one, views, root), counts=True)
+        for name, version, root in (() if log is None else layout.view_roots(log))
     ]
     for kind, folder in (("archive", archive), ("dead letters", dead_letters)):
         for root in sorted(() if folder is None or not folder.is_dir() else folder.iterdir()):
@@ -272,9 +269,7 @@ def erase(
     found = Searched(place=place)
     if not root.is_dir():
         return found
-    with durable.disk(root), lock(root) as held:
-        if held is None:
-            raise StoreUnavailable(f"{root}: a compaction is at work on it; wait for its end and try again")
+    with holding(root) as held:
         for path in layout.every_file(root):
             progress(f"{place}: {path.name}")
             file = layout.parse(path)

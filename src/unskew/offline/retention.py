@@ -25,11 +25,11 @@ from pathlib import Path
 
 import polars as pl
 
-from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
+from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import ViewPlan
 from unskew.features.time import DAY_US, day_of, format_duration
 from unskew.offline import delta
-from unskew.offline.compaction import Held, Table, delete_superseded, lock
+from unskew.offline.compaction import Held, Table, delete_superseded, holding
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
@@ -160,10 +160,8 @@ def _held(table: Table, *, dry_run: bool) -> Iterator[Held | None]:
     if dry_run:
         yield None
         return
-    with durable.disk(table.root), lock(table.root) as held:
-        if held is None:
-            raise StoreUnavailable(f"{table.root}: a compaction is at work on it; wait for its end and try again")
-        yield held
+    with holding(table.root) as found:
+        yield found
         for folder in table.root.glob("day=*"):
             durable.remove_empty([folder])
 

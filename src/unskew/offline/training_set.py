@@ -85,9 +85,7 @@ class HistoricalFeatures(Answer):
         The statuses are ``no_key``, ``before_log``, ``after_log``, ``warming``, ``expired``, ``default``, ``present``;
         see ``offline.join.historical_features``.
         """
-        counts = np.array(
-            [np.bincount(its, minlength=len(Statuses)) for its in self.joined.statuses.values()], np.int64
-        )
+        counts = np.array([list(self._counts(name).values()) for name in self.joined.statuses], np.int64)
         return pl.DataFrame({"feature": list(self.joined.statuses)}).hstack(
             pl.from_numpy(counts, schema=[status.name for status in Statuses])
         )
