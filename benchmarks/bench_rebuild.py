@@ -143,7 +143,7 @@ def main() -> None:
         )  # fmt: skip
         written, processor, wall = timed(lambda: backfill(job))
         changelogs.close()
-        assert written.seam.rows == n_rows
+        assert written.rows == n_rows
         print(f"| backfill, seam check included | {arguments.events / processor:,.0f} | {wall:.1f} | {n_rows:,} |")
         rng = np.random.default_rng(1)
         chosen = events.filter(pl.col("at") > pl.lit(START_US + 31 * 86_400_000_000).cast(INSTANT))

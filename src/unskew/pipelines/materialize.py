@@ -211,7 +211,7 @@ def _one(
     before = seeds.read(view, names[0])
     end = {0: Reached(offset=archive.offset_at(0, job.until_us), clock_us=job.until_us)}
     with recorded_shards(root, names, view=view.published):
-        written = backfill(
+        seam = backfill(
             Backfill(
                 view=view,
                 archive=archive,
@@ -238,7 +238,7 @@ def _one(
         log_rows=_manifest(seed).seq - (0 if before is None else _manifest(before).seq),
         values=values,
         removed=removed,
-        seam=str(written.seam),
+        seam=str(seam),
     )
 
 

@@ -203,7 +203,7 @@ def _work(part: _Part, still_ours: Callable[[], None], stop: Flag, report: Calla
 
     changelogs = Changelogs(part.state / CHANGELOG, still_ours, going_on)
     try:
-        written = backfill(
+        return backfill(
             Backfill(
                 view=part.view,
                 archive=part.archive,
@@ -222,7 +222,6 @@ def _work(part: _Part, still_ours: Callable[[], None], stop: Flag, report: Calla
         )
     finally:
         changelogs.close()
-    return written.seam
 
 
 # The stop flag and the queue of progress of a process of the pool.

@@ -57,19 +57,8 @@ class Backfill:
     chunk_events: int = CHUNK_EVENTS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """The result of a backfill.
-
-    ``events``: events that this call has read. ``seam``: how the shards end, which was checked.
-    """
-
-    events: int
-    seam: Seam
-
-
-def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> Written:
-    """Compute the shards of ``job`` from where their seeds are up to its end, and write log and seeds.
+def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> Seam:
+    """Compute the shards of ``job`` from where their seeds are up to its end, write log and seeds, and check the end.
 
     ``report``: called with the number of events read so far. Raises ``LayoutError`` if the archive is damaged, lacks
     events or columns, or if seeds and log do not belong together; ``StoreUnavailable`` if the disk fails. The call can
@@ -100,7 +89,7 @@ def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> W
         # What was checked stays so, even if days of the archive are removed before a run takes the shard over.
         shard.taken = after_check(shard.taken)
     _save(shards)
-    return Written(events=n_events, seam=replace(seam, rejected=feed.rejected, why=feed.why))
+    return replace(seam, rejected=feed.rejected, why=feed.why)
 
 
 def _checked(job: Backfill, end: Cut, shards: Mapping[str, "_Shard"]) -> Seam:

@@ -1,6 +1,6 @@
 """Rows of files as events of a stream: columns of its names and types, by the conversions of decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, format_duration
 from unskew.features.types import TIMESTAMP
 from unskew.pipelines.decoding.columns import Refusals, Unit, typed
 from unskew.pipelines.decoding.conversions import converted, days
+from unskew.pipelines.history.inputs import Input
 
 N_EXAMPLES = 5
 _BOOLEANS = {"true": True, "false": False}
@@ -116,6 +117,30 @@ class Fitting:
             self(empty, {})
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from error
+
+    def read(
+        self,
+        inputs: Sequence[Input],
+        refused: Refused,
+        going_on: Callable[[], None],
+        report: Callable[[int], None],
+    ) -> Iterator[pl.DataFrame]:
+        """Yield the events of all inputs, piece by piece, and note the rows that are none.
+
+        ``going_on``: called before each piece. ``report``: called with the number of rows read so far.
+        """
+        n_read = 0
+        for one in inputs:
+            first_row = 1
+            for batch in one.batches(self.columns):
+                going_on()
+                reasons: dict[int, Rejection] = {}
+                events = self(batch, reasons)
+                refused.note(str(one.path), first_row, reasons)
+                first_row += batch.height
+                n_read += batch.height
+                report(n_read)
+                yield events
 
     def __call__(self, frame: pl.DataFrame, reasons: dict[int, Rejection]) -> pl.DataFrame:
         """Return the events among some rows, with their arrivals and places, and note a reason for each other row.

@@ -93,7 +93,7 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) ->
     root = view_root(job.log, view.name, view.version)
     names = shard_names(view, range(job.n_partitions[topic]), job.n_hashes)
     with recorded_shards(root, names, frozenset(missing), view=view.published):
-        written = backfill(
+        return backfill(
             Backfill(
                 view=view,
                 archive=archive,
@@ -111,7 +111,6 @@ def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) ->
             ),
             lambda n_events: job.report(f"{view.id}: {n_events:,} events of its history are read (at most {total:,})"),
         )
-    return written.seam
 
 
 def _cut(job: HandOver, topic: str) -> Cut:

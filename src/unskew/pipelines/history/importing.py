@@ -20,7 +20,6 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.plan import StreamPlan
-from unskew.features.rejection import Rejection
 from unskew.features.time import format_instant
 from unskew.pipelines.history.archive import BEGINNING, Archive, Reached
 from unskew.pipelines.history.fitting import ARRIVAL, ROW, Arrivals, Fitting, Refused
@@ -284,18 +283,11 @@ class _Importing:
         rows = Sorted(self._job.state / IMPORTING / self._job.stream.topic)
         try:
             total = sum(one.scan().select(pl.len()).collect().item() for one in self._inputs)
-            n_read = 0
-            for one in self._inputs:
-                first = 0
-                for batch in one.batches(self._fitting.columns):
-                    self._going_on()
-                    reasons: dict[int, Rejection] = {}
-                    events = self._fitting(batch, reasons)
-                    self._refused.note(str(one.path), first + 1, reasons)
-                    first += batch.height
-                    n_read += batch.height
-                    self._report("reading", n_read, total)
-                    self._add(rows, self._placed(events, placing), cuts, record, topic)
+            read = self._fitting.read(
+                self._inputs, self._refused, self._going_on, lambda n_read: self._report("reading", n_read, total)
+            )
+            for events in read:
+                self._add(rows, self._placed(events, placing), cuts, record, topic)
             yield rows
         finally:
             rows.close()

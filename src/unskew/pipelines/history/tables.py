@@ -17,7 +17,6 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import StreamPlan
-from unskew.features.rejection import Rejection
 from unskew.features.time import DAY_US, format_duration, format_instant
 from unskew.pipelines.history.archive import BEGINNING, Archive
 from unskew.pipelines.history.fitting import ARRIVAL, ROW, Arrivals, Fitting, Refused
@@ -144,23 +143,17 @@ def _read(job: TableJob, rows: Sorted, begin_us: int) -> tuple[Taken, "_Past"]:
         places={},
     )
     paths = about.path if isinstance(about.path, (list, tuple)) else [about.path]
-    taken, past, n_read = Taken(), _Past(), 0
-    for one in inputs_of([path if isinstance(path, pl.LazyFrame) else Path(path) for path in paths]):
+    taken, past = Taken(), _Past()
+    inputs = inputs_of([path if isinstance(path, pl.LazyFrame) else Path(path) for path in paths])
+    for one in inputs:
         fitting.check(str(one.path), one.columns)
-        first = 0
-        for batch in one.batches(fitting.columns):
-            job.going_on()
-            reasons: dict[int, Rejection] = {}
-            events = fitting(batch, reasons).drop(ROW)
-            taken.refused.note(str(one.path), first + 1, reasons)
-            first += batch.height
-            n_read += batch.height
-            job.report("reading", n_read, 0)
-            arrivals = events[ARRIVAL]
-            past.add(events.filter(arrivals < begin_us).drop("_event_time"))
-            taken.later += int((arrivals >= job.until_us).sum())
-            new = events.filter((arrivals >= begin_us) & (arrivals < job.until_us))
-            rows.add(new.with_columns(pl.col(ARRIVAL).alias(KEY)))
+    for fitted in fitting.read(inputs, taken.refused, job.going_on, lambda n_read: job.report("reading", n_read, 0)):
+        events = fitted.drop(ROW)
+        arrivals = events[ARRIVAL]
+        past.add(events.filter(arrivals < begin_us).drop("_event_time"))
+        taken.later += int((arrivals >= job.until_us).sum())
+        new = events.filter((arrivals >= begin_us) & (arrivals < job.until_us))
+        rows.add(new.with_columns(pl.col(ARRIVAL).alias(KEY)))
     return taken, past
 
 
