@@ -20,6 +20,7 @@ from typing_extensions import override
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.local import local_path
 from unskew.features.time import duration_us as _duration_us
+from unskew.features.time import instant_us as _instant_us
 from unskew.sinks.objects import ObjectPath, table_path
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -67,6 +68,18 @@ def duration_us(option: str, text: str) -> int:
         return _duration_us(text)
     except DefinitionError as error:
         raise RequestError(f"{option}: {error}") from error
+
+
+def instant_us(option: str, text: str | None) -> int | None:
+    """Return the instant that an option gives, in microseconds; None if it was left out. Raises ``RequestError``."""
+    if text is None:
+        return None
+    try:
+        return _instant_us(text)
+    except (DefinitionError, ValueError) as error:
+        raise RequestError(
+            f"{option} {text}: {error}; give an instant with its offset, for example 2026-01-31T00:00:00Z"
+        ) from error
 
 
 def _not_empty(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say, say_json, styled
+from unskew.cli.screen import Screen, bar, say, say_json, styled
 from unskew.features.printing import printable
 
 if TYPE_CHECKING:
@@ -82,30 +82,25 @@ def audit(
         unskew audit --definitions examples/complete_journey --log data/log \\
             --archive data/archive --samples 10000
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    from unskew.cli.backfill import instant_of
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
     from unskew.monitoring.audit import audit as compare
     from unskew.monitoring.report import audit_table, difference_lines, engines_line, unaudited_lines, verdict
 
     console = Screen(width=WIDTH)
-    errors = Screen(stderr=True)
     plan = load(*definitions)
     existing_folder(log, "--log")
     existing_folder(archive, "--archive")
     if served is not None:
         existing_folder(served, "--served")
-    with Progress(
+    with bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as bar:
-        task = bar.add_task("reading")
+    ) as shown:
+        task = shown.add_task("reading")
         report = compare(
             plan,
             log,
@@ -115,9 +110,9 @@ def audit(
             pipeline=pipeline,
             samples=samples,
             seed=seed,
-            since_us=instant_of("--since", since),
+            since_us=settings.instant_us("--since", since),
             served_root=served,
-            progress=lambda step, done, total: bar.update(
+            progress=lambda step, done, total: shown.update(
                 task, description=printable(step), completed=done, total=total
             ),
         )

@@ -6,8 +6,7 @@ from pathlib import Path
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say
-from unskew.features.errors import DefinitionError, RequestError
+from unskew.cli.screen import bar, say
 from unskew.features.printing import printable
 
 
@@ -50,7 +49,7 @@ def backfill(
     unskew backfill user_purchases@2 --definitions defs/ --log log \\
         --archive archive --state state --workers 4
     """
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
@@ -59,25 +58,23 @@ def backfill(
 
     plan = load(*definitions)
     wanted = [plan.views.find(name) for name in views]
-    errors = Screen(stderr=True)
     stop = threading.Event()
     with (
         stopping_on_signals(stop),
-        Progress(
+        bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[events]}", markup=False),
             TimeRemainingColumn(),
-            console=errors,
-            transient=True,
-            disable=not errors.is_terminal,
-        ) as bar,
+        ) as shown,
     ):
-        task = bar.add_task("", events="")
+        task = shown.add_task("", events="")
 
         def report(view: str, n_events: int, most: int) -> None:
-            bar.update(task, description=printable(view), completed=n_events, total=most, events=f"{n_events:,} events")
+            shown.update(
+                task, description=printable(view), completed=n_events, total=most, events=f"{n_events:,} events"
+            )
 
         seams = backfill_ahead(
             Ahead(
@@ -86,8 +83,8 @@ def backfill(
                 archive=archive,
                 state=state,
                 owner=owner_of(f"the backfill of {', '.join(views)}", state),
-                from_us=instant_of("--from", begin),
-                until_us=instant_of("--until", until),
+                from_us=settings.instant_us("--from", begin),
+                until_us=settings.instant_us("--until", until),
                 again=again,
                 workers=workers,
             ),
@@ -97,17 +94,3 @@ def backfill(
     for seam in seams:
         say(str(seam))
     say("Restart unskew run with these definitions: it finishes the last stretch and goes on from there.", err=True)
-
-
-def instant_of(option: str, text: str | None) -> int | None:
-    """Return the instant that an option gives; None if it was left out."""
-    from unskew.features.time import instant_us
-
-    if text is None:
-        return None
-    try:
-        return instant_us(text)
-    except (DefinitionError, ValueError) as error:
-        raise RequestError(
-            f"{option} {text}: {error}; give an instant with its offset, for example 2026-01-31T00:00:00Z"
-        ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say
+from unskew.cli.screen import Screen, bar, say
 from unskew.features.errors import UnskewError
 from unskew.features.printing import printable
 
@@ -78,7 +78,7 @@ def compact(
     One view's log:   unskew compact household_purchases --log data/log
     What it would do: unskew compact --log data/log --dry-run
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
     from unskew.offline.compaction import Limits
     from unskew.offline.compaction import compact as compact_table
@@ -92,18 +92,14 @@ def compact(
         return
     found = []
     faults: list[str] = []
-    errors = Screen(stderr=True)
-    with Progress(
+    with bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as bar:
-        task = bar.add_task("")
+    ) as shown:
+        task = shown.add_task("")
         for table in tables:
-            bar.update(task, description=printable(table.name), completed=0, total=None)
+            shown.update(task, description=printable(table.name), completed=0, total=None)
             try:
                 found.append(
                     compact_table(
@@ -111,7 +107,7 @@ def compact(
                         limits,
                         now_s=time.time(),
                         dry_run=dry_run,
-                        progress=lambda done, total: bar.update(task, completed=done, total=total),
+                        progress=lambda done, total: shown.update(task, completed=done, total=total),
                         publish=publisher(table),
                     )
                 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say, say_json, styled
+from unskew.cli.screen import Screen, bar, say, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
 
@@ -87,9 +87,8 @@ def diff(
         unskew diff purchases@1 purchases@2 --definitions definitions/ \\
             --archive archive --entities 1000
     """
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from unskew.cli.backfill import instant_of
     from unskew.cli.run import stopping_on_signals
     from unskew.features.local import existing_folder
     from unskew.pipelines.history.diff import Sample
@@ -102,32 +101,28 @@ def diff(
         # Two views that were named are compared, whatever their names.
         sides = sides[0], _named_alike(sides[1][0], sides[0][0])
     existing_folder(archive, "--archive")
-    errors = Screen(stderr=True)
     stop = threading.Event()
     with (
         stopping_on_signals(stop),
-        Progress(
+        bar(
             TextColumn("comparing"),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[events]}", markup=False),
             TimeRemainingColumn(),
-            console=errors,
-            transient=True,
-            disable=not errors.is_terminal,
-        ) as bar,
+        ) as shown,
     ):
-        task = bar.add_task("", events="", total=None)
+        task = shown.add_task("", events="", total=None)
 
         def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, events=f"{done:,} events")
+            shown.update(task, completed=done, total=total, events=f"{done:,} events")
 
         found = compare(
             sides[0],
             sides[1],
             archive,
-            from_us=instant_of("--from", begin),
-            until_us=instant_of("--until", until),
+            from_us=settings.instant_us("--from", begin),
+            until_us=settings.instant_us("--until", until),
             sample=Sample(share=share, entities=entities),
             workers=workers,
             stop=stop,

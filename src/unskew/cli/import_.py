@@ -1,16 +1,13 @@
 """``unskew import``: bring history that lies in files into the event archive of a stream."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, say
+from unskew.cli.screen import phases, say
 from unskew.features.errors import DefinitionError, RequestError
-from unskew.features.printing import printable
 
 
 @click.command("import")
@@ -78,7 +75,6 @@ def import_(
     unskew import purchases exported/ --arrival loaded_at \\
         --definitions defs/ --archive archive --state state
     """
-    from unskew.cli.backfill import instant_of
     from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.features.nearest import nearest
@@ -119,7 +115,7 @@ def import_(
     except DefinitionError as error:
         raise RequestError(f"--delay {error}") from error
     stop = threading.Event()
-    with stopping_on_signals(stop), bar_of(stream) as report:
+    with stopping_on_signals(stop), phases(stream) as report:
         outcome = import_history(
             ImportJob(
                 stream=plan.streams[stream],
@@ -128,7 +124,7 @@ def import_(
                 state=state,
                 owner=owner_of(f"the import into {stream}", state),
                 arrivals=Arrivals(column=arrival, delay_us=delay_us),
-                until_us=instant_of("--until", until),
+                until_us=settings.instant_us("--until", until),
                 partition=partition,
                 offset=offset,
                 renamed={name: column for name, _, column in pairs},
@@ -142,26 +138,3 @@ def import_(
         )
     for line in outcome.lines():
         say(line)
-
-
-@contextmanager
-def bar_of(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar on a terminal; yield what sets it: a phase, and how many of how many rows (0 if not known)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    errors = Screen(stderr=True)
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as bar:
-        task = bar.add_task(printable(title))
-
-        def report(phase: str, done: int, total: int) -> None:
-            bar.update(task, description=printable(f"{title}: {phase}"), completed=done, total=total or None)
-
-        yield report

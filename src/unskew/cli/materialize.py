@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from unskew import settings
-from unskew.cli.screen import say
+from unskew.cli.screen import phases, say
 from unskew.features.errors import RequestError
 
 
@@ -60,14 +60,12 @@ def materialize(
     unskew materialize --until "$(date -u +%Y-%m-%dT%H:00:01Z)" \\
         --definitions defs/ --log log --archive archive --state state
     """
-    from unskew.cli.backfill import instant_of
-    from unskew.cli.import_ import bar_of
     from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.pipelines import materialize as pipeline_of
     from unskew.pipelines.deployment import owner_of
 
-    until_us = instant_of("--until", until)
+    until_us = settings.instant_us("--until", until)
     assert until_us is not None
     expire_after_us = None if expire_after is None else settings.duration_us("--expire-after", expire_after)
     plan = load(*definitions)
@@ -76,7 +74,7 @@ def materialize(
         raise RequestError("there is no view over a table; define a Table and a FeatureView over it")
     owner = owner_of(f"materialize {', '.join(view.id for view in chosen)}", state)
     stop = threading.Event()
-    with stopping_on_signals(stop), bar_of("materialize") as report:
+    with stopping_on_signals(stop), phases("materialize") as report:
         done = pipeline_of.materialize(
             pipeline_of.Materialize(
                 plan=plan,

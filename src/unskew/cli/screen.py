@@ -6,9 +6,10 @@ for a command, and Rich must not take it for markup.
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -16,6 +17,9 @@ from rich.text import Text
 from typing_extensions import override
 
 from unskew.features.printing import printable, printable_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 PIPE_WIDTH = 200
 """A file or a pager has room for whole lines."""
@@ -47,6 +51,30 @@ def styled(text: str, style: str = "") -> Text:
 def lines(parts: Iterable[str | Text]) -> Text:
     """Return several lines as one text."""
     return Text("\n").join(styled(part) if isinstance(part, str) else part for part in parts)
+
+
+def bar(*columns: "ProgressColumn") -> "Progress":
+    """Return a progress bar of Rich on standard error: only a terminal shows it, and it goes when the work ends."""
+    from rich.progress import Progress
+
+    errors = Screen(stderr=True)
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+@contextmanager
+def phases(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar; yield what sets it: a phase, and how many of how many rows (0 if not known)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    with bar(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    ) as shown:
+        task = shown.add_task(printable(title))
+
+        def report(phase: str, done: int, total: int) -> None:
+            shown.update(task, description=printable(f"{title}: {phase}"), completed=done, total=total or None)
+
+        yield report
 
 
 def say(text: str, *, err: bool = False) -> None:
