@@ -3,21 +3,17 @@
 ``unskew run`` then finishes the last stretch and goes on from there (``handover.py``).
 """
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.plan import ViewPlan
 from unskew.pipelines.history.archive import Archive, Cut, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.seam import Seam
+from unskew.pipelines.history.side_by_side import has_parent, side_by_side
 from unskew.pipelines.kafka.consumer import Flag
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, held_by
@@ -27,8 +23,6 @@ from unskew.sinks import durable
 from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import recorded_shards
-
-LOOK_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,25 +218,12 @@ def _work(part: _Part, still_ours: Callable[[], None], stop: Flag, report: Calla
         changelogs.close()
 
 
-# The stop flag and the queue of progress of a process of the pool.
-_shared: list[Any] = []
-
-
-def _begin(stop: Any, queue: Any) -> None:
-    # Signals of the terminal reach every process; the first one asks the others to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _shared[:] = [stop, queue, os.getppid()]
-
-
-def _work_apart(number: int, part: _Part) -> Seam:
-    stop, queue, parent = _shared
-
+def _work_apart(part: _Part, stop: Flag, report: Callable[[int], None]) -> Seam:
     def still_ours() -> None:
-        if os.getppid() != parent:
+        if not has_parent():
             raise LayoutError("the process that began this backfill has ended; start it again, and it goes on")
 
-    return _work(part, still_ours, stop, lambda n_events: queue.put((number, n_events)))
+    return _work(part, still_ours, stop, report)
 
 
 def _side_by_side(
@@ -253,27 +234,14 @@ def _side_by_side(
     total: int,
 ) -> Seam:
     view = parts[0].view
-    context = multiprocessing.get_context("spawn")
-    stopping, queue = context.Event(), context.SimpleQueue()
-    done = [0] * len(parts)
     # Each process reads its partitions; for a view that no partition keeps apart, each reads all of them.
     most = total if view.partitioned else total * len(parts)
-    with ProcessPoolExecutor(len(parts), context, _begin, (stopping, queue)) as pool:
-        futures = [pool.submit(_work_apart, number, part) for number, part in enumerate(parts)]
-        try:
-            while not all(future.done() for future in futures):
-                still_ours()
-                if stop.is_set():
-                    stopping.set()
-                while not queue.empty():
-                    number, n_events = queue.get()
-                    done[number] = n_events
-                report(view.id, sum(done), most)
-                _wait(futures)
-        except BaseException:
-            stopping.set()
-            raise
-        seams = [future.result() for future in futures]
+
+    def look(n_events: int) -> None:
+        still_ours()
+        report(view.id, n_events, most)
+
+    seams = side_by_side(_work_apart, parts, look, stop)
     return replace(
         seams[0],
         events=sum(seam.events for seam in seams) if view.partitioned else seams[0].events,
@@ -285,12 +253,3 @@ def _side_by_side(
         rejected=sum(seam.rejected for seam in seams) if view.partitioned else seams[0].rejected,
         why=next((seam.why for seam in seams if seam.why is not None), None),
     )
-
-
-def _wait(futures: Sequence[Any]) -> None:
-    """Wait a little, or until one has failed."""
-    try:
-        for future in as_completed(futures, timeout=LOOK_S):
-            future.result()
-    except TimeoutError:
-        return

@@ -4,13 +4,9 @@ Both are rebuilt side by side, and their rows are compared as they come, so that
 side besides the states of the shards.
 """
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,10 +19,10 @@ from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
 from unskew.features.time import format_instant
 from unskew.features.updates import Updates
-from unskew.pipelines.history.ahead import LOOK_S
 from unskew.pipelines.history.archive import BEGINNING, Archive, Cut, Piece, columns_of
 from unskew.pipelines.history.compared import Compared, Counts, FeatureDiff, is_comparable, merged
 from unskew.pipelines.history.rebuild import Feed, closed_through, pieces
+from unskew.pipelines.history.side_by_side import side_by_side
 from unskew.pipelines.kafka.consumer import Flag
 from unskew.pipelines.state.ordering import Shard, Siblings, Slice, shard_names
 from unskew.pipelines.state.whole import WholeState
@@ -166,7 +162,7 @@ def diff(
                 raise Stopped("the comparison was asked to stop")
             progress(before + n_events, total)
 
-        found = _compare(job, so_far) if n == 1 else _side_by_side(_parts(job, n), so_far)
+        found = _compare(job, so_far) if n == 1 else merged(side_by_side(_compare_apart, _parts(job, n), so_far))
         done += job.n_events * (1 if _by_partition(job) else n)
         for pair in job.pairs:
             counts, features = found[pair.new.id]
@@ -484,46 +480,10 @@ def _compare(job: _Job, so_far: Callable[[int], None]) -> _Found:
     return {pair.new.id: (one.counts, one.features) for pair, one in zip(job.pairs, compared, strict=True)}
 
 
-# The queue of progress and the stop flag of a process of the pool.
-_shared: list[Any] = []
-
-
-def _begin_process(queue: Any, stopping: Any) -> None:
-    # Signals of the terminal reach every process; the first one asks the others to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _shared[:] = [queue, stopping]
-
-
-def _compare_apart(number: int, job: _Job) -> _Found:
-    queue, stopping = _shared
-
+def _compare_apart(job: _Job, stop: Flag, report: Callable[[int], None]) -> _Found:
     def so_far(n_events: int) -> None:
-        if stopping.is_set():
+        if stop.is_set():
             raise Stopped("the comparison was asked to stop")
-        queue.put((number, n_events))
+        report(n_events)
 
     return _compare(job, so_far)
-
-
-def _side_by_side(parts: Sequence[_Job], so_far: Callable[[int], None]) -> _Found:
-    context = multiprocessing.get_context("spawn")
-    queue, stopping = context.SimpleQueue(), context.Event()
-    done = [0] * len(parts)
-    with ProcessPoolExecutor(len(parts), context, _begin_process, (queue, stopping)) as pool:
-        futures = [pool.submit(_compare_apart, number, part) for number, part in enumerate(parts)]
-        try:
-            while not all(future.done() for future in futures):
-                while not queue.empty():
-                    number, n_events = queue.get()
-                    done[number] = n_events
-                so_far(sum(done))
-                try:
-                    for future in as_completed(futures, timeout=LOOK_S):
-                        future.result()
-                except TimeoutError:
-                    continue
-        except BaseException:
-            stopping.set()
-            raise
-        return merged([future.result() for future in futures])
