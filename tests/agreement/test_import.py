@@ -11,10 +11,9 @@ import polars as pl
 import pytest
 
 from tests.agreement.test_history import Killed, ahead, ran, served, without
-from tests.support.pipeline import Bench, Outcome, Record, expected_log, history, logged, naive_arrivals, plan
+from tests.support.pipeline import Bench, Outcome, Record, agreed, expected_log, history, logged, naive_arrivals, plan
 from unskew.features.errors import RequestError
 from unskew.features.plan import Plan, StreamPlan
-from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact
 from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history import inputs, sorting
@@ -98,16 +97,7 @@ def assert_as_if_always(bench: Bench, outcome: Outcome, always: Outcome, later: 
         keys = [(item,) for item in raw["item"].unique()]
         counted = expected_log(view, raw, dict.fromkeys(keys, until))
         assert [row[:2] + row[3:] for row in logged(view, outcome.log(later))] == [row[:2] + row[3:] for row in counted]
-    report = audit(
-        both,
-        outcome.deployment.log,
-        outcome.deployment.archive,
-        redis_source=bench.redis_url,
-        prefix=outcome.deployment.prefix,
-        samples=300,
-        patience_s=0,
-    )
-    assert [str(one) for one in report.differences] == []
+    agreed(both, outcome.deployment, samples=300)
 
 
 # In CSV, NaN is not a number.

@@ -18,12 +18,11 @@ from tests.agreement.test_import import FIRST, events, imported
 from tests.agreement.test_import import RECORDS as IMPORTED
 from tests.agreement.test_tables import computed, over
 from tests.cli.test_run import _definitions
-from tests.support.pipeline import Bench, Outcome, history, plan
+from tests.support.pipeline import Bench, Outcome, agreed, history, plan
 from tests.support.servers.objects import SeaweedFS
 from unskew import FeatureStore
 from unskew.cli import main
 from unskew.features.errors import LayoutError
-from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
 from unskew.offline.dead_letters import Wanted, find
 from unskew.pipelines.deployment import Deployment, owner_of
@@ -99,16 +98,7 @@ def test_everything_that_a_disk_can_do_an_object_store_can(bench: Bench, bucket:
     assert same(left(far, topic), expected)
     assert not any("_staged" in one.parts or "_probe" in one.parts for one in bucket.objects())
     for store in (far, on_disk):
-        report = audit(
-            both,
-            store.log,
-            store.archive,
-            redis_source=bench.redis_url,
-            prefix=store.prefix,
-            samples=200,
-            patience_s=0,
-        )
-        assert [str(one) for one in report.differences] == []
+        agreed(both, store, samples=200)
 
     labels = pl.DataFrame(
         {"user": ["user 1%", "user 2%", "user 3%"] * 5, "event_timestamp": _instants(far, 15)},

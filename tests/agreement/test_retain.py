@@ -15,13 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.agreement.test_erase import KILLED
-from tests.support.pipeline import START, Bench, Outcome, Record, history
+from tests.support.pipeline import START, Bench, Outcome, Record, agreed, history
 from unskew import FeatureStore
 from unskew.cli import main
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.time import DAY_US
-from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, log_tables
 from unskew.offline.log_reader import ViewLog
 from unskew.pipelines.deployment import owner_of
@@ -152,16 +151,7 @@ def test_labels_after_the_cut_get_what_they_got_and_earlier_ones_are_refused(ben
     for view, expected in before.items():
         assert kept.joined(cut_us, last_us, view).equals(expected)
     where = kept.outcome.deployment
-    report = audit(
-        kept.outcome.plan,
-        where.log,
-        where.archive,
-        redis_source=bench.redis_url,
-        prefix=where.prefix,
-        samples=400,
-        patience_s=0,
-    )
-    assert [str(one) for one in report.differences] == []
+    agreed(kept.outcome.plan, where, samples=400)
     later = read_coverage(view_root(where.log, "later", 1))
     assert later is not None
     assert later.since_us is not None

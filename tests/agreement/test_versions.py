@@ -10,14 +10,13 @@ import pytest
 import redis
 from bytewax.errors import BytewaxRuntimeError
 
-from tests.support.pipeline import SCHEMA, START, Bench, history
+from tests.support.pipeline import SCHEMA, START, Bench, agreed, history
 from unskew import FeatureStore
 from unskew.features.definitions import agg
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.definitions.vocabulary import Entity, Feature, FeatureView, Sliding, Stream, Tumbling
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
-from unskew.monitoring.audit import audit
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.history import archive, backfill
 from unskew.pipelines.run import run
@@ -127,7 +126,7 @@ def test_versions_come_and_go_beside_each_other(bench: Bench, monkeypatch: pytes
             assert log_of(deployment, view).equals(log_of(alone[version], view)), view
             found = values_in_redis(bench.redis_url, deployment, view)
             assert found == values_in_redis(bench.redis_url, alone[version], view) != {}, view
-    report = audited(bench, both, deployment)
+    report = audited(both, deployment)
     assert report == {"by_user@1", "by_user@2", "by_item@1", "by_item@2"}
 
     # The bare name follows what the definitions say; nothing is reset.
@@ -152,7 +151,7 @@ def test_versions_come_and_go_beside_each_other(bench: Bench, monkeypatch: pytes
     ran(only, alone[2])
     assert log_of(deployment, "by_user@1").equals(before)
     assert log_of(deployment, "by_user@2").equals(log_of(alone[2], "by_user@2"))
-    assert audited(bench, only, deployment) == {"by_user@2", "by_item@2"}
+    assert audited(only, deployment) == {"by_user@2", "by_item@2"}
     with pytest.raises(RequestError, match="by_user@1 is no longer computed by the pipeline"):
         store.get_online_features(["by_user@1:n"], entities)
     with pytest.raises(LayoutError, match="by_item@1, by_user@1: left out of an earlier run"):
@@ -161,18 +160,9 @@ def test_versions_come_and_go_beside_each_other(bench: Bench, monkeypatch: pytes
     read_by_the_log_alone(deployment, both)
 
 
-def audited(bench: Bench, one: Plan, deployment: Deployment) -> set[str]:
+def audited(one: Plan, deployment: Deployment) -> set[str]:
     """Compare log and Redis with a recount; return the views that were compared."""
-    report = audit(
-        one,
-        deployment.log,
-        deployment.archive,
-        redis_source=bench.redis_url,
-        prefix=deployment.prefix,
-        samples=400,
-        patience_s=0,
-    )
-    assert [str(each) for each in report.differences] == []
+    report = agreed(one, deployment, samples=400)
     return {view.view for view in report.views if view.samples and view.entities}
 
 

@@ -28,6 +28,8 @@ from unskew.features.definitions.vocabulary import (
     Tumbling,
 )
 from unskew.features.plan import Plan, ViewPlan
+from unskew.monitoring.audit import audit
+from unskew.monitoring.outcome import AuditReport
 from unskew.monitoring.recount import Recount
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
@@ -281,3 +283,18 @@ def bits(values: Any) -> tuple[Any, ...]:
     return tuple(
         "null" if value is None else value.hex() if isinstance(value, float) else repr(value) for value in values
     )
+
+
+def agreed(plan: Plan, deployment: Deployment, *, samples: int) -> AuditReport:
+    """Compare log and Redis with a recount of the archive; return the report, which has no difference."""
+    report = audit(
+        plan,
+        deployment.log,
+        deployment.archive,
+        redis_source=deployment.redis_url,
+        prefix=deployment.prefix,
+        samples=samples,
+        patience_s=0,
+    )
+    assert [str(one) for one in report.differences] == []
+    return report
