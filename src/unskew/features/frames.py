@@ -9,7 +9,6 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -44,6 +43,8 @@ class Given(ABC):
 
     names: Sequence[str]
     n_rows: int
+    of_objects = False
+    """Whether its columns are Python objects already."""
 
     def column(self, name: str) -> pl.Series:
         """Return one column. Raises ``RequestError`` if its values do not make a column."""
@@ -186,6 +187,8 @@ class _ArrowTable(Given):
 
 
 class _Rows(Given):
+    of_objects = True
+
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows = rows
         self.names, self.n_rows = list(dict.fromkeys(name for row in rows for name in row)), len(rows)
@@ -240,7 +243,6 @@ def read_table(table: Table) -> Given:
     )
 
 
-@dataclass(frozen=True)
 class Answer:
     """The rows that were asked with, and a column for each feature.
 

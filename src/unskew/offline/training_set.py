@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.frames import Answer
+from unskew.features.frames import Answer, Given
 from unskew.features.local import local_path
 from unskew.features.printing import printable
 from unskew.features.references import Asked, requested_us
@@ -75,6 +75,8 @@ class HistoricalFeatures(Answer):
     ``joined``: the answer of the join, for each label. ``origin``: what it was made from.
     """
 
+    given: Given
+    columns: pl.DataFrame
     joined: Historical
     origin: Origin
 

@@ -129,15 +129,16 @@ class Server:
         return f" (asked as user {user!r})" if user else " (asked without a user's name)"
 
 
-def checked(replies: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """Return the replies of commands that were executed with ``raise_on_error=False``, one for each of ``keys``.
+def checked(replies: Sequence[Any], keys: Sequence[str | bytes]) -> list[Any]:
+    """Return the replies of commands, one for each of ``keys``; errors among them are instances of their classes.
 
     Raises ``LayoutError`` for a key of another type than the command needs, and what redis-py gave for another error.
     """
     for reply, key in zip(replies, keys, strict=True):
         if isinstance(reply, redis.ResponseError) and "WRONGTYPE" in str(reply):
+            name = key.decode(errors="backslashreplace") if isinstance(key, bytes) else key
             raise LayoutError(
-                f"the key {key!r} in Redis has another type than unskew gives it, so unskew did not write it; delete it, "
+                f"the key {name!r} in Redis has another type than unskew gives it, so unskew did not write it; delete it, "
                 "and a running or restarted unskew run writes it again; if another program wrote it, give unskew a --prefix "
                 "of its own"
             )

@@ -67,6 +67,11 @@ class Clock(NamedTuple):
     since_us: int | None = None
 
 
+def shards_field(view_id: str) -> str:
+    """Return the field of the clocks that lists a view's shards."""
+    return view_id + _SHARDS
+
+
 def clock_words(clocks: Mapping[str, Clock]) -> dict[str, int | str]:
     """Return the fields for these clocks, which are given by shard."""
     words: dict[str, int | str] = {}
@@ -313,6 +318,139 @@ class Marks(Words):
     def loss(self) -> str:
         """The loss that is being repaired; empty if there is none."""
         return self._words.get(_LOSS, "")
+
+
+class ShardWords:
+    """The words of one view's shards that a read needs: which fields it asks for, and what the replies say.
+
+    Fields that change at every flush are apart from those that hardly ever change. Only the words of shards that are
+    asked about are parsed.
+    """
+
+    def __init__(self, view_id: str, shards: Sequence[str]) -> None:
+        self.view_id = view_id
+        self.shards = tuple(shards)
+        self.number = {shard: number for number, shard in enumerate(self.shards)}
+        self.names = [f"{view_id}/{shard}" for shard in shards]
+        since = [name + _SINCE for name in self.names]
+        doubted, compared = ([name + ending for name in self.names] for ending in (_DOUBTED, _ROUND))
+        self.clock_fields = [*self.names, view_id + _SHARDS, view_id + _RETIRED, *since]
+        self.mark_fields = [*self.names, _LOSS, *doubted, *compared]
+
+    def read(self, clocks: "Replies", marks: "Replies") -> "ReadWords":
+        """Return what the replies of each pipeline to HMGET of these fields say, by the pipelines' keys."""
+        return ReadWords(self, clocks, marks)
+
+
+Replies = Sequence[tuple[str, Sequence[bytes | None]]]
+"""The key of a hash of each pipeline, and the words of the fields that were asked for."""
+
+
+def listed_shards(view_ids: Sequence[str], replies: Sequence[Sequence[bytes | None]]) -> dict[str, tuple[str, ...]]:
+    """Return the shards of views. ``replies``: of each pipeline, the words of the views' fields ``shards_field``."""
+    words = zip(view_ids, _last_of_each([("", reply) for reply in replies]), strict=True)
+    return {view_id: _names(word) for view_id, word in words}
+
+
+class ReadWords:
+    """The words of a view's shards as they were read; each method takes the number of a shard."""
+
+    def __init__(self, asked: ShardWords, clocks: Replies, marks: Replies) -> None:
+        self._asked = asked
+        self.shards, self.number = asked.shards, asked.number
+        self._n = len(asked.shards)
+        self._all_clocks, self._all_marks = clocks, marks
+        self._clocks, self._marks = _last_of_each(clocks), _last_of_each(marks)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The list of the view's shards; empty if none was written."""
+        return _names(self._clocks[self._n])
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether no pipeline computes the view any more."""
+        return self._clocks[self._n + 1] is not None and self._clocks[self._n] is None
+
+    @property
+    def loss(self) -> bool:
+        """Whether values that were lost are written again."""
+        return self._marks[self._n] is not None
+
+    def stands(self, shard: int) -> bool:
+        """Return true if there is a clock, or an entry saying that there will be none."""
+        return self._clocks[shard] is not None
+
+    def closed_us(self, shard: int) -> int | None:
+        """Return the last closed instant; None if there is no clock, or if the shard ended before it had one."""
+        word = self._clocks[shard]
+        if word is None:
+            return None
+        return int(word) if _is_instant(word) else self._of_clocks().closed_us(self._asked.names[shard])
+
+    def since_us(self, shard: int) -> int | None:
+        """Return the first arrival; None if there is none."""
+        word = self._clocks[self._n + 2 + shard]
+        if word is None:
+            return None
+        return int(word) if _is_instant(word) else self._of_clocks().since_us(self._asked.names[shard])
+
+    def sent_us(self, shard: int) -> int | None:
+        """Return the clock of the shard's mark, in any history; None if there is no mark."""
+        word = self._marks[shard]
+        if word is None:
+            return None
+        _, *place = word.rsplit(b":", 2)
+        if len(place) == _PLACE and all(map(_is_instant, place)):
+            return int(place[0])
+        return self._of_marks().sent_us(self._asked.names[shard])
+
+    def is_doubted(self, shard: int) -> bool:
+        """Return true if values may lack."""
+        return self._marks[self._n + 1 + shard] is not None
+
+    def compared_us(self, shard: int) -> int | None:
+        """Return when the last comparison of all values with the state began; None if there was none."""
+        word = self._marks[2 * self._n + 1 + shard]
+        if word is None:
+            return None
+        return int(word) if _is_instant(word) else self._of_marks().compared_us(self._asked.names[shard])
+
+    # The words of people and of strangers are read, or named in an error, by what reads whole hashes.
+
+    def _of_clocks(self) -> Clocks:
+        return Clocks(*_as_hashes(self._asked.clock_fields, self._all_clocks))
+
+    def _of_marks(self) -> Marks:
+        return Marks(*_as_hashes(self._asked.mark_fields, self._all_marks))
+
+
+_PLACE = 2
+_SHORT = 17
+"""Digits of an instant that is in the years 1 to 9999 whatever they are."""
+
+
+def _names(word: bytes | None) -> tuple[str, ...]:
+    return () if word is None else tuple(dict.fromkeys(_text(word).split()))
+
+
+def _is_instant(word: bytes) -> bool:
+    return word.isdigit() and len(word) <= _SHORT
+
+
+def _last_of_each(replies: Replies) -> Sequence[bytes | None]:
+    """Return, for each field, its word in the last hash that has it."""
+    found = replies[0][1]
+    for _, others in replies[1:]:
+        found = [one if other is None else other for one, other in zip(found, others, strict=True)]
+    return found
+
+
+def _as_hashes(fields: Sequence[str], replies: Replies) -> list[tuple[str, dict[str, bytes]]]:
+    return [
+        (key, {field: word for field, word in zip(fields, words, strict=True) if word is not None})
+        for key, words in replies
+    ]
 
 
 class Ledgers(Words):

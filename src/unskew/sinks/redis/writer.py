@@ -41,6 +41,7 @@ from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, owne
 from unskew.sinks.redis.nodes import Nodes, nodes_of
 from unskew.sinks.redis.owners import Owners
 from unskew.sinks.redis.pacing import Pacing
+from unskew.sinks.redis.published import replace_registry
 from unskew.sinks.redis.refill import Refill
 from unskew.sinks.redis.removal import remove_values, remove_words
 from unskew.sinks.redis.resp import RowEncoder
@@ -184,15 +185,7 @@ class RedisWriter:
         see ``registry.merge``.
         """
         self._registry = text
-        key = registry_key(self._prefix)
-
-        def publish(transaction: "redis.client.Pipeline") -> None:
-            # The key is watched: if another pipeline publishes meanwhile, this is repeated with the new text.
-            stored = transaction.get(key)
-            transaction.multi()
-            transaction.set(key, merge(stored, text))
-
-        self._reach(lambda client: client.transaction(publish, key))
+        self._reach(lambda client: replace_registry(client, self._prefix, lambda stored: merge(stored, text)))
 
     def report_large_hashes(self, views: Iterable[View]) -> None:
         """Log once which hashes the servers will not keep compact."""
