@@ -65,9 +65,9 @@ class ViewClocks:
     def __init__(self, words: ReadWords, *, partitioned: bool) -> None:
         self._words = words
         self._n_shards = _n_shards(words)
-        self._numbers = range(len(words.shards))
+        # A shard that has seen no event began when the others did.
+        self._latest_since = max((us for us in words.steady.since_us if us is not None), default=NEVER)
         self._of_shards: dict[int, _Shard] = {}
-        self._latest: int | None = None
         self._of_all = self._over_all() if partitioned else None
 
     def place(self, key: str, at: int) -> Placed:
@@ -81,42 +81,37 @@ class ViewClocks:
         return shard.place(at)
 
     def _shard(self, number: int) -> "_Shard":
-        words = self._words
+        words, steady = self._words, self._words.steady
         at = words.number.get(f"h{number}")
         if at is None:
-            return _Shard(UNKNOWN, self._latest_since(), UNKNOWN, UNKNOWN, lost=False)
+            return _Shard(UNKNOWN, self._latest_since, UNKNOWN, UNKNOWN, lost=False)
         clock, mark = _or_unknown(words.closed_us(at)), _or_unknown(words.sent_us(at))
-        since = words.since_us(at)
+        since = steady.since_us[at]
         return _Shard(
             clock,
-            # A shard that has seen no event began when the others did.
-            self._latest_since() if since is None else since,
+            self._latest_since if since is None else since,
             mark,
-            _or_unknown(words.compared_us(at)),
-            lost=clock != UNKNOWN and (words.loss or mark == UNKNOWN or words.is_doubted(at)),
+            _or_unknown(steady.compared_us[at]),
+            lost=clock != UNKNOWN and (steady.loss or mark == UNKNOWN or steady.doubted[at]),
         )
 
     def _over_all(self) -> "_AllShards":
-        words = self._words
-        clocks = {number: us for number in self._numbers if (us := words.closed_us(number)) is not None}
-        marks = {number: us for number in self._numbers if (us := words.sent_us(number)) is not None}
+        words, steady = self._words, self._words.steady
+        numbers = range(len(words.shards))
+        clocks = {number: us for number in numbers if (us := words.closed_us(number)) is not None}
+        marks = {number: us for number in numbers if (us := words.sent_us(number)) is not None}
         least = min(clocks.values(), default=UNKNOWN)
         ahead = [mark for number, mark in marks.items() if mark > clocks.get(number, NEVER - 1) + 1]
         return _AllShards(
             least,
             max([*clocks.values(), *ahead], default=UNKNOWN),
-            self._latest_since(),
-            min((_or_unknown(words.compared_us(number)) for number in clocks), default=UNKNOWN),
-            waiting=not all(map(words.stands, self._numbers)),
+            self._latest_since,
+            min((_or_unknown(steady.compared_us[number]) for number in clocks), default=UNKNOWN),
+            # An entry stands for a shard that ended before it had a clock.
+            waiting=len(clocks) < len(numbers) and not all(map(words.stands, numbers)),
             lost=bool(clocks)
-            and (words.loss or any(number not in marks or words.is_doubted(number) for number in clocks)),
+            and (steady.loss or not clocks.keys() <= marks.keys() or any(steady.doubted[number] for number in clocks)),
         )
-
-    def _latest_since(self) -> int:
-        if self._latest is None:
-            since = (self._words.since_us(number) for number in self._numbers)
-            self._latest = max((us for us in since if us is not None), default=NEVER)
-        return self._latest
 
 
 class _Shard(NamedTuple):
@@ -170,7 +165,7 @@ def _or_unknown(instant: int | None) -> int:
 
 def _n_shards(words: ReadWords) -> int:
     """Return the number of shards; without a list of them, it follows from those with a clock."""
-    if listed := len(words.listed):
+    if listed := len(words.steady.listed):
         return listed
     clocks = (shard for shard, number in words.number.items() if words.closed_us(number) is not None)
     return 1 + max((int(shard[1:]) for shard in clocks if _HASHED.fullmatch(shard)), default=0)

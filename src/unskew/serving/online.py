@@ -178,7 +178,7 @@ class OnlineReader:
                 continue
             words = request.words(before, after)
             if request.is_outdated(words):
-                listed = {view.view.id: its.listed for view, its in zip(request.views, words, strict=True)}
+                listed = {view.view.id: its.steady.listed for view, its in zip(request.views, words, strict=True)}
                 self._relist(known, listed)
                 continue
             oldest_us = None if self._max_lag_us is None else self._now_us() - self._max_lag_us

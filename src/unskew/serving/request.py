@@ -6,24 +6,24 @@ clocks of the views' shards, the rows, and how far values may have been sent.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.references import Asked, by_view
 from unskew.features.types import Type
-from unskew.features.view import View
+from unskew.features.view import View, ViewFeature
 from unskew.features.warming import Statuses, is_warming
 from unskew.serving.clocks import NEVER, UNKNOWN, Placed, ViewClocks
 from unskew.serving.lines import Commands, argument, command
 from unskew.sinks.redis.keyspace import clock_key, sent_key, value_key
-from unskew.sinks.redis.texts import read_values, stored
+from unskew.sinks.redis.texts import Reader, stored
 from unskew.sinks.redis.words import Clocks, ReadWords, Replies, ShardWords
 
 LAGGING = "lagging"
 _AT = "_at"
-_TIMESTAMP = Type("timestamp")
+_INSTANTS = Reader(Type("timestamp"))
 _MOST_KNOWN = 64
 
 Row = Sequence[bytes | None]
@@ -38,22 +38,28 @@ class Pipelines:
         self.mark_keys = [sent_key(prefix, name) for name in names]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
-    """How one feature is read: ``absent`` is the value of an entity without a row, ``null`` of one that has a null."""
+    """How one feature is read.
 
-    asked: Asked
+    ``absent``: the value of an entity without a row. ``null``: that of one whose row lacks it. ``empty``: that of an
+    entity without events, None if it is null.
+    """
+
+    name: str
     dtype: Type
+    reader: Reader
     absent: Any
     null: Any
     empty: Any
 
     @classmethod
-    def of(cls, asked: Asked) -> "Column":
-        """Return how a requested feature is read."""
-        feature, dtype = asked.feature, asked.feature.dtype
+    def of(cls, feature: ViewFeature) -> "Column":
+        """Return how a feature is read."""
+        dtype = feature.dtype
         null, empty = stored(feature.default, dtype), stored(feature.empty, dtype)
-        return cls(asked, dtype, null if empty is None else empty, null, empty)
+        absent = null if empty is None else empty
+        return cls(name=feature.name, dtype=dtype, reader=Reader(dtype), absent=absent, null=null, empty=empty)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class ViewRequest:
     def __init__(self, named: str, ones: Sequence[Asked], pipelines: Pipelines, shards: Sequence[str]) -> None:
         self.named = named
         self.view: View = ones[0].view
-        self.columns = [Column.of(one) for one in ones]
+        self.columns = [Column.of(one.feature) for one in ones]
         fields = [_AT, *(one.feature.name for one in ones)]
         self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
         self._tail = b"".join(argument(name.encode()) for name in fields)
@@ -109,7 +115,7 @@ class ViewRequest:
 
     def is_outdated(self, words: ReadWords) -> bool:
         """Return true if the shards are other ones than those that were asked about."""
-        return words.listed != self._shards
+        return words.steady.listed != self._shards
 
     def read(
         self, keys: Sequence[str | None], rows: Sequence[Row], words: ReadWords, oldest_clock_us: int | None
@@ -126,7 +132,7 @@ class ViewRequest:
             without: Row = [None] * (1 + len(self.columns))
             rows = [without if key is None else next(replies) for key in keys]
         at_texts, *texts = zip(*rows, strict=True) if rows else [()] * (1 + len(self.columns))
-        instants: list[int] = self._values(_AT, at_texts, _TIMESTAMP, [UNKNOWN] * len(rows))
+        instants = [UNKNOWN if at is None else at for at in self._values(_AT, _INSTANTS, at_texts)]
         is_default = [True] * len(rows)
         values = []
         for column, its_texts in zip(self.columns, texts, strict=True):
@@ -158,27 +164,32 @@ class ViewRequest:
 
         An entity without a row has the empty value. The default replaces either if it is null.
         """
-        absent, null, empty = column.absent, column.null, column.empty
-        instead = [null] * len(texts)
-        if None in texts and absent != null:
-            instead = [absent if at == UNKNOWN else null for at in instants]
-        values = self._values(column.asked.feature.name, texts, column.dtype, instead)
+        empty, null = column.empty, column.null
+        found = self._values(column.name, column.reader, texts)
         for row, text in enumerate(texts):
-            if text is not None:
-                if empty is None or values[row] != empty:
+            if text is None:
+                is_present = instants[row] != UNKNOWN
+                found[row] = null if is_present else column.absent
+                if is_present and empty is not None:
                     is_default[row] = False
-            elif empty is not None and instants[row] != UNKNOWN:
+            elif empty is None or found[row] != empty:
                 is_default[row] = False
-        return values
+        return found
 
-    def _values(self, field: str, texts: Sequence[bytes | None], dtype: Type, instead: Sequence[Any]) -> list[Any]:
+    def _values(self, field: str, reader: Reader, texts: Sequence[bytes | None]) -> list[Any]:
+        """Return the values of texts; None stays None."""
+        there = texts if None not in texts else [text for text in texts if text is not None]
         try:
-            return read_values(texts, dtype, instead)
+            values = reader.values(cast("Sequence[bytes]", there))
         except ValueError as error:
             raise LayoutError(
                 f"Redis holds a value of {self.view.id}:{field} that unskew did not write: {error}; "
                 "run `unskew rehydrate`, with --running if the pipeline runs, which writes every value again"
             ) from error
+        if len(values) == len(texts):
+            return values
+        rest = iter(values)
+        return [None if text is None else next(rest) for text in texts]
 
     @staticmethod
     def _of_words(keys: Sequence[str], fields: Sequence[str] | None) -> Commands:
@@ -197,9 +208,8 @@ class Request:
 
     def __init__(self, asked: Sequence[Asked], pipelines: Pipelines, shards: Mapping[str, Sequence[str]]) -> None:
         self.asked = asked
-        self.views = [
-            ViewRequest(named, ones, pipelines, shards[ones[0].view.id]) for named, ones in by_view(asked).items()
-        ]
+        of_views = by_view(asked)
+        self.views = [ViewRequest(named, ones, pipelines, shards[ones[0].view.id]) for named, ones in of_views.items()]
         self.columns = [one.column for one in asked]
         self._n_pipelines = len(pipelines.clock_keys)
         self.before, self.after = Commands(), Commands()
@@ -208,9 +218,7 @@ class Request:
                 for key, data in zip(its.keys, its.data, strict=True):
                     ours.add(key, data)
         places = {
-            column.asked.column: (at, number)
-            for at, view in enumerate(self.views)
-            for number, column in enumerate(view.columns)
+            one.column: (at, number) for at, ones in enumerate(of_views.values()) for number, one in enumerate(ones)
         }
         self.places = [places[one.column] for one in asked]
         """For each feature, the number of its view and of its column there."""
@@ -231,7 +239,7 @@ class Request:
         found = []
         for at, view in enumerate(self.views):
             words = view.words(before[at * n : (at + 1) * n], after[at * n : (at + 1) * n])
-            if words.is_retired:
+            if words.steady.is_retired:
                 raise RequestError(
                     f"{view.view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
                     "replaced it, or define the view again with a new version"

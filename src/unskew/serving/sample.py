@@ -78,7 +78,7 @@ class Sampler:
         if placed.provisional or placed.as_of == UNKNOWN or answer.keys[row] is None:
             return
         values = {
-            column.asked.feature.name: _plain(objects_of(values[row : row + 1], column.dtype)[0])
+            column.name: _plain(objects_of(values[row : row + 1], column.dtype)[0])
             for column, values in zip(asked.columns, answer.values, strict=True)
         }
         line = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.typed import AWKWARD, EMPTY, FULL, ORDERS, TEXTS
 from unskew.features.types import Type
-from unskew.sinks.redis.texts import column_of, objects_of, read_values, stored, text_of
+from unskew.sinks.redis.texts import Reader, column_of, objects_of, stored, text_of
 
 OUTPUTS = pytest.mark.parametrize("output", ORDERS.outputs, ids=lambda output: f"{output.name}:{output.dtype}")
 
@@ -26,7 +26,8 @@ def read(texts, dtype):
 
 
 def read_column(texts, dtype, instead):
-    values = read_values(texts, dtype, [stored(value, dtype) for value in instead])
+    read = iter(Reader(dtype).values([text for text in texts if text is not None]))
+    values = [stored(other, dtype) if text is None else next(read) for text, other in zip(texts, instead, strict=True)]
     column = column_of("c", values, dtype)
     assert objects_of(values, dtype) == column.to_list()
     assert list(map(type, objects_of(values, dtype))) == list(map(type, column.to_list()))

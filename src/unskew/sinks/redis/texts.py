@@ -51,32 +51,40 @@ def text_of(value: pl.Expr, dtype: Type) -> pl.Expr:
     return value.cast(pl.String)
 
 
-def read_values(texts: Sequence[bytes | None], dtype: Type, instead: Sequence[Any]) -> list[Any]:
-    """Return the values of ``texts`` as ``column_of`` takes them; a None gives the value of ``instead`` in that place.
+class Reader:
+    """A reader of the texts of a type."""
 
-    ``instead``: values as this function returns them, see ``stored``. Raises ``ValueError`` with the first text that is
-    not a value of the type.
-    """
-    found = [text for text in texts if text is not None]
-    try:
-        values = _reader(dtype)(found)
-    except _UNREADABLE as error:
-        wrong = next(text for text in found if not _is_readable(text, dtype))
-        raise ValueError(f"{wrong!r:.80} is not a valid {dtype}") from error
-    if len(values) == len(texts):
-        return values
-    others = iter(values)
-    return [other if text is None else next(others) for text, other in zip(texts, instead, strict=True)]
+    def __init__(self, dtype: Type) -> None:
+        self._dtype = dtype
+        self._read = _reader(dtype)
+
+    def values(self, texts: Sequence[bytes]) -> list[Any]:
+        """Return values as ``column_of`` and ``objects_of`` take them.
+
+        Raises ``ValueError`` with the first text that is not a value of the type.
+        """
+        try:
+            return self._read(texts)
+        except _UNREADABLE as error:
+            wrong = next(text for text in texts if not self._can_read(text))
+            raise ValueError(f"{wrong!r:.80} is not a valid {self._dtype}") from error
+
+    def _can_read(self, text: bytes) -> bool:
+        try:
+            self._read([text])
+        except _UNREADABLE:
+            return False
+        return True
 
 
 def column_of(name: str, values: Sequence[Any], dtype: Type) -> pl.Series:
-    """Return a column of values of ``read_values``."""
+    """Return a column of values that a ``Reader`` gave; None is null."""
     column = pl.Series(name, values, _as_read(dtype))
     return column.cast(dtype.polars) if dtype.scalar == "timestamp" else column
 
 
 def objects_of(values: Sequence[Any], dtype: Type) -> list[Any]:
-    """Return values of ``read_values`` as Python objects: instants become datetimes, with their zone UTC."""
+    """Return values that a ``Reader`` gave as Python objects: instants become datetimes, with their zone UTC."""
     if dtype.scalar != "timestamp":
         return list(values)
     if not dtype.nesting:
@@ -86,7 +94,7 @@ def objects_of(values: Sequence[Any], dtype: Type) -> list[Any]:
 
 
 def stored(value: object, dtype: Type) -> Any:
-    """Return a value, for example a default, as ``read_values`` returns values of the type."""
+    """Return a value, for example a default, as a ``Reader`` of its type returns it."""
     return pl.Series([value], dtype=dtype.polars).cast(_as_read(dtype)).to_list()[0]
 
 
@@ -96,11 +104,10 @@ def _as_read(dtype: Type) -> pl.DataType:
     return replace(dtype, scalar="int64").polars if dtype.scalar == "timestamp" else dtype.polars
 
 
-_Reader = Callable[[Sequence[bytes]], list[Any]]
+_Read = Callable[[Sequence[bytes]], list[Any]]
 
 
-@lru_cache(maxsize=256)
-def _reader(dtype: Type) -> _Reader:
+def _reader(dtype: Type) -> _Read:
     """Return a function that reads texts as Python values; a timestamp becomes its microseconds."""
     if dtype.is_decimal:
         return _decimal_reader(dtype)
@@ -108,7 +115,7 @@ def _reader(dtype: Type) -> _Reader:
         kinds: dict[ScalarName, type] = {"int64": int, "float64": float, "bool": bool, "string": str, "timestamp": int}
         checks: dict[ScalarName, Callable[[Any], Any]] = {"int64": _int64, "timestamp": _instant}
         return _each(_json_reader(dtype, kinds[dtype.scalar], checks.get(dtype.scalar)))
-    scalars: dict[ScalarName, _Reader] = {
+    scalars: dict[ScalarName, _Read] = {
         "int64": _integers,
         "float64": _floats,
         "bool": lambda texts: [_BOOLEANS[text] for text in texts],
@@ -118,7 +125,7 @@ def _reader(dtype: Type) -> _Reader:
     return scalars[dtype.scalar]
 
 
-def _each(read: Callable[[bytes], Any]) -> _Reader:
+def _each(read: Callable[[bytes], Any]) -> _Read:
     return lambda texts: [read(text) for text in texts]
 
 
@@ -148,7 +155,7 @@ def _instant(instant: int) -> int:
     return instant
 
 
-def _decimal_reader(dtype: Type) -> _Reader:
+def _decimal_reader(dtype: Type) -> _Read:
     # Python's Decimal takes exponents, spaces, underscores, and any number of digits.
     after_point = rf"[.]\d{{{dtype.scale}}}" if dtype.scale else ""
     shape = re.compile(rf"-?\d{{1,{_DECIMAL_DIGITS - dtype.scale}}}{after_point}", re.ASCII)
@@ -169,14 +176,6 @@ def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = 
     members = msgspec.json.Decoder(dict[str, kind]).decode  # type: ignore[valid-type]
     same = change or (lambda value: value)
     return lambda text: [{MAP_KEY: key, MAP_VALUE: same(value)} for key, value in members(text).items()]
-
-
-def _is_readable(text: bytes, dtype: Type) -> bool:
-    try:
-        _reader(dtype)([text])
-    except _UNREADABLE:
-        return False
-    return True
 
 
 def _json_of(value: pl.Expr, dtype: Type) -> pl.Expr:

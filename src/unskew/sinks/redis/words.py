@@ -320,30 +320,78 @@ class Marks(Words):
         return self._words.get(_LOSS, "")
 
 
+Replies = Sequence[tuple[str, Sequence[bytes | None]]]
+"""The key of a hash of each pipeline, and the words of the fields that were asked for."""
+
+
 class ShardWords:
     """The words of one view's shards that a read needs: which fields it asks for, and what the replies say.
 
-    Fields that change at every flush are apart from those that hardly ever change. Only the words of shards that are
-    asked about are parsed.
+    Some words change with every flush, and some hardly ever; those are parsed again only when they have changed.
     """
 
     def __init__(self, view_id: str, shards: Sequence[str]) -> None:
-        self.view_id = view_id
         self.shards = tuple(shards)
         self.number = {shard: number for number, shard in enumerate(self.shards)}
-        self.names = [f"{view_id}/{shard}" for shard in shards]
-        since = [name + _SINCE for name in self.names]
-        doubted, compared = ([name + ending for name in self.names] for ending in (_DOUBTED, _ROUND))
-        self.clock_fields = [*self.names, view_id + _SHARDS, view_id + _RETIRED, *since]
-        self.mark_fields = [*self.names, _LOSS, *doubted, *compared]
+        names = [f"{view_id}/{shard}" for shard in shards]
+        since = [name + _SINCE for name in names]
+        doubted, compared = ([name + ending for name in names] for ending in (_DOUBTED, _ROUND))
+        self.clock_fields = [*names, view_id + _SHARDS, view_id + _RETIRED, *since]
+        self.mark_fields = [*names, _LOSS, *doubted, *compared]
+        self._steady: tuple[object, _Steady] | None = None
 
-    def read(self, clocks: "Replies", marks: "Replies") -> "ReadWords":
-        """Return what the replies of each pipeline to HMGET of these fields say, by the pipelines' keys."""
-        return ReadWords(self, clocks, marks)
+    def read(self, clocks: Replies, marks: Replies) -> "ReadWords":
+        """Return what the replies of each pipeline to HMGET of these fields say, by the pipelines' keys.
+
+        Raises ``LayoutError`` for a word of the shards that unskew could not have written.
+        """
+        n = len(self.shards)
+        its_clocks, its_marks = _last_of_each(clocks), _last_of_each(marks)
+        words = its_clocks[n:], its_marks[n:]
+        # Other threads may read at the same time.
+        known = self._steady
+        if known is None or known[0] != words:
+            known = self._steady = words, self._read_steady(*words, clocks, marks)
+        return ReadWords(self, known[1], its_clocks[:n], its_marks[:n], clocks, marks)
+
+    def _read_steady(
+        self, of_clocks: Sequence[bytes | None], of_marks: Sequence[bytes | None], clocks: Replies, marks: Replies
+    ) -> "_Steady":
+        n = len(self.shards)
+        listed, retired, *since = of_clocks
+        loss, *others = of_marks
+        whole_clocks = Clocks(*_as_hashes(self.clock_fields, clocks))
+        whole_marks = Marks(*_as_hashes(self.mark_fields, marks))
+        names = self.clock_fields[:n]
+        return _Steady(
+            listed=_names(listed),
+            is_retired=retired is not None and listed is None,
+            loss=loss is not None,
+            since_us=[
+                None if word is None else whole_clocks.since_us(name) for name, word in zip(names, since, strict=True)
+            ],
+            doubted=[word is not None for word in others[:n]],
+            compared_us=[
+                None if word is None else whole_marks.compared_us(name)
+                for name, word in zip(names, others[n:], strict=True)
+            ],
+        )
 
 
-Replies = Sequence[tuple[str, Sequence[bytes | None]]]
-"""The key of a hash of each pipeline, and the words of the fields that were asked for."""
+class _Steady(NamedTuple):
+    """The words that hardly ever change; the lists by the number of a shard.
+
+    ``listed``: the list of the view's shards, empty if none was written. ``is_retired``: whether no pipeline computes
+    the view any more. ``loss``: whether values that were lost are written again. ``since_us``: first arrivals.
+    ``doubted``: whether values may lack. ``compared_us``: when the last comparison of all values with the state began.
+    """
+
+    listed: tuple[str, ...]
+    is_retired: bool
+    loss: bool
+    since_us: list[int | None]
+    doubted: list[bool]
+    compared_us: list[int | None]
 
 
 def listed_shards(view_ids: Sequence[str], replies: Sequence[Sequence[bytes | None]]) -> dict[str, tuple[str, ...]]:
@@ -353,29 +401,25 @@ def listed_shards(view_ids: Sequence[str], replies: Sequence[Sequence[bytes | No
 
 
 class ReadWords:
-    """The words of a view's shards as they were read; each method takes the number of a shard."""
+    """The words of a view's shards as they were read; shards are numbered.
 
-    def __init__(self, asked: ShardWords, clocks: Replies, marks: Replies) -> None:
-        self._asked = asked
+    ``steady``: the words that hardly ever change. ``clocks``, ``marks``: those that do.
+    """
+
+    def __init__(
+        self,
+        asked: ShardWords,
+        steady: _Steady,
+        clocks: Sequence[bytes | None],
+        marks: Sequence[bytes | None],
+        all_clocks: Replies,
+        all_marks: Replies,
+    ) -> None:
         self.shards, self.number = asked.shards, asked.number
-        self._n = len(asked.shards)
-        self._all_clocks, self._all_marks = clocks, marks
-        self._clocks, self._marks = _last_of_each(clocks), _last_of_each(marks)
-
-    @property
-    def listed(self) -> tuple[str, ...]:
-        """The list of the view's shards; empty if none was written."""
-        return _names(self._clocks[self._n])
-
-    @property
-    def is_retired(self) -> bool:
-        """Whether no pipeline computes the view any more."""
-        return self._clocks[self._n + 1] is not None and self._clocks[self._n] is None
-
-    @property
-    def loss(self) -> bool:
-        """Whether values that were lost are written again."""
-        return self._marks[self._n] is not None
+        self.steady = steady
+        self._asked = asked
+        self._clocks, self._marks = clocks, marks
+        self._all_clocks, self._all_marks = all_clocks, all_marks
 
     def stands(self, shard: int) -> bool:
         """Return true if there is a clock, or an entry saying that there will be none."""
@@ -386,14 +430,10 @@ class ReadWords:
         word = self._clocks[shard]
         if word is None:
             return None
-        return int(word) if _is_instant(word) else self._of_clocks().closed_us(self._asked.names[shard])
-
-    def since_us(self, shard: int) -> int | None:
-        """Return the first arrival; None if there is none."""
-        word = self._clocks[self._n + 2 + shard]
-        if word is None:
-            return None
-        return int(word) if _is_instant(word) else self._of_clocks().since_us(self._asked.names[shard])
+        if word.isdigit() and len(word) <= _SHORT:
+            return int(word)
+        whole = Clocks(*_as_hashes(self._asked.clock_fields, self._all_clocks))
+        return whole.closed_us(self._asked.clock_fields[shard])
 
     def sent_us(self, shard: int) -> int | None:
         """Return the clock of the shard's mark, in any history; None if there is no mark."""
@@ -401,28 +441,10 @@ class ReadWords:
         if word is None:
             return None
         _, *place = word.rsplit(b":", 2)
-        if len(place) == _PLACE and all(map(_is_instant, place)):
+        if len(place) == _PLACE and place[0].isdigit() and len(place[0]) <= _SHORT and place[1].isdigit():
             return int(place[0])
-        return self._of_marks().sent_us(self._asked.names[shard])
-
-    def is_doubted(self, shard: int) -> bool:
-        """Return true if values may lack."""
-        return self._marks[self._n + 1 + shard] is not None
-
-    def compared_us(self, shard: int) -> int | None:
-        """Return when the last comparison of all values with the state began; None if there was none."""
-        word = self._marks[2 * self._n + 1 + shard]
-        if word is None:
-            return None
-        return int(word) if _is_instant(word) else self._of_marks().compared_us(self._asked.names[shard])
-
-    # The words of people and of strangers are read, or named in an error, by what reads whole hashes.
-
-    def _of_clocks(self) -> Clocks:
-        return Clocks(*_as_hashes(self._asked.clock_fields, self._all_clocks))
-
-    def _of_marks(self) -> Marks:
-        return Marks(*_as_hashes(self._asked.mark_fields, self._all_marks))
+        whole = Marks(*_as_hashes(self._asked.mark_fields, self._all_marks))
+        return whole.sent_us(self._asked.mark_fields[shard])
 
 
 _PLACE = 2
@@ -432,10 +454,6 @@ _SHORT = 17
 
 def _names(word: bytes | None) -> tuple[str, ...]:
     return () if word is None else tuple(dict.fromkeys(_text(word).split()))
-
-
-def _is_instant(word: bytes) -> bool:
-    return word.isdigit() and len(word) <= _SHORT
 
 
 def _last_of_each(replies: Replies) -> Sequence[bytes | None]:
