@@ -11,6 +11,7 @@ Options are decorators for click commands, so the help of a command shows what i
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,3 +281,32 @@ pipeline = _option(
     callback=_not_empty,
     help="Name of the pipeline; the key of its clocks in Redis.",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfEnvironment:
+    """What the variables of the environment say of a feature store; None for one that is not set, or empty."""
+
+    definitions: list[str]
+    redis_url: str | None
+    log: str | None
+    archive: str | None
+    prefix: str | None
+    pipeline: str | None
+
+
+def of_environment() -> OfEnvironment:
+    """Return what the environment says of a feature store, under the names that the options of commands have."""
+
+    def variable(name: str) -> str | None:
+        return os.environ.get(name) or None  # noqa: TID251 - this is the one place
+
+    return OfEnvironment(
+        # Joined as in PATH.
+        definitions=[path for path in (variable(DEFINITIONS) or "").split(os.pathsep) if path],
+        redis_url=variable("UNSKEW_REDIS_URL"),
+        log=variable("UNSKEW_LOG"),
+        archive=variable("UNSKEW_ARCHIVE"),
+        prefix=variable("UNSKEW_PREFIX"),
+        pipeline=variable("UNSKEW_PIPELINE"),
+    )

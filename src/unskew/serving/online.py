@@ -1,22 +1,26 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import quote
 
 import polars as pl
+from typing_extensions import override
 
 from unskew.features.errors import RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.references import key_columns, resolve, texts
 from unskew.features.registry import parse
+from unskew.features.time import format_instant
+from unskew.features.types import Type
 from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.lines import Commands, Lines, command
-from unskew.serving.request import Pipelines, Request, ViewAnswer
+from unskew.serving.request import STATUS, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
 from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server
@@ -46,9 +50,10 @@ class OnlineFeatures(Answer):
     def columns(self) -> pl.DataFrame:  # type: ignore[override]
         """A column for each feature, row for row."""
         columns = []
-        for name, (view, number) in zip(self._request.columns, self._request.places, strict=True):
-            dtype = self._request.views[view].columns[number].dtype
-            columns.append(column_of(name, self._answers[view].values[number], dtype))
+        for name, dtype, values, status in self._by_feature():
+            columns.append(column_of(name, values, dtype))
+            if status is not None:
+                columns.append(pl.Series(f"{name}{STATUS}", status, pl.String))
         return pl.DataFrame(columns)
 
     @cached_property
@@ -89,10 +94,29 @@ class OnlineFeatures(Answer):
     def to_dict(self) -> dict[str, list[Any]]:
         """Return column name -> values, the table's own columns first."""
         found = {name: self.given.values(name) for name in self.given.names}
-        for name, (view, number) in zip(self._request.columns, self._request.places, strict=True):
-            dtype = self._request.views[view].columns[number].dtype
-            found[name] = objects_of(self._answers[view].values[number], dtype)
+        for name, dtype, values, status in self._by_feature():
+            found[name] = objects_of(values, dtype)
+            if status is not None:
+                found[f"{name}{STATUS}"] = list(status)
         return found
+
+    def _by_feature(self) -> Iterator[tuple[str, Type, list[Any], list[str] | None]]:
+        """Yield the column, the type, the values and, if asked for, the status of each feature."""
+        for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
+            answer = self._answers[view]
+            status = answer.status_of_each[number] if self._request.with_status else None
+            yield one.column, self._request.views[view].columns[number].dtype, answer.values[number], status
+
+    @override
+    def __repr__(self) -> str:
+        summary = [f"{self.given.n_rows:,} rows, {len(self._request.asked)} features"]
+        for view, answer in zip(self._request.views, self._answers, strict=True):
+            counts = ", ".join(f"{count:,} {status}" for status, count in Counter(answer.status).most_common())
+            instants = [placed.as_of for placed in answer.placed if placed.as_of != UNKNOWN]
+            since = f", as of {format_instant(min(instants))}" if instants else ""
+            until = f" to {format_instant(max(instants))}" if instants and max(instants) > min(instants) else ""
+            summary.append(f"{view.named}: {counts or 'no rows'}{since}{until}")
+        return "\n".join([*summary, repr(self.frame)])
 
 
 class _Known:
@@ -108,7 +132,7 @@ class _Known:
         self.text = text
         self.views = views
         self.shards = shards
-        self.requests: dict[tuple[tuple[str, ...], bool], Request] = {}
+        self.requests: dict[tuple[tuple[str, ...], bool, bool], Request] = {}
 
 
 class OnlineReader:
@@ -118,6 +142,8 @@ class OnlineReader:
     pipelines that maintain the views. ``views``: the view versions to read; by default those of the published registry,
     which the reader follows as it changes. ``max_lag_us``: how far a clock may be behind the present before the status
     is ``lagging``; with None it never is. ``sampler``: keeps a small sample of what is returned; None keeps nothing.
+    ``timeout_s``: how long a connection or a reply is waited for, where a URL does not say it; a read is tried three
+    times.
     """
 
     def __init__(
@@ -130,9 +156,10 @@ class OnlineReader:
         max_lag_us: int | None = None,
         now_us: Callable[[], int] = wall_us,
         sampler: Sampler | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         self._sampler = sampler
-        self._server = Server(client)
+        self._server = Server(client, timeout_s=timeout_s)
         self._lines = Lines(self._server)
         self._prefix = prefix
         self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
@@ -145,25 +172,39 @@ class OnlineReader:
             revision = revision_key(prefix).encode()
             self._revision.add(revision, command(b"GET", revision))
 
+    @override
+    def __str__(self) -> str:
+        return str(self._server)
+
     def views(self) -> Versions[View]:
         """Return the views that can be read."""
         return self._look_again().views
 
-    def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
+    def read(
+        self,
+        features: Sequence[str],
+        entity_rows: Table,
+        *,
+        full_feature_names: bool = False,
+        with_status: bool = False,
+    ) -> OnlineFeatures:
         """Read ``view:feature`` and ``view@version:feature`` references for every entity row.
 
         ``entity_rows``: a list of dicts, a frame or an Arrow table, with the key columns of every requested view;
         other columns are passed through. Entities that were never seen, or whose windows are all empty, get empty
         values and defaults. Takes one round trip, whatever the number of views and rows, and three to a cluster; more
-        for the first read of some references, and after views or shards have changed.
+        for the first read of some references, and after views or shards have changed. ``with_status``: adds a column
+        ``{feature column}__status`` beside each feature, which says of it alone what ``metadata`` says of all.
 
         Raises ``RequestError`` for an unknown name, with the nearest known one; ``StoreUnavailable`` if Redis cannot be
         reached.
         """
         rows = read_table(entity_rows)
+        if not isinstance(with_status, bool):
+            raise RequestError(f"with_status is True or False, not {with_status!r}")
         named = texts(features)
         for _ in range(_MOST_TRIES):
-            known, request = self._compiled(named, full_feature_names=full_feature_names)
+            known, request = self._compiled(named, full_feature_names=full_feature_names, with_status=with_status)
             if not rows.n_rows and not rows.names:
                 # Without rows there are no columns either.
                 empty = {name: pl.String for one in request.asked for name in one.view.entity.keys}
@@ -208,10 +249,12 @@ class OnlineReader:
         """Close the connections."""
         self._server.close()
 
-    def _compiled(self, features: Sequence[str], *, full_feature_names: bool) -> tuple[_Known, Request]:
+    def _compiled(
+        self, features: Sequence[str], *, full_feature_names: bool, with_status: bool
+    ) -> tuple[_Known, Request]:
         """Return a request as it is compiled for what is known, and that."""
         known = self._known or self._look_again()
-        wanted = tuple(features), full_feature_names
+        wanted = tuple(features), full_feature_names, with_status
         request = known.requests.get(wanted)
         if request is None:
             try:
@@ -223,7 +266,7 @@ class OnlineReader:
             unlisted = {one.view.id for one in asked} - known.shards.keys()
             if unlisted:
                 known = self._relist(known, self._listed(sorted(unlisted)))
-            request = Request(asked, self._pipelines, known.shards)
+            request = Request(asked, self._pipelines, known.shards, with_status=with_status)
             if len(known.requests) >= _MOST_REQUESTS:
                 known.requests.pop(next(iter(known.requests)), None)
             known.requests[wanted] = request
@@ -267,10 +310,10 @@ class OnlineReader:
 
 def _keys(request: Request, rows: Given) -> list[list[str | None]]:
     """Return the canonical keys of each view's rows; None for a row that lacks a part. Raises ``RequestError``."""
-    for one in request.asked:
-        if one.column in rows.names:
+    for name, reference in request.names.items():
+        if name in rows.names:
             raise RequestError(
-                f"{one.reference} would replace the column {one.column!r} of the entity rows; "
+                f"{reference} would replace the column {name!r} of the entity rows; "
                 "rename it, or ask with full_feature_names=True"
             )
     found: dict[object, list[str | None]] = {}

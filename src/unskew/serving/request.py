@@ -22,6 +22,9 @@ from unskew.sinks.redis.texts import Reader, stored
 from unskew.sinks.redis.words import Clocks, ReadWords, Replies, ShardWords
 
 LAGGING = "lagging"
+STATUS = "__status"
+"""After the name of a feature's column: the name of the column with its status."""
+_NOWHERE = Placed(UNKNOWN, UNKNOWN, UNKNOWN, provisional=False, compared=UNKNOWN)
 _AT = "_at"
 _INSTANTS = Reader(Type("timestamp"))
 _MOST_KNOWN = 64
@@ -67,11 +70,13 @@ class ViewAnswer:
     """The rows of one view, in the order of the request.
 
     ``keys``: canonical, None for a row that lacks a part of it. ``values``: of each column, as ``texts.column_of``
-    takes them. ``status``: see ``OnlineFeatures``.
+    takes them. ``status``: see ``OnlineFeatures``. ``status_of_each``: that of each column, if
+    asked for.
     """
 
     keys: Sequence[str | None]
     values: Sequence[list[Any]]
+    status_of_each: Sequence[list[str]]
     placed: Sequence[Placed]
     status: list[str]
 
@@ -79,7 +84,15 @@ class ViewAnswer:
 class ViewRequest:
     """What a request reads of one view version. ``shards``: of the view; none if no pipeline has listed them yet."""
 
-    def __init__(self, named: str, ones: Sequence[Asked], pipelines: Pipelines, shards: Sequence[str]) -> None:
+    def __init__(
+        self,
+        named: str,
+        ones: Sequence[Asked],
+        pipelines: Pipelines,
+        shards: Sequence[str],
+        *,
+        with_status: bool = False,
+    ) -> None:
         self.named = named
         self.view: View = ones[0].view
         self.columns = [Column.of(one.feature) for one in ones]
@@ -90,7 +103,9 @@ class ViewRequest:
         self._pipelines = pipelines
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
-        self._warmth = _Warmth(self.view, ones)
+        features = [one.feature for one in ones]
+        self._warmth = _Warmth(self.view, features)
+        self._warmths = [_Warmth(self.view, [feature]) for feature in features] if with_status else []
         self.before = self._of_words(pipelines.clock_keys, None if self._asked is None else self._asked.clock_fields)
         self.after = self._of_words(pipelines.mark_keys, None if self._asked is None else self._asked.mark_fields)
 
@@ -134,28 +149,31 @@ class ViewRequest:
         at_texts, *texts = zip(*rows, strict=True) if rows else [()] * (1 + len(self.columns))
         instants = [UNKNOWN if at is None else at for at in self._values(_AT, _INSTANTS, at_texts)]
         is_default = [True] * len(rows)
-        values = []
+        values, defaults = [], []
         for column, its_texts in zip(self.columns, texts, strict=True):
-            values.append(self._read_column(column, its_texts, instants, is_default))
+            # The flags are kept apart only where the status of each column is asked for.
+            its = [True] * len(rows) if self._warmths else is_default
+            values.append(self._read_column(column, its_texts, instants, its))
+            defaults.append(its)
+        if self._warmths:
+            is_default = [all(flags) for flags in zip(*defaults, strict=True)]
         clocks = ViewClocks(words, partitioned=self.view.partitioned)
-        nowhere = Placed(UNKNOWN, UNKNOWN, UNKNOWN, provisional=False, compared=UNKNOWN)
-        placed, status = [], []
+        placed = []
         for row, (key, at) in enumerate(zip(keys, instants, strict=True)):
+            placed.append(_NOWHERE if key is None else clocks.place(key, at))
             if key is None:
-                placed.append(nowhere)
-                status.append(Statuses.no_key.name)
                 for of_column in values:
                     of_column[row] = None
-                continue
-            found = clocks.place(key, at)
-            placed.append(found)
-            if oldest_clock_us is not None and found.clock < oldest_clock_us:
-                status.append(LAGGING)
-            elif found.as_of == UNKNOWN or self._warmth.is_warming(found.as_of, found.since):
-                status.append(Statuses.warming.name)
-            else:
-                status.append(Statuses.default.name if is_default[row] else Statuses.present.name)
-        return ViewAnswer(keys, values, placed, status)
+        return ViewAnswer(
+            keys,
+            values,
+            [
+                _statuses(keys, placed, flags, warmth, oldest_clock_us)
+                for flags, warmth in zip(defaults, self._warmths, strict=False)
+            ],
+            placed,
+            _statuses(keys, placed, is_default, self._warmth, oldest_clock_us),
+        )
 
     def _read_column(
         self, column: Column, texts: Sequence[bytes | None], instants: Sequence[int], is_default: list[bool]
@@ -204,13 +222,37 @@ class ViewRequest:
 
 
 class Request:
-    """References that are compiled for reading. ``asked``: the features, in their order."""
+    """References that are compiled for reading. ``asked``: the features, in their order.
 
-    def __init__(self, asked: Sequence[Asked], pipelines: Pipelines, shards: Mapping[str, Sequence[str]]) -> None:
+    ``shards``: those of each view, by its id; none where no pipeline has listed them. ``with_status``: whether each
+    feature gets a status of its own.
+    """
+
+    def __init__(
+        self,
+        asked: Sequence[Asked],
+        pipelines: Pipelines,
+        shards: Mapping[str, Sequence[str]],
+        *,
+        with_status: bool = False,
+    ) -> None:
         self.asked = asked
         of_views = by_view(asked)
-        self.views = [ViewRequest(named, ones, pipelines, shards[ones[0].view.id]) for named, ones in of_views.items()]
-        self.columns = [one.column for one in asked]
+        self.views = [
+            ViewRequest(named, ones, pipelines, shards[ones[0].view.id], with_status=with_status)
+            for named, ones in of_views.items()
+        ]
+        self.with_status = with_status
+        self.names = {one.column: one.reference for one in asked}
+        """The columns of an answer, each with the reference that it answers."""
+        if with_status:
+            for one in asked:
+                if (status := f"{one.column}{STATUS}") in self.names:
+                    raise RequestError(
+                        f"the status of {one.reference} and {self.names[status]} would share the column {status!r}; ask for one of "
+                        "them alone, or without with_status"
+                    )
+            self.names |= {f"{one.column}{STATUS}": f"the status of {one.reference}" for one in asked}
         self._n_pipelines = len(pipelines.clock_keys)
         self.before, self.after = Commands(), Commands()
         for view in self.views:
@@ -274,9 +316,9 @@ class _Warmth:
     warming and the earliest that is not.
     """
 
-    def __init__(self, view: View, ones: Sequence[Asked]) -> None:
+    def __init__(self, view: View, features: Sequence[ViewFeature]) -> None:
         self._view = view
-        self._features = [one.feature for one in ones]
+        self._features = features
         self._bounds: dict[int, tuple[int, int]] = {}
 
     def is_warming(self, as_of: int, since: int) -> bool:
@@ -290,6 +332,26 @@ class _Warmth:
             self._bounds = {}
         self._bounds[since] = (as_of, earliest) if found else (latest, as_of)
         return found
+
+
+def _statuses(
+    keys: Sequence[str | None],
+    placed: Sequence[Placed],
+    is_default: Sequence[bool],
+    warmth: _Warmth,
+    oldest_clock_us: int | None,
+) -> list[str]:
+    found = []
+    for key, its, default in zip(keys, placed, is_default, strict=True):
+        if key is None:
+            found.append(Statuses.no_key.name)
+        elif oldest_clock_us is not None and its.clock < oldest_clock_us:
+            found.append(LAGGING)
+        elif its.as_of == UNKNOWN or warmth.is_warming(its.as_of, its.since):
+            found.append(Statuses.warming.name)
+        else:
+            found.append(Statuses.default.name if default else Statuses.present.name)
+    return found
 
 
 def _as_mapping(reply: Sequence[bytes] | Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:

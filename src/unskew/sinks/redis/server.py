@@ -18,9 +18,10 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
 )
+from typing_extensions import override
 
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
-from unskew.sinks.redis.url import Address, Client
+from unskew.sinks.redis.url import TIMEOUTS_S, Address, Client
 
 # Answers that redis-py gives without their first word, or that have none: a part of the text, and what to do.
 _IN_TEXT: Sequence[tuple[str, str]] = (
@@ -68,13 +69,19 @@ class Server:
     """One server, the master that sentinels name, or a cluster.
 
     ``source``: a client, or a URL of the form that ``url`` describes. It connects at first use, and may be used by
-    several threads. Raises ``RequestError`` for a URL that cannot be read.
+    several threads. ``timeout_s``: how long a connection or a reply is waited for, where the URL does not say it; a
+    client keeps its own. Raises ``RequestError`` for a URL that cannot be read.
     """
 
-    def __init__(self, source: Client | str) -> None:
+    def __init__(self, source: Client | str, *, timeout_s: float | None = None) -> None:
+        self._timeouts_s = TIMEOUTS_S if timeout_s is None else dict.fromkeys(TIMEOUTS_S, timeout_s)
         self._address = Address.parse(source) if isinstance(source, str) else None
         self._client = None if isinstance(source, str) else source
         self._making = threading.Lock()
+
+    @override
+    def __str__(self) -> str:
+        return "a client of redis-py" if self._address is None else str(self._address)
 
     @contextlib.contextmanager
     def reaching(self) -> Iterator[Client]:
@@ -113,7 +120,7 @@ class Server:
                 client = self._client
                 if client is None:
                     assert self._address is not None
-                    client = self._client = self._address.client()
+                    client = self._client = self._address.client(self._timeouts_s)
         return client
 
     def _forget(self) -> None:
