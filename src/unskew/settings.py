@@ -28,6 +28,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Decorator = Callable[[_Command], _Command]
 
 DEFINITIONS = "UNSKEW_DEFINITIONS"
+LOOPBACK = "127.0.0.1"
 
 
 class LocalPath(click.Path):
@@ -81,6 +82,17 @@ def instant_us(option: str, text: str | None) -> int | None:
         raise RequestError(
             f"{option} {text}: {error}; give an instant with its offset, for example 2026-01-31T00:00:00Z"
         ) from error
+
+
+def address(option: str, text: str) -> tuple[str, int]:
+    """Return host and port of an option's HOST:PORT; a port alone is one of this machine. Raises ``RequestError``."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or LOOPBACK
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise RequestError(
+            f"{option} {text!r}: give HOST:PORT, for example 127.0.0.1:9464, or a port alone for {LOOPBACK}"
+        )
+    return host, int(port)
 
 
 def _not_empty(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:

@@ -132,11 +132,32 @@ class FeatureStore:
         ``{feature column}__status`` beside each feature. Raises ``RequestError`` and ``StoreUnavailable``, see
         ``OnlineReader.read``.
         """
+        return self._online().read(
+            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        )
+
+    async def get_online_features_async(
+        self,
+        features: Sequence[str],
+        entity_rows: Table,
+        *,
+        full_feature_names: bool = False,
+        with_status: bool = False,
+    ) -> OnlineFeatures:
+        """Return what ``get_online_features`` returns, without blocking the event loop.
+
+        Reads of one event loop share a connection to Redis; those of a cluster, or over TLS, are made in threads.
+        """
+        return await self._online().read_async(
+            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        )
+
+    def _online(self) -> OnlineReader:
         if self._reader is None:
             raise RequestError(
                 "online features are read from Redis: give FeatureStore a redis_url, or set UNSKEW_REDIS_URL"
             )
-        return self._reader.read(features, entity_rows, full_feature_names=full_feature_names, with_status=with_status)
+        return self._reader
 
     def get_historical_features(
         self,

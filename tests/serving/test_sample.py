@@ -25,7 +25,7 @@ def offered(sampler, *rows, provisional=False, as_of=7_000_001):
     placed = Placed(UNKNOWN if as_of is None else as_of, 0, 0, provisional, 0)
     for row in rows:
         values = [[stored(row.get(one.feature.name), one.feature.dtype)] for one in asked]
-        sampler.offer(request, [ViewAnswer(["u%201"], values, [], [placed], ["present"])])
+        sampler.offer(request, [ViewAnswer(["u%201"], values, [], [placed], ["present"], [True])])
 
 
 def test_values_of_every_type_come_back_as_they_were_served(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ COMMANDS = {
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
+    "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP."),
     "train": _Place("unskew.cli.train", "train", "Write a training set: labels with the features of their instants."),
     "log": _Place("unskew.cli.log", "log", "Look into the Parquet log."),
     "dead-letters": _Place(

@@ -23,8 +23,6 @@ from unskew.features.local import local_path
 if TYPE_CHECKING:
     from unskew.pipelines.watch.running import Status
 
-LOOPBACK = "127.0.0.1"
-
 
 @click.command()
 @settings.definitions
@@ -184,7 +182,7 @@ def run(
             partitions=_partitions(partitions),
             cluster=_cluster(cluster, process),
             process=process,
-            metrics=_address(metrics),
+            metrics=None if metrics is None else settings.address("--metrics", metrics),
             take_over=take_over,
             adopt_topic_ids=adopt_topic_ids,
             replace=replace,
@@ -279,18 +277,6 @@ def _cluster(text: str | None, process: int) -> tuple[str, ...]:
             else f"--process {process}: give the addresses of all processes with --cluster"
         )
     return addresses
-
-
-def _address(text: str | None) -> tuple[str, int] | None:
-    if text is None:
-        return None
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or LOOPBACK
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise RequestError(
-            f"--metrics {text!r}: give HOST:PORT, for example 127.0.0.1:9464, or a port alone for {LOOPBACK}"
-        )
-    return host, int(port)
 
 
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:

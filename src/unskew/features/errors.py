@@ -1,5 +1,7 @@
 """Errors, grouped by remedy."""
 
+from typing import Literal
+
 _LONGEST_FAULT = 1_000
 _LONGEST_SHOWN = 100
 
@@ -39,6 +41,14 @@ def _printable(fault: str) -> str:
 
 class RequestError(UnskewError):
     """A request cannot be answered as asked (unknown feature, label past ``complete_to``): fix the request."""
+
+
+class UnknownName(RequestError):
+    """A request names something that does not exist. ``kind``: what it would be."""
+
+    def __init__(self, kind: Literal["view", "version", "feature"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class LayoutError(UnskewError):

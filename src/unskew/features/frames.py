@@ -45,6 +45,8 @@ class Given(ABC):
     n_rows: int
     of_objects = False
     """Whether its columns are Python objects already."""
+    by_entity = False
+    """Whether a column that is named after an entity holds its key."""
 
     def column(self, name: str) -> pl.Series:
         """Return one column. Raises ``RequestError`` if its values do not make a column."""
@@ -207,6 +209,33 @@ class _Rows(Given):
         # A column that only other rows have stays, full of nulls.
         found.names = self.names
         return found
+
+    @override
+    def extended(self, columns: pl.DataFrame) -> pl.DataFrame:
+        return self.polars().hstack(columns) if self.names else columns
+
+
+class Columns(Given):
+    """Columns of Python objects, by name, all of the same length."""
+
+    of_objects = True
+    by_entity = True
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self._columns = columns
+        self.names, self.n_rows = list(columns), max(map(len, columns.values()), default=0)
+
+    @override
+    def _column(self, name: str) -> pl.Series:
+        return _of_objects(name, list(self._columns[name]))
+
+    @override
+    def _values(self, name: str) -> list[Any]:
+        return list(self._columns[name])
+
+    @override
+    def taken(self, rows: Ints) -> Given:
+        return Columns({name: [values[row] for row in rows.tolist()] for name, values in self._columns.items()})
 
     @override
     def extended(self, columns: pl.DataFrame) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
 from unskew.features.time import duration_us
@@ -86,19 +86,27 @@ def by_view(asked: Iterable[Asked]) -> dict[str, list[Asked]]:
     return grouped
 
 
+def key_names(view: View, rows: Given) -> list[str]:
+    """Return the columns that hold the view's key, in its order; they may be missing."""
+    entity = view.entity
+    if rows.by_entity and len(entity.keys) == 1 and entity.keys[0] not in rows.names and entity.name in rows.names:
+        return [entity.name]
+    return list(entity.keys)
+
+
 def key_columns(view: View, rows: Given) -> pl.DataFrame:
     """Return the view's key columns in its types; they are converted only if nothing is lost. Nulls stay.
 
     Raises ``RequestError`` for one that is missing or that ``key_column`` refuses.
     """
     columns = []
-    for name, kind in zip(view.entity.keys, view.entity.types, strict=True):
+    for key, name, kind in zip(view.entity.keys, key_names(view, rows), view.entity.types, strict=True):
         if name not in rows.names:
             raise RequestError(
                 f"{view.name} is about {view.entity.name}, whose key {name!r} is not among the given columns"
                 f"; {nearest(name, rows.names, 'they are')}"
             )
-        columns.append(key_column(rows.column(name), kind))
+        columns.append(key_column(rows.column(name), kind).alias(key))
     return pl.DataFrame(columns)
 
 
@@ -125,8 +133,9 @@ def _resolve_one(reference: str, views: Versions[View], *, full_feature_names: b
     feature = view.feature(feature_name)
     if feature is None:
         names = [feature.name for feature in view.features]
-        raise RequestError(
-            f"{view_name} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
+        raise UnknownName(
+            "feature",
+            f"{view_name} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}",
         )
     column = f"{view_name}__{feature.name}" if full_feature_names else feature.name
     return Asked(view, feature, column, view_name)

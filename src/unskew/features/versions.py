@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from typing_extensions import override
 
-from unskew.features.errors import RequestError
+from unskew.features.errors import RequestError, UnknownName
 from unskew.features.nearest import nearest
 
 
@@ -85,10 +85,10 @@ class Versions(Mapping[str, V]):
         name, at, version = reference.partition("@")
         versions = self.versions(name)
         if not versions:
-            raise RequestError(f"there is no view {name!r}; {nearest(name, self.names, 'views are')}")
+            raise UnknownName("view", f"there is no view {name!r}; {nearest(name, self.names, 'views are')}")
         ids = [one.id for one in versions]
         if at:
-            raise RequestError(f"view {name!r} has no version {version!r}; there is {', '.join(ids)}")
+            raise UnknownName("version", f"view {name!r} has no version {version!r}; there is {', '.join(ids)}")
         raise RequestError(
             f"view {name!r} has several versions, and nothing says which one serves; ask for {' or '.join(ids)}, or write "
             "serving=True in the definition of one"

@@ -1,9 +1,9 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import polars as pl
@@ -12,7 +12,7 @@ from typing_extensions import override
 from unskew.features.errors import RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.references import key_columns, resolve, texts
+from unskew.features.references import key_columns, key_names, resolve, texts
 from unskew.features.registry import parse
 from unskew.features.time import format_instant
 from unskew.features.types import Type
@@ -20,8 +20,9 @@ from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.lines import Commands, Lines, command
-from unskew.serving.request import STATUS, Pipelines, Request, ViewAnswer
+from unskew.serving.request import STATUS, How, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
+from unskew.serving.shared import SharedLines
 from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, value_keys_pattern
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.texts import column_of, objects_of
@@ -41,10 +42,10 @@ _PAST_INT64 = 2**63
 class OnlineFeatures(Answer):
     """The answer to one request: one row for each entity row, in its order."""
 
-    def __init__(self, given: Given, request: Request, answers: Sequence[ViewAnswer]) -> None:
-        self.given = given
-        self._request = request
-        self._answers = answers
+    def __init__(self, answered: "Answered") -> None:
+        self.given = answered.rows
+        self._request = answered.request
+        self._answers = answered.answers
 
     @cached_property
     def columns(self) -> pl.DataFrame:  # type: ignore[override]
@@ -104,7 +105,7 @@ class OnlineFeatures(Answer):
         """Yield the column, the type, the values and, if asked for, the status of each feature."""
         for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
             answer = self._answers[view]
-            status = answer.status_of_each[number] if self._request.with_status else None
+            status = answer.status_of_each[number] if answer.status_of_each else None
             yield one.column, self._request.views[view].columns[number].dtype, answer.values[number], status
 
     @override
@@ -117,6 +118,22 @@ class OnlineFeatures(Answer):
             until = f" to {format_instant(max(instants))}" if instants and max(instants) > min(instants) else ""
             summary.append(f"{view.named}: {counts or 'no rows'}{since}{until}")
         return "\n".join([*summary, repr(self.frame)])
+
+
+class Answered(NamedTuple):
+    """What a read found: the rows that were asked with, and for each view of the request its values.
+
+    ``now_us``: the instant at which the values were read, by this machine's clock.
+    """
+
+    rows: Given
+    request: Request
+    answers: Sequence[ViewAnswer]
+    now_us: int
+
+
+_Result = TypeVar("_Result")
+Asking = Generator[tuple[Commands, ...], list[list[Any]], _Result]
 
 
 class _Known:
@@ -132,7 +149,7 @@ class _Known:
         self.text = text
         self.views = views
         self.shards = shards
-        self.requests: dict[tuple[tuple[str, ...], bool, bool], Request] = {}
+        self.requests: dict[tuple[tuple[str, ...], How], Request] = {}
 
 
 class OnlineReader:
@@ -161,6 +178,7 @@ class OnlineReader:
         self._sampler = sampler
         self._server = Server(client, timeout_s=timeout_s)
         self._lines = Lines(self._server)
+        self._shared = SharedLines(self._server, self._lines, timeout_s)
         self._prefix = prefix
         self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
         self._pinned = None if views is None else Versions.of(views)
@@ -178,7 +196,7 @@ class OnlineReader:
 
     def views(self) -> Versions[View]:
         """Return the views that can be read."""
-        return self._look_again().views
+        return self._asked(self.look_again()).views
 
     def read(
         self,
@@ -199,34 +217,70 @@ class OnlineReader:
         Raises ``RequestError`` for an unknown name, with the nearest known one; ``StoreUnavailable`` if Redis cannot be
         reached.
         """
-        rows = read_table(entity_rows)
+        asking = self.asking(
+            features, read_table(entity_rows), full_feature_names=full_feature_names, with_status=with_status
+        )
+        return OnlineFeatures(self._asked(asking))
+
+    async def read_async(
+        self,
+        features: Sequence[str],
+        entity_rows: Table,
+        *,
+        full_feature_names: bool = False,
+        with_status: bool = False,
+    ) -> OnlineFeatures:
+        """Read as ``read`` does, without blocking the event loop; reads of one loop share a connection."""
+        asking = self.asking(
+            features, read_table(entity_rows), full_feature_names=full_feature_names, with_status=with_status
+        )
+        return OnlineFeatures(await self.asked_async(asking))
+
+    def asking(
+        self,
+        features: Sequence[str],
+        rows: Given,
+        *,
+        full_feature_names: bool = False,
+        with_status: bool = False,
+        as_json: bool = False,
+    ) -> "Asking[Answered]":
+        """Yield the commands to send, whose replies must be sent back, and return the answer. Raises as ``read`` does.
+
+        ``as_json``: the values are their texts in JSON, see ``sinks.redis.texts``.
+        """
         if not isinstance(with_status, bool):
             raise RequestError(f"with_status is True or False, not {with_status!r}")
         named = texts(features)
+        how = How(full_feature_names=full_feature_names, with_status=with_status, as_json=as_json)
         for _ in range(_MOST_TRIES):
-            known, request = self._compiled(named, full_feature_names=full_feature_names, with_status=with_status)
+            known, request = yield from self._compiled(named, how)
             if not rows.n_rows and not rows.names:
                 # Without rows there are no columns either.
                 empty = {name: pl.String for one in request.asked for name in one.view.entity.keys}
                 rows = read_table(pl.DataFrame(schema=empty))
             keys = _keys(request, rows)
-            revision, before, values, after = self._lines.ask(
-                self._revision, request.before, request.rows(keys), request.after
+            revision, before, values, after = yield (
+                self._revision,
+                request.before,
+                request.rows(keys),
+                request.after,
             )
             # Without a revision in Redis, nothing says that the registry is the same.
             is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
-            if not is_known and self._look_again(known) is not known:
+            if not is_known and (yield from self.look_again(known)) is not known:
                 continue
             words = request.words(before, after)
             if request.is_outdated(words):
                 listed = {view.view.id: its.steady.listed for view, its in zip(request.views, words, strict=True)}
                 self._relist(known, listed)
                 continue
-            oldest_us = None if self._max_lag_us is None else self._now_us() - self._max_lag_us
+            now_us = self._now_us()
+            oldest_us = None if self._max_lag_us is None else now_us - self._max_lag_us
             answers = request.read(keys, values, words, oldest_us)
-            if self._sampler is not None:
+            if self._sampler is not None and not as_json:
                 self._sampler.offer(request, answers)
-            return OnlineFeatures(rows, request, answers)
+            return Answered(rows, request, answers, now_us)
         raise RequestError(
             "the views or their shards changed with every attempt to read them; several pipelines seem to publish them in turn"
         )
@@ -247,32 +301,51 @@ class OnlineReader:
 
     def close(self) -> None:
         """Close the connections."""
+        self._shared.close()
         self._server.close()
 
-    def _compiled(
-        self, features: Sequence[str], *, full_feature_names: bool, with_status: bool
-    ) -> tuple[_Known, Request]:
+    def _asked(self, asking: "Asking[_Result]") -> _Result:
+        """Return what comes of asking."""
+        try:
+            steps = next(asking)
+            while True:
+                steps = asking.send(self._lines.ask(*steps))
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+
+    async def asked_async(self, asking: "Asking[_Result]") -> _Result:
+        """Return what comes of asking, without blocking the event loop."""
+        try:
+            steps = next(asking)
+            while True:
+                steps = asking.send(await self._shared.ask(*steps))
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+
+    def _compiled(self, features: Sequence[str], how: How) -> "Asking[tuple[_Known, Request]]":
         """Return a request as it is compiled for what is known, and that."""
-        known = self._known or self._look_again()
-        wanted = tuple(features), full_feature_names, with_status
+        known = self._known or (yield from self.look_again())
+        wanted = tuple(features), how
         request = known.requests.get(wanted)
         if request is None:
             try:
-                asked = resolve(features, known.views, full_feature_names=full_feature_names)
+                asked = resolve(features, known.views, full_feature_names=how.full_feature_names)
             except RequestError:
                 # The registry may have changed since it was read.
-                known = self._look_again(known)
-                asked = resolve(features, known.views, full_feature_names=full_feature_names)
+                known = yield from self.look_again(known)
+                asked = resolve(features, known.views, full_feature_names=how.full_feature_names)
             unlisted = {one.view.id for one in asked} - known.shards.keys()
             if unlisted:
-                known = self._relist(known, self._listed(sorted(unlisted)))
-            request = Request(asked, self._pipelines, known.shards, with_status=with_status)
+                known = self._relist(known, (yield from self._listed(sorted(unlisted))))
+            request = Request(asked, self._pipelines, known.shards, how)
             if len(known.requests) >= _MOST_REQUESTS:
                 known.requests.pop(next(iter(known.requests)), None)
             known.requests[wanted] = request
         return known, request
 
-    def _look_again(self, known: _Known | None = None) -> _Known:
+    def look_again(self, known: _Known | None = None) -> "Asking[_Known]":
         """Return what the registry says now; the same as is known if it says the same."""
         known = known or self._known
         if self._pinned is not None:
@@ -282,7 +355,7 @@ class OnlineReader:
         # The revision first: if the registry is replaced meanwhile, it is read again the next time.
         read = Commands()
         read.add(key.encode(), command(b"GET", key.encode()))
-        (revision,), (text,) = self._lines.ask(self._revision, read)
+        (revision,), (text,) = yield self._revision, read
         if text is None:
             raise RequestError(
                 f"nothing is published under {key}; start `unskew run`, or give the prefix with which it runs"
@@ -293,13 +366,13 @@ class OnlineReader:
         found = self._known = _Known(revision, text, parse(text, key), {} if known is None else known.shards)
         return found
 
-    def _listed(self, view_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    def _listed(self, view_ids: Sequence[str]) -> "Asking[Mapping[str, Sequence[str]]]":
         """Return the shards of these views as pipelines list them; none for a view that no pipeline has listed."""
         read = Commands()
         fields = [shards_field(view_id).encode() for view_id in view_ids]
         for key in self._pipelines.clock_keys:
             read.add(key.encode(), command(b"HMGET", key.encode(), *fields))
-        (replies,) = self._lines.ask(read)
+        (replies,) = yield (read,)
         return listed_shards(view_ids, replies)
 
     def _relist(self, known: _Known, listed: Mapping[str, Sequence[str]]) -> _Known:
@@ -320,7 +393,7 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
     keys = []
     for view in request.views:
         entity = view.view.entity
-        its = entity.keys, entity.types
+        its = entity.name, entity.keys, entity.types
         if its not in found:
             found[its] = _keys_of(view.view, rows)
         keys.append(found[its])
@@ -328,11 +401,9 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
 
 
 def _keys_of(view: View, rows: Given) -> list[str | None]:
-    if rows.of_objects and all(name in rows.names for name in view.entity.keys):
-        parts = [
-            _plain_parts(rows.values(name), kind)
-            for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
-        ]
+    names = key_names(view, rows)
+    if rows.of_objects and all(name in rows.names for name in names):
+        parts = [_plain_parts(rows.values(name), kind) for name, kind in zip(names, view.entity.types, strict=True)]
         if len(parts) == 1 and parts[0] is not None:
             return list(parts[0])
         columns = [part for part in parts if part is not None]

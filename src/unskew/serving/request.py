@@ -6,7 +6,7 @@ clocks of the views' shards, the rows, and how far values may have been sent.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from unskew.features.warming import Statuses, is_warming
 from unskew.serving.clocks import NEVER, UNKNOWN, Placed, ViewClocks
 from unskew.serving.lines import Commands, argument, command
 from unskew.sinks.redis.keyspace import clock_key, sent_key, value_key
-from unskew.sinks.redis.texts import Reader, stored
+from unskew.sinks.redis.texts import JsonReader, Reader, json_of, stored
 from unskew.sinks.redis.words import Clocks, ReadWords, Replies, ShardWords
 
 LAGGING = "lagging"
@@ -41,6 +41,14 @@ class Pipelines:
         self.mark_keys = [sent_key(prefix, name) for name in names]
 
 
+class How(NamedTuple):
+    """How features are asked for. ``as_json``: their values are texts in JSON."""
+
+    full_feature_names: bool = False
+    with_status: bool = False
+    as_json: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """How one feature is read.
@@ -51,18 +59,21 @@ class Column:
 
     name: str
     dtype: Type
-    reader: Reader
+    reader: Reader | JsonReader
     absent: Any
     null: Any
     empty: Any
 
     @classmethod
-    def of(cls, feature: ViewFeature) -> "Column":
+    def of(cls, feature: ViewFeature, *, as_json: bool) -> "Column":
         """Return how a feature is read."""
         dtype = feature.dtype
         null, empty = stored(feature.default, dtype), stored(feature.empty, dtype)
+        if as_json:
+            null, empty = (None if value is None else json_of(value, dtype) for value in (null, empty))
         absent = null if empty is None else empty
-        return cls(name=feature.name, dtype=dtype, reader=Reader(dtype), absent=absent, null=null, empty=empty)
+        reader = JsonReader(dtype) if as_json else Reader(dtype)
+        return cls(name=feature.name, dtype=dtype, reader=reader, absent=absent, null=null, empty=empty)
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,8 @@ class ViewAnswer:
     """The rows of one view, in the order of the request.
 
     ``keys``: canonical, None for a row that lacks a part of it. ``values``: of each column, as ``texts.column_of``
-    takes them. ``status``: see ``OnlineFeatures``. ``status_of_each``: that of each column, if
-    asked for.
+    takes them, or in JSON. ``is_present``: whether there is a row. ``status``: see ``OnlineFeatures``.
+    ``status_of_each``: that of each column, if asked for.
     """
 
     keys: Sequence[str | None]
@@ -79,6 +90,7 @@ class ViewAnswer:
     status_of_each: Sequence[list[str]]
     placed: Sequence[Placed]
     status: list[str]
+    is_present: list[bool]
 
 
 class ViewRequest:
@@ -90,12 +102,11 @@ class ViewRequest:
         ones: Sequence[Asked],
         pipelines: Pipelines,
         shards: Sequence[str],
-        *,
-        with_status: bool = False,
+        how: How,
     ) -> None:
         self.named = named
         self.view: View = ones[0].view
-        self.columns = [Column.of(one.feature) for one in ones]
+        self.columns = [Column.of(one.feature, as_json=how.as_json) for one in ones]
         fields = [_AT, *(one.feature.name for one in ones)]
         self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
         self._tail = b"".join(argument(name.encode()) for name in fields)
@@ -105,7 +116,7 @@ class ViewRequest:
         self._asked = ShardWords(self.view.id, shards) if shards else None
         features = [one.feature for one in ones]
         self._warmth = _Warmth(self.view, features)
-        self._warmths = [_Warmth(self.view, [feature]) for feature in features] if with_status else []
+        self._warmths = [_Warmth(self.view, [feature]) for feature in features] if how.with_status else []
         self.before = self._of_words(pipelines.clock_keys, None if self._asked is None else self._asked.clock_fields)
         self.after = self._of_words(pipelines.mark_keys, None if self._asked is None else self._asked.mark_fields)
 
@@ -173,6 +184,7 @@ class ViewRequest:
             ],
             placed,
             _statuses(keys, placed, is_default, self._warmth, oldest_clock_us),
+            [at != UNKNOWN for at in instants],
         )
 
     def _read_column(
@@ -194,7 +206,7 @@ class ViewRequest:
                 is_default[row] = False
         return found
 
-    def _values(self, field: str, reader: Reader, texts: Sequence[bytes | None]) -> list[Any]:
+    def _values(self, field: str, reader: Reader | JsonReader, texts: Sequence[bytes | None]) -> list[Any]:
         """Return the values of texts; None stays None."""
         there = texts if None not in texts else [text for text in texts if text is not None]
         try:
@@ -224,8 +236,7 @@ class ViewRequest:
 class Request:
     """References that are compiled for reading. ``asked``: the features, in their order.
 
-    ``shards``: those of each view, by its id; none where no pipeline has listed them. ``with_status``: whether each
-    feature gets a status of its own.
+    ``shards``: those of each view, by its id; none where no pipeline has listed them.
     """
 
     def __init__(
@@ -233,19 +244,16 @@ class Request:
         asked: Sequence[Asked],
         pipelines: Pipelines,
         shards: Mapping[str, Sequence[str]],
-        *,
-        with_status: bool = False,
+        how: How = How(),  # noqa: B008 - it is immutable
     ) -> None:
         self.asked = asked
         of_views = by_view(asked)
         self.views = [
-            ViewRequest(named, ones, pipelines, shards[ones[0].view.id], with_status=with_status)
-            for named, ones in of_views.items()
+            ViewRequest(named, ones, pipelines, shards[ones[0].view.id], how) for named, ones in of_views.items()
         ]
-        self.with_status = with_status
         self.names = {one.column: one.reference for one in asked}
         """The columns of an answer, each with the reference that it answers."""
-        if with_status:
+        if how.with_status:
             for one in asked:
                 if (status := f"{one.column}{STATUS}") in self.names:
                     raise RequestError(

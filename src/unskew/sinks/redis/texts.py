@@ -10,7 +10,7 @@ import datetime as dt
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
@@ -32,6 +32,8 @@ _LAST_INSTANT_US = instant_us(dt.datetime.max.replace(tzinfo=dt.UTC))
 _DECIMAL_DIGITS = 38
 _BOOLEANS = {b"0": False, b"1": True}
 _PAST_INT64 = 2**63
+_CERTAINLY_HELD: Mapping[str, int] = {"int64": 18, "float64": 300}
+"""Characters of a number without an exponent that its type holds whatever they are."""
 
 _UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, msgspec.MsgspecError)
 
@@ -75,6 +77,80 @@ class Reader:
         except _UNREADABLE:
             return False
         return True
+
+
+class JsonReader:
+    """A reader of the texts of a type, which gives each value as a text in JSON, in bytes.
+
+    Integers, floats, lists and maps are JSON in Redis already. Strings are quoted; booleans are ``true`` and ``false``;
+    instants are RFC 3339 with microseconds, in UTC; decimals are strings. Every text is checked all the same.
+    """
+
+    def __init__(self, dtype: Type) -> None:
+        self._reader = Reader(dtype)
+        self._dtype = dtype
+        of_instants = dtype.scalar == "timestamp"
+        if dtype.nesting is None and dtype.scalar in {"int64", "float64"}:
+            self._convert: Callable[[Sequence[bytes]], list[bytes]] = _checked_numbers(dtype)
+        elif dtype.nesting is not None and not of_instants:
+            self._convert = list
+        else:
+            self._convert = self._from_values
+
+    def values(self, texts: Sequence[bytes]) -> list[Any]:
+        """Return texts in JSON. Raises ``ValueError`` with the first text that is not a value of the type."""
+        if self._dtype.nesting is not None:
+            self._reader.values(texts)
+        try:
+            return self._convert(texts)
+        except _UNREADABLE:
+            self._reader.values(texts)
+            raise ValueError(f"{texts[0]!r:.80} is not the text of a {self._dtype} that JSON allows") from None
+
+    def _from_values(self, texts: Sequence[bytes]) -> list[bytes]:
+        return [json_of(value, self._dtype) for value in self._reader.values(texts)]
+
+
+def json_of(value: Any, dtype: Type) -> bytes:
+    """Return a value that a ``Reader`` gave as a text in JSON; see ``JsonReader``."""
+    if dtype.nesting == "list":
+        return b"[%b]" % b",".join(json_of(one, dtype.element) for one in value)
+    if dtype.nesting == "map":
+        members = (
+            b"%b:%b" % (msgspec.json.encode(one[MAP_KEY]), json_of(one[MAP_VALUE], dtype.element)) for one in value
+        )
+        return b"{%b}" % b",".join(members)
+    if dtype.scalar == "timestamp":
+        return b'"%b"' % rfc3339(value)
+    if dtype.is_decimal:
+        return b'"%b"' % format(value, "f").encode()
+    return repr(value).encode() if dtype.scalar == "float64" else msgspec.json.encode(value)
+
+
+def rfc3339(instant_us: int) -> bytes:
+    """Return an instant in microseconds with all six digits of them, in UTC."""
+    return moment_of(instant_us).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
+
+
+def _checked_numbers(dtype: Type) -> Callable[[Sequence[bytes]], list[bytes]]:
+    """Return a function that gives back texts that are numbers in JSON; Python takes others, too."""
+    one = rb"-?(?:0|[1-9][0-9]*)"
+    if dtype.scalar == "float64":
+        one += rb"(?:[.][0-9]+)?(?:[eE][+-]?[0-9]+)?"
+    # No number has a comma, so it separates them here.
+    every = re.compile(rb"%b(?:,%b)*" % (one, one))
+    read = Reader(dtype).values
+    certain = _CERTAINLY_HELD[dtype.scalar]
+
+    def checked(texts: Sequence[bytes]) -> list[bytes]:
+        together = b",".join(texts)
+        if texts and not every.fullmatch(together):
+            raise ValueError
+        if b"e" in together or b"E" in together or any(len(text) > certain for text in texts):
+            read(texts)
+        return list(texts)
+
+    return checked
 
 
 def column_of(name: str, values: Sequence[Any], dtype: Type) -> pl.Series:

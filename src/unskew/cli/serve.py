@@ -1,0 +1,137 @@
+"""``unskew serve``: current features over HTTP."""
+
+import contextlib
+import socket
+from pathlib import Path
+
+import click
+
+from unskew import settings
+from unskew.cli.screen import say
+from unskew.features.errors import RequestError
+
+PORT = 6566
+
+
+@click.command()
+@settings.redis_url
+@settings.prefix
+@settings.pipeline
+@click.option(
+    "--listen",
+    metavar="HOST:PORT|PORT",
+    default=f"127.0.0.1:{PORT}",
+    show_default=True,
+    envvar="UNSKEW_LISTEN",
+    show_envvar=True,
+    help="Address to listen at; a PORT alone means that port of 127.0.0.1. Give 0.0.0.0:PORT to be reached from other "
+    "machines, with a token or behind a proxy that has one.",
+)
+@click.option(
+    "--max-lag",
+    metavar="DURATION",
+    help="Say of values whose clock is further behind the present than this that they are outside of their age.",
+)
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    default="250ms",
+    show_default=True,
+    help="Time to wait for a connection to Redis and for a reply; a read is tried three times.",
+)
+@click.option(
+    "--token-file",
+    type=settings.LocalPath(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="File with the bearer token that clients must send; without it, everybody who reaches the address may read.",
+)
+@click.option(
+    "--tls-cert",
+    type=settings.LocalPath(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Certificate, in PEM, to answer over TLS with; its chain may follow it.",
+)
+@click.option(
+    "--tls-key", type=settings.LocalPath(exists=True, dir_okay=False), metavar="FILE", help="Its private key, in PEM."
+)
+@click.option("--max-rows", type=click.IntRange(1), default=5_000, show_default=True, help="Entities of one request.")
+@click.option(
+    "--max-body", type=click.IntRange(1), default=1 << 20, show_default=True, help="Bytes of the body of one request."
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1),
+    default=1_000,
+    show_default=True,
+    help="Requests that are answered at the same time; more get the code 503.",
+)
+def serve(
+    redis_url: str,
+    prefix: str,
+    pipeline: str,
+    listen: str,
+    max_lag: str | None,
+    timeout: str,
+    token_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    max_rows: int,
+    max_body: int,
+    max_requests: int,
+) -> None:
+    """Answer requests for current features over HTTP, until it is stopped.
+
+    POST /get-online-features takes and gives what Feast's feature server does, so Feast's own client reads unskew:
+
+    \b
+      curl localhost:6566/get-online-features -d \\
+        '{"entities": {"user_id": ["u-42"]}, "features": ["user_purchases:spend_30d"]}'
+
+    GET /health answers while the process works, GET /ready while features can be read; GET /metrics is for Prometheus.
+    Features follow the registry in Redis as it changes. SIGTERM lets requests that were begun come to their end. Run a
+    process for each core, at an address of its own, behind a proxy.
+    """
+    try:
+        from unskew.serving import http
+        from unskew.serving.listening import run
+    except ModuleNotFoundError as error:
+        raise RequestError(f"unskew serve needs {error.name}: install it with pip install 'unskew[serve]'") from error
+    from unskew.serving.online import OnlineReader
+
+    if (tls_cert is None) != (tls_key is None):
+        raise RequestError("TLS needs both: give --tls-cert and --tls-key")
+    host, port = settings.address("--listen", listen)
+    reader = OnlineReader(
+        redis_url,
+        prefix,
+        pipeline,
+        max_lag_us=None if max_lag is None else settings.duration_us("--max-lag", max_lag),
+        timeout_s=settings.duration_us("--timeout", timeout) / 1e6,
+    )
+    limits = http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests)
+    application = http.Application(reader, limits, None if token_file is None else _token(token_file))
+    with contextlib.closing(reader), _listening(host, port) as listener:
+        bound_host, bound_port = listener.getsockname()[:2]
+        shown = f"[{bound_host}]" if ":" in bound_host else bound_host
+        say(f"unskew serves http{'s' if tls_cert else ''}://{shown}:{bound_port}", err=True)
+        run(application, listener, tls_cert, tls_key)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((str(address[0]), port), family=family, backlog=2_048)
+    except OSError as error:
+        raise RequestError(
+            f"cannot listen at {host}:{port}: {error.strerror or error}; choose another HOST:PORT with --listen"
+        ) from error
+
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--token-file {path}: {error}") from error
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise RequestError(f"--token-file {path}: it must hold one token of printable ASCII characters, without spaces")
+    return token

@@ -1,0 +1,227 @@
+"""Current features over HTTP: the application that ``unskew serve`` runs.
+
+The route that is asked most, ``POST /get-online-features``, is a plain ASGI callable; Starlette has the others.
+"""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable, UnknownName, UnskewError
+from unskew.serving import feast
+from unskew.serving.clocks import UNKNOWN
+from unskew.serving.online import Answered, OnlineReader
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+FEATURES = "/get-online-features"
+_NOT_OURS = (
+    "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
+)  # fmt: skip
+_JSON = (b"content-type", b"application/json")
+_SECONDS = (
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
+)  # fmt: skip
+
+_log = logging.getLogger("unskew.serve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request, and all together, may cost.
+
+    ``body_bytes``: of a request. ``rows``: entities of a request. ``body_s``: how long the body of a request may take.
+    ``at_once``: requests that are answered at the same time; more are refused.
+    """
+
+    body_bytes: int = 1 << 20
+    rows: int = 5_000
+    body_s: float = 10.0
+    at_once: int = 1_000
+
+
+class _Reply(NamedTuple):
+    code: int
+    body: bytes
+
+
+class _Refused(Exception):
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Metrics:
+    """What is measured of the answers. Labels are names of views and statuses, and codes of HTTP."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.seconds = Histogram(
+            "unskew_request_seconds",
+            "Time from a request's first byte to its answer",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.requests = Counter("unskew_requests", "Requests for features", ["code"], registry=self.registry)
+        self.rows = Counter("unskew_rows", "Rows that were answered", ["view", "status"], registry=self.registry)
+        self.lag_s = Gauge(
+            "unskew_read_lag_seconds",
+            "How far the oldest row of the last answer lay behind the present",
+            ["view"],
+            registry=self.registry,
+        )
+
+    def answered(self, answered: Answered) -> None:
+        """Count the rows of an answer."""
+        for view, found in zip(answered.request.views, answered.answers, strict=True):
+            for status in dict.fromkeys(found.status):
+                self.rows.labels(view.view.id, status).inc(found.status.count(status))
+            instants = [placed.as_of for placed in found.placed if placed.as_of != UNKNOWN]
+            if instants:
+                self.lag_s.labels(view.view.id).set(max(0, answered.now_us - min(instants)) / 1e6)
+
+
+class Application:
+    """An ASGI application that answers from a reader. ``token``: what a client must send as its bearer token."""
+
+    def __init__(self, reader: OnlineReader, limits: Limits, token: str | None = None) -> None:
+        self._reader = reader
+        self._limits = limits
+        self._authorization = None if token is None else f"Bearer {token}".encode()
+        self._n_at_once = 0
+        self.metrics = Metrics()
+        self._others = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/ready", self._ready),
+                Route("/metrics", self._metrics),
+                *(Route(path, _not_ours, methods=["GET", "POST", "PUT"]) for path in _NOT_OURS),
+            ],
+            exception_handlers={404: _not_found, 405: _not_allowed},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI has it."""
+        if scope["type"] == "http" and scope["path"] == FEATURES:
+            await self._features(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            await self._others(scope, receive, send)
+
+    async def _features(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        self._n_at_once += 1
+        try:
+            reply = await self._reply(scope, receive)
+        finally:
+            self._n_at_once -= 1
+        self.metrics.requests.labels(str(reply.code)).inc()
+        self.metrics.seconds.observe(time.perf_counter() - began)
+        headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
+        if reply.code == 413 or reply.code == 408:  # noqa: PLR1714 - the codes are the names
+            # The rest of the body is not read, so nothing can follow it.
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": reply.code, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def _reply(self, scope: Scope, receive: Receive) -> _Reply:
+        try:
+            self._refuse(scope)
+            body = feast.read_body(await self._body(scope, receive), self._limits.rows)
+            answered = await self._reader.asked_async(feast.asking(self._reader, body))
+            self.metrics.answered(answered)
+            return _Reply(200, feast.answer(answered, body))
+        except _Refused as error:
+            return _Reply(error.code, feast.error(str(error)))
+        except UnskewError as error:
+            return _Reply(_code(error), feast.error(str(error), error))
+        except Exception:  # noqa: BLE001 - a client gets an answer, and no traceback
+            _log.exception("a request was not answered")
+            return _Reply(500, feast.error("the server failed to answer; its log says why"))
+
+    def _refuse(self, scope: Scope) -> None:
+        if scope["method"] != "POST":
+            raise _Refused(405, f"send POST to {FEATURES}")
+        if self._authorization is not None:
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            if not hmac.compare_digest(given, self._authorization):
+                raise _Refused(401, "send the token of this server: Authorization: Bearer TOKEN")
+        if self._n_at_once > self._limits.at_once:
+            raise _Refused(503, f"this server answers {self._limits.at_once:,} requests at once; try again")
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        most = self._limits.body_bytes
+        too_long = _Refused(413, f"the body is longer than {most:,} bytes; ask in parts")
+        given = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if given.isdigit() and int(given) > most:
+            raise too_long
+        parts, n_bytes = [], 0
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Refused(400, "the client went away")
+                    part = message.get("body", b"")
+                    n_bytes += len(part)
+                    if n_bytes > most:
+                        raise too_long
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise _Refused(408, f"the body did not come within {self._limits.body_s:g} s") from None
+
+    async def _health(self, _: Request) -> Response:
+        """Answer while the process works."""
+        return JSONResponse({"status": "ok"})
+
+    async def _ready(self, _: Request) -> Response:
+        """Answer whether features can be read."""
+        try:
+            views = (await self._reader.asked_async(self._reader.look_again())).views
+        except UnskewError as error:
+            return JSONResponse({"ready": False, "reason": str(error)}, 503)
+        return JSONResponse({"ready": True, "views": [view.id for view in views.values()]})
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _code(error: UnskewError) -> int:
+    """Return the code of HTTP for an error. Feast's client repeats a request after 429, 500, and 502 to 504."""
+    if isinstance(error, StoreUnavailable):
+        return 503
+    if isinstance(error, UnknownName):
+        return 404
+    if isinstance(error, RequestError):
+        return 422
+    return 500 if isinstance(error, LayoutError) else 400
+
+
+async def _not_ours(_: Request) -> Response:
+    message = "unskew computes features from its topics and tables; nothing is written or searched over HTTP"
+    return Response(feast.error(message), 501, media_type="application/json")
+
+
+async def _not_found(request: Request, _: Exception) -> Response:
+    message = f"there is no {request.url.path}; POST {FEATURES} reads features, and there are /health, /ready, /metrics"
+    return Response(feast.error(message), 404, media_type="application/json")
+
+
+async def _not_allowed(request: Request, _: Exception) -> Response:
+    message = f"{request.method} is not answered at {request.url.path}"
+    return Response(feast.error(message), 405, media_type="application/json")

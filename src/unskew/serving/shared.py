@@ -1,0 +1,195 @@
+"""Reads of an event loop over one connection, which all of them share.
+
+Commands leave at once, and replies come back in their order, so nobody waits for another's reply to be read before
+asking. redis-py makes the connection, with TLS and credentials.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import hiredis
+import redis
+from typing_extensions import override
+
+from unskew.serving.lines import PAUSES_S, Commands, Lines
+from unskew.sinks.redis.server import Server, checked
+from unskew.sinks.redis.url import TIMEOUTS_S
+
+_NOT_YET = object()
+_MOST_THREADS = 16
+
+
+class SharedLines:
+    """What ``Lines`` is for threads, for coroutines.
+
+    A server, or the master that sentinels name, is reached over one connection of each event loop. A cluster, and a
+    server over TLS, is asked by ``lines`` in threads. ``timeout_s``: how long replies are waited for; None as
+    ``TIMEOUTS_S``.
+    """
+
+    def __init__(self, server: Server, lines: Lines, timeout_s: float | None) -> None:
+        self._server = server
+        self._lines = lines
+        self._timeout_s = TIMEOUTS_S["socket_timeout"] if timeout_s is None else timeout_s
+        self._of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _OfLoop] = WeakKeyDictionary()
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def ask(self, *steps: Commands) -> list[list[Any]]:
+        """Return the replies to the commands of each step, as ``Lines.ask`` does; raises as it does."""
+        loop = asyncio.get_running_loop()
+        of_loop = self._of_loops.get(loop)
+        if of_loop is None:
+            of_loop = self._of_loops[loop] = _OfLoop()
+        if of_loop.in_threads:
+            return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
+        data = b"".join(one for step in steps for one in step.data)
+        n_replies = sum(len(step.data) for step in steps)
+        with self._server.reaching():
+            for pause_s in (*PAUSES_S, None):
+                try:
+                    line = await self._connected(of_loop)
+                    if line is None:
+                        return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
+                    replies = iter(
+                        checked(
+                            await line.exchange(data, n_replies, self._timeout_s),
+                            [key for step in steps for key in step.keys],
+                        )
+                    )
+                    return [[next(replies) for _ in step.data] for step in steps]
+                except (redis.ConnectionError, redis.TimeoutError):
+                    if pause_s is None:
+                        raise
+                    await asyncio.sleep(pause_s)
+        raise AssertionError
+
+    def close(self) -> None:
+        """Close all connections; may be called outside of their loops once these have ended."""
+        for of_loop in self._of_loops.values():
+            if of_loop.line is not None:
+                of_loop.line.close()
+        self._of_loops = WeakKeyDictionary()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+            self._threads = None
+
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="unskew-read")
+        return self._threads
+
+    async def _connected(self, of_loop: "_OfLoop") -> "_Line | None":
+        """Return the loop's connection; None if commands are sent by threads."""
+        async with of_loop.connecting:
+            line = of_loop.line
+            if line is None or line.is_closed:
+                made = await asyncio.get_running_loop().run_in_executor(self._executor(), self._made)
+                if made is None:
+                    of_loop.in_threads = True
+                    return None
+                line = of_loop.line = await _Line.over(*made)
+            return line
+
+    def _made(self) -> "tuple[redis.Redis, Any, socket.socket] | None":
+        """Return a new connection with its client and socket; None for one that an event loop cannot have."""
+        with self._server.reaching() as client:
+            if isinstance(client, redis.RedisCluster) or client.connection_pool.connection_class is redis.SSLConnection:
+                return None
+            pool = client.connection_pool
+            connection = pool.get_connection()
+            found: socket.socket | None = connection._sock  # noqa: SLF001 - there is no public way to read replies in bulk
+            if found is None or type(found) is not socket.socket:
+                pool.release(connection)
+                return None
+            return client, connection, found
+
+
+class _OfLoop:
+    def __init__(self) -> None:
+        self.connecting = asyncio.Lock()
+        self.line: _Line | None = None
+        self.in_threads = False
+
+
+class _Line(asyncio.Protocol):
+    """A connection, whose replies are matched with commands by their number."""
+
+    def __init__(self, client: redis.Redis, connection: Any) -> None:
+        # Kept, because a client without references closes its connections.
+        self._client, self._connection = client, connection
+        self._reader = hiredis.Reader(redis.InvalidResponse, redis.ResponseError, notEnoughData=_NOT_YET)
+        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any]]] = deque()
+        self._transport: asyncio.Transport | None = None
+        self.is_closed = False
+
+    @classmethod
+    async def over(cls, client: redis.Redis, connection: Any, its: socket.socket) -> "_Line":
+        """Return a line over a connection that redis-py has made."""
+        # The transport closes its socket, and redis-py's connection has another one of the same connection.
+        own = its.dup()
+        own.setblocking(False)
+        _, line = await asyncio.get_running_loop().create_connection(lambda: cls(client, connection), sock=own)
+        return line
+
+    async def exchange(self, data: bytes, n_replies: int, timeout_s: float) -> list[Any]:
+        """Return the replies to commands; errors among them are not raised."""
+        if self.is_closed or self._transport is None:
+            raise redis.ConnectionError("Connection closed")
+        replied: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((replied, n_replies, []))
+        self._transport.write(data)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await replied
+        except TimeoutError as error:
+            # Replies come in order, so those who wait behind this one would wait in vain.
+            self._end(redis.TimeoutError("Timeout reading from socket"))
+            raise redis.TimeoutError("Timeout reading from socket") from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._end(redis.ConnectionError("Connection closed"))
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        reader, waiting = self._reader, self._waiting
+        reader.feed(data)
+        try:
+            while waiting:
+                replied, n_replies, replies = waiting[0]
+                while len(replies) < n_replies:
+                    reply = reader.gets()
+                    if reply is _NOT_YET:
+                        return
+                    replies.append(reply)
+                waiting.popleft()
+                if not replied.done():
+                    replied.set_result(replies)
+        except redis.InvalidResponse as error:
+            self._end(redis.ConnectionError(str(error)))
+
+    @override
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(redis.ConnectionError(f"Connection closed by server{'' if error is None else f': {error}'}"))
+
+    def _end(self, why: redis.RedisError) -> None:
+        if self.is_closed:
+            return
+        self.is_closed = True
+        while self._waiting:
+            replied, _, _ = self._waiting.popleft()
+            if not replied.done():
+                replied.set_exception(why)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.abort()
+        self._connection.disconnect()
+        self._client.connection_pool.release(self._connection)
