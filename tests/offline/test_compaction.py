@@ -165,7 +165,7 @@ def test_each_day_and_writer_is_merged_for_itself(tmp_path):
 
     compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
 
-    assert [(file.writer, file.day.day, file.first, file.last) for file in published_files(tmp_path)] == [
+    assert [(file.writer, file.last_day.day, file.first, file.last) for file in published_files(tmp_path)] == [
         ("p0", 1, 0, 5),
         ("p0", 2, 6, 9),
         ("p1", 1, 0, 5),
@@ -590,7 +590,7 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
     # A current day may keep a few files, depending on what was there at each merge; a day that is over keeps one.
     write(tmp_path, rows(1000, day=3), saved=saved)
     compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
-    assert [file.day.day for file in published_files(tmp_path)] == [1, 2, 3, 4]
+    assert [file.last_day.day for file in published_files(tmp_path)] == [1, 2, 3, 4]
     assert read(tmp_path) == [*numbers, 1000]
     assert on_disk(tmp_path) == 4
 

@@ -2,6 +2,7 @@
 
     {root}/day=2017-03-01/{writer}-{first}-{last}.parquet        published: immutable, never withdrawn
     {root}/day=2017-03-01/{writer}-{first}-{last}.{run}.parquet  published once its writer's coverage includes it
+    {root}/day=2017-03-01--2017-03-30/...                    files with rows of several days, merged by compaction
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
     {root}/_compacting/...                                   of a compaction that is running or was interrupted
     {root}/_superseded/day=2017-03-01/...                    set aside by a compaction that was asked to
@@ -14,6 +15,10 @@
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
 stay for a while, for readers that have listed them. Readers skip every name that begins with ``_``.
+
+A folder's name says from which to which day its files may have rows, both inclusive; it is never wider than what
+compaction was allowed. An interval has a name that is no date, so whoever reads only the folders of some days by their
+names does not take it for one of them.
 
 Where nothing can be renamed (an object store), files get their final names before their epoch is durable. Their names
 then have the ``run`` of the process that wrote them, and they are published by the writer's coverage, which is replaced
@@ -62,6 +67,7 @@ IMPORTED = -(10**12)
 
 _SUFFIX = ".parquet"
 _DAY = "day="
+_TO = "--"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +84,18 @@ class TableFile:
     run: str | None = None
 
     @property
-    def day(self) -> dt.date:
-        """The day of the directory that holds the file."""
-        return dt.date.fromisoformat(self.path.parent.name.removeprefix(_DAY))
+    def first_day(self) -> dt.date:
+        """The first day of which the file may have rows, by the folder that holds it.
+
+        The base that retention leaves of a log is in the folder of the last days that it replaced; its rows may be
+        older.
+        """
+        return days_of(self.path.parent.name)[0]
+
+    @property
+    def last_day(self) -> dt.date:
+        """The last day of which the file may have rows, by the folder that holds it."""
+        return days_of(self.path.parent.name)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +204,21 @@ def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
     }
 
 
-def day_directory(day: dt.date) -> str:
-    return f"{_DAY}{day.isoformat()}"
+def day_directory(day: dt.date, last: dt.date | None = None) -> str:
+    """Return the name of the folder of a day, or of the days from it through ``last``, an interval of ISO 8601."""
+    return f"{_DAY}{day.isoformat()}{'' if last in {None, day} else f'{_TO}{last}'}"
+
+
+def days_of(name: str) -> tuple[dt.date, dt.date]:
+    """Return the first and the last day of a folder's name. Raises ``LayoutError`` for another name."""
+    first, _, last = name.removeprefix(_DAY).partition(_TO)
+    try:
+        return dt.date.fromisoformat(first), dt.date.fromisoformat(last or first)
+    except ValueError as error:
+        raise LayoutError(
+            f"{name} is not the folder of a day, as in {_DAY}2026-03-01, or of several, as in {_DAY}2026-03-01{_TO}2026-03-30; move "
+            "what is not of this table away, or read it with the version of unskew that wrote it"
+        ) from error
 
 
 def file_name(writer: str, first: int, last: int, run: str | None = None) -> str:
@@ -214,7 +242,7 @@ def parse(path: Path) -> TableFile | None:
 def published_files(root: Path, writer: str | None = None, *, day: str | None = None) -> list[TableFile]:
     """Return every published file, of one writer or of all, ordered by writer and sequence; none if there is no table.
 
-    ``day``: the folder of a day, to list that alone; a file that another day's file covers is then among them.
+    ``day``: the name of a folder, to list that alone; a file that one in another folder covers is then among them.
     A file whose sequence range another file of its writer covers is superseded and left out, so that every listing
     contains each row once.
     """
