@@ -19,19 +19,23 @@ import pytest
 
 from tests.offline.test_compaction import AT_ONCE, LATER
 from tests.recovery.test_staged_table import Died, Disk
-from tests.support.plans import DAY, SECOND, Wanted, republished, sliding, view
+from tests.support.plans import DAY, SECOND, Wanted, republished, sliding, stream, view
 from tests.support.servers.objects import SeaweedFS
 from tests.support.updates import updates
 from unskew.features.frames import read_table
 from unskew.features.keys import OneEntity
+from unskew.features.time import moment_of
 from unskew.offline import delta, erasing
-from unskew.offline.compaction import Compacted, Limits, Table, compact
+from unskew.offline.compaction import Compacted, Limits, Table, archive_tables, compact, dead_letter_tables
+from unskew.offline.dead_letters import Wanted as WantedLetters
+from unskew.offline.dead_letters import find
 from unskew.offline.join import historical_features
 from unskew.offline.log_reader import ViewLog
-from unskew.offline.retention import retain_log
+from unskew.offline.retention import retain_days, retain_log
+from unskew.pipelines.history.archive import Archive
 from unskew.sinks.objects import ObjectPath, at_hand
-from unskew.sinks.tables.kinds import LogTable
-from unskew.sinks.tables.layout import days_of, published_files, superseded_files, view_root
+from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, ArchiveTable, DeadLetterTable, LogTable
+from unskew.sinks.tables.layout import INSTANT, days_of, published_files, superseded_files, view_root
 
 PLAN = view(Wanted("last", "last", sliding(DAY, DAY), "n", "int64", default=-1), name="rare")
 SPAN = replace(AT_ONCE, min_files=4, span_days=10)
@@ -374,15 +378,20 @@ def cuts(rare: Rare) -> Iterator[dt.date]:
     yield from (first + dt.timedelta(days=n) for n in range(6, (last - first).days, 9))
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize(
+    ("place", "partitioned", "span_days"),
+    [("disk", False, 10), ("disk", True, 10), ("disk", True, 1), ("store", True, 10)],
+    indirect=["place"],
+)
 def test_retention_cuts_nothing_out_of_a_file_and_removes_every_old_row_once_its_span_is_over(
-    place: Path, monkeypatch: pytest.MonkeyPatch, partitioned: bool
+    place: Path, monkeypatch: pytest.MonkeyPatch, partitioned: bool, span_days: int
 ) -> None:
     monkeypatch.setattr("unskew.offline.log_reader._CHUNK_BYTES", 1)
     rare = Rare(place, 41, partitioned=partitioned)
+    limits = replace(SPAN, span_days=span_days)
     rare.grow(40)
     rare.end()
-    rare.compact()
+    rare.compact(limits)
     n_astride = 0
 
     for cut in cuts(rare):
@@ -391,17 +400,17 @@ def test_retention_cuts_nothing_out_of_a_file_and_removes_every_old_row_once_its
         assert found.faults == ()
         n_astride += found.n_astride
         labels = rare.labels(cut_us)
-        assert rare.joined(labels) == rare.expected(labels)
-        held = [row for row in rare.rows if row[1] >= cut_us]
+        expected = rare.expected(labels)
+        assert rare.joined(labels) == expected
         rows = pl.concat(rare.log.newest_first(["user", "available_at", "last"])).cast({"available_at": pl.Int64})
-        assert set(held) <= set(rows.rows())
+        assert {row for row in rare.rows if row[1] >= cut_us} <= set(rows.rows())
         assert rows.n_unique() == rows.height
-        older = rows.filter(pl.col("available_at") < cut_us - (SPAN.span_days - 1) * DAY)
+        older = rows.filter(pl.col("available_at") < cut_us - (span_days - 1) * DAY)
         # Of what is older than any file that stays: one row for each entity of a shard.
         assert older.height <= len(USERS) * (3 if partitioned else 1)
-        rare.compact()
-        assert rare.joined(labels) == rare.expected(labels)
-    assert n_astride > 1
+        rare.compact(limits)
+        assert rare.joined(labels) == expected
+    assert (n_astride > 1) == (span_days > 1)
 
 
 def test_an_entity_is_erased_from_merged_files_and_they_are_merged_again(tmp_path: Path) -> None:
@@ -423,6 +432,94 @@ def test_an_entity_is_erased_from_merged_files_and_they_are_merged_again(tmp_pat
     erasing.erase("log rare@1", rare.root, rule, counts=True, still_ours=lambda: None)
     rare.compact()
     rare.check()
+
+
+class Letters:
+    """An archive of one partition and its dead letters; ``arrivals`` of each event, by offset, and of each letter."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.archive, self.dead_letters = root / "archive", root / "dead_letters"
+        self.stream = stream(topic="events", columns={"user": pl.Int64()})
+        self.arrivals: dict[int, int] = {}
+        self.letters: list[int] = []
+        self._random = random.Random(seed)
+        events = ArchiveTable(self.archive, "events", 0, None)
+        letters = DeadLetterTable(self.dead_letters, "events", "p0", None)
+        at, offset = MARCH_US, 0
+        for _ in range(70):
+            at += self._random.choice([SECOND, DAY // 6, DAY // 3, 2 * DAY])
+            offsets = list(range(offset, offset + 3 * self._random.randint(1, 9), 3))
+            offset = offsets[-1] + self._random.randint(1, 50)
+            self.arrivals |= {one: at + 1_000 * place for place, one in enumerate(offsets)}
+            events.append(
+                pl.DataFrame(
+                    {"user": 1, "_partition": 0, "_offset": one, "_arrival": arrival, "_event_time": arrival}
+                    for one, arrival in self.arrivals.items()
+                    if one in offsets
+                ).cast({"_partition": pl.Int32, "_arrival": INSTANT, "_event_time": INSTANT}),
+                first_us=MARCH_US,
+                clock_us=at + 9_000,
+            )
+            # Letters are numbered as they come, and lie up to two days back.
+            self.letters.append(at - self._random.randrange(2 * DAY))
+            letter = {"topic": "events", "partition": 0, "offset": len(self.letters), "reason": "garbage", "kind": "x"}
+            whole = dict.fromkeys(DEAD_LETTER_SCHEMA) | letter | {"arrival": moment_of(self.letters[-1])}
+            letters.append(pl.DataFrame([whole], schema=dict(DEAD_LETTER_SCHEMA)))
+            events.snapshot()
+            letters.snapshot()
+        events.settle()
+        letters.settle()
+        self.end_us = at
+
+    def compact(self) -> None:
+        # So small that a span has several files, and a day may lie in two.
+        limits = replace(SPAN, target_bytes=7_000)
+        for table in (*archive_tables(self.archive), *dead_letter_tables(self.dead_letters)):
+            assert compact(table, limits, now_s=LATER).faults == ()
+
+    def check(self) -> tuple[int, list[int]]:
+        """Whatever the archive says that it has is there, each event once; return its begin, and the letters."""
+        opened = Archive.open(self.archive, self.stream)
+        held = pl.concat(opened.read(0, 0, 10**6, [])).cast({"_arrival": pl.Int64})
+        found = dict(held.select("_offset", "_arrival").rows())
+        assert len(found) == held.height
+        assert found.items() <= self.arrivals.items()
+        first_us = opened.first_us[0]
+        assert {one for one, at in self.arrivals.items() if at >= first_us} <= found.keys()
+        assert min(found.values()) >= first_us
+        for asked in range(first_us, self.end_us, 2 * DAY + DAY // 7):
+            expected = next(one for one, at in self.arrivals.items() if at >= asked)
+            assert opened.offset_at(0, asked) == expected
+        letters = find(self.dead_letters, WantedLetters())["arrival"].cast(pl.Int64).sort().to_list()
+        assert set(letters) <= set(self.letters)
+        since = moment_of(letters[len(letters) // 2])
+        later = find(self.dead_letters, WantedLetters(since=since))["arrival"].len()
+        assert later == len(letters) - len(letters) // 2
+        return first_us, letters
+
+
+@pytest.mark.parametrize("seed", [61, 62])
+def test_an_archive_and_dead_letters_have_what_they_say_and_old_days_leave_them_in_whole_files(
+    tmp_path: Path, seed: int
+) -> None:
+    both = Letters(tmp_path, seed)
+    both.compact()
+    (archive,), (letters,) = archive_tables(both.archive), dead_letter_tables(both.dead_letters)
+    spans = [(file.first_day, file.last_day) for file in published_files(archive.root)]
+    assert any(before[1] == after[0] and before[0] != after[1] for before, after in itertools.pairwise(spans))
+    assert both.check() == (MARCH_US, sorted(both.letters))
+
+    for cut_us in range(MARCH_US + 6 * DAY, both.end_us, 5 * DAY):
+        cut = moment_of(cut_us).date()
+        for table in (archive, letters):
+            retain_days(table, cut)
+        first_us, left = both.check()
+        assert first_us >= cut_us - SPAN.span_days * DAY
+        assert not [at for at in both.arrivals.values() if cut_us <= at < first_us]
+        assert left[0] >= cut_us - SPAN.span_days * DAY
+        assert {at for at in both.letters if at >= cut_us} <= set(left)
+        both.compact()
+        assert both.check() == (first_us, left)
 
 
 def test_the_name_of_a_folder_says_its_days() -> None:
