@@ -335,10 +335,10 @@ class _Work:
 
     def _publish(self, temporary: Path, taken: Sequence[Source]) -> None:
         first, last = taken[0].file, taken[-1].file
-        folders = {one.path.parent.name for one in taken}
-        # Listing a store takes long, and only whoever has the lock changes a folder that is not the newest.
-        day = first.path.parent.name if isinstance(self._root, ObjectPath) and len(folders) == 1 else None
-        there = layout.published_files(self._root, first.writer, day=day)
+        every = [day for one in taken for day in (one.file.first_day, one.file.last_day)]
+        days = min(every), max(every)
+        # Listing a whole table for each merged file would take long, and only whoever has the lock changes other days.
+        there = layout.published_files(self._root, first.writer, days=days)
         covered = [file for file in there if first.first <= file.first <= last.last]
         if covered != [one.file for one in taken]:
             raise Unmergeable(f"{first.path} to {last.path.name}: there are other files between them; left alone")
@@ -346,8 +346,7 @@ class _Work:
         os.utime(temporary)
         # Another user may compact than the one who writes, and others may read.
         durable.like(temporary, first.path)
-        days = [day for one in taken for day in (one.file.first_day, one.file.last_day)]
-        folder = self._root / layout.day_directory(min(days), max(days))
+        folder = self._root / layout.day_directory(*days)
         if not folder.is_dir():
             durable.make_folder(folder)
             durable.like(folder, self._root)

@@ -204,12 +204,16 @@ def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
     }
 
 
+Days = tuple[dt.date, dt.date]
+"""The first and the last of some days."""
+
+
 def day_directory(day: dt.date, last: dt.date | None = None) -> str:
     """Return the name of the folder of a day, or of the days from it through ``last``, an interval of ISO 8601."""
     return f"{_DAY}{day.isoformat()}{'' if last in {None, day} else f'{_TO}{last}'}"
 
 
-def days_of(name: str) -> tuple[dt.date, dt.date]:
+def days_of(name: str) -> Days:
     """Return the first and the last day of a folder's name. Raises ``LayoutError`` for another name."""
     first, _, last = name.removeprefix(_DAY).partition(_TO)
     try:
@@ -239,14 +243,15 @@ def parse(path: Path) -> TableFile | None:
     return TableFile(path=path, writer=writer, first=int(first), last=int(last), run=run or None)
 
 
-def published_files(root: Path, writer: str | None = None, *, day: str | None = None) -> list[TableFile]:
+def published_files(root: Path, writer: str | None = None, *, days: Days | None = None) -> list[TableFile]:
     """Return every published file, of one writer or of all, ordered by writer and sequence; none if there is no table.
 
-    ``day``: the name of a folder, to list that alone; a file that one in another folder covers is then among them.
+    ``days``: the first and the last of the days whose folders are listed; a file that one in another folder covers is
+    then among them.
     A file whose sequence range another file of its writer covers is superseded and left out, so that every listing
     contains each row once.
     """
-    return without_superseded(_all_published(root, writer, day))
+    return without_superseded(_all_published(root, writer, days))
 
 
 def settled_files(root: Path) -> list[TableFile]:
@@ -396,18 +401,18 @@ def _read_list(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _all_published(root: Path, writer: str | None, day: str | None = None) -> list[TableFile]:
+def _all_published(root: Path, writer: str | None, days: Days | None = None) -> list[TableFile]:
     """Return the published files, including superseded ones; every row published before the call is among them.
 
     A listing is not a snapshot. A listing that began before a merged file was there may miss that file, and also the
     files that it was made from, if they are deleted before the listing reaches them. They were in the previous listing,
     so their absence is noticed, and the table is listed again.
     """
-    before = _listed(root, writer, day)
+    before = _listed(root, writer, days)
     # In this order, because the files that a coverage publishes were there before it.
     covered = _covered(root, _parsed(root, writer, _of_runs(before)))
     while True:
-        now = _listed(root, writer, day)
+        now = _listed(root, writer, days)
         files = published(_parsed(root, writer, now), covered)
         gone = published(_parsed(root, writer, {one: before[one] for one in before.keys() - now.keys()}), covered)
         if set(gone).isdisjoint(without_superseded([*files, *gone]) if gone else ()):
@@ -419,18 +424,27 @@ Listed = Mapping[tuple[str, str], ObjectPath | None]
 """Directory and name of everything that may be a file of a table; of an object also its path, with size and time."""
 
 
-def _listed(root: Path, writer: str | None, day: str | None = None) -> Listed:
+def _listed(root: Path, writer: str | None, days: Days | None = None) -> Listed:
     prefix = "" if writer is None else f"{writer}-"
     if isinstance(root, ObjectPath):
-        there = root if day is None else root / day
-        objects = ((one.parts[len(root.parts) :], one) for one in there.objects())
+        # A few requests, for a table that may have a million objects.
+        places = [root] if days is None else [root / name for name in _folders(root, days)]
+        objects = ((one.parts[len(root.parts) :], one) for place in places for one in place.objects())
         return {
             (parts[0], parts[1]): one
             for parts, one in objects
             if len(parts) == 2 and parts[0].startswith(_DAY) and parts[1].startswith(prefix)
         }
-    days = [name for name in _names(root) if name.startswith(_DAY)] if day is None else [day]
-    return {(day, name): None for day in days for name in _names(root / day) if name.startswith(prefix)}
+    folders = _folders(root, days)
+    return {(folder, name): None for folder in folders for name in _names(root / folder) if name.startswith(prefix)}
+
+
+def _folders(root: Path, days: Days | None) -> list[str]:
+    """Return the names of a table's folders, or of those that have some of these days."""
+    names = [name for name in _names(root) if name.startswith(_DAY)]
+    if days is None:
+        return names
+    return [name for name in names if days_of(name)[0] <= days[1] and days[0] <= days_of(name)[1]]
 
 
 def _parsed(root: Path, writer: str | None, listed: Listed) -> list[TableFile]:
