@@ -33,6 +33,7 @@ from unskew.offline.join import historical_features
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.retention import retain_days, retain_log
 from unskew.pipelines.history.archive import Archive
+from unskew.sinks import durable
 from unskew.sinks.objects import ObjectPath, at_hand
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA, ArchiveTable, DeadLetterTable, LogTable
 from unskew.sinks.tables.layout import INSTANT, days_of, published_files, superseded_files, view_root
@@ -367,6 +368,29 @@ def test_a_process_that_is_killed_at_random_calls_loses_and_doubles_nothing(tmp_
 
     rare.compact()
     rare.begin()
+    rare.check()
+
+
+def test_a_writer_goes_on_whose_empty_folder_of_an_old_day_is_removed_just_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = Rare(tmp_path, 33)
+    rare.grow(8)
+    rename, n_removed = durable.rename, 0
+
+    def removed(source: Path, target: Path, *more: Any) -> None:
+        nonlocal n_removed
+        if target.parent.name.startswith("day=") and target.parent.is_dir() and not any(target.parent.iterdir()):
+            target.parent.rmdir()
+            n_removed += 1
+            monkeypatch.setattr(durable, "rename", rename)
+        rename(source, target, *more)
+
+    monkeypatch.setattr(durable, "rename", removed)
+    rare.grow(8)
+    rare.end()
+
+    assert n_removed == 1
     rare.check()
 
 

@@ -197,7 +197,7 @@ class ViewLog:
         row of an entity in a piece is later than its rows in the pieces that follow. An entity of a partitioned view
         may have rows in several shards, so a large day of such a view is divided by entity.
         """
-        for piece in reversed(self._pieces(columns, upto)):
+        for piece in self._pieces(columns, upto):
             n_rows = 0
             for part in range(piece.n_parts):
                 own = piece.part(part, self.view.entity.keys)
@@ -225,26 +225,32 @@ class ViewLog:
         rows = pl.concat(found, how="diagonal")
         return rows.sort("available_at", "shard", "seq").select(columns) if len(rows) else rows.select(columns)
 
-    def _pieces(self, columns: Sequence[str], upto: dt.date | None) -> "list[_Piece]":
-        """Return what is read at once of all days through ``upto``, the oldest first."""
+    def _pieces(self, columns: Sequence[str], upto: dt.date | None) -> "Iterator[_Piece]":
+        """Yield what is read at once of all days through ``upto``, the newest first."""
         types = {feature.name: feature.dtype for feature in self.view.features}
         bytes_per_row = _BYTES_PER_ROW + sum(_width(types.get(name)) for name in columns)
-        pieces: list[_Piece] = []
+        taken: list[list[_Dated]] = []
         size = memory = 0
         for ones in self._inseparable(upto, max(1, _MEMORY_BYTES // bytes_per_row)):
             share = sum(one.n_bytes for one in ones)
             needed = sum(_n_named(one.file) for one in ones) * bytes_per_row
-            if not pieces or size + share > _CHUNK_BYTES or memory + needed > _MEMORY_BYTES:
-                pieces.append(_Piece([]))
+            if taken and (size + share > _CHUNK_BYTES or memory + needed > _MEMORY_BYTES):
+                yield self._piece(taken, memory)
+                taken = []
                 size = memory = 0
-            pieces[-1].files += [one.file for one in ones]
+            taken.append(ones)
             size += share
             memory += needed
-            pieces[-1].n_parts = max(1, -(-memory // _MEMORY_BYTES)) if self.view.partitioned else 1
-        return pieces
+        if taken:
+            yield self._piece(taken, memory)
+
+    def _piece(self, taken: "Sequence[list[_Dated]]", memory: int) -> "_Piece":
+        """Return the piece of these files, given from new to old, that need so many bytes of memory."""
+        files = [one.file for ones in reversed(taken) for one in ones]
+        return _Piece(files, max(1, -(-memory // _MEMORY_BYTES)) if self.view.partitioned else 1)
 
     def _inseparable(self, upto: dt.date | None, most_rows: int) -> "Iterator[list[_Dated]]":
-        """Yield files, or parts of them, that must be in one piece, the oldest first.
+        """Yield files, or parts of them, that must be in one piece, the newest first.
 
         A file of more than ``most_rows`` is divided by its sequence, so that each entity's rows stay in order. Of a
         partitioned view, files whose days overlap stay together; if these are many rows, files of several days are
@@ -252,9 +258,9 @@ class ViewLog:
         """
         dated = self._through(upto)
         if not self.view.partitioned:
-            yield from ([part] for one in dated for part in one.divided(most_rows))
+            yield from ([part] for one in reversed(dated) for part in reversed(one.divided(most_rows)))
             return
-        for ones in _overlapping(dated):
+        for ones in reversed(_overlapping(dated)):
             is_large = sum(_n_named(one.file) for one in ones) > most_rows or (
                 sum(one.n_bytes for one in ones) > _CHUNK_BYTES
             )
@@ -263,7 +269,7 @@ class ViewLog:
                 continue
             days = sorted({day for one in ones for day in (one.first_day, one.last_day + dt.timedelta(days=1))})
             parts = [part for one in ones for part in self._divided(one, days)]
-            yield from _overlapping(sorted(parts, key=_order))
+            yield from reversed(_overlapping(sorted(parts, key=_order)))
 
     def _divided(self, one: "_Dated", days: Sequence[dt.date]) -> "list[_Dated]":
         """Return a file as several, each of which begins with one of ``days`` or with the file."""
@@ -430,18 +436,16 @@ def _order(one: _Dated) -> tuple[dt.date, str, int]:
     return one.first_day, one.file.writer, one.file.first
 
 
-def _overlapping(dated: Sequence[_Dated]) -> Iterator[list[_Dated]]:
-    """Yield those whose days overlap together; ``dated``: in the order of their first days."""
-    found: list[_Dated] = []
+def _overlapping(dated: Sequence[_Dated]) -> list[list[_Dated]]:
+    """Put those together whose days overlap; ``dated``: in the order of their first days."""
+    found: list[list[_Dated]] = []
     reached = dt.date.min
     for one in dated:
-        if found and one.first_day > reached:
-            yield found
-            found = []
-        found.append(one)
+        if not found or one.first_day > reached:
+            found.append([])
+        found[-1].append(one)
         reached = max(reached, one.last_day)
-    if found:
-        yield found
+    return found
 
 
 def _width(dtype: Type | None) -> int:
