@@ -33,6 +33,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,8 @@ def parse(path: Path) -> TableFile | None:
 def published_files(root: Path, writer: str | None = None, *, days: Days | None = None) -> list[TableFile]:
     """Return every published file, of one writer or of all, ordered by writer and sequence; none if there is no table.
 
-    ``days``: the first and the last of the days whose folders are listed; a file that one in another folder covers is
-    then among them.
+    ``days``: only the folders that begin with one of these days, the first and the last of them; a file that one in
+    another folder covers is then among them.
     A file whose sequence range another file of its writer covers is superseded and left out, so that every listing
     contains each row once.
     """
@@ -427,24 +428,26 @@ Listed = Mapping[tuple[str, str], ObjectPath | None]
 def _listed(root: Path, writer: str | None, days: Days | None = None) -> Listed:
     prefix = "" if writer is None else f"{writer}-"
     if isinstance(root, ObjectPath):
-        # A few requests, for a table that may have a million objects.
-        places = [root] if days is None else [root / name for name in _folders(root, days)]
-        objects = ((one.parts[len(root.parts) :], one) for place in places for one in place.objects())
+        found = root.objects() if days is None else _objects_of(root, days)
+        objects = ((one.parts[len(root.parts) :], one) for one in found)
         return {
             (parts[0], parts[1]): one
             for parts, one in objects
             if len(parts) == 2 and parts[0].startswith(_DAY) and parts[1].startswith(prefix)
         }
-    folders = _folders(root, days)
+    folders = [name for name in _names(root) if name.startswith(_DAY) and (days is None or _begins_in(name, days))]
     return {(folder, name): None for folder in folders for name in _names(root / folder) if name.startswith(prefix)}
 
 
-def _folders(root: Path, days: Days | None) -> list[str]:
-    """Return the names of a table's folders, or of those that have some of these days."""
-    names = [name for name in _names(root) if name.startswith(_DAY)]
-    if days is None:
-        return names
-    return [name for name in names if days_of(name)[0] <= days[1] and days[0] <= days_of(name)[1]]
+def _objects_of(root: ObjectPath, days: Days) -> Iterator[ObjectPath]:
+    """Yield the objects in the folders that begin with one of these days: a page or two of a table of a million."""
+    # After the day before, because some stores leave out the folder of that name.
+    there = root.objects(after=f"{day_directory(days[0] - dt.timedelta(days=1))}~")
+    return takewhile(lambda one: _begins_in(one.parts[len(root.parts)], days), there)
+
+
+def _begins_in(folder: str, days: Days) -> bool:
+    return day_directory(days[0]) <= folder[: len(day_directory(days[0]))] <= day_directory(days[1])
 
 
 def _parsed(root: Path, writer: str | None, listed: Listed) -> list[TableFile]:
