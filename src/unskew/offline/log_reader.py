@@ -258,6 +258,8 @@ class ViewLog:
         """
         dated = self._through(upto)
         if not self.view.partitioned:
+            # By their last days, so that a label finds a row of its day before older rows of other shards are read.
+            dated.sort(key=lambda one: (one.last_day, one.file.writer, one.file.first))
             yield from ([part] for one in reversed(dated) for part in reversed(one.divided(most_rows)))
             return
         for ones in reversed(_overlapping(dated)):
