@@ -294,6 +294,7 @@ class Store:
         return watched
 
 
+@pytest.mark.parametrize("place", ["disk", pytest.param("store", marks=pytest.mark.long)], indirect=True)
 def test_dying_at_any_moment_loses_and_doubles_nothing_and_the_work_ends_the_same(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,11 +523,10 @@ class Letters:
         return first_us, letters
 
 
-@pytest.mark.parametrize("seed", [61, 62])
 def test_an_archive_and_dead_letters_have_what_they_say_and_old_days_leave_them_in_whole_files(
-    tmp_path: Path, seed: int
+    tmp_path: Path,
 ) -> None:
-    both = Letters(tmp_path, seed)
+    both = Letters(tmp_path, 61)
     both.compact()
     (archive,), (letters,) = archive_tables(both.archive), dead_letter_tables(both.dead_letters)
     spans = [(file.first_day, file.last_day) for file in published_files(archive.root)]
