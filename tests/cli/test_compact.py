@@ -183,6 +183,22 @@ def test_days_of_few_rows_are_merged_across_if_that_is_asked_for(data):
     assert len(folders) == 3
 
 
+def test_retain_says_which_files_of_several_days_stay(data):
+    write(data / "other/topic", *(rows(n, day=n) for n in range(40)), sequence_column=None)
+    assert unskew("--dead-letters", data / "other", "--span", "30d", "--grace", "0s").exit_code == 0
+
+    def retained(keep: str) -> tuple[str, list[str]]:
+        result = CliRunner().invoke(main, ["retain", f"--dead-letters={data / 'other'}", f"--keep-dead-letters={keep}"])
+        assert result.exit_code == 0, result.output
+        return result.stderr, sorted(path.name for path in (data / "other/topic").glob("day=*"))
+
+    said, folders = retained("20d")
+    assert "dead letters topic: files of earlier days that also have rows from 1970-01-20 on stay" in said
+    assert "before the cut: 1, with rows from 1970-01-01 on" in said
+    assert len(folders) == 3
+    assert retained("9d") == ("", ["day=1970-01-31--1970-02-08", "day=1970-02-09"])
+
+
 @pytest.mark.parametrize(
     ("span", "message"),
     [

@@ -22,6 +22,7 @@ from tests.recovery.test_staged_table import Died, Disk
 from tests.support.plans import DAY, SECOND, Wanted, republished, sliding, stream, view
 from tests.support.servers.objects import SeaweedFS
 from tests.support.updates import updates
+from unskew.features.errors import LayoutError
 from unskew.features.frames import read_table
 from unskew.features.keys import OneEntity
 from unskew.features.time import moment_of
@@ -174,7 +175,7 @@ def test_every_reader_finds_what_was_written_and_a_pipeline_goes_on(
     for n_epochs in (50, 9, 20):
         rare.grow(n_epochs)
         opened, labels = rare.log, rare.labels()
-        rare.compact()
+        rare.compact(replace(SPAN, set_aside=n_epochs == 9, grace_s=0 if n_epochs != 9 else 1e9))
         views = {"rare": rare.plan.published}
         slow = historical_features(lambda _view, opened=opened: opened, views, read_table(labels), ["rare:last"], outside="null", with_status=True)  # type: ignore[misc]  # fmt: skip
         wanted = [
@@ -549,3 +550,6 @@ def test_an_archive_and_dead_letters_have_what_they_say_and_old_days_leave_them_
 def test_the_name_of_a_folder_says_its_days() -> None:
     assert days_of("day=2026-03-01") == (dt.date(2026, 3, 1), dt.date(2026, 3, 1))
     assert days_of("day=2026-03-01--2026-03-30") == (dt.date(2026, 3, 1), dt.date(2026, 3, 30))
+    for name in ("day=", "day=march", "day=2026-03-01--", "day=2026-03-01--x", "day=2026-03-01--2026-03-30--"):
+        with pytest.raises(LayoutError, match=f"^{name} is not the folder of a day"):
+            days_of(name)

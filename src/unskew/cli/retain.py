@@ -152,8 +152,8 @@ def retain(
     _show(found, dry_run=dry_run)
     for one in (one for one in found if one.n_astride):
         say(
-            f"{one.table.name}: {one.n_astride:,} files with rows from {one.astride_from} on also have rows from {one.cut} on, and stay until "
-            "all of their days are before the cut",
+            f"{one.table.name}: files of earlier days that also have rows from {one.cut} on stay until all of their days are before the "
+            f"cut: {one.n_astride:,}, with rows from {one.astride_from} on",
             err=True,
         )
     for fault in faults:

@@ -216,9 +216,9 @@ def day_directory(day: dt.date, last: dt.date | None = None) -> str:
 
 def days_of(name: str) -> Days:
     """Return the first and the last day of a folder's name. Raises ``LayoutError`` for another name."""
-    first, _, last = name.removeprefix(_DAY).partition(_TO)
+    first, to, last = name.removeprefix(_DAY).partition(_TO)
     try:
-        return dt.date.fromisoformat(first), dt.date.fromisoformat(last or first)
+        return dt.date.fromisoformat(first), dt.date.fromisoformat(last if to else first)
     except ValueError as error:
         raise LayoutError(
             f"{name} is not the folder of a day, as in {_DAY}2026-03-01, or of several, as in {_DAY}2026-03-01{_TO}2026-03-30; move "
