@@ -591,11 +591,21 @@ def test_an_older_state_is_refused_as_before_and_the_merged_file_stays(tmp_path)
     assert read(tmp_path) == list(range(5))
 
 
-def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_and_deleted(tmp_path):
+@pytest.mark.parametrize(
+    ("span_days", "per_day", "folders"),
+    [
+        (1, 200, ["day=1970-01-01", "day=1970-01-02", "day=1970-01-03", "day=1970-01-17"]),
+        (6, 30, ["day=1970-01-01--1970-01-06", "day=1970-01-07--1970-01-12", "day=1970-01-13--1970-01-15", "day=1970-01-17"]),
+    ],
+)  # fmt: skip
+def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_and_deleted(
+    tmp_path, span_days, per_day, folders
+):
     """Without any grace, the worst there is: numbers leave gaps, so that a lost file could not be told from none."""
     numbers = [3 * n for n in range(150)]
     published: list[int] = []
     ended = threading.Event()
+    limits = replace(AT_ONCE, span_days=span_days)
     faults: list[object] = []
 
     def look() -> None:
@@ -610,7 +620,7 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
 
     def merge() -> None:
         while not ended.is_set():
-            found = compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
+            found = compact(table(tmp_path, gapless=False), limits, now_s=LATER)
             faults.extend((*found.notes, *found.faults))
 
     threads = [threading.Thread(target=target) for target in (look, look, merge)]
@@ -619,7 +629,7 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
     try:
         writer = staged(tmp_path)
         for n in numbers:
-            writer.append(rows(n, day=n // 200))
+            writer.append(rows(n, day=n // per_day))
             saved = writer.snapshot()
             published.extend(numbers[len(published) : numbers.index(n)])
         writer.settle()
@@ -630,12 +640,12 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
 
     assert faults == []
     assert read(tmp_path) == numbers
-    # A current day may keep a few files, depending on what was there at each merge; a day that is over keeps one.
-    write(tmp_path, rows(1000, day=3), saved=saved)
-    compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
-    assert [file.last_day.day for file in published_files(tmp_path)] == [1, 2, 3, 4]
-    assert read(tmp_path) == [*numbers, 1000]
+    # A current day may keep a few files, depending on what was there at each merge; a span that is over keeps one.
+    write(tmp_path, rows(1000, day=16), saved=saved)
+    compact(table(tmp_path, gapless=False), limits, now_s=LATER)
+    assert [file.path.parent.name for file in published_files(tmp_path)] == folders
     assert on_disk(tmp_path) == 4
+    assert read(tmp_path) == [*numbers, 1000]
 
 
 # Broken off.
