@@ -150,6 +150,12 @@ def retain(
         say("there are no files yet")
         return
     _show(found, dry_run=dry_run)
+    for one in (one for one in found if one.n_astride):
+        say(
+            f"{one.table.name}: files of earlier days that also have rows from {one.cut} on stay until all of their days are before the "
+            f"cut: {one.n_astride:,}, with rows from {one.astride_from} on",
+            err=True,
+        )
     for fault in faults:
         say(f"error: {fault}", err=True)
     if faults:
