@@ -15,6 +15,7 @@ from unskew.pipelines.state.seeds import OFFSETS, Taken, again
 
 SAMPLED = 1_000
 """Entities of a backfill that are computed a second time, in one go."""
+_MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class Seam:
     ``offsets``: the next offset of each partition. ``events``: events up to there. ``since_us``, ``clock_us``: where
     the first shard begins, and where the last one ends. ``rows``: rows of the log. ``compared``: entities that were
     computed again. ``rejected``: events, of those that were read now, that the view cannot take; a stream's are dead
-    letters. ``why``: the reason of the first one.
+    letters. ``why``: the reason of the first one. ``unfinished``: shards that other processes compute, and that are not
+    there yet.
     """
 
     view: str
@@ -36,6 +38,7 @@ class Seam:
     compared: int
     rejected: int = 0
     why: str | None = None
+    unfinished: Sequence[str] = ()
 
     def __str__(self) -> str:
         places = ", ".join(f"{partition}: {offset:,}" for partition, offset in sorted(self.offsets.items()))
@@ -45,7 +48,15 @@ class Seam:
             span = f" from {format_instant(self.since_us)} to {format_instant(self.clock_us)}"
         return (
             f"{self.view}: its history is there: {self.events:,} archived events{span}, {self.rows:,} rows of the log. Seam check: "
-            f"each event up to the next offsets (partition {places}) was taken once{compared}{self._rejected()}"
+            f"each event up to the next offsets (partition {places}) was taken once{compared}{self._rejected()}{self._unfinished()}"
+        )
+
+    def _unfinished(self) -> str:
+        if not self.unfinished:
+            return ""
+        more = f" and {len(self.unfinished) - _MOST_SHOWN} more" if len(self.unfinished) > _MOST_SHOWN else ""
+        return (
+            f". Not there yet, because other processes compute them: {', '.join(self.unfinished[:_MOST_SHOWN])}{more}"
         )
 
     def _rejected(self) -> str:
