@@ -1,14 +1,15 @@
 """The seam check: what a backfill has taken up to the place where the stream goes on, held against the archive."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.plan import ViewPlan
 from unskew.features.time import format_instant
-from unskew.pipelines.history.archive import Archive, Cut
+from unskew.pipelines.history.archive import BEGINNING, Archive, Cut
 from unskew.pipelines.history.rebuild import rebuild
 from unskew.pipelines.state.ordering import Shard
 from unskew.pipelines.state.seeds import OFFSETS, Taken, again
@@ -70,15 +71,17 @@ def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, 
 
     ``taken``: by shard. Raises ``LayoutError`` if a shard has not taken exactly these, or if files are missing.
     """
-    _refuse_hole(view, archive, {partition: end[partition] for shard in taken.values() for partition in shard})
+
+    @cache
+    def counted(partition: int, begin: int) -> tuple[int, int]:
+        return archive.count({partition: begin}, {partition: end[partition]})[partition]
+
+    _refuse_hole(view, archive, end, {partition for shard in taken.values() for partition in shard}, counted)
     # Shards differ in where they were last checked, if the process was killed right after that.
-    counted: dict[tuple[int, int], tuple[int, int]] = {}
     for name, shard in taken.items():
         for partition, one in shard.items():
-            place = partition, one.checked
-            if place not in counted:
-                counted[place] = archive.count({partition: one.checked}, {partition: end[partition]})[partition]
-            n_events, total = counted[place]
+            # What begins with the archive was counted a moment ago, and a count reads every file.
+            n_events, total = counted(partition, one.checked if one.checked > archive.begins(partition) else BEGINNING)
             if (one.n_events, one.sum_offsets, one.end) != (n_events, total % OFFSETS, end[partition].offset):
                 raise LayoutError(
                     f"{view.id}: the seam of its backfill does not fit: from offset {one.checked} to {end[partition].offset} of "
@@ -87,17 +90,22 @@ def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, 
                 )
 
 
-def _refuse_hole(view: ViewPlan, archive: Archive, end: Cut) -> None:
+def _refuse_hole(
+    view: ViewPlan,
+    archive: Archive,
+    end: Cut,
+    partitions: Collection[int],
+    counted: Callable[[int, int], tuple[int, int]],
+) -> None:
     """Refuse an archive that lacks events that were written, if nothing was removed from its beginning."""
-    known = {
-        partition: wanted
-        for partition, reached in end.items()
-        if (wanted := archive.n_events(partition)) is not None and archive.cut[partition].offset <= reached.offset
-    }
-    for partition, (n_events, _) in archive.count({}, {partition: end[partition] for partition in known}).items():
-        if n_events != known[partition]:
+    for partition in sorted(partitions):
+        wanted = archive.n_events(partition)
+        if wanted is None or archive.cut[partition].offset > end[partition].offset:
+            continue
+        n_events, _ = counted(partition, BEGINNING)
+        if n_events != wanted:
             raise LayoutError(
-                f"{archive.root}: partition {partition} holds {n_events} events, and {known[partition]} were written, so the history "
+                f"{archive.root}: partition {partition} holds {n_events} events, and {wanted} were written, so the history "
                 f"of {view.id} would have a hole: files were removed. Restore them; or {again(view)} --from an instant after the "
                 'hole; or let the view begin now (history="none")'
             )
