@@ -12,7 +12,8 @@ rounded.
 With --divided, the view has eight shards, and the backfill is divided among processes as ``unskew backfill --cluster``
 divides it. Each share is computed by itself, one after the other, so what counts is the processor time of the longest
 share. Beside it, the parts that grow with the number of processes: what each process does for all events (read,
-evaluate, split), and what an exchange over Bytewax would do instead (pickle a slice and unpickle it).
+evaluate, split; count the archive's events, and compute 1,000 entities again, for the seam check), and what an exchange
+over Bytewax would do in addition (pickle a slice and unpickle it).
 """
 
 import os
@@ -40,7 +41,7 @@ from unskew.features.plan import Plan, ViewPlan
 from unskew.pipelines.history.archive import Archive, columns_of
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.rebuild import pieces, rebuild, whole
-from unskew.pipelines.history.seam import Seam
+from unskew.pipelines.history.seam import SAMPLED, Seam
 from unskew.pipelines.routing import slices
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.ordering import Slice
@@ -155,6 +156,14 @@ def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int) -> None
     items, split_s, _ = timed(split)
     _, exchange_s, _ = timed(lambda: [pickle.loads(pickle.dumps(one)) for one in items])
     print(f"| a million events | processor, s |\n|---|---|\n| read, evaluate, split | {split_s * 1e6 / n_events:.2f} |")
+    keys = (
+        pl.concat([one.events["key"] for one in items if one.shard == "h0" and one.events is not None]).unique().sort()
+    )
+    keys = keys.gather_every(max(1, len(keys) // SAMPLED))
+    _, count_s, _ = timed(lambda: archive.count({}, whole(archive)))
+    _, again_s, _ = timed(lambda: rebuild([view], archive, keys={view.id: keys}, n_hashes=N_SHARDS))
+    print(f"| count its events | {count_s * 1e6 / n_events:.2f} |")
+    print(f"| {len(keys):,} entities of one shard again | {again_s * 1e6 / n_events:.2f} |")
     print(f"| pickle and unpickle the slices | {exchange_s * 1e6 / n_events:.2f} |")
     print("\n| processes | processor of the longest share, s | all shares, s | times one process |\n|---|---|---|---|")
     alone_s = 0.0

@@ -16,9 +16,9 @@ from tests.support.pipeline import SCHEMA, Bench, Outcome, agreed, plan
 from tests.support.recovery.processes import free_port
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
-from unskew.pipelines.history import archive, backfill
+from unskew.pipelines.history import archive, backfill, seam
 from unskew.pipelines.state.seeds import Seeds
-from unskew.sinks.tables.layout import view_root
+from unskew.sinks.tables.layout import read_definition, shards_file, view_root
 
 DEFINITIONS = """
 from unskew import Calendar, Entity, Feature, FeatureView, Sliding, Stream, agg
@@ -37,7 +37,7 @@ by_item = FeatureView("by_item", entity=item, stream=stream, owner="tests", feat
 SMALL_CHUNKS = """
 import os, signal, sys
 from unskew.cli import main
-from unskew.pipelines.history import archive, backfill
+from unskew.pipelines.history import archive, backfill, seam
 from unskew.sinks import durable
 
 backfill.CHUNK_ROWS, archive.BATCH_ROWS = 40, 7
@@ -181,6 +181,8 @@ def test_processes_divide_a_backfill_while_all_others_are_refused(
         with pytest.raises(LayoutError, match=r"computes its shard h\d with another --from"):
             ahead(both, outcome, "by_item", cluster=two, process=1, from_us=1)
         of_second.extend(ahead(both, outcome, "by_item", cluster=two, process=1))
+        # As a process does that begins, fails, and finds nothing of the others yet.
+        shards_file(view_root(deployment.log, "by_item", 1)).unlink()
 
     (first,) = ahead(both, outcome, "by_item", report=meanwhile, cluster=two)
 
@@ -192,6 +194,7 @@ def test_processes_divide_a_backfill_while_all_others_are_refused(
         table(view_root(one.deployment.log, "by_item", 1)).sort("shard", "seq") for one in (outcome, alone)
     )
     assert found.equals(expected)
+    assert read_definition(view_root(deployment.log, "by_item", 1)) is not None
     ran(both, outcome)
     assert seeds.views() == ["by_item@1"]
     agreed(both, deployment, samples=200)
@@ -216,3 +219,21 @@ def test_more_processes_than_shards_and_beginning_again(bench: Bench) -> None:
         ahead(both, outcome, "by_item", cluster=five, again=True)
     assert purge(outcome, "by_item@1").exit_code == 0
     assert len(ahead(both, outcome, "by_item", cluster=five[:1], again=True)) == 1
+
+
+def test_an_entity_in_partitions_of_two_processes_is_found_at_the_hand_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them has seen it in one partition alone."""
+    monkeypatch.setitem(seam.compare.__kwdefaults__, "n_entities", 1)
+    moved = [replace(one, partition=1) if number % 30 == 0 else one for number, one in enumerate(RECORDS[:100])]
+    both = plan(bench.produce([one for one in moved if one.partition < 2]))
+    outcome = Outcome(both, bench.deployment())
+    ran(without(both, "by_user"), outcome)
+    for number in range(4):
+        ahead(both, outcome, "by_user", cluster=("a:1", "b:1", "c:1", "d:1"), process=number)
+
+    with pytest.raises(
+        LayoutError, match=r"by_user: entity user%20\d%25 is in two partitions, but .* by_user@1 --again"
+    ):
+        ran(both, outcome)

@@ -125,13 +125,19 @@ def compare(
 ) -> int:
     """Compute some entities of these shards again, in one go, and return how many; all must have the same values.
 
-    Raises ``LayoutError`` otherwise: then a chunk or a restart of the backfill has changed a value.
+    Raises ``LayoutError`` otherwise: then a chunk or a restart of the backfill has changed a value; and if an entity is
+    in the shards of two partitions, which processes that have one of them each do not see.
     """
+    rows = _current(shards)
+    if rows is not None and (twice := rows["key"].is_duplicated()).any():
+        raise LayoutError(
+            f"{view.name}: entity {rows.filter(twice).item(0, 'key')} is in two partitions, but stream {view.stream.name} declares "
+            f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, or drop partitioned_by, and {again(view)}"
+        )
     begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
     if any(archive.begins(partition) > offset for partition, offset in begin.items()):
         # The first events are not there any more: they were, when the check before this one was made.
         return 0
-    rows = _current(shards)
     if rows is None or not rows.height:
         return 0
     rows = rows.gather_every(max(1, rows.height // n_entities))
