@@ -37,7 +37,7 @@ by_item = FeatureView("by_item", entity=item, stream=stream, owner="tests", feat
 SMALL_CHUNKS = """
 import os, signal, sys
 from unskew.cli import main
-from unskew.pipelines.history import archive, backfill, seam
+from unskew.pipelines.history import archive, backfill
 from unskew.sinks import durable
 
 backfill.CHUNK_ROWS, archive.BATCH_ROWS = 40, 7

@@ -87,7 +87,7 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
         one_of = replace(job.owner, member=job.process)
         together = replace(one_of, group=f"backfill by {','.join(job.cluster)}") if job.cluster else one_of
         leases.take(job.state, "--state", together, frozenset(f"the backfill of {one.id}" for one in job.views))
-        seams = []
+        seams: list[tuple[Seam, ViewPlan, Sequence[str]]] = []
         for view in job.views:
             topic = view.stream.topic
             n_partitions = held.n_partitions.get(topic)
@@ -109,8 +109,9 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
             others = sorted(set(every) - set(names))
             _unfinished(job, view, others)
             seam = _one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report)
-            seams.append(replace(seam, unfinished=_unfinished(job, view, others)))
-        return seams
+            seams.append((seam, view, others))
+        # At the end of all views, so that the process that ends last finds none.
+        return [replace(seam, unfinished=_unfinished(job, view, others)) for seam, view, others in seams]
 
 
 def _unfinished(job: Ahead, view: ViewPlan, others: Sequence[str]) -> list[str]:
