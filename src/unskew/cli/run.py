@@ -74,15 +74,8 @@ LOOPBACK = "127.0.0.1"
     metavar="N,N,...",
     help="Read only these partitions, always the same for one --state; other processes read the others.",
 )
-@click.option(
-    "--cluster",
-    metavar="HOST:PORT,...",
-    help="Addresses of all processes of a cluster that shares one --state; the same list for each process. Processes "
-    "trust each other: use addresses that nobody else can reach.",
-)
-@click.option(
-    "--process", type=click.IntRange(0), default=0, show_default=True, help="Number of this process in --cluster."
-)
+@settings.cluster
+@settings.process
 @click.option(
     "--poll-records",
     type=click.IntRange(1),
@@ -182,7 +175,7 @@ def run(
             pipeline=pipeline,
             n_hashes=shards,
             partitions=_partitions(partitions),
-            cluster=_cluster(cluster, process),
+            cluster=settings.cluster_of(cluster, process),
             process=process,
             metrics=_address(metrics),
             take_over=take_over,
@@ -263,22 +256,6 @@ def _partitions(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise RequestError(f"--partitions {text!r}: give the numbers of partitions, each once, for example 0,1")
     return tuple(sorted(map(int, parts)))
-
-
-def _cluster(text: str | None, process: int) -> tuple[str, ...]:
-    addresses = () if text is None else tuple(part.strip() for part in text.split(","))
-    if any(not host or not port.isdecimal() for host, _, port in (address.rpartition(":") for address in addresses)):
-        raise RequestError(
-            f"--cluster {text!r}: give host:port of every process, for example 127.0.0.1:9101,127.0.0.1:9102"
-        )
-    if process >= max(len(addresses), 1):
-        raise RequestError(
-            f"--process {process}: --cluster names {len(addresses)} process{'es' if len(addresses) > 1 else ''}, counted from 0; give a lower "
-            "--process, or name this one too"
-            if addresses
-            else f"--process {process}: give the addresses of all processes with --cluster"
-        )
-    return addresses
 
 
 def _address(text: str | None) -> tuple[str, int] | None:
