@@ -115,6 +115,27 @@ def test_an_order_to_stop_while_the_pipeline_is_imported_is_a_clean_stop(
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.parametrize("module", ["click", "unskew.cli.run", "numpy"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_order_to_stop_while_the_command_line_is_imported_is_a_clean_stop(
+    number: signal.Signals, module: str
+) -> None:
+    asked = (
+        "import os, sys\n"
+        "class Asked:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {number:d})\n"
+        "sys.meta_path.insert(0, Asked())\n"
+        "sys.argv = ['unskew', 'run', '--no-such-option']\n"
+        "from unskew.__main__ import main\n"
+        "main()\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_an_order_to_stop_while_no_broker_answers_is_a_clean_stop_that_leaves_nothing(bench: Bench) -> None:
     command = _command(bench, "nowhere", "--metrics", "127.0.0.1:1")
     command[command.index("--bootstrap-servers") + 1] = "127.0.0.1:1"
