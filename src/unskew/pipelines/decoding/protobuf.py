@@ -76,8 +76,9 @@ _KINDS: Mapping[int, str] = {
 }
 _UNSIGNED = (FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_FIXED64)
 _DECIMAL = "confluent.type.Decimal"
-# More digits than any decimal has that a column holds.
+# More digits and more bits than any decimal has that a column holds.
 _MOST_DIGITS = 80
+_MOST_BITS = 512
 _WRAPPERS = frozenset(
     f"google.protobuf.{kind}Value"
     for kind in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
@@ -367,7 +368,7 @@ class _Reading:
             refusals.refuse(
                 np.array(invalid),
                 "time" if name == self._event_time else "range",
-                lambda at: f"{name}: {_shown(values[at])} is not {known.what}",
+                lambda at: known.fault(name, values[at]),
             )
         return found
 
@@ -453,14 +454,15 @@ def _plain_type(field: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """How a message that stands for one value is read: the Avro type that it has, and ``what`` it must be.
+    """How a message that stands for one value is read: the Avro type that it has.
 
-    ``convert`` returns the number or bytes of that type; None if the message is not valid.
+    ``convert`` returns the number or bytes of that type; None if the message is not valid. ``fault`` returns why, from
+    the column's name and the message.
     """
 
     avro: Any
-    what: str
     convert: Callable[[Any], int | bytes | None]
+    fault: Callable[[str, Any], str]
 
 
 def _known(field: Any, column: AvroField) -> _Known | None:
@@ -468,8 +470,11 @@ def _known(field: Any, column: AvroField) -> _Known | None:
         return None
     if field.message_type.full_name == _DECIMAL and column.logical == "decimal":
         avro = {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": column.scale}
-        what = f"a decimal with at most {column.scale} digits after the point"
-        return _Known(avro, what, partial(_unscaled, scale=column.scale))
+        return _Known(
+            avro,
+            partial(_unscaled, scale=column.scale),
+            lambda name, _: f"{name} has more than {column.scale} digits after the point",
+        )
     return _KNOWN.get(field.message_type.full_name)
 
 
@@ -508,31 +513,43 @@ def _time_of_day(value: Any) -> int | None:
 
 
 def _unscaled(value: Any, scale: int) -> bytes | None:
-    """Return a decimal's number of units of 10^-``scale``, big-endian; None if that is not whole."""
+    """Return a decimal's number of units of 10^-``scale``, big-endian; None if that is not whole.
+
+    A number that no column holds is one that is too large.
+    """
     number, gained = int.from_bytes(value.value, "big", signed=True), scale - value.scale
-    if number and gained:
-        if abs(gained) > _MOST_DIGITS:
-            return None
-        number, lost = (number * 10**gained, 0) if gained > 0 else divmod(number, 10**-gained)
+    if number.bit_length() > _MOST_BITS or (number and gained > _MOST_DIGITS):
+        number = 1 << _MOST_BITS
+    elif number and gained > 0:
+        number *= 10**gained
+    elif number and gained < 0:
+        # 10 to a power beyond that is more than any number of so few bits.
+        number, lost = divmod(number, 10 ** min(-gained, _MOST_BITS))
         if lost:
             return None
     return number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
-
-
-_KNOWN: Mapping[str, _Known] = {
-    "google.protobuf.Timestamp": _Known(
-        {"type": "long", "logicalType": "timestamp-micros"}, "a valid Timestamp", _instant
-    ),
-    "google.protobuf.Duration": _Known("long", "a valid Duration", _duration),
-    "google.type.Date": _Known({"type": "int", "logicalType": "date"}, "a whole date", _date),
-    "google.type.TimeOfDay": _Known({"type": "long", "logicalType": "time-micros"}, "a time of day", _time_of_day),
-}
 
 
 def _shown(message: Message) -> str:
     """Return a message that is not valid as text of one line, cut off where it is long."""
     text = text_format.MessageToString(message, as_one_line=True).strip()
     return f"{text[:_MOST_SHOWN]}..." if len(text) > _MOST_SHOWN else text or "an empty message"
+
+
+def _is_not(what: str) -> Callable[[str, Any], str]:
+    return lambda name, message: f"{name}: {_shown(message)} is not {what}"
+
+
+_KNOWN: Mapping[str, _Known] = {
+    "google.protobuf.Timestamp": _Known(
+        {"type": "long", "logicalType": "timestamp-micros"}, _instant, _is_not("a valid Timestamp")
+    ),
+    "google.protobuf.Duration": _Known("long", _duration, _is_not("a valid Duration")),
+    "google.type.Date": _Known({"type": "int", "logicalType": "date"}, _date, _is_not("a whole date")),
+    "google.type.TimeOfDay": _Known(
+        {"type": "long", "logicalType": "time-micros"}, _time_of_day, _is_not("a time of day")
+    ),
+}
 
 
 def _unknown(message: Message) -> Iterator[tuple[Any, int]]:
