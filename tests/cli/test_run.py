@@ -188,6 +188,26 @@ def test_the_last_line_of_a_failed_run_says_what_is_wrong(bench: Bench, wrong: d
     assert not any("Traceback" in line or "panicked" in line for line in before), done.stderr
 
 
+@pytest.mark.parametrize(
+    "ends",
+    [
+        *("[]", "5", "NaN", "", '{"t": 5}', '{"t": {"x": 1}}', '{"t": {"0": 1.5}}', '{"t": {"0": true}}', "\xff"),
+        *('{"t": {"0": null}}', '{"t": {"0": -1}}', '{"t": {"0": 9223372036854775808}}', '{"t": {"0": "5"}}'),
+        '{"t": {"0": 5}',
+    ],
+)
+def test_a_file_of_end_offsets_that_does_not_hold_them_is_refused(tmp_path: Path, ends: str) -> None:
+    path = tmp_path / "ends.json"
+    path.write_text(ends, encoding="latin-1")
+    needed = ["--log", "log", "--archive", "archive", "--state", "state", "--definitions", str(tmp_path)]
+
+    done = CliRunner().invoke(main, ["run", "--idle", "none", "--end", str(path), *needed])
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: --end '{path}': ")
+    assert done.stderr.endswith("""give 'now' or a JSON file like {"topic": {"0": 1000, "1": 990}}\n""")
+
+
 ADDRESSES = ["s3://bucket/log", "gs://bucket/log", "file:///tmp/log", "abfss://a@b.net/log", "C:\\log", r"\\server\log"]
 
 
