@@ -1,6 +1,5 @@
 """``unskew run``: run the pipeline in this process."""
 
-import json
 import os
 import signal
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import click
 
@@ -273,10 +272,12 @@ def _address(text: str | None) -> tuple[str, int] | None:
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
     if end is None or end == "now":
         return cast("Literal['now'] | None", end)
+    import msgspec
+
+    offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     try:
-        found = json.loads(local_path(end, "--end").read_text(encoding="utf-8"))
-        return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return msgspec.json.decode(local_path(end, "--end").read_bytes(), type=dict[str, dict[int, offset]])
+    except (OSError, msgspec.DecodeError) as error:
         raise RequestError(
             f'--end {end!r}: {error}; give \'now\' or a JSON file like {{"topic": {{"0": 1000, "1": 990}}}}'
         ) from error
