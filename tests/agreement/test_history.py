@@ -3,6 +3,7 @@
 import datetime as dt
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -161,7 +162,13 @@ def test_a_new_version_gets_its_past_and_the_old_log_stays(bench: Bench) -> None
     assert outcome.log("by_user").equals(old)
 
 
-def ahead(both: Plan, outcome: Outcome, *views: str, **changes: Any) -> list[Seam]:
+def ahead(
+    both: Plan,
+    outcome: Outcome,
+    *views: str,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+    **changes: Any,
+) -> list[Seam]:
     """Backfill beside the pipeline."""
     folders = outcome.deployment
     job = Ahead(
@@ -169,10 +176,10 @@ def ahead(both: Plan, outcome: Outcome, *views: str, **changes: Any) -> list[Sea
         log=folders.log,
         archive=folders.archive,
         state=folders.state,
-        owner=owner_of("a test", folders.state),
+        owner=owner_of("the backfill of a test", folders.state),
         **changes,
     )
-    return backfill_ahead(job, threading.Event())
+    return backfill_ahead(job, threading.Event(), report)
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

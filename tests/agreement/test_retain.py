@@ -224,6 +224,12 @@ def test_days_that_views_need_are_not_removed(kept: Kept) -> None:
     assert "later@1: its backfill has read partition " in unread
     purged = ["purge", "later@1", "--backfill", f"--state={where.state}", f"--log={where.log}"]
     assert CliRunner().invoke(main, purged).exit_code == 0
+    # One process of two has come to its end, and the other one has not begun.
+    backfill_ahead(replace(later, until_us=None, cluster=("a:1", "b:1")), threading.Event())
+    waits = refused(kept, "--keep-archive=3d", f"--state={where.state}")
+    assert "later@1: the backfill of its shard h" in waits
+    assert "has not begun" in waits
+    assert CliRunner().invoke(main, purged).exit_code == 0
     assert kept.files() == files
     assert kept.retain("--keep-archive=1d", "--force").exit_code == 0
     archived = published_files(kept.outcome.deployment.archive / kept.outcome.plan.views["by_user"].stream.topic)

@@ -117,14 +117,15 @@ def test_an_archive_of_an_earlier_version_begins_with_its_first_event(tmp_path: 
     assert archive.cut[0].clock_us == START_US + 2 * DAY + 23 * HOUR
 
 
-def test_reading_follows_what_compaction_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("span_days", [1, 4])
+def test_reading_follows_what_compaction_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span_days: int) -> None:
     monkeypatch.setattr(history, "BATCH_ROWS", 6)
     write(tmp_path, events(6))
     archive = Archive.open(tmp_path, VIEW.stream)
     reading = archive.read(0, 0, 1000, columns_of(VIEW))
     found = [next(reading)]
     (table,) = archive_tables(tmp_path)
-    limits = Limits(target_bytes=1 << 20, min_files=2, grace_s=0)
+    limits = Limits(target_bytes=1 << 20, min_files=2, grace_s=0, span_days=span_days)
     for _ in range(2):
         compact(table, limits, now_s=dt.datetime.now(dt.UTC).timestamp() + 1e6)
 
@@ -173,7 +174,10 @@ def read_all(archive: Archive) -> pl.DataFrame:
     return pl.concat(archive.read(0, BEGINNING, archive.cut[0].offset, ["n"]))
 
 
-def test_imported_events_come_before_those_of_the_topic_that_they_do_not_replace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("span_days", [None, 1, 4])
+def test_imported_events_come_before_those_of_the_topic_that_they_do_not_replace(
+    tmp_path: Path, span_days: int | None
+) -> None:
     every = events(6)
     # The import has the first three days, and the topic the last four: the third day is in both.
     write(tmp_path, every[10:])
@@ -186,6 +190,8 @@ def test_imported_events_come_before_those_of_the_topic_that_they_do_not_replace
     assert read_all(Archive.open(tmp_path, VIEW.stream))["n"].to_list() == list(range(10, 30))
     write_before(tmp_path / "other", every[:15], hand_over)
     write(tmp_path / "other", every[10:])
+    for table in archive_tables(tmp_path / "other") if span_days else ():
+        compact(table, Limits(min_files=2, grace_s=0, span_days=span_days or 1), now_s=2e9)
 
     archive = Archive.open(tmp_path / "other", VIEW.stream)
 

@@ -34,8 +34,8 @@ LARGEST_EXACT_FLOAT = 1 << 53
 """From here on, several integers share a float."""
 
 
-# pyarrow derives some of its errors from these.
-_NO_COLUMN = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, NotImplementedError)
+# pyarrow derives some of its errors from these; Polars raises RuntimeError for decimals that are too large.
+_NO_COLUMN = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, NotImplementedError, RuntimeError)
 
 
 class Given(ABC):
@@ -197,7 +197,8 @@ class _Rows(Given):
 
     @override
     def _column(self, name: str) -> pl.Series:
-        return _of_objects(name, self._values(name))
+        # As in pandas, a name may be anything.
+        return _of_objects(str(name), self._values(name))
 
     @override
     def _values(self, name: str) -> list[Any]:

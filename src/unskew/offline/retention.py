@@ -11,6 +11,9 @@ answered as before, and earlier ones are refused. The order of steps is the cont
    deleted after the grace period, as those that compaction merged. Before, metadata for other engines name the base.
    Of an archive, and of dead letters: delete the files of the days before the cut, from old to new.
 
+A file of several days (``unskew compact --span``) is old once all of its days are: nothing is cut out of a file. Of an
+archive, those before it that have rows of its first day wait with it, so that what is left begins with a whole day.
+
 After a stop between any two steps readers are right, and the same call finishes the rest. The newest file of each
 writer stays, because a restart looks for it. Running pipelines only add files, so nobody needs to stop.
 """
@@ -44,14 +47,18 @@ class Retained:
     """The result of a retention, or of a dry run.
 
     ``cut``: the first day that is kept whole; None if the table holds no older one. ``files``, ``n_bytes``: published
-    files before the cut. ``rows_before``, ``rows_after``: of a log, the rows of these files, and those of the bases.
-    ``n_deleted``, ``n_waiting``: files that were deleted, and that wait for the end of their grace period.
+    files before the cut. ``n_astride``: files that stay because they have rows of days after the cut, too; before the
+    cut they begin with ``astride_from``. ``rows_before``, ``rows_after``: of a log, the rows of these files, and those
+    of the bases. ``n_deleted``, ``n_waiting``: files that were deleted, and that wait for the end of their grace
+    period.
     """
 
     table: Table
     cut: dt.date | None = None
     files: int = 0
     n_bytes: int = 0
+    n_astride: int = 0
+    astride_from: dt.date | None = None
     rows_before: int = 0
     rows_after: int = 0
     n_deleted: int = 0
@@ -66,7 +73,7 @@ def cut_of(table: Table, keep_us: int) -> dt.date | None:
     """
     coverage = layout.read_coverage(table.root)
     if coverage is None:
-        newest = [max(file.day for file in ones) for ones in _by_writer(layout.published_files(table.root))]
+        newest = [max(file.last_day for file in ones) for ones in _by_writer(layout.published_files(table.root))]
         if not newest:
             return None
         # A partition without dead letters holds nothing back; one without events may still get earlier ones.
@@ -119,12 +126,12 @@ def retain_log(
     ``keys``: the key columns. ``grace_s``, ``now_s``: as in compaction. Raises as
     ``compaction.compact`` does; the call can then be repeated.
     """
-    found = Retained(table=table, cut=cut)
     with _held(table, dry_run=dry_run) as held:
         if held is not None:
             _record(table.root, cut, held)
+        found = _looked_at(table, cut)
         faults: list[str] = []
-        for old in _before(table.root, cut):
+        for old in _before(table, cut):
             progress(f"{table.name}: {old[0].writer}")
             try:
                 found = _cut_shard(table, old, keys, found, held)
@@ -141,11 +148,11 @@ def retain_log(
 
 def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
     """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
-    found = Retained(table=table, cut=cut)
     with _held(table, dry_run=dry_run) as held:
         if held is not None:
             _record(table.root, cut, held)
-        for old in _before(table.root, cut, keep_newest=True):
+        found = _looked_at(table, cut)
+        for old in _before(table, cut):
             for file in old:
                 found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
                 if held is not None:
@@ -174,18 +181,31 @@ def _record(root: Path, cut: dt.date, held: Held) -> None:
     durable.like_file(path, root)
 
 
-def _before(root: Path, cut: dt.date, *, keep_newest: bool = False) -> Iterator[list[TableFile]]:
-    """Yield, for each writer, its published files of the days before ``cut``, in order."""
-    files = layout.published_files(root)
-    covered = [file for file, _ in layout.superseded_files(root)] if keep_newest else []
+def _before(table: Table, cut: dt.date) -> Iterator[list[TableFile]]:
+    """Yield, for each writer, its published files of the days before ``cut``, in order.
+
+    Where files are deleted, the newest of each writer is not among them, and superseded files go with their cover.
+    """
+    files = layout.published_files(table.root)
+    covered = [] if table.is_log else layout.superseded_files(table.root)
     for ones in _by_writer(files):
-        newest = ones[-1]
-        old = [file for file in ones if file.day < cut and not (keep_newest and file == newest)]
-        old += [
-            file for file in covered if file.writer == newest.writer and file.day < cut and file.last < newest.first
-        ]
+        kept = [] if table.is_log else [ones[-1]]
+        end = cut
+        if table.is_archive:
+            # What is left of it must begin with a whole day.
+            for file in sorted(ones, key=lambda file: file.last_day, reverse=True):
+                if file.last_day >= end or file in kept:
+                    end = min(end, file.first_day)
+        old = [file for file in ones if file.last_day < end and file not in kept]
+        old += [file for file, covers in covered if covers[0] in old]
         if old:
             yield sorted(old, key=lambda file: (file.first, file.last))
+
+
+def _looked_at(table: Table, cut: dt.date) -> Retained:
+    astride = [file for file in layout.published_files(table.root) if file.first_day < cut <= file.last_day]
+    first = min((file.first_day for file in astride), default=None)
+    return Retained(table=table, cut=cut, n_astride=len(astride), astride_from=first)
 
 
 def _by_writer(files: Sequence[TableFile]) -> Iterator[list[TableFile]]:

@@ -437,7 +437,8 @@ def _open_topics(
         shards = Shards(names, frozenset(own), opened.state.retired)
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
-        shards = Shards(names, None if deployment.process == 0 else frozenset(), opened.state.retired)
+        leads = deployment.process == 0
+        shards = Shards(names, None if leads else frozenset(), opened.state.retired, deployment.process)
     return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables))
 
 

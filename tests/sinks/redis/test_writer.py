@@ -18,6 +18,7 @@ from unskew.features.ledger import ledger_of, read_ledger
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.features.updates import NothingToCome
+from unskew.sinks.redis.eviction import LOOK_EVERY_US
 from unskew.sinks.redis.keyspace import connect
 from unskew.sinks.redis.pacing import LEAST_ROWS_ASIDE
 from unskew.sinks.redis.resp import RowEncoder
@@ -426,6 +427,39 @@ def test_a_damaged_registry_is_replaced(writer, redis_client):
     writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"purchases": PURCHASES}))))
 
     assert list(parse(redis_client.get("unskew:registry"))) == ["purchases"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda client, _: client.delete("unskew:registry"),
+        lambda client, _: client.set("unskew:registry", "x"),
+        lambda client, _: client.set("unskew:registry", b"\xff"),
+        lambda client, others: client.set("unskew:registry", others),
+        lambda client, _: [client.delete("unskew:registry"), client.hset("unskew:registry", "a", "b")],
+    ],
+    ids=["removed", "garbage", "bytes", "others", "type"],
+)
+def test_a_registry_that_loses_the_views_of_a_writer_gets_them_again(writer, redis_client, spoil, caplog):
+    def described(name):
+        return json.dumps(describe(Plan(streams={}, views={name: republished(PURCHASES, name=name)})))
+
+    def flush(now_us):
+        writer.add(closing(PURCHASES, now_us + 7))
+        writer.flush(now_us)
+
+    writer.publish_registry(described("purchases"))
+    flush(0)
+    spoil(redis_client, described("others"))
+    flush(LOOK_EVERY_US - 1)
+    assert "lacked views" not in caplog.text
+    flush(LOOK_EVERY_US)
+
+    assert "purchases" in parse(redis_client.get("unskew:registry"))
+    assert "Redis lacked views in unskew:registry" in caplog.text
+    caplog.clear()
+    flush(2 * LOOK_EVERY_US)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("query", ["foo=bar", "db=x", "timeout=5", "credential_provider=b", "parser_class=x"])

@@ -148,7 +148,7 @@ class Archive:
         all removals ended.
         """
         # Days are removed whole, so a partition of which some are gone is whole from the beginning of its first one.
-        removed = {p: _midnight_us(found[0].day) for p, found in self.files.items() if self.is_cut(p)}
+        removed = {p: _midnight_us(found[0].first_day) for p, found in self.files.items() if self.is_cut(p)}
         begun = {p: one.since_us for p, one in self.covered.items() if one.since_us is not None}
         firsts = {p: _us(self._edge(found[0], first=True)) for p, found in self.files.items() if p not in begun}
         # Not where ``unskew retain`` cut: an import, or a table that was taken anew, may have brought those days back.
@@ -219,7 +219,7 @@ class Archive:
         """Return the offset of a partition's first event that arrived at ``instant_us`` or later; past all if none."""
         day = day_of(instant_us)
         for file in self.files.get(partition, ()):
-            if file.day >= day:
+            if file.last_day >= day:
                 there = self._within(partition, BEGINNING, 2**63 - 1)
                 late = self._scanned(
                     [file], ["_offset", "_arrival"], (pl.col("_arrival").to_physical() >= instant_us) & there
@@ -289,7 +289,7 @@ class Archive:
                 low, high = (middle, high) if self._lacking(wanted[middle], columns) else (low, middle)
             way = 'let the view begin now (history="none")'
             if high < len(wanted):
-                way = f"the archive has it from {wanted[high].day} on: backfill from there (--from), or {way}"
+                way = f"the archive has it from {wanted[high].first_day} on: backfill from there (--from), or {way}"
             raise LayoutError(
                 f"{wanted[0].path} has no column {lacking!r}, because stream {self.stream.name} did not have it when "
                 f"these events were archived; {way}"

@@ -60,6 +60,11 @@ class Seed(msgspec.Struct, frozen=True):
     taken: dict[int, Taken]
     since_us: int | None = None
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether its backfill has come to an end, and nothing was taken since."""
+        return all(one.checked == one.end and not one.n_events for one in self.taken.values())
+
 
 class Seeds:
     """The seeds of a state folder."""

@@ -5,7 +5,8 @@ A flush does the following, in this order, over one connection to each server th
 1. Name each new connection, so that a process that takes over can cut it. Check that this process still holds its
    lease. Over new connections, and every few seconds, check that the servers still have what they acknowledged
    (``witness``); if not, a server came back without its data, or another one took over without the last of it, and
-   every shard is asked for all its values (``refill``). Then see whether the servers evict keys (``eviction``).
+   every shard is asked for all its values (``refill``). Then see whether the registry still has the process's views,
+   and whether the servers evict keys (``eviction``).
 2. Compare rows that shards gave for that with what Redis holds (``scrub``); those that differ join the values. Send
    marks, which say how far the values to come go: for each shard, its clock and the number of events it has applied. If
    there are several servers, await the replies.
@@ -29,7 +30,7 @@ import redis
 from unskew.features.errors import RequestError
 from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
-from unskew.features.registry import merge
+from unskew.features.registry import merge, named
 from unskew.features.updates import NothingToCome, Updates
 from unskew.features.view import View
 from unskew.sinks.redis.batch import Batch
@@ -405,6 +406,7 @@ class RedisWriter:
             self._owners.hold(client)
             # Words may also be evicted or removed one by one.
             self._see_what_is_left(client, nodes, batch)
+            self._see_registry(client)
             n_evicted = self._eviction.look(nodes, now_us)
         if n_evicted or self._eviction.evicts:
             self.scrub.doubt(client, {*self._kept.shards(), *batch.places}, again=True)
@@ -442,6 +444,18 @@ class RedisWriter:
     def _are_new(self, nodes: Nodes) -> bool:
         """Return true if a connection is not the one that the last flush used."""
         return any(self._sockets.get(name) is not found for name, found in nodes.sockets().items())
+
+    def _see_registry(self, client: Client) -> None:
+        """Publish the views of this process again if the registry, without which no reader finds them, lacks some."""
+        key = registry_key(self._prefix)
+        if self._registry is None or set(named(self._registry)) <= set(named(client.get(key))):
+            return
+        self.publish_registry(self._registry)
+        _log.error(
+            "Redis lacked views in %s, without which no reader finds them: they are published again; find out who removes or "
+            "changes keys of unskew, or whether the server evicts them",
+            key,
+        )
 
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
         """Check that Redis has what it acknowledged in this run; if not, ``lost`` grows by one."""

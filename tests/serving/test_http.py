@@ -1,0 +1,446 @@
+"""``unskew serve`` as a process: answers, errors, limits, and what it does while Redis or the network fails."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import http.client
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.support.plans import DAY, HOUR, Wanted, sliding, view
+from tests.support.servers.certificates import certified
+from tests.support.servers.tls import TlsFront
+from tests.support.servers.valkey import Valkey, quiet_port
+from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
+from tests.support.updates import closing
+from unskew import FeatureStore, StoreUnavailable
+from unskew.features.plan import Plan
+from unskew.features.registry import describe
+from unskew.sinks.redis.writer import RedisWriter
+
+STAYS = view(
+    Wanted("nights", "sum", sliding(DAY, HOUR), "n", of="int64"),
+    Wanted("last", "last", sliding(DAY, HOUR), "x"),
+    keys={"user": "string", "hotel": "int64"},
+    name="stays",
+)
+CLOCK = 17_000 * DAY
+FEATURES = [f"orders:{name}" for name in NAMES]
+
+
+class Server:
+    """A running ``unskew serve``."""
+
+    def __init__(self, redis_url: str, *options: str, tls: ssl.SSLContext | None = None) -> None:
+        self.port = quiet_port()
+        self.tls = tls
+        command = [sys.executable, "-m", "unskew", "serve", "--redis-url", redis_url, "--listen", str(self.port)]
+        self.process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        self.said = self.process.stderr.readline()
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                self.get("/health")
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"it does not answer: {self.said}")
+
+    def connection(self, timeout: float = 20.0) -> http.client.HTTPConnection:
+        if self.tls is not None:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=self.tls)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return self.ask("GET", path)
+
+    def post(self, body: object, path: str = "/get-online-features", **headers: str) -> tuple[int, Any]:
+        return self.ask("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: Any = None) -> tuple[int, Any]:
+        with contextlib.closing(self.connection()) as connection:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            text = answer.read()
+            is_json = answer.headers.get("content-type", "").startswith("application/json")
+            return answer.status, json.loads(text) if is_json else text.decode()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@contextlib.contextmanager
+def serving(redis_url: str, *options: str, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(redis_url, *options, tls=tls)
+    try:
+        yield server
+        assert server.stop() == 0
+    finally:
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+
+
+def fill(url: str) -> None:
+    writer = RedisWriter(url, "unskew", "main")
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={one.name: one for one in (ORDERS, STAYS)}))))
+    writer.expect({ORDERS.id: ["h0"], STAYS.id: ["h0"]})
+    rows = [
+        {"key": "full", **FULL, "_at": CLOCK - 5},
+        {"key": "empty", **EMPTY, "_at": CLOCK - 5},
+        {"key": "bare", "_at": CLOCK - 7},
+    ]
+    writer.add(closing(ORDERS, CLOCK, rows, since_us=CLOCK - 2 * DAY))
+    stays = [{"key": f"u{i}|{i % 3}", "nights": i, "last": i / 7, "_at": CLOCK - i} for i in range(50)]
+    writer.add(closing(STAYS, CLOCK, stays, since_us=CLOCK - 2 * DAY))
+    writer.flush(time.time_ns() // 1000)
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Valkey(tmp_path_factory.mktemp("valkey")) as redis:
+        fill(redis.url)
+        with serving(redis.url, "--max-rows", "100", "--max-body", "20000") as server:
+            server.redis = redis  # type: ignore[attr-defined]
+            yield server
+
+
+def detail(answer: Any) -> tuple[str, str]:
+    """The class and the message of an error, as Feast's client reads them."""
+    assert isinstance(answer, str)
+    found = json.loads(answer)
+    assert found["module"] == "feast.errors"
+    return found["class"], found["message"]
+
+
+def in_json(value: Any) -> Any:
+    """A value of the SDK as HTTP has it."""
+    match value:
+        case dt.datetime():
+            return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        case Decimal():
+            return str(value)
+        case [] | {}:
+            return None
+        case [{"key": _, "value": _}, *_]:
+            return {one["key"]: in_json(one["value"]) for one in value}
+        case list():
+            return [in_json(one) for one in value]
+        case _:
+            return value
+
+
+def test_values_of_every_type_are_those_of_the_sdk_and_of_its_async_twin(server):
+    rows = [{"user": user} for user in ("full", "empty", "bare", "nobody", None)]
+    store = FeatureStore(redis_url=server.redis.url)
+    served = store.get_online_features(FEATURES, rows)
+
+    code, answer = server.post({"entities": {"user": [row["user"] for row in rows]}, "features": FEATURES})
+
+    async def twin() -> Any:
+        async_store = FeatureStore(redis_url=server.redis.url)
+        found = await async_store.get_online_features_async(FEATURES, rows)
+        async_store.close()
+        return found
+
+    also = asyncio.run(twin())
+    assert code == 200
+    assert also.to_dict() == served.to_dict()
+    assert also.metadata["orders"].equals(served.metadata["orders"])
+    assert answer["metadata"]["feature_names"] == ["user", *NAMES]
+    values = {
+        name: one["values"] for name, one in zip(answer["metadata"]["feature_names"], answer["results"], strict=True)
+    }
+    assert values == {name: [in_json(value) for value in column] for name, column in served.to_dict().items()}
+    assert [values[name][0] for name in NAMES] == [in_json(FULL[name]) for name in NAMES]
+    assert [values[name][3] for name in NAMES] == [in_json(DEFAULTS[name]) for name in NAMES]
+    about = answer["metadata"]["views"]["orders"]
+    judged = served.metadata["orders"].to_dict(as_series=False)
+    assert about["version"] == 1
+    assert about["as_of"] == [in_json(instant) for instant in judged["as_of"]]
+    assert (about["status"], about["provisional"]) == (judged["status"], judged["provisional"])
+    statuses = {name: one["statuses"] for name, one in zip(["user", *NAMES], answer["results"], strict=True)}
+    assert set(statuses["user"]) == {"PRESENT"}
+    assert statuses["gift"] == ["PRESENT", "NULL_VALUE", "NULL_VALUE", "NOT_FOUND", "NOT_FOUND"]
+    assert statuses["n"] == ["PRESENT", "PRESENT", "NULL_VALUE", "PRESENT", "NOT_FOUND"]
+    assert answer["results"][1]["event_timestamps"][0] == about["as_of"][0]
+
+
+def test_floats_have_a_point_because_clients_infer_their_type(server):
+    with contextlib.closing(server.connection()) as connection:
+        body = json.dumps({"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:last", "stays:nights"]})
+        connection.request("POST", "/get-online-features", body)
+        text = connection.getresponse().read().decode()
+
+    assert '{"values":[1.0],"statuses":["PRESENT"]' in text
+    assert '{"values":[7],"statuses":["PRESENT"]' in text
+
+
+def test_an_entitys_name_stands_for_its_key_and_columns_may_be_full_names(server):
+    code, answer = server.post({"entities": {"entity": ["full"]}, "features": ["orders:n"], "full_feature_names": True})
+
+    assert code == 200
+    assert answer["metadata"]["feature_names"] == ["entity", "orders__n"]
+    assert [one["values"] for one in answer["results"]] == [["full"], [FULL["n"]]]
+
+
+def test_no_entities_give_no_values(server):
+    code, answer = server.post({"entities": {"user": []}, "features": ["orders:n"]})
+
+    assert (code, [one["values"] for one in answer["results"]]) == (200, [[], []])
+
+
+@pytest.mark.parametrize(("body", "code", "name", "message"), [
+    ({"entities": {"user": ["a"]}, "features": ["order:n"]}, 404, "FeatureViewNotFoundException", "did you mean 'orders'"),
+    ({"entities": {"user": ["a"]}, "features": ["orders@2:n"]}, 404, "FeatureViewVersionNotFound", "there is orders@1"),
+    ({"entities": {"user": ["a"]}, "features": ["orders:m"]}, 404, "FeastObjectNotFoundException", "no feature 'm'"),
+    ({"entities": {"user": ["a"]}, "features": ["orders"]}, 422, "FeastError", "write view:feature"),
+    ({"entities": {"user": ["a"]}, "features": []}, 422, "FeastError", "no features"),
+    ({"entities": {"user": ["a"]}}, 422, "FeastError", "no features"),
+    ({"entities": {"user": ["a"]}, "feature_service": "checkout"}, 422, "FeastError", "no feature service 'checkout'"),
+    ({"entities": {"usr": ["a"]}, "features": ["orders:n"]}, 422, "FeastError", "did you mean 'usr'"),
+    ({"entities": {"user": [1.5]}, "features": ["orders:n"]}, 422, "FeastError", "'user' is string, and 1.5 of row 0"),
+    ({"entities": {"user": ["a"], "hotel": [2**70]}, "features": ["stays:nights"]}, 422, "FeastError", "hotel"),
+    ({"entities": {"user": ["a", "b"], "hotel": [1]}, "features": ["stays:nights"]}, 422, "FeastError", "different lengths"),
+    ({"entities": {"user": ["a"], "n": [1]}, "features": ["orders:n"]}, 422, "FeastError", "would replace the column 'n'"),
+    ({"entities": {"user": [["a"]]}, "features": ["orders:n"]}, 422, "FeastError", "entities"),
+    ({"entities": {"user": ["a"] * 101}, "features": ["orders:n"]}, 422, "FeastError", "101 entities are more than"),
+    ({"entities": ["a"], "features": ["orders:n"]}, 422, "FeastError", "the body is not a request"),
+    (b"", 422, "FeastError", "the body is not a request"),
+    (b"{", 422, "FeastError", "the body is not a request"),
+    (b"\xff\xfe", 422, "FeastError", "the body is not a request"),
+    (b'{"entities": {"user": ["\\ud800"]}, "features": ["orders:n"]}', 422, "FeastError", ""),
+    (b"[" * 9_000, 422, "FeastError", "the body is not a request"),
+    (b'{"entities":' * 1_500, 422, "FeastError", "the body is not a request"),
+    (b" " * 20_001, 413, "FeastError", "longer than 20,000 bytes"),
+])  # fmt: skip
+def test_a_request_that_cannot_be_answered_says_why_in_the_words_of_feasts_client(server, body, code, name, message):
+    found, answer = server.post(body)
+
+    assert found == code
+    said = detail(answer)
+    assert said[0] == name
+    assert message in said[1]
+
+
+def test_paths_and_methods_that_are_not_answered_say_so(server):
+    for path in ("/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search"):
+        assert server.post({}, path)[0] == 501
+    assert server.get("/get-online-features")[0] == 405
+    assert server.ask("DELETE", "/health")[0] == 405
+    assert server.get("/")[0] == 404
+    assert "/ready" in detail(server.get("/other")[1])[1]
+
+
+def test_a_body_in_pieces_without_a_length_is_bounded_too(server):
+    with contextlib.closing(server.connection()) as connection:
+        connection.request("POST", "/get-online-features", iter([b" " * 4_000] * 6), encode_chunked=True)
+        answer = connection.getresponse()
+        assert (answer.status, detail(json.loads(answer.read()))[0]) == (413, "FeastError")
+
+
+def test_health_readiness_and_metrics(server):
+    server.post({"entities": {"user": ["full"]}, "features": ["orders:n"]})
+    server.post({"entities": {"user": ["full"]}, "features": ["orders:no"]})
+
+    assert server.get("/health") == (200, {"status": "ok"})
+    assert server.get("/ready") == (200, {"ready": True, "views": ["orders@1", "stays@1"]})
+    code, text = server.get("/metrics")
+    assert code == 200
+    for line in (
+        'unskew_requests_total{code="404"}',
+        'unskew_rows_total{status="present",view="orders@1"}',
+        "unskew_request_seconds_bucket",
+    ):
+        assert line in text
+
+
+def test_many_clients_at_once_get_each_their_own(server):
+    def ask(number: int) -> list[Any]:
+        users = [(number + i) % 50 for i in range(7)]
+        with contextlib.closing(server.connection()) as connection:
+            for _ in range(10):
+                body = {
+                    "entities": {"user": [f"u{u}" for u in users], "hotel": [u % 3 for u in users]},
+                    "features": ["stays:nights"],
+                }
+                connection.request("POST", "/get-online-features", json.dumps(body))
+                found = json.loads(connection.getresponse().read())["results"][2]["values"]
+                assert found == users
+        return users
+
+    with ThreadPoolExecutor(16) as clients:
+        assert len(list(clients.map(ask, range(64)))) == 64
+
+
+def test_idle_and_slow_connections_stop_nobody(server):
+    with contextlib.ExitStack() as stack:
+        for number in range(300):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+            if number % 3 == 1:
+                idle.sendall(b"POST /get-online-features HTTP/1.1\r\nHost: a\r\nContent-Le")
+            elif number % 3 == 2:
+                idle.sendall(b"POST /get-online-features HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n{")
+
+        assert server.post({"entities": {"user": ["full"]}, "features": ["orders:n"]})[0] == 200
+
+
+def test_the_server_says_where_it_listens(server):
+    assert server.said == f"unskew serves http://127.0.0.1:{server.port}\n"
+
+
+@pytest.mark.long
+def test_a_redis_that_dies_under_load_gives_503_within_a_second_and_is_found_again(tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url) as server:
+            body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+            found: list[tuple[int, float]] = []
+            stopped = threading.Event()
+
+            def load() -> None:
+                while not stopped.is_set():
+                    began = time.monotonic()
+                    found.append((server.post(body)[0], time.monotonic() - began))
+
+            threads = [threading.Thread(target=load) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.5)
+            redis.kill()
+            for _ in range(200):
+                if any(code == 503 for code, _ in found[-8:]):
+                    break
+                time.sleep(0.02)
+            code, answer = server.post(body)
+            assert (code, detail(answer)[0]) == (503, "FeastError")
+            assert server.get("/ready")[0] == 503
+            assert server.get("/health")[0] == 200
+            redis.start()
+            fill(redis.url)
+            for _ in range(200):
+                if server.post(body)[0] == 200:
+                    break
+                time.sleep(0.02)
+            stopped.set()
+            for thread in threads:
+                thread.join(30)
+            assert not any(thread.is_alive() for thread in threads)
+            assert {code for code, _ in found} == {200, 503}
+            assert server.post(body)[1]["results"][2]["values"] == [7]
+
+
+def test_requests_that_were_begun_come_to_their_end_when_the_server_is_stopped(server, tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        server = Server(redis.url, "--timeout", "20s")
+        body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+        server.post(body)
+        found: list[int] = []
+        with redis.paused():
+            asking = threading.Thread(target=lambda: found.append(server.post(body)[0]))
+            asking.start()
+            time.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        asking.join(20)
+        assert found == [200]
+        assert server.process.wait(20) == 0
+        assert server.process.stderr is not None
+        assert server.process.stderr.read() == ""
+        server.process.stderr.close()
+
+
+def test_a_token_is_asked_for_and_tls_is_spoken_if_they_are_given(tmp_path):
+    made = certified(tmp_path / "tls")
+    (tmp_path / "token").write_text("s3cret\n")
+    trusting = ssl.create_default_context(cafile=str(made.authority))
+    options = ["--token-file", str(tmp_path / "token"), "--tls-cert", str(made.certificate), "--tls-key", str(made.key)]
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+        with serving(redis.url, *options, tls=trusting) as server:
+            assert server.said.startswith("unskew serves https://")
+            assert server.post(body)[0] == 401
+            assert server.post(body, Authorization="Bearer s3cre")[0] == 401
+            assert server.post(body, Authorization="Bearer s3cret")[0] == 200
+            assert server.get("/health")[0] == 200
+            assert server.get("/metrics")[0] == 401
+
+
+def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_was_closed(cluster, tmp_path):
+    fill(cluster.url)
+    rows = [{"user": f"u{i}", "hotel": i % 3} for i in range(50)]
+
+    async def read(store: FeatureStore, n: int = 20) -> list[Any]:
+        asked = [store.get_online_features_async(["stays:nights"], rows) for _ in range(n)]
+        return [answer.to_dict()["nights"] for answer in await asyncio.gather(*asked)]
+
+    async def through_closings(redis: Valkey) -> None:
+        store = FeatureStore(redis_url=redis.url, timeout="10s")
+        for _ in range(3):
+            assert await read(store) == [list(range(50))] * 20
+            redis.client.client_kill_filter(_type="normal", skipme=True)
+        store.close()
+
+    async def through_standing_still(redis: Valkey) -> None:
+        store = FeatureStore(redis_url=redis.url, timeout="100ms")
+        await read(store)
+        with redis.paused(), pytest.raises(StoreUnavailable):
+            await read(store, 1)
+        assert await read(FeatureStore(redis_url=redis.url, timeout="10s")) == [list(range(50))] * 20
+
+    assert asyncio.run(read(FeatureStore(redis_url=cluster.url, timeout="10s"))) == [list(range(50))] * 20
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        made = certified(tmp_path / "tls")
+        with TlsFront(redis.port, made) as front:
+            url = f"rediss://127.0.0.1:{front.port}/0?ssl_ca_certs={made.authority}"
+            assert asyncio.run(read(FeatureStore(redis_url=url, timeout="10s"))) == [list(range(50))] * 20
+        asyncio.run(through_closings(redis))
+        asyncio.run(through_standing_still(redis))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--listen", "x"], "--listen 'x': give HOST:PORT"),
+    (["--listen", "256.1.1.1:80"], "cannot listen at 256.1.1.1:80"),
+    (["--timeout", "soon"], "--timeout"),
+    (["--tls-cert", __file__], "give --tls-cert and --tls-key"),
+    (["--token-file", __file__], "one token"),
+    (["--redis-url", "nothing"], "the Redis URL cannot be read"),
+])  # fmt: skip
+def test_a_server_that_cannot_begin_says_why(options: list[str], message: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "unskew", "serve", *options], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.returncode != 0
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_address_that_is_taken_is_named(server) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "unskew", "serve", "--listen", str(server.port)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert f"error: cannot listen at 127.0.0.1:{server.port}" in ended.stderr
