@@ -437,10 +437,11 @@ def test_a_partition_without_a_record_holds_up_neither_a_backfill_nor_the_run_af
     assert outcome.log("by_user").drop("cause").equals(always.log("by_user").drop("cause"))
 
 
-def test_events_that_are_removed_after_a_backfill_was_checked_are_not_missed(bench: Bench) -> None:
+@pytest.mark.parametrize("epoch_s", [0.05, 30.0], ids=["files of a few events", "a file for each run"])
+def test_events_that_are_removed_after_a_backfill_was_checked_are_not_missed(bench: Bench, epoch_s: float) -> None:
     topic = bench.produce(RECORDS[:200])
     both = plan(topic)
-    outcome, always = Outcome(both, bench.deployment()), Outcome(both, bench.deployment())
+    outcome, always = Outcome(both, bench.deployment(epoch_s=epoch_s)), Outcome(both, bench.deployment())
     ran(without(both, "by_item"), outcome)
     ran(both, always)
     ahead(both, outcome, "by_item")

@@ -59,7 +59,7 @@ def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, 
 
     ``taken``: by shard. Raises ``LayoutError`` if a shard has not taken exactly these, or if files are missing.
     """
-    _refuse_hole(view, archive, {partition: end[partition] for shard in taken.values() for partition in shard})
+    _refuse_hole(view, archive, end, taken)
     # Shards differ in where they were last checked, if the process was killed right after that.
     counted: dict[tuple[int, int], tuple[int, int]] = {}
     for name, shard in taken.items():
@@ -76,19 +76,28 @@ def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, 
                 )
 
 
-def _refuse_hole(view: ViewPlan, archive: Archive, end: Cut) -> None:
-    """Refuse an archive that lacks events that were written, if nothing was removed from its beginning."""
-    known = {
-        partition: wanted
-        for partition, reached in end.items()
-        if (wanted := archive.n_events(partition)) is not None and archive.cut[partition].offset <= reached.offset
-    }
-    for partition, (n_events, _) in archive.count({}, {partition: end[partition] for partition in known}).items():
-        if n_events != known[partition]:
+def _refuse_hole(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, Mapping[int, Taken]]) -> None:
+    """Refuse an archive that lacks events that were written, other than old ones that were removed on purpose."""
+    places = {(p, one.begin, one.before) for shard in taken.values() for p, one in shard.items()}
+    for partition, first, n_earlier in sorted(places, key=lambda place: place[:2]):
+        n_written = archive.n_written(partition)
+        if n_written is None or archive.cut[partition].offset > end[partition].offset:
+            continue
+        begin, n_before = first, archive.n_before(partition, first) if n_earlier is None else n_earlier
+        removed = archive.removed.get(partition)
+        if removed is not None and removed.next_sequence > begin:
+            begin, n_before = removed.next_sequence, removed.n_rows
+        elif archive.is_cut(partition) and archive.begins(partition) > begin:
+            # Removed by other means since the backfill began, which has taken them if it could go on.
+            continue
+        if n_before is None:
+            continue
+        n_events = archive.count({partition: begin}, {partition: end[partition]})[partition][0]
+        if n_events != n_written - n_before:
             raise LayoutError(
-                f"{archive.root}: partition {partition} holds {n_events} events, and {known[partition]} were written, so the history "
-                f"of {view.id} would have a hole: files were removed. Restore them; or {again(view)} --from an instant after the "
-                'hole; or let the view begin now (history="none")'
+                f"{archive.root}: partition {partition} holds {n_events} events from offset {begin} on, and {n_written - n_before} "
+                f"were written, so the history of {view.id} would have a hole: files were removed. Restore them; or {again(view)} "
+                '--from an instant after the hole; or let the view begin now (history="none")'
             )
 
 
