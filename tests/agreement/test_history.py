@@ -43,7 +43,9 @@ def ran(one: Plan, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("n_hashes", [1, 3])
 @pytest.mark.parametrize("later", ["by_user", "by_item"])
-def test_a_view_that_is_new_gets_its_past(bench: Bench, later: str, n_hashes: int) -> None:
+def test_a_view_that_is_new_gets_its_past(
+    bench: Bench, later: str, n_hashes: int, caplog: pytest.LogCaptureFixture
+) -> None:
     topic = bench.produce(RECORDS[:100])
     both = plan(topic)
     outcome = Outcome(both, bench.deployment(n_hashes=n_hashes))
@@ -52,6 +54,8 @@ def test_a_view_that_is_new_gets_its_past(bench: Bench, later: str, n_hashes: in
     ran(without(both, later), outcome)
     bench.append(topic, RECORDS[200:])
     ran(both, outcome)
+    assert f"{later}@1 is new in Redis: writing all of its current values" in caplog.messages
+    assert "Redis is empty" not in caplog.text
     always = Outcome(both, bench.deployment(n_hashes=n_hashes))
     ran(both, always)
 
@@ -216,6 +220,9 @@ def test_a_backfill_from_an_instant_covers_what_comes_after_it(bench: Bench) -> 
     archived = outcome.archive()
     from_us = int(archived["_arrival"].to_physical().sort()[80])
     ahead(both, outcome, "by_item", from_us=from_us)
+    for bounds in ({"from_us": 4 * 10**15}, {"from_us": from_us, "until_us": from_us - 1}):
+        with pytest.raises(RequestError, match=r"--from .*: the archived events of purchases-\d+ end at 2017"):
+            ahead(both, outcome, "by_item", again=True, **bounds)
     with pytest.raises(LayoutError, match=r"another --from; go on with that, or begin again \(--again\)"):
         ahead(both, outcome, "by_item", from_us=from_us + 1)
     ahead(both, outcome, "by_item", from_us=from_us + 1, again=True)

@@ -1,6 +1,7 @@
 """Old days are removed, and every label after the cut gets what it got before."""
 
 import datetime as dt
+import re
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,9 @@ def test_labels_after_the_cut_get_what_they_got_and_earlier_ones_are_refused(ben
 
     assert done.exit_code == 0, done.output
     assert len(kept.files()) < len(files)
+    stats = CliRunner().invoke(main, ["log", "stats", "by_item", f"--log={kept.outcome.deployment.log}"]).output
+    cut = dt.datetime.fromtimestamp(cut_us / 1e6, dt.UTC)
+    assert re.search(rf"kept from .* {re.escape(str(cut))}, by unskew retain", stats), stats
     with pytest.raises(LayoutError, match="old days were removed while the log was read"):
         list(slow.newest_first(["item", "n"]))
     for view, expected in before.items():

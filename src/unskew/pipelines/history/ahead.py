@@ -10,6 +10,7 @@ from pathlib import Path
 
 from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.plan import ViewPlan
+from unskew.features.time import format_instant
 from unskew.pipelines.history.archive import Archive, Cut, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.seam import Seam
@@ -100,13 +101,14 @@ def _one(
 ) -> Seam:
     root = view_root(job.log, view.name, view.version)
     seeds = Seeds(job.state)
-    if job.again:
-        seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     archive = Archive.open(job.archive, view.stream)
     if not archive:
         raise LayoutError(
             f"{archive.root} holds no events; give the --archive of the pipeline, and start the backfill when it has run"
         )
+    _refuse_empty(job, archive)
+    if job.again:
+        seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
     end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
     whole = _Part(
@@ -127,6 +129,20 @@ def _one(
         if len(groups) == 1:
             return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
         return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)
+
+
+def _refuse_empty(job: Ahead, archive: Archive) -> None:
+    """Refuse bounds between which there is nothing, because the view would begin where nobody asked for."""
+    if job.from_us is None:
+        return
+    clocks = [reached.clock_us for reached in archive.cut.values() if reached.clock_us is not None]
+    ends_us = [max(clocks, default=job.from_us), *([] if job.until_us is None else [job.until_us])]
+    if job.from_us > min(ends_us):
+        raise RequestError(
+            f"--from {format_instant(job.from_us)}: the archived events of {archive.stream.topic} end at {format_instant(max(clocks))}"
+            f"{'' if job.until_us is None else f', and --until is {format_instant(job.until_us)}'}; give an earlier instant, or let "
+            'the view begin with the next run (history="none")'
+        )
 
 
 def _end(archive: Archive, until_us: int | None) -> Cut:

@@ -37,16 +37,25 @@ class Seam:
     rejected: int = 0
     why: str | None = None
 
+    def of_table(self) -> str:
+        """Return what was checked, of a view over a table."""
+        return (
+            f"{self.view}: seam check: each of the {self.events:,} rows that were taken of its table so far was counted "
+            f"once{self._compared()}{self._rejected()}"
+        )
+
     def __str__(self) -> str:
         places = ", ".join(f"{partition}: {offset:,}" for partition, offset in sorted(self.offsets.items()))
-        compared = f"; {self.compared:,} entities equal an uninterrupted rebuild" if self.compared else ""
         span = ""
         if self.since_us is not None and self.clock_us is not None:
             span = f" from {format_instant(self.since_us)} to {format_instant(self.clock_us)}"
         return (
             f"{self.view}: its history is there: {self.events:,} archived events{span}, {self.rows:,} rows of the log. Seam check: "
-            f"each event up to the next offsets (partition {places}) was taken once{compared}{self._rejected()}"
+            f"each event up to the next offsets (partition {places}) was taken once{self._compared()}{self._rejected()}"
         )
+
+    def _compared(self) -> str:
+        return f"; {self.compared:,} entities equal an uninterrupted rebuild" if self.compared else ""
 
     def _rejected(self) -> str:
         if not self.rejected:
