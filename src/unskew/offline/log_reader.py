@@ -43,8 +43,8 @@ _BYTES_PER_ROW = 32
 class LogStats:
     """Figures of a view's log.
 
-    ``causes``: rows by cause. ``first``, ``last``: the bounds of ``available_at``, None without rows. ``kept_from``: the
-    instant before which old days were removed, so that only the last row of each entity is left; None if none were.
+    ``causes``: rows by cause. ``first``, ``last``: the bounds of ``available_at``, None without rows. ``kept_from``:
+    the instant before which old days were removed, so that only the last row of each entity is left; None if none were.
     ``ledger``: the events that did not count: late events and repeats.
     """
 
