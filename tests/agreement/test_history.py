@@ -21,9 +21,11 @@ from unskew.cli import main
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
 from unskew.monitoring.recount import Recount
+from unskew.pipelines import run as running
 from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history import archive, backfill
 from unskew.pipelines.history.ahead import Ahead, backfill_ahead
+from unskew.pipelines.history.handover import HandOver
 from unskew.pipelines.history.seam import Seam
 from unskew.pipelines.run import run
 from unskew.pipelines.state.seeds import Seeds
@@ -456,6 +458,40 @@ def test_events_that_are_removed_after_a_backfill_was_checked_are_not_missed(ben
     ran(without(both, "by_item"), outcome)
     for partition in range(4):
         published_files(outcome.deployment.archive / topic, f"p{partition}")[0].path.unlink()
+
+    ran(both, outcome)
+    ran(both, always)
+
+    assert outcome.log("by_item").drop("cause").equals(always.log("by_item").drop("cause"))
+
+
+def test_a_backfill_goes_on_after_a_hand_over_that_was_killed_at_a_record_that_is_no_event(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow goes on after that record, and the archive ends before it."""
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome, always = Outcome(both, bench.deployment()), Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    handed_over = running.hand_over
+
+    def killed(job: HandOver) -> None:
+        handed_over(job)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "hand_over", killed)
+        with pytest.raises(Killed):
+            ran(both, outcome)
+    with pytest.raises(
+        RequestError, match=r"--until .*: the backfill of by_item@1 has come further already, to offset"
+    ):
+        ahead(both, outcome, "by_item", until_us=RECORDS[100].stamp_ms * 1000)
+    (seam,) = ahead(both, outcome, "by_item")
+    assert seam.events == outcome.archive().height
+    bench.append(topic, RECORDS[200:])
+    ran(without(both, "by_item"), outcome)
+    ahead(both, outcome, "by_item")
 
     ran(both, outcome)
     ran(both, always)

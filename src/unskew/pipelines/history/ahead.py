@@ -3,7 +3,7 @@
 ``unskew run`` then finishes the last stretch and goes on from there (``handover.py``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from unskew.pipelines.kafka.consumer import Flag
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, held_by
 from unskew.pipelines.state.ordering import shard_names
-from unskew.pipelines.state.seeds import Seeds
+from unskew.pipelines.state.seeds import Seeds, Taken
 from unskew.sinks import durable
 from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.tables.layout import view_root
@@ -110,7 +110,12 @@ def _one(
     if job.again:
         seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
-    end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
+    seeded = [seed.taken for name in names if (seed := seeds.read(view, name)) is not None]
+    end = {
+        partition: _not_before(job, view, archive, partition, reached, seeded)
+        for partition, reached in _end(archive, job.until_us).items()
+        if partition in fed
+    }
     whole = _Part(
         view=view,
         archive=archive,
@@ -154,6 +159,31 @@ def _end(archive: Archive, until_us: int | None) -> Cut:
         else reached
         for partition, reached in archive.cut.items()
     }
+
+
+def _not_before(
+    job: Ahead,
+    view: ViewPlan,
+    archive: Archive,
+    partition: int,
+    reached: Reached,
+    seeded: Sequence[Mapping[int, Taken]],
+) -> Reached:
+    """Return a partition's end, not before what an earlier call or a hand-over has read.
+
+    The archive says nothing of records that are no events, and a hand-over may have come past them.
+    """
+    furthest = max((taken[partition] for taken in seeded if partition in taken), key=lambda one: one.end, default=None)
+    if furthest is None or furthest.end <= reached.offset:
+        return reached
+    if job.until_us is not None:
+        raise RequestError(
+            f"--until {format_instant(job.until_us)}: the backfill of {view.id} has come further already, to offset {furthest.end} of "
+            f"partition {partition}; leave --until out, or give a later one"
+        )
+    if furthest.before is not None and archive.n_written(partition) == furthest.before + furthest.total:
+        return replace(reached, offset=furthest.end)
+    return reached
 
 
 def _groups(view: ViewPlan, names: Sequence[str], n_groups: int) -> list[list[str]]:
