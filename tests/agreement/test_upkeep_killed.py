@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,21 @@ class Lives:
         self._forks.kill()
         self._forks.communicate()
 
-    def __call__(self, *commands: Sequence[str], kill_after_s: float | None = None) -> list[tuple[int, str]]:
-        """Run commands at once; return the exit code of each, and what it said."""
+    def __call__(
+        self, *commands: Sequence[str], kill_after_s: float = 0.0, stamp: Callable[[], object] | None = None
+    ) -> list[tuple[int, str]]:
+        """Run commands at once; return the exit code of each, and what it said.
+
+        ``stamp``: if given, all are killed a while after what it returns has changed, so that they are at work.
+        """
+        before = None if stamp is None else stamp()
         outs = [self._folder / f"out{number}" for number in range(len(commands))]
         asked = [(list(words), str(out)) for words, out in zip(commands, outs, strict=True)]
         self._write(json.dumps(asked))
         children = json.loads(self._line())
-        if kill_after_s is not None:
+        if stamp is not None:
+            while stamp() == before and any(Path(f"/proc/{child}").exists() for child in children):
+                time.sleep(0.005)
             time.sleep(kill_after_s)
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
@@ -144,6 +152,14 @@ class Place:
         found["archive"] = table(self.deployment.archive / self.topic)
         found["dead letters"] = table(self.deployment.dead_letters / self.topic)
         return found
+
+    def stamp(self) -> object:
+        """Return something that changes when a command begins to write."""
+        roots = (self.deployment.log, self.deployment.archive, self.deployment.dead_letters)
+        if any(isinstance(root, ObjectPath) for root in roots):
+            return {(str(one), one.e_tag) for root in roots for one in root.objects()}  # type: ignore[attr-defined]
+        # Folders may go meanwhile.
+        return {(folder, *files) for root in roots for folder, _, files in os.walk(root)}
 
     def served(self) -> dict[str, Any]:
         client = redis.Redis.from_url(self.redis_url, decode_responses=True)
@@ -228,11 +244,11 @@ def test_readers_are_right_after_every_kill_and_the_same_command_finishes(place:
     chance = random.Random(7)
     assert lives(place.command("publish"))[0][0] == 0
     before, served, cut = place.content(), place.served(), cuts(place)
-    # About how long each takes, which no two machines and no two moments agree on.
-    lasts_s = dict.fromkeys(COMMANDS, 1.0)
+    # About how long each is at work, which no two machines and no two moments agree on.
+    lasts_s = dict.fromkeys(COMMANDS, 0.5)
     n_killed = 0
     for name in chance.sample(COMMANDS * N_KILLS, k=len(COMMANDS) * N_KILLS):
-        ((code, said),) = lives(place.command(name), kill_after_s=chance.random() * lasts_s[name])
+        ((code, said),) = lives(place.command(name), kill_after_s=chance.random() * lasts_s[name], stamp=place.stamp)
         assert code in {0, -signal.SIGKILL}, said
         n_killed += code != 0
         lasts_s[name] *= 1.4 if code else 0.7
