@@ -510,7 +510,7 @@ def test_a_second_compaction_leaves_a_table_alone_that_one_is_at_work_on(tmp_pat
 
     found = compact(table(tmp_path), AT_ONCE, now_s=LATER, progress=meanwhile)
 
-    assert "another compaction is at work" in others[0].notes[0]
+    assert "another command is at work" in others[0].notes[0]
     assert (others[0].files_before, others[0].files_after) == (3, 3)
     assert (found.files_after, found.notes) == (1, ())
 

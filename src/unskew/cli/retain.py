@@ -177,7 +177,7 @@ def _folder(name: str, folder: Path | None, keep: str | None) -> tuple[Path, int
 def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> None:
     """Refuse to remove events that an unfinished backfill, or a view over a table, has not read yet."""
     from unskew.features.time import instant_us
-    from unskew.pipelines.history.archive import Archive
+    from unskew.pipelines.history.archive import Archive, Reached
     from unskew.pipelines.state.folder import BATCH, held_by
     from unskew.pipelines.state.ordering import shard_names
     from unskew.pipelines.state.seeds import Seeds
@@ -204,7 +204,9 @@ def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> 
                 )
         archived = Archive.open(archive, view.stream)
         for partition, one in ((partition, one) for seed in found.values() for partition, one in seed.taken.items()):
-            if partition in archived.files and one.end < archived.offset_at(partition, cut_us):
+            # Not every offset is one of an event.
+            until = {partition: Reached(offset=archived.offset_at(partition, cut_us), clock_us=None)}
+            if partition in archived.files and archived.count({partition: one.end}, until)[partition][0]:
                 if of_table:
                     raise RequestError(
                         f"{view.id}: it has read table {view.stream.name} up to row {one.end}, and needs the days before {cut}; compute it "

@@ -41,6 +41,8 @@ from unskew.sinks.tables.layout import TableFile, view_roots
 Progress = Callable[[int, int], None]
 _LOCK = f"{layout.COMPACTING}/lock"
 _EPOCH = dt.date(1970, 1, 1).toordinal()
+BUSY = "another command is at work on it (compact, retain, erase or publish)"
+"""What is said of a table whose lock another process has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +165,7 @@ def compact(
     for other engines follow. Safe beside running writers and readers.
 
     Files that cannot be merged (with different columns or metadata, damaged, or not matching their names) are left
-    alone and reported; so is the whole table if another compaction works on it. Raises ``StoreUnavailable`` if the disk
+    alone and reported; so is the whole table if another command works on it. Raises ``StoreUnavailable`` if the disk
     fails, and ``LayoutError`` for a link to nowhere; nothing is lost, and the call can be repeated.
     """
     work = _Work(table, limits, now_s, progress, publish)
@@ -172,8 +174,7 @@ def compact(
             return work.foreseen()
         with lock(table.root) as held:
             if held is None:
-                busy = f"{table.root}: another compaction is at work on it; left alone"
-                return replace(work.state(), notes=(busy,))
+                return replace(work.state(), notes=(f"{table.root}: {BUSY}; left alone",))
             return work.done(held)
     except FileNotFoundError as error:
         if error.filename is not None and os.path.lexists(error.filename):
@@ -540,10 +541,13 @@ def lock(root: Path) -> Iterator[Held | None]:
 
 @contextlib.contextmanager
 def holding(root: Path) -> Iterator[Held]:
-    """Hold the lock of a table for the body. Raises ``StoreUnavailable`` if a compaction has it, or the disk fails."""
+    """Hold the lock of a table for the body.
+
+    Raises ``StoreUnavailable`` if another command has it, or the disk fails.
+    """
     with durable.disk(root), lock(root) as found:
         if found is None:
-            raise StoreUnavailable(f"{root}: a compaction is at work on it; wait for its end and try again")
+            raise StoreUnavailable(f"{root}: {BUSY}; wait for its end and try again")
         yield found
 
 

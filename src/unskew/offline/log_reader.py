@@ -43,8 +43,9 @@ _BYTES_PER_ROW = 32
 class LogStats:
     """Figures of a view's log.
 
-    ``causes``: rows by cause. ``first``, ``last``: the bounds of ``available_at``, None without rows. ``ledger``: the
-    events that did not count: late events and repeats.
+    ``causes``: rows by cause. ``first``, ``last``: the bounds of ``available_at``, None without rows. ``kept_from``:
+    the instant before which old days were removed, so that only the last row of each entity is left; None if none were.
+    ``ledger``: the events that did not count: late events and repeats.
     """
 
     rows: int
@@ -55,6 +56,7 @@ class LogStats:
     first: dt.datetime | None
     last: dt.datetime | None
     since: dt.datetime | None
+    kept_from: dt.datetime | None
     complete_to: dt.datetime | None
     causes: dict[str, int]
     ledger: Ledger
@@ -333,6 +335,7 @@ class ViewLog:
             first=first,
             last=last,
             since=_instant(self.since_us),
+            kept_from=_instant(None if self.coverage is None else self.coverage.kept_from_us),
             complete_to=_instant(self.complete_to_us),
             causes=causes,
             ledger=NOTHING_LATE if self.coverage is None else self.coverage.ledger,

@@ -5,7 +5,8 @@ answered as before, and earlier ones are refused. The order of steps is the cont
 
 1. Take the table's lock, as compaction does.
 2. Make durable that nothing before the cut is known any more (``_coverage/_retained.json``). Readers read it after they
-   have listed files, so none of them takes a missing row for an entity without events.
+   have listed files, so none of them takes a missing row for an entity without events. Of an archive also which events
+   go, and how many, so that one that is missing among the others is still noticed.
 3. Of a log: write the base of a shard's files before the cut as one file, whose name covers theirs and whose metadata
    say how many rows it lacks; rename it to the folder of the newest of them. Those files are superseded then, and
    deleted after the grace period, as those that compaction merged. Before, metadata for other engines name the base.
@@ -34,10 +35,11 @@ from unskew.features.time import DAY_US, day_of, format_duration
 from unskew.offline import delta
 from unskew.offline.compaction import Held, Table, delete_superseded, holding
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
+from unskew.offline.merging import n_rows as rows_in
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
-from unskew.sinks.tables.checksum import sealed_json
-from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.imported import write_retained
+from unskew.sinks.tables.layout import Removed, TableFile
 
 Progress = Callable[[str], None]
 
@@ -149,15 +151,15 @@ def retain_log(
 def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
     """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
     with _held(table, dry_run=dry_run) as held:
+        old = list(_before(table, cut))
         if held is not None:
-            _record(table.root, cut, held)
+            _record(table.root, cut, held, old if table.is_archive else ())
         found = _looked_at(table, cut)
-        for old in _before(table, cut):
-            for file in old:
-                found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
-                if held is not None:
-                    file.path.unlink()
-                    found = replace(found, n_deleted=found.n_deleted + 1)
+        for file in (file for ones in old for file in ones):
+            found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
+            if held is not None:
+                file.path.unlink()
+                found = replace(found, n_deleted=found.n_deleted + 1)
     return found
 
 
@@ -173,12 +175,29 @@ def _held(table: Table, *, dry_run: bool) -> Iterator[Held | None]:
             durable.remove_empty([folder])
 
 
-def _record(root: Path, cut: dt.date, held: Held) -> None:
+def _record(root: Path, cut: dt.date, held: Held, old: Sequence[Sequence[TableFile]] = ()) -> None:
+    """Make durable what is not known any more; ``old``: the files of each writer that are to go for good."""
     kept_from_us = max(_midnight_us(cut), layout.read_kept_from(root) or -(2**63))
-    path = layout.retained_file(root)
-    durable.make_folder(path.parent)
-    durable.replace(path, sealed_json({"from": kept_from_us}), held.still_ours)
-    durable.like_file(path, root)
+    removed = layout.read_removed(root)
+    for files in old:
+        removed[files[0].writer] = _removed(files, removed.get(files[0].writer))
+    write_retained(root, kept_from_us, removed, held.still_ours)
+    durable.like_file(layout.retained_file(root), root)
+
+
+def _removed(files: Sequence[TableFile], before: Removed | None) -> Removed:
+    """Return which rows of a writer are gone once these files are; ``before``: those that were recorded earlier."""
+    begin, n_rows = (0, 0) if before is None else (before.next_sequence, before.n_rows)
+    # A retention that was interrupted has recorded files that are still there.
+    new = [file for file in layout.without_superseded(files) if file.first >= begin]
+    try:
+        n_new = sum(rows_in(file.path) for file in new)
+    except LayoutError:
+        # A damaged file can be removed, too.
+        n_rows = None
+    else:
+        n_rows = None if n_rows is None else n_rows + n_new
+    return Removed(next_sequence=max([begin, *(file.last + 1 for file in new)]), n_rows=n_rows)
 
 
 def _before(table: Table, cut: dt.date) -> Iterator[list[TableFile]]:

@@ -33,6 +33,7 @@ from unskew.offline.manifest import (
     TablePart,
     columns_of,
     manifest_path,
+    same_manifest,
     view_part,
 )
 from unskew.sinks import durable
@@ -237,9 +238,9 @@ class HistoricalFeatures(Answer):
     def to_parquet(self, path: "str | Path", *, overwrite: bool = False) -> Path:
         """Write the training set as Parquet, and its manifest beside it; return the manifest's path.
 
-        ``out.parquet`` gets ``out.manifest.json``. Each file appears whole or not at all, the manifest last: a file
-        without a manifest was left by a call that did not end. Raises ``RequestError`` if one of them is there already,
-        unless ``overwrite``; ``StoreUnavailable`` if the disk fails.
+        ``out.parquet`` gets ``out.manifest.json``, and ``out.pq`` gets ``out.pq.manifest.json``. Each file appears
+        whole or not at all, the manifest last: a file without a manifest was left by a call that did not end. Raises
+        ``RequestError`` if one of them is there already, unless ``overwrite``; ``StoreUnavailable`` if the disk fails.
         """
         target = writable(path, overwrite=overwrite)
         beside = manifest_path(target)
@@ -337,6 +338,10 @@ def writable(path: "str | Path", *, overwrite: bool) -> Path:
     if target.suffix.lower() in _OTHER_FORMATS:
         raise RequestError(
             f"{target}: a training set is written as Parquet; call it {target.with_suffix('.parquet').name}"
+        )
+    if (other := same_manifest(target)) is not None:
+        raise RequestError(
+            f"{target}: its manifest would be {manifest_path(target).name}, as that of {other.name} beside it; choose another name"
         )
     for there in (target, manifest_path(target)):
         if there.exists() and not overwrite:

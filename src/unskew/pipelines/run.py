@@ -473,7 +473,8 @@ def _wire(
 
     @cache
     def accepted() -> None:
-        opened.server.until_done(lambda: opened.writer.publish_registry(json.dumps(describe(plan))))
+        published = json.dumps(describe(plan))
+        opened.server.until_done(lambda: opened.writer.publish_registry(published, anew=deployment.replace))
         opened.disk.until_done(lambda: opened.state.record(known))
 
     def settle() -> None:

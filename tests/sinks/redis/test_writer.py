@@ -409,6 +409,37 @@ def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, 
     ]
 
 
+def test_of_versions_of_two_pipelines_the_newest_serves_whichever_starts_again(redis_client, caplog):
+    def published(version, **changes):
+        view = republished(PURCHASES, version=version, **changes)
+        return json.dumps(describe(Plan(streams={}, views={view.id: view})))
+
+    def serving():
+        return parse(redis_client.get("unskew:registry"))["purchases"].version
+
+    old, new = RedisWriter(redis_client, "unskew", "main"), RedisWriter(redis_client, "unskew", "main")
+    old.publish_registry(published(1))
+    new.publish_registry(published(2))
+    assert serving() == 2
+    # A restart, by whichever pipeline, and in whatever order after Redis was emptied.
+    for writer, version in ((old, 1), (new, 2), (old, 1)):
+        writer.publish_registry(published(version))
+        assert serving() == 2
+    assert "purchases@1 does not serve, because another pipeline published purchases@2 later" in caplog.text
+    for order in ((old, new), (new, old)):
+        redis_client.flushdb()
+        for writer in order:
+            writer.publish_registry(writer._registry)
+        assert serving() == 2
+    # One that is asked to, and a version that leaves the name to others.
+    old.publish_registry(published(1), anew=True)
+    assert serving() == 1
+    new.publish_registry(published(2))
+    assert serving() == 1
+    old.publish_registry(published(1, serving=False))
+    assert serving() == 2
+
+
 def test_a_registry_published_by_another_meanwhile_is_not_lost(redis_client):
     names = [f"view{index}" for index in range(24)]
 

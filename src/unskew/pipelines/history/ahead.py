@@ -8,13 +8,14 @@ its own shards. Log, seeds and state are those of the pipeline, so whichever pro
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.plan import ViewPlan
+from unskew.features.time import format_instant
 from unskew.pipelines.history.archive import Archive, Cut, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.seam import Seam
@@ -23,7 +24,7 @@ from unskew.pipelines.kafka.consumer import Flag
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, held_by
 from unskew.pipelines.state.ordering import shard_names
-from unskew.pipelines.state.seeds import Seeds
+from unskew.pipelines.state.seeds import Seeds, Taken
 from unskew.sinks import durable
 from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.tables.layout import view_root
@@ -140,15 +141,21 @@ def _one(
 ) -> Seam:
     root = view_root(job.log, view.name, view.version)
     seeds = Seeds(job.state)
-    if job.again:
-        seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     archive = Archive.open(job.archive, view.stream)
     if not archive:
         raise LayoutError(
             f"{archive.root} holds no events; give the --archive of the pipeline, and start the backfill when it has run"
         )
+    _refuse_empty(job, archive)
+    if job.again:
+        seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
-    end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
+    seeded = [seed.taken for name in names if (seed := seeds.read(view, name)) is not None]
+    end = {
+        partition: _not_before(job, view, archive, partition, reached, seeded)
+        for partition, reached in _end(archive, job.until_us).items()
+        if partition in fed
+    }
     whole = _Part(
         view=view,
         archive=archive,
@@ -169,6 +176,20 @@ def _one(
         return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)
 
 
+def _refuse_empty(job: Ahead, archive: Archive) -> None:
+    """Refuse bounds between which there is nothing, because the view would begin where nobody asked for."""
+    if job.from_us is None:
+        return
+    clocks = [reached.clock_us for reached in archive.cut.values() if reached.clock_us is not None]
+    ends_us = [max(clocks, default=job.from_us), *([] if job.until_us is None else [job.until_us])]
+    if job.from_us > min(ends_us):
+        raise RequestError(
+            f"--from {format_instant(job.from_us)}: the archived events of {archive.stream.topic} end at {format_instant(max(clocks))}"
+            f"{'' if job.until_us is None else f', and --until is {format_instant(job.until_us)}'}; give an earlier instant, or let "
+            'the view begin with the next run (history="none")'
+        )
+
+
 def _end(archive: Archive, until_us: int | None) -> Cut:
     if until_us is None:
         return archive.cut
@@ -178,6 +199,31 @@ def _end(archive: Archive, until_us: int | None) -> Cut:
         else reached
         for partition, reached in archive.cut.items()
     }
+
+
+def _not_before(
+    job: Ahead,
+    view: ViewPlan,
+    archive: Archive,
+    partition: int,
+    reached: Reached,
+    seeded: Sequence[Mapping[int, Taken]],
+) -> Reached:
+    """Return a partition's end, not before what an earlier call or a hand-over has read.
+
+    The archive says nothing of records that are no events, and a hand-over may have come past them.
+    """
+    furthest = max((taken[partition] for taken in seeded if partition in taken), key=lambda one: one.end, default=None)
+    if furthest is None or furthest.end <= reached.offset:
+        return reached
+    if job.until_us is not None:
+        raise RequestError(
+            f"--until {format_instant(job.until_us)}: the backfill of {view.id} has come further already, to offset {furthest.end} of "
+            f"partition {partition}; leave --until out, or give a later one"
+        )
+    if furthest.before is not None and archive.n_written(partition) == furthest.before + furthest.total:
+        return replace(reached, offset=furthest.end)
+    return reached
 
 
 def _dealt(view: ViewPlan, names: Sequence[str], n_processes: int) -> list[list[str]]:

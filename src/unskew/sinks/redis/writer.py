@@ -30,7 +30,7 @@ import redis
 from unskew.features.errors import RequestError
 from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
-from unskew.features.registry import merge, named
+from unskew.features.registry import displaced, merge, named, own_part
 from unskew.features.updates import NothingToCome, Updates
 from unskew.features.view import View
 from unskew.sinks.redis.batch import Batch
@@ -38,7 +38,15 @@ from unskew.sinks.redis.compactness import report_large_hashes
 from unskew.sinks.redis.cuts import Cuts
 from unskew.sinks.redis.eviction import Eviction
 from unskew.sinks.redis.held import Held
-from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, owners_key, registry_key, sent_key
+from unskew.sinks.redis.keyspace import (
+    clock_field,
+    clock_key,
+    ledger_key,
+    owners_key,
+    registry_key,
+    revision_key,
+    sent_key,
+)
 from unskew.sinks.redis.nodes import Nodes, nodes_of
 from unskew.sinks.redis.owners import Owners
 from unskew.sinks.redis.pacing import Pacing
@@ -179,14 +187,28 @@ class RedisWriter:
             self._nodes = client, nodes_of(client)
         return self._nodes[1]
 
-    def publish_registry(self, text: str) -> None:
+    def publish_registry(self, text: str, *, anew: bool = False) -> None:
         """Publish these views beside those of other pipelines, so that a reader needs nothing but Redis.
 
         ``text``: JSON from ``registry.describe``. Published views of the same versions are replaced; the others stay,
-        see ``registry.merge``.
+        see ``registry.merge``, also for ``anew``. Of several versions of other pipelines one serves; if that is not one
+        of these, it is logged.
         """
-        self._registry = text
-        self._reach(lambda client: replace_registry(client, self._prefix, lambda stored: merge(stored, text)))
+        published = [text]
+
+        def change(stored: bytes | str | None) -> str:
+            published[0] = merge(stored, text, anew=anew)
+            return published[0]
+
+        self._reach(lambda client: replace_registry(client, self._prefix, change))
+        # With the order in which versions said that they serve, if Redis loses it.
+        self._registry = own_part(published[0], text)
+        for view_id, serving in displaced(published[0], text).items():
+            _log.warning(
+                "%s does not serve, because another pipeline published %s later: the bare name means that one; ask for %s, remove "
+                "the other one (unskew purge %s), or start this pipeline once with --replace",
+                *(view_id, serving, view_id, serving),
+            )
 
     def report_large_hashes(self, views: Iterable[View]) -> None:
         """Log once which hashes the servers will not keep compact."""
@@ -202,11 +224,18 @@ class RedisWriter:
         states = Marks.read(client, self._sent_key).states()
         return {shard: state for shard, state in states.items() if shard in shards}
 
-    def claim(self, shards: Collection[str], where: str, *, replace: bool = False) -> None:
+    def claim(
+        self,
+        shards: Collection[str],
+        where: str,
+        *,
+        replace: bool = False,
+        described: str = "that another state wrote",
+    ) -> None:
         """Claim these shards, ``view@version/shard``, for this writer's state; ``where`` says where that state is.
 
-        ``replace``: first remove all values of the views of shards that belong to another state. Raises ``LayoutError``
-        if there are such shards and they are not replaced.
+        ``replace``: first remove all values of the views of shards that belong to another state, which ``described``
+        describes for the log. Raises ``LayoutError`` if there are such shards and they are not replaced.
         """
 
         def claim(client: Client) -> None:
@@ -216,7 +245,7 @@ class RedisWriter:
                 foreign = {name.partition("/")[0] for name, state in owners.items() if state not in {"", self._state}}
                 for view_id in foreign:
                     n_removed = remove_values(client, self._prefix, view_id)
-                    _log.warning("Redis: %d values of %s that another state wrote were removed", n_removed, view_id)
+                    _log.warning("Redis: %d values of %s %s were removed", n_removed, view_id, described)
                 if foreign:
                     tags = self._nodes_of(client).tags
                     remove_words(client, self._prefix, self._pipeline, tags, foreign)
@@ -313,7 +342,7 @@ class RedisWriter:
         if view.id not in self._encoders:
             self._encoders[view.id] = RowEncoder(view, self._prefix, self._expire_after_us)
         if updates.refill is not None:
-            self._refill.note(name, updates)
+            self._refill.note(name, updates, is_new=self._kept.is_new(view))
         if self._held.keeps(name, updates):
             return
         if (held := self._held.release(name)) is not None:
@@ -448,7 +477,9 @@ class RedisWriter:
     def _see_registry(self, client: Client) -> None:
         """Publish the views of this process again if the registry, without which no reader finds them, lacks some."""
         key = registry_key(self._prefix)
-        if self._registry is None or set(named(self._registry)) <= set(named(client.get(key))):
+        if self._registry is None:
+            return
+        if set(named(self._registry)) <= set(named(client.get(key))) and client.exists(revision_key(self._prefix)):
             return
         self.publish_registry(self._registry)
         _log.error(

@@ -10,7 +10,8 @@
     {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
                                                              of a log, the definition of its view
     {root}/_coverage/_imported.json                          what was imported into an archive (``imported.py``)
-    {root}/_coverage/_retained.json                          the instant before which old days were removed
+    {root}/_coverage/_retained.json                          the instant before which old days were removed, and, of an
+                                                             archive, the rows that were removed of each writer
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
@@ -63,6 +64,8 @@ FIRST, EVENTS = "first", "events"
 SEQUENCE, RUNS = "seq", "runs"
 """The entries of a writer's coverage that publish its files, see the module; ``runs`` only where files have them."""
 INSTANT = pl.Datetime("us", "UTC")
+FROM, REMOVED = "from", "removed"
+"""The entries of what says which days were removed: the instant, and by writer the place and the number of rows."""
 IMPORTED = -(10**12)
 """The offset of a partition's first imported event. Imported events lie before every offset of a topic."""
 
@@ -97,6 +100,17 @@ class TableFile:
     def last_day(self) -> dt.date:
         """The last day of which the file may have rows, by the folder that holds it."""
         return days_of(self.path.parent.name)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """The first rows of a writer, which were removed: ``n_rows``, before sequence number ``next_sequence``.
+
+    ``n_rows``: None if a removed file could not be read.
+    """
+
+    next_sequence: int
+    n_rows: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,9 +342,25 @@ def read_kept_from(root: Path) -> int | None:
 
     It is written before anything is removed. So after a listing of files it says what they may lack.
     """
+    found = _read_retained(root)
+    return None if found is None else found[0]
+
+
+def read_removed(root: Path) -> dict[str, Removed]:
+    """Return, by writer, which rows were removed from an archive, as far as that is recorded."""
+    found = _read_retained(root)
+    return {} if found is None else found[1]
+
+
+def _read_retained(root: Path) -> tuple[int, dict[str, Removed]] | None:
     path = retained_file(root)
     try:
-        return int(read_json(path.read_bytes())["from"])
+        found = read_json(path.read_bytes())
+        removed = {
+            str(writer): Removed(next_sequence=int(after), n_rows=None if n_rows is None else int(n_rows))
+            for writer, (after, n_rows) in found.get(REMOVED, {}).items()
+        }
+        return int(found[FROM]), removed
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
