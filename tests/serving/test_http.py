@@ -258,7 +258,7 @@ def test_health_readiness_and_metrics(server):
     server.post({"entities": {"user": ["full"]}, "features": ["orders:no"]})
 
     assert server.get("/health") == (200, {"status": "ok"})
-    assert server.get("/ready") == (200, {"ready": True, "views": ["orders@1", "stays@1"]})
+    assert server.get("/ready") == (200, {"ready": True})
     code, text = server.get("/metrics")
     assert code == 200
     for line in (

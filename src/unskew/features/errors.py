@@ -51,6 +51,10 @@ class UnknownName(RequestError):
         self.kind = kind
 
 
+class NothingPublished(RequestError):
+    """No pipeline has published views where they are looked for, or Redis has lost them: start one, or wait for it."""
+
+
 class LayoutError(UnskewError):
     """Stored bytes do not belong to this definition or this run: do what the text names."""
 

@@ -17,7 +17,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from unskew.features.errors import LayoutError, RequestError, StoreUnavailable, UnknownName, UnskewError
+from unskew.features.errors import (
+    LayoutError,
+    NothingPublished,
+    RequestError,
+    StoreUnavailable,
+    UnknownName,
+    UnskewError,
+)
 from unskew.serving import feast
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.online import Answered, OnlineReader
@@ -26,6 +33,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+_UNKNOWN_CLIENT = "send the token of this server: Authorization: Bearer TOKEN"
 FEATURES = "/get-online-features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
@@ -155,12 +163,17 @@ class Application:
     def _refuse(self, scope: Scope) -> None:
         if scope["method"] != "POST":
             raise _Refused(405, f"send POST to {FEATURES}")
-        if self._authorization is not None:
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._authorization):
-                raise _Refused(401, "send the token of this server: Authorization: Bearer TOKEN")
+        if not self._may(scope):
+            raise _Refused(401, _UNKNOWN_CLIENT)
         if self._n_at_once > self._limits.at_once:
             raise _Refused(503, f"this server answers {self._limits.at_once:,} requests at once; try again")
+
+    def _may(self, scope: Scope) -> bool:
+        """Return true if the client has sent the token, or none is asked for."""
+        if self._authorization is None:
+            return True
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        return hmac.compare_digest(given, self._authorization)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         most = self._limits.body_bytes
@@ -192,18 +205,20 @@ class Application:
     async def _ready(self, _: Request) -> Response:
         """Answer whether features can be read."""
         try:
-            views = (await self._reader.asked_async(self._reader.look_again())).views
+            await self._reader.asked_async(self._reader.look_again())
         except UnskewError as error:
             return JSONResponse({"ready": False, "reason": str(error)}, 503)
-        return JSONResponse({"ready": True, "views": [view.id for view in views.values()]})
+        return JSONResponse({"ready": True})
 
-    async def _metrics(self, _: Request) -> Response:
+    async def _metrics(self, request: Request) -> Response:
+        if not self._may(request.scope):
+            return Response(feast.error(_UNKNOWN_CLIENT), 401, media_type="application/json")
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _code(error: UnskewError) -> int:
     """Return the code of HTTP for an error. Feast's client repeats a request after 429, 500, and 502 to 504."""
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, StoreUnavailable | NothingPublished):
         return 503
     if isinstance(error, UnknownName):
         return 404

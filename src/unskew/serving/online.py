@@ -9,7 +9,7 @@ from urllib.parse import quote
 import polars as pl
 from typing_extensions import override
 
-from unskew.features.errors import RequestError
+from unskew.features.errors import NothingPublished, RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.references import key_columns, key_names, resolve, texts
@@ -357,7 +357,7 @@ class OnlineReader:
         read.add(key.encode(), command(b"GET", key.encode()))
         (revision,), (text,) = yield self._revision, read
         if text is None:
-            raise RequestError(
+            raise NothingPublished(
                 f"nothing is published under {key}; start `unskew run`, or give the prefix with which it runs"
             )
         if known is not None and known.text == text:
