@@ -28,6 +28,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("describe",): ("--live", *AWAY),
     ("run",): RUN[1:],
     ("get",): (VIEW, "1", *AWAY),
+    ("serve",): AWAY,
     ("train",): TRAIN[1:],
     ("log",): (),
     ("log", "head"): (VIEW, *DEFINED, "--log", "folder"),

@@ -11,7 +11,7 @@ from unskew.demo.journey import HOME
 from unskew.features.definitions.load import load
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("kafka", "topics", "valkey", "pipeline", "prometheus", "grafana")
+SERVICES = ("kafka", "topics", "valkey", "pipeline", "serve", "prometheus", "grafana")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_every_image_names_a_version(compose):
         assert re.search(r":v?\d+\.\d+", service["image"])
 
 
-@pytest.mark.parametrize("name", ["kafka", "valkey", "pipeline", "prometheus", "grafana"])
+@pytest.mark.parametrize("name", ["kafka", "valkey", "pipeline", "serve", "prometheus", "grafana"])
 def test_what_keeps_running_has_a_healthcheck_and_restarts(compose, name):
     service = compose["services"][name]
 

@@ -84,8 +84,10 @@ def serve(
     POST /get-online-features takes and gives what Feast's feature server does, so Feast's own client reads unskew:
 
     \b
-      curl localhost:6566/get-online-features -d \\
-        '{"entities": {"user_id": ["u-42"]}, "features": ["user_purchases:spend_30d"]}'
+      curl localhost:6566/get-online-features -d '{
+        "entities": {"user_id": ["u-42"]},
+        "features": ["user_purchases:spend_30d"]
+      }'
 
     GET /health answers while the process works, GET /ready while features can be read; GET /metrics is for Prometheus.
     Features follow the registry in Redis as it changes. SIGTERM lets requests that were begun come to their end. Run a
