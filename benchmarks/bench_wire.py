@@ -43,7 +43,7 @@ from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.nodes import ROWS_PER_CHUNK, OneServer
 from unskew.sinks.redis.resp import RowEncoder
 from unskew.sinks.redis.resp_replies import BYTES_PER_READ, Replies
-from unskew.sinks.redis.texts import read_column, text_of
+from unskew.sinks.redis.texts import Reader, column_of, text_of
 from unskew.sinks.redis.writer import RedisWriter
 
 PLURALS = {"flush": "flushes"}
@@ -301,10 +301,10 @@ def texts(dtype: Type, values: list[Any], repeats: int) -> tuple[dict[str, tuple
         len(values),
         repeats,
     )
-    nothing = [None] * len(values)
+    reader = Reader(dtype)
     read = measure(
         {
-            "`read_column` (msgspec)": lambda: read_column("x", as_text, dtype, nothing),
+            "`Reader` (msgspec)": lambda: column_of("x", reader.values(as_text), dtype),
             "json, value by value": lambda: pl.Series(
                 [[{"key": k, "value": v} for k, v in one.items()] if maps else one for one in map(json.loads, as_text)],
                 dtype=dtype.polars,
