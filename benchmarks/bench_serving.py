@@ -8,12 +8,17 @@ writer. In turns, in rounds, each read is made by the SDK (``get_online_features
 and, with ``--feast-python``, by Feast's SDK with its Redis store, from the same Valkey with the same values, in a
 process of its own. Every value of the SDK is compared with the other two.
 
-Prints p50 and p99 of all reads in milliseconds, and the processor time of one read in this process.
+Prints p50 and p99 of all reads in milliseconds, and the processor time of one read in this process. Then the same
+over HTTP: ``unskew serve`` and, with ``--feast-python``, ``feast serve``, each one process, asked over 1 and 16
+connections by a client in another process.
 """
 
 import argparse
+import contextlib
 import json
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -135,7 +140,7 @@ class Feast:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._answer()
+        self.repo = Path(self._answer())
 
     def measure(self, views: Sequence[str], users: Sequence[int], n_reads: int) -> tuple[list[float], dict[str, Any]]:
         """Return the seconds of each read, and the last answer."""
@@ -151,6 +156,42 @@ class Feast:
 
     def close(self) -> None:
         self._process.communicate()
+
+
+def over_http(folder: Path, command: Sequence[str], body: object, *, cwd: Path | None = None) -> None:
+    """Start a server, and ask it over 1 and 16 connections."""
+    path = folder / "body.json"
+    path.write_text(json.dumps(body))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [part.replace("PORT", str(port)) for part in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=cwd,
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        for n_connections in (1, 16):
+            arguments = [str(port), "/get-online-features", str(path), str(n_connections), "3"]
+            ran = subprocess.run(
+                [sys.executable, str(HERE / "load_http.py"), *arguments], capture_output=True, text=True, check=False
+            )
+            if ran.returncode:
+                raise SystemExit(ran.stderr)
+            found = json.loads(ran.stdout)
+            print(
+                f"    {n_connections:>2} connection(s): p50 {found['p50']:8.3f}   p99 {found['p99']:8.3f}   "
+                f"{found['answers'] / found['seconds']:8,.0f} answers/s",
+                flush=True,
+            )
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def show(title: str, seconds: list[float], cpu_s: float | None) -> None:
@@ -209,6 +250,24 @@ def main() -> None:
             for name in answers:
                 show(name, seconds[name], cpu_s.get(name))
         store.close()
+        serve = [sys.executable, "-m", "unskew", "serve", "--redis-url", server.url, "--listen", "PORT"]
+        for n_entities in (1, 100):
+            body = {
+                "entities": {"user": random.integers(0, N_USERS, n_entities).tolist()},
+                "features": [f"{VIEWS[0]}:{output.name}" for output in plan.views[VIEWS[0]].outputs],
+            }
+            print(f"over HTTP, {n_entities} x 20, unskew serve:")
+            over_http(Path(folder), serve, body)
+            if feast is not None:
+                print(f"over HTTP, {n_entities} x 20, feast serve:")
+                command = [
+                    str(Path(options.feast_python).with_name("feast")),
+                    "serve",
+                    "--port",
+                    "PORT",
+                    "--no-access-log",
+                ]
+                over_http(Path(folder), command, body, cwd=feast.repo)
         if feast is not None:
             feast.close()
 

@@ -2,8 +2,9 @@
 
     python peers_feast_online.py REDIS_URL VALUES
 
-``VALUES``: a Parquet file with a row for each user. Writes them to the online store. Then each line of the input asks
-for some reads, and each line of the output has their seconds and the last answer, as JSON.
+``VALUES``: a Parquet file with a row for each user. Writes them to the online store, and prints the folder of the
+repository. Then each line of the input asks for some reads, and each line of the output has their seconds and the last
+answer, as JSON.
 """
 
 import json
@@ -55,7 +56,11 @@ def main() -> None:
         for view in views:
             rows = frame[["user", *columns[view]]].assign(at=datetime.now(UTC))
             store.write_to_online_store(view, rows)
-        print(json.dumps("ready"), flush=True)
+        (Path(folder) / "feature_store.yaml").write_text(
+            f"project: serving\nprovider: local\nregistry: {folder}/registry.db\nentity_key_serialization_version: 3\n"
+            f"online_store: {{type: redis, connection_string: '127.0.0.1:{urlsplit(url).port}'}}\noffline_store: {{type: dask}}\n"
+        )
+        print(json.dumps(folder), flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
             references = [f"{view}:{name}" for view in asked["views"] for name in columns[view]]
