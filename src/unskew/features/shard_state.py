@@ -426,7 +426,7 @@ class ShardState:
         closed = pl.DataFrame(
             [
                 *entity[number[order]].get_columns(),
-                *self._outputs(rows.values[:, :count].take(order, axis=1), rows.present[order]),
+                *self._outputs(_taken(rows.values, order), rows.present[order]),
                 pl.Series("available_at", instants[order]).cast(_INSTANT),
                 series("event_time", rows.event_time[:count][order], caused).cast(_INSTANT),
                 series("partition", rows.partition[:count][order].astype(np.int32), caused),
@@ -487,7 +487,7 @@ class ShardState:
         all_there = np.ones(len(present), np.bool_)
         for index, feature in enumerate(self.view.features):
             out = int(self._program.features[index, w.F_OUT])
-            there = all_there if everywhere >> index & 1 else present & (1 << index) != 0
+            there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
             columns.append(column(feature, words[out : out + value_width(feature)], there, self._texts))
         return columns
 
@@ -534,6 +534,15 @@ def _by_key_at_one_instant(
     by = np.cumsum(begins[places]) * len(keys) + rank[number[places]]
     order[places] = places[np.argsort(by)]
     return order
+
+
+def _taken(words: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return these columns of ``words``, as ``words[:, places]`` but row by row in memory too."""
+    taken = np.empty((len(words), len(places)), np.int64)
+    for row, into in zip(words, taken, strict=True):
+        # Places are valid; the mode that checks them writes into a buffer first.
+        row.take(places, out=into, mode="clip")
+    return taken
 
 
 def _without(stored: state_bytes.Stored, gone: Callable[[pl.Series], pl.Series]) -> state_bytes.Stored:

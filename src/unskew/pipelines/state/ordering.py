@@ -224,8 +224,8 @@ class Shard:
             if not passed.all():
                 self._waiting.frames = [events.filter(~passed)]
                 events = events.filter(passed)
-        # Each partition's events wait in the order of their offsets, which a stable sort keeps. Where many wait, they are
-        # long runs in the order of arrivals, which it only has to merge.
+        # Each partition's events wait in the order of their offsets, which a stable sort keeps. Where many wait, they
+        # are long runs in the order of arrivals, which it only has to merge.
         order = np.lexsort((events["partition"].to_numpy(), events["arrival"].to_numpy()))
         return events.rechunk()[order]
 
