@@ -46,11 +46,11 @@ def test_each_of_64_windows_changes_when_its_own_tiles_do(restored):
         ),
     ).events
     state = ShardState(view, "h0")
-    # The open instant of the first part is in the middle of two events of the third second.
-    first = state.apply(events[:2], SECONDS[1] * SECOND_US)
+    # The last instant of the first part is still open, and no event of the rest touches it.
+    first = state.apply(events[:3], SECONDS[2] * SECOND_US)
     if restored:
         state = ShardState.from_bytes(view, "h0", state.to_bytes())
-    rest = state.apply(events[2:], END * SECOND_US)
+    rest = state.apply(events[3:], END * SECOND_US)
 
     log = pl.concat([first.closed, rest.closed])
 
