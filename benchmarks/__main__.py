@@ -13,6 +13,7 @@ NAMES = (
     "bench_latency",
     "bench_journal",
     "bench_wire",
+    "bench_scrub",
     "bench_peers",
     "bench_join",
     "bench_large_join",

@@ -1,10 +1,13 @@
 """Compare the join and the writing of files with and without their checksums, in one process and in turns.
 
-    python benchmarks/bench_checksum.py [--rows 5_000_000] [--labels 500_000] [--repeats 7]
+    python benchmarks/bench_checksum.py [--rows 5_000_000] [--labels 500_000] [--repeats 7] [--flips 600]
 
 Without: the same code, with the function that verifies files or adds checksums replaced by one that does nothing. The
 log is that of ``bench_join.py``. Nothing is fsynced, and the files are read from the page cache, so that the disk does
 not hide the difference.
+
+The last table says what reading a small log gives after one bit of one of its files was flipped, drawn at random among
+all bits of the log, each flip by itself.
 """
 
 import argparse
@@ -12,7 +15,8 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
@@ -21,8 +25,8 @@ import numpy as np
 import polars as pl
 from bench_join import COUNTS, INSTANT, START_US, SUMS, by_unskew, the_labels, the_view, write_log
 
-from unskew.offline import reading
-from unskew.sinks.tables import checksum
+from unskew.features.errors import LayoutError
+from unskew.sinks.tables import checksum, reading
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import encode
 
@@ -60,11 +64,57 @@ def a_file(n: int) -> pl.DataFrame:
     )
 
 
+def read(files: Sequence[Path]) -> pl.DataFrame:
+    return reading.answer(
+        files,
+        lambda path: path,
+        lambda paths: pl.read_parquet(list(paths), glob=False, hive_partitioning=False),
+        footer_has=b"unskew.state_fingerprint",
+    )
+
+
+def outcome(files: Sequence[Path], path: Path, expected: pl.DataFrame) -> str:
+    try:
+        found = read(files)
+    except LayoutError as error:
+        return "an error that names the file" if str(path) in str(error) else "an error that does not"
+    # What reading may raise of a damaged file that it takes for a sound one, nobody says.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return "an error that does not"
+    return "the same rows" if found.equals(expected) else "other rows, in silence"
+
+
+def print_flips(root: Path, n_flips: int) -> None:
+    view = the_view("string")
+    write_log(root, view, 40_000, 2_000, 2, 4)
+    files = sorted(view_root(root, view.name, view.version).glob("day=*/*.parquet"))
+    expected, sizes = read(files), np.array([file.stat().st_size for file in files])
+    rng = np.random.default_rng(3)
+    found: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for _ in range(n_flips):
+        path = files[int(rng.choice(len(files), p=sizes / sizes.sum()))]
+        sound = path.read_bytes()
+        at, bit = int(rng.integers(len(sound))), int(rng.integers(8))
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :])
+        for has in (True, False):
+            with nullcontext() if has else patch.object(reading, "verify_all", lambda _paths, **_options: None):
+                found[has][outcome(files, path, expected)] += 1
+        path.write_bytes(sound)
+    print(
+        f"\n| of {n_flips} flipped bits in {expected.height:,} rows, {len(files)} files | with | without |\n|---|---|---|"
+    )
+    for what in ("an error that names the file", "an error that does not", "other rows, in silence", "the same rows"):
+        print(f"| {what} | {found[True][what]} | {found[False][what]} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--labels", type=int, default=500_000)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--flips", type=int, default=600)
     given = parser.parse_args()
     view, n_entities, n_days = the_view("string"), 100_000, 30
     labels = the_labels(view, given.labels, n_entities, n_days)
@@ -93,6 +143,7 @@ def main() -> None:
                 given.repeats,
             )
             print(f"| writing {n_written} files of {n:,} rows | {cells} |", flush=True)
+        print_flips(root / "flips", given.flips)
 
 
 if __name__ == "__main__":

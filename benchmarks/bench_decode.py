@@ -6,7 +6,8 @@ Times are processor time of one process; Polars has one thread. Messages have ni
 not, and about 210 bytes of JSON. Those of ``nested`` have a key of the stream a second time, inside an object; those of
 ``escaped`` have a text with an escape. ``first``: wall seconds of a format's first poll, including compilation; to
 measure it as on a machine that has compiled nothing, set NUMBA_CACHE_DIR to an empty folder. Those of ``protobuf`` need
-``unskew[protobuf]``.
+``unskew[protobuf]``. Those of ``inside`` have all keys but the time in a record or object that may be null, those of
+``changes`` are change events of Debezium, and of those of ``decimal`` one number is read as a decimal.
 
 The second table has Avro in polls of 10,000: decoding with the filter and the value of a view, with and without the
 conditions that find records whose whole numbers leave int64, in turns, and the ratio of the two.
@@ -20,7 +21,7 @@ import argparse
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -68,9 +69,37 @@ def events(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def in_avro(found: list[dict[str, Any]]) -> list[bytes]:
+ROW = {"type": "record", "name": "Event", "fields": [*FIELDS, *EXTRA]}
+HOLDING = {
+    "type": "record",
+    "name": "Holding",
+    "fields": [{"name": "of", "type": ["null", {**ROW, "fields": ROW["fields"][:-3] + EXTRA}]}, FIELDS[-1]],
+}
+CHANGE = {
+    "type": "record",
+    "name": "Envelope",
+    "fields": [
+        {"name": "before", "type": ["null", ROW]},
+        {"name": "after", "type": ["null", "Event"]},
+        {"name": "op", "type": "string"},
+    ],
+}
+PATHS = {each["name"]: f"of.{each['name']}" for each in FIELDS[:-1]}
+CHANGES = {"envelope": "debezium", "operations": ["c"]}
+
+
+def holding(event: dict[str, Any]) -> dict[str, Any]:
+    return {"of": {name: value for name, value in event.items() if name != "at"}, "at": event["at"]}
+
+
+def change(event: dict[str, Any]) -> dict[str, Any]:
+    return {"before": None, "after": event, "op": "c"}
+
+
+def in_avro(found: list[dict[str, Any]], schema: Mapping[str, Any] = ROW) -> list[bytes]:
     # The logical type is left out, because its values would not be numbers.
-    parsed = fastavro.parse_schema({**SCHEMA, "fields": [*FIELDS[:-1], {"name": "at", "type": "long"}, *EXTRA]})
+    bare = json.loads(json.dumps(schema).replace(json.dumps(FIELDS[-1]["type"]), '"long"'))
+    parsed = fastavro.parse_schema(bare)
     values = []
     for event in found:
         body = io.BytesIO()
@@ -119,11 +148,10 @@ def in_json(found: list[dict[str, Any]], **more: Any) -> list[bytes]:
     return [json.dumps({**event, **more}).encode() for event in found]
 
 
-def decoder(payload_format: str) -> Decoder:
-    fields = [*FIELDS, *EXTRA] if payload_format == "avro" else FIELDS
-    stream = Stream(
-        "events", topic="events", schema={**SCHEMA, "fields": fields}, event_time="at", format=payload_format
-    )
+def decoder(payload_format: str, schema: Mapping[str, Any] | None = None, **options: Any) -> Decoder:
+    if schema is None:
+        schema = ROW if payload_format == "avro" else SCHEMA
+    stream = Stream("events", topic="events", schema=schema, event_time="at", format=payload_format, **options)
     view = FeatureView(
         "by_user",
         entity=Entity("user", key="user"),
@@ -142,7 +170,7 @@ EXPRESSIONS = (
 
 
 def view_of(where: str, value: str) -> ViewPlan:
-    stream = Stream("events", topic="events", schema={**SCHEMA, "fields": [*FIELDS, *EXTRA]}, event_time="at")
+    stream = Stream("events", topic="events", schema=ROW, event_time="at")
     view = FeatureView(
         "by_user",
         entity=Entity("user", key="user"),
@@ -198,16 +226,23 @@ def main() -> None:
     arguments = parser.parse_args()
     found = events(10_000)
     nested = {"source": {"n": 1, "user": "x"}}
-    kinds = [
-        ("json", "json", in_json(found)),
-        ("json, nested", "json", in_json(found, page=nested)),
-        ("json, escaped", "json", in_json(found, page="é\n")),
-        ("avro", "avro", in_avro(found)),
-        ("protobuf", "protobuf", in_protobuf(found)),
+    rounded = [{**event, "x": round(event["x"], 4)} for event in found]
+    held, changed = [holding(event) for event in found], [change(event) for event in found]
+    kinds: list[tuple[str, list[bytes], Decoder]] = [
+        ("json", in_json(found), decoder("json")),
+        ("json, nested", in_json(found, page=nested), decoder("json")),
+        ("json, escaped", in_json(found, page="é\n"), decoder("json")),
+        ("json, inside", in_json(held), decoder("json", HOLDING, fields=PATHS)),
+        ("json, decimal", in_json(rounded), decoder("json", read_as={"x": "decimal(38,4)"})),
+        ("json, changes", in_json(changed), decoder("json", **CHANGES)),
+        ("avro", in_avro(found), decoder("avro")),
+        ("avro, inside", in_avro(held, HOLDING), decoder("avro", HOLDING, fields=PATHS)),
+        ("avro, decimal", in_avro(rounded), decoder("avro", read_as={"x": "decimal(38,4)"})),
+        ("avro, changes", in_avro(changed, CHANGE), decoder("avro", CHANGE, **CHANGES)),
+        ("protobuf", in_protobuf(found), decoder("protobuf")),
     ]
     print("| messages | us at 10,000 a poll | us at 20 a poll | first, s |\n|---|---|---|---|")
-    for name, payload_format, values in kinds:
-        decoding = decoder(payload_format)
+    for name, values, decoding in kinds:
         begin = time.perf_counter()
         assert decoding.decode(poll(values[:20])).events.height == 20
         first = time.perf_counter() - begin

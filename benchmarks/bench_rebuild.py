@@ -1,6 +1,7 @@
 """Measure the rebuild from an archive: in memory, as a backfill, and for labels beside a range join of DuckDB.
 
     python benchmarks/bench_rebuild.py [--events 2_000_000] [--entities 100_000] [--labels 20_000] [--runs 3]
+    python benchmarks/bench_rebuild.py --divided [--events 1_000_000]
 
 Nine features over three windows (5 min, 1 h, 30 d); keys by Zipf's law (s = 1.1); four partitions, an event's arrival
 is its event time, and every tile leaves its window. One process and Polars with one thread, so events per second are
@@ -8,6 +9,12 @@ those of a core; the first, small run, which may compile, is not timed. Each fig
 that of the first, which takes its memory from the system. The range join has one thread as well and
 computes the same nine features for the same labels; both answers are compared, floats to 1e-9 because DuckDB's sums are
 rounded.
+
+With --divided, the view has eight shards, and the backfill is divided among processes as ``unskew backfill --cluster``
+divides it. Each share is computed by itself, one after the other, so what counts is the processor time of the longest
+share. Beside it, the parts that grow with the number of processes: what each process does for all events (read,
+evaluate, split; count the archive's events, and compute 1,000 entities again, for the seam check), and what an exchange
+over Bytewax would do in addition (pickle a slice and unpickle it).
 """
 
 import os
@@ -16,6 +23,7 @@ os.environ["POLARS_MAX_THREADS"] = "1"  # noqa: TID251 - read by Polars when it 
 
 import argparse
 import itertools
+import pickle
 import platform
 import shutil
 import tempfile
@@ -32,11 +40,15 @@ from workload import SCHEMA, zipf
 from unskew import Entity, Feature, FeatureStore, FeatureView, Sliding, Stream, agg
 from unskew.features import shard_state
 from unskew.features.definitions.compile import compile as compile_definitions
-from unskew.features.plan import Plan
-from unskew.pipelines.history.archive import Archive
+from unskew.features.evaluate import Evaluator
+from unskew.features.plan import Plan, ViewPlan
+from unskew.pipelines.history.archive import Archive, columns_of
 from unskew.pipelines.history.backfill import Backfill, backfill
-from unskew.pipelines.history.rebuild import rebuild, whole
+from unskew.pipelines.history.rebuild import pieces, rebuild, whole
+from unskew.pipelines.history.seam import SAMPLED, Seam
+from unskew.pipelines.routing import slices
 from unskew.pipelines.state.changelog import Changelogs
+from unskew.pipelines.state.ordering import Slice
 from unskew.pipelines.state.seeds import Seeds
 from unskew.sinks.tables.kinds import ArchiveTable
 
@@ -44,6 +56,7 @@ START_US = 1_483_228_800_000_000
 INSTANT = pl.Datetime("us", "UTC")
 WINDOWS = {"5min": ("5min", 1), "1h": ("1h", 10), "30d": ("30d", 7200)}
 N_PARTITIONS = 4
+N_SHARDS = 8
 
 
 def definitions() -> Plan:
@@ -129,6 +142,55 @@ def _us(extent: str) -> int:
     return {"5min": 300, "1h": 3600, "30d": 30 * 86400}[extent] * 1_000_000
 
 
+def written(archive: Archive, view: ViewPlan, root: Path, shards: list[str], n_shards: int) -> Seam:
+    """Backfill some shards of a view into folders of their own."""
+    changelogs = Changelogs(root / "state" / "changelog")
+    job = Backfill(
+        view=view, archive=archive, end=whole(archive), shards=shards, n_partitions=N_PARTITIONS, n_hashes=n_shards,
+        log=root / "log", seeds=Seeds(root / "state"), changelogs=changelogs,
+    )  # fmt: skip
+    try:
+        return backfill(job)
+    finally:
+        changelogs.close()
+
+
+def divided(archive: Archive, view: ViewPlan, root: Path, n_events: int) -> None:
+    evaluate = Evaluator(view)
+
+    def split() -> list[Slice]:
+        """All that each process does for every event."""
+        found = []
+        for piece in pieces(archive, {}, whole(archive), columns_of(view)):
+            events = evaluate(piece.events).events if piece.events.height else None
+            place = {"partition": piece.partition, "n_partitions": N_PARTITIONS, "clock_us": piece.clock_us}
+            found += slices(view, events, n_hashes=N_SHARDS, first_us=piece.first_us, ended=piece.ended, **place)
+        return [one for _, one in found]
+
+    items, split_s, _ = timed(split)
+    _, exchange_s, _ = timed(lambda: [pickle.loads(pickle.dumps(one)) for one in items])
+    print(f"| a million events | processor, s |\n|---|---|\n| read, evaluate, split | {split_s * 1e6 / n_events:.2f} |")
+    keys = (
+        pl.concat([one.events["key"] for one in items if one.shard == "h0" and one.events is not None]).unique().sort()
+    )
+    keys = keys.gather_every(max(1, len(keys) // SAMPLED))
+    _, count_s, _ = timed(lambda: archive.count({}, whole(archive)))
+    _, again_s, _ = timed(lambda: rebuild([view], archive, keys={view.id: keys}, n_hashes=N_SHARDS))
+    print(f"| count its events | {count_s * 1e6 / n_events:.2f} |")
+    print(f"| {len(keys):,} entities of one shard again | {again_s * 1e6 / n_events:.2f} |")
+    print(f"| pickle and unpickle the slices | {exchange_s * 1e6 / n_events:.2f} |")
+    print("\n| processes | processor of the longest share, s | all shares, s | times one process |\n|---|---|---|---|")
+    alone_s = 0.0
+    for n_processes in (1, 2, 4, 8):
+        shares = []
+        for number in range(n_processes):
+            mine = [f"h{shard}" for shard in range(number, N_SHARDS, n_processes)]
+            folder = root / f"{number} of {n_processes}"
+            shares.append(timed(lambda: written(archive, view, folder, mine, N_SHARDS))[1])  # noqa: B023 - called at once
+        alone_s = alone_s or max(shares)
+        print(f"| {n_processes} | {max(shares):.1f} | {sum(shares):.1f} | {alone_s / max(shares):.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--events", type=int, default=2_000_000)
@@ -136,6 +198,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=20_000)
     parser.add_argument("--days", type=int, default=60)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--divided", action="store_true")
     arguments = parser.parse_args()
     plan = definitions()
     (view,) = plan.views.values()
@@ -146,6 +209,9 @@ def main() -> None:
         rebuild([view], Archive.open(root / "small", view.stream))
         events = write_archive(root / "archive", arguments.events, arguments.entities, arguments.days)
         archive = Archive.open(root / "archive", view.stream)
+        if arguments.divided:
+            divided(archive, view, root, arguments.events)
+            return
         print("| work | events/s of a core | first run | wall, s | rows of the log |\n|---|---|---|---|---|")
         in_kernel = 0.0
         run_kernel = shard_state.run
@@ -168,19 +234,13 @@ def main() -> None:
         print(f"| rebuild in memory | {' | '.join(rates)} | {wall:.1f} | {n_rows:,} |")
         numbers = itertools.count()
 
-        def written() -> Any:
+        def anew() -> Seam:
             to = root / str(next(numbers))
-            changelogs = Changelogs(to / "state" / "changelog")
-            job = Backfill(
-                view=view, archive=archive, end=whole(archive), shards=["h0"], n_partitions=N_PARTITIONS, n_hashes=1,
-                log=to / "log", seeds=Seeds(to / "state"), changelogs=changelogs,
-            )  # fmt: skip
-            seam = backfill(job)
-            changelogs.close()
+            seam = written(archive, view, to, ["h0"], 1)
             shutil.rmtree(to)
             return seam
 
-        seam, processor, first, wall = least(written, arguments.runs)
+        seam, processor, first, wall = least(anew, arguments.runs)
         assert seam.rows == n_rows
         rates = [f"{arguments.events / seconds:,.0f}" for seconds in (processor, first)]
         print(f"| backfill, seam check included | {' | '.join(rates)} | {wall:.1f} | {n_rows:,} |\n\n{share}")

@@ -1,15 +1,20 @@
 import datetime as dt
 import json
+import multiprocessing
+import pickle
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 import polars as pl
 import pytest
+import redis
 
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
+from tests.support.servers.valkey import Valkey
 from tests.support.typed import DEFAULTS, FULL, NAMES, ORDERS
 from tests.support.updates import closing
-from unskew import FeatureStore, LayoutError, RequestError
+from unskew import FeatureStore, LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
@@ -164,3 +169,119 @@ def test_the_summary_counts_the_labels_of_each_status(log):
         for name in ("n", "mean")
     ]
     assert answer.to_dict()["n"] == [1, 1, None, None]
+
+
+def test_a_store_of_the_environment_takes_what_the_commands_take(log, redis_with_a, monkeypatch):
+    monkeypatch.setenv("UNSKEW_REDIS_URL", redis_with_a)
+    monkeypatch.setenv("UNSKEW_LOG", str(log))
+
+    with FeatureStore() as store:
+        assert store.get_online_features(["spend:n"], [{"user": "a"}]).to_dict()["n"] == [1]
+        assert store.get_historical_features(labels(5), ["spend:n"]).to_dict()["n"] == [1]
+    # What is given is all that counts then.
+    with pytest.raises(RequestError, match="give FeatureStore its folder"):
+        FeatureStore(redis_url=redis_with_a).get_historical_features(labels(5), ["spend:n"])
+    monkeypatch.setenv("UNSKEW_PREFIX", "other")
+    with pytest.raises(RequestError, match="other:registry"):
+        FeatureStore().get_online_features(["spend:n"], [{"user": "a"}])
+    assert FeatureStore(prefix="unskew").get_online_features(["spend:n"], [{"user": "a"}]).to_dict()["n"] == [1]
+
+
+def test_nothing_given_and_nothing_in_the_environment_is_said(monkeypatch):
+    for name in ("REDIS_URL", "LOG", "ARCHIVE", "DEFINITIONS"):
+        monkeypatch.setenv(f"UNSKEW_{name}", "")
+
+    with pytest.raises(RequestError, match="or set UNSKEW_REDIS_URL"):
+        FeatureStore().get_online_features(["spend:n"], [{"user": "a"}])
+
+
+def test_a_store_that_was_pickled_reads_in_another_process(redis_with_a):
+    store = FeatureStore(redis_url=redis_with_a, max_lag="1h", timeout="10s")
+    store.get_online_features(["spend:n"], [{"user": "a"}])
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(store.get_online_features, ["spend:n"], [{"user": "a"}]).result().to_dict()
+
+    assert found == {"user": ["a"], "n": [1]}
+    with pytest.raises(TypeError, match="give it the URL"):
+        pickle.dumps(FeatureStore(redis_url=redis.Redis.from_url(redis_with_a)))
+
+
+def test_a_store_says_what_it_reads_and_no_password(log, redis_with_a):
+    url = redis_with_a.replace("redis://", "redis://user:se%40cret@")
+
+    shown = repr(FeatureStore(PLAN, redis_url=url, log=log))
+
+    assert "secret" not in shown.replace("@", "").replace("%40", "")
+    assert "user" not in shown
+    assert shown.startswith("FeatureStore(definitions: spend; redis: redis://127.0.0.1:")
+    assert str(log) in shown
+    assert repr(FeatureStore(redis_url="redis+sentinel://u:p@a,b:7/main/0")) == (
+        "FeatureStore(redis: redis+sentinel://a:26379,b:7/main)"
+    )
+
+
+def test_an_answer_shows_its_rows_and_what_they_are_the_values_of(redis_with_a):
+    answer = FeatureStore(redis_url=redis_with_a).get_online_features(["spend:n"], [{"user": "a"}, {"user": "b"}])
+
+    shown = repr(answer)
+
+    assert shown.startswith("2 rows, 1 features\nspend: 1 present, 1 default, as of 2017-03-01T13:00:00Z\n")
+    assert "┌" in shown
+
+
+def test_each_feature_has_its_own_status_if_that_is_asked_for(redis_url, redis_client):
+    several = view(
+        Wanted("n_day", "count", sliding(DAY, HOUR)),
+        Wanted("n_week", "count", sliding(7 * DAY, HOUR)),
+        Wanted("mean", "mean", sliding(DAY, HOUR), "x", default=-1.0),
+        name="several",
+    )
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"several": several}))))
+    row = {"key": "a", "n_day": 0, "n_week": 2, "_at": NOON_US}
+    writer.add(closing(several, NOON_US, [row], since_us=NOON_US - 2 * DAY))
+    writer.flush(time.time_ns() // 1000)
+    features = ["several:n_day", "several:n_week", "several:mean"]
+    rows = [{"user": "a"}, {"user": "b"}, {"user": None}]
+
+    answer = FeatureStore(redis_url=redis_url).get_online_features(features, rows, with_status=True)
+
+    assert answer.to_dict() == {
+        "user": ["a", "b", None],
+        "n_day": [0, 0, None],
+        "n_day__status": ["default", "default", "no_key"],
+        "n_week": [2, 0, None],
+        "n_week__status": ["warming", "warming", "no_key"],
+        "mean": [-1.0, -1.0, None],
+        "mean__status": ["default", "default", "no_key"],
+    }
+    assert answer.to_polars().to_dict(as_series=False) == answer.to_dict()
+    assert answer.metadata["several"]["status"].to_list() == ["warming", "warming", "no_key"]
+    lagging = FeatureStore(redis_url=redis_url, max_lag="1h").get_online_features(features, rows, with_status=True)
+    assert lagging.to_dict()["n_day__status"] == ["lagging", "lagging", "no_key"]
+    with pytest.raises(RequestError, match="the status of several:n_day would replace the column 'n_day__status'"):
+        FeatureStore(redis_url=redis_url).get_online_features(
+            features, [{"user": "a", "n_day__status": 1}], with_status=True
+        )
+
+
+def test_a_server_that_stands_still_is_given_up_within_the_timeout(tmp_path):
+    with Valkey(tmp_path / "one") as server:
+        writer = RedisWriter(server.url, "unskew", "main")
+        writer.publish_registry(json.dumps(describe(PLAN)))
+        writer.close()
+        store = FeatureStore(redis_url=server.url, timeout="50ms")
+        store.get_online_features(["spend:n"], [{"user": "a"}])
+        with server.paused():
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    store.get_online_features(["spend:n"], [{"user": "a"}])
+        # The server's answer to what was given up is not taken for another's.
+        store = FeatureStore(redis_url=server.url, timeout="10s")
+        assert store.get_online_features(["spend:n"], [{"user": "a"}]).to_dict()["n"] == [0]
+    patient = FeatureStore(redis_url="redis://127.0.0.1:1/0?socket_timeout=0.2", timeout="1h")
+    with pytest.raises(StoreUnavailable):
+        patient.get_online_features(["spend:n"], [{"user": "a"}])
+    with pytest.raises(RequestError, match="timeout"):
+        FeatureStore(redis_url="redis://127.0.0.1:1/0", timeout="soon")

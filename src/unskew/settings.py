@@ -11,6 +11,7 @@ Options are decorators for click commands, so the help of a command shows what i
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -203,6 +204,40 @@ states = click.option(
     help="Folder of the recovery store; give those of all processes that write to the same log.",
 )
 
+#: ``cluster: str | None``; ``cluster_of`` reads it.
+cluster = click.option(
+    "--cluster",
+    metavar="HOST:PORT,...",
+    help="Addresses of all processes of a cluster that shares one --state; the same list for each process. Processes "
+    "trust each other: use addresses that nobody else can reach.",
+)
+
+#: ``process: int``.
+process = click.option(
+    "--process", type=click.IntRange(0), default=0, show_default=True, help="Number of this process in --cluster."
+)
+
+
+def cluster_of(text: str | None, process: int) -> tuple[str, ...]:
+    """Return the addresses that --cluster gives; none if it was left out.
+
+    Raises ``RequestError`` for a text that is not a list of addresses, or a process that is not among them.
+    """
+    addresses = () if text is None else tuple(part.strip() for part in text.split(","))
+    if any(not host or not port.isdecimal() for host, _, port in (address.rpartition(":") for address in addresses)):
+        raise RequestError(
+            f"--cluster {text!r}: give host:port of every process, for example 127.0.0.1:9101,127.0.0.1:9102"
+        )
+    if process >= max(len(addresses), 1):
+        raise RequestError(
+            f"--process {process}: --cluster names {len(addresses)} process{'es' if len(addresses) > 1 else ''}, counted from 0; give a lower "
+            "--process, or name this one too"
+            if addresses
+            else f"--process {process}: give the addresses of all processes with --cluster"
+        )
+    return addresses
+
+
 #: ``metrics: str | None``.
 metrics = _option(
     "--metrics",
@@ -280,3 +315,32 @@ pipeline = _option(
     callback=_not_empty,
     help="Name of the pipeline; the key of its clocks in Redis.",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfEnvironment:
+    """What the variables of the environment say of a feature store; None for one that is not set, or empty."""
+
+    definitions: list[str]
+    redis_url: str | None
+    log: str | None
+    archive: str | None
+    prefix: str | None
+    pipeline: str | None
+
+
+def of_environment() -> OfEnvironment:
+    """Return what the environment says of a feature store, under the names that the options of commands have."""
+
+    def variable(name: str) -> str | None:
+        return os.environ.get(name) or None  # noqa: TID251 - this is the one place
+
+    return OfEnvironment(
+        # Joined as in PATH.
+        definitions=[path for path in (variable(DEFINITIONS) or "").split(os.pathsep) if path],
+        redis_url=variable("UNSKEW_REDIS_URL"),
+        log=variable("UNSKEW_LOG"),
+        archive=variable("UNSKEW_ARCHIVE"),
+        prefix=variable("UNSKEW_PREFIX"),
+        pipeline=variable("UNSKEW_PIPELINE"),
+    )

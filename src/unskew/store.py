@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import polars as pl
 import redis
+from typing_extensions import override
 
+from unskew import settings
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Given, Table, read_table
@@ -58,9 +60,18 @@ class FeatureStore:
     folder of the Parquet log. ``archive``: the folder of the event archive. Both may be in an object store
     (``s3://bucket/log``, ``gs://``, ``az://``), whose credentials the usual variables of the environment hold. Online
     reads need only ``redis_url``, historical reads only ``log``, which holds the definitions with which it was written,
-    or the definitions and ``archive``; the store connects at the first use.
+    or the definitions and ``archive``; the store connects at the first use. ``prefix``, ``pipeline``: as `unskew run`
+    has them, by default "unskew" and "main". ``FeatureStore()`` alone takes all of these from the environment, by the
+    names that the commands know: ``UNSKEW_DEFINITIONS``, ``UNSKEW_REDIS_URL``, ``UNSKEW_LOG``, ``UNSKEW_ARCHIVE``,
+    ``UNSKEW_PREFIX``, ``UNSKEW_PIPELINE``.
+
+    A store is a context manager, which closes its connections. It can be pickled, for workers of Spark, Ray or torch,
+    if it was given a URL: each then makes connections of its own.
     ``max_lag``: how far the pipeline's clock may be behind the present before the status is ``lagging``, for example
     ``"5min"``; with None it never is.
+    ``timeout``: how long an online read waits for a connection or for a reply before it tries again; after three tries
+    it raises ``StoreUnavailable``. What the URL says (``socket_timeout``) goes before it, and a client of redis-py
+    keeps its own.
     ``sample``: a folder for a small sample of what online reads return, for `unskew audit --served`: at most one row in
     a second and 64 MiB; True for the folder ``_served`` of ``log``, False for none.
     """
@@ -72,12 +83,20 @@ class FeatureStore:
         redis_url: "str | redis.Redis | redis.RedisCluster | None" = None,
         log: str | os.PathLike[str] | None = None,
         archive: str | os.PathLike[str] | None = None,
-        prefix: str = "unskew",
-        pipeline: str | Sequence[str] = "main",
+        prefix: str | None = None,
+        pipeline: str | Sequence[str] | None = None,
         max_lag: str | dt.timedelta | None = None,
+        timeout: str | dt.timedelta = "250ms",
         now_us: Callable[[], int] = wall_us,
         sample: str | os.PathLike[str] | bool = False,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        if definitions is None and redis_url is None and log is None and archive is None:
+            given = settings.of_environment()
+            definitions, redis_url, log, archive = given.definitions or None, given.redis_url, given.log, given.archive
+            prefix = given.prefix if prefix is None else prefix
+            pipeline = given.pipeline if pipeline is None else pipeline
+        self._redis_url = redis_url
         self._plan = None if definitions is None else _compiled(definitions)
         self._pinned = None if self._plan is None else self._plan.published
         self._log = None if log is None else table_path(log, "log")
@@ -86,12 +105,13 @@ class FeatureStore:
         if redis_url is not None:
             self._reader = OnlineReader(
                 redis_url,
-                prefix,
-                pipeline,
+                "unskew" if prefix is None else prefix,
+                "main" if pipeline is None else pipeline,
                 views=self._pinned,
                 max_lag_us=None if max_lag is None else requested_us(max_lag, "max_lag"),
                 now_us=now_us,
                 sampler=_sampler(sample, self._log),
+                timeout_s=requested_us(timeout, "timeout") / 1e6,
             )
 
     def get_online_features(
@@ -100,6 +120,7 @@ class FeatureStore:
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
+        with_status: bool = False,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
@@ -107,12 +128,15 @@ class FeatureStore:
 
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
-        after the feature, or ``view__feature`` with ``full_feature_names``. Raises ``RequestError`` and
-        ``StoreUnavailable``, see ``OnlineReader.read``.
+        after the feature, or ``view__feature`` with ``full_feature_names``. ``with_status``: adds a column
+        ``{feature column}__status`` beside each feature. Raises ``RequestError`` and ``StoreUnavailable``, see
+        ``OnlineReader.read``.
         """
         if self._reader is None:
-            raise RequestError("online features are read from Redis: give FeatureStore a redis_url")
-        return self._reader.read(features, entity_rows, full_feature_names=full_feature_names)
+            raise RequestError(
+                "online features are read from Redis: give FeatureStore a redis_url, or set UNSKEW_REDIS_URL"
+            )
+        return self._reader.read(features, entity_rows, full_feature_names=full_feature_names, with_status=with_status)
 
     def get_historical_features(
         self,
@@ -401,6 +425,30 @@ class FeatureStore:
         """Close the connections; the store holds nothing else."""
         if self._reader is not None:
             self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @override
+    def __repr__(self) -> str:
+        given = {
+            "definitions": None if self._plan is None else ", ".join(self._plan.views),
+            "redis": self._reader,
+            "log": self._log,
+            "archive": self._archive,
+        }
+        return f"FeatureStore({'; '.join(f'{name}: {value}' for name, value in given.items() if value is not None)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self._redis_url, redis.Redis | redis.RedisCluster):
+            raise TypeError("a FeatureStore with a client of redis-py cannot be pickled: give it the URL in its place")
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
+import pytest
 
-from tests.support.pipeline import Bench, Outcome, history, plan
+from tests.agreement.test_retain import slowly
+from tests.support.pipeline import Bench, Outcome, Record, history, plan
 from tests.support.training import training_rows
 from unskew.monitoring.audit import audit
 from unskew.offline.compaction import Limits, archive_tables, compact, dead_letter_tables, log_tables
@@ -31,6 +33,7 @@ class Others:
     outcome: Outcome
     labels: dict[str, pl.DataFrame]
     answers: dict[str, pl.DataFrame]
+    limits: Limits
     ended: threading.Event = field(default_factory=threading.Event)
     faults: list[str] = field(default_factory=list)
     n_rounds: int = 0
@@ -59,7 +62,7 @@ class Others:
             except Exception as error:  # noqa: BLE001 - any is a fault, and shown
                 self.faults.append(f"{type(error).__name__}: {error}")
 
-    def merge(self, limits: Limits = EAGER) -> None:
+    def merge(self, limits: Limits | None = None) -> None:
         deployment = self.outcome.deployment
         for root, tables in (
             (deployment.log, log_tables),
@@ -67,7 +70,7 @@ class Others:
             (deployment.dead_letters, dead_letter_tables),
         ):
             for table in tables(root) if root.is_dir() else ():
-                found = compact(table, limits, now_s=time.time())
+                found = compact(table, limits or self.limits, now_s=time.time())
                 self.n_merged += found.files_before - found.files_after
                 self.n_deleted += found.n_deleted
                 self.faults += [*found.notes, *found.faults]
@@ -144,20 +147,30 @@ def labels_of(reference: Outcome, view: str) -> pl.DataFrame:
     instants = rows.select(event_timestamp=pl.col("available_at").unique()).sample(30, seed=3)
     labels = rows.select(pl.col(key).unique().sort()).join(instants, how="cross").join(step, how="cross")
     labels = labels.select(key, pl.col("event_timestamp") + pl.col("step"))
-    return labels.filter(pl.col("event_timestamp").dt.epoch("us") <= coverage.complete_to_us)
+    known = pl.col("event_timestamp").dt.epoch("us").is_between(coverage.first_since_us, coverage.complete_to_us)
+    return labels.filter(known)
 
 
 def rows_of(root: Path) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(file.path, hive_partitioning=False) for file in published_files(root)])
 
 
-def test_a_pipeline_that_is_compacted_while_it_runs_and_is_read_is_as_one_that_is_not(bench: Bench) -> None:
-    topic = bench.produce(RECORDS)
+@pytest.mark.parametrize(
+    ("records", "limits"),
+    [
+        pytest.param(RECORDS, EAGER, id="days"),
+        pytest.param(slowly(RECORDS, 1000), replace(EAGER, span_days=20), id="spans", marks=pytest.mark.long),
+    ],
+)
+def test_a_pipeline_that_is_compacted_while_it_runs_and_is_read_is_as_one_that_is_not(
+    bench: Bench, records: list[Record], limits: Limits
+) -> None:
+    topic = bench.produce(records)
     reference = bench.run(topic)
     labels = {view: labels_of(reference, view) for view in VIEWS}
     answers = {view: Others._joined(reference, view, labels[view]) for view in VIEWS}
     outcome = Outcome(plan(topic), bench.deployment(poll_records=5))
-    others = Others(reference, outcome, labels, answers)
+    others = Others(reference, outcome, labels, answers, limits)
 
     with others.at_work():
         run(outcome.plan, outcome.deployment, stop=threading.Event())
@@ -165,10 +178,12 @@ def test_a_pipeline_that_is_compacted_while_it_runs_and_is_read_is_as_one_that_i
     assert others.faults == []
     assert min(others.n_merged, others.n_deleted, others.n_read, others.n_joined) > 0
     # Once more, with everything published, and nobody reading.
-    others.merge(Limits(min_files=2, grace_s=0))
+    others.merge(replace(limits, min_files=2))
     assert others.faults == []
     log, archive = outcome.deployment.log, outcome.deployment.archive
     for view in VIEWS:
+        files = published_files(log / view / "v1")
+        assert any(file.first_day < file.last_day for file in files) == (limits.span_days > 1)
         assert not superseded_files(log / view / "v1")
         assert rows_of(log / view / "v1").drop("written_at").sort("shard", "seq").equals(reference.log(view))
     assert rows_of(archive / topic).sort("_partition", "_offset").equals(reference.archive())

@@ -3,6 +3,7 @@
 import datetime as dt
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +22,11 @@ from unskew.cli import main
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
 from unskew.monitoring.recount import Recount
+from unskew.pipelines import run as running
 from unskew.pipelines.deployment import owner_of
 from unskew.pipelines.history import archive, backfill
 from unskew.pipelines.history.ahead import Ahead, backfill_ahead
+from unskew.pipelines.history.handover import HandOver
 from unskew.pipelines.history.seam import Seam
 from unskew.pipelines.run import run
 from unskew.pipelines.state.seeds import Seeds
@@ -43,7 +46,9 @@ def ran(one: Plan, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("n_hashes", [1, 3])
 @pytest.mark.parametrize("later", ["by_user", "by_item"])
-def test_a_view_that_is_new_gets_its_past(bench: Bench, later: str, n_hashes: int) -> None:
+def test_a_view_that_is_new_gets_its_past(
+    bench: Bench, later: str, n_hashes: int, caplog: pytest.LogCaptureFixture
+) -> None:
     topic = bench.produce(RECORDS[:100])
     both = plan(topic)
     outcome = Outcome(both, bench.deployment(n_hashes=n_hashes))
@@ -52,6 +57,8 @@ def test_a_view_that_is_new_gets_its_past(bench: Bench, later: str, n_hashes: in
     ran(without(both, later), outcome)
     bench.append(topic, RECORDS[200:])
     ran(both, outcome)
+    assert f"{later}@1 is new in Redis: writing all of its current values" in caplog.messages
+    assert "Redis is empty" not in caplog.text
     always = Outcome(both, bench.deployment(n_hashes=n_hashes))
     ran(both, always)
 
@@ -161,7 +168,13 @@ def test_a_new_version_gets_its_past_and_the_old_log_stays(bench: Bench) -> None
     assert outcome.log("by_user").equals(old)
 
 
-def ahead(both: Plan, outcome: Outcome, *views: str, **changes: Any) -> list[Seam]:
+def ahead(
+    both: Plan,
+    outcome: Outcome,
+    *views: str,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+    **changes: Any,
+) -> list[Seam]:
     """Backfill beside the pipeline."""
     folders = outcome.deployment
     job = Ahead(
@@ -169,10 +182,10 @@ def ahead(both: Plan, outcome: Outcome, *views: str, **changes: Any) -> list[Sea
         log=folders.log,
         archive=folders.archive,
         state=folders.state,
-        owner=owner_of("a test", folders.state),
+        owner=owner_of("the backfill of a test", folders.state),
         **changes,
     )
-    return backfill_ahead(job, threading.Event())
+    return backfill_ahead(job, threading.Event(), report)
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
@@ -216,6 +229,9 @@ def test_a_backfill_from_an_instant_covers_what_comes_after_it(bench: Bench) -> 
     archived = outcome.archive()
     from_us = int(archived["_arrival"].to_physical().sort()[80])
     ahead(both, outcome, "by_item", from_us=from_us)
+    for bounds in ({"from_us": 4 * 10**15}, {"from_us": from_us, "until_us": from_us - 1}):
+        with pytest.raises(RequestError, match=r"--from .*: the archived events of purchases-\d+ end at 2017"):
+            ahead(both, outcome, "by_item", again=True, **bounds)
     with pytest.raises(LayoutError, match=r"another --from; go on with that, or begin again \(--again\)"):
         ahead(both, outcome, "by_item", from_us=from_us + 1)
     ahead(both, outcome, "by_item", from_us=from_us + 1, again=True)
@@ -437,10 +453,11 @@ def test_a_partition_without_a_record_holds_up_neither_a_backfill_nor_the_run_af
     assert outcome.log("by_user").drop("cause").equals(always.log("by_user").drop("cause"))
 
 
-def test_events_that_are_removed_after_a_backfill_was_checked_are_not_missed(bench: Bench) -> None:
+@pytest.mark.parametrize("epoch_s", [0.05, 30.0], ids=["files of a few events", "a file for each run"])
+def test_events_that_are_removed_after_a_backfill_was_checked_are_not_missed(bench: Bench, epoch_s: float) -> None:
     topic = bench.produce(RECORDS[:200])
     both = plan(topic)
-    outcome, always = Outcome(both, bench.deployment()), Outcome(both, bench.deployment())
+    outcome, always = Outcome(both, bench.deployment(epoch_s=epoch_s)), Outcome(both, bench.deployment())
     ran(without(both, "by_item"), outcome)
     ran(both, always)
     ahead(both, outcome, "by_item")
@@ -448,6 +465,40 @@ def test_events_that_are_removed_after_a_backfill_was_checked_are_not_missed(ben
     ran(without(both, "by_item"), outcome)
     for partition in range(4):
         published_files(outcome.deployment.archive / topic, f"p{partition}")[0].path.unlink()
+
+    ran(both, outcome)
+    ran(both, always)
+
+    assert outcome.log("by_item").drop("cause").equals(always.log("by_item").drop("cause"))
+
+
+def test_a_backfill_goes_on_after_a_hand_over_that_was_killed_at_a_record_that_is_no_event(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow goes on after that record, and the archive ends before it."""
+    topic = bench.produce(RECORDS[:200])
+    both = plan(topic)
+    outcome, always = Outcome(both, bench.deployment()), Outcome(both, bench.deployment())
+    ran(without(both, "by_item"), outcome)
+    handed_over = running.hand_over
+
+    def killed(job: HandOver) -> None:
+        handed_over(job)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "hand_over", killed)
+        with pytest.raises(Killed):
+            ran(both, outcome)
+    with pytest.raises(
+        RequestError, match=r"--until .*: the backfill of by_item@1 has come further already, to offset"
+    ):
+        ahead(both, outcome, "by_item", until_us=RECORDS[100].stamp_ms * 1000)
+    (seam,) = ahead(both, outcome, "by_item")
+    assert seam.events == outcome.archive().height
+    bench.append(topic, RECORDS[200:])
+    ran(without(both, "by_item"), outcome)
+    ahead(both, outcome, "by_item")
 
     ran(both, outcome)
     ran(both, always)

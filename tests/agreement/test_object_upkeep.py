@@ -19,7 +19,7 @@ from unskew.offline import erasing
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
 from unskew.sinks.objects import ObjectPath
-from unskew.sinks.tables.layout import read_coverage, view_roots
+from unskew.sinks.tables.layout import published_files, read_coverage, view_roots
 
 
 def rows(deployment: Deployment) -> dict[str, object]:
@@ -100,8 +100,10 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
     on_both("publish", where=("log",))
     on_both("compact", "--min-files", "2", "--set-aside", where=("log", "archive"))
     assert rows(both["far"]) == rows(near)
-    on_both("compact", "--min-files", "2", "--grace", "0s", where=("log", "archive"))
+    on_both("compact", "--min-files", "2", "--span", "3d", "--grace", "0s", where=("log", "archive"))
     assert rows(both["far"]) == rows(near)
+    for one in both.values():
+        assert any(file.first_day < file.last_day for file in published_files(one.log / "by_user" / "v1"))
     on_both("publish", where=("log",))
     on_both("publish", "--rebuild", where=("log",))
     for name, one in both.items():
@@ -149,7 +151,7 @@ def test_each_command_does_in_an_object_store_what_it_does_on_a_disk(
     where = ("log", "archive", "dead-letters", "state")
     on_both("erase", "user", "user 3%", f"--definitions={definitions}", f"--redis-url={bench.redis_url}", where=where)
     assert rows(both["far"]) == rows(near)
-    on_both("compact", "--min-files", "2", "--grace", "0s", where=("log", "archive"))
+    on_both("compact", "--min-files", "2", "--span", "4d", "--grace", "0s", where=("log", "archive"))
     assert rows(both["far"]) == rows(near)
     for one in both.values():
         run(plan, one, stop=threading.Event())

@@ -1,6 +1,7 @@
 """Old days are removed, and every label after the cut gets what it got before."""
 
 import datetime as dt
+import re
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,9 @@ def test_labels_after_the_cut_get_what_they_got_and_earlier_ones_are_refused(ben
 
     assert done.exit_code == 0, done.output
     assert len(kept.files()) < len(files)
+    stats = CliRunner().invoke(main, ["log", "stats", "by_item", f"--log={kept.outcome.deployment.log}"]).output
+    cut = dt.datetime.fromtimestamp(cut_us / 1e6, dt.UTC)
+    assert re.search(rf"kept from .* {re.escape(str(cut))}, by unskew retain", stats), stats
     with pytest.raises(LayoutError, match="old days were removed while the log was read"):
         list(slow.newest_first(["item", "n"]))
     for view, expected in before.items():
@@ -224,8 +228,45 @@ def test_days_that_views_need_are_not_removed(kept: Kept) -> None:
     assert "later@1: its backfill has read partition " in unread
     purged = ["purge", "later@1", "--backfill", f"--state={where.state}", f"--log={where.log}"]
     assert CliRunner().invoke(main, purged).exit_code == 0
+    # One process of two has come to its end, and the other one has not begun.
+    backfill_ahead(replace(later, until_us=None, cluster=("a:1", "b:1")), threading.Event())
+    waits = refused(kept, "--keep-archive=3d", f"--state={where.state}")
+    assert "later@1: the backfill of its shard h" in waits
+    assert "has not begun" in waits
+    assert CliRunner().invoke(main, purged).exit_code == 0
     assert kept.files() == files
     assert kept.retain("--keep-archive=1d", "--force").exit_code == 0
     archived = published_files(kept.outcome.deployment.archive / kept.outcome.plan.views["by_user"].stream.topic)
     assert {file.writer for file in archived} == {"p0", "p1"}
     assert len(kept.files()) < len(files)
+
+
+def test_a_record_that_is_no_event_where_a_backfill_ends_keeps_no_days_and_is_no_hole(bench: Bench) -> None:
+    first, rest = RECORDS[:40], [replace(one, stamp_ms=one.stamp_ms + 9 * DAY_US // 1000) for one in RECORDS[40:60]]
+    # The offset after the last event that is archived, and before the first that comes then.
+    no_event = replace(first[-1], raw=b"\0\0\0\0\7garbage", partition=0)
+    first, rest = ([replace(one, partition=0) for one in ones] for ones in (first, rest))
+    topic = bench.produce([*first, no_event], n_partitions=1)
+    definitions = bench.root / "definitions.py"
+    definitions.write_text(DEFINITIONS.format(topic=topic))
+    kept = Kept(Outcome(load(definitions), bench.deployment()), definitions)
+    kept.ran()
+    definitions.write_text(definitions.read_text() + LATER)
+    both, where = load(definitions), kept.outcome.deployment
+    owner = owner_of("a test", where.state)
+    views = [both.views["later"]]
+    backfill_ahead(
+        Ahead(views=views, log=where.log, archive=where.archive, state=where.state, owner=owner), threading.Event()
+    )
+    bench.append(topic, rest)
+    kept.ran()
+
+    removed = kept.retain("--keep-archive=3d", f"--state={where.state}")
+
+    assert removed.exit_code == 0, removed.output
+    archived = published_files(where.archive / topic)
+    assert archived[0].first == len(first) + 1
+    kept.outcome, always = Outcome(both, where), Outcome(both, bench.deployment())
+    kept.ran()
+    run(both, always.deployment, stop=threading.Event())
+    assert kept.outcome.log("later").drop("cause").equals(always.log("later").drop("cause"))

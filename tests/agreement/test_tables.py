@@ -1,6 +1,7 @@
 """A view over a table, computed in steps, is what the same events through a topic give, and what a recount gives."""
 
 import datetime as dt
+import re
 import subprocess
 import sys
 import threading
@@ -126,6 +127,8 @@ def test_the_same_instant_again_changes_nothing_and_readers_know_it(bench: Bench
 
     again = computed(table, bench, until_us, "by_item")
 
+    assert re.search(r"by_item@1: seam check: each of the \d+ rows that were taken of its table so far", again[0].seam)
+    assert "is there" not in again[0].seam
     assert (again[0].taken.rows, again[0].log_rows) == (0, 0)
     assert served(bench, table) == values != {}
     assert content(table) == files

@@ -162,6 +162,11 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         (("purge", "nope", *AWAY), "'nope' is not a view version"),
         ((*RUN, "--cluster", "h:1", "--process", "1"), "--process 1: --cluster names 1 process, counted from 0;"),
         ((*RUN, "--cluster", "h:1,h:2", "--process", "2"), "--process 2: --cluster names 2 processes, counted from 0;"),
+        (
+            ("backfill", *VALID["backfill",], "--process", "1"),
+            "--process 1: give the addresses of all processes with --cluster",
+        ),
+        (("backfill", *VALID["backfill",], "--cluster", "here"), "--cluster 'here': give host:port of every process"),
         ((*RUN, "--epoch", "soon"), "--epoch: 'soon' is not a duration"),
         ((*RUN, "--scrub", "soon"), "--scrub: 'soon' is not a duration"),
         ((*RUN, "--end", "folder"), "--end 'folder': [Errno 21] Is a directory"),

@@ -166,3 +166,50 @@ def test_a_table_that_cannot_be_merged_does_not_keep_the_others_from_it(data):
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {path} is a link to a file that is not there; restore")
     assert len(published_files(data / "log/visits/v1")) == 2
+
+
+def test_days_of_few_rows_are_merged_across_if_that_is_asked_for(data):
+    write(data / "rare", *(rows(n, day=n).rename({"n": "_offset"}) for n in range(40)), sequence_column="_offset")
+    (data / "archive/topic").rename(data / "other")
+    (data / "rare").rename(data / "archive/topic")
+
+    assert unskew("--archive", data / "archive").exit_code == 0
+    assert len(published_files(data / "archive/topic")) == 40
+    assert unskew("--archive", data / "archive", "--span", "30d", "--grace", "0s").exit_code == 0
+
+    folders = sorted(path.name for path in (data / "archive/topic").glob("day=*"))
+    assert folders[0] == "day=1970-01-01--1970-01-30"
+    assert folders[-1] == "day=1970-02-09"
+    assert len(folders) == 3
+
+
+def test_retain_says_which_files_of_several_days_stay(data):
+    write(data / "other/topic", *(rows(n, day=n) for n in range(40)), sequence_column=None)
+    assert unskew("--dead-letters", data / "other", "--span", "30d", "--grace", "0s").exit_code == 0
+
+    def retained(keep: str) -> tuple[str, list[str]]:
+        result = CliRunner().invoke(main, ["retain", f"--dead-letters={data / 'other'}", f"--keep-dead-letters={keep}"])
+        assert result.exit_code == 0, result.output
+        return result.stderr, sorted(path.name for path in (data / "other/topic").glob("day=*"))
+
+    said, folders = retained("20d")
+    assert "dead letters topic: files of earlier days that also have rows from 1970-01-20 on stay" in said
+    assert "before the cut: 1, with rows from 1970-01-01 on" in said
+    assert len(folders) == 3
+    assert retained("9d") == ("", ["day=1970-01-31--1970-02-08", "day=1970-02-09"])
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ("soon", "--span: 'soon' is not a duration"),
+        ("12h", "--span: '12h' is not a number of whole days from 1d to 366d"),
+        ("36h", "'36h' is not a number of whole days"),
+        ("367d", "'367d' is not a number of whole days"),
+    ],
+)
+def test_a_span_is_a_bounded_number_of_days(data, span, message):
+    result = unskew("--log", data / "log", "--span", span)
+
+    assert result.exit_code == 1
+    assert message in result.stderr

@@ -115,6 +115,27 @@ def test_an_order_to_stop_while_the_pipeline_is_imported_is_a_clean_stop(
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.parametrize("module", ["click", "unskew.cli.run", "numpy"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_order_to_stop_while_the_command_line_is_imported_is_a_clean_stop(
+    number: signal.Signals, module: str
+) -> None:
+    asked = (
+        "import os, sys\n"
+        "class Asked:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {number:d})\n"
+        "sys.meta_path.insert(0, Asked())\n"
+        "sys.argv = ['unskew', 'run', '--no-such-option']\n"
+        "from unskew.__main__ import main\n"
+        "main()\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_an_order_to_stop_while_no_broker_answers_is_a_clean_stop_that_leaves_nothing(bench: Bench) -> None:
     command = _command(bench, "nowhere", "--metrics", "127.0.0.1:1")
     command[command.index("--bootstrap-servers") + 1] = "127.0.0.1:1"
@@ -165,6 +186,26 @@ def test_the_last_line_of_a_failed_run_says_what_is_wrong(bench: Bench, wrong: d
     assert last.startswith("error: ")
     assert words in last
     assert not any("Traceback" in line or "panicked" in line for line in before), done.stderr
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        *("[]", "5", "NaN", "", '{"t": 5}', '{"t": {"x": 1}}', '{"t": {"0": 1.5}}', '{"t": {"0": true}}', "\xff"),
+        *('{"t": {"0": null}}', '{"t": {"0": -1}}', '{"t": {"0": 9223372036854775808}}', '{"t": {"0": "5"}}'),
+        '{"t": {"0": 5}',
+    ],
+)
+def test_a_file_of_end_offsets_that_does_not_hold_them_is_refused(tmp_path: Path, ends: str) -> None:
+    path = tmp_path / "ends.json"
+    path.write_text(ends, encoding="latin-1")
+    needed = ["--log", "log", "--archive", "archive", "--state", "state", "--definitions", str(tmp_path)]
+
+    done = CliRunner().invoke(main, ["run", "--idle", "none", "--end", str(path), *needed])
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: --end '{path}': ")
+    assert done.stderr.endswith("""give 'now' or a JSON file like {"topic": {"0": 1000, "1": 990}}\n""")
 
 
 ADDRESSES = ["s3://bucket/log", "gs://bucket/log", "file:///tmp/log", "abfss://a@b.net/log", "C:\\log", r"\\server\log"]

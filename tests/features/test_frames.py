@@ -149,6 +149,10 @@ def test_what_polars_or_pandas_cannot_give_is_refused_with_the_column() -> None:
             Answer(read_table(table), pl.DataFrame({"n": [1]})).to_dict()
     with pytest.raises(RequestError, match="the LazyFrame cannot be collected"):
         read_table(pl.LazyFrame({"a": [1]}).select("b"))
+    wide = [decimal.Decimal(1), decimal.Decimal("1e100")]
+    for table in (pd.DataFrame({"x": pd.Series(wide, dtype=object)}), [{"x": value} for value in wide]):
+        with pytest.raises(RequestError, match=r"the values of 'x' .* Decimal\('1E\+100'\) of row 1 does not fit"):
+            read_table(table).column("x")
 
 
 class Basket:
@@ -188,8 +192,11 @@ def test_a_type_on_which_polars_panics_is_refused_with_its_column() -> None:
         answer.to_polars()
 
 
-def test_columns_of_pandas_that_are_named_by_numbers_keep_their_values() -> None:
-    answer = Answer(read_table(pd.DataFrame({"user": ["a"], 0: [7]})), pl.DataFrame({"n": [1]}))
+@pytest.mark.parametrize(
+    "table", [pd.DataFrame({"user": ["a"], 0: [7]}), [{"user": "a", 0: 7}]], ids=["pandas", "rows"]
+)
+def test_columns_that_are_named_by_numbers_keep_their_values(table: Any) -> None:
+    answer = Answer(read_table(table), pl.DataFrame({"n": [1]}))
 
     assert answer.to_arrow().to_pydict() == {"user": ["a"], "0": [7], "n": [1]}
 

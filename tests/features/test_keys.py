@@ -6,6 +6,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unskew.features.hashing import shard_of_key
 from unskew.features.keys import decode_keys, encode_keys, shard_of
 from unskew.features.view import ViewEntity
 
@@ -44,6 +45,14 @@ def test_hash_shards_are_fixed_by_the_key_alone() -> None:
 
     assert shard_of(keys, 1000).tolist() == GOLDEN_SHARDS
     assert shard_of(keys[2:], 1000).tolist() == GOLDEN_SHARDS[2:]
+    assert [shard_of_key(key, 1000) for key in keys] == GOLDEN_SHARDS
+
+
+@given(st.lists(TEXTS, max_size=4), st.integers(1, 2**20))
+def test_a_key_alone_has_the_shard_that_it_has_in_a_column(texts: list[str], n_shards: int) -> None:
+    assert [shard_of_key(text, n_shards) for text in texts] == shard_of(
+        pl.Series(texts, dtype=pl.String), n_shards
+    ).tolist()
 
 
 def _fnv(text: str) -> int:

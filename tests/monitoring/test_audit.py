@@ -739,6 +739,10 @@ def test_what_was_served_is_what_the_log_and_a_rebuild_say(served):
     assert run(served, served_root=served / "nowhere").views[0].served == 0
     late = run(served, served_root=served / "served", since_us=CLOCK - DAY).views[0]
     assert (late.served, late.samples + late.unknown) == (60, 400)
+    with pytest.raises(
+        RequestError, match=r"--since .*: the log of clicks@1 is complete to .*, so nothing of it lies after"
+    ):
+        run(served, since_us=CLOCK + DAY)
 
 
 @pytest.mark.parametrize("where", ["served", "log"])

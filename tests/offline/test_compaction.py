@@ -91,6 +91,21 @@ def quick_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
 
 
+def test_a_file_of_several_days_is_left_alone_by_a_compaction_with_other_spans(tmp_path):
+    write(tmp_path, *(rows(n, day=n) for n in range(30)))
+    for span_days, folders in (
+        (7, ["day=1970-01-01--1970-01-07", "day=1970-01-08--1970-01-14"]),
+        (1, ["day=1970-01-01--1970-01-07", "day=1970-01-08--1970-01-14"]),
+        (5, ["day=1970-01-01--1970-01-07", "day=1970-01-08--1970-01-14"]),
+        (14, ["day=1970-01-01--1970-01-14", "day=1970-01-15--1970-01-28"]),
+    ):
+        found = compact(table(tmp_path), replace(AT_ONCE, span_days=span_days, min_files=50), now_s=LATER)
+
+        assert [file.path.parent.name for file in published_files(tmp_path)][:2] == folders
+        assert found.faults == ()
+        assert read(tmp_path) == list(range(30))
+
+
 def test_a_days_files_become_one_with_the_same_rows_columns_and_metadata(tmp_path):
     write(tmp_path, *(rows(2 * n, 2 * n + 1) for n in range(10)))
     before = [file.path for file in published_files(tmp_path)]
@@ -165,7 +180,7 @@ def test_each_day_and_writer_is_merged_for_itself(tmp_path):
 
     compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
 
-    assert [(file.writer, file.day.day, file.first, file.last) for file in published_files(tmp_path)] == [
+    assert [(file.writer, file.last_day.day, file.first, file.last) for file in published_files(tmp_path)] == [
         ("p0", 1, 0, 5),
         ("p0", 2, 6, 9),
         ("p1", 1, 0, 5),
@@ -188,13 +203,13 @@ def test_tables_are_found_by_their_folders(tmp_path):
 # Which files are merged with each other: (first, day, bytes) of each, the target being 100 bytes, five files a merge.
 
 
-def planned(files: Sequence[tuple[int, int, int]], *, gapless: bool = True) -> list[list[int]]:
+def planned(files: Sequence[tuple[int, int, int]], *, gapless: bool = True, span_days: int = 1) -> list[list[int]]:
     epoch = dt.date(1970, 1, 1)
     sized = [Sized(TableFile(path=Path(f"day={epoch + dt.timedelta(days=day)}/{first}"), writer="h0", first=first, last=first), n_bytes)
              for first, day, n_bytes in files]  # fmt: skip
     return [
         [one.file.first for one in run]
-        for run in runs(sized, Limits(target_bytes=100, min_files=5, grace_s=0), gapless=gapless)
+        for run in runs(sized, Limits(target_bytes=100, min_files=5, grace_s=0, span_days=span_days), gapless=gapless)
     ]
 
 
@@ -222,6 +237,34 @@ def planned(files: Sequence[tuple[int, int, int]], *, gapless: bool = True) -> l
 )
 def test_which_files_are_merged(files, expected):
     assert planned(files) == expected
+
+
+#   day    0 1 2 3 4 5 6 | 7 ...       spans of seven days, counted from 1970
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        # The span is over: everything is merged, however few rows, but not with the next span.
+        ([(0, 1, 1), (1, 5, 1), (2, 7, 1), (3, 14, 1)], [[0, 1]]),
+        ([(0, 0, 1), (1, 0, 1), (2, 3, 1), (3, 3, 1), (4, 6, 1), (5, 7, 1)], [[0, 1, 2, 3, 4]]),
+        # It goes on: days that are over, once there are five files, and never the current day.
+        ([(n, n, 1) for n in range(5)], []),
+        ([(n, n, 1) for n in range(6)], [[0, 1, 2, 3, 4]]),
+        ([*((n, n, 1) for n in range(6)), *((n, 6, 1) for n in range(6, 11))], [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]),
+        # A day that is over is merged for itself meanwhile.
+        ([(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 2, 1)], [[0, 1]]),
+        # What was merged waits until there is as much behind it.
+        ([(0, 0, 10), *((n, n, 2) for n in range(1, 6))], []),
+        ([(0, 0, 8), *((n, n, 2) for n in range(1, 6))], [[0, 1, 2, 3, 4]]),
+        # One of half the target is left alone.
+        ([(0, 0, 1), (1, 1, 1), (2, 2, 50), (3, 3, 1), (4, 4, 1), (5, 9, 1)], [[0, 1], [3, 4]]),
+        # Dead letters of days that alternate.
+        ([(0, 0, 1), (1, 1, 1), (2, 0, 1), (3, 1, 1), (4, 8, 1)], [[0, 1, 2, 3]]),
+        # A file is missing.
+        ([(0, 0, 1), (2, 1, 1), (3, 2, 1), (4, 8, 1)], [[2, 3]]),
+    ],
+)
+def test_which_files_are_merged_across_days(files, expected):
+    assert planned(files, span_days=7) == expected
 
 
 def test_offsets_of_an_archive_may_have_gaps():
@@ -467,7 +510,7 @@ def test_a_second_compaction_leaves_a_table_alone_that_one_is_at_work_on(tmp_pat
 
     found = compact(table(tmp_path), AT_ONCE, now_s=LATER, progress=meanwhile)
 
-    assert "another compaction is at work" in others[0].notes[0]
+    assert "another command is at work" in others[0].notes[0]
     assert (others[0].files_before, others[0].files_after) == (3, 3)
     assert (found.files_after, found.notes) == (1, ())
 
@@ -548,11 +591,21 @@ def test_an_older_state_is_refused_as_before_and_the_merged_file_stays(tmp_path)
     assert read(tmp_path) == list(range(5))
 
 
-def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_and_deleted(tmp_path):
+@pytest.mark.parametrize(
+    ("span_days", "per_day", "folders"),
+    [
+        (1, 200, ["day=1970-01-01", "day=1970-01-02", "day=1970-01-03", "day=1970-01-17"]),
+        (6, 30, ["day=1970-01-01--1970-01-06", "day=1970-01-07--1970-01-12", "day=1970-01-13--1970-01-15", "day=1970-01-17"]),
+    ],
+)  # fmt: skip
+def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_and_deleted(
+    tmp_path, span_days, per_day, folders
+):
     """Without any grace, the worst there is: numbers leave gaps, so that a lost file could not be told from none."""
     numbers = [3 * n for n in range(150)]
     published: list[int] = []
     ended = threading.Event()
+    limits = replace(AT_ONCE, span_days=span_days)
     faults: list[object] = []
 
     def look() -> None:
@@ -567,7 +620,7 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
 
     def merge() -> None:
         while not ended.is_set():
-            found = compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
+            found = compact(table(tmp_path, gapless=False), limits, now_s=LATER)
             faults.extend((*found.notes, *found.faults))
 
     threads = [threading.Thread(target=target) for target in (look, look, merge)]
@@ -576,7 +629,7 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
     try:
         writer = staged(tmp_path)
         for n in numbers:
-            writer.append(rows(n, day=n // 200))
+            writer.append(rows(n, day=n // per_day))
             saved = writer.snapshot()
             published.extend(numbers[len(published) : numbers.index(n)])
         writer.settle()
@@ -587,12 +640,12 @@ def test_a_listing_never_lacks_or_doubles_a_row_while_files_are_written_merged_a
 
     assert faults == []
     assert read(tmp_path) == numbers
-    # A current day may keep a few files, depending on what was there at each merge; a day that is over keeps one.
-    write(tmp_path, rows(1000, day=3), saved=saved)
-    compact(table(tmp_path, gapless=False), AT_ONCE, now_s=LATER)
-    assert [file.day.day for file in published_files(tmp_path)] == [1, 2, 3, 4]
-    assert read(tmp_path) == [*numbers, 1000]
+    # A current day may keep a few files, depending on what was there at each merge; a span that is over keeps one.
+    write(tmp_path, rows(1000, day=16), saved=saved)
+    compact(table(tmp_path, gapless=False), limits, now_s=LATER)
+    assert [file.path.parent.name for file in published_files(tmp_path)] == folders
     assert on_disk(tmp_path) == 4
+    assert read(tmp_path) == [*numbers, 1000]
 
 
 # Broken off.

@@ -19,7 +19,7 @@ from tests.support.typed import DEFAULTS, EMPTY, FULL, ORDERS
 from tests.support.updates import updates
 from unskew.cli import main
 from unskew.offline import delta
-from unskew.offline.compaction import Table, compact
+from unskew.offline.compaction import Table, compact, lock
 from unskew.sinks import durable
 from unskew.sinks.tables.kinds import LogTable
 from unskew.sinks.tables.layout import file_name, published_files, view_root
@@ -333,3 +333,18 @@ def test_the_commands_publish(log: Log) -> None:
     assert "0 files are new" in invoked("publish", "counts", "--log", folder)[0]
     assert "written anew: as asked" in " ".join(invoked("publish", "--rebuild", "--log", folder))
     assert delta_rows(log.root) == log.published
+
+
+def test_publish_fails_beside_another_command_unless_that_one_brings_the_metadata_up_to_date(log: Log) -> None:
+    log.grow(2)
+
+    def published(*more: str) -> tuple[int, str]:
+        with lock(log.root):
+            result = CliRunner().invoke(main, ["publish", f"--log={log.folder}", *more])
+        return result.exit_code, result.output
+
+    busy = "log counts@1: another command is at work on it (compact, retain, erase or publish)"
+    assert published() == (1, f"error: {busy}; wait for its end and try again\n")
+    log.publish()
+    assert published() == (0, f"{busy}, which brings its metadata up to date; left alone\n")
+    assert published("--rebuild")[0] == 1

@@ -563,6 +563,14 @@ def test_a_file_appears_whole_and_its_manifest_last(growing, tmp_path, monkeypat
     monkeypatch.undo()
     smaller.to_parquet(out, overwrite=True)
     assert Manifest.read(tmp_path / "out.manifest.json") == smaller.manifest
+    other = tmp_path / "out.pq"
+    assert result.to_parquet(other) == tmp_path / "out.pq.manifest.json"
+    assert Manifest.read(tmp_path / "out.manifest.json") == smaller.manifest
+    # Without an ending it would have the same manifest.
+    with pytest.raises(
+        RequestError, match=r"its manifest would be out\.manifest\.json, as that of out\.parquet beside it"
+    ):
+        result.to_parquet(tmp_path / "out", overwrite=True)
     for wrong, text in (
         (tmp_path, "is a folder"),
         (tmp_path / "no" / "out.parquet", "there is no folder"),

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
 from unskew.features.errors import LayoutError
 from unskew.monitoring.recount import Recount
 from unskew.offline.compaction import Limits, archive_tables, compact
+from unskew.offline.retention import retain_days
 from unskew.pipelines.history import archive as history
 from unskew.pipelines.history.archive import BEGINNING, Archive, columns_of
 from unskew.pipelines.history.rebuild import rebuild
 from unskew.pipelines.history.seam import check_taken
-from unskew.pipelines.state.seeds import Taken
+from unskew.pipelines.state.seeds import OFFSETS, Taken
 from unskew.sinks.tables.imported import HandOver, Imported, write_imported
 from unskew.sinks.tables.kinds import ArchiveTable
 from unskew.sinks.tables.layout import IMPORTED, coverage_file
@@ -98,8 +100,68 @@ def test_a_file_that_is_gone_between_others_is_a_hole(tmp_path: Path) -> None:
     next((tmp_path / "stream").glob("day=2017-01-02/p0-*")).unlink()
 
     for one in (archive, Archive.open(tmp_path, VIEW.stream)):
-        with pytest.raises(LayoutError, match=r"holds 1\d events, and 20 were written, so the history of view@1 would"):
+        with pytest.raises(
+            LayoutError, match=r"holds 1\d events from offset 0 on, and 20 were written, so the history of view@1 would"
+        ):
             check_taken(VIEW, one, one.cut, {"h0": {0: _taken(one)}})
+
+
+def seam_of(root: Path, n_removed: int) -> None:
+    """The seam of a backfill of all that is there of partition 0."""
+    archive = Archive.open(root, VIEW.stream)
+    begin, end = archive.begins(0), archive.cut[0].offset
+    assert archive.n_before(0, begin) == n_removed
+    n_events, total = archive.count({0: begin}, archive.cut)[0]
+    taken = replace_struct(Taken.beginning(begin, n_removed), end=end, n_events=n_events, sum_offsets=total % OFFSETS)
+    check_taken(VIEW, archive, archive.cut, {"h0": {0: taken}})
+
+
+@pytest.mark.parametrize(("per_file", "n_in_first"), [(1, 1), (2, 1), (5, 5)])
+def test_a_hole_is_found_also_where_old_days_were_removed(
+    tmp_path: Path, per_file: int, n_in_first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, events(6), per_file=per_file)
+    (table,) = archive_tables(tmp_path)
+    seam_of(tmp_path, 0)
+    retain_days(table, dt.date(2017, 1, 2))
+    seam_of(tmp_path, 5)
+    unlink, left = Path.unlink, [2]
+
+    def killed(path: Path, *, missing_ok: bool = False) -> None:
+        left[0] -= path.suffix == ".parquet"
+        if not left[0]:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    # Two days of five events each, of which only the first file goes.
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        retain_days(table, dt.date(2017, 1, 4))
+    monkeypatch.setattr(Path, "unlink", unlink)
+    seam_of(tmp_path, 5 + n_in_first)
+    retain_days(table, dt.date(2017, 1, 4))
+    seam_of(tmp_path, 15)
+
+    min((tmp_path / "stream" / "day=2017-01-05").iterdir()).unlink()
+    with pytest.raises(LayoutError, match=r"holds \d+ events from offset \d+ on, and 15 were written, so the history"):
+        seam_of(tmp_path, 15)
+
+
+def test_the_events_of_a_partition_are_counted_also_if_its_first_run_saw_none(tmp_path: Path) -> None:
+    first = ArchiveTable(tmp_path, "stream", 0, None)
+    first.append(events(1).clear(), clock_us=START_US)
+    saved = first.snapshot()
+    table = ArchiveTable(tmp_path, "stream", 0, saved)
+    for at in range(0, 20, 4):
+        table.append(events(4)[at : at + 4], first_us=START_US, clock_us=START_US + DAY)
+        table.snapshot()
+    table.snapshot()
+    seam_of(tmp_path, 0)
+
+    next((tmp_path / "stream").glob("day=2017-01-02/p0-*")).unlink()
+
+    with pytest.raises(LayoutError, match="and 20 were written, so the history of view@1 would have a hole"):
+        seam_of(tmp_path, 0)
 
 
 def _taken(archive: Archive) -> Taken:
@@ -117,14 +179,15 @@ def test_an_archive_of_an_earlier_version_begins_with_its_first_event(tmp_path: 
     assert archive.cut[0].clock_us == START_US + 2 * DAY + 23 * HOUR
 
 
-def test_reading_follows_what_compaction_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("span_days", [1, 4])
+def test_reading_follows_what_compaction_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span_days: int) -> None:
     monkeypatch.setattr(history, "BATCH_ROWS", 6)
     write(tmp_path, events(6))
     archive = Archive.open(tmp_path, VIEW.stream)
     reading = archive.read(0, 0, 1000, columns_of(VIEW))
     found = [next(reading)]
     (table,) = archive_tables(tmp_path)
-    limits = Limits(target_bytes=1 << 20, min_files=2, grace_s=0)
+    limits = Limits(target_bytes=1 << 20, min_files=2, grace_s=0, span_days=span_days)
     for _ in range(2):
         compact(table, limits, now_s=dt.datetime.now(dt.UTC).timestamp() + 1e6)
 
@@ -173,7 +236,10 @@ def read_all(archive: Archive) -> pl.DataFrame:
     return pl.concat(archive.read(0, BEGINNING, archive.cut[0].offset, ["n"]))
 
 
-def test_imported_events_come_before_those_of_the_topic_that_they_do_not_replace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("span_days", [None, 1, 4])
+def test_imported_events_come_before_those_of_the_topic_that_they_do_not_replace(
+    tmp_path: Path, span_days: int | None
+) -> None:
     every = events(6)
     # The import has the first three days, and the topic the last four: the third day is in both.
     write(tmp_path, every[10:])
@@ -186,13 +252,15 @@ def test_imported_events_come_before_those_of_the_topic_that_they_do_not_replace
     assert read_all(Archive.open(tmp_path, VIEW.stream))["n"].to_list() == list(range(10, 30))
     write_before(tmp_path / "other", every[:15], hand_over)
     write(tmp_path / "other", every[10:])
+    for table in archive_tables(tmp_path / "other") if span_days else ():
+        compact(table, Limits(min_files=2, grace_s=0, span_days=span_days or 1), now_s=2e9)
 
     archive = Archive.open(tmp_path / "other", VIEW.stream)
 
     assert read_all(archive)["n"].to_list() == list(range(30))
     assert archive.first_us[0] == START_US + HOUR
     assert not archive.is_cut(0)
-    assert archive.n_events(0) == 30
+    assert (archive.n_written(0), archive.n_before(0, BEGINNING), archive.n_gone(0)) == (30, 0, 0)
     assert archive.count({}, archive.cut)[0] == (30, int(read_all(archive)["_offset"].cast(pl.Int128).sum()))
     assert archive.offset_at(0, START_US + DAY) == IMPORTED + 5
     assert archive.offset_at(0, cut_us - HOUR // 2) == offset
@@ -211,15 +279,22 @@ def test_days_that_are_removed_from_an_import_are_missed(tmp_path: Path) -> None
         offset=int(every[10]["_offset"].item()),
         skipped=0,
     )
-    write(tmp_path, every[10:])
-    write_before(tmp_path, every[:10], hand_over)
+    for root in (tmp_path, tmp_path / "other"):
+        write(root, every[10:])
+        write_before(root, every[:10], hand_over)
+    (table,) = archive_tables(tmp_path / "other")
+    retain_days(table, dt.date(2017, 1, 2))
+    seam_of(tmp_path / "other", 5)
+    next(table.root.glob("day=2017-01-02/i0-*")).unlink()
+    with pytest.raises(LayoutError, match=r"holds 1\d events from offset -9\d+ on, and 15 were written"):
+        seam_of(tmp_path / "other", 5)
     (first, *_) = sorted((tmp_path / "stream").glob("day=*"))
     shutil.rmtree(first)
 
     archive = Archive.open(tmp_path, VIEW.stream)
 
     assert archive.is_cut(0)
-    assert archive.n_events(0) is None
+    assert (archive.n_written(0), archive.n_before(0, archive.begins(0)), archive.n_gone(0)) == (20, 5, 5)
     assert archive.first_us[0] == START_US + DAY
     assert read_all(archive)["n"].to_list() == list(range(5, 20))
     # If the topic lacks its first days, what was imported before them would leave a hole.

@@ -15,6 +15,7 @@ from tests.support.plans import republished
 from unskew.cli import main
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan
+from unskew.features.registry import parse
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.run import run
 from unskew.serving.online import OnlineReader
@@ -128,6 +129,33 @@ def test_of_two_that_claim_at_the_same_time_one_gets_all_it_asked_for_or_is_refu
         thread.join()
 
     assert len(refused) >= 1
+
+
+def test_of_two_pipelines_with_versions_of_one_view_the_newer_one_serves_whichever_starts_again(
+    bench: Bench, redis_client: "redis.Redis", caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = bench.produce(RECORDS)
+    first = bench.run(topic)
+    prefix = first.deployment.prefix
+    newer = replace(first.plan, views={"by_user": republished(first.plan.views["by_user"], version=2)})
+    second = bench.deployment(prefix=prefix, pipeline="another")
+
+    def serving() -> int:
+        return parse(redis_client.get(f"{prefix}:registry"))["by_user"].version  # type: ignore[arg-type]
+
+    _run(newer, second)
+    assert serving() == 2
+    with caplog.at_level(logging.WARNING, "unskew.redis"):
+        _run(first.plan, first.deployment)
+    assert serving() == 2
+    assert "by_user@1 does not serve, because another pipeline published by_user@2 later" in caplog.text
+
+    _run(first.plan, replace(first.deployment, replace=True))
+    _run(newer, second)
+
+    assert serving() == 1
+    assert _values(redis_client, prefix, "by_user@1")
+    assert _values(redis_client, prefix, "by_user@2")
 
 
 @pytest.fixture

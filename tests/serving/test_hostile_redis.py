@@ -140,12 +140,15 @@ def test_a_key_of_another_type_is_named(filled, redis_url, key, junk):
         assert repr(key) in str(caught.value)
 
 
-def test_a_client_that_decodes_says_so_of_bytes_that_are_not_text(filled, redis_url):
+def test_a_client_that_decodes_names_bytes_that_are_not_text_or_says_what_names_them(filled, redis_url):
     filled.hset(ROW, "x", b"\xff")
+    filled.hset("unskew:late:main", "clicks@1/h0", b"\xff")
     client = redis.Redis.from_url(redis_url, decode_responses=True)
 
-    with pytest.raises(LayoutError, match="not UTF-8"):
+    with pytest.raises(LayoutError, match="clicks@1:x"):
         read_all(client)
+    with pytest.raises(LayoutError, match="not UTF-8"):
+        read_live(client, "unskew", "main")
 
 
 TEXTS = [

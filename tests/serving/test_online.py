@@ -2,6 +2,7 @@ import datetime as dt
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import numpy as np
@@ -16,8 +17,10 @@ from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.features.updates import NothingToCome
+from unskew.serving.lines import Lines
 from unskew.serving.online import OnlineReader
-from unskew.sinks.redis.keyspace import sent_key
+from unskew.sinks.redis.keyspace import registry_key, revision_key, sent_key
+from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.writer import RedisWriter
 
 VISITS = view(
@@ -278,10 +281,13 @@ def test_an_absent_row_is_not_certain_where_the_server_lost_data_after_the_clock
     views = {"visits": VISITS.published} if shard == "h0" else with_partitions(VISITS)
     write(RedisWriter(redis_client, "unskew", "main"), closing(VISITS, CLOCK, [row("a", CLOCK - 5)], shard=shard))
 
-    class Stalled(OnlineReader):
-        """The server loses what it has between the two round trips."""
+    class Stalled(Lines):
+        """The server loses what it has after the clocks were read."""
 
-        def _values_and_marks(self, *asked):
+        def ask(self, *steps):
+            if len(steps) == 1:
+                return super().ask(*steps)
+            revision_and_clocks = super().ask(*steps[:2])
             if loss == "all":
                 redis_client.flushall()
             elif loss == "marks":
@@ -289,9 +295,11 @@ def test_an_absent_row_is_not_certain_where_the_server_lost_data_after_the_clock
             else:
                 redis_client.hset(sent_key("unskew", "main"), "#loss", "one")
             redis_client.delete(f"unskew:{VISITS.id}:{{a}}")
-            return super()._values_and_marks(*asked)
+            return [*revision_and_clocks, *super().ask(*steps[2:])]
 
-    answer = Stalled(redis_client, views=views).read(["visits:n_5min"], [{"user": "a"}])
+    reader = OnlineReader(redis_client, views=views)
+    reader._lines = Stalled(Server(redis_client))
+    answer = reader.read(["visits:n_5min"], [{"user": "a"}])
 
     assert judged(answer) == [(CLOCK, "default", True)]
 
@@ -660,3 +668,89 @@ def test_a_row_without_a_key_has_nulls_and_says_so(writer, reader, nothing):
 def test_rows_that_are_no_table_are_refused(reader, rows, message):
     with pytest.raises(RequestError, match=message):
         reader.read(["visits:n_5min"], rows)
+
+
+@pytest.mark.usefixtures("writer")
+def test_keys_of_rows_are_those_of_a_frame(reader):
+    rows = [
+        {"user": user, "hotel": hotel}
+        for user in ("a", "", "%", "a|b", "ü", "\U0001f600", "a b", "x" * 300, "\x00", "+", "~")
+        for hotel in (0, -1, 2**63 - 1, -(2**63))
+    ]
+    frame = pl.DataFrame(rows, schema={"user": pl.String, "hotel": pl.Int64})
+
+    keys = [reader.read(["stays:nights"], table)._answers[0].keys for table in (rows, frame)]
+
+    assert keys[0] == keys[1]
+
+
+def test_a_reader_notices_a_new_registry_whether_or_not_its_publisher_came_to_the_end(writer, reader, redis_client):
+    write(writer, closing(VISITS, CLOCK))
+    ask = ["visits:n_5min"], [{"user": "a"}]
+    first = reader.read(*ask)
+    retyped = view(Wanted("n_5min", "sum", sliding(5 * MINUTE, MINUTE), "x"), name="visits")
+    text = json.dumps(describe(Plan(streams={}, views={"visits": retyped})))
+
+    # As if it was killed between the two.
+    redis_client.delete(revision_key("unskew"))
+    redis_client.set(registry_key("unskew"), text)
+
+    assert first.to_polars().schema["n_5min"] == pl.Int64
+    assert reader.read(*ask).to_polars().schema["n_5min"] == pl.Float64
+    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"visits": VISITS}))))
+    assert reader.read(*ask).to_polars().schema["n_5min"] == pl.Int64
+
+
+def test_a_reader_follows_shards_that_change_under_it(writer, reader):
+    for shards in (["h0"], ["h0", "h1", "h2"], ["h0", "h1"]):
+        writer.expect({VISITS.id: shards})
+        write(writer, *(closing(VISITS, CLOCK + len(shards), shard=shard) for shard in shards))
+
+        found = judged(reader.read(["visits:n_5min"], [{"user": f"u{i}"} for i in range(20)]))
+
+        assert found == [(CLOCK + len(shards), "default", False)] * 20
+
+
+def test_readers_of_one_client_leave_its_connections_to_others(writer, redis_url):
+    import redis
+
+    write(writer, closing(VISITS, CLOCK))
+    with redis.Redis.from_url(redis_url, max_connections=1) as client:
+        readers = [OnlineReader(client) for _ in range(3)]
+        for reader in readers * 2:
+            assert reader.read(["visits:n_5min"], [{"user": "a"}]).to_dict()["n_5min"] == [0]
+            assert client.ping()
+
+
+def test_a_read_goes_on_over_another_connection_when_the_server_closed_its_own(writer, redis_client, redis_url):
+    import redis
+
+    write(writer, closing(VISITS, CLOCK))
+    with redis.Redis.from_url(redis_url, client_name="reader") as client:
+        reader = OnlineReader(client)
+        for _ in range(3):
+            assert reader.read(["visits:n_5min"], [{"user": "a"}]).to_dict()["n_5min"] == [0]
+            (own,) = [one["id"] for one in redis_client.client_list() if one["name"] == "reader"]
+            redis_client.client_kill_filter(_id=own)
+
+
+def test_a_large_read_is_as_many_small_ones(writer, reader):
+    users = [f"u{i}" for i in range(6_000)]
+    write(writer, closing(VISITS, CLOCK, [row(user, CLOCK, n_5min=i) for i, user in enumerate(users)]))
+
+    answer = reader.read(["visits:n_5min", "visits:mean_1d"], [{"user": user} for user in users]).to_dict()
+
+    assert answer["n_5min"] == list(range(6_000))
+
+
+def test_threads_share_a_reader(writer, reader):
+    write(writer, closing(VISITS, CLOCK, [row(f"u{i}", CLOCK, n_5min=i) for i in range(50)]))
+
+    def read(number):
+        asked = [{"user": f"u{(number + i) % 50}"} for i in range(5)]
+        return [reader.read(["visits:n_5min"], asked).to_dict()["n_5min"] for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(read, range(50)))
+
+    assert found == [[[(number + i) % 50 for i in range(5)]] * 20 for number in range(50)]

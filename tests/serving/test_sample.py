@@ -8,10 +8,12 @@ import pytest
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from unskew.features.errors import LayoutError
 from unskew.features.references import resolve
-from unskew.features.time import moment_of
 from unskew.features.versions import Versions
 from unskew.serving import sample
+from unskew.serving.clocks import UNKNOWN, Placed
+from unskew.serving.request import Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler, read_served
+from unskew.sinks.redis.texts import stored
 
 VIEW = ORDERS.published
 
@@ -19,17 +21,11 @@ VIEW = ORDERS.published
 def offered(sampler, *rows, provisional=False, as_of=7_000_001):
     """Offer answers of one row each."""
     asked = resolve([f"orders:{name}" for name in NAMES], Versions.of({"orders": VIEW}), full_feature_names=False)
+    request = Request(asked, Pipelines("unskew", ["main"]), {VIEW.id: ["h0"]})
+    placed = Placed(UNKNOWN if as_of is None else as_of, 0, 0, provisional, 0)
     for row in rows:
-        columns = {one.column: pl.Series([row.get(one.feature.name)], dtype=one.feature.dtype.polars) for one in asked}
-        about = pl.DataFrame(
-            {
-                "as_of": [None if as_of is None else moment_of(as_of)],
-                "status": ["present"],
-                "provisional": [provisional],
-            },
-            schema_overrides={"as_of": pl.Datetime("us", "UTC")},
-        )
-        sampler.offer({"orders": asked}, {"orders": pl.Series(["u%201"])}, columns, {"orders": about})
+        values = [[stored(row.get(one.feature.name), one.feature.dtype)] for one in asked]
+        sampler.offer(request, [ViewAnswer(["u%201"], values, [], [placed], ["present"])])
 
 
 def test_values_of_every_type_come_back_as_they_were_served(tmp_path, monkeypatch):

@@ -50,6 +50,19 @@ def test_who_still_has_a_temporary_file_open_does_not_write_into_its_successor(t
     assert path.read_bytes() == b"new"
 
 
+def test_members_that_replace_a_file_at_once_leave_it_as_the_last_of_them_wrote_it(tmp_path):
+    path = tmp_path / "list.json"
+
+    def meanwhile() -> None:
+        durable.replace(path, b"of another", member=1)
+        assert path.read_bytes() == b"of another"
+
+    durable.replace(path, b"of this", meanwhile)
+
+    assert path.read_bytes() == b"of this"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_folders_are_made_durable_from_the_top_or_together(tmp_path, monkeypatch):
     disk = Disk(monkeypatch, tmp_path.parent)
     durable.make_folder(tmp_path / "a" / "b")

@@ -23,7 +23,11 @@ from unskew.features.printing import printable
 @click.option(
     "--until", metavar="INSTANT", help="Stop at this arrival. A later call, or unskew run, goes on from there."
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes on this machine."
+)
+@settings.cluster
+@settings.process
 @click.option("--again", is_flag=True, help="Forget what an earlier backfill of these views has done, and begin anew.")
 def backfill(
     views: tuple[str, ...],
@@ -34,6 +38,8 @@ def backfill(
     begin: str | None,
     until: str | None,
     workers: int,
+    cluster: str | None,
+    process: int,
     again: bool,
 ) -> None:
     """Compute the past of new views from the event archive, into the log and the state of a pipeline.
@@ -45,9 +51,19 @@ def backfill(
     A backfill that was stopped or killed continues with the same command. At the end, a seam check holds the events
     that were taken against the archive, and computes some entities again in one go.
 
+    With --cluster, several machines divide the shards of each view, as the processes of `unskew run --cluster` do: all
+    see the same log, archive and state, and each has its own --process. These processes send each other nothing, so
+    each can be started, stopped and restarted alone, and they need not be as many as those of `unskew run`.
+
     \b
     unskew backfill user_purchases@2 --definitions defs/ --log log \\
         --archive archive --state state --workers 4
+
+    \b
+    On host-a:  unskew backfill user_purchases@2 ... \\
+                    --cluster host-a:9101,host-b:9101 --process 0
+    On host-b:  unskew backfill user_purchases@2 ... \\
+                    --cluster host-a:9101,host-b:9101 --process 1
     """
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -56,6 +72,7 @@ def backfill(
     from unskew.pipelines.deployment import owner_of
     from unskew.pipelines.history.ahead import Ahead, backfill_ahead
 
+    addresses = settings.cluster_of(cluster, process)
     plan = load(*definitions)
     wanted = [plan.views.find(name) for name in views]
     stop = threading.Event()
@@ -87,10 +104,20 @@ def backfill(
                 until_us=settings.instant_us("--until", until),
                 again=again,
                 workers=workers,
+                cluster=addresses,
+                process=process,
             ),
             stop,
             report,
         )
     for seam in seams:
         say(str(seam))
-    say("Restart unskew run with these definitions: it finishes the last stretch and goes on from there.", err=True)
+    for view in sorted({view.id for view in wanted} - {seam.view for seam in seams}):
+        say(f"{view}: no shard of it falls to process {process}: it has fewer of them than there are processes")
+    if any(seam.unfinished for seam in seams):
+        say(
+            "Wait for the other processes, or start those that have ended again, before you restart unskew run.",
+            err=True,
+        )
+    elif seams:
+        say("Restart unskew run with these definitions: it finishes the last stretch and goes on from there.", err=True)

@@ -15,6 +15,7 @@ from unskew.features.printing import printable
 if TYPE_CHECKING:
     from unskew.offline.compaction import Compacted, Table
 
+_MOST_DAYS = 366
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -36,7 +37,17 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, 
     default=8,
     show_default=True,
     type=click.IntRange(2),
-    help="Small files that are needed for a merge in a writer's current day. In a past day two are enough.",
+    help="Small files that are needed for a merge in a writer's current day, or across days in its current span. In a "
+    "past one two are enough.",
+)
+@click.option(
+    "--span",
+    default="1d",
+    show_default=True,
+    metavar="DURATION",
+    help="Days of which one merged file may hold rows, at most 366d: days that are over and have few rows are merged "
+    "with their neighbours. Such a file lies in a folder of several days (day=2026-03-01--2026-03-30), so a tool that "
+    "reads only the folder of some day misses its rows.",
 )
 @click.option(
     "--grace",
@@ -59,6 +70,7 @@ def compact(
     dead_letters: Path | None,
     target_size: str,
     min_files: int,
+    span: str,
     grace: str,
     set_aside: bool,
     dry_run: bool,
@@ -76,6 +88,7 @@ def compact(
     All three:        unskew compact --log data/log --archive data/archive \\
                           --dead-letters data/dead_letters
     One view's log:   unskew compact household_purchases --log data/log
+    Days of few rows: unskew compact --log data/log --span 30d
     What it would do: unskew compact --log data/log --dry-run
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -84,7 +97,11 @@ def compact(
     from unskew.offline.compaction import compact as compact_table
 
     limits = Limits(
-        target_bytes=_size(target_size), min_files=min_files, grace_s=_duration_s(grace), set_aside=set_aside
+        target_bytes=_size(target_size),
+        min_files=min_files,
+        span_days=_days("--span", span),
+        grace_s=_duration_s(grace),
+        set_aside=set_aside,
     )
     tables = _tables(views, log, archive, dead_letters)
     if not tables:
@@ -199,6 +216,16 @@ def _size(text: str) -> int:
     if not n_bytes:
         raise RequestError(f"--target-size: {text!r} is not a size; write a number and a unit, for example 128MiB")
     return n_bytes
+
+
+def _days(option: str, text: str) -> int:
+    from unskew.features.errors import RequestError
+    from unskew.features.time import DAY_US
+
+    n_days, rest = divmod(settings.duration_us(option, text), DAY_US)
+    if rest or not 1 <= n_days <= _MOST_DAYS:
+        raise RequestError(f"{option}: {text!r} is not a number of whole days from 1d to {_MOST_DAYS}d")
+    return n_days
 
 
 def _duration_s(text: str) -> float:

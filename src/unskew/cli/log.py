@@ -83,6 +83,7 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
         ("bytes", f"{found.bytes:,}"),
         ("available_at", f"{found.first} to {found.last}" if found.rows else "-"),
         ("since", str(found.since or "-")),
+        *([("kept from", f"{found.kept_from}, by unskew retain")] if found.kept_from else []),
         ("complete to", str(found.complete_to or "-")),
     ):
         table.add_row(name, text)

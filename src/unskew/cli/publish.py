@@ -33,7 +33,7 @@ def publish(views: tuple[str, ...], log: Path, rebuild: bool) -> None:
     from unskew.cli.compact import log_tables_of
     from unskew.features.local import existing_folder
     from unskew.offline import delta
-    from unskew.offline.compaction import lock, log_tables, refuse_swapped
+    from unskew.offline.compaction import BUSY, lock, log_tables, refuse_swapped
 
     refuse_swapped(log, None)
     tables = log_tables(existing_folder(log, "--log"))
@@ -47,7 +47,10 @@ def publish(views: tuple[str, ...], log: Path, rebuild: bool) -> None:
         try:
             with lock(table.root) as free:
                 if not free:
-                    say(f"{table.name}: a compaction is at work on it, and publishes it too; left alone")
+                    if rebuild or not delta.is_published(table.root):
+                        faults.append(f"{table.name}: {BUSY}; wait for its end and try again")
+                    else:
+                        say(f"{table.name}: {BUSY}, which brings its metadata up to date; left alone")
                     continue
                 done = delta.publish(table.root, table.name, now_ms=time.time_ns() // 1_000_000, rebuild=rebuild)
         except UnskewError as error:

@@ -15,8 +15,6 @@ from unskew.features.registry import named, without
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import redis
-
     from unskew.sinks.redis.url import Client
 
 _VIEW_ID = re.compile(r"[^@\s]+@[1-9][0-9]*")
@@ -59,7 +57,7 @@ def purge(
         unskew purge household_purchases@1 --force  (its pipeline has ended)
         unskew purge household_purchases@2 --backfill --state state --log log
     """
-    from unskew.sinks.redis.keyspace import clock_key, owners_key, registry_key
+    from unskew.sinks.redis.keyspace import clock_key, owners_key
     from unskew.sinks.redis.nodes import nodes_of
     from unskew.sinks.redis.removal import remove_values, remove_words
     from unskew.sinks.redis.server import Server
@@ -80,7 +78,7 @@ def purge(
                     f"{', '.join(alive)}: a pipeline computes it; run that pipeline without the view first, or, if it has ended for "
                     "good, add --force"
                 )
-            registered = _withdraw(client, registry_key(prefix), views)
+            registered = _withdraw(client, prefix, views)
             known = {*registered, *clocks.view_ids(), *owners.view_ids()}
             unknown = []
             for view in views:
@@ -116,17 +114,15 @@ def _remove_backfills(views: "Sequence[str]", state: Path | None, log: Path | No
         say(f"{view}: its backfill is removed: {n_shards} shards, with their log")
 
 
-def _withdraw(client: "Client", key: str, views: "Sequence[str]") -> list[str]:
+def _withdraw(client: "Client", prefix: str, views: "Sequence[str]") -> list[str]:
     """Remove the views from the published registry; return all that it named before."""
+    from unskew.sinks.redis.published import replace_registry
+
     before: list[str] = []
 
-    def change(transaction: "redis.client.Pipeline") -> None:
-        stored = transaction.get(key)
+    def change(stored: "bytes | str | None") -> str | None:
         before[:] = named(stored)
-        left = without(stored, views)
-        transaction.multi()
-        if left is not None:
-            transaction.set(key, left)
+        return without(stored, views)
 
-    client.transaction(change, key)
+    replace_registry(client, prefix, change)
     return before

@@ -150,6 +150,12 @@ def retain(
         say("there are no files yet")
         return
     _show(found, dry_run=dry_run)
+    for one in (one for one in found if one.n_astride):
+        say(
+            f"{one.table.name}: files of earlier days that also have rows from {one.cut} on stay until all of their days are before the "
+            f"cut: {one.n_astride:,}, with rows from {one.astride_from} on",
+            err=True,
+        )
     for fault in faults:
         say(f"error: {fault}", err=True)
     if faults:
@@ -171,20 +177,36 @@ def _folder(name: str, folder: Path | None, keep: str | None) -> tuple[Path, int
 def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> None:
     """Refuse to remove events that an unfinished backfill, or a view over a table, has not read yet."""
     from unskew.features.time import instant_us
-    from unskew.pipelines.history.archive import Archive
-    from unskew.pipelines.state.folder import BATCH
+    from unskew.pipelines.history.archive import Archive, Reached
+    from unskew.pipelines.state.folder import BATCH, held_by
+    from unskew.pipelines.state.ordering import shard_names
     from unskew.pipelines.state.seeds import Seeds
 
     cut_us = instant_us(f"{cut.isoformat()}T00:00:00Z")
     for view in plan.views.values():
         of_table = view.stream.table is not None
         seeds = Seeds(state / BATCH if of_table else state)
-        taken = [seed.taken for name in seeds.shards(view.id) if (seed := seeds.read(view, name)) is not None]
-        if not taken:
+        found = {name: seed for name in seeds.shards(view.id) if (seed := seeds.read(view, name)) is not None}
+        if not found:
             continue
+        end = f"finish it (unskew backfill), or remove it (unskew purge {view.id} --backfill)"
+        held = None if of_table else held_by(state)
+        if (
+            held is not None
+            and view.id not in held.views
+            and any(seed.since_us is None or seed.since_us < cut_us for seed in found.values())
+        ):
+            # Other processes may compute them, and begin later.
+            partitions = held.partitions or range(held.n_partitions.get(view.stream.topic, 0))
+            if waiting := [name for name in shard_names(view, partitions, held.n_hashes) if name not in found]:
+                raise RequestError(
+                    f"{view.id}: the backfill of its shard {waiting[0]} has not begun and needs the days before {cut}; {end}"
+                )
         archived = Archive.open(archive, view.stream)
-        for partition, one in ((partition, one) for shard in taken for partition, one in shard.items()):
-            if partition in archived.files and one.end < archived.offset_at(partition, cut_us):
+        for partition, one in ((partition, one) for seed in found.values() for partition, one in seed.taken.items()):
+            # Not every offset is one of an event.
+            until = {partition: Reached(offset=archived.offset_at(partition, cut_us), clock_us=None)}
+            if partition in archived.files and archived.count({partition: one.end}, until)[partition][0]:
                 if of_table:
                     raise RequestError(
                         f"{view.id}: it has read table {view.stream.name} up to row {one.end}, and needs the days before {cut}; compute it "
@@ -192,7 +214,7 @@ def _refuse_unread(plan: "Plan", archive: Path, state: Path, cut: "dt.date") -> 
                     )
                 raise RequestError(
                     f"{view.id}: its backfill has read partition {partition} up to offset {one.end} and needs the days before "
-                    f"{cut}; finish it (unskew backfill), or remove it (unskew purge {view.id} --backfill)"
+                    f"{cut}; {end}"
                 )
 
 

@@ -1,6 +1,5 @@
 """``unskew run``: run the pipeline in this process."""
 
-import json
 import os
 import signal
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import click
 
@@ -74,15 +73,8 @@ LOOPBACK = "127.0.0.1"
     metavar="N,N,...",
     help="Read only these partitions, always the same for one --state; other processes read the others.",
 )
-@click.option(
-    "--cluster",
-    metavar="HOST:PORT,...",
-    help="Addresses of all processes of a cluster that shares one --state; the same list for each process. Processes "
-    "trust each other: use addresses that nobody else can reach.",
-)
-@click.option(
-    "--process", type=click.IntRange(0), default=0, show_default=True, help="Number of this process in --cluster."
-)
+@settings.cluster
+@settings.process
 @click.option(
     "--poll-records",
     type=click.IntRange(1),
@@ -182,7 +174,7 @@ def run(
             pipeline=pipeline,
             n_hashes=shards,
             partitions=_partitions(partitions),
-            cluster=_cluster(cluster, process),
+            cluster=settings.cluster_of(cluster, process),
             process=process,
             metrics=_address(metrics),
             take_over=take_over,
@@ -265,22 +257,6 @@ def _partitions(text: str | None) -> tuple[int, ...] | None:
     return tuple(sorted(map(int, parts)))
 
 
-def _cluster(text: str | None, process: int) -> tuple[str, ...]:
-    addresses = () if text is None else tuple(part.strip() for part in text.split(","))
-    if any(not host or not port.isdecimal() for host, _, port in (address.rpartition(":") for address in addresses)):
-        raise RequestError(
-            f"--cluster {text!r}: give host:port of every process, for example 127.0.0.1:9101,127.0.0.1:9102"
-        )
-    if process >= max(len(addresses), 1):
-        raise RequestError(
-            f"--process {process}: --cluster names {len(addresses)} process{'es' if len(addresses) > 1 else ''}, counted from 0; give a lower "
-            "--process, or name this one too"
-            if addresses
-            else f"--process {process}: give the addresses of all processes with --cluster"
-        )
-    return addresses
-
-
 def _address(text: str | None) -> tuple[str, int] | None:
     if text is None:
         return None
@@ -296,10 +272,12 @@ def _address(text: str | None) -> tuple[str, int] | None:
 def _ends(end: str | None) -> dict[str, dict[int, int]] | Literal["now"] | None:
     if end is None or end == "now":
         return cast("Literal['now'] | None", end)
+    import msgspec
+
+    offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     try:
-        found = json.loads(local_path(end, "--end").read_text(encoding="utf-8"))
-        return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return msgspec.json.decode(local_path(end, "--end").read_bytes(), type=dict[str, dict[int, offset]])
+    except (OSError, msgspec.DecodeError) as error:
         raise RequestError(
             f'--end {end!r}: {error}; give \'now\' or a JSON file like {{"topic": {{"0": 1000, "1": 990}}}}'
         ) from error

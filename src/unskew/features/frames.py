@@ -9,7 +9,6 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -35,8 +34,8 @@ LARGEST_EXACT_FLOAT = 1 << 53
 """From here on, several integers share a float."""
 
 
-# pyarrow derives some of its errors from these.
-_NO_COLUMN = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, NotImplementedError)
+# pyarrow derives some of its errors from these; Polars raises RuntimeError for decimals that are too large.
+_NO_COLUMN = (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, NotImplementedError, RuntimeError)
 
 
 class Given(ABC):
@@ -44,6 +43,8 @@ class Given(ABC):
 
     names: Sequence[str]
     n_rows: int
+    of_objects = False
+    """Whether its columns are Python objects already."""
 
     def column(self, name: str) -> pl.Series:
         """Return one column. Raises ``RequestError`` if its values do not make a column."""
@@ -186,13 +187,16 @@ class _ArrowTable(Given):
 
 
 class _Rows(Given):
+    of_objects = True
+
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows = rows
         self.names, self.n_rows = list(dict.fromkeys(name for row in rows for name in row)), len(rows)
 
     @override
     def _column(self, name: str) -> pl.Series:
-        return _of_objects(name, self._values(name))
+        # As in pandas, a name may be anything.
+        return _of_objects(str(name), self._values(name))
 
     @override
     def _values(self, name: str) -> list[Any]:
@@ -240,7 +244,6 @@ def read_table(table: Table) -> Given:
     )
 
 
-@dataclass(frozen=True)
 class Answer:
     """The rows that were asked with, and a column for each feature.
 

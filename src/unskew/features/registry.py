@@ -21,6 +21,8 @@ from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
+_CLAIM = "claim"
+"""The field, in what is stored, of a version that says that it serves: numbers of a later one are higher."""
 # Longer than any window may be, and short enough for sums of instants.
 _LONGEST_US = 2**60
 # What reading anything else as a registry may raise; a text may nest deeper than Python follows.
@@ -39,30 +41,69 @@ def describe(plan: Plan) -> dict[str, Any]:
     return described
 
 
-def merge(stored: str | bytes | None, text: str) -> str:
+def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    Other versions stay; where one of the new ones serves, they do not serve any more: whoever publishes last decides. A
-    stored registry that cannot be read, or has another format, is replaced as a whole. Views that stay keep fields that
-    this version of unskew does not know.
+    Other versions stay. Of the versions of a view that say that they serve, and that are published apart, the one that
+    began to say so last serves, whoever publishes again: a number in the field ``claim`` keeps that order. ``anew``:
+    what ``text`` says is new. A stored registry that cannot be read, or has another format, is replaced as a whole.
+    Views that stay keep fields that this version of unskew does not know.
     """
     new = json.loads(text)
     try:
         old = {} if stored is None else json.loads(stored)
-        if old.get("format") != new.get("format"):
-            return text
-        # A version over a table and one over a stream are published apart, and one of them says that it serves.
-        served = {view["name"] for view in new["views"] if view.get("serving", True)}
-        views = {
-            (view["name"], view["version"]): {**view, "serving": False} if view["name"] in served else view
-            for view in old["views"]
-        }
-        views.update(((view["name"], view["version"]), view) for view in new["views"])
-        # Earlier versions of unskew keep the last version of a view, so the one that serves comes last.
-        ordered = sorted(views.values(), key=lambda view: (view["name"], view.get("serving", True), view["version"]))
-        return json.dumps({**new, "views": ordered})
+        return _merged(old["views"] if old.get("format") == new.get("format") else [], new, anew=anew)
     except _NO_REGISTRY:
-        return text
+        return _merged([], new, anew=anew)
+
+
+def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
+    views = {(view["name"], view["version"]): view for view in old}
+    last: dict[str, int] = {}
+    for view in old:
+        last[view["name"]] = max(last.get(view["name"], 0), view.get(_CLAIM, 0))
+    for view in new["views"]:
+        key = view["name"], view["version"]
+        claim = None if anew else views.get(key, {}).get(_CLAIM, view.get(_CLAIM))
+        if not (view.get("serving", True) or _CLAIM in view):
+            views[key] = view
+            continue
+        if claim is None:
+            claim = last[view["name"]] = last.get(view["name"], 0) + 1
+        views[key] = {**view, _CLAIM: claim}
+    serving = {key[0]: key for _, key in sorted((view[_CLAIM], key) for key, view in views.items() if _CLAIM in view)}
+    for key, view in views.items():
+        # What an earlier version of unskew has published has no number.
+        if key[0] in serving:
+            others = {name: value for name, value in view.items() if name != "serving"}
+            views[key] = others if serving[key[0]] == key else {**others, "serving": False}
+    # Earlier versions of unskew keep the last version of a view, so the one that serves comes last.
+    ordered = sorted(views.values(), key=lambda view: (view["name"], view.get("serving", True), view["version"]))
+    return json.dumps({**new, "views": ordered})
+
+
+def own_part(stored: str, text: str) -> str:
+    """Return those views of a stored registry, as they stand there, that ``text`` has, too; both are JSON."""
+    own = {(view["name"], view["version"]) for view in json.loads(text)["views"]}
+    registry = json.loads(stored)
+    return json.dumps(
+        {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
+    )
+
+
+def displaced(stored: str, text: str) -> dict[str, str]:
+    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead."""
+    serving = {
+        view["name"]: f"{view['name']}@{view['version']}"
+        for view in json.loads(stored)["views"]
+        if view.get("serving", True)
+    }
+    asked = {
+        f"{view['name']}@{view['version']}": view["name"]
+        for view in json.loads(text)["views"]
+        if view.get("serving", True)
+    }
+    return {view_id: serving[name] for view_id, name in asked.items() if serving.get(name, view_id) != view_id}
 
 
 def typed(view: View, name: str) -> View:

@@ -16,6 +16,7 @@ import polars as pl
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.keys import decode_keys, encode_keys
 from unskew.features.plan import Plan, ViewPlan
+from unskew.features.time import format_instant
 from unskew.features.view import View
 from unskew.monitoring.log_rows import compare_origins, compare_rows, named_events
 from unskew.monitoring.outcome import AuditReport, ViewAudit, stray
@@ -92,6 +93,7 @@ def audit(
     read.
     """
     report = AuditReport()
+    ends_us: dict[str, int] = {}
     rng = random.Random(seed)  # noqa: S311  a sample, not a secret
     share = -(-samples // max(1, len(plan.views)))
     refused: list[RequestError | LayoutError] = []
@@ -118,6 +120,8 @@ def audit(
                 dependent=reach.recount.dependent,
             )
             report.views.append(result)
+            if log.complete_to_us is not None:
+                ends_us[view.id] = log.complete_to_us
             _compare_log(log, reach, share, rng, result, report, progress, since_us)
             if served_root is not None:
                 _compare_served(served_root, archive_root, log, reach, share, rng, since_us, result, report, progress)
@@ -133,6 +137,7 @@ def audit(
         raise refused[0]
     if refused:
         raise RequestError("\n".join(report.refusals))
+    _refuse_too_late(report, ends_us, since_us)
     _refuse_vacuous(report, online=redis_source is not None)
     return report
 
@@ -527,6 +532,17 @@ def _is_without_events(log: ViewLog, archive_root: Path, view: ViewPlan, online:
     """Return whether archive, log and Redis all hold nothing of the view."""
     in_redis = online is not None and (len(online.values) > 0 or online.illegible)
     return not (in_redis or log.files or published_files(archive_root / view.stream.topic))
+
+
+def _refuse_too_late(report: AuditReport, ends_us: Mapping[str, int], since_us: int | None) -> None:
+    """Refuse a first instant after which the log of a view has nothing; ``ends_us``: to where the logs are complete."""
+    for view in report.views:
+        end_us = ends_us.get(view.view)
+        if since_us is not None and end_us is not None and end_us < since_us:
+            raise RequestError(
+                f"--since {format_instant(since_us)}: the log of {view.view} is complete to {format_instant(end_us)}, so nothing of it "
+                "lies after that instant; give an earlier one"
+            )
 
 
 def _refuse_vacuous(report: AuditReport, *, online: bool) -> None:

@@ -4,18 +4,23 @@ The order of steps is the contract:
 
 1. Take the table's lock, so that only one compaction works on it, and remove what an interrupted one left in
    ``_compacting``. In an object store, what is being merged is on this machine's disk.
-2. Merge a run of files (of one writer and one day, consecutive in sequence) into a file in ``_compacting``, fsync it,
-   and compare it with them, row by row.
+2. Merge a run of files (of one writer, consecutive in sequence, of one day or, if asked to, of days that are over and
+   lie in one span) into a file in ``_compacting``, fsync it, and compare it with them, row by row.
 3. Rename it to where readers look, and fsync the directory. From now on it supersedes those files: its name covers
-   theirs.
+   theirs. Its folder is that of the day, or of the days from the first to the last.
 4. If asked to, move those files into ``_superseded``, where nobody who lists the folders of days meets them.
-5. Delete them once the merged file has been there for the grace period, in this compaction or a later one.
+5. Delete them once the merged file has been there for the grace period, in this compaction or a later one, and the
+   folders that are empty then.
+
+Spans are intervals of so many days, counted from 1970, so that later compactions find the same ones, and no file grows
+beyond its span.
 
 After a stop between any two steps readers still find every row once. Writers look at published files only at their
 start, when a merged file replaces the files that it covers.
 """
 
 import contextlib
+import datetime as dt
 import fcntl
 import os
 import tempfile
@@ -35,6 +40,9 @@ from unskew.sinks.tables.layout import TableFile, view_roots
 
 Progress = Callable[[int, int], None]
 _LOCK = f"{layout.COMPACTING}/lock"
+_EPOCH = dt.date(1970, 1, 1).toordinal()
+BUSY = "another command is at work on it (compact, retain, erase or publish)"
+"""What is said of a table whose lock another process has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,11 @@ class Table:
         """True for the log of a view."""
         return self.sequence == "seq"
 
+    @property
+    def is_archive(self) -> bool:
+        """True for the archive of a topic."""
+        return self.sequence == "_offset"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -62,12 +75,14 @@ class Limits:
 
     ``target_bytes``: the maximum size of a merged file, compressed; a file of at least half of that is left alone.
     ``min_files``: the number of small files that are needed for a merge in the current day; in a past day two are
-    enough. ``grace_s``: how long merged files stay, for readers that have listed them. ``set_aside``: whether they are
-    moved at once, for those who read whatever lies in the folders of days.
+    enough. ``span_days``: the number of days of which one file may hold rows. ``grace_s``: how long merged files stay,
+    for readers that have listed them. ``set_aside``: whether they are moved at once, for those who read whatever lies
+    in the folders of days.
     """
 
     target_bytes: int = 128 << 20
     min_files: int = 8
+    span_days: int = 1
     grace_s: float = 3600.0
     set_aside: bool = False
 
@@ -150,7 +165,7 @@ def compact(
     for other engines follow. Safe beside running writers and readers.
 
     Files that cannot be merged (with different columns or metadata, damaged, or not matching their names) are left
-    alone and reported; so is the whole table if another compaction works on it. Raises ``StoreUnavailable`` if the disk
+    alone and reported; so is the whole table if another command works on it. Raises ``StoreUnavailable`` if the disk
     fails, and ``LayoutError`` for a link to nowhere; nothing is lost, and the call can be repeated.
     """
     work = _Work(table, limits, now_s, progress, publish)
@@ -159,8 +174,7 @@ def compact(
             return work.foreseen()
         with lock(table.root) as held:
             if held is None:
-                busy = f"{table.root}: another compaction is at work on it; left alone"
-                return replace(work.state(), notes=(busy,))
+                return replace(work.state(), notes=(f"{table.root}: {BUSY}; left alone",))
             return work.done(held)
     except FileNotFoundError as error:
         if error.filename is not None and os.path.lexists(error.filename):
@@ -322,9 +336,10 @@ class _Work:
 
     def _publish(self, temporary: Path, taken: Sequence[Source]) -> None:
         first, last = taken[0].file, taken[-1].file
-        # A run lies within one day, and only whoever has the lock changes that. Listing a store takes long.
-        day = first.path.parent.name if isinstance(self._root, ObjectPath) else None
-        there = layout.published_files(self._root, first.writer, day=day)
+        every = [day for one in taken for day in (one.file.first_day, one.file.last_day)]
+        days = min(every), max(every)
+        # Listing a whole table for each merged file would take long, and only whoever has the lock changes other days.
+        there = layout.published_files(self._root, first.writer, days=days)
         covered = [file for file in there if first.first <= file.first <= last.last]
         if covered != [one.file for one in taken]:
             raise Unmergeable(f"{first.path} to {last.path.name}: there are other files between them; left alone")
@@ -332,7 +347,11 @@ class _Work:
         os.utime(temporary)
         # Another user may compact than the one who writes, and others may read.
         durable.like(temporary, first.path)
-        target = first.path.with_name(layout.file_name(first.writer, first.first, last.last))
+        folder = self._root / layout.day_directory(*days)
+        if not folder.is_dir():
+            durable.make_folder(folder)
+            durable.like(folder, self._root)
+        target = folder / layout.file_name(first.writer, first.first, last.last)
         assert self._held is not None
         durable.rename(temporary, target, self._held.still_ours)
 
@@ -405,38 +424,66 @@ class _Work:
             elif not dry_run:
                 for file in files:
                     file.path.unlink(missing_ok=True)
-        folder = self._root / layout.SUPERSEDED
-        if not dry_run and folder.is_dir():
-            durable.remove_empty([*folder.glob("day=*"), folder])
+        if not dry_run and not isinstance(self._root, ObjectPath):
+            self._remove_empty_folders()
         return n_deleted, n_waiting
+
+    def _remove_empty_folders(self) -> None:
+        aside = self._root / layout.SUPERSEDED
+        if aside.is_dir():
+            durable.remove_empty([*aside.glob("day=*"), aside])
+        # A writer may just have made the newest one.
+        older = sorted(folder for folder in self._root.glob("day=*") if folder.is_dir())[:-1]
+        durable.remove_empty(folder for folder in older if not any(folder.iterdir()))
 
 
 def runs(files: Sequence[Sized], limits: Limits, *, gapless: bool) -> list[Sequence[Sized]]:
     """Return the runs of a writer's files, given in sequence order, that should be merged.
 
-    A run lies within one day, without a file of another day in between: the merged file's name would cover that file
-    too. In the current day a run has at least ``min_files`` files, and none of them is larger than all others together:
-    so a row is copied only as often as its file can double.
+    A run lies within one span, without a file of another span in between: the merged file's name would cover that file
+    too. In a span that is over everything is merged. Until then, days that are over are merged each for itself, and
+    with each other as files of the current day are: a run has at least ``min_files`` files, and none of them is larger
+    than all others together, so a row is copied only as often as its file can double.
     """
     found: list[Sequence[Sized]] = []
-    newest = max((one.file.day for one in files), default=None)
+    newest = max((one.file.last_day for one in files), default=dt.date.min)
+    current = (_span(newest, newest, limits), True)
     run: list[Sized] = []
+    before: tuple[int | None, bool] | None = None
     for one in [*files, None]:
         small = one is not None and 2 * one.n_bytes < limits.target_bytes
+        first, last = (newest, newest) if one is None else (one.file.first_day, one.file.last_day)
+        place = (_span(first, last, limits), last == newest)
+        small = small and place[0] is not None
         follows = bool(
-            run
-            and one is not None
-            and one.file.day == run[-1].file.day
-            and (not gapless or one.file.first == run[-1].file.last + 1)
+            run and one is not None and place == before and (not gapless or one.file.first == run[-1].file.last + 1)
         )
-        if run and not (small and follows):
-            begin = 0 if run[0].file.day != newest else _beginning([each.n_bytes for each in run], limits.min_files)
-            if begin is not None and len(run) - begin >= 2:
-                found.append(run[begin:])
+        if run and before is not None and not (small and follows):
+            found += _parts(run, limits, is_over=before[0] != current[0], is_newest=before[1])
             run = []
         if small and one is not None:
             run.append(one)
+            before = place
     return found
+
+
+def _span(first: dt.date, last: dt.date, limits: Limits) -> int | None:
+    """Return the number of the span that holds these days; None if they lie in several."""
+    begin, end = (day.toordinal() - _EPOCH for day in (first, last))
+    return begin // limits.span_days if begin // limits.span_days == end // limits.span_days else None
+
+
+def _parts(run: Sequence[Sized], limits: Limits, *, is_over: bool, is_newest: bool) -> list[Sequence[Sized]]:
+    """Return which consecutive files of a run are merged with each other.
+
+    ``is_over``: whether its span is. ``is_newest``: whether its files are of the current day.
+    """
+    begin = 0 if is_over else _beginning([one.n_bytes for one in run], limits.min_files)
+    found = [] if begin is None else [run[begin:]]
+    if not is_newest:
+        rest = groupby(run[:begin], lambda one: (one.file.first_day, one.file.last_day))
+        found = [*(list(ones) for (first, last), ones in rest if first == last), *found]
+    return [part for part in found if len(part) >= 2]
 
 
 def _beginning(sizes: Sequence[int], min_files: int) -> int | None:
@@ -494,10 +541,13 @@ def lock(root: Path) -> Iterator[Held | None]:
 
 @contextlib.contextmanager
 def holding(root: Path) -> Iterator[Held]:
-    """Hold the lock of a table for the body. Raises ``StoreUnavailable`` if a compaction has it, or the disk fails."""
+    """Hold the lock of a table for the body.
+
+    Raises ``StoreUnavailable`` if another command has it, or the disk fails.
+    """
     with durable.disk(root), lock(root) as found:
         if found is None:
-            raise StoreUnavailable(f"{root}: a compaction is at work on it; wait for its end and try again")
+            raise StoreUnavailable(f"{root}: {BUSY}; wait for its end and try again")
         yield found
 
 

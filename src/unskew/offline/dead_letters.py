@@ -13,7 +13,6 @@ import polars as pl
 from unskew.features.errors import RequestError
 from unskew.features.printing import printable_json
 from unskew.sinks.tables.kinds import DEAD_LETTER_SCHEMA
-from unskew.sinks.tables.layout import day_directory
 from unskew.sinks.tables.reading import answer_of_table
 
 PLACE = ("folder", "topic", "partition", "offset")
@@ -205,7 +204,6 @@ def _read(root: Path, wanted: Wanted, query: Callable[[pl.LazyFrame], pl.LazyFra
             f"{root}: there is no such folder; give the folder of 'unskew run', with --dead-letters or --archive (if this is "
             "it, no record was ever refused)"
         )
-    since = "" if wanted.since is None else day_directory(wanted.since.date())
     frames = [query(_filtered(pl.LazyFrame(schema=_COLUMNS), wanted)).collect()]
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))):
         name = pl.lit(folder.name).alias("folder")
@@ -213,7 +211,7 @@ def _read(root: Path, wanted: Wanted, query: Callable[[pl.LazyFrame], pl.LazyFra
             answer_of_table(
                 folder,
                 lambda paths, name=name: query(_filtered(_scanned(paths).with_columns(name), wanted)).collect(),  # type: ignore[misc]
-                since=since,
+                since=None if wanted.since is None else wanted.since.date(),
             )
         )
     return pl.concat(frames)

@@ -45,8 +45,9 @@ _BYTES_PER_ROW = 32
 class LogStats:
     """Figures of a view's log.
 
-    ``causes``: rows by cause. ``first``, ``last``: the bounds of ``available_at``, None without rows. ``ledger``: the
-    events that did not count: late events and repeats.
+    ``causes``: rows by cause. ``first``, ``last``: the bounds of ``available_at``, None without rows. ``kept_from``:
+    the instant before which old days were removed, so that only the last row of each entity is left; None if none were.
+    ``ledger``: the events that did not count: late events and repeats.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class LogStats:
     first: dt.datetime | None
     last: dt.datetime | None
     since: dt.datetime | None
+    kept_from: dt.datetime | None
     complete_to: dt.datetime | None
     causes: dict[str, int]
     ledger: Ledger
@@ -117,6 +119,27 @@ class _Piece:
         return pl.struct(keys).hash(seed=0) % self.n_parts == number
 
 
+@dataclass(frozen=True)
+class _Dated:
+    """A file, or a part of one, and the days between which its rows lie, both inclusive."""
+
+    file: TableFile
+    n_bytes: int
+    first_day: dt.date
+    last_day: dt.date
+
+    def divided(self, most_rows: int) -> "list[_Dated]":
+        """Return the file as several, of at most so many rows, in the order of their rows."""
+        starts = range(self.file.first, self.file.last + 1, most_rows)
+        ends = [min(self.file.last, first + most_rows - 1) for first in starts]
+        return [self.part(first, last, self.first_day, self.last_day) for first, last in zip(starts, ends, strict=True)]
+
+    def part(self, first: int, last: int, first_day: dt.date, last_day: dt.date) -> "_Dated":
+        file = replace(self.file, first=first, last=last)
+        n_bytes = self.n_bytes * _n_named(file) // max(1, _n_named(self.file))
+        return _Dated(file, n_bytes, first_day, last_day)
+
+
 class ViewLog:
     """The rows of one view's log that were published when it was opened, wherever compaction moves them meanwhile.
 
@@ -139,16 +162,18 @@ class ViewLog:
         if at is not None:
             files = _upto(files, at, self.coverage, self.root)
             self.coverage = replace(at, kept_from_us=read_kept_from(self.root))
-        self._days = sorted(
-            ((file.day, file) for file in files), key=lambda pair: (pair[0], pair[1].writer, pair[1].first)
-        )
-        self._n_bytes = self._found(self.files, lambda parts: [part.path.stat().st_size for part in parts])
+        sizes = self._found(files, lambda parts: [part.path.stat().st_size for part in parts])
+        dated = [
+            _Dated(file, n_bytes, self._first_day(file), file.last_day)
+            for file, n_bytes in zip(files, sizes, strict=True)
+        ]
+        self._dated = sorted(dated, key=_order)
         self._refuse_other_definitions()
 
     @property
     def files(self) -> list[TableFile]:
-        """The files by (day, shard, sequence), as they were when the log was opened."""
-        return [file for _, file in self._days]
+        """The files by (first day, shard, sequence), as they were when the log was opened."""
+        return [one.file for one in self._dated]
 
     @property
     def since_us(self) -> int | None:
@@ -167,16 +192,16 @@ class ViewLog:
 
     def n_rows(self, *, upto: dt.date | None = None) -> int:
         """Return the number of rows that ``newest_first`` yields."""
-        return sum(_n_named(file) for day, file in self._days if upto is None or day <= upto)
+        return sum(_n_named(one.file) for one in self._through(upto))
 
     def newest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
         """Yield the rows of all days through ``upto`` in bounded pieces, the newest piece first.
 
-        Within a piece each shard's rows are in the order of their instants; every row of an entity in a piece is
-        later than its rows in the pieces that follow. An entity of a partitioned view may have rows in several shards,
-        so a large day of such a view is divided by entity.
+        Rows of later days may be among them. Within a piece each shard's rows are in the order of their instants; every
+        row of an entity in a piece is later than its rows in the pieces that follow. An entity of a partitioned view
+        may have rows in several shards, so a large day of such a view is divided by entity.
         """
-        for piece in reversed(self._pieces(columns, upto)):
+        for piece in self._pieces(columns, upto):
             n_rows = 0
             for part in range(piece.n_parts):
                 own = piece.part(part, self.view.entity.keys)
@@ -219,40 +244,86 @@ class ViewLog:
         own = str(shard_of(encode_keys(pl.DataFrame([key]), self.view.entity), len(hashes))[0])
         return lambda shard: hash_of[shard] == own
 
-    def _pieces(self, columns: Sequence[str], upto: dt.date | None) -> "list[_Piece]":
-        """Return what is read at once of all days through ``upto``, the oldest first.
-
-        A large file is divided by its sequence, so that each entity's rows stay in order. Days of a partitioned view
-        are divided by entity.
-        """
+    def _pieces(self, columns: Sequence[str], upto: dt.date | None) -> "Iterator[_Piece]":
+        """Yield what is read at once of all days through ``upto``, the newest first."""
         types = {feature.name: feature.dtype for feature in self.view.features}
         bytes_per_row = _BYTES_PER_ROW + sum(_width(types.get(name)) for name in columns)
-        pieces: list[_Piece] = []
+        taken: list[list[_Dated]] = []
         size = memory = 0
-        last_day: dt.date | None = None
-        for (day, file), n_bytes in zip(self._days, self._n_bytes, strict=True):
-            if upto is not None and day > upto:
-                break
-            for one in [file] if self.view.partitioned else _divided(file, max(1, _MEMORY_BYTES // bytes_per_row)):
-                needed = _n_named(one) * bytes_per_row
-                share = n_bytes * _n_named(one) // max(1, _n_named(file))
-                is_full = not pieces or size + share > _CHUNK_BYTES or memory + needed > _MEMORY_BYTES
-                if is_full and not (self.view.partitioned and day == last_day):
-                    pieces.append(_Piece([]))
-                    size = memory = 0
-                pieces[-1].files.append(one)
-                size += share
-                memory += needed
-                pieces[-1].n_parts = max(1, -(-memory // _MEMORY_BYTES)) if self.view.partitioned else 1
-            last_day = day
-        return pieces
+        for ones in self._inseparable(upto, max(1, _MEMORY_BYTES // bytes_per_row)):
+            share = sum(one.n_bytes for one in ones)
+            needed = sum(_n_named(one.file) for one in ones) * bytes_per_row
+            if taken and (size + share > _CHUNK_BYTES or memory + needed > _MEMORY_BYTES):
+                yield self._piece(taken, memory)
+                taken = []
+                size = memory = 0
+            taken.append(ones)
+            size += share
+            memory += needed
+        if taken:
+            yield self._piece(taken, memory)
+
+    def _piece(self, taken: "Sequence[list[_Dated]]", memory: int) -> "_Piece":
+        """Return the piece of these files, given from new to old, that need so many bytes of memory."""
+        files = [one.file for ones in reversed(taken) for one in ones]
+        return _Piece(files, max(1, -(-memory // _MEMORY_BYTES)) if self.view.partitioned else 1)
+
+    def _inseparable(self, upto: dt.date | None, most_rows: int) -> "Iterator[list[_Dated]]":
+        """Yield files, or parts of them, that must be in one piece, the newest first.
+
+        A file of more than ``most_rows`` is divided by its sequence, so that each entity's rows stay in order. Of a
+        partitioned view, files whose days overlap stay together; if these are many rows, files of several days are
+        divided where the days of the others begin and end.
+        """
+        dated = self._through(upto)
+        if not self.view.partitioned:
+            # By their last days, so that a label finds a row of its day before older rows of other shards are read.
+            dated.sort(key=lambda one: (one.last_day, one.file.writer, one.file.first))
+            yield from ([part] for one in reversed(dated) for part in reversed(one.divided(most_rows)))
+            return
+        for ones in reversed(_overlapping(dated)):
+            is_large = sum(_n_named(one.file) for one in ones) > most_rows or (
+                sum(one.n_bytes for one in ones) > _CHUNK_BYTES
+            )
+            if not is_large or all(one.first_day == one.last_day for one in ones):
+                yield ones
+                continue
+            days = sorted({day for one in ones for day in (one.first_day, one.last_day + dt.timedelta(days=1))})
+            parts = [part for one in ones for part in self._divided(one, days)]
+            yield from reversed(_overlapping(sorted(parts, key=_order)))
+
+    def _divided(self, one: "_Dated", days: Sequence[dt.date]) -> "list[_Dated]":
+        """Return a file as several, each of which begins with one of ``days`` or with the file."""
+        days = [day for day in days if one.first_day < day <= one.last_day]
+        if not days:
+            return [one]
+        last_of = self._rows(
+            [one.file],
+            lambda rows: rows.group_by(pl.col("available_at").dt.date()).agg(pl.col("seq").max()).collect(),
+        )
+        ends = [last_of.filter(pl.col("available_at") < day)["seq"].max() for day in days]
+        parts = []
+        first, first_day = one.file.first, one.first_day
+        for day, end in [*zip(days, ends, strict=True), (one.last_day + dt.timedelta(days=1), one.file.last)]:
+            if isinstance(end, int) and end >= first:
+                parts.append(one.part(first, end, first_day, day - dt.timedelta(days=1)))
+                first = end + 1
+            first_day = day
+        return parts
+
+    def _through(self, upto: dt.date | None) -> "list[_Dated]":
+        return [one for one in self._dated if upto is None or one.first_day <= upto]
+
+    def _first_day(self, file: TableFile) -> dt.date:
+        """Return the first day of which a file may have rows: any, of the base that took the place of old days."""
+        is_base = not file.first and self.coverage is not None and self.coverage.kept_from_us is not None
+        return dt.date.min if is_base else file.first_day
 
     def head(self, n_rows: int) -> pl.DataFrame:
         """Return the first rows by ``available_at``; a frame without columns if nothing is published."""
-        days = sorted({day for day, _ in self._days})
         rows = pl.DataFrame()
-        for day in days:
-            files = [file for at, file in self._days if at == day]
+        for ones in _overlapping(self._dated):
+            files = [one.file for one in ones]
             found, n_found = self._rows(files, partial(_first, n_rows=n_rows - len(rows)))
             self._refuse_other_numbers(files, n_found.item())
             rows = pl.concat([rows, found]) if len(rows) else found
@@ -276,11 +347,12 @@ class ViewLog:
             rows=rows,
             entities=entities,
             files=len(files),
-            bytes=sum(self._n_bytes),
+            bytes=sum(one.n_bytes for one in self._dated),
             shards=0 if self.coverage is None else len(self.coverage.shards),
             first=first,
             last=last,
             since=_instant(self.since_us),
+            kept_from=_instant(None if self.coverage is None else self.coverage.kept_from_us),
             complete_to=_instant(self.complete_to_us),
             causes=causes,
             ledger=NOTHING_LATE if self.coverage is None else self.coverage.ledger,
@@ -375,11 +447,27 @@ def _scanned(parts: Sequence[_Part]) -> pl.LazyFrame:
         if holder is None:
             scans.append(pl.scan_parquet([one.path for one in ones], hive_partitioning=False, glob=False))
         else:
-            # A day's files of a shard are consecutive, so there are no other rows between the first and the last.
+            # A shard's files are in order of sequence, so there are no other rows between the first and the last.
             ranges = [one.within for one in ones if one.within is not None]
             within = pl.col("seq").is_between(ranges[0][0], ranges[-1][1])
             scans.append(pl.scan_parquet(holder, hive_partitioning=False, glob=False).filter(within))
     return scans[0] if len(scans) == 1 else pl.concat(scans)
+
+
+def _order(one: _Dated) -> tuple[dt.date, str, int]:
+    return one.first_day, one.file.writer, one.file.first
+
+
+def _overlapping(dated: Sequence[_Dated]) -> list[list[_Dated]]:
+    """Put those together whose days overlap; ``dated``: in the order of their first days."""
+    found: list[list[_Dated]] = []
+    reached = dt.date.min
+    for one in dated:
+        if not found or one.first_day > reached:
+            found.append([])
+        found[-1].append(one)
+        reached = max(reached, one.last_day)
+    return found
 
 
 def _width(dtype: Type | None) -> int:
@@ -387,12 +475,6 @@ def _width(dtype: Type | None) -> int:
     if dtype is not None and dtype.nesting:
         return 64
     return 16 if dtype is not None and dtype.scalar in {"string", "decimal"} else 8
-
-
-def _divided(file: TableFile, most_rows: int) -> list[TableFile]:
-    """Return the file as several, of at most so many rows, in the order of their rows."""
-    starts = range(file.first, file.last + 1, most_rows)
-    return [replace(file, first=first, last=min(file.last, first + most_rows - 1)) for first in starts]
 
 
 def _none(view: View, columns: Sequence[str]) -> pl.DataFrame:

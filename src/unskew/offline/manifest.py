@@ -23,6 +23,7 @@ from unskew.offline.distribution import Distribution
 from unskew.sinks.tables.layout import Coverage, ShardCoverage
 
 FORMAT = 1
+_PARQUET = ".parquet"
 Source = Literal["log", "events", "both"]
 
 
@@ -263,8 +264,17 @@ def columns_of(given: Given) -> dict[str, pl.Series | None]:
 
 
 def manifest_path(path: Path) -> Path:
-    """Return the place of the manifest beside a training set's file: ``out.manifest.json`` beside ``out.parquet``."""
-    return path.with_name(f"{path.stem}.manifest.json")
+    """Return the place of the manifest beside a training set's file: ``out.manifest.json`` beside ``out.parquet``.
+
+    Beside a file that is called otherwise it has the whole name: ``out.pq.manifest.json`` beside ``out.pq``.
+    """
+    return path.with_name(f"{path.stem if path.suffix == _PARQUET else path.name}.manifest.json")
+
+
+def same_manifest(path: Path) -> Path | None:
+    """Return the file that has the manifest that this one, which is not there yet, would have; None without one."""
+    other = path.with_suffix("") if path.suffix == _PARQUET else path.with_name(f"{path.name}{_PARQUET}")
+    return other if other.is_file() and not path.exists() and manifest_path(path).exists() else None
 
 
 def _column(column: pl.Series | None) -> ColumnPart:

@@ -5,11 +5,15 @@ answered as before, and earlier ones are refused. The order of steps is the cont
 
 1. Take the table's lock, as compaction does.
 2. Make durable that nothing before the cut is known any more (``_coverage/_retained.json``). Readers read it after they
-   have listed files, so none of them takes a missing row for an entity without events.
+   have listed files, so none of them takes a missing row for an entity without events. Of an archive also which events
+   go, and how many, so that one that is missing among the others is still noticed.
 3. Of a log: write the base of a shard's files before the cut as one file, whose name covers theirs and whose metadata
    say how many rows it lacks; rename it to the folder of the newest of them. Those files are superseded then, and
    deleted after the grace period, as those that compaction merged. Before, metadata for other engines name the base.
    Of an archive, and of dead letters: delete the files of the days before the cut, from old to new.
+
+A file of several days (``unskew compact --span``) is old once all of its days are: nothing is cut out of a file. Of an
+archive, those before it that have rows of its first day wait with it, so that what is left begins with a whole day.
 
 After a stop between any two steps readers are right, and the same call finishes the rest. The newest file of each
 writer stays, because a restart looks for it. Running pipelines only add files, so nobody needs to stop.
@@ -31,10 +35,11 @@ from unskew.features.time import DAY_US, day_of, format_duration
 from unskew.offline import delta
 from unskew.offline.compaction import Held, Table, delete_superseded, holding
 from unskew.offline.merging import Source, columns_of, rewrite, source, whole
+from unskew.offline.merging import n_rows as rows_in
 from unskew.sinks import durable
 from unskew.sinks.tables import layout
-from unskew.sinks.tables.checksum import sealed_json
-from unskew.sinks.tables.layout import TableFile
+from unskew.sinks.tables.imported import write_retained
+from unskew.sinks.tables.layout import Removed, TableFile
 
 Progress = Callable[[str], None]
 
@@ -44,14 +49,18 @@ class Retained:
     """The result of a retention, or of a dry run.
 
     ``cut``: the first day that is kept whole; None if the table holds no older one. ``files``, ``n_bytes``: published
-    files before the cut. ``rows_before``, ``rows_after``: of a log, the rows of these files, and those of the bases.
-    ``n_deleted``, ``n_waiting``: files that were deleted, and that wait for the end of their grace period.
+    files before the cut. ``n_astride``: files that stay because they have rows of days after the cut, too; before the
+    cut they begin with ``astride_from``. ``rows_before``, ``rows_after``: of a log, the rows of these files, and those
+    of the bases. ``n_deleted``, ``n_waiting``: files that were deleted, and that wait for the end of their grace
+    period.
     """
 
     table: Table
     cut: dt.date | None = None
     files: int = 0
     n_bytes: int = 0
+    n_astride: int = 0
+    astride_from: dt.date | None = None
     rows_before: int = 0
     rows_after: int = 0
     n_deleted: int = 0
@@ -66,7 +75,7 @@ def cut_of(table: Table, keep_us: int) -> dt.date | None:
     """
     coverage = layout.read_coverage(table.root)
     if coverage is None:
-        newest = [max(file.day for file in ones) for ones in _by_writer(layout.published_files(table.root))]
+        newest = [max(file.last_day for file in ones) for ones in _by_writer(layout.published_files(table.root))]
         if not newest:
             return None
         # A partition without dead letters holds nothing back; one without events may still get earlier ones.
@@ -119,12 +128,12 @@ def retain_log(
     ``keys``: the key columns. ``grace_s``, ``now_s``: as in compaction. Raises as
     ``compaction.compact`` does; the call can then be repeated.
     """
-    found = Retained(table=table, cut=cut)
     with _held(table, dry_run=dry_run) as held:
         if held is not None:
             _record(table.root, cut, held)
+        found = _looked_at(table, cut)
         faults: list[str] = []
-        for old in _before(table.root, cut):
+        for old in _before(table, cut):
             progress(f"{table.name}: {old[0].writer}")
             try:
                 found = _cut_shard(table, old, keys, found, held)
@@ -141,16 +150,16 @@ def retain_log(
 
 def retain_days(table: Table, cut: dt.date, *, dry_run: bool = False) -> Retained:
     """Delete the files of an archive, or of dead letters, of the days before ``cut``; each writer keeps its newest."""
-    found = Retained(table=table, cut=cut)
     with _held(table, dry_run=dry_run) as held:
+        old = list(_before(table, cut))
         if held is not None:
-            _record(table.root, cut, held)
-        for old in _before(table.root, cut, keep_newest=True):
-            for file in old:
-                found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
-                if held is not None:
-                    file.path.unlink()
-                    found = replace(found, n_deleted=found.n_deleted + 1)
+            _record(table.root, cut, held, old if table.is_archive else ())
+        found = _looked_at(table, cut)
+        for file in (file for ones in old for file in ones):
+            found = replace(found, files=found.files + 1, n_bytes=found.n_bytes + file.path.stat().st_size)
+            if held is not None:
+                file.path.unlink()
+                found = replace(found, n_deleted=found.n_deleted + 1)
     return found
 
 
@@ -166,26 +175,56 @@ def _held(table: Table, *, dry_run: bool) -> Iterator[Held | None]:
             durable.remove_empty([folder])
 
 
-def _record(root: Path, cut: dt.date, held: Held) -> None:
+def _record(root: Path, cut: dt.date, held: Held, old: Sequence[Sequence[TableFile]] = ()) -> None:
+    """Make durable what is not known any more; ``old``: the files of each writer that are to go for good."""
     kept_from_us = max(_midnight_us(cut), layout.read_kept_from(root) or -(2**63))
-    path = layout.retained_file(root)
-    durable.make_folder(path.parent)
-    durable.replace(path, sealed_json({"from": kept_from_us}), held.still_ours)
-    durable.like_file(path, root)
+    removed = layout.read_removed(root)
+    for files in old:
+        removed[files[0].writer] = _removed(files, removed.get(files[0].writer))
+    write_retained(root, kept_from_us, removed, held.still_ours)
+    durable.like_file(layout.retained_file(root), root)
 
 
-def _before(root: Path, cut: dt.date, *, keep_newest: bool = False) -> Iterator[list[TableFile]]:
-    """Yield, for each writer, its published files of the days before ``cut``, in order."""
-    files = layout.published_files(root)
-    covered = [file for file, _ in layout.superseded_files(root)] if keep_newest else []
+def _removed(files: Sequence[TableFile], before: Removed | None) -> Removed:
+    """Return which rows of a writer are gone once these files are; ``before``: those that were recorded earlier."""
+    begin, n_rows = (0, 0) if before is None else (before.next_sequence, before.n_rows)
+    # A retention that was interrupted has recorded files that are still there.
+    new = [file for file in layout.without_superseded(files) if file.first >= begin]
+    try:
+        n_new = sum(rows_in(file.path) for file in new)
+    except LayoutError:
+        # A damaged file can be removed, too.
+        n_rows = None
+    else:
+        n_rows = None if n_rows is None else n_rows + n_new
+    return Removed(next_sequence=max([begin, *(file.last + 1 for file in new)]), n_rows=n_rows)
+
+
+def _before(table: Table, cut: dt.date) -> Iterator[list[TableFile]]:
+    """Yield, for each writer, its published files of the days before ``cut``, in order.
+
+    Where files are deleted, the newest of each writer is not among them, and superseded files go with their cover.
+    """
+    files = layout.published_files(table.root)
+    covered = [] if table.is_log else layout.superseded_files(table.root)
     for ones in _by_writer(files):
-        newest = ones[-1]
-        old = [file for file in ones if file.day < cut and not (keep_newest and file == newest)]
-        old += [
-            file for file in covered if file.writer == newest.writer and file.day < cut and file.last < newest.first
-        ]
+        kept = [] if table.is_log else [ones[-1]]
+        end = cut
+        if table.is_archive:
+            # What is left of it must begin with a whole day.
+            for file in sorted(ones, key=lambda file: file.last_day, reverse=True):
+                if file.last_day >= end or file in kept:
+                    end = min(end, file.first_day)
+        old = [file for file in ones if file.last_day < end and file not in kept]
+        old += [file for file, covers in covered if covers[0] in old]
         if old:
             yield sorted(old, key=lambda file: (file.first, file.last))
+
+
+def _looked_at(table: Table, cut: dt.date) -> Retained:
+    astride = [file for file in layout.published_files(table.root) if file.first_day < cut <= file.last_day]
+    first = min((file.first_day for file in astride), default=None)
+    return Retained(table=table, cut=cut, n_astride=len(astride), astride_from=first)
 
 
 def _by_writer(files: Sequence[TableFile]) -> Iterator[list[TableFile]]:

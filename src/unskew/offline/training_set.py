@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.frames import Answer
+from unskew.features.frames import Answer, Given
 from unskew.features.local import local_path
 from unskew.features.printing import printable
 from unskew.features.references import Asked, requested_us
@@ -33,6 +33,7 @@ from unskew.offline.manifest import (
     TablePart,
     columns_of,
     manifest_path,
+    same_manifest,
     view_part,
 )
 from unskew.sinks import durable
@@ -75,6 +76,8 @@ class HistoricalFeatures(Answer):
     ``joined``: the answer of the join, for each label. ``origin``: what it was made from.
     """
 
+    given: Given
+    columns: pl.DataFrame
     joined: Historical
     origin: Origin
 
@@ -235,9 +238,9 @@ class HistoricalFeatures(Answer):
     def to_parquet(self, path: "str | Path", *, overwrite: bool = False) -> Path:
         """Write the training set as Parquet, and its manifest beside it; return the manifest's path.
 
-        ``out.parquet`` gets ``out.manifest.json``. Each file appears whole or not at all, the manifest last: a file
-        without a manifest was left by a call that did not end. Raises ``RequestError`` if one of them is there already,
-        unless ``overwrite``; ``StoreUnavailable`` if the disk fails.
+        ``out.parquet`` gets ``out.manifest.json``, and ``out.pq`` gets ``out.pq.manifest.json``. Each file appears
+        whole or not at all, the manifest last: a file without a manifest was left by a call that did not end. Raises
+        ``RequestError`` if one of them is there already, unless ``overwrite``; ``StoreUnavailable`` if the disk fails.
         """
         target = writable(path, overwrite=overwrite)
         beside = manifest_path(target)
@@ -335,6 +338,10 @@ def writable(path: "str | Path", *, overwrite: bool) -> Path:
     if target.suffix.lower() in _OTHER_FORMATS:
         raise RequestError(
             f"{target}: a training set is written as Parquet; call it {target.with_suffix('.parquet').name}"
+        )
+    if (other := same_manifest(target)) is not None:
+        raise RequestError(
+            f"{target}: its manifest would be {manifest_path(target).name}, as that of {other.name} beside it; choose another name"
         )
     for there in (target, manifest_path(target)):
         if there.exists() and not overwrite:

@@ -117,17 +117,26 @@ class Deployment:
             )
 
     def check_ends(self, origins: Sequence[tuple[str, int]]) -> None:
-        """Raise ``RequestError`` if ``ends`` leaves out one of these partitions; the run would wait for it silently."""
+        """Raise ``RequestError`` if ``ends`` does not name each partition of a stream's topics, and no other.
+
+        ``origins``: those partitions. The run would wait silently for one that is left out.
+        """
         if self.ends is None or isinstance(self.ends, str):
             return
-        missing: dict[str, list[str]] = {}
+        there: dict[str, set[int]] = {}
         for topic, partition in origins:
-            if partition not in self.ends.get(topic, {}):
-                missing.setdefault(topic, []).append(str(partition))
-        for topic, partitions in missing.items():
-            raise RequestError(
-                f"topic {topic!r}: no end offset for partition {', '.join(partitions)}; give one for each"
-            )
+            there.setdefault(topic, set()).add(partition)
+        for topic, partitions in there.items():
+            given = self.ends.get(topic, {}).keys()
+            if missing := sorted(partitions - given):
+                raise RequestError(
+                    f"topic {topic!r}: no end offset for partition {', '.join(map(str, missing))}; give one for each"
+                )
+            if unknown := sorted(given - partitions):
+                raise RequestError(
+                    f"topic {topic!r}: an end offset for partition {', '.join(map(str, unknown))}, but it has only "
+                    f"{', '.join(map(str, sorted(partitions)))}; leave it out"
+                )
 
 
 def owner_of(text: str, state: Path) -> Owner:

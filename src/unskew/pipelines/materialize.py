@@ -68,7 +68,10 @@ class Materialize:
 
 @dataclass(frozen=True, kw_only=True)
 class Materialized:
-    """How a view ends. ``taken``: of its table, by this call. ``log_rows``: new ones. ``values``: written to Redis."""
+    """How a view ends. ``taken``: of its table, by this call. ``log_rows``: new ones. ``values``: written to Redis.
+
+    ``seam``: what was checked.
+    """
 
     view: str
     until_us: int
@@ -238,7 +241,7 @@ def _one(
         log_rows=_manifest(seed).seq - (0 if before is None else _manifest(before).seq),
         values=values,
         removed=removed,
-        seam=str(seam),
+        seam=seam.of_table(),
     )
 
 
@@ -249,7 +252,7 @@ def _to_redis(
     writer = _writer(job, _id(job, view, still_ours), still_ours)
     try:
         writer.look()
-        writer.claim([f"{view.id}/h0"], job.place, replace=job.again)
+        writer.claim([f"{view.id}/h0"], job.place, replace=job.again, described="from before it began again")
         # A registry that names one version of a view says that it serves.
         beside = job.plan.of_tables.views.versions(view.name)
         published = Plan(streams={one.stream.name: one.stream for one in beside}, views=Versions(beside))

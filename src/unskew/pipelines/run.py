@@ -437,7 +437,8 @@ def _open_topics(
         shards = Shards(names, frozenset(own), opened.state.retired)
     else:
         # In a cluster, only one process withdraws what earlier runs announced.
-        shards = Shards(names, None if deployment.process == 0 else frozenset(), opened.state.retired)
+        leads = deployment.process == 0
+        shards = Shards(names, None if leads else frozenset(), opened.state.retired, deployment.process)
     return _Topics(sources=sources, routers=routers, shards=shards, own=frozenset(own), tables=frozenset(tables))
 
 
@@ -472,7 +473,8 @@ def _wire(
 
     @cache
     def accepted() -> None:
-        opened.server.until_done(lambda: opened.writer.publish_registry(json.dumps(describe(plan))))
+        published = json.dumps(describe(plan))
+        opened.server.until_done(lambda: opened.writer.publish_registry(published, anew=deployment.replace))
         opened.disk.until_done(lambda: opened.state.record(known))
 
     def settle() -> None:

@@ -1,42 +1,32 @@
 """The pipeline's clocks in Redis, and the instant for which a row read from Redis is valid."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import polars as pl
+from unskew.features.hashing import shard_of_key
+from unskew.sinks.redis.words import ReadWords
 
-from unskew.features.keys import shard_of
-from unskew.features.view import View
-from unskew.sinks.redis.keyspace import clock_field
-from unskew.sinks.redis.words import Clocks, Marks
-
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-
-UNKNOWN = np.iinfo(np.int64).min
+UNKNOWN = -(2**63)
 """The placeholder for an unknown instant; earlier than every instant."""
 
-NEVER = np.iinfo(np.int64).max
+NEVER = 2**63 - 1
 
 _HASHED = re.compile("h[0-9]{1,6}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placed:
-    """The instants of every row of one view, int64 microseconds [n]; ``UNKNOWN`` if there is no clock.
+class Placed(NamedTuple):
+    """The instants of a row, in microseconds; ``UNKNOWN`` if there is no clock.
 
     ``as_of``: the instant whose value the row holds. ``clock``: the clock by which the row is judged. ``since``: the
     first arrival that its shard has seen, ``NEVER`` before one. ``provisional``: whether more events may still arrive
     at or before ``as_of``. ``compared``: when the last comparison of all the shard's rows with the state began.
     """
 
-    as_of: Ints
-    clock: Ints
-    since: Ints
-    provisional: Flags
-    compared: Ints
+    as_of: int
+    clock: int
+    since: int
+    provisional: bool
+    compared: int
 
 
 class ViewClocks:
@@ -72,64 +62,110 @@ class ViewClocks:
     ended without a clock brings no records, and does not count.
     """
 
-    def __init__(self, view: View, clocks: Clocks, marks: Marks) -> None:
-        shards = {shard: clock_field(view, shard) for shard in clocks.shards(view.id)}
-        self._partitioned = view.partitioned
-        self._waiting = any(not clocks.stands(name) for name in shards.values())
-        self._clocks = {shard: us for shard, name in shards.items() if (us := clocks.closed_us(name)) is not None}
-        self._since = {shard: us for shard, name in shards.items() if (us := clocks.since_us(name)) is not None}
-        # The instant of such a clock is still open.
-        self._marks = {shard: us for shard, name in shards.items() if (us := marks.sent_us(name)) is not None}
-        # Without a list of shards, the number follows from those with a clock.
-        numbers = (int(shard[1:]) for shard in self._clocks if _HASHED.fullmatch(shard))
-        self._n_shards = len(clocks.listed(view.id)) or 1 + max(numbers, default=0)
-        doubted = marks.doubted
-        self._lost = (
-            set(self._clocks)
-            if marks.loss
-            else {shard for shard in self._clocks if shard not in self._marks or shards[shard] in doubted}
-        )
-        self._compared = {shard: us for shard, name in shards.items() if (us := marks.compared_us(name)) is not None}
-        self._latest_since = max(self._since.values(), default=NEVER)
-
-    def place(self, keys: pl.Series, at: Ints) -> Placed:
-        """Judge rows. ``keys``: canonical [n]; ``at``: their ``_at``, ``UNKNOWN`` if a row is absent."""
-        if self._partitioned:
-            return self._place_partitioned(at)
-        return self._place_hashed(keys, at)
-
-    def _place_hashed(self, keys: pl.Series, at: Ints) -> Placed:
-        n_shards = self._n_shards
-        clocks = np.array([self._clocks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
+    def __init__(self, words: ReadWords, *, partitioned: bool) -> None:
+        self._words = words
+        self._n_shards = _n_shards(words)
         # A shard that has seen no event began when the others did.
-        since = np.array([self._since.get(f"h{shard}", self._latest_since) for shard in range(n_shards)], np.int64)
-        marks = np.array([self._marks.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)
-        shards = shard_of(keys, n_shards)
-        lost = np.array([f"h{shard}" in self._lost for shard in range(n_shards)], np.bool_)
-        clock = clocks[shards]
-        # An absent row may be valid at any instant up to the mark; a present row has not changed since its ``_at``.
-        changed = np.where((at == UNKNOWN) & (marks[shards] > clock + 1), marks[shards], at)
-        return Placed(
-            as_of=np.where(clock == UNKNOWN, at, np.maximum(changed, clock)),
-            clock=clock,
-            since=since[shards],
-            provisional=(clock == UNKNOWN) | (clock < changed) | ((at == UNKNOWN) & lost[shards]),
-            compared=np.array([self._compared.get(f"h{shard}", UNKNOWN) for shard in range(n_shards)], np.int64)[
-                shards
-            ],
+        self._latest_since = max((us for us in words.steady.since_us if us is not None), default=NEVER)
+        self._of_shards: dict[int, _Shard] = {}
+        self._of_all = self._over_all() if partitioned else None
+
+    def place(self, key: str, at: int) -> Placed:
+        """Judge a row. ``key``: canonical; ``at``: its ``_at``, ``UNKNOWN`` if it is absent."""
+        if self._of_all is not None:
+            return self._of_all.place(at)
+        number = shard_of_key(key, self._n_shards)
+        shard = self._of_shards.get(number)
+        if shard is None:
+            shard = self._of_shards[number] = self._shard(number)
+        return shard.place(at)
+
+    def _shard(self, number: int) -> "_Shard":
+        words, steady = self._words, self._words.steady
+        at = words.number.get(f"h{number}")
+        if at is None:
+            return _Shard(UNKNOWN, self._latest_since, UNKNOWN, UNKNOWN, lost=False)
+        clock, mark = _or_unknown(words.closed_us(at)), _or_unknown(words.sent_us(at))
+        since = steady.since_us[at]
+        return _Shard(
+            clock,
+            self._latest_since if since is None else since,
+            mark,
+            _or_unknown(steady.compared_us[at]),
+            lost=clock != UNKNOWN and (steady.loss or mark == UNKNOWN or steady.doubted[at]),
         )
 
-    def _place_partitioned(self, at: Ints) -> Placed:
-        least = min(self._clocks.values(), default=UNKNOWN)
-        ahead = [mark for shard, mark in self._marks.items() if mark > self._clocks.get(shard, NEVER - 1) + 1]
-        greatest = max([*self._clocks.values(), *ahead], default=UNKNOWN)
-        absent = at == UNKNOWN
-        return Placed(
-            as_of=np.where(absent, greatest, np.maximum(at, least)),
-            clock=np.full(len(at), UNKNOWN if self._waiting else least, np.int64),
-            since=np.full(len(at), self._latest_since, np.int64),
-            provisional=self._waiting
-            | (least == UNKNOWN)
-            | np.where(absent, (least < greatest) | bool(self._lost), least < at),
-            compared=np.full(len(at), min((self._compared.get(s, UNKNOWN) for s in self._clocks), default=UNKNOWN)),
+    def _over_all(self) -> "_AllShards":
+        words, steady = self._words, self._words.steady
+        numbers = range(len(words.shards))
+        clocks = {number: us for number in numbers if (us := words.closed_us(number)) is not None}
+        marks = {number: us for number in numbers if (us := words.sent_us(number)) is not None}
+        least = min(clocks.values(), default=UNKNOWN)
+        ahead = [mark for number, mark in marks.items() if mark > clocks.get(number, NEVER - 1) + 1]
+        return _AllShards(
+            least,
+            max([*clocks.values(), *ahead], default=UNKNOWN),
+            self._latest_since,
+            min((_or_unknown(steady.compared_us[number]) for number in clocks), default=UNKNOWN),
+            # An entry stands for a shard that ended before it had a clock.
+            waiting=len(clocks) < len(numbers) and not all(map(words.stands, numbers)),
+            lost=bool(clocks)
+            and (steady.loss or not clocks.keys() <= marks.keys() or any(steady.doubted[number] for number in clocks)),
         )
+
+
+class _Shard(NamedTuple):
+    """What is known of the shard of a hashed view's row."""
+
+    clock: int
+    since: int
+    mark: int
+    compared: int
+    lost: bool
+
+    def place(self, at: int) -> Placed:
+        clock = self.clock
+        # An absent row may be valid at any instant up to the mark; a present row has not changed since its ``_at``.
+        changed = self.mark if at == UNKNOWN and self.mark > clock + 1 else at
+        return Placed(
+            at if clock == UNKNOWN else max(changed, clock),
+            clock,
+            self.since,
+            clock == UNKNOWN or clock < changed or (at == UNKNOWN and self.lost),
+            self.compared,
+        )
+
+
+class _AllShards(NamedTuple):
+    """What is known of the shards of a partitioned view, any of which may have a row."""
+
+    least: int
+    greatest: int
+    since: int
+    compared: int
+    waiting: bool
+    lost: bool
+
+    def place(self, at: int) -> Placed:
+        absent = at == UNKNOWN
+        least = self.least
+        unsure = (least < self.greatest or self.lost) if absent else least < at
+        return Placed(
+            self.greatest if absent else max(at, least),
+            UNKNOWN if self.waiting else least,
+            self.since,
+            self.waiting or least == UNKNOWN or unsure,
+            self.compared,
+        )
+
+
+def _or_unknown(instant: int | None) -> int:
+    return UNKNOWN if instant is None else instant
+
+
+def _n_shards(words: ReadWords) -> int:
+    """Return the number of shards; without a list of them, it follows from those with a clock."""
+    if listed := len(words.steady.listed):
+        return listed
+    clocks = (shard for shard, number in words.number.items() if words.closed_us(number) is not None)
+    return 1 + max((int(shard[1:]) for shard in clocks if _HASHED.fullmatch(shard)), default=0)

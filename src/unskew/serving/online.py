@@ -1,59 +1,138 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+from urllib.parse import quote
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
-import redis
+from typing_extensions import override
 
-from unskew.features.errors import LayoutError, RequestError
+from unskew.features.errors import RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.references import Asked, by_view, key_columns, resolve
+from unskew.features.references import key_columns, resolve, texts
 from unskew.features.registry import parse
+from unskew.features.time import format_instant
 from unskew.features.types import Type
 from unskew.features.versions import Versions
-from unskew.features.view import Scalar, View
-from unskew.features.warming import Statuses, is_empty, is_warming
-from unskew.serving.clocks import UNKNOWN, Placed, ViewClocks
+from unskew.features.view import KeyType, View
+from unskew.serving.clocks import UNKNOWN
+from unskew.serving.lines import Commands, Lines, command
+from unskew.serving.request import STATUS, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
-from unskew.sinks.redis.keyspace import clock_key, registry_key, sent_key, value_key, value_keys_pattern
-from unskew.sinks.redis.server import Server, checked
-from unskew.sinks.redis.texts import read_column
+from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, value_keys_pattern
+from unskew.sinks.redis.server import Server
+from unskew.sinks.redis.texts import column_of, objects_of
 from unskew.sinks.redis.url import Client
-from unskew.sinks.redis.words import Clocks, Marks
+from unskew.sinks.redis.words import listed_shards, shards_field
 from unskew.sinks.wall import wall_us
 
 Status = Literal["present", "default", "warming", "lagging", "no_key"]
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
 _INSTANT = pl.Datetime("us", "UTC")
+_MOST_TRIES = 8
+"""How often a read begins again because views or shards changed under it."""
+_MOST_REQUESTS = 256
+_PAST_INT64 = 2**63
 
 
-@dataclass(frozen=True)
 class OnlineFeatures(Answer):
-    """The answer to one request: one row for each entity row, in its order.
+    """The answer to one request: one row for each entity row, in its order."""
 
-    ``metadata``: for each view, as the request names it (``view`` or ``view@version``), a frame with
+    def __init__(self, given: Given, request: Request, answers: Sequence[ViewAnswer]) -> None:
+        self.given = given
+        self._request = request
+        self._answers = answers
 
-    - ``as_of`` Datetime UTC: the instant for which the values are valid; null if the pipeline has published no clock;
-    - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window of a
-      requested feature, or of a feature from which it is derived, begins before the pipeline's first event), else
-      ``default`` if every requested value is that of an entity without events, else ``present``; ``no_key`` for a row
-      that lacks a part of the entity's key, whose values and ``as_of`` are null;
-    - ``provisional``: whether more events may still arrive at or before ``as_of``.
+    @cached_property
+    def columns(self) -> pl.DataFrame:  # type: ignore[override]
+        """A column for each feature, row for row."""
+        columns = []
+        for name, dtype, values, status in self._by_feature():
+            columns.append(column_of(name, values, dtype))
+            if status is not None:
+                columns.append(pl.Series(f"{name}{STATUS}", status, pl.String))
+        return pl.DataFrame(columns)
 
-    ``compared_at``: for each view, named so, when the pipeline's last comparison of all rows with its state began, in
-    Datetime UTC, null before one. A row that is absent and not provisional is exact unless somebody removed it from
-    Redis after that.
+    @cached_property
+    def metadata(self) -> Mapping[str, pl.DataFrame]:
+        """For each view, as the request names it (``view`` or ``view@version``), a frame.
+
+        - ``as_of`` Datetime UTC: the instant for which the values are valid; null if the pipeline has published no
+          clock;
+        - ``status``: ``lagging`` (the clock is further behind the present than allowed), else ``warming`` (the window
+          of a requested feature, or of a feature from which it is derived, begins before the pipeline's first event),
+          else ``default`` if every requested value is that of an entity without events, else ``present``; ``no_key``
+          for a row that lacks a part of the entity's key, whose values and ``as_of`` are null;
+        - ``provisional``: whether more events may still arrive at or before ``as_of``.
+        """
+        return {
+            view.named: pl.DataFrame(
+                [
+                    _instants("as_of", (placed.as_of for placed in answer.placed)),
+                    pl.Series("status", answer.status, pl.String),
+                    pl.Series("provisional", [placed.provisional for placed in answer.placed], pl.Boolean),
+                ]
+            )
+            for view, answer in zip(self._request.views, self._answers, strict=True)
+        }
+
+    @cached_property
+    def compared_at(self) -> Mapping[str, pl.Series]:
+        """For each view, named so, when the pipeline's last comparison of all rows with its state began.
+
+        Datetime UTC, null before one. A row that is absent and not provisional is exact unless somebody removed it from
+        Redis after that.
+        """
+        return {
+            view.named: _instants("compared_at", (placed.compared for placed in answer.placed))
+            for view, answer in zip(self._request.views, self._answers, strict=True)
+        }
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return column name -> values, the table's own columns first."""
+        found = {name: self.given.values(name) for name in self.given.names}
+        for name, dtype, values, status in self._by_feature():
+            found[name] = objects_of(values, dtype)
+            if status is not None:
+                found[f"{name}{STATUS}"] = list(status)
+        return found
+
+    def _by_feature(self) -> Iterator[tuple[str, Type, list[Any], list[str] | None]]:
+        """Yield the column, the type, the values and, if asked for, the status of each feature."""
+        for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
+            answer = self._answers[view]
+            status = answer.status_of_each[number] if self._request.with_status else None
+            yield one.column, self._request.views[view].columns[number].dtype, answer.values[number], status
+
+    @override
+    def __repr__(self) -> str:
+        summary = [f"{self.given.n_rows:,} rows, {len(self._request.asked)} features"]
+        for view, answer in zip(self._request.views, self._answers, strict=True):
+            counts = ", ".join(f"{count:,} {status}" for status, count in Counter(answer.status).most_common())
+            instants = [placed.as_of for placed in answer.placed if placed.as_of != UNKNOWN]
+            since = f", as of {format_instant(min(instants))}" if instants else ""
+            until = f" to {format_instant(max(instants))}" if instants and max(instants) > min(instants) else ""
+            summary.append(f"{view.named}: {counts or 'no rows'}{since}{until}")
+        return "\n".join([*summary, repr(self.frame)])
+
+
+class _Known:
+    """What a reader knows of Redis: the views, their shards, and the requests that it has compiled for them.
+
+    It is never changed in meaning: when the registry or the shards change, the reader begins with another one.
     """
 
-    metadata: Mapping[str, pl.DataFrame]
-    compared_at: Mapping[str, pl.Series] = field(default_factory=dict)
+    def __init__(
+        self, revision: bytes | None, text: bytes, views: Versions[View], shards: Mapping[str, Sequence[str]]
+    ) -> None:
+        self.revision = revision
+        self.text = text
+        self.views = views
+        self.shards = shards
+        self.requests: dict[tuple[tuple[str, ...], bool, bool], Request] = {}
 
 
 class OnlineReader:
@@ -63,6 +142,8 @@ class OnlineReader:
     pipelines that maintain the views. ``views``: the view versions to read; by default those of the published registry,
     which the reader follows as it changes. ``max_lag_us``: how far a clock may be behind the present before the status
     is ``lagging``; with None it never is. ``sampler``: keeps a small sample of what is returned; None keeps nothing.
+    ``timeout_s``: how long a connection or a reply is waited for, where a URL does not say it; a read is tried three
+    times.
     """
 
     def __init__(
@@ -75,79 +156,80 @@ class OnlineReader:
         max_lag_us: int | None = None,
         now_us: Callable[[], int] = wall_us,
         sampler: Sampler | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         self._sampler = sampler
-        self._server = Server(client)
+        self._server = Server(client, timeout_s=timeout_s)
+        self._lines = Lines(self._server)
         self._prefix = prefix
-        self._pipelines = [pipeline] if isinstance(pipeline, str) else list(pipeline)
+        self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
         self._pinned = None if views is None else Versions.of(views)
-        self._registry: tuple[bytes | str, Versions[View]] | None = None
+        self._known = None if self._pinned is None else _Known(None, b"", self._pinned, {})
         self._max_lag_us = max_lag_us
         self._now_us = now_us
+        self._revision = Commands()
+        if self._pinned is None:
+            revision = revision_key(prefix).encode()
+            self._revision.add(revision, command(b"GET", revision))
+
+    @override
+    def __str__(self) -> str:
+        return str(self._server)
 
     def views(self) -> Versions[View]:
         """Return the views that can be read."""
-        if self._pinned is not None:
-            return self._pinned
-        key = registry_key(self._prefix)
-        with self._server.reaching() as client:
-            commands = client.pipeline(transaction=False)
-            commands.get(key)
-            (text,) = checked(commands.execute(raise_on_error=False), [key])
-        return self._parsed(text)
+        return self._look_again().views
 
-    def read(self, features: Sequence[str], entity_rows: Table, *, full_feature_names: bool = False) -> OnlineFeatures:
+    def read(
+        self,
+        features: Sequence[str],
+        entity_rows: Table,
+        *,
+        full_feature_names: bool = False,
+        with_status: bool = False,
+    ) -> OnlineFeatures:
         """Read ``view:feature`` and ``view@version:feature`` references for every entity row.
 
         ``entity_rows``: a list of dicts, a frame or an Arrow table, with the key columns of every requested view;
         other columns are passed through. Entities that were never seen, or whose windows are all empty, get empty
-        values and defaults. Takes two round trips, whatever the number of views and rows; three to a cluster.
+        values and defaults. Takes one round trip, whatever the number of views and rows, and three to a cluster; more
+        for the first read of some references, and after views or shards have changed. ``with_status``: adds a column
+        ``{feature column}__status`` beside each feature, which says of it alone what ``metadata`` says of all.
 
         Raises ``RequestError`` for an unknown name, with the nearest known one; ``StoreUnavailable`` if Redis cannot be
         reached.
         """
         rows = read_table(entity_rows)
-        # Clocks first: see ViewClocks.
-        clocks, views = self._clocks_and_views()
-        asked = resolve(features, views, full_feature_names=full_feature_names)
-        if not rows.n_rows and not rows.names:
-            # Without rows there are no columns either.
-            rows = read_table(pl.DataFrame(schema={name: pl.String for one in asked for name in one.view.entity.keys}))
-        for one in asked:
-            if one.column in rows.names:
-                raise RequestError(
-                    f"{one.reference} would replace the column {one.column!r} of the entity rows; "
-                    "rename it, or ask with full_feature_names=True"
-                )
-        of_views = by_view(asked)
-        for ones in of_views.values():
-            if clocks.is_retired(ones[0].view.id):
-                raise RequestError(
-                    f"{ones[0].view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
-                    "replaced it, or define the view again with a new version"
-                )
-        keys = {name: _entity_keys(ones[0].view, rows) for name, ones in of_views.items()}
-        found, marks = self._values_and_marks(of_views, keys)
-
-        now_us = self._now_us()
-        columns: dict[str, pl.Series] = {}
-        metadata, compared_at = {}, {}
-        for name, ones in of_views.items():
-            texts = found[name]
-            at = _changed_at(ones[0].view, [row[0] for row in texts])
-            present = [row[0] is not None for row in texts]
-            without_key = keys[name].is_null()
-            is_default = np.ones(len(texts), np.bool_)
-            for position, one in enumerate(ones, start=1):
-                column, is_one_default = _column(one, [row[position] for row in texts], present)
-                is_default &= is_one_default
-                columns[one.column] = column.set(without_key, None) if without_key.any() else column
-            placed = ViewClocks(ones[0].view, clocks, marks).place(keys[name].fill_null(""), at)
-            metadata[name] = self._judge(ones, placed, is_default, now_us, without_key.to_numpy())
-            compared_at[name] = _instants("compared_at", placed.compared)
-        if self._sampler is not None:
-            self._sampler.offer(of_views, keys, columns, metadata)
-        return OnlineFeatures(rows, pl.DataFrame([columns[one.column] for one in asked]), metadata, compared_at)
+        if not isinstance(with_status, bool):
+            raise RequestError(f"with_status is True or False, not {with_status!r}")
+        named = texts(features)
+        for _ in range(_MOST_TRIES):
+            known, request = self._compiled(named, full_feature_names=full_feature_names, with_status=with_status)
+            if not rows.n_rows and not rows.names:
+                # Without rows there are no columns either.
+                empty = {name: pl.String for one in request.asked for name in one.view.entity.keys}
+                rows = read_table(pl.DataFrame(schema=empty))
+            keys = _keys(request, rows)
+            revision, before, values, after = self._lines.ask(
+                self._revision, request.before, request.rows(keys), request.after
+            )
+            # Without a revision in Redis, nothing says that the registry is the same.
+            is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
+            if not is_known and self._look_again(known) is not known:
+                continue
+            words = request.words(before, after)
+            if request.is_outdated(words):
+                listed = {view.view.id: its.steady.listed for view, its in zip(request.views, words, strict=True)}
+                self._relist(known, listed)
+                continue
+            oldest_us = None if self._max_lag_us is None else self._now_us() - self._max_lag_us
+            answers = request.read(keys, values, words, oldest_us)
+            if self._sampler is not None:
+                self._sampler.offer(request, answers)
+            return OnlineFeatures(rows, request, answers)
+        raise RequestError(
+            "the views or their shards changed with every attempt to read them; several pipelines seem to publish them in turn"
+        )
 
     def keys(self, view: str) -> pl.Series:
         """Return the canonical keys of all entities that have a row, as String, in no particular order.
@@ -167,120 +249,110 @@ class OnlineReader:
         """Close the connections."""
         self._server.close()
 
-    def _clocks_and_views(self) -> tuple[Clocks, Versions[View]]:
-        keys = [clock_key(self._prefix, pipeline) for pipeline in self._pipelines]
-        with self._server.reaching() as client:
-            commands = client.pipeline(transaction=False)
-            for key in keys:
-                commands.hgetall(key)
-            named = keys
-            if self._pinned is None:
-                named = [*keys, registry_key(self._prefix)]
-                commands.get(named[-1])
-            replies = checked(commands.execute(raise_on_error=False), named)
-        clocks = Clocks(*zip(keys, replies, strict=False))
-        return clocks, self._pinned if self._pinned is not None else self._parsed(replies[-1])
+    def _compiled(
+        self, features: Sequence[str], *, full_feature_names: bool, with_status: bool
+    ) -> tuple[_Known, Request]:
+        """Return a request as it is compiled for what is known, and that."""
+        known = self._known or self._look_again()
+        wanted = tuple(features), full_feature_names, with_status
+        request = known.requests.get(wanted)
+        if request is None:
+            try:
+                asked = resolve(features, known.views, full_feature_names=full_feature_names)
+            except RequestError:
+                # The registry may have changed since it was read.
+                known = self._look_again(known)
+                asked = resolve(features, known.views, full_feature_names=full_feature_names)
+            unlisted = {one.view.id for one in asked} - known.shards.keys()
+            if unlisted:
+                known = self._relist(known, self._listed(sorted(unlisted)))
+            request = Request(asked, self._pipelines, known.shards, with_status=with_status)
+            if len(known.requests) >= _MOST_REQUESTS:
+                known.requests.pop(next(iter(known.requests)), None)
+            known.requests[wanted] = request
+        return known, request
 
-    def _parsed(self, text: bytes | str | None) -> Versions[View]:
+    def _look_again(self, known: _Known | None = None) -> _Known:
+        """Return what the registry says now; the same as is known if it says the same."""
+        known = known or self._known
+        if self._pinned is not None:
+            assert known is not None
+            return known
+        key = registry_key(self._prefix)
+        # The revision first: if the registry is replaced meanwhile, it is read again the next time.
+        read = Commands()
+        read.add(key.encode(), command(b"GET", key.encode()))
+        (revision,), (text,) = self._lines.ask(self._revision, read)
         if text is None:
             raise RequestError(
-                f"nothing is published under {registry_key(self._prefix)}; start `unskew run`, or give the prefix with "
-                "which it runs"
+                f"nothing is published under {key}; start `unskew run`, or give the prefix with which it runs"
             )
-        if self._registry is None or self._registry[0] != text:
-            self._registry = (text, parse(text, registry_key(self._prefix)))
-        return self._registry[1]
+        if known is not None and known.text == text:
+            known.revision = revision
+            return known
+        found = self._known = _Known(revision, text, parse(text, key), {} if known is None else known.shards)
+        return found
 
-    def _values_and_marks(
-        self, of_views: Mapping[str, list[Asked]], keys: Mapping[str, pl.Series]
-    ) -> tuple[dict[str, list[list[bytes | None]]], Marks]:
-        """Return ``_at`` and the features of each view's rows as text or None, and the marks, read after them."""
-        marks_keys = [sent_key(self._prefix, pipeline) for pipeline in self._pipelines]
-        with self._server.reaching() as client:
-            commands = client.pipeline(transaction=False)
-            asked: list[str] = []
-            for name, ones in of_views.items():
-                fields = ["_at", *(one.feature.name for one in ones)]
-                for key in keys[name].drop_nulls().to_list():
-                    asked.append(value_key(self._prefix, ones[0].view.id, key))
-                    commands.hmget(asked[-1], fields)
-            # The marks follow the values. One server executes the commands of one connection in order; the nodes of a
-            # cluster do not know of each other.
-            marks = commands
-            if isinstance(client, redis.RedisCluster):
-                replies = commands.execute(raise_on_error=False)
-                marks = client.pipeline(transaction=False)  # type: ignore[no-untyped-call]
-            for sent in marks_keys:
-                marks.hgetall(sent)
-            replies = [*(replies if marks is not commands else ()), *marks.execute(raise_on_error=False)]
-            replies = checked(replies, [*asked, *marks_keys])
-        values = iter(replies)
-        found: dict[str, list[list[bytes | None]]] = {}
-        for name, ones in of_views.items():
-            without: list[bytes | None] = [None] * (1 + len(ones))
-            found[name] = [next(values) if has_key else without for has_key in keys[name].is_not_null().to_list()]
-        return found, Marks(*zip(marks_keys, values, strict=True))
+    def _listed(self, view_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the shards of these views as pipelines list them; none for a view that no pipeline has listed."""
+        read = Commands()
+        fields = [shards_field(view_id).encode() for view_id in view_ids]
+        for key in self._pipelines.clock_keys:
+            read.add(key.encode(), command(b"HMGET", key.encode(), *fields))
+        (replies,) = self._lines.ask(read)
+        return listed_shards(view_ids, replies)
 
-    def _judge(
-        self, ones: list[Asked], placed: Placed, is_default: Flags, now_us: int, without_key: Flags
-    ) -> pl.DataFrame:
-        known = (placed.as_of != UNKNOWN) & ~without_key
-        status = np.where(is_default, Statuses.default.name, Statuses.present.name).astype(object)
-        as_of = np.where(known, placed.as_of, 0)
-        warming = is_warming(ones[0].view, [one.feature for one in ones], as_of, placed.since)
-        status[~known | warming] = Statuses.warming.name
-        if self._max_lag_us is not None:
-            # This order of comparison does not overflow with an unknown clock.
-            status[placed.clock < now_us - self._max_lag_us] = "lagging"
-        status[without_key] = Statuses.no_key.name
-        return pl.DataFrame(
-            [
-                pl.Series("as_of", as_of, pl.Int64).cast(_INSTANT).set(pl.Series(~known), None),
-                pl.Series("status", status.tolist(), pl.String),
-                pl.Series("provisional", placed.provisional & ~without_key, pl.Boolean),
-            ]
-        )
+    def _relist(self, known: _Known, listed: Mapping[str, Sequence[str]]) -> _Known:
+        """Return what is known, with these shards of views; requests that were compiled for others are forgotten."""
+        found = self._known = _Known(known.revision, known.text, known.views, {**known.shards, **listed})
+        return found
 
 
-def _instants(name: str, instants_us: Ints) -> pl.Series:
-    known = instants_us != UNKNOWN
-    return pl.Series(name, np.where(known, instants_us, 0), pl.Int64).cast(_INSTANT).set(pl.Series(~known), None)
+def _keys(request: Request, rows: Given) -> list[list[str | None]]:
+    """Return the canonical keys of each view's rows; None for a row that lacks a part. Raises ``RequestError``."""
+    for name, reference in request.names.items():
+        if name in rows.names:
+            raise RequestError(
+                f"{reference} would replace the column {name!r} of the entity rows; "
+                "rename it, or ask with full_feature_names=True"
+            )
+    found: dict[object, list[str | None]] = {}
+    keys = []
+    for view in request.views:
+        entity = view.view.entity
+        its = entity.keys, entity.types
+        if its not in found:
+            found[its] = _keys_of(view.view, rows)
+        keys.append(found[its])
+    return keys
 
 
-def _entity_keys(view: View, rows: Given) -> pl.Series:
-    """Return the canonical key of every row."""
-    return encode_keys(key_columns(view, rows), view.entity)
+def _keys_of(view: View, rows: Given) -> list[str | None]:
+    if rows.of_objects and all(name in rows.names for name in view.entity.keys):
+        parts = [
+            _plain_parts(rows.values(name), kind)
+            for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
+        ]
+        if len(parts) == 1 and parts[0] is not None:
+            return list(parts[0])
+        columns = [part for part in parts if part is not None]
+        if len(columns) == len(parts):
+            return ["|".join(of_row) for of_row in zip(*columns, strict=True)]
+    return encode_keys(key_columns(view, rows), view.entity).to_list()
 
 
-def _column(asked: Asked, texts: list[bytes | None], present: list[bool]) -> tuple[pl.Series, Flags]:
-    """Return typed values, and which are those of an entity without events.
-
-    An entity without a row has the empty value. The default replaces either if it is null.
-    """
-    feature = asked.feature
-    absent = feature.default if feature.empty is None else feature.empty
-    instead = [feature.default if is_present else absent for is_present in present]
-    column = _read(asked.view, feature.name, texts, feature.dtype, instead).alias(asked.column)
-    lacking = np.array([text is None for text in texts], np.bool_)
-    if feature.empty is None:
-        return column, lacking
-    return column, np.where(lacking, ~np.array(present, np.bool_), is_empty(column, feature))
-
-
-def _changed_at(view: View, texts: list[bytes | None]) -> Ints:
-    """Return ``_at`` of every row in microseconds, ``UNKNOWN`` without a row."""
-    lacking = np.array([text is None for text in texts], np.bool_)
-    read = _read(view, "_at", texts, Type("timestamp"), [None] * len(texts)).to_physical().fill_null(0)
-    return np.where(lacking, UNKNOWN, read.to_numpy())
-
-
-def _read(
-    view: View, field: str, texts: list[bytes | None], dtype: Type, instead: Sequence[Scalar | None]
-) -> pl.Series:
+def _plain_parts(values: Sequence[object], kind: KeyType) -> list[str] | None:
+    """Return what plain integers or texts are in keys; None if there is any other value, which takes longer to read."""
+    if kind == "int64":
+        if all(type(value) is int and -_PAST_INT64 <= value < _PAST_INT64 for value in values):
+            return list(map(str, values))
+        return None
+    plain = [value for value in values if type(value) is str]
     try:
-        return read_column(field, texts, dtype, instead)
-    except ValueError as error:
-        raise LayoutError(
-            f"Redis holds a value of {view.id}:{field} that unskew did not write: {error}; "
-            "run `unskew rehydrate`, with --running if the pipeline runs, which writes every value again"
-        ) from error
+        return [quote(value, safe="") for value in plain] if len(plain) == len(values) else None
+    except UnicodeEncodeError:
+        return None
+
+
+def _instants(name: str, instants_us: Iterable[int]) -> pl.Series:
+    return pl.Series(name, [None if us == UNKNOWN else us for us in instants_us], pl.Int64).cast(_INSTANT)

@@ -13,19 +13,19 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from unskew.features.errors import LayoutError
-from unskew.features.references import Asked
 from unskew.features.time import instant_us, moment_of
 from unskew.features.types import MAP_VALUE, Type
 from unskew.features.view import View
+from unskew.serving.clocks import UNKNOWN
+from unskew.serving.request import Request, ViewAnswer
+from unskew.sinks.redis.texts import objects_of
 
 EVERY_S = 1.0
 FILE_BYTES = 1 << 20
@@ -64,34 +64,30 @@ class Sampler:
         self._n_files = 0
         self._failed = False
 
-    def offer(
-        self,
-        of_views: Mapping[str, Sequence[Asked]],
-        keys: Mapping[str, pl.Series],
-        columns: Mapping[str, pl.Series],
-        metadata: Mapping[str, pl.DataFrame],
-    ) -> None:
+    def offer(self, request: Request, answers: Sequence[ViewAnswer]) -> None:
         """Take one exact row of an answer now and then."""
         # Most answers are let go here, without the lock.
-        if self._failed or self._now_s() < self._next_s or not of_views:
+        if self._failed or self._now_s() < self._next_s or not answers:
             return
-        name = self._random.choice(list(of_views))
-        about = metadata[name]
-        if not about.height:
+        number = self._random.randrange(len(answers))
+        asked, answer = request.views[number], answers[number]
+        if not answer.keys:
             return
-        row = self._random.randrange(about.height)
-        as_of, status, provisional = about.row(row)
-        if provisional or as_of is None or status == "no_key":
+        row = self._random.randrange(len(answer.keys))
+        placed = answer.placed[row]
+        if placed.provisional or placed.as_of == UNKNOWN or answer.keys[row] is None:
             return
-        ones = of_views[name]
-        view = ones[0].view
+        values = {
+            column.name: _plain(objects_of(values[row : row + 1], column.dtype)[0])
+            for column, values in zip(asked.columns, answer.values, strict=True)
+        }
         line = {
-            "view": view.id,
-            "state": view.state_fingerprint,
-            "presentation": view.presentation_fingerprint,
-            "key": keys[name][row],
-            "as_of": instant_us(as_of),
-            "values": {one.feature.name: _plain(_item(columns[one.column], row)) for one in ones},
+            "view": asked.view.id,
+            "state": asked.view.state_fingerprint,
+            "presentation": asked.view.presentation_fingerprint,
+            "key": answer.keys[row],
+            "as_of": placed.as_of,
+            "values": values,
         }
         with self._lock:
             if self._now_s() < self._next_s:
@@ -193,11 +189,6 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
     if not isinstance(line, dict) or not line.keys() >= _PARTS:
         raise LayoutError(f"{path}: line {number} is not one of a sample; remove the line or the file")
     return line
-
-
-def _item(column: pl.Series, row: int) -> object:
-    value = column[row]
-    return value.to_list() if isinstance(value, pl.Series) else value
 
 
 def _plain(value: object) -> object:

@@ -29,13 +29,16 @@ from unskew.features.errors import StoreUnavailable
 from unskew.sinks.objects import ObjectPath
 
 
-def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None) -> None:
-    """Replace the file at ``path``, if any, with one that holds these bytes; the temporary name ends in ``.tmp``."""
+def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None, *, member: int = 0) -> None:
+    """Replace the file at ``path``, if any, with one that holds these bytes; the temporary name ends in ``.tmp``.
+
+    ``member``: the number of this process, if others may replace the file at the same time.
+    """
     if isinstance(path, ObjectPath):
         still_ours()
         path.write_bytes(data)
         return
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{member}.tmp" if member else ".tmp")
     write(temporary, data)
     rename(temporary, path, still_ours)
 

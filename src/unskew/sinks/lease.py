@@ -330,14 +330,16 @@ class Leases:
         """Take and add a lease, as ``Lease`` does; in an object store, locks that only callers of this take.
 
         There, pipelines take none, see ``publication.py``: a lock keeps commands of upkeep apart, one for each view
-        version or topic, and that of ``EVERYTHING`` from all others.
+        version or topic (and member of a group), and that of ``EVERYTHING`` from all others.
         """
         if not isinstance(root, ObjectPath):
             self.add(Lease(root, option, owner, writers))
             return
         probe(root, option)
         folder = root / LEASES
-        own = [folder / f"{name}.lock" for name in sorted({one.partition("/")[0] for one in writers})]
+        # Members of one group divide a view's shards, so each has a lock of its own.
+        member = f"+{owner.member}" if owner.member else ""
+        own = [folder / f"{name}{member}.lock" for name in sorted({one.partition("/")[0] for one in writers})]
         for path in own:
             lock = _LockObject(path)
             if not lock.take(STALE_S):

@@ -127,9 +127,13 @@ class ObjectPath(PosixPath):
     def is_dir(self, **_options: Any) -> bool:
         return next(iter(self.objects(page=1)), None) is not None
 
-    def objects(self, *, page: int = _PAGE) -> Iterator["ObjectPath"]:
-        """Yield every object under this address, page by page, in the order of their names."""
-        pages = _of(self, "list", self.key, chunk_size=page)
+    def objects(self, *, page: int = _PAGE, after: str | None = None) -> Iterator["ObjectPath"]:
+        """Yield every object under this address, page by page, in the order of their names.
+
+        ``after``: only those whose names, from this address on, come after this one.
+        """
+        options = {} if after is None else {"offset": f"{self.key}/{after}"}
+        pages = _of(self, "list", self.key, chunk_size=page, **options)
         while True:
             with _failures(self):
                 found = next(pages, None)

@@ -10,12 +10,22 @@ import struct
 import sys
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
 import polars as pl
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2, wrappers_pb2
+from confluent_kafka.schema_registry.confluent.type import decimal_pb2
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    duration_pb2,
+    message_factory,
+    struct_pb2,
+    timestamp_pb2,
+    wrappers_pb2,
+)
+from google.type import date_pb2, timeofday_pb2
 
 from tests.pipelines.decoding.test_writers import poll
 from tests.support.schema_registry import Registry
@@ -29,7 +39,7 @@ from unskew.pipelines.decoding.schema_registry import SchemaRegistry
 from unskew.pipelines.replay import Checks, Resend
 
 # Importing them makes them known to Google's library.
-IMPORTED = (timestamp_pb2, wrappers_pb2)
+IMPORTED = (timestamp_pb2, wrappers_pb2, duration_pb2, date_pb2, timeofday_pb2, decimal_pb2, struct_pb2)
 NOON = datetime(2017, 1, 1, 12, tzinfo=UTC)
 NOON_S = 1_483_272_000
 KINDS = descriptor_pb2.FieldDescriptorProto
@@ -239,7 +249,7 @@ DAMAGED = [
     (framed(ORDERS["shop.Order"](user="a", at=NOON, n={"value": 2**63})), f"range: n: {2**63} does not fit its type"),
     (
         framed(BYTES + tag(15, 2) + b"\x06" + tag(2, 0) + b"\x80\x94\xeb\xdc\x03"),
-        "time: at: 1483272000 s and 1000000000 ns are not a valid Timestamp",
+        "time: at: seconds: 1483272000 nanos: 1000000000 is not a valid Timestamp",
     ),
     (framed(BYTES + tag(15, 2) + b"\x06" + tag(1, 0) + b"\xff\xff\xff\xff\x7f"), "time: event_time .* is outside"),
     (framed(BYTES + tag(4, 2) + b"\x01"), "malformed"),
@@ -249,7 +259,7 @@ DAMAGED = [
     (framed(GOOD, schema_id=4), "schema: schema 4: it is not a schema in serialized form"),
     (framed(GOOD, schema_id=5), "schema: .* imports other.proto, to which it does not refer"),
     (framed(GOOD, schema_id=6), "schema: .* it is not a valid schema"),
-    (framed(GOOD, schema_id=7), "schema: .* its field 'user' is array, which cannot be read as string"),
+    (framed(GOOD, schema_id=7), "schema: .* its field 'user' is repeated, and lists have no column"),
     (framed(GOOD, schema_id=8), "schema: .* the registry does not give schemas of Protobuf in serialized form"),
 ]
 
@@ -385,6 +395,174 @@ def test_fields_inside_messages_wrappers_and_recursion(registry):
         (None, None, None),
     ]
     assert reasons(found)[3].startswith("malformed: not a message of type shop.Order")
+
+
+WRAPPED = [
+    # the wrapper, Avro type of the column, what is written, its zero
+    ("Double", "double", -0.1, 0.0),
+    ("Float", "double", 0.5, 0.0),
+    ("Int64", "long", -(2**63), 0),
+    ("UInt64", "long", 2**63 - 1, 0),
+    ("Int32", "int", -(2**31), 0),
+    ("UInt32", "long", 2**32 - 1, 0),
+    ("Bool", "boolean", True, False),
+    ("String", "string", "é", ""),
+    ("Bytes", "bytes", b"\xff", b""),
+]
+
+
+def test_every_wrapper_is_its_value_its_zero_or_null_and_so_is_what_a_oneof_holds(registry):
+    fields = [
+        field(f"{of}{kind}", number, f".google.protobuf.{kind}Value", oneof=0 if of else None)
+        for of, start in (("", 20), ("one", 40))
+        for number, (kind, *_) in enumerate(WRAPPED, start)
+    ]
+    more = [field("oneKind", 60, "=shop.Kind", oneof=0), field("oneAt", 61, ".google.protobuf.Timestamp", oneof=0)]
+    schema = file(
+        message("Order", AT, *fields, *more, oneofs=["one"]),
+        imports=[*IMPORTS, "google/protobuf/wrappers.proto"],
+        enums=[enum("Kind", UNKNOWN=0, SALE=1)],
+    )
+    made = types(schema)["shop.Order"]
+    registry.put_protobuf(1, schema)
+    columns = [(f"{of}{kind}", ["null", avro]) for of in ("", "one") for kind, avro, _, _ in WRAPPED]
+    columns += [("oneKind", ["null", "string"]), ("oneAt", ["null", AT_COLUMN[1]])]
+    held = {f"one{kind}": {"value": written} for kind, _, written, _ in WRAPPED} | {"oneKind": 1, "oneAt": NOON}
+    written = [made(at=NOON, **{kind: {"value": value} for kind, _, value, _ in WRAPPED})]
+    written += [made(at=NOON, **{kind: {"value": zero} for kind, _, _, zero in WRAPPED})]
+    written += [made(at=NOON, **{name: value}) for name, value in held.items()]
+
+    found = decoder(registry, record("Order", AT_COLUMN, *columns)).decode(poll([framed(each) for each in written]))
+
+    assert reasons(found) == {}
+    full, zeros, *ones = found.events.select(*(name for name, _ in columns)).to_dicts()
+    nothing = dict.fromkeys(full)
+    assert full == nothing | {kind: value for kind, _, value, _ in WRAPPED}
+    assert zeros == nothing | {kind: zero for kind, _, _, zero in WRAPPED}
+    values = [value for _, _, value, _ in WRAPPED] + ["SALE", NOON]
+    assert ones == [nothing | {name: value} for name, value in zip(held, values, strict=True)]
+
+
+PRICE = {"type": "bytes", "logicalType": "decimal", "precision": 18, "scale": 2}
+KNOWN = [
+    # the type, its fields, what is read; a text is the reason why it is refused
+    ("took", {"seconds": 2, "nanos": 500_001_999}, 2_500_001),
+    ("took", {"seconds": -2, "nanos": -1_999}, -2_000_001),
+    ("took", {"nanos": -999}, 0),
+    ("took", {}, 0),
+    ("took", {"seconds": 1, "nanos": -1}, "range: took: seconds: 1 nanos: -1 is not a valid Duration"),
+    ("took", {"nanos": 1_000_000_000}, "range: took: nanos: 1000000000 is not a valid Duration"),
+    ("took", {"seconds": -(2**63)}, "range: took: seconds: -9223372036854775808 is not a valid Duration"),
+    ("born", {"year": 2024, "month": 2, "day": 29}, date(2024, 2, 29)),
+    ("born", {"year": 1, "month": 1, "day": 1}, date(1, 1, 1)),
+    ("born", {"year": 9999, "month": 12, "day": 31}, date(9999, 12, 31)),
+    ("born", {"year": 2023, "month": 2, "day": 29}, "range: born: year: 2023 month: 2 day: 29 is not a whole date"),
+    ("born", {"month": 2, "day": 28}, "range: born: month: 2 day: 28 is not a whole date"),
+    ("born", {"year": 2**31 - 1}, "range: born: year: 2147483647 is not a whole date"),
+    ("born", {}, "range: born: an empty message is not a whole date"),
+    ("opens", {"hours": 23, "minutes": 59, "seconds": 59, "nanos": 999_999_999}, time(23, 59, 59, 999_999)),
+    ("opens", {}, time(0)),
+    ("opens", {"hours": 24}, "range: opens: hours: 24 is not a time of day"),
+    ("opens", {"seconds": -1}, "range: opens: seconds: -1 is not a time of day"),
+    ("price", {"value": b"\xff\x38", "scale": 2}, Decimal("-2.00")),
+    ("price", {"value": b"\x05", "scale": 0}, Decimal("5.00")),
+    ("price", {"value": b"\x05", "scale": -1}, Decimal("50.00")),
+    ("price", {"value": b"\x01\xf4", "scale": 4}, Decimal("0.05")),
+    ("price", {}, Decimal("0.00")),
+    ("price", {"scale": 2**31 - 1}, Decimal("0.00")),
+    ("price", {"value": b"\x7f" + b"\xff" * 7, "scale": 2}, Decimal("92233720368547758.07")),
+    ("price", {"value": b"\x80" + b"\0" * 7, "scale": 2}, "range: price is beyond 2.63 - 1 units of its last digit"),
+    ("price", {"value": (10**100).to_bytes(48, "big"), "scale": 100}, Decimal("1.00")),
+    ("price", {"value": (-(10**100)).to_bytes(80, "big", signed=True), "scale": 102}, Decimal("-0.01")),
+    ("price", {"value": (10**100).to_bytes(48, "big"), "scale": 103}, "range: price has more than 2 digits after the"),
+    ("price", {"value": b"\x7f" * 1_000, "scale": 2**31 - 1}, "range: price has more than 38 digits"),
+    ("price", {"value": b"\x7f" * 40, "scale": 2}, "range: price has more than 38 digits"),
+    ("price", {"value": b"\x05", "scale": 3}, "range: price has more than 2 digits after the point"),
+    ("price", {"value": b"\x05", "scale": 2**31 - 1}, "range: price has more than 2 digits after the point"),
+    ("price", {"value": b"\x05", "scale": -(2**31)}, "range: price has more than 38 digits"),
+]
+
+
+def test_messages_that_stand_for_one_value_are_read_as_that(registry):
+    names = {
+        "took": ".google.protobuf.Duration",
+        "born": ".google.type.Date",
+        "opens": ".google.type.TimeOfDay",
+        "price": ".confluent.type.Decimal",
+    }
+    fields = [field(name, number, kind) for number, (name, kind) in enumerate(names.items(), 1)]
+    files = ["protobuf/timestamp", "protobuf/duration", "type/date", "type/timeofday"]
+    # Old clients know the file of decimals by another name.
+    for schema_id, decimals in ((1, "confluent/type/decimal.proto"), (2, "confluent/types/decimal.proto")):
+        imports = [*(f"google/{each}.proto" for each in files), decimals]
+        registry.put_protobuf(schema_id, file(message("Order", AT, *fields), imports=imports))
+    imports[-1] = "confluent/type/decimal.proto"
+    made = types(file(message("Order", AT, *fields), imports=imports))["shop.Order"]
+    types_of = {
+        "took": "long",
+        "born": {"type": "int", "logicalType": "date"},
+        "opens": {"type": "long", "logicalType": "time-micros"},
+        "price": PRICE,
+    }
+    columns = [(name, ["null", kind]) for name, kind in types_of.items()]
+    values = [framed(made(at=NOON, **{name: parts}), 1 + at % 2) for at, (name, parts, _) in enumerate(KNOWN)]
+
+    found = decoder(registry, record("Order", AT_COLUMN, *columns)).decode(poll([*values, framed(made(at=NOON))]))
+
+    rows = {row["_offset"]: row for row in found.events.select("_offset", *names).to_dicts()}
+    said = reasons(found)
+    assert rows.pop(len(KNOWN)) == {"_offset": len(KNOWN), **dict.fromkeys(names)}
+    for at, (name, _, expected) in enumerate(KNOWN):
+        if isinstance(expected, str):
+            assert re.search(expected, said.pop(at)), KNOWN[at]
+        else:
+            assert rows.pop(at) == {"_offset": at, **dict.fromkeys(names), name: expected}, KNOWN[at]
+    assert not rows
+    assert not said
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "column", "message_said"),
+    [
+        ("string", 3, ("it", "string"), "its field 'it' is repeated, and lists have no column and no fields inside"),
+        (".google.protobuf.Timestamp", 3, ("it", AT_COLUMN[1]), "its field 'it' is repeated, and lists"),
+        (".shop.Order.ItEntry", 3, ("it", "string"), "its field 'it' is a map, and maps have no column"),
+        (
+            ".google.protobuf.Duration",
+            1,
+            ("it", "string"),
+            "its field 'it' is null | long, which cannot be read as string",
+        ),
+        (
+            ".google.protobuf.Struct",
+            1,
+            ("it", "string"),
+            "its field 'it' is a google.protobuf.Struct, which cannot be read as string",
+        ),
+        (
+            ".confluent.type.Decimal",
+            1,
+            ("it", "double"),
+            "its field 'it' is a confluent.type.Decimal, which cannot be read as double",
+        ),
+    ],
+)
+def test_a_field_that_is_no_single_value_of_the_columns_type_is_named(registry, kind, label, column, message_said):
+    entry = message("ItEntry", field("key", 1, "string"), field("value", 2, "string"), map_entry=True)
+    nested = [entry] if kind.endswith("ItEntry") else []
+    imports = [
+        *IMPORTS,
+        "google/protobuf/duration.proto",
+        "google/protobuf/struct.proto",
+        "confluent/type/decimal.proto",
+    ]
+    schema = file(message("Order", AT, field("it", 1, kind, label=label), nested=nested), imports=imports)
+    registry.put_protobuf(1, schema)
+    made = types(schema)["shop.Order"]
+
+    found = decoder(registry, record("Order", AT_COLUMN, column)).decode(poll([framed(made(at=NOON))]))
+
+    assert message_said in reasons(found)[0]
 
 
 def test_proto2_has_its_defaults_its_required_fields_and_its_closed_enums(registry):

@@ -548,11 +548,18 @@ def test_a_live_topic_that_needs_a_settle_is_refused_before_its_first_record(top
 
 
 @pytest.mark.needs_broker("log append time")
-def test_a_live_topic_with_the_broker_s_timestamps_needs_no_settle(read, broker, caplog):
+def test_a_live_topic_with_the_broker_s_timestamps_needs_no_settle_and_a_max_ahead_there_is_warned_of(
+    read, broker, caplog
+):
     stream = Topic(broker, 1, {"message.timestamp.type": "LogAppendTime"})
     stream.put(0, 1)
 
     assert arrivals_of(polls(read(stream, idle="wall", present_us=wall_us), n_records(1)))
+    assert not caplog.records
+    read(stream, idle="wall", present_us=wall_us, max_ahead_us=30 * SECOND)
+    assert f"max_ahead has no effect on the records of {stream.name}, because the broker stamps them" in caplog.text
+    caplog.clear()
+    read(Topic(broker, 1), ends="now", present_us=wall_us, max_ahead_us=30 * SECOND)
     assert not caplog.records
 
 

@@ -113,6 +113,8 @@ def test_ends_are_told_by_topic(bench, halves):
     assert outcome(bench, halves, ends=ends).status.consumed == 100
     with pytest.raises(RequestError, match=f"topic '{halves[1]}': no end offset for partition 1"):
         outcome(bench, halves, ends={halves[0]: {0: 1, 1: 1}, halves[1]: {0: 1}})
+    with pytest.raises(RequestError, match=f"topic '{halves[0]}': an end offset for partition 2, but it has only 0, 1"):
+        outcome(bench, halves, ends={halves[0]: {0: 1, 1: 1, 2: 1}, halves[1]: {0: 1, 1: 1}})
 
 
 def test_a_run_goes_on_in_every_topic_where_the_one_before_it_stopped(bench, halves):

@@ -15,7 +15,7 @@ from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.serving.online import OnlineReader
 from unskew.sinks.redis.cluster_slots import slot_of
-from unskew.sinks.redis.keyspace import clock_key, connect, ledger_key, registry_key, sent_key
+from unskew.sinks.redis.keyspace import clock_key, connect, ledger_key, registry_key, revision_key, sent_key
 from unskew.sinks.redis.writer import RedisWriter
 
 
@@ -26,16 +26,18 @@ def writer(cluster: Cluster) -> Iterator[RedisWriter]:
     made.close()
 
 
-def everything(*servers: Valkey) -> dict[bytes, object]:
+def everything(*servers: Valkey) -> dict[object, object]:
     """All keys on all servers, but what says which server it is of."""
-    found: dict[bytes, object] = {}
+    found: dict[object, object] = {}
     for server in servers:
         names = [name for name in server.client.keys("unskew:*") if not name.startswith(b"unskew:sent:main:")]
         assert not found.keys() & set(names), "stands on two servers"
         commands = server.client.pipeline(transaction=False)
         for name in names:
-            (commands.get if name == b"unskew:registry" else commands.hgetall)(name)
+            (commands.get if name.startswith(b"unskew:registry") else commands.hgetall)(name)
         found |= dict(zip(names, commands.execute(), strict=True))
+    # Each publication makes its own.
+    found["has a revision"] = found.pop(revision_key("unskew").encode(), None) is not None
     return found
 
 
@@ -128,7 +130,7 @@ def test_rows_of_a_slot_that_has_moved_go_to_its_new_owner(cluster, writer):
 
     assert seen == (dict.fromkeys(KEYS, 2), 19, 0)
     assert (values(cluster.url), clock(cluster.url), writer.lost) == (dict.fromkeys(KEYS, 3), 29, 0)
-    assert len(everything(*cluster.nodes)) == len(KEYS) + 4  # clocks, marks, ledgers and the registry
+    assert len(everything(*cluster.nodes)) == len(KEYS) + 5  # clocks, marks, ledgers, the registry and its revision
 
 
 def test_rows_of_a_slot_on_its_way_go_to_whichever_node_has_the_key(cluster, writer):
@@ -160,7 +162,8 @@ def test_rows_of_a_slot_on_its_way_go_to_whichever_node_has_the_key(cluster, wri
 
 def test_clocks_marks_ledgers_and_registry_may_be_on_their_way_to_a_node_that_has_no_slot_yet(cluster, writer):
     send(writer, step(10, 1), ledger_after(closing(VIEW, 10, shard="h1"), [0], [], worst_us=5))
-    names = [name("unskew", "main") for name in (clock_key, sent_key, ledger_key)] + [registry_key("unskew")]
+    names = [name("unskew", "main") for name in (clock_key, sent_key, ledger_key)]
+    names += [registry_key("unskew"), revision_key("unskew")]
     slots = [slot_of(name) for name in names]
     homes = [cluster.owner_of(one) for one in slots]
     node = cluster.add()

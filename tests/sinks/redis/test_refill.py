@@ -104,3 +104,18 @@ def test_what_is_rewritten_is_logged_once_for_all_shards(refill, caplog):
         "Redis is empty or behind the state: rewriting all current values",
         f"Redis: {len(KEYS) + 11} values rewritten from the state",
     ]
+
+
+def test_views_that_are_new_in_redis_are_named_beside_what_it_lost(refill, redis_client, caplog):
+    with caplog.at_level(logging.WARNING, "unskew.redis"):
+        refill.note(H0, part(9, 1), is_new=True)
+        refill.note(H1, part(9, 1, shard="h1"), is_new=True)
+        refill.note("other/h0", part(9, 1, last=True))
+        refill.acknowledged(redis_client, refilled(H0, H1, "other/h0"))
+        refill.lose(redis_client, set(), {H0}, Batch())
+        refill.note(H0, part(9, 1), is_new=True)
+
+    assert caplog.messages == [
+        f"{VIEW.id} is new in Redis: writing all of its current values",
+        "Redis is empty or behind the state: rewriting all current values",
+    ]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.typed import AWKWARD, EMPTY, FULL, ORDERS, TEXTS
 from unskew.features.types import Type
-from unskew.sinks.redis.texts import read_column, text_of
+from unskew.sinks.redis.texts import Reader, column_of, objects_of, stored, text_of
 
 OUTPUTS = pytest.mark.parametrize("output", ORDERS.outputs, ids=lambda output: f"{output.name}:{output.dtype}")
 
@@ -22,7 +22,16 @@ def written(values, dtype):
 
 def read(texts, dtype):
     texts = [None if text is None else text.encode() for text in texts]
-    return read_column("c", texts, Type.parse(str(dtype)), [None] * len(texts))
+    return read_column(texts, Type.parse(str(dtype)), [None] * len(texts))
+
+
+def read_column(texts, dtype, instead):
+    read = iter(Reader(dtype).values([text for text in texts if text is not None]))
+    values = [stored(other, dtype) if text is None else next(read) for text, other in zip(texts, instead, strict=True)]
+    column = column_of("c", values, dtype)
+    assert objects_of(values, dtype) == column.to_list()
+    assert list(map(type, objects_of(values, dtype))) == list(map(type, column.to_list()))
+    return column
 
 
 @OUTPUTS
@@ -46,7 +55,7 @@ def test_columns_without_a_value_have_no_text(output, values):
 def test_what_has_no_text_reads_as_the_other_value_of_its_row(output):
     instead = [FULL[output.name], EMPTY[output.name]] if not isinstance(FULL[output.name], list) else [None, None]
 
-    column = read_column("c", [None, None], output.dtype, instead)
+    column = read_column([None, None], output.dtype, instead)
 
     assert column.equals(pl.Series("c", instead, output.dtype.polars), check_dtypes=True)
 
@@ -109,7 +118,7 @@ def test_text_that_is_no_such_value_is_named(dtype, text):
     good = {"int64": b"1", "string": b"a"}.get(dtype)
 
     with pytest.raises(ValueError, match="is no") as refused:
-        read_column("c", [good, None, text], Type.parse(dtype), [None] * 3)
+        read_column([good, None, text], Type.parse(dtype), [None] * 3)
 
     assert str(refused.value) == f"{text!r} is not a valid {dtype}"
 

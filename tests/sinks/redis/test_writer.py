@@ -18,6 +18,7 @@ from unskew.features.ledger import ledger_of, read_ledger
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.features.updates import NothingToCome
+from unskew.sinks.redis.eviction import LOOK_EVERY_US
 from unskew.sinks.redis.keyspace import connect
 from unskew.sinks.redis.pacing import LEAST_ROWS_ASIDE
 from unskew.sinks.redis.resp import RowEncoder
@@ -408,6 +409,37 @@ def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, 
     ]
 
 
+def test_of_versions_of_two_pipelines_the_newest_serves_whichever_starts_again(redis_client, caplog):
+    def published(version, **changes):
+        view = republished(PURCHASES, version=version, **changes)
+        return json.dumps(describe(Plan(streams={}, views={view.id: view})))
+
+    def serving():
+        return parse(redis_client.get("unskew:registry"))["purchases"].version
+
+    old, new = RedisWriter(redis_client, "unskew", "main"), RedisWriter(redis_client, "unskew", "main")
+    old.publish_registry(published(1))
+    new.publish_registry(published(2))
+    assert serving() == 2
+    # A restart, by whichever pipeline, and in whatever order after Redis was emptied.
+    for writer, version in ((old, 1), (new, 2), (old, 1)):
+        writer.publish_registry(published(version))
+        assert serving() == 2
+    assert "purchases@1 does not serve, because another pipeline published purchases@2 later" in caplog.text
+    for order in ((old, new), (new, old)):
+        redis_client.flushdb()
+        for writer in order:
+            writer.publish_registry(writer._registry)
+        assert serving() == 2
+    # One that is asked to, and a version that leaves the name to others.
+    old.publish_registry(published(1), anew=True)
+    assert serving() == 1
+    new.publish_registry(published(2))
+    assert serving() == 1
+    old.publish_registry(published(1, serving=False))
+    assert serving() == 2
+
+
 def test_a_registry_published_by_another_meanwhile_is_not_lost(redis_client):
     names = [f"view{index}" for index in range(24)]
 
@@ -426,6 +458,39 @@ def test_a_damaged_registry_is_replaced(writer, redis_client):
     writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"purchases": PURCHASES}))))
 
     assert list(parse(redis_client.get("unskew:registry"))) == ["purchases"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda client, _: client.delete("unskew:registry"),
+        lambda client, _: client.set("unskew:registry", "x"),
+        lambda client, _: client.set("unskew:registry", b"\xff"),
+        lambda client, others: client.set("unskew:registry", others),
+        lambda client, _: [client.delete("unskew:registry"), client.hset("unskew:registry", "a", "b")],
+    ],
+    ids=["removed", "garbage", "bytes", "others", "type"],
+)
+def test_a_registry_that_loses_the_views_of_a_writer_gets_them_again(writer, redis_client, spoil, caplog):
+    def described(name):
+        return json.dumps(describe(Plan(streams={}, views={name: republished(PURCHASES, name=name)})))
+
+    def flush(now_us):
+        writer.add(closing(PURCHASES, now_us + 7))
+        writer.flush(now_us)
+
+    writer.publish_registry(described("purchases"))
+    flush(0)
+    spoil(redis_client, described("others"))
+    flush(LOOK_EVERY_US - 1)
+    assert "lacked views" not in caplog.text
+    flush(LOOK_EVERY_US)
+
+    assert "purchases" in parse(redis_client.get("unskew:registry"))
+    assert "Redis lacked views in unskew:registry" in caplog.text
+    caplog.clear()
+    flush(2 * LOOK_EVERY_US)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("query", ["foo=bar", "db=x", "timeout=5", "credential_provider=b", "parser_class=x"])

@@ -7,6 +7,7 @@ zero is null.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal
@@ -105,7 +106,14 @@ def result_type(tree: Any, columns: Mapping[str, pl.DataType]) -> pl.DataType:
         return pl.LazyFrame(schema=dict(columns)).select(expression_of(tree).alias("result")).collect_schema()["result"]
     except POLARS_ERRORS as error:
         first, _, _ = str(error).strip().partition("\n")
-        raise DefinitionError(f"its types do not fit: {first[:300]}") from error
+        raise DefinitionError(f"its types do not fit: {first[:300]}{_hint(first)}") from error
+
+
+def _hint(reason: str) -> str:
+    """Return how an instant is written, if texts are compared with instants, days or times; else nothing."""
+    if "to a string value" not in reason and not re.search(r"for (Datetime|Date|Time)\b.*List\(String\)", reason):
+        return ""
+    return "; write an instant as TIMESTAMP '2026-01-31 12:00:00', a day as DATE '2026-01-31', and a time as TIME '12:00:00'"
 
 
 class _Widening:

@@ -47,7 +47,8 @@ class Stream(msgspec.Struct, frozen=True):
     ``settle``: how far behind the present a reader that has caught up announces its clock. If left out it is 500 ms;
     for a live topic with producer timestamps (CreateTime) it must be given.
     ``max_age``: older events become dead letters. ``max_ahead``: a record becomes a dead letter if its producer's
-    timestamp (CreateTime) lies further than this past the present; if left out it is 5 s.
+    timestamp (CreateTime) lies further than this past the present; if left out it is 5 s. It has no effect on
+    timestamps of the broker (LogAppendTime).
     ``aliases``: other names by which views may refer to the stream.
     ``schema_ids``: for Avro and Protobuf, the schema ids of messages that may be events; any other is a dead letter.
     If left out, and without a Schema Registry, that is the id with which a partition begins. ``records``: with a Schema

@@ -8,10 +8,12 @@ Protobuf's encoding says little about what it holds: a message that is cut betwe
 of the same type, is a valid message. Everything else that its schema does not explain is refused.
 """
 
+import datetime as dt
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,14 @@ from unskew.pipelines.decoding.writers import Files
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
 try:
-    from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, unknown_fields
+    from google.protobuf import (
+        descriptor_pb2,
+        descriptor_pool,
+        json_format,
+        message_factory,
+        text_format,
+        unknown_fields,
+    )
     from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.message import DecodeError, EncodeError, Message
 except ImportError as error:
@@ -45,6 +54,8 @@ _BUILT_IN = re.compile(r"(google/(?:protobuf|type)|confluent(?:/types?)?)/([a-z_
 _DEEPEST_INDEX = 64
 _LONGEST_VARINT = 5
 _ROOT = "unskew/root.proto"
+_DAYS_TO_1970 = dt.date(1970, 1, 1).toordinal()
+_MOST_SHOWN = 100
 
 _KINDS: Mapping[int, str] = {
     FieldDescriptor.TYPE_DOUBLE: "double",
@@ -64,7 +75,10 @@ _KINDS: Mapping[int, str] = {
     FieldDescriptor.TYPE_BYTES: "bytes",
 }
 _UNSIGNED = (FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_FIXED64)
-_TIMESTAMP = "google.protobuf.Timestamp"
+_DECIMAL = "confluent.type.Decimal"
+# More digits and more bits than any decimal has that a column holds.
+_MOST_DIGITS = 80
+_MOST_BITS = 512
 _WRAPPERS = frozenset(
     f"google.protobuf.{kind}Value"
     for kind in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
@@ -264,10 +278,14 @@ def _built_in(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """One value that is read: ``path`` are the fields that lead to it; ``column``: what it is read into."""
+    """One value that is read: ``path`` are the fields that lead to it; ``column``: what it is read into.
+
+    ``known``: how a message is read that stands for one value; None for any other field.
+    """
 
     column: AvroField
     path: tuple[Any, ...]
+    known: "_Known | None" = None
 
 
 class _Reading:
@@ -334,8 +352,8 @@ class _Reading:
                     lambda at: f"{name}: {values[at]} is not the number of a symbol of {field.enum_type.full_name}",
                 )
             values = [None if number is None else symbols.get(number, leaf.column.symbol) for number in values]
-        elif _is(field, _TIMESTAMP):
-            values = self._instants(name, values, refusals)
+        elif leaf.known is not None:
+            values = self._converted(name, values, leaf.known, refusals)
         elif field.type in _UNSIGNED or _is(field, "google.protobuf.UInt64Value"):
             wide = [number is not None and number > _INT64[1] for number in values]
             if any(wide):
@@ -343,20 +361,16 @@ class _Reading:
                 values = [None if outside else number for number, outside in zip(values, wide, strict=True)]
         return pl.Series(name, values, dtype=RAW[kind])
 
-    def _instants(self, name: str, values: Sequence[Any], refusals: Refusals) -> list[int | None]:
-        """Return microseconds; what lies below one is cut off."""
-        parts = [None if value is None else (value.seconds, value.nanos) for value in values]
-        valid = [part is None or (abs(part[0]) < 2**40 and 0 <= part[1] < 1_000_000_000) for part in parts]
-        if not all(valid):
+    def _converted(self, name: str, values: Sequence[Any], known: "_Known", refusals: Refusals) -> list[Any]:
+        found = [None if value is None else known.convert(value) for value in values]
+        invalid = [number is None and value is not None for number, value in zip(found, values, strict=True)]
+        if any(invalid):
             refusals.refuse(
-                ~np.array(valid),
+                np.array(invalid),
                 "time" if name == self._event_time else "range",
-                lambda at: f"{name}: {parts[at][0]} s and {parts[at][1]} ns are not a valid Timestamp",  # type: ignore[index]
+                lambda at: known.fault(name, values[at]),
             )
-        return [
-            part[0] * 1_000_000 + part[1] // 1000 if part is not None and sound else None
-            for part, sound in zip(parts, valid, strict=True)
-        ]
+        return found
 
     def _values(self, leaf: _Leaf, messages: Sequence[Any], refusals: Refusals) -> list[Any]:
         """Return the value of every message; None where it, or anything around it, is absent and has no default."""
@@ -367,7 +381,7 @@ class _Reading:
         default = field.default_value if field.has_default_value else None
         found = self._each(found, field.name, default, presence=field.has_presence)
         # Texts of proto2 need not be UTF-8. Those that are not come as bytes.
-        if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
+        if field.type == FieldDescriptor.TYPE_STRING:
             odd = [type(value) is bytes for value in found]
             if any(odd):
                 refusals.refuse(np.array(odd), "encoding", lambda _: f"{leaf.column.name} is not UTF-8")
@@ -403,37 +417,139 @@ def _leaves(descriptor: Any, places: Sequence[Place], outer: tuple[Any, ...] = (
         if field is None:
             continue
         path = (*outer, field)
+        if field.is_repeated:
+            is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+            kind = "a map, and maps" if is_map else "repeated, and lists"
+            raise Incompatible(f"its field {field.name!r} is {kind} have no column and no fields inside")
         if place.column is not None:
-            yield _Leaf(place.column, path)
+            leaf = _Leaf(place.column, path, _known(field, place.column))
+            if field.message_type is not None and leaf.known is None and not _is(field, *_WRAPPERS):
+                raise Incompatible(
+                    f"its field {field.name!r} is a {field.message_type.full_name}, which cannot be read as "
+                    f"{spell(place.column.avro)}; `fields` reads what is inside it"
+                )
+            yield leaf
             continue
-        if field.message_type is None or field.is_repeated:
-            kind = spell(_plain_type(field))
-            raise Incompatible(f"its field {field.name!r} is {kind}, which has no fields inside")
+        if field.message_type is None:
+            raise Incompatible(f"its field {field.name!r} is {spell(_plain_type(field))}, which has no fields inside")
         yield from _leaves(field.message_type, place.inside, path)
 
 
 def _avro_of(leaf: _Leaf) -> Any:
     """Return the Avro type of what is read, with null if it may be absent."""
     field = leaf.path[-1]
-    avro = _plain_type(field)
+    avro = _plain_type(field) if leaf.known is None else leaf.known.avro
     nullable = len(leaf.path) > 1 or (field.has_presence and not field.has_default_value and not field.is_required)
     return ["null", avro] if nullable else avro
 
 
 def _plain_type(field: Any) -> Any:
-    if field.is_repeated:
-        is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-        return {"type": "map", "values": "string"} if is_map else {"type": "array", "items": "string"}
     if field.type == FieldDescriptor.TYPE_ENUM:
         names = [value.name for value in field.enum_type.values]
         return {"type": "enum", "name": field.enum_type.full_name, "symbols": names}
-    if _is(field, _TIMESTAMP):
-        return {"type": "long", "logicalType": "timestamp-micros"}
     if _is(field, *_WRAPPERS):
         return _KINDS[field.message_type.fields_by_name["value"].type]
-    if field.message_type is not None:
-        return {"type": "record", "name": field.message_type.full_name, "fields": []}
     return _KINDS[field.type]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """How a message that stands for one value is read: the Avro type that it has.
+
+    ``convert`` returns the number or bytes of that type; None if the message is not valid. ``fault`` returns why, from
+    the column's name and the message.
+    """
+
+    avro: Any
+    convert: Callable[[Any], int | bytes | None]
+    fault: Callable[[str, Any], str]
+
+
+def _known(field: Any, column: AvroField) -> _Known | None:
+    if field.message_type is None:
+        return None
+    if field.message_type.full_name == _DECIMAL and column.logical == "decimal":
+        avro = {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": column.scale}
+        return _Known(
+            avro,
+            partial(_unscaled, scale=column.scale),
+            lambda name, _: f"{name} has more than {column.scale} digits after the point",
+        )
+    return _KNOWN.get(field.message_type.full_name)
+
+
+def _instant(value: Any) -> int | None:
+    """Return microseconds since 1970; what lies below one is cut off."""
+    sound = abs(value.seconds) < 2**40 and 0 <= value.nanos < 1_000_000_000
+    return value.seconds * 1_000_000 + value.nanos // 1000 if sound else None
+
+
+def _duration(value: Any) -> int | None:
+    """Return microseconds; what lies below one is cut off, towards 0."""
+    total = value.seconds * 1_000_000_000 + value.nanos
+    sound = abs(value.seconds) < 2**40 and abs(value.nanos) < 1_000_000_000 and value.seconds * value.nanos >= 0
+    micros = abs(total) // 1000
+    return (micros if total >= 0 else -micros) if sound else None
+
+
+def _date(value: Any) -> int | None:
+    """Return days since 1970. A date may lack its year, month or day, which are 0 then; such a date is not valid."""
+    try:
+        return dt.date(value.year, value.month, value.day).toordinal() - _DAYS_TO_1970
+    except (ValueError, OverflowError):
+        return None
+
+
+def _time_of_day(value: Any) -> int | None:
+    """Return microseconds since midnight; what lies below one is cut off."""
+    sound = (
+        0 <= value.hours < 24
+        and 0 <= value.minutes < 60
+        and 0 <= value.seconds < 60
+        and 0 <= value.nanos < 1_000_000_000
+    )
+    seconds = value.hours * 3600 + value.minutes * 60 + value.seconds
+    return seconds * 1_000_000 + value.nanos // 1000 if sound else None
+
+
+def _unscaled(value: Any, scale: int) -> bytes | None:
+    """Return a decimal's number of units of 10^-``scale``, big-endian; None if that is not whole.
+
+    A number that no column holds is one that is too large.
+    """
+    number, gained = int.from_bytes(value.value, "big", signed=True), scale - value.scale
+    if number.bit_length() > _MOST_BITS or (number and gained > _MOST_DIGITS):
+        number = 1 << _MOST_BITS
+    elif number and gained > 0:
+        number *= 10**gained
+    elif number and gained < 0:
+        # 10 to a power beyond that is more than any number of so few bits.
+        number, lost = divmod(number, 10 ** min(-gained, _MOST_BITS))
+        if lost:
+            return None
+    return number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _shown(message: Message) -> str:
+    """Return a message that is not valid as text of one line, cut off where it is long."""
+    text = text_format.MessageToString(message, as_one_line=True).strip()
+    return f"{text[:_MOST_SHOWN]}..." if len(text) > _MOST_SHOWN else text or "an empty message"
+
+
+def _is_not(what: str) -> Callable[[str, Any], str]:
+    return lambda name, message: f"{name}: {_shown(message)} is not {what}"
+
+
+_KNOWN: Mapping[str, _Known] = {
+    "google.protobuf.Timestamp": _Known(
+        {"type": "long", "logicalType": "timestamp-micros"}, _instant, _is_not("a valid Timestamp")
+    ),
+    "google.protobuf.Duration": _Known("long", _duration, _is_not("a valid Duration")),
+    "google.type.Date": _Known({"type": "int", "logicalType": "date"}, _date, _is_not("a whole date")),
+    "google.type.TimeOfDay": _Known(
+        {"type": "long", "logicalType": "time-micros"}, _time_of_day, _is_not("a time of day")
+    ),
+}
 
 
 def _unknown(message: Message) -> Iterator[tuple[Any, int]]:

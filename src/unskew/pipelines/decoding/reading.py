@@ -42,8 +42,8 @@ class Accepted:
         if self.listed:
             return f"unknown schema id {schema_id}; the stream's schema_ids are {known}"
         return (
-            f"unknown schema id {schema_id}; the partition began with {known}: list both under schema_ids if both mean the "
-            "stream's schema, or use a Schema Registry"
+            f"unknown schema id {schema_id}; the partition began with {known}: list under schema_ids which of them mean the stream's "
+            f"schema, for example schema_ids=[{schema_id}] if its first record was a stray one, or use a Schema Registry"
         )
 
 

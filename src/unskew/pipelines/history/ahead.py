@@ -1,15 +1,21 @@
 """A backfill beside a pipeline that runs or stands: up to what its archive has published, by several processes.
 
 ``unskew run`` then finishes the last stretch and goes on from there (``handover.py``).
+
+Shards share nothing while they are rebuilt, so they are dealt twice: among the processes of a cluster, each of which
+is started by itself, and among the processes that each of these starts on its machine. Each reads the archive and keeps
+its own shards. Log, seeds and state are those of the pipeline, so whichever process has a shard next goes on with it.
 """
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.plan import ViewPlan
+from unskew.features.time import format_instant
 from unskew.pipelines.history.archive import Archive, Cut, Reached
 from unskew.pipelines.history.backfill import Backfill, backfill
 from unskew.pipelines.history.seam import Seam
@@ -18,7 +24,7 @@ from unskew.pipelines.kafka.consumer import Flag
 from unskew.pipelines.state.changelog import Changelogs
 from unskew.pipelines.state.folder import CHANGELOG, held_by
 from unskew.pipelines.state.ordering import shard_names
-from unskew.pipelines.state.seeds import Seeds
+from unskew.pipelines.state.seeds import Seeds, Taken
 from unskew.sinks import durable
 from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.tables.layout import view_root
@@ -30,6 +36,8 @@ class Ahead:
     """What is backfilled and where. ``from_us``, ``until_us``: bounds of the arrivals; None for all that is archived.
 
     ``again``: whether to forget what an earlier backfill of these views has done. ``workers``: number of processes.
+    ``cluster``: the names of all processes that divide the shards, the same list for each of them; empty if this one
+    has all. ``process``: the place of this process in the list.
     """
 
     views: Sequence[ViewPlan]
@@ -41,10 +49,14 @@ class Ahead:
     until_us: int | None = None
     again: bool = False
     workers: int = 1
+    cluster: Sequence[str] = ()
+    process: int = 0
 
 
 def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], None] = lambda *_: None) -> list[Seam]:
-    """Backfill views that the state of a pipeline does not hold yet; return how they end.
+    """Backfill views that the state of a pipeline does not hold yet; return how the shards of this process end.
+
+    A view of which no shard falls to this process is left out.
 
     ``report``: called with a view, the events read and the most there can be. Raises ``RequestError`` for a view that
     the pipeline computes already; ``LayoutError`` for a state, an archive or a log that do not fit, or that another
@@ -64,11 +76,19 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
             f"{', '.join(known)}: the pipeline of {job.state} computes it already; a backfill is for views and versions that are new "
             "to it. Give the changed view a new version"
         )
+    if job.again and len(job.cluster) > 1:
+        commands = " and ".join(f"'unskew purge {view.id} --backfill'" for view in job.views)
+        raise RequestError(
+            f"--again and --cluster exclude each other, because one process would remove what another one has begun; call {commands} "
+            "once, then start all processes without --again"
+        )
     with ExitStack() as closing:
         leases = Leases()
         closing.callback(leases.release)
-        leases.take(job.state, "--state", job.owner, frozenset(f"the backfill of {one.id}" for one in job.views))
-        seams = []
+        one_of = replace(job.owner, member=job.process)
+        together = replace(one_of, group=f"backfill by {','.join(job.cluster)}") if job.cluster else one_of
+        leases.take(job.state, "--state", together, frozenset(f"the backfill of {one.id}" for one in job.views))
+        seams: list[tuple[Seam, ViewPlan, Sequence[str]]] = []
         for view in job.views:
             topic = view.stream.topic
             n_partitions = held.n_partitions.get(topic)
@@ -82,10 +102,31 @@ def backfill_ahead(job: Ahead, stop: Flag, report: Callable[[str, int, int], Non
                     f"{view.id}: not partitioned by its entity, so its events are in all partitions, and {job.state} belongs to a process "
                     "that reads some of them (--partitions)"
                 )
-            names = shard_names(view, held.partitions or range(n_partitions), held.n_hashes)
-            leases.take(job.log, "--log", job.owner, frozenset(f"{view.id}/{name}" for name in names))
-            seams.append(_one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report))
-        return seams
+            every = shard_names(view, held.partitions or range(n_partitions), held.n_hashes)
+            names = _dealt(view, every, len(job.cluster) or 1)[job.process]
+            if not names:
+                continue
+            leases.take(job.log, "--log", one_of, frozenset(f"{view.id}/{name}" for name in names))
+            others = sorted(set(every) - set(names))
+            _unfinished(job, view, others)
+            seam = _one(job, view, names, n_partitions, held.n_hashes, leases.check, stop, report)
+            seams.append((seam, view, others))
+        # At the end of all views, so that the process that ends last finds none.
+        return [replace(seam, unfinished=_unfinished(job, view, others)) for seam, view, others in seams]
+
+
+def _unfinished(job: Ahead, view: ViewPlan, others: Sequence[str]) -> list[str]:
+    """Return those shards of other processes that these have not brought to an end.
+
+    Raises ``LayoutError`` if one of them does not go together with those of this process.
+    """
+    seeds = {name: Seeds(job.state).read(view, name) for name in others}
+    for name, seed in seeds.items():
+        if seed is not None and seed.since_us != job.from_us:
+            raise LayoutError(
+                f"{view.id}: another process computes its shard {name} with another --from; give all processes the same one"
+            )
+    return [name for name, seed in seeds.items() if seed is None or not seed.is_checked]
 
 
 def _one(
@@ -100,15 +141,21 @@ def _one(
 ) -> Seam:
     root = view_root(job.log, view.name, view.version)
     seeds = Seeds(job.state)
-    if job.again:
-        seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     archive = Archive.open(job.archive, view.stream)
     if not archive:
         raise LayoutError(
             f"{archive.root} holds no events; give the --archive of the pipeline, and start the backfill when it has run"
         )
+    _refuse_empty(job, archive)
+    if job.again:
+        seeds.forget(view.id, root, job.state / CHANGELOG / view.id)
     fed = {partition for partition in archive.cut if set(shard_names(view, [partition], n_hashes)) & set(names)}
-    end = {partition: reached for partition, reached in _end(archive, job.until_us).items() if partition in fed}
+    seeded = [seed.taken for name in names if (seed := seeds.read(view, name)) is not None]
+    end = {
+        partition: _not_before(job, view, archive, partition, reached, seeded)
+        for partition, reached in _end(archive, job.until_us).items()
+        if partition in fed
+    }
     whole = _Part(
         view=view,
         archive=archive,
@@ -121,12 +168,26 @@ def _one(
         since_us=job.from_us,
     )
     total = archive.most(end)
-    groups = _groups(view, names, min(job.workers, len(names)))
+    groups = [group for group in _dealt(view, names, min(job.workers, len(names))) if group]
     every = shard_names(view, range(n_partitions), n_hashes)
-    with recorded_shards(root, every, frozenset(names), view=view.published):
+    with recorded_shards(root, every, frozenset(names), view=view.published, member=job.process):
         if len(groups) == 1:
             return _work(whole, still_ours, stop, lambda n_events: report(view.id, n_events, total))
         return _side_by_side([replace(whole, shards=group) for group in groups], still_ours, stop, report, total)
+
+
+def _refuse_empty(job: Ahead, archive: Archive) -> None:
+    """Refuse bounds between which there is nothing, because the view would begin where nobody asked for."""
+    if job.from_us is None:
+        return
+    clocks = [reached.clock_us for reached in archive.cut.values() if reached.clock_us is not None]
+    ends_us = [max(clocks, default=job.from_us), *([] if job.until_us is None else [job.until_us])]
+    if job.from_us > min(ends_us):
+        raise RequestError(
+            f"--from {format_instant(job.from_us)}: the archived events of {archive.stream.topic} end at {format_instant(max(clocks))}"
+            f"{'' if job.until_us is None else f', and --until is {format_instant(job.until_us)}'}; give an earlier instant, or let "
+            'the view begin with the next run (history="none")'
+        )
 
 
 def _end(archive: Archive, until_us: int | None) -> Cut:
@@ -140,13 +201,46 @@ def _end(archive: Archive, until_us: int | None) -> Cut:
     }
 
 
-def _groups(view: ViewPlan, names: Sequence[str], n_groups: int) -> list[list[str]]:
-    """Divide shards among processes; those of one partition stay together, so that it is read once."""
+def _not_before(
+    job: Ahead,
+    view: ViewPlan,
+    archive: Archive,
+    partition: int,
+    reached: Reached,
+    seeded: Sequence[Mapping[int, Taken]],
+) -> Reached:
+    """Return a partition's end, not before what an earlier call or a hand-over has read.
+
+    The archive says nothing of records that are no events, and a hand-over may have come past them.
+    """
+    furthest = max((taken[partition] for taken in seeded if partition in taken), key=lambda one: one.end, default=None)
+    if furthest is None or furthest.end <= reached.offset:
+        return reached
+    if job.until_us is not None:
+        raise RequestError(
+            f"--until {format_instant(job.until_us)}: the backfill of {view.id} has come further already, to offset {furthest.end} of "
+            f"partition {partition}; leave --until out, or give a later one"
+        )
+    if furthest.before is not None and archive.n_written(partition) == furthest.before + furthest.total:
+        return replace(reached, offset=furthest.end)
+    return reached
+
+
+def _dealt(view: ViewPlan, names: Sequence[str], n_processes: int) -> list[list[str]]:
+    """Return the shards of each process; those of one partition stay together, so that it is read once.
+
+    It rests on nothing but the view, so processes that do not know of each other deal alike. Views begin at different
+    processes: otherwise the first process would have all views of one shard.
+    """
     by_unit: dict[str, list[str]] = {}
     for name in names:
         by_unit.setdefault(name.partition(".")[0] if view.partitioned else name, []).append(name)
     units = list(by_unit.values())
-    return [group for at in range(n_groups) if (group := [name for unit in units[at::n_groups] for name in unit])]
+    first = zlib.crc32(view.id.encode()) % n_processes
+    return [
+        [name for unit in units[(at - first) % n_processes :: n_processes] for name in unit]
+        for at in range(n_processes)
+    ]
 
 
 def remove_backfill(view_id: str, state: Path, log: Path, owner: Owner) -> int:

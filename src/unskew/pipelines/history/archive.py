@@ -20,6 +20,7 @@ from unskew.sinks.tables.imported import HandOver, read_imported
 from unskew.sinks.tables.layout import (
     IMPORTED,
     INSTANT,
+    Removed,
     ShardCoverage,
     TableFile,
     archive_writer,
@@ -27,6 +28,7 @@ from unskew.sinks.tables.layout import (
     published_files,
     read_coverage,
     read_kept_from,
+    read_removed,
 )
 from unskew.sinks.tables.reading import answer, answer_of_table, gone, schema_of
 
@@ -70,7 +72,7 @@ class Archive:
 
     ``covered``: by partition, what its coverage says. ``hand_overs``: by partition, where its topic takes over from
     events that were imported. ``kept_from_us``: old days were removed up to this instant; None if ``unskew retain``
-    removed none.
+    removed none. ``removed``: by partition, what that removed, with the offset after it as its sequence number.
     """
 
     root: Path
@@ -80,6 +82,7 @@ class Archive:
     covered: Mapping[int, ShardCoverage] = field(default_factory=dict)
     hand_overs: Mapping[int, HandOver] = field(default_factory=dict)
     kept_from_us: int | None = None
+    removed: Mapping[int, Removed] = field(default_factory=dict)
 
     @classmethod
     def open(cls, archive_root: Path, stream: StreamPlan, *, imports: bool = True) -> "Archive":
@@ -117,6 +120,14 @@ class Archive:
                 files[partition] = found
             if shard is not None:
                 covered[partition] = shard
+        # After the files: what they lack was recorded before it was removed.
+        recorded = read_removed(root)
+        removed: dict[int, Removed] = {}
+        for partition in covered:
+            imported = partition in handed
+            writer = archive_writer(partition, imported=imported)
+            if (one := recorded.get(writer)) is not None:
+                removed[partition] = replace(one, next_sequence=one.next_sequence + origin_of(writer))
         archive = cls(
             root=root,
             stream=stream,
@@ -125,6 +136,7 @@ class Archive:
             covered=covered,
             hand_overs=handed,
             kept_from_us=read_kept_from(root),
+            removed=removed,
         )
         for partition, found in files.items():
             if cut.get(partition, Reached(offset=0, clock_us=None)).offset <= found[-1].last:
@@ -148,7 +160,7 @@ class Archive:
         all removals ended.
         """
         # Days are removed whole, so a partition of which some are gone is whole from the beginning of its first one.
-        removed = {p: _midnight_us(found[0].day) for p, found in self.files.items() if self.is_cut(p)}
+        removed = {p: _midnight_us(found[0].first_day) for p, found in self.files.items() if self.is_cut(p)}
         begun = {p: one.since_us for p, one in self.covered.items() if one.since_us is not None}
         firsts = {p: _us(self._edge(found[0], first=True)) for p, found in self.files.items() if p not in begun}
         # Not where ``unskew retain`` cut: an import, or a table that was taken anew, may have brought those days back.
@@ -181,13 +193,34 @@ class Archive:
             return True
         return first is not None and (not files or files[0].first != first)
 
-    def n_events(self, partition: int) -> int | None:
-        """Return how many events a partition must hold up to its place; None if that is not known."""
+    def n_written(self, partition: int) -> int | None:
+        """Return how many events of a partition were ever written up to its place; None if that is not known."""
         one = self.covered.get(partition)
         reached = self.cut.get(partition)
-        if one is None or reached is None or reached.offset != one.next_sequence or self.is_cut(partition):
+        if one is None or reached is None or reached.offset != one.next_sequence:
             return None
         return one.n_events
+
+    def n_before(self, partition: int, offset: int) -> int | None:
+        """Return how many events of a partition were ever written before an offset; None if that is not known.
+
+        An offset at which the events begin that are there has those before it that were removed on purpose.
+        """
+        removed = self.removed.get(partition)
+        if offset <= self.begins(partition):
+            if not self.is_cut(partition):
+                return 0
+            if removed is not None and removed.next_sequence <= offset:
+                return removed.n_rows
+        return self._n_missing(partition, offset)
+
+    def n_gone(self, partition: int) -> int | None:
+        """Return how many events of a partition were written and are not there; None if that is not known."""
+        return self._n_missing(partition, BEGINNING)
+
+    def _n_missing(self, partition: int, begin: int) -> int | None:
+        n_written = self.n_written(partition)
+        return None if n_written is None else n_written - self._count(partition, begin, self.cut[partition].offset)[0]
 
     def last(self, partition: int) -> pl.DataFrame:
         """Return offset and arrival of a partition's last event."""
@@ -219,7 +252,7 @@ class Archive:
         """Return the offset of a partition's first event that arrived at ``instant_us`` or later; past all if none."""
         day = day_of(instant_us)
         for file in self.files.get(partition, ()):
-            if file.day >= day:
+            if file.last_day >= day:
                 there = self._within(partition, BEGINNING, 2**63 - 1)
                 late = self._scanned(
                     [file], ["_offset", "_arrival"], (pl.col("_arrival").to_physical() >= instant_us) & there
@@ -289,7 +322,7 @@ class Archive:
                 low, high = (middle, high) if self._lacking(wanted[middle], columns) else (low, middle)
             way = 'let the view begin now (history="none")'
             if high < len(wanted):
-                way = f"the archive has it from {wanted[high].day} on: backfill from there (--from), or {way}"
+                way = f"the archive has it from {wanted[high].first_day} on: backfill from there (--from), or {way}"
             raise LayoutError(
                 f"{wanted[0].path} has no column {lacking!r}, because stream {self.stream.name} did not have it when "
                 f"these events were archived; {way}"

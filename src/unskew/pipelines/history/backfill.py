@@ -134,16 +134,19 @@ def _begin(job: Backfill, shards: Mapping[str, "_Shard"]) -> dict[int, int]:
             continue
         for shard in fed:
             if partition not in shard.taken:
-                shard.taken[partition] = Taken.beginning(max(at, job.archive.begins(partition)))
-        begin[partition] = min(shard.taken[partition].end for shard in fed)
-        _refuse_hole(job, partition, begin[partition], at)
+                first = max(at, job.archive.begins(partition))
+                shard.taken[partition] = Taken.beginning(first, job.archive.n_before(partition, first))
+        least = min((shard.taken[partition] for shard in fed), key=lambda taken: taken.end)
+        begin[partition] = least.end
+        _refuse_hole(job, partition, least, at)
     return begin
 
 
-def _refuse_hole(job: Backfill, partition: int, begin: int, at: int) -> None:
+def _refuse_hole(job: Backfill, partition: int, taken: Taken, at: int) -> None:
     """Refuse to go on where the archive no longer has the next events."""
     files = job.archive.files.get(partition, ())
-    if begin > at and files and files[0].first > begin:
+    begin = taken.end
+    if begin > at and files and files[0].first > begin and not _has_all_before(job.archive, partition, taken):
         raise LayoutError(
             f"{job.archive.root}: the backfill of {job.view.id} had reached offset {begin} of partition {partition}, and the archive "
             f"now begins at {files[0].first}: the events between were removed; restore these days of the archive, or begin "
@@ -155,6 +158,12 @@ def _refuse_hole(job: Backfill, partition: int, begin: int, at: int) -> None:
             f"the backfill of {job.view.id} has reached offset {begin} of partition {partition} of {job.archive.root}, which is past "
             f"{wanted}, where the pipeline is: the state is older than the archive; restore both from one backup"
         )
+
+
+def _has_all_before(archive: Archive, partition: int, taken: Taken) -> bool:
+    """Return whether all events that are not there any more were taken; not every offset is one of an event."""
+    n_gone = archive.n_gone(partition)
+    return n_gone is not None and taken.before is not None and n_gone == taken.before + taken.total
 
 
 def _fed(job: Backfill, shards: Mapping[str, "_Shard"], partition: int) -> list["_Shard"]:
@@ -214,6 +223,7 @@ class _Shard:
             sum_offsets=(taken.sum_offsets + int(offsets.sum())) % OFFSETS,
             checked=taken.checked,
             total=taken.total + len(offsets),
+            before=taken.before,
         )
         self._from = taken.end
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.keys import encode_keys
+from unskew.features.keys import encode_keys, shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
@@ -127,6 +127,11 @@ class Feed:
                 events = evaluated.events
                 if view.id in self._below:
                     events = events.filter(pl.Series(Keys.of(events["key"]).hashes() < np.uint64(self._below[view.id])))
+                names = shard_names(view, [piece.partition], self._n_hashes)
+                is_here = np.array([f"{view.id}/{name}" in self._shards for name in names])
+                if not is_here.all():
+                    # Splitting costs several times what this does, and other processes have the other shards.
+                    events = events.filter(pl.Series(is_here[shard_of(events["key"], len(is_here))]))
             for name, one in slices(
                 view,
                 events,

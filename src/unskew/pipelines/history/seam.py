@@ -1,20 +1,22 @@
 """The seam check: what a backfill has taken up to the place where the stream goes on, held against the archive."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import polars as pl
 
 from unskew.features.errors import LayoutError
 from unskew.features.plan import ViewPlan
 from unskew.features.time import format_instant
-from unskew.pipelines.history.archive import Archive, Cut
+from unskew.pipelines.history.archive import BEGINNING, Archive, Cut
 from unskew.pipelines.history.rebuild import rebuild
 from unskew.pipelines.state.ordering import Shard
 from unskew.pipelines.state.seeds import OFFSETS, Taken, again
 
 SAMPLED = 1_000
 """Entities of a backfill that are computed a second time, in one go."""
+_MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class Seam:
     ``offsets``: the next offset of each partition. ``events``: events up to there. ``since_us``, ``clock_us``: where
     the first shard begins, and where the last one ends. ``rows``: rows of the log. ``compared``: entities that were
     computed again. ``rejected``: events, of those that were read now, that the view cannot take; a stream's are dead
-    letters. ``why``: the reason of the first one.
+    letters. ``why``: the reason of the first one. ``unfinished``: shards that other processes compute, and that are not
+    there yet.
     """
 
     view: str
@@ -36,17 +39,35 @@ class Seam:
     compared: int
     rejected: int = 0
     why: str | None = None
+    unfinished: Sequence[str] = ()
+
+    def of_table(self) -> str:
+        """Return what was checked, of a view over a table."""
+        return (
+            f"{self.view}: seam check: each of the {self.events:,} rows that were taken of its table so far was counted "
+            f"once{self._compared()}{self._rejected()}"
+        )
 
     def __str__(self) -> str:
         places = ", ".join(f"{partition}: {offset:,}" for partition, offset in sorted(self.offsets.items()))
-        compared = f"; {self.compared:,} entities equal an uninterrupted rebuild" if self.compared else ""
         span = ""
         if self.since_us is not None and self.clock_us is not None:
             span = f" from {format_instant(self.since_us)} to {format_instant(self.clock_us)}"
         return (
             f"{self.view}: its history is there: {self.events:,} archived events{span}, {self.rows:,} rows of the log. Seam check: "
-            f"each event up to the next offsets (partition {places}) was taken once{compared}{self._rejected()}"
+            f"each event up to the next offsets (partition {places}) was taken once{self._compared()}{self._rejected()}{self._unfinished()}"
         )
+
+    def _unfinished(self) -> str:
+        if not self.unfinished:
+            return ""
+        more = f" and {len(self.unfinished) - _MOST_SHOWN} more" if len(self.unfinished) > _MOST_SHOWN else ""
+        return (
+            f". Not there yet, because other processes compute them: {', '.join(self.unfinished[:_MOST_SHOWN])}{more}"
+        )
+
+    def _compared(self) -> str:
+        return f"; {self.compared:,} entities equal an uninterrupted rebuild" if self.compared else ""
 
     def _rejected(self) -> str:
         if not self.rejected:
@@ -59,15 +80,20 @@ def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, 
 
     ``taken``: by shard. Raises ``LayoutError`` if a shard has not taken exactly these, or if files are missing.
     """
-    _refuse_hole(view, archive, {partition: end[partition] for shard in taken.values() for partition in shard})
+
+    @cache
+    def counted_from(partition: int, begin: int) -> tuple[int, int]:
+        return archive.count({partition: begin}, {partition: end[partition]})[partition]
+
+    def counted(partition: int, begin: int) -> tuple[int, int]:
+        # What begins with the archive was counted a moment ago, and a count reads every file.
+        return counted_from(partition, begin if begin > archive.begins(partition) else BEGINNING)
+
+    _refuse_hole(view, archive, end, taken, counted)
     # Shards differ in where they were last checked, if the process was killed right after that.
-    counted: dict[tuple[int, int], tuple[int, int]] = {}
     for name, shard in taken.items():
         for partition, one in shard.items():
-            place = partition, one.checked
-            if place not in counted:
-                counted[place] = archive.count({partition: one.checked}, {partition: end[partition]})[partition]
-            n_events, total = counted[place]
+            n_events, total = counted(partition, one.checked)
             if (one.n_events, one.sum_offsets, one.end) != (n_events, total % OFFSETS, end[partition].offset):
                 raise LayoutError(
                     f"{view.id}: the seam of its backfill does not fit: from offset {one.checked} to {end[partition].offset} of "
@@ -76,19 +102,34 @@ def check_taken(view: ViewPlan, archive: Archive, end: Cut, taken: Mapping[str, 
                 )
 
 
-def _refuse_hole(view: ViewPlan, archive: Archive, end: Cut) -> None:
-    """Refuse an archive that lacks events that were written, if nothing was removed from its beginning."""
-    known = {
-        partition: wanted
-        for partition, reached in end.items()
-        if (wanted := archive.n_events(partition)) is not None and archive.cut[partition].offset <= reached.offset
-    }
-    for partition, (n_events, _) in archive.count({}, {partition: end[partition] for partition in known}).items():
-        if n_events != known[partition]:
+def _refuse_hole(
+    view: ViewPlan,
+    archive: Archive,
+    end: Cut,
+    taken: Mapping[str, Mapping[int, Taken]],
+    counted: Callable[[int, int], tuple[int, int]],
+) -> None:
+    """Refuse an archive that lacks events that were written, other than old ones that were removed on purpose."""
+    places = {(p, one.begin, one.before) for shard in taken.values() for p, one in shard.items()}
+    for partition, first, n_earlier in sorted(places, key=lambda place: place[:2]):
+        n_written = archive.n_written(partition)
+        if n_written is None or archive.cut[partition].offset > end[partition].offset:
+            continue
+        begin, n_before = first, archive.n_before(partition, first) if n_earlier is None else n_earlier
+        removed = archive.removed.get(partition)
+        if removed is not None and removed.next_sequence > begin:
+            begin, n_before = removed.next_sequence, removed.n_rows
+        elif archive.is_cut(partition) and archive.begins(partition) > begin:
+            # Removed by other means since the backfill began, which has taken them if it could go on.
+            continue
+        if n_before is None:
+            continue
+        n_events, _ = counted(partition, begin)
+        if n_events != n_written - n_before:
             raise LayoutError(
-                f"{archive.root}: partition {partition} holds {n_events} events, and {known[partition]} were written, so the history "
-                f"of {view.id} would have a hole: files were removed. Restore them; or {again(view)} --from an instant after the "
-                'hole; or let the view begin now (history="none")'
+                f"{archive.root}: partition {partition} holds {n_events} events from offset {begin} on, and {n_written - n_before} "
+                f"were written, so the history of {view.id} would have a hole: files were removed. Restore them; or {again(view)} "
+                '--from an instant after the hole; or let the view begin now (history="none")'
             )
 
 
@@ -106,13 +147,19 @@ def compare(
 ) -> int:
     """Compute some entities of these shards again, in one go, and return how many; all must have the same values.
 
-    Raises ``LayoutError`` otherwise: then a chunk or a restart of the backfill has changed a value.
+    Raises ``LayoutError`` otherwise: then a chunk or a restart of the backfill has changed a value; and if an entity is
+    in the shards of two partitions, which processes that have one of them each do not see.
     """
+    rows = _current(shards)
+    if rows is not None and (twice := rows["key"].is_duplicated()).any():
+        raise LayoutError(
+            f"{view.name}: entity {rows.filter(twice).item(0, 'key')} is in two partitions, but stream {view.stream.name} declares "
+            f"partitioned_by {', '.join(view.stream.partitioned_by)}; partition the topic by that key, or drop partitioned_by, and {again(view)}"
+        )
     begin = {partition: one.begin for shard in taken.values() for partition, one in shard.items()}
     if any(archive.begins(partition) > offset for partition, offset in begin.items()):
         # The first events are not there any more: they were, when the check before this one was made.
         return 0
-    rows = _current(shards)
     if rows is None or not rows.height:
         return 0
     rows = rows.gather_every(max(1, rows.height // n_entities))
@@ -126,6 +173,10 @@ def compare(
         n_partitions=n_partitions,
         n_hashes=n_hashes,
     )[view.id]
+    clocks = {one.state.shard: one.state.clock_us for one in once.shards}
+    if any((one.state.clock_us or 0) > (clocks[one.state.shard] or 0) for one in shards if one.state.shard in clocks):
+        # A hand-over was further: for a flow, a partition that has ended holds no other back. It was checked then.
+        return 0
     others = _current(once.shards)
     if others is None or not others.equals(rows):
         pairs = zip(rows.iter_rows(named=True), () if others is None else others.iter_rows(named=True), strict=False)

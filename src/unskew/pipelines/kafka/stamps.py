@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # not in its __all__
 
 from unskew.features.errors import DefinitionError
-from unskew.features.plan import StreamPlan
+from unskew.features.plan import DEFAULT_MAX_AHEAD_US, StreamPlan
 
 _TYPE = "message.timestamp.type"
 _CLEANUP = "cleanup.policy"
@@ -38,7 +38,9 @@ def check_topics(
     *,
     live: bool,
 ) -> None:
-    """Log which topics are compacted; raise ``DefinitionError`` if one has producer timestamps and needs a settle.
+    """Log which topics are compacted, and which make ``max_ahead`` void.
+
+    Raises ``DefinitionError`` if a topic has producer timestamps and needs a settle.
 
     ``live``: partitions without records announce marks, so a stream with producer timestamps must declare a settle. A
     broker that does not say who stamps the records is logged then; the first record decides.
@@ -50,7 +52,7 @@ def check_topics(
     try:
         answers = client.describe_configs(resources, request_timeout=timeout_s)
         settings = [answer.result(timeout_s) for answer in answers.values()]
-        found = [of_topic[_TYPE].value for of_topic in settings]
+        stamps = {name: of_topic[_TYPE].value for name, of_topic in zip(topics, settings, strict=True)}
         compacted = [name for name, of_topic in zip(topics, settings, strict=True) if _is_compacted(of_topic)]
     except (KafkaException, NoAnswer, KeyError) as error:
         if not needs_stamps:
@@ -72,7 +74,15 @@ def check_topics(
             stream.name,
             ", ".join(compacted),
         )
-    if needs_stamps and "CreateTime" in found:
+    by_broker = [name for name, stamped in stamps.items() if stamped == "LogAppendTime"]
+    if by_broker and stream.max_ahead_us != DEFAULT_MAX_AHEAD_US:
+        _log.warning(
+            "%s: max_ahead has no effect on the records of %s, because the broker stamps them (LogAppendTime), and max_ahead "
+            "is for timestamps of producers. Leave it out; an event_time past the arrival counts from the arrival anyway",
+            stream.name,
+            ", ".join(by_broker),
+        )
+    if needs_stamps and "CreateTime" in stamps.values():
         raise settle_needed(stream)
 
 

@@ -30,7 +30,8 @@ class Taken(msgspec.Struct, frozen=True):
     """The events of one partition that a shard's backfill has read: those with ``begin`` <= offset < ``end``.
 
     ``total``: how many there were. ``checked``: up to where the last seam check came; ``n_events``, ``sum_offsets``:
-    from there on, how many there were, and the sum of their offsets modulo ``OFFSETS``.
+    from there on, how many there were, and the sum of their offsets modulo ``OFFSETS``. ``before``: how many events of
+    the partition were written before ``begin``; None if that is not known.
     """
 
     begin: int
@@ -39,11 +40,12 @@ class Taken(msgspec.Struct, frozen=True):
     sum_offsets: int
     checked: int
     total: int
+    before: int | None = None
 
     @classmethod
-    def beginning(cls, at: int) -> "Taken":
+    def beginning(cls, at: int, before: int | None) -> "Taken":
         """Return nothing, from an offset on."""
-        return cls(begin=at, end=at, n_events=0, sum_offsets=0, checked=at, total=0)
+        return cls(begin=at, end=at, n_events=0, sum_offsets=0, checked=at, total=0, before=before)
 
 
 class Seed(msgspec.Struct, frozen=True):
@@ -59,6 +61,11 @@ class Seed(msgspec.Struct, frozen=True):
     log: dict[str, Any]
     taken: dict[int, Taken]
     since_us: int | None = None
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether its backfill has come to an end, and nothing was taken since."""
+        return all(one.checked == one.end and not one.n_events for one in self.taken.values())
 
 
 class Seeds:

@@ -58,6 +58,15 @@ def registry_key(prefix: str) -> str:
     return f"{prefix}:registry"
 
 
+def revision_key(prefix: str) -> str:
+    """Return the key of the revision of the published registry: a name that each publication makes anew.
+
+    It is removed before the registry is replaced, and set after it. So a reader that finds the revision which it knew
+    has the registry, and one that finds none must read it.
+    """
+    return f"{prefix}:registry:rev"
+
+
 def connect(url: str) -> Client:
     """Return a client for a URL of the form that ``url`` describes.
 

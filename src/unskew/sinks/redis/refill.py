@@ -58,12 +58,22 @@ class Refill:
         self._heard_at_us: int | None = None
         self._shards: set[str] = set()
         self._announced: set[str] = set()
+        # Of the refills that are under way: what was logged, and whether they follow a loss, which was logged.
+        self._said: set[str] = set()
+        self._after_loss = False
         self._n_rows = 0
 
-    def note(self, shard: str, updates: Updates) -> None:
-        """Note a part of a shard's refill, or its last part. The first part and the last of all are logged."""
-        if not self._announced and not self._shards:
-            _log.log(self._level, "Redis is empty or behind the state: rewriting all current values")
+    def note(self, shard: str, updates: Updates, *, is_new: bool = False) -> None:
+        """Note a part of a shard's refill, or its last part. The first part and the last of all are logged.
+
+        ``is_new``: whether Redis had values of other views at the start, and none of this one.
+        """
+        why = "Redis is empty or behind the state: rewriting all current values"
+        if is_new:
+            why = f"{updates.view.id} is new in Redis: writing all of its current values"
+        if not self._after_loss and why not in self._said:
+            self._said.add(why)
+            _log.log(self._level, "%s", why)
         self._n_rows += updates.current.height
         if updates.refill == "part":
             self._shards.add(shard)
@@ -92,6 +102,7 @@ class Refill:
     def _begin(self, loss: str, awaited: Collection[str] | None, shards: Collection[str], batch: Batch) -> None:
         self._loss, self._awaited = loss, awaited
         self._shards = set(shards)
+        self._after_loss = True
         # The batch's refills were complete only before the loss.
         batch.refilled.clear()
         self.lost += 1
@@ -105,6 +116,9 @@ class Refill:
         if batch.refilled and self._loss:
             client.hset(self._marks_key, mapping=refilled_words(batch.refilled, self._loss))  # type: ignore[arg-type]
         self._shards -= batch.refilled
+        if not self._shards:
+            self._said.clear()
+            self._after_loss = False
         if self._awaited is not None and self._shards.isdisjoint(self._awaited):
             end_loss(client, self._marks_key, self._loss)
             self._awaited = None

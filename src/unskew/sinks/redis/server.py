@@ -18,9 +18,10 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
 )
+from typing_extensions import override
 
 from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
-from unskew.sinks.redis.url import Address, Client
+from unskew.sinks.redis.url import TIMEOUTS_S, Address, Client
 
 # Answers that redis-py gives without their first word, or that have none: a part of the text, and what to do.
 _IN_TEXT: Sequence[tuple[str, str]] = (
@@ -68,13 +69,19 @@ class Server:
     """One server, the master that sentinels name, or a cluster.
 
     ``source``: a client, or a URL of the form that ``url`` describes. It connects at first use, and may be used by
-    several threads. Raises ``RequestError`` for a URL that cannot be read.
+    several threads. ``timeout_s``: how long a connection or a reply is waited for, where the URL does not say it; a
+    client keeps its own. Raises ``RequestError`` for a URL that cannot be read.
     """
 
-    def __init__(self, source: Client | str) -> None:
+    def __init__(self, source: Client | str, *, timeout_s: float | None = None) -> None:
+        self._timeouts_s = TIMEOUTS_S if timeout_s is None else dict.fromkeys(TIMEOUTS_S, timeout_s)
         self._address = Address.parse(source) if isinstance(source, str) else None
         self._client = None if isinstance(source, str) else source
         self._making = threading.Lock()
+
+    @override
+    def __str__(self) -> str:
+        return "a client of redis-py" if self._address is None else str(self._address)
 
     @contextlib.contextmanager
     def reaching(self) -> Iterator[Client]:
@@ -113,7 +120,7 @@ class Server:
                 client = self._client
                 if client is None:
                     assert self._address is not None
-                    client = self._client = self._address.client()
+                    client = self._client = self._address.client(self._timeouts_s)
         return client
 
     def _forget(self) -> None:
@@ -129,15 +136,16 @@ class Server:
         return f" (asked as user {user!r})" if user else " (asked without a user's name)"
 
 
-def checked(replies: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """Return the replies of commands that were executed with ``raise_on_error=False``, one for each of ``keys``.
+def checked(replies: Sequence[Any], keys: Sequence[str | bytes]) -> list[Any]:
+    """Return the replies of commands, one for each of ``keys``; errors among them are instances of their classes.
 
     Raises ``LayoutError`` for a key of another type than the command needs, and what redis-py gave for another error.
     """
     for reply, key in zip(replies, keys, strict=True):
         if isinstance(reply, redis.ResponseError) and "WRONGTYPE" in str(reply):
+            name = key.decode(errors="backslashreplace") if isinstance(key, bytes) else key
             raise LayoutError(
-                f"the key {key!r} in Redis has another type than unskew gives it, so unskew did not write it; delete it, "
+                f"the key {name!r} in Redis has another type than unskew gives it, so unskew did not write it; delete it, "
                 "and a running or restarted unskew run writes it again; if another program wrote it, give unskew a --prefix "
                 "of its own"
             )

@@ -8,6 +8,7 @@ array, and a map is a JSON object in the map's order, both without spaces; insid
 
 import datetime as dt
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,9 +19,8 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from unskew.features.time import instant_us
+from unskew.features.time import instant_us, moment_of
 from unskew.features.types import MAP_KEY, MAP_VALUE, ScalarName, Type
-from unskew.features.view import Scalar
 
 # The characters that JSON does not allow unescaped in a string.
 _SPECIAL = [*map(chr, range(32)), '"', "\\"]
@@ -30,9 +30,10 @@ _ESCAPED = [json.dumps(character)[1:-1] for character in _SPECIAL]
 _FIRST_INSTANT_US = instant_us(dt.datetime.min.replace(tzinfo=dt.UTC))
 _LAST_INSTANT_US = instant_us(dt.datetime.max.replace(tzinfo=dt.UTC))
 _DECIMAL_DIGITS = 38
-_BOOLEANS = {"0": False, "1": True}
+_BOOLEANS = {b"0": False, b"1": True}
+_PAST_INT64 = 2**63
 
-_UNREADABLE = (ValueError, TypeError, OverflowError, msgspec.MsgspecError, pl.exceptions.PolarsError)
+_UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, msgspec.MsgspecError)
 
 
 def text_of(value: pl.Expr, dtype: Type) -> pl.Expr:
@@ -50,25 +51,51 @@ def text_of(value: pl.Expr, dtype: Type) -> pl.Expr:
     return value.cast(pl.String)
 
 
-def read_column(
-    name: str, texts: Sequence[bytes | str | None], dtype: Type, instead: Sequence[Scalar | None]
-) -> pl.Series:
-    """Return a column of the values of ``texts``, in their type; a None gives the value of ``instead`` in that place.
+class Reader:
+    """A reader of the texts of a type."""
 
-    Raises ``ValueError`` with the first text that is not a value of the type.
-    """
-    read, as_read = _reader(dtype), _as_read(dtype)
-    if dtype.scalar == "timestamp":
-        instead = [instant_us(value) if isinstance(value, dt.datetime) else value for value in instead]
-    try:
-        values = [other if text is None else read(text) for text, other in zip(texts, instead, strict=True)]
-        column = pl.Series(name, values, as_read)
-        if as_read == pl.Float64() and not column.is_finite().all():
-            raise ValueError
-        return column if dtype.scalar != "timestamp" else column.cast(dtype.polars)
-    except _UNREADABLE as error:
-        wrong = next((text for text in texts if text is not None and not _is_readable(text, dtype)), None)
-        raise ValueError(f"{wrong!r:.80} is not a valid {dtype}") from error
+    def __init__(self, dtype: Type) -> None:
+        self._dtype = dtype
+        self._read = _reader(dtype)
+
+    def values(self, texts: Sequence[bytes]) -> list[Any]:
+        """Return values as ``column_of`` and ``objects_of`` take them.
+
+        Raises ``ValueError`` with the first text that is not a value of the type.
+        """
+        try:
+            return self._read(texts)
+        except _UNREADABLE as error:
+            wrong = next(text for text in texts if not self._can_read(text))
+            raise ValueError(f"{wrong!r:.80} is not a valid {self._dtype}") from error
+
+    def _can_read(self, text: bytes) -> bool:
+        try:
+            self._read([text])
+        except _UNREADABLE:
+            return False
+        return True
+
+
+def column_of(name: str, values: Sequence[Any], dtype: Type) -> pl.Series:
+    """Return a column of values that a ``Reader`` gave; None is null."""
+    column = pl.Series(name, values, _as_read(dtype))
+    return column.cast(dtype.polars) if dtype.scalar == "timestamp" else column
+
+
+def objects_of(values: Sequence[Any], dtype: Type) -> list[Any]:
+    """Return values that a ``Reader`` gave as Python objects: instants become datetimes, with their zone UTC."""
+    if dtype.scalar != "timestamp":
+        return list(values)
+    if not dtype.nesting:
+        return [None if value is None else moment_of(value) for value in values]
+    objects: list[Any] = column_of("", values, dtype).to_list()
+    return objects
+
+
+def stored(value: object, dtype: Type) -> Any:
+    """Return a value, for example a default, as a ``Reader`` of its type returns it."""
+    return pl.Series([value], dtype=dtype.polars).cast(_as_read(dtype)).to_list()[0]
 
 
 @lru_cache(maxsize=256)
@@ -77,34 +104,49 @@ def _as_read(dtype: Type) -> pl.DataType:
     return replace(dtype, scalar="int64").polars if dtype.scalar == "timestamp" else dtype.polars
 
 
-@lru_cache(maxsize=256)
-def _reader(dtype: Type) -> Callable[[bytes | str], Any]:
-    """Return a function that reads one text as a Python value; a timestamp becomes its microseconds."""
+_Read = Callable[[Sequence[bytes]], list[Any]]
+
+
+def _reader(dtype: Type) -> _Read:
+    """Return a function that reads texts as Python values; a timestamp becomes its microseconds."""
     if dtype.is_decimal:
         return _decimal_reader(dtype)
     if dtype.nesting:
         kinds: dict[ScalarName, type] = {"int64": int, "float64": float, "bool": bool, "string": str, "timestamp": int}
-        return _json_reader(dtype, kinds[dtype.scalar], _instant if dtype.scalar == "timestamp" else None)
-    scalars: dict[ScalarName, Callable[[bytes | str], Any]] = {
-        "int64": int,
-        "float64": float,
-        "bool": _boolean,
-        "string": _string,
-        "timestamp": lambda text: _instant(int(text)),
+        checks: dict[ScalarName, Callable[[Any], Any]] = {"int64": _int64, "timestamp": _instant}
+        return _each(_json_reader(dtype, kinds[dtype.scalar], checks.get(dtype.scalar)))
+    scalars: dict[ScalarName, _Read] = {
+        "int64": _integers,
+        "float64": _floats,
+        "bool": lambda texts: [_BOOLEANS[text] for text in texts],
+        "string": lambda texts: [text.decode() for text in texts],
+        "timestamp": lambda texts: [_instant(int(text)) for text in texts],
     }
     return scalars[dtype.scalar]
 
 
-def _string(text: bytes | str) -> str:
-    """Return a reply as text, whether or not the client decodes replies."""
-    return text.decode() if isinstance(text, bytes) else text
+def _each(read: Callable[[bytes], Any]) -> _Read:
+    return lambda texts: [read(text) for text in texts]
 
 
-def _boolean(text: bytes | str) -> bool:
-    try:
-        return _BOOLEANS[_string(text)]
-    except KeyError as error:
-        raise ValueError(text) from error
+def _integers(texts: Sequence[bytes]) -> list[Any]:
+    numbers = [int(text) for text in texts]
+    if numbers and not -_PAST_INT64 <= min(numbers) <= max(numbers) < _PAST_INT64:
+        raise ValueError
+    return numbers
+
+
+def _floats(texts: Sequence[bytes]) -> list[Any]:
+    numbers = [float(text) for text in texts]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError
+    return numbers
+
+
+def _int64(number: int) -> int:
+    if not -_PAST_INT64 <= number < _PAST_INT64:
+        raise ValueError(number)
+    return number
 
 
 def _instant(instant: int) -> int:
@@ -113,8 +155,8 @@ def _instant(instant: int) -> int:
     return instant
 
 
-def _decimal_reader(dtype: Type) -> Callable[[bytes | str], Any]:
-    # Polars would cut off extra digits after the point, and panics if a text is not a number or has too many digits.
+def _decimal_reader(dtype: Type) -> _Read:
+    # Python's Decimal takes exponents, spaces, underscores, and any number of digits.
     after_point = rf"[.]\d{{{dtype.scale}}}" if dtype.scale else ""
     shape = re.compile(rf"-?\d{{1,{_DECIMAL_DIGITS - dtype.scale}}}{after_point}", re.ASCII)
 
@@ -123,10 +165,10 @@ def _decimal_reader(dtype: Type) -> Callable[[bytes | str], Any]:
             raise ValueError(text)
         return Decimal(text)
 
-    return _json_reader(dtype, str, number) if dtype.nesting else lambda text: number(_string(text))
+    return _each(_json_reader(dtype, str, number) if dtype.nesting else lambda text: number(text.decode()))
 
 
-def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = None) -> Callable[[bytes | str], Any]:
+def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = None) -> Callable[[bytes], Any]:
     """Return a function that reads JSON. ``kind``: the elements' type in JSON; ``change``: converts each, if given."""
     if dtype.nesting == "list":
         items = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
@@ -134,14 +176,6 @@ def _json_reader(dtype: Type, kind: type, change: Callable[[Any], Any] | None = 
     members = msgspec.json.Decoder(dict[str, kind]).decode  # type: ignore[valid-type]
     same = change or (lambda value: value)
     return lambda text: [{MAP_KEY: key, MAP_VALUE: same(value)} for key, value in members(text).items()]
-
-
-def _is_readable(text: bytes | str, dtype: Type) -> bool:
-    try:
-        column = pl.Series([_reader(dtype)(text)], dtype=_as_read(dtype))
-    except _UNREADABLE:
-        return False
-    return column.dtype != pl.Float64() or bool(column.is_finite().all())
 
 
 def _json_of(value: pl.Expr, dtype: Type) -> pl.Expr:

@@ -90,15 +90,27 @@ class Address:
                 raise RequestError(f"the Redis URL says {name}={path}, and there is no such file")
         return address
 
-    def client(self) -> Client:
-        """Return a client; one of a cluster looks up the nodes at once, any other connects at its first command."""
+    @override
+    def __str__(self) -> str:
+        where = self.hosts or ((self.options.get("host", "localhost"), self.options.get("port", 6379)),)
+        kind = "+sentinel" if self.service is not None else "+cluster" if self.hosts else ""
+        at = self.options.get("path") or ",".join(f"{host}:{port}" for host, port in where)
+        return f"{'unix' if 'path' in self.options else f'redis{kind}'}://{at}" + (
+            f"/{self.service}" if self.service else ""
+        )
+
+    def client(self, timeouts_s: Mapping[str, float] = TIMEOUTS_S) -> Client:
+        """Return a client; one of a cluster looks up the nodes at once, any other connects at its first command.
+
+        ``timeouts_s``: as ``TIMEOUTS_S``; what the URL says goes before them.
+        """
         if self.service is not None:
-            return self._master(self._sentinels())
+            return self._master(self._sentinels(), timeouts_s)
         if self.hosts:
             nodes = [ClusterNode(host, port) for host, port in self.hosts]  # type: ignore[no-untyped-call]
             retry = Retry(NoBackoff(), CLUSTER_TRIES)
-            return _Cluster(startup_nodes=nodes, retry=retry, ssl=self.tls, **{**TIMEOUTS_S, **self.options})
-        return redis.Redis.from_pool(redis.ConnectionPool(**{**TIMEOUTS_S, **self.options}))
+            return _Cluster(startup_nodes=nodes, retry=retry, ssl=self.tls, **{**timeouts_s, **self.options})
+        return redis.Redis.from_pool(redis.ConnectionPool(**{**timeouts_s, **self.options}))
 
     def _sentinels(self) -> "_Sentinels":
         # Each sentinel is asked once; a caller that waits for a master asks again.
@@ -106,8 +118,8 @@ class Address:
         options = {**self.sentinel_options, "ssl": self.tls, "retry": retry}
         return _Sentinels(self.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
 
-    def _master(self, sentinels: "_Sentinels") -> redis.Redis:
-        client = sentinels.master_for(self.service, ssl=self.tls, **{**TIMEOUTS_S, **self.options})  # type: ignore[no-untyped-call]
+    def _master(self, sentinels: "_Sentinels", timeouts_s: Mapping[str, float] = TIMEOUTS_S) -> redis.Redis:
+        client = sentinels.master_for(self.service, ssl=self.tls, **{**timeouts_s, **self.options})  # type: ignore[no-untyped-call]
         master: redis.Redis = client
         return master
 

@@ -54,6 +54,10 @@ class Kept:
             return True
         return any(witness.place(name, self._state).clock_us < clock_us for witness in self._found_witnesses)
 
+    def is_new(self, view: ViewPlan) -> bool:
+        """Return true if Redis had values of this pipeline, and none of this view, when ``look`` was called."""
+        return bool(self._found_clocks.with_clocks()) and not self._found_clocks.shards(view.id)
+
     def words(self, tags: Iterable[str], places: Mapping[str, Place]) -> Iterator[tuple[str, Mapping[str, str]]]:
         """Yield what to write to each witness when rows up to ``places`` are acknowledged; new ones get all places."""
         for key in self.witnesses(tags):

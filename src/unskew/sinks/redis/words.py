@@ -67,6 +67,11 @@ class Clock(NamedTuple):
     since_us: int | None = None
 
 
+def shards_field(view_id: str) -> str:
+    """Return the field of the clocks that lists a view's shards."""
+    return view_id + _SHARDS
+
+
 def clock_words(clocks: Mapping[str, Clock]) -> dict[str, int | str]:
     """Return the fields for these clocks, which are given by shard."""
     words: dict[str, int | str] = {}
@@ -313,6 +318,157 @@ class Marks(Words):
     def loss(self) -> str:
         """The loss that is being repaired; empty if there is none."""
         return self._words.get(_LOSS, "")
+
+
+Replies = Sequence[tuple[str, Sequence[bytes | None]]]
+"""The key of a hash of each pipeline, and the words of the fields that were asked for."""
+
+
+class ShardWords:
+    """The words of one view's shards that a read needs: which fields it asks for, and what the replies say.
+
+    Some words change with every flush, and some hardly ever; those are parsed again only when they have changed.
+    """
+
+    def __init__(self, view_id: str, shards: Sequence[str]) -> None:
+        self.shards = tuple(shards)
+        self.number = {shard: number for number, shard in enumerate(self.shards)}
+        names = [f"{view_id}/{shard}" for shard in shards]
+        since = [name + _SINCE for name in names]
+        doubted, compared = ([name + ending for name in names] for ending in (_DOUBTED, _ROUND))
+        self.clock_fields = [*names, view_id + _SHARDS, view_id + _RETIRED, *since]
+        self.mark_fields = [*names, _LOSS, *doubted, *compared]
+        self._steady: tuple[object, _Steady] | None = None
+
+    def read(self, clocks: Replies, marks: Replies) -> "ReadWords":
+        """Return what the replies of each pipeline to HMGET of these fields say, by the pipelines' keys.
+
+        Raises ``LayoutError`` for a word of the shards that unskew could not have written.
+        """
+        n = len(self.shards)
+        its_clocks, its_marks = _last_of_each(clocks), _last_of_each(marks)
+        words = its_clocks[n:], its_marks[n:]
+        # Other threads may read at the same time.
+        known = self._steady
+        if known is None or known[0] != words:
+            known = self._steady = words, self._read_steady(*words, clocks, marks)
+        return ReadWords(self, known[1], its_clocks[:n], its_marks[:n], clocks, marks)
+
+    def _read_steady(
+        self, of_clocks: Sequence[bytes | None], of_marks: Sequence[bytes | None], clocks: Replies, marks: Replies
+    ) -> "_Steady":
+        n = len(self.shards)
+        listed, retired, *since = of_clocks
+        loss, *others = of_marks
+        whole_clocks = Clocks(*_as_hashes(self.clock_fields, clocks))
+        whole_marks = Marks(*_as_hashes(self.mark_fields, marks))
+        names = self.clock_fields[:n]
+        return _Steady(
+            listed=_names(listed),
+            is_retired=retired is not None and listed is None,
+            loss=loss is not None,
+            since_us=[
+                None if word is None else whole_clocks.since_us(name) for name, word in zip(names, since, strict=True)
+            ],
+            doubted=[word is not None for word in others[:n]],
+            compared_us=[
+                None if word is None else whole_marks.compared_us(name)
+                for name, word in zip(names, others[n:], strict=True)
+            ],
+        )
+
+
+class _Steady(NamedTuple):
+    """The words that hardly ever change; the lists by the number of a shard.
+
+    ``listed``: the list of the view's shards, empty if none was written. ``is_retired``: whether no pipeline computes
+    the view any more. ``loss``: whether values that were lost are written again. ``since_us``: first arrivals.
+    ``doubted``: whether values may lack. ``compared_us``: when the last comparison of all values with the state began.
+    """
+
+    listed: tuple[str, ...]
+    is_retired: bool
+    loss: bool
+    since_us: list[int | None]
+    doubted: list[bool]
+    compared_us: list[int | None]
+
+
+def listed_shards(view_ids: Sequence[str], replies: Sequence[Sequence[bytes | None]]) -> dict[str, tuple[str, ...]]:
+    """Return the shards of views. ``replies``: of each pipeline, the words of the views' fields ``shards_field``."""
+    words = zip(view_ids, _last_of_each([("", reply) for reply in replies]), strict=True)
+    return {view_id: _names(word) for view_id, word in words}
+
+
+class ReadWords:
+    """The words of a view's shards as they were read; shards are numbered.
+
+    ``steady``: the words that hardly ever change. ``clocks``, ``marks``: those that do.
+    """
+
+    def __init__(
+        self,
+        asked: ShardWords,
+        steady: _Steady,
+        clocks: Sequence[bytes | None],
+        marks: Sequence[bytes | None],
+        all_clocks: Replies,
+        all_marks: Replies,
+    ) -> None:
+        self.shards, self.number = asked.shards, asked.number
+        self.steady = steady
+        self._asked = asked
+        self._clocks, self._marks = clocks, marks
+        self._all_clocks, self._all_marks = all_clocks, all_marks
+
+    def stands(self, shard: int) -> bool:
+        """Return true if there is a clock, or an entry saying that there will be none."""
+        return self._clocks[shard] is not None
+
+    def closed_us(self, shard: int) -> int | None:
+        """Return the last closed instant; None if there is no clock, or if the shard ended before it had one."""
+        word = self._clocks[shard]
+        if word is None:
+            return None
+        if word.isdigit() and len(word) <= _SHORT:
+            return int(word)
+        whole = Clocks(*_as_hashes(self._asked.clock_fields, self._all_clocks))
+        return whole.closed_us(self._asked.clock_fields[shard])
+
+    def sent_us(self, shard: int) -> int | None:
+        """Return the clock of the shard's mark, in any history; None if there is no mark."""
+        word = self._marks[shard]
+        if word is None:
+            return None
+        _, *place = word.rsplit(b":", 2)
+        if len(place) == _PLACE and place[0].isdigit() and len(place[0]) <= _SHORT and place[1].isdigit():
+            return int(place[0])
+        whole = Marks(*_as_hashes(self._asked.mark_fields, self._all_marks))
+        return whole.sent_us(self._asked.mark_fields[shard])
+
+
+_PLACE = 2
+_SHORT = 17
+"""Digits of an instant that is in the years 1 to 9999 whatever they are."""
+
+
+def _names(word: bytes | None) -> tuple[str, ...]:
+    return () if word is None else tuple(dict.fromkeys(_text(word).split()))
+
+
+def _last_of_each(replies: Replies) -> Sequence[bytes | None]:
+    """Return, for each field, its word in the last hash that has it."""
+    found = replies[0][1]
+    for _, others in replies[1:]:
+        found = [one if other is None else other for one, other in zip(found, others, strict=True)]
+    return found
+
+
+def _as_hashes(fields: Sequence[str], replies: Replies) -> list[tuple[str, dict[str, bytes]]]:
+    return [
+        (key, {field: word for field, word in zip(fields, words, strict=True) if word is not None})
+        for key, words in replies
+    ]
 
 
 class Ledgers(Words):

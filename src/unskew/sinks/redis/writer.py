@@ -5,7 +5,8 @@ A flush does the following, in this order, over one connection to each server th
 1. Name each new connection, so that a process that takes over can cut it. Check that this process still holds its
    lease. Over new connections, and every few seconds, check that the servers still have what they acknowledged
    (``witness``); if not, a server came back without its data, or another one took over without the last of it, and
-   every shard is asked for all its values (``refill``). Then see whether the servers evict keys (``eviction``).
+   every shard is asked for all its values (``refill``). Then see whether the registry still has the process's views,
+   and whether the servers evict keys (``eviction``).
 2. Compare rows that shards gave for that with what Redis holds (``scrub``); those that differ join the values. Send
    marks, which say how far the values to come go: for each shard, its clock and the number of events it has applied. If
    there are several servers, await the replies.
@@ -29,7 +30,7 @@ import redis
 from unskew.features.errors import RequestError
 from unskew.features.ledger import Ledger, ledger_of
 from unskew.features.plan import ViewPlan
-from unskew.features.registry import merge
+from unskew.features.registry import displaced, merge, named, own_part
 from unskew.features.updates import NothingToCome, Updates
 from unskew.features.view import View
 from unskew.sinks.redis.batch import Batch
@@ -37,10 +38,19 @@ from unskew.sinks.redis.compactness import report_large_hashes
 from unskew.sinks.redis.cuts import Cuts
 from unskew.sinks.redis.eviction import Eviction
 from unskew.sinks.redis.held import Held
-from unskew.sinks.redis.keyspace import clock_field, clock_key, ledger_key, owners_key, registry_key, sent_key
+from unskew.sinks.redis.keyspace import (
+    clock_field,
+    clock_key,
+    ledger_key,
+    owners_key,
+    registry_key,
+    revision_key,
+    sent_key,
+)
 from unskew.sinks.redis.nodes import Nodes, nodes_of
 from unskew.sinks.redis.owners import Owners
 from unskew.sinks.redis.pacing import Pacing
+from unskew.sinks.redis.published import replace_registry
 from unskew.sinks.redis.refill import Refill
 from unskew.sinks.redis.removal import remove_values, remove_words
 from unskew.sinks.redis.resp import RowEncoder
@@ -177,22 +187,28 @@ class RedisWriter:
             self._nodes = client, nodes_of(client)
         return self._nodes[1]
 
-    def publish_registry(self, text: str) -> None:
+    def publish_registry(self, text: str, *, anew: bool = False) -> None:
         """Publish these views beside those of other pipelines, so that a reader needs nothing but Redis.
 
         ``text``: JSON from ``registry.describe``. Published views of the same versions are replaced; the others stay,
-        see ``registry.merge``.
+        see ``registry.merge``, also for ``anew``. Of several versions of other pipelines one serves; if that is not one
+        of these, it is logged.
         """
-        self._registry = text
-        key = registry_key(self._prefix)
+        published = [text]
 
-        def publish(transaction: "redis.client.Pipeline") -> None:
-            # The key is watched: if another pipeline publishes meanwhile, this is repeated with the new text.
-            stored = transaction.get(key)
-            transaction.multi()
-            transaction.set(key, merge(stored, text))
+        def change(stored: bytes | str | None) -> str:
+            published[0] = merge(stored, text, anew=anew)
+            return published[0]
 
-        self._reach(lambda client: client.transaction(publish, key))
+        self._reach(lambda client: replace_registry(client, self._prefix, change))
+        # With the order in which versions said that they serve, if Redis loses it.
+        self._registry = own_part(published[0], text)
+        for view_id, serving in displaced(published[0], text).items():
+            _log.warning(
+                "%s does not serve, because another pipeline published %s later: the bare name means that one; ask for %s, remove "
+                "the other one (unskew purge %s), or start this pipeline once with --replace",
+                *(view_id, serving, view_id, serving),
+            )
 
     def report_large_hashes(self, views: Iterable[View]) -> None:
         """Log once which hashes the servers will not keep compact."""
@@ -208,11 +224,18 @@ class RedisWriter:
         states = Marks.read(client, self._sent_key).states()
         return {shard: state for shard, state in states.items() if shard in shards}
 
-    def claim(self, shards: Collection[str], where: str, *, replace: bool = False) -> None:
+    def claim(
+        self,
+        shards: Collection[str],
+        where: str,
+        *,
+        replace: bool = False,
+        described: str = "that another state wrote",
+    ) -> None:
         """Claim these shards, ``view@version/shard``, for this writer's state; ``where`` says where that state is.
 
-        ``replace``: first remove all values of the views of shards that belong to another state. Raises ``LayoutError``
-        if there are such shards and they are not replaced.
+        ``replace``: first remove all values of the views of shards that belong to another state, which ``described``
+        describes for the log. Raises ``LayoutError`` if there are such shards and they are not replaced.
         """
 
         def claim(client: Client) -> None:
@@ -222,7 +245,7 @@ class RedisWriter:
                 foreign = {name.partition("/")[0] for name, state in owners.items() if state not in {"", self._state}}
                 for view_id in foreign:
                     n_removed = remove_values(client, self._prefix, view_id)
-                    _log.warning("Redis: %d values of %s that another state wrote were removed", n_removed, view_id)
+                    _log.warning("Redis: %d values of %s %s were removed", n_removed, view_id, described)
                 if foreign:
                     tags = self._nodes_of(client).tags
                     remove_words(client, self._prefix, self._pipeline, tags, foreign)
@@ -319,7 +342,7 @@ class RedisWriter:
         if view.id not in self._encoders:
             self._encoders[view.id] = RowEncoder(view, self._prefix, self._expire_after_us)
         if updates.refill is not None:
-            self._refill.note(name, updates)
+            self._refill.note(name, updates, is_new=self._kept.is_new(view))
         if self._held.keeps(name, updates):
             return
         if (held := self._held.release(name)) is not None:
@@ -412,6 +435,7 @@ class RedisWriter:
             self._owners.hold(client)
             # Words may also be evicted or removed one by one.
             self._see_what_is_left(client, nodes, batch)
+            self._see_registry(client)
             n_evicted = self._eviction.look(nodes, now_us)
         if n_evicted or self._eviction.evicts:
             self.scrub.doubt(client, {*self._kept.shards(), *batch.places}, again=True)
@@ -449,6 +473,20 @@ class RedisWriter:
     def _are_new(self, nodes: Nodes) -> bool:
         """Return true if a connection is not the one that the last flush used."""
         return any(self._sockets.get(name) is not found for name, found in nodes.sockets().items())
+
+    def _see_registry(self, client: Client) -> None:
+        """Publish the views of this process again if the registry, without which no reader finds them, lacks some."""
+        key = registry_key(self._prefix)
+        if self._registry is None:
+            return
+        if set(named(self._registry)) <= set(named(client.get(key))) and client.exists(revision_key(self._prefix)):
+            return
+        self.publish_registry(self._registry)
+        _log.error(
+            "Redis lacked views in %s, without which no reader finds them: they are published again; find out who removes or "
+            "changes keys of unskew, or whether the server evicts them",
+            key,
+        )
 
     def _see_what_is_left(self, client: Client, nodes: Nodes, batch: Batch) -> None:
         """Check that Redis has what it acknowledged in this run; if not, ``lost`` grows by one."""

@@ -120,6 +120,7 @@ def forget_imported(root: Path, still_ours: Callable[[], None]) -> None:
 
 def remove_writers(root: Path, chosen: Callable[[str], bool], still_ours: Callable[[], None]) -> None:
     """Remove all files of the writers of a table that ``chosen`` says are to go, the oldest last."""
+    _forget_removed(root, chosen, still_ours)
     coverage = [path for path in (root / layout.COVERAGE).glob("*.json") if chosen(path.stem)]
     rows = [*(root / layout.STAGED).glob("day=*/*.parquet"), *root.glob("day=*/*.parquet")]
     files = [file for file in map(layout.parse, rows) if file is not None and chosen(file.writer)]
@@ -127,6 +128,26 @@ def remove_writers(root: Path, chosen: Callable[[str], bool], still_ours: Callab
         still_ours()
         path.unlink(missing_ok=True)
     durable.remove_empty(root.glob("day=*"))
+
+
+def _forget_removed(root: Path, chosen: Callable[[str], bool], still_ours: Callable[[], None]) -> None:
+    """Forget which rows of these writers were removed: what comes in their place begins anew."""
+    removed = layout.read_removed(root)
+    kept = {writer: one for writer, one in removed.items() if not chosen(writer)}
+    kept_from_us = layout.read_kept_from(root)
+    if kept_from_us is not None and len(kept) < len(removed):
+        write_retained(root, kept_from_us, kept, still_ours)
+
+
+def write_retained(
+    root: Path, kept_from_us: int, removed: Mapping[str, layout.Removed], still_ours: Callable[[], None]
+) -> None:
+    """Make durable up to which instant old days were removed, and which rows of an archive these were."""
+    rows = {writer: [one.next_sequence, one.n_rows] for writer, one in removed.items()}
+    path = layout.retained_file(root)
+    durable.make_folder(path.parent)
+    content = {layout.FROM: kept_from_us, **({layout.REMOVED: rows} if rows else {})}
+    durable.replace(path, checksum.sealed_json(content), still_ours)
 
 
 def _path(root: Path) -> Path:

@@ -186,7 +186,6 @@ class ArchiveTable:
         writer = archive_writer(partition, imported=imported)
         self._origin = origin_of(writer)
         self._begins_here = saved is None
-        self._n_events = 0 if saved is None else saved.get(EVENTS)
         self._table = StagedTable(
             root / topic,
             writer,
@@ -196,6 +195,8 @@ class ArchiveTable:
             saved=saved,
             still_ours=still_ours,
         )
+        # A run that saw no event left no number.
+        self._n_events = 0 if saved is None or not self._table.next_sequence else saved.get(EVENTS)
 
     @property
     def next_sequence(self) -> int:

@@ -2,6 +2,7 @@
 
     {root}/day=2017-03-01/{writer}-{first}-{last}.parquet        published: immutable, never withdrawn
     {root}/day=2017-03-01/{writer}-{first}-{last}.{run}.parquet  published once its writer's coverage includes it
+    {root}/day=2017-03-01--2017-03-30/...                    files with rows of several days, merged by compaction
     {root}/_staged/day=2017-03-01/...                        durable, but of an epoch that may still be undone
     {root}/_compacting/...                                   of a compaction that is running or was interrupted
     {root}/_superseded/day=2017-03-01/...                    set aside by a compaction that was asked to
@@ -9,11 +10,16 @@
     {root}/_coverage/_shards.json                            the list of writers, also those without a file yet, and,
                                                              of a log, the definition of its view
     {root}/_coverage/_imported.json                          what was imported into an archive (``imported.py``)
-    {root}/_coverage/_retained.json                          the instant before which old days were removed
+    {root}/_coverage/_retained.json                          the instant before which old days were removed, and, of an
+                                                             archive, the rows that were removed of each writer
 
 ``first`` and ``last`` are the sequence numbers of a file's first and last row among all rows of its writer, whose files
 are published in that order. A merged file covers the range of the files that it was made from, and replaces them; they
 stay for a while, for readers that have listed them. Readers skip every name that begins with ``_``.
+
+A folder's name says from which to which day its files may have rows, both inclusive; it is never wider than what
+compaction was allowed. An interval has a name that is no date, so whoever reads only the folders of some days by their
+names does not take it for one of them.
 
 Where nothing can be renamed (an object store), files get their final names before their epoch is durable. Their names
 then have the ``run`` of the process that wrote them, and they are published by the writer's coverage, which is replaced
@@ -28,6 +34,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +64,14 @@ FIRST, EVENTS = "first", "events"
 SEQUENCE, RUNS = "seq", "runs"
 """The entries of a writer's coverage that publish its files, see the module; ``runs`` only where files have them."""
 INSTANT = pl.Datetime("us", "UTC")
+FROM, REMOVED = "from", "removed"
+"""The entries of what says which days were removed: the instant, and by writer the place and the number of rows."""
 IMPORTED = -(10**12)
 """The offset of a partition's first imported event. Imported events lie before every offset of a topic."""
 
 _SUFFIX = ".parquet"
 _DAY = "day="
+_TO = "--"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +88,29 @@ class TableFile:
     run: str | None = None
 
     @property
-    def day(self) -> dt.date:
-        """The day of the directory that holds the file."""
-        return dt.date.fromisoformat(self.path.parent.name.removeprefix(_DAY))
+    def first_day(self) -> dt.date:
+        """The first day of which the file may have rows, by the folder that holds it.
+
+        The base that retention leaves of a log is in the folder of the last days that it replaced; its rows may be
+        older.
+        """
+        return days_of(self.path.parent.name)[0]
+
+    @property
+    def last_day(self) -> dt.date:
+        """The last day of which the file may have rows, by the folder that holds it."""
+        return days_of(self.path.parent.name)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """The first rows of a writer, which were removed: ``n_rows``, before sequence number ``next_sequence``.
+
+    ``n_rows``: None if a removed file could not be read.
+    """
+
+    next_sequence: int
+    n_rows: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +219,25 @@ def log_schema(view: ViewPlan) -> dict[str, pl.DataType]:
     }
 
 
-def day_directory(day: dt.date) -> str:
-    return f"{_DAY}{day.isoformat()}"
+Days = tuple[dt.date, dt.date]
+"""The first and the last of some days."""
+
+
+def day_directory(day: dt.date, last: dt.date | None = None) -> str:
+    """Return the name of the folder of a day, or of the days from it through ``last``, an interval of ISO 8601."""
+    return f"{_DAY}{day.isoformat()}{'' if last in {None, day} else f'{_TO}{last}'}"
+
+
+def days_of(name: str) -> Days:
+    """Return the first and the last day of a folder's name. Raises ``LayoutError`` for another name."""
+    first, to, last = name.removeprefix(_DAY).partition(_TO)
+    try:
+        return dt.date.fromisoformat(first), dt.date.fromisoformat(last if to else first)
+    except ValueError as error:
+        raise LayoutError(
+            f"{name} is not the folder of a day, as in {_DAY}2026-03-01, or of several, as in {_DAY}2026-03-01{_TO}2026-03-30; move "
+            "what is not of this table away, or read it with the version of unskew that wrote it"
+        ) from error
 
 
 def file_name(writer: str, first: int, last: int, run: str | None = None) -> str:
@@ -211,14 +258,15 @@ def parse(path: Path) -> TableFile | None:
     return TableFile(path=path, writer=writer, first=int(first), last=int(last), run=run or None)
 
 
-def published_files(root: Path, writer: str | None = None, *, day: str | None = None) -> list[TableFile]:
+def published_files(root: Path, writer: str | None = None, *, days: Days | None = None) -> list[TableFile]:
     """Return every published file, of one writer or of all, ordered by writer and sequence; none if there is no table.
 
-    ``day``: the folder of a day, to list that alone; a file that another day's file covers is then among them.
+    ``days``: only the folders that begin with one of these days, the first and the last of them; a file that one in
+    another folder covers is then among them.
     A file whose sequence range another file of its writer covers is superseded and left out, so that every listing
     contains each row once.
     """
-    return without_superseded(_all_published(root, writer, day))
+    return without_superseded(_all_published(root, writer, days))
 
 
 def settled_files(root: Path) -> list[TableFile]:
@@ -294,9 +342,25 @@ def read_kept_from(root: Path) -> int | None:
 
     It is written before anything is removed. So after a listing of files it says what they may lack.
     """
+    found = _read_retained(root)
+    return None if found is None else found[0]
+
+
+def read_removed(root: Path) -> dict[str, Removed]:
+    """Return, by writer, which rows were removed from an archive, as far as that is recorded."""
+    found = _read_retained(root)
+    return {} if found is None else found[1]
+
+
+def _read_retained(root: Path) -> tuple[int, dict[str, Removed]] | None:
     path = retained_file(root)
     try:
-        return int(read_json(path.read_bytes())["from"])
+        found = read_json(path.read_bytes())
+        removed = {
+            str(writer): Removed(next_sequence=int(after), n_rows=None if n_rows is None else int(n_rows))
+            for writer, (after, n_rows) in found.get(REMOVED, {}).items()
+        }
+        return int(found[FROM]), removed
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -368,18 +432,18 @@ def _read_list(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _all_published(root: Path, writer: str | None, day: str | None = None) -> list[TableFile]:
+def _all_published(root: Path, writer: str | None, days: Days | None = None) -> list[TableFile]:
     """Return the published files, including superseded ones; every row published before the call is among them.
 
     A listing is not a snapshot. A listing that began before a merged file was there may miss that file, and also the
     files that it was made from, if they are deleted before the listing reaches them. They were in the previous listing,
     so their absence is noticed, and the table is listed again.
     """
-    before = _listed(root, writer, day)
+    before = _listed(root, writer, days)
     # In this order, because the files that a coverage publishes were there before it.
     covered = _covered(root, _parsed(root, writer, _of_runs(before)))
     while True:
-        now = _listed(root, writer, day)
+        now = _listed(root, writer, days)
         files = published(_parsed(root, writer, now), covered)
         gone = published(_parsed(root, writer, {one: before[one] for one in before.keys() - now.keys()}), covered)
         if set(gone).isdisjoint(without_superseded([*files, *gone]) if gone else ()):
@@ -391,18 +455,29 @@ Listed = Mapping[tuple[str, str], ObjectPath | None]
 """Directory and name of everything that may be a file of a table; of an object also its path, with size and time."""
 
 
-def _listed(root: Path, writer: str | None, day: str | None = None) -> Listed:
+def _listed(root: Path, writer: str | None, days: Days | None = None) -> Listed:
     prefix = "" if writer is None else f"{writer}-"
     if isinstance(root, ObjectPath):
-        there = root if day is None else root / day
-        objects = ((one.parts[len(root.parts) :], one) for one in there.objects())
+        found = root.objects() if days is None else _objects_of(root, days)
+        objects = ((one.parts[len(root.parts) :], one) for one in found)
         return {
             (parts[0], parts[1]): one
             for parts, one in objects
             if len(parts) == 2 and parts[0].startswith(_DAY) and parts[1].startswith(prefix)
         }
-    days = [name for name in _names(root) if name.startswith(_DAY)] if day is None else [day]
-    return {(day, name): None for day in days for name in _names(root / day) if name.startswith(prefix)}
+    folders = [name for name in _names(root) if name.startswith(_DAY) and (days is None or _begins_in(name, days))]
+    return {(folder, name): None for folder in folders for name in _names(root / folder) if name.startswith(prefix)}
+
+
+def _objects_of(root: ObjectPath, days: Days) -> Iterator[ObjectPath]:
+    """Yield the objects in the folders that begin with one of these days: a page or two of a table of a million."""
+    # After the day before, because some stores leave out the folder of that name.
+    there = root.objects(after=f"{day_directory(days[0] - dt.timedelta(days=1))}~")
+    return takewhile(lambda one: _begins_in(one.parts[len(root.parts)], days), there)
+
+
+def _begins_in(folder: str, days: Days) -> bool:
+    return day_directory(days[0]) <= folder[: len(day_directory(days[0]))] <= day_directory(days[1])
 
 
 def _parsed(root: Path, writer: str | None, listed: Listed) -> list[TableFile]:

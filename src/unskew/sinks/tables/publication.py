@@ -83,7 +83,12 @@ class ByRename:
             source = self._staged[0]
             target = self._root / source.parent.name / source.name
             durable.make_folder(target.parent, self._unsynced)
-            durable.rename(source, target, self._still_ours, self._unsynced)
+            try:
+                durable.rename(source, target, self._still_ours, self._unsynced)
+            except FileNotFoundError:
+                # Compaction removed the folder, which was empty, in between.
+                durable.make_folder(target.parent, self._unsynced)
+                durable.rename(source, target, self._still_ours, self._unsynced)
             del self._staged[0]
             self._staging.append(source.parent)
         durable.sync_folders(self._unsynced)

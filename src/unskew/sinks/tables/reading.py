@@ -1,5 +1,6 @@
 """Reading of published Parquet files: a damaged file is named, and rows that compaction moves are found again."""
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -56,16 +57,17 @@ def _moved(part: _Part, there: Mapping[Path, Path]) -> _Part:
 
 
 def answer_of_table(
-    root: Path, query: Callable[[Sequence[Path]], _Answer], *, since: str = "", writer: str | None = None
+    root: Path, query: Callable[[Sequence[Path]], _Answer], *, since: dt.date | None = None, writer: str | None = None
 ) -> _Answer:
     """Return what ``query`` reads from all published files of a table, each row once; lists them again if one is gone.
 
-    ``since``: the name of the first day folder to read. ``writer``: whose files; None for all.
+    ``since``: the first day to read; None reads all. ``writer``: whose files; None for all.
     Raises ``LayoutError`` as ``answer`` does.
     """
     listed: list[Path] | None = None
     while True:
-        paths = [file.path for file in published_files(root, writer) if file.path.parent.name >= since]
+        files = published_files(root, writer)
+        paths = [file.path for file in files if since is None or file.last_day >= since]
         try:
             return answer(paths, lambda path: path, query)
         except FileNotFoundError as error:

@@ -1,0 +1,217 @@
+"""Measure online reads: one entity and 100, of 20 features of one view and of three views at once.
+
+    python benchmarks/bench_serving.py [--reads 200] [--rounds 10] [--shards 8] [--feast-python .venv-feast/bin/python]
+
+Three views of 20 features each over 5 windows, 8,000 entities, written to a Valkey on this machine by the pipeline's
+writer. In turns, in rounds, each read is made by the SDK (``get_online_features(...).to_dict()``), by redis-py alone
+(HMGET of the same fields, texts turned into numbers, without clocks, defaults or status: what one would write by hand),
+and, with ``--feast-python``, by Feast's SDK with its Redis store, from the same Valkey with the same values, in a
+process of its own. Every value of the SDK is compared with the other two.
+
+Prints p50 and p99 of all reads in milliseconds, and the processor time of one read in this process.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import redis
+
+from unskew import Entity, Feature, FeatureStore, FeatureView, Sliding, Stream, agg
+from unskew.demo.embedded import EmbeddedRedis
+from unskew.features.definitions.compile import compile as compile_definitions
+from unskew.features.evaluate import ARRIVAL, EVENT_TIME, OFFSET, PARTITION, Evaluator
+from unskew.features.plan import Plan
+from unskew.features.registry import describe
+from unskew.features.shard_state import ShardState
+from unskew.sinks.redis.keyspace import value_key
+from unskew.sinks.redis.writer import RedisWriter
+
+HERE = Path(__file__).parent
+N_USERS = 8_000
+VIEWS = ("first", "second", "third")
+WINDOWS = ("5m", "1h", "1d", "7d", "30d")
+SCHEMA = {
+    "type": "record",
+    "name": "Event",
+    "fields": [
+        {"name": "user", "type": "long"},
+        {"name": "amount", "type": "double"},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+    ],
+}
+Read = Callable[[Sequence[int]], dict[str, list[Any]]]
+
+
+def definitions() -> Plan:
+    stream = Stream("events", topic="events", schema=SCHEMA, event_time="at", partitioned_by="user")
+    return compile_definitions(
+        FeatureView(
+            name,
+            entity=Entity("user", key="user"),
+            stream=stream,
+            features=[
+                Feature(f"{name}_{what}_{window}", aggregation, Sliding(window))
+                for window in WINDOWS
+                for what, aggregation in (
+                    ("count", agg.count()),
+                    ("sum", agg.sum("amount")),
+                    ("max", agg.max("amount")),
+                    ("mean", agg.mean("amount")),
+                )
+            ],
+        )
+        for name in VIEWS
+    )
+
+
+def write(plan: Plan, url: str, n_shards: int) -> None:
+    """Write one event of each user, as the pipeline would."""
+    writer = RedisWriter(url, "unskew", "main")
+    writer.look()
+    writer.publish_registry(json.dumps(describe(plan)))
+    shards = [f"p{number}.0" for number in range(n_shards)]
+    writer.expect({view.id: shards for view in plan.views.values()})
+    random, now_us = np.random.default_rng(0), time.time_ns() // 1000
+    for view in plan.views.values():
+        for number, shard in enumerate(shards):
+            users = np.arange(number, N_USERS, n_shards)
+            events = pl.DataFrame(
+                {
+                    "user": users,
+                    "amount": np.round(random.gamma(2.0, 20.0, len(users)), 2),
+                    "at": np.full(len(users), now_us),
+                    PARTITION: np.full(len(users), number, np.int32),
+                    OFFSET: np.arange(len(users)),
+                    ARRIVAL: np.full(len(users), now_us),
+                    EVENT_TIME: np.full(len(users), now_us),
+                }
+            ).with_columns(pl.col("at", ARRIVAL, EVENT_TIME).cast(pl.Datetime("us", "UTC")))
+            state = ShardState(view, shard)
+            writer.add(replace(state.apply(Evaluator(view)(events).events, now_us), applied=len(users)))
+    writer.flush(now_us)
+    writer.close()
+
+
+def by_hand(client: redis.Redis, plan: Plan, views: Sequence[str]) -> Read:
+    asked = [(plan.views[name].id, [output.name for output in plan.views[name].outputs]) for name in views]
+    kinds = {
+        output.name: int if output.dtype.scalar == "int64" else float
+        for name in views
+        for output in plan.views[name].outputs
+    }
+
+    def read(users: Sequence[int]) -> dict[str, list[Any]]:
+        commands = client.pipeline(transaction=False)
+        for view_id, names in asked:
+            for user in users:
+                commands.hmget(value_key("unskew", view_id, str(user)), names)
+        replies = iter(commands.execute())
+        found: dict[str, list[Any]] = {"user": list(users)}
+        for _, names in asked:
+            rows = [next(replies) for _ in users]
+            for name, texts in zip(names, zip(*rows, strict=True), strict=True):
+                found[name] = [None if text is None else kinds[name](text) for text in texts]
+        return found
+
+    return read
+
+
+class Feast:
+    """Feast's SDK in a process of its own."""
+
+    def __init__(self, python: str, url: str, values: Path) -> None:
+        self._process = subprocess.Popen(
+            [python, str(HERE / "peers_feast_online.py"), url, str(values)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def measure(self, views: Sequence[str], users: Sequence[int], n_reads: int) -> tuple[list[float], dict[str, Any]]:
+        """Return the seconds of each read, and the last answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"views": views, "users": users, "reads": n_reads}) + "\n")
+        self._process.stdin.flush()
+        found = self._answer()
+        return found["seconds"], found["answer"]
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def show(title: str, seconds: list[float], cpu_s: float | None) -> None:
+    seconds.sort()
+    p50, p99 = (seconds[int(len(seconds) * share)] * 1e3 for share in (0.5, 0.99))
+    processor = "" if cpu_s is None else f"   processor {cpu_s / len(seconds) * 1e3:7.3f}"
+    print(f"  {title:<10} p50 {p50:8.3f}   p99 {p99:8.3f}{processor}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reads", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--feast-python")
+    options = parser.parse_args()
+    plan = definitions()
+    random = np.random.default_rng(1)
+    with EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
+        write(plan, server.url, options.shards)
+        store = FeatureStore(redis_url=server.url)
+        client = redis.Redis.from_url(server.url)
+        feast = None
+        if options.feast_python:
+            values = pl.DataFrame(by_hand(client, plan, VIEWS)(range(N_USERS)))
+            values.write_parquet(Path(folder) / "values.parquet")
+            feast = Feast(options.feast_python, server.url, Path(folder) / "values.parquet")
+        for n_entities, views in ((1, VIEWS[:1]), (100, VIEWS[:1]), (1, VIEWS), (100, VIEWS)):
+            references = [f"{name}:{output.name}" for name in views for output in plan.views[name].outputs]
+            users = random.integers(0, N_USERS, n_entities).tolist()
+            rows = [{"user": user} for user in users]
+
+            def sdk(_: Sequence[int], references: list[str] = references, rows: Any = rows) -> dict[str, list[Any]]:
+                return store.get_online_features(references, rows).to_dict()
+
+            ways: dict[str, Read] = {"unskew": sdk, "redis-py": by_hand(client, plan, views)}
+            seconds: dict[str, list[float]] = {name: [] for name in (*ways, "Feast")}
+            cpu_s = dict.fromkeys(ways, 0.0)
+            answers = {}
+            for _ in range(options.rounds):
+                for name, read in ways.items():
+                    read(users)
+                    cpu_began = time.process_time()
+                    for _ in range(options.reads):
+                        began = time.perf_counter()
+                        answers[name] = read(users)
+                        seconds[name].append(time.perf_counter() - began)
+                    cpu_s[name] += time.process_time() - cpu_began
+                if feast is not None:
+                    its, answers["Feast"] = feast.measure(views, users, max(1, options.reads // 4))
+                    seconds["Feast"] += its
+            for name, answer in answers.items():
+                if answer != answers["unskew"]:
+                    raise SystemExit(f"{name} answers otherwise")
+            print(f"{n_entities} x {len(references)} features of {len(views)} view(s), {options.shards} shards:")
+            for name in answers:
+                show(name, seconds[name], cpu_s.get(name))
+        store.close()
+        if feast is not None:
+            feast.close()
+
+
+if __name__ == "__main__":
+    main()
