@@ -24,8 +24,12 @@ from tests.support.plans import DAY, HOUR, SECOND, Wanted, sliding, view
 from tests.support.typed import EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import updates
 from unskew import FeatureStore, RequestError
+from unskew.features.keys import shard_of
 from unskew.features.plan import Plan
+from unskew.offline.log_reader import ViewLog
 from unskew.sinks.tables.kinds import LogTable
+from unskew.sinks.tables.layout import view_root
+from unskew.sinks.tables.parquet import record_shards
 
 mpl.use("Agg")
 
@@ -70,6 +74,27 @@ def test_a_history_has_every_row_of_the_files_about_its_entity_and_no_other(grow
     assert str(before.to_pandas().dtypes["count"]) == "Int64"
     assert repr(before).startswith("clicks@1  user u3: ")
     assert "<table" in before._repr_html_()
+
+
+@pytest.mark.parametrize("listed", [["h0", "h1"], ["h0"], []])
+def test_a_history_reads_the_files_of_its_entitys_shard_alone_if_all_shards_are_known(growing, monkeypatch, listed):
+    record_shards(view_root(growing.root, VIEW.name, VIEW.version), listed, view=VIEW.published)
+    store = FeatureStore(PLAN, log=growing.root)
+    read: set[str] = set()
+    as_it_is = ViewLog._rows
+
+    def noted(self, files, query):
+        read.update(file.writer for file in files)
+        return as_it_is(self, files, query)
+
+    monkeypatch.setattr(ViewLog, "_rows", noted)
+    for user, rows in rows_of(growing).items():
+        read.clear()
+        found = store.history("clicks", user).frame
+
+        assert len(found) == len(rows) > 0
+        own = f"h{shard_of(pl.Series([user]), 2)[0]}"
+        assert read == ({own} if len(listed) == 2 else {"h0", "h1"})
 
 
 def test_a_history_from_events_is_that_of_the_log(growing, tmp_path):

@@ -7,7 +7,6 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from unskew.features.evaluate import Evaluator
 from unskew.features.kernel import state_bytes
@@ -34,9 +33,9 @@ _MIN_ROWS = 1024
 _MIN_ITEMS = 64
 _FREED_AT_ONCE = 1 << 23
 _MIN_TEXTS = 1024
-_MOST_ROW_WORDS = 4_000_000
+_MOST_ROW_WORDS = 2_000_000
 _INSTANT = pl.Datetime("us", "UTC")
-_CAUSES = pa.array(["hop", "event"])
+_CAUSES = pl.Series("cause", ["hop", "event"])
 
 
 class ShardState:
@@ -70,6 +69,7 @@ class ShardState:
         # Most steps of a quiet shard change nothing, so their frames without rows are made once.
         self._no_closed: pl.DataFrame | None = None
         self._no_current: pl.DataFrame | None = None
+        self._numbers_of = np.empty(0, np.int32)
         self._scratch = np.empty_like(self._empty)
         self.directory = Directory()
         self._texts = Directory()
@@ -418,29 +418,39 @@ class ShardState:
         count = int(rows.n[0])
         if count == 0 and self._no_closed is not None:
             return self._no_closed
-        keys = self.directory.gather(rows.row[:count]).to_series("key")
-        caused = rows.cause[:count] & w.CAUSE_EVENT != 0
-        frame = pl.DataFrame(
+        keys, number = self._distinct(rows.row[:count])
+        instants = rows.instant[:count]
+        order = _by_key_at_one_instant(instants, keys, number)
+        entity = decode_keys(keys, self.view.entity)
+        caused = rows.cause[:count][order] & w.CAUSE_EVENT != 0
+        closed = pl.DataFrame(
             [
-                keys,
-                *self._outputs(rows, count),
-                pl.Series("available_at", rows.instant[:count].copy()).cast(_INSTANT),
-                series("event_time", rows.event_time[:count], caused).cast(_INSTANT),
-                series("partition", rows.partition[:count], caused).cast(pl.Int32),
-                series("offset", rows.offset[:count], caused),
-                pl.Series("cause", _CAUSES.take(pa.array(caused.view(np.int8)))),
+                *entity[number[order]].get_columns(),
+                *self._outputs(_taken(rows.values, order), rows.present[order]),
+                pl.Series("available_at", instants[order]).cast(_INSTANT),
+                series("event_time", rows.event_time[:count][order], caused).cast(_INSTANT),
+                series("partition", rows.partition[:count][order].astype(np.int32), caused),
+                series("offset", rows.offset[:count][order], caused),
+                _CAUSES[caused.astype(np.uint32)],
+                pl.Series("seq", np.arange(self.seq, self.seq + count, dtype=np.int64)),
             ]
         )
-        instants = rows.instant[:count]
-        if (instants[1:] == instants[:-1]).any():
-            frame = frame.sort("available_at", "key")
-        seq = pl.Series("seq", np.arange(self.seq, self.seq + count, dtype=np.int64))
         self.seq += count
-        entity = decode_keys(frame.drop_in_place("key"), self.view.entity)
-        closed = pl.DataFrame([*entity.get_columns(), *frame.get_columns(), seq])
         if count == 0:
             self._no_closed = closed
         return closed
+
+    def _distinct(self, rows: npt.NDArray[np.int32]) -> tuple[pl.Series, npt.NDArray[np.int32]]:
+        """Return the keys of entity rows, each once, and for every one of ``rows`` the number of its key."""
+        if self.directory.capacity > len(self._numbers_of):
+            # Only what is written below is read.
+            self._numbers_of = np.empty(self.directory.capacity, np.int32)
+        places = np.arange(len(rows), dtype=np.int32)
+        self._numbers_of[rows] = places
+        # One of the places of each row remains.
+        distinct = rows[self._numbers_of[rows] == places]
+        self._numbers_of[distinct] = np.arange(len(distinct), dtype=np.int32)
+        return self.directory.gather(distinct).to_series("key"), self._numbers_of[rows]
 
     def _current(self) -> pl.DataFrame:
         count = int(self._state.scalars[w.S_DIRTY])
@@ -452,7 +462,7 @@ class ShardState:
         frame = pl.DataFrame(
             [
                 self.directory.gather(rows.row).to_series("key"),
-                *self._outputs(rows, count),
+                *self._outputs(rows.values, rows.present),
                 pl.Series("_at", rows.instant),
                 series("_until", until, until != w.FOREVER),
                 series("_empty_at", empty_at, (empty_at != w.NEVER) & (empty_at != w.FOREVER)),
@@ -463,9 +473,9 @@ class ShardState:
             self._no_current = frame
         return frame
 
-    def _outputs(self, rows: Rows, count: int) -> list[pl.Series]:
+    def _outputs(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
         """Return the columns of all outputs: the features, and what is derived from them."""
-        columns = self._features(rows.values[:, :count], rows.present[:count])
+        columns = self._features(words, present)
         if not self.view.derived:
             return columns
         derived = pl.DataFrame(columns).select(plan.expr.alias(plan.name) for plan in self.view.derived)
@@ -473,9 +483,11 @@ class ShardState:
 
     def _features(self, words: npt.NDArray[np.int64], present: npt.NDArray[np.int64]) -> list[pl.Series]:
         columns = []
+        everywhere = int(np.bitwise_and.reduce(present))
+        all_there = np.ones(len(present), np.bool_)
         for index, feature in enumerate(self.view.features):
             out = int(self._program.features[index, w.F_OUT])
-            there = (present >> index) & 1 != 0
+            there = all_there if everywhere >> index & 1 else (present >> index) & 1 != 0
             columns.append(column(feature, words[out : out + value_width(feature)], there, self._texts))
         return columns
 
@@ -498,6 +510,39 @@ class ShardState:
         rows = self._texts.rows()
         remove_rows(self._texts.arrays, rows[~used[rows]])
         self._texts_swept_at = max(_MIN_TEXTS, 2 * len(self._texts))
+
+
+def _by_key_at_one_instant(
+    instants: npt.NDArray[np.int64], keys: pl.Series, number: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int64]:
+    """Return the places of rows in the order of (instant, key); in that of instants they are already.
+
+    ``number``: for each row the number of its key in ``keys``; no two rows have the same instant and key.
+    """
+    order = np.arange(len(instants))
+    same = instants[1:] == instants[:-1]
+    if not same.any():
+        return order
+    rank = np.empty(len(keys), np.int64)
+    rank[keys.arg_sort().to_numpy()] = np.arange(len(keys))
+    tied = np.zeros(len(instants), np.bool_)
+    tied[1:] = same
+    begins = ~tied
+    tied[:-1] |= same
+    places = np.flatnonzero(tied)
+    # The number of an instant, then that of a key: one number for each row.
+    by = np.cumsum(begins[places]) * len(keys) + rank[number[places]]
+    order[places] = places[np.argsort(by)]
+    return order
+
+
+def _taken(words: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return these columns of ``words``, as ``words[:, places]`` but row by row in memory too."""
+    taken = np.empty((len(words), len(places)), np.int64)
+    for row, into in zip(words, taken, strict=True):
+        # Places are valid; the mode that checks them writes into a buffer first.
+        row.take(places, out=into, mode="clip")
+    return taken
 
 
 def _without(stored: state_bytes.Stored, gone: Callable[[pl.Series], pl.Series]) -> state_bytes.Stored:

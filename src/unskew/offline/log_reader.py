@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from unskew.features.errors import LayoutError
+from unskew.features.keys import encode_keys, shard_of
 from unskew.features.ledger import NOTHING_LATE, Ledger
 from unskew.features.time import format_instant, moment_of
 from unskew.features.types import Type
@@ -25,6 +26,7 @@ from unskew.sinks.tables.layout import (
     published_files,
     read_coverage,
     read_kept_from,
+    read_shards,
     view_root,
 )
 from unskew.sinks.tables.reading import answer, gone, metadata_of, n_left_out
@@ -212,20 +214,35 @@ class ViewLog:
     def rows_of(
         self, key: Mapping[str, Any], columns: Sequence[str], progress: Callable[[str, int, int], None]
     ) -> pl.DataFrame:
-        """Return all rows of one entity, in the order of time; reads the whole log, in bounded pieces.
+        """Return all rows of one entity, in the order of time; reads all files that may have some, in bounded pieces.
 
         ``key``: by key column. ``progress``: called with the view's id, the rows that were looked at, and all rows.
         """
         found = [_none(self.view, columns)]
         n_seen, n_all = 0, self.n_rows()
+        has_entity = self._shards_of(key)
         for piece in self._pieces(["shard", "seq"], None):
-            found.append(
-                self._rows(piece.files, lambda rows: rows.filter(**key).select(*columns, "shard", "seq").collect())
-            )
+            files = [file for file in piece.files if has_entity(file.writer)]
+            if files:
+                found.append(
+                    self._rows(files, lambda rows: rows.filter(**key).select(*columns, "shard", "seq").collect())
+                )
             n_seen += sum(map(_n_named, piece.files))
             progress(self.view.id, n_seen, n_all)
         rows = pl.concat(found, how="diagonal")
         return rows.sort("available_at", "shard", "seq").select(columns) if len(rows) else rows.select(columns)
+
+    def _shards_of(self, key: Mapping[str, Any]) -> Callable[[str], bool]:
+        """Return which shards may have rows of an entity: those of its hash, as far as all shards are known."""
+        hash_of = {
+            name: name.rpartition(".")[2] if self.view.partitioned else name[1:] for name in read_shards(self.root)
+        }
+        hashes = set(hash_of.values())
+        is_known = hashes == {str(number) for number in range(len(hashes))}
+        if not is_known or not {file.writer for file in self.files} <= hash_of.keys():
+            return lambda _shard: True
+        own = str(shard_of(encode_keys(pl.DataFrame([key]), self.view.entity), len(hashes))[0])
+        return lambda shard: hash_of[shard] == own
 
     def _pieces(self, columns: Sequence[str], upto: dt.date | None) -> "Iterator[_Piece]":
         """Yield what is read at once of all days through ``upto``, the newest first."""

@@ -216,7 +216,8 @@ def mean_bits(low, mid, high, count):
     """Return the float64 bits of ``N * 2**-64 / count``, rounded half-even once; ``count > 0``.
 
     Schoolbook long division of the numerator, extended by 128 fraction bits so that even the smallest numerator over
-    the largest count leaves more than 53 bits, and a sticky remainder.
+    the largest count leaves more than 53 bits, and a sticky remainder. Dividing is what it costs, so digits are divided
+    only from the first limb that is not zero, and only until 64 bits of the quotient are known.
     """
     negative = np.int64(high) < 0
     if negative:
@@ -228,12 +229,16 @@ def mean_bits(low, mid, high, count):
     taken = 0
     place = -1
     sticky = False
-    for index in range(10):
+    for index in range(0 if high != _U0 else (2 if mid != _U0 else 4), 10):
         if index < 6:
             word = high if index < 2 else (mid if index < 4 else low)
             digit = (word >> np.uint64(32)) if index % 2 == 0 else (word & _LOW32)
         else:
             digit = _U0
+        if taken == 64:
+            if digit != _U0:
+                sticky = True
+            continue
         if small:
             current = (remainder << np.uint64(32)) | digit
             quotient = current // divisor
@@ -256,14 +261,12 @@ def mean_bits(low, mid, high, count):
         elif taken + 32 <= 64:
             top |= quotient << uint64(32 - taken)
             taken += 32
-        elif taken < 64:
+        else:
             spare = 32 - (64 - taken)
             top |= quotient >> uint64(spare)
             if (quotient & ((_U1 << uint64(spare)) - _U1)) != _U0:
                 sticky = True
             taken = 64
-        elif quotient != _U0:
-            sticky = True
     if place < 0:
         return np.int64(0)
     return _assemble(top, sticky or remainder != _U0, place - 192, negative)

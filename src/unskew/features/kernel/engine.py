@@ -13,7 +13,7 @@ from unskew.features.jit import compiled, inlined, inner, prefetch
 from unskew.features.kernel import words as w
 from unskew.features.kernel.accumulators import add_event, merge_tile, passes, subtract_tile
 from unskew.features.kernel.grid import boundary, leaving, ordinal
-from unskew.features.kernel.reading import read, read_row
+from unskew.features.kernel.reading import read_feature, read_row
 from unskew.features.updates import LATE_BOUNDS_US
 
 _LATE_BOUNDS_US = np.array(LATE_BOUNDS_US, np.int64)
@@ -117,10 +117,16 @@ def _mark_dead(state, entity):
 
 
 @inlined()
-def _touch(state, entity, cause):
-    """Mark an entity as touched at the open instant; return its place in ``touched``."""
+def _window_mark(window):
+    return np.int64(w.MARK_WINDOWS) << min(window, w.N_WINDOW_MARKS - 1)
+
+
+@inlined()
+def _touch(state, entity, window, cause):
+    """Mark a window of an entity as touched at the open instant; return the entity's place in ``touched``."""
     scalars = state.scalars
     slot = state.entities[entity, w.ENTITY_SLOT]
+    state.entities[entity, w.ENTITY_MARKS] |= _window_mark(window)
     if slot == w.NONE:
         slot = scalars[w.S_TOUCHED]
         scalars[w.S_TOUCHED] += 1
@@ -133,6 +139,38 @@ def _touch(state, entity, cause):
 
 
 @inlined()
+def _read_touched(program, state, entity, values):
+    """Read the features of the windows that the open instant has touched into the entity's row of values.
+
+    The others have not changed since the previous row, because whatever changes a window touches it. Return true if the
+    row differs from the previous one.
+    """
+    features = program.features
+    entities = state.entities
+    marks = entities[entity, w.ENTITY_MARKS]
+    entities[entity, w.ENTITY_MARKS] = marks & ~np.int64(w.ALL_WINDOWS)
+    before = entities[entity, w.ENTITY_PRESENT]
+    present = before
+    differs = False
+    for index in range(len(features)):
+        if marks & _window_mark(features[index, w.F_WINDOW]) == 0:
+            continue
+        bit = np.int64(1) << index
+        present &= ~bit
+        if read_feature(program, state, entity, index, values):
+            present |= bit
+        end = features[index + 1, w.F_OUT] if index + 1 < len(features) else program.value_words
+        for word in range(features[index, w.F_OUT], end):
+            if values[word] != entities[entity, w.ENTITY_VALUES + word]:
+                entities[entity, w.ENTITY_VALUES + word] = values[word]
+                differs = True
+    if present != before:
+        entities[entity, w.ENTITY_PRESENT] = present
+        differs = True
+    return differs
+
+
+@inlined()
 def _close(program, state, rows, values):
     """Close the open instant: a row for every touched entity whose values differ from its previous row."""
     scalars = state.scalars
@@ -140,13 +178,7 @@ def _close(program, state, rows, values):
     for slot in range(scalars[w.S_TOUCHED]):
         entity = state.touched[slot, w.T_ROW]
         state.entities[entity, w.ENTITY_SLOT] = w.NONE
-        present = read(program, state, entity, values)
-        differs = present != state.entities[entity, w.ENTITY_PRESENT]
-        for index in range(n_words):
-            if values[index] != state.entities[entity, w.ENTITY_VALUES + index]:
-                differs = True
-                break
-        if differs:
+        if _read_touched(program, state, entity, values):
             place = rows.n[0]
             rows.n[0] = place + 1
             rows.row[place] = entity
@@ -156,16 +188,14 @@ def _close(program, state, rows, values):
             rows.partition[place] = state.touched[slot, w.T_PARTITION]
             rows.offset[place] = state.touched[slot, w.T_OFFSET]
             for index in range(n_words):
-                rows.values[index, place] = values[index]
-                state.entities[entity, w.ENTITY_VALUES + index] = values[index]
-            rows.present[place] = present
-            state.entities[entity, w.ENTITY_PRESENT] = present
+                rows.values[index, place] = state.entities[entity, w.ENTITY_VALUES + index]
+            rows.present[place] = state.entities[entity, w.ENTITY_PRESENT]
             state.entities[entity, w.ENTITY_CHANGED] = scalars[w.S_CLOCK]
         _mark_dead(state, entity)
     scalars[w.S_TOUCHED] = 0
 
 
-@inner()
+@inlined()
 def _expire(program, state, window, values):
     """Process the window's next bucket, and find the bucket after it."""
     windows = program.windows
@@ -183,7 +213,7 @@ def _expire(program, state, window, values):
             if kind == w.CLOSED:
                 merge_tile(program, state, entity, window, tile)
             if kind != w.SESSION:
-                _touch(state, entity, w.CAUSE_HOP)
+                _touch(state, entity, window, w.CAUSE_HOP)
             _hang(program, state, window, tile, number + 1 if kind == w.EVERY else leaves)
             tile = following
             continue
@@ -196,7 +226,7 @@ def _expire(program, state, window, values):
             state.entities[entity, windows[window, w.W_NEWEST]] = w.NONE
         else:
             state.tiles[second, w.TILE_PREVIOUS] = w.NONE
-        _touch(state, entity, w.CAUSE_HOP)
+        _touch(state, entity, window, w.CAUSE_HOP)
         subtract_tile(program, state, entity, window, tile)
         state.tiles[tile, w.TILE_NEXT] = state.scalars[w.S_TILE_FREE]
         state.scalars[w.S_TILE_FREE] = tile
@@ -327,8 +357,7 @@ def run(program, state, batch, first, clock, rows, values):
                 # Its period is not over, so no value reads it yet; only the instant of the next change may be another.
                 _mark_dirty(state, entity)
                 continue
-            if slot == w.NONE:
-                slot = _touch(state, entity, w.CAUSE_EVENT)
+            slot = _touch(state, entity, window, w.CAUSE_EVENT)
             add_event(
                 program, state, batch, event, window, state.entities, entity, windows[window, w.W_TOTAL], np.int64(0)
             )

@@ -62,47 +62,44 @@ def _code_before(state, kind, left, right):
 
 
 @inlined()
-def read(program, state, entity, values):
-    """Read the entity's current values into ``values``, as int64 words; return a bit per present feature."""
+def read_feature(program, state, entity, index, values):
+    """Read the current value of one feature into its words of ``values``; return true if it is present."""
     features = program.features
     entities = state.entities
-    present = np.int64(0)
-    for index in range(len(features)):
-        count = entities[entity, features[index, w.F_COUNT_WORD]]
-        kind = features[index, w.F_READ]
-        is_float = features[index, w.F_KIND] == w.FLOAT
-        word = features[index, w.F_WORD]
-        out = features[index, w.F_OUT]
-        value = np.int64(0)
-        bit = np.int64(1) << index
-        if kind == w.READ_COUNT:
-            value = count
-        elif kind == w.READ_SUM:
-            low, mid, high = load_limbs(entities, entity, word)
-            value = to_float_bits(low, mid, high) if is_float else to_int(mid, high)
-        elif kind > _LAST_PLAIN:
-            if not _read_more(program, state, entity, index, count, values):
-                bit = np.int64(0)
-            present |= bit
-            continue
-        elif count == 0:
-            bit = np.int64(0)
-        elif kind == w.READ_MEAN:
-            value = _mean(state, entities, entity, word, count, features[index, w.F_SCALE])
-        elif is_float:
-            # LAST and FIRST keep their values in comparable form too.
-            value = ordered_bits(entities[entity, word])
-        else:
-            value = entities[entity, word]
-        values[out] = value
-        present |= bit
-    return present
+    count = entities[entity, features[index, w.F_COUNT_WORD]]
+    kind = features[index, w.F_READ]
+    is_float = features[index, w.F_KIND] == w.FLOAT
+    word = features[index, w.F_WORD]
+    value = np.int64(0)
+    is_present = True
+    if kind == w.READ_COUNT:
+        value = count
+    elif kind == w.READ_SUM:
+        low, mid, high = load_limbs(entities, entity, word)
+        value = to_float_bits(low, mid, high) if is_float else to_int(mid, high)
+    elif kind > _LAST_PLAIN:
+        return _read_more(program, state, entity, index, count, values)
+    elif count == 0:
+        is_present = False
+    elif kind == w.READ_MEAN:
+        value = _mean(state, entities, entity, word, count, features[index, w.F_SCALE])
+    elif is_float:
+        # LAST and FIRST keep their values in comparable form too.
+        value = ordered_bits(entities[entity, word])
+    else:
+        value = entities[entity, word]
+    values[features[index, w.F_OUT]] = value
+    return is_present
 
 
 @inner()
 def read_row(program, state, entity, values):
-    """Read as ``read`` does, but as a call, for less frequent uses."""
-    return read(program, state, entity, values)
+    """Read the entity's current values into ``values``, as int64 words; return a bit per present feature."""
+    present = np.int64(0)
+    for index in range(len(program.features)):
+        if read_feature(program, state, entity, index, values):
+            present |= np.int64(1) << index
+    return present
 
 
 @inlined()

@@ -19,10 +19,10 @@ _OTHER = "other"
 
 
 def column(feature: FeaturePlan, words: Ints, present: Bools, texts: Directory) -> pl.Series:
-    """Return a feature's column, a separate copy; null where the value is not present.
+    """Return a feature's column; null where the value is not present.
 
-    ``words``: int64 [width, rows]; they may be overwritten afterwards. ``texts``: the directory whose rows stand for
-    texts.
+    ``words``: int64 [width, rows]; the column may keep them, so they must not change afterwards. ``texts``: the
+    directory whose rows stand for texts.
     """
     if feature.dtype.nesting:
         return _nested(feature, words, present, texts)
@@ -47,11 +47,13 @@ def _scalars(name: str, dtype: Type, numbers: Ints, present: Bools, texts: Direc
 
 
 def series(name: str, numbers: npt.NDArray[Any], present: Bools) -> pl.Series:
-    """Return a column of copied numbers, null where the value is not present."""
+    """Return a column of numbers, null where the value is not present; it keeps the array, which must not change."""
     if present.all():
-        return pl.Series(name, numbers.copy())
-    # pa.array with a mask may keep reading its argument, which the next rows overwrite.
-    return pl.Series(name, pa.array(numbers.copy(), mask=~present))
+        return pl.Series(name, numbers)
+    # Several times as quick as a mask, which Arrow takes apart value by value.
+    held = np.packbits(numbers, bitorder="little") if numbers.dtype == np.bool_ else np.ascontiguousarray(numbers)
+    buffers = [pa.py_buffer(np.packbits(present, bitorder="little")), pa.py_buffer(held)]
+    return pl.Series(name, pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), buffers))
 
 
 def _spread(held: pl.Series, present: Bools) -> pl.Series:

@@ -260,4 +260,6 @@ def restore(stored: Stored, program: Program, state: State, rows: npt.NDArray[np
     state.touched[:count] = stored.touched
     state.touched[:count, w.T_ROW] = rows[stored.touched[:, w.T_ROW]]
     state.entities[state.touched[:count, w.T_ROW], w.ENTITY_SLOT] = np.arange(count)
+    # Which of their windows is not stored.
+    state.entities[state.touched[:count, w.T_ROW], w.ENTITY_MARKS] |= w.ALL_WINDOWS
     state.scalars[w.S_TOUCHED] = count

@@ -97,6 +97,9 @@ ZERO_WHEN_EMPTY = (READ_COUNT, READ_SUM, READ_DISTINCT, READ_APPROX, READ_DECAYE
 # then, for each window, ``n_words`` for its running total.
 ENTITY_LIVE, ENTITY_SLOT, ENTITY_MARKS, ENTITY_CHANGED, ENTITY_PRESENT, ENTITY_VALUES = range(6)
 MARK_DIRTY, MARK_DEAD = 1, 2
+# The marks of windows that the open instant has touched: a bit for each, the last one for all windows from there on.
+MARK_WINDOWS, N_WINDOW_MARKS = 4, 60
+ALL_WINDOWS = ((1 << N_WINDOW_MARKS) - 1) * MARK_WINDOWS
 
 # Columns of ``touched``: the entity row, its causes, and the last event applied at the open instant.
 T_ROW, T_CAUSE, T_EVENT_TIME, T_PARTITION, T_OFFSET, N_T_COLUMNS = range(6)

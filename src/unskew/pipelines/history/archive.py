@@ -276,18 +276,18 @@ class Archive:
         total = pl.col("_offset").filter(within).cast(pl.Int128).sum()
         counted = [0, 0]
         for imported in (True, False) if partition in self.hand_overs else (False,):
-            writer = archive_writer(partition, imported=imported)
-            if not published_files(self.root, writer):
-                continue
             n_events, sum_offsets = answer_of_table(
                 self.root,
                 lambda paths: (
                     _scan(paths, {"_offset": pl.Int64()})
                     .select(within.sum().cast(pl.Int64), total.alias("sum"))
                     .collect()
+                    .row(0)
+                    if paths
+                    else (0, 0)
                 ),
-                writer=writer,
-            ).row(0)
+                writer=archive_writer(partition, imported=imported),
+            )
             counted[0] += int(n_events or 0)
             counted[1] += int(sum_offsets or 0)
         return counted[0], counted[1]

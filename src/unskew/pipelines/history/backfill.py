@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -87,8 +88,7 @@ def backfill(job: Backfill, report: Callable[[int], None] = lambda _: None) -> S
     seam = _checked(job, end, shards)
     for shard in shards.values():
         # What was checked stays so, even if days of the archive are removed before a run takes the shard over.
-        shard.taken = after_check(shard.taken)
-    _save(shards)
+        shard.note_check()
     return replace(seam, rejected=feed.rejected, why=feed.why)
 
 
@@ -184,7 +184,7 @@ class _Shard:
         self._job = job
         self.name = name
         view = job.view
-        seed = job.seeds.read(view, name)
+        seed = self._seed = job.seeds.read(view, name)
         if seed is not None and seed.since_us != job.since_us:
             raise LayoutError(
                 f"the backfill of {view.id} began with another --from; go on with that, or begin again (--again)"
@@ -219,7 +219,8 @@ class _Shard:
             begin=taken.begin,
             end=end,
             n_events=taken.n_events + len(offsets),
-            sum_offsets=(taken.sum_offsets + int(offsets.sum(dtype=object) if len(offsets) else 0)) % OFFSETS,
+            # A sum of 64 bits is right modulo 2**64, so it is modulo half of that.
+            sum_offsets=(taken.sum_offsets + int(offsets.sum())) % OFFSETS,
             checked=taken.checked,
             total=taken.total + len(offsets),
             before=taken.before,
@@ -241,7 +242,7 @@ class _Shard:
     def save(self) -> None:
         """End a chunk: publish the rows of the one before, stage those of this one, and make the seed durable."""
         log = self.table.snapshot()
-        seed = Seed(
+        self._seed = Seed(
             layout=LAYOUT,
             fingerprint=self._job.view.state_fingerprint,
             snapshot=self.shard.to_snapshot(),
@@ -249,10 +250,21 @@ class _Shard:
             taken=self.taken,
             since_us=self._job.since_us,
         )
-        self._job.seeds.write(self._job.view, self.name, seed, self._job.still_ours)
+        self._write_seed()
         kept = self.shard.changelog
         assert isinstance(kept, WholeState)
         kept.settle()
+
+    def note_check(self) -> None:
+        """Make durable that all that was taken up to the last chunk's end is checked; nothing else has changed."""
+        assert self._seed is not None
+        self.taken = after_check(self.taken)
+        self._seed = msgspec.structs.replace(self._seed, taken=self.taken)
+        self._write_seed()
+
+    def _write_seed(self) -> None:
+        assert self._seed is not None
+        self._job.seeds.write(self._job.view, self.name, self._seed, self._job.still_ours)
 
     def settle(self) -> None:
         """Publish the last chunk."""

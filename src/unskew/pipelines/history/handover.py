@@ -57,6 +57,7 @@ def hand_over(job: HandOver) -> list[Seam]:
     for shard in job.saved.shards:
         held.setdefault(shard["view"], set()).add(shard["shard"])
     seams: list[Seam] = []
+    archives: dict[str, Archive] = {}
     for view in job.views:
         topic = view.stream.topic
         names = shard_names(view, job.partitions[topic], job.n_hashes)
@@ -69,18 +70,19 @@ def hand_over(job: HandOver) -> list[Seam]:
         if not begun and (view.history == "none" or view.id in held):
             # A shard of a partition that was added begins with that partition.
             continue
-        seam = _one(job, view, missing, is_held=view.id in held)
+        if topic not in archives:
+            _publish_archive(job, topic)
+            archives[topic] = Archive.open(job.archive, view.stream)
+        seam = _one(job, view, archives[topic], missing, is_held=view.id in held)
         if seam is not None:
             _log.warning("%s", seam)
             seams.append(seam)
     return seams
 
 
-def _one(job: HandOver, view: ViewPlan, missing: list[str], *, is_held: bool) -> Seam | None:
+def _one(job: HandOver, view: ViewPlan, archive: Archive, missing: list[str], *, is_held: bool) -> Seam | None:
     topic = view.stream.topic
     cut = _cut(job, topic)
-    _publish_archive(job, topic)
-    archive = Archive.open(job.archive, view.stream)
     if not archive or not cut:
         return None
     seeds = {name: seed for name in missing if (seed := job.seeds.read(view, name)) is not None}

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from unskew.features.evaluate import Evaluator
-from unskew.features.keys import shard_of
+from unskew.features.keys import encode_keys, shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
@@ -108,18 +108,23 @@ class Feed:
         self.rejected = 0
         self.why: str | None = None
 
+    def _chosen(self, view: ViewPlan, events: pl.DataFrame) -> pl.DataFrame:
+        """Return the events of the entities that count: often few, so nothing else is worked out of the others."""
+        if self._keys is None:
+            return events
+        keys = encode_keys(events, (view.sessions or view).entity)
+        return events.filter(keys.is_in(self._keys[view.id].implode()))
+
     def give(self, piece: Piece) -> None:
         """Give one piece to every shard that its partition feeds."""
         for view, evaluate in self._views:
             events = None
             if piece.events.height:
-                evaluated = evaluate(piece.events)
+                evaluated = evaluate(self._chosen(view, piece.events))
                 self.rejected += evaluated.rejected.height
                 if self.why is None and evaluated.rejected.height:
                     self.why = evaluated.rejected["reason"][0]
                 events = evaluated.events
-                if self._keys is not None:
-                    events = events.filter(pl.col("key").is_in(self._keys[view.id].implode()))
                 if view.id in self._below:
                     events = events.filter(pl.Series(Keys.of(events["key"]).hashes() < np.uint64(self._below[view.id])))
                 names = shard_names(view, [piece.partition], self._n_hashes)

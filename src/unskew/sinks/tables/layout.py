@@ -376,7 +376,7 @@ def read_coverage(root: Path) -> Coverage | None:
     ``LayoutError`` for an incomplete file (power was lost while it was being replaced).
     """
     shards = {}
-    listed = _read_shards(shards_file(root))
+    listed = read_shards(root)
     paths = [path for path in sorted((root / COVERAGE).glob("*.json")) if not path.name.startswith(("_", "."))]
     for path, data in zip(paths, _contents(paths), strict=True):
         # A run that begins removes the entry of a shard that had ended.
@@ -414,9 +414,9 @@ def read_definition(root: Path) -> View | None:
     return None if described is None else parse_one(described, str(shards_file(root)))
 
 
-def _read_shards(path: Path) -> list[str]:
-    """Read the list of shards; empty if no list was ever written."""
-    return [str(shard) for shard in _read_list(path)["shards"]]
+def read_shards(root: Path) -> list[str]:
+    """Read the list of shards of the log at ``root``; empty if no list was ever written."""
+    return [str(shard) for shard in _read_list(shards_file(root))["shards"]]
 
 
 def _read_list(path: Path) -> dict[str, Any]:
