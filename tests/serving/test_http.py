@@ -415,6 +415,18 @@ def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_wa
         asyncio.run(through_standing_still(redis))
 
 
+def test_event_loops_one_after_the_other_leave_no_connections(tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        store = FeatureStore(redis_url=redis.url)
+        for _ in range(5):
+            found = asyncio.run(store.get_online_features_async(["stays:nights"], [{"user": "u7", "hotel": 1}]))
+            assert found.to_dict()["nights"] == [7]
+        # That of the last loop, and this test's own.
+        assert len(redis.client.client_list(_type="normal")) <= 3
+        store.close()
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--listen", "x"], "--listen 'x': give HOST:PORT"),
     (["--listen", "256.1.1.1:80"], "cannot listen at 256.1.1.1:80"),

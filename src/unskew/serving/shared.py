@@ -7,9 +7,9 @@ asking. redis-py makes the connection, with TLS and credentials.
 import asyncio
 import socket
 from collections import deque
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import hiredis
 import redis
@@ -35,7 +35,7 @@ class SharedLines:
         self._server = server
         self._lines = lines
         self._timeout_s = TIMEOUTS_S["socket_timeout"] if timeout_s is None else timeout_s
-        self._of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _OfLoop] = WeakKeyDictionary()
+        self._of_loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._threads: ThreadPoolExecutor | None = None
 
     async def ask(self, *steps: Commands) -> list[list[Any]]:
@@ -43,6 +43,7 @@ class SharedLines:
         loop = asyncio.get_running_loop()
         of_loop = self._of_loops.get(loop)
         if of_loop is None:
+            self._leave_ended()
             of_loop = self._of_loops[loop] = _OfLoop()
         if of_loop.in_threads:
             return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
@@ -70,12 +71,16 @@ class SharedLines:
     def close(self) -> None:
         """Close all connections; may be called outside of their loops once these have ended."""
         for of_loop in self._of_loops.values():
-            if of_loop.line is not None:
-                of_loop.line.close()
-        self._of_loops = WeakKeyDictionary()
+            of_loop.close()
+        self._of_loops = {}
         if self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads = None
+
+    def _leave_ended(self) -> None:
+        """Close the connections of event loops that have ended."""
+        for loop in [one for one in self._of_loops if one.is_closed()]:
+            self._of_loops.pop(loop).close()
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -92,6 +97,8 @@ class SharedLines:
                     of_loop.in_threads = True
                     return None
                 line = of_loop.line = await _Line.over(*made)
+                of_loop.until_end = _until_end(line)
+                await anext(of_loop.until_end)
             return line
 
     def _made(self) -> "tuple[redis.Redis, Any, socket.socket] | None":
@@ -112,7 +119,20 @@ class _OfLoop:
     def __init__(self) -> None:
         self.connecting = asyncio.Lock()
         self.line: _Line | None = None
+        self.until_end: AsyncGenerator[None, None] | None = None
         self.in_threads = False
+
+    def close(self) -> None:
+        if self.line is not None:
+            self.line.close()
+
+
+async def _until_end(line: "_Line") -> AsyncGenerator[None, None]:
+    """Close a connection when its event loop ends, which closes asynchronous generators before."""
+    try:
+        yield
+    finally:
+        line.close()
 
 
 class _Line(asyncio.Protocol):
@@ -124,6 +144,7 @@ class _Line(asyncio.Protocol):
         self._reader = hiredis.Reader(redis.InvalidResponse, redis.ResponseError, notEnoughData=_NOT_YET)
         self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any]]] = deque()
         self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
         self.is_closed = False
 
     @classmethod
@@ -189,7 +210,8 @@ class _Line(asyncio.Protocol):
             replied, _, _ = self._waiting.popleft()
             if not replied.done():
                 replied.set_exception(why)
-        if self._transport is not None and not self._transport.is_closing():
+        # A transport whose loop has ended cannot be closed any more; its connection ends with redis-py's.
+        if self._transport is not None and not self._transport.is_closing() and not self._loop.is_closed():
             self._transport.abort()
         self._connection.disconnect()
         self._client.connection_pool.release(self._connection)
