@@ -3,6 +3,7 @@
 import datetime as dt
 import decimal
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -13,13 +14,19 @@ import pyarrow as pa
 import pytest
 
 from unskew.features.errors import RequestError
-from unskew.features.frames import Answer, key_column, read_table
+from unskew.features.frames import Answer, Given, key_column, read_table
 
 BIG = 2**53 + 1
 """As a float it would be another integer."""
 LOSSY = "cannot be converted to that without loss"
 NO_COLUMN = "do not make a column of one type"
 CONVERT = "convert the values to one type yourself"
+
+
+@dataclass(frozen=True)
+class Plain(Answer):
+    given: Given
+    columns: pl.DataFrame
 
 
 @pytest.mark.parametrize(
@@ -146,7 +153,7 @@ def test_what_polars_or_pandas_cannot_give_is_refused_with_the_column() -> None:
     twice = pd.DataFrame([["a", 1, 2]], columns=["user", "x", "x"])
     for table in (twice, pa.table([["a"], [1], [2]], names=["user", "x", "x"])):
         with pytest.raises(RequestError, match="several columns 'x'"):
-            Answer(read_table(table), pl.DataFrame({"n": [1]})).to_dict()
+            Plain(read_table(table), pl.DataFrame({"n": [1]})).to_dict()
     with pytest.raises(RequestError, match="the LazyFrame cannot be collected"):
         read_table(pl.LazyFrame({"a": [1]}).select("b"))
     wide = [decimal.Decimal(1), decimal.Decimal("1e100")]
@@ -173,7 +180,7 @@ BASKETS = [Basket(), None]
     ids=["polars", "lazy", "pandas", "rows"],
 )
 def test_python_objects_beside_the_features_stay_objects_and_never_become_addresses(table: Any) -> None:
-    answer = Answer(read_table(table), pl.DataFrame({"n": [1, 2]}))
+    answer = Plain(read_table(table), pl.DataFrame({"n": [1, 2]}))
 
     for given in (answer.to_df(), answer.to_polars(), answer.to_pandas()):
         assert list(given.columns) == ["user", "basket", "n"]
@@ -185,7 +192,7 @@ def test_python_objects_beside_the_features_stay_objects_and_never_become_addres
 
 def test_a_type_on_which_polars_panics_is_refused_with_its_column() -> None:
     wide = pa.table({"user": ["a"], "money": pa.array([1], pa.decimal256(50, 2))})
-    answer = Answer(read_table(wide), pl.DataFrame({"n": [1]}))
+    answer = Plain(read_table(wide), pl.DataFrame({"n": [1]}))
 
     assert answer.to_arrow().column_names == ["user", "money", "n"]
     with pytest.raises(RequestError, match="the values of 'money' do not make a column"):
@@ -196,7 +203,7 @@ def test_a_type_on_which_polars_panics_is_refused_with_its_column() -> None:
     "table", [pd.DataFrame({"user": ["a"], 0: [7]}), [{"user": "a", 0: 7}]], ids=["pandas", "rows"]
 )
 def test_columns_that_are_named_by_numbers_keep_their_values(table: Any) -> None:
-    answer = Answer(read_table(table), pl.DataFrame({"n": [1]}))
+    answer = Plain(read_table(table), pl.DataFrame({"n": [1]}))
 
     assert answer.to_arrow().to_pydict() == {"user": ["a"], "0": [7], "n": [1]}
 
@@ -239,7 +246,7 @@ def test_a_pandas_frame_comes_back_as_it_was_and_with_the_features_exactly() -> 
     asked = awkward_pandas()
     before = asked.copy(deep=True)
 
-    found = Answer(read_table(asked), FEATURES).to_pandas()
+    found = Plain(read_table(asked), FEATURES).to_pandas()
 
     pd.testing.assert_frame_equal(asked, before)
     pd.testing.assert_frame_equal(found.iloc[:, : asked.shape[1]], before)
@@ -281,7 +288,7 @@ def test_every_kind_of_table_comes_back_as_its_kind() -> None:
         (duck.sql("SELECT * FROM own"), pa.Table),
     ]
     for table, kind in tables:
-        answer = Answer(read_table(table), FEATURES)
+        answer = Plain(read_table(table), FEATURES)
         found = answer.to_df()
         assert type(found) is kind
         assert pl.DataFrame(found).equals(expected)
