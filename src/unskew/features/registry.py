@@ -77,8 +77,8 @@ def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
         if key[0] in serving:
             others = {name: value for name, value in view.items() if name != "serving"}
             views[key] = others if serving[key[0]] == key else {**others, "serving": False}
-    # In the order in which they came. Earlier versions of unskew keep the last version of a view, so the one that serves
-    # comes last.
+    # In the order in which they came. Earlier versions of unskew keep the last version of a view, so the one that
+    # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
     return json.dumps({**new, "views": ordered})
