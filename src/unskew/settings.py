@@ -240,6 +240,8 @@ def cluster_of(text: str | None, process: int) -> tuple[str, ...]:
         raise RequestError(
             f"--cluster {text!r}: give host:port of every process, for example 127.0.0.1:9101,127.0.0.1:9102"
         )
+    if len(set(addresses)) < len(addresses):
+        raise RequestError(f"--cluster {text!r}: two processes have the same address; give each its own")
     if process >= max(len(addresses), 1):
         raise RequestError(
             f"--process {process}: --cluster names {len(addresses)} process{'es' if len(addresses) > 1 else ''}, counted from 0; give a lower "

@@ -25,7 +25,7 @@ from tests.support.servers.tls import TlsFront
 from tests.support.servers.valkey import Valkey, quiet_port
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import closing
-from unskew import FeatureStore, StoreUnavailable
+from unskew import FeatureStore, LayoutError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
@@ -174,7 +174,7 @@ def test_values_of_every_type_are_those_of_the_sdk_and_of_its_async_twin(server)
     assert about["as_of"] == [in_json(instant) for instant in judged["as_of"]]
     assert (about["status"], about["provisional"]) == (judged["status"], judged["provisional"])
     statuses = {name: one["statuses"] for name, one in zip(["user", *NAMES], answer["results"], strict=True)}
-    assert set(statuses["user"]) == {"PRESENT"}
+    assert statuses["user"] == ["PRESENT"] * 4 + ["NULL_VALUE"]
     assert statuses["gift"] == ["PRESENT", "NULL_VALUE", "NULL_VALUE", "NOT_FOUND", "NOT_FOUND"]
     assert statuses["n"] == ["PRESENT", "PRESENT", "NULL_VALUE", "PRESENT", "NOT_FOUND"]
     assert answer["results"][1]["event_timestamps"][0] == about["as_of"][0]
@@ -220,6 +220,7 @@ def test_no_entities_give_no_values(server):
     ({"entities": {"user": [["a"]]}, "features": ["orders:n"]}, 422, "FeastError", "entities"),
     ({"entities": {"user": ["a"] * 101}, "features": ["orders:n"]}, 422, "FeastError", "101 entities are more than"),
     ({"entities": ["a"], "features": ["orders:n"]}, 422, "FeastError", "the body is not a request"),
+    ({"entities": {}, "features": ["orders:n"]}, 422, "FeastError", "no entities"),
     (b"", 422, "FeastError", "the body is not a request"),
     (b"{", 422, "FeastError", "the body is not a request"),
     (b"\xff\xfe", 422, "FeastError", "the body is not a request"),
@@ -297,6 +298,80 @@ def test_idle_and_slow_connections_stop_nobody(server):
                 idle.sendall(b"POST /get-online-features HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n{")
 
         assert server.post({"entities": {"user": ["full"]}, "features": ["orders:n"]})[0] == 200
+
+
+def test_a_head_that_never_ends_is_cut_off(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\n")
+        n_taken = 0
+        with contextlib.suppress(OSError):
+            while n_taken < 10_000:
+                client.sendall(b"x: " + b"y" * 1_000 + b"\r\n")
+                n_taken += 1
+        assert n_taken < 10_000
+    body = json.dumps(
+        {"entities": {"user": ["full"] * 90}, "features": ["orders:n"], "full_feature_names": False}
+    ).encode()
+    for _ in range(3):
+        assert server.post(body + b" " * 18_000)[0] == 200
+
+
+@pytest.mark.parametrize("text", ["1,5", "1_0", " 1", "+1", "01", "1.5", "1\n"])
+def test_a_number_that_unskew_did_not_write_poisons_nobodys_values(tmp_path, text):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        redis.client.hset("unskew:stays@1:{u7|1}", "nights", text)
+        body = {"entities": {"user": ["u7", "u8", "u9"], "hotel": [1, 2, 0]}, "features": ["stays:nights"]}
+        store = FeatureStore(redis_url=redis.url)
+        with serving(redis.url) as server:
+            code, answer = server.post(body)
+
+            assert code == 500
+            assert "stays@1:nights that unskew did not write" in detail(answer)[1]
+        with pytest.raises(LayoutError, match="stays@1:nights"):
+            store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}])
+
+
+def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+        with serving(redis.url, "--timeout", "200ms") as server:
+            assert server.post(body)[0] == 200
+            with redis.paused():
+                began = time.monotonic()
+                with ThreadPoolExecutor(24) as clients:
+                    codes = list(clients.map(lambda _: server.post(body)[0], range(24)))
+                took = time.monotonic() - began
+            assert codes == [503] * 24
+            # One after the other, they would take 24 times the time-out and more.
+            assert took < 24 * 0.2
+            assert server.post(body)[0] == 200
+
+
+def test_a_process_that_forks_reads_on_both_sides(tmp_path):
+    script = """if True:
+        import asyncio, os, sys
+        from unskew import FeatureStore
+        store = FeatureStore(redis_url=sys.argv[1], timeout="10s")
+        async def read():
+            found = await store.get_online_features_async(["stays:nights"], [{"user": "u7", "hotel": 1}])
+            return found.to_dict()["nights"]
+        assert asyncio.run(read()) == [7]
+        child = os.fork()
+        assert asyncio.run(read()) == [7]
+        assert store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}]).to_dict()["nights"] == [7]
+        if child == 0:
+            os._exit(0)
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        ended = subprocess.run(
+            [sys.executable, "-c", script, redis.url], capture_output=True, text=True, timeout=60, check=False
+        )
+
+        assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_server_says_where_it_listens(server):
@@ -378,6 +453,7 @@ def test_a_token_is_asked_for_and_tls_is_spoken_if_they_are_given(tmp_path):
             assert server.post(body)[0] == 401
             assert server.post(body, Authorization="Bearer s3cre")[0] == 401
             assert server.post(body, Authorization="Bearer s3cret")[0] == 200
+            assert server.post(body, Authorization="bearer s3cret")[0] == 200
             assert server.get("/health")[0] == 200
             assert server.get("/metrics")[0] == 401
 
@@ -419,7 +495,7 @@ def test_event_loops_one_after_the_other_leave_no_connections(tmp_path):
     with Valkey(tmp_path / "one") as redis:
         fill(redis.url)
         store = FeatureStore(redis_url=redis.url)
-        for _ in range(5):
+        for _ in range(120):
             found = asyncio.run(store.get_online_features_async(["stays:nights"], [{"user": "u7", "hotel": 1}]))
             assert found.to_dict()["nights"] == [7]
         # That of the last loop, and this test's own.
@@ -432,6 +508,8 @@ def test_event_loops_one_after_the_other_leave_no_connections(tmp_path):
     (["--listen", "256.1.1.1:80"], "cannot listen at 256.1.1.1:80"),
     (["--timeout", "soon"], "--timeout"),
     (["--tls-cert", __file__], "give --tls-cert and --tls-key"),
+    (["--tls-cert", __file__, "--tls-key", __file__], "give a certificate and its own private key"),
+    (["--timeout", "0s"], "timeout"),
     (["--token-file", __file__], "one token"),
     (["--redis-url", "nothing"], "the Redis URL cannot be read"),
 ])  # fmt: skip

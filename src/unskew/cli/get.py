@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from unskew.features.versions import Versions
 
 
+_TIMEOUT_S = 2.0
+
+
 @click.command()
 @click.argument("features", metavar="VIEW[:FEATURE]")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
@@ -43,7 +46,7 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
     from unskew.cli.tables import plain
     from unskew.serving.online import OnlineReader
 
-    reader = OnlineReader(redis_url, prefix, pipeline)
+    reader = OnlineReader(redis_url, prefix, pipeline, timeout_s=_TIMEOUT_S)
     try:
         view, references = _asked(features, reader.views())
         answer = reader.read(references, [_entity_row(view, keys)], full_feature_names=True)

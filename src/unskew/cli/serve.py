@@ -95,7 +95,7 @@ def serve(
     """
     try:
         from unskew.serving import http
-        from unskew.serving.listening import run
+        from unskew.serving.listening import configured, run
     except ModuleNotFoundError as error:
         raise RequestError(f"unskew serve needs {error.name}: install it with pip install 'unskew[serve]'") from error
     from unskew.serving.online import OnlineReader
@@ -112,11 +112,12 @@ def serve(
     )
     limits = http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests)
     application = http.Application(reader, limits, None if token_file is None else _token(token_file))
+    config = configured(application, tls_cert, tls_key)
     with contextlib.closing(reader), _listening(host, port) as listener:
         bound_host, bound_port = listener.getsockname()[:2]
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         say(f"unskew serves http{'s' if tls_cert else ''}://{shown}:{bound_port}", err=True)
-        run(application, listener, tls_cert, tls_key)
+        run(config, listener)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -54,6 +54,8 @@ def read_body(data: bytes, most_rows: int) -> Body:
         raise RequestError(
             f'the body is not a request: {error}; send {{"entities": {{"user_id": ["u-42"]}}, "features": ["view:feature"]}}'
         ) from error
+    if not body.entities:
+        raise RequestError("no entities are given; name a list of values for each key column in entities")
     if body.feature_service is not None:
         raise RequestError(f"there is no feature service {body.feature_service!r}; name the features: view:feature")
     if body.features is None:
@@ -94,9 +96,11 @@ def answer(answered: Answered, body: Body) -> bytes:
             % (_encode(view.named), view.view.version, as_of, _encode(found.status), provisional)
         )
     n_rows = answered.rows.n_rows
-    its_present = b"[%b]" % b",".join([_PRESENT] * n_rows)
     no_instants = b"[%b]" % b",".join([_NO_INSTANT] * n_rows)
-    results = [_result(_encode(values), its_present, no_instants) for values in body.entities.values()]
+    results = []
+    for cells in body.entities.values():
+        its = b",".join(_NULL if cell is None else _PRESENT for cell in cells)
+        results.append(_result(_encode(cells), b"[%b]" % its, no_instants))
     for view_number, number in answered.request.places:
         found = answered.answers[view_number]
         values, statuses = _values_and_statuses(found, found.values[number])

@@ -107,7 +107,7 @@ class Application:
     def __init__(self, reader: OnlineReader, limits: Limits, token: str | None = None) -> None:
         self._reader = reader
         self._limits = limits
-        self._authorization = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
         self._n_at_once = 0
         self.metrics = Metrics()
         self._others = Starlette(
@@ -139,6 +139,8 @@ class Application:
         self.metrics.requests.labels(str(reply.code)).inc()
         self.metrics.seconds.observe(time.perf_counter() - began)
         headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
+        if reply.code == 405:
+            headers.append((b"allow", b"POST"))
         if reply.code == 413 or reply.code == 408:  # noqa: PLR1714 - the codes are the names
             # The rest of the body is not read, so nothing can follow it.
             headers.append((b"connection", b"close"))
@@ -170,10 +172,11 @@ class Application:
 
     def _may(self, scope: Scope) -> bool:
         """Return true if the client has sent the token, or none is asked for."""
-        if self._authorization is None:
+        if self._token is None:
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, self._authorization)
+        scheme, _, token = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         most = self._limits.body_bytes
@@ -239,4 +242,4 @@ async def _not_found(request: Request, _: Exception) -> Response:
 
 async def _not_allowed(request: Request, _: Exception) -> Response:
     message = f"{request.method} is not answered at {request.url.path}"
-    return Response(feast.error(message), 405, media_type="application/json")
+    return Response(feast.error(message), 405, {"allow": "GET, HEAD"}, media_type="application/json")

@@ -2,38 +2,61 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from unskew.features.errors import RequestError
 from unskew.serving.http import Application
 
-_GRACE_S = 10
+GRACE_S = 10
 """Seconds that requests which were begun have to come to their end after SIGTERM."""
-_IDLE_S = 75
+IDLE_S = 75
 """Seconds after which a connection without a request is closed."""
+HEAD_S = 10
+"""Seconds that the head of a request may take to come."""
+HEAD_BYTES = 1 << 16
+"""Bytes that the head of a request may have, and a piece of the network besides."""
 
 
-def run(application: Application, listener: socket.socket, tls_cert: Path | None, tls_key: Path | None) -> None:
-    """Answer until SIGTERM or SIGINT."""
+def configured(application: Application, tls_cert: Path | None, tls_key: Path | None) -> uvicorn.Config:
+    """Return how to answer. Raises ``RequestError`` for a certificate or key that cannot be used."""
     config = uvicorn.Config(
         application,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_keep_alive=_IDLE_S,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=GRACE_S,
         ssl_certfile=None if tls_cert is None else str(tls_cert),
         ssl_keyfile=None if tls_key is None else str(tls_key),
     )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        raise RequestError(
+            f"--tls-cert {tls_cert}, --tls-key {tls_key}: {error}; give a certificate and its own private key, in PEM, without a "
+            "password"
+        ) from error
+    # What clients send that is not HTTP is no matter of this process.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    return config
+
+
+def run(config: uvicorn.Config, listener: socket.socket) -> None:
+    """Answer until SIGTERM or SIGINT."""
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_Server(config).serve(sockets=[listener]))
 
@@ -49,3 +72,56 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class _Protocol(HttpToolsProtocol):
+    """One connection, whose requests must come with their heads in bounded time and space; uvicorn waits for ever."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._in_head = True
+        self._n_head_bytes = 0
+        self._until: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait(IDLE_S)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait(None)
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            if not self._n_head_bytes:
+                self._wait(HEAD_S)
+            self._n_head_bytes += len(data)
+        super().data_received(data)
+        # A piece may end a head and begin a body, so the parser sees it first.
+        if self._in_head and self._n_head_bytes > HEAD_BYTES:
+            self._end()
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._wait(None)
+        super().on_headers_complete()
+
+    @override
+    def on_message_complete(self) -> None:
+        self._in_head, self._n_head_bytes = True, 0
+        super().on_message_complete()
+
+    def _wait(self, seconds: float | None) -> None:
+        """Close the connection after some time; with None, never."""
+        if self._until is not None:
+            self._until.cancel()
+        self._until = None if seconds is None else self.loop.call_later(seconds, self._end)
+
+    def _end(self) -> None:
+        self._wait(None)
+        if not self.transport.is_closing():
+            self.transport.close()

@@ -175,6 +175,8 @@ class OnlineReader:
         sampler: Sampler | None = None,
         timeout_s: float | None = None,
     ) -> None:
+        if timeout_s is not None and timeout_s <= 0:
+            raise RequestError("timeout: it must be longer than 0; give for example 250ms")
         self._sampler = sampler
         self._server = Server(client, timeout_s=timeout_s)
         self._lines = Lines(self._server)

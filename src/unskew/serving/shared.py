@@ -5,6 +5,7 @@ asking. redis-py makes the connection, with TLS and credentials.
 """
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -37,9 +38,15 @@ class SharedLines:
         self._timeout_s = TIMEOUTS_S["socket_timeout"] if timeout_s is None else timeout_s
         self._of_loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._threads: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+        self._of_the_other: object = None
 
     async def ask(self, *steps: Commands) -> list[list[Any]]:
         """Return the replies to the commands of each step, as ``Lines.ask`` does; raises as it does."""
+        if self._process != os.getpid():
+            # What a process that forked has is not this one's: its threads do not run here, and its sockets are shared.
+            self._process, self._of_the_other = os.getpid(), (self._of_loops, self._threads)
+            self._of_loops, self._threads = {}, None
         loop = asyncio.get_running_loop()
         of_loop = self._of_loops.get(loop)
         if of_loop is None:
@@ -88,18 +95,24 @@ class SharedLines:
         return self._threads
 
     async def _connected(self, of_loop: "_OfLoop") -> "_Line | None":
-        """Return the loop's connection; None if commands are sent by threads."""
-        async with of_loop.connecting:
-            line = of_loop.line
-            if line is None or line.is_closed:
-                made = await asyncio.get_running_loop().run_in_executor(self._executor(), self._made)
-                if made is None:
-                    of_loop.in_threads = True
-                    return None
-                line = of_loop.line = await _Line.over(*made)
-                of_loop.until_end = _until_end(line)
-                await anext(of_loop.until_end)
-            return line
+        """Return the loop's connection; None if commands are sent by threads. All who wait for one share an attempt."""
+        if of_loop.line is not None and not of_loop.line.is_closed:
+            return of_loop.line
+        if of_loop.connecting is None:
+            of_loop.connecting = asyncio.ensure_future(self._connect(of_loop))
+            of_loop.connecting.add_done_callback(of_loop.connected)
+        # One who waits no longer does not end the attempt of the others.
+        return await asyncio.shield(of_loop.connecting)
+
+    async def _connect(self, of_loop: "_OfLoop") -> "_Line | None":
+        made = await asyncio.get_running_loop().run_in_executor(self._executor(), self._made)
+        if made is None:
+            of_loop.in_threads = True
+            return None
+        line = of_loop.line = await _Line.over(*made)
+        of_loop.until_end = _until_end(line)
+        await anext(of_loop.until_end)
+        return line
 
     def _made(self) -> "tuple[redis.Redis, Any, socket.socket] | None":
         """Return a new connection with its client and socket; None for one that an event loop cannot have."""
@@ -117,10 +130,17 @@ class SharedLines:
 
 class _OfLoop:
     def __init__(self) -> None:
-        self.connecting = asyncio.Lock()
+        self.connecting: asyncio.Future[_Line | None] | None = None
         self.line: _Line | None = None
         self.until_end: AsyncGenerator[None, None] | None = None
         self.in_threads = False
+
+    def connected(self, attempt: "asyncio.Future[_Line | None]") -> None:
+        """Note that an attempt to connect has ended."""
+        self.connecting = None
+        if not attempt.cancelled():
+            # Where nobody waits any more, nobody else looks at it.
+            attempt.exception()
 
     def close(self) -> None:
         if self.line is not None:

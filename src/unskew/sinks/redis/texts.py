@@ -91,7 +91,7 @@ class JsonReader:
         self._dtype = dtype
         of_instants = dtype.scalar == "timestamp"
         if dtype.nesting is None and dtype.scalar in {"int64", "float64"}:
-            self._convert: Callable[[Sequence[bytes]], list[bytes]] = _checked_numbers(dtype)
+            self._convert: Callable[[Sequence[bytes]], list[bytes]] = self._numbers
         elif dtype.nesting is not None and not of_instants:
             self._convert = list
         else:
@@ -106,6 +106,13 @@ class JsonReader:
         except _UNREADABLE:
             self._reader.values(texts)
             raise ValueError(f"{texts[0]!r:.80} is not the text of a {self._dtype} that JSON allows") from None
+
+    def _numbers(self, texts: Sequence[bytes]) -> list[bytes]:
+        """Return texts of numbers, which are JSON; only those that their type might not hold are read."""
+        if _are_plain(texts, self._dtype.scalar):
+            return list(texts)
+        self._reader.values(texts)
+        return list(texts)
 
     def _from_values(self, texts: Sequence[bytes]) -> list[bytes]:
         return [json_of(value, self._dtype) for value in self._reader.values(texts)]
@@ -130,27 +137,6 @@ def json_of(value: Any, dtype: Type) -> bytes:
 def rfc3339(instant_us: int) -> bytes:
     """Return an instant in microseconds with all six digits of them, in UTC."""
     return moment_of(instant_us).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
-
-
-def _checked_numbers(dtype: Type) -> Callable[[Sequence[bytes]], list[bytes]]:
-    """Return a function that gives back texts that are numbers in JSON; Python takes others, too."""
-    one = rb"-?(?:0|[1-9][0-9]*)"
-    if dtype.scalar == "float64":
-        one += rb"(?:[.][0-9]+)?(?:[eE][+-]?[0-9]+)?"
-    # No number has a comma, so it separates them here.
-    every = re.compile(rb"%b(?:,%b)*" % (one, one))
-    read = Reader(dtype).values
-    certain = _CERTAINLY_HELD[dtype.scalar]
-
-    def checked(texts: Sequence[bytes]) -> list[bytes]:
-        together = b",".join(texts)
-        if texts and not every.fullmatch(together):
-            raise ValueError
-        if b"e" in together or b"E" in together or any(len(text) > certain for text in texts):
-            read(texts)
-        return list(texts)
-
-    return checked
 
 
 def column_of(name: str, values: Sequence[Any], dtype: Type) -> pl.Series:
@@ -196,7 +182,7 @@ def _reader(dtype: Type) -> _Read:
         "float64": _floats,
         "bool": lambda texts: [_BOOLEANS[text] for text in texts],
         "string": lambda texts: [text.decode() for text in texts],
-        "timestamp": lambda texts: [_instant(int(text)) for text in texts],
+        "timestamp": lambda texts: [_instant(number) for number in _integers(texts)],
     }
     return scalars[dtype.scalar]
 
@@ -205,7 +191,30 @@ def _each(read: Callable[[bytes], Any]) -> _Read:
     return lambda texts: [read(text) for text in texts]
 
 
+_INTEGER = rb"-?(?:0|[1-9][0-9]*)"
+_NUMBERS: Mapping[str, re.Pattern[bytes]] = {
+    "int64": re.compile(rb"%b(?:,%b)*" % (_INTEGER, _INTEGER)),
+    "float64": re.compile(rb"%b(?:,%b)*" % ((_INTEGER + rb"(?:[.][0-9]+(?:e[+-]?[0-9]+)?|e[+-]?[0-9]+)",) * 2)),
+}
+
+
+def _refuse_strange(texts: Sequence[bytes], scalar: ScalarName) -> None:
+    """Raise ``ValueError`` if a text is not a number as unskew writes it; Python takes others, too, JSON does not."""
+    together = b",".join(texts)
+    if texts and (together.count(b",") != len(texts) - 1 or not _NUMBERS[scalar].fullmatch(together)):
+        raise ValueError
+
+
+def _are_plain(texts: Sequence[bytes], scalar: ScalarName) -> bool:
+    """Return true if all texts are numbers that their type holds; false for those that must be read to know it."""
+    _refuse_strange(texts, scalar)
+    return max(map(len, texts), default=0) <= _CERTAINLY_HELD[scalar] and not (
+        scalar == "float64" and any(b"e" in text for text in texts)
+    )
+
+
 def _integers(texts: Sequence[bytes]) -> list[Any]:
+    _refuse_strange(texts, "int64")
     numbers = [int(text) for text in texts]
     if numbers and not -_PAST_INT64 <= min(numbers) <= max(numbers) < _PAST_INT64:
         raise ValueError
@@ -213,6 +222,7 @@ def _integers(texts: Sequence[bytes]) -> list[Any]:
 
 
 def _floats(texts: Sequence[bytes]) -> list[Any]:
+    _refuse_strange(texts, "float64")
     numbers = [float(text) for text in texts]
     if not all(map(math.isfinite, numbers)):
         raise ValueError
