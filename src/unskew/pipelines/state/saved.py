@@ -93,6 +93,7 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
 
 # What Bytewax says when its recovery store, a file of SQLite, fails.
 _STORE_FAILS = re.compile(r"SqliteFailure|recovery partition|recovery DB|database file")
+_LOCKED = re.compile(r"DatabaseBusy|DatabaseLocked")
 _PASSES = re.compile(r"DiskFull|SystemIoFailure|DatabaseBusy|DatabaseLocked|ReadOnly|PermissionDenied")
 
 
@@ -102,9 +103,12 @@ def failure_of_store(said: str, recovery: Path) -> UnskewError | None:
         return None
     reason = found[1] if (found := re.search(r'Some\("([^"]*)"\)', said)) else said.partition("; ")[0]
     if _PASSES.search(said):
+        remedy = "see to the disk"
+        if _LOCKED.search(said):
+            remedy = "another process, which may stand still, is writing it: end that one"
         return StoreUnavailable(
-            f"the recovery store {recovery} cannot be written ({reason}); see to the disk and start again: the run continues "
-            "from its last durable epoch"
+            f"the recovery store {recovery} cannot be written ({reason}); {remedy} and start again: the run continues from its "
+            "last durable epoch"
         )
     return LayoutError(f"the recovery store {recovery} is damaged ({reason}); {REMEDY}")
 
