@@ -89,33 +89,15 @@ class JsonReader:
     def __init__(self, dtype: Type) -> None:
         self._reader = Reader(dtype)
         self._dtype = dtype
-        of_instants = dtype.scalar == "timestamp"
-        if dtype.nesting is None and dtype.scalar in {"int64", "float64"}:
-            self._convert: Callable[[Sequence[bytes]], list[bytes]] = self._numbers
-        elif dtype.nesting is not None and not of_instants:
-            self._convert = list
-        else:
-            self._convert = self._from_values
+        self._is_number = dtype.nesting is None and dtype.scalar in _NUMBERS
+        self._is_json = self._is_number or (dtype.nesting is not None and dtype.scalar != "timestamp")
 
     def values(self, texts: Sequence[bytes]) -> list[Any]:
         """Return texts in JSON. Raises ``ValueError`` with the first text that is not a value of the type."""
-        if self._dtype.nesting is not None:
-            self._reader.values(texts)
-        try:
-            return self._convert(texts)
-        except _UNREADABLE:
-            self._reader.values(texts)
-            raise ValueError(f"{texts[0]!r:.80} is not the text of a {self._dtype} that JSON allows") from None
-
-    def _numbers(self, texts: Sequence[bytes]) -> list[bytes]:
-        """Return texts of numbers, which are JSON; only those that their type might not hold are read."""
-        if _are_plain(texts, self._dtype.scalar):
+        if self._is_number and _are_plain(texts, self._dtype.scalar):
             return list(texts)
-        self._reader.values(texts)
-        return list(texts)
-
-    def _from_values(self, texts: Sequence[bytes]) -> list[bytes]:
-        return [json_of(value, self._dtype) for value in self._reader.values(texts)]
+        values = self._reader.values(texts)
+        return list(texts) if self._is_json else [json_of(value, self._dtype) for value in values]
 
 
 def json_of(value: Any, dtype: Type) -> bytes:
@@ -198,23 +180,21 @@ _NUMBERS: Mapping[str, re.Pattern[bytes]] = {
 }
 
 
-def _refuse_strange(texts: Sequence[bytes], scalar: ScalarName) -> None:
-    """Raise ``ValueError`` if a text is not a number as unskew writes it; Python takes others, too, JSON does not."""
+def _are_numbers(texts: Sequence[bytes], scalar: ScalarName) -> bool:
+    """Return true if all texts are numbers as unskew writes them; Python takes others, too, and JSON does not."""
     together = b",".join(texts)
-    if texts and (together.count(b",") != len(texts) - 1 or not _NUMBERS[scalar].fullmatch(together)):
-        raise ValueError
+    return not texts or (together.count(b",") == len(texts) - 1 and _NUMBERS[scalar].fullmatch(together) is not None)
 
 
 def _are_plain(texts: Sequence[bytes], scalar: ScalarName) -> bool:
     """Return true if all texts are numbers that their type holds; false for those that must be read to know it."""
-    _refuse_strange(texts, scalar)
-    return max(map(len, texts), default=0) <= _CERTAINLY_HELD[scalar] and not (
-        scalar == "float64" and any(b"e" in text for text in texts)
-    )
+    are_short = max(map(len, texts), default=0) <= _CERTAINLY_HELD[scalar]
+    return are_short and not any(b"e" in text for text in texts) and _are_numbers(texts, scalar)
 
 
 def _integers(texts: Sequence[bytes]) -> list[Any]:
-    _refuse_strange(texts, "int64")
+    if not _are_numbers(texts, "int64"):
+        raise ValueError
     numbers = [int(text) for text in texts]
     if numbers and not -_PAST_INT64 <= min(numbers) <= max(numbers) < _PAST_INT64:
         raise ValueError
@@ -222,7 +202,8 @@ def _integers(texts: Sequence[bytes]) -> list[Any]:
 
 
 def _floats(texts: Sequence[bytes]) -> list[Any]:
-    _refuse_strange(texts, "float64")
+    if not _are_numbers(texts, "float64"):
+        raise ValueError
     numbers = [float(text) for text in texts]
     if not all(map(math.isfinite, numbers)):
         raise ValueError
