@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import redis
+from workload import SCHEMA
 
 from unskew import Entity, Feature, FeatureStore, FeatureView, Sliding, Stream, agg
 from unskew.demo.embedded import EmbeddedRedis
@@ -44,15 +45,6 @@ HERE = Path(__file__).parent
 N_USERS = 8_000
 VIEWS = ("first", "second", "third")
 WINDOWS = ("5m", "1h", "1d", "7d", "30d")
-SCHEMA = {
-    "type": "record",
-    "name": "Event",
-    "fields": [
-        {"name": "user", "type": "long"},
-        {"name": "amount", "type": "double"},
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-    ],
-}
 Read = Callable[[Sequence[int]], dict[str, list[Any]]]
 
 

@@ -474,7 +474,8 @@ def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_wa
         store.close()
 
     async def through_standing_still(redis: Valkey) -> None:
-        store = FeatureStore(redis_url=redis.url, timeout="100ms")
+        # What the URL says goes before the store's own.
+        store = FeatureStore(redis_url=f"{redis.url}?socket_timeout=0.1", timeout="1h")
         await read(store)
         with redis.paused(), pytest.raises(StoreUnavailable):
             await read(store, 1)

@@ -141,7 +141,7 @@ class Application:
         headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
         if reply.code == 405:
             headers.append((b"allow", b"POST"))
-        if reply.code == 413 or reply.code == 408:  # noqa: PLR1714 - the codes are the names
+        if reply.code in {408, 413}:
             # The rest of the body is not read, so nothing can follow it.
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.code, "headers": headers})

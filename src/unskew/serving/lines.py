@@ -26,16 +26,6 @@ PAUSES_S = (0.0, 0.05)
 _NOT_YET = object()
 
 
-def command(*arguments: bytes) -> bytes:
-    """Return a command as the server reads it."""
-    return b"*%d\r\n%b" % (len(arguments), b"".join(map(argument, arguments)))
-
-
-def argument(text: bytes) -> bytes:
-    """Return one argument of a command as the server reads it."""
-    return b"$%d\r\n%b\r\n" % (len(text), text)
-
-
 @dataclass(frozen=True)
 class Commands:
     """Commands that may be executed in any order, and the key of each."""
@@ -47,6 +37,12 @@ class Commands:
         """Add a command."""
         self.keys.append(key)
         self.data.append(data)
+
+
+def divided(replies: Sequence[Any], steps: Sequence[Commands]) -> list[list[Any]]:
+    """Return the replies to the commands of each step. Raises as ``checked`` does."""
+    rest = iter(checked(replies, [key for step in steps for key in step.keys]))
+    return [[next(rest) for _ in step.data] for step in steps]
 
 
 class Lines:
@@ -64,9 +60,7 @@ class Lines:
         with self._server.reaching() as client:
             if isinstance(client, redis.RedisCluster):
                 return [self._ask_cluster(client, step) for step in steps]
-            every = Commands([one for step in steps for one in step.data], [key for step in steps for key in step.keys])
-            replies = iter(checked(_ask_one(client, every.data), every.keys))
-            return [[next(replies) for _ in step.data] for step in steps]
+            return divided(_ask_one(client, [one for step in steps for one in step.data]), steps)
 
     def _ask_cluster(self, client: redis.RedisCluster, commands: Commands) -> list[Any]:
         for tries_left in reversed(range(CLUSTER_TRIES)):

@@ -19,7 +19,7 @@ from unskew.features.types import Type
 from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View
 from unskew.serving.clocks import UNKNOWN
-from unskew.serving.lines import Commands, Lines, command
+from unskew.serving.lines import Commands, Lines
 from unskew.serving.request import STATUS, How, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
 from unskew.serving.shared import SharedLines
@@ -27,6 +27,7 @@ from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, v
 from unskew.sinks.redis.server import Server
 from unskew.sinks.redis.texts import column_of, objects_of
 from unskew.sinks.redis.url import Client
+from unskew.sinks.redis.wire import command
 from unskew.sinks.redis.words import listed_shards, shards_field
 from unskew.sinks.wall import wall_us
 
@@ -180,7 +181,7 @@ class OnlineReader:
         self._sampler = sampler
         self._server = Server(client, timeout_s=timeout_s)
         self._lines = Lines(self._server)
-        self._shared = SharedLines(self._server, self._lines, timeout_s)
+        self._shared = SharedLines(self._server, self._lines)
         self._prefix = prefix
         self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
         self._pinned = None if views is None else Versions.of(views)

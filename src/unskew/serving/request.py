@@ -16,9 +16,10 @@ from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
 from unskew.features.warming import Statuses, is_warming
 from unskew.serving.clocks import NEVER, UNKNOWN, Placed, ViewClocks
-from unskew.serving.lines import Commands, argument, command
+from unskew.serving.lines import Commands
 from unskew.sinks.redis.keyspace import clock_key, sent_key, value_key
 from unskew.sinks.redis.texts import JsonReader, Reader, json_of, stored
+from unskew.sinks.redis.wire import argument, command
 from unskew.sinks.redis.words import Clocks, ReadWords, Replies, ShardWords
 
 LAGGING = "lagging"

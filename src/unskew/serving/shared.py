@@ -16,9 +16,8 @@ import hiredis
 import redis
 from typing_extensions import override
 
-from unskew.serving.lines import PAUSES_S, Commands, Lines
-from unskew.sinks.redis.server import Server, checked
-from unskew.sinks.redis.url import TIMEOUTS_S
+from unskew.serving.lines import PAUSES_S, Commands, Lines, divided
+from unskew.sinks.redis.server import Server
 
 _NOT_YET = object()
 _MOST_THREADS = 16
@@ -28,14 +27,12 @@ class SharedLines:
     """What ``Lines`` is for threads, for coroutines.
 
     A server, or the master that sentinels name, is reached over one connection of each event loop. A cluster, and a
-    server over TLS, is asked by ``lines`` in threads. ``timeout_s``: how long replies are waited for; None as
-    ``TIMEOUTS_S``.
+    server over TLS, is asked by ``lines`` in threads. Replies are waited for as long as redis-py's connection says.
     """
 
-    def __init__(self, server: Server, lines: Lines, timeout_s: float | None) -> None:
+    def __init__(self, server: Server, lines: Lines) -> None:
         self._server = server
         self._lines = lines
-        self._timeout_s = TIMEOUTS_S["socket_timeout"] if timeout_s is None else timeout_s
         self._of_loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._process = os.getpid()
@@ -62,13 +59,7 @@ class SharedLines:
                     line = await self._connected(of_loop)
                     if line is None:
                         return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
-                    replies = iter(
-                        checked(
-                            await line.exchange(data, n_replies, self._timeout_s),
-                            [key for step in steps for key in step.keys],
-                        )
-                    )
-                    return [[next(replies) for _ in step.data] for step in steps]
+                    return divided(await line.exchange(data, n_replies), steps)
                 except (redis.ConnectionError, redis.TimeoutError):
                     if pause_s is None:
                         raise
@@ -176,7 +167,7 @@ class _Line(asyncio.Protocol):
         _, line = await asyncio.get_running_loop().create_connection(lambda: cls(client, connection), sock=own)
         return line
 
-    async def exchange(self, data: bytes, n_replies: int, timeout_s: float) -> list[Any]:
+    async def exchange(self, data: bytes, n_replies: int) -> list[Any]:
         """Return the replies to commands; errors among them are not raised."""
         if self.is_closed or self._transport is None:
             raise redis.ConnectionError("Connection closed")
@@ -184,7 +175,7 @@ class _Line(asyncio.Protocol):
         self._waiting.append((replied, n_replies, []))
         self._transport.write(data)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self._connection.socket_timeout):
                 return await replied
         except TimeoutError as error:
             # Replies come in order, so those who wait behind this one would wait in vain.

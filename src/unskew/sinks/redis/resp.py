@@ -28,6 +28,7 @@ from unskew.features.types import INT64, STRING
 from unskew.sinks.redis import resp_bytes
 from unskew.sinks.redis.keyspace import value_key
 from unskew.sinks.redis.texts import text_of
+from unskew.sinks.redis.wire import argument, command
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Commands:
 def hset(key: str, values: Mapping[str, int | str]) -> Commands:
     """Return the command that sets fields of a hash."""
     arguments = ["HSET", key, *(str(part) for pair in values.items() for part in pair)]
-    return Commands(b"*%d\r\n%b" % (len(arguments), b"".join(map(_argument, arguments))), 1)
+    return Commands(command(*(part.encode() for part in arguments)), 1)
 
 
 class RowEncoder:
@@ -69,7 +70,7 @@ class RowEncoder:
         self.before_key, self.after_key = value_key(prefix, view.id, "\0").split("\0")
         self._around_key = _bytes((self.before_key + self.after_key).encode())
         self._n_before_key = len(self.before_key.encode())
-        names = [_argument(name) for name in self._fields]
+        names = [argument(name.encode()) for name in self._fields]
         self._names = _bytes(b"".join(names))
         self._name_ends = np.cumsum([0, *map(len, names)])
         self._pieces = _bytes(resp_bytes.PIECES)
@@ -190,11 +191,6 @@ def _integers(column: pl.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[
     first, last = array.offset, array.offset + len(array)
     np.equal(np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[first:last], 0, out=missing)
     return np.frombuffer(values, np.int64)[first:last]
-
-
-def _argument(text: str) -> bytes:
-    data = text.encode()
-    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 def _bytes(data: bytes) -> npt.NDArray[np.uint8]:
