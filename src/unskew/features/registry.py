@@ -7,6 +7,7 @@ microseconds.
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal, DecimalException
 from typing import Any
@@ -21,12 +22,14 @@ from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
-_CLAIM = "claim"
+CLAIM = "claim"
 """The field, in what is stored, of a version that says that it serves: numbers of a later one are higher."""
+APPLIED = "applied"
+"""The field, in what is stored, that says by record which revision was applied and which versions it lets serve."""
 # Longer than any window may be, and short enough for sums of instants.
 _LONGEST_US = 2**60
 # What reading anything else as a registry may raise; a text may nest deeper than Python follows.
-_NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class _Registry(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,34 +47,40 @@ def describe(plan: Plan) -> dict[str, Any]:
 def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    Other versions stay. Of the versions of a view that say that they serve, and that are published apart, the one that
-    began to say so last serves, whoever publishes again: a number in the field ``claim`` keeps that order. ``anew``:
-    what ``text`` says is new. A stored registry that cannot be read, or has another format, is replaced as a whole.
-    Views that stay keep fields that this version of unskew does not know.
+    Other versions stay. Of the versions of a view the one serves that was applied last, see ``revision.with_applied``, once it
+    is published. Where nothing was applied, of the versions that say that they serve, and that are published apart, the
+    one that began to say so last serves, whoever publishes again: a number in the field ``claim`` keeps that order.
+    ``anew``: what ``text`` says is new. A stored registry that cannot be read, or has another format, is replaced as a
+    whole. Views that stay keep fields that this version of unskew does not know.
     """
     new = json.loads(text)
     try:
         old = {} if stored is None else json.loads(stored)
-        return _merged(old["views"] if old.get("format") == new.get("format") else [], new, anew=anew)
-    except _NO_REGISTRY:
-        return _merged([], new, anew=anew)
+        return _merged(old if old.get("format") == new.get("format") else {}, new, anew=anew)
+    except NO_REGISTRY:
+        return _merged({}, new, anew=anew)
 
 
-def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
+def _merged(stored: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> str:
+    old = stored.get("views", [])
+    applied = _last_applied(stored.get(APPLIED, {}), new.get(APPLIED, {}))
     views = {(view["name"], view["version"]): view for view in old}
     last: dict[str, int] = {}
     for view in old:
-        last[view["name"]] = max(last.get(view["name"], 0), view.get(_CLAIM, 0))
+        last[view["name"]] = max(last.get(view["name"], 0), view.get(CLAIM, 0))
     for view in new["views"]:
         key = view["name"], view["version"]
-        claim = None if anew else views.get(key, {}).get(_CLAIM, view.get(_CLAIM))
-        if not (view.get("serving", True) or _CLAIM in view):
+        claim = None if anew else views.get(key, {}).get(CLAIM, view.get(CLAIM))
+        if not (view.get("serving", True) or CLAIM in view):
             views[key] = view
             continue
         if claim is None:
             claim = last[view["name"]] = last.get(view["name"], 0) + 1
-        views[key] = {**view, _CLAIM: claim}
-    serving = {key[0]: key for _, key in sorted((view[_CLAIM], key) for key, view in views.items() if _CLAIM in view)}
+        views[key] = {**view, CLAIM: claim}
+    serving = {key[0]: key for _, key in sorted((view[CLAIM], key) for key, view in views.items() if CLAIM in view)}
+    for name, version in _applied_versions(applied).items():
+        if (name, version) in views:
+            serving[name] = name, version
     for key, view in views.items():
         # What an earlier version of unskew has published has no number.
         if key[0] in serving:
@@ -81,7 +90,29 @@ def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
     # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
-    return json.dumps({**new, "views": ordered})
+    return json.dumps({**new, "views": ordered, "serves": _serves(ordered), **({APPLIED: applied} if applied else {})})
+
+
+def _serves(views: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return, for each name, the version that it means, as ``Versions.serving`` says; for readers without Python."""
+    beside = Counter(view["name"] for view in views)
+    return {view["name"]: view["version"] for view in views if view.get("serving", True) or beside[view["name"]] == 1}
+
+
+def _last_applied(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was applied last from each record; a view belongs to the record that named it last."""
+    known = {record: {**one, "serves": dict(one["serves"])} for record, one in old.items()}
+    for record, one in new.items():
+        if record in known and known[record]["revision"] >= one["revision"]:
+            continue
+        for other in known.values():
+            other["serves"] = {name: version for name, version in other["serves"].items() if name not in one["serves"]}
+        known[record] = one
+    return known
+
+
+def _applied_versions(applied: Mapping[str, Any]) -> dict[str, int]:
+    return {name: version for one in applied.values() for name, version in one["serves"].items()}
 
 
 def own_part(stored: str, text: str) -> str:
@@ -94,7 +125,11 @@ def own_part(stored: str, text: str) -> str:
 
 
 def displaced(stored: str, text: str) -> dict[str, str]:
-    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead."""
+    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead.
+
+    Views of which what was applied decides are left out.
+    """
+    decided = _applied_versions(json.loads(stored).get(APPLIED, {}))
     serving = {
         view["name"]: f"{view['name']}@{view['version']}"
         for view in json.loads(stored)["views"]
@@ -105,7 +140,11 @@ def displaced(stored: str, text: str) -> dict[str, str]:
         for view in json.loads(text)["views"]
         if view.get("serving", True)
     }
-    return {view_id: serving[name] for view_id, name in asked.items() if serving.get(name, view_id) != view_id}
+    return {
+        view_id: serving[name]
+        for view_id, name in asked.items()
+        if name not in decided and serving.get(name, view_id) != view_id
+    }
 
 
 def typed(view: View, name: str) -> View:
@@ -126,7 +165,7 @@ def named(stored: str | bytes | None) -> list[str]:
     try:
         registry = {"views": []} if stored is None else json.loads(stored)
         return [f"{view['name']}@{view['version']}" for view in registry["views"]]
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return []
 
 
@@ -136,9 +175,11 @@ def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
         registry = {} if stored is None else json.loads(stored)
         kept = [view for view in registry["views"] if f"{view['name']}@{view['version']}" not in view_ids]
         n_views = len(registry["views"])
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return None
-    return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
+    if len(kept) == n_views:
+        return None
+    return json.dumps({**registry, "views": kept, **({"serves": _serves(kept)} if "serves" in registry else {})})
 
 
 def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Versions[View]:

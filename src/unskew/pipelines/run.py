@@ -1,6 +1,5 @@
 """Run a pipeline in this process until its topics end or it is asked to stop."""
 
-import json
 import logging
 import sys
 import threading
@@ -18,7 +17,6 @@ from bytewax.testing import run_main
 
 from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
-from unskew.features.registry import describe
 from unskew.pipelines import compiling
 from unskew.pipelines.cluster import Failures, lost, watching
 from unskew.pipelines.decoding.avro import decoder_of
@@ -44,6 +42,7 @@ from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases, Members
 from unskew.sinks.objects import ObjectPath, concerns, probe
 from unskew.sinks.patience import Flag, Patience
+from unskew.sinks.record import Record, published, require_applied
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
 
@@ -144,6 +143,9 @@ def _run_once(
             # A store that is away is waited for, whatever else may end the flow.
             opened = _open(plan, deployment, stop.asked, closing)
             going_on()
+            if deployment.registry is not None:
+                record = Record(deployment.registry)
+                opened.patience_of(record.root).until_done(lambda: require_applied(record, plan.published.values()))
             clock.compare(opened.server.until_done(opened.writer.time_us), "the Redis server")
             topics = _open_topics(plan, deployment, stop, clock, opened, closing)
         except StoreUnavailable:
@@ -268,6 +270,10 @@ class _Opened:
     journal: Journal
     changelogs: Changelogs
     writer: RedisWriter
+
+    def patience_of(self, place: Path) -> Patience:
+        """Return what waits for the store of a place."""
+        return self.objects if concerns(place) else self.disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,8 +479,13 @@ def _wire(
 
     @cache
     def accepted() -> None:
-        published = json.dumps(describe(plan))
-        opened.server.until_done(lambda: opened.writer.publish_registry(published, anew=deployment.replace))
+        revision = None
+        if deployment.registry is not None:
+            # As it is by now: what was applied last decides what serves.
+            record = Record(deployment.registry)
+            revision = opened.patience_of(record.root).until_done(record.last)
+        text = published(plan, revision)
+        opened.server.until_done(lambda: opened.writer.publish_registry(text, anew=deployment.replace))
         opened.disk.until_done(lambda: opened.state.record(known))
 
     def settle() -> None:
