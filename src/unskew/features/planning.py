@@ -1,14 +1,15 @@
 """What applying definitions would change: definitions held against the last revision, object by object, field by field."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.registry import as_json, describe_one
+from unskew.features.registry import as_json, describe_one, json_scalar
 from unskew.features.revision import Content
+from unskew.features.service import Service, ServiceFeature
 from unskew.features.time import format_duration
 from unskew.features.view import View, ViewFeature
 
@@ -71,14 +72,15 @@ class Asked:
 
     ``accepted``: names of services that may break, and of views whose bare name may come to mean another version
     because the one that serves is removed. ``keeps_others``: views and services whose names the definitions do not have
-    belong to others, and stay unless ``drop`` names them. ``has_ended``: whether the state of a version has ended; None
-    if that is not known.
+    belong to others, and stay unless ``drop`` names them. ``has_ended``: whether the state of a version has ended.
+    ``reads``: how often a service was read since yesterday. Both give None if that is not known.
     """
 
     accepted: Collection[str] = ()
     keeps_others: bool = False
     drop: Collection[str] = ()
-    has_ended: Callable[[str], bool | None] = field(default=lambda _view_id: None)
+    has_ended: Callable[[str], bool | None] = lambda _view_id: None
+    reads: Callable[[str], int | None] = lambda _service: None
 
 
 def planned(plan: Plan, before: Content | None, asked: Asked = Asked()) -> Planned:
@@ -120,6 +122,11 @@ class _Planning:
             **{view.name: before.says[view.name] for view in kept if view.name in before.says},
             **{view.name: view.version for view in self._plans.values() if view.serving},
         }
+        self._services = {
+            **{one.name: one for one in before.services if asked.keeps_others and one.name not in plan.services},
+            **plan.services,
+        }
+        self._own_services = plan.services.keys()
         self._changes: list[Change] = []
         self._refused: list[str] = []
 
@@ -133,9 +140,11 @@ class _Planning:
         for view in self._old.values():
             if view.id not in self._new:
                 self._removed(view)
+        serves = self._serves()
         content = Content(
             views=tuple(sorted(self._new.values(), key=lambda view: (view.name, view.version))),
-            serves=self._serves(),
+            services=tuple(self._pinned(serves)),
+            serves=serves,
             says=dict(sorted(self._says.items())),
             retired=tuple(sorted({*self._before.retired, *self._old} - set(self._new))),
         )
@@ -151,7 +160,7 @@ class _Planning:
                     f"give the view a new version, {self._next_version(view.name)} or later"
                 )
             elif ended is None:
-                notes.append(f"it was removed before; if its state has ended meanwhile, unskew run refuses it")
+                notes.append("it was removed before; if its state has ended meanwhile, unskew run refuses it")
         plan = self._plans[view.id]
         if plan.stream.table is not None:
             notes.append("unskew materialize computes it")
@@ -205,25 +214,136 @@ class _Planning:
                         f"accept it with --break {name}"
                     )
             if serves[name] != before:
-                self._changes.append(
-                    Change(
-                        what="view",
-                        kind="serves",
-                        name=name,
-                        fields=(FieldChange(name="version that serves", before=before, after=serves[name]),),
-                        notes=(f"readers of {name}:feature read version {serves[name]} as soon as it runs",),
-                    )
-                )
+                self._changes.append(serving_change(name, before, serves[name]))
+            elif says != said and not any(one.name.partition("@")[0] == name for one in self._changes):
+                # Written down, because only a definition that says so anew lets another version serve.
+                says_now = FieldChange(name="the version that says serving=True", before=said, after=says)
+                self._changes.append(Change(what="view", kind="changed", name=name, fields=(says_now,)))
         return serves
+
+    def _pinned(self, serves: Mapping[str, int]) -> Iterator[Service]:
+        """Yield the services with the versions that they read from now on; note what changes for each."""
+        before = {service.name: service for service in self._before.services}
+        for name, service in sorted(self._services.items()):
+            is_own = name in self._own_services
+            features, missing = repinned(service, self._new, serves if is_own else {})
+            if missing and is_own:
+                self._refused += [f"service {name} reads {why}; name a version that has it" for why in missing]
+            now = service if missing else msgspec.structs.replace(service, features=features)
+            old = before.get(name)
+            if old is None:
+                self._changes.append(Change(what="service", kind="added", name=name))
+            elif old != now or missing:
+                self._refuse_broken(old, [*missing, *breaks(old, now)] if not is_own else breaks(old, now))
+                fields = tuple(_service_fields(old, now))
+                if fields:
+                    self._changes.append(Change(what="service", kind="changed", name=name, fields=fields))
+            yield now
+        for name, service in before.items():
+            if name not in self._services:
+                self._refuse_broken(service, ["all its features, and it is removed"])
+                self._changes.append(Change(what="service", kind="removed", name=name))
+
+    def _refuse_broken(self, service: Service, reasons: Sequence[str]) -> None:
+        if reasons and service.name not in self._asked.accepted:
+            self._refused.append(broken(service, reasons, self._asked.reads(service.name)))
 
     def _next_version(self, name: str) -> int:
         ids = {*self._new, *self._old, *self._before.retired}
         return 1 + max(int(one.rpartition("@")[2]) for one in ids if one.rpartition("@")[0] == name)
 
     def _note(self, kind: Kind, view: View, **more: Any) -> None:
-        self._changes.append(
-            Change(what="view", kind=kind, name=view.id, **{key: tuple(value) for key, value in more.items()})
+        touches = tuple(
+            one.name for one in self._before.services if any(feature.view == view.id for feature in one.features)
         )
+        parts = {key: tuple(value) for key, value in more.items()}
+        self._changes.append(Change(what="view", kind=kind, name=view.id, touches=touches, **parts))
+
+
+def serving_change(name: str, before: int, after: int) -> Change:
+    """Return the change of a view of which another version is to serve."""
+    return Change(
+        what="view",
+        kind="serves",
+        name=name,
+        fields=(FieldChange(name="version that serves", before=before, after=after),),
+        notes=(f"{name}:feature means version {after}, for every reader at once, if it runs; services keep what they have pinned",),
+    )
+
+
+def repinned(
+    service: Service, views: Mapping[str, View], serves: Mapping[str, int]
+) -> tuple[tuple[ServiceFeature, ...], list[str]]:
+    """Return the features of a service as they are now, and what is missing of them, as ends of a sentence.
+
+    ``views``: by ``name@version``. ``serves``: the versions that bare names mean now; of any other view the service
+    keeps the version that it has.
+    """
+    found, missing = [], []
+    for one in service.features:
+        name = one.view.partition("@")[0]
+        view_id = f"{name}@{serves[name]}" if one.is_bare and name in serves else one.view
+        view = views.get(view_id)
+        feature = None if view is None else view.feature(one.feature)
+        if view is None or feature is None:
+            missing.append(f"{one.reference}, and {view_id} {'is removed' if view is None else 'has no such feature'}")
+            continue
+        found.append(
+            msgspec.structs.replace(
+                one,
+                view=view_id,
+                type=feature.type,
+                fingerprint=view.state_fingerprint,
+                default=json_scalar(feature.default),
+            )
+        )
+    return tuple(found), missing
+
+
+def breaks(old: Service, new: Service) -> list[str]:
+    """Return what a reader of the service misses in the new one, or finds changed, as ends of a sentence."""
+    now = {one.reference: one for one in new.features}
+    reasons = []
+    for one in old.features:
+        found = now.get(one.reference)
+        if found is None:
+            reasons.append(f"{one.reference}, which is removed from it")
+        elif found.type != one.type:
+            reasons.append(f"{one.reference}, whose type becomes {found.type} in place of {one.type}")
+        elif found.default != one.default or type(found.default) is not type(one.default):
+            reasons.append(f"{one.reference}, whose default becomes {_shown(found.default)} in place of {_shown(one.default)}")
+    return reasons
+
+
+def broken(service: Service, reasons: Sequence[str], reads: int | None) -> str:
+    """Return the refusal of a change that breaks a service."""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return (
+        f"service {service.name} ({whose(service, reads)}) reads {reasons[0]}{more}; change the service first, or accept "
+        f"that it breaks with --break {service.name}"
+    )
+
+
+def whose(service: Service, reads: int | None) -> str:
+    """Return who owns a service, and how often it is read, for people."""
+    counted = "its reads are not known" if reads is None else f"{reads:,} reads since yesterday"
+    return f"owner: {service.owner or 'nobody'}, {counted}"
+
+
+def _service_fields(old: Service, new: Service) -> Iterator[FieldChange]:
+    for name in ("owner", "description", "tags"):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            yield FieldChange(name=name, before=before, after=after)
+    if old.references != new.references:
+        yield FieldChange(name="features", before=old.references, after=new.references)
+    now = {one.reference: one for one in new.features}
+    for one in old.features:
+        found = now.get(one.reference, one)
+        for name in ("view", "type", "default"):
+            before, after = getattr(one, name), getattr(found, name)
+            if before != after:
+                yield FieldChange(name=f"{one.reference}.{name}", before=before, after=after)
 
 
 def _fields(old: View, new: View) -> Iterator[FieldChange]:

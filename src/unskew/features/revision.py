@@ -13,6 +13,7 @@ import msgspec
 from unskew.features.errors import LayoutError
 from unskew.features.registry import APPLIED, CLAIM, NO_REGISTRY, as_json, describe_one, merge, typed
 from unskew.features.registry import FORMAT as REGISTRY_FORMAT
+from unskew.features.service import Service
 from unskew.features.versions import Versions
 from unskew.features.view import View
 
@@ -29,12 +30,14 @@ class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
 class Content(msgspec.Struct, frozen=True, kw_only=True):
     """The objects of a revision, and which versions serve.
 
-    ``views``: as they are published, each with ``serving=True``, which says nothing here. ``serves``: the version that
+    ``views``: as they are published, each with ``serving=True``, which says nothing here. ``services``: with the
+    versions that they have pinned. ``serves``: the version that
     the bare name of a view means. ``says``: the version whose definition said so when it was applied. ``retired``:
     versions that earlier revisions had, and that are no longer computed.
     """
 
     views: tuple[View, ...] = ()
+    services: tuple[Service, ...] = ()
     serves: Mapping[str, int] = {}
     says: Mapping[str, int] = {}
     retired: tuple[str, ...] = ()
@@ -135,7 +138,10 @@ def with_applied(published: dict[str, Any], revision: Revision | None) -> dict[s
     """Return a registry, as ``registry.describe`` returns it, with what was applied last; None: nothing was."""
     if revision is None:
         return published
-    return {**published, APPLIED: {revision.record: {"revision": revision.number, "serves": revision.content.serves}}}
+    content = revision.content
+    services = [service.name for service in content.services]
+    applied = {"revision": revision.number, "serves": dict(content.serves), "services": services}
+    return {**published, "services": msgspec.to_builtins(content.services), APPLIED: {revision.record: applied}}
 
 
 def brought_up_to(stored: str | bytes | None, revision: Revision) -> str | None:
