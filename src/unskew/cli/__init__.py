@@ -24,6 +24,11 @@ COMMANDS = {
     "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers."),
     "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
+    "plan": _Place("unskew.cli.plan", "plan", "Show what applying definitions would change, and who is touched."),
+    "apply": _Place("unskew.cli.plan", "apply", "Apply definitions: what the pipeline may run."),
+    "promote": _Place("unskew.cli.promote", "promote", "Let another version of a view serve, at once."),
+    "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
+    "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
     "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP."),
@@ -117,6 +122,7 @@ def main() -> None:
     \b
     See it work:          unskew demo
     Check definitions:    unskew check definitions/
+    Apply definitions:    unskew apply definitions/ --log data/log
     Run the pipeline:     unskew run --idle wall
     Read features:        unskew get household_purchases 1
 

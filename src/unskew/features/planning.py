@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from unskew.features.plan import Plan, ViewPlan
+from unskew.features.plan import Plan
 from unskew.features.registry import as_json, describe_one, json_scalar
 from unskew.features.revision import Content
 from unskew.features.service import Service, ServiceFeature
@@ -23,17 +23,19 @@ _DERIVED = frozenset(
 _UNSEEN = "how records of its stream are read"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FieldChange:
+class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
     """A field of an object before and after, as values of JSON."""
 
     name: str
     before: Any
     after: Any
 
+    def text(self) -> str:
+        """Return the change for people."""
+        return f"{self.name}: {_shown(self.before)} -> {_shown(self.after)}"
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """The change of one object. ``kind``: ``serves`` if another version of a view is to serve.
 
     ``notes``: what follows from it, for people. ``touches``: the services that read the view.
@@ -48,7 +50,7 @@ class Change:
 
     def line(self) -> str:
         """Return the change as one line."""
-        changes = "; ".join(f"{one.name}: {_shown(one.before)} -> {_shown(one.after)}" for one in self.fields)
+        changes = "; ".join(one.text() for one in self.fields)
         return f"{_SIGNS[self.kind]} {self.what} {self.name}{f': {changes}' if changes else ''}"
 
 
@@ -102,166 +104,174 @@ def unapplied(views: Iterable[View], applied: Content) -> list[str]:
 
 
 class _Planning:
-    """Definitions and what was applied before, compared step by step."""
+    """Definitions and what was applied before, held against each other step by step."""
 
     def __init__(self, plan: Plan, before: Content, asked: Asked, *, is_first: bool) -> None:
-        self._plans: Mapping[str, ViewPlan] = {view.id: view for view in plan.views.values()}
+        self._plan = plan
         self._before = before
         self._asked = asked
         self._is_first = is_first
         self._old = before.by_id
-        defined = {view.name for view in self._plans.values()}
+        self._refused: list[str] = []
         kept = [
             view
             for view in before.views
-            if asked.keeps_others and view.name not in defined and not {view.id, view.name} & set(asked.drop)
+            if asked.keeps_others and view.name not in plan.views.names and not {view.id, view.name} & set(asked.drop)
         ]
-        published = (msgspec.structs.replace(view.published, serving=True) for view in self._plans.values())
-        self._new = {view.id: view for view in (*kept, *published)}
-        self._says = {
-            **{view.name: before.says[view.name] for view in kept if view.name in before.says},
-            **{view.name: view.version for view in self._plans.values() if view.serving},
-        }
-        self._services = {
-            **{one.name: one for one in before.services if asked.keeps_others and one.name not in plan.services},
-            **plan.services,
-        }
-        self._own_services = plan.services.keys()
-        self._changes: list[Change] = []
-        self._refused: list[str] = []
+        published = (msgspec.structs.replace(view.published, serving=True) for view in plan.views.values())
+        self._new = {view.id: view for view in sorted((*kept, *published), key=lambda view: (view.name, view.version))}
+        self._says = {view.name: before.says[view.name] for view in kept if view.name in before.says}
+        self._says |= {view.name: view.version for view in plan.views.values() if view.serving}
 
     def done(self) -> Planned:
-        for view in self._new.values():
-            if view.id not in self._old:
-                self._added(view)
-        for view in self._new.values():
-            if view.id in self._old:
-                self._changed(self._old[view.id], view)
-        for view in self._old.values():
-            if view.id not in self._new:
-                self._removed(view)
         serves = self._serves()
         content = Content(
-            views=tuple(sorted(self._new.values(), key=lambda view: (view.name, view.version))),
-            services=tuple(self._pinned(serves)),
+            views=tuple(self._new.values()),
+            services=tuple(self._services(serves)),
             serves=serves,
             says=dict(sorted(self._says.items())),
             retired=tuple(sorted({*self._before.retired, *self._old} - set(self._new))),
         )
-        return Planned(content=content, changes=tuple(self._changes), refused=tuple(self._refused))
+        self._refuse_other_states()
+        self._refuse_ended()
+        self._refused += broken_services(self._before, content, self._asked)
+        changes = tuple(
+            msgspec.structs.replace(change, notes=(*change.notes, *self._notes(change)))
+            for change in differences(self._before, content)
+        )
+        return Planned(content=content, changes=changes, refused=tuple(self._refused))
 
-    def _added(self, view: View) -> None:
-        notes = []
-        if view.id in self._before.retired:
-            ended = self._asked.has_ended(view.id)
-            if ended:
+    def _serves(self) -> dict[str, int]:
+        serves = {}
+        for name in dict.fromkeys(view.name for view in self._new.values()):
+            before, said, says = self._before.serves.get(name), self._before.says.get(name), self._says[name]
+            if before is not None and f"{name}@{before}" in self._new:
+                # A version that is promoted goes on serving until a definition says otherwise anew.
+                serves[name] = before if says == said else says
+                continue
+            serves[name] = says
+            if before is not None and name not in self._asked.accepted:
+                self._refused.append(
+                    f"{name}@{before} serves, and is removed: {name}:feature would mean version {says} at once, for every reader; "
+                    f"define version {before} beside it, with serving=True, apply, run, and then unskew promote {name}@{says}; or "
+                    f"accept it with --break {name}"
+                )
+        return serves
+
+    def _services(self, serves: Mapping[str, int]) -> Iterator[Service]:
+        """Yield the services of the definitions with what their names mean now, and those of others as they are."""
+        for service in self._plan.services.values():
+            features, missing = repinned(service, self._new, serves)
+            self._refused += [f"service {service.name} reads {why}; name a version that has it" for why in missing]
+            yield service if missing else msgspec.structs.replace(service, features=features)
+        if self._asked.keeps_others:
+            yield from (one for one in self._before.services if one.name not in self._plan.services)
+
+    def _refuse_other_states(self) -> None:
+        for view_id, new in self._new.items():
+            old = self._old.get(view_id)
+            if old is None or old.state_fingerprint == new.state_fingerprint:
+                continue
+            fields = [one.name for one in _fields(old, new) if one.name not in {"description", "owner"}]
+            self._refused.append(
+                f"{view_id} would compute something else under the same version ({', '.join(fields) or _UNSEEN}); leave version "
+                f"{new.version} as it was, with serving=True, and define the change beside it as version {self._next_version(new.name)}"
+            )
+
+    def _refuse_ended(self) -> None:
+        for view in self._new.values():
+            if self._is_back(view.id) and self._asked.has_ended(view.id):
                 self._refused.append(
                     f"{view.id} was applied before and then removed, and its state has ended, so it would lack the events since; "
                     f"give the view a new version, {self._next_version(view.name)} or later"
                 )
-            elif ended is None:
-                notes.append("it was removed before; if its state has ended meanwhile, unskew run refuses it")
-        plan = self._plans[view.id]
-        if plan.stream.table is not None:
-            notes.append("unskew materialize computes it")
-        elif not self._is_first:
-            notes.append(
-                "its past is computed from the archive when unskew run starts, or before by unskew backfill"
-                if plan.history == "archive"
-                else "it begins when unskew run starts, without a past: its values are warming until their windows are full"
-            )
-        beside = self._before.serves.get(view.name)
-        if beside is not None and f"{view.name}@{beside}" in self._new:
-            notes.append(f"version {beside} serves; unskew promote {view.id} lets this one serve")
-        self._note("added", view, notes=notes)
 
-    def _changed(self, old: View, new: View) -> None:
-        if describe_one(old) == describe_one(new):
-            return
-        fields = tuple(_fields(old, new))
-        if old.state_fingerprint != new.state_fingerprint:
-            what = ", ".join(one.name for one in fields if one.name not in {"description", "owner"}) or _UNSEEN
-            self._refused.append(
-                f"{new.id} would compute something else under the same version ({what}); leave version {new.version} as it was, with "
-                f"serving=True, and define the change beside it as version {self._next_version(new.name)}"
-            )
-        self._note("changed", new, fields=fields, notes=["no new version is needed"] if not self._refused else [])
-
-    def _removed(self, view: View) -> None:
-        higher = [one for one in self._new.values() if one.name == view.name and one.version > view.version]
-        drop = "" if higher else f" (start it with --drop {view.id})"
-        self._note(
-            "removed",
-            view,
-            notes=[f"its state ends when unskew run starts without it{drop}, for good; its log stays"],
-        )
-
-    def _serves(self) -> dict[str, int]:
-        serves = {}
-        for name in sorted({view.name for view in self._new.values()}):
-            before, said, says = self._before.serves.get(name), self._before.says.get(name), self._says[name]
-            if before is None:
-                serves[name] = says
-                continue
-            if f"{name}@{before}" in self._new:
-                serves[name] = before if says == said else says
-            else:
-                serves[name] = says
-                if name not in self._asked.accepted:
-                    self._refused.append(
-                        f"{name}@{before} serves, and is removed: {name}:feature would mean version {says} at once, for every reader; "
-                        f"define version {before} beside it, with serving=True, apply, run, and then unskew promote {name}@{says}; or "
-                        f"accept it with --break {name}"
-                    )
-            if serves[name] != before:
-                self._changes.append(serving_change(name, before, serves[name]))
-            elif says != said and not any(one.name.partition("@")[0] == name for one in self._changes):
-                # Written down, because only a definition that says so anew lets another version serve.
-                says_now = FieldChange(name="the version that says serving=True", before=said, after=says)
-                self._changes.append(Change(what="view", kind="changed", name=name, fields=(says_now,)))
-        return serves
-
-    def _pinned(self, serves: Mapping[str, int]) -> Iterator[Service]:
-        """Yield the services with the versions that they read from now on; note what changes for each."""
-        before = {service.name: service for service in self._before.services}
-        for name, service in sorted(self._services.items()):
-            is_own = name in self._own_services
-            features, missing = repinned(service, self._new, serves if is_own else {})
-            if missing and is_own:
-                self._refused += [f"service {name} reads {why}; name a version that has it" for why in missing]
-            now = service if missing else msgspec.structs.replace(service, features=features)
-            old = before.get(name)
-            if old is None:
-                self._changes.append(Change(what="service", kind="added", name=name))
-            elif old != now or missing:
-                self._refuse_broken(old, [*missing, *breaks(old, now)] if not is_own else breaks(old, now))
-                fields = tuple(_service_fields(old, now))
-                if fields:
-                    self._changes.append(Change(what="service", kind="changed", name=name, fields=fields))
-            yield now
-        for name, service in before.items():
-            if name not in self._services:
-                self._refuse_broken(service, ["all its features, and it is removed"])
-                self._changes.append(Change(what="service", kind="removed", name=name))
-
-    def _refuse_broken(self, service: Service, reasons: Sequence[str]) -> None:
-        if reasons and service.name not in self._asked.accepted:
-            self._refused.append(broken(service, reasons, self._asked.reads(service.name)))
+    def _is_back(self, view_id: str) -> bool:
+        return view_id in self._before.retired
 
     def _next_version(self, name: str) -> int:
         ids = {*self._new, *self._old, *self._before.retired}
         return 1 + max(int(one.rpartition("@")[2]) for one in ids if one.rpartition("@")[0] == name)
 
-    def _note(self, kind: Kind, view: View, **more: Any) -> None:
-        touches = tuple(
-            one.name for one in self._before.services if any(feature.view == view.id for feature in one.features)
+    def _notes(self, change: Change) -> Iterator[str]:
+        """Yield what follows from the change of a view, for people."""
+        view = self._new.get(change.name) or self._old.get(change.name)
+        if change.what != "view" or view is None:
+            return
+        if change.kind == "added":
+            if self._is_back(view.id) and self._asked.has_ended(view.id) is None:
+                yield "it was removed before; if its state has ended meanwhile, unskew run refuses it"
+            one = self._plan.views[view.id]
+            if one.stream.table is not None:
+                yield "unskew materialize computes it"
+            elif not self._is_first and one.history == "archive":
+                yield "its past is computed from the archive when unskew run starts, or before by unskew backfill"
+            elif not self._is_first:
+                yield "it begins when unskew run starts, without a past: its values are warming until their windows are full"
+            serves = self._before.serves.get(view.name)
+            if serves is not None and f"{view.name}@{serves}" in self._new:
+                yield f"version {serves} serves; unskew promote {view.id} lets this one serve"
+        if change.kind == "changed" and self._old[view.id].state_fingerprint == view.state_fingerprint:
+            yield "no new version is needed"
+        if change.kind == "removed":
+            higher = any(one.name == view.name and one.version > view.version for one in self._new.values())
+            drop = "" if higher else f" (start it with --drop {view.id})"
+            yield f"its state ends when unskew run starts without it{drop}, for good; its log stays"
+
+
+def differences(before: Content, after: Content) -> list[Change]:
+    """Return what differs between two contents, object by object."""
+    old, new = before.by_id, after.by_id
+    readers: dict[str, list[str]] = {}
+    for service in before.services:
+        for view_id in dict.fromkeys(one.view for one in service.features):
+            readers.setdefault(view_id, []).append(service.name)
+
+    def of_view(kind: Kind, view_id: str, fields: Iterable[FieldChange] = ()) -> Change:
+        return Change(
+            what="view", kind=kind, name=view_id, fields=tuple(fields), touches=tuple(readers.get(view_id, ()))
         )
-        parts = {key: tuple(value) for key, value in more.items()}
-        self._changes.append(Change(what="view", kind=kind, name=view.id, touches=touches, **parts))
+
+    changes = [of_view("added", view_id) for view_id in new if view_id not in old]
+    for view_id, view in new.items():
+        if view_id in old and describe_one(old[view_id]) != describe_one(view):
+            changes.append(of_view("changed", view_id, _fields(old[view_id], view)))
+    changes += [of_view("removed", view_id) for view_id in old if view_id not in new]
+    for name, version in after.serves.items():
+        earlier, said, says = before.serves.get(name, version), before.says.get(name), after.says.get(name)
+        if version != earlier:
+            changes.append(_serving(name, earlier, version))
+        elif said is not None and says != said and not any(one.name.partition("@")[0] == name for one in changes):
+            # Written down, because only a definition that says so anew lets another version serve.
+            says_now = FieldChange(name="the version that says serving=True", before=said, after=says)
+            changes.append(Change(what="view", kind="changed", name=name, fields=(says_now,)))
+    services, now = ({one.name: one for one in part.services} for part in (before, after))
+    for name, service in now.items():
+        if name not in services:
+            changes.append(Change(what="service", kind="added", name=name))
+        elif fields := tuple(_service_fields(services[name], service)):
+            changes.append(Change(what="service", kind="changed", name=name, fields=fields))
+    changes += [Change(what="service", kind="removed", name=name) for name in services if name not in now]
+    return changes
 
 
-def serving_change(name: str, before: int, after: int) -> Change:
-    """Return the change of a view of which another version is to serve."""
+def broken_services(before: Content, after: Content, asked: Asked) -> list[str]:
+    """Return, for each service that breaks and that may not, why it does."""
+    now = {service.name: service for service in after.services}
+    refused = []
+    for old in before.services:
+        new = now.get(old.name)
+        if new is None:
+            reasons = [f"{old.references[0]}, and it is removed"]
+        else:
+            features, missing = repinned(new, after.by_id, {})
+            reasons = [*missing, *breaks(old, new if missing else msgspec.structs.replace(new, features=features))]
+        if reasons and old.name not in asked.accepted:
+            refused.append(broken(old, reasons, asked.reads(old.name)))
+    return refused
+
+
+def _serving(name: str, before: int, after: int) -> Change:
     return Change(
         what="view",
         kind="serves",
@@ -269,6 +279,17 @@ def serving_change(name: str, before: int, after: int) -> Change:
         fields=(FieldChange(name="version that serves", before=before, after=after),),
         notes=(f"{name}:feature means version {after}, for every reader at once, if it runs; services keep what they have pinned",),
     )
+
+
+def broken_by_promotion(content: Content, view: View) -> Iterator[tuple[Service, list[str]]]:
+    """Yield the services that could not be pinned to this version of a view, which bare names of theirs mean, and why."""
+    for service in content.services:
+        if any(one.is_bare and one.view.partition("@")[0] == view.name for one in service.features):
+            features, missing = repinned(service, content.by_id, {view.name: view.version})
+            now = msgspec.structs.replace(service, features=features)
+            reasons = [*missing, *breaks(service, now)] if not missing else missing
+            if reasons:
+                yield service, reasons
 
 
 def repinned(

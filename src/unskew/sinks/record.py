@@ -5,6 +5,7 @@
 The next revision is a file that must not be there yet, so of two processes that apply at once one succeeds.
 """
 
+import errno
 import json
 import re
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from unskew.sinks import durable
 from unskew.sinks.objects import ObjectPath, Superseded, probe
 
 _NAME = re.compile(r"revision-(\d{8})\.json")
+_FOR_GOOD = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS}
 _MOST_BYTES = 256 << 20
 
 
@@ -43,9 +45,7 @@ class Record:
         except FileNotFoundError:
             names = []
         except OSError as error:
-            raise StoreUnavailable(
-                f"{self.root} cannot be read ({error.strerror}); give the folder of the registry's record (--registry)"
-            ) from error
+            raise _failure(error, f"{self.root} cannot be read") from error
         found = {int(name[1]) for name in names if name is not None}
         numbers = range(1, max(found, default=0) + 1)
         if missing := sorted(set(numbers) - found):
@@ -70,7 +70,7 @@ class Record:
             there = f"there are {numbers[0]} to {numbers[-1]}" if numbers else "nothing was applied yet"
             raise RequestError(f"{self.root} has no revision {number}; {there}") from error
         except OSError as error:
-            raise StoreUnavailable(f"{path} cannot be read ({error.strerror}); see to its permissions") from error
+            raise _failure(error, f"{path} cannot be read") from error
         return from_bytes(data, str(path), number)
 
     def append(self, revision: Revision) -> None:
@@ -79,9 +79,10 @@ class Record:
             probe(self.root, "--registry")
         path = self.path(revision.number)
         try:
-            with durable.disk(self.root):
-                durable.make_folder(self.root)
-                durable.create_whole(path, to_bytes(revision))
+            durable.make_folder(self.root)
+            durable.create_whole(path, to_bytes(revision))
+        except OSError as error:
+            raise _failure(error, f"{path} cannot be written") from error
         except Superseded as error:
             first = self.read(revision.number)
             raise Overtaken(
@@ -93,6 +94,14 @@ class Record:
     def path(self, number: int) -> Path:
         """Return the file of a revision."""
         return self.root / f"revision-{number:08d}.json"
+
+
+def _failure(error: OSError, what: str) -> StoreUnavailable | LayoutError:
+    """Return the error of a failed disk; one that another try does not mend is a ``LayoutError``."""
+    why = f"{what} ({error.strerror})"
+    if error.errno in _FOR_GOOD:
+        return LayoutError(f"{why}; correct its permissions, or name another folder with --registry")
+    return StoreUnavailable(why)
 
 
 def require_applied(record: Record, views: Iterable[View]) -> Revision:

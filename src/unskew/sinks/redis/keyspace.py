@@ -67,6 +67,11 @@ def revision_key(prefix: str) -> str:
     return f"{prefix}:registry:rev"
 
 
+def usage_key(prefix: str, service: str) -> str:
+    """Return the key of the hash that counts the reads of a service: day in UTC (2026-01-31) -> requests."""
+    return f"{prefix}:usage:{service}"
+
+
 def connect(url: str) -> Client:
     """Return a client for a URL of the form that ``url`` describes.
 
