@@ -187,7 +187,9 @@ def record_of(registry: Path | None, log: Path | None) -> Path:
     if registry is not None:
         return registry
     if log is None:
-        raise RequestError("where is the registry's record? give --log of the pipeline, beside which it is, or --registry")
+        raise RequestError(
+            "where is the registry's record? give --log of the pipeline, beside which it is, or --registry"
+        )
     return log.with_name("registry")
 
 

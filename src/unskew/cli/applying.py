@@ -168,9 +168,7 @@ def bring_up_to(copy: Copy | None, revision: Revision) -> None:
         say(f"{error}; {later}", err=True)
 
 
-def applied_at_start(
-    plan: Plan, definitions: Sequence[Path], deployment: "Deployment", stop: threading.Event
-) -> None:
+def applied_at_start(plan: Plan, definitions: Sequence[Path], deployment: "Deployment", stop: threading.Event) -> None:
     """Apply definitions before a run of them. Raises ``LayoutError`` if they must not be applied as they are."""
     from unskew.pipelines.state.folder import held_by
     from unskew.sinks.objects import concerns

@@ -188,4 +188,6 @@ def check_accepted(accepted: Sequence[str], content: "Content") -> None:
     known = {*content.serves, *(service.name for service in content.services)}
     for name in accepted:
         if name not in known:
-            raise RequestError(f"--break {name}: no such service or view was applied; {nearest(name, sorted(known), 'there is')}")
+            raise RequestError(
+                f"--break {name}: no such service or view was applied; {nearest(name, sorted(known), 'there is')}"
+            )

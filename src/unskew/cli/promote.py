@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from unskew.sinks.record import Record
 
 _breaks = click.option(
-    "--break", "accepted", multiple=True, metavar="SERVICE", help="Accept that this service breaks; may be given several times."
+    "--break",
+    "accepted",
+    multiple=True,
+    metavar="SERVICE",
+    help="Accept that this service breaks; may be given several times.",
 )
 _message = click.option("--message", "-m", default="", metavar="TEXT", help="Why; it is kept in the record.")
 
@@ -83,7 +87,9 @@ def promote(
         now = msgspec.structs.replace(content, serves={**content.serves, chosen.name: chosen.version})
         lines = [change.line() for change in differences(content, now)]
         write(record, next_revision(last, now, lines, command=f"promote {view}", message=message), copy)
-        say(f"{chosen.name}:feature means {view}; unskew promote {chosen.name}@{content.serves[chosen.name]} takes it back")
+        say(
+            f"{chosen.name}:feature means {view}; unskew promote {chosen.name}@{content.serves[chosen.name]} takes it back"
+        )
 
 
 @click.command()
@@ -124,9 +130,7 @@ def rollback(
     earlier = record.read(revision)
     check_accepted(accepted, last.content)
     before, views = last.content, earlier.content.by_id
-    now = msgspec.structs.replace(
-        earlier.content, retired=tuple(sorted({*before.retired, *before.by_id} - set(views)))
-    )
+    now = msgspec.structs.replace(earlier.content, retired=tuple(sorted({*before.retired, *before.by_id} - set(views))))
     changes = differences(before, now)
     if not changes:
         say(f"nothing to change: revision {last.number} has what revision {revision} has")
@@ -186,7 +190,9 @@ def _refuse_not_running(view: "View", copy: "Copy", pipeline: str) -> None:
             "--pipeline and --prefix with which it runs"
         )
     if live.view.state_fingerprint != view.state_fingerprint:
-        raise LayoutError(f"{view.id} in Redis has another definition than the one that was applied; restart unskew run")
+        raise LayoutError(
+            f"{view.id} in Redis has another definition than the one that was applied; restart unskew run"
+        )
 
 
 def _refuse_warming(view: "View", copy: "Copy") -> None:

@@ -277,7 +277,9 @@ def _serving(name: str, before: int, after: int) -> Change:
         kind="serves",
         name=name,
         fields=(FieldChange(name="version that serves", before=before, after=after),),
-        notes=(f"{name}:feature means version {after}, for every reader at once, if it runs; services keep what they have pinned",),
+        notes=(
+            f"{name}:feature means version {after}, for every reader at once, if it runs; services keep what they have pinned",
+        ),
     )
 
 
@@ -332,7 +334,9 @@ def breaks(old: Service, new: Service) -> list[str]:
         elif found.type != one.type:
             reasons.append(f"{one.reference}, whose type becomes {found.type} in place of {one.type}")
         elif found.default != one.default or type(found.default) is not type(one.default):
-            reasons.append(f"{one.reference}, whose default becomes {_shown(found.default)} in place of {_shown(one.default)}")
+            reasons.append(
+                f"{one.reference}, whose default becomes {_shown(found.default)} in place of {_shown(one.default)}"
+            )
     return reasons
 
 

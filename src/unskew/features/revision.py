@@ -123,9 +123,7 @@ def _check(content: Content, place: str) -> None:
         raise LayoutError(f"{place} is damaged (a version of a view stands there twice); restore it from a backup")
     for name in {view.name for view in content.views} | set(content.serves):
         if f"{name}@{content.serves.get(name)}" not in ids:
-            raise LayoutError(
-                f"{place} is damaged (no version of view {name!r} serves); restore it from a backup"
-            )
+            raise LayoutError(f"{place} is damaged (no version of view {name!r} serves); restore it from a backup")
 
 
 def described(revision: Revision) -> dict[str, Any]:
@@ -172,4 +170,6 @@ def brought_up_to(stored: str | bytes | None, revision: Revision) -> str | None:
         text = json.dumps(with_applied({"format": REGISTRY_FORMAT, "views": []}, revision))
         return merge(json.dumps({**registry, "views": views}), text)
     except NO_REGISTRY as error:
-        raise LayoutError(f"the registry in Redis cannot be read ({error}); publish it again with unskew run") from error
+        raise LayoutError(
+            f"the registry in Redis cannot be read ({error}); publish it again with unskew run"
+        ) from error

@@ -56,9 +56,7 @@ def read_live(
     return live
 
 
-def read_all_live(
-    server: Server, prefix: str, pipeline: str, *, now_us: Callable[[], int] = wall_us
-) -> list[LiveView]:
+def read_all_live(server: Server, prefix: str, pipeline: str, *, now_us: Callable[[], int] = wall_us) -> list[LiveView]:
     """Return the views on which the pipeline has reported, in the registry's order; none if there are none.
 
     Raises as ``read_live`` does.

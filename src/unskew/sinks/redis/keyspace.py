@@ -68,7 +68,7 @@ def revision_key(prefix: str) -> str:
 
 
 def usage_key(prefix: str, service: str) -> str:
-    """Return the key of the hash that counts the reads of a service: day in UTC (2026-01-31) -> requests."""
+    """Return the key of the hash of a service's reads: a count for each day, which is named as ``2026-03-01``."""
     return f"{prefix}:usage:{service}"
 
 
