@@ -26,6 +26,14 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("warm",): (),
     ("check",): (),
     ("describe",): ("--live", *AWAY),
+    ("plan",): (str(DEFINITIONS), "--log", "folder/log", *AWAY),
+    ("apply",): (str(DEFINITIONS), "--log", "folder/log", "--yes", *AWAY),
+    ("promote",): (f"{VIEW}@1", "--log", "folder/log", *AWAY),
+    ("rollback",): ("1", "--log", "folder/log", *AWAY),
+    ("registry",): (),
+    ("registry", "log"): ("--log", "folder/log"),
+    ("registry", "show"): ("--log", "folder/log"),
+    ("registry", "diff"): ("1", "2", "--log", "folder/log"),
     ("run",): RUN[1:],
     ("get",): (VIEW, "1", *AWAY),
     ("serve",): AWAY,
@@ -61,7 +69,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.
-MAY_BE_EMPTY = {"--topic", "--reason", "--drop"}
+MAY_BE_EMPTY = {"--topic", "--reason", "--drop", "-m"}
 
 
 def commands(

@@ -4,11 +4,12 @@ import contextlib
 import datetime as dt
 import getpass
 import importlib.metadata
+import logging
 import socket
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from unskew.cli.screen import say
 from unskew.features.errors import LayoutError, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.planning import Asked, Change, Planned, planned, whose
-from unskew.features.revision import Content, GitCommit, Revision, brought_up_to
+from unskew.features.revision import Content, GitCommit, Revision, brought_up_to, others_of
 from unskew.features.service import Service
 from unskew.sinks.record import Overtaken, Record
 
@@ -30,17 +31,22 @@ TIMEOUT_S = 2.0
 _GIT_S = 10.0
 _TRIES = 5
 
+_log = logging.getLogger("unskew.run")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
     """The copy of the registry in Redis, and what pipelines and servers say of themselves beside it.
 
-    ``live``: views that a pipeline has listed, by ``name@version``. ``retired``: versions whose state has ended.
+    ``live``: views that a pipeline has listed, by ``name@version``. ``of_others``: views that other records have
+    applied until now. ``is_retired``: whether the state of a version has ended. ``reads``: how often a service was read
+    since yesterday.
     """
 
     server: "Server"
     prefix: str
     live: "dict[str, LiveView]"
+    of_others: Mapping[str, int]
     is_retired: Callable[[str], bool]
     reads: Callable[[str], int]
 
@@ -66,10 +72,13 @@ class Copy:
 
 
 @contextlib.contextmanager
-def reaching_copy(redis_url: str, prefix: str, pipeline: str) -> "Iterator[Copy]":
-    """Yield what Redis says. Raises ``StoreUnavailable`` if it cannot be reached."""
+def reaching_copy(redis_url: str, prefix: str, pipeline: str, last: Revision | None) -> "Iterator[Copy]":
+    """Yield what Redis says; ``last``: the last revision of the record.
+
+    Raises ``StoreUnavailable`` if Redis cannot be reached, and ``LayoutError`` if it knows a later revision.
+    """
     from unskew.serving.live import read_all_live
-    from unskew.sinks.redis.keyspace import clock_key, usage_key
+    from unskew.sinks.redis.keyspace import clock_key, registry_key, usage_key
     from unskew.sinks.redis.server import Server
     from unskew.sinks.redis.words import Clocks
     from unskew.sinks.wall import wall_us
@@ -78,6 +87,7 @@ def reaching_copy(redis_url: str, prefix: str, pipeline: str) -> "Iterator[Copy]
     try:
         with server.reaching() as client:
             clocks = Clocks.read(client, clock_key(prefix, pipeline))
+            of_others = others_of(client.get(registry_key(prefix)), last)
 
         def reads(service: str) -> int:
             today = dt.datetime.fromtimestamp(wall_us() / 1e6, dt.UTC).date()
@@ -90,6 +100,7 @@ def reaching_copy(redis_url: str, prefix: str, pipeline: str) -> "Iterator[Copy]
             server=server,
             prefix=prefix,
             live={one.view.id: one for one in read_all_live(server, prefix, pipeline)},
+            of_others=of_others,
             is_retired=clocks.is_retired,
             reads=reads,
         )
@@ -130,7 +141,7 @@ def _user() -> str:
 
 
 def git_commit(definitions: Iterable[Path]) -> GitCommit | None:
-    """Return the commit of the folder of the first definitions; None if it is in no git work tree, or git is missing."""
+    """Return the commit of the first definitions' folder; None if it is in no git work tree, or if git is missing."""
     for path in definitions:
         folder = path if path.is_dir() else path.parent
 
@@ -187,6 +198,8 @@ def applied_at_start(plan: Plan, definitions: Sequence[Path], deployment: "Deplo
 
     asked = Asked(keeps_others=True, drop=deployment.drop, has_ended=has_ended)
     for tried in range(1, _TRIES + 1):
+        if stop.is_set():
+            return
         last = patience.until_done(record.last)
         found = planned(plan, None if last is None else last.content, asked)
         if found.refused:
@@ -201,7 +214,7 @@ def applied_at_start(plan: Plan, definitions: Sequence[Path], deployment: "Deplo
             if tried == _TRIES:
                 raise
             continue
-        say(f"revision {revision.number} is applied: {len(found.changes)} changes", err=True)
+        _log.info("revision %d is applied: %s", revision.number, "; ".join(found.lines))
         return
 
 
@@ -214,6 +227,8 @@ def refusal(found: Planned) -> str:
 def show_plan(found: Planned, services: Iterable[Service], copy: Copy | None) -> None:
     """Print what would change, and who is touched."""
     owned = {service.name: service for service in services}
+    for name in [] if copy is None else sorted(set(found.content.serves) & set(copy.of_others)):
+        say(f"{name}: another record has applied it until now; this one takes it over", err=True)
     for change in found.changes:
         for line in lines_of(change):
             say(line)

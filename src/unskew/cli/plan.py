@@ -164,7 +164,7 @@ def _planned(
     check_accepted(accepted, Content() if last is None else last.content)
     copy = None
     try:
-        copy = closing.enter_context(reaching_copy(redis_url, prefix, pipeline))
+        copy = closing.enter_context(reaching_copy(redis_url, prefix, pipeline, last))
     except StoreUnavailable as error:
         say(f"{error}; planned without it", err=True)
     asked = Asked(accepted=accepted)

@@ -1,6 +1,5 @@
 """``unskew promote`` and ``unskew rollback``: another version serves; what an earlier revision had is applied again."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,7 @@ def promote(
     if chosen is None:
         raise _unknown(view, content)
     check_accepted(accepted, content)
-    with reaching_copy(redis_url, prefix, pipeline) as copy:
+    with reaching_copy(redis_url, prefix, pipeline, last) as copy:
         if content.serves[chosen.name] == chosen.version:
             say(f"{view} serves already")
             copy.bring_up_to(last)
@@ -135,7 +134,7 @@ def rollback(
     if not changes:
         say(f"nothing to change: revision {last.number} has what revision {revision} has")
         return
-    with reaching_copy(redis_url, prefix, pipeline) as copy:
+    with reaching_copy(redis_url, prefix, pipeline, last) as copy:
         reasons = [
             f"{view_id} comes back, and no pipeline computes it any more, so its state lacks the events since; define it anew, "
             "under a version that was not used before"

@@ -1,4 +1,4 @@
-"""What applying definitions would change: definitions held against the last revision, object by object, field by field."""
+"""What applying definitions would change: they are compared with the last revision, object by object."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -284,13 +284,12 @@ def _serving(name: str, before: int, after: int) -> Change:
 
 
 def broken_by_promotion(content: Content, view: View) -> Iterator[tuple[Service, list[str]]]:
-    """Yield the services that could not be pinned to this version of a view, which bare names of theirs mean, and why."""
+    """Yield the services that name a view without version and that its new version would break, and why."""
     for service in content.services:
         if any(one.is_bare and one.view.partition("@")[0] == view.name for one in service.features):
             features, missing = repinned(service, content.by_id, {view.name: view.version})
             now = msgspec.structs.replace(service, features=features)
-            reasons = [*missing, *breaks(service, now)] if not missing else missing
-            if reasons:
+            if reasons := missing or breaks(service, now):
                 yield service, reasons
 
 
@@ -398,10 +397,9 @@ def _facts(view: View) -> dict[str, Any]:
 
 def _of_feature(name: str, feature: ViewFeature, window: str) -> Iterator[tuple[str, Any]]:
     for key, value in msgspec.to_builtins(feature).items():
-        if key == "window":
-            value = window
-        if key != "name" and value not in (None, "", [], {}):
-            yield f"{name}.{key}", value
+        known = window if key == "window" else value
+        if key != "name" and known not in (None, "", [], {}):
+            yield f"{name}.{key}", known
 
 
 def _shown(value: Any) -> str:

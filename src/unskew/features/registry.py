@@ -194,7 +194,7 @@ def _applied_versions(applied: Mapping[str, Any]) -> dict[str, int]:
     return {name: version for one in applied.values() for name, version in one["serves"].items()}
 
 
-def own_part(stored: str, text: str) -> str:
+def own_part(stored: str | bytes, text: str) -> str:
     """Return those views and services of a stored registry, as they stand there, that ``text`` has, too.
 
     Services of a record from which ``text`` was applied count as its own.

@@ -142,6 +142,27 @@ def with_applied(published: dict[str, Any], revision: Revision | None) -> dict[s
     return {**published, "services": msgspec.to_builtins(content.services), APPLIED: {revision.record: applied}}
 
 
+def others_of(stored: str | bytes | None, revision: Revision | None) -> dict[str, int]:
+    """Return the views that other records have applied to the stored registry, with the version that serves.
+
+    Raises ``LayoutError`` if a later revision of the same record was applied to it, or if it cannot be read.
+    """
+    try:
+        applied = {} if stored is None else json.loads(stored).get(APPLIED, {})
+        own = {} if revision is None else applied.get(revision.record, {})
+        known = own.get("revision", 0)
+        if revision is not None and known > revision.number:
+            raise LayoutError(
+                f"the registry in Redis has revision {known}, but the record ends with revision {revision.number}: later ones are "
+                "missing; restore the record from a backup"
+            )
+        return {name: version for one in applied.values() if one is not own for name, version in one["serves"].items()}
+    except NO_REGISTRY as error:
+        raise LayoutError(
+            f"the registry in Redis cannot be read ({error}); publish it again with unskew run"
+        ) from error
+
+
 def brought_up_to(stored: str | bytes | None, revision: Revision) -> str | None:
     """Return the stored registry with what the revision says of the views in it; None if nothing is stored yet.
 
@@ -155,18 +176,13 @@ def brought_up_to(stored: str | bytes | None, revision: Revision) -> str | None:
         registry = json.loads(stored)
         if registry["format"] != REGISTRY_FORMAT:
             raise ValueError(f"it has format {registry['format']}, not {REGISTRY_FORMAT}")
-        known = registry.get(APPLIED, {}).get(revision.record, {}).get("revision", 0)
-        if known > revision.number:
-            raise LayoutError(
-                f"the registry in Redis has revision {known}, but the record ends with revision {revision.number}: later ones are "
-                "missing; restore the record from a backup"
-            )
+        others_of(stored, revision)
         views = []
         for view in registry["views"]:
             now = new.get((view["name"], view["version"]))
-            if now is not None and now.state_fingerprint == view["state_fingerprint"]:
-                view = {**describe_one(now), **{name: view[name] for name in ("serving", CLAIM) if name in view}}
-            views.append(view)
+            same = now is not None and now.state_fingerprint == view["state_fingerprint"]
+            kept = {name: view[name] for name in ("serving", CLAIM) if name in view}
+            views.append({**describe_one(now), **kept} if now is not None and same else view)
         text = json.dumps(with_applied({"format": REGISTRY_FORMAT, "views": []}, revision))
         return merge(json.dumps({**registry, "views": views}), text)
     except NO_REGISTRY as error:

@@ -269,7 +269,7 @@ def _to_redis(
 
 
 def _applied(job: Materialize) -> Revision | None:
-    """Return what was applied last; None if nothing was. Raises ``RequestError`` if it lacks a view that is computed."""
+    """Return what was applied last; None if nothing was. Raises ``RequestError`` if it lacks one of the views."""
     record = None if job.registry is None else Record(job.registry)
     if record is None or not record.numbers():
         return None

@@ -40,7 +40,8 @@ class Written:
 def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], None] = lambda _: None) -> Written:
     """Write all values of the plan's views that the state holds, then remove keys of these views that it does not hold.
 
-    ``deployment``: ``state``, ``registry``, ``redis_url``, ``prefix`` and ``pipeline`` count. Nothing in the state folder is changed.
+    ``deployment``: ``state``, ``registry``, ``redis_url``, ``prefix`` and ``pipeline`` count. Nothing in the state
+    folder is changed.
     Raises ``LayoutError`` if a process runs on the state, if the state is of another pipeline or definition, or if
     Redis holds later values than the state; ``StoreUnavailable`` if Redis fails. The call can then be repeated.
     """

@@ -79,6 +79,7 @@ def run(
         )
     plan = plan.of_topics
     deployment.check(plan)
+    _require_applied(plan, deployment, stop)
     clock = HostClock() if clock is None else clock
     while True:
         clock.begin_flow()
@@ -101,6 +102,22 @@ def run(
             )
         else:
             _log.warning("partitions were added to a topic: reading it with them from here on")
+
+
+def _require_applied(plan: Plan, deployment: Deployment, stop: threading.Event) -> None:
+    """Refuse views that were not applied, before anything else is judged; a store that is away is waited for."""
+    if deployment.registry is None:
+        return
+    record = Record(deployment.registry)
+    try:
+        _store_of(record.root, stop).until_done(lambda: require_applied(record, plan.published.values()))
+    except StoreUnavailable:
+        _go_on(stop)
+        raise
+
+
+def _store_of(place: Path, stop: Flag) -> Patience:
+    return Patience("the object store" if concerns(place) else "the disk", stop)
 
 
 class _Ends:
@@ -143,9 +160,6 @@ def _run_once(
             # A store that is away is waited for, whatever else may end the flow.
             opened = _open(plan, deployment, stop.asked, closing)
             going_on()
-            if deployment.registry is not None:
-                record = Record(deployment.registry)
-                opened.patience_of(record.root).until_done(lambda: require_applied(record, plan.published.values()))
             clock.compare(opened.server.until_done(opened.writer.time_us), "the Redis server")
             topics = _open_topics(plan, deployment, stop, clock, opened, closing)
         except StoreUnavailable:
@@ -482,8 +496,7 @@ def _wire(
         revision = None
         if deployment.registry is not None:
             # As it is by now: what was applied last decides what serves.
-            record = Record(deployment.registry)
-            revision = opened.patience_of(record.root).until_done(record.last)
+            revision = opened.patience_of(deployment.registry).until_done(Record(deployment.registry).last)
         text = published(plan, revision)
         opened.server.until_done(lambda: opened.writer.publish_registry(text, anew=deployment.replace))
         opened.disk.until_done(lambda: opened.state.record(known))

@@ -482,7 +482,7 @@ class RedisWriter:
         found = client.get(key)
         if set(named(self._registry)) <= set(named(found)) and client.exists(revision_key(self._prefix)):
             # What was applied meanwhile must not be taken back if Redis loses it.
-            self._registry = own_part(found, self._registry)
+            self._registry = own_part(found or "", self._registry)
             return
         self.publish_registry(self._registry)
         _log.error(
