@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tests.support.updates import closing
 from unskew import FeatureStore
 from unskew.cli import main
 from unskew.features.definitions.load import load
+from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.record import Overtaken, Record, published
@@ -446,13 +448,20 @@ def test_what_a_newer_version_adds_to_a_revision_is_ignored(site: Site) -> None:
     assert site.done("plan") == "nothing to change: the definitions are those of revision 1\n"
 
 
+@pytest.fixture
+def open_site(redis_url: str) -> Iterator[Site]:
+    """A site whose folder other users may enter; pytest closes its own whenever another session begins."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Site(Path(folder), redis_url)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_record_that_may_not_be_written_or_read_is_an_error(site: Site, tmp_path: Path) -> None:
+def test_a_record_that_may_not_be_written_or_read_is_an_error(open_site: Site) -> None:
+    site = open_site
     site.define(view())
     site.done("apply")
     site.define(view(description="x"))
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     for path in (site.definitions, site.record.root):
         path.chmod(0o755)
     (site.definitions / "views.yaml").chmod(0o644)
@@ -473,7 +482,7 @@ def test_a_record_that_may_not_be_written_or_read_is_an_error(site: Site, tmp_pa
             *site.options("plan"),
             *(["--yes"] if command == "apply" else ["--json"]),
         ]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, cwd=site.root, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 1, (done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done.stderr
@@ -547,6 +556,46 @@ def test_a_revision_says_who_applied_what_and_from_which_commit(site: Site) -> N
     assert second.plan == ("~ view spend@1: n.description: none -> x",)
     assert first.record == third.record
     assert "@" in first.by
+
+
+def test_what_is_deprecated_and_its_tags_are_shown_and_need_no_new_version(site: Site) -> None:
+    site.define(*BOTH)
+    site.done("apply")
+    old = view(1, serving=True, deprecated="use total").replace(
+        '"owner"', '"tags": {"team": "growth"}, "deprecated": "use spend@2", "owner"'
+    )
+    plan = site.define(old, view(2, window="1d"))
+    said = site.done("plan", status=2)
+    for line in (
+        "tags: none -> {'team': 'growth'}",
+        "deprecated: none -> use spend@2",
+        "n.deprecated: none -> use total",
+    ):
+        assert f"    {line}\n" in said, said
+    assert "no new version is needed" in said
+    site.run(plan)
+    site.done("apply")
+
+    found = {
+        row["reference"]: (row["tags"], row["deprecated"]) for row in site.store().features().iter_rows(named=True)
+    }
+    assert found == {
+        "spend@1:n": ("team=growth", "use total"), "spend@1:total": ("team=growth", "use spend@2"),
+        "spend@2:n": ("", ""), "spend@2:total": ("", ""),
+    }  # fmt: skip
+    assert "view spend@1  serving, deprecated: use spend@2" in site.done("registry show")
+    described = CliRunner().invoke(main, ["describe", str(site.definitions)]).output
+    assert "deprecated: use spend@2" in described
+    assert "tags team=growth" in described
+    for fault, document in {
+        "spend: tags: 'team': 7: names and values of tags are text": view().replace(
+            '"owner"', '"tags": {"team": 7}, "owner"'
+        ),
+        "spend: tags: 'x' is not a mapping": view().replace('"owner"', '"tags": "x", "owner"'),
+        "spend.n: deprecated: 7 is not text": view(deprecated=7),
+    }.items():
+        with pytest.raises(DefinitionError, match=fault):
+            site.define(document)
 
 
 def test_a_record_in_an_object_store_is_written_once(bucket: ObjectPath, tmp_path: Path, redis_url: str) -> None:

@@ -20,6 +20,7 @@ _SIGNS: Mapping[Kind, str] = {"added": "+", "changed": "~", "removed": "-", "ser
 _DERIVED = frozenset(
     {"name", "version", "serving", "state_fingerprint", "presentation_fingerprint", "windows", "features", "sessions"}
 )
+_SHOWN_ONLY = frozenset({"description", "owner", "default", "tags", "deprecated"})
 _UNSEEN = "how records of its stream are read"
 
 
@@ -172,7 +173,7 @@ class _Planning:
             old = self._old.get(view_id)
             if old is None or old.state_fingerprint == new.state_fingerprint:
                 continue
-            fields = [one.name for one in _fields(old, new) if one.name not in {"description", "owner"}]
+            fields = [one.name for one in _fields(old, new) if one.name.rpartition(".")[2] not in _SHOWN_ONLY]
             self._refused.append(
                 f"{view_id} would compute something else under the same version ({', '.join(fields) or _UNSEEN}); leave version "
                 f"{new.version} as it was, with serving=True, and define the change beside it as version {self._next_version(new.name)}"

@@ -55,8 +55,9 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def state_of(self, view: View) -> str:
-        """Return ``serving`` or ``running``."""
-        return "serving" if self.serves.get(view.name) == view.version else "running"
+        """Return ``serving`` or ``running``, and what should be read in its place if it is deprecated."""
+        state = "serving" if self.serves.get(view.name) == view.version else "running"
+        return f"{state}, deprecated: {view.deprecated}" if view.deprecated else state
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
