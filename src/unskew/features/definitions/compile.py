@@ -101,6 +101,16 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     return Plan(streams=stream_plans, views=Versions(view_plans))
 
 
+def compile_view(view: FeatureView, stream: StreamPlan) -> ViewPlan:
+    """Check one view over a stream that is planned already. Raises ``DefinitionError`` with every fault found."""
+    faults: list[str] = []
+    compiler = _ViewCompiler(view, {}, {}, {}, {stream.name: stream}, faults)
+    plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
+    if plan is None:
+        raise DefinitionError(list(dict.fromkeys(faults)))
+    return plan
+
+
 Planned = TypeVar("Planned")
 
 
