@@ -56,7 +56,7 @@ OLD, NEW = defined(2), defined(4, BIGGEST)
 
 def recorded(plan: Plan) -> list[View]:
     """The views as a reader that has nothing but the registry knows them."""
-    return list(parse(json.dumps(describe(plan))).values())
+    return list(parse(json.dumps(describe(plan))).views.values())
 
 
 @pytest.fixture(scope="module")

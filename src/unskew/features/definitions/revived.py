@@ -15,6 +15,7 @@ import polars as pl
 from unskew.features.definitions.agg import Aggregation, Expression
 from unskew.features.definitions.aggregations import error_of
 from unskew.features.definitions.compile import SESSION_COLUMNS, compile_view
+from unskew.features.definitions.expressions import parse_sql
 from unskew.features.definitions.trees import POLARS_ERRORS, expression_of, tree_of
 from unskew.features.definitions.vocabulary import (
     Calendar,
@@ -38,6 +39,9 @@ from unskew.features.view import View, ViewFeature, ViewWindow
 _SERIES = {"Boolean": pl.Boolean(), "Float64": pl.Float64(), "Int64": pl.Int64(), "String": pl.String()}
 _LISTS = {f"List({name})": dtype for name, dtype in _SERIES.items()}
 
+# Published texts may be of any version of unskew.
+_UNREADABLE = (DefinitionError, KeyError, SyntaxError, RecursionError, *POLARS_ERRORS)
+
 
 def revived(view: View, streams: Mapping[str, StreamPlan]) -> ViewPlan:
     """Return the plan of a published view over the stream of its name; its state fingerprint is the published one.
@@ -50,12 +54,21 @@ def revived(view: View, streams: Mapping[str, StreamPlan]) -> ViewPlan:
         raise _cannot(view, f"its stream {view.stream!r} is not defined any more")
     try:
         plan = compile_view(_definition(view), stream)
-    # Published texts may be of any version of unskew.
-    except (DefinitionError, KeyError, SyntaxError, *POLARS_ERRORS) as error:
+    except _UNREADABLE as error:
         raise _cannot(view, f"over the stream {view.stream!r} as it is defined now, {error}") from error
     if plan.state_fingerprint != view.state_fingerprint:
         raise _cannot(view, f"with the stream {view.stream!r} as it is defined now, it is another view")
     return replace(plan, published=view)
+
+
+def names_in(text: str) -> list[str]:
+    """Return the columns or features that a published text reads, each once; none if it cannot be read."""
+    try:
+        found = _expression(text)
+        expr = parse_sql(found) if isinstance(found, str) else found
+        return [] if expr is None else list(dict.fromkeys(expr.meta.root_names()))
+    except _UNREADABLE:
+        return []
 
 
 def _cannot(view: View, why: str) -> LayoutError:
