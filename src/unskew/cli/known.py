@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from unskew import settings
+from unskew.features.errors import RequestError
 
 if TYPE_CHECKING:
     from unskew.features.plan import StreamPlan
@@ -41,6 +42,8 @@ def known(definitions: tuple[Path, ...], log: Path | None, redis_url: str, prefi
     """
     from unskew.features.registry import Published
 
+    if not redis_url:
+        raise RequestError("--redis-url: it is empty; give an address, or leave the option out")
     if definitions:
         from unskew.features.definitions.load import load
 

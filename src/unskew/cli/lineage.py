@@ -70,6 +70,8 @@ def lineage(
     """
     if as_json + as_dot + openlineage > 1:
         raise click.UsageError("--json, --dot and --openlineage exclude each other; give one of them")
+    if not namespace:
+        raise click.UsageError("--namespace: it is empty; give a name, or leave the option out")
     from unskew.features.definitions.lineage import KINDS, Lineage
     from unskew.features.nearest import nearest
 

@@ -7,6 +7,7 @@ import click
 
 from unskew.cli.known import known, places
 from unskew.cli.screen import Screen, say, say_json
+from unskew.features.errors import RequestError
 
 if TYPE_CHECKING:
     from unskew.features.definitions.search import Hit
@@ -45,6 +46,8 @@ def search(
     from unskew.features.definitions.search import nearest_words
     from unskew.features.definitions.search import search as hits_of
 
+    if blank := [word for word in words if not any(map(str.isalnum, word))]:
+        raise RequestError(f"there is no letter or digit in {blank[0]!r}; give words to search for")
     found = known(definitions, log, redis_url, prefix)
     graph = Lineage(found.published, found.streams)
     hits = hits_of(graph, words)
