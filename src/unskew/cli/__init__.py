@@ -30,6 +30,8 @@ COMMANDS = {
     "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
     "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
+    "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
+    "search": _Place("unskew.cli.search", "search", "Find features by words."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
     "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP."),
     "train": _Place("unskew.cli.train", "train", "Write a training set: labels with the features of their instants."),

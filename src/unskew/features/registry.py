@@ -80,6 +80,17 @@ class Published:
         return Versions(found.values())
 
 
+def pin(reference: str, view: View, feature: ViewFeature) -> ServiceFeature:
+    """Return a feature with all that a reader of ``reference`` is promised of it."""
+    return ServiceFeature(
+        reference=reference,
+        view=view.id,
+        type=feature.type,
+        fingerprint=view.state_fingerprint,
+        default=json_scalar(feature.default),
+    )
+
+
 def _difference(one: ServiceFeature, view: View) -> str | None:
     """Return what of a view is not as a service was promised, as the end of a sentence; None if it is."""
     feature = view.feature(one.feature)

@@ -126,6 +126,16 @@ def _pinned(services: Mapping[str, Service], views: Versions[ViewPlan]) -> dict[
     return found
 
 
+def compile_view(view: FeatureView, stream: StreamPlan) -> ViewPlan:
+    """Check one view over a stream that is planned already. Raises ``DefinitionError`` with every fault found."""
+    faults: list[str] = []
+    compiler = _ViewCompiler(view, {}, {}, {}, {stream.name: stream}, faults)
+    plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
+    if plan is None:
+        raise DefinitionError(list(dict.fromkeys(faults)))
+    return plan
+
+
 Planned = TypeVar("Planned")
 
 

@@ -7,9 +7,7 @@ from typing import Any
 from unskew.features.definitions.vocabulary import Service
 from unskew.features.errors import DefinitionError, RequestError, shown
 from unskew.features.references import resolve
-from unskew.features.registry import json_scalar
 from unskew.features.service import Service as Published
-from unskew.features.service import ServiceFeature
 from unskew.features.versions import Versions
 from unskew.features.view import View
 
@@ -36,15 +34,7 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         except RequestError as error:
             faults.append(str(error))
             continue
-        features.append(
-            ServiceFeature(
-                reference=asked.reference,
-                view=asked.view.id,
-                type=asked.feature.type,
-                fingerprint=asked.view.state_fingerprint,
-                default=json_scalar(asked.feature.default),
-            )
-        )
+        features.append(asked.pinned)
     if faults:
         raise DefinitionError(faults)
     return Published(
