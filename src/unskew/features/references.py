@@ -3,12 +3,14 @@
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import polars as pl
 
 from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
+from unskew.features.registry import Published
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -60,6 +62,19 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     if not asked:
         raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
+
+
+def requested(features: Sequence[str] | str, published: Published, *, full_feature_names: bool = False) -> list[Asked]:
+    """Look up a list of references as ``resolve`` does, or all features of the service of that name."""
+    if is_service(features):
+        service = published.service(features)
+        return resolve(service.references, published.views_of(service), full_feature_names=full_feature_names)
+    return resolve(features, published.views, full_feature_names=full_feature_names)
+
+
+def is_service(features: Sequence[str] | str) -> TypeGuard[str]:
+    """Return true for the name of a service; a text with a colon is a reference outside of a list, a mistake."""
+    return isinstance(features, str) and ":" not in features
 
 
 def named_views(references: Sequence[str]) -> list[str]:

@@ -8,13 +8,16 @@ microseconds.
 import datetime as dt
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
 from typing import Any
 
 import msgspec
 
-from unskew.features.errors import DefinitionError, LayoutError
+from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnknownName
+from unskew.features.nearest import nearest
 from unskew.features.plan import Plan
+from unskew.features.service import Service, ServiceFeature
 from unskew.features.time import instant_us, moment_of, unit_boundaries
 from unskew.features.types import ScalarName, Type
 from unskew.features.versions import Versions
@@ -29,14 +32,72 @@ _LONGEST_US = 2**60
 _NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
-class _Registry(msgspec.Struct, frozen=True, kw_only=True):
+class _Registry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: int
     views: tuple[View, ...]
+    services: tuple[Service, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What is published: all versions of views, and services by name."""
+
+    views: Versions[View]
+    services: Mapping[str, Service] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Published":
+        """Return what is published of a plan."""
+        return cls(views=plan.published, services=plan.services)
+
+    def service(self, name: str) -> Service:
+        """Return a service. Raises ``RequestError`` if there is none of that name."""
+        if name not in self.services:
+            known = nearest(name, self.services, "services are")
+            raise UnknownName("service", f"there is no service {name!r}; {known}")
+        return self.services[name]
+
+    def views_of(self, service: Service) -> Versions[View]:
+        """Return the views that a service reads; a bare name means the version that the service has pinned.
+
+        Raises ``RequestError`` if a view or feature is gone, or is not what was promised.
+        """
+        bare = {one.view for one in service.features if one.is_bare}
+        found: dict[str, View] = {}
+        for one in service.features:
+            view = self.views.get(one.view)
+            if difference := f"and {one.view} is not published" if view is None else _difference(one, view):
+                owner = f" (owner: {service.owner})" if service.owner else ""
+                raise RequestError(
+                    f"service {service.name}{owner} reads {one.reference}, {difference}; publish a service that fits the views, or "
+                    "the views that it was made for"
+                )
+            assert view is not None
+            found[one.view] = msgspec.structs.replace(view, serving=one.view in bare)
+        return Versions(found.values())
+
+
+def _difference(one: ServiceFeature, view: View) -> str | None:
+    """Return what of a view is not as a service was promised, as the end of a sentence; None if it is."""
+    feature = view.feature(one.feature)
+    if feature is None:
+        return f"and {one.view} has no such feature"
+    if view.state_fingerprint != one.fingerprint:
+        return f"and {one.view} is computed from another definition"
+    if feature.type != one.type:
+        return f"and its type is {feature.type}, not {one.type}"
+    if json_scalar(feature.default) != one.default:
+        return f"and its default is {feature.default!r}, not {one.default!r}"
+    return None
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Return the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
-    registry = _Registry(format=FORMAT, views=tuple(map(as_json, plan.published.values())))
+    """Return the registry as data that ``json.dumps`` takes: ``{"format": 1, "views": [...], "services": [...]}``."""
+    registry = _Registry(
+        format=FORMAT,
+        views=tuple(map(as_json, plan.published.values())),
+        services=tuple(plan.services.values()),
+    )
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
 
@@ -44,7 +105,8 @@ def describe(plan: Plan) -> dict[str, Any]:
 def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    Other versions stay. Of the versions of a view that say that they serve, and that are published apart, the one that
+    Other versions stay. A service replaces the one of its name.
+    Of the versions of a view that say that they serve, and that are published apart, the one that
     began to say so last serves, whoever publishes again: a number in the field ``claim`` keeps that order. ``anew``:
     what ``text`` says is new. A stored registry that cannot be read, or has another format, is replaced as a whole.
     Views that stay keep fields that this version of unskew does not know.
@@ -52,15 +114,16 @@ def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     new = json.loads(text)
     try:
         old = {} if stored is None else json.loads(stored)
-        return _merged(old["views"] if old.get("format") == new.get("format") else [], new, anew=anew)
+        return _merged(old if old.get("format") == new.get("format") else {}, new, anew=anew)
     except _NO_REGISTRY:
-        return _merged([], new, anew=anew)
+        return _merged({}, new, anew=anew)
 
 
-def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
-    views = {(view["name"], view["version"]): view for view in old}
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> str:
+    views = {(view["name"], view["version"]): view for view in old.get("views", ())}
+    services = {service["name"]: service for part in (old, new) for service in part.get("services", ())}
     last: dict[str, int] = {}
-    for view in old:
+    for view in old.get("views", ()):
         last[view["name"]] = max(last.get(view["name"], 0), view.get(_CLAIM, 0))
     for view in new["views"]:
         key = view["name"], view["version"]
@@ -81,16 +144,20 @@ def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
     # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
-    return json.dumps({**new, "views": ordered})
+    others = {"services": list(services.values())} if services else {}
+    return json.dumps({**new, "views": ordered, **others})
 
 
 def own_part(stored: str, text: str) -> str:
-    """Return those views of a stored registry, as they stand there, that ``text`` has, too; both are JSON."""
-    own = {(view["name"], view["version"]) for view in json.loads(text)["views"]}
-    registry = json.loads(stored)
-    return json.dumps(
-        {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
-    )
+    """Return those views and services of a stored registry, as they stand there, that ``text`` has, too."""
+    given, registry = json.loads(text), json.loads(stored)
+    own = {(view["name"], view["version"]) for view in given["views"]}
+    part = {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
+    if services := {service["name"] for service in given.get("services", ())}:
+        part["services"] = [service for service in registry["services"] if service["name"] in services]
+    else:
+        part.pop("services", None)
+    return json.dumps(part)
 
 
 def displaced(stored: str, text: str) -> dict[str, str]:
@@ -141,7 +208,7 @@ def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
     return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
 
 
-def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Versions[View]:
+def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Published:
     """Read a registry from JSON text or data. ``key``: where it stands in Redis, for messages.
 
     Raises ``LayoutError`` if this version cannot read it.
@@ -160,13 +227,15 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Ve
         views = Versions(map(_typed, registry.views))
         for view in views.values():
             _check(view)
+        for service in registry.services:
+            _check_service(service)
     except _Unreadable as error:
         raise LayoutError(f"{name} cannot be read: {error}") from error
     # A text may nest deeper than any reader follows.
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         why = str(error) or type(error).__name__
         raise LayoutError(f"{name} cannot be read: {why}; publish it again with unskew run") from error
-    return views
+    return Published(views=views, services={service.name: service for service in registry.services})
 
 
 def describe_one(view: View) -> dict[str, Any]:
@@ -204,6 +273,11 @@ def _check(view: View) -> None:
         _check_windows(view, (view.sessions.window,), view.sessions.columns)
 
 
+def _check_service(service: Service) -> None:
+    if not (service.name and service.features and all(one.feature and one.view for one in service.features)):
+        raise _Unreadable(f"service {service.name!r} has no features, or no name; publish it again with unskew run")
+
+
 def _check_windows(view: View, windows: Sequence[ViewWindow], features: Sequence[ViewFeature]) -> None:
     aggregated = {feature.name for feature in features if feature.window is not None}
     for feature in features:
@@ -231,19 +305,20 @@ def _require(view: View, is_right: bool, otherwise: str) -> None:  # noqa: FBT00
         raise _Unreadable(f"{view.id}: {otherwise}; publish it again with unskew run")
 
 
+def json_scalar(value: Scalar | None) -> int | float | bool | str | None:
+    """Return a scalar as JSON has it: an instant is a number of microseconds, a decimal is text."""
+    match value:
+        case dt.datetime():
+            return instant_us(value)
+        case Decimal():
+            return format(value, "f")
+        case _:
+            return value
+
+
 def as_json(view: View) -> View:
     """Return the view with its scalars as JSON values."""
-
-    def written(value: Scalar | None, _type: str) -> Scalar | None:
-        match value:
-            case dt.datetime():
-                return instant_us(value)
-            case Decimal():
-                return format(value, "f")
-            case _:
-                return value
-
-    return _with_scalars(view, written)
+    return _with_scalars(view, lambda value, _type: json_scalar(value))
 
 
 def _typed(view: View) -> View:

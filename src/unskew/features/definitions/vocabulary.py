@@ -250,4 +250,18 @@ class FeatureView(msgspec.Struct, frozen=True):
     serving: bool = False
 
 
-Definition = Entity | Stream | Table | Sessions | FeatureView
+class Service(msgspec.Struct, frozen=True):
+    """The features that one model reads, by one name and in the order of its columns.
+
+    ``features``: references ``view:feature``, which mean the version that serves when the service is published, and
+    ``view@2:feature``. The service keeps these versions until it is published again. ``tags``: text by name.
+    """
+
+    name: str
+    features: Sequence[str]
+    owner: str = ""
+    description: str = ""
+    tags: Mapping[str, str] = {}
+
+
+Definition = Entity | Stream | Table | Sessions | FeatureView | Service
