@@ -95,7 +95,7 @@ def test_what_feast_will_not_read_is_said(tmp_path):
     views = [a_view("orders", "spend", version=1), a_view("orders", "spend", version=2), a_view("stays", "x_y")]
     definitions = tmp_path / "definitions.py"
     definitions.write_text("""if True:
-        from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
+        from unskew import Entity, Feature, FeatureView, Service, Sliding, Stream, agg
         user = Entity("user", key="user")
         clicks = Stream("clicks", topic="clicks", schema={"type": "record", "name": "c", "fields": [
             {"name": "user", "type": "string"}, {"name": "x", "type": "double"},
@@ -106,6 +106,8 @@ def test_what_feast_will_not_read_is_said(tmp_path):
             return FeatureView(name, entity=user, stream=clicks, version=version, features=[made], **more)
         orders, orders_2 = view("orders", 1, "spend"), view("orders", 2, "spend", serving=True)
         stays = view("stays", 1, "x_y")
+        old = Service("old", ["stays:x_y", "orders@1:spend"])
+        checkout = Service("checkout", ["stays:x_y", "orders:spend"], owner="risk")
     """)
     log = logged(tmp_path / "log", *views)
 
@@ -116,10 +118,18 @@ def test_what_feast_will_not_read_is_said(tmp_path):
     assert "view 'orders' has several versions" in several.stderr
     assert not (tmp_path / "unclear").exists()
     assert done.exit_code == 0, done.stderr
-    left_out, dropped = done.stderr.splitlines()
-    assert left_out.startswith("note: orders@1 is left out, because Feast has one version of a view, and orders@2 serves")
+    left_out, dropped, service = done.stderr.splitlines()
+    assert left_out.startswith(
+        "note: orders@1 is left out, because Feast has one version of a view, and orders@2 serves"
+    )
     assert dropped.startswith("note: stays: historical reads of x_y fail")
-    assert "/orders/v2/" in (tmp_path / "repo" / "unskew_features.py").read_text()
+    assert service == "note: service old is left out, because it reads orders@1"
+    text = (tmp_path / "repo" / "unskew_features.py").read_text()
+    assert "/orders/v2/" in text
+    written = calls(text)
+    assert "old_service" not in written
+    assert written["checkout_service"]["features"] == "[stays_view[['x_y']], orders_view[['spend']]]"
+    assert written["checkout_service"]["owner"] == "risk"
 
 
 def test_columns_that_feast_would_read_from_the_names_of_folders_are_refused_all_at_once(tmp_path):

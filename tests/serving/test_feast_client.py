@@ -9,12 +9,14 @@ import os
 import ssl
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from tests.serving.test_http import CLOCK, FEATURES, STAYS, Server, fill, in_json, serving
 from tests.support.plans import DAY
@@ -22,13 +24,16 @@ from tests.support.servers.certificates import certified
 from tests.support.servers.valkey import Valkey
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import closing
-from unskew import FeatureStore
+from unskew import FeatureStore, Service
+from unskew.cli import main
+from unskew.features.definitions.services import pinned
 from unskew.features.plan import Plan
+from unskew.features.registry import Published
 from unskew.features.versions import Versions
 from unskew.offline import feast_repo
 from unskew.sinks.tables.kinds import LogTable
 
-PYTHON = os.environ.get("UNSKEW_TEST_FEAST_PYTHON")
+PYTHON = os.environ.get("UNSKEW_TEST_FEAST_PYTHON")  # noqa: TID251 - of the tests, not of the package
 CLIENT = Path(__file__).parents[1] / "support" / "feast_client.py"
 
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="UNSKEW_TEST_FEAST_PYTHON does not name a Python with Feast")
@@ -39,10 +44,9 @@ class Feast:
 
     def __init__(self) -> None:
         assert PYTHON is not None
-        # Nothing of this environment may be imported there.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        # Isolated: nothing of this environment may be imported there.
         self.process = subprocess.Popen(
-            [PYTHON, str(CLIENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [PYTHON, "-I", str(CLIENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, do: str, repo: Path, **asked: Any) -> dict[str, Any]:
@@ -69,12 +73,17 @@ def feast() -> Iterator[Feast]:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log in which three entities have rows of every kind; its path has what a pattern of files reads otherwise."""
+    """A log with rows of every kind; its path has what a pattern of files reads otherwise.
+
+    It was compacted over days, and the files that were merged are still there, so readers meet rows twice.
+    """
     root = tmp_path_factory.mktemp("log") / "lo[1]g*"
     rows = [
         {"user": "full", **FULL, "available_at": CLOCK - 2 * DAY, "cause": "event", "seq": 0},
         {"user": "empty", **EMPTY, "available_at": CLOCK - 50, "cause": "event", "seq": 1},
         {"user": "full", **EMPTY, "available_at": CLOCK - 40, "cause": "hop", "seq": 2},
+        # Only days before that of the newest row are merged with each other.
+        {"user": "later", **EMPTY, "available_at": CLOCK + 20 * DAY, "cause": "event", "seq": 3},
     ]
     stays = [
         {"user": f"u{i}", "hotel": i % 3, "nights": i, "last": i / 7, "available_at": CLOCK - 100 + i, "seq": i}
@@ -82,15 +91,23 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for view, its in ((ORDERS, rows), (STAYS, [{**row, "cause": "event"} for row in stays])):
         table = LogTable(root, view, "h0", None, now_us=lambda: CLOCK)
-        table.append(closing(view, CLOCK, log_rows=its, since_us=CLOCK - 3 * DAY))
-        table.snapshot()
+        for row in its:
+            table.append(closing(view, row["available_at"], log_rows=[row], since_us=CLOCK - 3 * DAY))
+            table.snapshot()
+        table.append(closing(view, CLOCK + 40 * DAY, since_us=CLOCK - 3 * DAY))
         table.settle()
+    merged = CliRunner().invoke(main, ["compact", "--log", str(root), "--span", "10d", "--min-files", "2"])
+    assert merged.exit_code == 0, merged.output
+    assert list((root / ORDERS.name).rglob("day=*--*"))
+    assert len(list((root / STAYS.name).rglob("*.parquet"))) > len(STAYS.outputs)
     return root
 
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return Plan(streams={}, views={one.name: one for one in (ORDERS, STAYS)})
+    plan = Plan(streams={}, views=Versions([ORDERS, STAYS]))
+    checkout = pinned(Service("checkout", ["stays:nights", "orders:n", "stays:last"], owner="risk"), plan.published)
+    return replace(plan, services={"checkout": checkout})
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +124,14 @@ def repo(feast: Feast, plan: Plan, log: Path, server: Server, tmp_path_factory: 
     """An exported repository that Feast has applied."""
     folder = tmp_path_factory.mktemp("repo")
     export(folder, plan, log, server)
-    feast.answer("apply", folder)
+    assert feast.answer("apply", folder)["services"] == {"checkout": ["stays:nights", "stays:last", "orders:n"]}
     return folder
 
 
 def export(folder: Path, plan: Plan, log: Path, server: Server) -> None:
     address = f"http://127.0.0.1:{server.port}"
     (folder / feast_repo.CONFIGURATION).write_text(feast_repo.configuration("unskew", address))
-    (folder / feast_repo.DEFINITIONS).write_text(feast_repo.definitions(plan.published, log))
+    (folder / feast_repo.DEFINITIONS).write_text(feast_repo.definitions(Published.of(plan), log))
 
 
 def test_feasts_client_reads_every_type_nulls_and_absent_entities_as_the_sdk(feast, repo, server):
@@ -147,6 +164,7 @@ def test_feasts_client_reads_string_and_composite_keys_versions_and_full_names(f
     (["order:n"], [{"user": "a"}], "FeatureViewNotFoundException", "did you mean 'orders'"),
     (["orders@2:n"], [{"user": "a"}], "FeatureViewVersionNotFound", "there is orders@1"),
     (["orders:m"], [{"user": "a"}], "FeastObjectNotFoundException", "no feature 'm'"),
+    ("chekout", [{"user": "a"}], "FeatureServiceNotFoundException", "did you mean 'checkout'"),
     (["orders"], [{"user": "a"}], "FeastError", "write view:feature"),
     (["orders:n"], [{"usr": "a"}], "FeastError", "did you mean 'usr'"),
     (["stays:nights"], [{"user": "a"}], "FeastError", "'hotel' is not among the given columns"),
@@ -159,7 +177,21 @@ def test_feasts_client_raises_errors_of_its_own_classes(feast, repo, features, r
     assert message in said
 
 
-def test_feasts_client_sends_a_token_over_tls(feast, plan, log, server, tmp_path):
+def test_a_service_is_read_online_and_from_the_log(feast, repo, tmp_path):
+    labels = pl.DataFrame({"user": ["u7", "empty"], "hotel": [1, 1], "event_timestamp": [CLOCK - 1] * 2})
+    labels.cast({"event_timestamp": pl.Datetime("us", "UTC")}).write_parquet(tmp_path / "labels.parquet")
+
+    found = feast.answer("online", repo, features="checkout", rows=[{"user": "u7", "hotel": 1}])
+    answered = tmp_path / "answered.parquet"
+    feast.answer("history", repo, features="checkout", labels=str(tmp_path / "labels.parquet"), to=str(answered))
+
+    # The server has another service of that name than Feast's registry, and the server's is read.
+    assert found["values"] == {"user": ["u7"], "hotel": [1], "nights": [7], "n": [0]}
+    rows = pl.read_parquet(answered).sort("user").select("user", "nights", "last", "n").rows()
+    assert rows == [("empty", None, None, 0), ("u7", 7, 1.0, None)]
+
+
+def test_feasts_client_sends_a_token_over_tls(feast, server, tmp_path):
     made = certified(tmp_path / "tls")
     (tmp_path / "token").write_text("s3cret\n")
     options = ["--token-file", str(tmp_path / "token"), "--tls-cert", str(made.certificate), "--tls-key", str(made.key)]
@@ -209,9 +241,7 @@ def test_feasts_store_joins_composite_keys_of_the_log(feast, repo, tmp_path):
     labels.write_parquet(tmp_path / "labels.parquet")
 
     answered = tmp_path / "answered.parquet"
-    feast.answer(
-        "history", repo, features=["stays:nights"], labels=str(tmp_path / "labels.parquet"), to=str(answered)
-    )
+    feast.answer("history", repo, features=["stays:nights"], labels=str(tmp_path / "labels.parquet"), to=str(answered))
 
     rows = pl.read_parquet(answered).select("user", "hotel", "nights").rows()
     assert sorted(rows, key=str) == sorted([("u7", 1, None), ("u7", 1, 7), ("u7", 2, None), ("u49", 1, 49)], key=str)
@@ -231,7 +261,9 @@ def test_names_and_descriptions_come_into_feasts_registry_as_they_are(feast, pla
     folder.mkdir()
     address = f"http://127.0.0.1:{server.port}"
     (folder / feast_repo.CONFIGURATION).write_text(feast_repo.configuration("unskew", address))
-    (folder / feast_repo.DEFINITIONS).write_text(feast_repo.definitions(Versions.of(views), log), "utf-8")
+    (folder / feast_repo.DEFINITIONS).write_text(
+        feast_repo.definitions(Published(views=Versions.of(views)), log), "utf-8"
+    )
 
     found = feast.answer("apply", folder)
 

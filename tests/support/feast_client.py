@@ -16,7 +16,7 @@ warnings.simplefilter("ignore")
 import pandas as pd  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
-from feast import FeatureStore  # noqa: E402
+from feast import FeatureService, FeatureStore  # noqa: E402
 from feast.cli.cli import cli  # noqa: E402
 
 _PATH = [*sys.path]
@@ -45,9 +45,7 @@ def apply(repo: str) -> dict[str, Any]:
             for one in store.list_feature_views()
         },
         "services": {
-            one.name: [
-                f"{part.name}:{field.name}" for part in one.feature_view_projections for field in part.features
-            ]
+            one.name: [f"{part.name}:{field.name}" for part in one.feature_view_projections for field in part.features]
             for one in store.list_feature_services()
         },
     }
@@ -56,7 +54,8 @@ def apply(repo: str) -> dict[str, Any]:
 def online(repo: str, features: Any, rows: list[dict[str, Any]], *, full: bool = False) -> dict[str, Any]:
     """Read current features; ``features``: references, or the name of a service."""
     store = FeatureStore(repo_path=repo)
-    wanted = store.get_feature_service(features) if isinstance(features, str) else features
+    # Its name is all that is sent of a service.
+    wanted = FeatureService(name=features, features=[]) if isinstance(features, str) else features
     answer = store.get_online_features(wanted, rows, full_feature_names=full)
     statuses = [[vector.statuses[row] for row in range(len(rows))] for vector in answer.proto.results]
     return {"values": answer.to_dict(), "statuses": statuses}

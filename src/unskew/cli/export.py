@@ -31,7 +31,8 @@ def feast(folder: Path, definitions: tuple[Path, ...], log: Path, server: str, p
     """Write a feature repository of Feast into DIR: feature_store.yaml, and unskew_features.py with its definitions.
 
     Feast then reads current features from `unskew serve`, and training sets from the log, with its DuckDB store. Of a
-    view with several versions, it has the one that serves. Without definitions, the log says itself what it holds.
+    view with several versions, it has the one that serves. Without definitions, the log says itself what it holds, but
+    for services.
 
     \b
     Example:
@@ -41,6 +42,7 @@ def feast(folder: Path, definitions: tuple[Path, ...], log: Path, server: str, p
     """
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
+    from unskew.features.registry import Published
     from unskew.offline import feast_repo
     from unskew.offline.logged import all_logged
     from unskew.sinks.objects import ObjectPath
@@ -51,10 +53,10 @@ def feast(folder: Path, definitions: tuple[Path, ...], log: Path, server: str, p
             "log on a disk"
         )
     root = existing_folder(log, "--log")
-    views = load(*definitions).published if definitions else all_logged(root)
+    published = Published.of(load(*definitions)) if definitions else Published(views=all_logged(root))
     texts = {
         feast_repo.CONFIGURATION: feast_repo.configuration(project, server),
-        feast_repo.DEFINITIONS: feast_repo.definitions(views, root),
+        feast_repo.DEFINITIONS: feast_repo.definitions(published, root),
     }
     there = [str(folder / name) for name in texts if (folder / name).exists()]
     if there and not force:
@@ -63,5 +65,5 @@ def feast(folder: Path, definitions: tuple[Path, ...], log: Path, server: str, p
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")
         say(f"{folder / name} is written")
-    for sentence in feast_repo.unread(views):
+    for sentence in feast_repo.unread(published):
         say(f"note: {sentence}", err=True)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.registry import Published
+from unskew.features.service import Service
 from unskew.features.types import MAP_KEY, MAP_VALUE, ScalarName, Type
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewEntity, ViewFeature
@@ -70,34 +72,51 @@ def configuration(project: str, server: str) -> str:
     )
 
 
-def definitions(views: Versions[View], log: Path) -> str:
-    """Return the Python text that defines the views that serve, over the log, with all that they refer to.
+def definitions(published: Published, log: Path) -> str:
+    """Return the Python text that defines the views that serve, over the log, their entities, and the services.
 
     Raises ``DefinitionError`` for names that Feast would read otherwise.
     """
-    exported = [views.find(name) for name in views.names]
+    exported = _exported(published.views)
     if faults := [fault for view in exported for fault in _faults(view)]:
         raise DefinitionError(faults)
     entities = _Entities(view.entity for view in exported)
-    parts = [_HEAD, *entities.texts(), *(_view(view, entities, log.absolute()) for view in exported)]
-    return "\n".join(parts)
+    services = [_service(one) for one in published.services.values() if not _others(one, exported)]
+    views = [_view(view, entities, log.absolute()) for view in exported]
+    return "\n".join([_HEAD, *entities.texts(), *views, *services])
 
 
-def unread(views: Versions[View]) -> list[str]:
-    """Return what Feast will not read of the views that are exported, a sentence for each."""
+def _exported(views: Versions[View]) -> list[View]:
+    return [views.find(name) for name in views.names]
+
+
+def _others(service: Service, exported: Iterable[View]) -> list[str]:
+    """Return the versions that a service reads and that are not exported."""
+    there = {view.id for view in exported}
+    return sorted({one.view for one in service.features} - there)
+
+
+def unread(published: Published) -> list[str]:
+    """Return what Feast will not read of views and services, a sentence for each."""
     found = []
-    for name in views.names:
-        meant = views.find(name)
+    exported = _exported(published.views)
+    for meant in exported:
+        name = meant.name
         found += [
             f"{view.id} is left out, because Feast has one version of a view, and {meant.id} serves; {view.id}:FEATURE is read "
             "online all the same"
-            for view in views.versions(name)
+            for view in published.views.versions(name)
             if view is not meant
         ]
         if dropped := [feature.name for feature in meant.features if feature.name.endswith(_DROPPED)]:
             found.append(
                 f"{name}: historical reads of {', '.join(dropped)} fail, because Feast drops columns whose names end in {_DROPPED}"
             )
+    found += [
+        f"service {service.name} is left out, because it reads {', '.join(others)}"
+        for service in published.services.values()
+        if (others := _others(service, exported))
+    ]
     return found
 
 
@@ -179,6 +198,22 @@ def _view(view: View, entities: _Entities, log: Path) -> str:
     )
 
 
+def _service(service: Service) -> str:
+    features: dict[str, list[str]] = {}
+    for one in service.features:
+        features.setdefault(one.view.partition("@")[0], []).append(one.feature)
+    listed = ", ".join(f"{view}_view[{names!r}]" for view, names in features.items())
+    return (
+        f"{service.name}_service = FeatureService(\n"
+        f"    name={service.name!r},\n"
+        f"    features=[{listed}],\n"
+        f"    description={service.description!r},\n"
+        f"    owner={service.owner!r},\n"
+        f"    tags={dict(service.tags)!r},\n"
+        ")"
+    )
+
+
 def _field(view: View, feature: ViewFeature) -> str:
     tags = {"function": feature.function, "window": ", ".join(window.text for window in view.windows_of(feature))}
     null_means = feature.default if feature.empty is None else feature.empty
@@ -186,9 +221,7 @@ def _field(view: View, feature: ViewFeature) -> str:
         tags["null_means"] = json.dumps(null_means, default=str)
     if owner := feature.owner:
         tags["owner"] = owner
-    return (
-        f"Field(name={feature.name!r}, dtype={_type(feature.dtype)}, description={feature.description!r}, tags={tags!r})"
-    )
+    return f"Field(name={feature.name!r}, dtype={_type(feature.dtype)}, description={feature.description!r}, tags={tags!r})"
 
 
 def _type(dtype: Type) -> str:
