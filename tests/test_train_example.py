@@ -118,8 +118,9 @@ def test_the_script_that_serves_reads_the_same_in_three_ways(output, lines):
     *table, said = done.stdout.splitlines()
     (nobody,) = ([cell.strip() for cell in line.strip("│").split("┆")] for line in table if line.startswith("│ 0 "))
     assert nobody[:6] == ["0", "0", "0.0", "null", "0", "0"]
+    n_read = lines["household_id"].n_unique() + 1
     assert said == (
-        f"{lines["household_id"].n_unique() + 1:,} households read by the SDK, by its async twin and over HTTP: all 5 features, their statuses and their "
+        f"{n_read:,} households read by the SDK, by its async twin and over HTTP: all 5 features, their statuses and their "
         "instants are the same"
     )
 

@@ -113,8 +113,7 @@ def main() -> None:
     folder: Path = parser.parse_args().folder
     if not (folder / "state").is_dir():
         parser.error(f"{folder} does not hold the output of a demo: run unskew demo first, or name its folder")
-    from train import fill_redis
-
+    from unskew.demo.complete_journey.train import fill_redis
     from unskew.demo.embedded import EmbeddedRedis
 
     asked = households(folder / "archive")
