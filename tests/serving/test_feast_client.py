@@ -5,7 +5,6 @@ UNSKEW_TEST_FEAST_PYTHON names: pip install 'feast[duckdb]==0.67.0'. Without the
 """
 
 import json
-import os
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.serving.test_http import CLOCK, FEATURES, STAYS, Server, fill, in_json, serving
+from tests.support.clients import FEAST_PYTHON, needs_feast
 from tests.support.plans import DAY
 from tests.support.servers.certificates import certified
 from tests.support.servers.valkey import Valkey
@@ -33,20 +33,18 @@ from unskew.features.versions import Versions
 from unskew.offline import feast_repo
 from unskew.sinks.tables.kinds import LogTable
 
-PYTHON = os.environ.get("UNSKEW_TEST_FEAST_PYTHON")  # noqa: TID251 - of the tests, not of the package
 CLIENT = Path(__file__).parents[1] / "support" / "feast_client.py"
 
-pytestmark = pytest.mark.skipif(PYTHON is None, reason="UNSKEW_TEST_FEAST_PYTHON does not name a Python with Feast")
+pytestmark = needs_feast
 
 
 class Feast:
     """A process of Feast."""
 
     def __init__(self) -> None:
-        assert PYTHON is not None
         # Isolated: nothing of this environment may be imported there.
         self.process = subprocess.Popen(
-            [PYTHON, "-I", str(CLIENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [FEAST_PYTHON, "-I", str(CLIENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, do: str, repo: Path, **asked: Any) -> dict[str, Any]:
