@@ -356,6 +356,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
             # One after the other, they would take 24 times the time-out and more.
             assert took < 24 * 0.2
             assert server.post(body)[0] == 200
+            assert "unskew_redis_errors_total 24.0" in server.get("/metrics")[1]
 
 
 def test_a_process_that_forks_reads_on_both_sides(tmp_path):
