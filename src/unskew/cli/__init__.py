@@ -41,6 +41,7 @@ COMMANDS = {
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
     "publish": _Place("unskew.cli.publish", "publish", "Write the metadata by which other engines read the log."),
+    "export": _Place("unskew.cli.export", "export", "Write what other feature stores read the features with."),
     "import": _Place("unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream."),
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
     "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),

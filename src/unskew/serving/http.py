@@ -95,6 +95,9 @@ class Metrics:
             ["view"],
             registry=self.registry,
         )
+        self.redis_errors = Counter(
+            "unskew_redis_errors", "Requests that failed because Redis did not answer", registry=self.registry
+        )
 
     def answered(self, answered: Answered) -> None:
         """Count the rows of an answer."""
@@ -172,6 +175,8 @@ class Application:
         except _Refused as error:
             return _Reply(error.code, feast.error(str(error)))
         except UnskewError as error:
+            if isinstance(error, StoreUnavailable):
+                self.metrics.redis_errors.inc()
             return _Reply(_code(error), feast.error(str(error), error))
         except Exception:  # noqa: BLE001 - a client gets an answer, and no traceback
             _log.exception("a request was not answered")
