@@ -24,9 +24,11 @@ _BYTES_PER_SEND = 1 << 18
 PAUSES_S = (0.0, 0.05)
 """Before a read is tried again over another connection."""
 _NOT_YET = object()
+_PLAIN = frozenset({list, bytes, type(None)})
+"""What replies to reading commands are, apart from errors."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Commands:
     """Commands that may be executed in any order, and the key of each."""
 
@@ -41,8 +43,13 @@ class Commands:
 
 def divided(replies: Sequence[Any], steps: Sequence[Commands]) -> list[list[Any]]:
     """Return the replies to the commands of each step. Raises as ``checked`` does."""
-    rest = iter(checked(replies, [key for step in steps for key in step.keys]))
-    return [[next(rest) for _ in step.data] for step in steps]
+    if not _PLAIN.issuperset(map(type, replies)):
+        checked(replies, [key for step in steps for key in step.keys])
+    found, first = [], 0
+    for step in steps:
+        found.append(list(replies[first : first + len(step.data)]))
+        first += len(step.data)
+    return found
 
 
 class Lines:

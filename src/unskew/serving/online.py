@@ -102,7 +102,7 @@ class OnlineFeatures(Answer):
                 found[f"{name}{STATUS}"] = list(status)
         return found
 
-    def _by_feature(self) -> Iterator[tuple[str, Type, list[Any], list[str] | None]]:
+    def _by_feature(self) -> Iterator[tuple[str, Type, Sequence[Any], list[str] | None]]:
         """Yield the column, the type, the values and, if asked for, the status of each feature."""
         for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
             answer = self._answers[view]
@@ -254,8 +254,8 @@ class OnlineReader:
         """
         if not isinstance(with_status, bool):
             raise RequestError(f"with_status is True or False, not {with_status!r}")
-        named = texts(features)
-        how = How(full_feature_names=full_feature_names, with_status=with_status, as_json=as_json)
+        named = features if type(features) is list or type(features) is tuple else texts(features)
+        how = How(full_feature_names, with_status, as_json)
         for _ in range(_MOST_TRIES):
             known, request = yield from self._compiled(named, how)
             if not rows.n_rows and not rows.names:
@@ -273,14 +273,14 @@ class OnlineReader:
             is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
             if not is_known and (yield from self.look_again(known)) is not known:
                 continue
-            words = request.words(before, after)
-            if request.is_outdated(words):
-                listed = {view.view.id: its.steady.listed for view, its in zip(request.views, words, strict=True)}
+            clocks = request.clocks(before, after)
+            if request.is_outdated(clocks):
+                listed = {view.view.id: its.listed for view, its in zip(request.views, clocks, strict=True)}
                 self._relist(known, listed)
                 continue
             now_us = self._now_us()
             oldest_us = None if self._max_lag_us is None else now_us - self._max_lag_us
-            answers = request.read(keys, values, words, oldest_us)
+            answers = request.read(keys, values, clocks, oldest_us)
             if self._sampler is not None and not as_json:
                 self._sampler.offer(request, answers)
             return Answered(rows, request, answers, now_us)
@@ -331,7 +331,15 @@ class OnlineReader:
         """Return a request as it is compiled for what is known, and that."""
         known = self._known or (yield from self.look_again())
         wanted = tuple(features), how
-        request = known.requests.get(wanted)
+        try:
+            request = known.requests.get(wanted)
+        except TypeError:
+            request = None
+        if request is None:
+            # Nobody has asked for these yet, or they are not a list of texts, each once.
+            features = texts(features)
+            wanted = tuple(features), how
+            request = known.requests.get(wanted)
         if request is None:
             try:
                 asked = resolve(features, known.views, full_feature_names=how.full_feature_names)
@@ -386,12 +394,12 @@ class OnlineReader:
 
 def _keys(request: Request, rows: Given) -> list[list[str | None]]:
     """Return the canonical keys of each view's rows; None for a row that lacks a part. Raises ``RequestError``."""
-    for name, reference in request.names.items():
-        if name in rows.names:
-            raise RequestError(
-                f"{reference} would replace the column {name!r} of the entity rows; "
-                "rename it, or ask with full_feature_names=True"
-            )
+    if not request.names.keys().isdisjoint(rows.names):
+        name, reference = next((name, its) for name, its in request.names.items() if name in rows.names)
+        raise RequestError(
+            f"{reference} would replace the column {name!r} of the entity rows; "
+            "rename it, or ask with full_feature_names=True"
+        )
     found: dict[object, list[str | None]] = {}
     keys = []
     for view in request.views:
