@@ -107,7 +107,7 @@ class OnlineFeatures(Answer):
         for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
             answer = self._answers[view]
             status = answer.status_of_each[number] if answer.status_of_each else None
-            yield one.column, self._request.views[view].columns[number].dtype, answer.values[number], status
+            yield one.column, one.feature.dtype, answer.values[number], status
 
     @override
     def __repr__(self) -> str:
@@ -296,6 +296,8 @@ class OnlineReader:
         view_id = self.views().find(view).id
         around = len(value_key(self._prefix, view_id, ""))
         found = set()
+        # The URL may allow one connection alone.
+        self._lines.give_back()
         with self._server.reaching() as client:
             for name in client.scan_iter(match=value_keys_pattern(self._prefix, view_id), count=10_000):
                 text = name.decode(errors="replace") if isinstance(name, bytes) else name
@@ -305,6 +307,7 @@ class OnlineReader:
     def close(self) -> None:
         """Close the connections."""
         self._shared.close()
+        self._lines.give_back()
         self._server.close()
 
     def _asked(self, asking: "Asking[_Result]") -> _Result:
@@ -413,7 +416,7 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
 
 def _keys_of(view: View, rows: Given) -> list[str | None]:
     names = key_names(view, rows)
-    if rows.of_objects and all(name in rows.names for name in names):
+    if rows.of_objects and set(names) <= set(rows.names):
         parts = [_plain_parts(rows.values(name), kind) for name, kind in zip(names, view.entity.types, strict=True)]
         if len(parts) == 1 and parts[0] is not None:
             return list(parts[0])
@@ -426,9 +429,8 @@ def _keys_of(view: View, rows: Given) -> list[str | None]:
 def _plain_parts(values: Sequence[object], kind: KeyType) -> list[str] | None:
     """Return what plain integers or texts are in keys; None if there is any other value, which takes longer to read."""
     if kind == "int64":
-        if all(type(value) is int and -_PAST_INT64 <= value < _PAST_INT64 for value in values):
-            return list(map(str, values))
-        return None
+        numbers = [value for value in values if type(value) is int and -_PAST_INT64 <= value < _PAST_INT64]
+        return list(map(str, numbers)) if len(numbers) == len(values) else None
     plain = [value for value in values if type(value) is str]
     try:
         return [quote(value, safe="") for value in plain] if len(plain) == len(values) else None

@@ -120,12 +120,14 @@ class ViewRequest:
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
         self._known: tuple[object, ViewClocks] | None = None
-        self._as_json = how.as_json
-        # Instants of a column are texts in JSON, and no numbers there.
+        are_json = [isinstance(column.reader, JsonReader) for column in self.columns]
+        # Instants are numbers in Redis, and texts in JSON.
         are_numbers = [
-            Numbers.can_read(column.dtype) and not (how.as_json and column.dtype.scalar == "timestamp")
-            for column in self.columns
+            Numbers.can_read(column.dtype) and not (is_json and column.dtype.scalar == "timestamp")
+            for column, is_json in zip(self.columns, are_json, strict=True)
         ]
+        self._stay_texts = [is_json for is_json, is_number in zip(are_json, are_numbers, strict=True) if is_number]
+        self._all_stay_texts = all(self._stay_texts)
         self._others = [number for number, is_number in enumerate(are_numbers) if not is_number]
         self._number_places = [0, *(1 + number for number, is_number in enumerate(are_numbers) if is_number)]
         dtypes = [Type("timestamp"), *(column.dtype for column in self.columns)]
@@ -233,11 +235,14 @@ class ViewRequest:
                 for column, its in zip(self.columns, texts[1:], strict=True)
             ]
             return _known_instants(self._values(_AT, _INSTANTS, texts[0])), values, True
-        if self._as_json:
+        if self._all_stay_texts:
             instants: Sequence[int | None] = [None if text is None else int(text) for text in texts[0]]
             values = of_numbers[1:]
         else:
             instants, *values = checked.values()
+            if any(self._stay_texts):
+                both = zip(values, of_numbers[1:], self._stay_texts, strict=True)
+                values = [its_texts if stay_texts else its for its, its_texts, stay_texts in both]
         if self._others:
             of_each = iter(values)
             values = [

@@ -83,6 +83,11 @@ class Server:
     def __str__(self) -> str:
         return "a client of redis-py" if self._address is None else str(self._address)
 
+    @property
+    def is_of_url(self) -> bool:
+        """Whether a URL names it; else somebody else's client leads to it."""
+        return self._address is not None
+
     def reaching(self) -> "_Reaching":
         """Give a client to a ``with`` statement; errors of Redis or of the connection become ``StoreUnavailable``."""
         return _Reaching(self)
