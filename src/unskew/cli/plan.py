@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 CHANGES = 2
 
 
-
 def not_empty(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse an empty text among the values of an option."""
     if "" in given:
