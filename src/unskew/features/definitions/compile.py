@@ -12,7 +12,7 @@ import polars as pl
 from unskew.features.definitions.agg import count, first_time, last_time
 from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
-from unskew.features.definitions.slots import Slots, did_you_mean, text_faults
+from unskew.features.definitions.slots import MAX_VERSION, Slots, did_you_mean, text_faults
 from unskew.features.definitions.streams import column_names, is_pattern, plan_stream, plan_table
 from unskew.features.definitions.vocabulary import (
     Definition,
@@ -48,7 +48,6 @@ RESERVED_VIEWS = frozenset({"registry", "clock", "late"})
 LOG_COLUMNS = frozenset(
     {"available_at", "event_time", "partition", "offset", "cause", "written_at", "shard", "seq", "day"},
 )
-MAX_VERSION = 2**31 - 1
 MAX_VALUE_WORDS = 4_096
 # Every session has these columns.
 SESSION_COLUMNS: Mapping[str, pl.DataType] = {

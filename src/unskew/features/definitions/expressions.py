@@ -31,6 +31,7 @@ from unskew.features.definitions.trees import (
 )
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
+from unskew.features.types import Type
 
 # Functions of one row, by their names in Polars' serialized form. Anything not listed is refused: a function that
 # Polars adds later is unknown here until someone has looked at it.
@@ -159,6 +160,14 @@ def check_expression(
     return Checked(text=text or canonical_polars(tree), expr=found.expr, dtype=dtype, fails=fails)
 
 
+def settled(checked: Checked, dtype: Type) -> pl.Expr:
+    """Return the expression as a value of its type: null for NaN, infinities, and where it has no exact result."""
+    expr = checked.expr.cast(dtype.polars)
+    if dtype.scalar == "float64":
+        expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
+    return expr if checked.fails is None else pl.when(~checked.fails).then(expr)
+
+
 def canonical_polars(tree: Any) -> str:
     """Return a Polars expression as JSON with sorted keys and readable lists of literals, without its outer name."""
     while isinstance(tree, dict) and "Alias" in tree:
@@ -168,6 +177,11 @@ def canonical_polars(tree: Any) -> str:
 
 def _parse_sql(text: str) -> pl.Expr:
     check_sql(text)
+    return parsed(text)
+
+
+def parsed(text: str) -> pl.Expr:
+    """Return the expression of an SQL text that ``check_sql`` took. Raises ``DefinitionError``."""
     try:
         return pl.sql_expr(_with_floats(text))
     except POLARS_ERRORS as error:

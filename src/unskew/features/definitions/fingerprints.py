@@ -3,7 +3,7 @@
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -100,6 +100,16 @@ def presentation_fingerprint(*, description: str, owner: str, features: Sequence
             "description": description,
             "owner": owner,
             "features": [[f.name, _plain(f.default), f.description, f.owner] for f in features],
+        }
+    )
+
+
+def on_demand_fingerprint(inputs: Mapping[str, str], features: Sequence[ViewFeature]) -> str:
+    """Return the SHA-256, as 64 hex characters, of what on-demand values depend on besides the features they read."""
+    return _digest(
+        {
+            "inputs": dict(inputs),
+            "features": [[f.name, f.value, f.type, _plain(f.default)] for f in features],
         }
     )
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
-from unskew.features.definitions.expressions import Checked, check_expression
+from unskew.features.definitions.expressions import Checked, check_expression, settled
 from unskew.features.definitions.vocabulary import (
     Derived,
     Entity,
@@ -29,6 +29,7 @@ from unskew.features.types import KNOWN, STRING, Type
 from unskew.features.view import AggregationName, Parameters, Scalar, ViewFeature, ViewWindow
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+MAX_VERSION = 2**31 - 1
 _DECIMAL_RANGE = ", of at most 2^63 - 1 units of its last digit"
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
@@ -48,6 +49,17 @@ def text_faults(
         f"{place}: {word}: {text!r} is not text; put it in quotes, or leave it out"
         for word, text in words.items()
         if not is_text(text)
+    ]
+
+
+def tag_faults(tags: object) -> list[str]:
+    """Return the faults of tags, which are text by name."""
+    if not isinstance(tags, Mapping):
+        return [f"tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
+    return [
+        f"tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
+        for name, value in tags.items()
+        if not (isinstance(name, str) and isinstance(value, str))
     ]
 
 
@@ -184,30 +196,41 @@ class Slots:
         if dtype is None:
             self._fault(f"{place}: expression", f"{checked.text!r} is {checked.dtype}; cast it, for example to DOUBLE")
             return None
-        self._check_type(place, derived.type, dtype, "the expression")
-        expr = checked.expr.cast(dtype.polars)
-        if dtype.scalar == "float64":
-            expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
-        if checked.fails is not None:
-            expr = pl.when(~checked.fails).then(expr)
+        expr = settled(checked, dtype)
         on_empty = pl.DataFrame({f.name: pl.Series([f.published.empty], dtype=f.dtype.polars) for f in features})
         empty = on_empty.select(expr.alias("empty")).item()
         used = set(checked.expr.meta.root_names())
-        published = ViewFeature(
+        reads = tuple(f.name for f in features if f.name in used)
+        published = self.published(place, derived, dtype, text=checked.text, reads=reads, owner=owner, empty=empty)
+        return DerivedPlan(published=published, expr=expr)
+
+    def published(
+        self,
+        place: str,
+        derived: Derived,
+        dtype: Type,
+        *,
+        text: str,
+        reads: tuple[str, ...],
+        owner: str,
+        empty: Scalar | None = None,
+    ) -> ViewFeature:
+        """Return what readers know of a feature that is an expression. ``reads``: the names that its ``text`` reads."""
+        self._check_type(place, derived.type, dtype, "the expression")
+        return ViewFeature(
             name=derived.name,
             type=str(dtype),
             function="derived",
             window=None,
-            value=checked.text,
+            value=text,
             filter=None,
-            inputs=tuple(f.name for f in features if f.name in used),
+            inputs=reads,
             empty=empty,
             # Whatever the value on an empty window is, it may be null on another window.
             default=self._default(place, derived.default, dtype, None),
             description=derived.description,
             owner=derived.owner or owner,
         )
-        return DerivedPlan(published=published, expr=expr)
 
     def _check_type(self, place: str, declared: object, dtype: Type, what: str) -> None:
         if declared is None or declared == str(dtype):

@@ -255,7 +255,8 @@ class Compared:
             rows.select(pl.when(pl.col(side).fill_null(value=False)).then(numbers).forward_fill()).to_series()
             for side in (_OLD, _NEW)
         ]
-        olds, news = rows.select(self._o)[stands[0]], rows.select(self._n)[stands[1]]
+        # With the keys, because a frame without columns has no rows to take.
+        olds, news = rows.select(*self._keys, *self._o)[stands[0]], rows.select(*self._keys, *self._n)[stands[1]]
         is_base = (rows[_AT] == _BEFORE).to_numpy()
         entity = np.cumsum(is_base) - 1
         last = np.flatnonzero(np.append(is_base[1:], True))
@@ -275,7 +276,7 @@ class Compared:
             )
             for name, side in ((_SEEN_OLD, _OLD), (_SEEN_NEW, _NEW))
         )
-        now = pl.concat([rows.select(self._keys)[last], olds[last], news[last], flags], how="horizontal")
+        now = pl.concat([olds[last], news.select(self._n)[last], flags], how="horizontal")
         rest = self._present.join(entities, on=self._keys, how="anti")
         self._present = pl.concat([rest, now.select(self._present.columns)])
 
