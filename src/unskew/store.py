@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import msgspec
 import numpy as np
 import polars as pl
 import redis
@@ -20,7 +21,9 @@ from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.references import key_columns, named_views, requested_us, resolve
+from unskew.features.references import is_service, key_columns, named_views, requested_us, resolve
+from unskew.features.registry import Published
+from unskew.features.service import Service
 from unskew.features.time import MAX_INSTANT_US
 from unskew.features.versions import Versions
 from unskew.features.view import View
@@ -98,7 +101,7 @@ class FeatureStore:
             pipeline = given.pipeline if pipeline is None else pipeline
         self._redis_url = redis_url
         self._plan = None if definitions is None else _compiled(definitions)
-        self._pinned = None if self._plan is None else self._plan.published
+        self._pinned = None if self._plan is None else Published.of(self._plan)
         self._log = None if log is None else table_path(log, "log")
         self._archive = None if archive is None else table_path(archive, "archive")
         self._reader = None
@@ -116,7 +119,7 @@ class FeatureStore:
 
     def get_online_features(
         self,
-        features: Sequence[str],
+        features: Sequence[str] | str,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
@@ -124,7 +127,8 @@ class FeatureStore:
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
-        ``view@2:feature`` names a version, ``view:feature`` means the one that serves.
+        ``view@2:feature`` names a version, ``view:feature`` means the one that serves. The name of a service in place
+        of the list means its features, in its order and in the versions that it has pinned.
 
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
@@ -138,7 +142,7 @@ class FeatureStore:
 
     async def get_online_features_async(
         self,
-        features: Sequence[str],
+        features: Sequence[str] | str,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
@@ -162,7 +166,7 @@ class FeatureStore:
     def get_historical_features(
         self,
         entity_df: Table,
-        features: Sequence[str],
+        features: Sequence[str] | str,
         *,
         timestamp: str = "event_timestamp",
         inclusive: bool = False,
@@ -177,7 +181,9 @@ class FeatureStore:
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
 
-        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more.
+        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more. The
+        name of a service means its features, as for ``get_online_features``; services are known from definitions or
+        from the registry in Redis.
 
         ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept as they are: a
         frame of Polars or pandas, an Arrow table, a DuckDB relation, or a list of dicts. ``inclusive``: whether values
@@ -224,9 +230,16 @@ class FeatureStore:
             full_feature_names=full_feature_names,
             with_status=with_status,
             on="written_at" if as_served else "available_at",
-            versions=_checked(features, versions),
         )
-        views = self._named(named_views(each_version(features, rule.versions)))
+        if is_service(features):
+            if versions is not None:
+                raise RequestError(f"the service {features} has pinned its versions; leave out versions")
+            service = self._published().service(features)
+            views, features = self._published().views_of(service), service.references
+            rule = msgspec.structs.replace(rule, service=service.name)
+        else:
+            rule = msgspec.structs.replace(rule, versions=_checked(features, versions))
+            views = self._named(named_views(each_version(features, rule.versions)))
         return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
 
     def reproduce(
@@ -280,7 +293,11 @@ class FeatureStore:
         """
         if self._pinned is None and self._reader is None and self._log is not None:
             return catalogue(all_logged(self._log))
-        return catalogue(self._views())
+        return catalogue(self._published().views)
+
+    def services(self) -> dict[str, Service]:
+        """Return the services of the definitions, else of the registry in Redis, by name."""
+        return dict(self._published().services)
 
     def history(
         self,
@@ -428,18 +445,18 @@ class FeatureStore:
             },
         )
 
-    def _views(self) -> Versions[View]:
+    def _published(self) -> Published:
         if self._pinned is not None:
             return self._pinned
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
-        return self._reader.views()
+        return self._reader.published()
 
     def _named(self, names: Sequence[str]) -> Versions[View]:
         """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""
-        known = None if self._pinned is None and self._reader is None else self._views()
+        known = None if self._pinned is None and self._reader is None else self._published().views
         if self._log is None:
-            return self._views() if known is None else known
+            return self._published().views if known is None else known
         return with_logged(self._log, names, known)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -25,9 +26,11 @@ from tests.support.servers.tls import TlsFront
 from tests.support.servers.valkey import Valkey, quiet_port
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import closing
-from unskew import FeatureStore, LayoutError, StoreUnavailable
+from unskew import FeatureStore, LayoutError, Service, StoreUnavailable
+from unskew.features.definitions.services import pinned
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.features.versions import Versions
 from unskew.sinks.redis.writer import RedisWriter
 
 STAYS = view(
@@ -96,7 +99,9 @@ def serving(redis_url: str, *options: str, tls: ssl.SSLContext | None = None) ->
 
 def fill(url: str) -> None:
     writer = RedisWriter(url, "unskew", "main")
-    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={one.name: one for one in (ORDERS, STAYS)}))))
+    plan = Plan(streams={}, views=Versions([ORDERS, STAYS]))
+    checkout = pinned(Service("checkout", ["stays:nights", "orders:n"]), plan.published)
+    writer.publish_registry(json.dumps(describe(replace(plan, services={"checkout": checkout}))))
     writer.expect({ORDERS.id: ["h0"], STAYS.id: ["h0"]})
     rows = [
         {"key": "full", **FULL, "_at": CLOCK - 5},
@@ -211,7 +216,9 @@ def test_no_entities_give_no_values(server):
     ({"entities": {"user": ["a"]}, "features": ["orders"]}, 422, "FeastError", "write view:feature"),
     ({"entities": {"user": ["a"]}, "features": []}, 422, "FeastError", "no features"),
     ({"entities": {"user": ["a"]}}, 422, "FeastError", "no features"),
-    ({"entities": {"user": ["a"]}, "feature_service": "checkout"}, 422, "FeastError", "no feature service 'checkout'"),
+    ({"entities": {"user": ["a"]}, "feature_service": "chekout"}, 404, "FeatureServiceNotFoundException", "did you mean 'checkout'"),
+    ({"entities": {"user": ["a"]}, "feature_service": "orders:n"}, 422, "FeastError", "is a reference"),
+    ({"entities": {"user": ["a"]}, "feature_service": "checkout", "features": ["orders:n"]}, 422, "FeastError", "both"),
     ({"entities": {"usr": ["a"]}, "features": ["orders:n"]}, 422, "FeastError", "did you mean 'usr'"),
     ({"entities": {"user": [1.5]}, "features": ["orders:n"]}, 422, "FeastError", "'user' is string, and 1.5 of row 0"),
     ({"entities": {"user": ["a"], "hotel": [2**70]}, "features": ["stays:nights"]}, 422, "FeastError", "hotel"),
@@ -535,3 +542,17 @@ def test_an_address_that_is_taken_is_named(server) -> None:
 
     assert ended.returncode == 1
     assert f"error: cannot listen at 127.0.0.1:{server.port}" in ended.stderr
+
+
+def test_a_service_gives_its_columns_in_its_order_over_http_and_in_the_sdk(server: Server) -> None:
+    entities = {"user": ["u4", "nobody"], "hotel": [1, 2]}
+    code, answer = server.post({"entities": entities, "feature_service": "checkout"})
+    rows = [dict(zip(entities, row, strict=True)) for row in zip(*entities.values(), strict=True)]
+    with FeatureStore(redis_url=server.redis.url) as store:  # type: ignore[attr-defined]
+        read = store.get_online_features("checkout", rows).to_dict()
+        assert list(store.services()) == ["checkout"]
+
+    assert code == 200
+    assert answer["metadata"]["feature_names"] == list(read) == ["user", "hotel", "nights", "n"]
+    assert [result["values"] for result in answer["results"]] == list(read.values())
+    assert read["nights"] == [4, 0]

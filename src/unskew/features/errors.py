@@ -46,7 +46,7 @@ class RequestError(UnskewError):
 class UnknownName(RequestError):
     """A request names something that does not exist. ``kind``: what it would be."""
 
-    def __init__(self, kind: Literal["view", "version", "feature"], message: str) -> None:
+    def __init__(self, kind: Literal["view", "version", "feature", "service"], message: str) -> None:
         super().__init__(message)
         self.kind = kind
 

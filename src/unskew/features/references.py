@@ -3,12 +3,15 @@
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import polars as pl
 
 from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
+from unskew.features.on_demand import OnDemandView
+from unskew.features.registry import Published
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -25,6 +28,21 @@ class Asked:
     """
 
     view: View
+    feature: ViewFeature
+    column: str
+    named: str
+
+    @property
+    def reference(self) -> str:
+        """The reference as the request has it."""
+        return f"{self.named}:{self.feature.name}"
+
+
+@dataclass(frozen=True)
+class Demanded:
+    """One on-demand feature of a request, as ``Asked`` is one of a view."""
+
+    view: OnDemandView
     feature: ViewFeature
     column: str
     named: str
@@ -60,6 +78,40 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     if not asked:
         raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
+
+
+def demanded(reference: str, on_demand: Mapping[str, OnDemandView]) -> "Demanded | None":
+    """Look up a reference to an on-demand feature; its column is that of full names. None if it names none of these.
+
+    Raises ``RequestError`` for another version, and for an unknown feature.
+    """
+    named, _, feature_name = reference.partition(":")
+    name, at, version = named.partition("@")
+    found = on_demand.get(name)
+    if found is None or ":" not in reference:
+        return None
+    if at and named != found.id:
+        raise UnknownName("version", f"on-demand {name!r} has no version {version!r}; there is {found.id}")
+    feature = found.feature(feature_name)
+    if feature is None:
+        names = [feature.name for feature in found.features]
+        raise UnknownName(
+            "feature", f"{named} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
+        )
+    return Demanded(found, feature, f"{named}__{feature.name}", named)
+
+
+def requested(features: Sequence[str] | str, published: Published, *, full_feature_names: bool = False) -> list[Asked]:
+    """Look up a list of references as ``resolve`` does, or all features of the service of that name."""
+    if is_service(features):
+        service = published.service(features)
+        return resolve(service.references, published.views_of(service), full_feature_names=full_feature_names)
+    return resolve(features, published.views, full_feature_names=full_feature_names)
+
+
+def is_service(features: Sequence[str] | str) -> TypeGuard[str]:
+    """Return true for the name of a service; a text with a colon is a reference outside of a list, a mistake."""
+    return isinstance(features, str) and ":" not in features
 
 
 def named_views(references: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
 
     ``on``: the column of the log with which the labels' instants are compared, ``written_at`` with ``as_served``.
     ``max_age_us``: None without one. ``versions``: by the name of a view, the versions that answered for it together.
+    ``service``: whose features they are; None if they were listed.
     """
 
     timestamp: str
@@ -42,6 +43,7 @@ class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
     with_status: bool
     on: Literal["available_at", "written_at"] = "available_at"
     versions: dict[str, tuple[int, ...]] = {}
+    service: str | None = None
 
 
 class ShardPosition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

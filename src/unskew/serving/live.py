@@ -55,7 +55,7 @@ def read_live(
     finally:
         if isinstance(source, str):
             server.close()
-    views = {} if registry is None else parse(registry, registry_key(prefix))
+    views = {} if registry is None else parse(registry, registry_key(prefix)).views
     words, late = Clocks((clocks_key, clocks)), Ledgers((ledgers_key, ledgers))
     live = [_live(view, words, late, now_us()) for view in views.values() if words.shards(view.id)]
     if not live:

@@ -1,7 +1,7 @@
 """On-demand features: their texts are read here, word by word, and proved to work row by row, whoever wrote them.
 
-Compiling definitions calls ``planned``, and each reader calls ``computed`` again on what is published, because an
-expression of a registry must not reach an engine unchecked.
+Compiling definitions calls ``plan_on_demand``, and each reader calls ``computed`` again on what is published, because
+an expression of a registry must not reach an engine unchecked.
 """
 
 import re
@@ -196,7 +196,7 @@ FUNCTIONS = frozenset(_FUNCTIONS)
 """The functions that on-demand features have besides those of SQL text everywhere."""
 
 
-def planned(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
+def plan_on_demand(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
     """Return on-demand features as they are published. Raises ``DefinitionError`` with all their faults."""
     faults: list[str] = []
     if not _NAME.fullmatch(on_demand.name):
@@ -205,7 +205,7 @@ def planned(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
         )
     if on_demand.name in views.names:
         faults.append("a view has that name too; rename one")
-    version = on_demand.version
+    version: object = on_demand.version
     if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_VERSION:
         faults.append(
             f"version {shown(version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1"
@@ -238,7 +238,7 @@ def planned(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
     types = {name: str(each) for name, each in inputs.items()}
     return OnDemandView(
         name=on_demand.name,
-        version=version,
+        version=on_demand.version,
         inputs=types,
         features=tuple(features),
         fingerprint=on_demand_fingerprint(types, features),
@@ -250,7 +250,9 @@ def planned(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
 
 def _inputs(given: object, faults: list[str]) -> dict[str, Type]:
     if not isinstance(given, Mapping):
-        faults.append(f"inputs: {shown(given)} is not a mapping of columns to types; write for example {{lat: float64}}")
+        faults.append(
+            f"inputs: {shown(given)} is not a mapping of columns to types; write for example {{lat: float64}}"
+        )
         return {}
     if len(given) > MAX_INPUTS:
         faults.append(f"it has {len(given)} inputs, more than {MAX_INPUTS}; leave out those that no feature reads")
@@ -259,7 +261,9 @@ def _inputs(given: object, faults: list[str]) -> dict[str, Type]:
     seen: dict[str, str] = {}
     for name, text in given.items():
         if not isinstance(name, str) or not _COLUMN.fullmatch(name):
-            faults.append(f"input {shown(name)}: the name is not allowed; use letters, digits and _, and begin with a letter")
+            faults.append(
+                f"input {shown(name)}: the name is not allowed; use letters, digits and _, and begin with a letter"
+            )
             continue
         if name.lower() == NOW:
             faults.append(f"input {name!r}: {NOW} is the instant of the request in every expression; rename the input")
@@ -286,8 +290,11 @@ def _features(given: object, inputs: Mapping[str, Type], faults: list[str]) -> l
         if not isinstance(one, Derived):
             faults.append(f"{shown(one)} is not an on-demand feature; give Derived objects")
             continue
-        if not isinstance(one.name, str) or not _COLUMN.fullmatch(one.name):
-            faults.append(f"{shown(one.name)}: the name is not allowed; use letters, digits and _, and begin with a letter")
+        name: object = one.name
+        if not isinstance(name, str) or not _COLUMN.fullmatch(name):
+            faults.append(
+                f"{shown(name)}: the name is not allowed; use letters, digits and _, and begin with a letter"
+            )
             continue
         if one.name.lower() == NOW:
             faults.append(f"{one.name}: {NOW} is the instant of the request in every expression; rename the feature")
@@ -311,6 +318,6 @@ def _shadows(inputs: Mapping[str, Type], references: Iterable[str], views: Versi
     taken: dict[str, str] = {}
     for reference in references:
         view = views.find(reference.partition(":")[0])
-        taken |= {key: f"the key of {view.name}" for key in view.entity.keys}
+        taken |= dict.fromkeys(view.entity.keys, f"the key of {view.name}")
         taken.setdefault(view.entity.name, f"the entity of {view.name}")
     return [f"input {name!r}: {taken[name]} has this name; rename the input" for name in inputs if name in taken]

@@ -16,6 +16,8 @@ from unskew.features.definitions.vocabulary import (
     Entity,
     Feature,
     FeatureView,
+    OnDemand,
+    Service,
     Sessions,
     Stream,
     Table,
@@ -41,7 +43,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def text_faults(
-    place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity
+    place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity | OnDemand | Service
 ) -> list[str]:
     """Return the faults of what is only shown: it must be text."""
     words = {word: getattr(definition, word) for word in ("description", "owner")}

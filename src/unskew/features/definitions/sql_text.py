@@ -105,9 +105,7 @@ def tokens_of(text: str) -> list[Token]:
 
 def quoted_references(text: str) -> str:
     """Return a canonical text with each ``view:feature`` and ``view@2:feature`` as the quoted name of a column."""
-    return "".join(
-        f'"{found[0]}"' if found.lastgroup == "reference" else found[0] for found in _TOKENS.finditer(text)
-    )
+    return "".join(f'"{found[0]}"' if found.lastgroup == "reference" else found[0] for found in _TOKENS.finditer(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,4 +272,18 @@ def haversine(lat: str, lon: str, other_lat: str, other_lon: str) -> str:
     return f"haversine({lat}, {lon}, {other_lat}, {other_lon})"
 
 
-Definition = Entity | Stream | Table | Sessions | FeatureView
+class Service(msgspec.Struct, frozen=True):
+    """The features that one model reads, by one name and in the order of its columns.
+
+    ``features``: references ``view:feature``, which mean the version that serves when the service is published, and
+    ``view@2:feature``. The service keeps these versions until it is published again. ``tags``: text by name.
+    """
+
+    name: str
+    features: Sequence[str]
+    owner: str = ""
+    description: str = ""
+    tags: Mapping[str, str] = {}
+
+
+Definition = Entity | Stream | Table | Sessions | FeatureView | OnDemand | Service
