@@ -124,6 +124,7 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
@@ -135,9 +136,12 @@ class FeatureStore:
         after the feature, or ``view__feature`` with ``full_feature_names``. ``with_status``: adds a column
         ``{feature column}__status`` beside each feature. Raises ``RequestError`` and ``StoreUnavailable``, see
         ``OnlineReader.read``.
+
+        On-demand features take their inputs from further columns of ``entity_rows``. ``now``: the instant that ``now``
+        is in their expressions, by default the one at which the values were read; ``now`` of the answer has it.
         """
         return self._online().read(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status, now=now
         )
 
     async def get_online_features_async(
@@ -147,13 +151,14 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
         Reads of one event loop share a connection to Redis; those of a cluster, or over TLS, are made in threads.
         """
         return await self._online().read_async(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status, now=now
         )
 
     def _online(self) -> OnlineReader:

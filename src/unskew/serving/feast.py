@@ -40,6 +40,7 @@ class Body(msgspec.Struct):
     features: list[str] | None = None
     feature_service: str | None = None
     full_feature_names: bool = False
+    now: str | None = None
     include_feature_view_version_metadata: bool = False
 
 
@@ -77,14 +78,16 @@ def asking(reader: OnlineReader, body: Body) -> Asking[Answered]:
         if not is_service(body.feature_service):
             raise RequestError(f"{body.feature_service!r} is a reference, not a feature_service; name it in features")
         wanted = body.feature_service
-    return reader.asking(wanted, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True)
+    return reader.asking(
+        wanted, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True, now=body.now
+    )
 
 
 def answer(answered: Answered, body: Body) -> bytes:
     """Return the answer to a request."""
     stamps: dict[int, bytes] = {UNKNOWN: _NO_INSTANT}
     times, about = [], []
-    for view, found in zip(answered.request.views, answered.answers, strict=True):
+    for number, found in enumerate(answered.answers):
         instants = []
         for placed in found.placed:
             stamp = stamps.get(placed.as_of)
@@ -92,6 +95,10 @@ def answer(answered: Answered, body: Body) -> bytes:
                 stamp = stamps[placed.as_of] = b'"%b"' % rfc3339(placed.as_of)
             instants.append(stamp)
         times.append(b"[%b]" % b",".join(instants))
+        if number == len(answered.request.views):
+            # On-demand features come after all views.
+            continue
+        view = answered.request.views[number]
         as_of = b",".join(b"null" if stamp is _NO_INSTANT else stamp for stamp in instants)
         provisional = b",".join(b"true" if placed.provisional else b"false" for placed in found.placed)
         about.append(

@@ -93,12 +93,12 @@ class Metrics:
 
     def answered(self, answered: Answered) -> None:
         """Count the rows of an answer."""
-        for view, found in zip(answered.request.views, answered.answers, strict=True):
+        for view, found in zip(answered.request.views, answered.answers, strict=False):
             for status in dict.fromkeys(found.status):
                 self.rows.labels(view.view.id, status).inc(found.status.count(status))
             instants = [placed.as_of for placed in found.placed if placed.as_of != UNKNOWN]
             if instants:
-                self.lag_s.labels(view.view.id).set(max(0, answered.now_us - min(instants)) / 1e6)
+                self.lag_s.labels(view.view.id).set(max(0, answered.read_us - min(instants)) / 1e6)
 
 
 class Application:

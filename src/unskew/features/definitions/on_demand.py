@@ -292,9 +292,7 @@ def _features(given: object, inputs: Mapping[str, Type], faults: list[str]) -> l
             continue
         name: object = one.name
         if not isinstance(name, str) or not _COLUMN.fullmatch(name):
-            faults.append(
-                f"{shown(name)}: the name is not allowed; use letters, digits and _, and begin with a letter"
-            )
+            faults.append(f"{shown(name)}: the name is not allowed; use letters, digits and _, and begin with a letter")
             continue
         if one.name.lower() == NOW:
             faults.append(f"{one.name}: {NOW} is the instant of the request in every expression; rename the feature")

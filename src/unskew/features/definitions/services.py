@@ -19,7 +19,7 @@ MAX_FEATURES = 10_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 
-def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView]) -> Published:
+def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> Published:
     """Return a service as it is published: its features in the versions that they mean now.
 
     Of an on-demand feature, the features that it reads are pinned with it.
