@@ -15,6 +15,7 @@ import redis
 from typing_extensions import override
 
 from unskew import settings
+from unskew.features.definitions import vocabulary
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Given, Table, read_table
@@ -52,6 +53,7 @@ from unskew.serving.sample import SERVED, Sampler
 from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
+Features = Sequence[str] | str | vocabulary.Service | Service
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -119,7 +121,7 @@ class FeatureStore:
 
     def get_online_features(
         self,
-        features: Sequence[str] | str,
+        features: Features,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
@@ -128,7 +130,7 @@ class FeatureStore:
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
-        ``view@2:feature`` names a version, ``view:feature`` means the one that serves. The name of a service in place
+        ``view@2:feature`` names a version, ``view:feature`` means the one that serves. A service, or its name, in place
         of the list means its features, in its order and in the versions that it has pinned.
 
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
@@ -141,12 +143,16 @@ class FeatureStore:
         is in their expressions, by default the one at which the values were read; ``now`` of the answer has it.
         """
         return self._online().read(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status, now=now
+            _named(features),
+            entity_rows,
+            full_feature_names=full_feature_names,
+            with_status=with_status,
+            now=now,
         )
 
     async def get_online_features_async(
         self,
-        features: Sequence[str] | str,
+        features: Features,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
@@ -158,7 +164,11 @@ class FeatureStore:
         Reads of one event loop share a connection to Redis; those of a cluster, or over TLS, are made in threads.
         """
         return await self._online().read_async(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status, now=now
+            _named(features),
+            entity_rows,
+            full_feature_names=full_feature_names,
+            with_status=with_status,
+            now=now,
         )
 
     def _online(self) -> OnlineReader:
@@ -171,7 +181,7 @@ class FeatureStore:
     def get_historical_features(
         self,
         entity_df: Table,
-        features: Sequence[str] | str,
+        features: Features,
         *,
         timestamp: str = "event_timestamp",
         inclusive: bool = False,
@@ -236,8 +246,9 @@ class FeatureStore:
             with_status=with_status,
             on="written_at" if as_served else "available_at",
         )
+        features = _named(features)
         if is_service(features):
-            if versions is not None:
+            if versions:
                 raise RequestError(f"the service {features} has pinned its versions; leave out versions")
             service = self._published().service(features)
             views, features = self._published().views_of(service), service.references
@@ -544,6 +555,11 @@ def _sampler(sample: object, log: Path | None) -> Sampler | None:
             raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
         return Sampler(log / SERVED)
     raise RequestError(f"sample is a folder, True or False, not {sample!r}")
+
+
+def _named(features: Features) -> Sequence[str] | str:
+    """Return references, or the name of a service."""
+    return features.name if isinstance(features, Service | vocabulary.Service) else features
 
 
 def _compiled(definitions: Definitions) -> Plan:

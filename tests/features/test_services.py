@@ -74,7 +74,7 @@ def test_a_service_refuses_what_it_was_not_made_for(change, why) -> None:
 def test_an_unknown_service_gets_the_nearest_name() -> None:
     published = Published.of(compile(versions(1, serving=1), CHECKOUT))
 
-    with pytest.raises(RequestError, match="there is no service 'chekout'; did you mean 'checkout'?"):
+    with pytest.raises(RequestError, match=r"there is no service 'chekout'; did you mean 'checkout'\?"):
         requested("chekout", published)
 
 
@@ -126,7 +126,7 @@ def test_yaml_and_python_define_the_same_service(tmp_path: Path) -> None:
 
     assert one == two == CHECKOUT
     (tmp_path / "two.yaml").write_text("service: {name: checkout, feature: [purchases:n]}\n")
-    with pytest.raises(DefinitionError, match="service checkout: unknown key 'feature'; did you mean 'features'?"):
+    with pytest.raises(DefinitionError, match=r"service checkout: unknown key 'feature'; did you mean 'features'\?"):
         load_definitions([tmp_path / "two.yaml"])
 
 

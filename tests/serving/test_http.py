@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis as Client
 
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
 from tests.support.servers.certificates import certified
@@ -550,9 +552,24 @@ def test_a_service_gives_its_columns_in_its_order_over_http_and_in_the_sdk(serve
     rows = [dict(zip(entities, row, strict=True)) for row in zip(*entities.values(), strict=True)]
     with FeatureStore(redis_url=server.redis.url) as store:  # type: ignore[attr-defined]
         read = store.get_online_features("checkout", rows).to_dict()
-        assert list(store.services()) == ["checkout"]
+        (service,) = store.services().values()
+        assert store.get_online_features(service, rows).to_dict() == read
 
     assert code == 200
     assert answer["metadata"]["feature_names"] == list(read) == ["user", "hotel", "nights", "n"]
     assert [result["values"] for result in answer["results"]] == list(read.values())
     assert read["nights"] == [4, 0]
+
+
+def test_reads_of_a_service_are_counted_in_redis_when_the_server_stops(tmp_path: Path) -> None:
+    with Valkey(tmp_path) as redis:
+        fill(redis.url)
+        body = {"entities": {"user": ["a"], "hotel": [1]}}
+        with serving(redis.url) as server:
+            assert [server.post({**body, "feature_service": "checkout"})[0] for _ in range(3)] == [200] * 3
+            assert server.post({**body, "feature_service": "other"})[0] == 404
+            assert server.post({**body, "features": ["orders:n"]})[0] == 200
+        with Client.from_url(redis.url) as client:
+            counts = {key: client.hvals(key) for key in client.scan_iter("unskew:usage:*")}
+
+    assert counts == {b"unskew:usage:checkout": [b"3"]}

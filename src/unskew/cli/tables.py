@@ -10,6 +10,7 @@ from rich.text import Text
 
 from unskew.cli.screen import lines, styled
 from unskew.features.printing import printable
+from unskew.features.service import Service
 from unskew.features.time import format_duration
 from unskew.features.types import MAP_KEY, MAP_VALUE
 from unskew.features.view import View, ViewFeature, ViewWindow
@@ -85,6 +86,24 @@ def view_table(view: View) -> Table:
         table.add_column(column, overflow="fold")
     for feature in view.features:
         table.add_row(*_cells(view, feature))
+    return table
+
+
+def service_table(service: Service) -> Table:
+    """Return a table of a service's features, in the order of its columns."""
+    heading: list[str | Text] = [
+        styled(f"service {service.name}", "bold").append(
+            printable(f"  {service.description}" if service.description else ""), "not bold"
+        ),
+        f"owner {service.owner or '-'}",
+    ]
+    if service.tags:
+        heading.append(f"tags {', '.join(f'{name}={value}' for name, value in service.tags.items())}")
+    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+    for column in ("feature", "type", "read from", "default"):
+        table.add_column(column, overflow="fold")
+    for one in service.features:
+        table.add_row(one.reference, one.type, one.view, shown(one.default))
     return table
 
 

@@ -28,6 +28,7 @@ from unskew.features.errors import (
 from unskew.serving import feast
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.online import Answered, OnlineReader
+from unskew.sinks.redis.usage import Usage
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -102,10 +103,16 @@ class Metrics:
 
 
 class Application:
-    """An ASGI application that answers from a reader. ``token``: what a client must send as its bearer token."""
+    """An ASGI application that answers from a reader.
 
-    def __init__(self, reader: OnlineReader, limits: Limits, token: str | None = None) -> None:
+    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read.
+    """
+
+    def __init__(
+        self, reader: OnlineReader, limits: Limits, token: str | None = None, usage: Usage | None = None
+    ) -> None:
         self._reader = reader
+        self._usage = usage
         self._limits = limits
         self._token = None if token is None else token.encode()
         self._n_at_once = 0
@@ -153,6 +160,8 @@ class Application:
             body = feast.read_body(await self._body(scope, receive), self._limits.rows)
             answered = await self._reader.asked_async(feast.asking(self._reader, body))
             self.metrics.answered(answered)
+            if self._usage is not None and body.feature_service is not None:
+                self._usage.count(body.feature_service)
             return _Reply(200, feast.answer(answered, body))
         except _Refused as error:
             return _Reply(error.code, feast.error(str(error)))
