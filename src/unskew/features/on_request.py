@@ -12,6 +12,7 @@ from decimal import Decimal, DecimalException
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
@@ -19,13 +20,13 @@ from unskew.features.definitions.on_demand import computed
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnknownName
 from unskew.features.frames import LARGEST_EXACT_FLOAT, Given
 from unskew.features.nearest import nearest
-from unskew.features.on_demand import NOW, is_reference
+from unskew.features.on_demand import NOW, OnDemandView, is_reference
 from unskew.features.references import Asked, Demanded, demanded, is_service, resolve, texts
 from unskew.features.registry import Published
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, instant_us
 from unskew.features.types import TIMESTAMP, Type
 from unskew.features.versions import Versions
-from unskew.features.view import View
+from unskew.features.view import View, ViewFeature
 
 _INT64 = 2**63
 _HEIGHT = "="
@@ -60,9 +61,7 @@ class OnRequest:
                 raise LayoutError(
                     f"{one.reference} was published as {one.feature.type}, and gives {found.dtype} with the views of now; publish it again"
                 )
-            default = one.feature.default
-            expr = found.expr if default is None else found.expr.fill_null(pl.lit(default, found.dtype.polars))
-            self._select.append(expr.alias(one.column))
+            self._select.append(found.expr.alias(one.column))
             self._reads.append(tuple(name for name in found.reads if is_reference(name)))
             read |= dict.fromkeys(self._reads[-1])
             for name in found.reads:
@@ -118,18 +117,21 @@ class OnRequest:
             )
         return rows.column(name)
 
-    def __call__(self, columns: Mapping[str, pl.Series]) -> pl.DataFrame:
-        """Return the on-demand features of rows, which do not depend on one another.
+    def __call__(self, columns: Mapping[str, pl.Series]) -> list[pl.Series]:
+        """Return each on-demand feature of rows, which do not depend on one another.
 
-        ``columns``: the inputs, the features of views by their references, and ``now``. Raises ``RequestError`` for a
-        row on which an expression fails.
+        ``columns``: the inputs, the features of views by their references, and ``now``. What is not finite is null, and
+        then the default stands for null. Raises ``RequestError`` for a row on which an expression fails.
         """
         frame = pl.DataFrame([column.alias(name) for name, column in columns.items()])
         try:
             # Beside a column, a result that is the same for every row has as many rows as it.
-            return frame.select(*self._select, pl.col(NOW).alias(_HEIGHT)).drop(_HEIGHT)
+            # One after the other: sharing a few rows among threads takes longer than computing them.
+            found = frame.select_seq(*self._select, pl.col(NOW).alias(_HEIGHT))
         except _FAILURES as error:
             raise RequestError(f"{self._failed(frame)}: {str(error).partition(chr(10))[0][:300]}") from error
+
+        return [_settled(found[one.column], one.feature) for one in self.demanded]
 
     def _failed(self, frame: pl.DataFrame) -> str:
         for one, expr in zip(self.demanded, self._select, strict=True):
@@ -195,6 +197,23 @@ def of_references(references: Sequence[str], published: Published, *, full_featu
     return Wanted(in_order, OnRequest(list(on_demand.values()), published.views))
 
 
+def with_read(references: Iterable[str], on_demand: Mapping[str, OnDemandView]) -> list[str]:
+    """Return the references to views: those among ``references``, and those that on-demand ones among them read.
+
+    A name without a feature means all of its features.
+    """
+    found: dict[str, None] = {}
+    for reference in references:
+        name, _, feature = str(reference).partition(":")
+        one = on_demand.get(name.partition("@")[0])
+        if one is None:
+            found[reference] = None
+        else:
+            read = one.references if not feature else getattr(one.feature(feature), "inputs", ())
+            found |= dict.fromkeys(name for name in read if is_reference(name))
+    return list(found)
+
+
 def _demanded(references: Sequence[str], published: Published, *, full_feature_names: bool) -> Iterable[Demanded]:
     for reference in references:
         one = demanded(reference, published.on_demand)
@@ -208,6 +227,18 @@ def _unknown(references: Sequence[str], published: Published) -> str:
     names = [reference.partition(":")[0].partition("@")[0] for reference in references]
     name = next(name for name in names if name not in known)
     return f"there is no view {name!r}; {nearest(name, known, 'views are')}"
+
+
+def _settled(column: pl.Series, feature: ViewFeature) -> pl.Series:
+    """Return a column with null in place of what is not finite, 0.0 of -0.0, and the default of null."""
+    if column.dtype == pl.Float64():
+        # In numpy, because further expressions cost more than this one.
+        values = column.to_numpy() + 0.0
+        values[~np.isfinite(values)] = np.nan if feature.default is None else feature.default
+        return pl.Series(column.name, values, nan_to_null=True)
+    if feature.default is not None and column.null_count():
+        return column.fill_null(pl.lit(feature.default, column.dtype))
+    return column
 
 
 def requested_instant(now: dt.datetime | str) -> int:
@@ -307,17 +338,23 @@ _EXACT_KINDS: Mapping[str, type] = {"float64": float, "int64": int, "bool": bool
 
 
 def _plain(values: Sequence[Any], dtype: Type) -> list[Any] | None:
-    """Return objects that have the type of an input already, as a list; None if ``input_column`` must look at them."""
+    """Return objects that certainly fit the type of an input, as a list; None if ``input_column`` must look at them."""
     kind = _EXACT_KINDS.get(dtype.scalar)
+    if kind is float:
+        if all(value is None or type(value) is float or _is_exact(value) for value in values):
+            return [None if value is None or not math.isfinite(value) else float(value) for value in values]
+        return None
     if kind is None or not all(value is None or type(value) is kind for value in values):
         return None
-    if kind is float:
-        return [value if value is None or math.isfinite(value) else None for value in values]
     if kind is int and not all(value is None or -_INT64 <= value < _INT64 for value in values):
         return None
     if kind is str and not all(value is None or value.isascii() or _is_text(value) for value in values):
         return None
     return list(values)
+
+
+def _is_exact(value: object) -> bool:
+    return type(value) is int and -LARGEST_EXACT_FLOAT <= value <= LARGEST_EXACT_FLOAT
 
 
 def _is_text(value: str) -> bool:

@@ -11,7 +11,6 @@ from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
 from unskew.features.on_demand import OnDemandView
-from unskew.features.registry import Published
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -99,14 +98,6 @@ def demanded(reference: str, on_demand: Mapping[str, OnDemandView]) -> "Demanded
             "feature", f"{named} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
         )
     return Demanded(found, feature, f"{named}__{feature.name}", named)
-
-
-def requested(features: Sequence[str] | str, published: Published, *, full_feature_names: bool = False) -> list[Asked]:
-    """Look up a list of references as ``resolve`` does, or all features of the service of that name."""
-    if is_service(features):
-        service = published.service(features)
-        return resolve(service.references, published.views_of(service), full_feature_names=full_feature_names)
-    return resolve(features, published.views, full_feature_names=full_feature_names)
 
 
 def is_service(features: Sequence[str] | str) -> TypeGuard[str]:

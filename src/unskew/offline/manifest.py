@@ -15,8 +15,10 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Given
-from unskew.features.registry import as_json, typed
+from unskew.features.on_demand import OnDemandView
+from unskew.features.registry import as_json, typed, typed_on_demand
 from unskew.features.time import instant_us, moment_of
+from unskew.features.types import Type
 from unskew.features.view import View
 from unskew.offline.content import checksum
 from unskew.offline.distribution import Distribution
@@ -128,8 +130,9 @@ class ViewPart(msgspec.Struct, frozen=True, kw_only=True):
 class FeaturePart(msgspec.Struct, frozen=True, kw_only=True):
     """One feature: the column that holds it, how many labels have each status, and the distribution of its values.
 
-    ``view``: the id of the version that was read, of several the highest. ``named``: the view as the request named it.
-    ``statuses``: by name, all of them. ``nulls``, ``null_share``: labels without a value, and their part of all labels.
+    ``view``: the id of the version that was read, of several the highest, or of the on-demand features. ``named``: the
+    view as the request named it. ``statuses``: by name, all of them. ``nulls``, ``null_share``: labels without a value,
+    and their part of all labels.
     """
 
     view: str
@@ -186,7 +189,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that made a training set, and what it holds; see the module.
 
     ``archive``: by topic and partition, the events that were read; empty if only the log was. ``labels``: the table
-    that came in; ``output``: the table that went out.
+    that came in; ``output``: the table that went out. ``on_demand``: the definitions of on-demand features that were
+    computed, as the registry publishes them; ``views`` has what they read.
     """
 
     format: int
@@ -197,6 +201,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[FeaturePart, ...]
     labels: TablePart
     output: TablePart
+    on_demand: tuple[OnDemandView, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Type]:
+        """The types of the inputs of on-demand features."""
+        return {name: Type.parse(text) for one in self.on_demand for name, text in one.inputs.items()}
+
+    def on_demand_features(self, name: str) -> dict[str, OnDemandView]:
+        """Return the definitions of on-demand features; ``name``: that of the manifest, for errors."""
+        return {one.name: typed_on_demand(one, f"the definition of {one.id} in {name}") for one in self.on_demand}
 
     def to_json(self) -> bytes:
         """Return it as JSON, for a file."""

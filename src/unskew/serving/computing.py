@@ -102,11 +102,8 @@ def _evaluated(reads: Sequence[Computing]) -> list[list[list[Any]]]:
             values = [value for one in reads for value in one.columns[name]]
         columns[name] = column_of(name, values, dtype)
     columns[NOW] = column_of(NOW, [one.now_us for one in reads for _ in range(one.n_rows)], _NOW)
-    found = first.on_request(columns)
-    lists = [
-        (found[one.column].to_physical() if dtype.scalar == "timestamp" else found[one.column]).to_list()
-        for one, dtype in zip(first.on_request.demanded, first.on_request.dtypes, strict=True)
-    ]
+    found = zip(first.on_request(columns), first.on_request.dtypes, strict=True)
+    lists = [(column.cast(pl.Int64) if dtype.scalar == "timestamp" else column).to_list() for column, dtype in found]
     if len(reads) == 1:
         return [lists]
     ends, end = [], 0

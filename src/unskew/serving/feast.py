@@ -95,7 +95,7 @@ def answer(answered: Answered, body: Body) -> bytes:
                 stamp = stamps[placed.as_of] = b'"%b"' % rfc3339(placed.as_of)
             instants.append(stamp)
         times.append(b"[%b]" % b",".join(instants))
-        if number == len(answered.request.views):
+        if number >= len(answered.request.views):
             # On-demand features come after all views.
             continue
         view = answered.request.views[number]

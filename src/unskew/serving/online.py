@@ -134,7 +134,7 @@ class OnlineFeatures(Answer):
 class Answered(NamedTuple):
     """What a read found: the rows that were asked with, and for each view of the request its values.
 
-    The answer of on-demand features, if any are asked for, comes after those of all views.
+    The answers of on-demand features, one for each, come after those of all views.
     ``read_us``: the instant at which the values were read, by this machine's clock. ``now_us``: the instant that
     ``now`` is in on-demand features, the same unless the request said another.
     """
@@ -314,7 +314,7 @@ class OnlineReader:
             if self._sampler is not None and not as_json:
                 self._sampler.offer(request, answers)
             if (computing := request.computing(inputs, answers, rows.n_rows, now_us)) is not None:
-                answers.append(request.computed((yield computing), answers, rows.n_rows))
+                answers += request.computed((yield computing), answers, rows.n_rows)
             return Answered(rows, request, answers, read_us, now_us)
         raise RequestError(
             "the views or their shards changed with every attempt to read them; several pipelines seem to publish them in turn"

@@ -281,9 +281,9 @@ class Request:
         self._places = places
         if self.on_request is not None:
             for number, one in enumerate(self.on_request.demanded):
-                places[one.column] = len(self.views), number
+                places[one.column] = len(self.views) + number, 0
         self.places = [places[one.column] for one in asked]
-        """For each feature, the number of its view and of its column there; on-demand features come after all views."""
+        """For each feature, the number of its view, or of its answer after all views, and of its column there."""
 
     def rows(self, keys: Sequence[Sequence[str | None]]) -> Commands:
         """Return the commands that read the rows of each view's keys."""
@@ -350,33 +350,32 @@ class Request:
             columns[one.column], dtypes[one.column] = answers[view].values[number], one.feature.dtype
         return Computing(on_request, columns, dtypes, n_rows, now_us)
 
-    def computed(self, values: Sequence[list[Any]], answers: Sequence[ViewAnswer], n_rows: int) -> ViewAnswer:
-        """Return the answer of on-demand features, whose ``values`` were evaluated.
+    def computed(self, values: Sequence[list[Any]], answers: Sequence[ViewAnswer], n_rows: int) -> list[ViewAnswer]:
+        """Return the answers of on-demand features, whose ``values`` were evaluated, one for each.
 
-        A status is the first that one of the features of views has that they read; ``as_of`` is the earliest one.
+        A status is the first that one of the features of views has that it reads; ``as_of`` is the earliest one.
         """
         assert self.on_request is not None
+        return [self._of_one(number, its, answers, n_rows) for number, its in enumerate(values)]
+
+    def _of_one(self, number: int, values: list[Any], answers: Sequence[ViewAnswer], n_rows: int) -> ViewAnswer:
+        assert self.on_request is not None
         if self._how.as_json:
-            values = [
-                [None if value is None else json_of(value, dtype) for value in its]
-                for its, dtype in zip(values, self.on_request.dtypes, strict=True)
-            ]
-        read_places = [self._places[one.column] for one in self.on_request.reads]
-        its_views = [answers[view] for view in dict.fromkeys(view for view, _ in read_places)]
-        of_each = []
-        for number in range(len(values)) if self._how.with_status else ():
-            places = [self._places[reference] for reference in self.on_request.read_by(number)]
-            of_each.append(_first_status([answers[view].status_of_each[column] for view, column in places], n_rows))
+            dtype = self.on_request.dtypes[number]
+            values = [None if value is None else json_of(value, dtype) for value in values]
+        places = [self._places[reference] for reference in self.on_request.read_by(number)]
+        views = [answers[view] for view in dict.fromkeys(view for view, _ in places)]
+        status = [answers[view].status_of_each[column] for view, column in places] if self._how.with_status else []
         return ViewAnswer(
             keys=[],
-            values=values,
-            status_of_each=of_each,
+            values=[values],
+            status_of_each=[_first_status(status, n_rows)] if self._how.with_status else [],
             placed=[
-                min((one.placed[row] for one in its_views), key=lambda placed: placed.as_of, default=_NOWHERE)
+                min((one.placed[row] for one in views), key=lambda placed: placed.as_of, default=_NOWHERE)
                 for row in range(n_rows)
             ],
-            status=_first_status([one.status for one in its_views], n_rows),
-            is_present=[all(one.is_present[row] for one in its_views) for row in range(n_rows)],
+            status=_first_status([one.status for one in views], n_rows),
+            is_present=[all(one.is_present[row] for one in views) for row in range(n_rows)],
         )
 
 

@@ -31,7 +31,6 @@ from unskew.features.definitions.trees import (
 )
 from unskew.features.errors import DefinitionError
 from unskew.features.nearest import nearest
-from unskew.features.types import Type
 
 # Functions of one row, by their names in Polars' serialized form. Anything not listed is refused: a function that
 # Polars adds later is unknown here until someone has looked at it.
@@ -158,14 +157,6 @@ def check_expression(
     if fails is not None:
         _try_out(fails, wider, pl.Boolean())
     return Checked(text=text or canonical_polars(tree), expr=found.expr, dtype=dtype, fails=fails)
-
-
-def settled(checked: Checked, dtype: Type) -> pl.Expr:
-    """Return the expression as a value of its type: null for NaN, infinities, and where it has no exact result."""
-    expr = checked.expr.cast(dtype.polars)
-    if dtype.scalar == "float64":
-        expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
-    return expr if checked.fails is None else pl.when(~checked.fails).then(expr)
 
 
 def canonical_polars(tree: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from unskew.features.definitions.exact import result_type, wide
-from unskew.features.definitions.expressions import check_expression, parsed, settled, unknown_column
+from unskew.features.definitions.expressions import check_expression, parsed, unknown_column
 from unskew.features.definitions.fingerprints import on_demand_fingerprint
 from unskew.features.definitions.slots import MAX_VERSION, Slots, tag_faults, text_faults
 from unskew.features.definitions.sql_text import (
@@ -49,8 +49,8 @@ _INPUT_TYPES = "int64, float64, bool, string, timestamp and decimal(38,2)"
 class Computed:
     """An on-demand feature that can be evaluated.
 
-    ``expr``: over columns that are called as in the text: inputs, ``view:feature`` and ``now``; null whenever the text
-    gives NaN or infinity, or has no exact result. ``reads``: these columns, in their order in the text.
+    ``expr``: over columns that are called as in the text: inputs, ``view:feature`` and ``now``; null where the text has
+    no exact result, and still NaN or infinite where that is. ``reads``: the columns that it reads.
     """
 
     text: str
@@ -97,7 +97,10 @@ def computed(
         raise DefinitionError(f"{text!r} is {checked.dtype}; cast it, for example to DOUBLE")
     used = set(checked.expr.meta.root_names())
     reads = tuple(name for name in columns if name in used)
-    return Computed(text=text, expr=settled(checked, dtype), dtype=dtype, reads=reads)
+    expr = checked.expr if checked.dtype == dtype.polars else checked.expr.cast(dtype.polars)
+    if checked.fails is not None:
+        expr = pl.when(~checked.fails).then(expr)
+    return Computed(text=text, expr=expr, dtype=dtype, reads=reads)
 
 
 def _of_views(references: Sequence[str], views: Versions[View]) -> dict[str, pl.DataType]:
@@ -168,21 +171,27 @@ def _as_argument(function: str, name: str, text: str, expr: pl.Expr, dtype: pl.D
             return expr
         what = "instants (type timestamp)"
     elif dtype.is_numeric():
-        return expr.cast(pl.Float64)
+        return expr if dtype == pl.Float64() else expr.cast(pl.Float64)
     else:
         what = "degrees as numbers"
     raise DefinitionError(f"{function} takes {what}, and {text!r} is {dtype}; correct it")
 
 
 def _seconds_between(begin: pl.Expr, end: pl.Expr) -> pl.Expr:
-    return (end - begin).dt.total_microseconds().cast(pl.Float64) / 1e6
+    """To the microsecond for instants from 1684 to 2255, whose microseconds a float holds; it cannot overflow."""
+    return (_microseconds(end) - _microseconds(begin)) / 1e6
+
+
+def _microseconds(instant: pl.Expr) -> pl.Expr:
+    return instant.cast(pl.Int64, strict=False).cast(pl.Float64)
 
 
 def _haversine(lat: pl.Expr, lon: pl.Expr, other_lat: pl.Expr, other_lon: pl.Expr) -> pl.Expr:
     """R. W. Sinnott, Virtues of the Haversine, Sky and Telescope 68 (1984), 159."""
-    of_lat = ((other_lat - lat).radians() * 0.5).sin()
-    of_lon = ((other_lon - lon).radians() * 0.5).sin()
-    haversine = of_lat * of_lat + lat.radians().cos() * other_lat.radians().cos() * of_lon * of_lon
+    # Powers, because engines would compute a factor that is written twice, twice.
+    of_lat = ((other_lat - lat).radians() * 0.5).sin().pow(2)
+    of_lon = ((other_lon - lon).radians() * 0.5).sin().pow(2)
+    haversine = of_lat + lat.radians().cos() * other_lat.radians().cos() * of_lon
     # Rounding may lead past 1, where there is no arcsine.
     return haversine.clip(0.0, 1.0).sqrt().arcsin() * (2 * EARTH_RADIUS_KM)
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from unskew.features.definitions.agg import OTHER_NAMES, Aggregation, Expression
 from unskew.features.definitions.aggregations import RULES, empty_value, parameters_of, result_type
-from unskew.features.definitions.expressions import Checked, check_expression, settled
+from unskew.features.definitions.expressions import Checked, check_expression
 from unskew.features.definitions.vocabulary import (
     Derived,
     Entity,
@@ -198,7 +198,11 @@ class Slots:
         if dtype is None:
             self._fault(f"{place}: expression", f"{checked.text!r} is {checked.dtype}; cast it, for example to DOUBLE")
             return None
-        expr = settled(checked, dtype)
+        expr = checked.expr.cast(dtype.polars)
+        if dtype.scalar == "float64":
+            expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
+        if checked.fails is not None:
+            expr = pl.when(~checked.fails).then(expr)
         on_empty = pl.DataFrame({f.name: pl.Series([f.published.empty], dtype=f.dtype.polars) for f in features})
         empty = on_empty.select(expr.alias("empty")).item()
         used = set(checked.expr.meta.root_names())
