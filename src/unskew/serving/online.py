@@ -10,10 +10,10 @@ from urllib.parse import quote
 import polars as pl
 from typing_extensions import override
 
-from unskew.features.errors import NothingPublished, RequestError
+from unskew.features.errors import LayoutError, NothingPublished, RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.on_request import requested_instant, wanted
+from unskew.features.on_request import Wanted, requested_instant, wanted
 from unskew.features.references import is_service, key_columns, key_names, texts
 from unskew.features.registry import Published, parse
 from unskew.features.time import format_instant, moment_of
@@ -158,13 +158,31 @@ class _Known:
     """
 
     def __init__(
-        self, revision: bytes | None, text: bytes, published: Published, shards: Mapping[str, Sequence[str]]
+        self,
+        revision: bytes | None,
+        text: bytes,
+        published: Published,
+        shards: Mapping[str, Sequence[str]],
+        found: dict[tuple[tuple[str, ...] | str, bool], Wanted] | None = None,
     ) -> None:
+        # What references mean outlasts another list of shards: expressions take long to check.
+        self.found = {} if found is None else found
         self.revision = revision
         self.text = text
         self.published = published
         self.shards = shards
         self.requests: dict[tuple[tuple[str, ...] | str, How], Request] = {}
+
+    def look_up(self, features: tuple[str, ...] | str, how: How) -> Wanted:
+        """Return what references mean. Raises as ``on_request.wanted`` does."""
+        place = features, how.full_feature_names
+        if place not in self.found:
+            found = wanted(features, self.published, full_feature_names=how.full_feature_names)
+            if len(self.found) >= _MOST_REQUESTS:
+                self.found.pop(next(iter(self.found)), None)
+            self.found[place] = found
+            return found
+        return self.found[place]
 
 
 class OnlineReader:
@@ -369,15 +387,16 @@ class OnlineReader:
         request = known.requests.get(place)
         if request is None:
             try:
-                found = wanted(features, known.published, full_feature_names=how.full_feature_names)
-            except RequestError:
+                found = known.look_up(features, how)
+            except (RequestError, LayoutError):
                 # The registry may have changed since it was read.
                 known = yield from self.look_again(known)
-                found = wanted(features, known.published, full_feature_names=how.full_feature_names)
+                found = known.look_up(features, how)
             unlisted = {one.view.id for one in found.of_views} - known.shards.keys()
             if unlisted:
                 known = self._relist(known, (yield from self._listed(sorted(unlisted))))
-            request = Request(found, self._pipelines, known.shards, how)
+            # Others may have compiled it meanwhile.
+            request = known.requests.get(place) or Request(found, self._pipelines, known.shards, how)
             if len(known.requests) >= _MOST_REQUESTS:
                 known.requests.pop(next(iter(known.requests)), None)
             known.requests[place] = request
@@ -398,9 +417,12 @@ class OnlineReader:
             raise NothingPublished(
                 f"nothing is published under {key}; start `unskew run`, or give the prefix with which it runs"
             )
-        if known is not None and known.text == text:
-            known.revision = revision
-            return known
+        # Others may have looked meanwhile.
+        for one in (known, self._known):
+            if one is not None and one.text == text:
+                one.revision = revision
+                self._known = one
+                return one
         found = self._known = _Known(revision, text, parse(text, key), {} if known is None else known.shards)
         return found
 
@@ -415,7 +437,10 @@ class OnlineReader:
 
     def _relist(self, known: _Known, listed: Mapping[str, Sequence[str]]) -> _Known:
         """Return what is known, with these shards of views; requests that were compiled for others are forgotten."""
-        found = self._known = _Known(known.revision, known.text, known.published, {**known.shards, **listed})
+        shards = {**known.shards, **listed}
+        if self._known is not None and self._known.found is known.found and self._known.shards == shards:
+            return self._known
+        found = self._known = _Known(known.revision, known.text, known.published, shards, known.found)
         return found
 
 

@@ -7,13 +7,14 @@ an expression of a registry must not reach an engine unchecked.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
 from unskew.features.definitions.exact import result_type, wide
-from unskew.features.definitions.expressions import check_expression, parsed, unknown_column
+from unskew.features.definitions.expressions import Checked, check_expression, parsed, unknown_column
 from unskew.features.definitions.fingerprints import on_demand_fingerprint
 from unskew.features.definitions.slots import MAX_VERSION, Slots, tag_faults, text_faults
 from unskew.features.definitions.sql_text import (
@@ -83,13 +84,13 @@ def computed(
     names = [token.text[1:-1] for token in tokens if token.kind == "name"]
     columns = {name: each.polars for name, each in inputs.items()} | {NOW: TIMESTAMP}
     columns |= _of_views([name for name in dict.fromkeys(names) if is_reference(name)], views)
+    for name in (*names, *(token.text for token in tokens if token.kind == "word")):
+        if name not in columns and barred is not None and name in barred:
+            raise DefinitionError(barred[name])
     for name in names:
         if name not in columns:
-            raise DefinitionError((barred or {}).get(name) or unknown_column(name, columns, _LACKS))
-    try:
-        checked = check_expression(_parsed(quoted, columns), columns, _LACKS, barred=barred)
-    except DefinitionError as error:
-        raise DefinitionError([_with_remedy(fault) for fault in error.faults]) from error
+            raise DefinitionError(unknown_column(name, columns, _LACKS))
+    checked = _proved(quoted, tuple(columns.items()))
     if isinstance(checked.dtype, pl.Duration):
         raise DefinitionError(f"{text!r} is a duration; {_BETWEEN}")
     dtype = Type.of_values(checked.dtype)
@@ -101,6 +102,16 @@ def computed(
     if checked.fails is not None:
         expr = pl.when(~checked.fails).then(expr)
     return Computed(text=text, expr=expr, dtype=dtype, reads=reads)
+
+
+@lru_cache(maxsize=1_024)
+def _proved(text: str, columns: tuple[tuple[str, pl.DataType], ...]) -> Checked:
+    """Check a text over columns; what is proved once is not proved again, as that takes milliseconds."""
+    types = dict(columns)
+    try:
+        return check_expression(_parsed(text, types), types, _LACKS)
+    except DefinitionError as error:
+        raise DefinitionError([_with_remedy(fault) for fault in error.faults]) from error
 
 
 def _of_views(references: Sequence[str], views: Versions[View]) -> dict[str, pl.DataType]:
