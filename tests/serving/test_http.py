@@ -356,6 +356,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
             # One after the other, they would take 24 times the time-out and more.
             assert took < 24 * 0.2
             assert server.post(body)[0] == 200
+            assert "unskew_redis_errors_total 24.0" in server.get("/metrics")[1]
 
 
 def test_a_process_that_forks_reads_on_both_sides(tmp_path):
@@ -465,6 +466,13 @@ def test_a_token_is_asked_for_and_tls_is_spoken_if_they_are_given(tmp_path):
             assert server.post(body, Authorization="bearer s3cret")[0] == 200
             assert server.get("/health")[0] == 200
             assert server.get("/metrics")[0] == 401
+            # A client that keeps its connection for a next request does not hold up the end.
+            with contextlib.closing(server.connection()) as idle:
+                idle.request("GET", "/health")
+                idle.getresponse().read()
+                assert server.stop() == 0
+            assert server.process.stderr is not None
+            assert server.process.stderr.read() == ""
 
 
 def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_was_closed(cluster, tmp_path):

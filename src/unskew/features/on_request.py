@@ -42,12 +42,11 @@ class OnRequest:
     """
 
     def __init__(self, demanded: Sequence[Demanded], views: Versions[View]) -> None:
-        self.demanded = demanded
+        self.demanded: list[Demanded] = []
         self.inputs: dict[str, Type] = {}
         self._of: dict[str, str] = {}
         self._select: list[pl.Expr] = []
-        self._reads: list[tuple[str, ...]] = []
-        read: dict[str, None] = {}
+        read: dict[str, Asked] = {}
         for one in demanded:
             own = {name: Type.parse(text) for name, text in one.view.inputs.items()}
             try:
@@ -62,16 +61,14 @@ class OnRequest:
                     f"{one.reference} was published as {one.feature.type}, and gives {found.dtype} with the views of now; publish it again"
                 )
             self._select.append(found.expr.alias(one.column))
-            self._reads.append(tuple(name for name in found.reads if is_reference(name)))
-            read |= dict.fromkeys(self._reads[-1])
             for name in found.reads:
                 if name in own:
                     self._add_input(name, own[name], one.view.name)
-        self.reads = [
-            replace(asked, column=reference)
-            for reference in read
-            for asked in resolve([reference], views, full_feature_names=True)
-        ]
+                if is_reference(name) and name not in read:
+                    (asked,) = resolve([name], views, full_feature_names=True)
+                    read[name] = replace(asked, column=name)
+            self.demanded.append(replace(one, reads=[read[name] for name in found.reads if is_reference(name)]))
+        self.reads = list(read.values())
 
     def _add_input(self, name: str, dtype: Type, of: str) -> None:
         if self.inputs.setdefault(name, dtype) != dtype:
@@ -84,10 +81,6 @@ class OnRequest:
     def dtypes(self) -> list[Type]:
         """The types of the on-demand features."""
         return [one.feature.dtype for one in self.demanded]
-
-    def read_by(self, number: int) -> tuple[str, ...]:
-        """Return the references of the features of views that the on-demand feature of this number reads."""
-        return self._reads[number]
 
     def input_columns(self, rows: Given) -> dict[str, pl.Series]:
         """Return the inputs in their types, converted only if nothing is lost; null for what is not finite.
@@ -185,7 +178,9 @@ def of_references(references: Sequence[str], published: Published, *, full_featu
         raise UnknownName("view", _unknown(others, published)) from error
     if not on_demand:
         return Wanted(asked, None)
-    by_reference: dict[str, Asked | Demanded] = {one.reference: one for one in asked} | on_demand
+    on_request = OnRequest(list(on_demand.values()), published.views)
+    by_reference: dict[str, Asked | Demanded] = {one.reference: one for one in asked}
+    by_reference |= {one.reference: one for one in on_request.demanded}
     in_order = [by_reference[reference] for reference in named]
     seen: dict[str, str] = {}
     for one in in_order:
@@ -194,7 +189,7 @@ def of_references(references: Sequence[str], published: Published, *, full_featu
                 f"{other} and {one.reference} would share the column {one.column!r}; "
                 "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
             )
-    return Wanted(in_order, OnRequest(list(on_demand.values()), published.views))
+    return Wanted(in_order, on_request)
 
 
 def with_read(references: Iterable[str], on_demand: Mapping[str, OnDemandView]) -> list[str]:

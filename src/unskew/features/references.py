@@ -11,6 +11,8 @@ from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
 from unskew.features.on_demand import OnDemandView
+from unskew.features.registry import pin
+from unskew.features.service import ServiceFeature
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -36,20 +38,31 @@ class Asked:
         """The reference as the request has it."""
         return f"{self.named}:{self.feature.name}"
 
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature)
+
 
 @dataclass(frozen=True)
 class Demanded:
-    """One on-demand feature of a request, as ``Asked`` is one of a view."""
+    """One on-demand feature of a request, as ``Asked`` is one of a view. ``reads``: what it reads of views."""
 
     view: OnDemandView
     feature: ViewFeature
     column: str
     named: str
+    reads: Sequence[Asked] = ()
 
     @property
     def reference(self) -> str:
         """The reference as the request has it."""
         return f"{self.named}:{self.feature.name}"
+
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature, [one.pinned for one in self.reads])
 
 
 def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:

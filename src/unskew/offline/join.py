@@ -210,10 +210,10 @@ def _compute(
     now = pl.Series(NOW, instants_us, pl.Int64).cast(TIMESTAMP)
     read = {one.column: columns[one.column] for one in on_request.reads}
     found = on_request({**on_request.input_columns(labels), **read, NOW: now})
-    for number, (one, column) in enumerate(zip(on_request.demanded, found, strict=True)):
+    for one, column in zip(on_request.demanded, found, strict=True):
         status = np.full(labels.n_rows, Statuses.present, np.int8)
-        for reference in on_request.read_by(number):
-            status = np.minimum(status, statuses[reference])
+        for read_one in one.reads:
+            status = np.minimum(status, statuses[read_one.column])
         is_outside = (status == Statuses.before_log) | (status == Statuses.after_log)
         columns[one.column] = _without(column, is_outside)
         statuses[one.column] = status

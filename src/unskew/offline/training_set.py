@@ -20,6 +20,7 @@ from unskew.features.on_demand import OnDemandView
 from unskew.features.printing import printable
 from unskew.features.references import Asked, Demanded, requested_us
 from unskew.features.registry import on_demand_as_json
+from unskew.features.service import digest_of
 from unskew.features.time import MAX_INSTANT_US, format_instant, instant_us
 from unskew.features.warming import Statuses
 from unskew.offline.distribution import distribution
@@ -123,6 +124,7 @@ class HistoricalFeatures(Answer):
             labels=TablePart.of(self.given.n_rows, labels),
             output=TablePart.of(self.given.n_rows, output),
             on_demand=tuple(map(on_demand_as_json, self._on_demand())),
+            features_digest=digest_of(one.pinned for one in self.joined.asked),
         )
 
     def _on_demand(self) -> list[OnDemandView]:

@@ -21,6 +21,8 @@ GRACE_S = 10
 """Seconds that requests which were begun have to come to their end after SIGTERM."""
 IDLE_S = 75
 """Seconds after which a connection without a request is closed."""
+CLOSING_S = 1
+"""Seconds that a client has, when the server stops, to do its part in the end of a connection that asks for nothing."""
 HEAD_S = 10
 """Seconds that the head of a request may take to come."""
 HEAD_BYTES = 1 << 16
@@ -114,6 +116,13 @@ class _Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_head, self._n_head_bytes = True, 0
         super().on_message_complete()
+
+    @override
+    def shutdown(self) -> None:
+        super().shutdown()
+        # Over TLS, the end of a connection waits for the client, which may not look at it before its next request.
+        if self.transport.is_closing():
+            self.loop.call_later(CLOSING_S, self.transport.abort)
 
     def _wait(self, seconds: float | None) -> None:
         """Close the connection after some time; with None, never."""

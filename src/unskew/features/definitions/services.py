@@ -4,12 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unskew.features.definitions.slots import tag_faults
 from unskew.features.definitions.vocabulary import Service
 from unskew.features.errors import DefinitionError, RequestError, shown
 from unskew.features.on_demand import OnDemandView, is_reference
 from unskew.features.references import demanded, resolve
-from unskew.features.registry import json_scalar
+from unskew.features.registry import pin
 from unskew.features.service import Service as Published
 from unskew.features.service import ServiceFeature
 from unskew.features.versions import Versions
@@ -35,11 +34,10 @@ def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDe
         faults.append("a view has that name too; rename one")
     if service.name in on_demand:
         faults.append("on-demand features have that name too; rename one")
-    faults += tag_faults(service.tags)
     features = []
     for reference in _references(service.features, faults):
         try:
-            features.append(_pinned(reference, views, on_demand))
+            features.append(pinned_feature(reference, views, on_demand))
         except RequestError as error:
             faults.append(str(error))
     if faults:
@@ -53,24 +51,13 @@ def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDe
     )
 
 
-def _pinned(reference: str, views: Versions[View], on_demand: Mapping[str, OnDemandView]) -> ServiceFeature:
+def pinned_feature(reference: str, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> ServiceFeature:
+    """Return what a reference means now, and of an on-demand feature also what it reads. Raises ``RequestError``."""
     if (one := demanded(reference, on_demand)) is not None:
-        return ServiceFeature(
-            reference=reference,
-            view=one.view.id,
-            type=one.feature.type,
-            fingerprint=one.view.fingerprint,
-            default=json_scalar(one.feature.default),
-            reads=tuple(_pinned(read, views, {}) for read in one.feature.inputs if is_reference(read)),
-        )
+        reads = [pinned_feature(read, views) for read in one.feature.inputs if is_reference(read)]
+        return pin(reference, one.view, one.feature, reads)
     (asked,) = resolve([reference], views, full_feature_names=True)
-    return ServiceFeature(
-        reference=reference,
-        view=asked.view.id,
-        type=asked.feature.type,
-        fingerprint=asked.view.state_fingerprint,
-        default=json_scalar(asked.feature.default),
-    )
+    return pin(reference, asked.view, asked.feature)
 
 
 def _references(given: object, faults: list[str]) -> list[str]:

@@ -45,23 +45,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def text_faults(
     place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity | OnDemand | Service
 ) -> list[str]:
-    """Return the faults of what is only shown: it must be text."""
-    words = {word: getattr(definition, word) for word in ("description", "owner")}
-    return [
+    """Return the faults of what is only shown: it must be text, and tags text by name."""
+    words = {word: getattr(definition, word, "") for word in ("description", "owner", "deprecated")}
+    faults = [
         f"{place}: {word}: {text!r} is not text; put it in quotes, or leave it out"
         for word, text in words.items()
         if not is_text(text)
     ]
-
-
-def tag_faults(tags: object) -> list[str]:
-    """Return the faults of tags, which are text by name."""
+    tags = getattr(definition, "tags", {})
     if not isinstance(tags, Mapping):
-        return [f"tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
+        return [*faults, f"{place}: tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
     return [
-        f"tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
-        for name, value in tags.items()
-        if not (isinstance(name, str) and isinstance(value, str))
+        *faults,
+        *(
+            f"{place}: tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
+            for name, value in tags.items()
+            if not (is_text(name) and is_text(value))
+        ),
     ]
 
 
@@ -159,6 +159,7 @@ class Slots:
             owner=feature.owner or owner,
             by=by.text if by else None,
             parameters=parameters,
+            deprecated=feature.deprecated,
         )
         return FeaturePlan(
             published=published,
@@ -236,6 +237,7 @@ class Slots:
             default=self._default(place, derived.default, dtype, None),
             description=derived.description,
             owner=derived.owner or owner,
+            deprecated=derived.deprecated,
         )
 
     def _check_type(self, place: str, declared: object, dtype: Type, what: str) -> None:
