@@ -80,6 +80,11 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: Mapping[str, str] = {}
 
     @property
+    def of_views(self) -> list[ServiceFeature]:
+        """Its features, and after an on-demand one the features of views that it reads."""
+        return [each for one in self.features for each in (one, *one.reads)]
+
+    @property
     def references(self) -> list[str]:
         """The references of its features, as its definition names them."""
         return [one.reference for one in self.features]
