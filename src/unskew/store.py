@@ -132,8 +132,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
-        expect: Expect | None = None,
         now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
@@ -169,8 +169,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
-        expect: Expect | None = None,
         now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
