@@ -272,7 +272,7 @@ def test_health_readiness_and_metrics(server):
     code, text = server.get("/metrics")
     assert code == 200
     for line in (
-        'unskew_requests_total{code="404"}',
+        'unskew_requests_total{code="404",service=""}',
         'unskew_rows_total{status="present",view="orders@1"}',
         "unskew_request_seconds_bucket",
     ):
@@ -356,6 +356,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
             # One after the other, they would take 24 times the time-out and more.
             assert took < 24 * 0.2
             assert server.post(body)[0] == 200
+            assert "unskew_redis_errors_total 24.0" in server.get("/metrics")[1]
 
 
 def test_a_process_that_forks_reads_on_both_sides(tmp_path):
@@ -366,10 +367,13 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         async def read():
             found = await store.get_online_features_async(["stays:nights"], [{"user": "u7", "hotel": 1}])
             return found.to_dict()["nights"]
-        assert asyncio.run(read()) == [7]
+        def read_here():
+            found = store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}])
+            return found.to_dict()["nights"]
+        assert asyncio.run(read()) == read_here() == [7]
         child = os.fork()
-        assert asyncio.run(read()) == [7]
-        assert store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}]).to_dict()["nights"] == [7]
+        for _ in range(50):
+            assert asyncio.run(read()) == read_here() == [7]
         if child == 0:
             os._exit(0)
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -465,6 +469,13 @@ def test_a_token_is_asked_for_and_tls_is_spoken_if_they_are_given(tmp_path):
             assert server.post(body, Authorization="bearer s3cret")[0] == 200
             assert server.get("/health")[0] == 200
             assert server.get("/metrics")[0] == 401
+            # A client that keeps its connection for a next request does not hold up the end.
+            with contextlib.closing(server.connection()) as idle:
+                idle.request("GET", "/health")
+                idle.getresponse().read()
+                assert server.stop() == 0
+            assert server.process.stderr is not None
+            assert server.process.stderr.read() == ""
 
 
 def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_was_closed(cluster, tmp_path):

@@ -1,7 +1,7 @@
 """Checks of services, whose features must exist in the views beside them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from unskew.features.definitions.vocabulary import Service
@@ -27,7 +27,6 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         )
     if service.name in views.names:
         faults.append("a view has that name too; rename one")
-    faults += _tag_faults(service.tags)
     features = []
     for reference in _references(service.features, faults):
         try:
@@ -66,13 +65,3 @@ def _references(given: object, faults: list[str]) -> list[str]:
     )
     faults += [f"features: {one} is there more than once; leave one out" for one in twice]
     return list(dict.fromkeys(references))
-
-
-def _tag_faults(tags: object) -> list[str]:
-    if not isinstance(tags, Mapping):
-        return [f"tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
-    return [
-        f"tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
-        for name, value in tags.items()
-        if not (isinstance(name, str) and isinstance(value, str))
-    ]
