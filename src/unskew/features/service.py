@@ -15,7 +15,8 @@ class ServiceFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """One column of a service.
 
     ``reference``: as the service's definition names it. ``view``: ``view@version``, the version that is read. ``type``,
-    ``default`` (as JSON has it) and ``fingerprint`` (of the view's state): what a reader was promised.
+    ``default`` (as JSON has it) and ``fingerprint`` (of the view's state): what a reader was promised. ``reads``: of an
+    on-demand feature, the features of views that it reads; ``view`` and ``fingerprint`` are then its own.
     """
 
     reference: str
@@ -23,6 +24,7 @@ class ServiceFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     type: str
     fingerprint: str
     default: Any = None
+    reads: tuple["ServiceFeature", ...] = ()
 
     @property
     def feature(self) -> str:
@@ -37,7 +39,8 @@ class ServiceFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def promise(self) -> tuple[Any, ...]:
         """What a reader was promised, whatever the reference names: equal for equal values."""
-        return self.view, self.feature, self.type, self.fingerprint, self.default
+        reads = (tuple(one.promise for one in self.reads),) if self.reads else ()
+        return self.view, self.feature, self.type, self.fingerprint, self.default, *reads
 
 
 def digest_of(features: Iterable[ServiceFeature]) -> str:

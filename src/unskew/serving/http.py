@@ -117,13 +117,14 @@ class Metrics(Collector):
 
     def answered(self, answered: Answered) -> None:
         """Count the rows of an answer."""
-        for view, found in zip(answered.request.views, answered.answers, strict=True):
+        # The answers of on-demand features come after all views.
+        for view, found in zip(answered.request.views, answered.answers, strict=False):
             view_id = view.view.id
             for status in found.status:
                 self._n_rows[view_id, status] += 1
             oldest = min([placed.as_of for placed in found.placed if placed.as_of != UNKNOWN], default=None)
             if oldest is not None:
-                self._lag_s[view_id] = max(0, answered.now_us - oldest) / 1e6
+                self._lag_s[view_id] = max(0, answered.read_us - oldest) / 1e6
 
     @override
     def collect(self) -> Iterator[Metric]:
