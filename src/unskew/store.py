@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +55,10 @@ from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
 Features = Sequence[str] | str | vocabulary.Service | Service
+Expect = Manifest | str | os.PathLike[str]
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class FeatureStore:
@@ -126,6 +130,7 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
@@ -135,11 +140,16 @@ class FeatureStore:
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
         after the feature, or ``view__feature`` with ``full_feature_names``. ``with_status``: adds a column
-        ``{feature column}__status`` beside each feature. Raises ``RequestError`` and ``StoreUnavailable``, see
+        ``{feature column}__status`` beside each feature. ``expect``: what the model was trained with: a ``Manifest``,
+        the path of its file, or its ``features_digest``. Raises ``OtherFeatures`` if the features, in their order, are
+        of other versions, types, definitions or defaults; otherwise ``RequestError`` and ``StoreUnavailable``, see
         ``OnlineReader.read``.
         """
-        return self._online().read(
-            _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            self._online().read(
+                _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+            ),
         )
 
     async def get_online_features_async(
@@ -149,13 +159,17 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
         Reads of one event loop share a connection to Redis; those of a cluster, or over TLS, are made in threads.
         """
-        return await self._online().read_async(
-            _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            await self._online().read_async(
+                _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+            ),
         )
 
     def _online(self) -> OnlineReader:
@@ -540,6 +554,23 @@ def _sampler(sample: object, log: Path | None) -> Sampler | None:
             raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
         return Sampler(log / SERVED)
     raise RequestError(f"sample is a folder, True or False, not {sample!r}")
+
+
+def _as_expected(expect: Expect | None, found: OnlineFeatures) -> OnlineFeatures:
+    """Return what was read. Raises ``OtherFeatures`` if these are not the features that are expected."""
+    match expect:
+        case None:
+            return found
+        case Manifest():
+            found.require(expect.expected())
+        case str() if _DIGEST.fullmatch(expect):
+            found.require(expect)
+        case str() | os.PathLike():
+            path = local_path(expect, "expect")
+            found.require(Manifest.read(path).expected(str(path)))
+        case _:
+            raise RequestError(f"expect is a manifest, its path, or its features_digest, not {expect!r:.80}")
+    return found
 
 
 def _named(features: Features) -> Sequence[str] | str:

@@ -77,6 +77,10 @@ def view_table(view: View) -> Table:
         where = f", of events where {view.sessions.where}" if view.sessions.where else ""
         columns = ", ".join(column.name for column in view.sessions.columns)
         heading.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {columns}")
+    if view.tags:
+        heading.insert(-1, f"tags {', '.join(f'{name}={value}' for name, value in view.tags.items())}")
+    if view.deprecated:
+        heading.insert(1, f"deprecated: {view.deprecated}")
     if view.where:
         heading.insert(-2, f"where {view.where}")
     if not view.serving:
@@ -117,7 +121,10 @@ def _cells(view: View, feature: ViewFeature) -> tuple[str, ...]:
         hop,
         shown(feature.default),
         feature.owner or "-",
-        feature.description or "-",
+        "; ".join(
+            part for part in (feature.deprecated and f"deprecated: {feature.deprecated}", feature.description) if part
+        )
+        or "-",
     )
 
 

@@ -111,6 +111,7 @@ class StreamPlan:
     refuses_others: bool = False
     unread: Mapping[str, str] = field(default_factory=dict)
     table: TablePlan | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reader(self) -> Mapping[str, Any]:

@@ -10,7 +10,8 @@ import polars as pl
 from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
-from unskew.features.registry import Published
+from unskew.features.registry import Published, pin
+from unskew.features.service import ServiceFeature
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -35,6 +36,11 @@ class Asked:
     def reference(self) -> str:
         """The reference as the request has it."""
         return f"{self.named}:{self.feature.name}"
+
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature)
 
 
 def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:

@@ -7,10 +7,11 @@ microseconds.
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,12 +25,14 @@ from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
-_CLAIM = "claim"
+CLAIM = "claim"
 """The field, in what is stored, of a version that says that it serves: numbers of a later one are higher."""
+APPLIED = "applied"
+"""The field, in what is stored, that says by record which revision was applied and which versions it lets serve."""
 # Longer than any window may be, and short enough for sums of instants.
 _LONGEST_US = 2**60
 # What reading anything else as a registry may raise; a text may nest deeper than Python follows.
-_NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class _Registry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,6 +80,17 @@ class Published:
         return Versions(found.values())
 
 
+def pin(reference: str, view: View, feature: ViewFeature) -> ServiceFeature:
+    """Return a feature with all that a reader of ``reference`` is promised of it."""
+    return ServiceFeature(
+        reference=reference,
+        view=view.id,
+        type=feature.type,
+        fingerprint=view.state_fingerprint,
+        default=json_scalar(feature.default),
+    )
+
+
 def _difference(one: ServiceFeature, view: View) -> str | None:
     """Return what of a view is not as a service was promised, as the end of a sentence; None if it is."""
     feature = view.feature(one.feature)
@@ -106,7 +120,8 @@ def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
     Other versions stay. A service replaces the one of its name.
-    Of the versions of a view that say that they serve, and that are published apart, the one that
+    Of the versions of a view the one serves that was applied last, see ``revision.with_applied``, once it is published.
+    Where nothing was applied, of the versions that say that they serve, and that are published apart, the one that
     began to say so last serves, whoever publishes again: a number in the field ``claim`` keeps that order. ``anew``:
     what ``text`` says is new. A stored registry that cannot be read, or has another format, is replaced as a whole.
     Views that stay keep fields that this version of unskew does not know.
@@ -115,26 +130,31 @@ def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     try:
         old = {} if stored is None else json.loads(stored)
         return _merged(old if old.get("format") == new.get("format") else {}, new, anew=anew)
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return _merged({}, new, anew=anew)
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> str:
     views = {(view["name"], view["version"]): view for view in old.get("views", ())}
-    services = {service["name"]: service for part in (old, new) for service in part.get("services", ())}
+    applied, outdated = _last_applied(old.get(APPLIED, {}), new.get(APPLIED, {}))
+    services = {one["name"]: one for one in old.get("services", ()) if one["name"] not in outdated.of_old}
+    services |= {one["name"]: one for one in new.get("services", ()) if one["name"] not in outdated.of_new}
     last: dict[str, int] = {}
     for view in old.get("views", ()):
-        last[view["name"]] = max(last.get(view["name"], 0), view.get(_CLAIM, 0))
+        last[view["name"]] = max(last.get(view["name"], 0), view.get(CLAIM, 0))
     for view in new["views"]:
         key = view["name"], view["version"]
-        claim = None if anew else views.get(key, {}).get(_CLAIM, view.get(_CLAIM))
-        if not (view.get("serving", True) or _CLAIM in view):
+        claim = None if anew else views.get(key, {}).get(CLAIM, view.get(CLAIM))
+        if not (view.get("serving", True) or CLAIM in view):
             views[key] = view
             continue
         if claim is None:
             claim = last[view["name"]] = last.get(view["name"], 0) + 1
-        views[key] = {**view, _CLAIM: claim}
-    serving = {key[0]: key for _, key in sorted((view[_CLAIM], key) for key, view in views.items() if _CLAIM in view)}
+        views[key] = {**view, CLAIM: claim}
+    serving = {key[0]: key for _, key in sorted((view[CLAIM], key) for key, view in views.items() if CLAIM in view)}
+    for name, version in _applied_versions(applied).items():
+        if (name, version) in views:
+            serving[name] = name, version
     for key, view in views.items():
         # What an earlier version of unskew has published has no number.
         if key[0] in serving:
@@ -144,24 +164,70 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> st
     # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
-    others = {"services": list(services.values())} if services else {}
-    return json.dumps({**new, "views": ordered, **others})
+    merged = {name: value for name, value in new.items() if name not in {"services", APPLIED}}
+    merged |= {"services": list(services.values())} if services else {}
+    merged |= {APPLIED: applied} if applied else {}
+    return json.dumps({**merged, "views": ordered, "serves": _serves(ordered)})
 
 
-def own_part(stored: str, text: str) -> str:
-    """Return those views and services of a stored registry, as they stand there, that ``text`` has, too."""
+def _serves(views: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return, for each name, the version that it means, as ``Versions.serving`` says; for readers without Python."""
+    beside = Counter(view["name"] for view in views)
+    return {view["name"]: view["version"] for view in views if view.get("serving", True) or beside[view["name"]] == 1}
+
+
+class _Outdated(NamedTuple):
+    """Services that a later revision removed: of what is stored, and of what is published."""
+
+    of_old: set[str]
+    of_new: set[str]
+
+
+def _last_applied(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], _Outdated]:
+    """Return what was applied last from each record; a view belongs to the record that named it last."""
+    known = {record: {**one, "serves": dict(one["serves"])} for record, one in old.items()}
+    outdated = _Outdated(set(), set())
+    for record, one in new.items():
+        stored = known.get(record)
+        if stored is not None and stored["revision"] >= one["revision"]:
+            if stored["revision"] > one["revision"]:
+                outdated.of_new.update(one["services"])
+            continue
+        for other in known.values():
+            other["serves"] = {name: version for name, version in other["serves"].items() if name not in one["serves"]}
+        if stored is not None:
+            outdated.of_old.update(set(stored["services"]) - set(one["services"]))
+        known[record] = one
+    return known, outdated
+
+
+def _applied_versions(applied: Mapping[str, Any]) -> dict[str, int]:
+    return {name: version for one in applied.values() for name, version in one["serves"].items()}
+
+
+def own_part(stored: str | bytes, text: str) -> str:
+    """Return those views and services of a stored registry, as they stand there, that ``text`` has, too.
+
+    Services of a record from which ``text`` was applied count as its own.
+    """
     given, registry = json.loads(text), json.loads(stored)
     own = {(view["name"], view["version"]) for view in given["views"]}
     part = {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
-    if services := {service["name"] for service in given.get("services", ())}:
+    services = {service["name"] for service in given.get("services", ())}
+    for record in given.get(APPLIED, {}):
+        services |= set(registry.get(APPLIED, {}).get(record, {}).get("services", ()))
+    part.pop("services", None)
+    if services:
         part["services"] = [service for service in registry["services"] if service["name"] in services]
-    else:
-        part.pop("services", None)
     return json.dumps(part)
 
 
 def displaced(stored: str, text: str) -> dict[str, str]:
-    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead."""
+    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead.
+
+    Views of which what was applied decides are left out.
+    """
+    decided = _applied_versions(json.loads(stored).get(APPLIED, {}))
     serving = {
         view["name"]: f"{view['name']}@{view['version']}"
         for view in json.loads(stored)["views"]
@@ -172,7 +238,11 @@ def displaced(stored: str, text: str) -> dict[str, str]:
         for view in json.loads(text)["views"]
         if view.get("serving", True)
     }
-    return {view_id: serving[name] for view_id, name in asked.items() if serving.get(name, view_id) != view_id}
+    return {
+        view_id: serving[name]
+        for view_id, name in asked.items()
+        if name not in decided and serving.get(name, view_id) != view_id
+    }
 
 
 def typed(view: View, name: str) -> View:
@@ -193,7 +263,7 @@ def named(stored: str | bytes | None) -> list[str]:
     try:
         registry = {"views": []} if stored is None else json.loads(stored)
         return [f"{view['name']}@{view['version']}" for view in registry["views"]]
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return []
 
 
@@ -203,9 +273,11 @@ def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
         registry = {} if stored is None else json.loads(stored)
         kept = [view for view in registry["views"] if f"{view['name']}@{view['version']}" not in view_ids]
         n_views = len(registry["views"])
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return None
-    return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
+    if len(kept) == n_views:
+        return None
+    return json.dumps({**registry, "views": kept, **({"serves": _serves(kept)} if "serves" in registry else {})})
 
 
 def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Published:

@@ -6,6 +6,7 @@ The route that is asked most, ``POST /get-online-features``, is a plain ASGI cal
 import asyncio
 import hmac
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from starlette.routing import Route
 from unskew.features.errors import (
     LayoutError,
     NothingPublished,
+    OtherFeatures,
     RequestError,
     StoreUnavailable,
     UnknownName,
@@ -39,6 +41,8 @@ FEATURES = "/get-online-features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
+_EXPECT = b"unskew-expect"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _JSON = (b"content-type", b"application/json")
 _SECONDS = (
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
@@ -162,6 +166,8 @@ class Application:
             self._refuse(scope)
             body = feast.read_body(await self._body(scope, receive), self._limits.rows)
             answered = await self._reader.asked_async(feast.asking(self._reader, body))
+            if (expected := _expected(scope)) is not None:
+                answered.request.require(expected)
             self.metrics.answered(answered)
             if self._usage is not None and body.feature_service is not None:
                 self._usage.count(body.feature_service)
@@ -233,12 +239,28 @@ class Application:
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _expected(scope: Scope) -> str | None:
+    """Return the digest of the features that a request expects; None if it does not say."""
+    given = next((value for name, value in scope["headers"] if name == _EXPECT), None)
+    if given is None:
+        return None
+    text: str = given.decode("latin-1").strip()
+    if _DIGEST.fullmatch(text) is None:
+        raise RequestError(
+            f"Unskew-Expect: {text!r:.80} is not a digest of features; send the 64 characters of features_digest in the model's "
+            "manifest"
+        )
+    return text
+
+
 def _code(error: UnskewError) -> int:
     """Return the code of HTTP for an error. Feast's client repeats a request after 429, 500, and 502 to 504."""
     if isinstance(error, StoreUnavailable | NothingPublished):
         return 503
     if isinstance(error, UnknownName):
         return 404
+    if isinstance(error, OtherFeatures):
+        return 409
     if isinstance(error, RequestError):
         return 422
     return 500 if isinstance(error, LayoutError) else 400

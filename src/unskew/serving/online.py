@@ -20,7 +20,7 @@ from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.lines import Commands, Lines
-from unskew.serving.request import STATUS, How, Pipelines, Request, ViewAnswer
+from unskew.serving.request import STATUS, Expected, How, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
 from unskew.serving.shared import SharedLines
 from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, value_keys_pattern
@@ -119,6 +119,10 @@ class OnlineFeatures(Answer):
             until = f" to {format_instant(max(instants))}" if instants and max(instants) > min(instants) else ""
             summary.append(f"{view.named}: {counts or 'no rows'}{since}{until}")
         return "\n".join([*summary, repr(self.frame)])
+
+    def require(self, expected: Expected) -> None:
+        """Raise ``OtherFeatures`` if these are not the expected features, in their order."""
+        self._request.require(expected)
 
 
 class Answered(NamedTuple):

@@ -126,6 +126,16 @@ def _pinned(services: Mapping[str, Service], views: Versions[ViewPlan]) -> dict[
     return found
 
 
+def compile_view(view: FeatureView, stream: StreamPlan) -> ViewPlan:
+    """Check one view over a stream that is planned already. Raises ``DefinitionError`` with every fault found."""
+    faults: list[str] = []
+    compiler = _ViewCompiler(view, {}, {}, {}, {stream.name: stream}, faults)
+    plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
+    if plan is None:
+        raise DefinitionError(list(dict.fromkeys(faults)))
+    return plan
+
+
 Planned = TypeVar("Planned")
 
 
@@ -370,6 +380,7 @@ class _ViewCompiler:
             "sessions": sessions,
         }
         columns = tuple(each.published for each in (*features, *derived))
+        deprecated = named.deprecated if isinstance(named, FeatureView) else ""
         published = View(
             name=named.name,
             version=self._view.version,
@@ -382,10 +393,16 @@ class _ViewCompiler:
             features=columns,
             state_fingerprint=state_fingerprint(entity=entity, windows=slots.windows, **parts),
             presentation_fingerprint=presentation_fingerprint(
-                description=named.description, owner=named.owner, features=columns
+                description=named.description,
+                owner=named.owner,
+                features=columns,
+                tags=named.tags,
+                deprecated=deprecated,
             ),
             description=named.description,
             owner=named.owner,
+            tags=dict(named.tags),
+            deprecated=deprecated,
             sessions=ViewSessions.of(sessions.published) if sessions else None,
         )
         return ViewPlan(published=published, **parts)

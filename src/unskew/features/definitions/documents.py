@@ -49,8 +49,9 @@ from unskew.features.nearest import nearest
 
 _VIEW_KEYS = (
     *("name", "version", "serving", "entity", "stream", "source", "where", "filter", "owner", "description", "history"),
+    *("tags", "deprecated"),
 )
-_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
+_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner", "deprecated")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
 _PARAMETER_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
 _VALUE_KEYS = ("function", "value", "by", *_PARAMETER_KEYS)

@@ -1,15 +1,13 @@
 """Checks of services, whose features must exist in the views beside them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from unskew.features.definitions.vocabulary import Service
 from unskew.features.errors import DefinitionError, RequestError, shown
 from unskew.features.references import resolve
-from unskew.features.registry import json_scalar
 from unskew.features.service import Service as Published
-from unskew.features.service import ServiceFeature
 from unskew.features.versions import Versions
 from unskew.features.view import View
 
@@ -29,7 +27,6 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         )
     if service.name in views.names:
         faults.append("a view has that name too; rename one")
-    faults += _tag_faults(service.tags)
     features = []
     for reference in _references(service.features, faults):
         try:
@@ -37,15 +34,7 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         except RequestError as error:
             faults.append(str(error))
             continue
-        features.append(
-            ServiceFeature(
-                reference=asked.reference,
-                view=asked.view.id,
-                type=asked.feature.type,
-                fingerprint=asked.view.state_fingerprint,
-                default=json_scalar(asked.feature.default),
-            )
-        )
+        features.append(asked.pinned)
     if faults:
         raise DefinitionError(faults)
     return Published(
@@ -76,13 +65,3 @@ def _references(given: object, faults: list[str]) -> list[str]:
     )
     faults += [f"features: {one} is there more than once; leave one out" for one in twice]
     return list(dict.fromkeys(references))
-
-
-def _tag_faults(tags: object) -> list[str]:
-    if not isinstance(tags, Mapping):
-        return [f"tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
-    return [
-        f"tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
-        for name, value in tags.items()
-        if not (isinstance(name, str) and isinstance(value, str))
-    ]
