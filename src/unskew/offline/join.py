@@ -186,7 +186,7 @@ def historical_features(
             )
     if taken := [column for column in columns if column in labels.names]:
         raise RequestError(
-            f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
+            f"a feature would replace the label column {taken[0]!r}; rename that, or set full_feature_names"
         )
     names = [name for one in asked for name in (one.column, *([f"{one.column}__status"] if with_status else []))]
     names += [f"{named}__version" for named in spanned]
@@ -528,7 +528,7 @@ def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -
             raise RequestError(
                 f"{int(these.sum())} of {len(these)} labels are {text}, {format_instant(bound)}; the first is row {row} "
                 f"({_keys_text(log.view, labels, row)}, {timestamp} {instant}); leave them out"
-                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or pass outside="null", '
+                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or set outside to "null", '
                 f"which gives them nulls and the status {each.name}"
             )
 

@@ -35,6 +35,7 @@ from unskew.features.errors import (
 )
 from unskew.serving import feast
 from unskew.serving.clocks import UNKNOWN
+from unskew.serving.listing import listing
 from unskew.serving.online import Answered, OnlineReader
 from unskew.sinks.redis.usage import Usage
 
@@ -46,6 +47,7 @@ Send = Callable[[Message], Awaitable[None]]
 _UNKNOWN_CLIENT = "send the token of this server: Authorization: Bearer TOKEN"
 _TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
 FEATURES = "/get-online-features"
+LISTING = "/v1/features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
@@ -174,6 +176,7 @@ class Application:
                 Route("/health", self._health),
                 Route("/ready", self._ready),
                 Route("/metrics", self._metrics),
+                Route(LISTING, self._listing),
                 *(Route(path, _not_ours, methods=["GET", "POST", "PUT"]) for path in _NOT_OURS),
             ],
             exception_handlers={404: _not_found, 405: _not_allowed},
@@ -279,6 +282,16 @@ class Application:
             return JSONResponse({"ready": False, "reason": str(error)}, 503)
         return JSONResponse({"ready": True})
 
+    async def _listing(self, request: Request) -> Response:
+        """Answer with what can be read."""
+        if not self._may(request.scope):
+            return JSONResponse({"message": _UNKNOWN_CLIENT}, 401)
+        try:
+            known = await self._reader.asked_async(self._reader.look_again())
+        except UnskewError as error:
+            return JSONResponse({"message": str(error)}, _code(error))
+        return JSONResponse(listing(known.published))
+
     async def _metrics(self, request: Request) -> Response:
         if not self._may(request.scope):
             return Response(feast.error(_UNKNOWN_CLIENT), 401, media_type="application/json")
@@ -353,7 +366,10 @@ async def _not_ours(_: Request) -> Response:
 
 
 async def _not_found(request: Request, _: Exception) -> Response:
-    message = f"there is no {request.url.path}; POST {FEATURES} reads features, and there are /health, /ready, /metrics"
+    message = (
+        f"there is no {request.url.path}; POST {FEATURES} reads features, GET {LISTING} lists them, and there are /health, /ready, "
+        "/metrics"
+    )
     return Response(feast.error(message), 404, media_type="application/json")
 
 
