@@ -1,7 +1,7 @@
 """Streaming features whose training rows hold exactly what the model would have read.
 
-Definitions: ``Entity``, ``Stream``, ``Table``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``; windows:
-``Sliding``, ``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations: ``agg``.
+Definitions: ``Entity``, ``Stream``, ``Table``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``, ``Service``;
+windows: ``Sliding``, ``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations: ``agg``.
 ``compile`` checks them; ``FeatureStore`` reads what the pipeline wrote.
 """
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Feature,
         FeatureView,
         Lifetime,
+        Service,
         Session,
         Sessions,
         Sliding,
@@ -42,6 +43,7 @@ __all__ = [
     "Lifetime",
     "Plan",
     "RequestError",
+    "Service",
     "Session",
     "Sessions",
     "Sliding",
@@ -66,6 +68,7 @@ _PLACES = {
             "Feature",
             "FeatureView",
             "Lifetime",
+            "Service",
             "Session",
             "Sessions",
             "Sliding",

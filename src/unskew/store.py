@@ -2,25 +2,30 @@
 
 import datetime as dt
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import msgspec
 import numpy as np
 import polars as pl
 import redis
 from typing_extensions import override
 
 from unskew import settings
+from unskew.features.definitions import vocabulary
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.references import key_columns, named_views, requested_us, resolve
+from unskew.features.references import is_service, key_columns, named_views, requested_us, resolve
+from unskew.features.registry import Published
+from unskew.features.service import Service
 from unskew.features.time import MAX_INSTANT_US
 from unskew.features.versions import Versions
 from unskew.features.view import View
@@ -49,7 +54,11 @@ from unskew.serving.sample import SERVED, Sampler
 from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
+Features = Sequence[str] | str | vocabulary.Service | Service
+Expect = Manifest | str | os.PathLike[str]
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class FeatureStore:
@@ -98,7 +107,7 @@ class FeatureStore:
             pipeline = given.pipeline if pipeline is None else pipeline
         self._redis_url = redis_url
         self._plan = None if definitions is None else _compiled(definitions)
-        self._pinned = None if self._plan is None else self._plan.published
+        self._pinned = None if self._plan is None else Published.of(self._plan)
         self._log = None if log is None else table_path(log, "log")
         self._archive = None if archive is None else table_path(archive, "archive")
         self._reader = None
@@ -116,40 +125,51 @@ class FeatureStore:
 
     def get_online_features(
         self,
-        features: Sequence[str],
+        features: Features,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
-        ``view@2:feature`` names a version, ``view:feature`` means the one that serves.
+        ``view@2:feature`` names a version, ``view:feature`` means the one that serves. A service, or its name, in place
+        of the list means its features, in its order and in the versions that it has pinned.
 
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
         after the feature, or ``view__feature`` with ``full_feature_names``. ``with_status``: adds a column
-        ``{feature column}__status`` beside each feature. Raises ``RequestError`` and ``StoreUnavailable``, see
+        ``{feature column}__status`` beside each feature. ``expect``: what the model was trained with: a ``Manifest``,
+        the path of its file, or its ``features_digest``. Raises ``OtherFeatures`` if the features, in their order, are
+        of other versions, types, definitions or defaults; otherwise ``RequestError`` and ``StoreUnavailable``, see
         ``OnlineReader.read``.
         """
-        return self._online().read(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            self._online().read(
+                _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+            ),
         )
 
     async def get_online_features_async(
         self,
-        features: Sequence[str],
+        features: Features,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
         Reads of one event loop share a connection to Redis; those of a cluster, or over TLS, are made in threads.
         """
-        return await self._online().read_async(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            await self._online().read_async(
+                _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+            ),
         )
 
     def _online(self) -> OnlineReader:
@@ -162,7 +182,7 @@ class FeatureStore:
     def get_historical_features(
         self,
         entity_df: Table,
-        features: Sequence[str],
+        features: Features,
         *,
         timestamp: str = "event_timestamp",
         inclusive: bool = False,
@@ -177,7 +197,9 @@ class FeatureStore:
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
 
-        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more.
+        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more. The
+        name of a service means its features, as for ``get_online_features``; services are known from definitions or
+        from the registry in Redis.
 
         ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept as they are: a
         frame of Polars or pandas, an Arrow table, a DuckDB relation, or a list of dicts. ``inclusive``: whether values
@@ -224,9 +246,17 @@ class FeatureStore:
             full_feature_names=full_feature_names,
             with_status=with_status,
             on="written_at" if as_served else "available_at",
-            versions=_checked(features, versions),
         )
-        views = self._named(named_views(each_version(features, rule.versions)))
+        features = _named(features)
+        if is_service(features):
+            if versions:
+                raise RequestError(f"the service {features} has pinned its versions; leave out versions")
+            service = self._published().service(features)
+            views, features = self._published().views_of(service), service.references
+            rule = msgspec.structs.replace(rule, service=service.name)
+        else:
+            rule = msgspec.structs.replace(rule, versions=_checked(features, versions))
+            views = self._named(named_views(each_version(features, rule.versions)))
         return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
 
     def reproduce(
@@ -280,7 +310,11 @@ class FeatureStore:
         """
         if self._pinned is None and self._reader is None and self._log is not None:
             return catalogue(all_logged(self._log))
-        return catalogue(self._views())
+        return catalogue(self._published().views)
+
+    def services(self) -> dict[str, Service]:
+        """Return the services of the definitions, else of the registry in Redis, by name."""
+        return dict(self._published().services)
 
     def history(
         self,
@@ -428,18 +462,18 @@ class FeatureStore:
             },
         )
 
-    def _views(self) -> Versions[View]:
+    def _published(self) -> Published:
         if self._pinned is not None:
             return self._pinned
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
-        return self._reader.views()
+        return self._reader.published()
 
     def _named(self, names: Sequence[str]) -> Versions[View]:
         """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""
-        known = None if self._pinned is None and self._reader is None else self._views()
+        known = None if self._pinned is None and self._reader is None else self._published().views
         if self._log is None:
-            return self._views() if known is None else known
+            return self._published().views if known is None else known
         return with_logged(self._log, names, known)
 
     def close(self) -> None:
@@ -522,6 +556,28 @@ def _sampler(sample: object, log: Path | None) -> Sampler | None:
             raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
         return Sampler(log / SERVED)
     raise RequestError(f"sample is a folder, True or False, not {sample!r}")
+
+
+def _as_expected(expect: Expect | None, found: OnlineFeatures) -> OnlineFeatures:
+    """Return what was read. Raises ``OtherFeatures`` if these are not the features that are expected."""
+    match expect:
+        case None:
+            return found
+        case Manifest():
+            found.require(expect.expected())
+        case str() if _DIGEST.fullmatch(expect):
+            found.require(expect)
+        case str() | os.PathLike():
+            path = local_path(expect, "expect")
+            found.require(Manifest.read(path).expected(str(path)))
+        case _:
+            raise RequestError(f"expect is a manifest, its path, or its features_digest, not {expect!r:.80}")
+    return found
+
+
+def _named(features: Features) -> Sequence[str] | str:
+    """Return references, or the name of a service."""
+    return features.name if isinstance(features, Service | vocabulary.Service) else features
 
 
 def _compiled(definitions: Definitions) -> Plan:

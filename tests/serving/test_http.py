@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import http.client
 import json
+import os
 import signal
 import socket
 import ssl
@@ -14,20 +15,25 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis as Client
 
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
 from tests.support.servers.certificates import certified
 from tests.support.servers.tls import TlsFront
-from tests.support.servers.valkey import Valkey, quiet_port
+from tests.support.servers.valkey import Valkey, quiet_port, wait_until
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import closing
-from unskew import FeatureStore, LayoutError, StoreUnavailable
+from unskew import FeatureStore, LayoutError, Service, StoreUnavailable
+from unskew.features.definitions.services import pinned
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.features.versions import Versions
 from unskew.sinks.redis.writer import RedisWriter
 
 STAYS = view(
@@ -96,7 +102,9 @@ def serving(redis_url: str, *options: str, tls: ssl.SSLContext | None = None) ->
 
 def fill(url: str) -> None:
     writer = RedisWriter(url, "unskew", "main")
-    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={one.name: one for one in (ORDERS, STAYS)}))))
+    plan = Plan(streams={}, views=Versions([ORDERS, STAYS]))
+    checkout = pinned(Service("checkout", ["stays:nights", "orders:n"]), plan.published)
+    writer.publish_registry(json.dumps(describe(replace(plan, services={"checkout": checkout}))))
     writer.expect({ORDERS.id: ["h0"], STAYS.id: ["h0"]})
     rows = [
         {"key": "full", **FULL, "_at": CLOCK - 5},
@@ -211,7 +219,9 @@ def test_no_entities_give_no_values(server):
     ({"entities": {"user": ["a"]}, "features": ["orders"]}, 422, "FeastError", "write view:feature"),
     ({"entities": {"user": ["a"]}, "features": []}, 422, "FeastError", "no features"),
     ({"entities": {"user": ["a"]}}, 422, "FeastError", "no features"),
-    ({"entities": {"user": ["a"]}, "feature_service": "checkout"}, 422, "FeastError", "no feature service 'checkout'"),
+    ({"entities": {"user": ["a"]}, "feature_service": "chekout"}, 404, "FeatureServiceNotFoundException", "did you mean 'checkout'"),
+    ({"entities": {"user": ["a"]}, "feature_service": "orders:n"}, 422, "FeastError", "is a reference"),
+    ({"entities": {"user": ["a"]}, "feature_service": "checkout", "features": ["orders:n"]}, 422, "FeastError", "both"),
     ({"entities": {"usr": ["a"]}, "features": ["orders:n"]}, 422, "FeastError", "did you mean 'usr'"),
     ({"entities": {"user": [1.5]}, "features": ["orders:n"]}, 422, "FeastError", "'user' is string, and 1.5 of row 0"),
     ({"entities": {"user": ["a"], "hotel": [2**70]}, "features": ["stays:nights"]}, 422, "FeastError", "hotel"),
@@ -347,6 +357,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
             # One after the other, they would take 24 times the time-out and more.
             assert took < 24 * 0.2
             assert server.post(body)[0] == 200
+            assert "unskew_redis_errors_total 24.0" in server.get("/metrics")[1]
 
 
 def test_a_process_that_forks_reads_on_both_sides(tmp_path):
@@ -375,6 +386,51 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         )
 
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def workers_of(server: Server) -> set[int]:
+    pid = server.process.pid
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return {child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+@pytest.mark.long
+def test_workers_count_together_and_one_that_dies_is_replaced(tmp_path):
+    body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+
+    def ask(_: int) -> int:
+        return server.post(body)[0]
+
+    def all_say(n_requests: int) -> bool:
+        wanted = (f'unskew_requests_total{{code="200"}} {n_requests}.0', f"unskew_request_seconds_count {n_requests}.0")
+        return all(all(line in server.get("/metrics")[1] for line in wanted) for _ in range(8))
+
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url, "--workers", "2") as server, ThreadPoolExecutor(16) as clients:
+            assert set(clients.map(ask, range(60))) == {200}
+            wait_until(lambda: all_say(60), "each worker says what all have counted")
+            first = workers_of(server)
+            assert len(first) == 2
+            os.kill(min(first), signal.SIGKILL)
+            assert [ask(0) for _ in range(20)] == [200] * 20
+            wait_until(lambda: len(workers_of(server)) == 2 and min(first) not in workers_of(server), "it is replaced")
+            wait_until(lambda: all_say(80), "what the dead one had counted is still counted")
+            last = workers_of(server)
+        assert not any(Path(f"/proc/{worker}").exists() for worker in last)
+
+
+@pytest.mark.long
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        server = Server(redis.url, "--workers", "2")
+        workers = workers_of(server)
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "the workers end")
 
 
 def test_the_server_says_where_it_listens(server):
@@ -459,6 +515,13 @@ def test_a_token_is_asked_for_and_tls_is_spoken_if_they_are_given(tmp_path):
             assert server.post(body, Authorization="bearer s3cret")[0] == 200
             assert server.get("/health")[0] == 200
             assert server.get("/metrics")[0] == 401
+            # A client that keeps its connection for a next request does not hold up the end.
+            with contextlib.closing(server.connection()) as idle:
+                idle.request("GET", "/health")
+                idle.getresponse().read()
+                assert server.stop() == 0
+            assert server.process.stderr is not None
+            assert server.process.stderr.read() == ""
 
 
 def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_was_closed(cluster, tmp_path):
@@ -538,3 +601,32 @@ def test_an_address_that_is_taken_is_named(server) -> None:
 
     assert ended.returncode == 1
     assert f"error: cannot listen at 127.0.0.1:{server.port}" in ended.stderr
+
+
+def test_a_service_gives_its_columns_in_its_order_over_http_and_in_the_sdk(server: Server) -> None:
+    entities = {"user": ["u4", "nobody"], "hotel": [1, 2]}
+    code, answer = server.post({"entities": entities, "feature_service": "checkout"})
+    rows = [dict(zip(entities, row, strict=True)) for row in zip(*entities.values(), strict=True)]
+    with FeatureStore(redis_url=server.redis.url) as store:  # type: ignore[attr-defined]
+        read = store.get_online_features("checkout", rows).to_dict()
+        (service,) = store.services().values()
+        assert store.get_online_features(service, rows).to_dict() == read
+
+    assert code == 200
+    assert answer["metadata"]["feature_names"] == list(read) == ["user", "hotel", "nights", "n"]
+    assert [result["values"] for result in answer["results"]] == list(read.values())
+    assert read["nights"] == [4, 0]
+
+
+def test_reads_of_a_service_are_counted_in_redis_when_the_server_stops(tmp_path: Path) -> None:
+    with Valkey(tmp_path) as redis:
+        fill(redis.url)
+        body = {"entities": {"user": ["a"], "hotel": [1]}}
+        with serving(redis.url) as server:
+            assert [server.post({**body, "feature_service": "checkout"})[0] for _ in range(3)] == [200] * 3
+            assert server.post({**body, "feature_service": "other"})[0] == 404
+            assert server.post({**body, "features": ["orders:n"]})[0] == 200
+        with Client.from_url(redis.url) as client:
+            counts = {key: client.hvals(key) for key in client.scan_iter("unskew:usage:*")}
+
+    assert counts == {b"unskew:usage:checkout": [b"3"]}

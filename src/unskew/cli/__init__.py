@@ -24,7 +24,14 @@ COMMANDS = {
     "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers."),
     "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
+    "plan": _Place("unskew.cli.plan", "plan", "Show what applying definitions would change, and who is touched."),
+    "apply": _Place("unskew.cli.plan", "apply", "Apply definitions: what the pipeline may run."),
+    "promote": _Place("unskew.cli.promote", "promote", "Let another version of a view serve, at once."),
+    "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
+    "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
+    "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
+    "search": _Place("unskew.cli.search", "search", "Find features by words."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
     "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP."),
     "train": _Place("unskew.cli.train", "train", "Write a training set: labels with the features of their instants."),
@@ -34,6 +41,7 @@ COMMANDS = {
     ),
     "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
     "publish": _Place("unskew.cli.publish", "publish", "Write the metadata by which other engines read the log."),
+    "export": _Place("unskew.cli.export", "export", "Write what other feature stores read the features with."),
     "import": _Place("unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream."),
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
     "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),
@@ -117,6 +125,7 @@ def main() -> None:
     \b
     See it work:          unskew demo
     Check definitions:    unskew check definitions/
+    Apply definitions:    unskew apply definitions/ --log data/log
     Run the pipeline:     unskew run --idle wall
     Read features:        unskew get household_purchases 1
 

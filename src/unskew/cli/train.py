@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # The options that a manifest has already.
 _SHAPING = (
     "features",
+    "service",
     "timestamp",
     "inclusive",
     "outside",
@@ -39,6 +40,11 @@ _SHAPING = (
     multiple=True,
     metavar="VIEW[:FEATURE]",
     help="Feature, or all features of a view; may be given several times.",
+)
+@click.option(
+    "--service",
+    metavar="NAME",
+    help="All features of this service, in its order and the versions that it has pinned; needs --definitions.",
 )
 @click.option(
     "-o",
@@ -100,6 +106,7 @@ def train(
     context: click.Context,
     labels: Path,
     features: tuple[str, ...],
+    service: str | None,
     output: Path,
     definitions: tuple[Path, ...],
     log: Path | None,
@@ -134,7 +141,8 @@ def train(
     """
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
-    from unskew.features.references import named_views
+    from unskew.features.references import named_views, requested
+    from unskew.features.registry import Published
     from unskew.offline.labels import read_labels
     from unskew.offline.logged import with_logged
     from unskew.offline.manifest import Manifest
@@ -157,8 +165,14 @@ def train(
         store = FeatureStore(definitions or None, log=log, archive=archive)
         found = store.reproduce(given, reproduce, progress=True)
     else:
-        if not features:
-            raise RequestError("no features are requested: give -f VIEW or -f VIEW:FEATURE, or --reproduce a manifest")
+        if features and service is not None:
+            raise RequestError("-f and --service exclude each other: a service has its features")
+        if not features and service is None:
+            raise RequestError(
+                "no features are requested: give -f VIEW or -f VIEW:FEATURE, a --service, or --reproduce a manifest"
+            )
+        if service is not None and not definitions:
+            raise RequestError("the features of a service are in its definition: give --definitions")
         if not definitions and log is None:
             raise RequestError(
                 "features are read by their definitions: give --definitions, or a --log, which holds its own"
@@ -166,11 +180,21 @@ def train(
         spans = dict(map(_span, versions))
         plan = load(*definitions) if definitions else None
         store = FeatureStore(plan, log=log, archive=archive)
-        known = None if plan is None else plan.published
-        if log is not None:
-            known = with_logged(log, named_views(each_version(features, spans)), known)
-        assert known is not None
-        references, views = _references(features, newest_serving(known, candidates(known, spans)))
+        references: list[str] | str
+        if service is not None:
+            assert plan is not None
+            references = service
+            views = list(
+                {
+                    one.view.id: one.view for one in requested(service, Published.of(plan), full_feature_names=True)
+                }.values()
+            )
+        else:
+            known = None if plan is None else plan.published
+            if log is not None:
+                known = with_logged(log, named_views(each_version(features, spans)), known)
+            assert known is not None
+            references, views = _references(features, newest_serving(known, candidates(known, spans)))
         found = store.get_historical_features(
             read_labels(labels, views, timestamp),
             references,

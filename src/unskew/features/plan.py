@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from unskew.features.service import Service
 from unskew.features.types import Type
 from unskew.features.versions import Versions
 from unskew.features.view import AggregationName, Parameters, View, ViewEntity, ViewFeature, ViewWindow
@@ -110,6 +111,7 @@ class StreamPlan:
     refuses_others: bool = False
     unread: Mapping[str, str] = field(default_factory=dict)
     table: TablePlan | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reader(self) -> Mapping[str, Any]:
@@ -272,10 +274,11 @@ class ViewPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All streams by name, and all versions of views: see ``Versions``."""
+    """All streams by name, all versions of views (see ``Versions``), and services by name."""
 
     streams: Mapping[str, StreamPlan]
     views: Versions[ViewPlan]
+    services: Mapping[str, Service] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Any mapping will do.
@@ -295,6 +298,7 @@ class Plan:
         return Plan(
             streams={name: one for name, one in self.streams.items() if (one.table is not None) is of_tables},
             views=Versions(one for one in self.views.values() if (one.stream.table is not None) is of_tables),
+            services=self.services,
         )
 
     @property

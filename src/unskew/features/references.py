@@ -3,12 +3,15 @@
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import polars as pl
 
 from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
+from unskew.features.registry import Published, pin
+from unskew.features.service import ServiceFeature
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -33,6 +36,11 @@ class Asked:
     def reference(self) -> str:
         """The reference as the request has it."""
         return f"{self.named}:{self.feature.name}"
+
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature)
 
 
 def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:
@@ -60,6 +68,19 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     if not asked:
         raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
+
+
+def requested(features: Sequence[str] | str, published: Published, *, full_feature_names: bool = False) -> list[Asked]:
+    """Look up a list of references as ``resolve`` does, or all features of the service of that name."""
+    if is_service(features):
+        service = published.service(features)
+        return resolve(service.references, published.views_of(service), full_feature_names=full_feature_names)
+    return resolve(features, published.views, full_feature_names=full_feature_names)
+
+
+def is_service(features: Sequence[str] | str) -> TypeGuard[str]:
+    """Return true for the name of a service; a text with a colon is a reference outside of a list, a mistake."""
+    return isinstance(features, str) and ":" not in features
 
 
 def named_views(references: Sequence[str]) -> list[str]:
@@ -117,9 +138,10 @@ def texts(references: Sequence[str]) -> list[str]:
     if not isinstance(references, Iterable):
         raise RequestError(f"features must be a list of references view:feature; this is {type(references).__name__}")
     named = list(references)
-    for reference in named:
-        if not isinstance(reference, str):
-            raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
+    if set(map(type, named)) - {str}:
+        for reference in named:
+            if not isinstance(reference, str):
+                raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
     return list(dict.fromkeys(named))
 
 

@@ -7,36 +7,111 @@ microseconds.
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from unskew.features.errors import DefinitionError, LayoutError
+from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnknownName
+from unskew.features.nearest import nearest
 from unskew.features.plan import Plan
+from unskew.features.service import Service, ServiceFeature
 from unskew.features.time import instant_us, moment_of, unit_boundaries
 from unskew.features.types import ScalarName, Type
 from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
-_CLAIM = "claim"
+CLAIM = "claim"
 """The field, in what is stored, of a version that says that it serves: numbers of a later one are higher."""
+APPLIED = "applied"
+"""The field, in what is stored, that says by record which revision was applied and which versions it lets serve."""
 # Longer than any window may be, and short enough for sums of instants.
 _LONGEST_US = 2**60
 # What reading anything else as a registry may raise; a text may nest deeper than Python follows.
-_NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
-class _Registry(msgspec.Struct, frozen=True, kw_only=True):
+class _Registry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: int
     views: tuple[View, ...]
+    services: tuple[Service, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What is published: all versions of views, and services by name."""
+
+    views: Versions[View]
+    services: Mapping[str, Service] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Published":
+        """Return what is published of a plan."""
+        return cls(views=plan.published, services=plan.services)
+
+    def service(self, name: str) -> Service:
+        """Return a service. Raises ``RequestError`` if there is none of that name."""
+        if name not in self.services:
+            known = nearest(name, self.services, "services are")
+            raise UnknownName("service", f"there is no service {name!r}; {known}")
+        return self.services[name]
+
+    def views_of(self, service: Service) -> Versions[View]:
+        """Return the views that a service reads; a bare name means the version that the service has pinned.
+
+        Raises ``RequestError`` if a view or feature is gone, or is not what was promised.
+        """
+        bare = {one.view for one in service.features if one.is_bare}
+        found: dict[str, View] = {}
+        for one in service.features:
+            view = self.views.get(one.view)
+            if difference := f"and {one.view} is not published" if view is None else _difference(one, view):
+                owner = f" (owner: {service.owner})" if service.owner else ""
+                raise RequestError(
+                    f"service {service.name}{owner} reads {one.reference}, {difference}; publish a service that fits the views, or "
+                    "the views that it was made for"
+                )
+            assert view is not None
+            found[one.view] = msgspec.structs.replace(view, serving=one.view in bare)
+        return Versions(found.values())
+
+
+def pin(reference: str, view: View, feature: ViewFeature) -> ServiceFeature:
+    """Return a feature with all that a reader of ``reference`` is promised of it."""
+    return ServiceFeature(
+        reference=reference,
+        view=view.id,
+        type=feature.type,
+        fingerprint=view.state_fingerprint,
+        default=json_scalar(feature.default),
+    )
+
+
+def _difference(one: ServiceFeature, view: View) -> str | None:
+    """Return what of a view is not as a service was promised, as the end of a sentence; None if it is."""
+    feature = view.feature(one.feature)
+    if feature is None:
+        return f"and {one.view} has no such feature"
+    if view.state_fingerprint != one.fingerprint:
+        return f"and {one.view} is computed from another definition"
+    if feature.type != one.type:
+        return f"and its type is {feature.type}, not {one.type}"
+    if json_scalar(feature.default) != one.default:
+        return f"and its default is {feature.default!r}, not {one.default!r}"
+    return None
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Return the registry of all views as data that ``json.dumps`` takes: ``{"format": 1, "views": [...]}``."""
-    registry = _Registry(format=FORMAT, views=tuple(map(as_json, plan.published.values())))
+    """Return the registry as data that ``json.dumps`` takes: ``{"format": 1, "views": [...], "services": [...]}``."""
+    registry = _Registry(
+        format=FORMAT,
+        views=tuple(map(as_json, plan.published.values())),
+        services=tuple(plan.services.values()),
+    )
     described: dict[str, Any] = msgspec.to_builtins(registry)
     return described
 
@@ -44,7 +119,9 @@ def describe(plan: Plan) -> dict[str, Any]:
 def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    Other versions stay. Of the versions of a view that say that they serve, and that are published apart, the one that
+    Other versions stay. A service replaces the one of its name.
+    Of the versions of a view the one serves that was applied last, see ``revision.with_applied``, once it is published.
+    Where nothing was applied, of the versions that say that they serve, and that are published apart, the one that
     began to say so last serves, whoever publishes again: a number in the field ``claim`` keeps that order. ``anew``:
     what ``text`` says is new. A stored registry that cannot be read, or has another format, is replaced as a whole.
     Views that stay keep fields that this version of unskew does not know.
@@ -52,26 +129,32 @@ def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     new = json.loads(text)
     try:
         old = {} if stored is None else json.loads(stored)
-        return _merged(old["views"] if old.get("format") == new.get("format") else [], new, anew=anew)
-    except _NO_REGISTRY:
-        return _merged([], new, anew=anew)
+        return _merged(old if old.get("format") == new.get("format") else {}, new, anew=anew)
+    except NO_REGISTRY:
+        return _merged({}, new, anew=anew)
 
 
-def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
-    views = {(view["name"], view["version"]): view for view in old}
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> str:
+    views = {(view["name"], view["version"]): view for view in old.get("views", ())}
+    applied, outdated = _last_applied(old.get(APPLIED, {}), new.get(APPLIED, {}))
+    services = {one["name"]: one for one in old.get("services", ()) if one["name"] not in outdated.of_old}
+    services |= {one["name"]: one for one in new.get("services", ()) if one["name"] not in outdated.of_new}
     last: dict[str, int] = {}
-    for view in old:
-        last[view["name"]] = max(last.get(view["name"], 0), view.get(_CLAIM, 0))
+    for view in old.get("views", ()):
+        last[view["name"]] = max(last.get(view["name"], 0), view.get(CLAIM, 0))
     for view in new["views"]:
         key = view["name"], view["version"]
-        claim = None if anew else views.get(key, {}).get(_CLAIM, view.get(_CLAIM))
-        if not (view.get("serving", True) or _CLAIM in view):
+        claim = None if anew else views.get(key, {}).get(CLAIM, view.get(CLAIM))
+        if not (view.get("serving", True) or CLAIM in view):
             views[key] = view
             continue
         if claim is None:
             claim = last[view["name"]] = last.get(view["name"], 0) + 1
-        views[key] = {**view, _CLAIM: claim}
-    serving = {key[0]: key for _, key in sorted((view[_CLAIM], key) for key, view in views.items() if _CLAIM in view)}
+        views[key] = {**view, CLAIM: claim}
+    serving = {key[0]: key for _, key in sorted((view[CLAIM], key) for key, view in views.items() if CLAIM in view)}
+    for name, version in _applied_versions(applied).items():
+        if (name, version) in views:
+            serving[name] = name, version
     for key, view in views.items():
         # What an earlier version of unskew has published has no number.
         if key[0] in serving:
@@ -81,20 +164,70 @@ def _merged(old: Sequence[Any], new: Mapping[str, Any], *, anew: bool) -> str:
     # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
-    return json.dumps({**new, "views": ordered})
+    merged = {name: value for name, value in new.items() if name not in {"services", APPLIED}}
+    merged |= {"services": list(services.values())} if services else {}
+    merged |= {APPLIED: applied} if applied else {}
+    return json.dumps({**merged, "views": ordered, "serves": _serves(ordered)})
 
 
-def own_part(stored: str, text: str) -> str:
-    """Return those views of a stored registry, as they stand there, that ``text`` has, too; both are JSON."""
-    own = {(view["name"], view["version"]) for view in json.loads(text)["views"]}
-    registry = json.loads(stored)
-    return json.dumps(
-        {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
-    )
+def _serves(views: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return, for each name, the version that it means, as ``Versions.serving`` says; for readers without Python."""
+    beside = Counter(view["name"] for view in views)
+    return {view["name"]: view["version"] for view in views if view.get("serving", True) or beside[view["name"]] == 1}
+
+
+class _Outdated(NamedTuple):
+    """Services that a later revision removed: of what is stored, and of what is published."""
+
+    of_old: set[str]
+    of_new: set[str]
+
+
+def _last_applied(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], _Outdated]:
+    """Return what was applied last from each record; a view belongs to the record that named it last."""
+    known = {record: {**one, "serves": dict(one["serves"])} for record, one in old.items()}
+    outdated = _Outdated(set(), set())
+    for record, one in new.items():
+        stored = known.get(record)
+        if stored is not None and stored["revision"] >= one["revision"]:
+            if stored["revision"] > one["revision"]:
+                outdated.of_new.update(one["services"])
+            continue
+        for other in known.values():
+            other["serves"] = {name: version for name, version in other["serves"].items() if name not in one["serves"]}
+        if stored is not None:
+            outdated.of_old.update(set(stored["services"]) - set(one["services"]))
+        known[record] = one
+    return known, outdated
+
+
+def _applied_versions(applied: Mapping[str, Any]) -> dict[str, int]:
+    return {name: version for one in applied.values() for name, version in one["serves"].items()}
+
+
+def own_part(stored: str | bytes, text: str) -> str:
+    """Return those views and services of a stored registry, as they stand there, that ``text`` has, too.
+
+    Services of a record from which ``text`` was applied count as its own.
+    """
+    given, registry = json.loads(text), json.loads(stored)
+    own = {(view["name"], view["version"]) for view in given["views"]}
+    part = {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
+    services = {service["name"] for service in given.get("services", ())}
+    for record in given.get(APPLIED, {}):
+        services |= set(registry.get(APPLIED, {}).get(record, {}).get("services", ()))
+    part.pop("services", None)
+    if services:
+        part["services"] = [service for service in registry["services"] if service["name"] in services]
+    return json.dumps(part)
 
 
 def displaced(stored: str, text: str) -> dict[str, str]:
-    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead."""
+    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead.
+
+    Views of which what was applied decides are left out.
+    """
+    decided = _applied_versions(json.loads(stored).get(APPLIED, {}))
     serving = {
         view["name"]: f"{view['name']}@{view['version']}"
         for view in json.loads(stored)["views"]
@@ -105,7 +238,11 @@ def displaced(stored: str, text: str) -> dict[str, str]:
         for view in json.loads(text)["views"]
         if view.get("serving", True)
     }
-    return {view_id: serving[name] for view_id, name in asked.items() if serving.get(name, view_id) != view_id}
+    return {
+        view_id: serving[name]
+        for view_id, name in asked.items()
+        if name not in decided and serving.get(name, view_id) != view_id
+    }
 
 
 def typed(view: View, name: str) -> View:
@@ -126,7 +263,7 @@ def named(stored: str | bytes | None) -> list[str]:
     try:
         registry = {"views": []} if stored is None else json.loads(stored)
         return [f"{view['name']}@{view['version']}" for view in registry["views"]]
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return []
 
 
@@ -136,12 +273,14 @@ def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
         registry = {} if stored is None else json.loads(stored)
         kept = [view for view in registry["views"] if f"{view['name']}@{view['version']}" not in view_ids]
         n_views = len(registry["views"])
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return None
-    return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
+    if len(kept) == n_views:
+        return None
+    return json.dumps({**registry, "views": kept, **({"serves": _serves(kept)} if "serves" in registry else {})})
 
 
-def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Versions[View]:
+def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Published:
     """Read a registry from JSON text or data. ``key``: where it stands in Redis, for messages.
 
     Raises ``LayoutError`` if this version cannot read it.
@@ -160,13 +299,15 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Ve
         views = Versions(map(_typed, registry.views))
         for view in views.values():
             _check(view)
+        for service in registry.services:
+            _check_service(service)
     except _Unreadable as error:
         raise LayoutError(f"{name} cannot be read: {error}") from error
     # A text may nest deeper than any reader follows.
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         why = str(error) or type(error).__name__
         raise LayoutError(f"{name} cannot be read: {why}; publish it again with unskew run") from error
-    return views
+    return Published(views=views, services={service.name: service for service in registry.services})
 
 
 def describe_one(view: View) -> dict[str, Any]:
@@ -204,6 +345,11 @@ def _check(view: View) -> None:
         _check_windows(view, (view.sessions.window,), view.sessions.columns)
 
 
+def _check_service(service: Service) -> None:
+    if not (service.name and service.features and all(one.feature and one.view for one in service.features)):
+        raise _Unreadable(f"service {service.name!r} has no features, or no name; publish it again with unskew run")
+
+
 def _check_windows(view: View, windows: Sequence[ViewWindow], features: Sequence[ViewFeature]) -> None:
     aggregated = {feature.name for feature in features if feature.window is not None}
     for feature in features:
@@ -231,19 +377,20 @@ def _require(view: View, is_right: bool, otherwise: str) -> None:  # noqa: FBT00
         raise _Unreadable(f"{view.id}: {otherwise}; publish it again with unskew run")
 
 
+def json_scalar(value: Scalar | None) -> int | float | bool | str | None:
+    """Return a scalar as JSON has it: an instant is a number of microseconds, a decimal is text."""
+    match value:
+        case dt.datetime():
+            return instant_us(value)
+        case Decimal():
+            return format(value, "f")
+        case _:
+            return value
+
+
 def as_json(view: View) -> View:
     """Return the view with its scalars as JSON values."""
-
-    def written(value: Scalar | None, _type: str) -> Scalar | None:
-        match value:
-            case dt.datetime():
-                return instant_us(value)
-            case Decimal():
-                return format(value, "f")
-            case _:
-                return value
-
-    return _with_scalars(view, written)
+    return _with_scalars(view, lambda value, _type: json_scalar(value))
 
 
 def _typed(view: View) -> View:

@@ -15,7 +15,8 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Given
-from unskew.features.registry import as_json, typed
+from unskew.features.registry import as_json, pin, typed
+from unskew.features.service import ServiceFeature
 from unskew.features.time import instant_us, moment_of
 from unskew.features.view import View
 from unskew.offline.content import checksum
@@ -32,6 +33,7 @@ class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
 
     ``on``: the column of the log with which the labels' instants are compared, ``written_at`` with ``as_served``.
     ``max_age_us``: None without one. ``versions``: by the name of a view, the versions that answered for it together.
+    ``service``: whose features they are; None if they were listed.
     """
 
     timestamp: str
@@ -42,6 +44,7 @@ class JoinRule(msgspec.Struct, frozen=True, kw_only=True):
     with_status: bool
     on: Literal["available_at", "written_at"] = "available_at"
     versions: dict[str, tuple[int, ...]] = {}
+    service: str | None = None
 
 
 class ShardPosition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -184,7 +187,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that made a training set, and what it holds; see the module.
 
     ``archive``: by topic and partition, the events that were read; empty if only the log was. ``labels``: the table
-    that came in; ``output``: the table that went out.
+    that came in; ``output``: the table that went out. ``features_digest``: what a model that is trained with it expects
+    to be served, see ``service.digest_of``; empty in the manifest of an earlier version of unskew.
     """
 
     format: int
@@ -195,6 +199,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[FeaturePart, ...]
     labels: TablePart
     output: TablePart
+    features_digest: str = ""
+
+    def expected(self, name: str = "the manifest") -> list[ServiceFeature]:
+        """Return the features with all that was known of them, in their order; ``name``: for errors."""
+        views = {part.id: part.view(name) for part in self.views}
+        found = []
+        for part in self.features:
+            view = views.get(part.view)
+            feature = None if view is None else view.feature(part.feature)
+            if view is None or feature is None:
+                raise RequestError(f"{name} does not say what {part.view}:{part.feature} was; give one that is whole")
+            found.append(pin(f"{part.named}:{part.feature}", view, feature))
+        return found
 
     def to_json(self) -> bytes:
         """Return it as JSON, for a file."""

@@ -18,6 +18,7 @@ from unskew.features.frames import Answer, Given
 from unskew.features.local import local_path
 from unskew.features.printing import printable
 from unskew.features.references import Asked, requested_us
+from unskew.features.service import digest_of
 from unskew.features.time import MAX_INSTANT_US, format_instant, instant_us
 from unskew.features.warming import Statuses
 from unskew.offline.distribution import distribution
@@ -120,6 +121,7 @@ class HistoricalFeatures(Answer):
             features=tuple(map(self._feature_part, self.joined.asked)),
             labels=TablePart.of(self.given.n_rows, labels),
             output=TablePart.of(self.given.n_rows, output),
+            features_digest=digest_of(one.pinned for one in self.joined.asked),
         )
 
     def _feature_part(self, asked: Asked) -> FeaturePart:

@@ -24,6 +24,7 @@ import msgspec
 
 from unskew.features.errors import RequestError, UnknownName, UnskewError
 from unskew.features.frames import Columns
+from unskew.features.references import is_service
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.online import Answered, Asking, OnlineReader
 from unskew.serving.request import LAGGING, Request, ViewAnswer
@@ -60,10 +61,9 @@ def read_body(data: bytes, most_rows: int) -> Body:
         ) from error
     if not body.entities:
         raise RequestError("no entities are given; name a list of values for each key column in entities")
-    if body.feature_service is not None:
-        raise RequestError(f"there is no feature service {body.feature_service!r}; name the features: view:feature")
-    if body.features is None:
-        raise RequestError("no features are requested; name them in features, as view:feature")
+    if (body.features is None) is (body.feature_service is None):
+        both = "both features and a feature_service are" if body.features is not None else "no features are"
+        raise RequestError(f"{both} requested; name features, as view:feature, or a feature_service")
     lengths = {name: len(values) for name, values in body.entities.items()}
     if len(set(lengths.values())) > 1:
         raise RequestError(f"the lists of entities have different lengths: {lengths}")
@@ -75,10 +75,13 @@ def read_body(data: bytes, most_rows: int) -> Body:
 
 def asking(reader: OnlineReader, body: Body) -> Asking[Answered]:
     """Return what a request asks of a reader."""
-    assert body.features is not None
-    return reader.asking(
-        body.features, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True
-    )
+    wanted: list[str] | str | None = body.features
+    if wanted is None:
+        assert body.feature_service is not None
+        if not is_service(body.feature_service):
+            raise RequestError(f"{body.feature_service!r} is a reference, not a feature_service; name it in features")
+        wanted = body.feature_service
+    return reader.asking(wanted, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True)
 
 
 def answer(answered: Answered, body: Body) -> bytes:
@@ -163,6 +166,7 @@ _OF_UNKNOWN = {
     "view": "FeatureViewNotFoundException",
     "version": "FeatureViewVersionNotFound",
     "feature": "FeastObjectNotFoundException",
+    "service": "FeatureServiceNotFoundException",
 }
 
 

@@ -4,36 +4,34 @@ The route that is asked most, ``POST /get-online-features``, is a plain ASGI cal
 """
 
 import asyncio
+import gc
 import hmac
 import logging
+import re
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from typing_extensions import override
 
 from unskew.features.errors import (
     LayoutError,
     NothingPublished,
+    OtherFeatures,
     RequestError,
     StoreUnavailable,
     UnknownName,
     UnskewError,
 )
 from unskew.serving import feast
-from unskew.serving.clocks import UNKNOWN
-from unskew.serving.online import Answered, OnlineReader
+from unskew.serving.measured import Metrics
+from unskew.serving.online import OnlineReader
+from unskew.sinks.redis.usage import Usage
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,11 +44,9 @@ FEATURES = "/get-online-features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
+_EXPECT = b"unskew-expect"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _JSON = (b"content-type", b"application/json")
-_SECONDS = (
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
-)  # fmt: skip
-
 _log = logging.getLogger("unskew.serve")
 
 
@@ -79,69 +75,30 @@ class _Refused(Exception):
         self.code = code
 
 
-class Metrics(Collector):
-    """What is measured of the answers. Labels are names of views and statuses, and codes of HTTP.
+class Application:
+    """An ASGI application that answers from a reader.
 
-    They are plain numbers, from which the client of Prometheus makes its own only when somebody asks for them.
+    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read. ``metrics``: what
+    is measured. ``at_end``: called when the server has stopped.
     """
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
-        self._n_by_bucket = [0] * (len(_SECONDS) + 1)
-        self._seconds = 0.0
-        self._n_by_code: Counter[int] = Counter()
-        self._n_rows: Counter[tuple[str, str]] = Counter()
-        self._lag_s: dict[str, float] = {}
-
-    def replied(self, code: int, seconds: float) -> None:
-        """Count an answer."""
-        self._n_by_code[code] += 1
-        self._n_by_bucket[bisect_left(_SECONDS, seconds)] += 1
-        self._seconds += seconds
-
-    def answered(self, answered: Answered) -> None:
-        """Count the rows of an answer."""
-        for view, found in zip(answered.request.views, answered.answers, strict=True):
-            view_id = view.view.id
-            for status in found.status:
-                self._n_rows[view_id, status] += 1
-            oldest = min([placed.as_of for placed in found.placed if placed.as_of != UNKNOWN], default=None)
-            if oldest is not None:
-                self._lag_s[view_id] = max(0, answered.now_us - oldest) / 1e6
-
-    @override
-    def collect(self) -> Iterator[Metric]:
-        within = accumulate(self._n_by_bucket)
-        buckets = list(zip((*map(str, _SECONDS), "+Inf"), within, strict=True))
-        yield HistogramMetricFamily(
-            "unskew_request_seconds", "Time from a request's first byte to its answer", buckets, self._seconds
-        )
-        requests = CounterMetricFamily("unskew_requests", "Requests for features", labels=["code"])
-        for code, n in self._n_by_code.items():
-            requests.add_metric([str(code)], n)
-        rows = CounterMetricFamily("unskew_rows", "Rows that were answered", labels=["view", "status"])
-        for labels, n in self._n_rows.items():
-            rows.add_metric(labels, n)
-        lag_s = GaugeMetricFamily(
-            "unskew_read_lag_seconds",
-            "How far the oldest row of the last answer lay behind the present",
-            labels=["view"],
-        )
-        for view_id, seconds in self._lag_s.items():
-            lag_s.add_metric([view_id], seconds)
-        yield from (requests, rows, lag_s)
-
-
-class Application:
-    """An ASGI application that answers from a reader. ``token``: what a client must send as its bearer token."""
-
-    def __init__(self, reader: OnlineReader, limits: Limits, token: str | None = None) -> None:
+    def __init__(
+        self,
+        reader: OnlineReader,
+        limits: Limits,
+        token: str | None = None,
+        usage: Usage | None = None,
+        *,
+        metrics: Metrics | None = None,
+        at_end: Callable[[], None] | None = None,
+    ) -> None:
         self._reader = reader
+        self._usage = usage
         self._limits = limits
         self._token = None if token is None else token.encode()
         self._n_at_once = 0
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
+        self._at_end = at_end
         self._others = Starlette(
             routes=[
                 Route("/health", self._health),
@@ -158,8 +115,23 @@ class Application:
             await self._features(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
         else:
             await self._others(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            kind = (await receive())["type"]
+            if kind == "lifespan.startup":
+                # What is there now stays, so no search for garbage need look at it while requests wait.
+                gc.collect()
+                gc.freeze()
+            elif self._at_end is not None:
+                self._at_end()
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
 
     async def _features(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -183,11 +155,17 @@ class Application:
             self._refuse(scope)
             body = feast.read_body(await self._body(scope, receive), self._limits.rows)
             answered = await self._reader.asked_async(feast.asking(self._reader, body))
+            if (expected := _expected(scope)) is not None:
+                answered.request.require(expected)
             self.metrics.answered(answered)
+            if self._usage is not None and body.feature_service is not None:
+                self._usage.count(body.feature_service)
             return _Reply(200, feast.answer(answered, body))
         except _Refused as error:
             return _Reply(error.code, feast.error(str(error)))
         except UnskewError as error:
+            if isinstance(error, StoreUnavailable):
+                self.metrics.redis_failed()
             return _Reply(_code(error), feast.error(str(error), error))
         except Exception:  # noqa: BLE001 - a client gets an answer, and no traceback
             _log.exception("a request was not answered")
@@ -287,12 +265,28 @@ class _Begun:
         return self.result
 
 
+def _expected(scope: Scope) -> str | None:
+    """Return the digest of the features that a request expects; None if it does not say."""
+    given = next((value for name, value in scope["headers"] if name == _EXPECT), None)
+    if given is None:
+        return None
+    text: str = given.decode("latin-1").strip()
+    if _DIGEST.fullmatch(text) is None:
+        raise RequestError(
+            f"Unskew-Expect: {text!r:.80} is not a digest of features; send the 64 characters of features_digest in the model's "
+            "manifest"
+        )
+    return text
+
+
 def _code(error: UnskewError) -> int:
     """Return the code of HTTP for an error. Feast's client repeats a request after 429, 500, and 502 to 504."""
     if isinstance(error, StoreUnavailable | NothingPublished):
         return 503
     if isinstance(error, UnknownName):
         return 404
+    if isinstance(error, OtherFeatures):
+        return 409
     if isinstance(error, RequestError):
         return 422
     return 500 if isinstance(error, LayoutError) else 400

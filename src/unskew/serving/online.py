@@ -12,15 +12,15 @@ from typing_extensions import override
 from unskew.features.errors import NothingPublished, RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.references import key_columns, key_names, resolve, texts
-from unskew.features.registry import parse
+from unskew.features.references import is_service, key_columns, key_names, requested, texts
+from unskew.features.registry import Published, parse
 from unskew.features.time import format_instant
 from unskew.features.types import Type
 from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.lines import Commands, Lines
-from unskew.serving.request import STATUS, How, Pipelines, Request, ViewAnswer
+from unskew.serving.request import STATUS, Expected, How, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
 from unskew.serving.shared import SharedLines
 from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, value_keys_pattern
@@ -120,6 +120,10 @@ class OnlineFeatures(Answer):
             summary.append(f"{view.named}: {counts or 'no rows'}{since}{until}")
         return "\n".join([*summary, repr(self.frame)])
 
+    def require(self, expected: Expected) -> None:
+        """Raise ``OtherFeatures`` if these are not the expected features, in their order."""
+        self._request.require(expected)
+
 
 class Answered(NamedTuple):
     """What a read found: the rows that were asked with, and for each view of the request its values.
@@ -144,24 +148,24 @@ class _Known:
     """
 
     def __init__(
-        self, revision: bytes | None, text: bytes, views: Versions[View], shards: Mapping[str, Sequence[str]]
+        self, revision: bytes | None, text: bytes, published: Published, shards: Mapping[str, Sequence[str]]
     ) -> None:
         self.revision = revision
         self.text = text
-        self.views = views
+        self.published = published
         self.shards = shards
-        self.requests: dict[tuple[tuple[str, ...], How], Request] = {}
+        self.requests: dict[tuple[tuple[str, ...] | str, How], Request] = {}
 
 
 class OnlineReader:
     """Reads current features; needs only Redis.
 
     ``client``: a client of redis-py or a URL, for one server, sentinels or a cluster. ``pipeline``: the pipeline or
-    pipelines that maintain the views. ``views``: the view versions to read; by default those of the published registry,
-    which the reader follows as it changes. ``max_lag_us``: how far a clock may be behind the present before the status
-    is ``lagging``; with None it never is. ``sampler``: keeps a small sample of what is returned; None keeps nothing.
-    ``timeout_s``: how long a connection or a reply is waited for, where a URL does not say it; a read is tried three
-    times.
+    pipelines that maintain the views. ``views``: the view versions to read, with services if any; by default what
+    the published registry has, which the reader follows as it changes. ``max_lag_us``: how far a clock may be
+    behind the present before the status is ``lagging``; with None it never is. ``sampler``: keeps a small sample of
+    what is returned; None keeps nothing. ``timeout_s``: how long a connection or a reply is waited for, where a URL
+    does not say it; a read is tried three times.
     """
 
     def __init__(
@@ -170,7 +174,7 @@ class OnlineReader:
         prefix: str = "unskew",
         pipeline: str | Sequence[str] = "main",
         *,
-        views: Mapping[str, View] | None = None,
+        views: Mapping[str, View] | Published | None = None,
         max_lag_us: int | None = None,
         now_us: Callable[[], int] = wall_us,
         sampler: Sampler | None = None,
@@ -184,7 +188,9 @@ class OnlineReader:
         self._shared = SharedLines(self._server, self._lines)
         self._prefix = prefix
         self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
-        self._pinned = None if views is None else Versions.of(views)
+        if views is not None and not isinstance(views, Published):
+            views = Published(views=Versions.of(views))
+        self._pinned = views
         self._known = None if self._pinned is None else _Known(None, b"", self._pinned, {})
         self._max_lag_us = max_lag_us
         self._now_us = now_us
@@ -199,17 +205,21 @@ class OnlineReader:
 
     def views(self) -> Versions[View]:
         """Return the views that can be read."""
-        return self._asked(self.look_again()).views
+        return self.published().views
+
+    def published(self) -> Published:
+        """Return the views and services that can be read."""
+        return self._asked(self.look_again()).published
 
     def read(
         self,
-        features: Sequence[str],
+        features: Sequence[str] | str,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
     ) -> OnlineFeatures:
-        """Read ``view:feature`` and ``view@version:feature`` references for every entity row.
+        """Read ``view:feature`` and ``view@version:feature`` references, or a service, for every entity row.
 
         ``entity_rows``: a list of dicts, a frame or an Arrow table, with the key columns of every requested view;
         other columns are passed through. Entities that were never seen, or whose windows are all empty, get empty
@@ -227,7 +237,7 @@ class OnlineReader:
 
     async def read_async(
         self,
-        features: Sequence[str],
+        features: Sequence[str] | str,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
@@ -241,7 +251,7 @@ class OnlineReader:
 
     def asking(
         self,
-        features: Sequence[str],
+        features: Sequence[str] | str,
         rows: Given,
         *,
         full_feature_names: bool = False,
@@ -254,7 +264,7 @@ class OnlineReader:
         """
         if not isinstance(with_status, bool):
             raise RequestError(f"with_status is True or False, not {with_status!r}")
-        named = features if type(features) is list or type(features) is tuple else texts(features)
+        named = features if is_service(features) else tuple(texts(features))
         how = How(full_feature_names, with_status, as_json)
         for _ in range(_MOST_TRIES):
             known, request = yield from self._compiled(named, how)
@@ -330,26 +340,18 @@ class OnlineReader:
             result: _Result = end.value
             return result
 
-    def _compiled(self, features: Sequence[str], how: How) -> "Asking[tuple[_Known, Request]]":
+    def _compiled(self, features: tuple[str, ...] | str, how: How) -> "Asking[tuple[_Known, Request]]":
         """Return a request as it is compiled for what is known, and that."""
         known = self._known or (yield from self.look_again())
-        wanted = tuple(features), how
-        try:
-            request = known.requests.get(wanted)
-        except TypeError:
-            request = None
-        if request is None:
-            # Nobody has asked for these yet, or they are not a list of texts, each once.
-            features = texts(features)
-            wanted = tuple(features), how
-            request = known.requests.get(wanted)
+        wanted = features, how
+        request = known.requests.get(wanted)
         if request is None:
             try:
-                asked = resolve(features, known.views, full_feature_names=how.full_feature_names)
+                asked = requested(features, known.published, full_feature_names=how.full_feature_names)
             except RequestError:
                 # The registry may have changed since it was read.
                 known = yield from self.look_again(known)
-                asked = resolve(features, known.views, full_feature_names=how.full_feature_names)
+                asked = requested(features, known.published, full_feature_names=how.full_feature_names)
             unlisted = {one.view.id for one in asked} - known.shards.keys()
             if unlisted:
                 known = self._relist(known, (yield from self._listed(sorted(unlisted))))
@@ -391,7 +393,7 @@ class OnlineReader:
 
     def _relist(self, known: _Known, listed: Mapping[str, Sequence[str]]) -> _Known:
         """Return what is known, with these shards of views; requests that were compiled for others are forgotten."""
-        found = self._known = _Known(known.revision, known.text, known.views, {**known.shards, **listed})
+        found = self._known = _Known(known.revision, known.text, known.published, {**known.shards, **listed})
         return found
 
 

@@ -6,12 +6,14 @@ clocks of the views' shards, the rows, and how far values may have been sent.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from unskew.features.errors import LayoutError, RequestError
+from unskew.features.errors import LayoutError, OtherFeatures, RequestError
 from unskew.features.references import Asked, by_view
+from unskew.features.service import ServiceFeature, difference_of, digest_of
 from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
 from unskew.features.warming import Statuses, is_warming
@@ -32,6 +34,10 @@ _DEFAULT, _PRESENT = Statuses.default.name, Statuses.present.name
 _AT = "_at"
 _INSTANTS = Reader(Type("timestamp"))
 _MOST_KNOWN = 64
+_MOST_NAMED = 20
+
+Expected = str | Sequence[ServiceFeature]
+"""The digest of features, or the features themselves."""
 
 Row = Sequence[bytes | None]
 
@@ -331,6 +337,26 @@ class Request:
         }
         self.places = [places[one.column] for one in asked]
         """For each feature, the number of its view and of its column there."""
+
+    def require(self, expected: "Expected") -> None:
+        """Raise ``OtherFeatures`` if the features are not those that are expected, in their order."""
+        if expected == self.digest if isinstance(expected, str) else digest_of(expected) == self.digest:
+            return
+        if isinstance(expected, str):
+            named = ", ".join(f"{one.view.id}:{one.feature.name}" for one in self.asked[:_MOST_NAMED])
+            more = f" and {len(self.asked) - _MOST_NAMED} more" if len(self.asked) > _MOST_NAMED else ""
+            what = f"they are {named}{more}, with the digest {self.digest}, and not those of {expected}"
+        else:
+            what = difference_of(expected, [one.pinned for one in self.asked]) or ""
+        raise OtherFeatures(
+            f"the features are not those that the request expects: {what}; ask for the features and versions that the model was "
+            "trained with, in their order, or train it with these"
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the features, see ``digest_of``."""
+        return digest_of(one.pinned for one in self.asked)
 
     def rows(self, keys: Sequence[Sequence[str | None]]) -> Commands:
         """Return the commands that read the rows of each view's keys."""

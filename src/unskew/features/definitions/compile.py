@@ -12,6 +12,7 @@ import polars as pl
 from unskew.features.definitions.agg import count, first_time, last_time
 from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
+from unskew.features.definitions.services import pinned
 from unskew.features.definitions.slots import Slots, did_you_mean, text_faults
 from unskew.features.definitions.streams import column_names, is_pattern, plan_stream, plan_table
 from unskew.features.definitions.vocabulary import (
@@ -20,6 +21,7 @@ from unskew.features.definitions.vocabulary import (
     Entity,
     Feature,
     FeatureView,
+    Service,
     Session,
     Sessions,
     Stream,
@@ -38,6 +40,7 @@ from unskew.features.plan import (
     StreamPlan,
     ViewPlan,
 )
+from unskew.features.service import Service as PublishedService
 from unskew.features.types import TIMESTAMP
 from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View, ViewEntity, ViewSessions
@@ -65,11 +68,12 @@ _FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A001 - the word that users know
     """Check definitions and number them: views with everything they refer to.
 
-    Takes entities, streams, sessions and views, or iterables of them. What a view holds need not be given separately.
+    Takes entities, streams, sessions, views and services, or iterables of them. What a view holds need not be given
+    separately.
     Raises one ``DefinitionError`` with every fault found; each says what is wrong, where, and what to do.
     """
     faults: list[str] = []
-    entities, streams, sessions, views = _sorted(definitions, faults)
+    entities, streams, sessions, views, services = _sorted(definitions, faults)
     stream_plans: dict[str, StreamPlan] = {}
     for name, entity in entities.items():
         faults += text_faults(f"entity {name}", entity)
@@ -96,9 +100,40 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     for name, unused in sessions.items():
         if not used & {id(unused), name}:
             _UnusedSessions(unused, entities, streams, sessions, stream_plans, faults).check()
+    for name, service in services.items():
+        faults += text_faults(f"service {name}", service)
     if faults:
         raise DefinitionError(list(dict.fromkeys(faults)))
-    return Plan(streams=stream_plans, views=Versions(view_plans))
+    views_planned = Versions(view_plans)
+    return Plan(streams=stream_plans, views=views_planned, services=_pinned(services, views_planned))
+
+
+def _pinned(services: Mapping[str, Service], views: Versions[ViewPlan]) -> dict[str, PublishedService]:
+    """Return services as they are published. What they read can only be looked up when every view is right."""
+    known = Versions(view.published for view in views.values())
+    faults: list[str] = []
+    found: dict[str, PublishedService] = {}
+    for name, service in services.items():
+        try:
+            one = _without_surprise(f"service {name}", partial(pinned, service, known), faults)
+        except DefinitionError as error:
+            faults += [f"service {name}: {fault}" for fault in error.faults]
+        else:
+            if one is not None:
+                found[name] = one
+    if faults:
+        raise DefinitionError(faults)
+    return found
+
+
+def compile_view(view: FeatureView, stream: StreamPlan) -> ViewPlan:
+    """Check one view over a stream that is planned already. Raises ``DefinitionError`` with every fault found."""
+    faults: list[str] = []
+    compiler = _ViewCompiler(view, {}, {}, {}, {stream.name: stream}, faults)
+    plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
+    if plan is None:
+        raise DefinitionError(list(dict.fromkeys(faults)))
+    return plan
 
 
 Planned = TypeVar("Planned")
@@ -125,17 +160,19 @@ def _flat(definitions: Iterable[Any]) -> Iterable[Any]:
 
 def _sorted(
     definitions: Iterable[Any], faults: list[str]
-) -> tuple[dict[str, Entity], dict[str, Stream | Table], dict[str, Sessions], list[FeatureView]]:
+) -> tuple[dict[str, Entity], dict[str, Stream | Table], dict[str, Sessions], list[FeatureView], dict[str, Service]]:
     entities: dict[str, Entity] = {}
     streams: dict[str, Stream | Table] = {}
     sessions: dict[str, Sessions] = {}
     views: dict[str, FeatureView] = {}
+    services: dict[str, Service] = {}
     tables: dict[type, tuple[str, dict[str, Any]]] = {
         Entity: ("entity", entities),
         Stream: ("stream", streams),
         Table: ("stream", streams),
         Sessions: ("sessions", sessions),
         FeatureView: ("view", views),
+        Service: ("service", services),
     }
     found: list[Any] = []
     for each in _flat(definitions):
@@ -145,7 +182,9 @@ def _sorted(
         found += [part for part in held if isinstance(part, (Entity, Stream, Table, Sessions))]
     for each in found:
         if type(each) not in tables:
-            faults.append(f"{each!r} is not a definition; give Entity, Stream, Table, Sessions and FeatureView objects")
+            faults.append(
+                f"{each!r} is not a definition; give Entity, Stream, Table, Sessions, FeatureView and Service objects"
+            )
             continue
         kind, known = tables[type(each)]
         if not isinstance(each.name, str) or not each.name.strip():
@@ -170,7 +209,7 @@ def _sorted(
         for alias in column_names(stream.aliases) or ()
         if alias in streams and alias != name
     ]
-    return entities, streams, sessions, list(views.values())
+    return entities, streams, sessions, list(views.values()), services
 
 
 def _by_name(views: Iterable[FeatureView]) -> dict[str, list[FeatureView]]:
@@ -341,6 +380,7 @@ class _ViewCompiler:
             "sessions": sessions,
         }
         columns = tuple(each.published for each in (*features, *derived))
+        deprecated = named.deprecated if isinstance(named, FeatureView) else ""
         published = View(
             name=named.name,
             version=self._view.version,
@@ -353,10 +393,16 @@ class _ViewCompiler:
             features=columns,
             state_fingerprint=state_fingerprint(entity=entity, windows=slots.windows, **parts),
             presentation_fingerprint=presentation_fingerprint(
-                description=named.description, owner=named.owner, features=columns
+                description=named.description,
+                owner=named.owner,
+                features=columns,
+                tags=named.tags,
+                deprecated=deprecated,
             ),
             description=named.description,
             owner=named.owner,
+            tags=dict(named.tags),
+            deprecated=deprecated,
             sessions=ViewSessions.of(sessions.published) if sessions else None,
         )
         return ViewPlan(published=published, **parts)

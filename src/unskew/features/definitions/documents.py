@@ -11,7 +11,8 @@ A document is one of
 - a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``;
 - a table: ``table: {name: returns, path: returns/, schema: return.avsc, event_time: returned_at, delay: 1h}``;
 - sessions:
-  ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``.
+  ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``;
+- a service: ``service: {name: checkout_model, features: [user_purchases:spend_30d, page_views@2:views_5min]}``.
 
 ``aggregation`` has ``function``, ``value``, the function's parameters (``by``, ``keys``, ``n``, ``ddof``, ``q``,
 ``error``, ``edges``, ``half_life``), ``filter`` (or ``where``) and ``window``: a duration for a sliding one (then also
@@ -34,6 +35,7 @@ from unskew.features.definitions.vocabulary import (
     Feature,
     FeatureView,
     Lifetime,
+    Service,
     Session,
     Sessions,
     Sliding,
@@ -47,8 +49,9 @@ from unskew.features.nearest import nearest
 
 _VIEW_KEYS = (
     *("name", "version", "serving", "entity", "stream", "source", "where", "filter", "owner", "description", "history"),
+    *("tags", "deprecated"),
 )
-_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
+_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner", "deprecated")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
 _PARAMETER_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
 _VALUE_KEYS = ("function", "value", "by", *_PARAMETER_KEYS)
@@ -59,10 +62,13 @@ _WINDOW_KEYS = {
     "calendar": ("calendar", "tz"),
     "session": ("session", "hop"),
 }
-_REQUIRED = {
+_Part = type[Entity] | type[Stream] | type[Table] | type[Service]
+_PARTS: Mapping[str, _Part] = {"entity": Entity, "stream": Stream, "table": Table, "service": Service}
+_REQUIRED: Mapping[_Part, tuple[str, ...]] = {
     Entity: ("name", "key"),
     Stream: ("name", "topic", "schema", "event_time"),
     Table: ("name", "path", "schema", "event_time"),
+    Service: ("name", "features"),
 }
 
 
@@ -72,12 +78,9 @@ def definition_of(document: object) -> Definition:
         raise DefinitionError(
             f"{document!r} is not a definition; write a view (name: ...), entity: {{...}} or stream: {{...}}"
         )
-    if list(document) == ["entity"] and isinstance(document["entity"], Mapping):
-        return _part(Entity, "entity", document["entity"])
-    if list(document) == ["stream"] and isinstance(document["stream"], Mapping):
-        return _part(Stream, "stream", document["stream"])
-    if list(document) == ["table"] and isinstance(document["table"], Mapping):
-        return _part(Table, "table", document["table"])
+    for word, kind in _PARTS.items():
+        if list(document) == [word] and isinstance(document[word], Mapping):
+            return _part(kind, word, document[word])
     if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
         return _sessions(document["sessions"])
     return _view(document)
@@ -132,9 +135,7 @@ def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
     )
 
 
-def _part(
-    kind: type[Entity] | type[Stream] | type[Table], word: str, fields: Mapping[Any, Any]
-) -> Entity | Stream | Table:
+def _part(kind: _Part, word: str, fields: Mapping[Any, Any]) -> Definition:
     place = f"{word} {fields.get('name', '')}".rstrip()
     faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
     faults += [

@@ -16,6 +16,7 @@ from unskew.features.definitions.vocabulary import (
     Entity,
     Feature,
     FeatureView,
+    Service,
     Sessions,
     Stream,
     Table,
@@ -40,14 +41,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def text_faults(
-    place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity
+    place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity | Service
 ) -> list[str]:
-    """Return the faults of what is only shown: it must be text."""
-    words = {word: getattr(definition, word) for word in ("description", "owner")}
-    return [
+    """Return the faults of what is only shown: it must be text, and tags text by name."""
+    words = {word: getattr(definition, word, "") for word in ("description", "owner", "deprecated")}
+    faults = [
         f"{place}: {word}: {text!r} is not text; put it in quotes, or leave it out"
         for word, text in words.items()
         if not is_text(text)
+    ]
+    tags = getattr(definition, "tags", {})
+    if not isinstance(tags, Mapping):
+        return [*faults, f"{place}: tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
+    return [
+        *faults,
+        *(
+            f"{place}: tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
+            for name, value in tags.items()
+            if not (is_text(name) and is_text(value))
+        ),
     ]
 
 
@@ -145,6 +157,7 @@ class Slots:
             owner=feature.owner or owner,
             by=by.text if by else None,
             parameters=parameters,
+            deprecated=feature.deprecated,
         )
         return FeaturePlan(
             published=published,
@@ -206,6 +219,7 @@ class Slots:
             default=self._default(place, derived.default, dtype, None),
             description=derived.description,
             owner=derived.owner or owner,
+            deprecated=derived.deprecated,
         )
         return DerivedPlan(published=published, expr=expr)
 
