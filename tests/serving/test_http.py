@@ -273,7 +273,7 @@ def test_health_readiness_and_metrics(server):
     code, text = server.get("/metrics")
     assert code == 200
     for line in (
-        'unskew_requests_total{code="404"}',
+        'unskew_requests_total{code="404",service=""}',
         'unskew_rows_total{status="present",view="orders@1"}',
         "unskew_request_seconds_bucket",
     ):
@@ -395,20 +395,30 @@ def workers_of(server: Server) -> set[int]:
 
 
 @pytest.mark.long
-def test_workers_count_together_and_one_that_dies_is_replaced(tmp_path):
+def test_workers_count_together_and_one_that_dies_is_replaced(tmp_path, monkeypatch):
+    # Where the workers keep their counts.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
 
     def ask(_: int) -> int:
         return server.post(body)[0]
 
     def all_say(n_requests: int) -> bool:
-        wanted = (f'unskew_requests_total{{code="200"}} {n_requests}.0', f"unskew_request_seconds_count {n_requests}.0")
+        wanted = (
+            f'unskew_requests_total{{code="200",service=""}} {n_requests}.0',
+            f'unskew_request_seconds_count{{service=""}} {n_requests}.0',
+        )
         return all(all(line in server.get("/metrics")[1] for line in wanted) for _ in range(8))
+
+    def saved() -> int:
+        counts = [json.loads(path.read_text()) for path in tmp_path.glob("unskew-serve-*/*.json")]
+        return sum(one["n_by_code"][""]["200"] for one in counts)
 
     with Valkey(tmp_path / "one") as redis:
         fill(redis.url)
         with serving(redis.url, "--workers", "2") as server, ThreadPoolExecutor(16) as clients:
             assert set(clients.map(ask, range(60))) == {200}
+            wait_until(lambda: saved() == 60, "each worker shows what it has counted")
             wait_until(lambda: all_say(60), "each worker says what all have counted")
             first = workers_of(server)
             assert len(first) == 2

@@ -138,10 +138,9 @@ def texts(references: Sequence[str]) -> list[str]:
     if not isinstance(references, Iterable):
         raise RequestError(f"features must be a list of references view:feature; this is {type(references).__name__}")
     named = list(references)
-    if set(map(type, named)) - {str}:
-        for reference in named:
-            if not isinstance(reference, str):
-                raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
+    for reference in named:
+        if not isinstance(reference, str):
+            raise RequestError(f"{reference!r:.80} is not a feature reference; write view:feature as text")
     return list(dict.fromkeys(named))
 
 

@@ -67,6 +67,7 @@ class Limits:
 class _Reply(NamedTuple):
     code: int
     body: bytes
+    service: str = ""
 
 
 class _Refused(Exception):
@@ -140,7 +141,7 @@ class Application:
             reply = await self._reply(scope, receive)
         finally:
             self._n_at_once -= 1
-        self.metrics.replied(reply.code, time.perf_counter() - began)
+        self.metrics.replied(reply.code, time.perf_counter() - began, reply.service)
         headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
         if reply.code == 405:
             headers.append((b"allow", b"POST"))
@@ -160,7 +161,7 @@ class Application:
             self.metrics.answered(answered)
             if self._usage is not None and body.feature_service is not None:
                 self._usage.count(body.feature_service)
-            return _Reply(200, feast.answer(answered, body))
+            return _Reply(200, feast.answer(answered, body), body.feature_service or "")
         except _Refused as error:
             return _Reply(error.code, feast.error(str(error)))
         except UnskewError as error:

@@ -23,37 +23,51 @@ SAVE_S = 1.0
 """Seconds after which the other processes see what a process has counted."""
 
 
+class Times(msgspec.Struct):
+    """How long the answers of one service took: how many by the bounds ``_SECONDS``, and all together."""
+
+    n_by_bucket: list[int] = msgspec.field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+    seconds: float = 0.0
+
+
 class Counts(msgspec.Struct):
     """What was counted.
 
-    ``n_by_bucket``: answers by how long they took. ``seconds``: how long all took together. ``lags``: for each view the
-    instant of its last answer, in microseconds, and how far its oldest row lay behind that, in seconds.
+    ``times``, ``n_by_code``: answers by service, the latter also by their code. ``n_rows``: rows by view and status.
+    ``lags``: for each view the instant of its last answer, in microseconds, and how far its oldest row lay behind that,
+    in seconds.
     """
 
-    n_by_bucket: list[int]
-    seconds: float = 0.0
+    times: dict[str, Times] = {}
     n_redis_errors: int = 0
-    n_by_code: dict[int, int] = {}
+    n_by_code: dict[str, dict[str, int]] = {}
     n_rows: dict[str, dict[str, int]] = {}
     lags: dict[str, tuple[int, float]] = {}
 
     @classmethod
     def of(cls, all_counts: Sequence["Counts"]) -> "Counts":
         """Return the sum of counts."""
-        total = cls([0] * (len(_SECONDS) + 1))
+        total = cls({"": Times()})
         for one in all_counts:
-            total.n_by_bucket = [mine + its for mine, its in zip(total.n_by_bucket, one.n_by_bucket, strict=True)]
-            total.seconds += one.seconds
+            for service, times in one.times.items():
+                its = total.times.setdefault(service, Times())
+                its.n_by_bucket = [mine + n for mine, n in zip(its.n_by_bucket, times.n_by_bucket, strict=True)]
+                its.seconds += times.seconds
             total.n_redis_errors += one.n_redis_errors
-            for code, n in one.n_by_code.items():
-                total.n_by_code[code] = total.n_by_code.get(code, 0) + n
-            for view, by_status in one.n_rows.items():
-                its = total.n_rows.setdefault(view, {})
-                for status, n in by_status.items():
-                    its[status] = its.get(status, 0) + n
+            for sums, counts in ((total.n_by_code, one.n_by_code), (total.n_rows, one.n_rows)):
+                for first, by_second in counts.items():
+                    for second, n in by_second.items():
+                        _add(sums, first, second, n)
             for view, lag in one.lags.items():
                 total.lags[view] = max(lag, total.lags.get(view, lag))
         return total
+
+
+def _add(sums: dict[str, dict[str, int]], first: str, second: str, n: int) -> None:
+    its = sums.get(first)
+    if its is None:
+        its = sums[first] = {}
+    its[second] = its.get(second, 0) + n
 
 
 class Share:
@@ -109,12 +123,15 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
-    def replied(self, code: int, seconds: float) -> None:
-        """Count an answer."""
+    def replied(self, code: int, seconds: float, service: str) -> None:
+        """Count an answer. ``service``: that was read; empty if none was, or there is none of that name."""
         counts = self._counts
-        counts.n_by_code[code] = counts.n_by_code.get(code, 0) + 1
-        counts.n_by_bucket[bisect_left(_SECONDS, seconds)] += 1
-        counts.seconds += seconds
+        _add(counts.n_by_code, service, str(code), 1)
+        times = counts.times.get(service)
+        if times is None:
+            times = counts.times[service] = Times()
+        times.n_by_bucket[bisect_left(_SECONDS, seconds)] += 1
+        times.seconds += seconds
         if self._share is not None and not self._is_saving:
             self._is_saving = True
             asyncio.get_running_loop().call_later(SAVE_S, self._save, self._share)
@@ -127,9 +144,8 @@ class Metrics(Collector):
         """Count the rows of an answer."""
         for view, found in zip(answered.request.views, answered.answers, strict=True):
             view_id = view.view.id
-            n_rows = self._counts.n_rows.setdefault(view_id, {})
             for status in set(found.status):
-                n_rows[status] = n_rows.get(status, 0) + found.status.count(status)
+                _add(self._counts.n_rows, view_id, status, found.status.count(status))
             oldest = min([placed.as_of for placed in found.placed if placed.as_of != UNKNOWN], default=None)
             if oldest is not None:
                 self._counts.lags[view_id] = answered.now_us, max(0, answered.now_us - oldest) / 1e6
@@ -141,13 +157,16 @@ class Metrics(Collector):
     @override
     def collect(self) -> Iterator[Metric]:
         counts = self._counts if self._share is None else Counts.of([self._counts, *self._share.others()])
-        buckets = list(zip((*map(str, _SECONDS), "+Inf"), accumulate(counts.n_by_bucket), strict=True))
-        yield HistogramMetricFamily(
-            "unskew_request_seconds", "Time from a request's first byte to its answer", buckets, counts.seconds
+        seconds = HistogramMetricFamily(
+            "unskew_request_seconds", "Time from a request's first byte to its answer", labels=["service"]
         )
-        requests = CounterMetricFamily("unskew_requests", "Requests for features", labels=["code"])
-        for code, n in counts.n_by_code.items():
-            requests.add_metric([str(code)], n)
+        for service, times in counts.times.items():
+            buckets = list(zip((*map(str, _SECONDS), "+Inf"), accumulate(times.n_by_bucket), strict=True))
+            seconds.add_metric([service], buckets, times.seconds)
+        requests = CounterMetricFamily("unskew_requests", "Requests for features", labels=["service", "code"])
+        for service, by_code in counts.n_by_code.items():
+            for code, n in by_code.items():
+                requests.add_metric([service, code], n)
         rows = CounterMetricFamily("unskew_rows", "Rows that were answered", labels=["view", "status"])
         for view_id, by_status in counts.n_rows.items():
             for status, n in by_status.items():
@@ -157,9 +176,9 @@ class Metrics(Collector):
             "How far the oldest row of the last answer lay behind the present",
             labels=["view"],
         )
-        for view_id, (_, seconds) in counts.lags.items():
-            lag_s.add_metric([view_id], seconds)
+        for view_id, (_, its_lag_s) in counts.lags.items():
+            lag_s.add_metric([view_id], its_lag_s)
         redis_errors = CounterMetricFamily(
             "unskew_redis_errors", "Requests that failed because Redis did not answer", counts.n_redis_errors
         )
-        yield from (requests, rows, lag_s, redis_errors)
+        yield from (seconds, requests, rows, lag_s, redis_errors)

@@ -264,7 +264,7 @@ class OnlineReader:
         """
         if not isinstance(with_status, bool):
             raise RequestError(f"with_status is True or False, not {with_status!r}")
-        named = features if is_service(features) else tuple(texts(features))
+        named = features if type(features) is list or is_service(features) else texts(features)
         how = How(full_feature_names, with_status, as_json)
         for _ in range(_MOST_TRIES):
             known, request = yield from self._compiled(named, how)
@@ -340,11 +340,19 @@ class OnlineReader:
             result: _Result = end.value
             return result
 
-    def _compiled(self, features: tuple[str, ...] | str, how: How) -> "Asking[tuple[_Known, Request]]":
+    def _compiled(self, features: Sequence[str] | str, how: How) -> "Asking[tuple[_Known, Request]]":
         """Return a request as it is compiled for what is known, and that."""
         known = self._known or (yield from self.look_again())
-        wanted = features, how
-        request = known.requests.get(wanted)
+        wanted = (features if isinstance(features, str) else tuple(features)), how
+        try:
+            request = known.requests.get(wanted)
+        except TypeError:
+            request = None
+        if request is None and not isinstance(features, str):
+            # Nobody has asked for these yet, or they are not a list of texts, each once.
+            features = texts(features)
+            wanted = tuple(features), how
+            request = known.requests.get(wanted)
         if request is None:
             try:
                 asked = requested(features, known.published, full_feature_names=how.full_feature_names)

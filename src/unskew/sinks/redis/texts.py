@@ -58,6 +58,10 @@ class Reader:
         self._dtype = dtype
         self._read = _reader(dtype)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Answers go from process to process, and a decoder cannot.
+        return Reader, (self._dtype,)
+
     def values(self, texts: Sequence[bytes]) -> list[Any]:
         """Return values as ``column_of`` and ``objects_of`` take them.
 
@@ -102,6 +106,7 @@ class Numbers:
     """
 
     def __init__(self, dtypes: Sequence[Type]) -> None:
+        self._dtypes = dtypes
         patterns = [_CERTAIN[dtype.scalar] for dtype in dtypes]
         # Possessive quantifiers: there is only one way to read a text, so nothing is tried again.
         columns = (rb"(?:%b|null)(?:,(?:%b|null))*+" % (pattern, pattern) for pattern in patterns)
@@ -109,6 +114,10 @@ class Numbers:
         kinds = [list[float | None] if dtype.scalar == "float64" else list[int | None] for dtype in dtypes]
         self._decode = msgspec.json.Decoder(tuple[*kinds]).decode  # type: ignore[valid-type]
         self._n_columns = len(patterns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As for ``Reader``.
+        return Numbers, (self._dtypes,)
 
     @classmethod
     def can_read(cls, dtype: Type) -> bool:
