@@ -16,6 +16,7 @@ from typing_extensions import override
 from unskew import settings
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
+from unskew.features.extras import needed
 from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
@@ -159,6 +160,7 @@ class FeatureStore:
             )
         return self._reader
 
+    @needed("a training set")
     def get_historical_features(
         self,
         entity_df: Table,
@@ -229,6 +231,7 @@ class FeatureStore:
         views = self._named(named_views(each_version(features, rule.versions)))
         return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
 
+    @needed("a training set")
     def reproduce(
         self,
         entity_df: Table,
@@ -282,6 +285,7 @@ class FeatureStore:
             return catalogue(all_logged(self._log))
         return catalogue(self._views())
 
+    @needed("the history of an entity")
     def history(
         self,
         view: str,

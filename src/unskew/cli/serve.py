@@ -9,6 +9,7 @@ import click
 from unskew import settings
 from unskew.cli.screen import say
 from unskew.features.errors import RequestError
+from unskew.features.extras import needed
 
 PORT = 6566
 
@@ -93,11 +94,9 @@ def serve(
     Features follow the registry in Redis as it changes. SIGTERM lets requests that were begun come to their end. Run a
     process for each core, at an address of its own, behind a proxy.
     """
-    try:
+    with needed("unskew serve", extra="serve"):
         from unskew.serving import http
         from unskew.serving.listening import configured, run
-    except ModuleNotFoundError as error:
-        raise RequestError(f"unskew serve needs {error.name}: install it with pip install 'unskew[serve]'") from error
     from unskew.serving.online import OnlineReader
 
     if (tls_cert is None) != (tls_key is None):
