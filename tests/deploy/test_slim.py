@@ -158,7 +158,7 @@ def test_every_public_name_is_there_without_the_packages_of_extras_and_none_is_i
 def test_features_are_read_without_the_packages_of_extras(environment, redis_url, redis_client):
     redis_client.flushdb()
     fill(redis_url)
-    users = ["full", "empty", "bare", "nobody", "näch te/ns%|", None]
+    users = ["full", "empty", "bare", "nobody", "sœur d/b%|", None]
     rows = [{"user": user} for user in users]
 
     read, refused = python(environment, READ, redis_url, json.dumps(FEATURES), json.dumps(users))
