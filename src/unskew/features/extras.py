@@ -20,8 +20,8 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "objects": frozenset({"obstore"}),
     "pandas": frozenset({"pandas", "pyarrow"}),
     "plot": frozenset({"matplotlib"}),
-    "protobuf": frozenset({"google"}),
-    "registry": frozenset({"attrs", "authlib", "cachetools", "certifi", "httpx2"}),
+    "protobuf": _PIPELINE | {"google"},
+    "registry": _PIPELINE | {"attrs", "authlib", "cachetools", "certifi", "httpx2"},
 }
 """The extras, each with the modules that it installs. The first that has a module is the one to name for it."""
 _ALONE = frozenset({"duckdb"})
