@@ -19,6 +19,7 @@ from unskew import settings
 from unskew.features.definitions import vocabulary
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
+from unskew.features.extras import needed
 from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
@@ -194,6 +195,7 @@ class FeatureStore:
             )
         return self._reader
 
+    @needed("a training set")
     def get_historical_features(
         self,
         entity_df: Table,
@@ -280,6 +282,7 @@ class FeatureStore:
         known = Published(views=views, on_demand=on_demand)
         return self._trained(read_table(entity_df), known, features, source, rule, progress=progress)
 
+    @needed("a training set")
     def reproduce(
         self,
         entity_df: Table,
@@ -339,6 +342,7 @@ class FeatureStore:
         """Return the services of the definitions, else of the registry in Redis, by name."""
         return dict(self._published().services)
 
+    @needed("the history of an entity")
     def history(
         self,
         view: str,

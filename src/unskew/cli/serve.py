@@ -14,6 +14,7 @@ import click
 from unskew import settings
 from unskew.cli.screen import say
 from unskew.features.errors import RequestError
+from unskew.features.extras import needed
 
 if TYPE_CHECKING:
     from unskew.serving.http import Application, Limits
@@ -112,11 +113,9 @@ def serve(
     Features follow the registry in Redis as it changes. SIGTERM lets requests that were begun come to their end.
     A process uses one core; --workers has more of them answer, and one that dies is replaced.
     """
-    try:
+    with needed("unskew serve", extra="serve"):
         from unskew.serving import http
         from unskew.serving.listening import configured, run
-    except ModuleNotFoundError as error:
-        raise RequestError(f"unskew serve needs {error.name}: install it with pip install 'unskew[serve]'") from error
     if (tls_cert is None) != (tls_key is None):
         raise RequestError("TLS needs both: give --tls-cert and --tls-key")
     host, port = settings.address("--listen", listen)

@@ -23,7 +23,6 @@ from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.lookup import last_rows, number_entities
 from unskew.offline.version_spans import (
     Spans,
     answering,
@@ -316,6 +315,8 @@ def _join(
     The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
     be read at all. No row is written before its values are available, nor before an earlier row of its shard.
     """
+    from unskew.offline.lookup import last_rows, number_entities  # noqa: PLC0415 - compiled: readers have no numba
+
     names = [feature.name for feature in features]
     key_names = list(log.view.entity.keys)
     unknown = pl.DataFrame(schema={feature.name: feature.dtype.polars for feature in features})
