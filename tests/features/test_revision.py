@@ -1,4 +1,4 @@
-"""The copy of a record in the published registry: what was applied last decides, in whatever order it is published."""
+"""The copy of a record in the published registry: what was applied last decides, whoever publishes and when."""
 
 import datetime as dt
 import json
