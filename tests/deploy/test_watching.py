@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ DEPLOY = ROOT / "deploy"
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 
 
-@pytest.fixture(scope="module")
-def dashboard() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/unskew.json").read_text())
-    return loaded
+# Each dashboard with the page that explains its metrics.
+DASHBOARDS = {"unskew": "operations", "features": "monitoring"}
+
+
+@pytest.fixture(scope="module", params=DASHBOARDS)
+def dashboard(request) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((DEPLOY / f"grafana/dashboards/{request.param}.json").read_text())
+    return {"page": DASHBOARDS[request.param], **loaded}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +40,10 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in loaded["groups"] for rule in group["rules"]]
 
 
-def explained() -> set[str]:
-    """The metrics of the table in docs/operations.md; that they are those of a pipeline is tested with one."""
-    return set(re.findall(r"^\| `(unskew_[a-z_]+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
+def explained(*pages: str) -> set[str]:
+    """The metrics of a page's table; that they are those of a pipeline, or a monitor, is tested with one."""
+    texts = [(ROOT / f"docs/{page}.md").read_text() for page in pages or DASHBOARDS.values()]
+    return {name for text in texts for name in re.findall(r"^\| `(unskew_[a-z_]+)`", text, re.MULTILINE)}
 
 
 def named(expression: str) -> set[str]:
@@ -66,7 +73,7 @@ def sources_of(part: Any) -> Iterator[dict[str, Any]]:
 def test_the_dashboard_asks_for_figures_that_exist_and_leaves_none_out(dashboard):
     shown = set().union(*map(named, expressions(dashboard)))
 
-    assert shown == explained()
+    assert shown == explained(dashboard["page"])
 
 
 def test_alerts_ask_for_figures_that_exist_and_say_what_has_happened(alerts):
@@ -75,6 +82,29 @@ def test_alerts_ask_for_figures_that_exist_and_say_what_has_happened(alerts):
         assert named(alert["expr"]) <= explained()
         assert alert["annotations"]["summary"]
         assert alert["labels"]["severity"] in {"page", "ticket"}
+
+
+def test_alerts_of_the_monitor_are_tested_both_ways():
+    """The tests are run by promtool, which no Python package has; here, that each alert has one."""
+    groups = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
+    (rules,) = (group["rules"] for group in groups if group["name"] == "unskew-monitor")
+    tests = yaml.safe_load((DEPLOY / "prometheus/alerts_test.yml").read_text())["tests"]
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    summaries = {rule["alert"]: rule["annotations"]["summary"] for rule in rules}
+
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == summaries.keys()
+    for case in cases:
+        for expected in case["exp_alerts"]:
+            pattern = re.sub(r"\\{\\{.*?\\}\\}", ".+", re.escape(summaries[case["alertname"]]))
+            assert re.fullmatch(pattern, expected["exp_annotations"]["summary"])
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_the_alerts_right():
+    command = ["promtool", "test", "rules", "alerts_test.yml"]
+    done = subprocess.run(command, cwd=DEPLOY / "prometheus", check=False, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_panel_asks_the_provisioned_data_source(dashboard, source):

@@ -45,6 +45,8 @@ COMMANDS = {
     "retain": _Place("unskew.cli.retain", "retain", "Remove old days of log, archive and dead letters."),
     "erase": _Place("unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it."),
     "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image."),
+    "monitor": _Place("unskew.cli.monitor", "monitor", "Watch values, freshness and what was served, from the log."),
+    "baseline": _Place("unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
 

@@ -1,7 +1,7 @@
 """The bins in which values are counted: fixed by a distribution that was kept, so that later values fall into the same.
 
 Values that the distribution has no bin for (texts that were not frequent, numbers above its maximum, NaN) have one bin
-together, and nulls have one. ``offline/distribution.py`` defines the others.
+together, nulls have one, and so have entities without a row. ``offline/distribution.py`` defines the others.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Bins:
-    """The bins of one feature: bin i is that of ``edges[i]``, then the bin of other values, then the bin of nulls.
+    """The bins of one feature: bin i is that of ``edges[i]``, then those of other values, of nulls, and of no row.
 
     ``edges``: values, or the upper edges of intervals if ``are_upper``; at most 20, ascending if they are upper edges.
     """
@@ -48,13 +48,13 @@ class Bins:
 
     @classmethod
     def none(cls, dtype: Type) -> "Bins":
-        """Return the bins of a feature without a baseline: one of values, one of nulls."""
+        """Return the bins of a feature without a baseline: those of other values, of nulls, and of no row."""
         return cls(pl.Series("edges", [], INT64.polars if dtype.nesting else dtype.polars), are_upper=True)
 
     @property
     def n(self) -> int:
-        """The number of bins, those of other values and of nulls included."""
-        return len(self.edges) + 2
+        """The number of bins, all included."""
+        return len(self.edges) + 3
 
     @property
     def others(self) -> int:
@@ -65,6 +65,11 @@ class Bins:
     def nulls(self) -> int:
         """The bin of nulls."""
         return len(self.edges) + 1
+
+    @property
+    def no_row(self) -> int:
+        """The bin of entities without a row."""
+        return len(self.edges) + 2
 
     def codes(self, values: pl.Series) -> Codes:
         """Return the bin of each value; ``values`` as a log has them, of the feature's type."""
@@ -94,9 +99,9 @@ def kept(feature: ViewFeature, values: pl.Series) -> Distribution:
     return distribution(read(feature, values))
 
 
-def counts_of(one: Distribution, n_nulls: int) -> Counts:
+def counts_of(one: Distribution, n_nulls: int, n_without_row: int = 0) -> Counts:
     """Return what a distribution counted, in the order of its bins."""
-    return np.array([*one.counts, one.others, n_nulls], np.int64)
+    return np.array([*one.counts, one.others, n_nulls, n_without_row], np.int64)
 
 
 def _read(edge: Value, dtype: Type) -> object:

@@ -4,10 +4,13 @@ The histogram at t is the sum over the log's rows up to t of: plus one in the bi
 bin of the row before of the same entity. So an entity counts once, with its last row, however often it changes; counts
 of rows would be about busy entities. One pass over the rows gives the histograms at any number of instants.
 
+An entity whose windows have all emptied is one without a row, as in Redis, from which its key is deleted then. It has a
+bin of its own: entities that went away long ago would outnumber the others in the end.
+
 What is kept between two passes is the last bin of each entity, so a pass may go on where the one before ended.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +19,14 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.view import View, ViewFeature
+from unskew.features.warming import is_empty
 from unskew.monitoring.bins import Bins, read
 from unskew.offline.log_reader import ViewLog
 
 Ints = npt.NDArray[np.int64]
 Binned = tuple[ViewFeature, Bins]
 
-_NO_ROW = np.uint8(255)
+_NEW = np.uint8(255)
 _NUMBER = "_number"
 
 
@@ -30,18 +34,14 @@ _NUMBER = "_number"
 class Histograms:
     """The population at some instants.
 
-    ``counts``: for each of the bins asked for, int64 [instants, bins]. ``without_row``: how many of the entities that
-    have a row at the last instant have none yet. ``entities``: how many have one.
+    ``counts``: for each of the bins asked for, int64 [instants, bins]. ``entities``: how many have a row. ``gone``: how
+    many had one, and their windows have emptied since.
     """
 
     instants: Ints
     counts: Sequence[npt.NDArray[np.int64]]
     entities: Ints
-
-    @property
-    def without_row(self) -> Ints:
-        there: int = self.entities[-1]
-        return there - self.entities
+    gone: Ints
 
 
 class Population:
@@ -56,14 +56,15 @@ class Population:
         """By shard, the sequence number of the first row that was not counted."""
         self._until_us = np.iinfo(np.int64).min
         self._numbers = pl.DataFrame(schema={**view.entity.columns, _NUMBER: pl.Int64()})
-        self._bins = np.full((1024, len(binned)), _NO_ROW, np.uint8)
-        self._has_row = np.zeros(1024, np.bool_)
-        self._counts = [np.zeros(bins.n, np.int64) for _, bins in binned]
+        # Beside those asked for, bins that only tell who has a row.
+        self._all = [*binned, (view.features[0], Bins.none(view.features[0].dtype))]
+        self._bins = np.full((1024, len(self._all)), _NEW, np.uint8)
+        self._counts = [np.zeros(bins.n, np.int64) for _, bins in self._all]
 
     @property
     def columns(self) -> list[str]:
         """The columns of the log that are read."""
-        names = dict.fromkeys(feature.name for feature, _ in self.binned)
+        names = (feature.name for feature in self.view.features)
         return [*self.view.entity.keys, "available_at", "event_time", "shard", "seq", *names]
 
     def advance(self, chunks: Iterable[pl.DataFrame], instants: Ints) -> Histograms:
@@ -75,17 +76,18 @@ class Population:
         """
         if not len(instants) or instants[0] < self._until_us or (np.diff(instants) < 0).any():
             raise ValueError("instants ascend, and do not lie before those of the last pass")
-        changes = [np.zeros((len(instants) + 1, bins.n), np.int64) for _, bins in self.binned]
-        came = np.zeros(len(instants) + 1, np.int64)
-        n_before = len(self._numbers)
+        changes = [np.zeros((len(instants) + 1, bins.n), np.int64) for _, bins in self._all]
         for chunk in chunks:
-            self._count(chunk, instants, changes, came)
+            self._count(chunk, instants, changes)
         self._until_us = int(instants[-1])
         totals = [before + np.cumsum(change[:-1], axis=0) for before, change in zip(self._counts, changes, strict=True)]
         self._counts = [total[-1].copy() for total in totals]
-        return Histograms(instants=instants, counts=totals, entities=n_before + np.cumsum(came[:-1]))
+        known, no_row = totals.pop(), self._all[-1][1].no_row
+        return Histograms(
+            instants=instants, counts=totals, entities=known[:, :no_row].sum(axis=1), gone=known[:, no_row]
+        )
 
-    def _count(self, chunk: pl.DataFrame, instants: Ints, changes: Sequence[Ints], came: Ints) -> None:
+    def _count(self, chunk: pl.DataFrame, instants: Ints, changes: Sequence[Ints]) -> None:
         chunk = chunk.filter(pl.col("available_at").to_physical() <= int(instants[-1]))
         if chunk.is_empty():
             return
@@ -103,19 +105,18 @@ class Population:
         is_first = np.append(True, numbers[1:] != numbers[:-1])
         is_last = np.append(is_first[1:], True)
         seen = chunk[order]
-        is_new = is_first & ~self._has_row[numbers]
-        np.add.at(came, place[is_new], 1)
-        for column, (feature, bins) in enumerate(self.binned):
+        is_gone = are_gone(self.view, seen)
+        for column, (feature, bins) in enumerate(self._all):
             codes = bins.codes(read(feature, seen[feature.name]))
-            before = np.append(_NO_ROW, codes[:-1])
+            codes[is_gone] = bins.no_row
+            before = np.append(_NEW, codes[:-1])
             before[is_first] = self._bins[numbers[is_first], column]
             change = changes[column]
             is_other = codes != before
             np.add.at(change, (place[is_other], codes[is_other]), 1)
-            is_move = is_other & (before != _NO_ROW)
+            is_move = is_other & (before != _NEW)
             np.add.at(change, (place[is_move], before[is_move]), -1)
             self._bins[numbers[is_last], column] = codes[is_last]
-        self._has_row[numbers] = True
 
     def _note(self, chunk: pl.DataFrame) -> None:
         """Note how far the rows go, and when their last event came: one from the future counts from its arrival."""
@@ -136,8 +137,7 @@ class Population:
             numbered = unknown.with_columns(pl.int_range(first, first + len(unknown), dtype=pl.Int64).alias(_NUMBER))
             self._numbers = pl.concat([self._numbers, numbered], rechunk=True)
             while len(self._bins) < len(self._numbers):
-                self._bins = np.concatenate([self._bins, np.full_like(self._bins, _NO_ROW)])
-                self._has_row = np.concatenate([self._has_row, np.zeros_like(self._has_row)])
+                self._bins = np.concatenate([self._bins, np.full_like(self._bins, _NEW)])
         found = keys.join(self._numbers, on=names, how="left", maintain_order="left")
         return found[_NUMBER].to_numpy()
 
@@ -153,8 +153,8 @@ def histograms(log: ViewLog, binned: Sequence[Binned], instants: Ints) -> Histog
     return population.advance(log.oldest_first(population.columns), instants)
 
 
-def values_at(log: ViewLog, t_us: int) -> pl.DataFrame:
-    """Return the stored values of every entity that has a row at an instant: its last row up to there."""
+def values_at(log: ViewLog, t_us: int) -> tuple[pl.DataFrame, int]:
+    """Return the stored values of every entity that has a row at an instant, and how many have none any more."""
     keys = list(log.view.entity.keys)
     names = [feature.name for feature in log.view.features]
     last = pl.DataFrame()
@@ -162,9 +162,15 @@ def values_at(log: ViewLog, t_us: int) -> pl.DataFrame:
         rows = chunk.filter(pl.col("available_at").to_physical() <= t_us).sort("available_at", maintain_order=True)
         known = pl.concat([last, rows]) if len(last) else rows
         last = known.unique(keys, keep="last", maintain_order=True)
-    return last.select(names) if len(last) else _none(log.view)
+    if last.is_empty():
+        return pl.DataFrame(schema={feature.name: feature.dtype.polars for feature in log.view.features}), 0
+    is_gone = are_gone(log.view, last)
+    return last.select(names).filter(pl.Series(~is_gone)), int(is_gone.sum())
 
 
-def _none(view: View) -> pl.DataFrame:
-    types: Mapping[str, pl.DataType] = {feature.name: feature.dtype.polars for feature in view.features}
-    return pl.DataFrame(schema=types)
+def are_gone(view: View, rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    """Return which rows hold the values of an entity without events in any window."""
+    found = np.ones(len(rows), np.bool_)
+    for feature in view.features:
+        found &= is_empty(rows[feature.name], feature)
+    return found
