@@ -208,7 +208,14 @@ def test_bins_of_another_type_and_instants_past_the_log_are_refused(root):
         with pytest.raises(ValueError, match=r"."):
             Bins.of(of[name][1], of[other][0].dtype)
     disordered = msgspec.structs.replace(of["spend"][1], edges=of["spend"][1].edges[::-1])
-    with pytest.raises(ValueError, match="not in order"):
-        Bins.of(disordered, of["spend"][0].dtype)
+    many = msgspec.structs.replace(of["n"][1], edges=tuple(range(300)), counts=(1,) * 300)
+    short = msgspec.structs.replace(of["n"][1], counts=(1,))
+    for one, kind, message in (
+        (disordered, "spend", "not in order"),
+        (many, "n", "20 are the most"),
+        (short, "n", "a count for each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Bins.of(one, of[kind][0].dtype)
     with pytest.raises(RequestError, match="not complete to the instants"):
         histograms(log, [], np.array([CLOCK + 1]))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,38 @@ def test_a_watch_that_follows_says_what_one_says_that_begins_now(tmp_path):
     assert (found.entities, found.complete_to_us) == (500, MIDDLE + 5 * HOUR - 1)
     assert found.published_age_us == NOW - found.complete_to_us
     assert MIDDLE + 4 * HOUR <= found.event_us < MIDDLE + 5 * HOUR
+
+
+def test_a_view_that_cannot_be_read_for_a_while_is_counted_whole_afterwards(tmp_path):
+    log = grown(tmp_path / "log")
+    grown(tmp_path / "log", republished(VIEW, name="taps"), n_users=5)
+    watch = Watch(log.root)
+    before = set(log.root.rglob("clicks/v1/day=*/*.parquet"))
+    watch.look(NOW)
+    log.feed(clicks(MIDDLE, END, 4), END)
+    path = max(set(log.root.rglob("clicks/v1/day=*/*.parquet")) - before)
+    data = path.read_bytes()
+    path.write_bytes(data[:-40] + bytes(40))
+
+    damaged = watch.look(NOW)
+    path.write_bytes(data)
+
+    assert [one.view for one in damaged.views] == ["taps@1"]
+    assert path.name in str(damaged.refused[0])
+    assert seen(watch.look(NOW)) == seen(Watch(log.root).look(NOW))
+
+
+def test_a_log_in_an_object_store_and_of_entities_with_several_keys_is_watched(tmp_path, bucket):
+    plan = view(Wanted("count", "count", WINDOW), keys={"user": "string", "n": "int64"}, name="clicks")
+    near, far = (grown(root, plan) for root in (tmp_path / "log", bucket / "log"))
+    for log in (near, far):
+        log.feed(clicks(MIDDLE, END, 4), END)
+    baselines = [read_baseline(baseline_of(near.root, tmp_path, plan))]
+
+    looks = [Watch(log.root, baselines=baselines).look(NOW) for log in (near, far)]
+
+    assert seen(looks[0]) == seen(looks[1])
+    assert looks[0].views[0].entities > 1_000
 
 
 @pytest.mark.parametrize(
@@ -408,9 +441,15 @@ def test_a_monitor_that_is_killed_says_the_same_when_it_is_started_again(tmp_pat
     first.communicate()
     second = start()
     said.append(line(second))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
+        metrics = reply.read().decode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=30) as reply:
+        ready = json.load(reply)
     second.send_signal(signal.SIGTERM)
 
     second.communicate(timeout=30)
     assert second.returncode == 0
     assert said[0] == said[1] == said[2]
+    assert 'unskew_view_entities{view="clicks@1"} 500.0' in metrics
+    assert ready == {"ok": True, "reasons": [], "views": ["clicks@1"], "over": []}
     assert sorted(log.root.rglob("*")) == before

@@ -130,7 +130,7 @@ def monitor(
     )
     if once:
         look = watch.look(_now_us())
-        _show(look, as_json=as_json)
+        _show(look, as_json=as_json, indent=2)
         for error in look.refused:
             say(f"error: {error}", err=True)
         if look.refused:
@@ -144,7 +144,7 @@ def monitor(
 def _follow(watch: "Watch", every_s: float, address: tuple[str, int] | None, *, as_json: bool) -> None:
     """Look until a signal comes. What is wrong at the first look ends the command; later it is tried again."""
     from unskew.cli.run import stopping_on_signals
-    from unskew.features.errors import UnskewError
+    from unskew.features.errors import RequestError, UnskewError
     from unskew.monitoring.exposed import Exposed
     from unskew.pipelines.watch.endpoint import answering
 
@@ -161,7 +161,7 @@ def _follow(watch: "Watch", every_s: float, address: tuple[str, int] | None, *, 
             try:
                 look = watch.look(_now_us())
                 if first and look.refused:
-                    raise look.refused[0]
+                    raise RequestError("\n".join(map(str, look.refused)))
             except UnskewError as error:
                 if first:
                     raise
@@ -183,9 +183,9 @@ def _now_us() -> int:
     return time.time_ns() // 1_000
 
 
-def _show(look: "Look", *, as_json: bool) -> None:
+def _show(look: "Look", *, as_json: bool, indent: int | None = None) -> None:
     if as_json:
-        say_json(_plain(look))
+        say_json(_plain(look), indent=indent)
         return
     console = Screen(width=_WIDE)
     for view in look.views:
@@ -240,7 +240,7 @@ def _table(view: "ViewLook", width: int) -> "Table":
     numbers = ["n", "missing", "PSI", "limit", *(["KL", "JS"] if width >= _WIDE else [])]
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     for one in view.features:
         table.add_row(one.feature, one.of, one.baseline or "-", *_numbers(one)[: len(numbers)], _state(one))
     return table
@@ -270,8 +270,7 @@ def _plain(look: "Look") -> dict[str, Any]:
     def of_feature(one: "FeatureLook") -> dict[str, Any]:
         found = {name: value for name, value in asdict(one).items() if name != "distance"}
         far = one.distance
-        found |= {} if far is None else {"psi": far.psi, "kl": far.kl, "js": far.js, "n_baseline": far.n_baseline}
-        return found
+        return found if far is None else found | asdict(far)
 
     def of_view(view: "ViewLook") -> dict[str, Any]:
         found = {name: value for name, value in vars(view).items() if name not in {"features", "examples", "over"}}

@@ -13,7 +13,7 @@ import polars as pl
 
 from unskew.features.types import INT64, Type
 from unskew.features.view import ViewFeature
-from unskew.offline.distribution import Distribution, Value, distribution
+from unskew.offline.distribution import MOST_VALUES, Distribution, Value, distribution
 
 Codes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
@@ -35,8 +35,10 @@ class Bins:
         own = INT64 if dtype.nesting else dtype
         if (kept.of == "length") != (dtype.nesting is not None):
             raise ValueError(f"it has bins of a {kept.of}")
-        if len(kept.edges) != len(kept.counts):
-            raise ValueError(f"it has {len(kept.edges)} bins and {len(kept.counts)} counts")
+        if len(kept.edges) != len(kept.counts) or min(kept.others, *kept.counts, 0) < 0:
+            raise ValueError(f"it does not have a count for each of its {len(kept.edges)} bins")
+        if len(kept.edges) > MOST_VALUES:
+            raise ValueError(f"it has {len(kept.edges)} bins, and {MOST_VALUES} are the most")
         try:
             edges = pl.Series("edges", [_read(edge, own) for edge in kept.edges], own.polars, strict=True)
         except (TypeError, ValueError, ArithmeticError, pl.exceptions.PolarsError) as error:

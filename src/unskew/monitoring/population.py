@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.time import day_of
 from unskew.features.view import View, ViewFeature
 from unskew.features.warming import is_empty
 from unskew.monitoring.bins import Bins, read
@@ -52,9 +53,10 @@ class Population:
         self.binned = binned
         self.event_us: int | None = None
         """The last instant at which an event came to be counted; None before one."""
+        self.until_us: int | None = None
+        """The last instant that was asked for."""
         self.next_sequence: dict[str, int] = {}
         """By shard, the sequence number of the first row that was not counted."""
-        self._until_us = np.iinfo(np.int64).min
         self._numbers = pl.DataFrame(schema={**view.entity.columns, _NUMBER: pl.Int64()})
         # Beside those asked for, bins that only tell who has a row.
         self._all = [*binned, (view.features[0], Bins.none(view.features[0].dtype))]
@@ -74,12 +76,13 @@ class Population:
         if they are older. Rows later than the last instant are left out, for the next pass. Raises ``ValueError`` for
         an instant before one that was asked for.
         """
-        if not len(instants) or instants[0] < self._until_us or (np.diff(instants) < 0).any():
+        goes_back = self.until_us is not None and len(instants) and instants[0] < self.until_us
+        if not len(instants) or goes_back or (np.diff(instants) < 0).any():
             raise ValueError("instants ascend, and do not lie before those of the last pass")
         changes = [np.zeros((len(instants) + 1, bins.n), np.int64) for _, bins in self._all]
         for chunk in chunks:
             self._count(chunk, instants, changes)
-        self._until_us = int(instants[-1])
+        self.until_us = int(instants[-1])
         totals = [before + np.cumsum(change[:-1], axis=0) for before, change in zip(self._counts, changes, strict=True)]
         self._counts = [total[-1].copy() for total in totals]
         known, no_row = totals.pop(), self._all[-1][1].no_row
@@ -147,21 +150,23 @@ def histograms(log: ViewLog, binned: Sequence[Binned], instants: Ints) -> Histog
 
     Raises ``RequestError`` for an instant that the log does not answer.
     """
-    if log.complete_to_us is None or (len(instants) and instants[-1] > log.complete_to_us):
+    if log.complete_to_us is None or instants[-1] > log.complete_to_us:
         raise RequestError(f"{log.title} is not complete to the instants that are asked for; ask for earlier ones")
     population = Population(log.view, binned)
-    return population.advance(log.oldest_first(population.columns), instants)
+    return population.advance(log.oldest_first(population.columns, upto=day_of(int(instants[-1]))), instants)
 
 
 def values_at(log: ViewLog, t_us: int) -> tuple[pl.DataFrame, int]:
     """Return the stored values of every entity that has a row at an instant, and how many have none any more."""
     keys = list(log.view.entity.keys)
     names = [feature.name for feature in log.view.features]
-    last = pl.DataFrame()
-    for chunk in log.oldest_first([*keys, "available_at", *names]):
+    found: list[pl.DataFrame] = []
+    for chunk in log.newest_first([*keys, "available_at", *names], upto=day_of(t_us)):
         rows = chunk.filter(pl.col("available_at").to_physical() <= t_us).sort("available_at", maintain_order=True)
-        known = pl.concat([last, rows]) if len(last) else rows
-        last = known.unique(keys, keep="last", maintain_order=True)
+        last = rows.unique(keys, keep="last", maintain_order=True)
+        # Every row of an entity that was found is later than its rows here.
+        found.append(last.join(pl.concat([one.select(keys) for one in found]), on=keys, how="anti") if found else last)
+    last = pl.concat(found) if found else pl.DataFrame()
     if last.is_empty():
         return pl.DataFrame(schema={feature.name: feature.dtype.polars for feature in log.view.features}), 0
     is_gone = are_gone(log.view, last)

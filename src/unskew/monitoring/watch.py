@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.keys import decode_keys
-from unskew.features.time import DAY_US, format_duration, rough_duration
+from unskew.features.time import DAY_US, day_of, format_duration, rough_duration
 from unskew.features.versions import Versions
 from unskew.features.view import View
 from unskew.monitoring.baseline import Baseline, Kind
@@ -152,7 +152,9 @@ class _Followed:
         """Return whether counting may go on: the log is the same one, and nothing was removed from its past."""
         kept_from_us, sinces = _begin_of(log)
         is_same = kept_from_us == self._kept_from_us and self._sinces.items() <= sinces.items()
-        return is_same and now_us - self._began_us < _ANEW_US
+        t_us, until_us = log.complete_to_us, self.population.until_us
+        goes_on = t_us is None or until_us is None or t_us >= until_us
+        return is_same and goes_on and now_us - self._began_us < _ANEW_US
 
 
 class Watch:
@@ -194,8 +196,6 @@ class Watch:
             try:
                 looks.append(self._look(defined(one), now_us))
             except (RequestError, LayoutError) as error:
-                # Half of the rows may be counted; the next look counts all of them.
-                self._followed.pop(one.id, None)
                 refused.append(error)
         return Look(at_us=now_us, views=looks, refused=refused)
 
@@ -215,17 +215,16 @@ class Watch:
         return sorted(chosen.values(), key=lambda one: (one.name, one.version))
 
     def _look(self, view: View, now_us: int) -> ViewLook:
-        log = ViewLog(self._log_root, view)
-        followed = self._follow(log, now_us)
+        followed, log = self._follow(view, now_us)
         population, t_us = followed.population, log.complete_to_us
         if t_us is not None:
-            rest = ViewLog(self._log_root, view, after=population.next_sequence)
-            followed.histograms = population.advance(rest.oldest_first(population.columns), np.array([t_us]))
+            rows = log.oldest_first(population.columns, upto=day_of(t_us))
+            followed.histograms = population.advance(rows, np.array([t_us]))
         features = list(self._of_population(followed))
         served, n_unknown = ([], 0) if self._served_root is None else read_served(self._served_root, view)
         if served:
             features += self._of_requests(followed, served)
-            _compare(followed, log, served)
+            self._compare(followed, t_us, served)
         event_us = population.event_us
         found = ViewLook(
             view=view.id,
@@ -241,17 +240,23 @@ class Watch:
             unknown=n_unknown,
             examples=tuple(followed.examples),
         )
+        # Only now: of a look that failed half of the rows may be counted, and the next one counts all.
+        self._followed[view.id] = followed
         return replace(found, over=_over(found, self._limits))
 
-    def _follow(self, log: ViewLog, now_us: int) -> _Followed:
-        """Return what is known of a view; nothing if its definition changed."""
-        followed = self._followed.get(log.view.id)
-        if followed is None or followed.view != log.view:
-            baselines = {name: found for name, one in self._baselines.items() if (found := one.of(log.view))}
-            followed = self._followed[log.view.id] = _Followed(log, baselines, now_us)
-        elif not followed.is_current(log, now_us):
+    def _follow(self, view: View, now_us: int) -> tuple[_Followed, ViewLog]:
+        """Take what is known of a view, nothing if its definition changed; and its log, from where it was counted."""
+        followed = self._followed.pop(view.id, None)
+        if followed is not None and followed.view == view:
+            log = ViewLog(self._log_root, view, after=followed.population.next_sequence)
+            if followed.is_current(log, now_us):
+                return followed, log
+            log = ViewLog(self._log_root, view)
             followed.count_anew(log, now_us)
-        return followed
+            return followed, log
+        log = ViewLog(self._log_root, view)
+        baselines = {name: found for name, one in self._baselines.items() if (found := one.of(view))}
+        return _Followed(log, baselines, now_us), log
 
     def _of_population(self, followed: _Followed) -> Iterator[FeatureLook]:
         if followed.histograms is None:
@@ -317,37 +322,37 @@ class Watch:
         chance = math.sqrt(before * (1 - before) * (1 / n + 1 / n_before))
         return before + max(self._limits.missing, _TIMES_NOISE * chance)
 
-
-def _compare(followed: _Followed, log: ViewLog, served: Iterable[Served]) -> None:
-    """Compare the served rows that the log has reached since the last look, bit by bit, each once."""
-    reached = -(2**63) if log.complete_to_us is None else log.complete_to_us
-    by_row = {hash((one.key, one.as_of_us, repr(one.values))): one for one in served if one.as_of_us <= reached}
-    rows = [one for row, one in by_row.items() if row not in followed.compared]
-    # What the sample has dropped does not come again.
-    followed.compared = set(by_row)
-    if not rows:
-        return
-    keys = decode_keys(pl.Series("key", [one.key for one in rows], pl.String), log.view.entity)
-    logged = joined(log, keys, np.array([one.as_of_us for one in rows], np.int64)).rows(named=True)
-    defaults = {feature.name: feature.default for feature in log.view.features}
-    for one, key, found in zip(rows, keys.iter_rows(), logged, strict=True):
-        expected = {name: defaults[name] if found[name] is None else found[name] for name in one.values}
-        followed.n_compared += 1
-        followed.n_mismatches += not identical(one.values, expected)
-        followed.examples += [
-            Difference(
-                where="served",
-                view=log.view.id,
-                entity=key,
-                instant_us=one.as_of_us,
-                feature=name,
-                found=value,
-                expected=expected[name],
-            )
-            for name, value in one.values.items()
-            if not identical({name: value}, {name: expected[name]})
-        ]
-    del followed.examples[N_EXAMPLES:]
+    def _compare(self, followed: _Followed, complete_to_us: int | None, served: Iterable[Served]) -> None:
+        """Compare the served rows that the log has reached since the last look, bit by bit, each once."""
+        reached = -(2**63) if complete_to_us is None else complete_to_us
+        by_row = {hash((one.key, one.as_of_us, repr(one.values))): one for one in served if one.as_of_us <= reached}
+        rows = [one for row, one in by_row.items() if row not in followed.compared]
+        # What the sample has dropped does not come again.
+        followed.compared = set(by_row)
+        if not rows:
+            return
+        log = ViewLog(self._log_root, followed.view)
+        keys = decode_keys(pl.Series("key", [one.key for one in rows], pl.String), log.view.entity)
+        logged = joined(log, keys, np.array([one.as_of_us for one in rows], np.int64)).rows(named=True)
+        defaults = {feature.name: feature.default for feature in log.view.features}
+        for one, key, found in zip(rows, keys.iter_rows(), logged, strict=True):
+            expected = {name: defaults[name] if found[name] is None else found[name] for name in one.values}
+            followed.n_compared += 1
+            followed.n_mismatches += not identical(one.values, expected)
+            followed.examples += [
+                Difference(
+                    where="served",
+                    view=log.view.id,
+                    entity=key,
+                    instant_us=one.as_of_us,
+                    feature=name,
+                    found=value,
+                    expected=expected[name],
+                )
+                for name, value in one.values.items()
+                if not identical({name: value}, {name: expected[name]})
+            ]
+        del followed.examples[N_EXAMPLES:]
 
 
 def _begin_of(log: ViewLog) -> tuple[int | None, dict[str, int]]:

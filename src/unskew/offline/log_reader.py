@@ -208,9 +208,9 @@ class ViewLog:
         """
         yield from self._read(self._pieces(columns, upto), columns)
 
-    def oldest_first(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """Yield all rows in the pieces of ``newest_first``, the oldest piece first."""
-        yield from self._read(reversed(list(self._pieces(columns, None))), columns)
+    def oldest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
+        """Yield the same pieces as ``newest_first``, the oldest piece first."""
+        yield from self._read(reversed(list(self._pieces(columns, upto))), columns)
 
     def _read(self, pieces: "Iterable[_Piece]", columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         for piece in pieces:
