@@ -73,6 +73,12 @@ COMMANDS = {
         "unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it.", PIPELINE
     ),
     "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image.", PIPELINE),
+    "monitor": _Place(
+        "unskew.cli.monitor", "monitor", "Watch values, freshness and what was served, from the log.", PIPELINE
+    ),
+    "baseline": _Place(
+        "unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with.", PIPELINE
+    ),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree.", PIPELINE),
 }
 
