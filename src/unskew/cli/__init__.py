@@ -38,6 +38,7 @@ COMMANDS = {
     "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
     "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),
     "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
+    "value": _Place("unskew.cli.value", "value", "Show what features cost and earn, and which ones to retire."),
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),
