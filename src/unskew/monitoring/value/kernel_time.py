@@ -17,7 +17,7 @@ from unskew.pipelines.state.ordering import Shard, Siblings, shard_names
 from unskew.pipelines.state.whole import WholeState
 
 LEAST_S = 0.1
-"""A measurement repeats its replay as often as it takes for so much processor time, up to ``MOST_REPEATS`` times."""
+"""A run repeats its replays until each kind has taken about so much processor time, up to ``MOST_REPEATS`` times."""
 MOST_REPEATS = 50
 
 Progress = Callable[[str, int, int], None]
@@ -62,7 +62,7 @@ def kernel_times(
     ``n_events``: the most events that are replayed: the first of each partition, read once and kept in memory.
     ``now_s``: the clock, by default the processor time of this process, which other processes disturb little.
 
-    In each run, all views take turns, so that a change of the machine's speed meets all of them.
+    Replays with the feature and without it take turns, so that a change of the machine's speed meets both.
 
     Raises ``RequestError`` if nothing of the stream is archived, ``LayoutError`` for a damaged archive, and ``Stopped``
     once ``stop`` is set.
@@ -74,28 +74,24 @@ def kernel_times(
     events = _read(view, archive, n_events)
     n_read = sum(piece.events.height for piece in events)
     taken: dict[str, list[float]] = {name: [] for name in lesser}
-    n_all = n_runs * (1 + len(lesser))
+    n_all = n_runs * len(lesser)
 
-    def timed(one: ViewPlan, n_repeats: int, n_done: int) -> float:
-        total_s = 0.0
-        for _ in range(n_repeats):
-            if stop is not None and stop.is_set():
-                raise Stopped("the measurement was asked to stop")
-            total_s += _timed(one, events, now_s)
-        progress(view.id, n_done, n_all)
-        return total_s
+    def timed(one: ViewPlan) -> float:
+        if stop is not None and stop.is_set():
+            raise Stopped("the measurement was asked to stop")
+        return _timed(one, events, now_s)
 
     # The first replay warms up what the second one measures.
-    timed(view, 1, 0)
-    once_s = timed(view, 1, 0)
+    timed(view)
+    once_s = timed(view)
     n_repeats = max(1, min(MOST_REPEATS, round(LEAST_S / once_s))) if once_s > 0 else 1
     for run in range(n_runs):
-        n_before = run * (1 + len(lesser)) + 1
-        whole_s = timed(view, n_repeats, n_before)
         for place, (name, left) in enumerate(lesser.items()):
-            left_s = timed(left, n_repeats, n_before + place + 1)
+            pairs = [(timed(view), timed(left)) for _ in range(n_repeats)]
+            whole_s, left_s = (sum(times) for times in zip(*pairs, strict=True))
             if left_s > 0:
                 taken[name].append(whole_s / left_s)
+            progress(view.id, run * len(lesser) + place + 1, n_all)
     return {name: KernelTime(ratios=tuple(ratios), n_events=n_read) for name, ratios in taken.items() if ratios}
 
 

@@ -380,8 +380,12 @@ def _costs(one: FeatureValue) -> str:
     if one.redis_bytes is not None:
         costs.append(f"{one.redis_bytes:.0f} bytes of an entity in Redis")
     if one.kernel_time is not None:
-        time_ = one.kernel_time
-        costs.append(f"{time_.median:.2f} times the kernel time ({time_.least:.2f} to {time_.most:.2f})")
+        spread = f"({one.kernel_time.least:.2f} to {one.kernel_time.most:.2f})"
+        costs.append(
+            f"no kernel time that could be told from noise {spread}"
+            if one.kernel_time.least <= 1
+            else f"{one.kernel_time.median:.2f} times the kernel time {spread}"
+        )
     if not costs:
         return ""
     return f"costs {', '.join(costs[:-1])} and {costs[-1]}" if len(costs) > 1 else f"costs {costs[0]}"
