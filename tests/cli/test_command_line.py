@@ -63,6 +63,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
         *("--log", "folder", "--archive", "folder", "--state", "folder", *AWAY),
     ),
     ("diff",): (str(DEFINITIONS), str(DEFINITIONS), "--archive", "folder"),
+    ("value",): (VIEW, "--log", "folder"),
     ("rehydrate",): (*DEFINED, "--state", "folder", *AWAY),
     ("purge",): (f"{VIEW}@1", *AWAY),
     ("retain",): (*DEFINED, "--log", "folder", "--keep-log", "400d"),

@@ -62,6 +62,9 @@ COMMANDS = {
         "unskew.cli.materialize", "materialize", "Compute views over tables up to an instant.", PIPELINE
     ),
     "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes.", PIPELINE),
+    "value": _Place(
+        "unskew.cli.value", "value", "Show what features cost and earn, and which ones to retire.", PIPELINE
+    ),
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state.", PIPELINE
     ),
