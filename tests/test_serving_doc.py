@@ -74,7 +74,7 @@ def test_python_and_curl_read_the_values_that_the_page_shows(served: Served) -> 
     found: dict[str, Any] = {}
     in_python = example("python", "urlopen")
     exec(in_python.replace("localhost:6566", f"127.0.0.1:{served.server.port}"), found)
-    curled = json.loads(served.run(BASH, example("bash", "curl ").replace("curl ", "curl -s ")))
+    curled = json.loads(served.run(BASH, example("bash", "-d '{").replace("curl ", "curl -s ")))
     shown = json.loads(example("json", "feature_names"))
 
     assert found["values"] == {"user_id": ["u-42", "nobody"], "spend_30d": SPENT}

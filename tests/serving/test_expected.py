@@ -157,4 +157,4 @@ def test_over_http_other_features_are_a_conflict(trained: Trained) -> None:
     assert detail(changed[1])[0] == "FeastError"
     assert bad[0] == 422
     assert "'latest' is not a digest of features" in detail(bad[1])[1]
-    assert 'unskew_requests_total{code="409"} 4.0' in metrics
+    assert 'unskew_requests_total{code="409",service=""} 4.0' in metrics

@@ -25,7 +25,7 @@ class Computing(NamedTuple):
     """
 
     on_request: OnRequest
-    columns: Mapping[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     dtypes: Mapping[str, Type]
     n_rows: int
     now_us: int

@@ -112,7 +112,7 @@ class OnlineFeatures(Answer):
                 found[f"{name}{STATUS}"] = list(status)
         return found
 
-    def _by_feature(self) -> Iterator[tuple[str, Type, list[Any], list[str] | None]]:
+    def _by_feature(self) -> Iterator[tuple[str, Type, Sequence[Any], list[str] | None]]:
         """Yield the column, the type, the values and, if asked for, the status of each feature."""
         for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
             answer = self._answers[view]
@@ -177,9 +177,9 @@ class _Known:
         self.shards = shards
         self.requests: dict[tuple[tuple[str, ...] | str, How], Request] = {}
 
-    def look_up(self, features: tuple[str, ...] | str, how: How) -> Wanted:
+    def look_up(self, features: Sequence[str] | str, how: How) -> Wanted:
         """Return what references mean. Raises as ``on_request.wanted`` does."""
-        place = features, how.full_feature_names
+        place = (features if isinstance(features, str) else tuple(features)), how.full_feature_names
         if place not in self.found:
             found = wanted(features, self.published, full_feature_names=how.full_feature_names)
             if len(self.found) >= _MOST_REQUESTS:
@@ -305,9 +305,9 @@ class OnlineReader:
         """
         if not isinstance(with_status, bool):
             raise RequestError(f"with_status is True or False, not {with_status!r}")
-        named = features if is_service(features) else tuple(texts(features))
+        named = features if type(features) is list or is_service(features) else texts(features)
         given_us = None if now is None else requested_instant(now)
-        how = How(full_feature_names=full_feature_names, with_status=with_status, as_json=as_json)
+        how = How(full_feature_names, with_status, as_json)
         for _ in range(_MOST_TRIES):
             known, request = yield from self._compiled(named, how)
             if not rows.n_rows and not rows.names:
@@ -324,15 +324,15 @@ class OnlineReader:
             is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
             if not is_known and (yield from self.look_again(known)) is not known:
                 continue
-            words = request.words(before, after)
-            if request.is_outdated(words):
-                listed = {view.view.id: its.steady.listed for view, its in zip(request.views, words, strict=True)}
+            clocks = request.clocks(before, after)
+            if request.is_outdated(clocks):
+                listed = {view.view.id: its.listed for view, its in zip(request.views, clocks, strict=True)}
                 self._relist(known, listed)
                 continue
             read_us = self._now_us()
             now_us = read_us if given_us is None else given_us
             oldest_us = None if self._max_lag_us is None else read_us - self._max_lag_us
-            answers = request.read(keys, values, words, oldest_us)
+            answers = request.read(keys, values, clocks, oldest_us)
             if self._sampler is not None and not as_json:
                 self._sampler.offer(request, answers)
             if (computing := request.computing(inputs, answers, rows.n_rows, now_us)) is not None:
@@ -350,6 +350,8 @@ class OnlineReader:
         view_id = self.views().find(view).id
         around = len(value_key(self._prefix, view_id, ""))
         found = set()
+        # The URL may allow one connection alone.
+        self._lines.give_back()
         with self._server.reaching() as client:
             for name in client.scan_iter(match=value_keys_pattern(self._prefix, view_id), count=10_000):
                 text = name.decode(errors="replace") if isinstance(name, bytes) else name
@@ -359,6 +361,7 @@ class OnlineReader:
     def close(self) -> None:
         """Close the connections."""
         self._shared.close()
+        self._lines.give_back()
         self._server.close()
 
     def _asked(self, asking: "Asking[_Result]") -> _Result:
@@ -384,11 +387,19 @@ class OnlineReader:
             result: _Result = end.value
             return result
 
-    def _compiled(self, features: tuple[str, ...] | str, how: How) -> "Asking[tuple[_Known, Request]]":
+    def _compiled(self, features: Sequence[str] | str, how: How) -> "Asking[tuple[_Known, Request]]":
         """Return a request as it is compiled for what is known, and that."""
         known = self._known or (yield from self.look_again())
-        place = features, how
-        request = known.requests.get(place)
+        place = (features if isinstance(features, str) else tuple(features)), how
+        try:
+            request = known.requests.get(place)
+        except TypeError:
+            request = None
+        if request is None and not isinstance(features, str):
+            # Nobody has asked for these yet, or they are not a list of texts, each once.
+            features = texts(features)
+            place = tuple(features), how
+            request = known.requests.get(place)
         if request is None:
             try:
                 found = known.look_up(features, how)
@@ -450,12 +461,12 @@ class OnlineReader:
 
 def _keys(request: Request, rows: Given) -> list[list[str | None]]:
     """Return the canonical keys of each view's rows; None for a row that lacks a part. Raises ``RequestError``."""
-    for name, reference in request.names.items():
-        if name in rows.names:
-            raise RequestError(
-                f"{reference} would replace the column {name!r} of the entity rows; "
-                "rename it, or ask with full_feature_names=True"
-            )
+    if not request.names.keys().isdisjoint(rows.names):
+        name, reference = next((name, its) for name, its in request.names.items() if name in rows.names)
+        raise RequestError(
+            f"{reference} would replace the column {name!r} of the entity rows; "
+            "rename it, or ask with full_feature_names=True"
+        )
     found: dict[object, list[str | None]] = {}
     keys = []
     for view in request.views:
@@ -469,7 +480,7 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
 
 def _keys_of(view: View, rows: Given) -> list[str | None]:
     names = key_names(view, rows)
-    if rows.of_objects and all(name in rows.names for name in names):
+    if rows.of_objects and set(names) <= set(rows.names):
         parts = [_plain_parts(rows.values(name), kind) for name, kind in zip(names, view.entity.types, strict=True)]
         if len(parts) == 1 and parts[0] is not None:
             return list(parts[0])
@@ -482,9 +493,8 @@ def _keys_of(view: View, rows: Given) -> list[str | None]:
 def _plain_parts(values: Sequence[object], kind: KeyType) -> list[str] | None:
     """Return what plain integers or texts are in keys; None if there is any other value, which takes longer to read."""
     if kind == "int64":
-        if all(type(value) is int and -_PAST_INT64 <= value < _PAST_INT64 for value in values):
-            return list(map(str, values))
-        return None
+        numbers = [value for value in values if type(value) is int and -_PAST_INT64 <= value < _PAST_INT64]
+        return list(map(str, numbers)) if len(numbers) == len(values) else None
     plain = [value for value in values if type(value) is str]
     try:
         return [quote(value, safe="") for value in plain] if len(plain) == len(values) else None

@@ -24,7 +24,7 @@ from unskew.serving.clocks import NEVER, UNKNOWN, Placed, ViewClocks
 from unskew.serving.computing import Computing
 from unskew.serving.lines import Commands
 from unskew.sinks.redis.keyspace import clock_key, sent_key, value_key
-from unskew.sinks.redis.texts import JsonReader, Reader, json_of, stored
+from unskew.sinks.redis.texts import JsonReader, Numbers, Reader, json_of, stored
 from unskew.sinks.redis.wire import argument, command
 from unskew.sinks.redis.words import Clocks, ReadWords, Replies, ShardWords
 
@@ -32,6 +32,9 @@ LAGGING = "lagging"
 STATUS = "__status"
 """After the name of a feature's column: the name of the column with its status."""
 _NOWHERE = Placed(UNKNOWN, UNKNOWN, UNKNOWN, provisional=False, compared=UNKNOWN)
+# The name of a member of an enumeration is looked up in Python each time.
+_NO_KEY, _WARMING = Statuses.no_key.name, Statuses.warming.name
+_DEFAULT, _PRESENT = Statuses.default.name, Statuses.present.name
 _AT = "_at"
 _INSTANTS = Reader(Type("timestamp"))
 _MOST_KNOWN = 64
@@ -87,21 +90,22 @@ class Column:
         return cls(name=feature.name, dtype=dtype, reader=reader, absent=absent, null=null, empty=empty)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ViewAnswer:
     """The rows of one view, in the order of the request.
 
     ``keys``: canonical, None for a row that lacks a part of it. ``values``: of each column, as ``texts.column_of``
     takes them, or in JSON. ``is_present``: whether there is a row. ``status``: see ``OnlineFeatures``.
-    ``status_of_each``: that of each column, if asked for.
+    ``status_of_each``: that of each column, if asked for. ``is_whole``: false if a value may be None.
     """
 
     keys: Sequence[str | None]
-    values: Sequence[list[Any]]
+    values: Sequence[Sequence[Any]]
     status_of_each: Sequence[list[str]]
     placed: Sequence[Placed]
     status: list[str]
     is_present: list[bool]
+    is_whole: bool = False
 
 
 class ViewRequest:
@@ -126,6 +130,19 @@ class ViewRequest:
         self._pipelines = pipelines
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
+        self._known: tuple[object, ViewClocks] | None = None
+        are_json = [isinstance(column.reader, JsonReader) for column in self.columns]
+        # Instants are numbers in Redis, and texts in JSON.
+        are_numbers = [
+            Numbers.can_read(column.dtype) and not (is_json and column.dtype.scalar == "timestamp")
+            for column, is_json in zip(self.columns, are_json, strict=True)
+        ]
+        self._stay_texts = [is_json for is_json, is_number in zip(are_json, are_numbers, strict=True) if is_number]
+        self._all_stay_texts = all(self._stay_texts)
+        self._others = [number for number, is_number in enumerate(are_numbers) if not is_number]
+        self._number_places = [0, *(1 + number for number, is_number in enumerate(are_numbers) if is_number)]
+        dtypes = [Type("timestamp"), *(column.dtype for column in self.columns)]
+        self._numbers = Numbers([dtypes[place] for place in self._number_places])
         features = [one.feature for one in ones]
         self._warmth = _Warmth(self.view, features)
         self._warmths = [_Warmth(self.view, [feature]) for feature in features] if how.with_status else []
@@ -140,8 +157,27 @@ class ViewRequest:
                 name = b"%b%b}" % (before_key, key.encode())
                 commands.add(name, b"%b$%d\r\n%b\r\n%b" % (head, len(name), name, tail))
 
-    def words(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ReadWords:
-        """Return what the replies to the commands before and after the rows say."""
+    def clocks(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ViewClocks:
+        """Return what the replies to the commands before and after the rows say.
+
+        Raises ``RequestError`` for a view that is no longer computed, and ``LayoutError`` as ``ShardWords.read`` does.
+        """
+        said = clocks, marks
+        # Other threads may read at the same time. Equal words say the same, and change less often than they are read.
+        known = self._known
+        if known is not None and known[0] == said:
+            return known[1]
+        words = self._words(clocks, marks)
+        if words.steady.is_retired:
+            raise RequestError(
+                f"{self.view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
+                "replaced it, or define the view again with a new version"
+            )
+        found = ViewClocks(words, partitioned=self.view.partitioned)
+        self._known = said, found
+        return found
+
+    def _words(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ReadWords:
         of_clocks = list(zip(self._pipelines.clock_keys, clocks, strict=True))
         of_marks = list(zip(self._pipelines.mark_keys, marks, strict=True))
         if self._asked is not None:
@@ -151,12 +187,12 @@ class ViewRequest:
         asked = ShardWords(self.view.id, whole.shards(self.view.id))
         return asked.read(_of_fields(of_clocks, asked.clock_fields), _of_fields(of_marks, asked.mark_fields))
 
-    def is_outdated(self, words: ReadWords) -> bool:
+    def is_outdated(self, clocks: ViewClocks) -> bool:
         """Return true if the shards are other ones than those that were asked about."""
-        return words.steady.listed != self._shards
+        return clocks.listed != self._shards
 
     def read(
-        self, keys: Sequence[str | None], rows: Sequence[Row], words: ReadWords, oldest_clock_us: int | None
+        self, keys: Sequence[str | None], rows: Sequence[Row], clocks: ViewClocks, oldest_clock_us: int | None
     ) -> ViewAnswer:
         """Return the values and what they are the values of.
 
@@ -165,57 +201,79 @@ class ViewRequest:
 
         Raises ``LayoutError`` for something that unskew did not write.
         """
-        if len(rows) < len(keys):
+        if has_missing := len(rows) < len(keys):
             replies = iter(rows)
             without: Row = [None] * (1 + len(self.columns))
             rows = [without if key is None else next(replies) for key in keys]
-        at_texts, *texts = zip(*rows, strict=True) if rows else [()] * (1 + len(self.columns))
-        instants = [UNKNOWN if at is None else at for at in self._values(_AT, _INSTANTS, at_texts)]
-        is_default = [True] * len(rows)
-        values, defaults = [], []
-        for column, its_texts in zip(self.columns, texts, strict=True):
-            # The flags are kept apart only where the status of each column is asked for.
-            its = [True] * len(rows) if self._warmths else is_default
-            values.append(self._read_column(column, its_texts, instants, its))
-            defaults.append(its)
+        instants, values, may_lack = self._found(rows)
+        flags: list[list[bool]] = []
         if self._warmths:
-            is_default = [all(flags) for flags in zip(*defaults, strict=True)]
-        clocks = ViewClocks(words, partitioned=self.view.partitioned)
-        placed = []
-        for row, (key, at) in enumerate(zip(keys, instants, strict=True)):
-            placed.append(_NOWHERE if key is None else clocks.place(key, at))
-            if key is None:
-                for of_column in values:
-                    of_column[row] = None
+            flags = [
+                _are_default(its, column.empty, instants) for column, its in zip(self.columns, values, strict=True)
+            ]
+            is_default = list(map(all, zip(*flags, strict=True)))
+        else:
+            is_default = self._are_default(values, instants)
+        is_whole = True
+        if may_lack or has_missing:
+            values = [
+                _filled(its, column, keys, instants) if None in its else its
+                for column, its in zip(self.columns, values, strict=True)
+            ]
+            is_whole = not any(None in its for its in values)
+        placed = [_NOWHERE if key is None else clocks.place(key, at) for key, at in zip(keys, instants, strict=True)]
         return ViewAnswer(
             keys,
             values,
             [
-                _statuses(keys, placed, flags, warmth, oldest_clock_us)
-                for flags, warmth in zip(defaults, self._warmths, strict=False)
+                _statuses(keys, placed, its, warmth, oldest_clock_us)
+                for its, warmth in zip(flags, self._warmths, strict=True)
             ],
             placed,
             _statuses(keys, placed, is_default, self._warmth, oldest_clock_us),
             [at != UNKNOWN for at in instants],
+            is_whole,
         )
 
-    def _read_column(
-        self, column: Column, texts: Sequence[bytes | None], instants: Sequence[int], is_default: list[bool]
-    ) -> list[Any]:
-        """Return a column's values; where one is not what an entity without events has, ``is_default`` becomes false.
+    def _found(self, rows: Sequence[Row]) -> tuple[Sequence[int], Sequence[Sequence[Any]], bool]:
+        """Return the instants of rows and the values of each column; None for a null; whether there may be one."""
+        texts: list[Sequence[bytes | None]] = list(zip(*rows, strict=True)) if rows else [()] * (1 + len(self.columns))
+        of_numbers = [texts[place] for place in self._number_places] if self._others else texts
+        checked = self._numbers.check(of_numbers) if rows else None
+        if checked is None:
+            values: Sequence[Sequence[Any]] = [
+                self._values(column.name, column.reader, its)
+                for column, its in zip(self.columns, texts[1:], strict=True)
+            ]
+            return _known_instants(self._values(_AT, _INSTANTS, texts[0])), values, True
+        if self._all_stay_texts:
+            instants: Sequence[int | None] = [None if text is None else int(text) for text in texts[0]]
+            values = of_numbers[1:]
+        else:
+            instants, *values = checked.values()
+            if any(self._stay_texts):
+                both = zip(values, of_numbers[1:], self._stay_texts, strict=True)
+                values = [its_texts if stay_texts else its for its, its_texts, stay_texts in both]
+        if self._others:
+            of_each = iter(values)
+            values = [
+                self._values(column.name, column.reader, texts[1 + number]) if number in self._others else next(of_each)
+                for number, column in enumerate(self.columns)
+            ]
+        return _known_instants(instants), values, bool(checked.n_nulls or self._others)
 
-        An entity without a row has the empty value. The default replaces either if it is null.
-        """
-        empty, null = column.empty, column.null
-        found = self._values(column.name, column.reader, texts)
-        for row, text in enumerate(texts):
-            if text is None:
-                is_present = instants[row] != UNKNOWN
-                found[row] = null if is_present else column.absent
-                if is_present and empty is not None:
-                    is_default[row] = False
-            elif empty is None or found[row] != empty:
-                is_default[row] = False
+    def _are_default(self, values: Sequence[Sequence[Any]], instants: Sequence[int]) -> list[bool]:
+        """Return, for each row, whether all its values are those of an entity without events."""
+        left: Iterable[int] = range(len(instants))
+        for column, its in zip(self.columns, values, strict=True):
+            empty = column.empty
+            # Nearly all rows that have events differ in one of the first columns.
+            left = [row for row in left if its[row] == empty or (its[row] is None and instants[row] == UNKNOWN)]
+            if not left:
+                return [False] * len(instants)
+        found = [False] * len(instants)
+        for row in left:
+            found[row] = True
         return found
 
     def _values(self, field: str, reader: Reader | JsonReader, texts: Sequence[bytes | None]) -> list[Any]:
@@ -318,37 +376,28 @@ class Request:
             view.add_rows(its, commands)
         return commands
 
-    def words(self, before: Sequence[Any], after: Sequence[Any]) -> list[ReadWords]:
-        """Return what the replies to the commands before and after the rows say of each view's shards.
-
-        Raises ``RequestError`` for a view that is no longer computed.
-        """
+    def clocks(self, before: Sequence[Any], after: Sequence[Any]) -> list[ViewClocks]:
+        """Return what the replies to the commands before and after the rows say of each view; see ``ViewRequest``."""
         n = self._n_pipelines
-        found = []
-        for at, view in enumerate(self.views):
-            words = view.words(before[at * n : (at + 1) * n], after[at * n : (at + 1) * n])
-            if words.steady.is_retired:
-                raise RequestError(
-                    f"{view.view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
-                    "replaced it, or define the view again with a new version"
-                )
-            found.append(words)
-        return found
+        return [
+            view.clocks(before[first : first + n], after[first : first + n])
+            for view, first in zip(self.views, range(0, n * len(self.views), n), strict=True)
+        ]
 
-    def is_outdated(self, words: Sequence[ReadWords]) -> bool:
+    def is_outdated(self, clocks: Sequence[ViewClocks]) -> bool:
         """Return true if the shards of a view are other ones than those that were asked about."""
-        return any(view.is_outdated(its) for view, its in zip(self.views, words, strict=True))
+        return any(view.is_outdated(its) for view, its in zip(self.views, clocks, strict=True))
 
     def read(
         self,
         keys: Sequence[Sequence[str | None]],
         rows: Sequence[Row],
-        words: Sequence[ReadWords],
+        clocks: Sequence[ViewClocks],
         oldest_clock_us: int | None,
     ) -> list[ViewAnswer]:
         """Return each view's values and what they are the values of; see ``ViewRequest.read``."""
         answers, first = [], 0
-        for view, its, said in zip(self.views, keys, words, strict=True):
+        for view, its, said in zip(self.views, keys, clocks, strict=True):
             n_rows = len(its) - its.count(None)
             answers.append(view.read(its, rows[first : first + n_rows], said, oldest_clock_us))
             first += n_rows
@@ -370,7 +419,8 @@ class Request:
         on_request = self.on_request
         if on_request is None:
             return None
-        columns, dtypes = dict(inputs), dict(on_request.inputs)
+        columns: dict[str, Sequence[Any]] = dict(inputs)
+        dtypes = dict(on_request.inputs)
         for one in on_request.reads:
             view, number = self._places[one.column]
             columns[one.column], dtypes[one.column] = answers[view].values[number], one.feature.dtype
@@ -451,14 +501,35 @@ def _statuses(
     found = []
     for key, its, default in zip(keys, placed, is_default, strict=True):
         if key is None:
-            found.append(Statuses.no_key.name)
+            found.append(_NO_KEY)
         elif oldest_clock_us is not None and its.clock < oldest_clock_us:
             found.append(LAGGING)
         elif its.as_of == UNKNOWN or warmth.is_warming(its.as_of, its.since):
-            found.append(Statuses.warming.name)
+            found.append(_WARMING)
         else:
-            found.append(Statuses.default.name if default else Statuses.present.name)
+            found.append(_DEFAULT if default else _PRESENT)
     return found
+
+
+def _known_instants(instants: Sequence[int | None]) -> list[int]:
+    return [UNKNOWN if at is None else at for at in instants]
+
+
+def _are_default(values: Sequence[Any], empty: Any, instants: Sequence[int]) -> list[bool]:
+    """Return which values of a column are what an entity without events has; one without a row has them all."""
+    return [value == empty or (value is None and at == UNKNOWN) for value, at in zip(values, instants, strict=True)]
+
+
+def _filled(values: Sequence[Any], column: Column, keys: Sequence[str | None], instants: Sequence[int]) -> list[Any]:
+    """Return a column's values with what stands for nulls: the empty value without a row, the default for either.
+
+    A row without a key has none of them.
+    """
+    null, absent = column.null, column.absent
+    return [
+        value if value is not None else None if key is None else absent if at == UNKNOWN else null
+        for value, key, at in zip(values, keys, instants, strict=True)
+    ]
 
 
 def _as_mapping(reply: Sequence[bytes] | Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
