@@ -276,8 +276,10 @@ def input_column(column: pl.Series, dtype: Type) -> pl.Series:
         converted, unlike = column, column.is_not_null()
     if unlike.any():
         row = int(unlike.arg_max() or 0)
+        # Python has no instants beyond the year 9999.
+        given = column.to_physical() if isinstance(column.dtype, pl.Datetime) else column
         raise RequestError(
-            f"the input {column.name!r} is {dtype}, and {column.slice(row, 1).to_list()[0]!r:.80} of row {row} ({column.dtype}) cannot be "
+            f"the input {column.name!r} is {dtype}, and {given.slice(row, 1).to_list()[0]!r:.80} of row {row} ({column.dtype}) cannot be "
             f"converted to that without loss; give {_REMEDIES.get(dtype.scalar, f'values of type {dtype}')}"
         )
     return converted
