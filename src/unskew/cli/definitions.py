@@ -26,7 +26,7 @@ def check(paths: tuple[Path, ...]) -> None:
     Example:
         unskew check examples/complete_journey
     """
-    from unskew.features.definitions.load import load
+    from unskew.features.definitions.load import NAMED, load
 
     plan = load(*paths)
     ids = [*(view.id for view in plan.views.values()), *(one.id for one in plan.on_demand.values())]
@@ -42,7 +42,8 @@ def check(paths: tuple[Path, ...]) -> None:
     for service in plan.services.values():
         say(f"ok  {service.name:<{width}}  {_counted(len(service.features))}  service")
     if not plan.views:
-        say("ok, but there are no views")
+        streams = f"streams {', '.join(plan.streams)}" if plan.streams else "entities"
+        say(f"ok, but there are no views, only {streams}; {NAMED}")
 
 
 def _counted(n_features: int) -> str:

@@ -79,12 +79,12 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
         if found.column in asked:
             raise RequestError(
                 f"{asked[found.column].reference} and {reference} would share the column {found.column!r}; "
-                "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
+                "set full_feature_names, which gives columns view__feature"
             )
         if found.column in found.view.entity.keys:
             raise RequestError(
                 f"{reference} would share the column {found.column!r} with the entity's key; "
-                "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
+                "set full_feature_names, which gives columns view__feature"
             )
         asked[found.column] = found
     if not asked:

@@ -23,7 +23,6 @@ from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.lookup import last_rows, number_entities
 from unskew.offline.version_spans import (
     Spans,
     answering,
@@ -186,7 +185,7 @@ def historical_features(
             )
     if taken := [column for column in columns if column in labels.names]:
         raise RequestError(
-            f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
+            f"a feature would replace the label column {taken[0]!r}; rename that, or set full_feature_names"
         )
     names = [name for one in asked for name in (one.column, *([f"{one.column}__status"] if with_status else []))]
     names += [f"{named}__version" for named in spanned]
@@ -316,6 +315,8 @@ def _join(
     The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
     be read at all. No row is written before its values are available, nor before an earlier row of its shard.
     """
+    from unskew.offline.lookup import last_rows, number_entities  # noqa: PLC0415 - compiled: readers have no numba
+
     names = [feature.name for feature in features]
     key_names = list(log.view.entity.keys)
     unknown = pl.DataFrame(schema={feature.name: feature.dtype.polars for feature in features})
@@ -528,7 +529,7 @@ def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -
             raise RequestError(
                 f"{int(these.sum())} of {len(these)} labels are {text}, {format_instant(bound)}; the first is row {row} "
                 f"({_keys_text(log.view, labels, row)}, {timestamp} {instant}); leave them out"
-                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or pass outside="null", '
+                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or set outside to "null", '
                 f"which gives them nulls and the status {each.name}"
             )
 

@@ -17,7 +17,7 @@ maps are null, because Feast's client cannot take them.
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby, zip_longest
+from itertools import groupby
 from typing import NamedTuple
 
 import msgspec
@@ -98,13 +98,16 @@ def answer(answered: Answered, body: Body) -> bytes:
         its = b",".join([_NULL if cell is None else _PRESENT for cell in cells]) if None in cells else all_present
         results.append(_RESULT % (_encode(cells)[1:-1], its, no_instants))
     about, times = [], []
-    # On-demand features come after all views, of which alone something is said.
-    for head, found in zip_longest(shape.heads, answered.answers):
+    for number, found in enumerate(answered.answers):
         instants = [None if placed.as_of == UNKNOWN else _stamp(placed.as_of) for placed in found.placed]
         as_of = b",".join([b"null" if instant is None else instant for instant in instants])
-        if head is not None:
+        if number < len(shape.heads):
+            # On-demand features come after all views.
             provisional = b",".join([b"true" if placed.provisional else b"false" for placed in found.placed])
-            about.append(b'%b%b],"status":%b,"provisional":[%b]}' % (head, as_of, _encode(found.status), provisional))
+            about.append(
+                b'%b%b],"status":%b,"provisional":[%b]}'
+                % (shape.heads[number], as_of, _encode(found.status), provisional)
+            )
         if None in instants:
             as_of = b",".join([_NO_INSTANT if instant is None else instant for instant in instants])
         times.append(as_of)
@@ -142,9 +145,11 @@ def _shape(request: Request, entities: tuple[str, ...]) -> _Shape:
     runs: list[tuple[int, list[int], bool]] = []
     for view, places in groupby(request.places, lambda place: place[0]):
         numbers = [number for _, number in places]
-        # On-demand features are single values.
-        columns = request.views[view].columns if view < len(request.views) else None
-        may_be_nothing = columns is not None and any(columns[number].dtype.nesting is not None for number in numbers)
+        if view < len(request.views):
+            columns = request.views[view].columns
+            may_be_nothing = any(columns[number].dtype.nesting is not None for number in numbers)
+        else:
+            may_be_nothing = True
         runs.append((view, numbers, may_be_nothing))
     heads = [b'%b:{"version":%d,"as_of":[' % (_encode(view.named), view.view.version) for view in request.views]
     return _Shape(_encode([*entities, *(one.column for one in request.asked)]), heads, runs)

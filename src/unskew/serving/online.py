@@ -177,9 +177,9 @@ class _Known:
         self.shards = shards
         self.requests: dict[tuple[tuple[str, ...] | str, How], Request] = {}
 
-    def look_up(self, features: Sequence[str] | str, how: How) -> Wanted:
+    def look_up(self, features: tuple[str, ...] | str, how: How) -> Wanted:
         """Return what references mean. Raises as ``on_request.wanted`` does."""
-        place = (features if isinstance(features, str) else tuple(features)), how.full_feature_names
+        place = features, how.full_feature_names
         if place not in self.found:
             found = wanted(features, self.published, full_feature_names=how.full_feature_names)
             if len(self.found) >= _MOST_REQUESTS:
@@ -397,16 +397,15 @@ class OnlineReader:
             request = None
         if request is None and not isinstance(features, str):
             # Nobody has asked for these yet, or they are not a list of texts, each once.
-            features = texts(features)
-            place = tuple(features), how
+            place = tuple(texts(features)), how
             request = known.requests.get(place)
         if request is None:
             try:
-                found = known.look_up(features, how)
+                found = known.look_up(*place)
             except (RequestError, LayoutError):
                 # The registry may have changed since it was read.
                 known = yield from self.look_again(known)
-                found = known.look_up(features, how)
+                found = known.look_up(*place)
             unlisted = {one.view.id for one in found.of_views} - known.shards.keys()
             if unlisted:
                 known = self._relist(known, (yield from self._listed(sorted(unlisted))))
@@ -464,8 +463,7 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
     if not request.names.keys().isdisjoint(rows.names):
         name, reference = next((name, its) for name, its in request.names.items() if name in rows.names)
         raise RequestError(
-            f"{reference} would replace the column {name!r} of the entity rows; "
-            "rename it, or ask with full_feature_names=True"
+            f"{reference} would replace the column {name!r} of the entity rows; rename it, or set full_feature_names"
         )
     found: dict[object, list[str | None]] = {}
     keys = []
