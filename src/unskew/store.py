@@ -19,6 +19,7 @@ from unskew import settings
 from unskew.features.definitions import vocabulary
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
+from unskew.features.extras import needed
 from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
@@ -132,8 +133,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
-        expect: Expect | None = None,
         now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
@@ -169,8 +170,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
-        expect: Expect | None = None,
         now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
@@ -194,6 +195,7 @@ class FeatureStore:
             )
         return self._reader
 
+    @needed("a training set")
     def get_historical_features(
         self,
         entity_df: Table,
@@ -280,6 +282,7 @@ class FeatureStore:
         known = Published(views=views, on_demand=on_demand)
         return self._trained(read_table(entity_df), known, features, source, rule, progress=progress)
 
+    @needed("a training set")
     def reproduce(
         self,
         entity_df: Table,
@@ -339,6 +342,7 @@ class FeatureStore:
         """Return the services of the definitions, else of the registry in Redis, by name."""
         return dict(self._published().services)
 
+    @needed("the history of an entity")
     def history(
         self,
         view: str,
@@ -365,7 +369,7 @@ class FeatureStore:
                 rebuilt = self._rebuilt(labels, Versions([found]), [reference], None, None, report)
                 return entity_history(rebuilt.log(found), entity_key, report)
             if self._log is None:
-                raise RequestError("the history is read from the log: give FeatureStore its folder")
+                raise RequestError("the history is read from the log: give its folder as log")
             return entity_history(ViewLog(self._log, found), entity_key, report)
 
     def _trained(
@@ -396,7 +400,7 @@ class FeatureStore:
             versions=rule.versions,
         )
         if source != "events" and self._log is None:
-            raise RequestError("historical features are read from the log: give FeatureStore its folder")
+            raise RequestError("historical features are read from the log: give its folder as log")
         with shown(progress) as report:
             rebuilt = None
             if source != "log":
@@ -439,11 +443,9 @@ class FeatureStore:
         from unskew.pipelines.history.training import rebuilt_for  # noqa: PLC0415 - the same
 
         if self._plan is None:
-            raise RequestError(
-                "features are computed from events by their definitions: give FeatureStore the definitions"
-            )
+            raise RequestError("features are computed from events by their definitions: give the definitions")
         if self._archive is None:
-            raise RequestError("features are computed from the archived events: give FeatureStore the folder archive=")
+            raise RequestError("features are computed from the archived events: give their folder as archive")
         asked = {one.view.id: one.view for one in resolve(features, views, full_feature_names=True)}
         defined = [_defined(self._plan, view) for view in asked.values()]
         keys = {
