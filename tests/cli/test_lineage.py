@@ -218,6 +218,16 @@ def test_definitions_know_columns_that_no_feature_reads() -> None:
     assert "is read by\n└── nothing that is known" in shown("lineage", "transactions.retail_disc", *JOURNEY)
 
 
+def test_the_page_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (EXAMPLES.parent / "docs" / "lineage.md").read_text("utf-8")
+    (command,) = re.findall(r"^unskew (lineage .* --definitions .*)$", page, re.MULTILINE)
+    (printed,) = re.findall(r"^```\n(feature .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(EXAMPLES.parent)
+
+    lines = iter(shown(*command.split()).splitlines())
+    assert all(line in lines for line in printed.splitlines() if line != "...")
+
+
 def test_search_shows_the_best_first(registry: dict[str, str], log: Path) -> None:
     table = shown("search", "purchases", "growth", **registry)
     few = shown("search", "purchases", "--limit", 2, **registry)
