@@ -5,6 +5,7 @@ UNSKEW_TEST_FEAST_PYTHON names: pip install 'feast[duckdb]==0.67.0'. Without the
 """
 
 import json
+import os
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -44,7 +45,11 @@ class Feast:
     def __init__(self) -> None:
         # Isolated: nothing of this environment may be imported there.
         self.process = subprocess.Popen(
-            [FEAST_PYTHON, "-I", str(CLIENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [FEAST_PYTHON, "-I", str(CLIENT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "FEATURES_TOKEN": "s3cret"},  # noqa: TID251 - of a program of others
         )
 
     def ask(self, do: str, repo: Path, **asked: Any) -> dict[str, Any]:
@@ -198,10 +203,30 @@ def test_feasts_client_sends_a_token_over_tls(feast, server, tmp_path):
     with serving(server.redis.url, *options, tls=trusting) as guarded:
         text = feast_repo.configuration("unskew", f"https://127.0.0.1:{guarded.port}")
         text = text.replace("  type: remote\n", f"  type: remote\n  cert: {made.authority}\n")
-        (tmp_path / feast_repo.CONFIGURATION).write_text(f"{text}auth:\n  type: oidc\n  token: s3cret\n")
-        assert feast.answer("online", tmp_path, **read)["values"]["nights"] == [7]
-        (tmp_path / feast_repo.CONFIGURATION).write_text(f"{text}auth:\n  type: oidc\n  token: another\n")
-        assert "send the token" in feast.ask("online", tmp_path, **read)["error"][2]
+        for variable, said in (("FEATURES_TOKEN", None), ("HOME", "send the token")):
+            auth = f"auth:\n  type: oidc\n  token_env_var: {variable}\n"
+            (tmp_path / feast_repo.CONFIGURATION).write_text(text + auth)
+            answer = feast.ask("online", tmp_path, **read)
+            if said is None:
+                assert answer["answer"]["values"]["nights"] == [7]
+            else:
+                assert said in answer["error"][2]
+
+
+def test_feasts_client_repeats_a_503_three_times_and_then_hides_what_it_says(feast, tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url) as server:
+            address = f"http://127.0.0.1:{server.port}"
+            (tmp_path / feast_repo.CONFIGURATION).write_text(feast_repo.configuration("unskew", address))
+            redis.kill()
+            read = {"features": ["stays:nights"], "rows": [{"user": "u7", "hotel": 1}]}
+
+            module, name, said = feast.ask("online", tmp_path, **read)["error"]
+
+            assert (module, name) == ("requests.exceptions", "RetryError")
+            assert "Redis" not in said
+            assert 'unskew_requests_total{code="503",service=""} 4.0' in server.get("/metrics")[1]
 
 
 def test_feasts_store_reads_from_the_log_what_a_training_set_has_but_for_empties(feast, plan, log, repo, tmp_path):
