@@ -19,11 +19,14 @@ from unskew import settings
 from unskew.features.definitions import vocabulary
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
+from unskew.features.extras import needed
 from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
+from unskew.features.on_demand import OnDemandView
+from unskew.features.on_request import with_read
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.references import is_service, key_columns, named_views, requested_us, resolve
+from unskew.features.references import is_service, key_columns, named_views, requested_us, resolve, texts
 from unskew.features.registry import Published
 from unskew.features.service import Service
 from unskew.features.time import MAX_INSTANT_US
@@ -130,6 +133,7 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
         expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
@@ -144,11 +148,18 @@ class FeatureStore:
         the path of its file, or its ``features_digest``. Raises ``OtherFeatures`` if the features, in their order, are
         of other versions, types, definitions or defaults; otherwise ``RequestError`` and ``StoreUnavailable``, see
         ``OnlineReader.read``.
+
+        On-demand features take their inputs from further columns of ``entity_rows``. ``now``: the instant that ``now``
+        is in their expressions, by default the one at which the values were read; ``now`` of the answer has it.
         """
         return _as_expected(
             expect,
             self._online().read(
-                _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+                _named(features),
+                entity_rows,
+                full_feature_names=full_feature_names,
+                with_status=with_status,
+                now=now,
             ),
         )
 
@@ -159,6 +170,7 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
         expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
@@ -168,7 +180,11 @@ class FeatureStore:
         return _as_expected(
             expect,
             await self._online().read_async(
-                _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+                _named(features),
+                entity_rows,
+                full_feature_names=full_feature_names,
+                with_status=with_status,
+                now=now,
             ),
         )
 
@@ -179,6 +195,7 @@ class FeatureStore:
             )
         return self._reader
 
+    @needed("a training set")
     def get_historical_features(
         self,
         entity_df: Table,
@@ -219,6 +236,9 @@ class FeatureStore:
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
 
+        On-demand features, known from definitions or from the registry in Redis, take their inputs from columns of the
+        labels, and ``now`` in their expressions is the label's instant.
+
         ``as_served``: compares the labels with the wall clock at which each row was written, in place of the instant
         from which its values were valid: about what a reader got, lag included. What a backfill wrote later was not
         served. A clock that was set back makes it wrong by as much.
@@ -248,6 +268,7 @@ class FeatureStore:
             on="written_at" if as_served else "available_at",
         )
         features = _named(features)
+        on_demand = self._on_demand()
         if is_service(features):
             if versions:
                 raise RequestError(f"the service {features} has pinned its versions; leave out versions")
@@ -255,10 +276,13 @@ class FeatureStore:
             views, features = self._published().views_of(service), service.references
             rule = msgspec.structs.replace(rule, service=service.name)
         else:
-            rule = msgspec.structs.replace(rule, versions=_checked(features, versions))
-            views = self._named(named_views(each_version(features, rule.versions)))
-        return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
+            of_views = with_read(texts(features), on_demand)
+            rule = msgspec.structs.replace(rule, versions=_checked(of_views, versions))
+            views = self._named(named_views(each_version(of_views, rule.versions)))
+        known = Published(views=views, on_demand=on_demand)
+        return self._trained(read_table(entity_df), known, features, source, rule, progress=progress)
 
+    @needed("a training set")
     def reproduce(
         self,
         entity_df: Table,
@@ -289,7 +313,9 @@ class FeatureStore:
             )
         found = self._trained(
             labels,
-            Versions(part.view(name) for part in wanted.views),
+            Published(
+                views=Versions(part.view(name) for part in wanted.views), on_demand=wanted.on_demand_features(name)
+            ),
             [f"{part.named}:{part.feature}" for part in wanted.features],
             wanted.source,
             wanted.join,
@@ -316,6 +342,7 @@ class FeatureStore:
         """Return the services of the definitions, else of the registry in Redis, by name."""
         return dict(self._published().services)
 
+    @needed("the history of an entity")
     def history(
         self,
         view: str,
@@ -348,7 +375,7 @@ class FeatureStore:
     def _trained(
         self,
         labels: Given,
-        views: Versions[View],
+        known: Published,
         features: Sequence[str],
         source: Source,
         rule: JoinRule,
@@ -359,7 +386,8 @@ class FeatureStore:
         """Return the training set that the arguments describe; ``again``: at the positions of that manifest."""
         read = partial(
             historical_features,
-            views=views,
+            views=known.views,
+            on_demand=known.on_demand,
             labels=labels,
             features=features,
             timestamp=rule.timestamp,
@@ -376,7 +404,8 @@ class FeatureStore:
         with shown(progress) as report:
             rebuilt = None
             if source != "log":
-                rebuilt = self._rebuilt(labels, views, features, rule.timestamp, again, report)
+                of_views = with_read(features, known.on_demand)
+                rebuilt = self._rebuilt(labels, known.views, of_views, rule.timestamp, again, report)
             if source == "events":
                 assert rebuilt is not None
                 found = read(rebuilt.log, progress=report)
@@ -466,6 +495,9 @@ class FeatureStore:
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
         return self._reader.published()
+
+    def _on_demand(self) -> Mapping[str, OnDemandView]:
+        return {} if self._pinned is None and self._reader is None else self._published().on_demand
 
     def _named(self, names: Sequence[str]) -> Versions[View]:
         """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""

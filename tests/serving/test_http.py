@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import http.client
 import json
+import os
 import signal
 import socket
 import ssl
@@ -25,7 +26,7 @@ from redis import Redis as Client
 from tests.support.plans import DAY, HOUR, Wanted, republished, sliding, view
 from tests.support.servers.certificates import certified
 from tests.support.servers.tls import TlsFront
-from tests.support.servers.valkey import Valkey, quiet_port
+from tests.support.servers.valkey import Valkey, quiet_port, wait_until
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import closing
 from unskew import FeatureStore, LayoutError, Service, StoreUnavailable
@@ -425,6 +426,61 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         )
 
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def workers_of(server: Server) -> set[int]:
+    pid = server.process.pid
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return {child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+@pytest.mark.long
+def test_workers_count_together_and_one_that_dies_is_replaced(tmp_path, monkeypatch):
+    # Where the workers keep their counts.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+
+    def ask(_: int) -> int:
+        return server.post(body)[0]
+
+    def all_say(n_requests: int) -> bool:
+        wanted = (
+            f'unskew_requests_total{{code="200",service=""}} {n_requests}.0',
+            f'unskew_request_seconds_count{{service=""}} {n_requests}.0',
+        )
+        return all(all(line in server.get("/metrics")[1] for line in wanted) for _ in range(8))
+
+    def saved() -> int:
+        counts = [json.loads(path.read_text()) for path in tmp_path.glob("unskew-serve-*/*.json")]
+        return sum(one["n_by_code"][""]["200"] for one in counts)
+
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url, "--workers", "2") as server, ThreadPoolExecutor(16) as clients:
+            assert set(clients.map(ask, range(60))) == {200}
+            wait_until(lambda: saved() == 60, "each worker shows what it has counted")
+            wait_until(lambda: all_say(60), "each worker says what all have counted")
+            first = workers_of(server)
+            assert len(first) == 2
+            os.kill(min(first), signal.SIGKILL)
+            assert [ask(0) for _ in range(20)] == [200] * 20
+            wait_until(lambda: len(workers_of(server)) == 2 and min(first) not in workers_of(server), "it is replaced")
+            wait_until(lambda: all_say(80), "what the dead one had counted is still counted")
+            last = workers_of(server)
+        assert not any(Path(f"/proc/{worker}").exists() for worker in last)
+
+
+@pytest.mark.long
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        server = Server(redis.url, "--workers", "2")
+        workers = workers_of(server)
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "the workers end")
 
 
 def test_the_server_says_where_it_listens(server):

@@ -15,7 +15,8 @@ class ServiceFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """One column of a service.
 
     ``reference``: as the service's definition names it. ``view``: ``view@version``, the version that is read. ``type``,
-    ``default`` (as JSON has it) and ``fingerprint`` (of the view's state): what a reader was promised.
+    ``default`` (as JSON has it) and ``fingerprint`` (of the view's state): what a reader was promised. ``reads``: of an
+    on-demand feature, the features of views that it reads; ``view`` and ``fingerprint`` are then its own.
     """
 
     reference: str
@@ -23,6 +24,7 @@ class ServiceFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     type: str
     fingerprint: str
     default: Any = None
+    reads: tuple["ServiceFeature", ...] = ()
 
     @property
     def feature(self) -> str:
@@ -37,7 +39,8 @@ class ServiceFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def promise(self) -> tuple[Any, ...]:
         """What a reader was promised, whatever the reference names: equal for equal values."""
-        return self.view, self.feature, self.type, self.fingerprint, self.default
+        reads = [one.promise for one in self.reads]
+        return self.view, self.feature, self.type, self.fingerprint, self.default, *reads
 
 
 def digest_of(features: Iterable[ServiceFeature]) -> str:
@@ -61,6 +64,8 @@ def difference_of(expected: Sequence[ServiceFeature], served: Sequence[ServiceFe
             return f"feature {number} is {its} in place of {mine}"
         if one.fingerprint != other.fingerprint:
             return f"{mine} is computed from another definition"
+        if (difference := difference_of(one.reads, other.reads)) is not None:
+            return f"of what {mine} reads, {difference}"
         return f"{mine} is {other.type} with the default {other.default!r}, not {one.type} with {one.default!r}"
     return None
 
@@ -73,6 +78,11 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     owner: str = ""
     description: str = ""
     tags: Mapping[str, str] = {}
+
+    @property
+    def of_views(self) -> list[ServiceFeature]:
+        """Its features, and after an on-demand one the features of views that it reads."""
+        return [each for one in self.features for each in (one, *one.reads)]
 
     @property
     def references(self) -> list[str]:

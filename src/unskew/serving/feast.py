@@ -44,6 +44,7 @@ class Body(msgspec.Struct):
     features: list[str] | None = None
     feature_service: str | None = None
     full_feature_names: bool = False
+    now: str | None = None
     include_feature_view_version_metadata: bool = False
 
 
@@ -81,7 +82,9 @@ def asking(reader: OnlineReader, body: Body) -> Asking[Answered]:
         if not is_service(body.feature_service):
             raise RequestError(f"{body.feature_service!r} is a reference, not a feature_service; name it in features")
         wanted = body.feature_service
-    return reader.asking(wanted, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True)
+    return reader.asking(
+        wanted, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True, now=body.now
+    )
 
 
 def answer(answered: Answered, body: Body) -> bytes:
@@ -95,11 +98,16 @@ def answer(answered: Answered, body: Body) -> bytes:
         its = b",".join([_NULL if cell is None else _PRESENT for cell in cells]) if None in cells else all_present
         results.append(_RESULT % (_encode(cells)[1:-1], its, no_instants))
     about, times = [], []
-    for head, found in zip(shape.heads, answered.answers, strict=True):
+    for number, found in enumerate(answered.answers):
         instants = [None if placed.as_of == UNKNOWN else _stamp(placed.as_of) for placed in found.placed]
         as_of = b",".join([b"null" if instant is None else instant for instant in instants])
-        provisional = b",".join([b"true" if placed.provisional else b"false" for placed in found.placed])
-        about.append(b'%b%b],"status":%b,"provisional":[%b]}' % (head, as_of, _encode(found.status), provisional))
+        if number < len(shape.heads):
+            # On-demand features come after all views.
+            provisional = b",".join([b"true" if placed.provisional else b"false" for placed in found.placed])
+            about.append(
+                b'%b%b],"status":%b,"provisional":[%b]}'
+                % (shape.heads[number], as_of, _encode(found.status), provisional)
+            )
         if None in instants:
             as_of = b",".join([_NO_INSTANT if instant is None else instant for instant in instants])
         times.append(as_of)
@@ -137,8 +145,12 @@ def _shape(request: Request, entities: tuple[str, ...]) -> _Shape:
     runs: list[tuple[int, list[int], bool]] = []
     for view, places in groupby(request.places, lambda place: place[0]):
         numbers = [number for _, number in places]
-        columns = request.views[view].columns
-        runs.append((view, numbers, any(columns[number].dtype.nesting is not None for number in numbers)))
+        if view < len(request.views):
+            columns = request.views[view].columns
+            may_be_nothing = any(columns[number].dtype.nesting is not None for number in numbers)
+        else:
+            may_be_nothing = True
+        runs.append((view, numbers, may_be_nothing))
     heads = [b'%b:{"version":%d,"as_of":[' % (_encode(view.named), view.view.version) for view in request.views]
     return _Shape(_encode([*entities, *(one.column for one in request.asked)]), heads, runs)
 

@@ -12,12 +12,16 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from unskew.features.errors import LayoutError, OtherFeatures, RequestError
+from unskew.features.frames import Given
+from unskew.features.on_demand import is_reference
+from unskew.features.on_request import Wanted
 from unskew.features.references import Asked, by_view
 from unskew.features.service import ServiceFeature, difference_of, digest_of
 from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
 from unskew.features.warming import Statuses, is_warming
 from unskew.serving.clocks import NEVER, UNKNOWN, Placed, ViewClocks
+from unskew.serving.computing import Computing
 from unskew.serving.lines import Commands
 from unskew.sinks.redis.keyspace import clock_key, sent_key, value_key
 from unskew.sinks.redis.texts import JsonReader, Numbers, Reader, json_of, stored
@@ -117,7 +121,8 @@ class ViewRequest:
     ) -> None:
         self.named = named
         self.view: View = ones[0].view
-        self.columns = [Column.of(one.feature, as_json=how.as_json) for one in ones]
+        # What only on-demand features read stays in the types that these take.
+        self.columns = [Column.of(one.feature, as_json=how.as_json and not is_reference(one.column)) for one in ones]
         fields = [_AT, *(one.feature.name for one in ones)]
         self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
         self._tail = b"".join(argument(name.encode()) for name in fields)
@@ -306,13 +311,15 @@ class Request:
 
     def __init__(
         self,
-        asked: Sequence[Asked],
+        wanted: Wanted,
         pipelines: Pipelines,
         shards: Mapping[str, Sequence[str]],
         how: How = How(),  # noqa: B008 - it is immutable
     ) -> None:
-        self.asked = asked
-        of_views = by_view(asked)
+        self.asked = asked = wanted.asked
+        self.on_request = wanted.on_request
+        self._how = how
+        of_views = by_view(wanted.of_views)
         self.views = [
             ViewRequest(named, ones, pipelines, shards[ones[0].view.id], how) for named, ones in of_views.items()
         ]
@@ -335,8 +342,12 @@ class Request:
         places = {
             one.column: (at, number) for at, ones in enumerate(of_views.values()) for number, one in enumerate(ones)
         }
+        self._places = places
+        if self.on_request is not None:
+            for number, one in enumerate(self.on_request.demanded):
+                places[one.column] = len(self.views) + number, 0
         self.places = [places[one.column] for one in asked]
-        """For each feature, the number of its view and of its column there."""
+        """For each feature, the number of its view, or of its answer after all views, and of its column there."""
 
     def require(self, expected: "Expected") -> None:
         """Raise ``OtherFeatures`` if the features are not those that are expected, in their order."""
@@ -391,6 +402,68 @@ class Request:
             answers.append(view.read(its, rows[first : first + n_rows], said, oldest_clock_us))
             first += n_rows
         return answers
+
+    @property
+    def inputs_read(self) -> list[str]:
+        """The columns that on-demand features read of the rows."""
+        return [] if self.on_request is None else list(self.on_request.inputs)
+
+    def inputs(self, rows: Given) -> dict[str, list[Any]]:
+        """Return the inputs of on-demand features. Raises ``RequestError`` for one that is missing or does not fit."""
+        return {} if self.on_request is None else self.on_request.input_values(rows)
+
+    def computing(
+        self, inputs: Mapping[str, list[Any]], answers: Sequence[ViewAnswer], n_rows: int, now_us: int
+    ) -> Computing | None:
+        """Return what is to be evaluated once the views have answered; None without on-demand features."""
+        on_request = self.on_request
+        if on_request is None:
+            return None
+        columns: dict[str, Sequence[Any]] = dict(inputs)
+        dtypes = dict(on_request.inputs)
+        for one in on_request.reads:
+            view, number = self._places[one.column]
+            columns[one.column], dtypes[one.column] = answers[view].values[number], one.feature.dtype
+        return Computing(on_request, columns, dtypes, n_rows, now_us)
+
+    def computed(self, values: Sequence[list[Any]], answers: Sequence[ViewAnswer], n_rows: int) -> list[ViewAnswer]:
+        """Return the answers of on-demand features, whose ``values`` were evaluated, one for each.
+
+        A status is the first that one of the features of views has that it reads; ``as_of`` is the earliest one.
+        """
+        assert self.on_request is not None
+        return [self._of_one(number, its, answers, n_rows) for number, its in enumerate(values)]
+
+    def _of_one(self, number: int, values: list[Any], answers: Sequence[ViewAnswer], n_rows: int) -> ViewAnswer:
+        assert self.on_request is not None
+        if self._how.as_json:
+            dtype = self.on_request.dtypes[number]
+            values = [None if value is None else json_of(value, dtype) for value in values]
+        places = [self._places[one.column] for one in self.on_request.demanded[number].reads]
+        views = [answers[view] for view in dict.fromkeys(view for view, _ in places)]
+        status = [answers[view].status_of_each[column] for view, column in places] if self._how.with_status else []
+        return ViewAnswer(
+            keys=[],
+            values=[values],
+            status_of_each=[_first_status(status, n_rows)] if self._how.with_status else [],
+            placed=[
+                min((one.placed[row] for one in views), key=lambda placed: placed.as_of, default=_NOWHERE)
+                for row in range(n_rows)
+            ],
+            status=_first_status([one.status for one in views], n_rows),
+            is_present=[all(one.is_present[row] for one in views) for row in range(n_rows)],
+        )
+
+
+_IN_ORDER = (Statuses.no_key.name, LAGGING, Statuses.warming.name, Statuses.default.name, Statuses.present.name)
+_RANKS = {status: rank for rank, status in enumerate(_IN_ORDER)}
+
+
+def _first_status(statuses: Sequence[Sequence[str]], n_rows: int) -> list[str]:
+    """Return, for each row, the first status that anything has; ``present`` if there is nothing."""
+    if not statuses:
+        return [Statuses.present.name] * n_rows
+    return [min(of_row, key=_RANKS.__getitem__) for of_row in zip(*statuses, strict=True)]
 
 
 class _Warmth:

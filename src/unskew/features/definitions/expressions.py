@@ -169,6 +169,11 @@ def canonical_polars(tree: Any) -> str:
 def parse_sql(text: str) -> pl.Expr:
     """Return the expression of SQL text. Raises ``DefinitionError`` if it is not one, or holds what is refused."""
     check_sql(text)
+    return parsed(text)
+
+
+def parsed(text: str) -> pl.Expr:
+    """Return the expression of an SQL text that ``check_sql`` took. Raises ``DefinitionError``."""
     try:
         return pl.sql_expr(_with_floats(text))
     except POLARS_ERRORS as error:

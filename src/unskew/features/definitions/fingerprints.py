@@ -115,6 +115,16 @@ def presentation_fingerprint(
     )
 
 
+def on_demand_fingerprint(inputs: Mapping[str, str], features: Sequence[ViewFeature]) -> str:
+    """Return the SHA-256, as 64 hex characters, of what on-demand values depend on besides the features they read."""
+    return _digest(
+        {
+            "inputs": dict(inputs),
+            "features": [[f.name, f.value, f.type, _plain(f.default)] for f in features],
+        }
+    )
+
+
 def _plain(default: Scalar | None) -> Scalar | None:
     return str(default) if isinstance(default, (Decimal, dt.datetime)) else default
 

@@ -1,13 +1,16 @@
 """Checks of services, whose features must exist in the views beside them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unskew.features.definitions.vocabulary import Service
 from unskew.features.errors import DefinitionError, RequestError, shown
-from unskew.features.references import resolve
+from unskew.features.on_demand import OnDemandView, is_reference
+from unskew.features.references import demanded, resolve
+from unskew.features.registry import pin
 from unskew.features.service import Service as Published
+from unskew.features.service import ServiceFeature
 from unskew.features.versions import Versions
 from unskew.features.view import View
 
@@ -15,8 +18,10 @@ MAX_FEATURES = 10_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 
-def pinned(service: Service, views: Versions[View]) -> Published:
+def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> Published:
     """Return a service as it is published: its features in the versions that they mean now.
+
+    Of an on-demand feature, the features that it reads are pinned with it.
 
     Raises ``DefinitionError`` with all its faults.
     """
@@ -27,14 +32,14 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         )
     if service.name in views.names:
         faults.append("a view has that name too; rename one")
+    if service.name in on_demand:
+        faults.append("on-demand features have that name too; rename one")
     features = []
     for reference in _references(service.features, faults):
         try:
-            (asked,) = resolve([reference], views, full_feature_names=True)
+            features.append(pinned_feature(reference, views, on_demand))
         except RequestError as error:
             faults.append(str(error))
-            continue
-        features.append(asked.pinned)
     if faults:
         raise DefinitionError(faults)
     return Published(
@@ -44,6 +49,15 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         description=service.description,
         tags=dict(service.tags),
     )
+
+
+def pinned_feature(reference: str, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> ServiceFeature:
+    """Return what a reference means now, and of an on-demand feature also what it reads. Raises ``RequestError``."""
+    if (one := demanded(reference, on_demand)) is not None:
+        reads = [pinned_feature(read, views) for read in one.feature.inputs if is_reference(read)]
+        return pin(reference, one.view, one.feature, reads)
+    (asked,) = resolve([reference], views, full_feature_names=True)
+    return pin(reference, asked.view, asked.feature)
 
 
 def _references(given: object, faults: list[str]) -> list[str]:

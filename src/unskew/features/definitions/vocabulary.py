@@ -263,6 +263,28 @@ class FeatureView(msgspec.Struct, frozen=True):
     deprecated: str = ""
 
 
+class OnDemand(msgspec.Struct, frozen=True):
+    """Features that are computed when they are asked for: from columns of the request, features of views, and ``now``.
+
+    ``inputs``: columns of the request, or of the labels, and their types: ``{"lat": "float64"}``. ``features``:
+    ``Derived`` features whose expressions are SQL text over inputs, ``view:feature`` or ``view@2:feature``, and
+    ``now``, the instant of the request or of the label. ``tags``: text by name.
+    """
+
+    name: str
+    inputs: Mapping[str, str]
+    features: Sequence[Derived]
+    version: int = 1
+    owner: str = ""
+    description: str = ""
+    tags: Mapping[str, str] = {}
+
+
+def haversine(lat: str, lon: str, other_lat: str, other_lon: str) -> str:
+    """Return the text of the distance in kilometres between two places, whose degrees are SQL text."""
+    return f"haversine({lat}, {lon}, {other_lat}, {other_lon})"
+
+
 class Service(msgspec.Struct, frozen=True):
     """The features that one model reads, by one name and in the order of its columns.
 
@@ -277,4 +299,4 @@ class Service(msgspec.Struct, frozen=True):
     tags: Mapping[str, str] = {}
 
 
-Definition = Entity | Stream | Table | Sessions | FeatureView | Service
+Definition = Entity | Stream | Table | Sessions | FeatureView | OnDemand | Service
