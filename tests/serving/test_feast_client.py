@@ -4,6 +4,7 @@ Feast needs other versions of our dependencies, so it lies in an environment of 
 UNSKEW_TEST_FEAST_PYTHON names: pip install 'feast[duckdb]==0.67.0'. Without the variable these tests are skipped.
 """
 
+import datetime as dt
 import json
 import os
 import ssl
@@ -20,6 +21,8 @@ from click.testing import CliRunner
 
 from tests.serving.test_http import CLOCK, FEATURES, STAYS, Server, fill, in_json, serving
 from tests.support.clients import FEAST_PYTHON, needs_feast
+from tests.support.on_demand import PLAN as SHOP
+from tests.support.on_demand import oracle, some_events, write
 from tests.support.plans import DAY
 from tests.support.servers.certificates import certified
 from tests.support.servers.valkey import Valkey
@@ -192,6 +195,26 @@ def test_a_service_is_read_online_and_from_the_log(feast, repo, tmp_path):
     assert found["values"] == {"user": ["u7"], "hotel": [1], "nights": [7], "n": [0]}
     rows = pl.read_parquet(answered).sort("user").select("user", "nights", "last", "n").rows()
     assert rows == [("empty", None, None, 0), ("u7", 7, 1.0, None)]
+
+
+def test_on_demand_features_are_left_out_of_the_repository_and_read_online_all_the_same(feast, tmp_path):
+    events, wanted = some_events(3), ["checkout:amount_to_mean", "checkout:share", "checkout:query_length"]
+    row = {"user_id": "anna", "chain": "north", "store_id": 2, "lat": 1.5, "lon": -2.0, "query": "é 👟", "amount": 7.5}
+    with Valkey(tmp_path / "one") as redis:
+        write(tmp_path, redis.url, events)
+        with serving(redis.url) as server:
+            export(tmp_path, SHOP, tmp_path / "log", server)
+            applied = feast.answer("apply", tmp_path)
+            values = feast.answer("online", tmp_path, features=wanted, rows=[row])["values"]
+
+    assert sorted(applied["views"]) == ["store", "user_logins", "user_purchases"]
+    assert applied["services"] == {}
+    expected = oracle(events, row | {"event_timestamp": dt.datetime.fromtimestamp(0, dt.UTC)})
+    names = [reference.partition(":")[2] for reference in wanted]
+    assert {name: values[name] for name in names} == {name: [expected[name]] for name in names}
+    said = feast_repo.unread(Published.of(SHOP))
+    assert any(text.startswith("checkout is left out, because Feast would compute on-demand features") for text in said)
+    assert "service checkout_model is left out, because it reads checkout@1" in said
 
 
 def test_feasts_client_sends_a_token_over_tls(feast, server, tmp_path):
