@@ -18,10 +18,14 @@ DEPLOY = ROOT / "deploy"
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 
 
-@pytest.fixture(scope="module")
-def dashboard() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/unskew.json").read_text())
-    return loaded
+# Each dashboard with the pages that explain its metrics.
+DASHBOARDS: dict[str, tuple[str, ...]] = {"unskew": ("operations", "serving"), "features": ("monitoring",)}
+
+
+@pytest.fixture(scope="module", params=DASHBOARDS)
+def dashboard(request) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((DEPLOY / f"grafana/dashboards/{request.param}.json").read_text())
+    return {"pages": DASHBOARDS[request.param], **loaded}
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +42,10 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in loaded["groups"] for rule in group["rules"]]
 
 
-def explained() -> set[str]:
-    """The metrics of the tables in the docs; that those of operations.md are a pipeline's is tested with one."""
-    return {name for page in ("operations", "serving") for name in explained_in(page)}
-
-
-def explained_in(page: str) -> set[str]:
-    return set(re.findall(r"^\| `(unskew_[a-z_]+)`", (ROOT / f"docs/{page}.md").read_text(), re.MULTILINE))
+def explained(*pages: str) -> set[str]:
+    """The metrics of the tables of pages, by default of all; that they exist is tested with what exposes them."""
+    texts = [(ROOT / f"docs/{page}.md").read_text() for page in pages or sum(DASHBOARDS.values(), ())]
+    return {name for text in texts for name in re.findall(r"^\| `(unskew_[a-z_]+)`", text, re.MULTILINE)}
 
 
 def named(expression: str) -> set[str]:
@@ -74,24 +75,13 @@ def sources_of(part: Any) -> Iterator[dict[str, Any]]:
 def test_the_dashboard_asks_for_figures_that_exist_and_leaves_none_out(dashboard):
     shown = set().union(*map(named, expressions(dashboard)))
 
-    assert shown == explained()
+    assert shown == explained(*dashboard["pages"])
 
 
 def test_the_metrics_of_the_server_are_those_that_the_page_explains():
     families = list(Metrics().registry.collect())
 
-    assert {f"{one.name}_total" if one.type == "counter" else one.name for one in families} == explained_in("serving")
-
-
-@needs("promtool")
-def test_alerts_of_serving_ring_when_they_should_and_only_then():
-    done = subprocess.run(
-        ["promtool", "test", "rules", "alerts_test.yml"],
-        cwd=Path(__file__).parent, check=False, capture_output=True, text=True,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    assert "SUCCESS" in done.stdout
+    assert {f"{one.name}_total" if one.type == "counter" else one.name for one in families} == explained("serving")
 
 
 def test_alerts_ask_for_figures_that_exist_and_say_what_has_happened(alerts):
@@ -100,6 +90,31 @@ def test_alerts_ask_for_figures_that_exist_and_say_what_has_happened(alerts):
         assert named(alert["expr"]) <= explained()
         assert alert["annotations"]["summary"]
         assert alert["labels"]["severity"] in {"page", "ticket"}
+
+
+@pytest.mark.parametrize("group", ["unskew-serve", "unskew-monitor"])
+def test_every_alert_of_a_group_is_tested_where_it_rings(group):
+    """The tests are run by promtool, which no Python package has; here, that each alert has one."""
+    groups = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
+    (rules,) = (one["rules"] for one in groups if one["name"] == group)
+    tests = yaml.safe_load((ROOT / f"tests/deploy/{group}.promtool.yml").read_text())["tests"]
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    summaries = {rule["alert"]: rule["annotations"]["summary"] for rule in rules}
+
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == summaries.keys()
+    for case in cases:
+        for expected in case["exp_alerts"]:
+            pattern = re.sub(r"\\{\\{.*?\\}\\}", ".+", re.escape(summaries[case["alertname"]]))
+            assert re.fullmatch(pattern, expected["exp_annotations"]["summary"])
+
+
+@needs("promtool")
+@pytest.mark.parametrize("group", ["unskew-serve", "unskew-monitor"])
+def test_promtool_finds_the_alerts_right(group):
+    command = ["promtool", "test", "rules", f"{group}.promtool.yml"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, check=False, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_panel_asks_the_provisioned_data_source(dashboard, source):

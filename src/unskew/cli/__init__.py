@@ -62,6 +62,9 @@ COMMANDS = {
         "unskew.cli.materialize", "materialize", "Compute views over tables up to an instant.", PIPELINE
     ),
     "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes.", PIPELINE),
+    "value": _Place(
+        "unskew.cli.value", "value", "Show what features cost and earn, and which ones to retire.", PIPELINE
+    ),
     "rehydrate": _Place(
         "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state.", PIPELINE
     ),
@@ -73,6 +76,12 @@ COMMANDS = {
         "unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it.", PIPELINE
     ),
     "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image.", PIPELINE),
+    "monitor": _Place(
+        "unskew.cli.monitor", "monitor", "Watch values, freshness and what was served, from the log.", PIPELINE
+    ),
+    "baseline": _Place(
+        "unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with.", PIPELINE
+    ),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree.", PIPELINE),
 }
 

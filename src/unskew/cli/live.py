@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from unskew.cli.screen import Screen, lines, say_json, styled
-from unskew.features.time import DAY_US, HOUR_US, MINUTE_US, format_duration, format_instant
+from unskew.features.time import format_duration, format_instant, rough_duration
 from unskew.features.updates import LATE_BOUNDS_US
 from unskew.features.view import View, ViewWindow
 
@@ -47,7 +47,7 @@ def late_table(view: View, ledger: "Ledger") -> "Table":
         table.add_column(column, justify="right")
     for window, late in zip(windows_of(view), ledger.windows, strict=False):
         counts = (f"{count:,}" if count else "-" for count in late.histogram)
-        worst = _rough(late.worst_us) if late.events else "-"
+        worst = rough_duration(late.worst_us) if late.events else "-"
         table.add_row(window.text, f"{late.events:,}", worst, *counts)
     return table
 
@@ -59,20 +59,12 @@ def windows_of(view: View) -> tuple[ViewWindow, ...]:
 
 def _heading(one: "LiveView") -> "tuple[str | Text, ...]":
     clock = "no clock yet" if one.clock_us is None else f"clock {format_instant(one.clock_us)}"
-    lag = "" if one.lag_us is None else f", {_rough(one.lag_us)} behind the present"
+    lag = "" if one.lag_us is None else f", {rough_duration(one.lag_us)} behind the present"
     since = "-" if one.since_us is None else format_instant(one.since_us)
     shards = f"{len(one.shards)} shard{'s' if len(one.shards) != 1 else ''}"
     for word, names in (("waiting", one.waiting), ("ended without a clock", one.ended)):
         shards += f", {word}: {' '.join(names)}" if names else ""
     return styled(one.view.id, "bold"), f"{clock}{lag}", f"since {since}, {shards}"
-
-
-def _rough(n_us: int) -> str:
-    """Return a duration of any length, in about three digits."""
-    for unit, size_us in (("d", DAY_US), ("h", HOUR_US), ("min", MINUTE_US)):
-        if n_us >= 2 * size_us:
-            return f"{n_us / size_us:,.1f} {unit}"
-    return f"{n_us / 1e6:,.1f} s"
 
 
 def _plain(one: "LiveView") -> dict[str, Any]:

@@ -87,6 +87,14 @@ def format_duration(n_us: int) -> str:
     return f"{n_us}us"
 
 
+def rough_duration(n_us: int) -> str:
+    """Return a duration of any length as text for people, in about three digits."""
+    for unit, size_us in (("d", DAY_US), ("h", HOUR_US), ("min", MINUTE_US)):
+        if n_us >= 2 * size_us:
+            return f"{n_us / size_us:,.1f} {unit}"
+    return f"{n_us / 1e6:,.1f} s"
+
+
 def default_hop_us(extent_us: int) -> int | None:
     """Return the longest round hop that divides the window and is at most 1/288 of it, or one second if that is longer.
 

@@ -3,7 +3,7 @@
 import bisect
 import datetime as dt
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -143,12 +143,15 @@ class _Dated:
 class ViewLog:
     """The rows of one view's log that were published when it was opened, wherever compaction moves them meanwhile.
 
-    ``at``: an earlier coverage of the log, to read it as it was then: rows past it are left out. Raises ``LayoutError``
-    if rows below the covered sequence are missing, if the log was written with another definition than ``view``, or if
-    it does not reach ``at``; reading raises it if a file has disappeared and no other file holds its rows.
+    ``at``: an earlier coverage of the log, to read it as it was then: rows past it are left out. ``after``: by shard,
+    the sequence number of the first row to read; earlier rows are left out. Raises ``LayoutError`` if rows below the
+    covered sequence are missing, if the log was written with another definition than ``view``, or if it does not reach
+    ``at``; reading raises it if a file has disappeared and no other file holds its rows.
     """
 
-    def __init__(self, log_root: Path, view: View, *, at: Coverage | None = None) -> None:
+    def __init__(
+        self, log_root: Path, view: View, *, at: Coverage | None = None, after: Mapping[str, int] | None = None
+    ) -> None:
         self.view = view
         self.title = f"the log of {view.id} under {view_root(log_root, view.name, view.version)}"
         self.root = view_root(log_root, view.name, view.version)
@@ -162,6 +165,8 @@ class ViewLog:
         if at is not None:
             files = _upto(files, at, self.coverage, self.root)
             self.coverage = replace(at, kept_from_us=read_kept_from(self.root))
+        if after is not None:
+            files = _from(files, after)
         sizes = self._found(files, lambda parts: [part.path.stat().st_size for part in parts])
         dated = [
             _Dated(file, n_bytes, self._first_day(file), file.last_day)
@@ -201,7 +206,14 @@ class ViewLog:
         row of an entity in a piece is later than its rows in the pieces that follow. An entity of a partitioned view
         may have rows in several shards, so a large day of such a view is divided by entity.
         """
-        for piece in self._pieces(columns, upto):
+        yield from self._read(self._pieces(columns, upto), columns)
+
+    def oldest_first(self, columns: Sequence[str], *, upto: dt.date | None = None) -> Iterator[pl.DataFrame]:
+        """Yield the same pieces as ``newest_first``, the oldest piece first."""
+        yield from self._read(reversed(list(self._pieces(columns, upto))), columns)
+
+    def _read(self, pieces: "Iterable[_Piece]", columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        for piece in pieces:
             n_rows = 0
             for part in range(piece.n_parts):
                 own = piece.part(part, self.view.entity.keys)
@@ -536,6 +548,15 @@ def _upto(files: Sequence[TableFile], at: Coverage, present: Coverage | None, ro
         replace(file, last=min(file.last, ends[file.writer] - 1))
         for file in files
         if file.first < ends.get(file.writer, 0)
+    ]
+
+
+def _from(files: Sequence[TableFile], after: Mapping[str, int]) -> list[TableFile]:
+    """Return the files from sequence numbers on; one that begins before begins there."""
+    return [
+        replace(file, first=max(file.first, after.get(file.writer, 0)))
+        for file in files
+        if file.last >= after.get(file.writer, 0)
     ]
 
 

@@ -37,6 +37,7 @@ from unskew.pipelines.state.ordering import shard_names
 from unskew.pipelines.state.saved import FLOW, causes_of, failure_of_store, read_saved
 from unskew.pipelines.state.seeds import Seeds
 from unskew.pipelines.watch.endpoint import answering
+from unskew.pipelines.watch.metrics import registry_of
 from unskew.pipelines.watch.running import Running, Status
 from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases, Members
@@ -168,7 +169,7 @@ def _run_once(
             raise
         pipeline = _wire(plan, deployment, clock, opened, topics, going_on)
         if deployment.metrics is not None:
-            closing.enter_context(answering(deployment.metrics, pipeline.running))
+            closing.enter_context(answering(deployment.metrics, registry_of(pipeline.running), pipeline.running))
         with _reporting(pipeline.running.status, report):
             if not deployment.replace:
                 # Before anything is written; what is claimed is the id of a state that is durable.

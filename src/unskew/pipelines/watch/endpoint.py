@@ -1,4 +1,4 @@
-"""The HTTP endpoint that exposes a running pipeline's metrics and health."""
+"""The HTTP endpoint that exposes a process's metrics and health."""
 
 import json
 import logging
@@ -7,16 +7,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from socketserver import TCPServer
-from typing import Any
+from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 from typing_extensions import override
 
 from unskew.features.errors import RequestError
-from unskew.pipelines.watch.metrics import registry_of
-from unskew.pipelines.watch.running import Running
 
 _SILENT_CLIENT_S = 10.0
 _STOP_POLL_S = 0.05
@@ -25,6 +23,18 @@ _log = logging.getLogger("unskew.metrics")
 
 _Start = Callable[[str, list[tuple[str, str]]], object]
 _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
+
+
+class Watched(Protocol):
+    """What a process says of its health.
+
+    ``dead_reasons``: why to restart it; empty while it works. ``unready_reasons``: why it is not at work; empty while
+    it is. ``facts``: what accompanies both, as JSON.
+    """
+
+    def dead_reasons(self) -> list[str]: ...
+    def unready_reasons(self) -> list[str]: ...
+    def facts(self) -> dict[str, object]: ...
 
 
 class _Handler(WSGIRequestHandler):
@@ -58,12 +68,12 @@ def _server_of(family: socket.AddressFamily) -> type[_Server]:
 
 
 @contextmanager
-def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
+def answering(address: tuple[str, int], metrics: CollectorRegistry, watched: Watched) -> Iterator[None]:
     """Serve HTTP at ``address`` (host, port) only, until the end of the block.
 
-    ``/metrics``: for Prometheus. ``/health``: 200 while the process works, compiles the kernel or waits for a store,
-    else 503: restart it. ``/ready``: 200 once its state is loaded and an epoch is durable, while every store is
-    reachable, else 503. Both answer JSON with reasons. Raises ``RequestError`` if the address cannot be used.
+    ``/metrics``: for Prometheus. ``/health``: 200 while the process works or knowingly waits, else 503: restart it.
+    ``/ready``: 200 while it is at work, else 503. Both answer JSON with reasons. Raises ``RequestError`` if the address
+    cannot be used.
     """
     host, port = address
     try:
@@ -73,7 +83,7 @@ def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
         raise RequestError(
             f"metrics at {host}:{port}: {error.strerror or error}; choose another HOST:PORT with --metrics, or omit it"
         ) from error
-    server.set_app(_app(running))
+    server.set_app(_app(metrics, watched))
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": _STOP_POLL_S}, name="unskew-metrics", daemon=True
     )
@@ -87,9 +97,9 @@ def answering(address: tuple[str, int], running: Running) -> Iterator[None]:
         thread.join()
 
 
-def _app(running: Running) -> _App:
+def _app(registry: CollectorRegistry, watched: Watched) -> _App:
     """Return the WSGI application."""
-    metrics: _App = make_wsgi_app(registry_of(running))
+    metrics: _App = make_wsgi_app(registry)
 
     def answer(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -98,9 +108,9 @@ def _app(running: Running) -> _App:
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             return _reply(start, "405 Method Not Allowed", {"error": "only GET is answered"})
         if path in {"/health", "/ready"}:
-            reasons = running.dead_reasons() if path == "/health" else running.unready_reasons()
+            reasons = watched.dead_reasons() if path == "/health" else watched.unready_reasons()
             status = "503 Service Unavailable" if reasons else "200 OK"
-            return _reply(start, status, {"ok": not reasons, "reasons": reasons, **running.facts()})
+            return _reply(start, status, {"ok": not reasons, "reasons": reasons, **watched.facts()})
         return _reply(
             start, "404 Not Found", {"error": f"{path} is not here", "paths": ["/metrics", "/health", "/ready"]}
         )
