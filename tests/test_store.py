@@ -83,6 +83,7 @@ def test_values_and_defaults_of_every_type_are_the_same_in_training_and_serving(
     rows = [{"user": "a"}, {"user": "nobody"}]
 
     served = store.get_online_features(features, rows)
+    assert pickle.loads(pickle.dumps(served)).to_dict() == served.to_dict()
     trained = store.get_historical_features(
         [{**row, "event_timestamp": NOON + dt.timedelta(microseconds=1)} for row in rows], features
     )

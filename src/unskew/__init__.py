@@ -1,7 +1,8 @@
 """Streaming features whose training rows hold exactly what the model would have read.
 
-Definitions: ``Entity``, ``Stream``, ``Table``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``; windows:
-``Sliding``, ``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations: ``agg``.
+Definitions: ``Entity``, ``Stream``, ``Table``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``,
+``OnDemand``, ``Service``; windows: ``Sliding``, ``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations:
+``agg``.
 ``compile`` checks them; ``FeatureStore`` reads what the pipeline wrote.
 """
 
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
         Feature,
         FeatureView,
         Lifetime,
+        OnDemand,
+        Service,
         Session,
         Sessions,
         Sliding,
         Stream,
         Table,
         Tumbling,
+        haversine,
     )
     from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
     from unskew.features.plan import Plan
@@ -40,8 +44,10 @@ __all__ = [
     "FeatureView",
     "LayoutError",
     "Lifetime",
+    "OnDemand",
     "Plan",
     "RequestError",
+    "Service",
     "Session",
     "Sessions",
     "Sliding",
@@ -52,6 +58,7 @@ __all__ = [
     "UnskewError",
     "agg",
     "compile",
+    "haversine",
     "load",
 ]
 
@@ -66,6 +73,8 @@ _PLACES = {
             "Feature",
             "FeatureView",
             "Lifetime",
+            "OnDemand",
+            "Service",
             "Session",
             "Sessions",
             "Sliding",
@@ -74,7 +83,7 @@ _PLACES = {
         ],
         "features.definitions.vocabulary",
     ),
-    "Tumbling": "features.definitions.vocabulary",
+    **dict.fromkeys(["Tumbling", "haversine"], "features.definitions.vocabulary"),
     **dict.fromkeys(
         ["DefinitionError", "LayoutError", "RequestError", "StoreUnavailable", "UnskewError"], "features.errors"
     ),

@@ -2,26 +2,33 @@
 
 import datetime as dt
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import msgspec
 import numpy as np
 import polars as pl
 import redis
 from typing_extensions import override
 
 from unskew import settings
+from unskew.features.definitions import vocabulary
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.extras import needed
 from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
+from unskew.features.on_demand import OnDemandView
+from unskew.features.on_request import with_read
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.references import key_columns, named_views, requested_us, resolve
+from unskew.features.references import is_service, key_columns, named_views, requested_us, resolve, texts
+from unskew.features.registry import Published
+from unskew.features.service import Service
 from unskew.features.time import MAX_INSTANT_US
 from unskew.features.versions import Versions
 from unskew.features.view import View
@@ -50,7 +57,11 @@ from unskew.serving.sample import SERVED, Sampler
 from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
+Features = Sequence[str] | str | vocabulary.Service | Service
+Expect = Manifest | str | os.PathLike[str]
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class FeatureStore:
@@ -99,7 +110,7 @@ class FeatureStore:
             pipeline = given.pipeline if pipeline is None else pipeline
         self._redis_url = redis_url
         self._plan = None if definitions is None else _compiled(definitions)
-        self._pinned = None if self._plan is None else self._plan.published
+        self._pinned = None if self._plan is None else Published.of(self._plan)
         self._log = None if log is None else table_path(log, "log")
         self._archive = None if archive is None else table_path(archive, "archive")
         self._reader = None
@@ -117,40 +128,64 @@ class FeatureStore:
 
     def get_online_features(
         self,
-        features: Sequence[str],
+        features: Features,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        expect: Expect | None = None,
+        now: dt.datetime | str | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
-        ``view@2:feature`` names a version, ``view:feature`` means the one that serves.
+        ``view@2:feature`` names a version, ``view:feature`` means the one that serves. A service, or its name, in place
+        of the list means its features, in its order and in the versions that it has pinned.
 
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
         after the feature, or ``view__feature`` with ``full_feature_names``. ``with_status``: adds a column
-        ``{feature column}__status`` beside each feature. Raises ``RequestError`` and ``StoreUnavailable``, see
+        ``{feature column}__status`` beside each feature. ``expect``: what the model was trained with: a ``Manifest``,
+        the path of its file, or its ``features_digest``. Raises ``OtherFeatures`` if the features, in their order, are
+        of other versions, types, definitions or defaults; otherwise ``RequestError`` and ``StoreUnavailable``, see
         ``OnlineReader.read``.
+
+        On-demand features take their inputs from further columns of ``entity_rows``. ``now``: the instant that ``now``
+        is in their expressions, by default the one at which the values were read; ``now`` of the answer has it.
         """
-        return self._online().read(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            self._online().read(
+                _named(features),
+                entity_rows,
+                full_feature_names=full_feature_names,
+                with_status=with_status,
+                now=now,
+            ),
         )
 
     async def get_online_features_async(
         self,
-        features: Sequence[str],
+        features: Features,
         entity_rows: Table,
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        expect: Expect | None = None,
+        now: dt.datetime | str | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
         Reads of one event loop share a connection to Redis; those of a cluster, or over TLS, are made in threads.
         """
-        return await self._online().read_async(
-            features, entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            await self._online().read_async(
+                _named(features),
+                entity_rows,
+                full_feature_names=full_feature_names,
+                with_status=with_status,
+                now=now,
+            ),
         )
 
     def _online(self) -> OnlineReader:
@@ -164,7 +199,7 @@ class FeatureStore:
     def get_historical_features(
         self,
         entity_df: Table,
-        features: Sequence[str],
+        features: Features,
         *,
         timestamp: str = "event_timestamp",
         inclusive: bool = False,
@@ -179,7 +214,9 @@ class FeatureStore:
     ) -> HistoricalFeatures:
         """Return the values of ``view:feature`` references at each label row's instant, exactly as served then.
 
-        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more.
+        ``view@2:feature`` names a version; the log also answers for versions that are defined nowhere any more. The
+        name of a service means its features, as for ``get_online_features``; services are known from definitions or
+        from the registry in Redis.
 
         ``entity_df``: key columns, the column ``timestamp`` and any other columns, all of which are kept as they are: a
         frame of Polars or pandas, an Arrow table, a DuckDB relation, or a list of dicts. ``inclusive``: whether values
@@ -198,6 +235,9 @@ class FeatureStore:
         ``source``: "log" reads what was served. "events" computes the values from the archived events, with the kernel
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
+
+        On-demand features, known from definitions or from the registry in Redis, take their inputs from columns of the
+        labels, and ``now`` in their expressions is the label's instant.
 
         ``as_served``: compares the labels with the wall clock at which each row was written, in place of the instant
         from which its values were valid: about what a reader got, lag included. What a backfill wrote later was not
@@ -226,10 +266,21 @@ class FeatureStore:
             full_feature_names=full_feature_names,
             with_status=with_status,
             on="written_at" if as_served else "available_at",
-            versions=_checked(features, versions),
         )
-        views = self._named(named_views(each_version(features, rule.versions)))
-        return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
+        features = _named(features)
+        on_demand = self._on_demand()
+        if is_service(features):
+            if versions:
+                raise RequestError(f"the service {features} has pinned its versions; leave out versions")
+            service = self._published().service(features)
+            views, features = self._published().views_of(service), service.references
+            rule = msgspec.structs.replace(rule, service=service.name)
+        else:
+            of_views = with_read(texts(features), on_demand)
+            rule = msgspec.structs.replace(rule, versions=_checked(of_views, versions))
+            views = self._named(named_views(each_version(of_views, rule.versions)))
+        known = Published(views=views, on_demand=on_demand)
+        return self._trained(read_table(entity_df), known, features, source, rule, progress=progress)
 
     @needed("a training set")
     def reproduce(
@@ -262,7 +313,9 @@ class FeatureStore:
             )
         found = self._trained(
             labels,
-            Versions(part.view(name) for part in wanted.views),
+            Published(
+                views=Versions(part.view(name) for part in wanted.views), on_demand=wanted.on_demand_features(name)
+            ),
             [f"{part.named}:{part.feature}" for part in wanted.features],
             wanted.source,
             wanted.join,
@@ -283,7 +336,11 @@ class FeatureStore:
         """
         if self._pinned is None and self._reader is None and self._log is not None:
             return catalogue(all_logged(self._log))
-        return catalogue(self._views())
+        return catalogue(self._published().views)
+
+    def services(self) -> dict[str, Service]:
+        """Return the services of the definitions, else of the registry in Redis, by name."""
+        return dict(self._published().services)
 
     @needed("the history of an entity")
     def history(
@@ -318,7 +375,7 @@ class FeatureStore:
     def _trained(
         self,
         labels: Given,
-        views: Versions[View],
+        known: Published,
         features: Sequence[str],
         source: Source,
         rule: JoinRule,
@@ -329,7 +386,8 @@ class FeatureStore:
         """Return the training set that the arguments describe; ``again``: at the positions of that manifest."""
         read = partial(
             historical_features,
-            views=views,
+            views=known.views,
+            on_demand=known.on_demand,
             labels=labels,
             features=features,
             timestamp=rule.timestamp,
@@ -346,7 +404,8 @@ class FeatureStore:
         with shown(progress) as report:
             rebuilt = None
             if source != "log":
-                rebuilt = self._rebuilt(labels, views, features, rule.timestamp, again, report)
+                of_views = with_read(features, known.on_demand)
+                rebuilt = self._rebuilt(labels, known.views, of_views, rule.timestamp, again, report)
             if source == "events":
                 assert rebuilt is not None
                 found = read(rebuilt.log, progress=report)
@@ -432,18 +491,21 @@ class FeatureStore:
             },
         )
 
-    def _views(self) -> Versions[View]:
+    def _published(self) -> Published:
         if self._pinned is not None:
             return self._pinned
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
-        return self._reader.views()
+        return self._reader.published()
+
+    def _on_demand(self) -> Mapping[str, OnDemandView]:
+        return {} if self._pinned is None and self._reader is None else self._published().on_demand
 
     def _named(self, names: Sequence[str]) -> Versions[View]:
         """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""
-        known = None if self._pinned is None and self._reader is None else self._views()
+        known = None if self._pinned is None and self._reader is None else self._published().views
         if self._log is None:
-            return self._views() if known is None else known
+            return self._published().views if known is None else known
         return with_logged(self._log, names, known)
 
     def close(self) -> None:
@@ -526,6 +588,28 @@ def _sampler(sample: object, log: Path | None) -> Sampler | None:
             raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
         return Sampler(log / SERVED)
     raise RequestError(f"sample is a folder, True or False, not {sample!r}")
+
+
+def _as_expected(expect: Expect | None, found: OnlineFeatures) -> OnlineFeatures:
+    """Return what was read. Raises ``OtherFeatures`` if these are not the features that are expected."""
+    match expect:
+        case None:
+            return found
+        case Manifest():
+            found.require(expect.expected())
+        case str() if _DIGEST.fullmatch(expect):
+            found.require(expect)
+        case str() | os.PathLike():
+            path = local_path(expect, "expect")
+            found.require(Manifest.read(path).expected(str(path)))
+        case _:
+            raise RequestError(f"expect is a manifest, its path, or its features_digest, not {expect!r:.80}")
+    return found
+
+
+def _named(features: Features) -> Sequence[str] | str:
+    """Return references, or the name of a service."""
+    return features.name if isinstance(features, Service | vocabulary.Service) else features
 
 
 def _compiled(definitions: Definitions) -> Plan:

@@ -74,6 +74,18 @@ def test_describe_shows_views_entities_windows_hops_and_owners(purchases):
         assert part in shown
 
 
+def test_check_and_describe_show_services_with_the_versions_that_they_read(purchases):
+    services = purchases.with_name("services.yaml")
+    services.write_text(
+        "service: {name: checkout, features: ['user_purchases:spend_30d'], owner: risk, tags: {tier: '1'}}"
+    )
+
+    assert "ok  checkout          1 feature    service\n" in unskew("check", purchases, services).stdout
+    shown = unskew("describe", purchases, services).stdout
+    for part in ("service checkout", "owner risk", "tags tier=1", "user_purchases:spend_30d", "user_purchases@1"):
+        assert part in shown
+
+
 def test_describe_json_is_the_registry(purchases):
     registry = json.loads(unskew("describe", "--json", purchases).stdout)
 

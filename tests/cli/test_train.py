@@ -246,3 +246,30 @@ def test_codes_among_the_labels_stay_as_they_are() -> None:
     assert frame["zip"].to_list() == ["00123", "98765"]
     assert frame["bought"].to_list() == [1, 0]
     assert frame["spent"].to_list() == [1.5, None]
+
+
+def test_a_service_names_the_columns_of_a_training_set_and_makes_it_again() -> None:
+    Path("definitions/services.yaml").write_text(
+        "service: {name: model, features: ['purchases:spend_1d', 'purchases@1:count_1d']}"
+    )
+    made = train("--service", "model", *FROM_LOG, output="model.parquet")
+
+    assert made.exit_code == 0, made.output
+    assert pl.read_parquet("model.parquet").columns[-2:] == ["spend_1d", "count_1d"]
+    assert json.loads(Path("model.manifest.json").read_text())["join"]["service"] == "model"
+    again = train("--log", "log", "--reproduce", "model.manifest.json", output="again.parquet")
+    assert again.exit_code == 0, again.output
+    assert pl.read_parquet("again.parquet").equals(pl.read_parquet("model.parquet"))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--service", "model"], "the features of a service are in its definition: give --definitions"),
+    (["--service", "model", "--definitions", "definitions"], "there is no service 'model'; services are none"),
+    (["--service", "model", "-f", "purchases", "--definitions", "definitions"], "-f and --service exclude each other"),
+])  # fmt: skip
+def test_a_service_that_cannot_be_read_is_refused(options: list[str], message: str) -> None:
+    refused = train("--log", "log", *options, output="model.parquet")
+
+    assert refused.exit_code == 1
+    assert message in refused.output
+    assert not Path("model.parquet").exists()

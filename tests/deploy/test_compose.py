@@ -66,7 +66,7 @@ def test_what_the_pipeline_writes_is_on_volumes(compose):
     mounted = {mount.rsplit(":", 1)[1] for mount in pipeline["volumes"] if not mount.endswith(":ro")}
 
     assert {
-        pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "DEAD_LETTERS", "STATE")
+        pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "DEAD_LETTERS", "STATE", "REGISTRY")
     } == mounted
 
 

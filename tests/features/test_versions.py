@@ -38,7 +38,7 @@ ONE, TWO, THREE = versions(3), versions(1, 2, serving=1), versions(2, 10, 1, ser
 def test_a_bare_name_means_the_version_that_serves(plan: Plan, reference: str, found: str) -> None:
     assert plan.views[reference].id == plan.published.find(reference).id == found
     # A reader that has nothing but the registry finds the same.
-    assert parse(describe(plan)).find(reference).id == found
+    assert parse(describe(plan)).views.find(reference).id == found
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,8 @@ def test_all_features_are_listed_with_what_a_trainer_needs_to_choose():
         "keys": ["user"],
         "description": "",
         "owner": "",
+        "tags": "",
+        "deprecated": "",
     }
     assert found.filter(feature="ratio")["window"].item() == found.filter(feature="sum")["window"].item()
     assert FeatureStore(Plan(streams={}, views={})).features().schema == found.schema

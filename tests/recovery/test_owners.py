@@ -141,7 +141,7 @@ def test_of_two_pipelines_with_versions_of_one_view_the_newer_one_serves_whichev
     second = bench.deployment(prefix=prefix, pipeline="another")
 
     def serving() -> int:
-        return parse(redis_client.get(f"{prefix}:registry"))["by_user"].version  # type: ignore[arg-type]
+        return parse(redis_client.get(f"{prefix}:registry")).views["by_user"].version  # type: ignore[arg-type]
 
     _run(newer, second)
     assert serving() == 2

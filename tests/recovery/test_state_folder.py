@@ -97,7 +97,7 @@ def test_the_registry_keeps_the_views_of_another_pipeline(bench: Bench, redis_cl
     _run(_only(definitions, "by_user"), first)
     _run(_only(definitions, "by_item"), replace(second, prefix=first.prefix, pipeline="second"))
 
-    assert sorted(parse(redis_client.get(f"{first.prefix}:registry"))) == ["by_item", "by_user"]
+    assert sorted(parse(redis_client.get(f"{first.prefix}:registry")).views) == ["by_item", "by_user"]
 
 
 def test_an_empty_topic_still_publishes_the_registry(bench: Bench, redis_client: "redis.Redis") -> None:

@@ -14,10 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis as Client
 
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
 from tests.support.servers.certificates import certified
@@ -25,9 +28,11 @@ from tests.support.servers.tls import TlsFront
 from tests.support.servers.valkey import Valkey, quiet_port
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import closing
-from unskew import FeatureStore, LayoutError, StoreUnavailable
+from unskew import FeatureStore, LayoutError, Service, StoreUnavailable
+from unskew.features.definitions.services import pinned
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.features.versions import Versions
 from unskew.sinks.redis.writer import RedisWriter
 
 STAYS = view(
@@ -96,7 +101,9 @@ def serving(redis_url: str, *options: str, tls: ssl.SSLContext | None = None) ->
 
 def fill(url: str) -> None:
     writer = RedisWriter(url, "unskew", "main")
-    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={one.name: one for one in (ORDERS, STAYS)}))))
+    plan = Plan(streams={}, views=Versions([ORDERS, STAYS]))
+    checkout = pinned(Service("checkout", ["stays:nights", "orders:n"]), plan.published)
+    writer.publish_registry(json.dumps(describe(replace(plan, services={"checkout": checkout}))))
     writer.expect({ORDERS.id: ["h0"], STAYS.id: ["h0"]})
     rows = [
         {"key": "full", **FULL, "_at": CLOCK - 5},
@@ -211,7 +218,9 @@ def test_no_entities_give_no_values(server):
     ({"entities": {"user": ["a"]}, "features": ["orders"]}, 422, "FeastError", "write view:feature"),
     ({"entities": {"user": ["a"]}, "features": []}, 422, "FeastError", "no features"),
     ({"entities": {"user": ["a"]}}, 422, "FeastError", "no features"),
-    ({"entities": {"user": ["a"]}, "feature_service": "checkout"}, 422, "FeastError", "no feature service 'checkout'"),
+    ({"entities": {"user": ["a"]}, "feature_service": "chekout"}, 404, "FeatureServiceNotFoundException", "did you mean 'checkout'"),
+    ({"entities": {"user": ["a"]}, "feature_service": "orders:n"}, 422, "FeastError", "is a reference"),
+    ({"entities": {"user": ["a"]}, "feature_service": "checkout", "features": ["orders:n"]}, 422, "FeastError", "both"),
     ({"entities": {"usr": ["a"]}, "features": ["orders:n"]}, 422, "FeastError", "did you mean 'usr'"),
     ({"entities": {"user": [1.5]}, "features": ["orders:n"]}, 422, "FeastError", "'user' is string, and 1.5 of row 0"),
     ({"entities": {"user": ["a"], "hotel": [2**70]}, "features": ["stays:nights"]}, 422, "FeastError", "hotel"),
@@ -263,7 +272,7 @@ def test_health_readiness_and_metrics(server):
     code, text = server.get("/metrics")
     assert code == 200
     for line in (
-        'unskew_requests_total{code="404"}',
+        'unskew_requests_total{code="404",service=""}',
         'unskew_rows_total{status="present",view="orders@1"}',
         "unskew_request_seconds_bucket",
     ):
@@ -347,6 +356,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
             # One after the other, they would take 24 times the time-out and more.
             assert took < 24 * 0.2
             assert server.post(body)[0] == 200
+            assert "unskew_redis_errors_total 24.0" in server.get("/metrics")[1]
 
 
 def test_a_process_that_forks_reads_on_both_sides(tmp_path):
@@ -357,10 +367,13 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         async def read():
             found = await store.get_online_features_async(["stays:nights"], [{"user": "u7", "hotel": 1}])
             return found.to_dict()["nights"]
-        assert asyncio.run(read()) == [7]
+        def read_here():
+            found = store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}])
+            return found.to_dict()["nights"]
+        assert asyncio.run(read()) == read_here() == [7]
         child = os.fork()
-        assert asyncio.run(read()) == [7]
-        assert store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}]).to_dict()["nights"] == [7]
+        for _ in range(50):
+            assert asyncio.run(read()) == read_here() == [7]
         if child == 0:
             os._exit(0)
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -456,6 +469,13 @@ def test_a_token_is_asked_for_and_tls_is_spoken_if_they_are_given(tmp_path):
             assert server.post(body, Authorization="bearer s3cret")[0] == 200
             assert server.get("/health")[0] == 200
             assert server.get("/metrics")[0] == 401
+            # A client that keeps its connection for a next request does not hold up the end.
+            with contextlib.closing(server.connection()) as idle:
+                idle.request("GET", "/health")
+                idle.getresponse().read()
+                assert server.stop() == 0
+            assert server.process.stderr is not None
+            assert server.process.stderr.read() == ""
 
 
 def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_was_closed(cluster, tmp_path):
@@ -535,3 +555,32 @@ def test_an_address_that_is_taken_is_named(server) -> None:
 
     assert ended.returncode == 1
     assert f"error: cannot listen at 127.0.0.1:{server.port}" in ended.stderr
+
+
+def test_a_service_gives_its_columns_in_its_order_over_http_and_in_the_sdk(server: Server) -> None:
+    entities = {"user": ["u4", "nobody"], "hotel": [1, 2]}
+    code, answer = server.post({"entities": entities, "feature_service": "checkout"})
+    rows = [dict(zip(entities, row, strict=True)) for row in zip(*entities.values(), strict=True)]
+    with FeatureStore(redis_url=server.redis.url) as store:  # type: ignore[attr-defined]
+        read = store.get_online_features("checkout", rows).to_dict()
+        (service,) = store.services().values()
+        assert store.get_online_features(service, rows).to_dict() == read
+
+    assert code == 200
+    assert answer["metadata"]["feature_names"] == list(read) == ["user", "hotel", "nights", "n"]
+    assert [result["values"] for result in answer["results"]] == list(read.values())
+    assert read["nights"] == [4, 0]
+
+
+def test_reads_of_a_service_are_counted_in_redis_when_the_server_stops(tmp_path: Path) -> None:
+    with Valkey(tmp_path) as redis:
+        fill(redis.url)
+        body = {"entities": {"user": ["a"], "hotel": [1]}}
+        with serving(redis.url) as server:
+            assert [server.post({**body, "feature_service": "checkout"})[0] for _ in range(3)] == [200] * 3
+            assert server.post({**body, "feature_service": "other"})[0] == 404
+            assert server.post({**body, "features": ["orders:n"]})[0] == 200
+        with Client.from_url(redis.url) as client:
+            counts = {key: client.hvals(key) for key in client.scan_iter("unskew:usage:*")}
+
+    assert counts == {b"unskew:usage:checkout": [b"3"]}

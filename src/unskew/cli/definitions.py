@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @settings.definition_paths
 def check(paths: tuple[Path, ...]) -> None:
-    """Compile definitions: print one line for each view, or every fault and exit with 1.
+    """Compile definitions: print one line for each view and service, or every fault and exit with 1.
 
     PATH is a Python or YAML file, or a folder of them. Python files are executed. Without PATH, the command reads
     UNSKEW_DEFINITIONS.
@@ -29,16 +29,21 @@ def check(paths: tuple[Path, ...]) -> None:
     from unskew.features.definitions.load import load
 
     plan = load(*paths)
-    width = max((len(view.id) for view in plan.views.values()), default=0)
+    width = max(map(len, [*(view.id for view in plan.views.values()), *plan.services]), default=0)
     for view in plan.views.values():
-        n_features = f"{len(view.outputs)} feature{'s' if len(view.outputs) > 1 else ''}"
         say(
-            f"ok  {view.id:<{width}}  {n_features:<11}  "
+            f"ok  {view.id:<{width}}  {_counted(len(view.outputs))}  "
             f"state {view.state_fingerprint[:16]}  presentation {view.presentation_fingerprint[:16]}"
             f"{_serving(plan.views, view)}"
         )
+    for service in plan.services.values():
+        say(f"ok  {service.name:<{width}}  {_counted(len(service.features))}  service")
     if not plan.views:
         say("ok, but there are no views")
+
+
+def _counted(n_features: int) -> str:
+    return f"{n_features} feature{'s' if n_features > 1 else ''}".ljust(11)
 
 
 def _serving(views: "Versions[ViewPlan]", view: "ViewPlan") -> str:
@@ -71,6 +76,8 @@ def describe(
 ) -> None:
     """Show compiled definitions: each view's entity, stream and owner, and its features with window, hop and type.
 
+    Of a service, its features in their order, each with the view version that it reads.
+
     PATH is a Python or YAML file, or a folder of them. Without PATH, UNSKEW_DEFINITIONS is read.
 
     With --live, show how far each running view has come, since when it counts, and how many events came too late for
@@ -101,7 +108,7 @@ def describe(
         say_json(registry_of(plan), indent=2)
         return
 
-    from unskew.cli.tables import view_table
+    from unskew.cli.tables import service_table, view_table
     from unskew.sinks.redis.compactness import LONGEST_COMPACT_BYTES, long_features
 
     console = Screen()
@@ -114,4 +121,7 @@ def describe(
                 markup=False,
                 soft_wrap=True,
             )
+        console.print()
+    for service in plan.services.values():
+        console.print(service_table(service))
         console.print()

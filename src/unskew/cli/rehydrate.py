@@ -32,6 +32,7 @@ _OF_THE_STOPPED = {
 @settings.pipeline
 @settings.allow_eviction
 @settings.expire_after
+@settings.registry
 @settings.umask
 @click.option(
     "--running", is_flag=True, help="Ask the running pipeline to do it; needs neither --state nor definitions."
@@ -44,6 +45,7 @@ def rehydrate(
     pipeline: str,
     allow_eviction: bool,
     expire_after: str | None,
+    registry: Path | None,
     running: bool,
 ) -> None:
     """Write all current values to Redis again, from the state of a pipeline.
@@ -81,6 +83,7 @@ def rehydrate(
         archive=state,
         dead_letters=state,
         state=state,
+        registry=registry,
         idle="none",
         prefix=prefix,
         pipeline=pipeline,

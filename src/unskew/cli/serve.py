@@ -1,6 +1,7 @@
 """``unskew serve``: current features over HTTP."""
 
 import contextlib
+import datetime as dt
 import socket
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def serve(
         from unskew.serving import http
         from unskew.serving.listening import configured, run
     from unskew.serving.online import OnlineReader
+    from unskew.sinks.redis.usage import Usage
 
     if (tls_cert is None) != (tls_key is None):
         raise RequestError("TLS needs both: give --tls-cert and --tls-key")
@@ -110,9 +112,10 @@ def serve(
         timeout_s=settings.duration_us("--timeout", timeout) / 1e6,
     )
     limits = http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests)
-    application = http.Application(reader, limits, None if token_file is None else _token(token_file))
+    usage = Usage(redis_url, prefix, lambda: dt.datetime.now(dt.UTC).date())
+    application = http.Application(reader, limits, None if token_file is None else _token(token_file), usage)
     config = configured(application, tls_cert, tls_key)
-    with contextlib.closing(reader), _listening(host, port) as listener:
+    with contextlib.closing(reader), _listening(host, port) as listener, usage:
         bound_host, bound_port = listener.getsockname()[:2]
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         say(f"unskew serves http{'s' if tls_cert else ''}://{shown}:{bound_port}", err=True)

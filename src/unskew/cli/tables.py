@@ -10,6 +10,7 @@ from rich.text import Text
 
 from unskew.cli.screen import lines, styled
 from unskew.features.printing import printable
+from unskew.features.service import Service
 from unskew.features.time import format_duration
 from unskew.features.types import MAP_KEY, MAP_VALUE
 from unskew.features.view import View, ViewFeature, ViewWindow
@@ -76,6 +77,10 @@ def view_table(view: View) -> Table:
         where = f", of events where {view.sessions.where}" if view.sessions.where else ""
         columns = ", ".join(column.name for column in view.sessions.columns)
         heading.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {columns}")
+    if view.tags:
+        heading.insert(-1, f"tags {', '.join(f'{name}={value}' for name, value in view.tags.items())}")
+    if view.deprecated:
+        heading.insert(1, f"deprecated: {view.deprecated}")
     if view.where:
         heading.insert(-2, f"where {view.where}")
     if not view.serving:
@@ -85,6 +90,24 @@ def view_table(view: View) -> Table:
         table.add_column(column, overflow="fold")
     for feature in view.features:
         table.add_row(*_cells(view, feature))
+    return table
+
+
+def service_table(service: Service) -> Table:
+    """Return a table of a service's features, in the order of its columns."""
+    heading: list[str | Text] = [
+        styled(f"service {service.name}", "bold").append(
+            printable(f"  {service.description}" if service.description else ""), "not bold"
+        ),
+        f"owner {service.owner or '-'}",
+    ]
+    if service.tags:
+        heading.append(f"tags {', '.join(f'{name}={value}' for name, value in service.tags.items())}")
+    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+    for column in ("feature", "type", "read from", "default"):
+        table.add_column(column, overflow="fold")
+    for one in service.features:
+        table.add_row(one.reference, one.type, one.view, shown(one.default))
     return table
 
 
@@ -98,7 +121,10 @@ def _cells(view: View, feature: ViewFeature) -> tuple[str, ...]:
         hop,
         shown(feature.default),
         feature.owner or "-",
-        feature.description or "-",
+        "; ".join(
+            part for part in (feature.deprecated and f"deprecated: {feature.deprecated}", feature.description) if part
+        )
+        or "-",
     )
 
 

@@ -46,9 +46,13 @@ class RequestError(UnskewError):
 class UnknownName(RequestError):
     """A request names something that does not exist. ``kind``: what it would be."""
 
-    def __init__(self, kind: Literal["view", "version", "feature"], message: str) -> None:
+    def __init__(self, kind: Literal["view", "version", "feature", "service"], message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class OtherFeatures(RequestError):
+    """What is served is not what a request expects: ask for what the model was trained with, or train it again."""
 
 
 class NothingPublished(RequestError):

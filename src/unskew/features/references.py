@@ -3,12 +3,16 @@
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import polars as pl
 
 from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
+from unskew.features.on_demand import OnDemandView
+from unskew.features.registry import pin
+from unskew.features.service import ServiceFeature
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -25,6 +29,26 @@ class Asked:
     """
 
     view: View
+    feature: ViewFeature
+    column: str
+    named: str
+
+    @property
+    def reference(self) -> str:
+        """The reference as the request has it."""
+        return f"{self.named}:{self.feature.name}"
+
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature)
+
+
+@dataclass(frozen=True)
+class Demanded:
+    """One on-demand feature of a request, as ``Asked`` is one of a view."""
+
+    view: OnDemandView
     feature: ViewFeature
     column: str
     named: str
@@ -60,6 +84,32 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     if not asked:
         raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
+
+
+def demanded(reference: str, on_demand: Mapping[str, OnDemandView]) -> "Demanded | None":
+    """Look up a reference to an on-demand feature; its column is that of full names. None if it names none of these.
+
+    Raises ``RequestError`` for another version, and for an unknown feature.
+    """
+    named, _, feature_name = reference.partition(":")
+    name, at, version = named.partition("@")
+    found = on_demand.get(name)
+    if found is None or ":" not in reference:
+        return None
+    if at and named != found.id:
+        raise UnknownName("version", f"on-demand {name!r} has no version {version!r}; there is {found.id}")
+    feature = found.feature(feature_name)
+    if feature is None:
+        names = [feature.name for feature in found.features]
+        raise UnknownName(
+            "feature", f"{named} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
+        )
+    return Demanded(found, feature, f"{named}__{feature.name}", named)
+
+
+def is_service(features: Sequence[str] | str) -> TypeGuard[str]:
+    """Return true for the name of a service; a text with a colon is a reference outside of a list, a mistake."""
+    return isinstance(features, str) and ":" not in features
 
 
 def named_views(references: Sequence[str]) -> list[str]:

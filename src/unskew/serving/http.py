@@ -6,20 +6,28 @@ The route that is asked most, ``POST /get-online-features``, is a plain ASGI cal
 import asyncio
 import hmac
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from typing_extensions import override
 
 from unskew.features.errors import (
     LayoutError,
     NothingPublished,
+    OtherFeatures,
     RequestError,
     StoreUnavailable,
     UnknownName,
@@ -28,16 +36,21 @@ from unskew.features.errors import (
 from unskew.serving import feast
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.online import Answered, OnlineReader
+from unskew.sinks.redis.usage import Usage
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 _UNKNOWN_CLIENT = "send the token of this server: Authorization: Bearer TOKEN"
+_TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
 FEATURES = "/get-online-features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
+_EXPECT = b"unskew-expect"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _JSON = (b"content-type", b"application/json")
 _SECONDS = (
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
@@ -63,6 +76,7 @@ class Limits:
 class _Reply(NamedTuple):
     code: int
     body: bytes
+    service: str = ""
 
 
 class _Refused(Exception):
@@ -71,41 +85,86 @@ class _Refused(Exception):
         self.code = code
 
 
-class Metrics:
-    """What is measured of the answers. Labels are names of views and statuses, and codes of HTTP."""
+class _Times:
+    def __init__(self) -> None:
+        self.n_by_bucket = [0] * (len(_SECONDS) + 1)
+        self.seconds = 0.0
+
+
+class Metrics(Collector):
+    """What is measured of the answers. Labels are names of views and statuses, and codes of HTTP.
+
+    They are plain numbers, from which the client of Prometheus makes its own only when somebody asks for them.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.seconds = Histogram(
-            "unskew_request_seconds",
-            "Time from a request's first byte to its answer",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.requests = Counter("unskew_requests", "Requests for features", ["code"], registry=self.registry)
-        self.rows = Counter("unskew_rows", "Rows that were answered", ["view", "status"], registry=self.registry)
-        self.lag_s = Gauge(
-            "unskew_read_lag_seconds",
-            "How far the oldest row of the last answer lay behind the present",
-            ["view"],
-            registry=self.registry,
-        )
+        self.registry.register(self)
+        self._times = {"": _Times()}
+        self._n_by_code: Counter[tuple[str, int]] = Counter()
+        self._n_rows: Counter[tuple[str, str]] = Counter()
+        self._lag_s: dict[str, float] = {}
+        self.n_redis_errors = 0
+
+    def replied(self, code: int, seconds: float, service: str) -> None:
+        """Count an answer. ``service``: that was read; empty if none was, or there is none of that name."""
+        self._n_by_code[service, code] += 1
+        times = self._times.get(service)
+        if times is None:
+            times = self._times[service] = _Times()
+        times.n_by_bucket[bisect_left(_SECONDS, seconds)] += 1
+        times.seconds += seconds
 
     def answered(self, answered: Answered) -> None:
         """Count the rows of an answer."""
-        for view, found in zip(answered.request.views, answered.answers, strict=True):
-            for status in dict.fromkeys(found.status):
-                self.rows.labels(view.view.id, status).inc(found.status.count(status))
-            instants = [placed.as_of for placed in found.placed if placed.as_of != UNKNOWN]
-            if instants:
-                self.lag_s.labels(view.view.id).set(max(0, answered.now_us - min(instants)) / 1e6)
+        # The answers of on-demand features come after all views.
+        for view, found in zip(answered.request.views, answered.answers, strict=False):
+            view_id = view.view.id
+            for status in found.status:
+                self._n_rows[view_id, status] += 1
+            oldest = min([placed.as_of for placed in found.placed if placed.as_of != UNKNOWN], default=None)
+            if oldest is not None:
+                self._lag_s[view_id] = max(0, answered.read_us - oldest) / 1e6
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        seconds = HistogramMetricFamily(
+            "unskew_request_seconds", "Time from a request's first byte to its answer", labels=["service"]
+        )
+        for service, times in self._times.items():
+            within = accumulate(times.n_by_bucket)
+            buckets = list(zip((*map(str, _SECONDS), "+Inf"), within, strict=True))
+            seconds.add_metric([service], buckets, times.seconds)
+        requests = CounterMetricFamily("unskew_requests", "Requests for features", labels=["service", "code"])
+        for (service, code), n in self._n_by_code.items():
+            requests.add_metric([service, str(code)], n)
+        rows = CounterMetricFamily("unskew_rows", "Rows that were answered", labels=["view", "status"])
+        for labels, n in self._n_rows.items():
+            rows.add_metric(labels, n)
+        lag_s = GaugeMetricFamily(
+            "unskew_read_lag_seconds",
+            "How far the oldest row of the last answer lay behind the present",
+            labels=["view"],
+        )
+        for view_id, its_lag_s in self._lag_s.items():
+            lag_s.add_metric([view_id], its_lag_s)
+        redis_errors = CounterMetricFamily(
+            "unskew_redis_errors", "Requests that failed because Redis did not answer", self.n_redis_errors
+        )
+        yield from (seconds, requests, rows, lag_s, redis_errors)
 
 
 class Application:
-    """An ASGI application that answers from a reader. ``token``: what a client must send as its bearer token."""
+    """An ASGI application that answers from a reader.
 
-    def __init__(self, reader: OnlineReader, limits: Limits, token: str | None = None) -> None:
+    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read.
+    """
+
+    def __init__(
+        self, reader: OnlineReader, limits: Limits, token: str | None = None, usage: Usage | None = None
+    ) -> None:
         self._reader = reader
+        self._usage = usage
         self._limits = limits
         self._token = None if token is None else token.encode()
         self._n_at_once = 0
@@ -136,8 +195,7 @@ class Application:
             reply = await self._reply(scope, receive)
         finally:
             self._n_at_once -= 1
-        self.metrics.requests.labels(str(reply.code)).inc()
-        self.metrics.seconds.observe(time.perf_counter() - began)
+        self.metrics.replied(reply.code, time.perf_counter() - began, reply.service)
         headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
         if reply.code == 405:
             headers.append((b"allow", b"POST"))
@@ -152,11 +210,17 @@ class Application:
             self._refuse(scope)
             body = feast.read_body(await self._body(scope, receive), self._limits.rows)
             answered = await self._reader.asked_async(feast.asking(self._reader, body))
+            if (expected := _expected(scope)) is not None:
+                answered.request.require(expected)
             self.metrics.answered(answered)
-            return _Reply(200, feast.answer(answered, body))
+            if self._usage is not None and body.feature_service is not None:
+                self._usage.count(body.feature_service)
+            return _Reply(200, feast.answer(answered, body), body.feature_service or "")
         except _Refused as error:
             return _Reply(error.code, feast.error(str(error)))
         except UnskewError as error:
+            if isinstance(error, StoreUnavailable):
+                self.metrics.n_redis_errors += 1
             return _Reply(_code(error), feast.error(str(error), error))
         except Exception:  # noqa: BLE001 - a client gets an answer, and no traceback
             _log.exception("a request was not answered")
@@ -180,24 +244,26 @@ class Application:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         most = self._limits.body_bytes
-        too_long = _Refused(413, f"the body is longer than {most:,} bytes; ask in parts")
+        begun = _Begun(receive())
+        # The body has nearly always come with its head, and then there is nothing to wait for.
+        if begun.is_done and _is_last(begun.result) and len(whole := _part(begun.result)) <= most:
+            return whole
         given = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if given.isdigit() and int(given) > most:
-            raise too_long
+            raise _Refused(413, _TOO_LONG.format(most))
         parts, n_bytes = [], 0
         try:
             async with asyncio.timeout(self._limits.body_s):
+                message = await begun
                 while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Refused(400, "the client went away")
-                    part = message.get("body", b"")
+                    part = _part(message)
                     n_bytes += len(part)
                     if n_bytes > most:
-                        raise too_long
+                        raise _Refused(413, _TOO_LONG.format(most))
                     parts.append(part)
-                    if not message.get("more_body", False):
+                    if _is_last(message):
                         return b"".join(parts)
+                    message = await receive()
         except TimeoutError:
             raise _Refused(408, f"the body did not come within {self._limits.body_s:g} s") from None
 
@@ -219,12 +285,63 @@ class Application:
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _expected(scope: Scope) -> str | None:
+    """Return the digest of the features that a request expects; None if it does not say."""
+    given = next((value for name, value in scope["headers"] if name == _EXPECT), None)
+    if given is None:
+        return None
+    text: str = given.decode("latin-1").strip()
+    if _DIGEST.fullmatch(text) is None:
+        raise RequestError(
+            f"Unskew-Expect: {text!r:.80} is not a digest of features; send the 64 characters of features_digest in the model's "
+            "manifest"
+        )
+    return text
+
+
+def _part(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise _Refused(400, "the client went away")
+    part: bytes = message.get("body", b"")
+    return part
+
+
+def _is_last(message: Message) -> bool:
+    return not message.get("more_body", False)
+
+
+class _Begun:
+    """Something to be awaited that has run to where it first waits; ``result`` is there if it did not have to."""
+
+    def __init__(self, awaited: Awaitable[Message]) -> None:
+        self._rest = awaited.__await__()
+        self.result: Message = {}
+        try:
+            self._waits_for = next(self._rest)
+        except StopIteration as end:
+            self.is_done, self.result = True, end.value
+        else:
+            self.is_done = False
+
+    def __await__(self) -> Generator[Any, Any, Message]:
+        if not self.is_done:
+            try:
+                yield self._waits_for
+            except BaseException:
+                self._rest.close()
+                raise
+            self.is_done, self.result = True, (yield from self._rest)
+        return self.result
+
+
 def _code(error: UnskewError) -> int:
     """Return the code of HTTP for an error. Feast's client repeats a request after 429, 500, and 502 to 504."""
     if isinstance(error, StoreUnavailable | NothingPublished):
         return 503
     if isinstance(error, UnknownName):
         return 404
+    if isinstance(error, OtherFeatures):
+        return 409
     if isinstance(error, RequestError):
         return 422
     return 500 if isinstance(error, LayoutError) else 400

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from typing_extensions import override
@@ -21,6 +21,8 @@ GRACE_S = 10
 """Seconds that requests which were begun have to come to their end after SIGTERM."""
 IDLE_S = 75
 """Seconds after which a connection without a request is closed."""
+CLOSING_S = 1
+"""Seconds that a client has, when the server stops, to do its part in the end of a connection that asks for nothing."""
 HEAD_S = 10
 """Seconds that the head of a request may take to come."""
 HEAD_BYTES = 1 << 16
@@ -85,7 +87,7 @@ class _Protocol(HttpToolsProtocol):
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Together(transport, self.loop)))
         self._wait(IDLE_S)
 
     @override
@@ -95,25 +97,35 @@ class _Protocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        is_first = self._in_head and not self._n_head_bytes
         if self._in_head:
-            if not self._n_head_bytes:
-                self._wait(HEAD_S)
             self._n_head_bytes += len(data)
         super().data_received(data)
-        # A piece may end a head and begin a body, so the parser sees it first.
-        if self._in_head and self._n_head_bytes > HEAD_BYTES:
-            self._end()
+        # A piece may end a head and begin a body, so the parser sees it first; it nearly always has all of a head.
+        if self._in_head and self._n_head_bytes:
+            if self._n_head_bytes > HEAD_BYTES:
+                self._end()
+            elif is_first:
+                self._wait(HEAD_S)
 
     @override
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._wait(None)
+        if self._until is not None:
+            self._wait(None)
         super().on_headers_complete()
 
     @override
     def on_message_complete(self) -> None:
         self._in_head, self._n_head_bytes = True, 0
         super().on_message_complete()
+
+    @override
+    def shutdown(self) -> None:
+        super().shutdown()
+        # Over TLS, the end of a connection waits for the client, which may not look at it before its next request.
+        if self.transport.is_closing():
+            self.loop.call_later(CLOSING_S, self.transport.abort)
 
     def _wait(self, seconds: float | None) -> None:
         """Close the connection after some time; with None, never."""
@@ -125,3 +137,31 @@ class _Protocol(HttpToolsProtocol):
         self._wait(None)
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class _Together:
+    """A transport that sends what is written in one turn of the loop at once: the head of an answer and its body."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, with all that is written in this turn."""
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Close once everything is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._held:
+            data, self._held = b"".join(self._held), []
+            self._transport.write(data)

@@ -388,18 +388,18 @@ def test_pipelines_on_one_prefix_keep_each_others_views_in_the_registry(writer, 
     other.publish_registry(published(visits))
     writer.publish_registry(published(republished(PURCHASES, version=2)))
 
-    views = parse(redis_client.get("unskew:registry"))
+    views = parse(redis_client.get("unskew:registry")).views
     assert {one.id for one in views.values()} == {"purchases@1", "purchases@2", "visits@1"}
     assert views["purchases"].version == 2
 
     # A version that does not serve takes nothing from one that another pipeline published.
     other.publish_registry(published(republished(PURCHASES, version=3, serving=False)))
-    assert parse(redis_client.get("unskew:registry"))["purchases"].version == 2
+    assert parse(redis_client.get("unskew:registry")).views["purchases"].version == 2
 
     # Side by side, of which the older one serves: earlier versions of unskew take the last one of a name.
     writer.publish_registry(published(PURCHASES, republished(PURCHASES, version=2, serving=False)))
     stored = redis_client.get("unskew:registry")
-    assert parse(stored)["purchases"].version == 1
+    assert parse(stored).views["purchases"].version == 1
     assert [
         (one["version"], one.get("serving")) for one in json.loads(stored)["views"] if one["name"] == "purchases"
     ] == [
@@ -415,7 +415,7 @@ def test_of_versions_of_two_pipelines_the_newest_serves_whichever_starts_again(r
         return json.dumps(describe(Plan(streams={}, views={view.id: view})))
 
     def serving():
-        return parse(redis_client.get("unskew:registry"))["purchases"].version
+        return parse(redis_client.get("unskew:registry")).views["purchases"].version
 
     old, new = RedisWriter(redis_client, "unskew", "main"), RedisWriter(redis_client, "unskew", "main")
     old.publish_registry(published(1))
@@ -450,14 +450,14 @@ def test_a_registry_published_by_another_meanwhile_is_not_lost(redis_client):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(publish, names))
 
-    assert sorted(parse(redis_client.get("unskew:registry"))) == sorted(names)
+    assert sorted(parse(redis_client.get("unskew:registry")).views) == sorted(names)
 
 
 def test_a_damaged_registry_is_replaced(writer, redis_client):
     redis_client.set("unskew:registry", '{"format": 1, "views": 3}')
     writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"purchases": PURCHASES}))))
 
-    assert list(parse(redis_client.get("unskew:registry"))) == ["purchases"]
+    assert list(parse(redis_client.get("unskew:registry")).views) == ["purchases"]
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_a_registry_that_loses_the_views_of_a_writer_gets_them_again(writer, red
     assert "lacked views" not in caplog.text
     flush(LOOK_EVERY_US)
 
-    assert "purchases" in parse(redis_client.get("unskew:registry"))
+    assert "purchases" in parse(redis_client.get("unskew:registry")).views
     assert "Redis lacked views in unskew:registry" in caplog.text
     caplog.clear()
     flush(2 * LOOK_EVERY_US)

@@ -11,7 +11,10 @@ A document is one of
 - a stream: ``stream: {name: transactions, topic: transactions, schema: transaction.avsc, event_time: event_time}``;
 - a table: ``table: {name: returns, path: returns/, schema: return.avsc, event_time: returned_at, delay: 1h}``;
 - sessions:
-  ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``.
+  ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``;
+- on-demand features:
+  ``on_demand: {name: checkout, inputs: {lat: float64}, features: [{name: north, derived: lat > store:lat}]}``;
+- a service: ``service: {name: checkout_model, features: [user_purchases:spend_30d, page_views@2:views_5min]}``.
 
 ``aggregation`` has ``function``, ``value``, the function's parameters (``by``, ``keys``, ``n``, ``ddof``, ``q``,
 ``error``, ``edges``, ``half_life``), ``filter`` (or ``where``) and ``window``: a duration for a sliding one (then also
@@ -34,6 +37,8 @@ from unskew.features.definitions.vocabulary import (
     Feature,
     FeatureView,
     Lifetime,
+    OnDemand,
+    Service,
     Session,
     Sessions,
     Sliding,
@@ -47,8 +52,9 @@ from unskew.features.nearest import nearest
 
 _VIEW_KEYS = (
     *("name", "version", "serving", "entity", "stream", "source", "where", "filter", "owner", "description", "history"),
+    *("tags", "deprecated"),
 )
-_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
+_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner", "deprecated")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
 _PARAMETER_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
 _VALUE_KEYS = ("function", "value", "by", *_PARAMETER_KEYS)
@@ -59,10 +65,13 @@ _WINDOW_KEYS = {
     "calendar": ("calendar", "tz"),
     "session": ("session", "hop"),
 }
-_REQUIRED = {
+_Part = type[Entity] | type[Stream] | type[Table] | type[Service]
+_PARTS: Mapping[str, _Part] = {"entity": Entity, "stream": Stream, "table": Table, "service": Service}
+_REQUIRED: Mapping[_Part, tuple[str, ...]] = {
     Entity: ("name", "key"),
     Stream: ("name", "topic", "schema", "event_time"),
     Table: ("name", "path", "schema", "event_time"),
+    Service: ("name", "features"),
 }
 
 
@@ -72,12 +81,11 @@ def definition_of(document: object) -> Definition:
         raise DefinitionError(
             f"{document!r} is not a definition; write a view (name: ...), entity: {{...}} or stream: {{...}}"
         )
-    if list(document) == ["entity"] and isinstance(document["entity"], Mapping):
-        return _part(Entity, "entity", document["entity"])
-    if list(document) == ["stream"] and isinstance(document["stream"], Mapping):
-        return _part(Stream, "stream", document["stream"])
-    if list(document) == ["table"] and isinstance(document["table"], Mapping):
-        return _part(Table, "table", document["table"])
+    for word, kind in _PARTS.items():
+        if list(document) == [word] and isinstance(document[word], Mapping):
+            return _part(kind, word, document[word])
+    if list(document) == ["on_demand"] and isinstance(document["on_demand"], Mapping):
+        return _on_demand(document["on_demand"])
     if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
         return _sessions(document["sessions"])
     return _view(document)
@@ -117,6 +125,29 @@ def _sessions(fields: Mapping[Any, Any]) -> Sessions:
     return Sessions(**given, values=values)
 
 
+def _on_demand(fields: Mapping[Any, Any]) -> OnDemand:
+    place = f"on-demand {fields.get('name', '')}".rstrip()
+    faults = [
+        *_unknown_keys(place, fields, OnDemand.__struct_fields__),
+        *_missing_keys(place, fields, ("name", "inputs", "features")),
+    ]
+    features: list[Derived] = []
+    if "features" in fields and not isinstance(fields["features"], list):
+        faults.append(f"{place}: features: {fields['features']!r} is not a list; write name: and derived: for each")
+    for number, entry in enumerate(fields["features"] if not faults else (), start=1):
+        if not isinstance(entry, Mapping):
+            faults.append(f"{place}: feature {number}: {entry!r} is not a feature; write name: and derived:")
+            continue
+        where = f"{place}: feature {entry.get('name', number)}"
+        faults += _unknown_keys(where, entry, [key for key in _FEATURE_KEYS if key != "aggregation"])
+        faults += _missing_keys(where, entry, ("name", "derived"))
+        if not faults:
+            features.append(_derived(where, entry))
+    if faults:
+        raise DefinitionError(faults)
+    return OnDemand(**{**fields, "features": features})
+
+
 def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
     """Return the function with its value and parameters; ``compile`` checks which of these it takes."""
     parameters = {key: entry[key] for key in _PARAMETER_KEYS if key in entry}
@@ -132,9 +163,7 @@ def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:
     )
 
 
-def _part(
-    kind: type[Entity] | type[Stream] | type[Table], word: str, fields: Mapping[Any, Any]
-) -> Entity | Stream | Table:
+def _part(kind: _Part, word: str, fields: Mapping[Any, Any]) -> Definition:
     place = f"{word} {fields.get('name', '')}".rstrip()
     faults = [*_unknown_keys(place, fields, kind.__struct_fields__), *_missing_keys(place, fields, _REQUIRED[kind])]
     faults += [

@@ -20,7 +20,7 @@ from unskew.features.definitions.compile import compile  # noqa: A004 - the word
 from unskew.features.definitions.documents import definition_of
 from unskew.features.definitions.schemas import read_schema
 from unskew.features.definitions.streams import is_known_format
-from unskew.features.definitions.vocabulary import Definition, Entity, FeatureView, Sessions, Stream, Table
+from unskew.features.definitions.vocabulary import Definition, FeatureView, Sessions, Stream, Table
 from unskew.features.definitions.yaml_text import MAX_CHARACTERS, read_documents
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.local import local_path
@@ -165,7 +165,7 @@ def _from_python(path: Path, root: Path) -> list[Definition]:
     # Whatever the user's code raises is a fault of that file; a call of exit() is one too.
     except (Exception, SystemExit) as error:
         raise DefinitionError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
-    return [each for each in vars(module).values() if isinstance(each, (Entity, Stream, Table, Sessions, FeatureView))]
+    return [each for each in vars(module).values() if isinstance(each, Definition)]
 
 
 @contextlib.contextmanager

@@ -67,6 +67,11 @@ def revision_key(prefix: str) -> str:
     return f"{prefix}:registry:rev"
 
 
+def usage_key(prefix: str, service: str) -> str:
+    """Return the key of the hash of a service's reads: a count for each day, which is named as ``2026-03-01``."""
+    return f"{prefix}:usage:{service}"
+
+
 def connect(url: str) -> Client:
     """Return a client for a URL of the form that ``url`` describes.
 

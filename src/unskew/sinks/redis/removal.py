@@ -114,7 +114,7 @@ def registries(client: Client) -> dict[str, dict[str, View]]:
         text = key.decode() if isinstance(key, bytes) else str(key)
         published = client.get(key)
         if isinstance(published, bytes | str):
-            found[text.removesuffix(suffix)] = {view.id: view for view in parse(published, text).values()}
+            found[text.removesuffix(suffix)] = {view.id: view for view in parse(published, text).views.values()}
     return found
 
 

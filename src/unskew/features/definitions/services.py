@@ -1,0 +1,81 @@
+"""Checks of services, whose features must exist in the views beside them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unskew.features.definitions.vocabulary import Service
+from unskew.features.errors import DefinitionError, RequestError, shown
+from unskew.features.on_demand import OnDemandView, is_reference
+from unskew.features.references import demanded, resolve
+from unskew.features.registry import pin
+from unskew.features.service import Service as Published
+from unskew.features.service import ServiceFeature
+from unskew.features.versions import Versions
+from unskew.features.view import View
+
+MAX_FEATURES = 10_000
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
+
+
+def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView] | None = None) -> Published:
+    """Return a service as it is published: its features in the versions that they mean now.
+
+    Of an on-demand feature, the features that it reads are pinned with it.
+
+    Raises ``DefinitionError`` with all its faults.
+    """
+    on_demand = on_demand or {}
+    faults = []
+    if not _NAME.fullmatch(service.name):
+        faults.append(
+            "the name must be lower-case letters, digits and _, begin with a letter, and have at most 100 characters; rename it"
+        )
+    if service.name in views.names:
+        faults.append("a view has that name too; rename one")
+    if service.name in on_demand:
+        faults.append("on-demand features have that name too; rename one")
+    features = []
+    for reference in _references(service.features, faults):
+        try:
+            features.append(_pinned(reference, views, on_demand))
+        except RequestError as error:
+            faults.append(str(error))
+    if faults:
+        raise DefinitionError(faults)
+    return Published(
+        name=service.name,
+        features=tuple(features),
+        owner=service.owner,
+        description=service.description,
+        tags=dict(service.tags),
+    )
+
+
+def _pinned(reference: str, views: Versions[View], on_demand: Mapping[str, OnDemandView]) -> ServiceFeature:
+    if (one := demanded(reference, on_demand)) is not None:
+        reads = {read: _pinned(read, views, {}) for read in one.feature.inputs if is_reference(read)}
+        return pin(reference, one.view, one.feature, reads)
+    (asked,) = resolve([reference], views, full_feature_names=True)
+    return asked.pinned
+
+
+def _references(given: object, faults: list[str]) -> list[str]:
+    """Return the references of a service; what is not one is a fault."""
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+        faults.append(
+            f"features: {shown(given)} is not a list of features; write for example [user_purchases:spend_30d]"
+        )
+        return []
+    if len(given) > MAX_FEATURES:
+        faults.append(f"it has {len(given):,} features, more than {MAX_FEATURES:,}; make several services")
+        return []
+    references: list[Any] = list(given)
+    if wrong := [one for one in references if not isinstance(one, str)]:
+        faults.append(f"features: {shown(wrong[0])} is not text; write view:feature")
+        return []
+    twice = (
+        [one for one in dict.fromkeys(references) if references.count(one) > 1] if len(set(given)) < len(given) else []
+    )
+    faults += [f"features: {one} is there more than once; leave one out" for one in twice]
+    return list(dict.fromkeys(references))
