@@ -75,10 +75,16 @@ def test_python_and_curl_read_the_values_that_the_page_shows(served: Served) -> 
     in_python = example("python", "urlopen")
     exec(in_python.replace("localhost:6566", f"127.0.0.1:{served.server.port}"), found)
     curled = json.loads(served.run(BASH, example("bash", "-d '{").replace("curl ", "curl -s ")))
+    listed = json.loads(served.run(BASH, example("bash", "/v1/features").replace("curl ", "curl -s ")))
     shown = json.loads(example("json", "feature_names"))
 
     assert found["values"] == {"user_id": ["u-42", "nobody"], "spend_30d": SPENT}
     assert [one["values"] for one in curled["results"]] == [["u-42", "nobody"], COUNTS, SPENT]
+    assert [one["reference"] for one in listed["features"]][:2] == json.loads(
+        example("bash", "-d '{").partition("-d '")[2].partition("'")[0]
+    )["features"]
+    named = set(re.findall(r"`(\w+)`", PAGE.partition("## Find features")[2].partition("Nothing else")[0]))
+    assert named >= listed["features"][0].keys()
     answer = found["answer"]
     assert [one["values"] for one in answer["results"]] == [one["values"] for one in shown["results"]]
     assert [one["statuses"] for one in answer["results"]] == [one["statuses"] for one in shown["results"]]

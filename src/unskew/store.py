@@ -133,8 +133,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
-        expect: Expect | None = None,
         now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
@@ -170,8 +170,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
-        expect: Expect | None = None,
         now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
@@ -369,7 +369,7 @@ class FeatureStore:
                 rebuilt = self._rebuilt(labels, Versions([found]), [reference], None, None, report)
                 return entity_history(rebuilt.log(found), entity_key, report)
             if self._log is None:
-                raise RequestError("the history is read from the log: give FeatureStore its folder")
+                raise RequestError("the history is read from the log: give its folder as log")
             return entity_history(ViewLog(self._log, found), entity_key, report)
 
     def _trained(
@@ -400,7 +400,7 @@ class FeatureStore:
             versions=rule.versions,
         )
         if source != "events" and self._log is None:
-            raise RequestError("historical features are read from the log: give FeatureStore its folder")
+            raise RequestError("historical features are read from the log: give its folder as log")
         with shown(progress) as report:
             rebuilt = None
             if source != "log":
@@ -443,11 +443,9 @@ class FeatureStore:
         from unskew.pipelines.history.training import rebuilt_for  # noqa: PLC0415 - the same
 
         if self._plan is None:
-            raise RequestError(
-                "features are computed from events by their definitions: give FeatureStore the definitions"
-            )
+            raise RequestError("features are computed from events by their definitions: give the definitions")
         if self._archive is None:
-            raise RequestError("features are computed from the archived events: give FeatureStore the folder archive=")
+            raise RequestError("features are computed from the archived events: give their folder as archive")
         asked = {one.view.id: one.view for one in resolve(features, views, full_feature_names=True)}
         defined = [_defined(self._plan, view) for view in asked.values()]
         keys = {

@@ -30,7 +30,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     root = tmp_path_factory.mktemp("shop")
     with Valkey(tmp_path_factory.mktemp("valkey")) as redis:
         write(root, redis.url, EVENTS)
-        store = FeatureStore(redis_url=redis.url, log=root / "log")
+        store = FeatureStore(redis_url=redis.url, log=root / "log", timeout="30s")
         trained = store.get_historical_features(LABELS, REFERENCES).columns.to_dicts()
         with store, serving(redis.url) as server:
             yield Shop(store, server, trained)

@@ -10,10 +10,12 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.features.definitions.test_lineage import lineage
 from tests.support.definitions import stream, view
 from tests.support.written import write_log
 from unskew import Derived, Feature, FeatureStore, Service, Sliding, agg
 from unskew.cli import main
+from unskew.cli.openlineage import OpenLineage
 from unskew.features.definitions.compile import compile
 from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
@@ -148,6 +150,34 @@ def test_openlineage_says_of_each_field_what_it_is_made_of(registry: dict[str, s
     assert fields_of(columns, service["inputs"][0]) == {
         "each": {("each", "DIRECT", "IDENTITY")}, "n": {("n", "DIRECT", "IDENTITY")},
     }  # fmt: skip
+
+
+def test_openlineage_follows_sessions_tables_inputs_and_models() -> None:
+    graph = OpenLineage(lineage(), namespace="ns", topics="kafka://k:1", now_us=T0)
+    events = {event["job"]["name"]: event for event in graph.events(lineage().nodes.values())}
+
+    for event in events.values():
+        assert_is_a_job_event(event)
+    assert set(events) == {
+        "purchases@1", "visits@1", "returns@1", "on_demand basket@1", "service checkout", "model fraud",
+    }  # fmt: skip
+    eu = {("user_id", "INDIRECT", "GROUP_BY"), ("event_time", "INDIRECT", "WINDOW"), ("shop_id", "INDIRECT", "FILTER")}
+    ((visits,), (basket,), (model,)) = (
+        events[name]["outputs"] for name in ("visits@1", "on_demand basket@1", "model fraud")
+    )
+    both = [{"namespace": "kafka://k:1", "name": name} for name in ("eu", "us")]
+    most = visits["facets"]["columnLineage"]["fields"]["most"]["inputFields"]
+    assert [one for one in both if one not in events["visits@1"]["inputs"]] == []
+    for topic in both:
+        its = [one for one in most if one["name"] == topic["name"]]
+        found = {(one["field"], each["type"], each["subtype"]) for one in its for each in one["transformations"]}
+        assert found == eu | {("amount", "DIRECT", "AGGREGATION")}
+    assert events["returns@1"]["inputs"] == [{"namespace": "file", "name": "returned.parquet"}]
+    assert events["returns@1"]["job"]["facets"]["jobType"]["processingType"] == "BATCH"
+    purchases = {"namespace": "ns", "name": "purchases@1"}
+    assert fields_of(basket, purchases) == {"share": {("spent", "DIRECT", "TRANSFORMATION")}}
+    assert set(model["facets"]["columnLineage"]["fields"]) == {"each", "f"}
+    assert events["model fraud"]["inputs"] == [purchases, {"namespace": "ns", "name": "gone@3"}]
 
 
 def fields_of(output: dict[str, Any], of: dict[str, str]) -> dict[str, set[tuple[str, str, str]]]:

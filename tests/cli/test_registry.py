@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
+import polars as pl
 import pytest
 import redis
 from click.testing import CliRunner, Result
 
 from tests.support.updates import closing
+from tests.support.written import write_archive
 from unskew import FeatureStore
 from unskew.cli import main
 from unskew.features.definitions.load import load
@@ -147,6 +150,55 @@ def test_a_plan_says_what_changes_and_whom_it_touches(site: Site, redis_client: 
     assert change["services"] == [{"name": "checkout", "owner": "risk", "reads_since_yesterday": 1234}]
     assert change["fields"] == [{"name": "n.description", "before": "purchases in a week", "after": "another"}]
     assert "service checkout reads it (owner: risk, 1,234 reads since yesterday)" in site.done("plan", status=2)
+
+
+def test_a_plan_shows_which_values_change_and_which_models_were_trained_on_them(site: Site, tmp_path: Path) -> None:
+    begun_us, n_events = NOW_US - DAY_US, 200
+    events = pl.DataFrame(
+        {
+            "user": [f"u{number % 17}" for number in range(n_events)],
+            "amount": [float(number * 7 % 10) for number in range(n_events)],
+            "at": pl.Series([begun_us + 60_000_000 * number for number in range(n_events)]).cast(
+                pl.Datetime("us", "UTC")
+            ),
+        }
+    ).with_columns(_partition=pl.lit(0, pl.Int32), _arrival=pl.col("at"), _event_time=pl.col("at"))
+    events = events.with_columns(_offset=pl.int_range(pl.len(), dtype=pl.Int64))
+
+    def filtered(version: int, least: int) -> str:
+        text = view(version, serving=version == 1)
+        return text.replace('"function": "count"', f'"function": "count", "filter": "amount > {least}"')
+
+    plan = site.define(filtered(1, 2))
+    site.done("apply")
+    write_archive(tmp_path / "archive", plan.views["spend"], events, NOW_US)
+    counts = "SELECT user, count(*) FILTER (amount > 2) AS old, count(*) FILTER (amount > 4) AS new FROM events GROUP BY user"
+    with duckdb.connect() as db:
+        db.register("events", events)
+        wanted = db.execute(f"SELECT count(*) FILTER (old <> new), max(abs(new - old)) FROM ({counts})").fetchone()
+
+    site.define(filtered(1, 2), filtered(2, 4))
+    data = json.loads(site.done("plan", "--archive", str(tmp_path / "archive"), "--json", status=2))
+    (one,) = data["values"]
+    n, total = one["features"]
+    assert (one["old"], one["new"], one["why_not_comparable"]) == ("spend@1", "spend@2", None)
+    assert (n["at_end"]["differing"], n["at_end"]["absolute"]["max"]) == wanted
+    assert (total["feature"], total["differing"]) == ("total", 0)
+    shown = site.done("plan", "--archive", str(tmp_path / "archive"), status=2)
+    assert "spend@1 -> spend@2: " in shown
+
+    # What must not be applied is shown too, and the models that were trained on it.
+    labels = [{"user": "u1", "event_timestamp": events["at"][-1]}]
+    replay = FeatureStore(plan, archive=tmp_path / "archive")
+    (tmp_path / "models").mkdir()
+    replay.get_historical_features(labels, ["spend:n"], source="events").to_parquet(
+        tmp_path / "models" / "churn.parquet"
+    )
+    site.define(filtered(1, 4))
+    shown = site.done("plan", "--archive", str(tmp_path / "archive"), "--models", str(tmp_path / "models"), status=1)
+    assert f"spend@1: {one['differing']:,} of " in shown
+    assert "    model churn was trained on it" in shown
+    assert "error: spend@1 would compute something else under the same version (n.filter)" in shown
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,11 @@ def recount(events: pl.DataFrame, upto: int) -> dict[str, Any]:
         """)
         db.execute("""
             CREATE TABLE begun AS SELECT * FROM (
-                SELECT *, (seen, old_n, old_spent, old_mean) IS DISTINCT FROM lag((seen, old_n, old_spent, old_mean)) OVER w
-                    OR (seen, new_n, new_spent, new_mean, biggest)
-                        IS DISTINCT FROM lag((seen, new_n, new_spent, new_mean, biggest)) OVER w AS is_step
+                SELECT *, (seen, old_n, old_spent, old_mean)
+                        IS DISTINCT FROM lag((seen, old_n, old_spent, old_mean)) OVER w AS is_old,
+                    (seen, new_n, new_spent, new_mean, biggest)
+                        IS DISTINCT FROM lag((seen, new_n, new_spent, new_mean, biggest)) OVER w AS is_new,
+                    is_old OR is_new AS is_step
                 FROM steps WINDOW w AS (PARTITION BY who ORDER BY t)
             ) WHERE is_step
         """)
@@ -133,6 +135,10 @@ def recount(events: pl.DataFrame, upto: int) -> dict[str, Any]:
         found["counts"] = db.execute("""
             SELECT count(*), count(DISTINCT who), count(DISTINCT who) FILTER (old_n <> new_n) FROM begun
         """).fetchone()
+        found["rows"] = db.execute("""
+            SELECT count(*) FILTER (is_old), count(*) FILTER (is_new) FROM begun
+        """).fetchone()
+        found["held"] = db.execute(f"SELECT count(*) FROM steps WHERE t = {upto} AND seen IS NOT NULL").fetchone()
         found["biggest"] = db.execute(f"""
             SELECT count(*), count(*) - count(biggest), min(biggest), avg(biggest), max(biggest)
             FROM steps WHERE t = {upto}
@@ -151,6 +157,10 @@ def assert_figures(one: ViewDiff, wanted: dict[str, Any]) -> None:
         differing, to_null, *figures = wanted[f"end {name}"]
         assert (its.end.differing, its.end.to_null) == (differing, to_null)
         assert [its.end.changes.mean, its.end.changes.median, its.end.changes.most] == pytest.approx(figures, rel=1e-9)
+    old, new = one.costs
+    assert (old.rows, new.rows) == wanted["rows"]
+    assert old.entities == new.entities == wanted["held"][0]
+    assert all(100 < cost.redis_bytes / cost.entities < 250 for cost in (old, new))
     (biggest,) = one.populations
     numbers = biggest.numbers
     assert (biggest.name, biggest.entities, biggest.nulls) == ("biggest", *wanted["biggest"][:2])
@@ -167,6 +177,8 @@ def test_figures_of_a_changed_filter_equal_those_of_duckdb(archive: Path, events
     assert (one.old, one.new, one.added, one.why, one.cut_short) == ("spend@1", "spend@1", ("biggest",), "", False)
     assert one.upto_us == UPTO
     assert_figures(one, wanted)
+    days = (UPTO - T0) / 86400e6
+    assert one.rows_a_day == pytest.approx([rows / days for rows in wanted["rows"]], rel=1e-3)
 
 
 def test_what_the_record_cannot_give_is_computed_from_the_old_definitions(archive: Path, events: pl.DataFrame) -> None:

@@ -23,6 +23,7 @@ from unskew.features.service import Service
 from unskew.sinks.record import Overtaken, Record
 
 if TYPE_CHECKING:
+    from unskew.features.definitions.lineage import Model
     from unskew.pipelines.deployment import Deployment
     from unskew.serving.live import LiveView
     from unskew.sinks.redis.server import Server
@@ -224,7 +225,7 @@ def refusal(found: Planned) -> str:
     return f"{found.refused[0]}{more}"
 
 
-def show_plan(found: Planned, services: Iterable[Service], copy: Copy | None) -> None:
+def show_plan(found: Planned, services: Iterable[Service], copy: Copy | None, models: "Sequence[Model]" = ()) -> None:
     """Print what would change, and who is touched."""
     owned = {service.name: service for service in services}
     for name in [] if copy is None else sorted(set(found.content.serves) & set(copy.of_others)):
@@ -234,6 +235,15 @@ def show_plan(found: Planned, services: Iterable[Service], copy: Copy | None) ->
             say(line)
         for name in change.touches:
             say(f"    service {name} reads it ({whose(owned[name], None if copy is None else copy.reads(name))})")
+        for name in _trained_on(change, models):
+            say(f"    model {name} was trained on it")
+
+
+def _trained_on(change: Change, models: "Sequence[Model]") -> list[str]:
+    """Return the models that were trained on a view version that changes or is removed."""
+    if change.what != "view" or change.kind not in {"changed", "removed"}:
+        return []
+    return [model.name for model in models if any(one.startswith(f"{change.name}:") for one in model.features)]
 
 
 def lines_of(change: Change) -> Iterator[str]:
@@ -245,11 +255,14 @@ def lines_of(change: Change) -> Iterator[str]:
         yield f"    {note}"
 
 
-def as_data(found: Planned, last: Revision | None, services: Iterable[Service], copy: Copy | None) -> dict[str, Any]:
+def as_data(
+    found: Planned, last: Revision | None, services: Iterable[Service], copy: Copy | None, models: "Sequence[Model]"
+) -> dict[str, Any]:
     """Return a plan as data that ``json.dumps`` takes."""
     owned = {service.name: service for service in services}
     changes = changes_as_data(found.changes)
-    for change in changes:
+    for one, change in zip(found.changes, changes, strict=True):
+        change["models"] = _trained_on(one, models)
         change["services"] = [
             {
                 "name": name,

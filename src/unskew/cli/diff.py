@@ -194,6 +194,12 @@ def _about(one: "ViewDiff") -> Iterator[Any]:
         yield styled(f"{one.new}: added, with {', '.join(one.added)}", "green")
         if one.why:
             yield f"  no values: {one.why}"
+        if one.costs is not None and one.rows_a_day is not None:
+            cost = one.costs[1]
+            yield (
+                f"  log rows a day: {one.rows_a_day[1]:,.0f}; Redis at the end, about: {cost.entities:,} entities, "
+                f"{_each(cost.redis_bytes, cost.entities)} bytes each"
+            )
         return
     name = one.new if one.old == one.new else f"{one.old} -> {one.new}"
     if one.why:
@@ -214,6 +220,12 @@ def _about(one: "ViewDiff") -> Iterator[Any]:
         yield styled("  the time limit passed: later events are not in these figures", "yellow")
     if one.from_us is not None and one.upto_us is not None:
         yield f"  from {format_instant(one.from_us)} through {format_instant(one.upto_us)}; rows: {counts.old_rows:,} -> {counts.new_rows:,}"
+    if one.costs is not None and one.rows_a_day is not None:
+        entities, n_bytes = ([getattr(cost, word) for cost in one.costs] for word in ("entities", "redis_bytes"))
+        yield (
+            f"  log rows a day: {one.rows_a_day[0]:,.0f} -> {one.rows_a_day[1]:,.0f}; Redis at the end, about: {entities[0]:,} -> "
+            f"{entities[1]:,} entities, {_each(n_bytes[0], entities[0])} -> {_each(n_bytes[1], entities[1])} bytes each"
+        )
     if counts.only_old or counts.only_new:
         yield f"  entities with rows on one side alone: {counts.only_old:,} old, {counts.only_new:,} new"
     if one.from_us is not None and (one.whole_from_us is None or one.whole_from_us > one.from_us):
@@ -330,6 +342,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
+def _each(n_bytes: int, n: int) -> str:
+    return f"{n_bytes / n:,.0f}" if n else "-"
+
+
 def _share(n: int, of: int) -> str:
     percent = 100 * n / of if of else 0.0
     return f"{percent:.3g}%"
@@ -351,9 +367,18 @@ def plain_diff(one: "ViewDiff") -> dict[str, Any]:
         "upto_us": one.upto_us,
         "whole_windows_from_us": one.whole_from_us,
         **vars(one.counts),
+        "cost": _plain_cost(one),
         "features": [_plain_feature(feature) for feature in one.features],
         "new_features": [_plain_population(each) for each in one.populations],
     }
+
+
+def _plain_cost(one: "ViewDiff") -> dict[str, Any] | None:
+    if one.costs is None:
+        return None
+    rows_a_day = one.rows_a_day or (None, None)
+    sides = zip(("old", "new"), one.costs, rows_a_day, strict=True)
+    return {side: {**vars(cost), "rows_a_day": a_day} for side, cost, a_day in sides}
 
 
 def _plain_feature(feature: "FeatureDiff") -> dict[str, Any]:

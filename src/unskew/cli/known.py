@@ -12,6 +12,7 @@ from unskew import settings
 from unskew.features.errors import RequestError
 
 if TYPE_CHECKING:
+    from unskew.features.definitions.lineage import Model
     from unskew.features.plan import StreamPlan
     from unskew.features.registry import Published
 
@@ -65,3 +66,21 @@ def known(definitions: tuple[Path, ...], log: Path | None, redis_url: str, prefi
         return Known(published=reader.published(), place=str(reader))
     finally:
         reader.close()
+
+
+def models_of(folder: Path) -> "list[Model]":
+    """Return the models that were trained on the training sets in a folder and below it: their manifests say so."""
+    from unskew.features.definitions.lineage import Model
+    from unskew.offline.manifest import Manifest
+
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: there is no such folder; give the folder of training sets with --models")
+    return [
+        Model(
+            name=path.name.removesuffix(".manifest.json"),
+            features=[f"{part.view}:{part.feature}" for part in manifest.features],
+            service=manifest.join.service,
+        )
+        for path in sorted(folder.rglob("*.manifest.json"))
+        for manifest in [Manifest.read(path)]
+    ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
-from unskew.cli.known import known, places
+from unskew.cli.known import known, models_of, places
 from unskew.cli.screen import Screen, say, say_json, styled
 from unskew.features.printing import printable
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-    from unskew.features.definitions.lineage import Edge, Lineage, Model, Node
+    from unskew.features.definitions.lineage import Edge, Lineage, Node
 
 # Of things that stand for data, for processing, and for readers.
 _SHAPES = {"topic": "cylinder", "table": "cylinder", "column": "plain", "service": "component", "model": "component"}
@@ -78,7 +78,7 @@ def lineage(
     if kind is not None and kind not in KINDS:
         raise click.UsageError(f"--kind {kind!r} is not known; {nearest(kind, KINDS, 'kinds are')}")
     found = known(definitions, log, redis_url, prefix)
-    graph = Lineage(found.published, found.streams, models=() if models is None else _models(models))
+    graph = Lineage(found.published, found.streams, models=() if models is None else models_of(models))
     named = graph.find(reference, kind)
     sources, dependents = graph.upstream(named), graph.downstream(named)
     if as_json:
@@ -100,24 +100,6 @@ def lineage(
         screen.print(_label(named[0], bold=True), soft_wrap=True)
         for title, step in (("comes from", _reads(graph)), ("is read by", _read_by(graph))):
             screen.print(_tree(title, graph, named, step), soft_wrap=True)
-
-
-def _models(folder: Path) -> "list[Model]":
-    from unskew.features.definitions.lineage import Model
-    from unskew.features.errors import RequestError
-    from unskew.offline.manifest import Manifest
-
-    if not folder.is_dir():
-        raise RequestError(f"{folder}: there is no such folder; give the folder of training sets with --models")
-    return [
-        Model(
-            name=path.name.removesuffix(".manifest.json"),
-            features=[f"{part.view}:{part.feature}" for part in manifest.features],
-            service=manifest.join.service,
-        )
-        for path in sorted(folder.rglob("*.manifest.json"))
-        for manifest in [Manifest.read(path)]
-    ]
 
 
 Step = Callable[["Node"], Iterable[tuple[str, str]]]

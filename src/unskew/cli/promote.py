@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from unskew import settings
-from unskew.cli.plan import agree, check_accepted, refuse
+from unskew.cli.plan import agree, check_accepted, not_empty, refuse
 from unskew.cli.screen import say
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.time import format_instant
@@ -23,6 +23,7 @@ _breaks = click.option(
     "accepted",
     multiple=True,
     metavar="SERVICE",
+    callback=not_empty,
     help="Accept that this service breaks; may be given several times.",
 )
 _message = click.option("--message", "-m", default="", metavar="TEXT", help="Why; it is kept in the record.")

@@ -32,6 +32,7 @@ _OF_THE_STOPPED = {
 @settings.pipeline
 @settings.allow_eviction
 @settings.expire_after
+@settings.optional_log
 @settings.registry
 @settings.umask
 @click.option(
@@ -45,6 +46,7 @@ def rehydrate(
     pipeline: str,
     allow_eviction: bool,
     expire_after: str | None,
+    log: Path | None,
     registry: Path | None,
     running: bool,
 ) -> None:
@@ -56,7 +58,8 @@ def rehydrate(
     writes what Redis lacks.
 
     A pipeline notices by itself that Redis lost values, and writes them again. This command is for a new Redis that is
-    to be filled before the pipeline starts, and for a Redis whose content is not trusted.
+    to be filled before the pipeline starts, and for a Redis whose content is not trusted. With --log or --registry, the
+    version that serves there is the one that was applied last.
 
     \b
     Stopped:  unskew rehydrate --definitions defs/ --state state \\
@@ -83,7 +86,7 @@ def rehydrate(
         archive=state,
         dead_letters=state,
         state=state,
-        registry=registry,
+        registry=None if registry is None and log is None else settings.record_of(registry, log),
         idle="none",
         prefix=prefix,
         pipeline=pipeline,

@@ -22,8 +22,7 @@ from unskew.features.frames import LARGEST_EXACT_FLOAT, Given
 from unskew.features.nearest import nearest
 from unskew.features.on_demand import NOW, OnDemandView, is_reference
 from unskew.features.references import Asked, Demanded, demanded, is_service, resolve, texts
-from unskew.features.registry import Published, pin
-from unskew.features.service import ServiceFeature
+from unskew.features.registry import Published
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, instant_us
 from unskew.features.types import TIMESTAMP, Type
 from unskew.features.versions import Versions
@@ -43,12 +42,11 @@ class OnRequest:
     """
 
     def __init__(self, demanded: Sequence[Demanded], views: Versions[View]) -> None:
-        self.demanded = demanded
+        self.demanded: list[Demanded] = []
         self.inputs: dict[str, Type] = {}
         self._of: dict[str, str] = {}
         self._select: list[pl.Expr] = []
-        self._reads: list[tuple[str, ...]] = []
-        read: dict[str, None] = {}
+        read: dict[str, Asked] = {}
         for one in demanded:
             own = {name: Type.parse(text) for name, text in one.view.inputs.items()}
             try:
@@ -63,16 +61,14 @@ class OnRequest:
                     f"{one.reference} was published as {one.feature.type}, and gives {found.dtype} with the views of now; publish it again"
                 )
             self._select.append(found.expr.alias(one.column))
-            self._reads.append(tuple(name for name in found.reads if is_reference(name)))
-            read |= dict.fromkeys(self._reads[-1])
             for name in found.reads:
                 if name in own:
                     self._add_input(name, own[name], one.view.name)
-        self.reads = [
-            replace(asked, column=reference)
-            for reference in read
-            for asked in resolve([reference], views, full_feature_names=True)
-        ]
+                if is_reference(name) and name not in read:
+                    (asked,) = resolve([name], views, full_feature_names=True)
+                    read[name] = replace(asked, column=name)
+            self.demanded.append(replace(one, reads=[read[name] for name in found.reads if is_reference(name)]))
+        self.reads = list(read.values())
 
     def _add_input(self, name: str, dtype: Type, of: str) -> None:
         if self.inputs.setdefault(name, dtype) != dtype:
@@ -85,10 +81,6 @@ class OnRequest:
     def dtypes(self) -> list[Type]:
         """The types of the on-demand features."""
         return [one.feature.dtype for one in self.demanded]
-
-    def read_by(self, number: int) -> tuple[str, ...]:
-        """Return the references of the features of views that the on-demand feature of this number reads."""
-        return self._reads[number]
 
     def input_columns(self, rows: Given) -> dict[str, pl.Series]:
         """Return the inputs in their types, converted only if nothing is lost; null for what is not finite.
@@ -160,12 +152,6 @@ class Wanted:
         asked = [one for one in self.asked if isinstance(one, Asked)]
         return asked if self.on_request is None else [*asked, *self.on_request.reads]
 
-    @cached_property
-    def pinned(self) -> list[ServiceFeature]:
-        """The features with all that a reader is promised of them."""
-        reads = {} if self.on_request is None else {one.column: one.pinned for one in self.on_request.reads}
-        return [pin(one.reference, one.view, one.feature, reads) for one in self.asked]
-
 
 def wanted(features: Sequence[str] | str, published: Published, *, full_feature_names: bool = False) -> Wanted:
     """Look up references to features of views and to on-demand features, or those of the service of that name.
@@ -192,7 +178,9 @@ def of_references(references: Sequence[str], published: Published, *, full_featu
         raise UnknownName("view", _unknown(others, published)) from error
     if not on_demand:
         return Wanted(asked, None)
-    by_reference: dict[str, Asked | Demanded] = {one.reference: one for one in asked} | on_demand
+    on_request = OnRequest(list(on_demand.values()), published.views)
+    by_reference: dict[str, Asked | Demanded] = {one.reference: one for one in asked}
+    by_reference |= {one.reference: one for one in on_request.demanded}
     in_order = [by_reference[reference] for reference in named]
     seen: dict[str, str] = {}
     for one in in_order:
@@ -201,7 +189,7 @@ def of_references(references: Sequence[str], published: Published, *, full_featu
                 f"{other} and {one.reference} would share the column {one.column!r}; "
                 "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
             )
-    return Wanted(in_order, OnRequest(list(on_demand.values()), published.views))
+    return Wanted(in_order, on_request)
 
 
 def with_read(references: Iterable[str], on_demand: Mapping[str, OnDemandView]) -> list[str]:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from unskew.features.on_demand import OnDemandView
 from unskew.features.plan import Plan
-from unskew.features.registry import as_json, describe_one, json_scalar
+from unskew.features.registry import as_json, describe_one, on_demand_as_json, pin
 from unskew.features.revision import Content
 from unskew.features.service import Service, ServiceFeature
 from unskew.features.time import format_duration
@@ -121,6 +122,8 @@ class _Planning:
         ]
         published = (msgspec.structs.replace(view.published, serving=True) for view in plan.views.values())
         self._new = {view.id: view for view in sorted((*kept, *published), key=lambda view: (view.name, view.version))}
+        others = {one.name: one for one in before.on_demand if asked.keeps_others and one.name not in asked.drop}
+        self._on_demand = {**others, **plan.on_demand}
         self._says = {view.name: before.says[view.name] for view in kept if view.name in before.says}
         self._says |= {view.name: view.version for view in plan.views.values() if view.serving}
 
@@ -129,6 +132,7 @@ class _Planning:
         content = Content(
             views=tuple(self._new.values()),
             services=tuple(self._services(serves)),
+            on_demand=tuple(self._on_demand.values()),
             serves=serves,
             says=dict(sorted(self._says.items())),
             retired=tuple(sorted({*self._before.retired, *self._old} - set(self._new))),
@@ -161,8 +165,10 @@ class _Planning:
 
     def _services(self, serves: Mapping[str, int]) -> Iterator[Service]:
         """Yield the services of the definitions with what their names mean now, and those of others as they are."""
+        objects: dict[str, View | OnDemandView] = {**self._new}
+        objects |= {one.id: one for one in self._on_demand.values()}
         for service in self._plan.services.values():
-            features, missing = repinned(service, self._new, serves)
+            features, missing = repinned(service, objects, serves)
             self._refused += [f"service {service.name} reads {why}; name a version that has it" for why in missing]
             yield service if missing else msgspec.structs.replace(service, features=features)
         if self._asked.keeps_others:
@@ -225,7 +231,7 @@ def differences(before: Content, after: Content) -> list[Change]:
     old, new = before.by_id, after.by_id
     readers: dict[str, list[str]] = {}
     for service in before.services:
-        for view_id in dict.fromkeys(one.view for one in service.features):
+        for view_id in dict.fromkeys(one.view for one in service.of_views):
             readers.setdefault(view_id, []).append(service.name)
 
     def of_view(kind: Kind, view_id: str, fields: Iterable[FieldChange] = ()) -> Change:
@@ -246,6 +252,7 @@ def differences(before: Content, after: Content) -> list[Change]:
             # Written down, because only a definition that says so anew lets another version serve.
             says_now = FieldChange(name="the version that says serving=True", before=said, after=says)
             changes.append(Change(what="view", kind="changed", name=name, fields=(says_now,)))
+    changes += _on_demand_changes(before, after)
     services, now = ({one.name: one for one in part.services} for part in (before, after))
     for name, service in now.items():
         if name not in services:
@@ -254,6 +261,42 @@ def differences(before: Content, after: Content) -> list[Change]:
             changes.append(Change(what="service", kind="changed", name=name, fields=fields))
     changes += [Change(what="service", kind="removed", name=name) for name in services if name not in now]
     return changes
+
+
+def _on_demand_changes(before: Content, after: Content) -> Iterator[Change]:
+    old, new = ({one.name: _on_demand_facts(one) for one in part.on_demand} for part in (before, after))
+    readers = {
+        name: tuple(
+            service.name
+            for service in before.services
+            if any(one.view.partition("@")[0] == name for one in service.features)
+        )
+        for name in (*new, *old)
+    }
+    for name, facts in new.items():
+        if name not in old:
+            yield Change(what="on-demand", kind="added", name=name)
+        elif old[name] != facts:
+            fields = tuple(
+                FieldChange(name=field, before=old[name].get(field), after=facts.get(field))
+                for field in dict.fromkeys((*old[name], *facts))
+                if old[name].get(field) != facts.get(field)
+            )
+            yield Change(what="on-demand", kind="changed", name=name, fields=fields, touches=readers[name])
+    for name in old:
+        if name not in new:
+            yield Change(what="on-demand", kind="removed", name=name, touches=readers[name])
+
+
+def _on_demand_facts(one: OnDemandView) -> dict[str, Any]:
+    """Return what people know of on-demand features, by the names under which they know it."""
+    written = on_demand_as_json(one)
+    facts: dict[str, Any] = msgspec.to_builtins(written)
+    facts = {name: value for name, value in facts.items() if name not in {"name", "features", "fingerprint"}}
+    facts["features"] = [feature.name for feature in one.features]
+    for feature in written.features:
+        facts.update(_of_feature(feature.name, feature, ""))
+    return facts
 
 
 def broken_services(before: Content, after: Content, asked: Asked) -> list[str]:
@@ -265,7 +308,7 @@ def broken_services(before: Content, after: Content, asked: Asked) -> list[str]:
         if new is None:
             reasons = [f"{old.references[0]}, and it is removed"]
         else:
-            features, missing = repinned(new, after.by_id, {})
+            features, missing = repinned(new, after.objects, {})
             reasons = [*missing, *breaks(old, new if missing else msgspec.structs.replace(new, features=features))]
         if reasons and old.name not in asked.accepted:
             refused.append(broken(old, reasons, asked.reads(old.name)))
@@ -287,39 +330,41 @@ def _serving(name: str, before: int, after: int) -> Change:
 def broken_by_promotion(content: Content, view: View) -> Iterator[tuple[Service, list[str]]]:
     """Yield the services that name a view without version and that its new version would break, and why."""
     for service in content.services:
-        if any(one.is_bare and one.view.partition("@")[0] == view.name for one in service.features):
-            features, missing = repinned(service, content.by_id, {view.name: view.version})
+        if any(one.is_bare and one.view.partition("@")[0] == view.name for one in service.of_views):
+            features, missing = repinned(service, content.objects, {view.name: view.version})
             now = msgspec.structs.replace(service, features=features)
             if reasons := missing or breaks(service, now):
                 yield service, reasons
 
 
 def repinned(
-    service: Service, views: Mapping[str, View], serves: Mapping[str, int]
+    service: Service, objects: Mapping[str, View | OnDemandView], serves: Mapping[str, int]
 ) -> tuple[tuple[ServiceFeature, ...], list[str]]:
     """Return the features of a service as they are now, and what is missing of them, as ends of a sentence.
 
-    ``views``: by ``name@version``. ``serves``: the versions that bare names mean now; of any other view the service
-    keeps the version that it has.
+    ``objects``: views and on-demand features by ``name@version``. ``serves``: the versions that bare names mean now; of
+    any other view the service keeps the version that it has.
     """
+    means = {name: f"{name}@{version}" for name, version in serves.items()}
+    means |= {one.name: one.id for one in objects.values() if isinstance(one, OnDemandView)}
+    return _repinned(service.features, objects, means)
+
+
+def _repinned(
+    features: Sequence[ServiceFeature], objects: Mapping[str, View | OnDemandView], means: Mapping[str, str]
+) -> tuple[tuple[ServiceFeature, ...], list[str]]:
     found, missing = [], []
-    for one in service.features:
+    for one in features:
         name = one.view.partition("@")[0]
-        view_id = f"{name}@{serves[name]}" if one.is_bare and name in serves else one.view
-        view = views.get(view_id)
+        view_id = means[name] if one.is_bare and name in means else one.view
+        view = objects.get(view_id)
         feature = None if view is None else view.feature(one.feature)
         if view is None or feature is None:
             missing.append(f"{one.reference}, and {view_id} {'is removed' if view is None else 'has no such feature'}")
             continue
-        found.append(
-            msgspec.structs.replace(
-                one,
-                view=view_id,
-                type=feature.type,
-                fingerprint=view.state_fingerprint,
-                default=json_scalar(feature.default),
-            )
-        )
+        reads, without = _repinned(one.reads, objects, means)
+        missing += [f"{one.reference}, which reads {what}" for what in without]
+        found.append(pin(one.reference, view, feature, reads))
     return tuple(found), missing
 
 

@@ -46,17 +46,23 @@ class Asked:
 
 @dataclass(frozen=True)
 class Demanded:
-    """One on-demand feature of a request, as ``Asked`` is one of a view."""
+    """One on-demand feature of a request, as ``Asked`` is one of a view. ``reads``: what it reads of views."""
 
     view: OnDemandView
     feature: ViewFeature
     column: str
     named: str
+    reads: Sequence[Asked] = ()
 
     @property
     def reference(self) -> str:
         """The reference as the request has it."""
         return f"{self.named}:{self.feature.name}"
+
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature, [one.pinned for one in self.reads])
 
 
 def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:
@@ -73,12 +79,12 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
         if found.column in asked:
             raise RequestError(
                 f"{asked[found.column].reference} and {reference} would share the column {found.column!r}; "
-                "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
+                "set full_feature_names, which gives columns view__feature"
             )
         if found.column in found.view.entity.keys:
             raise RequestError(
                 f"{reference} would share the column {found.column!r} with the entity's key; "
-                "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
+                "set full_feature_names, which gives columns view__feature"
             )
         asked[found.column] = found
     if not asked:

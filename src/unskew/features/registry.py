@@ -17,7 +17,7 @@ import msgspec
 
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnknownName
 from unskew.features.nearest import nearest
-from unskew.features.on_demand import OnDemandView, is_reference
+from unskew.features.on_demand import OnDemandView
 from unskew.features.plan import Plan
 from unskew.features.service import Service, ServiceFeature
 from unskew.features.time import instant_us, moment_of, unit_boundaries
@@ -34,10 +34,6 @@ APPLIED = "applied"
 _LONGEST_US = 2**60
 # What reading anything else as a registry may raise; a text may nest deeper than Python follows.
 NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
-
-
-# What is published besides views, and has no versions side by side.
-_BY_NAME = ("on_demand", "services")
 
 
 class _Registry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -92,26 +88,19 @@ class Published:
 
 
 def pin(
-    reference: str,
-    view: View | OnDemandView,
-    feature: ViewFeature,
-    reads: Mapping[str, ServiceFeature] = {},
+    reference: str, view: View | OnDemandView, feature: ViewFeature, reads: Sequence[ServiceFeature] = ()
 ) -> ServiceFeature:
     """Return a feature with all that a reader of ``reference`` is promised of it.
 
-    ``reads``: by reference, at least the features of views that an on-demand feature reads.
+    ``reads``: of an on-demand feature, what it reads of views.
     """
-    if isinstance(view, View):
-        fingerprint, its_reads = view.state_fingerprint, []
-    else:
-        fingerprint, its_reads = view.fingerprint, [reads[name] for name in feature.inputs if is_reference(name)]
     return ServiceFeature(
         reference=reference,
         view=view.id,
         type=feature.type,
-        fingerprint=fingerprint,
+        fingerprint=view.state_fingerprint if isinstance(view, View) else view.fingerprint,
         default=json_scalar(feature.default),
-        reads=tuple(its_reads),
+        reads=tuple(reads),
     )
 
 
@@ -167,10 +156,9 @@ def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> str:
     views = {(view["name"], view["version"]): view for view in old.get("views", ())}
     applied, outdated = _last_applied(old.get(APPLIED, {}), new.get(APPLIED, {}))
-    by_name = {kind: {one["name"]: one for part in (old, new) for one in part.get(kind, ())} for kind in _BY_NAME}
     services = {one["name"]: one for one in old.get("services", ()) if one["name"] not in outdated.of_old}
     services |= {one["name"]: one for one in new.get("services", ()) if one["name"] not in outdated.of_new}
-    by_name["services"] = services
+    on_demand = {one["name"]: one for part in (old, new) for one in part.get("on_demand", ())}
     last: dict[str, int] = {}
     for view in old.get("views", ()):
         last[view["name"]] = max(last.get(view["name"], 0), view.get(CLAIM, 0))
@@ -196,8 +184,9 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> st
     # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
-    merged = {name: value for name, value in new.items() if name not in {*_BY_NAME, APPLIED}}
-    merged |= {kind: list(found.values()) for kind, found in by_name.items() if found}
+    merged = {name: value for name, value in new.items() if name not in {"services", APPLIED}}
+    merged |= {"services": list(services.values())} if services else {}
+    merged |= {"on_demand": list(on_demand.values())} if on_demand else {}
     merged |= {APPLIED: applied} if applied else {}
     return json.dumps({**merged, "views": ordered, "serves": _serves(ordered)})
 
@@ -245,13 +234,16 @@ def own_part(stored: str | bytes, text: str) -> str:
     given, registry = json.loads(text), json.loads(stored)
     own = {(view["name"], view["version"]) for view in given["views"]}
     part = {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
-    names = {kind: {one["name"] for one in given.get(kind, ())} for kind in _BY_NAME}
+    services = {service["name"] for service in given.get("services", ())}
     for record in given.get(APPLIED, {}):
-        names["services"] |= set(registry.get(APPLIED, {}).get(record, {}).get("services", ()))
-    for kind in _BY_NAME:
-        part[kind] = [one for one in registry.get(kind, ()) if one["name"] in names[kind]]
-        if not part[kind]:
-            del part[kind]
+        services |= set(registry.get(APPLIED, {}).get(record, {}).get("services", ()))
+    names = {one["name"] for one in given.get("on_demand", ())}
+    for kind in ("services", "on_demand"):
+        part.pop(kind, None)
+    if names:
+        part["on_demand"] = [one for one in registry.get("on_demand", ()) if one["name"] in names]
+    if services:
+        part["services"] = [service for service in registry["services"] if service["name"] in services]
     return json.dumps(part)
 
 

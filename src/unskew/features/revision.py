@@ -11,7 +11,18 @@ from typing import Any
 import msgspec
 
 from unskew.features.errors import LayoutError
-from unskew.features.registry import APPLIED, CLAIM, NO_REGISTRY, as_json, describe_one, merge, typed
+from unskew.features.on_demand import OnDemandView
+from unskew.features.registry import (
+    APPLIED,
+    CLAIM,
+    NO_REGISTRY,
+    as_json,
+    describe_one,
+    merge,
+    on_demand_as_json,
+    typed,
+    typed_on_demand,
+)
 from unskew.features.registry import FORMAT as REGISTRY_FORMAT
 from unskew.features.service import Service
 from unskew.features.versions import Versions
@@ -31,8 +42,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     """The objects of a revision, and which versions serve.
 
     ``views``: as they are published, each with ``serving=True``, which says nothing here. ``services``: with the
-    versions that they have pinned. ``serves``: the version that
-    the bare name of a view means. ``says``: the version whose definition said so when it was applied. ``retired``:
+    versions that they have pinned. ``on_demand``: on-demand features, one version of each name. ``serves``: the version
+    that the bare name of a view means. ``says``: the version whose definition said so when it was applied. ``retired``:
     versions that earlier revisions had, and that are no longer computed.
     """
 
@@ -41,11 +52,17 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     serves: Mapping[str, int] = {}
     says: Mapping[str, int] = {}
     retired: tuple[str, ...] = ()
+    on_demand: tuple[OnDemandView, ...] = ()
 
     @property
     def by_id(self) -> dict[str, View]:
         """The views by ``name@version``."""
         return {view.id: view for view in self.views}
+
+    @property
+    def objects(self) -> dict[str, View | OnDemandView]:
+        """The views and the on-demand features by ``name@version``."""
+        return {**self.by_id, **{one.id: one for one in self.on_demand}}
 
     @property
     def versions(self) -> Versions[View]:
@@ -87,7 +104,11 @@ class _Format(msgspec.Struct):
 
 def to_bytes(revision: Revision) -> bytes:
     """Return the revision as JSON, with its views' scalars as JSON values."""
-    content = msgspec.structs.replace(revision.content, views=tuple(map(as_json, revision.content.views)))
+    content = msgspec.structs.replace(
+        revision.content,
+        views=tuple(map(as_json, revision.content.views)),
+        on_demand=tuple(map(on_demand_as_json, revision.content.on_demand)),
+    )
     written = msgspec.json.encode(msgspec.structs.replace(revision, content=content), order="deterministic")
     return msgspec.json.format(written, indent=1) + b"\n"
 
@@ -109,12 +130,13 @@ def from_bytes(data: bytes, place: str, number: int) -> Revision:
             raise LayoutError(f"{place} says that it is revision {revision.number}; restore it from a backup")
         content = revision.content
         views = tuple(typed(view, f"{view.id} in {place}") for view in content.views)
+        on_demand = tuple(typed_on_demand(one, f"{one.id} in {place}") for one in content.on_demand)
         _check(content, place)
     # A text may nest deeper than any reader follows.
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         why = str(error) or type(error).__name__
         raise LayoutError(f"{place} is damaged ({why}); restore it from a backup") from error
-    return msgspec.structs.replace(revision, content=msgspec.structs.replace(content, views=views))
+    return msgspec.structs.replace(revision, content=msgspec.structs.replace(content, views=views, on_demand=on_demand))
 
 
 def _check(content: Content, place: str) -> None:
@@ -140,7 +162,9 @@ def with_applied(published: dict[str, Any], revision: Revision | None) -> dict[s
     content = revision.content
     services = [service.name for service in content.services]
     applied = {"revision": revision.number, "serves": dict(content.serves), "services": services}
-    return {**published, "services": msgspec.to_builtins(content.services), APPLIED: {revision.record: applied}}
+    on_demand = msgspec.to_builtins(tuple(map(on_demand_as_json, content.on_demand)))
+    found = {**published, "services": msgspec.to_builtins(content.services), APPLIED: {revision.record: applied}}
+    return {**found, "on_demand": on_demand} if on_demand else found
 
 
 def others_of(stored: str | bytes | None, revision: Revision | None) -> dict[str, int]:

@@ -39,7 +39,7 @@ class ServiceFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def promise(self) -> tuple[Any, ...]:
         """What a reader was promised, whatever the reference names: equal for equal values."""
-        reads = (tuple(one.promise for one in self.reads),) if self.reads else ()
+        reads = [one.promise for one in self.reads]
         return self.view, self.feature, self.type, self.fingerprint, self.default, *reads
 
 
@@ -64,6 +64,8 @@ def difference_of(expected: Sequence[ServiceFeature], served: Sequence[ServiceFe
             return f"feature {number} is {its} in place of {mine}"
         if one.fingerprint != other.fingerprint:
             return f"{mine} is computed from another definition"
+        if (difference := difference_of(one.reads, other.reads)) is not None:
+            return f"of what {mine} reads, {difference}"
         return f"{mine} is {other.type} with the default {other.default!r}, not {one.type} with {one.default!r}"
     return None
 
@@ -76,6 +78,11 @@ class Service(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     owner: str = ""
     description: str = ""
     tags: Mapping[str, str] = {}
+
+    @property
+    def of_views(self) -> list[ServiceFeature]:
+        """Its features, and after an on-demand one the features of views that it reads."""
+        return [each for one in self.features for each in (one, *one.reads)]
 
     @property
     def references(self) -> list[str]:

@@ -17,7 +17,6 @@ from unskew.features.on_demand import NOW, OnDemandView
 from unskew.features.on_request import OnRequest, of_references, with_read
 from unskew.features.references import Asked, Demanded, by_view, key_columns, requested_us, texts
 from unskew.features.registry import Published
-from unskew.features.service import ServiceFeature
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
 from unskew.features.types import TIMESTAMP
 from unskew.features.versions import Versions
@@ -73,14 +72,14 @@ class LogSpan:
 class Historical:
     """The answer for labels. ``columns``: a column for each feature and, if asked for, one for its status.
 
-    ``asked``: the features, also on-demand ones, in the order of their columns; ``pinned``: with what was known of
-    each. ``statuses``: by feature column, the status of every label. ``unknown``: by view id, which labels have no
-    row in the log although they lie within it. ``spans``: by view id, what the log that was read covers.
+    ``asked``: the features, also on-demand ones, in the order of their columns. ``statuses``: by feature column, the
+    status of every label.
+    ``unknown``: by view id, which labels have no row in the log although they lie within it. ``spans``: by view id,
+    what the log that was read covers.
     """
 
     columns: pl.DataFrame
     asked: Sequence[Asked | Demanded]
-    pinned: Sequence[ServiceFeature]
     statuses: Mapping[str, Codes]
     unknown: Mapping[str, Flags]
     spans: Mapping[str, LogSpan]
@@ -186,7 +185,7 @@ def historical_features(
             )
     if taken := [column for column in columns if column in labels.names]:
         raise RequestError(
-            f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
+            f"a feature would replace the label column {taken[0]!r}; rename that, or set full_feature_names"
         )
     names = [name for one in asked for name in (one.column, *([f"{one.column}__status"] if with_status else []))]
     names += [f"{named}__version" for named in spanned]
@@ -196,7 +195,7 @@ def historical_features(
             "them alone"
         )
     frame = pl.DataFrame([columns[name].alias(name) for name in names])
-    return Historical(frame, asked, request.pinned, {one.column: statuses[one.column] for one in asked}, unknown, spans)
+    return Historical(frame, asked, {one.column: statuses[one.column] for one in asked}, unknown, spans)
 
 
 def _compute(
@@ -210,10 +209,10 @@ def _compute(
     now = pl.Series(NOW, instants_us, pl.Int64).cast(TIMESTAMP)
     read = {one.column: columns[one.column] for one in on_request.reads}
     found = on_request({**on_request.input_columns(labels), **read, NOW: now})
-    for number, (one, column) in enumerate(zip(on_request.demanded, found, strict=True)):
+    for one, column in zip(on_request.demanded, found, strict=True):
         status = np.full(labels.n_rows, Statuses.present, np.int8)
-        for reference in on_request.read_by(number):
-            status = np.minimum(status, statuses[reference])
+        for read_one in one.reads:
+            status = np.minimum(status, statuses[read_one.column])
         is_outside = (status == Statuses.before_log) | (status == Statuses.after_log)
         columns[one.column] = _without(column, is_outside)
         statuses[one.column] = status
@@ -530,7 +529,7 @@ def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -
             raise RequestError(
                 f"{int(these.sum())} of {len(these)} labels are {text}, {format_instant(bound)}; the first is row {row} "
                 f"({_keys_text(log.view, labels, row)}, {timestamp} {instant}); leave them out"
-                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or pass outside="null", '
+                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or set outside to "null", '
                 f"which gives them nulls and the status {each.name}"
             )
 

@@ -13,10 +13,10 @@ from typing import Literal
 import msgspec
 import polars as pl
 
+from unskew.features.definitions.services import pinned_feature
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Given
 from unskew.features.on_demand import OnDemandView
-from unskew.features.references import resolve
 from unskew.features.registry import as_json, pin, typed, typed_on_demand
 from unskew.features.service import ServiceFeature
 from unskew.features.time import instant_us, moment_of
@@ -208,22 +208,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     features_digest: str = ""
     on_demand: tuple[OnDemandView, ...] = ()
 
-    def expected(self, name: str = "the manifest") -> list[ServiceFeature]:
-        """Return the features with all that was known of them, in their order; ``name``: for errors."""
-        views = {part.id: part.view(name) for part in self.views}
-        on_demand = {one.id: one for one in self.on_demand_features(name).values()}
-        read = [reference for one in on_demand.values() for reference in one.references]
-        asked = resolve(read, Versions(views.values()), full_feature_names=True) if read else []
-        reads = {one.reference: one.pinned for one in asked}
-        found = []
-        for part in self.features:
-            view = views.get(part.view) or on_demand.get(part.view)
-            feature = None if view is None else view.feature(part.feature)
-            if view is None or feature is None:
-                raise RequestError(f"{name} does not say what {part.view}:{part.feature} was; give one that is whole")
-            found.append(pin(f"{part.named}:{part.feature}", view, feature, reads))
-        return found
-
     @property
     def inputs(self) -> dict[str, Type]:
         """The types of the inputs of on-demand features."""
@@ -232,6 +216,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def on_demand_features(self, name: str) -> dict[str, OnDemandView]:
         """Return the definitions of on-demand features; ``name``: that of the manifest, for errors."""
         return {one.name: typed_on_demand(one, f"the definition of {one.id} in {name}") for one in self.on_demand}
+
+    def expected(self, name: str = "the manifest") -> list[ServiceFeature]:
+        """Return the features with all that was known of them, in their order; ``name``: for errors."""
+        views = Versions(part.view(name) for part in self.views)
+        on_demand = self.on_demand_features(name)
+        found = []
+        for part in self.features:
+            if part.view.partition("@")[0] in on_demand:
+                found.append(pinned_feature(f"{part.named}:{part.feature}", views, on_demand))
+                continue
+            view = views.get(part.view)
+            feature = None if view is None else view.feature(part.feature)
+            if view is None or feature is None:
+                raise RequestError(f"{name} does not say what {part.view}:{part.feature} was; give one that is whole")
+            found.append(pin(f"{part.named}:{part.feature}", view, feature))
+        return found
 
     def to_json(self) -> bytes:
         """Return it as JSON, for a file."""

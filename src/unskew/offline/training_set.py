@@ -123,8 +123,8 @@ class HistoricalFeatures(Answer):
             features=tuple(map(self._feature_part, self.joined.asked)),
             labels=TablePart.of(self.given.n_rows, labels),
             output=TablePart.of(self.given.n_rows, output),
-            features_digest=digest_of(self.joined.pinned),
             on_demand=tuple(map(on_demand_as_json, self._on_demand())),
+            features_digest=digest_of(one.pinned for one in self.joined.asked),
         )
 
     def _on_demand(self) -> list[OnDemandView]:

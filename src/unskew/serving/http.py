@@ -4,25 +4,20 @@ The route that is asked most, ``POST /get-online-features``, is a plain ASGI cal
 """
 
 import asyncio
+import gc
 import hmac
 import logging
 import re
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from typing_extensions import override
 
 from unskew.features.errors import (
     LayoutError,
@@ -34,8 +29,9 @@ from unskew.features.errors import (
     UnskewError,
 )
 from unskew.serving import feast
-from unskew.serving.clocks import UNKNOWN
-from unskew.serving.online import Answered, OnlineReader
+from unskew.serving.listing import listing
+from unskew.serving.measured import Metrics
+from unskew.serving.online import OnlineReader
 from unskew.sinks.redis.usage import Usage
 
 Scope = MutableMapping[str, Any]
@@ -46,16 +42,13 @@ Send = Callable[[Message], Awaitable[None]]
 _UNKNOWN_CLIENT = "send the token of this server: Authorization: Bearer TOKEN"
 _TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
 FEATURES = "/get-online-features"
+LISTING = "/v1/features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
 _EXPECT = b"unskew-expect"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _JSON = (b"content-type", b"application/json")
-_SECONDS = (
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
-)  # fmt: skip
-
 _log = logging.getLogger("unskew.serve")
 
 
@@ -85,95 +78,36 @@ class _Refused(Exception):
         self.code = code
 
 
-class _Times:
-    def __init__(self) -> None:
-        self.n_by_bucket = [0] * (len(_SECONDS) + 1)
-        self.seconds = 0.0
-
-
-class Metrics(Collector):
-    """What is measured of the answers. Labels are names of views and statuses, and codes of HTTP.
-
-    They are plain numbers, from which the client of Prometheus makes its own only when somebody asks for them.
-    """
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
-        self._times = {"": _Times()}
-        self._n_by_code: Counter[tuple[str, int]] = Counter()
-        self._n_rows: Counter[tuple[str, str]] = Counter()
-        self._lag_s: dict[str, float] = {}
-        self.n_redis_errors = 0
-
-    def replied(self, code: int, seconds: float, service: str) -> None:
-        """Count an answer. ``service``: that was read; empty if none was, or there is none of that name."""
-        self._n_by_code[service, code] += 1
-        times = self._times.get(service)
-        if times is None:
-            times = self._times[service] = _Times()
-        times.n_by_bucket[bisect_left(_SECONDS, seconds)] += 1
-        times.seconds += seconds
-
-    def answered(self, answered: Answered) -> None:
-        """Count the rows of an answer."""
-        # The answers of on-demand features come after all views.
-        for view, found in zip(answered.request.views, answered.answers, strict=False):
-            view_id = view.view.id
-            for status in found.status:
-                self._n_rows[view_id, status] += 1
-            oldest = min([placed.as_of for placed in found.placed if placed.as_of != UNKNOWN], default=None)
-            if oldest is not None:
-                self._lag_s[view_id] = max(0, answered.read_us - oldest) / 1e6
-
-    @override
-    def collect(self) -> Iterator[Metric]:
-        seconds = HistogramMetricFamily(
-            "unskew_request_seconds", "Time from a request's first byte to its answer", labels=["service"]
-        )
-        for service, times in self._times.items():
-            within = accumulate(times.n_by_bucket)
-            buckets = list(zip((*map(str, _SECONDS), "+Inf"), within, strict=True))
-            seconds.add_metric([service], buckets, times.seconds)
-        requests = CounterMetricFamily("unskew_requests", "Requests for features", labels=["service", "code"])
-        for (service, code), n in self._n_by_code.items():
-            requests.add_metric([service, str(code)], n)
-        rows = CounterMetricFamily("unskew_rows", "Rows that were answered", labels=["view", "status"])
-        for labels, n in self._n_rows.items():
-            rows.add_metric(labels, n)
-        lag_s = GaugeMetricFamily(
-            "unskew_read_lag_seconds",
-            "How far the oldest row of the last answer lay behind the present",
-            labels=["view"],
-        )
-        for view_id, its_lag_s in self._lag_s.items():
-            lag_s.add_metric([view_id], its_lag_s)
-        redis_errors = CounterMetricFamily(
-            "unskew_redis_errors", "Requests that failed because Redis did not answer", self.n_redis_errors
-        )
-        yield from (seconds, requests, rows, lag_s, redis_errors)
-
-
 class Application:
     """An ASGI application that answers from a reader.
 
-    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read.
+    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read. ``metrics``: what
+    is measured. ``at_end``: called when the server has stopped.
     """
 
     def __init__(
-        self, reader: OnlineReader, limits: Limits, token: str | None = None, usage: Usage | None = None
+        self,
+        reader: OnlineReader,
+        limits: Limits,
+        token: str | None = None,
+        usage: Usage | None = None,
+        *,
+        metrics: Metrics | None = None,
+        at_end: Callable[[], None] | None = None,
     ) -> None:
         self._reader = reader
         self._usage = usage
         self._limits = limits
         self._token = None if token is None else token.encode()
         self._n_at_once = 0
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
+        self._at_end = at_end
         self._others = Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/ready", self._ready),
                 Route("/metrics", self._metrics),
+                Route(LISTING, self._listing),
                 *(Route(path, _not_ours, methods=["GET", "POST", "PUT"]) for path in _NOT_OURS),
             ],
             exception_handlers={404: _not_found, 405: _not_allowed},
@@ -185,8 +119,23 @@ class Application:
             await self._features(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
         else:
             await self._others(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            kind = (await receive())["type"]
+            if kind == "lifespan.startup":
+                # What is there now stays, so no search for garbage need look at it while requests wait.
+                gc.collect()
+                gc.freeze()
+            elif self._at_end is not None:
+                self._at_end()
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
 
     async def _features(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -220,7 +169,7 @@ class Application:
             return _Reply(error.code, feast.error(str(error)))
         except UnskewError as error:
             if isinstance(error, StoreUnavailable):
-                self.metrics.n_redis_errors += 1
+                self.metrics.redis_failed()
             return _Reply(_code(error), feast.error(str(error), error))
         except Exception:  # noqa: BLE001 - a client gets an answer, and no traceback
             _log.exception("a request was not answered")
@@ -279,24 +228,20 @@ class Application:
             return JSONResponse({"ready": False, "reason": str(error)}, 503)
         return JSONResponse({"ready": True})
 
+    async def _listing(self, request: Request) -> Response:
+        """Answer with what can be read."""
+        if not self._may(request.scope):
+            return JSONResponse({"message": _UNKNOWN_CLIENT}, 401)
+        try:
+            known = await self._reader.asked_async(self._reader.look_again())
+        except UnskewError as error:
+            return JSONResponse({"message": str(error)}, _code(error))
+        return JSONResponse(listing(known.published))
+
     async def _metrics(self, request: Request) -> Response:
         if not self._may(request.scope):
             return Response(feast.error(_UNKNOWN_CLIENT), 401, media_type="application/json")
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _expected(scope: Scope) -> str | None:
-    """Return the digest of the features that a request expects; None if it does not say."""
-    given = next((value for name, value in scope["headers"] if name == _EXPECT), None)
-    if given is None:
-        return None
-    text: str = given.decode("latin-1").strip()
-    if _DIGEST.fullmatch(text) is None:
-        raise RequestError(
-            f"Unskew-Expect: {text!r:.80} is not a digest of features; send the 64 characters of features_digest in the model's "
-            "manifest"
-        )
-    return text
 
 
 def _part(message: Message) -> bytes:
@@ -334,6 +279,20 @@ class _Begun:
         return self.result
 
 
+def _expected(scope: Scope) -> str | None:
+    """Return the digest of the features that a request expects; None if it does not say."""
+    given = next((value for name, value in scope["headers"] if name == _EXPECT), None)
+    if given is None:
+        return None
+    text: str = given.decode("latin-1").strip()
+    if _DIGEST.fullmatch(text) is None:
+        raise RequestError(
+            f"Unskew-Expect: {text!r:.80} is not a digest of features; send the 64 characters of features_digest in the model's "
+            "manifest"
+        )
+    return text
+
+
 def _code(error: UnskewError) -> int:
     """Return the code of HTTP for an error. Feast's client repeats a request after 429, 500, and 502 to 504."""
     if isinstance(error, StoreUnavailable | NothingPublished):
@@ -353,7 +312,10 @@ async def _not_ours(_: Request) -> Response:
 
 
 async def _not_found(request: Request, _: Exception) -> Response:
-    message = f"there is no {request.url.path}; POST {FEATURES} reads features, and there are /health, /ready, /metrics"
+    message = (
+        f"there is no {request.url.path}; POST {FEATURES} reads features, GET {LISTING} lists them, and there are /health, /ready, "
+        "/metrics"
+    )
     return Response(feast.error(message), 404, media_type="application/json")
 
 

@@ -463,8 +463,7 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
     if not request.names.keys().isdisjoint(rows.names):
         name, reference = next((name, its) for name, its in request.names.items() if name in rows.names)
         raise RequestError(
-            f"{reference} would replace the column {name!r} of the entity rows; "
-            "rename it, or ask with full_feature_names=True"
+            f"{reference} would replace the column {name!r} of the entity rows; rename it, or set full_feature_names"
         )
     found: dict[object, list[str | None]] = {}
     keys = []

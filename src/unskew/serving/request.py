@@ -316,7 +316,6 @@ class Request:
         shards: Mapping[str, Sequence[str]],
         how: How = How(),  # noqa: B008 - it is immutable
     ) -> None:
-        self._wanted = wanted
         self.asked = asked = wanted.asked
         self.on_request = wanted.on_request
         self._how = how
@@ -359,7 +358,7 @@ class Request:
             more = f" and {len(self.asked) - _MOST_NAMED} more" if len(self.asked) > _MOST_NAMED else ""
             what = f"they are {named}{more}, with the digest {self.digest}, and not those of {expected}"
         else:
-            what = difference_of(expected, self._wanted.pinned) or ""
+            what = difference_of(expected, [one.pinned for one in self.asked]) or ""
         raise OtherFeatures(
             f"the features are not those that the request expects: {what}; ask for the features and versions that the model was "
             "trained with, in their order, or train it with these"
@@ -368,7 +367,7 @@ class Request:
     @cached_property
     def digest(self) -> str:
         """What identifies the features, see ``digest_of``."""
-        return digest_of(self._wanted.pinned)
+        return digest_of(one.pinned for one in self.asked)
 
     def rows(self, keys: Sequence[Sequence[str | None]]) -> Commands:
         """Return the commands that read the rows of each view's keys."""
@@ -440,7 +439,7 @@ class Request:
         if self._how.as_json:
             dtype = self.on_request.dtypes[number]
             values = [None if value is None else json_of(value, dtype) for value in values]
-        places = [self._places[reference] for reference in self.on_request.read_by(number)]
+        places = [self._places[one.column] for one in self.on_request.demanded[number].reads]
         views = [answers[view] for view in dict.fromkeys(view for view, _ in places)]
         status = [answers[view].status_of_each[column] for view, column in places] if self._how.with_status else []
         return ViewAnswer(

@@ -171,7 +171,7 @@ def test_what_is_published_is_enough_except_for_columns_that_no_feature_reads() 
         ("purchases:spend", None, "did you mean"),
         ("purchases", "topic", "there is no topic 'purchases' in the lineage; there are eu, us"),
         ("purchases@9", None, "there is no thing 'purchases@9'"),
-        ("", None, "there is no thing ''"),
+        ("", None, "there is no thing '' in the lineage; there are purchases@1, visits@1, returns@1, checkout"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(reference: str, kind: Any, said: str) -> None:

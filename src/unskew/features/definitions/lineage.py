@@ -7,6 +7,7 @@ stream knows.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal, Protocol, get_args
 
 from unskew.features.definitions.revived import names_in
@@ -22,6 +23,7 @@ Kind = Literal[
 ]  # fmt: skip
 How = Literal["read", "event time", "key", "where", "value", "filter", "by", "derived", "of", "trained"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +130,18 @@ class Lineage:
             if not found and node is not None:
                 found = [node]
         if not found:
-            known = [node.name for node in self.nodes.values() if kind in {None, node.kind}]
             what = "thing" if kind is None else kind
-            raise RequestError(
-                f"there is no {what} {reference!r} in the lineage; {nearest(reference, known, 'there are')}"
-            )
+            raise RequestError(f"there is no {what} {reference!r} in the lineage; {self._nearest(reference, kind)}")
         return found
+
+    def _nearest(self, reference: str, kind: Kind | None) -> str:
+        known = [node.name for node in self.nodes.values() if kind in {None, node.kind}]
+        if get_close_matches(reference, known, n=1):
+            return nearest(reference, known, "there are")
+        # There may be thousands of features and columns.
+        named = [node.name for node in self.nodes.values() if node.kind in {kind or "view", kind or "service"}]
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        return nearest(reference, named[:_MOST_NAMED], "there are") + more
 
     def upstream(self, nodes: Iterable[Node]) -> list[Node]:
         """Return what these come from, near things first; not the nodes themselves."""

@@ -16,7 +16,7 @@ import polars as pl
 from unskew.features.definitions.exact import result_type, wide
 from unskew.features.definitions.expressions import Checked, check_expression, parsed, unknown_column
 from unskew.features.definitions.fingerprints import on_demand_fingerprint
-from unskew.features.definitions.slots import MAX_VERSION, Slots, tag_faults, text_faults
+from unskew.features.definitions.slots import MAX_VERSION, Slots, text_faults
 from unskew.features.definitions.sql_text import (
     Call,
     calls_of,
@@ -230,7 +230,6 @@ def plan_on_demand(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
         faults.append(
             f"version {shown(version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1"
         )
-    faults += tag_faults(on_demand.tags)
     inputs = _inputs(on_demand.inputs, faults)
     definitions = _features(on_demand.features, inputs, faults)
     features = []

@@ -18,14 +18,13 @@ MAX_FEATURES = 10_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 
-def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView] | None = None) -> Published:
+def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> Published:
     """Return a service as it is published: its features in the versions that they mean now.
 
     Of an on-demand feature, the features that it reads are pinned with it.
 
     Raises ``DefinitionError`` with all its faults.
     """
-    on_demand = on_demand or {}
     faults = []
     if not _NAME.fullmatch(service.name):
         faults.append(
@@ -38,7 +37,7 @@ def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDe
     features = []
     for reference in _references(service.features, faults):
         try:
-            features.append(_pinned(reference, views, on_demand))
+            features.append(pinned_feature(reference, views, on_demand))
         except RequestError as error:
             faults.append(str(error))
     if faults:
@@ -52,12 +51,13 @@ def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDe
     )
 
 
-def _pinned(reference: str, views: Versions[View], on_demand: Mapping[str, OnDemandView]) -> ServiceFeature:
+def pinned_feature(reference: str, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> ServiceFeature:
+    """Return what a reference means now, and of an on-demand feature also what it reads. Raises ``RequestError``."""
     if (one := demanded(reference, on_demand)) is not None:
-        reads = {read: _pinned(read, views, {}) for read in one.feature.inputs if is_reference(read)}
+        reads = [pinned_feature(read, views) for read in one.feature.inputs if is_reference(read)]
         return pin(reference, one.view, one.feature, reads)
     (asked,) = resolve([reference], views, full_feature_names=True)
-    return asked.pinned
+    return pin(reference, asked.view, asked.feature)
 
 
 def _references(given: object, faults: list[str]) -> list[str]:

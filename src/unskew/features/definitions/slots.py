@@ -65,17 +65,6 @@ def text_faults(
     ]
 
 
-def tag_faults(tags: object) -> list[str]:
-    """Return the faults of tags, which are text by name."""
-    if not isinstance(tags, Mapping):
-        return [f"tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
-    return [
-        f"tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
-        for name, value in tags.items()
-        if not (isinstance(name, str) and isinstance(value, str))
-    ]
-
-
 def is_text(text: object) -> bool:
     """Return true if ``text`` is text that can be written; half of a surrogate pair cannot."""
     return isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)

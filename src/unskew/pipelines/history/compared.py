@@ -17,6 +17,7 @@ import polars as pl
 
 from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
+from unskew.sinks.redis.memory import bytes_of
 
 N_EXAMPLES = 3
 """How many differences of a feature are kept as examples: the first ones."""
@@ -146,6 +147,22 @@ class AtEnd:
 
 
 @dataclass(kw_only=True)
+class Cost:
+    """What one side costs: the rows of its log, and about how many bytes its values take in Redis at the last instant.
+
+    ``entities``: those that Redis has a row of, because some value is not that of empty windows.
+    """
+
+    rows: int = 0
+    entities: int = 0
+    redis_bytes: int = 0
+
+    def merge(self, other: "Cost") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(kw_only=True)
 class Population:
     """The values of a feature that only the new side has, or has with another type, at the last instant.
 
@@ -241,12 +258,13 @@ class Counts:
 class Found:
     """What a comparison of one view found. ``added``: the features that cannot be compared, as the new side has them.
 
-    ``upto_us``: the last instant that was compared.
+    ``costs``: of the old side and of the new one. ``upto_us``: the last instant that was compared.
     """
 
     counts: Counts
     features: Sequence[FeatureDiff]
     added: Sequence[Population]
+    costs: tuple[Cost, Cost]
     upto_us: int
 
     def merge(self, other: "Found") -> None:
@@ -255,14 +273,16 @@ class Found:
             one.merge(its)
         for mine, theirs in zip(self.added, other.added, strict=True):
             mine.merge(theirs)
+        for cost, more in zip(self.costs, other.costs, strict=True):
+            cost.merge(more)
 
 
 class Compared:
-    """Compares the rows of two views as they come, and keeps no more than the present values of each entity.
+    """Compares the rows of two views as they come, and keeps no more than the latest values of each entity.
 
     Both have the same entity; without an ``old`` view nothing is compared. ``features``: the differences of each
-    feature that both have, in the new order. ``added``: the others of the new view. These and ``counts`` are whole once
-    ``finish`` was called.
+    feature that both have, in the new order. ``added``: the others of the new view. These, ``counts`` and ``costs`` are
+    whole once ``finish`` was called.
     """
 
     def __init__(self, old: View | None, new: View) -> None:
@@ -273,9 +293,17 @@ class Compared:
         compared = {other.name for _, other in self._common}
         self._added = [one for one in new.features if one.name not in compared]
         self.added = [Population(name=one.name, type=one.type) for one in self._added]
-        self._standing = pl.DataFrame(
-            schema={**new.entity.columns, **{one.name: one.dtype.polars for one in self._added}}
-        )
+        self.costs = Cost(), Cost()
+        self._views = old, new
+        self._standing = [
+            pl.DataFrame(
+                schema={
+                    **new.entity.columns,
+                    **{one.name: one.dtype.polars for one in (() if view is None else view.features)},
+                }
+            )
+            for view in self._views
+        ]
         self.features = [FeatureDiff(name=new.name, old_type=old.type, new_type=new.type) for old, new in self._common]
         self.counts = Counts()
         n = range(len(self._common))
@@ -292,11 +320,11 @@ class Compared:
 
         Columns are those of ``Updates.closed``. What stands at ``from_us`` is compared there.
         """
-        if self._added:
-            values = [_with_default(pl.col(one.name), one) for one in self._added]
-            latest = new.sort("available_at", maintain_order=True).select(*self._keys, *values)
-            both = pl.concat([self._standing, latest])
-            self._standing = both.unique(self._keys, keep="last", maintain_order=True)
+        for side, rows in enumerate((old, new)):
+            latest = rows.sort("available_at", maintain_order=True).select(self._standing[side].columns)
+            both = pl.concat([self._standing[side], latest])
+            self._standing[side] = both.unique(self._keys, keep="last", maintain_order=True)
+            self.costs[side].rows += rows.height
         sides = self._side(old, 0), self._side(new, 1)
         if from_us is not None and not self._begun:
             early = [side.filter(pl.col(_AT) <= from_us) for side in sides]
@@ -345,13 +373,21 @@ class Compared:
             feature.end = AtEnd(differing=len(old), from_null=old.null_count(), to_null=new.null_count())
             if _are_numbers(feature):
                 feature.end.changes.add(np.abs(_changes(old, new)[2]))
-        standing = self._standing.sort(self._keys)
+        for view, rows, cost in zip(self._views, self._standing, self.costs, strict=True):
+            if view is not None:
+                held = rows.filter(
+                    pl.any_horizontal(
+                        pl.col(one.name).ne_missing(pl.lit(one.empty, one.dtype.polars)) for one in view.features
+                    )
+                )
+                cost.entities, cost.redis_bytes = held.height, int(bytes_of(held, view).sum())
+        standing = self._standing[1].sort(self._keys)
         for one, its in zip(self._added, self.added, strict=True):
-            values = standing[one.name]
+            values = standing.select(_with_default(pl.col(one.name), one))[one.name]
             its.entities, its.nulls = len(values), values.null_count()
             if one.dtype.nesting is None and one.dtype.scalar in {*_NUMBERS, "bool"}:
                 its.numbers.add(values.drop_nulls().cast(pl.Float64).to_numpy())
-            first = standing.select(*self._keys, one.name).head(N_EXAMPLES)
+            first = standing.select(*self._keys, values).head(N_EXAMPLES)
             its.examples = [(tuple(key), value) for *key, value in first.iter_rows()]
 
     def _schema(self, view: View) -> dict[str, pl.DataType]:

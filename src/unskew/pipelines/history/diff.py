@@ -19,12 +19,21 @@ from unskew.features.keys import encode_keys
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
-from unskew.features.time import format_instant
+from unskew.features.time import DAY_US, format_instant
 from unskew.features.updates import Updates
 from unskew.features.versions import Version
 from unskew.features.view import Scalar, View
 from unskew.pipelines.history.archive import BEGINNING, Archive, Cut, Piece, columns_of
-from unskew.pipelines.history.compared import Compared, Counts, FeatureDiff, Found, Population, is_comparable, merged
+from unskew.pipelines.history.compared import (
+    Compared,
+    Cost,
+    Counts,
+    FeatureDiff,
+    Found,
+    Population,
+    is_comparable,
+    merged,
+)
 from unskew.pipelines.history.rebuild import Feed, closed_through, pieces
 from unskew.pipelines.history.side_by_side import side_by_side
 from unskew.pipelines.kafka.consumer import Flag
@@ -65,6 +74,7 @@ class ViewDiff:
     ``from_us``, ``upto_us``: the first and the last instant that was compared, None without events. ``whole_from_us``:
     the instant from which windows lie inside of the archive; None if none does. ``cut_short``: the time limit passed
     before all that is archived was read. ``populations``: the values of added and retyped features at ``upto_us``.
+    ``costs``: of both sides, from ``begin_us``, the first arrival that was read, through ``upto_us``.
     """
 
     old: str | None
@@ -81,6 +91,16 @@ class ViewDiff:
     features: Sequence[FeatureDiff] = ()
     cut_short: bool = False
     populations: Sequence[Population] = ()
+    costs: tuple[Cost, Cost] | None = None
+    begin_us: int | None = None
+
+    @property
+    def rows_a_day(self) -> tuple[float, float] | None:
+        """The log rows that each side writes in a day, on average over all that was computed; None without any."""
+        if self.costs is None or self.upto_us is None or self.begin_us is None or self.upto_us <= self.begin_us:
+            return None
+        days = (self.upto_us - self.begin_us) / DAY_US
+        return self.costs[0].rows / days, self.costs[1].rows / days
 
     @property
     def is_identical(self) -> bool:
@@ -265,6 +285,8 @@ def _result(job: _Job, pair: _Pair, found: Found, *, cut_short: bool) -> ViewDif
         counts=found.counts,
         features=found.features,
         populations=found.added,
+        costs=found.costs,
+        begin_us=_begin_us(job),
     )
 
 
@@ -401,6 +423,15 @@ def _first_us(job: _Job) -> int | None:
         return job.from_us
     firsts = [first_us for archive in job.archives for first_us in archive.first_us.values()]
     return min(firsts, default=None)
+
+
+def _begin_us(job: _Job) -> int | None:
+    """Return the first arrival that was read, or the instant before which no event mattered."""
+    firsts = [first_us for archive in job.archives for first_us in archive.first_us.values()]
+    edges = [_edge_us(view, job.from_us) for pair in job.pairs for view in pair.views]
+    known = [edge for edge in edges if edge is not None]
+    first_us = min(firsts, default=None)
+    return first_us if first_us is None or len(known) < len(edges) else max(first_us, min(known))
 
 
 def _whole_from_us(job: _Job, pair: _Pair) -> int | None:
@@ -575,7 +606,7 @@ def _compare(job: _Job, so_far: Callable[[int], None]) -> dict[str, Found]:
     for one in compared:
         one.finish()
     return {
-        pair.new.id: Found(counts=one.counts, features=one.features, added=one.added, upto_us=upto_us)
+        pair.new.id: Found(counts=one.counts, features=one.features, added=one.added, costs=one.costs, upto_us=upto_us)
         for pair, one in zip(job.pairs, compared, strict=True)
     }
 
