@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,12 +27,14 @@ from unskew import FeatureStore
 from unskew.cli import main, monitor
 from unskew.cli.screen import Screen
 from unskew.features.errors import RequestError
+from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.time import day_of
 from unskew.monitoring.baseline import population_baseline, read_baseline
 from unskew.monitoring.exposed import Exposed
 from unskew.monitoring.watch import Limits, Look, Watch
 from unskew.offline.compaction import log_tables
+from unskew.offline.erasing import LogRule, erase
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.retention import retain_log
 from unskew.serving import sample
@@ -120,6 +123,22 @@ def test_a_watch_that_follows_says_what_one_says_that_begins_now(tmp_path):
     assert (found.entities, found.complete_to_us) == (500, MIDDLE + 5 * HOUR - 1)
     assert found.published_age_us == NOW - found.complete_to_us
     assert MIDDLE + 4 * HOUR <= found.event_us < MIDDLE + 5 * HOUR
+
+
+def test_a_log_that_was_begun_anew_and_one_without_an_erased_entity_are_counted_anew(tmp_path):
+    log = grown(tmp_path / "log", n_users=30)
+    watch = Watch(log.root)
+    assert watch.look(NOW).views[0].entities == 30
+    place = view_root(log.root, "clicks", 1)
+    entity = OneEntity.of(VIEW.entity, ["u3"])
+    erase("log", place, LogRule(entity), counts=True, still_ours=lambda: None)
+
+    assert [watch.look(at).views[0].entities for at in (NOW + HOUR, NOW + DAY)] == [30, 29]
+    assert seen(watch.look(NOW + DAY)) == seen(Watch(log.root).look(NOW + DAY))
+
+    shutil.rmtree(log.root)
+    grown(log.root, n_users=20)
+    assert watch.look(NOW + DAY).views[0].entities == 20
 
 
 def test_a_view_that_cannot_be_read_for_a_while_is_counted_whole_afterwards(tmp_path):
