@@ -22,6 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.growing import T0, Growing, compacted
 from tests.support.plans import DAY, HOUR, MINUTE, Wanted, events, republished, sliding, view
+from tests.support.typed import FULL
+from tests.support.typed import ORDERS as TYPED
 from tests.support.written import write_log
 from unskew import FeatureStore
 from unskew.cli import main, monitor
@@ -31,7 +33,9 @@ from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.time import day_of
 from unskew.monitoring.baseline import population_baseline, read_baseline
+from unskew.monitoring.bins import Bins
 from unskew.monitoring.exposed import Exposed
+from unskew.monitoring.population import values_at
 from unskew.monitoring.watch import Limits, Look, Watch
 from unskew.offline.compaction import log_tables
 from unskew.offline.erasing import LogRule, erase
@@ -295,6 +299,43 @@ def test_a_wrong_value_in_redis_is_a_mismatch_once_the_log_has_reached_it(served
     assert code == monitor.OVER
     assert "21, of which 1 differ" in said
     assert "spend was served as 12345.5, and is" in said
+
+
+def test_requests_are_a_distribution_of_their_own(tmp_path):
+    log = grown(tmp_path / "log")
+    (tmp_path / "served").mkdir()
+    line = {"view": "clicks@1", "state": VIEW.state_fingerprint, "presentation": VIEW.presentation_fingerprint}
+    values = population_values(log)
+    lines = [
+        # Requests of what the log has not reached; the same users' spending, and other counts.
+        {**line, "key": f"u{number}", "as_of": END + number, "values": {"spend": spend, "count": 9}}
+        for number, spend in enumerate(values)
+    ]
+    path = tmp_path / "served" / "served-1.jsonl"
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+
+    look = Watch(
+        log.root, baselines=[read_baseline(baseline_of(log.root, tmp_path))], served_root=tmp_path / "served"
+    ).look(NOW)
+
+    assert states(look, "requests") == {"count": "drift", "spend": "fine"}
+    assert set(states(look, "population").values()) == {"fine"}
+    assert (look.views[0].compared, [one.where for one in look.over]) == (
+        0,
+        ["clicks@1:count, requests against middle"],
+    )
+
+
+def population_values(log: Growing) -> list[float]:
+    values, _ = values_at(ViewLog(log.root, log.plan.published), MIDDLE - 1)
+    return values["spend"].to_list()
+
+
+def test_served_values_of_every_type_are_counted():
+    for feature in TYPED.published.features:
+        values = pl.Series(feature.name, [FULL[feature.name], None], feature.dtype.polars)
+
+        assert Bins.none(feature.dtype).counts(values).tolist() == [1, 1, 0], feature.name
 
 
 def test_a_baseline_of_another_definition_is_refused_and_hides_no_other_view(tmp_path):
