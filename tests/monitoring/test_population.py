@@ -19,7 +19,7 @@ from tests.support.typed import ORDERS as TYPED
 from tests.support.written import write_log
 from unskew.features.errors import RequestError
 from unskew.features.plan import ViewPlan
-from unskew.monitoring.bins import Bins, counts_of, kept
+from unskew.monitoring.bins import Bins, counts_of, distribution_of
 from unskew.monitoring.population import Population, histograms, values_at
 from unskew.offline import log_reader
 from unskew.offline.log_reader import ViewLog
@@ -71,7 +71,7 @@ def binned(log: ViewLog, t_us: int):
     found = []
     for feature in log.view.features:
         column = values[feature.name]
-        one = kept(feature, column)
+        one = distribution_of(feature, column)
         found.append((feature, Bins.of(one, feature.dtype), one))
     return found
 

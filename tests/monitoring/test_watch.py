@@ -175,6 +175,8 @@ def test_a_log_in_an_object_store_and_of_entities_with_several_keys_is_watched(t
 
     assert seen(looks[0]) == seen(looks[1])
     assert looks[0].views[0].entities > 1_000
+    code, said = invoke("monitor", "--once", "--json", "--log", far.root)
+    assert (code, json.loads(said)["views"][0]["entities"]) == (0, looks[0].views[0].entities)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +414,13 @@ def test_the_command_baseline_writes_what_the_monitor_reads(tmp_path):
     path = tmp_path / "kept.json"
     arguments = ("baseline", "clicks", "--log", log.root, "-o", path)
 
-    assert invoke(*arguments) == (0, f"clicks@1: 4 features of 500 entities in {path}\n")
+    assert invoke(*arguments) == (
+        0,
+        (
+            f"clicks@1: 4 features of 500 entities in {path}\n"
+            "warming at that instant, so their values change while their windows fill: count, spend, last, mean\n"
+        ),
+    )
     assert "is there already" in invoke(*arguments)[1]
     for at, message in (
         ("2030-01-01T00:00:00Z", "give an earlier instant"),
@@ -420,6 +428,8 @@ def test_the_command_baseline_writes_what_the_monitor_reads(tmp_path):
     ):
         code, said = invoke(*arguments[:-1], tmp_path / "other.json", "--at", at)
         assert (code, message in said) == (1, True), said
+    log.feed(clicks(MIDDLE, T0 + 6 * DAY, 4), T0 + 6 * DAY)
+    assert "warming" not in invoke(*arguments, "--overwrite")[1]
     code, said = invoke("monitor", "--once", "--log", log.root, "--baseline", path)
     assert code == 0
     assert "nothing is over its limit" in said
