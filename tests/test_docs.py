@@ -12,7 +12,7 @@ TERMS = {
     "arrival", "clock", "mark", "watermark", "settle", "hop", "tile", "closed instant", "effective time", "since",
     "warming", "provisional", "complete_to", "witness", "refill", "lease", "changelog", "journal", "dead letter",
     "ignored record", "backfill", "rebuild", "seam", "seed", "manifest", "import", "hand-over", "table", "materialize",
-    "diff", "Delta metadata", "erasure", "base row",
+    "diff", "Delta metadata", "erasure", "base row", "record", "revision", "promote", "value impact", "lineage",
     "late event", "state fingerprint", "service", "serving version", "presentation fingerprint", "shard", "hash shard", "epoch",
 }  # fmt: skip
 # A fence, an indented block after a blank line, a table row, or a line that is one link.

@@ -83,6 +83,7 @@ def test_values_and_defaults_of_every_type_are_the_same_in_training_and_serving(
     rows = [{"user": "a"}, {"user": "nobody"}]
 
     served = store.get_online_features(features, rows)
+    assert pickle.loads(pickle.dumps(served)).to_dict() == served.to_dict()
     trained = store.get_historical_features(
         [{**row, "event_timestamp": NOON + dt.timedelta(microseconds=1)} for row in rows], features
     )
@@ -136,7 +137,7 @@ def test_a_lag_beyond_the_one_allowed_is_said(redis_with_a):
 def test_what_is_missing_to_answer_is_said(log):
     with pytest.raises(RequestError, match="give FeatureStore a redis_url"):
         FeatureStore(PLAN).get_online_features(["spend:n"], [{"user": "a"}])
-    with pytest.raises(RequestError, match="give FeatureStore its folder"):
+    with pytest.raises(RequestError, match="give its folder as log"):
         FeatureStore(PLAN).get_historical_features(labels(5), ["spend:n"])
     with pytest.raises(RequestError, match="give FeatureStore the definitions"):
         FeatureStore().get_historical_features(labels(5), ["spend:n"])
@@ -179,7 +180,7 @@ def test_a_store_of_the_environment_takes_what_the_commands_take(log, redis_with
         assert store.get_online_features(["spend:n"], [{"user": "a"}]).to_dict()["n"] == [1]
         assert store.get_historical_features(labels(5), ["spend:n"]).to_dict()["n"] == [1]
     # What is given is all that counts then.
-    with pytest.raises(RequestError, match="give FeatureStore its folder"):
+    with pytest.raises(RequestError, match="give its folder as log"):
         FeatureStore(redis_url=redis_with_a).get_historical_features(labels(5), ["spend:n"])
     monkeypatch.setenv("UNSKEW_PREFIX", "other")
     with pytest.raises(RequestError, match="other:registry"):

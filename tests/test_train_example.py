@@ -1,10 +1,14 @@
-"""The example that trains a model: as a script and as a notebook, on a pipeline that ran through real servers."""
+"""The examples on the demo's output, on a pipeline that ran through real servers: training, as a script and as a
+notebook, and serving.
+"""
 
 import datetime as dt
+import importlib
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import polars as pl
@@ -27,6 +31,16 @@ HOME = ROOT / "examples" / "complete_journey"
 N_HOUSEHOLDS = 200
 N_PARTITIONS = 2
 FORTNIGHT = dt.timedelta(days=14)
+AT = dt.datetime(2017, 3, 1, tzinfo=dt.UTC)
+
+
+def example(name: str) -> ModuleType:
+    """A script of the example, as a module."""
+    sys.path.insert(0, str(HOME))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(HOME))
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +109,42 @@ def test_the_notebook_runs_from_top_to_bottom(output):
     assert "equal to the last bit" in str(code[-2].outputs)
 
 
-def test_labels_say_whether_the_household_bought_within_14_days(output, lines):
-    sys.path.insert(0, str(HOME))
-    try:
-        import train
-    finally:
-        sys.path.remove(str(HOME))
+def test_the_script_that_serves_reads_the_same_in_three_ways(output, lines):
+    done = subprocess.run(
+        [sys.executable, HOME / "serve.py", output], check=False, capture_output=True, text=True, timeout=300
+    )
 
-    labels = train.monday_labels(output / "archive")
+    assert done.returncode == 0, done.stderr
+    *table, said = done.stdout.splitlines()
+    (nobody,) = ([cell.strip() for cell in line.strip("│").split("┆")] for line in table if line.startswith("│ 0 "))
+    assert nobody[:6] == ["0", "0", "0.0", "null", "0", "0"]
+    n_read = lines["household_id"].n_unique() + 1
+    assert said == (
+        f"{n_read:,} households read by the SDK, by its async twin and over HTTP: all 5 features, their statuses and their "
+        "instants are the same"
+    )
+
+
+@pytest.mark.parametrize("change", [
+    lambda values, _: values.update(spend=[-0.0]),
+    lambda values, _: values.update(spend=[0]),
+    lambda values, _: values.update(spend=[None]),
+    lambda _, told: told.update(purchases=[(AT, "default", False)]),
+    lambda _, told: told.update(purchases=[(AT, "present", True)]),
+    lambda _, told: told.update(purchases=[(AT + dt.timedelta(microseconds=1), "present", False)]),
+])  # fmt: skip
+def test_the_script_that_serves_ends_with_an_error_where_one_reads_otherwise(change):
+    serve = example("serve")
+    expected, another = (({"spend": [0.0]}, {"purchases": [(AT, "present", False)]}) for _ in range(2))
+
+    serve.refuse_difference(expected, {"HTTP": another})
+    change(*another)
+    with pytest.raises(SystemExit, match="HTTP reads other values, statuses or instants than the SDK"):
+        serve.refuse_difference(expected, {"the async twin": expected, "HTTP": another})
+
+
+def test_labels_say_whether_the_household_bought_within_14_days(output, lines):
+    labels = example("train").monday_labels(output / "archive")
 
     bought_at: dict[int, list[dt.datetime]] = {}
     for household, us in lines.filter(pl.col("quantity") > 0).select("household_id", "event_time").iter_rows():
@@ -118,9 +160,10 @@ def test_labels_say_whether_the_household_bought_within_14_days(output, lines):
         assert bought == any(at <= time < at + FORTNIGHT for time in bought_at[household]), (household, at)
 
 
-def test_a_folder_without_a_demo_is_named(tmp_path):
+@pytest.mark.parametrize("script", ["train.py", "serve.py"])
+def test_a_folder_without_a_demo_is_named(script, tmp_path):
     done = subprocess.run(
-        [sys.executable, HOME / "train.py", tmp_path / "nothing"], check=False, capture_output=True, text=True
+        [sys.executable, HOME / script, tmp_path / "nothing"], check=False, capture_output=True, text=True
     )
 
     assert done.returncode == 2

@@ -1,7 +1,8 @@
 """Streaming features whose training rows hold exactly what the model would have read.
 
-Definitions: ``Entity``, ``Stream``, ``Table``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``, ``Service``;
-windows: ``Sliding``, ``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations: ``agg``.
+Definitions: ``Entity``, ``Stream``, ``Table``, ``Sessions``, ``FeatureView``, ``Feature``, ``Derived``,
+``OnDemand``, ``Service``; windows: ``Sliding``, ``Tumbling``, ``Calendar``, ``Lifetime``, ``Session``; aggregations:
+``agg``.
 ``compile`` checks them; ``FeatureStore`` reads what the pipeline wrote.
 """
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         Feature,
         FeatureView,
         Lifetime,
+        OnDemand,
         Service,
         Session,
         Sessions,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         Stream,
         Table,
         Tumbling,
+        haversine,
     )
     from unskew.features.errors import DefinitionError, LayoutError, RequestError, StoreUnavailable, UnskewError
     from unskew.features.plan import Plan
@@ -41,6 +44,7 @@ __all__ = [
     "FeatureView",
     "LayoutError",
     "Lifetime",
+    "OnDemand",
     "Plan",
     "RequestError",
     "Service",
@@ -54,6 +58,7 @@ __all__ = [
     "UnskewError",
     "agg",
     "compile",
+    "haversine",
     "load",
 ]
 
@@ -68,6 +73,7 @@ _PLACES = {
             "Feature",
             "FeatureView",
             "Lifetime",
+            "OnDemand",
             "Service",
             "Session",
             "Sessions",
@@ -77,7 +83,7 @@ _PLACES = {
         ],
         "features.definitions.vocabulary",
     ),
-    "Tumbling": "features.definitions.vocabulary",
+    **dict.fromkeys(["Tumbling", "haversine"], "features.definitions.vocabulary"),
     **dict.fromkeys(
         ["DefinitionError", "LayoutError", "RequestError", "StoreUnavailable", "UnskewError"], "features.errors"
     ),

@@ -173,6 +173,26 @@ log = _option(
 #: ``log: Path | None``, for a command that works without it.
 optional_log = _option("--log", type=_TABLES, help="Folder of the Parquet log, or its address in an object store.")
 
+#: ``registry: Path | None``; by default beside the log.
+registry = _option(
+    "--registry",
+    type=_TABLES,
+    help="Folder of the registry's record: what was applied, and when; or its address in an object store. Default: "
+    "registry beside the log.",
+)
+
+
+def record_of(registry: Path | None, log: Path | None) -> Path:
+    """Return where the registry's record is. Raises ``RequestError`` if neither it nor the log is named."""
+    if registry is not None:
+        return registry
+    if log is None:
+        raise RequestError(
+            "where is the registry's record? give --log of the pipeline, beside which it is, or --registry"
+        )
+    return log.with_name("registry")
+
+
 #: ``archive: Path``.
 archive = _option(
     "--archive",

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +19,14 @@ from unskew import settings
 from unskew.features.definitions import vocabulary
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError, RequestError
+from unskew.features.extras import needed
 from unskew.features.frames import Given, Table, read_table
 from unskew.features.keys import encode_keys
 from unskew.features.local import local_path
+from unskew.features.on_demand import OnDemandView
+from unskew.features.on_request import with_read
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.references import is_service, key_columns, named_views, requested_us, resolve
+from unskew.features.references import is_service, key_columns, named_views, requested_us, resolve, texts
 from unskew.features.registry import Published
 from unskew.features.service import Service
 from unskew.features.time import MAX_INSTANT_US
@@ -54,7 +58,10 @@ from unskew.sinks.objects import table_path
 from unskew.sinks.wall import wall_us
 
 Features = Sequence[str] | str | vocabulary.Service | Service
+Expect = Manifest | str | os.PathLike[str]
 Definitions = Plan | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class FeatureStore:
@@ -126,6 +133,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return the current values of ``view:feature`` references, one row for each entity row.
 
@@ -135,11 +144,23 @@ class FeatureStore:
         ``entity_rows``: a list of dicts, a frame of Polars or pandas, an Arrow table, or a DuckDB relation. The answer
         has ``to_dict()``, ``to_df()`` and, for each view, ``metadata`` with ``as_of`` and status. Columns are named
         after the feature, or ``view__feature`` with ``full_feature_names``. ``with_status``: adds a column
-        ``{feature column}__status`` beside each feature. Raises ``RequestError`` and ``StoreUnavailable``, see
+        ``{feature column}__status`` beside each feature. ``expect``: what the model was trained with: a ``Manifest``,
+        the path of its file, or its ``features_digest``. Raises ``OtherFeatures`` if the features, in their order, are
+        of other versions, types, definitions or defaults; otherwise ``RequestError`` and ``StoreUnavailable``, see
         ``OnlineReader.read``.
+
+        On-demand features take their inputs from further columns of ``entity_rows``. ``now``: the instant that ``now``
+        is in their expressions, by default the one at which the values were read; ``now`` of the answer has it.
         """
-        return self._online().read(
-            _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            self._online().read(
+                _named(features),
+                entity_rows,
+                full_feature_names=full_feature_names,
+                with_status=with_status,
+                now=now,
+            ),
         )
 
     async def get_online_features_async(
@@ -149,13 +170,22 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
+        expect: Expect | None = None,
     ) -> OnlineFeatures:
         """Return what ``get_online_features`` returns, without blocking the event loop.
 
         Reads of one event loop share a connection to Redis; those of a cluster, or over TLS, are made in threads.
         """
-        return await self._online().read_async(
-            _named(features), entity_rows, full_feature_names=full_feature_names, with_status=with_status
+        return _as_expected(
+            expect,
+            await self._online().read_async(
+                _named(features),
+                entity_rows,
+                full_feature_names=full_feature_names,
+                with_status=with_status,
+                now=now,
+            ),
         )
 
     def _online(self) -> OnlineReader:
@@ -165,6 +195,7 @@ class FeatureStore:
             )
         return self._reader
 
+    @needed("a training set")
     def get_historical_features(
         self,
         entity_df: Table,
@@ -205,6 +236,9 @@ class FeatureStore:
         of the stream, for the labels' entities: also of views and features that no pipeline has ever computed, as if
         one had done so since the archive begins. "both" does both, and raises ``LayoutError`` if they differ.
 
+        On-demand features, known from definitions or from the registry in Redis, take their inputs from columns of the
+        labels, and ``now`` in their expressions is the label's instant.
+
         ``as_served``: compares the labels with the wall clock at which each row was written, in place of the instant
         from which its values were valid: about what a reader got, lag included. What a backfill wrote later was not
         served. A clock that was set back makes it wrong by as much.
@@ -234,6 +268,7 @@ class FeatureStore:
             on="written_at" if as_served else "available_at",
         )
         features = _named(features)
+        on_demand = self._on_demand()
         if is_service(features):
             if versions:
                 raise RequestError(f"the service {features} has pinned its versions; leave out versions")
@@ -241,10 +276,13 @@ class FeatureStore:
             views, features = self._published().views_of(service), service.references
             rule = msgspec.structs.replace(rule, service=service.name)
         else:
-            rule = msgspec.structs.replace(rule, versions=_checked(features, versions))
-            views = self._named(named_views(each_version(features, rule.versions)))
-        return self._trained(read_table(entity_df), views, features, source, rule, progress=progress)
+            of_views = with_read(texts(features), on_demand)
+            rule = msgspec.structs.replace(rule, versions=_checked(of_views, versions))
+            views = self._named(named_views(each_version(of_views, rule.versions)))
+        known = Published(views=views, on_demand=on_demand)
+        return self._trained(read_table(entity_df), known, features, source, rule, progress=progress)
 
+    @needed("a training set")
     def reproduce(
         self,
         entity_df: Table,
@@ -275,7 +313,9 @@ class FeatureStore:
             )
         found = self._trained(
             labels,
-            Versions(part.view(name) for part in wanted.views),
+            Published(
+                views=Versions(part.view(name) for part in wanted.views), on_demand=wanted.on_demand_features(name)
+            ),
             [f"{part.named}:{part.feature}" for part in wanted.features],
             wanted.source,
             wanted.join,
@@ -302,6 +342,7 @@ class FeatureStore:
         """Return the services of the definitions, else of the registry in Redis, by name."""
         return dict(self._published().services)
 
+    @needed("the history of an entity")
     def history(
         self,
         view: str,
@@ -328,13 +369,13 @@ class FeatureStore:
                 rebuilt = self._rebuilt(labels, Versions([found]), [reference], None, None, report)
                 return entity_history(rebuilt.log(found), entity_key, report)
             if self._log is None:
-                raise RequestError("the history is read from the log: give FeatureStore its folder")
+                raise RequestError("the history is read from the log: give its folder as log")
             return entity_history(ViewLog(self._log, found), entity_key, report)
 
     def _trained(
         self,
         labels: Given,
-        views: Versions[View],
+        known: Published,
         features: Sequence[str],
         source: Source,
         rule: JoinRule,
@@ -345,7 +386,8 @@ class FeatureStore:
         """Return the training set that the arguments describe; ``again``: at the positions of that manifest."""
         read = partial(
             historical_features,
-            views=views,
+            views=known.views,
+            on_demand=known.on_demand,
             labels=labels,
             features=features,
             timestamp=rule.timestamp,
@@ -358,11 +400,12 @@ class FeatureStore:
             versions=rule.versions,
         )
         if source != "events" and self._log is None:
-            raise RequestError("historical features are read from the log: give FeatureStore its folder")
+            raise RequestError("historical features are read from the log: give its folder as log")
         with shown(progress) as report:
             rebuilt = None
             if source != "log":
-                rebuilt = self._rebuilt(labels, views, features, rule.timestamp, again, report)
+                of_views = with_read(features, known.on_demand)
+                rebuilt = self._rebuilt(labels, known.views, of_views, rule.timestamp, again, report)
             if source == "events":
                 assert rebuilt is not None
                 found = read(rebuilt.log, progress=report)
@@ -400,11 +443,9 @@ class FeatureStore:
         from unskew.pipelines.history.training import rebuilt_for  # noqa: PLC0415 - the same
 
         if self._plan is None:
-            raise RequestError(
-                "features are computed from events by their definitions: give FeatureStore the definitions"
-            )
+            raise RequestError("features are computed from events by their definitions: give the definitions")
         if self._archive is None:
-            raise RequestError("features are computed from the archived events: give FeatureStore the folder archive=")
+            raise RequestError("features are computed from the archived events: give their folder as archive")
         asked = {one.view.id: one.view for one in resolve(features, views, full_feature_names=True)}
         defined = [_defined(self._plan, view) for view in asked.values()]
         keys = {
@@ -454,6 +495,9 @@ class FeatureStore:
         if self._reader is None:
             raise RequestError("give FeatureStore the definitions, or a redis_url under which they are published")
         return self._reader.published()
+
+    def _on_demand(self) -> Mapping[str, OnDemandView]:
+        return {} if self._pinned is None and self._reader is None else self._published().on_demand
 
     def _named(self, names: Sequence[str]) -> Versions[View]:
         """Return the views for requests of the past: a log also holds versions that are defined nowhere any more."""
@@ -542,6 +586,23 @@ def _sampler(sample: object, log: Path | None) -> Sampler | None:
             raise RequestError("sample=True writes into the folder of the log: give log=, or a folder with sample=")
         return Sampler(log / SERVED)
     raise RequestError(f"sample is a folder, True or False, not {sample!r}")
+
+
+def _as_expected(expect: Expect | None, found: OnlineFeatures) -> OnlineFeatures:
+    """Return what was read. Raises ``OtherFeatures`` if these are not the features that are expected."""
+    match expect:
+        case None:
+            return found
+        case Manifest():
+            found.require(expect.expected())
+        case str() if _DIGEST.fullmatch(expect):
+            found.require(expect)
+        case str() | os.PathLike():
+            path = local_path(expect, "expect")
+            found.require(Manifest.read(path).expected(str(path)))
+        case _:
+            raise RequestError(f"expect is a manifest, its path, or its features_digest, not {expect!r:.80}")
+    return found
 
 
 def _named(features: Features) -> Sequence[str] | str:

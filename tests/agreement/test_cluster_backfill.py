@@ -90,7 +90,16 @@ class Cluster:
         where = self._where
         addresses = ",".join(f"127.0.0.1:{free_port()}" for _ in range(n))
         command = [
-            *(sys.executable, "-m", "unskew", "run", *self._folders, "--dead-letters", str(where.dead_letters)),
+            *(
+                sys.executable,
+                "-m",
+                "unskew",
+                "run",
+                "--apply",
+                *self._folders,
+                "--dead-letters",
+                str(where.dead_letters),
+            ),
             *("--bootstrap-servers", where.bootstrap, "--redis-url", where.redis_url, "--prefix", where.prefix),
             *("--idle", "none", "--end", "now", "--epoch", "200ms", "--progress", "none"),
             *("--shards", str(where.n_hashes), "--cluster", addresses),

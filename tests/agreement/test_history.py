@@ -381,7 +381,7 @@ def test_a_feature_that_no_pipeline_has_computed_is_computed_from_events(bench: 
         expected = recount.values((row["item"],), int(row["event_timestamp"].timestamp() * 1e6 + 0.5))
         assert bits([row[name] for name in names]) == bits(list(expected.values()))
     assert found["count_1m"].max() > 1
-    with pytest.raises(RequestError, match="give FeatureStore its folder"):
+    with pytest.raises(RequestError, match="give its folder as log"):
         store.get_historical_features(labels, ["by_item:count_5s"])
     late = labels.with_columns(pl.col("event_timestamp") + dt.timedelta(days=1))
     with pytest.raises(RequestError, match="later than the log of by_item@1 is complete"):

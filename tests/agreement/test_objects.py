@@ -248,7 +248,7 @@ def test_killed_and_with_its_store_away_a_pipeline_loses_nothing_and_doubles_not
 
     def command(root: Path, state: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "unskew", "run", "--definitions", str(definitions)),
+            *(sys.executable, "-m", "unskew", "run", "--apply", "--definitions", str(definitions)),
             *("--bootstrap-servers", bench.broker.bootstrap, "--redis-url", bench.redis_url, "--prefix", state),
             *("--log", str(root / "log"), "--archive", str(root / "archive"), "--state", str(tmp_path / state)),
             *("--idle", "none", "--end", "now", "--epoch", "50ms", "--poll-records", "3", "--progress", "none"),

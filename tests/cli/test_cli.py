@@ -46,6 +46,19 @@ def test_check_takes_the_paths_from_the_environment(purchases):
     assert unskew("check").exit_code == 2
 
 
+def test_check_says_what_was_found_in_the_place_of_views(purchases):
+    beside = purchases.with_name("views_in_a_list.py")
+    beside.write_text(PYTHON.replace("user_purchases = FeatureView(", "VIEWS = [0]\nVIEWS[0] = FeatureView("))
+    entities, nothing = (beside.with_name(f"{name}.py") for name in ("entities", "nothing"))
+    entities.write_text("from unskew import Entity\nuser = Entity('user', key='user')\n")
+    nothing.write_text("from unskew import Entity\nENTITIES = [Entity('user', key='user')]\n")
+    hint = "in a Python file, what is only in a list or made in a function is not read: give it a name of its own"
+
+    assert unskew("check", beside).stdout.startswith(f"ok, but there are no views, only streams transactions; {hint}")
+    assert unskew("check", entities).stdout.startswith(f"ok, but there are no views, only entities; {hint}")
+    assert hint in unskew("check", nothing).stderr
+
+
 def test_check_prints_every_fault_and_no_traceback(purchases):
     purchases.write_text(PYTHON.replace('"amount"', '"amont"'))
     result = unskew("check", purchases)

@@ -26,7 +26,17 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("warm",): (),
     ("check",): (),
     ("describe",): ("--live", *AWAY),
+    ("plan",): (str(DEFINITIONS), "--log", "folder/log", *AWAY),
+    ("apply",): (str(DEFINITIONS), "--log", "folder/log", "--yes", *AWAY),
+    ("promote",): (f"{VIEW}@1", "--log", "folder/log", *AWAY),
+    ("rollback",): ("1", "--log", "folder/log", *AWAY),
+    ("registry",): (),
+    ("registry", "log"): ("--log", "folder/log"),
+    ("registry", "show"): ("--log", "folder/log"),
+    ("registry", "diff"): ("1", "2", "--log", "folder/log"),
     ("run",): RUN[1:],
+    ("lineage",): (VIEW, *DEFINED),
+    ("search",): ("spend", *DEFINED),
     ("get",): (VIEW, "1", *AWAY),
     ("serve",): AWAY,
     ("train",): TRAIN[1:],
@@ -39,6 +49,8 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("dead-letters", "replay"): (*REPLAY[2:], "--topic", "a"),
     ("compact",): ("--log", "folder"),
     ("publish",): ("--log", "folder"),
+    ("export",): (),
+    ("export", "feast"): ("repo", *DEFINED, "--log", "folder"),
     ("import",): (
         "transactions",
         str(DEFINITIONS),
@@ -62,7 +74,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.
-MAY_BE_EMPTY = {"--topic", "--reason", "--drop"}
+MAY_BE_EMPTY = {"--topic", "--reason", "--drop", "-m"}
 
 
 def commands(
@@ -153,6 +165,11 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         (("compact", "nope", "--log", "folder"), "folder holds no view 'nope'"),
         (("publish", "--log", "file"), "file: it is not a folder; give the folder"),
         (("publish", "nope", "--log", "folder"), "folder holds no view 'nope'"),
+        (("export", "feast", "repo", "--log", "folder"), "folder holds no log of any view"),
+        (("export", "feast", "file", *DEFINED, "--log", "folder"), "file: File exists; correct the path"),
+        (("export", "feast", "repo", *DEFINED, "--log", "s3://b/log"), "--log s3://b/log: Feast reads every file"),
+        (("export", "feast", "repo", *DEFINED, "--log", "folder", "--project", "_a"), "--project '_a': use letters"),
+        (("export", "feast", "repo", *DEFINED, "--log", "folder", "--server", "here"), "--server 'here': give the"),
         (("dead-letters", "list", "--dead-letters", "file"), "file: there is no such folder"),
         (("dead-letters", "list", "--dead-letters", "folder", "--since", "x"), "--since: 'x' is not an instant"),
         (("dead-letters", "show", "", "--dead-letters", "folder"), "there is no dead letter ''"),
@@ -173,6 +190,13 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         ((*RUN, "--scrub", "soon"), "--scrub: 'soon' is not a duration"),
         ((*RUN, "--end", "folder"), "--end 'folder': [Errno 21] Is a directory"),
         (("demo", "--output", "file"), "Directory 'file' is a file"),
+        (("lineage", "household_purchase", *DEFINED), "did you mean 'household_purchases@1"),
+        (("lineage", VIEW, "--kind", "vew", *DEFINED), "--kind 'vew' is not known; did you mean 'view'?"),
+        (("lineage", VIEW, "--dot", "--json", *DEFINED), "exclude each other"),
+        (("lineage", VIEW, "--models", "nowhere", *DEFINED), "nowhere: there is no such folder"),
+        (("lineage", VIEW, "--log", "nowhere"), "nowhere: there is no such folder; give the folder"),
+        (("search", "spend", "--log", "folder"), "folder holds no log of any view"),
+        (("search", "spend", *AWAY), "Redis: Error 111 connecting to 127.0.0.1:1"),
         (("nope",), "there is no command 'nope'"),
         (("get", VIEW, "1", *AWAY), "Redis: Error 111 connecting to 127.0.0.1:1"),
     ],

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from tests.support.pipeline import SCHEMA, Bench, history
 from unskew import FeatureStore, RequestError
@@ -49,7 +49,7 @@ aggregation:
 def _command(bench: Bench, topic: str, *more: str, redis_url: str | None = None) -> list[str]:
     root = bench.root
     return [
-        *(sys.executable, "-m", "unskew", "run", "--definitions", str(_definitions(root, topic))),
+        *(sys.executable, "-m", "unskew", "run", "--apply", "--definitions", str(_definitions(root, topic))),
         *("--bootstrap-servers", bench.broker.bootstrap, "--redis-url", redis_url or bench.redis_url),
         *("--log", str(root / "log"), "--archive", str(root / "archive"), "--state", str(root / "state")),
         *("--idle", "none", "--end", "now", "--epoch", "200ms", *more),
@@ -148,7 +148,8 @@ def test_an_order_to_stop_while_no_broker_answers_is_a_clean_stop_that_leaves_no
         _, errors = process.communicate(timeout=120)
 
     assert (process.returncode, errors) == (0, "")
-    assert sorted(path.name for path in bench.root.iterdir()) == ["purchase.avsc", "views.yaml"]
+    # But what was applied.
+    assert sorted(path.name for path in bench.root.iterdir()) == ["purchase.avsc", "registry", "views.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -284,3 +285,53 @@ def test_all_that_a_run_makes_is_for_its_user_alone(bench: Bench) -> None:
         "dead_letters/",
     ):
         assert any(part in path for path in seen), part
+
+
+@pytest.mark.long
+def test_it_runs_what_was_applied_and_no_restart_switches_readers(bench: Bench) -> None:
+    topic = bench.produce(RECORDS)
+    path = _definitions(bench.root, topic)
+    folders = ["--log", str(bench.root / "log"), "--redis-url", bench.redis_url]
+    first = path.read_text()
+    second = first.replace("name: user_count_1h", "name: user_count_1h\nversion: 2").replace("window: 1h", "window: 1d")
+    beside = second.partition("name: user_count_1h")[2]
+    both = f"{first}serving: true\n---\nname: user_count_1h{beside}"
+
+    def started(text: str, *more: str) -> Result:
+        words = [word for word in _command(bench, topic) if word != "--apply"]
+        path.write_text(text)
+        # In this process: it is not about processes, and there are many starts.
+        return CliRunner().invoke(main, [*words[3:], *more, "--progress", "none"])
+
+    def said(text: str, *more: str) -> str:
+        done = started(text, *more)
+        assert (done.exit_code, len(done.output.splitlines())) == (1, 1), done.output
+        return done.output
+
+    def meant() -> str:
+        answer = FeatureStore(redis_url=bench.redis_url).get_online_features(
+            ["user_count_1h:user_count_1h", "user_count_1h@1:user_count_1h"], [{"user": "user 1%"}], full_feature_names=True
+        )  # fmt: skip
+        bare, of_first = (answer.to_dict()[name] for name in answer.to_dict() if name != "user")
+        return "first" if bare == of_first else "second"
+
+    assert "error: nothing was applied yet to " in said(first)
+    assert not (bench.root / "state").exists()
+    assert started(first, "--apply").exit_code == 0
+    assert started(first).exit_code == 0
+    assert "the definitions are not what was applied: ~ view user_count_1h@1" in said(
+        first.replace("window: 1h", "window: 2h")
+    )
+    assert "would compute something else under the same version" in said(
+        first.replace("window: 1h", "window: 2h"), "--apply"
+    )
+    assert "the definitions are not what was applied: + view user_count_1h@2" in said(second)
+    assert "user_count_1h@1 serves, and is removed" in said(second, "--apply")
+    assert started(both, "--apply").exit_code == 0
+    assert meant() == "first"
+    promoted = CliRunner().invoke(main, ["promote", "user_count_1h@2", *folders, "--warming"])
+    assert promoted.exit_code == 0, promoted.output
+    assert meant() == "second"
+    # A restart with the same definitions does not take it back.
+    assert started(both, "--apply").exit_code == 0
+    assert meant() == "second"

@@ -313,14 +313,16 @@ def test_confluent_kafka_imports_for_a_schema_registry_what_the_extra_installs()
     )
     owners = packages_distributions()
     used = {canonicalize_name(owner) for name in done.stdout.split() for owner in owners.get(name, [])}
-    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["registry"]]
-    installed, waiting = set(), [Requirement(text) for text in asked]
+    extras = PROJECT["optional-dependencies"]
+    installed, waiting = set(), [Requirement(text) for text in [*PROJECT["dependencies"], *extras["registry"]]]
     while waiting:
         one = waiting.pop()
         name = canonicalize_name(one.name)
         if name not in installed and (one.marker is None or one.marker.evaluate({"extra": ""})):
             installed.add(name)
             waiting += [Requirement(text) for text in requires(name) or ()]
+        if name == "unskew":
+            waiting += [Requirement(text) for extra in one.extras for text in extras[extra]]
 
     assert used - installed == set(), (
         "the client of a Schema Registry imports packages that unskew[registry] does not install"

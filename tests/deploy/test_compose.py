@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from unskew.cli.serve import PORT
 from unskew.demo.journey import HOME
 from unskew.features.definitions.load import load
+from unskew.serving.listening import GRACE_S
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("kafka", "topics", "valkey", "pipeline", "serve", "prometheus", "grafana")
@@ -66,7 +68,7 @@ def test_what_the_pipeline_writes_is_on_volumes(compose):
     mounted = {mount.rsplit(":", 1)[1] for mount in pipeline["volumes"] if not mount.endswith(":ro")}
 
     assert {
-        pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "DEAD_LETTERS", "STATE")
+        pipeline["environment"][f"UNSKEW_{name}"] for name in ("LOG", "ARCHIVE", "DEAD_LETTERS", "STATE", "REGISTRY")
     } == mounted
 
 
@@ -91,6 +93,22 @@ def test_figures_are_for_containers_alone_and_asked_for_where_the_pipeline_tells
     assert targets["unskew"] == [f"pipeline:{port}"]
     assert "ports" not in pipeline
     assert f"http://127.0.0.1:{port}/health" in pipeline["healthcheck"]["test"][-1]
+
+
+def test_the_server_is_asked_where_it_listens_and_may_finish_what_it_has_begun(compose):
+    serve = compose["services"]["serve"]
+    host, port = serve["environment"]["UNSKEW_LISTEN"].split(":")
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (targets,) = (job["static_configs"][0]["targets"] for job in scraped if job["job_name"] == "unskew-serve")
+
+    assert (host, port) == ("0.0.0.0", str(PORT))
+    assert targets == [f"serve:{port}"]
+    assert [published.rsplit(":", 1)[1] for published in serve["ports"]] == [port]
+    assert f"http://127.0.0.1:{port}/health" in serve["healthcheck"]["test"][-1]
+    assert (
+        serve["environment"]["UNSKEW_REDIS_URL"] == compose["services"]["pipeline"]["environment"]["UNSKEW_REDIS_URL"]
+    )
+    assert int(serve["stop_grace_period"].removesuffix("s")) > GRACE_S
 
 
 def test_the_topics_are_those_of_the_example(compose):

@@ -11,6 +11,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 LOCK = "requirements.lock"
 RUNTIME_LOCK = "requirements-runtime.lock"
+IMAGE = ("pipeline", "protobuf", "registry", "serve", "training")
 
 
 def locked(name: str) -> dict[str, list[Requirement]]:
@@ -24,15 +25,17 @@ def locked(name: str) -> dict[str, list[Requirement]]:
 
 
 def asked_for(*, dev: bool) -> list[Requirement]:
-    """What pyproject.toml asks for: to run and build, or everything."""
+    """What pyproject.toml asks for: what the image runs and is built with, or everything."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     texts = [*pyproject["project"]["dependencies"], *pyproject["build-system"]["requires"]]
+    extras = pyproject["project"]["optional-dependencies"]
+    texts += [text for extra in (extras if dev else IMAGE) for text in extras[extra]]
     if dev:
-        texts += [text for extra in pyproject["project"]["optional-dependencies"].values() for text in extra]
         # The peers want older packages: they have environments of their own.
         groups = [group for name, group in pyproject["dependency-groups"].items() if not name.startswith("peers")]
         texts += [text for group in groups for text in group if isinstance(text, str)]
-    return [Requirement(text) for text in texts]
+    # The package's own name stands for other extras of it.
+    return [one for one in map(Requirement, texts) if one.name != "unskew"]
 
 
 @pytest.mark.parametrize(("name", "dev"), [(LOCK, True), (RUNTIME_LOCK, False)])

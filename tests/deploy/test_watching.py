@@ -2,12 +2,16 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.support.clients import needs
+from unskew.serving.http import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -35,8 +39,12 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def explained() -> set[str]:
-    """The metrics of the table in docs/operations.md; that they are those of a pipeline is tested with one."""
-    return set(re.findall(r"^\| `(unskew_[a-z_]+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
+    """The metrics of the tables in the docs; that those of operations.md are a pipeline's is tested with one."""
+    return {name for page in ("operations", "serving") for name in explained_in(page)}
+
+
+def explained_in(page: str) -> set[str]:
+    return set(re.findall(r"^\| `(unskew_[a-z_]+)`", (ROOT / f"docs/{page}.md").read_text(), re.MULTILINE))
 
 
 def named(expression: str) -> set[str]:
@@ -67,6 +75,23 @@ def test_the_dashboard_asks_for_figures_that_exist_and_leaves_none_out(dashboard
     shown = set().union(*map(named, expressions(dashboard)))
 
     assert shown == explained()
+
+
+def test_the_metrics_of_the_server_are_those_that_the_page_explains():
+    families = list(Metrics().registry.collect())
+
+    assert {f"{one.name}_total" if one.type == "counter" else one.name for one in families} == explained_in("serving")
+
+
+@needs("promtool")
+def test_alerts_of_serving_ring_when_they_should_and_only_then():
+    done = subprocess.run(
+        ["promtool", "test", "rules", "alerts_test.yml"],
+        cwd=Path(__file__).parent, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "SUCCESS" in done.stdout
 
 
 def test_alerts_ask_for_figures_that_exist_and_say_what_has_happened(alerts):

@@ -8,7 +8,7 @@ import pytest
 from tests.support.definitions import view
 from unskew import DefinitionError, Feature, FeatureView, RequestError, Service, Sliding, agg, compile
 from unskew.features.definitions.load import load_definitions
-from unskew.features.references import requested
+from unskew.features.on_request import wanted
 from unskew.features.registry import Published, describe, merge, own_part, parse
 
 HOUR = Sliding("1h")
@@ -27,7 +27,7 @@ def text_of(*definitions: object) -> str:
 
 def read(published: Published, service: str = "checkout") -> list[tuple[str, str]]:
     """The columns of a service, each with the version that it is read from."""
-    return [(one.column, one.view.id) for one in requested(service, published)]
+    return [(one.column, one.view.id) for one in wanted(service, published).asked]
 
 
 def test_a_service_has_its_columns_in_its_own_order_and_keeps_the_version_that_served() -> None:
@@ -47,7 +47,7 @@ def test_a_service_reads_two_versions_of_a_view_side_by_side() -> None:
     both = Service("both", ["purchases@2:n", "purchases:spend"])
     published = Published.of(compile(versions(1, 2, serving=1), both))
 
-    assert [(one.column, one.view.id) for one in requested("both", published, full_feature_names=True)] == [
+    assert [(one.column, one.view.id) for one in wanted("both", published, full_feature_names=True).asked] == [
         ("purchases@2__n", "purchases@2"),
         ("purchases__spend", "purchases@1"),
     ]
@@ -75,7 +75,7 @@ def test_an_unknown_service_gets_the_nearest_name() -> None:
     published = Published.of(compile(versions(1, serving=1), CHECKOUT))
 
     with pytest.raises(RequestError, match=r"there is no service 'chekout'; did you mean 'checkout'\?"):
-        requested("chekout", published)
+        wanted("chekout", published)
 
 
 @pytest.mark.parametrize(

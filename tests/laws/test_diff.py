@@ -21,7 +21,7 @@ from tests.support.plans import republished
 from unskew.features.plan import FilterPlan, ViewPlan
 from unskew.monitoring.recount import Recount
 from unskew.pipelines.history import diff as module
-from unskew.pipelines.history.compared import FeatureDiff, merged
+from unskew.pipelines.history.compared import AtEnd, FeatureDiff, merged
 from unskew.pipelines.history.diff import ViewDiff, diff
 
 OTHERS = ("few tiles", "tumbling", "lifetime", "session", "berlin day")
@@ -59,6 +59,7 @@ def expected(
     common = [one.name for one in new.outputs if one.name in {each.name for each in old.outputs}]
     found: dict[str, object] = {"instants": 0, "differing": 0, "entities": 0, "changed": 0}
     cells: dict[str, list[tuple[int, str, object, object]]] = {name: [] for name in common}
+    ends: dict[str, list[tuple[object, object]]] = {name: [] for name in common}
     for key in sorted(KEYS):
         rows = {row.instant_us for _, recount in recounts for row in recount.rows((key,), upto_us)}
         instants = sorted(at for at in rows if from_us is None or at > from_us)
@@ -75,10 +76,15 @@ def expected(
             differs |= bool(unlike)
             for name in unlike:
                 cells[name].append((at, key, sides[0][name], sides[1][name]))
+        if instants:
+            sides = [read(view, recount, key, upto_us, common) for view, recount in recounts]
+            for name in common:
+                if bits({"": sides[0][name]}) != bits({"": sides[1][name]}):
+                    ends[name].append((sides[0][name], sides[1][name]))
         found["instants"] += len(instants)
         found["entities"] += bool(instants)
         found["changed"] += differs
-    return found | {"cells": cells}
+    return found | {"cells": cells, "ends": ends}
 
 
 def read(view: ViewPlan, recount: Recount, key: str, at: int, names: list[str]) -> dict[str, object]:
@@ -89,10 +95,8 @@ def read(view: ViewPlan, recount: Recount, key: str, at: int, names: list[str]) 
 
 def assert_is(one: ViewDiff, wanted: dict[str, object]) -> None:
     counts = one.counts
-    assert {name: getattr(counts, name) for name in wanted if name != "cells"} == {
-        name: value for name, value in wanted.items() if name != "cells"
-    }
-    cells = wanted["cells"]
+    cells, ends = wanted.pop("cells"), wanted.pop("ends")
+    assert {name: getattr(counts, name) for name in wanted} == wanted
     assert [feature.name for feature in one.features] == list(cells)
     for feature in one.features:
         unlike = sorted(cells[feature.name], key=lambda cell: cell[:2])
@@ -103,14 +107,31 @@ def assert_is(one: ViewDiff, wanted: dict[str, object]) -> None:
         shown = [(each.instant_us, *each.entity, each.old, each.new) for each in feature.examples]
         assert [bits(dict(enumerate(each))) for each in shown] == [bits(dict(enumerate(each))) for each in unlike[:3]]
         assert_magnitudes(feature, [(old, new) for *_, old, new in unlike])
+        assert_end(feature.end, ends[feature.name])
 
 
-def assert_magnitudes(feature: FeatureDiff, pairs: list[tuple[object, object]]) -> None:
-    numbers = [
+def assert_end(end: AtEnd, pairs: list[tuple[object, object]]) -> None:
+    assert end.differing == len(pairs)
+    assert end.from_null == sum(old is None for old, _ in pairs)
+    assert end.to_null == sum(new is None for _, new in pairs)
+    exact = sorted(abs(new - old) for old, new in fractions(pairs))
+    assert len(end.changes) == len(exact)
+    if exact:
+        wanted = (sum(exact) / len(exact), exact[(len(exact) - 1) // 2], exact[-1])
+        figures = (end.changes.mean, end.changes.median, end.changes.most)
+        assert all(math.isclose(one, float(its), rel_tol=1e-9) for one, its in zip(figures, wanted, strict=True))
+
+
+def fractions(pairs: list[tuple[object, object]]) -> list[tuple[Fraction, Fraction]]:
+    return [
         (Fraction(old), Fraction(new))
         for old, new in pairs
         if all(isinstance(one, int | float | Decimal) and not isinstance(one, bool) for one in (old, new))
     ]
+
+
+def assert_magnitudes(feature: FeatureDiff, pairs: list[tuple[object, object]]) -> None:
+    numbers = fractions(pairs)
     assert feature.increased == sum(new > old for old, new in numbers)
     assert feature.absolute.n == feature.relative.n == len(numbers)
     for found, exact in (
@@ -161,6 +182,6 @@ def test_differences_equal_those_of_two_recounts(named: str, data: st.DataObject
         return
     wanted = expected(old, new, history.events, from_us, upto_us)
     assert_is(one, wanted)
-    counts, features = together[new.id]
-    assert counts == one.counts
-    assert [dataclasses.asdict(each) for each in features] == [dataclasses.asdict(each) for each in one.features]
+    assert together[new.id].counts == one.counts
+    for mine, its in ((together[new.id].features, one.features), (together[new.id].added, one.populations)):
+        assert [dataclasses.asdict(each) for each in mine] == [dataclasses.asdict(each) for each in its]

@@ -170,8 +170,8 @@ def test_what_cannot_be_shown_is_refused(growing, monkeypatch):
         (lambda: store.history("clicks", {"item": 1}), "whose key 'user' is not among the given columns"),
         (lambda: store.history("clicks", 1.5), "user"),
         (lambda: store.history("clicks", "u3", source="both"), 'source is "log" or "events"'),
-        (lambda: store.history("clicks", "u3", source="events"), "archive="),
-        (lambda: FeatureStore(PLAN).history("clicks", "u3"), "give FeatureStore its folder"),
+        (lambda: store.history("clicks", "u3", source="events"), "give their folder as archive"),
+        (lambda: FeatureStore(PLAN).history("clicks", "u3"), "give its folder as log"),
         (lambda: history.plot(["nope"]), "has no feature 'nope'"),
         (lambda: history.plot("mean"), r"write \['mean'\]"),
         (lambda: store.history("clicks", "nobody").plot(), "has no rows in the log, so there is nothing to plot"),
@@ -200,6 +200,8 @@ def test_all_features_are_listed_with_what_a_trainer_needs_to_choose():
         "keys": ["user"],
         "description": "",
         "owner": "",
+        "tags": "",
+        "deprecated": "",
     }
     assert found.filter(feature="ratio")["window"].item() == found.filter(feature="sum")["window"].item()
     assert FeatureStore(Plan(streams={}, views={})).features().schema == found.schema

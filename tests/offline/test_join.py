@@ -223,7 +223,7 @@ LATER = """\
 (user 'u', event_timestamp 2017-07-14 02:41:00+00:00); leave them out, wait until"""
 EARLIER = """\
 1 of 1 labels are earlier than the first event that clicks@1 has seen, 2017-07-14T02:40:02Z; the first is row 0 \
-(user 'v', event_timestamp 2017-07-14 02:40:01.999999+00:00); leave them out, or pass outside="""
+(user 'v', event_timestamp 2017-07-14 02:40:01.999999+00:00); leave them out, or set outside to "null\""""
 
 
 @pytest.mark.parametrize(("rows", "message"), [(OUTSIDE, LATER), (OUTSIDE[:1], EARLIER)])

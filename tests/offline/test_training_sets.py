@@ -218,7 +218,7 @@ def test_values_from_events_are_reproduced_after_more_events_and_compaction(tmp_
         LayoutError, match=r"made with another definition of clicks@1 \(state fingerprint .*, now other\)"
     ):
         FeatureStore(Plan(streams={}, views={"clicks": other}), archive=archive.root).reproduce(LABELS, first.manifest)
-    with pytest.raises(RequestError, match="give FeatureStore the definitions"):
+    with pytest.raises(RequestError, match="give the definitions"):
         FeatureStore(archive=archive.root).reproduce(LABELS, first.manifest)
     seen: list[tuple[str, int, int]] = []
     store.get_historical_features(
@@ -441,7 +441,7 @@ def test_what_cannot_be_reproduced_is_refused(growing, tmp_path):
         "'sum' has other values. Since then the log or the archive was changed",
         store=FeatureStore(log=values.root),
     )
-    refused(RequestError, "give FeatureStore its folder", store=FeatureStore(PLAN))
+    refused(RequestError, "give its folder as log", store=FeatureStore(PLAN))
     refused(RequestError, "No such file", given=tmp_path / "nowhere.json")
     for data, error, text in (
         (b"", RequestError, "m.manifest.json is not a manifest of a training set"),

@@ -82,7 +82,7 @@ def test_a_pipeline_that_compiles_is_healthy_and_not_ready_and_a_signal_ends_it(
     port = free_port()
     folders = {name: tmp_path / "run" / name for name in ("log", "archive", "state")}
     command = [
-        *(sys.executable, "-m", "unskew", "run", "--definitions", str(tmp_path / "views.yaml")),
+        *(sys.executable, "-m", "unskew", "run", "--apply", "--definitions", str(tmp_path / "views.yaml")),
         *("--bootstrap-servers", broker.bootstrap, "--redis-url", redis_url, "--idle", "wall"),
         *(word for name, folder in folders.items() for word in (f"--{name}", str(folder))),
         *("--metrics", str(port)),
@@ -112,8 +112,8 @@ def test_a_pipeline_that_compiles_is_healthy_and_not_ready_and_a_signal_ends_it(
     assert "unskew_ready 0.0" in metrics[1]
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    # Nothing had begun, so nothing is left: neither folders nor processes.
-    assert not (tmp_path / "run").exists()
+    # Nothing had begun, so nothing is left but what was applied: neither folders nor processes.
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["registry"]
     assert [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in p.read_bytes()] == []
 
 

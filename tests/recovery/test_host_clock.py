@@ -69,7 +69,7 @@ class Shifted:
         options += ["--definitions", str(self.definitions), "--idle", "wall", "--epoch", "200ms", "--progress", "none"]
         with self._monkeypatch.context() as patch, self.errors.open("ab") as errors:
             patch.setenv("LD_PRELOAD", str(self._library))
-            self.process = subprocess.Popen([sys.executable, "-m", "unskew", "run", *options], stderr=errors)
+            self.process = subprocess.Popen([sys.executable, "-m", "unskew", "run", "--apply", *options], stderr=errors)
 
     def stop(self) -> int:
         assert self.process is not None

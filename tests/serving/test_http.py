@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import http.client
 import json
+import os
 import signal
 import socket
 import ssl
@@ -22,17 +23,18 @@ from typing import Any
 import pytest
 from redis import Redis as Client
 
-from tests.support.plans import DAY, HOUR, Wanted, sliding, view
+from tests.support.plans import DAY, HOUR, Wanted, republished, sliding, view
 from tests.support.servers.certificates import certified
 from tests.support.servers.tls import TlsFront
-from tests.support.servers.valkey import Valkey, quiet_port
+from tests.support.servers.valkey import Valkey, quiet_port, wait_until
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from tests.support.updates import closing
 from unskew import FeatureStore, LayoutError, Service, StoreUnavailable
 from unskew.features.definitions.services import pinned
 from unskew.features.plan import Plan
-from unskew.features.registry import describe
+from unskew.features.registry import Published, describe
 from unskew.features.versions import Versions
+from unskew.serving.listing import listing
 from unskew.sinks.redis.writer import RedisWriter
 
 STAYS = view(
@@ -272,11 +274,50 @@ def test_health_readiness_and_metrics(server):
     code, text = server.get("/metrics")
     assert code == 200
     for line in (
-        'unskew_requests_total{code="404"}',
+        'unskew_requests_total{code="404",service=""}',
         'unskew_rows_total{status="present",view="orders@1"}',
         "unskew_request_seconds_bucket",
     ):
         assert line in text
+
+
+def test_what_can_be_read_is_listed_with_types_keys_and_services(server):
+    code, listed = server.get("/v1/features")
+
+    assert code == 200
+    by_reference = {one["reference"]: one for one in listed["features"]}
+    assert list(by_reference) == [*FEATURES, "stays:nights", "stays:last"]
+    assert by_reference["orders:dearest"] == {
+        "reference": "orders:dearest",
+        "view": "orders@1",
+        "type": "decimal(38,2)",
+        "entity": "entity",
+        "keys": {"user": "string"},
+        "function": "max",
+        "window": "sliding(86400000000, 3600000000)",
+        "default": "-1.00",
+        "description": "",
+        "owner": "",
+    }
+    (checkout,) = listed["services"]
+    assert checkout["features"] == [
+        {"reference": "stays:nights", "view": "stays@1", "type": "int64"},
+        {"reference": "orders:n", "view": "orders@1", "type": "int64"},
+    ]
+    assert checkout["keys"] == {"user": "string", "hotel": "int64"}
+    # What is listed can be read as it is listed.
+    rows = {key: ["full"] if kind == "string" else [1] for key, kind in checkout["keys"].items()}
+    assert server.post({"entities": rows, "features": list(by_reference), "full_feature_names": True})[0] == 200
+    assert server.post({"entities": rows, "feature_service": checkout["name"]})[0] == 200
+
+
+def test_several_versions_are_listed_by_the_references_that_mean_them():
+    both = [republished(STAYS, version=number, serving=number == 1) for number in (1, 2)]
+    only = [republished(ORDERS, version=3)]
+    listed = listing(Published(views=Versions(one.published for one in (*both, *only))))["features"]
+
+    found = {(one["reference"].partition(":")[0], one["view"]) for one in listed}
+    assert found == {("stays", "stays@1"), ("stays@2", "stays@2"), ("orders", "orders@3")}
 
 
 def test_many_clients_at_once_get_each_their_own(server):
@@ -356,6 +397,7 @@ def test_a_frozen_redis_is_given_up_by_all_requests_at_once(tmp_path):
             # One after the other, they would take 24 times the time-out and more.
             assert took < 24 * 0.2
             assert server.post(body)[0] == 200
+            assert "unskew_redis_errors_total 24.0" in server.get("/metrics")[1]
 
 
 def test_a_process_that_forks_reads_on_both_sides(tmp_path):
@@ -366,10 +408,13 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         async def read():
             found = await store.get_online_features_async(["stays:nights"], [{"user": "u7", "hotel": 1}])
             return found.to_dict()["nights"]
-        assert asyncio.run(read()) == [7]
+        def read_here():
+            found = store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}])
+            return found.to_dict()["nights"]
+        assert asyncio.run(read()) == read_here() == [7]
         child = os.fork()
-        assert asyncio.run(read()) == [7]
-        assert store.get_online_features(["stays:nights"], [{"user": "u7", "hotel": 1}]).to_dict()["nights"] == [7]
+        for _ in range(50):
+            assert asyncio.run(read()) == read_here() == [7]
         if child == 0:
             os._exit(0)
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -381,6 +426,61 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         )
 
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def workers_of(server: Server) -> set[int]:
+    pid = server.process.pid
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return {child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+@pytest.mark.long
+def test_workers_count_together_and_one_that_dies_is_replaced(tmp_path, monkeypatch):
+    # Where the workers keep their counts.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+
+    def ask(_: int) -> int:
+        return server.post(body)[0]
+
+    def all_say(n_requests: int) -> bool:
+        wanted = (
+            f'unskew_requests_total{{code="200",service=""}} {n_requests}.0',
+            f'unskew_request_seconds_count{{service=""}} {n_requests}.0',
+        )
+        return all(all(line in server.get("/metrics")[1] for line in wanted) for _ in range(8))
+
+    def saved() -> int:
+        counts = [json.loads(path.read_text()) for path in tmp_path.glob("unskew-serve-*/*.json")]
+        return sum(one["n_by_code"][""]["200"] for one in counts)
+
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url, "--workers", "2") as server, ThreadPoolExecutor(16) as clients:
+            assert set(clients.map(ask, range(60))) == {200}
+            wait_until(lambda: saved() == 60, "each worker shows what it has counted")
+            wait_until(lambda: all_say(60), "each worker says what all have counted")
+            first = workers_of(server)
+            assert len(first) == 2
+            os.kill(min(first), signal.SIGKILL)
+            assert [ask(0) for _ in range(20)] == [200] * 20
+            wait_until(lambda: len(workers_of(server)) == 2 and min(first) not in workers_of(server), "it is replaced")
+            wait_until(lambda: all_say(80), "what the dead one had counted is still counted")
+            last = workers_of(server)
+        assert not any(Path(f"/proc/{worker}").exists() for worker in last)
+
+
+@pytest.mark.long
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        server = Server(redis.url, "--workers", "2")
+        workers = workers_of(server)
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "the workers end")
 
 
 def test_the_server_says_where_it_listens(server):
@@ -414,6 +514,7 @@ def test_a_redis_that_dies_under_load_gives_503_within_a_second_and_is_found_aga
             assert (code, detail(answer)[0]) == (503, "FeastError")
             assert server.get("/ready")[0] == 503
             assert server.get("/health")[0] == 200
+            assert server.get("/v1/features")[0] == 503
             redis.start()
             fill(redis.url)
             for _ in range(200):
@@ -465,6 +566,16 @@ def test_a_token_is_asked_for_and_tls_is_spoken_if_they_are_given(tmp_path):
             assert server.post(body, Authorization="bearer s3cret")[0] == 200
             assert server.get("/health")[0] == 200
             assert server.get("/metrics")[0] == 401
+            refused, answer = server.get("/v1/features")
+            assert (refused, answer["message"]) == (401, "send the token of this server: Authorization: Bearer TOKEN")
+            assert server.ask("GET", "/v1/features", headers={"Authorization": "Bearer s3cret"})[0] == 200
+            # A client that keeps its connection for a next request does not hold up the end.
+            with contextlib.closing(server.connection()) as idle:
+                idle.request("GET", "/health")
+                idle.getresponse().read()
+                assert server.stop() == 0
+            assert server.process.stderr is not None
+            assert server.process.stderr.read() == ""
 
 
 def test_the_async_twin_reads_a_cluster_and_over_tls_and_after_its_connection_was_closed(cluster, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.typed import DEFAULTS, EMPTY, FULL, NAMES, ORDERS
 from unskew.features.errors import LayoutError
+from unskew.features.on_request import Wanted
 from unskew.features.references import resolve
 from unskew.features.versions import Versions
 from unskew.serving import sample
@@ -21,7 +22,7 @@ VIEW = ORDERS.published
 def offered(sampler, *rows, provisional=False, as_of=7_000_001):
     """Offer answers of one row each."""
     asked = resolve([f"orders:{name}" for name in NAMES], Versions.of({"orders": VIEW}), full_feature_names=False)
-    request = Request(asked, Pipelines("unskew", ["main"]), {VIEW.id: ["h0"]})
+    request = Request(Wanted(asked, None), Pipelines("unskew", ["main"]), {VIEW.id: ["h0"]})
     placed = Placed(UNKNOWN if as_of is None else as_of, 0, 0, provisional, 0)
     for row in rows:
         values = [[stored(row.get(one.feature.name), one.feature.dtype)] for one in asked]

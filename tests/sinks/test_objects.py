@@ -66,7 +66,7 @@ def test_names_are_those_of_the_address_whatever_characters_they_have(bucket):
 def test_without_the_package_an_address_is_refused_with_the_extra_that_has_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
 
-    with pytest.raises(RequestError, match=r"--log s3://bucket/log: .*install unskew\[objects\]"):
+    with pytest.raises(RequestError, match=r"--log s3://bucket/log needs .* obstore, .*unskew\[objects\]"):
         table_path("s3://bucket/log", "--log")
 
 

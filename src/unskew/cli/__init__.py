@@ -7,46 +7,76 @@ from typing import Any, NamedTuple
 import click
 
 from unskew.features.errors import DefinitionError, UnskewError
+from unskew.features.extras import PIPELINE, lacking_of
 from unskew.features.nearest import nearest
 
 INTERRUPTED = 130
 
 
 class _Place(NamedTuple):
-    """The place of a command's code, and its line in the list of commands."""
+    """The place of a command's code, its line in the list of commands, and the extra with all packages that it needs.
+
+    ``extra``: None for a command that works without extras, or needs one for some of what it does.
+    """
 
     module: str
     name: str
     summary: str
+    extra: str | None = None
 
 
 COMMANDS = {
-    "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers."),
+    "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers.", "demo"),
     "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
-    "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
+    "plan": _Place("unskew.cli.plan", "plan", "Show what applying definitions would change, and who is touched."),
+    "apply": _Place("unskew.cli.plan", "apply", "Apply definitions: what the pipeline may run."),
+    "promote": _Place("unskew.cli.promote", "promote", "Let another version of a view serve, at once."),
+    "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
+    "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
+    "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log.", PIPELINE),
+    "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
+    "search": _Place("unskew.cli.search", "search", "Find features by words."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
-    "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP."),
+    "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP.", "serve"),
     "train": _Place("unskew.cli.train", "train", "Write a training set: labels with the features of their instants."),
     "log": _Place("unskew.cli.log", "log", "Look into the Parquet log."),
     "dead-letters": _Place(
-        "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
+        "unskew.cli.dead_letters",
+        "dead_letters",
+        "Look at records that could not be used, and send them again.",
+        PIPELINE,
     ),
-    "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
-    "publish": _Place("unskew.cli.publish", "publish", "Write the metadata by which other engines read the log."),
-    "import": _Place("unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream."),
-    "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
-    "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),
-    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
-    "value": _Place("unskew.cli.value", "value", "Show what features cost and earn, and which ones to retire."),
+    "compact": _Place(
+        "unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters.", PIPELINE
+    ),
+    "publish": _Place(
+        "unskew.cli.publish", "publish", "Write the metadata by which other engines read the log.", PIPELINE
+    ),
+    "export": _Place("unskew.cli.export", "export", "Write what other feature stores read the features with."),
+    "import": _Place(
+        "unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream.", PIPELINE
+    ),
+    "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive.", PIPELINE),
+    "materialize": _Place(
+        "unskew.cli.materialize", "materialize", "Compute views over tables up to an instant.", PIPELINE
+    ),
+    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes.", PIPELINE),
+    "value": _Place(
+        "unskew.cli.value", "value", "Show what features cost and earn, and which ones to retire.", PIPELINE
+    ),
     "rehydrate": _Place(
-        "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
+        "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state.", PIPELINE
     ),
-    "purge": _Place("unskew.cli.purge", "purge", "Remove a view version that is no longer computed from Redis."),
-    "retain": _Place("unskew.cli.retain", "retain", "Remove old days of log, archive and dead letters."),
-    "erase": _Place("unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it."),
-    "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image."),
-    "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
+    "purge": _Place(
+        "unskew.cli.purge", "purge", "Remove a view version that is no longer computed from Redis.", PIPELINE
+    ),
+    "retain": _Place("unskew.cli.retain", "retain", "Remove old days of log, archive and dead letters.", PIPELINE),
+    "erase": _Place(
+        "unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it.", PIPELINE
+    ),
+    "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image.", PIPELINE),
+    "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree.", PIPELINE),
 }
 
 
@@ -97,17 +127,29 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except UnskewError as error:
             raise _Failure(error) from error
+        except ImportError as error:
+            command = ctx.invoked_subcommand or "unskew"
+            place = COMMANDS.get(command)
+            lacking = lacking_of(f"unskew {command}", error, None if place is None else place.extra)
+            raise _Failure(lacking or _unexpected(error)) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
-                said = f"{error.filename}: {error.strerror}; correct the path or its permissions"
+                said = UnskewError(f"{error.filename}: {error.strerror}; correct the path or its permissions")
             else:
-                traceback.print_exc()
-                said = f"unexpected {type(error).__name__}: {error}; this is a fault of unskew: report it with the lines above"
-            raise _Failure(UnskewError(said)) from error
+                said = _unexpected(error)
+            raise _Failure(said) from error
+
+
+def _unexpected(error: Exception) -> UnskewError:
+    """Return the error for one that nobody expected, and print where it came from."""
+    traceback.print_exc()
+    return UnskewError(
+        f"unexpected {type(error).__name__}: {error}; this is a fault of unskew: report it with the lines above"
+    )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -118,6 +160,7 @@ def main() -> None:
     \b
     See it work:          unskew demo
     Check definitions:    unskew check definitions/
+    Apply definitions:    unskew apply definitions/ --log data/log
     Run the pipeline:     unskew run --idle wall
     Read features:        unskew get household_purchases 1
 

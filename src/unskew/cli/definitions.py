@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @settings.definition_paths
 def check(paths: tuple[Path, ...]) -> None:
-    """Compile definitions: print one line for each view and service, or every fault and exit with 1.
+    """Compile definitions: print a line for each view, on-demand name and service, or every fault and exit with 1.
 
     PATH is a Python or YAML file, or a folder of them. Python files are executed. Without PATH, the command reads
     UNSKEW_DEFINITIONS.
@@ -26,20 +26,24 @@ def check(paths: tuple[Path, ...]) -> None:
     Example:
         unskew check examples/complete_journey
     """
-    from unskew.features.definitions.load import load
+    from unskew.features.definitions.load import NAMED, load
 
     plan = load(*paths)
-    width = max(map(len, [*(view.id for view in plan.views.values()), *plan.services]), default=0)
+    ids = [*(view.id for view in plan.views.values()), *(one.id for one in plan.on_demand.values())]
+    width = max(map(len, [*ids, *plan.services]), default=0)
     for view in plan.views.values():
         say(
             f"ok  {view.id:<{width}}  {_counted(len(view.outputs))}  "
             f"state {view.state_fingerprint[:16]}  presentation {view.presentation_fingerprint[:16]}"
             f"{_serving(plan.views, view)}"
         )
+    for one in plan.on_demand.values():
+        say(f"ok  {one.id:<{width}}  {_counted(len(one.features))}  on demand  {one.fingerprint[:16]}")
     for service in plan.services.values():
         say(f"ok  {service.name:<{width}}  {_counted(len(service.features))}  service")
     if not plan.views:
-        say("ok, but there are no views")
+        streams = f"streams {', '.join(plan.streams)}" if plan.streams else "entities"
+        say(f"ok, but there are no views, only {streams}; {NAMED}")
 
 
 def _counted(n_features: int) -> str:
@@ -108,7 +112,7 @@ def describe(
         say_json(registry_of(plan), indent=2)
         return
 
-    from unskew.cli.tables import service_table, view_table
+    from unskew.cli.tables import on_demand_table, service_table, view_table
     from unskew.sinks.redis.compactness import LONGEST_COMPACT_BYTES, long_features
 
     console = Screen()
@@ -121,6 +125,9 @@ def describe(
                 markup=False,
                 soft_wrap=True,
             )
+        console.print()
+    for one in plan.on_demand.values():
+        console.print(on_demand_table(one))
         console.print()
     for service in plan.services.values():
         console.print(service_table(service))

@@ -7,7 +7,6 @@ from rich.console import Console
 
 from unskew import settings
 from unskew.demo.journey import SEED
-from unskew.demo.run import run_demo
 
 PLAIN_WIDTH = 120
 
@@ -36,6 +35,8 @@ def demo(output: Path, rows: int | None, seed: int) -> None:
     `unskew run`, stops it half-way and resumes it, then shows features read from Redis, a training set of
     10,000 labels, and the audit. It needs no Docker, and exits with 0 only if everything agrees.
     """
+    from unskew.demo.run import run_demo
+
     console = Console()
     if not console.is_terminal:
         # A file or a pipe has no width to which tables could be folded.

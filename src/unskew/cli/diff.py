@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from unskew.features.plan import ViewPlan
-    from unskew.pipelines.history.compared import FeatureDiff, Magnitudes
+    from unskew.pipelines.history.compared import FeatureDiff, Magnitudes, Numbers, Population
     from unskew.pipelines.history.diff import ViewDiff
 
 WIDTH = 100
@@ -81,6 +81,10 @@ def diff(
         max           the largest difference
         rel. p50, p99 the difference divided by the larger of both numbers
 
+    A second table shows the last instant alone: entities of which a value
+    differs then, and the mean, median and largest change. A third one has the
+    values that new features have then.
+
     \b
     Examples:
         unskew diff definitions/ changed/ --archive archive --from 2026-01-01
@@ -130,17 +134,12 @@ def diff(
         )
     if as_json:
         say_json(
-            {"identical": all(one.is_identical for one in found), "views": [_plain(one) for one in found]}, indent=2
+            {"identical": all(one.is_identical for one in found), "views": [plain_diff(one) for one in found]}, indent=2
         )
         return
     screen = Screen(width=WIDTH)
     for one in found:
-        for line in _about(one):
-            screen.print(line, soft_wrap=True)
-        if one.counts.differing:
-            screen.print(_table(one))
-            if examples:
-                screen.print(_examples(one, examples))
+        show_diff(one, screen, examples)
     if not found:
         say("there are no views on either side")
     elif all(one.is_identical for one in found):
@@ -171,6 +170,20 @@ def _named_alike(view: "ViewPlan", other: "ViewPlan") -> "list[ViewPlan]":
     return [replace(view, published=msgspec.structs.replace(view.published, name=other.name))]
 
 
+def show_diff(one: "ViewDiff", screen: Screen, examples: int = 1) -> None:
+    """Print what is known of one view's differences, with so many examples of each feature."""
+    for line in _about(one):
+        screen.print(line, soft_wrap=True)
+    if one.counts.differing:
+        screen.print(_table(one))
+        if any(feature.end.differing for feature in one.features):
+            screen.print(_end_table(one))
+        if examples:
+            screen.print(_examples(one, examples))
+    if one.populations:
+        screen.print(_population_table(one))
+
+
 def _about(one: "ViewDiff") -> Iterator[Any]:
     from unskew.features.time import format_instant
 
@@ -179,6 +192,14 @@ def _about(one: "ViewDiff") -> Iterator[Any]:
         return
     if one.old is None:
         yield styled(f"{one.new}: added, with {', '.join(one.added)}", "green")
+        if one.why:
+            yield f"  no values: {one.why}"
+        if one.costs is not None and one.rows_a_day is not None:
+            cost = one.costs[1]
+            yield (
+                f"  log rows a day: {one.rows_a_day[1]:,.0f}; Redis at the end, about: {cost.entities:,} entities, "
+                f"{_each(cost.redis_bytes, cost.entities)} bytes each"
+            )
         return
     name = one.new if one.old == one.new else f"{one.old} -> {one.new}"
     if one.why:
@@ -195,8 +216,16 @@ def _about(one: "ViewDiff") -> Iterator[Any]:
         else f"{name}: identical in {counts.instants:,} instants of {counts.entities:,} entities",
         "bold",
     )
+    if one.cut_short:
+        yield styled("  the time limit passed: later events are not in these figures", "yellow")
     if one.from_us is not None and one.upto_us is not None:
         yield f"  from {format_instant(one.from_us)} through {format_instant(one.upto_us)}; rows: {counts.old_rows:,} -> {counts.new_rows:,}"
+    if one.costs is not None and one.rows_a_day is not None:
+        entities, n_bytes = ([getattr(cost, word) for cost in one.costs] for word in ("entities", "redis_bytes"))
+        yield (
+            f"  log rows a day: {one.rows_a_day[0]:,.0f} -> {one.rows_a_day[1]:,.0f}; Redis at the end, about: {entities[0]:,} -> "
+            f"{entities[1]:,} entities, {_each(n_bytes[0], entities[0])} -> {_each(n_bytes[1], entities[1])} bytes each"
+        )
     if counts.only_old or counts.only_new:
         yield f"  entities with rows on one side alone: {counts.only_old:,} old, {counts.only_new:,} new"
     if one.from_us is not None and (one.whole_from_us is None or one.whole_from_us > one.from_us):
@@ -229,6 +258,55 @@ def _table(one: "ViewDiff") -> "Table":
                 *(_number(feature.relative.quantile(q)) for q in (0.5, 0.99)),
             )
     return table
+
+
+def _end_table(one: "ViewDiff") -> "Table":
+    from rich.table import Table
+
+    table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
+    table.add_column(f"at {_end(one)}", overflow="fold")
+    for name in ("entities", "of all", "null>", ">null", "mean", "median", "max"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for feature in one.features:
+        end = feature.end
+        if end.differing:
+            table.add_row(
+                feature.name,
+                _few(end.differing),
+                _share(end.differing, one.counts.entities),
+                *map(_few, (end.from_null, end.to_null)),
+                *map(_number, (end.changes.mean, end.changes.median, end.changes.most)),
+            )
+    return table
+
+
+def _population_table(one: "ViewDiff") -> "Table":
+    from rich.table import Table
+
+    from unskew.cli.tables import shown
+
+    table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
+    table.add_column(f"new, at {_end(one)}", overflow="fold")
+    table.add_column("type")
+    for name in ("entities", "nulls", "min", "mean", "median", "max"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("examples", overflow="fold")
+    for each in one.populations:
+        numbers = each.numbers
+        table.add_row(
+            each.name,
+            each.type,
+            *map(_few, (each.entities, each.nulls)),
+            *map(_number, (numbers.least, numbers.mean, numbers.median, numbers.most)),
+            "" if len(numbers) else ", ".join(shown(value) for _, value in each.examples),
+        )
+    return table
+
+
+def _end(one: "ViewDiff") -> str:
+    from unskew.features.time import format_instant
+
+    return "no instant" if one.upto_us is None else format_instant(one.upto_us)
 
 
 def _examples(one: "ViewDiff", n: int) -> "Table":
@@ -264,17 +342,23 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
+def _each(n_bytes: int, n: int) -> str:
+    return f"{n_bytes / n:,.0f}" if n else "-"
+
+
 def _share(n: int, of: int) -> str:
     percent = 100 * n / of if of else 0.0
     return f"{percent:.3g}%"
 
 
-def _plain(one: "ViewDiff") -> dict[str, Any]:
+def plain_diff(one: "ViewDiff") -> dict[str, Any]:
+    """Return what is known of one view's differences as data for JSON."""
     return {
         "old": one.old,
         "new": one.new,
         "identical": one.is_identical,
-        "computed": not (one.unchanged or one.why or one.old is None or one.new is None),
+        "computed": one.upto_us is not None,
+        "cut_short": one.cut_short,
         "why_not_comparable": one.why or None,
         "removed": one.removed,
         "added": one.added,
@@ -283,8 +367,18 @@ def _plain(one: "ViewDiff") -> dict[str, Any]:
         "upto_us": one.upto_us,
         "whole_windows_from_us": one.whole_from_us,
         **vars(one.counts),
+        "cost": _plain_cost(one),
         "features": [_plain_feature(feature) for feature in one.features],
+        "new_features": [_plain_population(each) for each in one.populations],
     }
+
+
+def _plain_cost(one: "ViewDiff") -> dict[str, Any] | None:
+    if one.costs is None:
+        return None
+    rows_a_day = one.rows_a_day or (None, None)
+    sides = zip(("old", "new"), one.costs, rows_a_day, strict=True)
+    return {side: {**vars(cost), "rows_a_day": a_day} for side, cost, a_day in sides}
 
 
 def _plain_feature(feature: "FeatureDiff") -> dict[str, Any]:
@@ -301,11 +395,34 @@ def _plain_feature(feature: "FeatureDiff") -> dict[str, Any]:
         "increased": feature.increased,
         "absolute": _quantiles(feature.absolute),
         "relative": _quantiles(feature.relative),
+        "at_end": {
+            "differing": feature.end.differing,
+            "from_null": feature.end.from_null,
+            "to_null": feature.end.to_null,
+            "absolute": _figures(feature.end.changes),
+        },
         "examples": [
             {"entity": each.entity, "instant_us": each.instant_us, "old": plain(each.old), "new": plain(each.new)}
             for each in feature.examples
         ],
     }
+
+
+def _plain_population(each: "Population") -> dict[str, Any]:
+    from unskew.cli.tables import plain
+
+    return {
+        "feature": each.name,
+        "type": each.type,
+        "entities": each.entities,
+        "nulls": each.nulls,
+        "values": _figures(each.numbers),
+        "examples": [{"entity": entity, "value": plain(value)} for entity, value in each.examples],
+    }
+
+
+def _figures(of: "Numbers") -> dict[str, float | int | None]:
+    return {"n": len(of), "min": of.least, "mean": of.mean, "median": of.median, "max": of.most}
 
 
 def _quantiles(of: "Magnitudes") -> dict[str, float | int | None]:

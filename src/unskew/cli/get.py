@@ -12,7 +12,12 @@ from unskew.features.printing import printable
 from unskew.features.view import View
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
+    from unskew.features.registry import Published
+    from unskew.features.types import Type
     from unskew.features.versions import Versions
+    from unskew.serving.online import OnlineReader
 
 
 _TIMEOUT_S = 2.0
@@ -20,17 +25,33 @@ _TIMEOUT_S = 2.0
 
 @click.command()
 @click.argument("features", metavar="VIEW[:FEATURE]")
-@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.argument("keys", metavar="KEY...", nargs=-1)
+@click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="Input of on-demand features; for each.")
+@click.option(
+    "--now", metavar="INSTANT", help="Instant of on-demand features, as in 2026-03-01T12:00:00Z; now if left out."
+)
 @settings.redis_url
 @settings.prefix
 @settings.pipeline
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipeline: str, as_json: bool) -> None:
+def get(
+    features: str,
+    keys: tuple[str, ...],
+    inputs: tuple[str, ...],
+    now: str | None,
+    redis_url: str,
+    prefix: str,
+    pipeline: str,
+    as_json: bool,
+) -> None:
     """Read an entity's current features from Redis, with the instant for which they are valid.
 
     VIEW reads all features of a view, VIEW:FEATURE one; VIEW@VERSION is one of several versions, VIEW the one that
     serves. KEY is the entity's key; an entity with several key columns
     takes a KEY for each, in their order. Needs only Redis: definitions are those that `unskew run` published.
+
+    The name of on-demand features in place of VIEW computes them from --input and the views that they read. If these
+    have different keys, each KEY is NAME=VALUE.
 
     \b
     Status: present; default (every value is that of an entity without events);
@@ -42,13 +63,22 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
         unskew get household_purchases 1
         unskew get household_purchases:spend_30d 1 --json
         unskew get household_purchases@2 1
+        unskew get checkout user_id=u-42 store_id=7 --input lat=52.1 --input lon=13.4
     """
     from unskew.cli.tables import plain
     from unskew.serving.online import OnlineReader
 
     reader = OnlineReader(redis_url, prefix, pipeline, timeout_s=_TIMEOUT_S)
     try:
-        view, references = _asked(features, reader.views())
+        published = reader.published()
+        if features.partition(":")[0].partition("@")[0] in published.on_demand:
+            _compute(reader, published, features, keys, inputs, now, as_json=as_json)
+            return
+        if inputs or now is not None:
+            raise RequestError(f"{features} is not the name of on-demand features, which alone take --input and --now")
+        if not keys:
+            raise click.UsageError("Missing argument 'KEY...'.")
+        view, references = _asked(features, published.views)
         answer = reader.read(references, [_entity_row(view, keys)], full_feature_names=True)
     finally:
         reader.close()
@@ -66,6 +96,93 @@ def get(features: str, keys: tuple[str, ...], redis_url: str, prefix: str, pipel
         say_json(found)
         return
     _print_table(view, keys, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
+
+
+def _compute(
+    reader: "OnlineReader",
+    published: "Published",
+    features: str,
+    keys: tuple[str, ...],
+    inputs: tuple[str, ...],
+    now: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Show on-demand features."""
+    from unskew.cli.tables import plain, shown
+    from unskew.features.on_request import wanted
+
+    named, colon, _ = features.partition(":")
+    one = published.on_demand[named.partition("@")[0]]
+    references = [features] if colon else [f"{named}:{feature.name}" for feature in one.features]
+    request = wanted(references, published, full_feature_names=True)
+    assert request.on_request is not None
+    entity = _several_keys({key: None for read in request.of_views for key in read.view.entity.keys}, named, keys)
+    given = _inputs(inputs, request.on_request.inputs, named)
+    answer = reader.read(references, [{**entity, **given}], full_feature_names=True, now=now)
+    row = answer.columns.row(0, named=True)
+    values = {each.feature.name: row[each.column] for each in request.asked}
+    judged = {name: frame.row(0, named=True) for name, frame in answer.metadata.items()}
+    instant = answer.now.isoformat(timespec="microseconds")
+    if as_json:
+        views = {name: {**its, "as_of": plain(its["as_of"])} for name, its in judged.items()}
+        found = {name: plain(value) for name, value in values.items()}
+        say_json(
+            {"on_demand": one.id, "entity": entity, "inputs": given, "now": instant, "features": found, "views": views}
+        )
+        return
+    from rich.table import Table
+
+    heading: list[str | Text] = [styled(one.id, "bold"), f"now {instant}"]
+    heading += [printable(f"{name} {value!r}") for name, value in (entity | given).items()]
+    for name, its in judged.items():
+        how = f"{its['status']}{', provisional' if its['provisional'] else ''}"
+        heading.append(f"{name} as of {plain(its['as_of']) or 'unknown'}  {how}")
+    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+    table.add_column("feature", overflow="fold")
+    table.add_column("value", justify="right", overflow="fold")
+    table.add_column("expression", overflow="fold")
+    for each in request.asked:
+        table.add_row(each.feature.name, shown(values[each.feature.name]), each.feature.value or "")
+    Screen().print(table)
+
+
+def _several_keys(names: Mapping[str, None], of: str, keys: tuple[str, ...]) -> dict[str, str]:
+    """Return the keys by their columns: given by name, or in their order if there is only one way to read that."""
+    given = dict(pair for key in keys if "=" in key for pair in [_pair("KEY", key)])
+    if len(given) == len(keys) and given.keys() == names.keys():
+        return given
+    if len(names) == 1 and len(keys) == 1:
+        return dict(zip(names, keys, strict=True))
+    wanted = " ".join(f"{name}=VALUE" for name in names)
+    raise RequestError(f"{of} reads views whose keys are {', '.join(names) or 'none'}; give {wanted or 'no KEY'}")
+
+
+def _inputs(given: tuple[str, ...], types: "Mapping[str, Type]", of: str) -> dict[str, Any]:
+    """Return the inputs in values of their types. Raises ``RequestError``."""
+    from unskew.features.nearest import nearest
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, value = _pair("--input", text)
+        if name not in types:
+            raise RequestError(f"--input {name}: {of} takes no such input; {nearest(name, types, 'inputs are')}")
+        read = _READ.get(types[name].scalar, str)
+        try:
+            found[name] = read(value)
+        except (ValueError, KeyError) as error:
+            raise RequestError(f"--input {name}: {value!r} is not of type {types[name]}") from error
+    return found
+
+
+def _pair(what: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise RequestError(f"{what} {text}: write NAME=VALUE, for example lat=52.1")
+    return name, value
+
+
+_READ: Mapping[str, Any] = {"float64": float, "int64": int, "bool": {"true": True, "false": False}.__getitem__}
 
 
 def _asked(features: str, views: "Versions[View]") -> tuple[View, list[str]]:

@@ -27,6 +27,7 @@ from unskew.features.errors import RequestError
 @settings.pipeline
 @settings.allow_eviction
 @settings.expire_after
+@settings.registry
 @settings.umask
 @click.option("--skip-refused", is_flag=True, help="Leave out rows that are not events of the table, and count them.")
 @click.option(
@@ -46,6 +47,7 @@ def materialize(
     pipeline: str,
     allow_eviction: bool,
     expire_after: str | None,
+    registry: Path | None,
     skip_refused: bool,
     again: bool,
 ) -> None:
@@ -92,6 +94,7 @@ def materialize(
                 expire_after_us=expire_after_us,
                 skip_refused=skip_refused,
                 again=again,
+                registry=settings.record_of(registry, log),
             ),
             stop,
             report,

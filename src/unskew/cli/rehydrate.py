@@ -32,6 +32,8 @@ _OF_THE_STOPPED = {
 @settings.pipeline
 @settings.allow_eviction
 @settings.expire_after
+@settings.optional_log
+@settings.registry
 @settings.umask
 @click.option(
     "--running", is_flag=True, help="Ask the running pipeline to do it; needs neither --state nor definitions."
@@ -44,6 +46,8 @@ def rehydrate(
     pipeline: str,
     allow_eviction: bool,
     expire_after: str | None,
+    log: Path | None,
+    registry: Path | None,
     running: bool,
 ) -> None:
     """Write all current values to Redis again, from the state of a pipeline.
@@ -54,7 +58,8 @@ def rehydrate(
     writes what Redis lacks.
 
     A pipeline notices by itself that Redis lost values, and writes them again. This command is for a new Redis that is
-    to be filled before the pipeline starts, and for a Redis whose content is not trusted.
+    to be filled before the pipeline starts, and for a Redis whose content is not trusted. With --log or --registry, the
+    version that serves there is the one that was applied last.
 
     \b
     Stopped:  unskew rehydrate --definitions defs/ --state state \\
@@ -81,6 +86,7 @@ def rehydrate(
         archive=state,
         dead_letters=state,
         state=state,
+        registry=None if registry is None and log is None else settings.record_of(registry, log),
         idle="none",
         prefix=prefix,
         pipeline=pipeline,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @settings.expire_after
 @settings.scrub
 @settings.drop
+@settings.registry
 @settings.umask
 @click.option(
     "--idle",
@@ -79,6 +80,12 @@ if TYPE_CHECKING:
     default=10_000,
     show_default=True,
     help="Maximum number of records of a partition in one step.",
+)
+@click.option(
+    "--apply",
+    "applies",
+    is_flag=True,
+    help="Apply the definitions first, as `unskew apply` does; views and services that they do not name stay as they are.",
 )
 @click.option(
     "--take-over",
@@ -123,6 +130,7 @@ def run(
     expire_after: str | None,
     scrub: str,
     drop: tuple[str, ...],
+    registry: Path | None,
     idle: str,
     end: str | None,
     start: str,
@@ -131,6 +139,7 @@ def run(
     cluster: str | None,
     process: int,
     poll_records: int,
+    applies: bool,
     take_over: bool,
     adopt_topic_ids: bool,
     replace: bool,
@@ -139,18 +148,21 @@ def run(
 ) -> None:
     """Run the pipeline: Kafka to exact windowed features in Redis and the Parquet log.
 
+    It runs what was applied (`unskew apply`); with --apply it applies the definitions first.
+
     The pipeline continues from the recovery store under --state. It stops cleanly on SIGTERM and Ctrl-C: everything
     that was read is written, and nothing is left to replay.
 
     \b
-    Live:     unskew run --definitions defs/ --idle wall \\
+    Live:     unskew run --apply --definitions defs/ --idle wall \\
                   --log log --archive archive --state state
-    Replay:   unskew run --definitions defs/ --idle none --end now \\
+    Replay:   unskew run --apply --definitions defs/ --idle none --end now \\
                   --log log --archive archive --state state
     """
     stop = threading.Event()
     with stopping_on_signals(stop):
         # Under the handlers: these imports take a second or more, and the order to stop may come meanwhile.
+        from unskew.cli.applying import applied_at_start
         from unskew.features.definitions.load import load
         from unskew.pipelines.deployment import Deployment
         from unskew.pipelines.kafka.client_settings import read_kafka_config
@@ -165,6 +177,7 @@ def run(
             archive=archive,
             dead_letters=dead_letters or archive.with_name("dead_letters"),
             state=state,
+            registry=settings.record_of(registry, log),
             idle=cast("Literal['wall', 'none']", idle),
             ends=_ends(end),
             start=cast("Literal['earliest', 'latest']", start),
@@ -187,6 +200,8 @@ def run(
         )
         with suppress(Stopped), _without_panics():
             plan = load(*definitions)
+            if applies:
+                applied_at_start(plan, definitions, deployment, stop)
             run_pipeline(plan, deployment, stop=stop, report=_reporter(progress), give_up=_give_up)
 
 

@@ -2,14 +2,23 @@
 
 import contextlib
 import datetime as dt
+import os
 import socket
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from unskew import settings
 from unskew.cli.screen import say
 from unskew.features.errors import RequestError
+from unskew.features.extras import needed
+
+if TYPE_CHECKING:
+    from unskew.serving.http import Application, Limits
+    from unskew.serving.online import OnlineReader
 
 PORT = 6566
 
@@ -66,6 +75,15 @@ PORT = 6566
     show_default=True,
     help="Requests that are answered at the same time; more get the code 503.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    envvar="UNSKEW_WORKERS",
+    show_envvar=True,
+    help="Processes that answer at the address, one for each core that is to be used.",
+)
 def serve(
     redis_url: str,
     prefix: str,
@@ -79,6 +97,7 @@ def serve(
     max_rows: int,
     max_body: int,
     max_requests: int,
+    workers: int,
 ) -> None:
     """Answer requests for current features over HTTP, until it is stopped.
 
@@ -91,36 +110,77 @@ def serve(
       }'
 
     GET /health answers while the process works, GET /ready while features can be read; GET /metrics is for Prometheus.
-    Features follow the registry in Redis as it changes. SIGTERM lets requests that were begun come to their end. Run a
-    process for each core, at an address of its own, behind a proxy.
+    Features follow the registry in Redis as it changes. SIGTERM lets requests that were begun come to their end.
+    A process uses one core; --workers has more of them answer, and one that dies is replaced.
     """
-    try:
+    with needed("unskew serve", extra="serve"):
         from unskew.serving import http
         from unskew.serving.listening import configured, run
-    except ModuleNotFoundError as error:
-        raise RequestError(f"unskew serve needs {error.name}: install it with pip install 'unskew[serve]'") from error
-    from unskew.serving.online import OnlineReader
-    from unskew.sinks.redis.usage import Usage
-
     if (tls_cert is None) != (tls_key is None):
         raise RequestError("TLS needs both: give --tls-cert and --tls-key")
     host, port = settings.address("--listen", listen)
-    reader = OnlineReader(
-        redis_url,
-        prefix,
-        pipeline,
-        max_lag_us=None if max_lag is None else settings.duration_us("--max-lag", max_lag),
-        timeout_s=settings.duration_us("--timeout", timeout) / 1e6,
-    )
-    limits = http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests)
-    usage = Usage(redis_url, prefix, lambda: dt.datetime.now(dt.UTC).date())
-    application = http.Application(reader, limits, None if token_file is None else _token(token_file), usage)
-    config = configured(application, tls_cert, tls_key)
-    with contextlib.closing(reader), _listening(host, port) as listener, usage:
+    with contextlib.ExitStack() as stack:
+        making = _Making(
+            redis_url=redis_url,
+            prefix=prefix,
+            pipeline=pipeline,
+            max_lag_us=None if max_lag is None else settings.duration_us("--max-lag", max_lag),
+            timeout_s=settings.duration_us("--timeout", timeout) / 1e6,
+            token=None if token_file is None else _token(token_file),
+            limits=http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests),
+            parent=os.getpid(),
+            shared=None if workers == 1 else stack.enter_context(tempfile.TemporaryDirectory(prefix="unskew-serve-")),
+        )
+        # Whatever is wrong with the options is said here, and not by each worker.
+        making.reader().close()
+        config = configured(making, tls_cert, tls_key, workers)
+        listener = stack.enter_context(_listening(host, port))
         bound_host, bound_port = listener.getsockname()[:2]
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         say(f"unskew serves http{'s' if tls_cert else ''}://{shown}:{bound_port}", err=True)
         run(config, listener)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Making:
+    """What a process that answers is made from.
+
+    ``parent``: the process that was started. ``shared``: the folder of what the workers of several count together.
+    """
+
+    redis_url: str
+    prefix: str
+    pipeline: str
+    max_lag_us: int | None
+    timeout_s: float
+    token: str | None
+    limits: "Limits"
+    parent: int
+    shared: str | None
+
+    def __call__(self) -> "Application":
+        """Return the application of this process."""
+        from unskew.serving.http import Application
+        from unskew.serving.listening import end_with, quiet
+        from unskew.serving.measured import Metrics, Share
+        from unskew.sinks.redis.usage import Usage
+
+        quiet()
+        if self.shared is not None:
+            end_with(self.parent)
+        stack = contextlib.ExitStack()
+        reader = stack.enter_context(contextlib.closing(self.reader()))
+        usage = stack.enter_context(Usage(self.redis_url, self.prefix, lambda: dt.datetime.now(dt.UTC).date()))
+        metrics = Metrics(None if self.shared is None else Share(Path(self.shared)))
+        return Application(reader, self.limits, self.token, usage, metrics=metrics, at_end=stack.close)
+
+    def reader(self) -> "OnlineReader":
+        """Return a reader; it connects when it is used."""
+        from unskew.serving.online import OnlineReader
+
+        return OnlineReader(
+            self.redis_url, self.prefix, self.pipeline, max_lag_us=self.max_lag_us, timeout_s=self.timeout_s
+        )
 
 
 def _listening(host: str, port: int) -> socket.socket:

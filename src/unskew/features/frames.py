@@ -10,19 +10,22 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 from polars.exceptions import PanicException
 from typing_extensions import override
 
 from unskew.features.errors import RequestError
+from unskew.features.extras import needed
 from unskew.features.time import instant_us
 from unskew.features.types import STRING, TIMESTAMP, Type
 from unskew.features.view import KeyType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Ints = npt.NDArray[np.int64]
 Table = Any
@@ -86,7 +89,8 @@ class Given(ABC):
         """Return all columns as a Polars frame."""
         return pl.DataFrame([self.column(name) for name in self.names])
 
-    def arrow(self) -> pa.Table:
+    @needed("an Arrow table", "pyarrow")
+    def arrow(self) -> "pa.Table":
         """Return all columns as an Arrow table. Raises ``RequestError`` for one that holds Python objects."""
         own = self.polars()
         if objects := _of_python(own):
@@ -135,10 +139,13 @@ class _PandasTable(Given):
         name = str(name)
         if column.dtype == object:
             return _of_objects(name, column.tolist())
-        if column.dtype.kind == "M":
-            return _of_arrow(name, pa.chunked_array([pa.array(column, from_pandas=True)]))
-        converted: pl.Series = pl.from_pandas(column)
-        return converted.alias(name)
+        with needed("a pandas frame", "pyarrow", extra="pandas"):
+            import pyarrow as pa  # noqa: PLC0415 - it is optional
+
+            if column.dtype.kind == "M":
+                return _of_arrow(name, pa.chunked_array([pa.array(column, from_pandas=True)]))
+            converted: pl.Series = pl.from_pandas(column)
+            return converted.alias(name)
 
     @override
     def _values(self, name: str) -> list[Any]:
@@ -159,7 +166,7 @@ class _PandasTable(Given):
 
 
 class _ArrowTable(Given):
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: "pa.Table") -> None:
         self._table = table
         self.names, self.n_rows = table.column_names, table.num_rows
 
@@ -176,7 +183,7 @@ class _ArrowTable(Given):
         return _ArrowTable(self._table.take(rows))
 
     @override
-    def extended(self, columns: pl.DataFrame) -> pa.Table:
+    def extended(self, columns: pl.DataFrame) -> "pa.Table":
         table = self._table
         added = columns.to_arrow()
         for field, column in zip(added.schema, added.columns, strict=True):
@@ -184,7 +191,7 @@ class _ArrowTable(Given):
         return table
 
     @override
-    def arrow(self) -> pa.Table:
+    def arrow(self) -> "pa.Table":
         return self._table
 
 
@@ -254,13 +261,8 @@ def read_table(table: Table) -> Given:
             raise RequestError(f"the LazyFrame cannot be collected: {str(error).splitlines()[0]}") from error
     if _is_pandas(table):
         return _PandasTable(table)
-    if isinstance(table, pa.RecordBatch):
-        return _ArrowTable(pa.Table.from_batches([table]))
-    if hasattr(table, "__arrow_c_stream__"):
-        try:
-            return _ArrowTable(pa.table(table))
-        except pa.ArrowException as error:
-            raise RequestError(f"a table must have columns; this {type(table).__name__} has not ({error})") from error
+    if _is_of(table, "pyarrow") or hasattr(table, "__arrow_c_stream__"):
+        return _read_arrow(table)
     if isinstance(table, Sequence) and not isinstance(table, str | bytes):
         for row, one in enumerate(table):
             if not isinstance(one, Mapping):
@@ -295,10 +297,12 @@ class Answer:
         """Return a Polars frame; raises ``RequestError`` for a column of the table that Polars cannot hold."""
         return self.frame
 
-    def to_arrow(self) -> pa.Table:
+    @needed("an Arrow table", "pyarrow")
+    def to_arrow(self) -> "pa.Table":
         """Return a ``pyarrow.Table``."""
         return _ArrowTable(self.given.arrow()).extended(self.columns)
 
+    @needed("a pandas frame", "pandas", "pyarrow", extra="pandas")
     def to_pandas(self) -> Any:
         """Return a pandas frame: ``to_df()`` if a pandas frame came in, else one with nullable or Arrow types.
 
@@ -327,14 +331,16 @@ class Answer:
         return own.hstack(self.columns) if own.width else self.columns
 
 
-def to_pandas(table: pa.Table) -> Any:
+@needed("a pandas frame", "pandas", "pyarrow", extra="pandas")
+def to_pandas(table: "pa.Table") -> Any:
     """Return an Arrow table as a pandas frame in which no null changes a type or a value."""
     import pandas as pd  # noqa: PLC0415 - it is optional
+    import pyarrow as pa  # noqa: PLC0415 - it is optional
 
     nullable = {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(), pa.bool_(): pd.BooleanDtype()}
     texts = {pa.string(), pa.large_string(), pa.string_view()}
 
-    def dtype_of(kind: pa.DataType) -> Any:
+    def dtype_of(kind: "pa.DataType") -> Any:
         if kind in nullable:
             return nullable[kind]
         if kind in texts:
@@ -389,7 +395,21 @@ def _is_unlike(column: pl.Series, kind: KeyType) -> pl.Series:
     return pl.repeat(value=False, n=len(column), eager=True)
 
 
-def _of_arrow(name: str, column: pa.ChunkedArray) -> pl.Series:
+def _read_arrow(table: Any) -> Given:
+    with needed(f"a table of type {type(table).__name__}", "pyarrow"):
+        import pyarrow as pa  # noqa: PLC0415 - it is optional
+
+    if isinstance(table, pa.RecordBatch):
+        return _ArrowTable(pa.Table.from_batches([table]))
+    try:
+        return _ArrowTable(pa.table(table))
+    except (pa.ArrowException, TypeError) as error:
+        raise RequestError(f"a table must have columns; this {type(table).__name__} has not ({error})") from error
+
+
+def _of_arrow(name: str, column: "pa.ChunkedArray") -> pl.Series:
+    import pyarrow as pa  # noqa: PLC0415 - it is optional
+
     kind = column.type
     if pa.types.is_timestamp(kind):
         # Polars reads seconds as milliseconds, which may wrap, and knows the names of zones, but no offsets.
@@ -478,4 +498,9 @@ def _instant_us(name: str, row: int, value: object) -> int:
 
 def _is_pandas(table: Table) -> bool:
     """Return true for a pandas frame; pandas need not be installed."""
-    return type(table).__module__.partition(".")[0] == "pandas" and hasattr(table, "columns")
+    return _is_of(table, "pandas") and hasattr(table, "columns")
+
+
+def _is_of(table: Table, package: str) -> bool:
+    """Return whether a package that need not be installed has made this table."""
+    return type(table).__module__.partition(".")[0] == package

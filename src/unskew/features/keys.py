@@ -15,14 +15,12 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
-from unskew.features.text_buffers import Keys
 from unskew.features.view import ViewEntity
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
 _SPECIAL = [chr(code) for code in range(128) if chr(code) not in _PLAIN]
 _ESCAPED = [f"%{ord(character):02X}" for character in _SPECIAL]
-_NEEDS_ESCAPE = np.array([chr(code) not in _PLAIN for code in range(256)])
-_FIRST_NON_ASCII = 128
+_NEEDS_ESCAPE = r"[^A-Za-z0-9_.~-]"
 _ESCAPED_NON_ASCII = r"%[89A-F]"
 
 
@@ -106,20 +104,21 @@ def shard_of(keys: pl.Series, n_shards: int) -> npt.NDArray[np.int64]:
     """Return the number of each key's hash shard among ``n_shards``, int64 [n]: FNV-1a with MurmurHash3's finaliser."""
     if n_shards == 1:
         return np.zeros(len(keys), np.int64)
+    from unskew.features.text_buffers import Keys  # noqa: PLC0415 - compiled: readers have no numba
+
     return (Keys.of(keys).hashes() % np.uint64(n_shards)).astype(np.int64)
 
 
 def _escape(texts: pl.Series) -> pl.Series:
-    data = Keys.of(texts).data
-    if not _NEEDS_ESCAPE[data].any():
+    if not texts.str.contains(_NEEDS_ESCAPE).any():
         return texts
-    if (data >= _FIRST_NON_ASCII).any():
+    if (texts.str.len_bytes() != texts.str.len_chars()).any():
         return _by_unique(texts, lambda text: quote(text, safe=""))
     return texts.str.replace_many(_SPECIAL, _ESCAPED)
 
 
 def _unescape(texts: pl.Series) -> pl.Series:
-    if not (Keys.of(texts).data == ord("%")).any():
+    if not texts.str.contains("%", literal=True).any():
         return texts
     if texts.str.contains(_ESCAPED_NON_ASCII).any():
         return _by_unique(texts, unquote)

@@ -10,7 +10,9 @@ import polars as pl
 from unskew.features.errors import DefinitionError, RequestError, UnknownName
 from unskew.features.frames import Given, key_column
 from unskew.features.nearest import nearest
-from unskew.features.registry import Published
+from unskew.features.on_demand import OnDemandView
+from unskew.features.registry import pin
+from unskew.features.service import ServiceFeature
 from unskew.features.time import duration_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
@@ -36,6 +38,32 @@ class Asked:
         """The reference as the request has it."""
         return f"{self.named}:{self.feature.name}"
 
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature)
+
+
+@dataclass(frozen=True)
+class Demanded:
+    """One on-demand feature of a request, as ``Asked`` is one of a view. ``reads``: what it reads of views."""
+
+    view: OnDemandView
+    feature: ViewFeature
+    column: str
+    named: str
+    reads: Sequence[Asked] = ()
+
+    @property
+    def reference(self) -> str:
+        """The reference as the request has it."""
+        return f"{self.named}:{self.feature.name}"
+
+    @property
+    def pinned(self) -> ServiceFeature:
+        """The feature with all that a reader is promised of it."""
+        return pin(self.reference, self.view, self.feature, [one.pinned for one in self.reads])
+
 
 def resolve(references: Sequence[str], views: Mapping[str, View], *, full_feature_names: bool = False) -> list[Asked]:
     """Look up ``view:feature`` and ``view@version:feature`` references, in order; a repeated one counts once.
@@ -51,12 +79,12 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
         if found.column in asked:
             raise RequestError(
                 f"{asked[found.column].reference} and {reference} would share the column {found.column!r}; "
-                "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
+                "set full_feature_names, which gives columns view__feature"
             )
         if found.column in found.view.entity.keys:
             raise RequestError(
                 f"{reference} would share the column {found.column!r} with the entity's key; "
-                "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
+                "set full_feature_names, which gives columns view__feature"
             )
         asked[found.column] = found
     if not asked:
@@ -64,12 +92,25 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     return list(asked.values())
 
 
-def requested(features: Sequence[str] | str, published: Published, *, full_feature_names: bool = False) -> list[Asked]:
-    """Look up a list of references as ``resolve`` does, or all features of the service of that name."""
-    if is_service(features):
-        service = published.service(features)
-        return resolve(service.references, published.views_of(service), full_feature_names=full_feature_names)
-    return resolve(features, published.views, full_feature_names=full_feature_names)
+def demanded(reference: str, on_demand: Mapping[str, OnDemandView]) -> "Demanded | None":
+    """Look up a reference to an on-demand feature; its column is that of full names. None if it names none of these.
+
+    Raises ``RequestError`` for another version, and for an unknown feature.
+    """
+    named, _, feature_name = reference.partition(":")
+    name, at, version = named.partition("@")
+    found = on_demand.get(name)
+    if found is None or ":" not in reference:
+        return None
+    if at and named != found.id:
+        raise UnknownName("version", f"on-demand {name!r} has no version {version!r}; there is {found.id}")
+    feature = found.feature(feature_name)
+    if feature is None:
+        names = [feature.name for feature in found.features]
+        raise UnknownName(
+            "feature", f"{named} has no feature {feature_name!r}; {nearest(feature_name, names, 'its features are')}"
+        )
+    return Demanded(found, feature, f"{named}__{feature.name}", named)
 
 
 def is_service(features: Sequence[str] | str) -> TypeGuard[str]:

@@ -7,15 +7,17 @@ microseconds.
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from unskew.features.errors import DefinitionError, LayoutError, RequestError, UnknownName
 from unskew.features.nearest import nearest
+from unskew.features.on_demand import OnDemandView
 from unskew.features.plan import Plan
 from unskew.features.service import Service, ServiceFeature
 from unskew.features.time import instant_us, moment_of, unit_boundaries
@@ -24,31 +26,35 @@ from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 
 FORMAT = 1
-_CLAIM = "claim"
+CLAIM = "claim"
 """The field, in what is stored, of a version that says that it serves: numbers of a later one are higher."""
+APPLIED = "applied"
+"""The field, in what is stored, that says by record which revision was applied and which versions it lets serve."""
 # Longer than any window may be, and short enough for sums of instants.
 _LONGEST_US = 2**60
 # What reading anything else as a registry may raise; a text may nest deeper than Python follows.
-_NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+NO_REGISTRY = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class _Registry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: int
     views: tuple[View, ...]
+    on_demand: tuple[OnDemandView, ...] = ()
     services: tuple[Service, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What is published: all versions of views, and services by name."""
+    """What is published: all versions of views, and on-demand features and services by name."""
 
     views: Versions[View]
+    on_demand: Mapping[str, OnDemandView] = field(default_factory=dict)
     services: Mapping[str, Service] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan) -> "Published":
         """Return what is published of a plan."""
-        return cls(views=plan.published, services=plan.services)
+        return cls(views=plan.published, on_demand=plan.on_demand, services=plan.services)
 
     def service(self, name: str) -> Service:
         """Return a service. Raises ``RequestError`` if there is none of that name."""
@@ -62,27 +68,50 @@ class Published:
 
         Raises ``RequestError`` if a view or feature is gone, or is not what was promised.
         """
-        bare = {one.view for one in service.features if one.is_bare}
+        demanded = [one for one in service.features if one.view.partition("@")[0] in self.on_demand]
+        features = [one for one in service.features if one not in demanded]
+        features += [read for one in demanded for read in one.reads]
+        bare = {one.view for one in features if one.is_bare}
         found: dict[str, View] = {}
-        for one in service.features:
-            view = self.views.get(one.view)
+        for one in [*demanded, *features]:
+            view = self.on_demand.get(one.view.partition("@")[0]) or self.views.get(one.view)
             if difference := f"and {one.view} is not published" if view is None else _difference(one, view):
                 owner = f" (owner: {service.owner})" if service.owner else ""
                 raise RequestError(
                     f"service {service.name}{owner} reads {one.reference}, {difference}; publish a service that fits the views, or "
                     "the views that it was made for"
                 )
-            assert view is not None
+            if not isinstance(view, View):
+                continue
             found[one.view] = msgspec.structs.replace(view, serving=one.view in bare)
         return Versions(found.values())
 
 
-def _difference(one: ServiceFeature, view: View) -> str | None:
+def pin(
+    reference: str, view: View | OnDemandView, feature: ViewFeature, reads: Sequence[ServiceFeature] = ()
+) -> ServiceFeature:
+    """Return a feature with all that a reader of ``reference`` is promised of it.
+
+    ``reads``: of an on-demand feature, what it reads of views.
+    """
+    return ServiceFeature(
+        reference=reference,
+        view=view.id,
+        type=feature.type,
+        fingerprint=view.state_fingerprint if isinstance(view, View) else view.fingerprint,
+        default=json_scalar(feature.default),
+        reads=tuple(reads),
+    )
+
+
+def _difference(one: ServiceFeature, view: View | OnDemandView) -> str | None:
     """Return what of a view is not as a service was promised, as the end of a sentence; None if it is."""
     feature = view.feature(one.feature)
     if feature is None:
         return f"and {one.view} has no such feature"
-    if view.state_fingerprint != one.fingerprint:
+    if view.id != one.view:
+        return f"and {view.id} has replaced {one.view}"
+    if one.fingerprint != (view.state_fingerprint if isinstance(view, View) else view.fingerprint):
         return f"and {one.view} is computed from another definition"
     if feature.type != one.type:
         return f"and its type is {feature.type}, not {one.type}"
@@ -92,10 +121,14 @@ def _difference(one: ServiceFeature, view: View) -> str | None:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Return the registry as data that ``json.dumps`` takes: ``{"format": 1, "views": [...], "services": [...]}``."""
+    """Return the registry as data that ``json.dumps`` takes: ``{"format": 1, "views": [...], "services": [...]}``.
+
+    On-demand features are under ``on_demand``.
+    """
     registry = _Registry(
         format=FORMAT,
         views=tuple(map(as_json, plan.published.values())),
+        on_demand=tuple(map(on_demand_as_json, plan.on_demand.values())),
         services=tuple(plan.services.values()),
     )
     described: dict[str, Any] = msgspec.to_builtins(registry)
@@ -105,8 +138,9 @@ def describe(plan: Plan) -> dict[str, Any]:
 def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     """Return the stored registry with the views of ``text``, which replace those of the same versions; both are JSON.
 
-    Other versions stay. A service replaces the one of its name.
-    Of the versions of a view that say that they serve, and that are published apart, the one that
+    Other versions stay. A service replaces the one of its name, and so do on-demand features.
+    Of the versions of a view the one serves that was applied last, see ``revision.with_applied``, once it is published.
+    Where nothing was applied, of the versions that say that they serve, and that are published apart, the one that
     began to say so last serves, whoever publishes again: a number in the field ``claim`` keeps that order. ``anew``:
     what ``text`` says is new. A stored registry that cannot be read, or has another format, is replaced as a whole.
     Views that stay keep fields that this version of unskew does not know.
@@ -115,26 +149,32 @@ def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
     try:
         old = {} if stored is None else json.loads(stored)
         return _merged(old if old.get("format") == new.get("format") else {}, new, anew=anew)
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return _merged({}, new, anew=anew)
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> str:
     views = {(view["name"], view["version"]): view for view in old.get("views", ())}
-    services = {service["name"]: service for part in (old, new) for service in part.get("services", ())}
+    applied, outdated = _last_applied(old.get(APPLIED, {}), new.get(APPLIED, {}))
+    services = {one["name"]: one for one in old.get("services", ()) if one["name"] not in outdated.of_old}
+    services |= {one["name"]: one for one in new.get("services", ()) if one["name"] not in outdated.of_new}
+    on_demand = {one["name"]: one for part in (old, new) for one in part.get("on_demand", ())}
     last: dict[str, int] = {}
     for view in old.get("views", ()):
-        last[view["name"]] = max(last.get(view["name"], 0), view.get(_CLAIM, 0))
+        last[view["name"]] = max(last.get(view["name"], 0), view.get(CLAIM, 0))
     for view in new["views"]:
         key = view["name"], view["version"]
-        claim = None if anew else views.get(key, {}).get(_CLAIM, view.get(_CLAIM))
-        if not (view.get("serving", True) or _CLAIM in view):
+        claim = None if anew else views.get(key, {}).get(CLAIM, view.get(CLAIM))
+        if not (view.get("serving", True) or CLAIM in view):
             views[key] = view
             continue
         if claim is None:
             claim = last[view["name"]] = last.get(view["name"], 0) + 1
-        views[key] = {**view, _CLAIM: claim}
-    serving = {key[0]: key for _, key in sorted((view[_CLAIM], key) for key, view in views.items() if _CLAIM in view)}
+        views[key] = {**view, CLAIM: claim}
+    serving = {key[0]: key for _, key in sorted((view[CLAIM], key) for key, view in views.items() if CLAIM in view)}
+    for name, version in _applied_versions(applied).items():
+        if (name, version) in views:
+            serving[name] = name, version
     for key, view in views.items():
         # What an earlier version of unskew has published has no number.
         if key[0] in serving:
@@ -144,24 +184,75 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> st
     # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
-    others = {"services": list(services.values())} if services else {}
-    return json.dumps({**new, "views": ordered, **others})
+    merged = {name: value for name, value in new.items() if name not in {"services", APPLIED}}
+    merged |= {"services": list(services.values())} if services else {}
+    merged |= {"on_demand": list(on_demand.values())} if on_demand else {}
+    merged |= {APPLIED: applied} if applied else {}
+    return json.dumps({**merged, "views": ordered, "serves": _serves(ordered)})
 
 
-def own_part(stored: str, text: str) -> str:
-    """Return those views and services of a stored registry, as they stand there, that ``text`` has, too."""
+def _serves(views: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return, for each name, the version that it means, as ``Versions.serving`` says; for readers without Python."""
+    beside = Counter(view["name"] for view in views)
+    return {view["name"]: view["version"] for view in views if view.get("serving", True) or beside[view["name"]] == 1}
+
+
+class _Outdated(NamedTuple):
+    """Services that a later revision removed: of what is stored, and of what is published."""
+
+    of_old: set[str]
+    of_new: set[str]
+
+
+def _last_applied(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], _Outdated]:
+    """Return what was applied last from each record; a view belongs to the record that named it last."""
+    known = {record: {**one, "serves": dict(one["serves"])} for record, one in old.items()}
+    outdated = _Outdated(set(), set())
+    for record, one in new.items():
+        stored = known.get(record)
+        if stored is not None and stored["revision"] >= one["revision"]:
+            if stored["revision"] > one["revision"]:
+                outdated.of_new.update(one["services"])
+            continue
+        for other in known.values():
+            other["serves"] = {name: version for name, version in other["serves"].items() if name not in one["serves"]}
+        if stored is not None:
+            outdated.of_old.update(set(stored["services"]) - set(one["services"]))
+        known[record] = one
+    return known, outdated
+
+
+def _applied_versions(applied: Mapping[str, Any]) -> dict[str, int]:
+    return {name: version for one in applied.values() for name, version in one["serves"].items()}
+
+
+def own_part(stored: str | bytes, text: str) -> str:
+    """Return those parts of a stored registry, as they stand there, that ``text`` has, too.
+
+    Services of a record from which ``text`` was applied count as its own.
+    """
     given, registry = json.loads(text), json.loads(stored)
     own = {(view["name"], view["version"]) for view in given["views"]}
     part = {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
-    if services := {service["name"] for service in given.get("services", ())}:
+    services = {service["name"] for service in given.get("services", ())}
+    for record in given.get(APPLIED, {}):
+        services |= set(registry.get(APPLIED, {}).get(record, {}).get("services", ()))
+    names = {one["name"] for one in given.get("on_demand", ())}
+    for kind in ("services", "on_demand"):
+        part.pop(kind, None)
+    if names:
+        part["on_demand"] = [one for one in registry.get("on_demand", ()) if one["name"] in names]
+    if services:
         part["services"] = [service for service in registry["services"] if service["name"] in services]
-    else:
-        part.pop("services", None)
     return json.dumps(part)
 
 
 def displaced(stored: str, text: str) -> dict[str, str]:
-    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead."""
+    """Return, by id, the views of ``text`` that say that they serve, and for each the one that serves instead.
+
+    Views of which what was applied decides are left out.
+    """
+    decided = _applied_versions(json.loads(stored).get(APPLIED, {}))
     serving = {
         view["name"]: f"{view['name']}@{view['version']}"
         for view in json.loads(stored)["views"]
@@ -172,7 +263,11 @@ def displaced(stored: str, text: str) -> dict[str, str]:
         for view in json.loads(text)["views"]
         if view.get("serving", True)
     }
-    return {view_id: serving[name] for view_id, name in asked.items() if serving.get(name, view_id) != view_id}
+    return {
+        view_id: serving[name]
+        for view_id, name in asked.items()
+        if name not in decided and serving.get(name, view_id) != view_id
+    }
 
 
 def typed(view: View, name: str) -> View:
@@ -193,7 +288,7 @@ def named(stored: str | bytes | None) -> list[str]:
     try:
         registry = {"views": []} if stored is None else json.loads(stored)
         return [f"{view['name']}@{view['version']}" for view in registry["views"]]
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return []
 
 
@@ -203,9 +298,11 @@ def without(stored: str | bytes | None, view_ids: Container[str]) -> str | None:
         registry = {} if stored is None else json.loads(stored)
         kept = [view for view in registry["views"] if f"{view['name']}@{view['version']}" not in view_ids]
         n_views = len(registry["views"])
-    except _NO_REGISTRY:
+    except NO_REGISTRY:
         return None
-    return None if len(kept) == n_views else json.dumps({**registry, "views": kept})
+    if len(kept) == n_views:
+        return None
+    return json.dumps({**registry, "views": kept, **({"serves": _serves(kept)} if "serves" in registry else {})})
 
 
 def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Published:
@@ -227,6 +324,9 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Pu
         views = Versions(map(_typed, registry.views))
         for view in views.values():
             _check(view)
+        on_demand = [_with_defaults(one, _read_scalar(one.id)) for one in registry.on_demand]
+        for one in on_demand:
+            _check_on_demand(one, views)
         for service in registry.services:
             _check_service(service)
     except _Unreadable as error:
@@ -235,7 +335,11 @@ def parse(published: str | bytes | dict[str, Any], key: str | None = None) -> Pu
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         why = str(error) or type(error).__name__
         raise LayoutError(f"{name} cannot be read: {why}; publish it again with unskew run") from error
-    return Published(views=views, services={service.name: service for service in registry.services})
+    return Published(
+        views=views,
+        on_demand={one.name: one for one in on_demand},
+        services={service.name: service for service in registry.services},
+    )
 
 
 def describe_one(view: View) -> dict[str, Any]:
@@ -271,6 +375,37 @@ def _check(view: View) -> None:
     _check_windows(view, view.windows, view.features)
     if view.sessions is not None:
         _check_windows(view, (view.sessions.window,), view.sessions.columns)
+
+
+def on_demand_as_json(one: OnDemandView) -> OnDemandView:
+    """Return on-demand features with their defaults as JSON values."""
+    return _with_defaults(one, _written)
+
+
+def typed_on_demand(one: OnDemandView, name: str) -> OnDemandView:
+    """Return on-demand features that ``on_demand_as_json`` returned as they were. Raises ``LayoutError``.
+
+    ``name``: where they stand, for messages. Their texts are checked by whoever evaluates them.
+    """
+    try:
+        found = _with_defaults(one, _read_scalar(one.id))
+        _check_on_demand(found, Versions([]))
+    except _Unreadable as error:
+        raise LayoutError(f"{name} cannot be read: {error}") from error
+    return found
+
+
+def _check_on_demand(one: OnDemandView, views: Versions[View]) -> None:
+    """Refuse on-demand features that do not hold together; what their texts say is checked where they are read."""
+    names = [*one.inputs, *(feature.name for feature in one.features)]
+    is_right = one.name not in views.names and bool(one.name and one.features) and len(set(names)) == len(names)
+    is_right = is_right and all(each.function == "derived" and each.value is not None for each in one.features)
+    try:
+        is_right = is_right and not any(Type.parse(text).nesting for text in one.inputs.values())
+    except DefinitionError:
+        is_right = False
+    if not is_right:
+        raise _Unreadable(f"on-demand {one.id} does not hold together; publish it again with unskew run")
 
 
 def _check_service(service: Service) -> None:
@@ -318,31 +453,45 @@ def json_scalar(value: Scalar | None) -> int | float | bool | str | None:
 
 def as_json(view: View) -> View:
     """Return the view with its scalars as JSON values."""
-    return _with_scalars(view, lambda value, _type: json_scalar(value))
+    return _with_scalars(view, _written)
+
+
+def _written(value: Scalar | None, _type: str) -> int | float | bool | str | None:
+    return json_scalar(value)
 
 
 def _typed(view: View) -> View:
     """Return a view that ``as_json`` returned with its scalars in their own types."""
+    return _with_scalars(view, _read_scalar(view.id))
 
-    def typed(value: Any, name: str) -> Any:
+
+def _read_scalar(where: str) -> Callable[[Any, str], Any]:
+    """Return a function that returns a value of JSON in the type of that name. ``where``: for its errors."""
+
+    def read(value: Any, name: str) -> Any:
         try:
             dtype = Type.parse(name)
         except DefinitionError as error:
             raise _Unreadable(
-                f"it has a feature of type {name!r} in {view.id}, which this version does not know; "
+                f"it has a feature of type {name!r} in {where}, which this version does not know; "
                 "use the version of unskew that published it"
             ) from error
         if value is None:
             return value
         try:
-            read = _scalar(value, dtype)
+            found = _scalar(value, dtype)
         except (ValueError, TypeError, OverflowError, DecimalException) as error:
             raise _Unreadable(
-                f"{value!r:.80} in {view.id} is not of type {dtype}; publish it again with unskew run"
+                f"{value!r:.80} in {where} is not of type {dtype}; publish it again with unskew run"
             ) from error
-        return read
+        return found
 
-    return _with_scalars(view, typed)
+    return read
+
+
+def _with_defaults(one: OnDemandView, change: Callable[[Any, str], Any]) -> OnDemandView:
+    features = (msgspec.structs.replace(each, default=change(each.default, each.type)) for each in one.features)
+    return msgspec.structs.replace(one, features=tuple(features))
 
 
 _PYTHON: Mapping[ScalarName, type] = {"int64": int, "bool": bool, "string": str}

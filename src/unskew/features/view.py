@@ -4,6 +4,7 @@ Compiling makes a ``View``; ``plan.ViewPlan`` holds it together with what only c
 """
 
 import datetime as dt
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal, TypedDict
 
@@ -103,7 +104,8 @@ class ViewFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     ``window``: the index into the view's windows; None for a derived feature, whose ``value`` is the expression over
     the features that ``inputs`` names. ``by``: the expression of a map's keys. ``empty``: the value of a window without
     events: 0 for counts and sums, else None. ``default``: what readers get in place of null; it is never stored.
-    ``empty`` and ``default`` are scalars of ``type``, which is the name of ``dtype``.
+    ``empty`` and ``default`` are scalars of ``type``, which is the name of ``dtype``. ``deprecated``: what should be
+    read in its place; empty if it is not.
     """
 
     name: str
@@ -119,6 +121,7 @@ class ViewFeature(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     by: str | None = None
     parameters: Parameters = {}
     inputs: tuple[str, ...] = ()
+    deprecated: str = ""
 
     @property
     def dtype(self) -> Type:
@@ -144,9 +147,9 @@ class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``partitioned``: true if the stream is partitioned by exactly the view's entity.
     ``state_fingerprint``: the hex digest of everything that stored state depends on.
-    ``presentation_fingerprint``: the hex digest of defaults, descriptions and owners.
+    ``presentation_fingerprint``: the hex digest of defaults, descriptions, owners, tags and deprecations.
     ``serving``: false for a version beside others that is not the one that the bare name means; ``Versions`` decides by
-    it.
+    it. ``tags``: text by name. ``deprecated``: what should be read in place of this version; empty if it is not.
     """
 
     name: str
@@ -164,6 +167,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     owner: str
     sessions: ViewSessions | None = None
     serving: bool = True
+    tags: Mapping[str, str] = {}
+    deprecated: str = ""
 
     @property
     def id(self) -> str:

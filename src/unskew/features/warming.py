@@ -8,6 +8,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.definitions.windows import old_edge_us
+from unskew.features.time import MAX_INSTANT_US
 from unskew.features.view import View, ViewFeature
 
 Ints = npt.NDArray[np.int64]
@@ -41,6 +42,26 @@ def is_warming(
     for window in {window for feature in features for window in view.windows_of(feature)}:
         warming |= old_edge_us(window, instants_us) - behind_us < since_us
     return warming
+
+
+def warm_from(view: View, from_us: int, since_us: int) -> int | None:
+    """Return the first instant at which no window begins before ``since_us``, not before ``from_us``.
+
+    None if that is later than any instant of which windows are known. Windows only move on, so it can be searched for.
+    """
+
+    def warms(instant_us: int) -> bool:
+        return bool(is_warming(view, view.features, np.array([instant_us], np.int64), since_us)[0])
+
+    low, high = from_us, MAX_INSTANT_US
+    if not warms(low):
+        return low
+    if warms(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if warms(middle) else (low, middle)
+    return high
 
 
 def is_empty(stored: pl.Series, feature: ViewFeature) -> npt.NDArray[np.bool_]:

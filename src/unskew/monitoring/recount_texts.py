@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 
 from unskew.features.definitions.sql_text import check_sql
-from unskew.features.errors import DefinitionError, RequestError
+from unskew.features.errors import DefinitionError
+from unskew.features.extras import needed
 from unskew.features.plan import DerivedPlan, FilterPlan, ValuePlan
 from unskew.features.types import BOOL, ScalarName, Type
 from unskew.monitoring.recount_sql import Untranslated, alias, prepare, translated
@@ -74,12 +75,8 @@ class Texts:
 
     @cached_property
     def _connection(self) -> Any:
-        try:
+        with needed("the recount of SQL text"):
             import duckdb  # noqa: PLC0415  an optional dependency, needed only for SQL
-        except ImportError as error:
-            raise RequestError(
-                "the recount evaluates SQL text with DuckDB, which is not installed: pip install duckdb pyarrow"
-            ) from error
         connection = duckdb.connect()
         prepare(connection)
         # Without this, DuckDB complains of leaks at the end of the process.

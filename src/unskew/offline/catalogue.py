@@ -16,6 +16,8 @@ _SCHEMA = {
     "keys": pl.List(pl.String()),
     "description": pl.String(),
     "owner": pl.String(),
+    "tags": pl.String(),
+    "deprecated": pl.String(),
 }
 
 
@@ -24,7 +26,8 @@ def catalogue(views: Versions[View]) -> pl.DataFrame:
 
     ``reference``: as requests name it. ``function``: the aggregation, or "derived". ``window``: as text; of a derived
     feature, those of all features that it is derived from. ``keys``: the columns that labels need. ``owner``: that of
-    the feature, else of its view.
+    the feature, else of its view. ``tags``: those of the view, as ``name=value, ...``. ``deprecated``: what should be
+    read in place of the feature or of its version; empty if it is not deprecated.
     """
     rows = [
         {
@@ -38,6 +41,8 @@ def catalogue(views: Versions[View]) -> pl.DataFrame:
             "keys": list(view.entity.keys),
             "description": feature.description or view.description,
             "owner": feature.owner or view.owner,
+            "tags": ", ".join(f"{tag}={value}" for tag, value in view.tags.items()),
+            "deprecated": feature.deprecated or view.deprecated,
         }
         for name, view in sorted(views.items(), key=lambda item: (item[1].name, item[1].version))
         for feature in view.features

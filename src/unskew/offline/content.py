@@ -5,7 +5,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 
 class _Digest(Protocol):
@@ -60,6 +59,8 @@ def _feed_fixed(digest: _Digest, values: pl.Series) -> None:
 
 
 def _feed_bytes(digest: _Digest, values: pl.Series) -> None:
+    import pyarrow as pa  # noqa: PLC0415 - readers of current values need not have it
+
     _feed_fixed(digest, values.bin.size().cast(pl.Int64))
     for chunk in values.get_chunks():
         array = cast("pa.LargeBinaryArray", chunk.to_arrow().cast(pa.large_binary()))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.extras import needed
 from unskew.features.frames import read_table, to_pandas
 from unskew.features.nearest import nearest
 from unskew.features.printing import printable
@@ -39,10 +40,12 @@ class EntityHistory:
         """Return ``frame``."""
         return self.frame
 
+    @needed("an Arrow table", "pyarrow")
     def to_arrow(self) -> Any:
         """Return a ``pyarrow.Table``."""
         return self.frame.to_arrow()
 
+    @needed("a pandas frame", "pandas", "pyarrow", extra="pandas")
     def to_pandas(self) -> Any:
         """Return a pandas frame with nullable or Arrow types."""
         return to_pandas(self.frame.to_arrow())
@@ -60,11 +63,9 @@ class EntityHistory:
         chosen = self._chosen(features)
         if self.frame.is_empty():
             raise RequestError(f"{self._title()} has no rows in the log, so there is nothing to plot; check its key")
-        try:
+        with needed("a plot"):
             from matplotlib import pyplot as plt  # noqa: PLC0415 - it is optional
             from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415 - the same
-        except ImportError as error:
-            raise RequestError("a plot needs matplotlib: pip install 'unskew[plot]'") from error
         figure, grid = plt.subplots(
             len(chosen), 1, sharex=True, squeeze=False, figsize=(9, 0.8 + 1.5 * len(chosen)), layout="constrained"
         )

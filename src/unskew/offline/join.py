@@ -13,13 +13,16 @@ import polars as pl
 from unskew.features.errors import RequestError
 from unskew.features.frames import Given, read_table
 from unskew.features.nearest import nearest
-from unskew.features.references import Asked, by_view, key_columns, requested_us, resolve
+from unskew.features.on_demand import NOW, OnDemandView
+from unskew.features.on_request import OnRequest, of_references, with_read
+from unskew.features.references import Asked, Demanded, by_view, key_columns, requested_us, texts
+from unskew.features.registry import Published
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, day_of, format_instant
+from unskew.features.types import TIMESTAMP
 from unskew.features.versions import Versions
 from unskew.features.view import Scalar, View, ViewFeature, ViewWindow
 from unskew.features.warming import Statuses, is_empty, is_warming
 from unskew.offline.log_reader import RebuiltLog, ViewLog
-from unskew.offline.lookup import last_rows, number_entities
 from unskew.offline.version_spans import (
     Spans,
     answering,
@@ -69,13 +72,14 @@ class LogSpan:
 class Historical:
     """The answer for labels. ``columns``: a column for each feature and, if asked for, one for its status.
 
-    ``asked``: the features, in the order of their columns. ``statuses``: by feature column, the status of every label.
+    ``asked``: the features, also on-demand ones, in the order of their columns. ``statuses``: by feature column, the
+    status of every label.
     ``unknown``: by view id, which labels have no row in the log although they lie within it. ``spans``: by view id,
     what the log that was read covers.
     """
 
     columns: pl.DataFrame
-    asked: Sequence[Asked]
+    asked: Sequence[Asked | Demanded]
     statuses: Mapping[str, Codes]
     unknown: Mapping[str, Flags]
     spans: Mapping[str, LogSpan]
@@ -95,6 +99,7 @@ def historical_features(
     with_status: bool = False,
     versions: Spans | None = None,
     as_served: bool = False,
+    on_demand: Mapping[str, OnDemandView] = {},
     progress: Progress = lambda _view, _done, _all: None,
 ) -> Historical:
     """Return the values of ``view:feature`` references at each label's instant, as they were served then.
@@ -120,6 +125,10 @@ def historical_features(
     ``versions``: by the name of a view, the versions that answer its bare name together, each label by the one that
     ``version_spans.answering`` says; a column ``{view}__version`` then says which one did.
 
+    ``on_demand``: on-demand features by name, to which references may also lead. Their inputs are read from the labels'
+    columns of these names, and ``now`` in their expressions is the label's instant. The status of one is the first that
+    one of the features of views has that it reads; it is null where that is ``before_log`` or ``after_log``.
+
     Raises ``RequestError`` for an unknown view or feature, missing or unusable columns, and labels outside of the log;
     ``LayoutError`` for a log with missing files or of another definition.
     """
@@ -128,10 +137,13 @@ def historical_features(
     for name, flag in (("inclusive", inclusive), ("with_status", with_status), ("as_served", as_served)):
         if not isinstance(flag, bool):
             raise RequestError(f"{name} is True or False, not {flag!r}")
-    check_spans(features, versions or {})
+    of_views = with_read(texts(features), on_demand)
+    check_spans(of_views, versions or {})
     spanned = candidates(Versions.of(views), versions or {})
-    refuse_lacking(features, spanned)
-    asked = resolve(features, newest_serving(Versions.of(views), spanned), full_feature_names=full_feature_names)
+    refuse_lacking(of_views, spanned)
+    known = Published(views=newest_serving(Versions.of(views), spanned), on_demand=on_demand)
+    request = of_references(features, known, full_feature_names=full_feature_names)
+    asked, on_request = request.asked, request.on_request
     rule = _Rule(
         labels=labels,
         timestamp=timestamp,
@@ -145,7 +157,7 @@ def historical_features(
     statuses: dict[str, Codes] = {}
     unknown: dict[str, Flags] = {}
     spans: dict[str, LogSpan] = {}
-    for named, ones in by_view(asked).items():
+    for named, ones in by_view(request.of_views).items():
         wanted = [[of_version(one, view) for one in ones] for view in spanned.get(named, [ones[0].view])]
         logs = [
             ViewLog(log_root, them[0].view) if isinstance(log_root, Path) else log_root(them[0].view) for them in wanted
@@ -159,18 +171,21 @@ def historical_features(
             column = pl.concat([part.values[one.column] for part in parts])
             columns[one.column] = column if len(parts) == 1 else column[rows]
             statuses[one.column] = np.concatenate([part.statuses[one.column] for part in parts])[rows]
-            if with_status:
-                columns[f"{one.column}__status"] = pl.Series(statuses[one.column]).replace_strict(
-                    list(Statuses), [each.name for each in Statuses], return_dtype=pl.String
-                )
         for log, part, its in zip(logs, parts, mine, strict=True):
             unknown[log.view.id] = np.zeros(labels.n_rows, np.bool_)
             unknown[log.view.id][its] = part.unknown
         if named in spanned:
             columns[f"{named}__version"] = pl.Series(version, dtype=pl.Int32)
+    if on_request is not None:
+        _compute(on_request, labels, rule.instants.whole, columns, statuses)
+    if with_status:
+        for column_name in (one.column for one in asked):
+            columns[f"{column_name}__status"] = pl.Series(statuses[column_name]).replace_strict(
+                list(Statuses), [each.name for each in Statuses], return_dtype=pl.String
+            )
     if taken := [column for column in columns if column in labels.names]:
         raise RequestError(
-            f"a feature would replace the label column {taken[0]!r}; rename that, or ask with full_feature_names=True"
+            f"a feature would replace the label column {taken[0]!r}; rename that, or set full_feature_names"
         )
     names = [name for one in asked for name in (one.column, *([f"{one.column}__status"] if with_status else []))]
     names += [f"{named}__version" for named in spanned]
@@ -180,7 +195,27 @@ def historical_features(
             "them alone"
         )
     frame = pl.DataFrame([columns[name].alias(name) for name in names])
-    return Historical(frame, asked, statuses, unknown, spans)
+    return Historical(frame, asked, {one.column: statuses[one.column] for one in asked}, unknown, spans)
+
+
+def _compute(
+    on_request: OnRequest,
+    labels: Given,
+    instants_us: Ints,
+    columns: dict[str, pl.Series],
+    statuses: dict[str, Codes],
+) -> None:
+    """Add the on-demand features; ``columns`` has those that they read, by their references."""
+    now = pl.Series(NOW, instants_us, pl.Int64).cast(TIMESTAMP)
+    read = {one.column: columns[one.column] for one in on_request.reads}
+    found = on_request({**on_request.input_columns(labels), **read, NOW: now})
+    for one, column in zip(on_request.demanded, found, strict=True):
+        status = np.full(labels.n_rows, Statuses.present, np.int8)
+        for read_one in one.reads:
+            status = np.minimum(status, statuses[read_one.column])
+        is_outside = (status == Statuses.before_log) | (status == Statuses.after_log)
+        columns[one.column] = _without(column, is_outside)
+        statuses[one.column] = status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +256,9 @@ def _answer(log: AnyLog, ones: Sequence[Asked], rule: _Rule, mine: Flags, progre
     status[without_key] = Statuses.no_key
     absent = status <= Statuses.after_log
     known_keys = keys.fill_null(0).fill_null("") if without_key.any() else keys
-    found = _join(log, known_keys, bounds, [one.feature for one in ones], progress, rule.on)
+    # One may be asked for, and be read by an on-demand feature besides.
+    features = {one.feature.name: one.feature for one in ones}
+    found = _join(log, known_keys, bounds, list(features.values()), progress, rule.on)
     expired = np.zeros(len(bounds), np.bool_)
     if rule.max_age_us is not None:
         # This order of comparison does not overflow if no row was found.
@@ -278,6 +315,8 @@ def _join(
     The search goes from the newest rows back, and each label is looked up until it is found, so that old rows may not
     be read at all. No row is written before its values are available, nor before an earlier row of its shard.
     """
+    from unskew.offline.lookup import last_rows, number_entities  # noqa: PLC0415 - compiled: readers have no numba
+
     names = [feature.name for feature in features]
     key_names = list(log.view.entity.keys)
     unknown = pl.DataFrame(schema={feature.name: feature.dtype.polars for feature in features})
@@ -490,7 +529,7 @@ def _refuse_outside(status: Codes, log: AnyLog, labels: Given, timestamp: str) -
             raise RequestError(
                 f"{int(these.sum())} of {len(these)} labels are {text}, {format_instant(bound)}; the first is row {row} "
                 f"({_keys_text(log.view, labels, row)}, {timestamp} {instant}); leave them out"
-                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or pass outside="null", '
+                f'{", wait until the pipeline is there" if each == Statuses.after_log else ""}, or set outside to "null", '
                 f"which gives them nulls and the status {each.name}"
             )
 

@@ -1,26 +1,29 @@
 """Labels from files: Parquet as they are, CSV with the types that the views' keys and the instants have."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.features.time import instant_us
-from unskew.features.types import TIMESTAMP
+from unskew.features.types import TIMESTAMP, Type
 from unskew.features.view import View
 
 _FORMATS = {".parquet": "Parquet", ".csv": "CSV"}
+_TEXTS = frozenset({"string", "timestamp", "decimal"})
 _CODE = r"^\s*[+-]?0\d"
 
 
-def read_labels(path: Path, views: Iterable[View], timestamp: str) -> pl.DataFrame:
+def read_labels(
+    path: Path, views: Iterable[View], timestamp: str, inputs: Mapping[str, Type] | None = None
+) -> pl.DataFrame:
     """Return the labels of a file, ``.parquet`` or ``.csv``.
 
     A CSV file has names in its first line. Its columns of keys have the type that the views' entities have, so that
     ``0042`` stays a text where keys are texts. The column ``timestamp`` has instants in ISO 8601, which are UTC if they
     have no offset. Types of other columns are found from all of their values; those with a number that begins with 0,
-    such as a code ``00123``, stay texts.
+    such as a code ``00123``, stay texts, and so do ``inputs`` of on-demand features that are no numbers.
 
     Raises ``RequestError`` for a file that cannot be read, and for values that are not of these types.
     """
@@ -33,19 +36,23 @@ def read_labels(path: Path, views: Iterable[View], timestamp: str) -> pl.DataFra
     try:
         if kind == "Parquet":
             return pl.read_parquet(path, hive_partitioning=False, glob=False)
-        return _read_csv(path, views, timestamp)
+        return _read_csv(path, views, timestamp, inputs or {})
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RequestError(f"{path} cannot be read as {kind}: {why}") from error
 
 
-def _read_csv(path: Path, views: Iterable[View], timestamp: str) -> pl.DataFrame:
+def _read_csv(path: Path, views: Iterable[View], timestamp: str, inputs: Mapping[str, Type]) -> pl.DataFrame:
     types = {name: dtype for view in views for name, dtype in view.entity.columns.items()}
     # As texts first, because a text that is not a number must be named with its row.
     texts = dict.fromkeys([*types, timestamp], pl.String())
     given = pl.read_csv(path, infer_schema=False, glob=False)
     _refuse_duplicates(path, given.columns)
-    codes = {name: pl.String() for name in given.columns if given[name].str.contains(_CODE).any()}
+    # Instants and decimals, too, are read from their texts, and no digit is lost.
+    texts |= {name: pl.String() for name, dtype in inputs.items() if dtype.scalar in _TEXTS}
+    codes = {
+        name: pl.String() for name in given.columns if name not in inputs and given[name].str.contains(_CODE).any()
+    }
     frame = pl.read_csv(path, schema_overrides={**codes, **texts}, infer_schema_length=None, glob=False)
     for name, dtype in types.items():
         if name in frame.columns and dtype != pl.String():

@@ -13,10 +13,15 @@ from typing import Literal
 import msgspec
 import polars as pl
 
+from unskew.features.definitions.services import pinned_feature
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.frames import Given
-from unskew.features.registry import as_json, typed
+from unskew.features.on_demand import OnDemandView
+from unskew.features.registry import as_json, pin, typed, typed_on_demand
+from unskew.features.service import ServiceFeature
 from unskew.features.time import instant_us, moment_of
+from unskew.features.types import Type
+from unskew.features.versions import Versions
 from unskew.features.view import View
 from unskew.offline.content import checksum
 from unskew.offline.distribution import Distribution
@@ -128,8 +133,9 @@ class ViewPart(msgspec.Struct, frozen=True, kw_only=True):
 class FeaturePart(msgspec.Struct, frozen=True, kw_only=True):
     """One feature: the column that holds it, how many labels have each status, and the distribution of its values.
 
-    ``view``: the id of the version that was read, of several the highest. ``named``: the view as the request named it.
-    ``statuses``: by name, all of them. ``nulls``, ``null_share``: labels without a value, and their part of all labels.
+    ``view``: the id of the version that was read, of several the highest, or of the on-demand features. ``named``: the
+    view as the request named it. ``statuses``: by name, all of them. ``nulls``, ``null_share``: labels without a value,
+    and their part of all labels.
     """
 
     view: str
@@ -186,7 +192,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that made a training set, and what it holds; see the module.
 
     ``archive``: by topic and partition, the events that were read; empty if only the log was. ``labels``: the table
-    that came in; ``output``: the table that went out.
+    that came in; ``output``: the table that went out. ``features_digest``: what a model that is trained with it expects
+    to be served, see ``service.digest_of``; empty in the manifest of an earlier version of unskew. ``on_demand``: the
+    definitions of on-demand features that were computed, as the registry publishes them; ``views`` has what they read.
     """
 
     format: int
@@ -197,6 +205,33 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     features: tuple[FeaturePart, ...]
     labels: TablePart
     output: TablePart
+    features_digest: str = ""
+    on_demand: tuple[OnDemandView, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Type]:
+        """The types of the inputs of on-demand features."""
+        return {name: Type.parse(text) for one in self.on_demand for name, text in one.inputs.items()}
+
+    def on_demand_features(self, name: str) -> dict[str, OnDemandView]:
+        """Return the definitions of on-demand features; ``name``: that of the manifest, for errors."""
+        return {one.name: typed_on_demand(one, f"the definition of {one.id} in {name}") for one in self.on_demand}
+
+    def expected(self, name: str = "the manifest") -> list[ServiceFeature]:
+        """Return the features with all that was known of them, in their order; ``name``: for errors."""
+        views = Versions(part.view(name) for part in self.views)
+        on_demand = self.on_demand_features(name)
+        found = []
+        for part in self.features:
+            if part.view.partition("@")[0] in on_demand:
+                found.append(pinned_feature(f"{part.named}:{part.feature}", views, on_demand))
+                continue
+            view = views.get(part.view)
+            feature = None if view is None else view.feature(part.feature)
+            if view is None or feature is None:
+                raise RequestError(f"{name} does not say what {part.view}:{part.feature} was; give one that is whole")
+            found.append(pin(f"{part.named}:{part.feature}", view, feature))
+        return found
 
     def to_json(self) -> bytes:
         """Return it as JSON, for a file."""

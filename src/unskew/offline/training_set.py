@@ -16,8 +16,11 @@ import polars as pl
 from unskew.features.errors import RequestError
 from unskew.features.frames import Answer, Given
 from unskew.features.local import local_path
+from unskew.features.on_demand import OnDemandView
 from unskew.features.printing import printable
-from unskew.features.references import Asked, requested_us
+from unskew.features.references import Asked, Demanded, requested_us
+from unskew.features.registry import on_demand_as_json
+from unskew.features.service import digest_of
 from unskew.features.time import MAX_INSTANT_US, format_instant, instant_us
 from unskew.features.warming import Statuses
 from unskew.offline.distribution import distribution
@@ -120,9 +123,14 @@ class HistoricalFeatures(Answer):
             features=tuple(map(self._feature_part, self.joined.asked)),
             labels=TablePart.of(self.given.n_rows, labels),
             output=TablePart.of(self.given.n_rows, output),
+            on_demand=tuple(map(on_demand_as_json, self._on_demand())),
+            features_digest=digest_of(one.pinned for one in self.joined.asked),
         )
 
-    def _feature_part(self, asked: Asked) -> FeaturePart:
+    def _on_demand(self) -> list[OnDemandView]:
+        return list({one.view.id: one.view for one in self.joined.asked if isinstance(one, Demanded)}.values())
+
+    def _feature_part(self, asked: Asked | Demanded) -> FeaturePart:
         column = self.columns[asked.column]
         counts = self._counts(asked.column)
         return FeaturePart(
@@ -174,8 +182,10 @@ class HistoricalFeatures(Answer):
 
     def _n_repeats(self) -> int:
         """Return how many labels have the keys and the instant of an earlier one."""
-        keys = dict.fromkeys(key for one in self.joined.asked for key in one.view.entity.keys)
-        places = pl.DataFrame([self.given.column(name) for name in (*keys, self.origin.rule.timestamp)])
+        names = dict.fromkeys(key for span in self.joined.spans.values() for key in span.view.entity.keys)
+        # Labels that differ in an input are different ones.
+        names |= dict.fromkeys(name for one in self._on_demand() for name in one.inputs if name in self.given.names)
+        places = pl.DataFrame([self.given.column(name) for name in (*names, self.origin.rule.timestamp)])
         return places.height - places.n_unique() if places.height else 0
 
     def split(

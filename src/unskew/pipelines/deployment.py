@@ -33,6 +33,7 @@ class Deployment:
     window empties keys of Redis expire; None for never. ``scrub_us``: the time in which every value in Redis is
     compared with the state once; None for never. ``drop``: views (name, or name@version) that the state holds, that are
     no longer defined, and whose state shall end. ``replace``: whether to remove what another state wrote to Redis.
+    ``registry``: the record of the registry, which must hold the views as they are; None if nothing is applied.
     """
 
     bootstrap: str
@@ -42,6 +43,7 @@ class Deployment:
     archive: Path
     dead_letters: Path
     state: Path
+    registry: Path | None = None
     idle: Literal["wall", "none"]
     ends: Mapping[str, Mapping[int, int]] | Literal["now"] | None = None
     start: Literal["earliest", "latest"] = "earliest"

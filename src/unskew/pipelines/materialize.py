@@ -8,7 +8,6 @@ up to the instant, and the current values go to Redis. So a view over a table is
     state/batch/ids/{view}                names the history of a view, for the owners in Redis
 """
 
-import json
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ import msgspec
 
 from unskew.features.errors import RequestError, Stopped
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.registry import describe
+from unskew.features.revision import Revision
 from unskew.features.time import format_instant
 from unskew.features.versions import Versions
 from unskew.pipelines import rehydrate
@@ -33,6 +32,7 @@ from unskew.pipelines.state.seeds import Seed, Seeds
 from unskew.sinks import durable
 from unskew.sinks.lease import Leases, Owner
 from unskew.sinks.patience import Flag
+from unskew.sinks.record import Record, published, require_applied
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.tables.layout import view_root
 from unskew.sinks.tables.parquet import recorded_shards
@@ -64,6 +64,7 @@ class Materialize:
     expire_after_us: int | None = None
     skip_refused: bool = False
     again: bool = False
+    registry: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ def materialize(job: Materialize, stop: Flag, report: Report = lambda *_: None) 
         leases.take(folder, "--state", job.owner, views | frozenset(f"table {topic}" for topic in streams))
         leases.take(job.archive, "--archive", job.owner, frozenset(f"{topic}/p0" for topic in streams))
         leases.take(job.log, "--log", job.owner, frozenset(f"{view.id}/h0" for view in job.views))
+        _applied(job)
         if job.again:
             _forget(job, seeds, leases.check)
 
@@ -255,8 +257,8 @@ def _to_redis(
         writer.claim([f"{view.id}/h0"], job.place, replace=job.again, described="from before it began again")
         # A registry that names one version of a view says that it serves.
         beside = job.plan.of_tables.views.versions(view.name)
-        published = Plan(streams={one.stream.name: one.stream for one in beside}, views=Versions(beside))
-        writer.publish_registry(json.dumps(describe(published)))
+        these = Plan(streams={one.stream.name: one.stream for one in beside}, views=Versions(beside))
+        writer.publish_registry(published(these, _applied(job)))
         writer.expect({view.id: ["h0"]}, frozenset([f"{view.id}/h0"]))
         written = rehydrate.Written(n_shards=1)
         for step in rehydrate.write_view(view, [seed.snapshot], writer, changelogs, written, whole=True):
@@ -264,6 +266,14 @@ def _to_redis(
     finally:
         writer.close()
     return written.rows, written.removed
+
+
+def _applied(job: Materialize) -> Revision | None:
+    """Return what was applied last; None if nothing was. Raises ``RequestError`` if it lacks one of the views."""
+    record = None if job.registry is None else Record(job.registry)
+    if record is None or not record.numbers():
+        return None
+    return require_applied(record, (view.published for view in job.views))
 
 
 def _refuse_foreign_values(job: Materialize, view: ViewPlan, still_ours: Callable[[], None]) -> None:

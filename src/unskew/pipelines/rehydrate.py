@@ -1,6 +1,5 @@
 """Rehydration: write all current values to Redis again from a state folder whose pipeline does not run."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.plan import Plan, ViewPlan
-from unskew.features.registry import describe
 from unskew.features.text_buffers import Keys
 from unskew.pipelines.deployment import Deployment
 from unskew.pipelines.state.changelog import Changelogs
@@ -19,6 +17,7 @@ from unskew.pipelines.state.folder import CHANGELOG, RECOVERY, StateFolder, shar
 from unskew.pipelines.state.ordering import Shard, Siblings
 from unskew.pipelines.state.saved import read_saved
 from unskew.sinks.lease import Lease, Leases
+from unskew.sinks.record import Record, published
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
 
@@ -41,7 +40,8 @@ class Written:
 def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], None] = lambda _: None) -> Written:
     """Write all values of the plan's views that the state holds, then remove keys of these views that it does not hold.
 
-    ``deployment``: ``state``, ``redis_url``, ``prefix`` and ``pipeline`` count. Nothing in the state folder is changed.
+    ``deployment``: ``state``, ``registry``, ``redis_url``, ``prefix`` and ``pipeline`` count. Nothing in the state
+    folder is changed.
     Raises ``LayoutError`` if a process runs on the state, if the state is of another pipeline or definition, or if
     Redis holds later values than the state; ``StoreUnavailable`` if Redis fails. The call can then be repeated.
     """
@@ -75,7 +75,8 @@ def rehydrate(plan: Plan, deployment: Deployment, report: Callable[[Written], No
         names = {view_id: sorted(one["shard"] for one in saved if one["view"] == view_id) for view_id in views}
         own = frozenset(f"{view_id}/{name}" for view_id, shards in names.items() for name in shards)
         writer.claim(own, deployment.place())
-        writer.publish_registry(json.dumps(describe(plan)))
+        applied = None if deployment.registry is None else Record(deployment.registry).last()
+        writer.publish_registry(published(plan, applied))
         listed = {view_id: writer.listed(view_id) or tuple(names[view_id]) for view_id in views}
         writer.expect(listed, own)
         written = Written(n_shards=len(own))

@@ -1,6 +1,5 @@
 """Run a pipeline in this process until its topics end or it is asked to stop."""
 
-import json
 import logging
 import sys
 import threading
@@ -18,7 +17,6 @@ from bytewax.testing import run_main
 
 from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
-from unskew.features.registry import describe
 from unskew.pipelines import compiling
 from unskew.pipelines.cluster import Failures, lost, watching
 from unskew.pipelines.decoding.avro import decoder_of
@@ -44,6 +42,7 @@ from unskew.sinks import durable
 from unskew.sinks.lease import Lease, Leases, Members
 from unskew.sinks.objects import ObjectPath, concerns, probe
 from unskew.sinks.patience import Flag, Patience
+from unskew.sinks.record import Record, published, require_applied
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.sinks.wall import wall_us
 
@@ -80,6 +79,7 @@ def run(
         )
     plan = plan.of_topics
     deployment.check(plan)
+    _require_applied(plan, deployment, stop)
     clock = HostClock() if clock is None else clock
     while True:
         clock.begin_flow()
@@ -102,6 +102,22 @@ def run(
             )
         else:
             _log.warning("partitions were added to a topic: reading it with them from here on")
+
+
+def _require_applied(plan: Plan, deployment: Deployment, stop: threading.Event) -> None:
+    """Refuse views that were not applied, before anything else is judged; a store that is away is waited for."""
+    if deployment.registry is None:
+        return
+    record = Record(deployment.registry)
+    try:
+        _store_of(record.root, stop).until_done(lambda: require_applied(record, plan.published.values()))
+    except StoreUnavailable:
+        _go_on(stop)
+        raise
+
+
+def _store_of(place: Path, stop: Flag) -> Patience:
+    return Patience("the object store" if concerns(place) else "the disk", stop)
 
 
 class _Ends:
@@ -268,6 +284,10 @@ class _Opened:
     journal: Journal
     changelogs: Changelogs
     writer: RedisWriter
+
+    def patience_of(self, place: Path) -> Patience:
+        """Return what waits for the store of a place."""
+        return self.objects if concerns(place) else self.disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,8 +493,12 @@ def _wire(
 
     @cache
     def accepted() -> None:
-        published = json.dumps(describe(plan))
-        opened.server.until_done(lambda: opened.writer.publish_registry(published, anew=deployment.replace))
+        revision = None
+        if deployment.registry is not None:
+            # As it is by now: what was applied last decides what serves.
+            revision = opened.patience_of(deployment.registry).until_done(Record(deployment.registry).last)
+        text = published(plan, revision)
+        opened.server.until_done(lambda: opened.writer.publish_registry(text, anew=deployment.replace))
         opened.disk.until_done(lambda: opened.state.record(known))
 
     def settle() -> None:

@@ -70,6 +70,11 @@ class ViewClocks:
         self._of_shards: dict[int, _Shard] = {}
         self._of_all = self._over_all() if partitioned else None
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The list of the view's shards; empty if none was written."""
+        return self._words.steady.listed
+
     def place(self, key: str, at: int) -> Placed:
         """Judge a row. ``key``: canonical; ``at``: its ``_at``, ``UNKNOWN`` if it is absent."""
         if self._of_all is not None:

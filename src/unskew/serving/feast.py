@@ -16,6 +16,9 @@ maps are null, because Feast's client cannot take them.
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,13 +27,14 @@ from unskew.features.frames import Columns
 from unskew.features.references import is_service
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.online import Answered, Asking, OnlineReader
-from unskew.serving.request import LAGGING, ViewAnswer
+from unskew.serving.request import LAGGING, Request, ViewAnswer
 from unskew.sinks.redis.texts import rfc3339
 
 _Cell = int | float | str | bool | None
 _NO_INSTANT = b'"1970-01-01T00:00:00Z"'
 _PRESENT, _NULL, _NOT_FOUND, _OUTSIDE = b'"PRESENT"', b'"NULL_VALUE"', b'"NOT_FOUND"', b'"OUTSIDE_MAX_AGE"'
 _NOTHING = frozenset({b"[]", b"{}"})
+_RESULT = b'{"values":[%b],"statuses":[%b],"event_timestamps":[%b]}'
 
 
 class Body(msgspec.Struct):
@@ -40,6 +44,7 @@ class Body(msgspec.Struct):
     features: list[str] | None = None
     feature_service: str | None = None
     full_feature_names: bool = False
+    now: str | None = None
     include_feature_view_version_metadata: bool = False
 
 
@@ -77,54 +82,85 @@ def asking(reader: OnlineReader, body: Body) -> Asking[Answered]:
         if not is_service(body.feature_service):
             raise RequestError(f"{body.feature_service!r} is a reference, not a feature_service; name it in features")
         wanted = body.feature_service
-    return reader.asking(wanted, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True)
+    return reader.asking(
+        wanted, Columns(body.entities), full_feature_names=body.full_feature_names, as_json=True, now=body.now
+    )
 
 
 def answer(answered: Answered, body: Body) -> bytes:
     """Return the answer to a request."""
-    stamps: dict[int, bytes] = {UNKNOWN: _NO_INSTANT}
-    times, about = [], []
-    for view, found in zip(answered.request.views, answered.answers, strict=True):
-        instants = []
-        for placed in found.placed:
-            stamp = stamps.get(placed.as_of)
-            if stamp is None:
-                stamp = stamps[placed.as_of] = b'"%b"' % rfc3339(placed.as_of)
-            instants.append(stamp)
-        times.append(b"[%b]" % b",".join(instants))
-        as_of = b",".join(b"null" if stamp is _NO_INSTANT else stamp for stamp in instants)
-        provisional = b",".join(b"true" if placed.provisional else b"false" for placed in found.placed)
-        about.append(
-            b'%b:{"version":%d,"as_of":[%b],"status":%b,"provisional":[%b]}'
-            % (_encode(view.named), view.view.version, as_of, _encode(found.status), provisional)
-        )
-    n_rows = answered.rows.n_rows
-    no_instants = b"[%b]" % b",".join([_NO_INSTANT] * n_rows)
+    request, n_rows = answered.request, answered.rows.n_rows
+    shape = _shape(request, tuple(body.entities))
+    all_present = b",".join([_PRESENT] * n_rows)
+    no_instants = b",".join([_NO_INSTANT] * n_rows)
     results = []
     for cells in body.entities.values():
-        its = b",".join(_NULL if cell is None else _PRESENT for cell in cells)
-        results.append(_result(_encode(cells), b"[%b]" % its, no_instants))
-    for view_number, number in answered.request.places:
-        found = answered.answers[view_number]
-        values, statuses = _values_and_statuses(found, found.values[number])
-        results.append(_result(values, statuses, times[view_number]))
-    names = [*body.entities, *(one.column for one in answered.request.asked)]
+        its = b",".join([_NULL if cell is None else _PRESENT for cell in cells]) if None in cells else all_present
+        results.append(_RESULT % (_encode(cells)[1:-1], its, no_instants))
+    about, times = [], []
+    for number, found in enumerate(answered.answers):
+        instants = [None if placed.as_of == UNKNOWN else _stamp(placed.as_of) for placed in found.placed]
+        as_of = b",".join([b"null" if instant is None else instant for instant in instants])
+        if number < len(shape.heads):
+            # On-demand features come after all views.
+            provisional = b",".join([b"true" if placed.provisional else b"false" for placed in found.placed])
+            about.append(
+                b'%b%b],"status":%b,"provisional":[%b]}'
+                % (shape.heads[number], as_of, _encode(found.status), provisional)
+            )
+        if None in instants:
+            as_of = b",".join([_NO_INSTANT if instant is None else instant for instant in instants])
+        times.append(as_of)
+    for view_number, numbers, may_be_nothing in shape.runs:
+        found, its_times = answered.answers[view_number], times[view_number]
+        if found.is_whole and not may_be_nothing and LAGGING not in found.status:
+            between = b'],"statuses":[%b],"event_timestamps":[%b]},{"values":[' % (all_present, its_times)
+            values = between.join([b",".join(found.values[number]) for number in numbers])
+            results.append(_RESULT % (values, all_present, its_times))
+        else:
+            each = (_values_and_statuses(found, found.values[number]) for number in numbers)
+            results.extend(_RESULT % (*both, its_times) for both in each)
     return b'{"metadata":{"feature_names":%b,"now":"%b","views":{%b}},"results":[%b]}' % (
-        _encode(names),
+        shape.feature_names,
         rfc3339(answered.now_us),
         b",".join(about),
         b",".join(results),
     )
 
 
-def _result(values: bytes, statuses: bytes, instants: bytes) -> bytes:
-    return b'{"values":%b,"statuses":%b,"event_timestamps":%b}' % (values, statuses, instants)
+class _Shape(NamedTuple):
+    """What the answers to a request have in common.
+
+    ``heads``: of what is said of each view. ``runs``: features that follow each other and are of one view: the number
+    of the view, those of its columns, and whether one may be an empty list or map.
+    """
+
+    feature_names: bytes
+    heads: list[bytes]
+    runs: list[tuple[int, list[int], bool]]
+
+
+@lru_cache(maxsize=256)
+def _shape(request: Request, entities: tuple[str, ...]) -> _Shape:
+    runs: list[tuple[int, list[int], bool]] = []
+    for view, places in groupby(request.places, lambda place: place[0]):
+        numbers = [number for _, number in places]
+        if view < len(request.views):
+            columns = request.views[view].columns
+            may_be_nothing = any(columns[number].dtype.nesting is not None for number in numbers)
+        else:
+            may_be_nothing = True
+        runs.append((view, numbers, may_be_nothing))
+    heads = [b'%b:{"version":%d,"as_of":[' % (_encode(view.named), view.view.version) for view in request.views]
+    return _Shape(_encode([*entities, *(one.column for one in request.asked)]), heads, runs)
+
+
+@lru_cache(maxsize=4_096)
+def _stamp(instant_us: int) -> bytes:
+    return b'"%b"' % rfc3339(instant_us)
 
 
 def _values_and_statuses(found: ViewAnswer, values: Sequence[bytes | None]) -> tuple[bytes, bytes]:
-    if None not in values and LAGGING not in found.status and _NOTHING.isdisjoint(values):
-        there = [value for value in values if value is not None]
-        return b"[%b]" % b",".join(there), b"[%b]" % b",".join([_PRESENT] * len(there))
     written, statuses = [], []
     for value, status, is_present in zip(values, found.status, found.is_present, strict=True):
         is_null = value is None or value in _NOTHING
@@ -135,7 +171,7 @@ def _values_and_statuses(found: ViewAnswer, values: Sequence[bytes | None]) -> t
             statuses.append(_NULL if is_present else _NOT_FOUND)
         else:
             statuses.append(_PRESENT)
-    return b"[%b]" % b",".join(written), b"[%b]" % b",".join(statuses)
+    return b",".join(written), b",".join(statuses)
 
 
 _OF_UNKNOWN = {

@@ -4,14 +4,16 @@ The route that is asked most, ``POST /get-online-features``, is a plain ASGI cal
 """
 
 import asyncio
+import gc
 import hmac
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,30 +22,33 @@ from starlette.routing import Route
 from unskew.features.errors import (
     LayoutError,
     NothingPublished,
+    OtherFeatures,
     RequestError,
     StoreUnavailable,
     UnknownName,
     UnskewError,
 )
 from unskew.serving import feast
-from unskew.serving.clocks import UNKNOWN
-from unskew.serving.online import Answered, OnlineReader
+from unskew.serving.listing import listing
+from unskew.serving.measured import Metrics
+from unskew.serving.online import OnlineReader
 from unskew.sinks.redis.usage import Usage
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 _UNKNOWN_CLIENT = "send the token of this server: Authorization: Bearer TOKEN"
+_TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
 FEATURES = "/get-online-features"
+LISTING = "/v1/features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
+_EXPECT = b"unskew-expect"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _JSON = (b"content-type", b"application/json")
-_SECONDS = (
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
-)  # fmt: skip
-
 _log = logging.getLogger("unskew.serve")
 
 
@@ -64,6 +69,7 @@ class Limits:
 class _Reply(NamedTuple):
     code: int
     body: bytes
+    service: str = ""
 
 
 class _Refused(Exception):
@@ -72,56 +78,36 @@ class _Refused(Exception):
         self.code = code
 
 
-class Metrics:
-    """What is measured of the answers. Labels are names of views and statuses, and codes of HTTP."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.seconds = Histogram(
-            "unskew_request_seconds",
-            "Time from a request's first byte to its answer",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.requests = Counter("unskew_requests", "Requests for features", ["code"], registry=self.registry)
-        self.rows = Counter("unskew_rows", "Rows that were answered", ["view", "status"], registry=self.registry)
-        self.lag_s = Gauge(
-            "unskew_read_lag_seconds",
-            "How far the oldest row of the last answer lay behind the present",
-            ["view"],
-            registry=self.registry,
-        )
-
-    def answered(self, answered: Answered) -> None:
-        """Count the rows of an answer."""
-        for view, found in zip(answered.request.views, answered.answers, strict=True):
-            for status in dict.fromkeys(found.status):
-                self.rows.labels(view.view.id, status).inc(found.status.count(status))
-            instants = [placed.as_of for placed in found.placed if placed.as_of != UNKNOWN]
-            if instants:
-                self.lag_s.labels(view.view.id).set(max(0, answered.now_us - min(instants)) / 1e6)
-
-
 class Application:
     """An ASGI application that answers from a reader.
 
-    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read.
+    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read. ``metrics``: what
+    is measured. ``at_end``: called when the server has stopped.
     """
 
     def __init__(
-        self, reader: OnlineReader, limits: Limits, token: str | None = None, usage: Usage | None = None
+        self,
+        reader: OnlineReader,
+        limits: Limits,
+        token: str | None = None,
+        usage: Usage | None = None,
+        *,
+        metrics: Metrics | None = None,
+        at_end: Callable[[], None] | None = None,
     ) -> None:
         self._reader = reader
         self._usage = usage
         self._limits = limits
         self._token = None if token is None else token.encode()
         self._n_at_once = 0
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
+        self._at_end = at_end
         self._others = Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/ready", self._ready),
                 Route("/metrics", self._metrics),
+                Route(LISTING, self._listing),
                 *(Route(path, _not_ours, methods=["GET", "POST", "PUT"]) for path in _NOT_OURS),
             ],
             exception_handlers={404: _not_found, 405: _not_allowed},
@@ -133,8 +119,23 @@ class Application:
             await self._features(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
         else:
             await self._others(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            kind = (await receive())["type"]
+            if kind == "lifespan.startup":
+                # What is there now stays, so no search for garbage need look at it while requests wait.
+                gc.collect()
+                gc.freeze()
+            elif self._at_end is not None:
+                self._at_end()
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
 
     async def _features(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -143,8 +144,7 @@ class Application:
             reply = await self._reply(scope, receive)
         finally:
             self._n_at_once -= 1
-        self.metrics.requests.labels(str(reply.code)).inc()
-        self.metrics.seconds.observe(time.perf_counter() - began)
+        self.metrics.replied(reply.code, time.perf_counter() - began, reply.service)
         headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
         if reply.code == 405:
             headers.append((b"allow", b"POST"))
@@ -159,13 +159,17 @@ class Application:
             self._refuse(scope)
             body = feast.read_body(await self._body(scope, receive), self._limits.rows)
             answered = await self._reader.asked_async(feast.asking(self._reader, body))
+            if (expected := _expected(scope)) is not None:
+                answered.request.require(expected)
             self.metrics.answered(answered)
             if self._usage is not None and body.feature_service is not None:
                 self._usage.count(body.feature_service)
-            return _Reply(200, feast.answer(answered, body))
+            return _Reply(200, feast.answer(answered, body), body.feature_service or "")
         except _Refused as error:
             return _Reply(error.code, feast.error(str(error)))
         except UnskewError as error:
+            if isinstance(error, StoreUnavailable):
+                self.metrics.redis_failed()
             return _Reply(_code(error), feast.error(str(error), error))
         except Exception:  # noqa: BLE001 - a client gets an answer, and no traceback
             _log.exception("a request was not answered")
@@ -189,24 +193,26 @@ class Application:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         most = self._limits.body_bytes
-        too_long = _Refused(413, f"the body is longer than {most:,} bytes; ask in parts")
+        begun = _Begun(receive())
+        # The body has nearly always come with its head, and then there is nothing to wait for.
+        if begun.is_done and _is_last(begun.result) and len(whole := _part(begun.result)) <= most:
+            return whole
         given = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if given.isdigit() and int(given) > most:
-            raise too_long
+            raise _Refused(413, _TOO_LONG.format(most))
         parts, n_bytes = [], 0
         try:
             async with asyncio.timeout(self._limits.body_s):
+                message = await begun
                 while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Refused(400, "the client went away")
-                    part = message.get("body", b"")
+                    part = _part(message)
                     n_bytes += len(part)
                     if n_bytes > most:
-                        raise too_long
+                        raise _Refused(413, _TOO_LONG.format(most))
                     parts.append(part)
-                    if not message.get("more_body", False):
+                    if _is_last(message):
                         return b"".join(parts)
+                    message = await receive()
         except TimeoutError:
             raise _Refused(408, f"the body did not come within {self._limits.body_s:g} s") from None
 
@@ -222,10 +228,69 @@ class Application:
             return JSONResponse({"ready": False, "reason": str(error)}, 503)
         return JSONResponse({"ready": True})
 
+    async def _listing(self, request: Request) -> Response:
+        """Answer with what can be read."""
+        if not self._may(request.scope):
+            return JSONResponse({"message": _UNKNOWN_CLIENT}, 401)
+        try:
+            known = await self._reader.asked_async(self._reader.look_again())
+        except UnskewError as error:
+            return JSONResponse({"message": str(error)}, _code(error))
+        return JSONResponse(listing(known.published))
+
     async def _metrics(self, request: Request) -> Response:
         if not self._may(request.scope):
             return Response(feast.error(_UNKNOWN_CLIENT), 401, media_type="application/json")
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _part(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise _Refused(400, "the client went away")
+    part: bytes = message.get("body", b"")
+    return part
+
+
+def _is_last(message: Message) -> bool:
+    return not message.get("more_body", False)
+
+
+class _Begun:
+    """Something to be awaited that has run to where it first waits; ``result`` is there if it did not have to."""
+
+    def __init__(self, awaited: Awaitable[Message]) -> None:
+        self._rest = awaited.__await__()
+        self.result: Message = {}
+        try:
+            self._waits_for = next(self._rest)
+        except StopIteration as end:
+            self.is_done, self.result = True, end.value
+        else:
+            self.is_done = False
+
+    def __await__(self) -> Generator[Any, Any, Message]:
+        if not self.is_done:
+            try:
+                yield self._waits_for
+            except BaseException:
+                self._rest.close()
+                raise
+            self.is_done, self.result = True, (yield from self._rest)
+        return self.result
+
+
+def _expected(scope: Scope) -> str | None:
+    """Return the digest of the features that a request expects; None if it does not say."""
+    given = next((value for name, value in scope["headers"] if name == _EXPECT), None)
+    if given is None:
+        return None
+    text: str = given.decode("latin-1").strip()
+    if _DIGEST.fullmatch(text) is None:
+        raise RequestError(
+            f"Unskew-Expect: {text!r:.80} is not a digest of features; send the 64 characters of features_digest in the model's "
+            "manifest"
+        )
+    return text
 
 
 def _code(error: UnskewError) -> int:
@@ -234,6 +299,8 @@ def _code(error: UnskewError) -> int:
         return 503
     if isinstance(error, UnknownName):
         return 404
+    if isinstance(error, OtherFeatures):
+        return 409
     if isinstance(error, RequestError):
         return 422
     return 500 if isinstance(error, LayoutError) else 400
@@ -245,7 +312,10 @@ async def _not_ours(_: Request) -> Response:
 
 
 async def _not_found(request: Request, _: Exception) -> Response:
-    message = f"there is no {request.url.path}; POST {FEATURES} reads features, and there are /health, /ready, /metrics"
+    message = (
+        f"there is no {request.url.path}; POST {FEATURES} reads features, GET {LISTING} lists them, and there are /health, /ready, "
+        "/metrics"
+    )
     return Response(feast.error(message), 404, media_type="application/json")
 
 

@@ -4,8 +4,11 @@ The replies are read by hiredis, as they come. redis-py makes the connections, s
 are its matter, and finds the nodes of a cluster.
 """
 
+import contextlib
+import os
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +27,11 @@ _BYTES_PER_SEND = 1 << 18
 PAUSES_S = (0.0, 0.05)
 """Before a read is tried again over another connection."""
 _NOT_YET = object()
+_PLAIN = frozenset({list, bytes, type(None)})
+"""What replies to reading commands are, apart from errors."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Commands:
     """Commands that may be executed in any order, and the key of each."""
 
@@ -41,15 +46,26 @@ class Commands:
 
 def divided(replies: Sequence[Any], steps: Sequence[Commands]) -> list[list[Any]]:
     """Return the replies to the commands of each step. Raises as ``checked`` does."""
-    rest = iter(checked(replies, [key for step in steps for key in step.keys]))
-    return [[next(rest) for _ in step.data] for step in steps]
+    if not _PLAIN.issuperset(map(type, replies)):
+        checked(replies, [key for step in steps for key in step.keys])
+    found, first = [], 0
+    for step in steps:
+        found.append(list(replies[first : first + len(step.data)]))
+        first += len(step.data)
+    return found
 
 
 class Lines:
-    """All servers that hold a part of the keys, over connections of redis-py's pools; several threads may use it."""
+    """All servers that hold a part of the keys, over connections of redis-py's pools; several threads may use it.
+
+    Connections to one server that a URL names are kept between reads, because the pool takes longer to lend one than
+    the server to answer.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._kept: deque[_Line] = deque()
+        self._process = os.getpid()
 
     def ask(self, *steps: Commands) -> list[list[Any]]:
         """Return the replies to the commands of each step, which are executed after those of the steps before.
@@ -60,7 +76,49 @@ class Lines:
         with self._server.reaching() as client:
             if isinstance(client, redis.RedisCluster):
                 return [self._ask_cluster(client, step) for step in steps]
-            return divided(_ask_one(client, [one for step in steps for one in step.data]), steps)
+            return divided(self._ask_one(client, [one for step in steps for one in step.data]), steps)
+
+    def give_back(self) -> None:
+        """Give the connections that are kept back to their pool."""
+        while self._kept:
+            # Another thread may have taken the last one.
+            with contextlib.suppress(IndexError):
+                self._kept.pop().give_back()
+
+    def _ask_one(self, server: redis.Redis, commands: Sequence[bytes]) -> list[Any]:
+        """Return the replies of one server; errors among them are not raised. Raises what redis-py raises."""
+        for pause_s in PAUSES_S:
+            try:
+                return self._try_one(server, commands)
+            except (redis.ConnectionError, redis.TimeoutError):
+                # The server may have closed all of them.
+                self.give_back()
+                time.sleep(pause_s)
+        return self._try_one(server, commands)
+
+    def _try_one(self, server: redis.Redis, commands: Sequence[bytes]) -> list[Any]:
+        line = self._line(server)
+        try:
+            replies = line.exchange(commands)
+        except BaseException:
+            # The next commands must not read outstanding replies as their own.
+            line.break_off()
+            raise
+        if line.may_be_kept:
+            self._kept.append(line)
+        else:
+            line.give_back()
+        return replies
+
+    def _line(self, server: redis.Redis) -> "_Line":
+        if self._process != os.getpid():
+            # A process that forked must leave the sockets to the other one.
+            self._process, self._kept = os.getpid(), deque()
+        with contextlib.suppress(IndexError):
+            return self._kept.pop()
+        # Sentinels may name another master, a client of somebody else may need its connections.
+        may_be_kept = self._server.is_of_url and type(server.connection_pool) is redis.ConnectionPool
+        return _Line(server, may_be_kept=may_be_kept)
 
     def _ask_cluster(self, client: redis.RedisCluster, commands: Commands) -> list[Any]:
         for tries_left in reversed(range(CLUSTER_TRIES)):
@@ -83,7 +141,7 @@ class Lines:
         replies: list[Any] = [None] * len(commands.keys)
         for name, its in places.items():
             of_node = [commands.data[place] for place in its]
-            for place, reply in zip(its, _ask_one(servers[name], of_node), strict=True):
+            for place, reply in zip(its, self._ask_one(servers[name], of_node), strict=True):
                 replies[place] = reply
         for place, reply in enumerate(replies):
             if isinstance(reply, redis.ResponseError) and str(reply).startswith(("MOVED ", "ASK ", "TRYAGAIN")):
@@ -92,43 +150,58 @@ class Lines:
         return replies
 
 
-def _ask_one(server: redis.Redis, commands: Sequence[bytes]) -> list[Any]:
-    """Return the replies of one server; errors among them are not raised. Raises what redis-py raises."""
-    for pause_s in PAUSES_S:
-        try:
-            return _try_one(server, commands)
-        except (redis.ConnectionError, redis.TimeoutError):
-            time.sleep(pause_s)
-    return _try_one(server, commands)
+class _Line:
+    """A connection of a pool, with what reads its replies."""
 
+    def __init__(self, server: redis.Redis, *, may_be_kept: bool) -> None:
+        self.may_be_kept = may_be_kept
+        # Kept, because a client without references closes its connections.
+        self._server = server
+        self._connection = server.connection_pool.get_connection()
+        self._reader = hiredis.Reader(redis.InvalidResponse, redis.ResponseError, notEnoughData=_NOT_YET)
+        self._buffer = bytearray(_BYTES_PER_READ)
 
-def _try_one(server: redis.Redis, commands: Sequence[bytes]) -> list[Any]:
-    pool = server.connection_pool
-    connection = pool.get_connection()
-    try:
-        replies = _exchange(connection._sock, commands)  # noqa: SLF001 - there is no public way to read replies in bulk
-    except BaseException:
-        # The next commands must not read outstanding replies as their own.
-        connection.disconnect()  # type: ignore[no-untyped-call]
-        raise
-    finally:
-        pool.release(connection)
-    return replies
+    def give_back(self) -> None:
+        """Give the connection back to its pool."""
+        self._server.connection_pool.release(self._connection)
 
+    def break_off(self) -> None:
+        """Close the connection, and give it back."""
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
+        self.give_back()
 
-def _exchange(with_server: socket.socket | None, commands: Sequence[bytes]) -> list[Any]:
-    if with_server is None:
-        raise redis.ConnectionError("Connection closed")
-    replies: list[Any] = []
-    reader = hiredis.Reader(redis.InvalidResponse, redis.ResponseError, notEnoughData=_NOT_YET)
-    n_sent = 0
-    for part in _parts(commands):
-        _send(with_server, b"".join(part))
-        n_sent += len(part)
-        _read(with_server, reader, n_sent, replies)
-    if reader.has_data():
-        raise redis.InvalidResponse("more replies than commands")
-    return replies
+    def exchange(self, commands: Sequence[bytes]) -> list[Any]:
+        """Return the replies to commands; errors among them are not raised."""
+        with_server: socket.socket | None = self._connection._sock  # noqa: SLF001 - there is no public way to read replies in bulk
+        if with_server is None:
+            raise redis.ConnectionError("Connection closed")
+        replies: list[Any] = []
+        n_sent = 0
+        for part in _parts(commands):
+            _send(with_server, b"".join(part))
+            n_sent += len(part)
+            self._read(with_server, n_sent, replies)
+        if self._reader.has_data():
+            raise redis.InvalidResponse("more replies than commands")
+        return replies
+
+    def _read(self, of: socket.socket, n_replies: int, replies: list[Any]) -> None:
+        """Read replies until there are as many."""
+        next_reply, feed, receive, buffer = self._reader.gets, self._reader.feed, of.recv_into, self._buffer
+        while len(replies) < n_replies:
+            reply = next_reply()
+            if reply is not _NOT_YET:
+                replies.append(reply)
+                continue
+            try:
+                n_bytes = receive(buffer)
+            except TimeoutError as error:
+                raise redis.TimeoutError("Timeout reading from socket") from error
+            except OSError as error:
+                raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
+            if not n_bytes:
+                raise redis.ConnectionError("Connection closed by server")
+            feed(buffer, 0, n_bytes)  # type: ignore[arg-type]
 
 
 def _send(to: socket.socket, data: bytes) -> None:
@@ -138,26 +211,6 @@ def _send(to: socket.socket, data: bytes) -> None:
         raise redis.TimeoutError("Timeout writing to socket") from error
     except OSError as error:
         raise redis.ConnectionError(f"Error while writing to socket. {error}") from error
-
-
-def _read(of: socket.socket, reader: hiredis.Reader, n_replies: int, replies: list[Any]) -> None:
-    """Read replies until there are as many."""
-    next_reply, feed, receive = reader.gets, reader.feed, of.recv_into
-    buffer = bytearray(_BYTES_PER_READ)
-    while len(replies) < n_replies:
-        reply = next_reply()
-        if reply is not _NOT_YET:
-            replies.append(reply)
-            continue
-        try:
-            n_bytes = receive(buffer)
-        except TimeoutError as error:
-            raise redis.TimeoutError("Timeout reading from socket") from error
-        except OSError as error:
-            raise redis.ConnectionError(f"Error while reading from socket: {error}") from error
-        if not n_bytes:
-            raise redis.ConnectionError("Connection closed by server")
-        feed(buffer, 0, n_bytes)  # type: ignore[arg-type]
 
 
 def _parts(commands: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

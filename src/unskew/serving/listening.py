@@ -3,16 +3,21 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from typing_extensions import override
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors.multiprocess import Multiprocess
 
 from unskew.features.errors import RequestError
 from unskew.serving.http import Application
@@ -21,44 +26,78 @@ GRACE_S = 10
 """Seconds that requests which were begun have to come to their end after SIGTERM."""
 IDLE_S = 75
 """Seconds after which a connection without a request is closed."""
+CLOSING_S = 1
+"""Seconds that a client has, when the server stops, to do its part in the end of a connection that asks for nothing."""
+HEALTH_S = 30
+"""Seconds after which a worker that does not answer to its supervisor is killed and replaced."""
 HEAD_S = 10
 """Seconds that the head of a request may take to come."""
 HEAD_BYTES = 1 << 16
 """Bytes that the head of a request may have, and a piece of the network besides."""
 
 
-def configured(application: Application, tls_cert: Path | None, tls_key: Path | None) -> uvicorn.Config:
-    """Return how to answer. Raises ``RequestError`` for a certificate or key that cannot be used."""
-    config = uvicorn.Config(
-        application,
+def configured(
+    make: Callable[[], Application], tls_cert: Path | None, tls_key: Path | None, n_workers: int = 1
+) -> uvicorn.Config:
+    """Return how to answer; ``make`` is called in each process. Raises ``RequestError`` for an unusable certificate."""
+    try:
+        if tls_cert is not None:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key, password="")
+    except (ssl.SSLError, OSError) as error:
+        raise RequestError(
+            f"--tls-cert {tls_cert}, --tls-key {tls_key}: {error}; give a certificate and its own private key, in PEM, without a "
+            "password"
+        ) from error
+    return uvicorn.Config(
+        make,
+        factory=True,
+        workers=n_workers,
         http=_Protocol,
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         date_header=False,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=GRACE_S,
+        timeout_worker_healthcheck=HEALTH_S,
         ssl_certfile=None if tls_cert is None else str(tls_cert),
         ssl_keyfile=None if tls_key is None else str(tls_key),
     )
-    try:
-        config.load()
-    except (ssl.SSLError, OSError) as error:
-        raise RequestError(
-            f"--tls-cert {tls_cert}, --tls-key {tls_key}: {error}; give a certificate and its own private key, in PEM, without a "
-            "password"
-        ) from error
-    # What clients send that is not HTTP is no matter of this process.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    return config
 
 
 def run(config: uvicorn.Config, listener: socket.socket) -> None:
-    """Answer until SIGTERM or SIGINT."""
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_Server(config).serve(sockets=[listener]))
+    """Answer until SIGTERM or SIGINT, in this process or, if there are several workers, in processes of their own.
+
+    A worker that dies, or that does nothing for a long time, is replaced. Workers stop with this process, even if it is
+    killed. Raises ``RequestError`` if a worker cannot begin.
+    """
+    if config.workers == 1:
+        quiet()
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_Server(config).serve(sockets=[listener]))
+        return
+    supervisor = Multiprocess(config, sockets=[listener])
+    supervisor.run()
+    if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
+        raise RequestError("a worker could not begin; its messages say why")
+
+
+def quiet() -> None:
+    """Leave out of the log what clients send that is not HTTP: it is no matter of this process."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def end_with(parent: int) -> None:
+    """Let this process end, as if it were asked to, once ``parent`` is not its parent any more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="unskew-parent", daemon=True).start()
 
 
 class _Server(uvicorn.Server):
@@ -85,7 +124,7 @@ class _Protocol(HttpToolsProtocol):
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Together(transport, self.loop)))
         self._wait(IDLE_S)
 
     @override
@@ -95,25 +134,35 @@ class _Protocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        is_first = self._in_head and not self._n_head_bytes
         if self._in_head:
-            if not self._n_head_bytes:
-                self._wait(HEAD_S)
             self._n_head_bytes += len(data)
         super().data_received(data)
-        # A piece may end a head and begin a body, so the parser sees it first.
-        if self._in_head and self._n_head_bytes > HEAD_BYTES:
-            self._end()
+        # A piece may end a head and begin a body, so the parser sees it first; it nearly always has all of a head.
+        if self._in_head and self._n_head_bytes:
+            if self._n_head_bytes > HEAD_BYTES:
+                self._end()
+            elif is_first:
+                self._wait(HEAD_S)
 
     @override
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._wait(None)
+        if self._until is not None:
+            self._wait(None)
         super().on_headers_complete()
 
     @override
     def on_message_complete(self) -> None:
         self._in_head, self._n_head_bytes = True, 0
         super().on_message_complete()
+
+    @override
+    def shutdown(self) -> None:
+        super().shutdown()
+        # Over TLS, the end of a connection waits for the client, which may not look at it before its next request.
+        if self.transport.is_closing():
+            self.loop.call_later(CLOSING_S, self.transport.abort)
 
     def _wait(self, seconds: float | None) -> None:
         """Close the connection after some time; with None, never."""
@@ -125,3 +174,31 @@ class _Protocol(HttpToolsProtocol):
         self._wait(None)
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class _Together:
+    """A transport that sends what is written in one turn of the loop at once: the head of an answer and its body."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, with all that is written in this turn."""
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Close once everything is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._held:
+            data, self._held = b"".join(self._held), []
+            self._transport.write(data)

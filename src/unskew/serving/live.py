@@ -43,27 +43,35 @@ def read_live(
     cannot be reached, and ``LayoutError`` if its content cannot be read.
     """
     server = Server(source)
-    clocks_key, ledgers_key = clock_key(prefix, pipeline), ledger_key(prefix, pipeline)
     try:
-        with server.reaching() as client:
-            commands = client.pipeline(transaction=False)
-            commands.get(registry_key(prefix))
-            commands.hgetall(clocks_key)
-            commands.hgetall(ledgers_key)
-            replies = commands.execute(raise_on_error=False)
-            registry, clocks, ledgers = checked(replies, [registry_key(prefix), clocks_key, ledgers_key])
+        live = read_all_live(server, prefix, pipeline, now_us=now_us)
     finally:
         if isinstance(source, str):
             server.close()
-    views = {} if registry is None else parse(registry, registry_key(prefix)).views
-    words, late = Clocks((clocks_key, clocks)), Ledgers((ledgers_key, ledgers))
-    live = [_live(view, words, late, now_us()) for view in views.values() if words.shards(view.id)]
     if not live:
         raise RequestError(
             f"Redis holds no clock of pipeline {pipeline!r} under the prefix {prefix!r}; give the same --pipeline and "
             "--prefix as to `unskew run`, or start it"
         )
     return live
+
+
+def read_all_live(server: Server, prefix: str, pipeline: str, *, now_us: Callable[[], int] = wall_us) -> list[LiveView]:
+    """Return the views on which the pipeline has reported, in the registry's order; none if there are none.
+
+    Raises as ``read_live`` does.
+    """
+    clocks_key, ledgers_key = clock_key(prefix, pipeline), ledger_key(prefix, pipeline)
+    with server.reaching() as client:
+        commands = client.pipeline(transaction=False)
+        commands.get(registry_key(prefix))
+        commands.hgetall(clocks_key)
+        commands.hgetall(ledgers_key)
+        replies = commands.execute(raise_on_error=False)
+        registry, clocks, ledgers = checked(replies, [registry_key(prefix), clocks_key, ledgers_key])
+    views = {} if registry is None else parse(registry, registry_key(prefix)).views
+    words, late = Clocks((clocks_key, clocks)), Ledgers((ledgers_key, ledgers))
+    return [_live(view, words, late, now_us()) for view in views.values() if words.shards(view.id)]
 
 
 def _live(view: View, clocks: Clocks, ledgers: Ledgers, now_us: int) -> LiveView:

@@ -1,5 +1,6 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -9,18 +10,20 @@ from urllib.parse import quote
 import polars as pl
 from typing_extensions import override
 
-from unskew.features.errors import NothingPublished, RequestError
+from unskew.features.errors import LayoutError, NothingPublished, RequestError
 from unskew.features.frames import Answer, Given, Table, read_table
 from unskew.features.keys import encode_keys
-from unskew.features.references import is_service, key_columns, key_names, requested, texts
+from unskew.features.on_request import Wanted, requested_instant, wanted
+from unskew.features.references import is_service, key_columns, key_names, texts
 from unskew.features.registry import Published, parse
-from unskew.features.time import format_instant
+from unskew.features.time import format_instant, moment_of
 from unskew.features.types import Type
 from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View
 from unskew.serving.clocks import UNKNOWN
+from unskew.serving.computing import Computing, Together
 from unskew.serving.lines import Commands, Lines
-from unskew.serving.request import STATUS, How, Pipelines, Request, ViewAnswer
+from unskew.serving.request import STATUS, Expected, How, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler
 from unskew.serving.shared import SharedLines
 from unskew.sinks.redis.keyspace import registry_key, revision_key, value_key, value_keys_pattern
@@ -45,6 +48,7 @@ class OnlineFeatures(Answer):
 
     def __init__(self, answered: "Answered") -> None:
         self.given = answered.rows
+        self._now_us = answered.now_us
         self._request = answered.request
         self._answers = answered.answers
 
@@ -78,8 +82,14 @@ class OnlineFeatures(Answer):
                     pl.Series("provisional", [placed.provisional for placed in answer.placed], pl.Boolean),
                 ]
             )
-            for view, answer in zip(self._request.views, self._answers, strict=True)
+            # On-demand features come after all views.
+            for view, answer in zip(self._request.views, self._answers, strict=False)
         }
+
+    @property
+    def now(self) -> dt.datetime:
+        """The instant that ``now`` is in on-demand features: that of the request, else the one of reading."""
+        return moment_of(self._now_us)
 
     @cached_property
     def compared_at(self) -> Mapping[str, pl.Series]:
@@ -90,7 +100,7 @@ class OnlineFeatures(Answer):
         """
         return {
             view.named: _instants("compared_at", (placed.compared for placed in answer.placed))
-            for view, answer in zip(self._request.views, self._answers, strict=True)
+            for view, answer in zip(self._request.views, self._answers, strict=False)
         }
 
     def to_dict(self) -> dict[str, list[Any]]:
@@ -102,17 +112,17 @@ class OnlineFeatures(Answer):
                 found[f"{name}{STATUS}"] = list(status)
         return found
 
-    def _by_feature(self) -> Iterator[tuple[str, Type, list[Any], list[str] | None]]:
+    def _by_feature(self) -> Iterator[tuple[str, Type, Sequence[Any], list[str] | None]]:
         """Yield the column, the type, the values and, if asked for, the status of each feature."""
         for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
             answer = self._answers[view]
             status = answer.status_of_each[number] if answer.status_of_each else None
-            yield one.column, self._request.views[view].columns[number].dtype, answer.values[number], status
+            yield one.column, one.feature.dtype, answer.values[number], status
 
     @override
     def __repr__(self) -> str:
         summary = [f"{self.given.n_rows:,} rows, {len(self._request.asked)} features"]
-        for view, answer in zip(self._request.views, self._answers, strict=True):
+        for view, answer in zip(self._request.views, self._answers, strict=False):
             counts = ", ".join(f"{count:,} {status}" for status, count in Counter(answer.status).most_common())
             instants = [placed.as_of for placed in answer.placed if placed.as_of != UNKNOWN]
             since = f", as of {format_instant(min(instants))}" if instants else ""
@@ -120,21 +130,29 @@ class OnlineFeatures(Answer):
             summary.append(f"{view.named}: {counts or 'no rows'}{since}{until}")
         return "\n".join([*summary, repr(self.frame)])
 
+    def require(self, expected: Expected) -> None:
+        """Raise ``OtherFeatures`` if these are not the expected features, in their order."""
+        self._request.require(expected)
+
 
 class Answered(NamedTuple):
     """What a read found: the rows that were asked with, and for each view of the request its values.
 
-    ``now_us``: the instant at which the values were read, by this machine's clock.
+    The answers of on-demand features, one for each, come after those of all views.
+    ``read_us``: the instant at which the values were read, by this machine's clock. ``now_us``: the instant that
+    ``now`` is in on-demand features, the same unless the request said another.
     """
 
     rows: Given
     request: Request
     answers: Sequence[ViewAnswer]
+    read_us: int
     now_us: int
 
 
 _Result = TypeVar("_Result")
-Asking = Generator[tuple[Commands, ...], list[list[Any]], _Result]
+Asking = Generator[tuple[Commands, ...] | Computing, list[list[Any]], _Result]
+"""Yields what is to be sent to Redis or evaluated, and is sent the replies or the values."""
 
 
 class _Known:
@@ -144,13 +162,31 @@ class _Known:
     """
 
     def __init__(
-        self, revision: bytes | None, text: bytes, published: Published, shards: Mapping[str, Sequence[str]]
+        self,
+        revision: bytes | None,
+        text: bytes,
+        published: Published,
+        shards: Mapping[str, Sequence[str]],
+        found: dict[tuple[tuple[str, ...] | str, bool], Wanted] | None = None,
     ) -> None:
+        # What references mean outlasts another list of shards: expressions take long to check.
+        self.found = {} if found is None else found
         self.revision = revision
         self.text = text
         self.published = published
         self.shards = shards
         self.requests: dict[tuple[tuple[str, ...] | str, How], Request] = {}
+
+    def look_up(self, features: tuple[str, ...] | str, how: How) -> Wanted:
+        """Return what references mean. Raises as ``on_request.wanted`` does."""
+        place = features, how.full_feature_names
+        if place not in self.found:
+            found = wanted(features, self.published, full_feature_names=how.full_feature_names)
+            if len(self.found) >= _MOST_REQUESTS:
+                self.found.pop(next(iter(self.found)), None)
+            self.found[place] = found
+            return found
+        return self.found[place]
 
 
 class OnlineReader:
@@ -182,6 +218,7 @@ class OnlineReader:
         self._server = Server(client, timeout_s=timeout_s)
         self._lines = Lines(self._server)
         self._shared = SharedLines(self._server, self._lines)
+        self._together = Together()
         self._prefix = prefix
         self._pipelines = Pipelines(prefix, [pipeline] if isinstance(pipeline, str) else list(pipeline))
         if views is not None and not isinstance(views, Published):
@@ -214,6 +251,7 @@ class OnlineReader:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
     ) -> OnlineFeatures:
         """Read ``view:feature`` and ``view@version:feature`` references, or a service, for every entity row.
 
@@ -223,11 +261,16 @@ class OnlineReader:
         for the first read of some references, and after views or shards have changed. ``with_status``: adds a column
         ``{feature column}__status`` beside each feature, which says of it alone what ``metadata`` says of all.
 
+        On-demand features take their inputs from further columns of ``entity_rows``. What they read of views is read
+        too, so ``metadata`` has these views and speaks of these features, which are not returned. ``now``: the instant
+        that ``now`` is in their expressions; by default the one at which the values were read. The status of one is
+        the first that one of the features of views has that it reads: no_key, lagging, warming, default, present.
+
         Raises ``RequestError`` for an unknown name, with the nearest known one; ``StoreUnavailable`` if Redis cannot be
         reached.
         """
         asking = self.asking(
-            features, read_table(entity_rows), full_feature_names=full_feature_names, with_status=with_status
+            features, read_table(entity_rows), full_feature_names=full_feature_names, with_status=with_status, now=now
         )
         return OnlineFeatures(self._asked(asking))
 
@@ -238,10 +281,11 @@ class OnlineReader:
         *,
         full_feature_names: bool = False,
         with_status: bool = False,
+        now: dt.datetime | str | None = None,
     ) -> OnlineFeatures:
         """Read as ``read`` does, without blocking the event loop; reads of one loop share a connection."""
         asking = self.asking(
-            features, read_table(entity_rows), full_feature_names=full_feature_names, with_status=with_status
+            features, read_table(entity_rows), full_feature_names=full_feature_names, with_status=with_status, now=now
         )
         return OnlineFeatures(await self.asked_async(asking))
 
@@ -253,6 +297,7 @@ class OnlineReader:
         full_feature_names: bool = False,
         with_status: bool = False,
         as_json: bool = False,
+        now: dt.datetime | str | None = None,
     ) -> "Asking[Answered]":
         """Yield the commands to send, whose replies must be sent back, and return the answer. Raises as ``read`` does.
 
@@ -260,36 +305,39 @@ class OnlineReader:
         """
         if not isinstance(with_status, bool):
             raise RequestError(f"with_status is True or False, not {with_status!r}")
-        named = features if is_service(features) else tuple(texts(features))
-        how = How(full_feature_names=full_feature_names, with_status=with_status, as_json=as_json)
+        named = features if type(features) is list or is_service(features) else texts(features)
+        given_us = None if now is None else requested_instant(now)
+        how = How(full_feature_names, with_status, as_json)
         for _ in range(_MOST_TRIES):
             known, request = yield from self._compiled(named, how)
             if not rows.n_rows and not rows.names:
                 # Without rows there are no columns either.
-                empty = {name: pl.String for one in request.asked for name in one.view.entity.keys}
+                empty = {name: pl.String for one in request.views for name in one.view.entity.keys}
+                empty |= dict.fromkeys(request.inputs_read, pl.String)
                 rows = read_table(pl.DataFrame(schema=empty))
             keys = _keys(request, rows)
-            revision, before, values, after = yield (
-                self._revision,
-                request.before,
-                request.rows(keys),
-                request.after,
-            )
+            inputs = request.inputs(rows)
+            steps = self._revision, request.before, request.rows(keys), request.after
+            # Some on-demand features read inputs alone.
+            revision, before, values, after = (yield steps) if any(step.data for step in steps) else ([], [], [], [])
             # Without a revision in Redis, nothing says that the registry is the same.
             is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
             if not is_known and (yield from self.look_again(known)) is not known:
                 continue
-            words = request.words(before, after)
-            if request.is_outdated(words):
-                listed = {view.view.id: its.steady.listed for view, its in zip(request.views, words, strict=True)}
+            clocks = request.clocks(before, after)
+            if request.is_outdated(clocks):
+                listed = {view.view.id: its.listed for view, its in zip(request.views, clocks, strict=True)}
                 self._relist(known, listed)
                 continue
-            now_us = self._now_us()
-            oldest_us = None if self._max_lag_us is None else now_us - self._max_lag_us
-            answers = request.read(keys, values, words, oldest_us)
+            read_us = self._now_us()
+            now_us = read_us if given_us is None else given_us
+            oldest_us = None if self._max_lag_us is None else read_us - self._max_lag_us
+            answers = request.read(keys, values, clocks, oldest_us)
             if self._sampler is not None and not as_json:
                 self._sampler.offer(request, answers)
-            return Answered(rows, request, answers, now_us)
+            if (computing := request.computing(inputs, answers, rows.n_rows, now_us)) is not None:
+                answers += request.computed((yield computing), answers, rows.n_rows)
+            return Answered(rows, request, answers, read_us, now_us)
         raise RequestError(
             "the views or their shards changed with every attempt to read them; several pipelines seem to publish them in turn"
         )
@@ -302,6 +350,8 @@ class OnlineReader:
         view_id = self.views().find(view).id
         around = len(value_key(self._prefix, view_id, ""))
         found = set()
+        # The URL may allow one connection alone.
+        self._lines.give_back()
         with self._server.reaching() as client:
             for name in client.scan_iter(match=value_keys_pattern(self._prefix, view_id), count=10_000):
                 text = name.decode(errors="replace") if isinstance(name, bytes) else name
@@ -311,6 +361,7 @@ class OnlineReader:
     def close(self) -> None:
         """Close the connections."""
         self._shared.close()
+        self._lines.give_back()
         self._server.close()
 
     def _asked(self, asking: "Asking[_Result]") -> _Result:
@@ -318,7 +369,7 @@ class OnlineReader:
         try:
             steps = next(asking)
             while True:
-                steps = asking.send(self._lines.ask(*steps))
+                steps = asking.send(steps.done() if isinstance(steps, Computing) else self._lines.ask(*steps))
         except StopIteration as end:
             result: _Result = end.value
             return result
@@ -328,30 +379,41 @@ class OnlineReader:
         try:
             steps = next(asking)
             while True:
-                steps = asking.send(await self._shared.ask(*steps))
+                if isinstance(steps, Computing):
+                    steps = asking.send(await self._together.done(steps))
+                else:
+                    steps = asking.send(await self._shared.ask(*steps))
         except StopIteration as end:
             result: _Result = end.value
             return result
 
-    def _compiled(self, features: tuple[str, ...] | str, how: How) -> "Asking[tuple[_Known, Request]]":
+    def _compiled(self, features: Sequence[str] | str, how: How) -> "Asking[tuple[_Known, Request]]":
         """Return a request as it is compiled for what is known, and that."""
         known = self._known or (yield from self.look_again())
-        wanted = features, how
-        request = known.requests.get(wanted)
+        place = (features if isinstance(features, str) else tuple(features)), how
+        try:
+            request = known.requests.get(place)
+        except TypeError:
+            request = None
+        if request is None and not isinstance(features, str):
+            # Nobody has asked for these yet, or they are not a list of texts, each once.
+            place = tuple(texts(features)), how
+            request = known.requests.get(place)
         if request is None:
             try:
-                asked = requested(features, known.published, full_feature_names=how.full_feature_names)
-            except RequestError:
+                found = known.look_up(*place)
+            except (RequestError, LayoutError):
                 # The registry may have changed since it was read.
                 known = yield from self.look_again(known)
-                asked = requested(features, known.published, full_feature_names=how.full_feature_names)
-            unlisted = {one.view.id for one in asked} - known.shards.keys()
+                found = known.look_up(*place)
+            unlisted = {one.view.id for one in found.of_views} - known.shards.keys()
             if unlisted:
                 known = self._relist(known, (yield from self._listed(sorted(unlisted))))
-            request = Request(asked, self._pipelines, known.shards, how)
+            # Others may have compiled it meanwhile.
+            request = known.requests.get(place) or Request(found, self._pipelines, known.shards, how)
             if len(known.requests) >= _MOST_REQUESTS:
                 known.requests.pop(next(iter(known.requests)), None)
-            known.requests[wanted] = request
+            known.requests[place] = request
         return known, request
 
     def look_again(self, known: _Known | None = None) -> "Asking[_Known]":
@@ -369,9 +431,12 @@ class OnlineReader:
             raise NothingPublished(
                 f"nothing is published under {key}; start `unskew run`, or give the prefix with which it runs"
             )
-        if known is not None and known.text == text:
-            known.revision = revision
-            return known
+        # Others may have looked meanwhile.
+        for one in (known, self._known):
+            if one is not None and one.text == text:
+                one.revision = revision
+                self._known = one
+                return one
         found = self._known = _Known(revision, text, parse(text, key), {} if known is None else known.shards)
         return found
 
@@ -386,18 +451,20 @@ class OnlineReader:
 
     def _relist(self, known: _Known, listed: Mapping[str, Sequence[str]]) -> _Known:
         """Return what is known, with these shards of views; requests that were compiled for others are forgotten."""
-        found = self._known = _Known(known.revision, known.text, known.published, {**known.shards, **listed})
+        shards = {**known.shards, **listed}
+        if self._known is not None and self._known.found is known.found and self._known.shards == shards:
+            return self._known
+        found = self._known = _Known(known.revision, known.text, known.published, shards, known.found)
         return found
 
 
 def _keys(request: Request, rows: Given) -> list[list[str | None]]:
     """Return the canonical keys of each view's rows; None for a row that lacks a part. Raises ``RequestError``."""
-    for name, reference in request.names.items():
-        if name in rows.names:
-            raise RequestError(
-                f"{reference} would replace the column {name!r} of the entity rows; "
-                "rename it, or ask with full_feature_names=True"
-            )
+    if not request.names.keys().isdisjoint(rows.names):
+        name, reference = next((name, its) for name, its in request.names.items() if name in rows.names)
+        raise RequestError(
+            f"{reference} would replace the column {name!r} of the entity rows; rename it, or set full_feature_names"
+        )
     found: dict[object, list[str | None]] = {}
     keys = []
     for view in request.views:
@@ -411,7 +478,7 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
 
 def _keys_of(view: View, rows: Given) -> list[str | None]:
     names = key_names(view, rows)
-    if rows.of_objects and all(name in rows.names for name in names):
+    if rows.of_objects and set(names) <= set(rows.names):
         parts = [_plain_parts(rows.values(name), kind) for name, kind in zip(names, view.entity.types, strict=True)]
         if len(parts) == 1 and parts[0] is not None:
             return list(parts[0])
@@ -424,9 +491,8 @@ def _keys_of(view: View, rows: Given) -> list[str | None]:
 def _plain_parts(values: Sequence[object], kind: KeyType) -> list[str] | None:
     """Return what plain integers or texts are in keys; None if there is any other value, which takes longer to read."""
     if kind == "int64":
-        if all(type(value) is int and -_PAST_INT64 <= value < _PAST_INT64 for value in values):
-            return list(map(str, values))
-        return None
+        numbers = [value for value in values if type(value) is int and -_PAST_INT64 <= value < _PAST_INT64]
+        return list(map(str, numbers)) if len(numbers) == len(values) else None
     plain = [value for value in values if type(value) is str]
     try:
         return [quote(value, safe="") for value in plain] if len(plain) == len(values) else None

@@ -6,19 +6,25 @@ clocks of the views' shards, the rows, and how far values may have been sent.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from unskew.features.errors import LayoutError, RequestError
+from unskew.features.errors import LayoutError, OtherFeatures, RequestError
+from unskew.features.frames import Given
+from unskew.features.on_demand import is_reference
+from unskew.features.on_request import Wanted
 from unskew.features.references import Asked, by_view
+from unskew.features.service import ServiceFeature, difference_of, digest_of
 from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
 from unskew.features.warming import Statuses, is_warming
 from unskew.serving.clocks import NEVER, UNKNOWN, Placed, ViewClocks
+from unskew.serving.computing import Computing
 from unskew.serving.lines import Commands
 from unskew.sinks.redis.keyspace import clock_key, sent_key, value_key
-from unskew.sinks.redis.texts import JsonReader, Reader, json_of, stored
+from unskew.sinks.redis.texts import JsonReader, Numbers, Reader, json_of, stored
 from unskew.sinks.redis.wire import argument, command
 from unskew.sinks.redis.words import Clocks, ReadWords, Replies, ShardWords
 
@@ -26,9 +32,16 @@ LAGGING = "lagging"
 STATUS = "__status"
 """After the name of a feature's column: the name of the column with its status."""
 _NOWHERE = Placed(UNKNOWN, UNKNOWN, UNKNOWN, provisional=False, compared=UNKNOWN)
+# The name of a member of an enumeration is looked up in Python each time.
+_NO_KEY, _WARMING = Statuses.no_key.name, Statuses.warming.name
+_DEFAULT, _PRESENT = Statuses.default.name, Statuses.present.name
 _AT = "_at"
 _INSTANTS = Reader(Type("timestamp"))
 _MOST_KNOWN = 64
+_MOST_NAMED = 20
+
+Expected = str | Sequence[ServiceFeature]
+"""The digest of features, or the features themselves."""
 
 Row = Sequence[bytes | None]
 
@@ -77,21 +90,22 @@ class Column:
         return cls(name=feature.name, dtype=dtype, reader=reader, absent=absent, null=null, empty=empty)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ViewAnswer:
     """The rows of one view, in the order of the request.
 
     ``keys``: canonical, None for a row that lacks a part of it. ``values``: of each column, as ``texts.column_of``
     takes them, or in JSON. ``is_present``: whether there is a row. ``status``: see ``OnlineFeatures``.
-    ``status_of_each``: that of each column, if asked for.
+    ``status_of_each``: that of each column, if asked for. ``is_whole``: false if a value may be None.
     """
 
     keys: Sequence[str | None]
-    values: Sequence[list[Any]]
+    values: Sequence[Sequence[Any]]
     status_of_each: Sequence[list[str]]
     placed: Sequence[Placed]
     status: list[str]
     is_present: list[bool]
+    is_whole: bool = False
 
 
 class ViewRequest:
@@ -107,7 +121,8 @@ class ViewRequest:
     ) -> None:
         self.named = named
         self.view: View = ones[0].view
-        self.columns = [Column.of(one.feature, as_json=how.as_json) for one in ones]
+        # What only on-demand features read stays in the types that these take.
+        self.columns = [Column.of(one.feature, as_json=how.as_json and not is_reference(one.column)) for one in ones]
         fields = [_AT, *(one.feature.name for one in ones)]
         self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
         self._tail = b"".join(argument(name.encode()) for name in fields)
@@ -115,6 +130,19 @@ class ViewRequest:
         self._pipelines = pipelines
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
+        self._known: tuple[object, ViewClocks] | None = None
+        are_json = [isinstance(column.reader, JsonReader) for column in self.columns]
+        # Instants are numbers in Redis, and texts in JSON.
+        are_numbers = [
+            Numbers.can_read(column.dtype) and not (is_json and column.dtype.scalar == "timestamp")
+            for column, is_json in zip(self.columns, are_json, strict=True)
+        ]
+        self._stay_texts = [is_json for is_json, is_number in zip(are_json, are_numbers, strict=True) if is_number]
+        self._all_stay_texts = all(self._stay_texts)
+        self._others = [number for number, is_number in enumerate(are_numbers) if not is_number]
+        self._number_places = [0, *(1 + number for number, is_number in enumerate(are_numbers) if is_number)]
+        dtypes = [Type("timestamp"), *(column.dtype for column in self.columns)]
+        self._numbers = Numbers([dtypes[place] for place in self._number_places])
         features = [one.feature for one in ones]
         self._warmth = _Warmth(self.view, features)
         self._warmths = [_Warmth(self.view, [feature]) for feature in features] if how.with_status else []
@@ -129,8 +157,27 @@ class ViewRequest:
                 name = b"%b%b}" % (before_key, key.encode())
                 commands.add(name, b"%b$%d\r\n%b\r\n%b" % (head, len(name), name, tail))
 
-    def words(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ReadWords:
-        """Return what the replies to the commands before and after the rows say."""
+    def clocks(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ViewClocks:
+        """Return what the replies to the commands before and after the rows say.
+
+        Raises ``RequestError`` for a view that is no longer computed, and ``LayoutError`` as ``ShardWords.read`` does.
+        """
+        said = clocks, marks
+        # Other threads may read at the same time. Equal words say the same, and change less often than they are read.
+        known = self._known
+        if known is not None and known[0] == said:
+            return known[1]
+        words = self._words(clocks, marks)
+        if words.steady.is_retired:
+            raise RequestError(
+                f"{self.view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
+                "replaced it, or define the view again with a new version"
+            )
+        found = ViewClocks(words, partitioned=self.view.partitioned)
+        self._known = said, found
+        return found
+
+    def _words(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ReadWords:
         of_clocks = list(zip(self._pipelines.clock_keys, clocks, strict=True))
         of_marks = list(zip(self._pipelines.mark_keys, marks, strict=True))
         if self._asked is not None:
@@ -140,12 +187,12 @@ class ViewRequest:
         asked = ShardWords(self.view.id, whole.shards(self.view.id))
         return asked.read(_of_fields(of_clocks, asked.clock_fields), _of_fields(of_marks, asked.mark_fields))
 
-    def is_outdated(self, words: ReadWords) -> bool:
+    def is_outdated(self, clocks: ViewClocks) -> bool:
         """Return true if the shards are other ones than those that were asked about."""
-        return words.steady.listed != self._shards
+        return clocks.listed != self._shards
 
     def read(
-        self, keys: Sequence[str | None], rows: Sequence[Row], words: ReadWords, oldest_clock_us: int | None
+        self, keys: Sequence[str | None], rows: Sequence[Row], clocks: ViewClocks, oldest_clock_us: int | None
     ) -> ViewAnswer:
         """Return the values and what they are the values of.
 
@@ -154,57 +201,79 @@ class ViewRequest:
 
         Raises ``LayoutError`` for something that unskew did not write.
         """
-        if len(rows) < len(keys):
+        if has_missing := len(rows) < len(keys):
             replies = iter(rows)
             without: Row = [None] * (1 + len(self.columns))
             rows = [without if key is None else next(replies) for key in keys]
-        at_texts, *texts = zip(*rows, strict=True) if rows else [()] * (1 + len(self.columns))
-        instants = [UNKNOWN if at is None else at for at in self._values(_AT, _INSTANTS, at_texts)]
-        is_default = [True] * len(rows)
-        values, defaults = [], []
-        for column, its_texts in zip(self.columns, texts, strict=True):
-            # The flags are kept apart only where the status of each column is asked for.
-            its = [True] * len(rows) if self._warmths else is_default
-            values.append(self._read_column(column, its_texts, instants, its))
-            defaults.append(its)
+        instants, values, may_lack = self._found(rows)
+        flags: list[list[bool]] = []
         if self._warmths:
-            is_default = [all(flags) for flags in zip(*defaults, strict=True)]
-        clocks = ViewClocks(words, partitioned=self.view.partitioned)
-        placed = []
-        for row, (key, at) in enumerate(zip(keys, instants, strict=True)):
-            placed.append(_NOWHERE if key is None else clocks.place(key, at))
-            if key is None:
-                for of_column in values:
-                    of_column[row] = None
+            flags = [
+                _are_default(its, column.empty, instants) for column, its in zip(self.columns, values, strict=True)
+            ]
+            is_default = list(map(all, zip(*flags, strict=True)))
+        else:
+            is_default = self._are_default(values, instants)
+        is_whole = True
+        if may_lack or has_missing:
+            values = [
+                _filled(its, column, keys, instants) if None in its else its
+                for column, its in zip(self.columns, values, strict=True)
+            ]
+            is_whole = not any(None in its for its in values)
+        placed = [_NOWHERE if key is None else clocks.place(key, at) for key, at in zip(keys, instants, strict=True)]
         return ViewAnswer(
             keys,
             values,
             [
-                _statuses(keys, placed, flags, warmth, oldest_clock_us)
-                for flags, warmth in zip(defaults, self._warmths, strict=False)
+                _statuses(keys, placed, its, warmth, oldest_clock_us)
+                for its, warmth in zip(flags, self._warmths, strict=True)
             ],
             placed,
             _statuses(keys, placed, is_default, self._warmth, oldest_clock_us),
             [at != UNKNOWN for at in instants],
+            is_whole,
         )
 
-    def _read_column(
-        self, column: Column, texts: Sequence[bytes | None], instants: Sequence[int], is_default: list[bool]
-    ) -> list[Any]:
-        """Return a column's values; where one is not what an entity without events has, ``is_default`` becomes false.
+    def _found(self, rows: Sequence[Row]) -> tuple[Sequence[int], Sequence[Sequence[Any]], bool]:
+        """Return the instants of rows and the values of each column; None for a null; whether there may be one."""
+        texts: list[Sequence[bytes | None]] = list(zip(*rows, strict=True)) if rows else [()] * (1 + len(self.columns))
+        of_numbers = [texts[place] for place in self._number_places] if self._others else texts
+        checked = self._numbers.check(of_numbers) if rows else None
+        if checked is None:
+            values: Sequence[Sequence[Any]] = [
+                self._values(column.name, column.reader, its)
+                for column, its in zip(self.columns, texts[1:], strict=True)
+            ]
+            return _known_instants(self._values(_AT, _INSTANTS, texts[0])), values, True
+        if self._all_stay_texts:
+            instants: Sequence[int | None] = [None if text is None else int(text) for text in texts[0]]
+            values = of_numbers[1:]
+        else:
+            instants, *values = checked.values()
+            if any(self._stay_texts):
+                both = zip(values, of_numbers[1:], self._stay_texts, strict=True)
+                values = [its_texts if stay_texts else its for its, its_texts, stay_texts in both]
+        if self._others:
+            of_each = iter(values)
+            values = [
+                self._values(column.name, column.reader, texts[1 + number]) if number in self._others else next(of_each)
+                for number, column in enumerate(self.columns)
+            ]
+        return _known_instants(instants), values, bool(checked.n_nulls or self._others)
 
-        An entity without a row has the empty value. The default replaces either if it is null.
-        """
-        empty, null = column.empty, column.null
-        found = self._values(column.name, column.reader, texts)
-        for row, text in enumerate(texts):
-            if text is None:
-                is_present = instants[row] != UNKNOWN
-                found[row] = null if is_present else column.absent
-                if is_present and empty is not None:
-                    is_default[row] = False
-            elif empty is None or found[row] != empty:
-                is_default[row] = False
+    def _are_default(self, values: Sequence[Sequence[Any]], instants: Sequence[int]) -> list[bool]:
+        """Return, for each row, whether all its values are those of an entity without events."""
+        left: Iterable[int] = range(len(instants))
+        for column, its in zip(self.columns, values, strict=True):
+            empty = column.empty
+            # Nearly all rows that have events differ in one of the first columns.
+            left = [row for row in left if its[row] == empty or (its[row] is None and instants[row] == UNKNOWN)]
+            if not left:
+                return [False] * len(instants)
+        found = [False] * len(instants)
+        for row in left:
+            found[row] = True
         return found
 
     def _values(self, field: str, reader: Reader | JsonReader, texts: Sequence[bytes | None]) -> list[Any]:
@@ -242,13 +311,15 @@ class Request:
 
     def __init__(
         self,
-        asked: Sequence[Asked],
+        wanted: Wanted,
         pipelines: Pipelines,
         shards: Mapping[str, Sequence[str]],
         how: How = How(),  # noqa: B008 - it is immutable
     ) -> None:
-        self.asked = asked
-        of_views = by_view(asked)
+        self.asked = asked = wanted.asked
+        self.on_request = wanted.on_request
+        self._how = how
+        of_views = by_view(wanted.of_views)
         self.views = [
             ViewRequest(named, ones, pipelines, shards[ones[0].view.id], how) for named, ones in of_views.items()
         ]
@@ -271,8 +342,32 @@ class Request:
         places = {
             one.column: (at, number) for at, ones in enumerate(of_views.values()) for number, one in enumerate(ones)
         }
+        self._places = places
+        if self.on_request is not None:
+            for number, one in enumerate(self.on_request.demanded):
+                places[one.column] = len(self.views) + number, 0
         self.places = [places[one.column] for one in asked]
-        """For each feature, the number of its view and of its column there."""
+        """For each feature, the number of its view, or of its answer after all views, and of its column there."""
+
+    def require(self, expected: "Expected") -> None:
+        """Raise ``OtherFeatures`` if the features are not those that are expected, in their order."""
+        if expected == self.digest if isinstance(expected, str) else digest_of(expected) == self.digest:
+            return
+        if isinstance(expected, str):
+            named = ", ".join(f"{one.view.id}:{one.feature.name}" for one in self.asked[:_MOST_NAMED])
+            more = f" and {len(self.asked) - _MOST_NAMED} more" if len(self.asked) > _MOST_NAMED else ""
+            what = f"they are {named}{more}, with the digest {self.digest}, and not those of {expected}"
+        else:
+            what = difference_of(expected, [one.pinned for one in self.asked]) or ""
+        raise OtherFeatures(
+            f"the features are not those that the request expects: {what}; ask for the features and versions that the model was "
+            "trained with, in their order, or train it with these"
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the features, see ``digest_of``."""
+        return digest_of(one.pinned for one in self.asked)
 
     def rows(self, keys: Sequence[Sequence[str | None]]) -> Commands:
         """Return the commands that read the rows of each view's keys."""
@@ -281,41 +376,94 @@ class Request:
             view.add_rows(its, commands)
         return commands
 
-    def words(self, before: Sequence[Any], after: Sequence[Any]) -> list[ReadWords]:
-        """Return what the replies to the commands before and after the rows say of each view's shards.
-
-        Raises ``RequestError`` for a view that is no longer computed.
-        """
+    def clocks(self, before: Sequence[Any], after: Sequence[Any]) -> list[ViewClocks]:
+        """Return what the replies to the commands before and after the rows say of each view; see ``ViewRequest``."""
         n = self._n_pipelines
-        found = []
-        for at, view in enumerate(self.views):
-            words = view.words(before[at * n : (at + 1) * n], after[at * n : (at + 1) * n])
-            if words.steady.is_retired:
-                raise RequestError(
-                    f"{view.view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
-                    "replaced it, or define the view again with a new version"
-                )
-            found.append(words)
-        return found
+        return [
+            view.clocks(before[first : first + n], after[first : first + n])
+            for view, first in zip(self.views, range(0, n * len(self.views), n), strict=True)
+        ]
 
-    def is_outdated(self, words: Sequence[ReadWords]) -> bool:
+    def is_outdated(self, clocks: Sequence[ViewClocks]) -> bool:
         """Return true if the shards of a view are other ones than those that were asked about."""
-        return any(view.is_outdated(its) for view, its in zip(self.views, words, strict=True))
+        return any(view.is_outdated(its) for view, its in zip(self.views, clocks, strict=True))
 
     def read(
         self,
         keys: Sequence[Sequence[str | None]],
         rows: Sequence[Row],
-        words: Sequence[ReadWords],
+        clocks: Sequence[ViewClocks],
         oldest_clock_us: int | None,
     ) -> list[ViewAnswer]:
         """Return each view's values and what they are the values of; see ``ViewRequest.read``."""
         answers, first = [], 0
-        for view, its, said in zip(self.views, keys, words, strict=True):
+        for view, its, said in zip(self.views, keys, clocks, strict=True):
             n_rows = len(its) - its.count(None)
             answers.append(view.read(its, rows[first : first + n_rows], said, oldest_clock_us))
             first += n_rows
         return answers
+
+    @property
+    def inputs_read(self) -> list[str]:
+        """The columns that on-demand features read of the rows."""
+        return [] if self.on_request is None else list(self.on_request.inputs)
+
+    def inputs(self, rows: Given) -> dict[str, list[Any]]:
+        """Return the inputs of on-demand features. Raises ``RequestError`` for one that is missing or does not fit."""
+        return {} if self.on_request is None else self.on_request.input_values(rows)
+
+    def computing(
+        self, inputs: Mapping[str, list[Any]], answers: Sequence[ViewAnswer], n_rows: int, now_us: int
+    ) -> Computing | None:
+        """Return what is to be evaluated once the views have answered; None without on-demand features."""
+        on_request = self.on_request
+        if on_request is None:
+            return None
+        columns: dict[str, Sequence[Any]] = dict(inputs)
+        dtypes = dict(on_request.inputs)
+        for one in on_request.reads:
+            view, number = self._places[one.column]
+            columns[one.column], dtypes[one.column] = answers[view].values[number], one.feature.dtype
+        return Computing(on_request, columns, dtypes, n_rows, now_us)
+
+    def computed(self, values: Sequence[list[Any]], answers: Sequence[ViewAnswer], n_rows: int) -> list[ViewAnswer]:
+        """Return the answers of on-demand features, whose ``values`` were evaluated, one for each.
+
+        A status is the first that one of the features of views has that it reads; ``as_of`` is the earliest one.
+        """
+        assert self.on_request is not None
+        return [self._of_one(number, its, answers, n_rows) for number, its in enumerate(values)]
+
+    def _of_one(self, number: int, values: list[Any], answers: Sequence[ViewAnswer], n_rows: int) -> ViewAnswer:
+        assert self.on_request is not None
+        if self._how.as_json:
+            dtype = self.on_request.dtypes[number]
+            values = [None if value is None else json_of(value, dtype) for value in values]
+        places = [self._places[one.column] for one in self.on_request.demanded[number].reads]
+        views = [answers[view] for view in dict.fromkeys(view for view, _ in places)]
+        status = [answers[view].status_of_each[column] for view, column in places] if self._how.with_status else []
+        return ViewAnswer(
+            keys=[],
+            values=[values],
+            status_of_each=[_first_status(status, n_rows)] if self._how.with_status else [],
+            placed=[
+                min((one.placed[row] for one in views), key=lambda placed: placed.as_of, default=_NOWHERE)
+                for row in range(n_rows)
+            ],
+            status=_first_status([one.status for one in views], n_rows),
+            is_present=[all(one.is_present[row] for one in views) for row in range(n_rows)],
+        )
+
+
+_IN_ORDER = (Statuses.no_key.name, LAGGING, Statuses.warming.name, Statuses.default.name, Statuses.present.name)
+_RANKS = {status: rank for rank, status in enumerate(_IN_ORDER)}
+
+
+def _first_status(statuses: Sequence[Sequence[str]], n_rows: int) -> list[str]:
+    """Return, for each row, the first status that anything has; ``present`` if there is nothing."""
+    if not statuses:
+        return [Statuses.present.name] * n_rows
+    return [min(of_row, key=_RANKS.__getitem__) for of_row in zip(*statuses, strict=True)]
 
 
 class _Warmth:
@@ -353,14 +501,35 @@ def _statuses(
     found = []
     for key, its, default in zip(keys, placed, is_default, strict=True):
         if key is None:
-            found.append(Statuses.no_key.name)
+            found.append(_NO_KEY)
         elif oldest_clock_us is not None and its.clock < oldest_clock_us:
             found.append(LAGGING)
         elif its.as_of == UNKNOWN or warmth.is_warming(its.as_of, its.since):
-            found.append(Statuses.warming.name)
+            found.append(_WARMING)
         else:
-            found.append(Statuses.default.name if default else Statuses.present.name)
+            found.append(_DEFAULT if default else _PRESENT)
     return found
+
+
+def _known_instants(instants: Sequence[int | None]) -> list[int]:
+    return [UNKNOWN if at is None else at for at in instants]
+
+
+def _are_default(values: Sequence[Any], empty: Any, instants: Sequence[int]) -> list[bool]:
+    """Return which values of a column are what an entity without events has; one without a row has them all."""
+    return [value == empty or (value is None and at == UNKNOWN) for value, at in zip(values, instants, strict=True)]
+
+
+def _filled(values: Sequence[Any], column: Column, keys: Sequence[str | None], instants: Sequence[int]) -> list[Any]:
+    """Return a column's values with what stands for nulls: the empty value without a row, the default for either.
+
+    A row without a key has none of them.
+    """
+    null, absent = column.null, column.absent
+    return [
+        value if value is not None else None if key is None else absent if at == UNKNOWN else null
+        for value, key, at in zip(values, keys, instants, strict=True)
+    ]
 
 
 def _as_mapping(reply: Sequence[bytes] | Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:

@@ -10,7 +10,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import hiredis
 import redis
@@ -51,12 +51,14 @@ class SharedLines:
             of_loop = self._of_loops[loop] = _OfLoop()
         if of_loop.in_threads:
             return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
-        data = b"".join(one for step in steps for one in step.data)
-        n_replies = sum(len(step.data) for step in steps)
+        data = b"".join([one for step in steps for one in step.data])
+        n_replies = sum([len(step.data) for step in steps])
         with self._server.reaching():
             for pause_s in (*PAUSES_S, None):
                 try:
-                    line = await self._connected(of_loop)
+                    line = of_loop.line
+                    if line is None or line.is_closed:
+                        line = await self._connected(of_loop)
                     if line is None:
                         return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
                     return divided(await line.exchange(data, n_replies), steps)
@@ -146,6 +148,14 @@ async def _until_end(line: "_Line") -> AsyncGenerator[None, None]:
         line.close()
 
 
+class _Waiting(NamedTuple):
+    """Commands whose replies are waited for since an instant of the loop's clock."""
+
+    replied: "asyncio.Future[list[Any]]"
+    n_replies: int
+    began_s: float
+
+
 class _Line(asyncio.Protocol):
     """A connection, whose replies are matched with commands by their number."""
 
@@ -153,7 +163,11 @@ class _Line(asyncio.Protocol):
         # Kept, because a client without references closes its connections.
         self._client, self._connection = client, connection
         self._reader = hiredis.Reader(redis.InvalidResponse, redis.ResponseError, notEnoughData=_NOT_YET)
-        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._replies: list[Any] = []
+        self._held: list[bytes] = []
+        self._timeout_s: float | None = connection.socket_timeout
+        self._watch: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self.is_closed = False
@@ -167,20 +181,41 @@ class _Line(asyncio.Protocol):
         _, line = await asyncio.get_running_loop().create_connection(lambda: cls(client, connection), sock=own)
         return line
 
-    async def exchange(self, data: bytes, n_replies: int) -> list[Any]:
-        """Return the replies to commands; errors among them are not raised."""
+    def exchange(self, data: bytes, n_replies: int) -> "asyncio.Future[list[Any]]":
+        """Send commands; what is returned becomes their replies. Errors among them are not raised."""
         if self.is_closed or self._transport is None:
             raise redis.ConnectionError("Connection closed")
-        replied: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((replied, n_replies, []))
-        self._transport.write(data)
-        try:
-            async with asyncio.timeout(self._connection.socket_timeout):
-                return await replied
-        except TimeoutError as error:
-            # Replies come in order, so those who wait behind this one would wait in vain.
+        replied: asyncio.Future[list[Any]] = self._loop.create_future()
+        if self._waiting:
+            # Others are on their way, so these leave together with all that this turn of the loop brings.
+            if not self._held:
+                self._loop.call_soon(self._send_held)
+            self._held.append(data)
+        else:
+            if self._timeout_s is not None and self._watch is None:
+                self._watch = self._loop.call_later(self._timeout_s, self._look_at_the_oldest)
+            self._transport.write(data)
+        self._waiting.append(_Waiting(replied, n_replies, self._loop.time()))
+        return replied
+
+    def _send_held(self) -> None:
+        data, self._held = b"".join(self._held), []
+        if self._transport is not None and not self.is_closed:
+            self._transport.write(data)
+
+    def _look_at_the_oldest(self) -> None:
+        """End the connection if the commands that have waited longest have no reply in time.
+
+        One timer does for all of them, because replies come in order: who waits behind others would wait in vain.
+        """
+        self._watch = None
+        if not self._waiting or self._timeout_s is None:
+            return
+        left_s = self._waiting[0].began_s + self._timeout_s - self._loop.time()
+        if left_s <= 0:
             self._end(redis.TimeoutError("Timeout reading from socket"))
-            raise redis.TimeoutError("Timeout reading from socket") from error
+        else:
+            self._watch = self._loop.call_later(left_s, self._look_at_the_oldest)
 
     def close(self) -> None:
         """Close the connection."""
@@ -193,19 +228,21 @@ class _Line(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        reader, waiting = self._reader, self._waiting
+        reader, waiting, replies = self._reader, self._waiting, self._replies
         reader.feed(data)
+        next_reply = reader.gets
         try:
             while waiting:
-                replied, n_replies, replies = waiting[0]
+                n_replies = waiting[0].n_replies
                 while len(replies) < n_replies:
-                    reply = reader.gets()
+                    reply = next_reply()
                     if reply is _NOT_YET:
                         return
                     replies.append(reply)
-                waiting.popleft()
+                replied = waiting.popleft().replied
                 if not replied.done():
                     replied.set_result(replies)
+                replies = self._replies = []
         except redis.InvalidResponse as error:
             self._end(redis.ConnectionError(str(error)))
 
@@ -217,8 +254,10 @@ class _Line(asyncio.Protocol):
         if self.is_closed:
             return
         self.is_closed = True
+        if self._watch is not None:
+            self._watch.cancel()
         while self._waiting:
-            replied, _, _ = self._waiting.popleft()
+            replied = self._waiting.popleft().replied
             if not replied.done():
                 replied.set_exception(why)
         # A transport whose loop has ended cannot be closed any more; its connection ends with redis-py's.

@@ -21,12 +21,13 @@ import itertools
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from unskew.features.errors import StoreUnavailable
-from unskew.sinks.objects import ObjectPath
+from unskew.sinks.objects import ObjectPath, Superseded
 
 
 def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: None, *, member: int = 0) -> None:
@@ -41,6 +42,33 @@ def replace(path: Path, data: bytes, still_ours: Callable[[], None] = lambda: No
     temporary = path.with_suffix(f".{member}.tmp" if member else ".tmp")
     write(temporary, data)
     rename(temporary, path, still_ours)
+
+
+def create_whole(path: Path, data: bytes) -> None:
+    """Write a file that must not be there yet, in a folder that is. Of several processes that try, one succeeds.
+
+    Raises ``Superseded`` if there is another. If an object store fails, the object may have been written nevertheless.
+    """
+    if isinstance(path, ObjectPath):
+        try:
+            path.replace_if(data, None)
+        except (Superseded, StoreUnavailable):
+            # A request that the client repeated finds what its first try has written.
+            with contextlib.suppress(FileNotFoundError, StoreUnavailable):
+                if path.read_bytes() == data:
+                    return
+            raise
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(temporary, data)
+        # A rename would replace a file of that name.
+        path.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise Superseded(str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def write(path: Path, data: bytes) -> None:

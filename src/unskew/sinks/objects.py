@@ -17,7 +17,6 @@ import datetime as dt
 import errno
 import fcntl
 import fnmatch
-import importlib.util
 import os
 import re
 import shutil
@@ -36,6 +35,7 @@ from typing import IO, Any, Self, TypeVar
 from typing_extensions import override
 
 from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.extras import needed
 from unskew.features.local import local_path
 from unskew.features.printing import printable
 
@@ -277,9 +277,8 @@ def table_path(path: str | os.PathLike[str], what: str) -> Path:
         raise RequestError(
             f"{what} {printable(text)}: give a bucket and a name in it, for example {found[1]}://bucket/{what.strip('-')}"
         )
-    if importlib.util.find_spec("obstore") is None:
-        raise RequestError(f"{what} {text}: object stores need another package; install unskew[objects]")
-    return ObjectPath(f"{found[1]}:", bucket, *parts)
+    with needed(f"{what} {text}", "obstore"):
+        return ObjectPath(f"{found[1]}:", bucket, *parts)
 
 
 def probe(root: ObjectPath, option: str) -> None:

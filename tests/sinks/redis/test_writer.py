@@ -493,6 +493,26 @@ def test_a_registry_that_loses_the_views_of_a_writer_gets_them_again(writer, red
     assert not caplog.records
 
 
+def test_a_writer_whose_redis_is_emptied_publishes_again_what_was_applied_meanwhile(redis_client):
+    def applied(number, serves):
+        others = {"a": {"revision": number, "serves": {"purchases": serves}, "services": []}}
+        plan = Plan(
+            streams={}, views={one.id: one for one in (PURCHASES, republished(PURCHASES, version=2, serving=False))}
+        )
+        return json.dumps({**describe(plan), "applied": others})
+
+    writer = RedisWriter(redis_client, "unskew", "main")
+    writer.publish_registry(applied(1, 1))
+    RedisWriter(redis_client, "unskew", "main").publish_registry(applied(2, 2))
+    for look in (1, 2):
+        writer.add(closing(PURCHASES, look))
+        writer.flush(look * LOOK_EVERY_US)
+        if look == 1:
+            redis_client.flushdb()
+
+    assert parse(redis_client.get("unskew:registry")).views["purchases"].version == 2
+
+
 @pytest.mark.parametrize("query", ["foo=bar", "db=x", "timeout=5", "credential_provider=b", "parser_class=x"])
 def test_a_url_with_a_bad_query_is_a_request_error_that_keeps_the_password(query):
     with pytest.raises(RequestError, match="the Redis URL cannot be read") as caught:

@@ -114,7 +114,7 @@ def endure(minutes: float, epoch: str, per_second: int, compact_every: float) ->
     tables = ["--log", str(root / "log"), "--archive", str(root / "archive"), "--dead-letters", str(root / "dead")]
     with EmbeddedBroker({"events": N_PARTITIONS}) as broker, EmbeddedRedis() as server:
         command = [
-            *(sys.executable, "-m", "unskew", "run", "--definitions", str(root / "definitions"), *tables),
+            *(sys.executable, "-m", "unskew", "run", "--apply", "--definitions", str(root / "definitions"), *tables),
             *("--bootstrap-servers", broker.bootstrap, "--redis-url", server.url, "--state", str(root / "state")),
             *("--idle", "wall", "--epoch", epoch, "--progress", "json", "--metrics", str(free_port())),
         ]

@@ -77,7 +77,7 @@ class Site:
     def options(self) -> list[str]:
         """What every process is told; options that a topology repeats win."""
         return [
-            *("run", "--definitions", str(self.scene.definitions)),
+            *("run", "--apply", "--definitions", str(self.scene.definitions)),
             *("--bootstrap-servers", self.bootstrap, "--redis-url", self.redis_url, "--prefix", self.prefix),
             *("--log", str(self.log), "--archive", str(self.archive), "--dead-letters", str(self.dead_letters)),
             *("--state", str(self.state)),

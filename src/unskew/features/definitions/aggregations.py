@@ -153,6 +153,14 @@ def _error(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     return {"bits": next(b for b in range(LEAST_BITS, MOST_BITS + 1) if _REGISTERS_ERROR / math.sqrt(2**b) <= error)}
 
 
+def error_of(function: AggregationName, bits: int) -> float:
+    """Return an error for which ``parameters_of`` gives so many bits."""
+    if function == "quantile":
+        return min(max(2.0 ** -(bits + 1), LEAST_QUANTILE_ERROR), MOST_QUANTILE_ERROR)
+    least = math.ceil(_REGISTERS_ERROR / math.sqrt(2**MOST_BITS) * 1e4) / 1e4
+    return max(_REGISTERS_ERROR / math.sqrt(2**bits), least)
+
+
 def _edges(aggregation: Aggregation, _window: ViewWindow | None) -> Parameters:
     edges = _floats(aggregation.edges)
     if (

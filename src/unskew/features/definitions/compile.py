@@ -12,8 +12,9 @@ import polars as pl
 from unskew.features.definitions.agg import count, first_time, last_time
 from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
+from unskew.features.definitions.on_demand import plan_on_demand
 from unskew.features.definitions.services import pinned
-from unskew.features.definitions.slots import Slots, did_you_mean, text_faults
+from unskew.features.definitions.slots import MAX_VERSION, Slots, did_you_mean, text_faults
 from unskew.features.definitions.streams import column_names, is_pattern, plan_stream, plan_table
 from unskew.features.definitions.vocabulary import (
     Definition,
@@ -21,6 +22,7 @@ from unskew.features.definitions.vocabulary import (
     Entity,
     Feature,
     FeatureView,
+    OnDemand,
     Service,
     Session,
     Sessions,
@@ -40,7 +42,6 @@ from unskew.features.plan import (
     StreamPlan,
     ViewPlan,
 )
-from unskew.features.service import Service as PublishedService
 from unskew.features.types import TIMESTAMP
 from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View, ViewEntity, ViewSessions
@@ -51,7 +52,6 @@ RESERVED_VIEWS = frozenset({"registry", "clock", "late"})
 LOG_COLUMNS = frozenset(
     {"available_at", "event_time", "partition", "offset", "cause", "written_at", "shard", "seq", "day"},
 )
-MAX_VERSION = 2**31 - 1
 MAX_VALUE_WORDS = 4_096
 # Every session has these columns.
 SESSION_COLUMNS: Mapping[str, pl.DataType] = {
@@ -68,12 +68,12 @@ _FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A001 - the word that users know
     """Check definitions and number them: views with everything they refer to.
 
-    Takes entities, streams, sessions, views and services, or iterables of them. What a view holds need not be given
-    separately.
+    Takes entities, streams, sessions, views, on-demand features and services, or iterables of them. What a view holds
+    need not be given separately.
     Raises one ``DefinitionError`` with every fault found; each says what is wrong, where, and what to do.
     """
     faults: list[str] = []
-    entities, streams, sessions, views, services = _sorted(definitions, faults)
+    entities, streams, sessions, views, on_demand, services = _sorted(definitions, faults)
     stream_plans: dict[str, StreamPlan] = {}
     for name, entity in entities.items():
         faults += text_faults(f"entity {name}", entity)
@@ -100,24 +100,37 @@ def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A
     for name, unused in sessions.items():
         if not used & {id(unused), name}:
             _UnusedSessions(unused, entities, streams, sessions, stream_plans, faults).check()
+    for name, one in on_demand.items():
+        faults += text_faults(f"on-demand {name}", one)
     for name, service in services.items():
         faults += text_faults(f"service {name}", service)
     if faults:
         raise DefinitionError(list(dict.fromkeys(faults)))
-    views_planned = Versions(view_plans)
-    return Plan(streams=stream_plans, views=views_planned, services=_pinned(services, views_planned))
+    compiled = Plan(streams=stream_plans, views=Versions(view_plans))
+    # What these read can only be looked up when every view is right.
+    known = compiled.published
+    demanded = _each("on-demand", {name: partial(plan_on_demand, one, known) for name, one in on_demand.items()})
+    return replace(
+        compiled,
+        on_demand=demanded,
+        services=_each(
+            "service", {name: partial(pinned, service, known, demanded) for name, service in services.items()}
+        ),
+    )
 
 
-def _pinned(services: Mapping[str, Service], views: Versions[ViewPlan]) -> dict[str, PublishedService]:
-    """Return services as they are published. What they read can only be looked up when every view is right."""
-    known = Versions(view.published for view in views.values())
+Planned = TypeVar("Planned")
+
+
+def _each(kind: str, plans: Mapping[str, Callable[[], Planned]]) -> dict[str, Planned]:
+    """Return what is planned, by name. Raises ``DefinitionError`` with the faults of all."""
     faults: list[str] = []
-    found: dict[str, PublishedService] = {}
-    for name, service in services.items():
+    found: dict[str, Planned] = {}
+    for name, plan in plans.items():
         try:
-            one = _without_surprise(f"service {name}", partial(pinned, service, known), faults)
+            one = _without_surprise(f"{kind} {name}", plan, faults)
         except DefinitionError as error:
-            faults += [f"service {name}: {fault}" for fault in error.faults]
+            faults += [f"{kind} {name}: {fault}" for fault in error.faults]
         else:
             if one is not None:
                 found[name] = one
@@ -126,7 +139,14 @@ def _pinned(services: Mapping[str, Service], views: Versions[ViewPlan]) -> dict[
     return found
 
 
-Planned = TypeVar("Planned")
+def compile_view(view: FeatureView, stream: StreamPlan) -> ViewPlan:
+    """Check one view over a stream that is planned already. Raises ``DefinitionError`` with every fault found."""
+    faults: list[str] = []
+    compiler = _ViewCompiler(view, {}, {}, {}, {stream.name: stream}, faults)
+    plan = _without_surprise(f"view {compiler.name}", compiler.plan, faults)
+    if plan is None:
+        raise DefinitionError(list(dict.fromkeys(faults)))
+    return plan
 
 
 def _without_surprise(place: str, plan: Callable[[], Planned], faults: list[str]) -> Planned | None:
@@ -150,11 +170,19 @@ def _flat(definitions: Iterable[Any]) -> Iterable[Any]:
 
 def _sorted(
     definitions: Iterable[Any], faults: list[str]
-) -> tuple[dict[str, Entity], dict[str, Stream | Table], dict[str, Sessions], list[FeatureView], dict[str, Service]]:
+) -> tuple[
+    dict[str, Entity],
+    dict[str, Stream | Table],
+    dict[str, Sessions],
+    list[FeatureView],
+    dict[str, OnDemand],
+    dict[str, Service],
+]:
     entities: dict[str, Entity] = {}
     streams: dict[str, Stream | Table] = {}
     sessions: dict[str, Sessions] = {}
     views: dict[str, FeatureView] = {}
+    on_demand: dict[str, OnDemand] = {}
     services: dict[str, Service] = {}
     tables: dict[type, tuple[str, dict[str, Any]]] = {
         Entity: ("entity", entities),
@@ -162,6 +190,7 @@ def _sorted(
         Table: ("stream", streams),
         Sessions: ("sessions", sessions),
         FeatureView: ("view", views),
+        OnDemand: ("on-demand", on_demand),
         Service: ("service", services),
     }
     found: list[Any] = []
@@ -173,7 +202,7 @@ def _sorted(
     for each in found:
         if type(each) not in tables:
             faults.append(
-                f"{each!r} is not a definition; give Entity, Stream, Table, Sessions, FeatureView and Service objects"
+                f"{each!r} is not a definition; give Entity, Stream, Table, Sessions, FeatureView, OnDemand and Service objects"
             )
             continue
         kind, known = tables[type(each)]
@@ -199,7 +228,7 @@ def _sorted(
         for alias in column_names(stream.aliases) or ()
         if alias in streams and alias != name
     ]
-    return entities, streams, sessions, list(views.values()), services
+    return entities, streams, sessions, list(views.values()), on_demand, services
 
 
 def _by_name(views: Iterable[FeatureView]) -> dict[str, list[FeatureView]]:
@@ -370,6 +399,7 @@ class _ViewCompiler:
             "sessions": sessions,
         }
         columns = tuple(each.published for each in (*features, *derived))
+        deprecated = named.deprecated if isinstance(named, FeatureView) else ""
         published = View(
             name=named.name,
             version=self._view.version,
@@ -382,10 +412,16 @@ class _ViewCompiler:
             features=columns,
             state_fingerprint=state_fingerprint(entity=entity, windows=slots.windows, **parts),
             presentation_fingerprint=presentation_fingerprint(
-                description=named.description, owner=named.owner, features=columns
+                description=named.description,
+                owner=named.owner,
+                features=columns,
+                tags=named.tags,
+                deprecated=deprecated,
             ),
             description=named.description,
             owner=named.owner,
+            tags=dict(named.tags),
+            deprecated=deprecated,
             sessions=ViewSessions.of(sessions.published) if sessions else None,
         )
         return ViewPlan(published=published, **parts)

@@ -12,6 +12,8 @@ A document is one of
 - a table: ``table: {name: returns, path: returns/, schema: return.avsc, event_time: returned_at, delay: 1h}``;
 - sessions:
   ``sessions: {name: visits, stream: page_views, gap: 30min, values: {spend: {function: sum, value: amount}}}``;
+- on-demand features:
+  ``on_demand: {name: checkout, inputs: {lat: float64}, features: [{name: north, derived: lat > store:lat}]}``;
 - a service: ``service: {name: checkout_model, features: [user_purchases:spend_30d, page_views@2:views_5min]}``.
 
 ``aggregation`` has ``function``, ``value``, the function's parameters (``by``, ``keys``, ``n``, ``ddof``, ``q``,
@@ -35,6 +37,7 @@ from unskew.features.definitions.vocabulary import (
     Feature,
     FeatureView,
     Lifetime,
+    OnDemand,
     Service,
     Session,
     Sessions,
@@ -49,8 +52,9 @@ from unskew.features.nearest import nearest
 
 _VIEW_KEYS = (
     *("name", "version", "serving", "entity", "stream", "source", "where", "filter", "owner", "description", "history"),
+    *("tags", "deprecated"),
 )
-_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner")
+_FEATURE_KEYS = ("name", "aggregation", "derived", "type", "default", "description", "owner", "deprecated")
 _ONE_FEATURE_KEYS = ("aggregation", "type", "default")
 _PARAMETER_KEYS = ("keys", "n", "ddof", "q", "error", "edges", "half_life")
 _VALUE_KEYS = ("function", "value", "by", *_PARAMETER_KEYS)
@@ -80,6 +84,8 @@ def definition_of(document: object) -> Definition:
     for word, kind in _PARTS.items():
         if list(document) == [word] and isinstance(document[word], Mapping):
             return _part(kind, word, document[word])
+    if list(document) == ["on_demand"] and isinstance(document["on_demand"], Mapping):
+        return _on_demand(document["on_demand"])
     if list(document) == ["sessions"] and isinstance(document["sessions"], Mapping):
         return _sessions(document["sessions"])
     return _view(document)
@@ -117,6 +123,29 @@ def _sessions(fields: Mapping[Any, Any]) -> Sessions:
     if faults:
         raise DefinitionError(faults)
     return Sessions(**given, values=values)
+
+
+def _on_demand(fields: Mapping[Any, Any]) -> OnDemand:
+    place = f"on-demand {fields.get('name', '')}".rstrip()
+    faults = [
+        *_unknown_keys(place, fields, OnDemand.__struct_fields__),
+        *_missing_keys(place, fields, ("name", "inputs", "features")),
+    ]
+    features: list[Derived] = []
+    if "features" in fields and not isinstance(fields["features"], list):
+        faults.append(f"{place}: features: {fields['features']!r} is not a list; write name: and derived: for each")
+    for number, entry in enumerate(fields["features"] if not faults else (), start=1):
+        if not isinstance(entry, Mapping):
+            faults.append(f"{place}: feature {number}: {entry!r} is not a feature; write name: and derived:")
+            continue
+        where = f"{place}: feature {entry.get('name', number)}"
+        faults += _unknown_keys(where, entry, [key for key in _FEATURE_KEYS if key != "aggregation"])
+        faults += _missing_keys(where, entry, ("name", "derived"))
+        if not faults:
+            features.append(_derived(where, entry))
+    if faults:
+        raise DefinitionError(faults)
+    return OnDemand(**{**fields, "features": features})
 
 
 def _aggregation(entry: Mapping[Any, Any]) -> Aggregation:

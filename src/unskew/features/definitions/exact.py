@@ -157,6 +157,7 @@ class _Widening:
             micros["Function"]["function"] = {"TemporalExpr": {"TimeStamp": "Microseconds"}}
             parts = [replace(parts[0], tree=micros), replace(parts[1], tree=_MICROSECONDS)]
         elif name in _COMPARISONS:
+            _check_units(parts)
             parts = _in_one_zone(parts)
         elif name == "Sql.ToFloat" and _is_number(parts[0].dtype):
             return Exact(tree=_cast(parts[0].tree, "Float64"), dtype=_FLOAT64, fails=tuple(fails), reads=parts[0].reads)
@@ -511,6 +512,17 @@ def _in_one_zone(parts: list[Exact]) -> list[Exact]:
         else part
         for part, zone in zip(parts, zones, strict=True)
     ]
+
+
+def _check_units(parts: list[Exact]) -> None:
+    """Refuse a comparison of a duration or an instant with a number, which engines take for microseconds."""
+    for one, other in (parts, reversed(parts)):
+        if isinstance(one.dtype, pl.Duration | pl.Datetime) and other.dtype.is_numeric():
+            what = "a duration" if isinstance(one.dtype, pl.Duration) else "an instant"
+            raise DefinitionError(
+                f"it compares {what} with a number, which has no unit; compare it with INTERVAL '5 minutes' or TIMESTAMP "
+                "'2026-01-31 12:00:00'"
+            )
 
 
 def _is_number(dtype: pl.DataType) -> bool:

@@ -137,7 +137,7 @@ def check_expression(
     """
     if isinstance(source, str):
         text = canonical_sql(source)
-        expr = _parse_sql(text)
+        expr = parse_sql(text)
     elif isinstance(source, pl.Expr):
         expr = source
         text = ""
@@ -166,8 +166,14 @@ def canonical_polars(tree: Any) -> str:
     return json.dumps(_readable(tree), sort_keys=True, separators=(",", ":"))
 
 
-def _parse_sql(text: str) -> pl.Expr:
+def parse_sql(text: str) -> pl.Expr:
+    """Return the expression of SQL text. Raises ``DefinitionError`` if it is not one, or holds what is refused."""
     check_sql(text)
+    return parsed(text)
+
+
+def parsed(text: str) -> pl.Expr:
+    """Return the expression of an SQL text that ``check_sql`` took. Raises ``DefinitionError``."""
     try:
         return pl.sql_expr(_with_floats(text))
     except POLARS_ERRORS as error:

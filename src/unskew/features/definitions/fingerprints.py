@@ -3,8 +3,9 @@
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, StreamPlan, ValuePlan, ViewPlan
@@ -93,13 +94,33 @@ def _feature(feature: FeaturePlan) -> list[Any]:
     return [*words, parameters] if parameters else words
 
 
-def presentation_fingerprint(*, description: str, owner: str, features: Sequence[ViewFeature]) -> str:
-    """Return the SHA-256, as 64 hex characters, of defaults, descriptions and owners."""
+def presentation_fingerprint(
+    *,
+    description: str,
+    owner: str,
+    features: Sequence[ViewFeature],
+    tags: Mapping[str, str] = MappingProxyType({}),
+    deprecated: str = "",
+) -> str:
+    """Return the SHA-256, as 64 hex characters, of defaults, descriptions, owners, tags and deprecations."""
+    replaced = {f.name: f.deprecated for f in features if f.deprecated}
     return _digest(
         {
             "description": description,
             "owner": owner,
             "features": [[f.name, _plain(f.default), f.description, f.owner] for f in features],
+            **({"tags": dict(tags)} if tags else {}),
+            **({"deprecated": [deprecated, replaced]} if deprecated or replaced else {}),
+        }
+    )
+
+
+def on_demand_fingerprint(inputs: Mapping[str, str], features: Sequence[ViewFeature]) -> str:
+    """Return the SHA-256, as 64 hex characters, of what on-demand values depend on besides the features they read."""
+    return _digest(
+        {
+            "inputs": dict(inputs),
+            "features": [[f.name, f.value, f.type, _plain(f.default)] for f in features],
         }
     )
 

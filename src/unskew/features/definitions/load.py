@@ -27,6 +27,8 @@ from unskew.features.local import local_path
 from unskew.features.plan import Plan
 
 SUFFIXES = (".py", ".yaml", ".yml")
+NAMED = "in a Python file, what is only in a list or made in a function is not read: give it a name of its own, as in my_view = ..."
+"""What to do where a definition was not found."""
 _ENVIRONMENT = "pyvenv.cfg"
 # Python takes over a hundred times the memory of what it compiles.
 _MOST_BYTES = {".py": 4_000_000}
@@ -66,7 +68,7 @@ def load_definitions(paths: Iterable[str | Path]) -> list[Definition]:
         raise DefinitionError(faults)
     if not definitions:
         raise DefinitionError(
-            f"{', '.join(map(str, paths))}: there are no definitions; write an Entity, a Stream and a FeatureView"
+            f"{', '.join(map(str, paths))}: there are no definitions; write an Entity, a Stream and a FeatureView ({NAMED})"
         )
     return definitions
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from unskew.features.definitions.vocabulary import Service
 from unskew.features.errors import DefinitionError, RequestError, shown
-from unskew.features.references import resolve
-from unskew.features.registry import json_scalar
+from unskew.features.on_demand import OnDemandView, is_reference
+from unskew.features.references import demanded, resolve
+from unskew.features.registry import pin
 from unskew.features.service import Service as Published
 from unskew.features.service import ServiceFeature
 from unskew.features.versions import Versions
@@ -17,8 +18,10 @@ MAX_FEATURES = 10_000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 
-def pinned(service: Service, views: Versions[View]) -> Published:
+def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> Published:
     """Return a service as it is published: its features in the versions that they mean now.
+
+    Of an on-demand feature, the features that it reads are pinned with it.
 
     Raises ``DefinitionError`` with all its faults.
     """
@@ -29,23 +32,14 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         )
     if service.name in views.names:
         faults.append("a view has that name too; rename one")
-    faults += _tag_faults(service.tags)
+    if service.name in on_demand:
+        faults.append("on-demand features have that name too; rename one")
     features = []
     for reference in _references(service.features, faults):
         try:
-            (asked,) = resolve([reference], views, full_feature_names=True)
+            features.append(pinned_feature(reference, views, on_demand))
         except RequestError as error:
             faults.append(str(error))
-            continue
-        features.append(
-            ServiceFeature(
-                reference=asked.reference,
-                view=asked.view.id,
-                type=asked.feature.type,
-                fingerprint=asked.view.state_fingerprint,
-                default=json_scalar(asked.feature.default),
-            )
-        )
     if faults:
         raise DefinitionError(faults)
     return Published(
@@ -55,6 +49,15 @@ def pinned(service: Service, views: Versions[View]) -> Published:
         description=service.description,
         tags=dict(service.tags),
     )
+
+
+def pinned_feature(reference: str, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> ServiceFeature:
+    """Return what a reference means now, and of an on-demand feature also what it reads. Raises ``RequestError``."""
+    if (one := demanded(reference, on_demand)) is not None:
+        reads = [pinned_feature(read, views) for read in one.feature.inputs if is_reference(read)]
+        return pin(reference, one.view, one.feature, reads)
+    (asked,) = resolve([reference], views, full_feature_names=True)
+    return pin(reference, asked.view, asked.feature)
 
 
 def _references(given: object, faults: list[str]) -> list[str]:
@@ -76,13 +79,3 @@ def _references(given: object, faults: list[str]) -> list[str]:
     )
     faults += [f"features: {one} is there more than once; leave one out" for one in twice]
     return list(dict.fromkeys(references))
-
-
-def _tag_faults(tags: object) -> list[str]:
-    if not isinstance(tags, Mapping):
-        return [f"tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
-    return [
-        f"tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
-        for name, value in tags.items()
-        if not (isinstance(name, str) and isinstance(value, str))
-    ]

@@ -16,6 +16,7 @@ from unskew.features.definitions.vocabulary import (
     Entity,
     Feature,
     FeatureView,
+    OnDemand,
     Service,
     Sessions,
     Stream,
@@ -30,6 +31,7 @@ from unskew.features.types import KNOWN, STRING, Type
 from unskew.features.view import AggregationName, Parameters, Scalar, ViewFeature, ViewWindow
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+MAX_VERSION = 2**31 - 1
 _DECIMAL_RANGE = ", of at most 2^63 - 1 units of its last digit"
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
@@ -41,14 +43,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def text_faults(
-    place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity | Service
+    place: str, definition: FeatureView | Feature | Derived | Sessions | Stream | Table | Entity | OnDemand | Service
 ) -> list[str]:
-    """Return the faults of what is only shown: it must be text."""
-    words = {word: getattr(definition, word) for word in ("description", "owner")}
-    return [
+    """Return the faults of what is only shown: it must be text, and tags text by name."""
+    words = {word: getattr(definition, word, "") for word in ("description", "owner", "deprecated")}
+    faults = [
         f"{place}: {word}: {text!r} is not text; put it in quotes, or leave it out"
         for word, text in words.items()
         if not is_text(text)
+    ]
+    tags = getattr(definition, "tags", {})
+    if not isinstance(tags, Mapping):
+        return [*faults, f"{place}: tags: {shown(tags)} is not a mapping; write for example {{team: payments}}"]
+    return [
+        *faults,
+        *(
+            f"{place}: tags: {shown(name)}: {shown(value)}: names and values of tags are text; put them in quotes"
+            for name, value in tags.items()
+            if not (is_text(name) and is_text(value))
+        ),
     ]
 
 
@@ -146,6 +159,7 @@ class Slots:
             owner=feature.owner or owner,
             by=by.text if by else None,
             parameters=parameters,
+            deprecated=feature.deprecated,
         )
         return FeaturePlan(
             published=published,
@@ -185,7 +199,6 @@ class Slots:
         if dtype is None:
             self._fault(f"{place}: expression", f"{checked.text!r} is {checked.dtype}; cast it, for example to DOUBLE")
             return None
-        self._check_type(place, derived.type, dtype, "the expression")
         expr = checked.expr.cast(dtype.polars)
         if dtype.scalar == "float64":
             expr = pl.when(expr.is_finite()).then(pl.when(expr == 0.0).then(0.0).otherwise(expr))
@@ -194,21 +207,38 @@ class Slots:
         on_empty = pl.DataFrame({f.name: pl.Series([f.published.empty], dtype=f.dtype.polars) for f in features})
         empty = on_empty.select(expr.alias("empty")).item()
         used = set(checked.expr.meta.root_names())
-        published = ViewFeature(
+        reads = tuple(f.name for f in features if f.name in used)
+        published = self.published(place, derived, dtype, text=checked.text, reads=reads, owner=owner, empty=empty)
+        return DerivedPlan(published=published, expr=expr)
+
+    def published(
+        self,
+        place: str,
+        derived: Derived,
+        dtype: Type,
+        *,
+        text: str,
+        reads: tuple[str, ...],
+        owner: str,
+        empty: Scalar | None = None,
+    ) -> ViewFeature:
+        """Return what readers know of a feature that is an expression. ``reads``: the names that its ``text`` reads."""
+        self._check_type(place, derived.type, dtype, "the expression")
+        return ViewFeature(
             name=derived.name,
             type=str(dtype),
             function="derived",
             window=None,
-            value=checked.text,
+            value=text,
             filter=None,
-            inputs=tuple(f.name for f in features if f.name in used),
+            inputs=reads,
             empty=empty,
             # Whatever the value on an empty window is, it may be null on another window.
             default=self._default(place, derived.default, dtype, None),
             description=derived.description,
             owner=derived.owner or owner,
+            deprecated=derived.deprecated,
         )
-        return DerivedPlan(published=published, expr=expr)
 
     def _check_type(self, place: str, declared: object, dtype: Type, what: str) -> None:
         if declared is None or declared == str(dtype):

@@ -7,6 +7,7 @@ too: engines read it recursively, and a very long one would end the process.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,6 +30,7 @@ _TOKENS = re.compile(
     r"""(?P<text>'(?:[^']|'')*')
       | (?P<name>"(?:[^"]|"")*"|`[^`"]*`)
       | (?P<gap>\s+)
+      | (?P<reference>[^\W\d]\w*(?:@[0-9]+)?:[^\W\d]\w*)
       | (?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![\w.]))
       | (?P<word>[^\W\d]\w*)
       | (?P<symbol><=>|!~\*|!~~\*|\|\||<>|!=|<=|>=|==|::|//|!~~|~~\*|!~|~\*|~~|\^@|[-+*/%(),<>=&|~])
@@ -101,10 +103,56 @@ def tokens_of(text: str) -> list[Token]:
     return [Token(str(found.lastgroup), found[0]) for found in _TOKENS.finditer(text) if found.lastgroup != "gap"]
 
 
-def check_sql(text: str) -> None:
+def quoted_references(text: str) -> str:
+    """Return a canonical text with each ``view:feature`` and ``view@2:feature`` as the quoted name of a column."""
+    return "".join(f'"{found[0]}"' if found.lastgroup == "reference" else found[0] for found in _TOKENS.finditer(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a function in a text: the place of all of it, and the texts of its arguments."""
+
+    start: int
+    stop: int
+    function: str
+    arguments: tuple[str, ...]
+
+
+def calls_of(text: str, functions: frozenset[str]) -> list[Call]:
+    """Return the calls of these functions in a canonical text, without those inside their arguments.
+
+    Raises ``DefinitionError`` for one that has no end.
+    """
+    found: list[Call] = []
+    tokens = [each for each in _TOKENS.finditer(text) if each.lastgroup != "gap"]
+    begun: re.Match[str] | None = None
+    depth, cuts = 0, list[int]()
+    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
+        if begun is None:
+            if after is not None and after[0] == "(" and token.lastgroup == "word" and token[0].lower() in functions:
+                begun, depth, cuts = token, 0, [after.start()]
+            continue
+        if token.lastgroup == "symbol":
+            depth += {"(": 1, ")": -1}.get(token[0], 0)
+            if depth == 0 or (depth == 1 and token[0] == ","):
+                cuts.append(token.start())
+        if depth == 0:
+            found.append(_call(text, begun, cuts))
+            begun = None
+    if begun is not None:
+        raise DefinitionError(f"the brackets of {begun[0]}(...) are never closed; close them")
+    return found
+
+
+def _call(text: str, name: re.Match[str], cuts: Sequence[int]) -> Call:
+    arguments = tuple(text[one + 1 : other].strip() for one, other in pairwise(cuts))
+    return Call(name.start(), cuts[-1] + 1, name[0].lower(), () if arguments == ("",) else arguments)
+
+
+def check_sql(text: str, functions: frozenset[str] = frozenset()) -> None:
     """Refuse a canonical text that is more than an expression over one record, or longer than engines can read.
 
-    Raises ``DefinitionError`` with half a sentence.
+    ``functions``: those that it may call besides Polars' own. Raises ``DefinitionError`` with half a sentence.
     """
     if not text:
         raise DefinitionError("the SQL text is empty; write an expression over the stream's columns")
@@ -124,7 +172,7 @@ def check_sql(text: str) -> None:
         elif after.text == "(" and token.kind in {"name", "text", "number"}:
             raise DefinitionError(f"{token.text[:40]} is called as a function; write a function's name without quotes")
         elif after.text == "(" and token.word not in {"", *_BEFORE_PARENTHESIS}:
-            _check_call(token.word)
+            _check_call(token.word, functions)
         else:
             _check_word(token.word, before, inside[-1])
         if _is_operand(token) and _is_operand(after) and not _belong(token, after):
@@ -143,14 +191,15 @@ def _check_word(word: str, before: str, inside: str) -> None:
         raise _not_an_expression(word)
 
 
-def _check_call(word: str) -> None:
+def _check_call(word: str, functions: frozenset[str]) -> None:
     if word in _CLOCKS or word == "now":
         raise _reads_a_clock("now()" if word == "now" else word)
     if word in _QUERIES:
         raise _not_an_expression(word)
-    if word not in FUNCTIONS | _OF_ROWS:
+    known = FUNCTIONS | functions
+    if word not in known | _OF_ROWS:
         raise DefinitionError(
-            f"{word} is not a function of SQL text here; {nearest(word, sorted(FUNCTIONS), 'functions are')}"
+            f"{word} is not a function of SQL text here; {nearest(word, sorted(known), 'functions are')}"
         )
 
 
@@ -177,6 +226,10 @@ def _check_symbols(text: str, tokens: list[Token]) -> None:
     if "->" in bare:
         raise DefinitionError("-> is not an operator here; write a space before the sign of a number")
     for token in tokens:
+        if token.kind == "reference":
+            raise DefinitionError(
+                f"{token.text[:80]} names a feature of a view, which only on-demand features read; name a column"
+            )
         if token.kind == "strange":
             what = (
                 "an unfinished quote"

@@ -103,6 +103,7 @@ def plan_stream(stream: Stream) -> StreamPlan:
         event_id=stream.event_id,
         dedupe_within_us=dedupe_within_us,
         description=stream.description,
+        tags=stream.tags,
         format=stream.format,
         key_column=stream.key_column,
         key_format=stream.key_format,
@@ -165,6 +166,7 @@ def plan_table(table: Table) -> StreamPlan:
         max_age=table.max_age,
         owner=table.owner,
         description=table.description,
+        tags=table.tags,
         aliases=table.aliases,
     )
     try:

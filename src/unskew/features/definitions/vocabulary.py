@@ -17,6 +17,7 @@ class Entity(msgspec.Struct, frozen=True):
     """The subject of features, identified by one or several key columns.
 
     ``type``: ``"int64"`` or ``"string"``, one for each key column; if left out, the stream's schema decides.
+    ``tags``: text by name.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Entity(msgspec.Struct, frozen=True):
     type: KeyType | Sequence[KeyType] | None = None
     description: str = ""
     owner: str = ""
+    tags: Mapping[str, str] = {}
 
 
 class Stream(msgspec.Struct, frozen=True):
@@ -49,7 +51,7 @@ class Stream(msgspec.Struct, frozen=True):
     ``max_age``: older events become dead letters. ``max_ahead``: a record becomes a dead letter if its producer's
     timestamp (CreateTime) lies further than this past the present; if left out it is 5 s. It has no effect on
     timestamps of the broker (LogAppendTime).
-    ``aliases``: other names by which views may refer to the stream.
+    ``aliases``: other names by which views may refer to the stream. ``tags``: text by name.
     ``schema_ids``: for Avro and Protobuf, the schema ids of messages that may be events; any other is a dead letter.
     If left out, and without a Schema Registry, that is the id with which a partition begins. ``records``: with a Schema
     Registry, the name(s) of the record types that are events, with or without namespace; if left out, the name of
@@ -91,6 +93,7 @@ class Stream(msgspec.Struct, frozen=True):
     envelope: Envelope | None = None
     operations: Sequence[Operation] = ("c",)
     other_operations: OtherOperations = "ignore"
+    tags: Mapping[str, str] = {}
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -102,8 +105,8 @@ class Table(msgspec.Struct, frozen=True):
     Either ``delay`` or ``arrival`` says when a row became available: so long after its event time, or at the instant in
     that column. A model cannot have known it before.
     ``zone``: the time zone of times that have none (``"UTC"``). ``columns``: where the table's names differ, a mapping
-    from column to column of the table. ``read_as``, ``event_id``, ``dedupe_within``, ``max_age``, ``aliases``: as for
-    a stream.
+    from column to column of the table. ``read_as``, ``event_id``, ``dedupe_within``, ``max_age``, ``aliases``,
+    ``tags``: as for a stream.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Table(msgspec.Struct, frozen=True):
     owner: str = ""
     description: str = ""
     aliases: Sequence[str] = ()
+    tags: Mapping[str, str] = {}
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -179,7 +183,8 @@ class Sessions(msgspec.Struct, frozen=True):
     arrival. Its columns: the entity's keys, ``start`` and ``end`` (the times of its first and last event), ``length_s``
     (float64 seconds between them), ``events`` (their number), and ``values``: a column for each aggregation over the
     session's events.
-    ``where``: events for which it is not true belong to no session. ``filter`` is the same thing.
+    ``where``: events for which it is not true belong to no session. ``filter`` is the same thing. ``tags``: text by
+    name.
     """
 
     name: str
@@ -191,6 +196,7 @@ class Sessions(msgspec.Struct, frozen=True):
     filter: Expression | None = None
     owner: str = ""
     description: str = ""
+    tags: Mapping[str, str] = {}
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -198,6 +204,7 @@ class Feature(msgspec.Struct, frozen=True):
 
     ``filter``: SQL text or a Polars expression; only events for which it is true count. ``where`` is the same thing.
     ``default``: what readers get in place of null; it is never stored. ``type``: checked against the result's type.
+    ``deprecated``: what to read in its place, as text: ``"use spend_7d"``.
     """
 
     name: str
@@ -209,12 +216,14 @@ class Feature(msgspec.Struct, frozen=True):
     description: str = ""
     owner: str = ""
     type: str | None = None
+    deprecated: str = ""
 
 
 class Derived(msgspec.Struct, frozen=True):
     """A number derived from others: an expression over features of the same view, null if it is not finite.
 
     ``expression``: SQL text or a Polars expression, evaluated row by row: ``"returns_90d / purchases_90d"``.
+    ``deprecated``: as for a feature.
     """
 
     name: str
@@ -223,6 +232,7 @@ class Derived(msgspec.Struct, frozen=True):
     description: str = ""
     owner: str = ""
     type: str | None = None
+    deprecated: str = ""
 
 
 class FeatureView(msgspec.Struct, frozen=True):
@@ -235,6 +245,7 @@ class FeatureView(msgspec.Struct, frozen=True):
     "none", only what comes from then on.
     ``version``: several versions of a view may be defined and are computed side by side; ``view@2:feature`` names one.
     ``serving``: whether the bare name ``view:feature`` means this version; of several versions, exactly one says so.
+    ``tags``: text by name. ``deprecated``: what to read in place of this version, as text: ``"use purchases@2"``.
     """
 
     name: str
@@ -248,6 +259,30 @@ class FeatureView(msgspec.Struct, frozen=True):
     version: int = 1
     history: History = "archive"
     serving: bool = False
+    tags: Mapping[str, str] = {}
+    deprecated: str = ""
+
+
+class OnDemand(msgspec.Struct, frozen=True):
+    """Features that are computed when they are asked for: from columns of the request, features of views, and ``now``.
+
+    ``inputs``: columns of the request, or of the labels, and their types: ``{"lat": "float64"}``. ``features``:
+    ``Derived`` features whose expressions are SQL text over inputs, ``view:feature`` or ``view@2:feature``, and
+    ``now``, the instant of the request or of the label. ``tags``: text by name.
+    """
+
+    name: str
+    inputs: Mapping[str, str]
+    features: Sequence[Derived]
+    version: int = 1
+    owner: str = ""
+    description: str = ""
+    tags: Mapping[str, str] = {}
+
+
+def haversine(lat: str, lon: str, other_lat: str, other_lon: str) -> str:
+    """Return the text of the distance in kilometres between two places, whose degrees are SQL text."""
+    return f"haversine({lat}, {lon}, {other_lat}, {other_lon})"
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -264,4 +299,4 @@ class Service(msgspec.Struct, frozen=True):
     tags: Mapping[str, str] = {}
 
 
-Definition = Entity | Stream | Table | Sessions | FeatureView | Service
+Definition = Entity | Stream | Table | Sessions | FeatureView | OnDemand | Service

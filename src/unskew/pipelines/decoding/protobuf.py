@@ -21,7 +21,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.definitions.avro_schema import AvroField, avro_fields, spell
-from unskew.features.errors import RequestError
+from unskew.features.extras import needed
 from unskew.features.rejection import Kind, Rejection
 from unskew.pipelines.decoding.avro_walk import RAW
 from unskew.pipelines.decoding.branching import Place, Target
@@ -32,7 +32,7 @@ from unskew.pipelines.decoding.resolve import Incompatible, Resolution
 from unskew.pipelines.decoding.writers import Files
 from unskew.pipelines.kafka.poll import FRAME_BYTES
 
-try:
+with needed("format protobuf", "google.protobuf"):
     from google.protobuf import (
         descriptor_pb2,
         descriptor_pool,
@@ -43,10 +43,6 @@ try:
     )
     from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.message import DecodeError, EncodeError, Message
-except ImportError as error:
-    raise RequestError(
-        f"format protobuf needs packages that are not installed ({error}); install unskew[protobuf]"
-    ) from error
 
 _INT64 = (-(2**63), 2**63 - 1)
 # Files that every registry knows without a reference.

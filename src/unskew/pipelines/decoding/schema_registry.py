@@ -14,6 +14,7 @@ import fastavro
 
 from unskew.features.definitions.avro_schema import Unique
 from unskew.features.errors import RequestError, StoreUnavailable
+from unskew.features.extras import needed
 from unskew.pipelines.decoding.resolve import Incompatible, Unregistered
 from unskew.pipelines.decoding.writers import Files
 
@@ -53,12 +54,8 @@ class SchemaRegistry:
         wait_s: float = 60.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        try:
-            from confluent_kafka.schema_registry import SchemaRegistryClient  # noqa: PLC0415
-        except ImportError as error:
-            raise RequestError(
-                f"reading from a Schema Registry needs packages that are not installed ({error}); install unskew[registry]"
-            ) from error
+        with needed("a Schema Registry", extra="registry"):
+            from confluent_kafka.schema_registry import SchemaRegistryClient  # noqa: PLC0415 - its packages are an extra
         self.shown, credentials = _without_credentials(url)
         self._secret = _secrets(url)
         config = {"url": self.shown, "timeout": timeout_s, "max.retries": 0, **credentials}

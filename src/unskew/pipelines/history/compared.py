@@ -2,10 +2,12 @@
 
 Each side's log rows say from when an entity had which values. At every instant at which a row of either side begins,
 the values that then stand on both sides are compared as they are read: an entity without a row has empty values, and
-defaults take the place of null.
+defaults take the place of null. What stands at the last instant is kept exactly: for each feature that both sides have
+how far its values differ, and for one that only the new side has how its values are distributed.
 """
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +17,7 @@ import polars as pl
 
 from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
+from unskew.sinks.redis.memory import bytes_of
 
 N_EXAMPLES = 3
 """How many differences of a feature are kept as examples: the first ones."""
@@ -81,6 +84,107 @@ class Magnitudes:
         return None
 
 
+@dataclass(kw_only=True)
+class Numbers:
+    """Numbers, ascending, without NaN; their figures are exact, and do not depend on the order in which they came."""
+
+    ascending: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def __len__(self) -> int:
+        return len(self.ascending)
+
+    def add(self, numbers: npt.NDArray[np.float64]) -> None:
+        # The difference of two of the largest floats is larger than any.
+        largest = np.finfo(np.float64).max
+        numbers = np.clip(numbers[~np.isnan(numbers)], -largest, largest)
+        self.merge(Numbers(ascending=array("d", np.sort(numbers).tobytes())))
+
+    def merge(self, other: "Numbers") -> None:
+        self.ascending = array("d", sorted(self.ascending + other.ascending))
+
+    @property
+    def least(self) -> float | None:
+        return self.ascending[0] if self.ascending else None
+
+    @property
+    def most(self) -> float | None:
+        return self.ascending[-1] if self.ascending else None
+
+    @property
+    def mean(self) -> float | None:
+        if not self.ascending:
+            return None
+        try:
+            return math.fsum(self.ascending) / len(self.ascending)
+        except OverflowError:
+            # The sum of the largest floats is larger than any; a sum of halves, and of those, is not.
+            return math.fsum(number / len(self.ascending) for number in self.ascending)
+
+    @property
+    def median(self) -> float | None:
+        """The lower of the two in the middle."""
+        return self.ascending[(len(self.ascending) - 1) // 2] if self.ascending else None
+
+
+@dataclass(kw_only=True)
+class AtEnd:
+    """How one feature that both sides have differs at the last instant that was compared, over all entities.
+
+    ``differing``: entities of which its value differs. Of these, ``from_null`` are null before and ``to_null`` after.
+    ``changes``: how far the numbers of the others differ.
+    """
+
+    differing: int = 0
+    from_null: int = 0
+    to_null: int = 0
+    changes: Numbers = field(default_factory=Numbers)
+
+    def merge(self, other: "AtEnd") -> None:
+        self.differing += other.differing
+        self.from_null += other.from_null
+        self.to_null += other.to_null
+        self.changes.merge(other.changes)
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """What one side costs: the rows of its log, and about how many bytes its values take in Redis at the last instant.
+
+    ``entities``: those that Redis has a row of, because some value is not that of empty windows.
+    """
+
+    rows: int = 0
+    entities: int = 0
+    redis_bytes: int = 0
+
+    def merge(self, other: "Cost") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(kw_only=True)
+class Population:
+    """The values of a feature that only the new side has, or has with another type, at the last instant.
+
+    ``entities``: those with a row; ``nulls`` of them have no value, as readers get it. ``numbers``: the values of
+    numbers, and of booleans as 0 and 1; none of other types. ``examples``: the values of the first entities by key.
+    """
+
+    name: str
+    type: str
+    entities: int = 0
+    nulls: int = 0
+    numbers: Numbers = field(default_factory=Numbers)
+    examples: list[tuple[tuple[object, ...], object]] = field(default_factory=list)
+
+    def merge(self, other: "Population") -> None:
+        self.entities += other.entities
+        self.nulls += other.nulls
+        self.numbers.merge(other.numbers)
+        both = [*self.examples, *other.examples]
+        self.examples = sorted(both, key=lambda example: example[0])[:N_EXAMPLES]
+
+
 @dataclass(frozen=True, kw_only=True, order=True)
 class Example:
     """One entity and instant at which the sides differ."""
@@ -98,7 +202,8 @@ class FeatureDiff:
     ``differing``: instants of entities at which its value differs, ``entities`` of them different. Of these,
     ``from_null`` are null before and ``to_null`` after; ``increased`` are numbers that grew. ``absolute``: how far
     numbers differ; ``relative``: the same, divided by the larger of both, so 1 is from 0 to anything. ``old_type``,
-    ``new_type``: as in the definitions; values of different types are the same if they are the same number.
+    ``new_type``: as in the definitions; values of different types are the same if they are the same number. ``end``:
+    the differences at the last instant alone.
     """
 
     name: str
@@ -112,6 +217,7 @@ class FeatureDiff:
     absolute: Magnitudes = field(default_factory=Magnitudes)
     relative: Magnitudes = field(default_factory=Magnitudes)
     examples: list[Example] = field(default_factory=list)
+    end: AtEnd = field(default_factory=AtEnd)
 
     def merge(self, other: "FeatureDiff") -> None:
         self.differing += other.differing
@@ -122,6 +228,7 @@ class FeatureDiff:
         self.absolute.merge(other.absolute)
         self.relative.merge(other.relative)
         self.examples = sorted([*self.examples, *other.examples])[:N_EXAMPLES]
+        self.end.merge(other.end)
 
 
 @dataclass(kw_only=True)
@@ -147,18 +254,56 @@ class Counts:
             setattr(self, name, getattr(self, name) + value)
 
 
-class Compared:
-    """Compares the rows of two views as they come, and keeps no more than the present values of each entity.
+@dataclass(kw_only=True)
+class Found:
+    """What a comparison of one view found. ``added``: the features that cannot be compared, as the new side has them.
 
-    Both have the same entity. ``features``: the differences of each feature that both have, in the new order.
-    ``features`` and ``counts`` are whole once ``finish`` was called.
+    ``costs``: of the old side and of the new one. ``upto_us``: the last instant that was compared.
     """
 
-    def __init__(self, old: View, new: View) -> None:
+    counts: Counts
+    features: Sequence[FeatureDiff]
+    added: Sequence[Population]
+    costs: tuple[Cost, Cost]
+    upto_us: int
+
+    def merge(self, other: "Found") -> None:
+        self.counts.merge(other.counts)
+        for one, its in zip(self.features, other.features, strict=True):
+            one.merge(its)
+        for mine, theirs in zip(self.added, other.added, strict=True):
+            mine.merge(theirs)
+        for cost, more in zip(self.costs, other.costs, strict=True):
+            cost.merge(more)
+
+
+class Compared:
+    """Compares the rows of two views as they come, and keeps no more than the latest values of each entity.
+
+    Both have the same entity; without an ``old`` view nothing is compared. ``features``: the differences of each
+    feature that both have, in the new order. ``added``: the others of the new view. These, ``counts`` and ``costs`` are
+    whole once ``finish`` was called.
+    """
+
+    def __init__(self, old: View | None, new: View) -> None:
         self._keys = list(new.entity.keys)
-        others = {feature.name: feature for feature in old.features}
+        others = {} if old is None else {feature.name: feature for feature in old.features}
         pairs = [(others[one.name], one) for one in new.features if one.name in others]
         self._common = [(one, other) for one, other in pairs if is_comparable(one, other)]
+        compared = {other.name for _, other in self._common}
+        self._added = [one for one in new.features if one.name not in compared]
+        self.added = [Population(name=one.name, type=one.type) for one in self._added]
+        self.costs = Cost(), Cost()
+        self._views = old, new
+        self._standing = [
+            pl.DataFrame(
+                schema={
+                    **new.entity.columns,
+                    **{one.name: one.dtype.polars for one in (() if view is None else view.features)},
+                }
+            )
+            for view in self._views
+        ]
         self.features = [FeatureDiff(name=new.name, old_type=old.type, new_type=new.type) for old, new in self._common]
         self.counts = Counts()
         n = range(len(self._common))
@@ -175,6 +320,11 @@ class Compared:
 
         Columns are those of ``Updates.closed``. What stands at ``from_us`` is compared there.
         """
+        for side, rows in enumerate((old, new)):
+            latest = rows.sort("available_at", maintain_order=True).select(self._standing[side].columns)
+            both = pl.concat([self._standing[side], latest])
+            self._standing[side] = both.unique(self._keys, keep="last", maintain_order=True)
+            self.costs[side].rows += rows.height
         sides = self._side(old, 0), self._side(new, 1)
         if from_us is not None and not self._begun:
             early = [side.filter(pl.col(_AT) <= from_us) for side in sides]
@@ -215,8 +365,30 @@ class Compared:
             (pl.col(_SEEN_OLD) & ~pl.col(_SEEN_NEW)).sum().alias("only_old"),
             (pl.col(_SEEN_NEW) & ~pl.col(_SEEN_OLD)).sum().alias("only_new"),
         ).row(0)
-        for feature, flag in zip(self.features, self._d, strict=True):
+        for number, (feature, flag) in enumerate(zip(self.features, self._d, strict=True)):
             feature.entities = int(present[flag].sum())
+            old, new = present[self._o[number]], present[self._n[number]]
+            differs = pl.Series(_unlike(old, new))
+            old, new = old.filter(differs), new.filter(differs)
+            feature.end = AtEnd(differing=len(old), from_null=old.null_count(), to_null=new.null_count())
+            if _are_numbers(feature):
+                feature.end.changes.add(np.abs(_changes(old, new)[2]))
+        for view, rows, cost in zip(self._views, self._standing, self.costs, strict=True):
+            if view is not None:
+                held = rows.filter(
+                    pl.any_horizontal(
+                        pl.col(one.name).ne_missing(pl.lit(one.empty, one.dtype.polars)) for one in view.features
+                    )
+                )
+                cost.entities, cost.redis_bytes = held.height, int(bytes_of(held, view).sum())
+        standing = self._standing[1].sort(self._keys)
+        for one, its in zip(self._added, self.added, strict=True):
+            values = standing.select(_with_default(pl.col(one.name), one))[one.name]
+            its.entities, its.nulls = len(values), values.null_count()
+            if one.dtype.nesting is None and one.dtype.scalar in {*_NUMBERS, "bool"}:
+                its.numbers.add(values.drop_nulls().cast(pl.Float64).to_numpy())
+            first = standing.select(*self._keys, values).head(N_EXAMPLES)
+            its.examples = [(tuple(key), value) for *key, value in first.iter_rows()]
 
     def _schema(self, view: View) -> dict[str, pl.DataType]:
         return {
@@ -255,7 +427,8 @@ class Compared:
             rows.select(pl.when(pl.col(side).fill_null(value=False)).then(numbers).forward_fill()).to_series()
             for side in (_OLD, _NEW)
         ]
-        olds, news = rows.select(self._o)[stands[0]], rows.select(self._n)[stands[1]]
+        # With the keys, because a frame without columns has no rows to take.
+        olds, news = rows.select(*self._keys, *self._o)[stands[0]], rows.select(*self._keys, *self._n)[stands[1]]
         is_base = (rows[_AT] == _BEFORE).to_numpy()
         entity = np.cumsum(is_base) - 1
         last = np.flatnonzero(np.append(is_base[1:], True))
@@ -275,7 +448,7 @@ class Compared:
             )
             for name, side in ((_SEEN_OLD, _OLD), (_SEEN_NEW, _NEW))
         )
-        now = pl.concat([rows.select(self._keys)[last], olds[last], news[last], flags], how="horizontal")
+        now = pl.concat([olds[last], news[last].select(self._n), flags], how="horizontal")
         rest = self._present.join(entities, on=self._keys, how="anti")
         self._present = pl.concat([rest, now.select(self._present.columns)])
 
@@ -305,10 +478,7 @@ class Compared:
             feature.examples = sorted([*feature.examples, *found])[:N_EXAMPLES]
 
     def _differs(self, number: int, olds: pl.DataFrame, news: pl.DataFrame, is_base: Flags) -> Flags:
-        old, new = olds[self._o[number]], news[self._n[number]]
-        if old.dtype != new.dtype:
-            old, new = _exact(old), _exact(new)
-        return old.ne_missing(new).to_numpy() & ~is_base
+        return _unlike(olds[self._o[number]], news[self._n[number]]) & ~is_base
 
     def _empty(self) -> dict[str, pl.Expr]:
         """Return the values of an entity that has no row, as they are read, by column."""
@@ -352,30 +522,40 @@ def _add(feature: FeatureDiff, old: pl.Series, new: pl.Series) -> None:
     feature.differing += len(old)
     feature.from_null += old.null_count()
     feature.to_null += new.null_count()
-    types = Type.parse(feature.old_type), Type.parse(feature.new_type)
-    if any(one.nesting is not None or one.scalar not in _NUMBERS for one in types):
+    if not _are_numbers(feature):
         return
-    both = (old.is_not_null() & new.is_not_null()).to_numpy()
-    ones, others = old.filter(pl.Series(both)), new.filter(pl.Series(both))
-    if all(dtype == pl.Int64() for dtype in (old.dtype, new.dtype)):
-        # Two numbers of 64 bits may lie further apart.
-        change = (others.cast(pl.Int128) - ones.cast(pl.Int128)).cast(pl.Float64).to_numpy()
-    else:
-        change = others.cast(pl.Float64).to_numpy() - ones.cast(pl.Float64).to_numpy()
+    ones, others, change = _changes(old, new)
     feature.increased += int((change > 0).sum())
     largest = np.maximum(np.abs(ones.cast(pl.Float64).to_numpy()), np.abs(others.cast(pl.Float64).to_numpy()))
     feature.absolute.add(np.abs(change))
     feature.relative.add(np.divide(np.abs(change), largest, out=np.zeros_like(largest), where=largest > 0))
 
 
-def merged(
-    parts: Sequence[Mapping[str, tuple[Counts, Sequence[FeatureDiff]]]],
-) -> dict[str, tuple[Counts, Sequence[FeatureDiff]]]:
+def _are_numbers(feature: FeatureDiff) -> bool:
+    types = Type.parse(feature.old_type), Type.parse(feature.new_type)
+    return all(one.nesting is None and one.scalar in _NUMBERS for one in types)
+
+
+def _changes(old: pl.Series, new: pl.Series) -> tuple[pl.Series, pl.Series, npt.NDArray[np.float64]]:
+    """Return the numbers of both sides where neither is null, and by how much the new ones are greater."""
+    both = old.is_not_null() & new.is_not_null()
+    ones, others = old.filter(both), new.filter(both)
+    if all(dtype == pl.Int64() for dtype in (old.dtype, new.dtype)):
+        # Two numbers of 64 bits may lie further apart.
+        return ones, others, (others.cast(pl.Int128) - ones.cast(pl.Int128)).cast(pl.Float64).to_numpy()
+    return ones, others, others.cast(pl.Float64).to_numpy() - ones.cast(pl.Float64).to_numpy()
+
+
+def _unlike(old: pl.Series, new: pl.Series) -> Flags:
+    if old.dtype != new.dtype:
+        old, new = _exact(old), _exact(new)
+    return old.ne_missing(new).to_numpy()
+
+
+def merged(parts: Sequence[Mapping[str, Found]]) -> dict[str, Found]:
     """Return the results of parts that had entities of their own, together; by view."""
     first, *others = parts
     for part in others:
-        for view, (counts, features) in part.items():
-            first[view][0].merge(counts)
-            for one, other in zip(first[view][1], features, strict=True):
-                one.merge(other)
+        for view, found in part.items():
+            first[view].merge(found)
     return dict(first)

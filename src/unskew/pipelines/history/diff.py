@@ -4,23 +4,36 @@ Both are rebuilt side by side, and their rows are compared as they come, so that
 side besides the states of the shards.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 
 from unskew.features.definitions.windows import old_edge_us
-from unskew.features.errors import RequestError, Stopped
+from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.keys import encode_keys
 from unskew.features.plan import StreamPlan, ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.features.text_buffers import Keys
-from unskew.features.time import format_instant
+from unskew.features.time import DAY_US, format_instant
 from unskew.features.updates import Updates
+from unskew.features.versions import Version
+from unskew.features.view import Scalar, View
 from unskew.pipelines.history.archive import BEGINNING, Archive, Cut, Piece, columns_of
-from unskew.pipelines.history.compared import Compared, Counts, FeatureDiff, is_comparable, merged
+from unskew.pipelines.history.compared import (
+    Compared,
+    Cost,
+    Counts,
+    FeatureDiff,
+    Found,
+    Population,
+    is_comparable,
+    merged,
+)
 from unskew.pipelines.history.rebuild import Feed, closed_through, pieces
 from unskew.pipelines.history.side_by_side import side_by_side
 from unskew.pipelines.kafka.consumer import Flag
@@ -32,6 +45,16 @@ STEP_ROWS = 200_000
 _HASHES = 1 << 64
 
 Progress = Callable[[int, int], None]
+Old = TypeVar("Old", bound=Version)
+New = TypeVar("New", bound=Version)
+
+
+class _NothingArchived(RequestError):
+    pass
+
+
+class _Enough(Exception):
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +72,9 @@ class ViewDiff:
     ``unchanged``: both are one definition, so nothing was computed. ``why``: why nothing could be compared, else "".
     ``removed``, ``added``, ``retyped``: features of one side alone, and those whose types cannot be compared.
     ``from_us``, ``upto_us``: the first and the last instant that was compared, None without events. ``whole_from_us``:
-    the instant from which windows lie inside of the archive; None if none does.
+    the instant from which windows lie inside of the archive; None if none does. ``cut_short``: the time limit passed
+    before all that is archived was read. ``populations``: the values of added and retyped features at ``upto_us``.
+    ``costs``: of both sides, from ``begin_us``, the first arrival that was read, through ``upto_us``.
     """
 
     old: str | None
@@ -64,6 +89,18 @@ class ViewDiff:
     whole_from_us: int | None = None
     counts: Counts = field(default_factory=Counts)
     features: Sequence[FeatureDiff] = ()
+    cut_short: bool = False
+    populations: Sequence[Population] = ()
+    costs: tuple[Cost, Cost] | None = None
+    begin_us: int | None = None
+
+    @property
+    def rows_a_day(self) -> tuple[float, float] | None:
+        """The log rows that each side writes in a day, on average over all that was computed; None without any."""
+        if self.costs is None or self.upto_us is None or self.begin_us is None or self.upto_us <= self.begin_us:
+            return None
+        days = (self.upto_us - self.begin_us) / DAY_US
+        return self.costs[0].rows / days, self.costs[1].rows / days
 
     @property
     def is_identical(self) -> bool:
@@ -75,8 +112,14 @@ class ViewDiff:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    old: ViewPlan
+    """``old`` is None for a view that only the new side has: then its values are computed, and nothing is compared."""
+
+    old: ViewPlan | None
     new: ViewPlan
+
+    @property
+    def views(self) -> list[ViewPlan]:
+        return [view for view in (self.old, self.new) if view is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +171,44 @@ def diff(
 ) -> list[ViewDiff]:
     """Compare the values that two sets of views give to the same archived events; return a result for each view.
 
-    A view is compared with the one of its name and version, else with the latest other version of its name.
+    A view is compared with the one of its name and version, else with the latest other version of its name. Other
+    arguments and errors are those of ``compare``.
+    """
+    return compare(
+        list(paired(old, new)),
+        archive_root,
+        from_us=from_us,
+        until_us=until_us,
+        sample=sample,
+        workers=workers,
+        stop=stop,
+        progress=progress,
+    )
+
+
+def compare(
+    pairs_of_views: Sequence[tuple[ViewPlan | None, ViewPlan | None]],
+    archive_root: Path,
+    *,
+    from_us: int | None = None,
+    until_us: int | None = None,
+    sample: Sample | None = None,
+    workers: int = 1,
+    stop: Flag | None = None,
+    progress: Progress = lambda _done, _total: None,
+    limit_s: float | None = None,
+    now_s: Callable[[], float] = time.monotonic,
+    must_compare: bool = True,
+) -> list[ViewDiff]:
+    """Compare the values that the views of each pair, an old and a new one, give to the same archived events.
+
+    A new view without an old one is computed alone, and its values at the last instant are described.
     ``from_us``, ``until_us``: the first instant that is compared, and the end of them; None for all that is archived.
     ``progress``: called with the events read and all there are. ``stop``: raises ``Stopped`` once it is set.
+    ``limit_s``: once so many seconds have passed, what was read by then is all that is compared; one process reads.
+    ``now_s``: the clock for that.
+    ``must_compare``: whether what cannot be computed is refused; else its result says why. A view of the new side
+    alone, of whose stream nothing is archived, never is.
 
     Raises ``RequestError`` if nothing of a stream is archived or there are no instants between the bounds;
     ``LayoutError`` for a damaged archive, or one that lacks a column.
@@ -139,66 +217,100 @@ def diff(
         raise RequestError(
             f"there are no instants from {format_instant(from_us)} until {format_instant(until_us)}; give a later end"
         )
+    deadline_s = None if limit_s is None else now_s() + limit_s
     results: dict[tuple[str | None, str | None], ViewDiff | None] = {}
     # A job has a view of either side once.
-    by_streams: dict[tuple[str, str, str, str, int], list[_Pair]] = {}
-    for one, other in _paired(old, new):
+    by_streams: dict[tuple[str | int, ...], list[_Pair]] = {}
+    for one, other in pairs_of_views:
         place = None if one is None else one.id, None if other is None else other.id
         results[place] = _without_events(one, other)
         if results[place] is None:
-            assert one is not None
             assert other is not None
-            n_before = sum(found is None and at[0] == one.id for at, found in results.items()) - 1
-            streams = one.stream.topic, one.stream.name, other.stream.topic, other.stream.name, n_before
+            n_before = 0 if one is None else sum(at[0] == one.id and found is None for at, found in results.items()) - 1
+            sides = ("", "") if one is None else (one.stream.topic, one.stream.name)
+            streams = *sides, other.stream.topic, other.stream.name, n_before
             by_streams.setdefault(streams, []).append(_Pair(old=one, new=other))
-    jobs = [_job(pairs, archive_root, from_us, until_us, sample or Sample()) for pairs in by_streams.values()]
-    n_parts = [min(workers, _n_parts(job)) for job in jobs]
+    jobs: list[_Job] = []
+    for pairs in by_streams.values():
+        try:
+            jobs.append(_job(pairs, archive_root, from_us, until_us, sample or Sample()))
+        except (RequestError, LayoutError) as error:
+            if must_compare and not (isinstance(error, _NothingArchived) and pairs[0].old is None):
+                raise
+            results |= _without_figures(pairs, str(error))
+    n_parts = [1 if deadline_s is not None else min(workers, _n_parts(job)) for job in jobs]
     total = sum(job.n_events * (1 if _by_partition(job) else n) for job, n in zip(jobs, n_parts, strict=True))
     done = 0
     for job, n in zip(jobs, n_parts, strict=True):
+        is_late = False
 
         def so_far(n_events: int, before: int = done) -> None:
+            nonlocal is_late
             if stop is not None and stop.is_set():
                 raise Stopped("the comparison was asked to stop")
             progress(before + n_events, total)
+            if deadline_s is not None and now_s() > deadline_s:
+                is_late = True
+                raise _Enough
 
-        found = _compare(job, so_far) if n == 1 else merged(side_by_side(_compare_apart, _parts(job, n), so_far))
+        try:
+            found = _compare(job, so_far) if n == 1 else merged(side_by_side(_compare_apart, _parts(job, n), so_far))
+        except LayoutError as error:
+            if must_compare:
+                raise
+            results |= _without_figures(job.pairs, str(error))
+            continue
         done += job.n_events * (1 if _by_partition(job) else n)
         for pair in job.pairs:
-            counts, features = found[pair.new.id]
-            results[pair.old.id, pair.new.id] = replace(
-                _of_features(pair),
-                from_us=_first_us(job),
-                upto_us=job.upto_us,
-                whole_from_us=_whole_from_us(job, pair),
-                counts=counts,
-                features=features,
+            results[None if pair.old is None else pair.old.id, pair.new.id] = _result(
+                job, pair, found[pair.new.id], cut_short=is_late
             )
     return [one for one in results.values() if one is not None]
 
 
-def _paired(old: Sequence[ViewPlan], new: Sequence[ViewPlan]) -> Iterator[tuple[ViewPlan | None, ViewPlan | None]]:
+def _without_figures(pairs: Sequence[_Pair], why: str) -> dict[tuple[str | None, str | None], ViewDiff]:
+    found = [replace(_of_features(pair), why=why) for pair in pairs]
+    return {(one.old, one.new): one for one in found}
+
+
+def _result(job: _Job, pair: _Pair, found: Found, *, cut_short: bool) -> ViewDiff:
+    plain = replace(_of_features(pair), cut_short=cut_short)
+    if cut_short and not found.counts.entities and not any(one.entities for one in found.added):
+        return replace(plain, why="the time limit passed before anything was compared")
+    return replace(
+        plain,
+        from_us=_first_us(job),
+        upto_us=found.upto_us,
+        whole_from_us=_whole_from_us(job, pair),
+        counts=found.counts,
+        features=found.features,
+        populations=found.added,
+        costs=found.costs,
+        begin_us=_begin_us(job),
+    )
+
+
+def paired(old: Sequence[Old], new: Sequence[New]) -> Iterator[tuple[Old | None, New | None]]:
+    """Yield each new view with its old one, which has its name and version, else the latest other version of its name.
+
+    Old views that no new one has are paired with None, and last.
+    """
     by_id = {view.id: view for view in old}
-    paired: set[str] = set()
+    followed: set[str] = set()
     for view in new:
         versions = sorted((one for one in old if one.name == view.name), key=lambda one: one.version)
         partner = by_id.get(view.id) or (versions[-1] if versions else None)
-        paired |= set() if partner is None else {partner.id}
+        followed |= set() if partner is None else {partner.id}
         yield partner, view
-    for view in old:
-        if view.id not in paired:
-            yield view, None
+    for gone in old:
+        if gone.id not in followed:
+            yield gone, None
 
 
 def _without_events(old: ViewPlan | None, new: ViewPlan | None) -> ViewDiff | None:
     """Return the result for views that need no rebuild; None for others."""
     if old is None or new is None:
-        return ViewDiff(
-            old=None if old is None else old.id,
-            new=None if new is None else new.id,
-            removed=tuple(one.name for one in old.outputs) if old else (),
-            added=tuple(one.name for one in new.outputs) if new else (),
-        )
+        return None if old is None else ViewDiff(old=old.id, new=None, removed=tuple(one.name for one in old.outputs))
     pair = _of_features(_Pair(old=old, new=new))
     if old.entity.columns != new.entity.columns:
         keys = (
@@ -214,15 +326,19 @@ def _without_events(old: ViewPlan | None, new: ViewPlan | None) -> ViewDiff | No
 
 
 def _read_alike(old: ViewPlan, new: ViewPlan) -> bool:
-    defaults = ({one.name: one.default for one in view.outputs} for view in (old, new))
-    return old.state_fingerprint == new.state_fingerprint and next(defaults) == next(defaults)
+    return old.state_fingerprint == new.state_fingerprint and defaults_of(old.published) == defaults_of(new.published)
+
+
+def defaults_of(view: View) -> dict[str, Scalar | None]:
+    """Return the default of each feature."""
+    return {one.name: one.default for one in view.features}
 
 
 def _of_features(pair: _Pair) -> ViewDiff:
-    olds = {one.name: one for one in pair.old.outputs}
+    olds = {} if pair.old is None else {one.name: one for one in pair.old.outputs}
     news = {one.name: one for one in pair.new.outputs}
     return ViewDiff(
-        old=pair.old.id,
+        old=None if pair.old is None else pair.old.id,
         new=pair.new.id,
         removed=tuple(name for name in olds if name not in news),
         added=tuple(name for name in news if name not in olds),
@@ -231,7 +347,9 @@ def _of_features(pair: _Pair) -> ViewDiff:
 
 
 def _job(pairs: Sequence[_Pair], archive_root: Path, from_us: int | None, until_us: int | None, sample: Sample) -> _Job:
-    views = [pair.old for pair in pairs], [pair.new for pair in pairs]
+    news = [pair.new for pair in pairs]
+    # Without an old view, both sides read what the new one does.
+    views = [pair.old for pair in pairs if pair.old is not None] or news, news
     archives = [_opened(archive_root, ones[0].stream, ones) for ones in views]
     if archives[0].root == archives[1].root:
         # What is published meanwhile must not be on one side alone.
@@ -265,7 +383,7 @@ def _job(pairs: Sequence[_Pair], archive_root: Path, from_us: int | None, until_
 def _opened(archive_root: Path, stream: StreamPlan, views: Sequence[ViewPlan]) -> Archive:
     archive = Archive.open(archive_root, stream)
     if not archive:
-        raise RequestError(
+        raise _NothingArchived(
             f"{archive.root} holds no events, so {', '.join(view.id for view in views)} cannot be computed from them; give the "
             "--archive folder of the pipeline"
         )
@@ -307,6 +425,15 @@ def _first_us(job: _Job) -> int | None:
     return min(firsts, default=None)
 
 
+def _begin_us(job: _Job) -> int | None:
+    """Return the first arrival that was read, or the instant before which no event mattered."""
+    firsts = [first_us for archive in job.archives for first_us in archive.first_us.values()]
+    edges = [_edge_us(view, job.from_us) for pair in job.pairs for view in pair.views]
+    known = [edge for edge in edges if edge is not None]
+    first_us = min(firsts, default=None)
+    return first_us if first_us is None or len(known) < len(edges) else max(first_us, min(known))
+
+
 def _whole_from_us(job: _Job, pair: _Pair) -> int | None:
     """Return the instant from which every window, except for endless ones, begins after the archive does."""
     sinces = [max(archive.first_us.values(), default=None) for archive in job.archives]
@@ -314,7 +441,7 @@ def _whole_from_us(job: _Job, pair: _Pair) -> int | None:
         return None
     extents = [
         window.extent_us + window.hop_us
-        for view in (pair.old, pair.new)
+        for view in pair.views
         for window in (*view.windows, *(() if view.sessions is None else view.sessions.windows))
     ]
     first_us = max(since for since in sinces if since is not None) + max(extents, default=0)
@@ -341,7 +468,7 @@ def _below(pairs: Sequence[_Pair], archive: Archive, end: Cut, sample: Sample) -
 def _by_partition(job: _Job) -> bool:
     """Return whether each partition has entities of its own, on both sides alike."""
     return job.archives[0].root == job.archives[1].root and all(
-        pair.old.partitioned and pair.new.partitioned for pair in job.pairs
+        view.partitioned for pair in job.pairs for view in pair.views
     )
 
 
@@ -365,7 +492,8 @@ class _Side:
     """The old or the new views of a job, computed as far as they were read."""
 
     def __init__(self, job: _Job, side: int) -> None:
-        self.views = [(pair.old, pair.new)[side] for pair in job.pairs]
+        pairs = [(view, pair) for pair in job.pairs if (view := (pair.old, pair.new)[side]) is not None]
+        self.views = [view for view, _ in pairs]
         self._archive, self._begin, self._end = job.archives[side], job.begins[side], job.ends[side]
         siblings = Siblings()
         n_partitions = max([-1, *self._archive.partitions]) + 1
@@ -380,9 +508,7 @@ class _Side:
             self._kept,
             n_partitions=n_partitions,
             n_hashes=job.n_hashes,
-            below={
-                view.id: job.below[pair.new.id] for view, pair in zip(self.views, job.pairs, strict=True) if job.below
-            },
+            below={view.id: job.below[pair.new.id] for view, pair in pairs if job.below},
         )
         self._clocks = {partition: -(2**63) for partition, reached in self._end.items() if reached.clock_us is not None}
 
@@ -439,13 +565,10 @@ class _Rows:
         return early
 
 
-_Found = dict[str, tuple[Counts, Sequence[FeatureDiff]]]
-
-
-def _compare(job: _Job, so_far: Callable[[int], None]) -> _Found:
-    """Rebuild both sides side by side, and compare what both have closed."""
+def _compare(job: _Job, so_far: Callable[[int], None]) -> dict[str, Found]:
+    """Rebuild both sides side by side, and compare what both have closed, until ``so_far`` raises ``_Enough``."""
     sides = _Side(job, 0), _Side(job, 1)
-    compared = [Compared(pair.old.published, pair.new.published) for pair in job.pairs]
+    compared = [Compared(None if pair.old is None else pair.old.published, pair.new.published) for pair in job.pairs]
     reads: list[tuple[Iterator[Piece], Sequence[_Side]]]
     if job.is_read_once:
         together = [*sides[0].columns, *sides[1].columns]
@@ -454,12 +577,14 @@ def _compare(job: _Job, so_far: Callable[[int], None]) -> _Found:
         reads = [(side.pieces(side.columns), (side,)) for side in sides]
     n_events = 0
 
-    def step(*, last: bool = False) -> None:
+    def step(*, last: bool = False) -> int:
         upto_us = min(job.upto_us, *(side.closed_us for side in sides))
         for pair, one in zip(job.pairs, compared, strict=True):
-            one.add(sides[0].taken(pair.old, upto_us), sides[1].taken(pair.new, upto_us), job.from_us)
+            new = sides[1].taken(pair.new, upto_us)
+            one.add(new.clear() if pair.old is None else sides[0].taken(pair.old, upto_us), new, job.from_us)
             if last and job.from_us is not None:
                 one.begin(job.from_us)
+        return upto_us
 
     while reads:
         # The side that is behind goes on, so that few rows of the other wait for it.
@@ -471,16 +596,22 @@ def _compare(job: _Job, so_far: Callable[[int], None]) -> _Found:
         for side in behind[1]:
             side.give(piece)
         n_events += piece.events.height
-        so_far(n_events)
+        try:
+            so_far(n_events)
+        except _Enough:
+            break
         if sum(side.n_rows for side in sides) > max(STEP_ROWS, *map(len, compared)):
             step()
-    step(last=True)
+    upto_us = step(last=True)
     for one in compared:
         one.finish()
-    return {pair.new.id: (one.counts, one.features) for pair, one in zip(job.pairs, compared, strict=True)}
+    return {
+        pair.new.id: Found(counts=one.counts, features=one.features, added=one.added, costs=one.costs, upto_us=upto_us)
+        for pair, one in zip(job.pairs, compared, strict=True)
+    }
 
 
-def _compare_apart(job: _Job, stop: Flag, report: Callable[[int], None]) -> _Found:
+def _compare_apart(job: _Job, stop: Flag, report: Callable[[int], None]) -> dict[str, Found]:
     def so_far(n_events: int) -> None:
         if stop.is_set():
             raise Stopped("the comparison was asked to stop")

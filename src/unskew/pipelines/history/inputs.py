@@ -9,6 +9,7 @@ from typing import TypeVar
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.extras import needed
 from unskew.sinks.tables.imported import InputFile
 
 BATCH_ROWS = 1 << 18
@@ -121,12 +122,9 @@ def _file(path: Path) -> Input:
 
 
 def _delta(path: Path) -> Input:
-    try:
+    with needed(f"the Delta table {path}"):
         from deltalake import DeltaTable  # noqa: PLC0415  only there if it is installed
-    except ImportError as error:
-        raise RequestError(
-            f"{path} is a Delta table, and the package deltalake is not installed: install it"
-        ) from error
+
     table = _reading(path, lambda: DeltaTable(path))
     version = table.version()
     # The same version throughout, although the table may change meanwhile.

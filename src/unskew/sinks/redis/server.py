@@ -1,8 +1,8 @@
 """A Redis deployment as the writer and the readers see it: a client made on demand, and errors of one kind."""
 
-import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import redis
@@ -20,7 +20,7 @@ from redis.exceptions import (
 )
 from typing_extensions import override
 
-from unskew.features.errors import LayoutError, RequestError, StoreUnavailable
+from unskew.features.errors import LayoutError, RequestError, StoreUnavailable, UnskewError
 from unskew.sinks.redis.url import TIMEOUTS_S, Address, Client
 
 # Answers that redis-py gives without their first word, or that have none: a part of the text, and what to do.
@@ -83,26 +83,31 @@ class Server:
     def __str__(self) -> str:
         return "a client of redis-py" if self._address is None else str(self._address)
 
-    @contextlib.contextmanager
-    def reaching(self) -> Iterator[Client]:
-        """Yield a client; errors of Redis or of the connection become ``StoreUnavailable`` with the server's text."""
-        try:
-            yield self._made()
-        except (redis.RedisError, RedisClusterException, OSError) as error:
-            text = _text(error)
-            if text.startswith(("MOVED ", "ASK ")) and isinstance(self._client, redis.Redis):
-                raise RequestError(
-                    f"Redis: {text}; this server is a node of a cluster: write redis+cluster:// in its URL"
-                ) from error
-            if isinstance(error, RedisClusterException):
-                self._forget()
-            whose = "" if text.startswith("Redis ") else "Redis: "
-            raise StoreUnavailable(f"{whose}{text}{self._asked_as(error)}{_remedy(error)}") from error
-        except UnicodeDecodeError as error:
-            raise LayoutError(
+    @property
+    def is_of_url(self) -> bool:
+        """Whether a URL names it; else somebody else's client leads to it."""
+        return self._address is not None
+
+    def reaching(self) -> "_Reaching":
+        """Give a client to a ``with`` statement; errors of Redis or of the connection become ``StoreUnavailable``."""
+        return _Reaching(self)
+
+    def explained(self, error: BaseException) -> UnskewError | None:
+        """Return the error for one of Redis or of the connection, with the server's text; None for any other."""
+        if isinstance(error, UnicodeDecodeError):
+            return LayoutError(
                 f"Redis holds bytes that are not UTF-8, which unskew did not write ({error.object[:40]!r}); "
                 "give a URL, or a client without decode_responses, and the error names their key"
-            ) from error
+            )
+        if not isinstance(error, redis.RedisError | RedisClusterException | OSError):
+            return None
+        text = _text(error)
+        if text.startswith(("MOVED ", "ASK ")) and isinstance(self._client, redis.Redis):
+            return RequestError(f"Redis: {text}; this server is a node of a cluster: write redis+cluster:// in its URL")
+        if isinstance(error, RedisClusterException):
+            self._forget()
+        whose = "" if text.startswith("Redis ") else "Redis: "
+        return StoreUnavailable(f"{whose}{text}{self._asked_as(error)}{_remedy(error)}")
 
     def close(self) -> None:
         """Close the connections."""
@@ -113,7 +118,8 @@ class Server:
             if sentinels is not None:
                 sentinels.close()
 
-    def _made(self) -> Client:
+    def made(self) -> Client:
+        """Return the client, made now if there is none."""
         client = self._client
         if client is None:
             with self._making:
@@ -134,6 +140,25 @@ class Server:
             return ""
         user = self._address.user
         return f" (asked as user {user!r})" if user else " (asked without a user's name)"
+
+
+class _Reaching:
+    """What ``Server.reaching`` returns. A generator would cost a read more."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def __enter__(self) -> Client:
+        try:
+            return self._server.made()
+        except Exception as error:
+            # A client of a cluster connects when it is made.
+            self.__exit__(None, error, None)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and (explained := self._server.explained(error)) is not None:
+            raise explained from error
 
 
 def checked(replies: Sequence[Any], keys: Sequence[str | bytes]) -> list[Any]:

@@ -32,8 +32,6 @@ _LAST_INSTANT_US = instant_us(dt.datetime.max.replace(tzinfo=dt.UTC))
 _DECIMAL_DIGITS = 38
 _BOOLEANS = {b"0": False, b"1": True}
 _PAST_INT64 = 2**63
-_CERTAINLY_HELD: Mapping[str, int] = {"int64": 18, "float64": 300}
-"""Characters of a number without an exponent that its type holds whatever they are."""
 
 _UNREADABLE = (ValueError, TypeError, KeyError, OverflowError, msgspec.MsgspecError)
 
@@ -59,6 +57,10 @@ class Reader:
     def __init__(self, dtype: Type) -> None:
         self._dtype = dtype
         self._read = _reader(dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Answers go from process to process, and a decoder cannot.
+        return Reader, (self._dtype,)
 
     def values(self, texts: Sequence[bytes]) -> list[Any]:
         """Return values as ``column_of`` and ``objects_of`` take them.
@@ -89,15 +91,86 @@ class JsonReader:
     def __init__(self, dtype: Type) -> None:
         self._reader = Reader(dtype)
         self._dtype = dtype
-        self._is_number = dtype.nesting is None and dtype.scalar in _NUMBERS
-        self._is_json = self._is_number or (dtype.nesting is not None and dtype.scalar != "timestamp")
+        self._is_json = dtype.scalar in _NUMBERS or (dtype.nesting is not None and dtype.scalar != "timestamp")
 
     def values(self, texts: Sequence[bytes]) -> list[Any]:
         """Return texts in JSON. Raises ``ValueError`` with the first text that is not a value of the type."""
-        if self._is_number and _are_plain(texts, self._dtype.scalar):
-            return list(texts)
         values = self._reader.values(texts)
         return list(texts) if self._is_json else [json_of(value, self._dtype) for value in values]
+
+
+class Numbers:
+    """A reader of several columns of numbers at once, which takes those that need no closer look.
+
+    That is a look at all texts together, in place of one at each column. ``dtypes``: of the columns.
+    """
+
+    def __init__(self, dtypes: Sequence[Type]) -> None:
+        self._dtypes = dtypes
+        patterns = [_CERTAIN[dtype.scalar] for dtype in dtypes]
+        # Possessive quantifiers: there is only one way to read a text, so nothing is tried again.
+        columns = (rb"(?:%b|null)(?:,(?:%b|null))*+" % (pattern, pattern) for pattern in patterns)
+        self._are_certain = re.compile(b";".join(columns)).fullmatch
+        kinds = [list[float | None] if dtype.scalar == "float64" else list[int | None] for dtype in dtypes]
+        self._decode = msgspec.json.Decoder(tuple[*kinds]).decode  # type: ignore[valid-type]
+        self._n_columns = len(patterns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As for ``Reader``.
+        return Numbers, (self._dtypes,)
+
+    @classmethod
+    def can_read(cls, dtype: Type) -> bool:
+        """Return true for a type whose texts may be numbers."""
+        return dtype.nesting is None and not dtype.is_decimal and dtype.scalar in _CERTAIN
+
+    def check(self, columns: Sequence[Sequence[bytes | None]]) -> "CheckedNumbers | None":
+        """Return what is known of the texts of columns, all of the same length, which is not 0; None stands for null.
+
+        None if a text is not a number as unskew writes it, or one of which only ``Reader`` says whether its type holds
+        it.
+        """
+        try:
+            together = b";".join(map(_COMMA.join, columns))  # type: ignore[arg-type]
+            n_nulls = 0
+        except TypeError:
+            n_nulls = sum(column.count(None) for column in columns)
+            together = b";".join(
+                [b",".join([b"null" if text is None else text for text in column]) for column in columns]
+            )
+        # A text that holds a separator, or says null, would be taken for several, or for none.
+        is_certain = (
+            together.count(b",") == self._n_columns * (len(columns[0]) - 1)
+            and together.count(b"n") == n_nulls
+            and self._are_certain(together)
+        )
+        return CheckedNumbers(self, together, n_nulls) if is_certain else None
+
+    def decoded(self, together: bytes) -> tuple[list[Any], ...]:
+        """Return the values of columns that were found to be numbers."""
+        return self._decode(b"[[%b]]" % together.replace(b";", b"],["))
+
+
+class CheckedNumbers:
+    """Columns of texts that are numbers and nulls. ``n_nulls``: how many of them are null."""
+
+    def __init__(self, numbers: Numbers, together: bytes, n_nulls: int) -> None:
+        self._numbers = numbers
+        self._together = together
+        self.n_nulls = n_nulls
+
+    def values(self) -> tuple[list[Any], ...]:
+        """Return the values of each column, as ``Reader`` does; None is null."""
+        return self._numbers.decoded(self._together)
+
+
+_COMMA = b","
+_CERTAIN: Mapping[ScalarName, bytes] = {
+    # Numbers that their type holds whatever their digits are.
+    "int64": rb"-?+(?:[1-9][0-9]{0,17}+|0)",
+    "float64": rb"-?+(?:[1-9][0-9]{0,199}+|0)(?:[.][0-9]++(?:e[+-]?+[0-9]{1,2}+)?+|e[+-]?+[0-9]{1,2}+)",
+    "timestamp": rb"(?:[1-9][0-9]{0,16}+|0)",
+}
 
 
 def json_of(value: Any, dtype: Type) -> bytes:
@@ -118,7 +191,13 @@ def json_of(value: Any, dtype: Type) -> bytes:
 
 def rfc3339(instant_us: int) -> bytes:
     """Return an instant in microseconds with all six digits of them, in UTC."""
-    return moment_of(instant_us).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
+    second, microseconds = divmod(instant_us, 1_000_000)
+    return b"%b.%06dZ" % (_second(second), microseconds)
+
+
+@lru_cache(maxsize=1_024)
+def _second(second: int) -> bytes:
+    return moment_of(second * 1_000_000).replace(tzinfo=None).isoformat(timespec="seconds").encode()
 
 
 def column_of(name: str, values: Sequence[Any], dtype: Type) -> pl.Series:
@@ -184,12 +263,6 @@ def _are_numbers(texts: Sequence[bytes], scalar: ScalarName) -> bool:
     """Return true if all texts are numbers as unskew writes them; Python takes others, too, and JSON does not."""
     together = b",".join(texts)
     return not texts or (together.count(b",") == len(texts) - 1 and _NUMBERS[scalar].fullmatch(together) is not None)
-
-
-def _are_plain(texts: Sequence[bytes], scalar: ScalarName) -> bool:
-    """Return true if all texts are numbers that their type holds; false for those that must be read to know it."""
-    are_short = max(map(len, texts), default=0) <= _CERTAINLY_HELD[scalar]
-    return are_short and not any(b"e" in text for text in texts) and _are_numbers(texts, scalar)
 
 
 def _integers(texts: Sequence[bytes]) -> list[Any]:

@@ -479,7 +479,10 @@ class RedisWriter:
         key = registry_key(self._prefix)
         if self._registry is None:
             return
-        if set(named(self._registry)) <= set(named(client.get(key))) and client.exists(revision_key(self._prefix)):
+        found = client.get(key)
+        if set(named(self._registry)) <= set(named(found)) and client.exists(revision_key(self._prefix)):
+            # What was applied meanwhile must not be taken back if Redis loses it.
+            self._registry = own_part(found or "", self._registry)
             return
         self.publish_registry(self._registry)
         _log.error(

@@ -11,7 +11,7 @@ from unskew.features.evaluate import evaluate
 from unskew.features.plan import ViewPlan
 from unskew.features.shard_state import ShardState
 from unskew.sinks.redis.keyspace import connect
-from unskew.sinks.redis.sizes import Sizes, entry_bytes
+from unskew.sinks.redis.memory import FieldSizes, item_bytes
 from unskew.sinks.redis.writer import RedisWriter
 
 WINDOW = sliding(DAY, HOUR)
@@ -37,7 +37,9 @@ def test_an_entry_takes_the_bytes_that_the_server_takes_for_it(tmp_path):
             found.append(list_bytes(client.dump("with")) - known)
         client.close()
 
-    assert (entry_bytes(pl.Series(TEXTS)) + 1 + 1 + 1).to_list() == found
+    sizes = pl.DataFrame({"text": TEXTS}).select(item_bytes(pl.col("text"))).to_series()
+    # The name, n, has a head, a byte, and its length.
+    assert (sizes + 3).to_list() == found
 
 
 def list_bytes(dumped: bytes) -> int:
@@ -78,7 +80,7 @@ def test_a_feature_takes_what_memory_usage_differs_by_without_it(tmp_path):
         client = connect(server.url)
         usage = [used(client, server.url, plan, history) for plan in plans]
         client.close()
-    sizes = Sizes(PLAN.published)
+    sizes = FieldSizes(PLAN.published)
     sizes.add(closed(PLAN, history).unique("user", keep="last"))
 
     for name, less in zip(names, usage[1:], strict=True):

@@ -1,0 +1,86 @@
+"""What is known of features where a command runs: from definitions, from a log, or from the registry in Redis."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from unskew import settings
+from unskew.features.errors import RequestError
+
+if TYPE_CHECKING:
+    from unskew.features.definitions.lineage import Model
+    from unskew.features.plan import StreamPlan
+    from unskew.features.registry import Published
+
+_TIMEOUT_S = 2.0
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is published, or would be. ``streams``: only from definitions. ``place``: where it was found."""
+
+    published: "Published"
+    streams: Mapping[str, "StreamPlan"] = field(default_factory=dict)
+    place: str
+
+
+def places(command: _Command) -> _Command:
+    """Give a command the options of ``known``."""
+    for option in (settings.prefix, settings.redis_url, settings.optional_log, settings.some_definitions):
+        command = option(command)
+    return command
+
+
+def known(definitions: tuple[Path, ...], log: Path | None, redis_url: str, prefix: str) -> Known:
+    """Return what definitions say, else the log if the command line names one, else the registry in Redis.
+
+    Raises ``DefinitionError``, ``RequestError``, ``LayoutError`` and ``StoreUnavailable``.
+    """
+    from unskew.features.registry import Published
+
+    if not redis_url:
+        raise RequestError("--redis-url: it is empty; give an address, or leave the option out")
+    if definitions:
+        from unskew.features.definitions.load import load
+
+        plan = load(*definitions)
+        return Known(published=Published.of(plan), streams=plan.streams, place=", ".join(map(str, definitions)))
+    # A deployment that names everything in the environment knows most in its registry.
+    if log is not None and click.get_current_context().get_parameter_source("log") is ParameterSource.COMMANDLINE:
+        from unskew.features.local import existing_folder
+        from unskew.offline.logged import all_logged
+        from unskew.sinks.objects import ObjectPath
+
+        if not isinstance(log, ObjectPath):
+            existing_folder(log, "--log")
+        return Known(published=Published(views=all_logged(log)), place=str(log))
+    from unskew.serving.online import OnlineReader
+
+    reader = OnlineReader(redis_url, prefix, timeout_s=_TIMEOUT_S)
+    try:
+        return Known(published=reader.published(), place=str(reader))
+    finally:
+        reader.close()
+
+
+def models_of(folder: Path) -> "list[Model]":
+    """Return the models that were trained on the training sets in a folder and below it: their manifests say so."""
+    from unskew.features.definitions.lineage import Model
+    from unskew.offline.manifest import Manifest
+
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: there is no such folder; give the folder of training sets with --models")
+    return [
+        Model(
+            name=path.name.removesuffix(".manifest.json"),
+            features=[f"{part.view}:{part.feature}" for part in manifest.features],
+            service=manifest.join.service,
+        )
+        for path in sorted(folder.rglob("*.manifest.json"))
+        for manifest in [Manifest.read(path)]
+    ]
