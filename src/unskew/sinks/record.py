@@ -109,8 +109,8 @@ def require_applied(record: Record, views: Iterable[View]) -> Revision:
     last = record.last()
     if last is None:
         raise RequestError(
-            f"nothing was applied yet to {record.root}, the record of the registry; apply the definitions (unskew apply), or start "
-            "unskew run with --apply"
+            f"nothing was applied yet to {record.root}, the record of the registry; apply the definitions (unskew apply), or give "
+            "this command --apply"
         )
     if differences := unapplied(views, last.content):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
