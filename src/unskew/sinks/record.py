@@ -21,7 +21,7 @@ from unskew.sinks import durable
 from unskew.sinks.objects import ObjectPath, Superseded, probe
 
 _NAME = re.compile(r"revision-(\d{8})\.json")
-_FOR_GOOD = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS}
+_FOR_GOOD = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS, errno.EOPNOTSUPP}
 _MOST_BYTES = 256 << 20
 
 
