@@ -90,16 +90,15 @@ def test_sixteen_clients_at_once_get_what_training_gives(shop: Shop) -> None:
 
 def test_the_sdk_and_its_async_twin_give_what_training_gives(shop: Shop) -> None:
     async def together() -> list[Any]:
-        reads = (shop.store.get_online_features_async(REFERENCES, [one], now=one["event_timestamp"]) for one in rows)
+        reads = (shop.store.get_online_features_async(REFERENCES, [one], now=one["event_timestamp"]) for one in LABELS)
         return await asyncio.gather(*reads)
 
-    rows = [dict(label) for label in LABELS]
     at_once = asyncio.run(together())
-    alone = [shop.store.get_online_features(REFERENCES, [row], now=row["event_timestamp"]) for row in rows[::20]]
+    alone = [shop.store.get_online_features(REFERENCES, [row], now=row["event_timestamp"]) for row in LABELS[::20]]
 
     same([answer.to_dict() and answer.columns.row(0, named=True) for answer in at_once], shop.trained)
     same([answer.columns.row(0, named=True) for answer in alone], shop.trained[::20])
-    assert [answer.now for answer in alone] == [row["event_timestamp"] for row in rows[::20]]
+    assert [answer.now for answer in alone] == [row["event_timestamp"] for row in LABELS[::20]]
 
 
 def test_events_and_a_manifest_give_the_same_training_set_again(shop: Shop, tmp_path) -> None:

@@ -63,7 +63,7 @@ def get(
         unskew get household_purchases 1
         unskew get household_purchases:spend_30d 1 --json
         unskew get household_purchases@2 1
-        unskew get checkout user_id=u-42 store_id=7 --input lat=52.1 --input lon=13.4
+        unskew get checkout user_id=u-42 store_id=7 --input lat=52.1
     """
     from unskew.cli.tables import plain
     from unskew.serving.online import OnlineReader

@@ -29,6 +29,8 @@ from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
 
 _INT64 = 2**63
+_FIRST_US = instant_us(dt.datetime.min.replace(tzinfo=dt.UTC))
+_LAST_US = instant_us(dt.datetime.max.replace(tzinfo=dt.UTC))
 _HEIGHT = "="
 _FAILURES = (PolarsError, PanicException)
 
@@ -225,12 +227,15 @@ def _unknown(references: Sequence[str], published: Published) -> str:
 
 
 def _settled(column: pl.Series, feature: ViewFeature) -> pl.Series:
-    """Return a column with null in place of what is not finite, 0.0 of -0.0, and the default of null."""
+    """Return a column with null in place of what is not finite or has no year, 0.0 of -0.0, the default of null."""
     if column.dtype == pl.Float64():
         # In numpy, because further expressions cost more than this one.
         values = column.to_numpy() + 0.0
         values[~np.isfinite(values)] = np.nan if feature.default is None else feature.default
         return pl.Series(column.name, values, nan_to_null=True)
+    if column.dtype == TIMESTAMP and not (dated := _are_dated(column)).all():
+        # Neither JSON nor Python can name the others.
+        column = column.to_frame().select(pl.when(pl.lit(dated)).then(pl.col(column.name))).to_series()
     if feature.default is not None and column.null_count():
         return column.fill_null(pl.lit(feature.default, column.dtype))
     return column
@@ -263,7 +268,7 @@ def input_column(column: pl.Series, dtype: Type) -> pl.Series:
         column = pl.select(pl.when(column.is_finite()).then(column)).to_series().alias(column.name)
     if column.null_count() == len(column):
         return pl.Series(column.name, [None] * len(column), dtype.polars)
-    if column.dtype == dtype.polars:
+    if column.dtype == dtype.polars and dtype.scalar != "timestamp":
         return column
     try:
         converted, unlike = _converted(column, dtype)
@@ -271,8 +276,10 @@ def input_column(column: pl.Series, dtype: Type) -> pl.Series:
         converted, unlike = column, column.is_not_null()
     if unlike.any():
         row = int(unlike.arg_max() or 0)
+        # Python has no instants beyond the year 9999.
+        given = column.to_physical() if isinstance(column.dtype, pl.Datetime) else column
         raise RequestError(
-            f"the input {column.name!r} is {dtype}, and {column.slice(row, 1).to_list()[0]!r:.80} of row {row} ({column.dtype}) cannot be "
+            f"the input {column.name!r} is {dtype}, and {given.slice(row, 1).to_list()[0]!r:.80} of row {row} ({column.dtype}) cannot be "
             f"converted to that without loss; give {_REMEDIES.get(dtype.scalar, f'values of type {dtype}')}"
         )
     return converted
@@ -300,7 +307,8 @@ def _converted(column: pl.Series, dtype: Type) -> tuple[pl.Series, pl.Series]:
         return column.cast(wanted), ~every & every
     if dtype.scalar == "timestamp" and isinstance(given, pl.Datetime):
         in_utc = column.dt.replace_time_zone("UTC") if given.time_zone is None else column.dt.convert_time_zone("UTC")
-        return in_utc.dt.cast_time_unit("us"), ~every & every
+        converted = in_utc.dt.cast_time_unit("us")
+        return converted, every & ~_are_dated(converted)
     if dtype.scalar == "timestamp" and given == pl.String():
         instants = pl.Series(column.name, [_instant(text) for text in column.to_list()], pl.Int64).cast(TIMESTAMP)
         return instants, every & instants.is_null()
@@ -308,6 +316,11 @@ def _converted(column: pl.Series, dtype: Type) -> tuple[pl.Series, pl.Series]:
         exact = pl.Series(column.name, [_decimal(value, dtype.scale) for value in column.to_list()], wanted)
         return exact, every & exact.is_null()
     return column, every
+
+
+def _are_dated(instants: pl.Series) -> pl.Series:
+    """Return which instants lie in the years 1 to 9999, which texts can name."""
+    return instants.cast(pl.Int64).is_between(_FIRST_US, _LAST_US).fill_null(value=False)
 
 
 def _instant(text: str | None) -> int | None:
