@@ -175,7 +175,10 @@ def test_openlineage_follows_sessions_tables_inputs_and_models() -> None:
     assert events["returns@1"]["inputs"] == [{"namespace": "file", "name": "returned.parquet"}]
     assert events["returns@1"]["job"]["facets"]["jobType"]["processingType"] == "BATCH"
     purchases = {"namespace": "ns", "name": "purchases@1"}
-    assert fields_of(basket, purchases) == {"share": {("spent", "DIRECT", "TRANSFORMATION")}}
+    made_of = basket["facets"]["columnLineage"]["fields"]
+    assert {name: [(one["name"], one["field"]) for one in its["inputFields"]] for name, its in made_of.items()} == {
+        "share": [("purchases@1", "spent")], "age_s": [("visits@1", "last")],
+    }  # fmt: skip
     assert set(model["facets"]["columnLineage"]["fields"]) == {"each", "f"}
     assert events["model fraud"]["inputs"] == [purchases, {"namespace": "ns", "name": "gone@3"}]
 
@@ -213,6 +216,16 @@ def assert_is_a_job_event(event: dict[str, Any]) -> None:
 
 def test_definitions_know_columns_that_no_feature_reads() -> None:
     assert "is read by\n└── nothing that is known" in shown("lineage", "transactions.retail_disc", *JOURNEY)
+
+
+def test_the_page_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (EXAMPLES.parent / "docs" / "lineage.md").read_text("utf-8")
+    (command,) = re.findall(r"^unskew (lineage .* --definitions .*)$", page, re.MULTILINE)
+    (printed,) = re.findall(r"^```\n(feature .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(EXAMPLES.parent)
+
+    lines = iter(shown(*command.split()).splitlines())
+    assert all(line in lines for line in printed.splitlines() if line != "...")
 
 
 def test_search_shows_the_best_first(registry: dict[str, str], log: Path) -> None:

@@ -310,6 +310,37 @@ def test_a_version_that_is_warming_or_would_break_a_service_is_not_promoted(site
     assert site.read("spend:n") == [2]
 
 
+def test_on_demand_features_are_applied_and_their_readers_are_guarded(site: Site) -> None:
+    def demanded(expression: str = "x + spend:n", version: int = 1) -> str:
+        features = [{"name": "d", "derived": expression}]
+        return f"---\n{json.dumps({'on_demand': {'name': 'checkout', 'version': version, 'inputs': {'x': 'int64'}, 'features': features}})}\n"
+
+    second = view(2, window="1d").replace('"name": "n"', '"name": "m"')
+    site.define(view(1, serving=True), second, demanded())
+    assert "+ on-demand checkout" in site.done("plan", status=2)
+    site.done("apply")
+    site.run(load(site.definitions))
+    assert "on-demand checkout@1  1 features" in site.done("registry show")
+
+    # The version that would serve has no such feature.
+    said = site.done("promote spend@2", status=1)
+    assert "error: on-demand checkout@1 reads spend:n, and spend@2, which it means, has no such feature" in said
+    site.define(view(1, serving=True), second, demanded("x + spend:n + 1"))
+    said = site.done("apply", status=1)
+    assert "error: on-demand checkout@1 would compute something else under the same version; give it version 2" in said
+    site.define(view(1, serving=True), second, demanded("x + spend:n + 1", 2), service("checkout:d", name="model"))
+    site.done("apply")
+    assert list(site.store().services()) == ["model"]
+    site.define(view(1, serving=True), second)
+    assert (
+        "error: service model (owner: risk, 0 reads since yesterday) reads checkout:d, and it is removed"
+        in site.done("plan", status=1)
+    )
+    site.done("apply", "--break", "model")
+    published = json.loads(redis.Redis.from_url(site.redis_url).get(registry_key("unskew")) or "")
+    assert not {"services", "on_demand"} & published.keys()
+
+
 def test_promotion_and_demotion_under_load_fail_no_read_and_mix_no_versions(site: Site) -> None:
     site.run(site.define(view(1)))
     site.done("apply")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import plans
 from unskew.features.errors import LayoutError
+from unskew.features.on_demand import OnDemandView
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, displaced, merge, own_part, parse, without
 from unskew.features.revision import Content, Revision, brought_up_to, from_bytes, to_bytes, with_applied
@@ -67,6 +68,24 @@ def test_the_last_revision_decides_in_whatever_order_it_is_published(order: tupl
     assert meant(merge(None, part)) == 2
     assert sorted(parse(merge(None, part)).services) == ["kept", "new"]
     assert displaced(stored or "", text(None, *BOTH)) == {}
+
+
+def test_what_was_applied_is_not_replaced_by_what_is_published_without_a_record() -> None:
+    demanded = OnDemandView(
+        name="checkout", version=1, inputs={"x": "int64"}, fingerprint="f",
+        features=(msgspec.structs.replace(PLAN.published.features[0], name="d", function="derived", window=None, value="x + 1"),),
+    )  # fmt: skip
+    given = revision(1, view(1), services=("s",))
+    given = msgspec.structs.replace(given, content=msgspec.structs.replace(given.content, on_demand=(demanded,)))
+    stored = merge(None, text(given, view(1)))
+    other = {"format": 1, "views": [], "services": [{"name": "s", "features": []}], "on_demand": [{"name": "checkout"}]}
+
+    assert json.loads(merge(stored, json.dumps(other))) == json.loads(stored)
+    assert parse(own_part(stored, text(given, view(1)))).on_demand == {"checkout": demanded}
+    # What a later revision removes is gone, and an earlier one does not bring it back.
+    later = merge(stored, text(revision(2, view(1)), view(1)))
+    assert (parse(later).on_demand, parse(later).services) == ({}, {})
+    assert json.loads(merge(later, text(given, view(1)))) == json.loads(later)
 
 
 def test_a_version_serves_once_it_is_published_and_no_other_one_before_it() -> None:

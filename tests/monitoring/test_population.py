@@ -19,7 +19,7 @@ from tests.support.typed import ORDERS as TYPED
 from tests.support.written import write_log
 from unskew.features.errors import RequestError
 from unskew.features.plan import ViewPlan
-from unskew.monitoring.bins import Bins, counts_of, kept
+from unskew.monitoring.bins import Bins, counts_of, distribution_of
 from unskew.monitoring.population import Population, histograms, values_at
 from unskew.offline import log_reader
 from unskew.offline.log_reader import ViewLog
@@ -71,7 +71,7 @@ def binned(log: ViewLog, t_us: int):
     found = []
     for feature in log.view.features:
         column = values[feature.name]
-        one = kept(feature, column)
+        one = distribution_of(feature, column)
         found.append((feature, Bins.of(one, feature.dtype), one))
     return found
 
@@ -145,16 +145,17 @@ def test_a_population_that_goes_on_is_the_one_that_is_counted_at_once(root):
     at_once = histograms(log, chosen, instants)
 
     population = Population(log.view, chosen)
-    n_read = 0
+    counted_us = 0
+    when = [us(row["available_at"]) for row in raw_rows(root)]
     for place, t_us in enumerate(instants):
         rest = ViewLog(root, ORDERS.published, after=population.next_sequence)
-        n_read += rest.n_rows()
+        assert rest.n_rows() == sum(one > counted_us for one in when)
+        counted_us = t_us
         now = population.advance(rest.oldest_first(population.columns), np.array([t_us]))
         assert now.entities[0] == at_once.entities[place]
         for own, all_ in zip(now.counts, at_once.counts, strict=True):
             assert own[0].tolist() == all_[place].tolist()
 
-    assert n_read < len(instants) * log.n_rows() * 0.6
     with pytest.raises(ValueError, match="ascend"):
         population.advance([], np.array([T0]))
 
@@ -185,16 +186,22 @@ def test_an_entity_that_came_back_in_another_shard_counts_once_with_its_latest_r
             pl.read_parquet(file, hive_partitioning=False).with_columns(shard=pl.lit(f"p{shard}.0"))
             for file in sorted(tmp_path.glob(f"{shard}/orders/v1/day=*/*.parquet"))
         ]
-    (feature, *_) = view.published.features
-    population = Population(view.published, [(feature, Bins.none(feature.dtype))])
-    chunks = [pl.concat(files)]
-    when = chunks[0]["available_at"].to_physical()
-    instants = np.sort(when.unique().to_numpy())
+    # Shard after shard, as a log yields them.
+    chunk = pl.concat(files)
+    (feature,) = (one for one in view.published.features if one.name == "counts")
+    lengths = chunk[feature.name].list.len().cast(pl.Int64).unique().drop_nulls().sort()
+    bins = Bins(lengths.alias("edges"), are_upper=True)
+    population = Population(view.published, [(feature, bins)])
+    instants = np.sort(chunk["available_at"].to_physical().unique().to_numpy())
 
-    found = population.advance(chunks, instants)
+    found = population.advance([chunk], instants)
 
-    assert found.entities.tolist() == [1] * len(instants)
-    assert [one.sum() for one in found.counts[0]] == [1] * len(instants)
+    last = chunk.sort("available_at")
+    for t_us, counts in zip(instants, found.counts[0], strict=True):
+        row = last.filter(pl.col("available_at").to_physical() <= t_us).row(-1, named=True)
+        expected = bins.no_row if is_gone(row) else naive_bin(row[feature.name], lengths.to_list(), are_upper=True)
+        assert counts.nonzero()[0].tolist() == [expected]
+        assert counts.sum() == 1
     assert population.event_us == T0 + 5 * HOUR
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,17 +22,23 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.growing import T0, Growing, compacted
 from tests.support.plans import DAY, HOUR, MINUTE, Wanted, events, republished, sliding, view
+from tests.support.typed import FULL
+from tests.support.typed import ORDERS as TYPED
 from tests.support.written import write_log
 from unskew import FeatureStore
 from unskew.cli import main, monitor
 from unskew.cli.screen import Screen
 from unskew.features.errors import RequestError
+from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.time import day_of
 from unskew.monitoring.baseline import population_baseline, read_baseline
+from unskew.monitoring.bins import Bins
 from unskew.monitoring.exposed import Exposed
+from unskew.monitoring.population import values_at
 from unskew.monitoring.watch import Limits, Look, Watch
 from unskew.offline.compaction import log_tables
+from unskew.offline.erasing import LogRule, erase
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.retention import retain_log
 from unskew.serving import sample
@@ -122,6 +129,22 @@ def test_a_watch_that_follows_says_what_one_says_that_begins_now(tmp_path):
     assert MIDDLE + 4 * HOUR <= found.event_us < MIDDLE + 5 * HOUR
 
 
+def test_a_log_that_was_begun_anew_and_one_without_an_erased_entity_are_counted_anew(tmp_path):
+    log = grown(tmp_path / "log", n_users=30)
+    watch = Watch(log.root)
+    assert watch.look(NOW).views[0].entities == 30
+    place = view_root(log.root, "clicks", 1)
+    entity = OneEntity.of(VIEW.entity, ["u3"])
+    erase("log", place, LogRule(entity), counts=True, still_ours=lambda: None)
+
+    assert [watch.look(at).views[0].entities for at in (NOW + HOUR, NOW + DAY)] == [30, 29]
+    assert seen(watch.look(NOW + DAY)) == seen(Watch(log.root).look(NOW + DAY))
+
+    shutil.rmtree(log.root)
+    grown(log.root, n_users=20)
+    assert watch.look(NOW + DAY).views[0].entities == 20
+
+
 def test_a_view_that_cannot_be_read_for_a_while_is_counted_whole_afterwards(tmp_path):
     log = grown(tmp_path / "log")
     grown(tmp_path / "log", republished(VIEW, name="taps"), n_users=5)
@@ -152,6 +175,8 @@ def test_a_log_in_an_object_store_and_of_entities_with_several_keys_is_watched(t
 
     assert seen(looks[0]) == seen(looks[1])
     assert looks[0].views[0].entities > 1_000
+    code, said = invoke("monitor", "--once", "--json", "--log", far.root)
+    assert (code, json.loads(said)["views"][0]["entities"]) == (0, looks[0].views[0].entities)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +303,43 @@ def test_a_wrong_value_in_redis_is_a_mismatch_once_the_log_has_reached_it(served
     assert "spend was served as 12345.5, and is" in said
 
 
+def test_requests_are_a_distribution_of_their_own(tmp_path):
+    log = grown(tmp_path / "log")
+    (tmp_path / "served").mkdir()
+    line = {"view": "clicks@1", "state": VIEW.state_fingerprint, "presentation": VIEW.presentation_fingerprint}
+    values = population_values(log)
+    lines = [
+        # Requests of what the log has not reached; the same users' spending, and other counts.
+        {**line, "key": f"u{number}", "as_of": END + number, "values": {"spend": spend, "count": 9}}
+        for number, spend in enumerate(values)
+    ]
+    path = tmp_path / "served" / "served-1.jsonl"
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+
+    look = Watch(
+        log.root, baselines=[read_baseline(baseline_of(log.root, tmp_path))], served_root=tmp_path / "served"
+    ).look(NOW)
+
+    assert states(look, "requests") == {"count": "drift", "spend": "fine"}
+    assert set(states(look, "population").values()) == {"fine"}
+    assert (look.views[0].compared, [one.where for one in look.over]) == (
+        0,
+        ["clicks@1:count, requests against middle"],
+    )
+
+
+def population_values(log: Growing) -> list[float]:
+    values, _ = values_at(ViewLog(log.root, log.plan.published), MIDDLE - 1)
+    return values["spend"].to_list()
+
+
+def test_served_values_of_every_type_are_counted():
+    for feature in TYPED.published.features:
+        values = pl.Series(feature.name, [FULL[feature.name], None], feature.dtype.polars)
+
+        assert Bins.none(feature.dtype).counts(values).tolist() == [1, 1, 0], feature.name
+
+
 def test_a_baseline_of_another_definition_is_refused_and_hides_no_other_view(tmp_path):
     log = grown(tmp_path / "log")
     other = republished(VIEW, name="taps")
@@ -352,7 +414,13 @@ def test_the_command_baseline_writes_what_the_monitor_reads(tmp_path):
     path = tmp_path / "kept.json"
     arguments = ("baseline", "clicks", "--log", log.root, "-o", path)
 
-    assert invoke(*arguments) == (0, f"clicks@1: 4 features of 500 entities in {path}\n")
+    assert invoke(*arguments) == (
+        0,
+        (
+            f"clicks@1: 4 features of 500 entities in {path}\n"
+            "warming at that instant, so their values change while their windows fill: count, spend, last, mean\n"
+        ),
+    )
     assert "is there already" in invoke(*arguments)[1]
     for at, message in (
         ("2030-01-01T00:00:00Z", "give an earlier instant"),
@@ -360,6 +428,8 @@ def test_the_command_baseline_writes_what_the_monitor_reads(tmp_path):
     ):
         code, said = invoke(*arguments[:-1], tmp_path / "other.json", "--at", at)
         assert (code, message in said) == (1, True), said
+    log.feed(clicks(MIDDLE, T0 + 6 * DAY, 4), T0 + 6 * DAY)
+    assert "warming" not in invoke(*arguments, "--overwrite")[1]
     code, said = invoke("monitor", "--once", "--log", log.root, "--baseline", path)
     assert code == 0
     assert "nothing is over its limit" in said

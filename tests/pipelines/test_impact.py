@@ -1,5 +1,6 @@
 """What a change of definitions does to values: the figures are those of DuckDB over the raw events, old and new."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -11,14 +12,26 @@ import polars as pl
 import pytest
 
 from tests.support.written import write_archive
-from unskew import Entity, Feature, FeatureView, Sliding, Stream, agg
+from unskew import (
+    Calendar,
+    Derived,
+    Entity,
+    Feature,
+    FeatureView,
+    Lifetime,
+    Sessions,
+    Sliding,
+    Stream,
+    Tumbling,
+    agg,
+)
 from unskew.features.definitions.compile import compile
 from unskew.features.keys import shard_of
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
 from unskew.features.view import View
 from unskew.pipelines.history import archive as archive_module
-from unskew.pipelines.history.diff import ViewDiff
+from unskew.pipelines.history.diff import ViewDiff, diff
 from unskew.pipelines.history.impact import impact
 
 T0 = 1_490_400_000_000_000
@@ -193,6 +206,54 @@ def test_what_the_record_cannot_give_is_computed_from_the_old_definitions(archiv
     assert "give the definitions that it was made from" in without.why
     assert (without.upto_us, without.features, without.is_identical) == (None, (), False)
     assert_figures(one, recount(events, one.upto_us))
+
+
+STREAM = Stream("purchases", "purchases", schema=SCHEMA, event_time="at")
+USER = Entity("user", key="user")
+LONG = Sliding("20min", "1min")
+
+
+def one_view(*features: Feature | Derived, over: Stream | Sessions = STREAM, **changes: Any) -> Plan:
+    return compile(FeatureView("spend", USER, over, features, **changes))
+
+
+def sessions(gap: str, where: str) -> Plan:
+    over = Sessions("visits", STREAM, gap=gap, values={"most": agg.max("amount")}, where=where)
+    return one_view(Feature("longest", agg.max("length_s"), LONG), Feature("most", agg.max("most"), LONG), over=over)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (sessions("3min", "amount > 1"), sessions("2min", "amount > 2")),
+        (one_view(Feature("f", agg.sum("amount"), LONG)), one_view(Feature("f", agg.sum("amount"), Lifetime()))),
+        (
+            one_view(Feature("f", agg.top_k("amount", 3), Tumbling("30min"))),
+            one_view(Feature("f", agg.top_k("amount", 2), Calendar("day", "Asia/Kathmandu")), where="amount > 2"),
+        ),
+        (
+            one_view(Feature("n", agg.count(), LONG), Derived("half", "n / 2")),
+            one_view(Feature("n", agg.count(), LONG), Derived("half", "n / 3"), version=2),
+        ),
+        (one_view(Feature("f", agg.last("amount"), LONG)), one_view(Feature("f", agg.last("amount"), LONG, default=7.0))),
+        (
+            one_view(Feature("f", agg.mean("amount"), LONG), Feature("n", agg.count(), LONG)),
+            one_view(Feature("f", agg.top_k('"user"', 1), LONG), Feature("n", agg.count(), LONG)),
+        ),
+        (
+            one_view(Feature("f", agg.count(by='"user"'), LONG, filter=pl.col("amount").is_in([1.0, 2.5])), Feature("g", agg.decayed_sum("amount", half_life="5min"), LONG)),
+            one_view(Feature("f", agg.count(by='"user"'), LONG), Feature("g", agg.decayed_sum("amount", half_life="2min"), LONG)),
+        ),
+    ],
+    ids=["sessions", "window", "lists", "derived", "default", "type", "map and decay"],
+)  # fmt: skip
+def test_a_record_gives_the_figures_that_the_old_definitions_give(old: Plan, new: Plan, archive: Path) -> None:
+    (one,) = impact(recorded(old), new, archive)
+    (wanted,) = diff(list(old.views.values()), list(new.views.values()), archive)
+
+    assert not one.why
+    assert dataclasses.asdict(one) == dataclasses.asdict(wanted)
+    assert one.counts.differing or one.populations
 
 
 def test_each_view_says_what_happens_to_it_and_nothing_is_refused(archive: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.serving.test_http import detail, serving
 from tests.test_reading_doc import plan, write  # noqa: F401 - plan is a fixture
-from unskew import FeatureStore, RequestError
+from unskew import FeatureStore, RequestError, load
 from unskew.features.errors import OtherFeatures
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
@@ -121,6 +121,35 @@ def test_the_version_is_a_part_of_what_is_expected(trained: Trained, plan: Plan)
 
     with pytest.raises(OtherFeatures, match=f"feature 1 is user_purchases@2:spend_30d in place of {VIEW}:spend_30d"):
         FeatureStore(second, redis_url=trained.url).get_online_features(FEATURES, ROWS, expect=trained.manifest)
+
+
+MORE = """
+from unskew import Derived, OnDemand, Service
+
+basket = OnDemand("basket", inputs={"total": "float64"}, features=[Derived("share", "total / user_purchases:spend_30d")])
+checkout = Service("checkout", ["basket:share", "user_purchases:purchase_count_30d"])
+"""
+
+
+def test_services_and_on_demand_features_are_expected_too(
+    plan: Plan, tmp_path: Path, redis_url: str, redis_client: object  # noqa: F811, ARG001
+) -> None:  # fmt: skip
+    (tmp_path / "definitions" / "more.py").write_text(MORE)
+    trained = Trained(load(tmp_path / "definitions"), tmp_path, redis_url)
+    labels = [{**label, "total": 5.0} for label in LABELS]
+    training = FeatureStore(load(tmp_path / "definitions"), log=trained.log).get_historical_features(labels, "checkout")
+    rows = [{"user_id": "u-42", "total": 5.0}]
+
+    with FeatureStore(redis_url=redis_url) as store:
+        found = store.get_online_features("checkout", rows, expect=training.manifest).to_dict()
+        assert (found["share"], found["purchase_count_30d"]) == ([0.5], [2])
+        # What an on-demand feature reads is a part of what it means.
+        trained.publish(defaulted)
+        named = ["basket:share", "user_purchases:purchase_count_30d"]
+        with pytest.raises(OtherFeatures, match=r"basket@1:share|spend_30d"):
+            store.get_online_features(named, rows, expect=training.manifest)
+        with pytest.raises(RequestError, match="service checkout reads"):
+            store.get_online_features("checkout", rows, expect=training.manifest)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ Feast needs other versions of our dependencies, so it lies in an environment of 
 UNSKEW_TEST_FEAST_PYTHON names: pip install 'feast[duckdb]==0.67.0'. Without the variable these tests are skipped.
 """
 
+import datetime as dt
 import json
+import os
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from click.testing import CliRunner
 
 from tests.serving.test_http import CLOCK, FEATURES, STAYS, Server, fill, in_json, serving
 from tests.support.clients import FEAST_PYTHON, needs_feast
+from tests.support.on_demand import PLAN as SHOP
+from tests.support.on_demand import oracle, some_events, write
 from tests.support.plans import DAY
 from tests.support.servers.certificates import certified
 from tests.support.servers.valkey import Valkey
@@ -44,7 +48,11 @@ class Feast:
     def __init__(self) -> None:
         # Isolated: nothing of this environment may be imported there.
         self.process = subprocess.Popen(
-            [FEAST_PYTHON, "-I", str(CLIENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [FEAST_PYTHON, "-I", str(CLIENT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "FEATURES_TOKEN": "s3cret"},  # noqa: TID251 - of a program of others
         )
 
     def ask(self, do: str, repo: Path, **asked: Any) -> dict[str, Any]:
@@ -189,6 +197,26 @@ def test_a_service_is_read_online_and_from_the_log(feast, repo, tmp_path):
     assert rows == [("empty", None, None, 0), ("u7", 7, 1.0, None)]
 
 
+def test_on_demand_features_are_left_out_of_the_repository_and_read_online_all_the_same(feast, tmp_path):
+    events, wanted = some_events(3), ["checkout:amount_to_mean", "checkout:share", "checkout:query_length"]
+    row = {"user_id": "anna", "chain": "north", "store_id": 2, "lat": 1.5, "lon": -2.0, "query": "é 👟", "amount": 7.5}
+    with Valkey(tmp_path / "one") as redis:
+        write(tmp_path, redis.url, events)
+        with serving(redis.url) as server:
+            export(tmp_path, SHOP, tmp_path / "log", server)
+            applied = feast.answer("apply", tmp_path)
+            values = feast.answer("online", tmp_path, features=wanted, rows=[row])["values"]
+
+    assert sorted(applied["views"]) == ["store", "user_logins", "user_purchases"]
+    assert applied["services"] == {}
+    expected = oracle(events, row | {"event_timestamp": dt.datetime.fromtimestamp(0, dt.UTC)})
+    names = [reference.partition(":")[2] for reference in wanted]
+    assert {name: values[name] for name in names} == {name: [expected[name]] for name in names}
+    said = feast_repo.unread(Published.of(SHOP))
+    assert any(text.startswith("checkout is left out, because Feast would compute on-demand features") for text in said)
+    assert "service checkout_model is left out, because it reads checkout@1" in said
+
+
 def test_feasts_client_sends_a_token_over_tls(feast, server, tmp_path):
     made = certified(tmp_path / "tls")
     (tmp_path / "token").write_text("s3cret\n")
@@ -198,10 +226,30 @@ def test_feasts_client_sends_a_token_over_tls(feast, server, tmp_path):
     with serving(server.redis.url, *options, tls=trusting) as guarded:
         text = feast_repo.configuration("unskew", f"https://127.0.0.1:{guarded.port}")
         text = text.replace("  type: remote\n", f"  type: remote\n  cert: {made.authority}\n")
-        (tmp_path / feast_repo.CONFIGURATION).write_text(f"{text}auth:\n  type: oidc\n  token: s3cret\n")
-        assert feast.answer("online", tmp_path, **read)["values"]["nights"] == [7]
-        (tmp_path / feast_repo.CONFIGURATION).write_text(f"{text}auth:\n  type: oidc\n  token: another\n")
-        assert "send the token" in feast.ask("online", tmp_path, **read)["error"][2]
+        for variable, said in (("FEATURES_TOKEN", None), ("HOME", "send the token")):
+            auth = f"auth:\n  type: oidc\n  token_env_var: {variable}\n"
+            (tmp_path / feast_repo.CONFIGURATION).write_text(text + auth)
+            answer = feast.ask("online", tmp_path, **read)
+            if said is None:
+                assert answer["answer"]["values"]["nights"] == [7]
+            else:
+                assert said in answer["error"][2]
+
+
+def test_feasts_client_repeats_a_503_three_times_and_then_hides_what_it_says(feast, tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url) as server:
+            address = f"http://127.0.0.1:{server.port}"
+            (tmp_path / feast_repo.CONFIGURATION).write_text(feast_repo.configuration("unskew", address))
+            redis.kill()
+            read = {"features": ["stays:nights"], "rows": [{"user": "u7", "hotel": 1}]}
+
+            module, name, said = feast.ask("online", tmp_path, **read)["error"]
+
+            assert (module, name) == ("requests.exceptions", "RetryError")
+            assert "Redis" not in said
+            assert 'unskew_requests_total{code="503",service=""} 4.0' in server.get("/metrics")[1]
 
 
 def test_feasts_store_reads_from_the_log_what_a_training_set_has_but_for_empties(feast, plan, log, repo, tmp_path):

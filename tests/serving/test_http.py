@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from redis import Redis as Client
 
+from tests.support.on_demand import PLAN as SHOP
 from tests.support.plans import DAY, HOUR, Wanted, republished, sliding, view
 from tests.support.servers.certificates import certified
 from tests.support.servers.tls import TlsFront
@@ -293,6 +294,7 @@ def test_what_can_be_read_is_listed_with_types_keys_and_services(server):
         "type": "decimal(38,2)",
         "entity": "entity",
         "keys": {"user": "string"},
+        "inputs": {},
         "function": "max",
         "window": "sliding(86400000000, 3600000000)",
         "default": "-1.00",
@@ -318,6 +320,23 @@ def test_several_versions_are_listed_by_the_references_that_mean_them():
 
     found = {(one["reference"].partition(":")[0], one["view"]) for one in listed}
     assert found == {("stays", "stays@1"), ("stays@2", "stays@2"), ("orders", "orders@3")}
+
+
+def test_on_demand_features_are_listed_with_their_inputs_and_the_keys_of_all_that_they_read():
+    listed = listing(Published.of(SHOP))
+
+    distance, share = (
+        next(one for one in listed["features"] if one["reference"] == f"checkout:{name}")
+        for name in ("distance_km", "share")
+    )
+    (service,) = listed["services"]
+    assert [distance[name] for name in ("view", "function", "type", "entity", "owner")] == [
+        "checkout@1", "derived", "float64", "store", "checkout team",
+    ]  # fmt: skip
+    store, place = {"chain": "string", "store_id": "int64"}, {"lat": "float64", "lon": "float64"}
+    assert (distance["keys"], distance["inputs"]) == (store, place)
+    assert (share["keys"], share["inputs"]) == ({}, {"amount": "float64"})
+    assert (service["keys"], service["inputs"]) == (store | {"user_id": "string"}, place | {"amount": "float64"})
 
 
 def test_many_clients_at_once_get_each_their_own(server):

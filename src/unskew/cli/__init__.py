@@ -14,19 +14,15 @@ INTERRUPTED = 130
 
 
 class _Place(NamedTuple):
-    """The place of a command's code, its line in the list of commands, and the extra with all packages that it needs.
-
-    ``extra``: None for a command that works without extras, or needs one for some of what it does.
-    """
+    """The place of a command's code, and its line in the list of commands."""
 
     module: str
     name: str
     summary: str
-    extra: str | None = None
 
 
 COMMANDS = {
-    "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers.", "demo"),
+    "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers."),
     "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
     "plan": _Place("unskew.cli.plan", "plan", "Show what applying definitions would change, and who is touched."),
@@ -34,56 +30,37 @@ COMMANDS = {
     "promote": _Place("unskew.cli.promote", "promote", "Let another version of a view serve, at once."),
     "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
     "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
-    "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log.", PIPELINE),
+    "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
     "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
     "search": _Place("unskew.cli.search", "search", "Find features by words."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
-    "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP.", "serve"),
+    "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP."),
     "train": _Place("unskew.cli.train", "train", "Write a training set: labels with the features of their instants."),
     "log": _Place("unskew.cli.log", "log", "Look into the Parquet log."),
     "dead-letters": _Place(
-        "unskew.cli.dead_letters",
-        "dead_letters",
-        "Look at records that could not be used, and send them again.",
-        PIPELINE,
+        "unskew.cli.dead_letters", "dead_letters", "Look at records that could not be used, and send them again."
     ),
-    "compact": _Place(
-        "unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters.", PIPELINE
-    ),
-    "publish": _Place(
-        "unskew.cli.publish", "publish", "Write the metadata by which other engines read the log.", PIPELINE
-    ),
+    "compact": _Place("unskew.cli.compact", "compact", "Merge the small files of log, archive and dead letters."),
+    "publish": _Place("unskew.cli.publish", "publish", "Write the metadata by which other engines read the log."),
     "export": _Place("unskew.cli.export", "export", "Write what other feature stores read the features with."),
-    "import": _Place(
-        "unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream.", PIPELINE
-    ),
-    "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive.", PIPELINE),
-    "materialize": _Place(
-        "unskew.cli.materialize", "materialize", "Compute views over tables up to an instant.", PIPELINE
-    ),
-    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes.", PIPELINE),
-    "value": _Place(
-        "unskew.cli.value", "value", "Show what features cost and earn, and which ones to retire.", PIPELINE
-    ),
+    "import": _Place("unskew.cli.import_", "import_", "Bring history that lies in files into the archive of a stream."),
+    "backfill": _Place("unskew.cli.backfill", "backfill", "Give a new view its past from the event archive."),
+    "materialize": _Place("unskew.cli.materialize", "materialize", "Compute views over tables up to an instant."),
+    "diff": _Place("unskew.cli.diff", "diff", "Show which values a change of definitions changes."),
+    "value": _Place("unskew.cli.value", "value", "Show what features cost and earn, and which ones to retire."),
     "rehydrate": _Place(
-        "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state.", PIPELINE
+        "unskew.cli.rehydrate", "rehydrate", "Write all current values to Redis again, from the state."
     ),
-    "purge": _Place(
-        "unskew.cli.purge", "purge", "Remove a view version that is no longer computed from Redis.", PIPELINE
-    ),
-    "retain": _Place("unskew.cli.retain", "retain", "Remove old days of log, archive and dead letters.", PIPELINE),
-    "erase": _Place(
-        "unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it.", PIPELINE
-    ),
-    "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image.", PIPELINE),
-    "monitor": _Place(
-        "unskew.cli.monitor", "monitor", "Watch values, freshness and what was served, from the log.", PIPELINE
-    ),
-    "baseline": _Place(
-        "unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with.", PIPELINE
-    ),
-    "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree.", PIPELINE),
+    "purge": _Place("unskew.cli.purge", "purge", "Remove a view version that is no longer computed from Redis."),
+    "retain": _Place("unskew.cli.retain", "retain", "Remove old days of log, archive and dead letters."),
+    "erase": _Place("unskew.cli.erase", "erase", "Remove one entity everywhere, and search for what is left of it."),
+    "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image."),
+    "monitor": _Place("unskew.cli.monitor", "monitor", "Watch values, freshness and what was served, from the log."),
+    "baseline": _Place("unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with."),
+    "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
+_EXTRAS = {"demo": "demo", "serve": "serve", "train": "training"}
+"""The extra that has the packages of a command; that of all others is the pipeline's."""
 
 
 class _Failure(click.ClickException):
@@ -135,8 +112,7 @@ class _Commands(click.Group):
             raise _Failure(error) from error
         except ImportError as error:
             command = ctx.invoked_subcommand or "unskew"
-            place = COMMANDS.get(command)
-            lacking = lacking_of(f"unskew {command}", error, None if place is None else place.extra)
+            lacking = lacking_of(f"unskew {command}", error, _EXTRAS.get(command, PIPELINE))
             raise _Failure(lacking or _unexpected(error)) from error
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)

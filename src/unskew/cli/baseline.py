@@ -57,3 +57,5 @@ def baseline(view: str, log: Path, at: str | None, output: Path, overwrite: bool
     with durable.disk(output.absolute().parent):
         durable.replace(output, found.to_json())
     say(f"{found.view}: {len(found.features)} features of {found.entities:,} entities in {output}")
+    if found.warming:
+        say(f"warming at that instant, so their values change while their windows fill: {', '.join(found.warming)}")

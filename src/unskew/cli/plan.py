@@ -240,7 +240,7 @@ def refuse(reasons: Sequence[str]) -> None:
 
 def check_accepted(accepted: Sequence[str], content: "Content") -> None:
     """Raise ``RequestError`` if --break names what was never applied."""
-    known = {*content.serves, *(service.name for service in content.services)}
+    known = {*content.serves, *(one.name for one in content.services), *(one.name for one in content.on_demand)}
     for name in accepted:
         if name not in known:
             raise RequestError(

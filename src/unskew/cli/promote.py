@@ -61,7 +61,7 @@ def promote(
         unskew promote user_purchases@2 --log data/log
     """
     from unskew.cli.applying import next_revision, reaching_copy, write
-    from unskew.features.planning import Asked, broken, broken_by_promotion, differences
+    from unskew.features.planning import Asked, broken, broken_by_promotion, differences, unreadable
 
     record, last = _last(registry, log)
     content = last.content
@@ -83,8 +83,8 @@ def promote(
             for service, why in broken_by_promotion(content, chosen)
             if service.name not in asked.accepted
         ]
-        refuse(reasons)
         now = msgspec.structs.replace(content, serves={**content.serves, chosen.name: chosen.version})
+        refuse([*reasons, *unreadable(now, asked)])
         lines = [change.line() for change in differences(content, now)]
         write(record, next_revision(last, now, lines, command=f"promote {view}", message=message), copy)
         say(
@@ -124,7 +124,7 @@ def rollback(
         unskew rollback 3 --log data/log
     """
     from unskew.cli.applying import lines_of, next_revision, reaching_copy, write
-    from unskew.features.planning import Asked, broken_services, differences
+    from unskew.features.planning import Asked, broken_services, differences, unreadable
 
     record, last = _last(registry, log)
     earlier = record.read(revision)
@@ -147,7 +147,8 @@ def rollback(
             for view_id, view in views.items()
             if view_id in before.by_id and before.by_id[view_id].state_fingerprint != view.state_fingerprint
         ]
-        reasons += broken_services(before, now, Asked(accepted=accepted, reads=copy.reads))
+        asked = Asked(accepted=accepted, reads=copy.reads)
+        reasons += [*broken_services(before, now, asked), *unreadable(now, asked)]
         for change in changes:
             for line in lines_of(change):
                 say(line)

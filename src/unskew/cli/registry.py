@@ -81,6 +81,8 @@ def show(revision: int | None, log: Path | None, registry: Path | None, as_json:
     content = one.content
     for view in content.views:
         say(f"view {view.id}  {content.state_of(view)}  {len(view.features)} features  owner {view.owner or '-'}")
+    for demanded in content.on_demand:
+        say(f"on-demand {demanded.id}  {len(demanded.features)} features  owner {demanded.owner or '-'}")
     for service in content.services:
         say(f"service {service.name}  owner {service.owner or '-'}")
         for feature in service.features:

@@ -140,6 +140,7 @@ class _Planning:
         self._refuse_other_states()
         self._refuse_ended()
         self._refused += broken_services(self._before, content, self._asked)
+        self._refused += unreadable(content, self._asked)
         changes = tuple(
             msgspec.structs.replace(change, notes=(*change.notes, *self._notes(change)))
             for change in differences(self._before, content)
@@ -184,6 +185,14 @@ class _Planning:
                 f"{view_id} would compute something else under the same version ({', '.join(fields) or _UNSEEN}); leave version "
                 f"{new.version} as it was, with serving=True, and define the change beside it as version {self._next_version(new.name)}"
             )
+
+        earlier = {one.name: one for one in self._before.on_demand}
+        for one in self._on_demand.values():
+            old_one = earlier.get(one.name)
+            if old_one is not None and old_one.version == one.version and old_one.fingerprint != one.fingerprint:
+                self._refused.append(
+                    f"on-demand {one.id} would compute something else under the same version; give it version {one.version + 1}"
+                )
 
     def _refuse_ended(self) -> None:
         for view in self._new.values():
@@ -312,6 +321,25 @@ def broken_services(before: Content, after: Content, asked: Asked) -> list[str]:
             reasons = [*missing, *breaks(old, new if missing else msgspec.structs.replace(new, features=features))]
         if reasons and old.name not in asked.accepted:
             refused.append(broken(old, reasons, asked.reads(old.name)))
+    return refused
+
+
+def unreadable(content: Content, asked: Asked) -> list[str]:
+    """Return, for on-demand features that read what is not there, and that may not break, what that is."""
+    refused = []
+    for one in content.on_demand:
+        for reference in one.references:
+            named, _, feature = reference.partition(":")
+            view_id = named if "@" in named else f"{named}@{content.serves.get(named)}"
+            view = content.by_id.get(view_id)
+            if (view is None or view.feature(feature) is None) and one.name not in asked.accepted:
+                what = (
+                    "which was not applied" if view is None else f"and {view_id}, which it means, has no such feature"
+                )
+                refused.append(
+                    f"on-demand {one.id} reads {reference}, {what}; name a version that has it, or accept that it breaks with "
+                    f"--break {one.name}"
+                )
     return refused
 
 

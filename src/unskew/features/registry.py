@@ -30,6 +30,8 @@ CLAIM = "claim"
 """The field, in what is stored, of a version that says that it serves: numbers of a later one are higher."""
 APPLIED = "applied"
 """The field, in what is stored, that says by record which revision was applied and which versions it lets serve."""
+# What has one version of each name.
+_BY_NAME = ("services", "on_demand")
 # Longer than any window may be, and short enough for sums of instants.
 _LONGEST_US = 2**60
 # What reading anything else as a registry may raise; a text may nest deeper than Python follows.
@@ -156,9 +158,15 @@ def merge(stored: str | bytes | None, text: str, *, anew: bool = False) -> str:
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> str:
     views = {(view["name"], view["version"]): view for view in old.get("views", ())}
     applied, outdated = _last_applied(old.get(APPLIED, {}), new.get(APPLIED, {}))
-    services = {one["name"]: one for one in old.get("services", ()) if one["name"] not in outdated.of_old}
-    services |= {one["name"]: one for one in new.get("services", ()) if one["name"] not in outdated.of_new}
-    on_demand = {one["name"]: one for part in (old, new) for one in part.get("on_demand", ())}
+    by_name = {
+        kind: {
+            one["name"]: one
+            for part, gone in ((old, outdated.of_old), (new, outdated.of_new))
+            for one in part.get(kind, ())
+            if (kind, one["name"]) not in gone
+        }
+        for kind in _BY_NAME
+    }
     last: dict[str, int] = {}
     for view in old.get("views", ()):
         last[view["name"]] = max(last.get(view["name"], 0), view.get(CLAIM, 0))
@@ -184,9 +192,8 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any], *, anew: bool) -> st
     # serves comes last.
     place = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in views))}
     ordered = sorted(views.values(), key=lambda view: (place[view["name"]], view.get("serving", True), view["version"]))
-    merged = {name: value for name, value in new.items() if name not in {"services", APPLIED}}
-    merged |= {"services": list(services.values())} if services else {}
-    merged |= {"on_demand": list(on_demand.values())} if on_demand else {}
+    merged = {name: value for name, value in new.items() if name not in {*_BY_NAME, APPLIED}}
+    merged |= {kind: list(those.values()) for kind, those in by_name.items() if those}
     merged |= {APPLIED: applied} if applied else {}
     return json.dumps({**merged, "views": ordered, "serves": _serves(ordered)})
 
@@ -198,28 +205,33 @@ def _serves(views: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 class _Outdated(NamedTuple):
-    """Services that a later revision removed: of what is stored, and of what is published."""
+    """Services and on-demand features, by kind and name, that a later revision has removed or replaced."""
 
-    of_old: set[str]
-    of_new: set[str]
+    of_old: set[tuple[str, str]]
+    of_new: set[tuple[str, str]]
 
 
 def _last_applied(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], _Outdated]:
     """Return what was applied last from each record; a view belongs to the record that named it last."""
     known = {record: {**one, "serves": dict(one["serves"])} for record, one in old.items()}
-    outdated = _Outdated(set(), set())
+    # What was applied is not replaced by what is published without a record.
+    outdated = _Outdated(set(), {name for record, one in old.items() if record not in new for name in _named_in(one)})
     for record, one in new.items():
         stored = known.get(record)
         if stored is not None and stored["revision"] >= one["revision"]:
             if stored["revision"] > one["revision"]:
-                outdated.of_new.update(one["services"])
+                outdated.of_new.update(_named_in(one))
             continue
         for other in known.values():
             other["serves"] = {name: version for name, version in other["serves"].items() if name not in one["serves"]}
         if stored is not None:
-            outdated.of_old.update(set(stored["services"]) - set(one["services"]))
+            outdated.of_old.update(_named_in(stored) - _named_in(one))
         known[record] = one
     return known, outdated
+
+
+def _named_in(applied: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(kind, name) for kind in _BY_NAME for name in applied.get(kind, ())}
 
 
 def _applied_versions(applied: Mapping[str, Any]) -> dict[str, int]:
@@ -229,21 +241,16 @@ def _applied_versions(applied: Mapping[str, Any]) -> dict[str, int]:
 def own_part(stored: str | bytes, text: str) -> str:
     """Return those parts of a stored registry, as they stand there, that ``text`` has, too.
 
-    Services of a record from which ``text`` was applied count as its own.
+    Services and on-demand features of a record from which ``text`` was applied count as its own.
     """
     given, registry = json.loads(text), json.loads(stored)
     own = {(view["name"], view["version"]) for view in given["views"]}
     part = {**registry, "views": [view for view in registry["views"] if (view["name"], view["version"]) in own]}
-    services = {service["name"] for service in given.get("services", ())}
-    for record in given.get(APPLIED, {}):
-        services |= set(registry.get(APPLIED, {}).get(record, {}).get("services", ()))
-    names = {one["name"] for one in given.get("on_demand", ())}
-    for kind in ("services", "on_demand"):
-        part.pop(kind, None)
-    if names:
-        part["on_demand"] = [one for one in registry.get("on_demand", ()) if one["name"] in names]
-    if services:
-        part["services"] = [service for service in registry["services"] if service["name"] in services]
+    applied = [registry.get(APPLIED, {}).get(record, {}) for record in given.get(APPLIED, {})]
+    for kind in _BY_NAME:
+        names = {one["name"] for one in given.get(kind, ())}.union(*(one.get(kind, ()) for one in applied))
+        mine = [one for one in part.pop(kind, ()) if one["name"] in names]
+        part |= {kind: mine} if mine else {}
     return json.dumps(part)
 
 

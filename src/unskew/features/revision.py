@@ -160,11 +160,16 @@ def with_applied(published: dict[str, Any], revision: Revision | None) -> dict[s
     if revision is None:
         return published
     content = revision.content
-    services = [service.name for service in content.services]
-    applied = {"revision": revision.number, "serves": dict(content.serves), "services": services}
-    on_demand = msgspec.to_builtins(tuple(map(on_demand_as_json, content.on_demand)))
-    found = {**published, "services": msgspec.to_builtins(content.services), APPLIED: {revision.record: applied}}
-    return {**found, "on_demand": on_demand} if on_demand else found
+    objects: dict[str, tuple[Any, ...]] = {
+        "services": content.services,
+        "on_demand": tuple(map(on_demand_as_json, content.on_demand)),
+    }
+    applied = {
+        "revision": revision.number,
+        "serves": dict(content.serves),
+        **{kind: [one.name for one in those] for kind, those in objects.items()},
+    }
+    return {**published, **msgspec.to_builtins(objects), APPLIED: {revision.record: applied}}
 
 
 def others_of(stored: str | bytes | None, revision: Revision | None) -> dict[str, int]:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.time import format_instant, moment_of
 from unskew.features.view import View
-from unskew.monitoring.bins import Bins, Counts, counts_of, kept, read
+from unskew.features.warming import is_warming
+from unskew.monitoring.bins import Bins, Counts, as_read, counts_of, distribution_of
 from unskew.monitoring.population import values_at
 from unskew.offline.distribution import Distribution
 from unskew.offline.log_reader import ViewLog
@@ -39,7 +41,8 @@ class BaselineFeature(msgspec.Struct, frozen=True, kw_only=True):
 class PopulationFile(msgspec.Struct, frozen=True, kw_only=True):
     """The population of a view at an instant, as ``unskew baseline`` writes it.
 
-    ``entities``: how many have a row. ``gone``: how many had one, and their windows have emptied since.
+    ``entities``: how many have a row. ``gone``: how many had one, and their windows have emptied since. ``warming``:
+    features with a window that begins before the log, so that their values will still change as it fills.
     """
 
     format: int = FORMAT
@@ -49,6 +52,7 @@ class PopulationFile(msgspec.Struct, frozen=True, kw_only=True):
     at: dt.datetime
     entities: int
     gone: int
+    warming: tuple[str, ...] = ()
     features: tuple[BaselineFeature, ...]
 
     def to_json(self) -> bytes:
@@ -157,15 +161,27 @@ def population_baseline(log: ViewLog, t_us: int) -> PopulationFile:
         at=moment_of(t_us),
         entities=len(values),
         gone=n_gone,
+        warming=_warming(log, t_us),
         features=tuple(
             BaselineFeature(
                 name=feature.name,
                 type=feature.type,
-                nulls=read(feature, values[feature.name]).null_count(),
-                distribution=kept(feature, values[feature.name]),
+                nulls=as_read(feature, values[feature.name]).null_count(),
+                distribution=distribution_of(feature, values[feature.name]),
             )
             for feature in log.view.features
         ),
+    )
+
+
+def _warming(log: ViewLog, t_us: int) -> tuple[str, ...]:
+    """Return the features that are warming at an instant; a window that never begins is not one that fills."""
+    since_us = t_us if log.since_us is None else log.since_us
+    return tuple(
+        feature.name
+        for feature in log.view.features
+        if all(window.kind != "lifetime" for window in log.view.windows_of(feature))
+        and is_warming(log.view, [feature], np.array([t_us]), since_us).any()
     )
 
 

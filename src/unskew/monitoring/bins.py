@@ -40,7 +40,7 @@ class Bins:
         if len(kept.edges) > MOST_VALUES:
             raise ValueError(f"it has {len(kept.edges)} bins, and {MOST_VALUES} are the most")
         try:
-            edges = pl.Series("edges", [_read(edge, own) for edge in kept.edges], own.polars, strict=True)
+            edges = pl.Series("edges", [_edge_of(edge, own) for edge in kept.edges], own.polars, strict=True)
         except (TypeError, ValueError, ArithmeticError, pl.exceptions.PolarsError) as error:
             raise ValueError(str(error).split("\n", maxsplit=1)[0]) from error
         are_upper = kept.kind == "bins"
@@ -91,14 +91,14 @@ class Bins:
         return np.bincount(self.codes(values), minlength=self.n).astype(np.int64)
 
 
-def read(feature: ViewFeature, values: pl.Series) -> pl.Series:
+def as_read(feature: ViewFeature, values: pl.Series) -> pl.Series:
     """Return stored values as a model reads them: with the default in place of null."""
     return values if feature.default is None else values.fill_null(pl.lit(feature.default, values.dtype))
 
 
-def kept(feature: ViewFeature, values: pl.Series) -> Distribution:
+def distribution_of(feature: ViewFeature, values: pl.Series) -> Distribution:
     """Return the distribution of stored values as a model reads them."""
-    return distribution(read(feature, values))
+    return distribution(as_read(feature, values))
 
 
 def counts_of(one: Distribution, n_nulls: int, n_without_row: int = 0) -> Counts:
@@ -106,7 +106,7 @@ def counts_of(one: Distribution, n_nulls: int, n_without_row: int = 0) -> Counts
     return np.array([*one.counts, one.others, n_nulls, n_without_row], np.int64)
 
 
-def _read(edge: Value, dtype: Type) -> object:
+def _edge_of(edge: Value, dtype: Type) -> object:
     """Return an edge from what JSON has."""
     if dtype.scalar == "decimal":
         return Decimal(str(edge))

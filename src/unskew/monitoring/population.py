@@ -21,7 +21,7 @@ from unskew.features.errors import RequestError
 from unskew.features.time import day_of
 from unskew.features.view import View, ViewFeature
 from unskew.features.warming import is_empty
-from unskew.monitoring.bins import Bins, read
+from unskew.monitoring.bins import Bins, as_read
 from unskew.offline.log_reader import ViewLog
 
 Ints = npt.NDArray[np.int64]
@@ -110,7 +110,7 @@ class Population:
         seen = chunk[order]
         is_gone = are_gone(self.view, seen)
         for column, (feature, bins) in enumerate(self._all):
-            codes = bins.codes(read(feature, seen[feature.name]))
+            codes = bins.codes(as_read(feature, seen[feature.name]))
             codes[is_gone] = bins.no_row
             before = np.append(_NEW, codes[:-1])
             before[is_first] = self._bins[numbers[is_first], column]

@@ -146,15 +146,13 @@ class _Followed:
         others = [(feature, Bins.none(feature.dtype)) for name, feature in features.items() if name not in has_bins]
         self.population = Population(self.view, [*binned, *others])
         self._began_us = now_us
-        self._kept_from_us, self._sinces = _begin_of(log)
+        self._sinces = _sinces_of(log)
 
     def is_current(self, log: ViewLog, now_us: int) -> bool:
-        """Return whether counting may go on: the log is the same one, and nothing was removed from its past."""
-        kept_from_us, sinces = _begin_of(log)
-        is_same = kept_from_us == self._kept_from_us and self._sinces.items() <= sinces.items()
+        """Return whether counting may go on: it is the same log, and was not counted anew for long."""
         t_us, until_us = log.complete_to_us, self.population.until_us
         goes_on = t_us is None or until_us is None or t_us >= until_us
-        return is_same and goes_on and now_us - self._began_us < _ANEW_US
+        return goes_on and self._sinces.items() <= _sinces_of(log).items() and now_us - self._began_us < _ANEW_US
 
 
 class Watch:
@@ -355,13 +353,10 @@ class Watch:
         del followed.examples[N_EXAMPLES:]
 
 
-def _begin_of(log: ViewLog) -> tuple[int | None, dict[str, int]]:
-    """Return what changes if a log is begun anew, or if rows are removed from its past."""
-    coverage = log.coverage
-    if coverage is None:
-        return None, {}
-    sinces = {name: shard.since_us for name, shard in coverage.shards.items() if shard.since_us is not None}
-    return coverage.kept_from_us, sinces
+def _sinces_of(log: ViewLog) -> dict[str, int]:
+    """Return since when each shard has seen events, which changes only if a log is begun anew."""
+    shards = {} if log.coverage is None else log.coverage.shards
+    return {name: shard.since_us for name, shard in shards.items() if shard.since_us is not None}
 
 
 def _over(found: ViewLook, limits: Limits) -> list[Over]:

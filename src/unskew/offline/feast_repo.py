@@ -113,6 +113,10 @@ def unread(published: Published) -> list[str]:
                 f"{name}: historical reads of {', '.join(dropped)} fail, because Feast drops columns whose names end in {_DROPPED}"
             )
     found += [
+        f"{name} is left out, because Feast would compute on-demand features by other code; {name}:FEATURE is read online all the same"
+        for name in published.on_demand
+    ]
+    found += [
         f"service {service.name} is left out, because it reads {', '.join(others)}"
         for service in published.services.values()
         if (others := _others(service, exported))

@@ -44,13 +44,13 @@ class Commands:
         self.data.append(data)
 
 
-def divided(replies: Sequence[Any], steps: Sequence[Commands]) -> list[list[Any]]:
+def divided(replies: list[Any], steps: Sequence[Commands]) -> list[list[Any]]:
     """Return the replies to the commands of each step. Raises as ``checked`` does."""
     if not _PLAIN.issuperset(map(type, replies)):
         checked(replies, [key for step in steps for key in step.keys])
     found, first = [], 0
     for step in steps:
-        found.append(list(replies[first : first + len(step.data)]))
+        found.append(replies[first : first + len(step.data)])
         first += len(step.data)
     return found
 

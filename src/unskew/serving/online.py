@@ -325,14 +325,14 @@ class OnlineReader:
             if not is_known and (yield from self.look_again(known)) is not known:
                 continue
             clocks = request.clocks(before, after)
-            if request.is_outdated(clocks):
-                listed = {view.view.id: its.listed for view, its in zip(request.views, clocks, strict=True)}
+            if clocks.are_outdated:
+                listed = {view.view.id: its.listed for view, its in zip(request.views, clocks.of_views, strict=True)}
                 self._relist(known, listed)
                 continue
             read_us = self._now_us()
             now_us = read_us if given_us is None else given_us
             oldest_us = None if self._max_lag_us is None else read_us - self._max_lag_us
-            answers = request.read(keys, values, clocks, oldest_us)
+            answers = request.read(keys, values, clocks.of_views, oldest_us)
             if self._sampler is not None and not as_json:
                 self._sampler.offer(request, answers)
             if (computing := request.computing(inputs, answers, rows.n_rows, now_us)) is not None:
@@ -465,6 +465,8 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
         raise RequestError(
             f"{reference} would replace the column {name!r} of the entity rows; rename it, or set full_feature_names"
         )
+    if len(request.views) == 1:
+        return [_keys_of(request.views[0].view, rows)]
     found: dict[object, list[str | None]] = {}
     keys = []
     for view in request.views:

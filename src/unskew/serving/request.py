@@ -130,7 +130,6 @@ class ViewRequest:
         self._pipelines = pipelines
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
-        self._known: tuple[object, ViewClocks] | None = None
         are_json = [isinstance(column.reader, JsonReader) for column in self.columns]
         # Instants are numbers in Redis, and texts in JSON.
         are_numbers = [
@@ -162,20 +161,13 @@ class ViewRequest:
 
         Raises ``RequestError`` for a view that is no longer computed, and ``LayoutError`` as ``ShardWords.read`` does.
         """
-        said = clocks, marks
-        # Other threads may read at the same time. Equal words say the same, and change less often than they are read.
-        known = self._known
-        if known is not None and known[0] == said:
-            return known[1]
         words = self._words(clocks, marks)
         if words.steady.is_retired:
             raise RequestError(
                 f"{self.view.id} is no longer computed by the pipeline, so its values would be old; ask for the version that "
                 "replaced it, or define the view again with a new version"
             )
-        found = ViewClocks(words, partitioned=self.view.partitioned)
-        self._known = said, found
-        return found
+        return ViewClocks(words, partitioned=self.view.partitioned)
 
     def _words(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ReadWords:
         of_clocks = list(zip(self._pipelines.clock_keys, clocks, strict=True))
@@ -303,6 +295,15 @@ class ViewRequest:
         return commands
 
 
+class _Clocks(NamedTuple):
+    """What replies say of each view. ``are_outdated``: whether shards are others than those that were asked about."""
+
+    before: Sequence[Any]
+    after: Sequence[Any]
+    of_views: Sequence[ViewClocks]
+    are_outdated: bool
+
+
 class Request:
     """References that are compiled for reading. ``asked``: the features, in their order.
 
@@ -334,6 +335,7 @@ class Request:
                     )
             self.names |= {f"{one.column}{STATUS}": f"the status of {one.reference}" for one in asked}
         self._n_pipelines = len(pipelines.clock_keys)
+        self._known: _Clocks | None = None
         self.before, self.after = Commands(), Commands()
         for view in self.views:
             for ours, its in ((self.before, view.before), (self.after, view.after)):
@@ -376,17 +378,20 @@ class Request:
             view.add_rows(its, commands)
         return commands
 
-    def clocks(self, before: Sequence[Any], after: Sequence[Any]) -> list[ViewClocks]:
+    def clocks(self, before: Sequence[Any], after: Sequence[Any]) -> "_Clocks":
         """Return what the replies to the commands before and after the rows say of each view; see ``ViewRequest``."""
+        # Other threads may read at the same time. Equal words say the same, and change less often than they are read.
+        known = self._known
+        if known is not None and known.before == before and known.after == after:
+            return known
         n = self._n_pipelines
-        return [
+        of_views = [
             view.clocks(before[first : first + n], after[first : first + n])
             for view, first in zip(self.views, range(0, n * len(self.views), n), strict=True)
         ]
-
-    def is_outdated(self, clocks: Sequence[ViewClocks]) -> bool:
-        """Return true if the shards of a view are other ones than those that were asked about."""
-        return any(view.is_outdated(its) for view, its in zip(self.views, clocks, strict=True))
+        are_outdated = any(view.is_outdated(its) for view, its in zip(self.views, of_views, strict=True))
+        found = self._known = _Clocks(before, after, of_views, are_outdated)
+        return found
 
     def read(
         self,

@@ -1,20 +1,17 @@
 """What comes from what, from definitions and from what is published alone; and what words find in it."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import pytest
 
 from tests.support.definitions import SCHEMA, stream, view
-from unskew import Derived, Feature, FeatureView, Lifetime, Service, Sessions, Sliding, Table, agg
+from unskew import Derived, Feature, FeatureView, Lifetime, OnDemand, Service, Sessions, Sliding, Table, agg
 from unskew.features.definitions.compile import compile
 from unskew.features.definitions.lineage import Lineage, Model
 from unskew.features.definitions.search import nearest_words, search
 from unskew.features.errors import RequestError
 from unskew.features.registry import Published, describe, parse
-from unskew.features.view import ViewFeature
 
 HOUR = Sliding("1h")
 PURCHASES = view(
@@ -31,7 +28,11 @@ VISITS = FeatureView(
     "visits",
     entity=PURCHASES.entity,
     stream=Sessions("seen", PURCHASES.stream, gap="30min", values={"most": agg.max("amount")}, where="shop_id > 3"),
-    features=[Feature("mean_length", agg.mean("length_s"), HOUR), Feature("most", agg.max("most"), HOUR)],
+    features=[
+        Feature("mean_length", agg.mean("length_s"), HOUR),
+        Feature("most", agg.max("most"), HOUR),
+        Feature("last", agg.last_time(), HOUR),
+    ],
 )
 RETURNS = FeatureView(
     "returns",
@@ -40,38 +41,29 @@ RETURNS = FeatureView(
     features=[Feature("n", agg.count(), HOUR)],
 )
 CHECKOUT = Service(
-    "checkout", ["purchases:each", "visits:most"], owner="payments", description="Fraud", tags={"tier": "gold"}
+    "checkout",
+    ["purchases:each", "visits:most", "basket:share"],
+    owner="payments",
+    description="Fraud",
+    tags={"tier": "gold"},
 )
-PLAN = compile(PURCHASES, VISITS, RETURNS, CHECKOUT)
-
-
-class Derivation(msgspec.Struct):
-    """On-demand features as a lineage takes them."""
-
-    id: str
-    name: str
-    inputs: Mapping[str, str]
-    features: tuple[ViewFeature, ...]
-    owner: str = ""
-    description: str = ""
-
-
-BASKET = Derivation(
-    "basket@1",
+BASKET = OnDemand(
     "basket",
-    {"total": "float64"},
-    (
-        ViewFeature(
-            name="share", type="float64", function="derived", window=None, value="total / purchases:spent", filter=None,
-            empty=None, default=None, description="", owner="", inputs=("total", "purchases:spent"),
-        ),
-    ),
-)  # fmt: skip
+    inputs={"total": "float64"},
+    features=[
+        Derived("share", "total / purchases:spent"),
+        Derived("age_s", "seconds_between(visits:last, now)", description="Since the last visit"),
+    ],
+    tags={"team": "ranking"},
+)
+PLAN = compile(PURCHASES, VISITS, RETURNS, CHECKOUT, BASKET)
+
+
 MODELS = [Model(name="fraud", features=["purchases@1:each", "gone@3:f"], service="checkout")]
 
 
 def lineage(**changes: Any) -> Lineage:
-    how: dict[str, Any] = {"streams": PLAN.streams, "models": MODELS, "on_demand": {"basket": BASKET}, **changes}
+    how: dict[str, Any] = {"streams": PLAN.streams, "models": MODELS, **changes}
     return Lineage(Published.of(PLAN), **how)
 
 
@@ -109,10 +101,13 @@ def test_each_thing_reads_what_its_definition_names() -> None:
     }
     assert sources(graph, "transactions") == {("topic eu", "read"), ("topic us", "read")}
     assert sources(graph, "returned") == {("table returned.parquet", "read")}
-    assert sources(graph, "checkout") == {("feature purchases@1:each", "read"), ("feature visits@1:most", "read")}
+    assert sources(graph, "checkout") == {
+        ("feature purchases@1:each", "read"), ("feature visits@1:most", "read"), ("feature basket@1:share", "read"),
+    }  # fmt: skip
     assert sources(graph, "basket:share") == {
         ("on_demand basket@1", "of"), ("input total", "value"), ("feature purchases@1:spent", "derived"),
     }  # fmt: skip
+    assert sources(graph, "basket@1:age_s") == {("on_demand basket@1", "of"), ("feature visits@1:last", "derived")}
     assert sources(graph, "fraud") == {
         ("feature purchases@1:each", "trained"), ("feature gone@3:f", "trained"), ("service checkout", "trained"),
     }  # fmt: skip
@@ -155,7 +150,7 @@ def test_what_depends_on_a_column_is_followed_to_the_models() -> None:
 
 def test_what_is_published_is_enough_except_for_columns_that_no_feature_reads() -> None:
     whole = lineage()
-    alone = Lineage(parse(json.dumps(describe(PLAN))), models=MODELS, on_demand={"basket": BASKET})
+    alone = Lineage(parse(json.dumps(describe(PLAN))), models=MODELS)
 
     edges = {(edge.source, edge.target, edge.how) for edge in alone.between(alone.nodes.values())}
     defined = {(edge.source, edge.target, edge.how) for edge in whole.between(whole.nodes.values())}
@@ -206,6 +201,8 @@ def test_a_kind_chooses_among_things_of_one_name() -> None:
         (["by_status"], "feature purchases@1:by_status"),
         (["fraud"], "model fraud"),
         (["share"], "feature basket@1:share"),
+        (["ranking"], "on_demand basket@1"),
+        (["since visit"], "feature basket@1:age_s"),
     ],
 )
 def test_words_find_the_best_thing_first(words: list[str], first: str) -> None:

@@ -12,8 +12,10 @@ import pytest
 from tests.support.definitions import stream, view
 from unskew import Calendar, Derived, Feature, FeatureView, Lifetime, Session, Sessions, Sliding, Tumbling, agg
 from unskew.features.definitions.compile import compile
+from unskew.features.definitions.expressions import canonical_polars
 from unskew.features.definitions.load import load
-from unskew.features.definitions.revived import revived
+from unskew.features.definitions.revived import names_in, revived
+from unskew.features.definitions.trees import tree_of
 from unskew.features.errors import LayoutError
 from unskew.features.plan import Plan
 from unskew.features.registry import describe, parse
@@ -55,6 +57,15 @@ FILTERS = [
     pl.when(pl.col("amount") > 3).then(pl.col("online")).otherwise(pl.lit(value=False)),
 ]
 WINDOWS = [HOUR, Sliding("30d"), Tumbling("1d"), Tumbling("7h", closed=True), Calendar("week", "Europe/Berlin"), Lifetime(), Session("30min", "1min")]  # fmt: skip
+# What Polars writes for a function of Python, which would be unpickled and called.
+CODE = '{"AnonymousFunction": {"input": [{"Column": "amount"}], "function": [128, 5, 149], "options": {}}}'
+
+
+def hidden(code: str) -> str:
+    """An expression inside the type of a cast, where no child of a node is looked for."""
+    return f'{{"Cast": {{"expr": {{"Column": "amount"}}, "dtype": {{"OfExpr": {code}}}, "options": "NonStrict"}}}}'
+
+
 EVERYTHING = [
     view(*(Feature(name, each, HOUR) for name, each in AGGREGATIONS.items()), name="aggregations"),
     view(*(Feature(f"f{n}", agg.count(), HOUR, filter=each) for n, each in enumerate(FILTERS)), name="filters"),
@@ -98,6 +109,12 @@ def test_a_published_view_is_compiled_again_to_the_same_plan(plan: Plan) -> None
         ({"schema": {**stream().schema, "fields": stream().schema["fields"][-1:] + stream().schema["fields"][1:2]}}, {}, "the stream has no column 'amount'"),
         ({}, {"where": '{"Nonsense": 1}'}, "cannot be computed"),
         ({}, {"where": '{"Literal": ["Binary", ["x"]]}'}, "cannot be computed"),
+        ({}, {"where": '{"Column": '}, "cannot be computed"),
+        ({}, {"where": '{"Function": {"function": "Abs"}}'}, "cannot be computed"),
+        ({}, {"where": CODE}, "holds AnonymousFunction, which no checked one has"),
+        ({}, {"where": hidden(CODE)}, "holds AnonymousFunction, which no checked one has"),
+        ({}, {"where": '{"Literal": {"Series": [1, 2]}}'}, "holds bytes, which no checked one has"),
+        ({}, {"where": '{"Function": {"function": {"Range": "IntRange"}, "input": [{"Column": "amount"}]}}'}, "holds Function, which"),
         ({}, {"where": "amount >"}, "Polars cannot read the SQL text"),
         ({}, {"where": "amount > 4"}, "it is another view"),
     ],
@@ -112,3 +129,11 @@ def test_another_stream_or_text_is_never_taken_for_the_published_view(
         revived(known, compile(stream(**changed)).streams)
 
     assert "give the definitions that it was made from" in str(error.value)
+
+
+def test_columns_are_found_in_texts_that_nobody_runs() -> None:
+    assert names_in("amount * price > 3 OR status = 'price'") == ["amount", "price", "status"]
+    assert names_in(canonical_polars(tree_of((pl.col("amount") > 3) & pl.col("amount").is_in([1.5])))) == ["amount"]
+    assert names_in(hidden(CODE)) == ["amount"]
+    for text in ("amount >", '{"Column": ', '{"Column": [1]}', "[]", "{}", "", '{"Function": 1}', "1" * 100_000):
+        assert names_in(text) == []

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from unskew.features.definitions.revived import names_in
 from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
+from unskew.features.on_demand import NOW, OnDemandView
 from unskew.features.plan import StreamPlan
 from unskew.features.registry import Published
 from unskew.features.service import Service
@@ -62,27 +63,10 @@ class Model:
     service: str | None = None
 
 
-class OnDemand(Protocol):
-    """Features that a request computes; ``inputs`` of each are request columns, ``now`` and ``view:feature``."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def inputs(self) -> Mapping[str, str]: ...
-    @property
-    def features(self) -> Sequence[ViewFeature]: ...
-    @property
-    def owner(self) -> str: ...
-    @property
-    def description(self) -> str: ...
-
-
 class Lineage:
     """A graph without cycles: nodes by id, and edges from what is read to what reads it.
 
-    ``streams``: by name, as they are defined; none if only what is published is known. ``on_demand``: by name.
+    ``streams``: by name, as they are defined; none if only what is published is known.
     """
 
     def __init__(
@@ -90,7 +74,6 @@ class Lineage:
         published: Published,
         streams: Mapping[str, StreamPlan] | None = None,
         *,
-        on_demand: Mapping[str, OnDemand] | None = None,
         models: Iterable[Model] = (),
     ) -> None:
         self.nodes: dict[str, Node] = {}
@@ -98,12 +81,11 @@ class Lineage:
         self._into: dict[str, list[Edge]] = {}
         self._out_of: dict[str, list[Edge]] = {}
         self._published = published
-        self._on_demand = on_demand or {}
         for name, stream in (streams or {}).items():
             self._add_stream(name, "", stream)
         for view in published.views.values():
             self._add_view(view, (streams or {}).get(view.stream))
-        for one in self._on_demand.values():
+        for one in published.on_demand.values():
             self._add_on_demand(one)
         for service in published.services.values():
             self._add_service(service)
@@ -179,7 +161,7 @@ class Lineage:
         """Return the ids of the view, or of what is on demand, that a name means; none for anything else."""
         if reference in self._published.views:
             return [self._published.views[reference].id]
-        return [one.id for one in self._on_demand.values() if reference in {one.name, one.id}]
+        return [one.id for one in self._published.on_demand.values() if reference in {one.name, one.id}]
 
     def _out_of_holder(self, holder_id: str) -> list[Edge]:
         edges = [*self._out_of.get(f"view {holder_id}", ()), *self._out_of.get(f"on_demand {holder_id}", ())]
@@ -284,20 +266,23 @@ class Lineage:
     def _columns(self, holder: str, named: str, text: str | None) -> list[str]:
         return [] if text is None else [self._column(holder, named, name) for name in names_in(text)]
 
-    def _add_on_demand(self, one: OnDemand) -> None:
-        added = self._add("on_demand", one.id, owner=one.owner, description=one.description)
+    def _add_on_demand(self, one: OnDemandView) -> None:
+        tags = _tags(one.tags)
+        added = self._add("on_demand", one.id, owner=one.owner, description=one.description, tags=tags)
         for feature in one.features:
             its = f"feature {one.id}:{feature.name}"
             self._add_feature(added, one.id, feature)
             for name in feature.inputs:
                 view, colon, read = name.partition(":")
+                if name == NOW:
+                    continue
                 if not colon:
                     self._link(self._add("input", name, type=one.inputs.get(name, "")), its, "value")
                 elif view in self._published.views:
                     self._link(f"feature {self._published.views[view].id}:{read}", its, "derived")
 
     def _add_service(self, service: Service) -> None:
-        tags = ", ".join(f"{name}={text}" for name, text in service.tags.items())
+        tags = _tags(service.tags)
         added = self._add("service", service.name, owner=service.owner, description=service.description, tags=tags)
         for one in service.features:
             self._link(self._add("feature", f"{one.view}:{one.feature}"), added, "read")
@@ -308,3 +293,7 @@ class Lineage:
             self._link(self._add("service", model.service), added, "trained")
         for name in model.features:
             self._link(self._add("feature", name), added, "trained")
+
+
+def _tags(tags: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={text}" for name, text in tags.items())

@@ -15,8 +15,16 @@ import polars as pl
 from unskew.features.definitions.agg import Aggregation, Expression
 from unskew.features.definitions.aggregations import error_of
 from unskew.features.definitions.compile import SESSION_COLUMNS, compile_view
-from unskew.features.definitions.expressions import parse_sql
-from unskew.features.definitions.trees import POLARS_ERRORS, expression_of, tree_of
+from unskew.features.definitions.exact import holds_bytes
+from unskew.features.definitions.expressions import ROW_FUNCTIONS, parse_sql
+from unskew.features.definitions.trees import (
+    POLARS_ERRORS,
+    expression_of,
+    function_of,
+    kind_of,
+    nodes_of,
+    tree_of,
+)
 from unskew.features.definitions.vocabulary import (
     Calendar,
     Derived,
@@ -37,10 +45,25 @@ from unskew.features.time import format_duration
 from unskew.features.view import View, ViewFeature, ViewWindow
 
 _SERIES = {"Boolean": pl.Boolean(), "Float64": pl.Float64(), "Int64": pl.Int64(), "String": pl.String()}
+_KINDS = frozenset({"Alias", "BinaryExpr", "Cast", "Column", "Function", "Literal", "Ternary"})
+# Where expressions, plans and functions of Python can be inside something else.
+_HIDING = frozenset(
+    {
+        "AnonymousAgg",
+        "AnonymousFunction",
+        "AnonymousStreamingAgg",
+        "Eval",
+        "OfExpr",
+        "PythonUdf",
+        "RenameAlias",
+        "Selector",
+        "SubPlan",
+    }
+)
 _LISTS = {f"List({name})": dtype for name, dtype in _SERIES.items()}
 
 # Published texts may be of any version of unskew.
-_UNREADABLE = (DefinitionError, KeyError, SyntaxError, RecursionError, *POLARS_ERRORS)
+_UNREADABLE = (DefinitionError, LookupError, AttributeError, SyntaxError, StopIteration, RecursionError, *POLARS_ERRORS)
 
 
 def revived(view: View, streams: Mapping[str, StreamPlan]) -> ViewPlan:
@@ -64,9 +87,10 @@ def revived(view: View, streams: Mapping[str, StreamPlan]) -> ViewPlan:
 def names_in(text: str) -> list[str]:
     """Return the columns or features that a published text reads, each once; none if it cannot be read."""
     try:
-        found = _expression(text)
-        expr = parse_sql(found) if isinstance(found, str) else found
-        return [] if expr is None else list(dict.fromkeys(expr.meta.root_names()))
+        if text.startswith("{"):
+            columns = [node["Column"] for node in nodes_of(json.loads(text)) if kind_of(node) == "Column"]
+            return [name for name in dict.fromkeys(columns) if isinstance(name, str)]
+        return list(dict.fromkeys(parse_sql(text).meta.root_names()))
     except _UNREADABLE:
         return []
 
@@ -143,10 +167,37 @@ def _window(window: ViewWindow) -> Window:
 
 
 def _expression(text: str | None) -> Expression | None:
-    """Return the expression of a published text: SQL, or the JSON of a Polars expression."""
+    """Return the expression of a published text: SQL, or the JSON of a Polars expression.
+
+    Polars' form of an expression can hold code, and whoever writes to Redis writes the registry. So nothing is given to
+    Polars but what a checked expression is made of. Raises ``DefinitionError`` for anything else.
+    """
     if text is None or not text.startswith("{"):
         return text
-    return expression_of(_with_series(json.loads(text)))
+    tree = json.loads(text)
+    for node in nodes_of(tree):
+        kind = kind_of(node)
+        if kind not in _KINDS or (kind == "Function" and function_of(node[kind]["function"])[0] not in ROW_FUNCTIONS):
+            raise DefinitionError(f"the published expression holds {kind}, which no checked one has")
+        if kind == "Literal" and holds_bytes(node[kind]):
+            raise DefinitionError("the published expression holds bytes, which no checked one has")
+    if hidden := _words(tree) & _HIDING:
+        raise DefinitionError(f"the published expression holds {min(hidden)}, which no checked one has")
+    return expression_of(_with_series(tree))
+
+
+def _words(tree: Any) -> set[str]:
+    """Return every key at any depth."""
+    found: set[str] = set()
+    waiting = [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            found |= part.keys()
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return found
 
 
 def _with_series(tree: Any) -> Any:

@@ -17,7 +17,7 @@ import polars as pl
 
 from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
-from unskew.sinks.redis.memory import bytes_of
+from unskew.sinks.redis.sizes import bytes_of
 
 N_EXAMPLES = 3
 """How many differences of a feature are kept as examples: the first ones."""
