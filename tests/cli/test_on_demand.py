@@ -137,17 +137,24 @@ def test_plan_and_apply_record_them_and_say_what_changes(run, tmp_path):
     first = run("plan", *record)
     applied = run("apply", *record, "--yes")
     same = run("plan", *record)
-    (tmp_path / "views.py").write_text(
-        f"{DEFINITIONS}import msgspec\nfrom unskew import Derived\nCHECKOUT = msgspec.structs.replace(CHECKOUT, features=[*CHECKOUT.features, "
-        "Derived('longitude', 'lon')])\n"
-    )
-    changed = run("plan", *record)
+    changed = {}
+    for version in (1, 2):
+        (tmp_path / "views.py").write_text(
+            f"{DEFINITIONS}import msgspec\nfrom unskew import Derived\nCHECKOUT = msgspec.structs.replace(CHECKOUT, version={version}, "
+            "features=[*CHECKOUT.features, Derived('longitude', 'lon')])\n"
+        )
+        changed[version] = run("plan", *record)
 
     assert "+ on-demand checkout" in first.output
     assert applied.exit_code == 0, applied.output
     assert same.exit_code == 0, same.output
-    assert changed.exit_code == 2
-    assert "~ on-demand checkout" in changed.output
-    assert "longitude" in changed.output
+    assert changed[1].exit_code == 1
+    assert (
+        "on-demand checkout@1 would compute something else under the same version; give it version 2"
+        in changed[1].output
+    )
+    assert changed[2].exit_code == 2, changed[2].output
+    assert "~ on-demand checkout" in changed[2].output
+    assert "longitude" in changed[2].output
     revision = json.loads(run("registry", "show", *record, "--json").output)
     assert "checkout" in json.dumps(revision)
