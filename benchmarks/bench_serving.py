@@ -10,7 +10,7 @@ process of its own. Every value of the SDK is compared with the other two.
 
 Prints p50 and p99 of all reads in milliseconds, and the processor time of one read in this process. Then the same
 over HTTP: ``unskew serve`` and, with ``--feast-python``, ``feast serve``, each one process, asked over 1 and 16
-connections by a client in another process.
+connections by a client in another process. Last, three on-demand features that read two features of a view.
 """
 
 import argparse
@@ -31,7 +31,18 @@ import polars as pl
 import redis
 from workload import SCHEMA
 
-from unskew import Entity, Feature, FeatureStore, FeatureView, Sliding, Stream, agg
+from unskew import (
+    Derived,
+    Entity,
+    Feature,
+    FeatureStore,
+    FeatureView,
+    OnDemand,
+    Sliding,
+    Stream,
+    agg,
+    haversine,
+)
 from unskew.demo.embedded import EmbeddedRedis
 from unskew.features.definitions.compile import compile as compile_definitions
 from unskew.features.evaluate import ARRIVAL, EVENT_TIME, OFFSET, PARTITION, Evaluator
@@ -45,12 +56,24 @@ HERE = Path(__file__).parent
 N_USERS = 8_000
 VIEWS = ("first", "second", "third")
 WINDOWS = ("5m", "1h", "1d", "7d", "30d")
+INPUTS = {"lat": 52.1, "lon": 13.0, "query": "red shoes", "amount": 12.5}
 Read = Callable[[Sequence[int]], dict[str, list[Any]]]
+
+
+CHECKOUT = OnDemand(
+    "checkout",
+    inputs={"lat": "float64", "lon": "float64", "query": "string", "amount": "float64"},
+    features=[
+        Derived("distance_km", haversine("lat", "lon", "52.5", "13.4")),
+        Derived("query_length", "char_length(query)"),
+        Derived("amount_to_mean", "amount * first:first_count_30d / first:first_sum_30d", default=0.0),
+    ],
+)
 
 
 def definitions() -> Plan:
     stream = Stream("events", topic="events", schema=SCHEMA, event_time="at", partitioned_by="user")
-    return compile_definitions(
+    views = [
         FeatureView(
             name,
             entity=Entity("user", key="user"),
@@ -67,7 +90,8 @@ def definitions() -> Plan:
             ],
         )
         for name in VIEWS
-    )
+    ]
+    return compile_definitions(views, CHECKOUT)
 
 
 def write(plan: Plan, url: str, n_shards: int) -> None:
@@ -241,6 +265,16 @@ def main() -> None:
             print(f"{n_entities} x {len(references)} features of {len(views)} view(s), {options.shards} shards:")
             for name in answers:
                 show(name, seconds[name], cpu_s.get(name))
+        on_demand = [f"checkout:{feature.name}" for feature in CHECKOUT.features]
+        for n_entities in (1, 100):
+            rows = [{"user": user, **INPUTS} for user in random.integers(0, N_USERS, n_entities).tolist()]
+            seconds_each: list[float] = []
+            for _ in range(options.reads * options.rounds):
+                began = time.perf_counter()
+                store.get_online_features(on_demand, rows).to_dict()
+                seconds_each.append(time.perf_counter() - began)
+            print(f"{n_entities} x {len(on_demand)} on-demand features:")
+            show("unskew", seconds_each, None)
         store.close()
         serve = [sys.executable, "-m", "unskew", "serve", "--redis-url", server.url, "--listen", "PORT"]
         for n_entities in (1, 100):
@@ -260,6 +294,15 @@ def main() -> None:
                     "--no-access-log",
                 ]
                 over_http(Path(folder), command, body, cwd=feast.repo)
+        for n_entities in (1, 100):
+            columns = {name: [value] * n_entities for name, value in INPUTS.items()}
+            body = {
+                "entities": {"user": random.integers(0, N_USERS, n_entities).tolist(), **columns},
+                "features": on_demand,
+                "now": "2026-03-01T12:00:00Z",
+            }
+            print(f"over HTTP, {n_entities} x {len(on_demand)} on-demand features, unskew serve:")
+            over_http(Path(folder), serve, body)
         if feast is not None:
             feast.close()
 

@@ -14,7 +14,7 @@ TERMS = {
     "ignored record", "backfill", "rebuild", "seam", "seed", "manifest", "import", "hand-over", "table", "materialize",
     "diff", "Delta metadata", "erasure", "base row", "record", "revision", "promote", "value impact", "lineage",
     "population", "baseline", "PSI", "mismatch",
-    "late event", "state fingerprint", "service", "serving version", "presentation fingerprint", "shard", "hash shard", "epoch",
+    "late event", "state fingerprint", "service", "on-demand feature", "input", "serving version", "presentation fingerprint", "shard", "hash shard", "epoch",
 }  # fmt: skip
 # A fence, an indented block after a blank line, a table row, or a line that is one link.
 NO_PROSE = re.compile(r"\||    |\s*([-*] +)?\[[^]]*\]\([^)]*\)[.,;]?$|\s*<?https?://\S+$")

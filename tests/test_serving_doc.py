@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from tests.serving.test_http import Server, serving
 from tests.support.clients import FEAST_PYTHON, NODE_MODULES, needs, needs_feast, needs_node_modules
 from tests.test_reading_doc import NOON_US, plan, write  # noqa: F401 - plan is a fixture
+from unskew.features.definitions.on_demand import plan_on_demand
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
@@ -74,14 +75,16 @@ def test_python_and_curl_read_the_values_that_the_page_shows(served: Served) -> 
     found: dict[str, Any] = {}
     in_python = example("python", "urlopen")
     exec(in_python.replace("localhost:6566", f"127.0.0.1:{served.server.port}"), found)
-    curled = json.loads(served.run(BASH, example("bash", "-d '{").replace("curl ", "curl -s ")))
+    curled = json.loads(
+        served.run(BASH, example("bash", '["user_purchases:purchase_count_30d"').replace("curl ", "curl -s "))
+    )
     listed = json.loads(served.run(BASH, example("bash", "/v1/features").replace("curl ", "curl -s ")))
     shown = json.loads(example("json", "feature_names"))
 
     assert found["values"] == {"user_id": ["u-42", "nobody"], "spend_30d": SPENT}
     assert [one["values"] for one in curled["results"]] == [["u-42", "nobody"], COUNTS, SPENT]
     assert [one["reference"] for one in listed["features"]][:2] == json.loads(
-        example("bash", "-d '{").partition("-d '")[2].partition("'")[0]
+        example("bash", '["user_purchases:purchase_count_30d"').partition("-d '")[2].partition("'")[0]
     )["features"]
     named = set(re.findall(r"`(\w+)`", PAGE.partition("## Find features")[2].partition("Nothing else")[0]))
     assert named >= listed["features"][0].keys()
@@ -92,6 +95,29 @@ def test_python_and_curl_read_the_values_that_the_page_shows(served: Served) -> 
     views, shown_views = answer["metadata"]["views"], shown["metadata"]["views"]
     assert views["user_purchases"].keys() == shown_views["user_purchases"].keys()
     assert views["user_purchases"]["status"] == shown_views["user_purchases"]["status"]
+
+
+@needs("curl")
+def test_on_demand_features_are_computed_from_the_inputs_and_the_instant_of_the_request(
+    plan: Plan,  # noqa: F811
+    served: Served,
+) -> None:
+    found: dict[str, Any] = {}
+    exec(example("python", "OnDemand("), found)
+    checkout = plan_on_demand(found["checkout"], plan.published)
+    writer = RedisWriter(served.redis_url, "unskew", "main")
+    writer.publish_registry(json.dumps(describe(replace(plan, on_demand={"checkout": checkout}))))
+    writer.close()
+
+    curled = json.loads(served.run(BASH, example("bash", '"now"').replace("curl ", "curl -s ")))
+
+    assert curled["metadata"]["now"] == "2026-03-01T12:00:00.000000Z"
+    assert [one["values"] for one in curled["results"][3:]] == [[5, 0], [2.5, None], [12, 12]]
+    assert [one["statuses"] for one in curled["results"][3:]] == [
+        ["PRESENT", "PRESENT"],
+        ["PRESENT", "NOT_FOUND"],
+        ["PRESENT", "PRESENT"],
+    ]
 
 
 @needs("node")

@@ -342,7 +342,8 @@ class FeatureStore:
         """
         if self._pinned is None and self._reader is None and self._log is not None:
             return catalogue(all_logged(self._log))
-        return catalogue(self._published().views)
+        known = self._published()
+        return catalogue(known.views, known.on_demand.values())
 
     def services(self) -> dict[str, Service]:
         """Return the services of the definitions, else of the registry in Redis, by name."""

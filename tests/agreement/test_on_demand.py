@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from tests.serving.test_http import Server, serving
 from tests.support.on_demand import PLAN, REFERENCES, bits, oracle, some_events, some_labels, write
 from tests.support.servers.valkey import Valkey
 from unskew import FeatureStore
+from unskew.features.errors import OtherFeatures
 
 NAMES = [reference.partition(":")[2] for reference in REFERENCES]
 EVENTS = some_events(3)
@@ -117,3 +119,88 @@ def test_events_and_a_manifest_give_the_same_training_set_again(shop: Shop, tmp_
     assert again.manifest == log.manifest
     assert [one.id for one in again.manifest.on_demand] == ["checkout@1"]
     assert log.columns["checkout__share"].to_list() == [row["share"] for row in shop.trained]
+
+
+def test_statuses_and_what_is_served_without_a_value_agree(shop: Shop) -> None:
+    trained = shop.store.get_historical_features(
+        LABELS, [*REFERENCES, "store:lat"], full_feature_names=True, with_status=True
+    )
+    served = shop.store.get_online_features(
+        [*REFERENCES, "store:lat"], LABELS, full_feature_names=True, with_status=True
+    )
+
+    for name in ("store__lat", *(f"checkout__{name}" for name in NAMES)):
+        status = f"{name}__status"
+        assert served.columns[status].to_list() == trained.columns[status].to_list(), name
+    statuses = set(served.columns["checkout__distance_km__status"])
+    assert {"no_key", "default"} < statuses
+    assert set(served.columns["checkout__share__status"]) == {"present"}
+    assert set(served.metadata) == {"store", "user_logins", "user_purchases", "user_purchases@2"}
+
+
+def test_http_says_of_each_feature_what_its_views_say(shop: Shop) -> None:
+    entities = {
+        "user_id": ["anna", "nobody", None], "chain": ["north", "north", "north"], "store_id": [1, 99, 1],
+        "lat": [1, 1.5, None], "lon": [1, 1, 1], "query": ["a", None, ""], "amount": [1, 1, 1],
+    }  # fmt: skip
+    code, answer = shop.server.post(
+        {"entities": entities, "features": [*REFERENCES[:4], "store:lat"], "full_feature_names": True}
+    )
+
+    assert code == 200, answer
+    names = answer["metadata"]["feature_names"][len(entities) :]
+    assert names == [*(f"checkout__{name}" for name in NAMES[:4]), "store__lat"]
+    found = dict(zip(names, answer["results"][len(entities) :], strict=True))
+    assert {name: its["statuses"] for name, its in found.items()} == {
+        "checkout__since_login_s": ["PRESENT", "NOT_FOUND", "NOT_FOUND"],
+        "checkout__distance_km": ["PRESENT", "NOT_FOUND", "NULL_VALUE"],
+        "checkout__query_length": ["PRESENT", "NULL_VALUE", "PRESENT"],
+        "checkout__amount_to_mean": ["PRESENT", "PRESENT", "PRESENT"],
+        "store__lat": ["PRESENT", "NOT_FOUND", "PRESENT"],
+    }
+    assert set(answer["metadata"]["views"]) == {"store", "user_logins", "user_purchases"}
+    assert found["checkout__distance_km"]["event_timestamps"] == found["store__lat"]["event_timestamps"]
+    now = dt.datetime.fromisoformat(answer["metadata"]["now"])
+    assert abs((dt.datetime.now(dt.UTC) - now).total_seconds()) < 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "fault"),
+    [
+        ({"entities": {"query": ["a"]}, "features": ["checkout:share"]}, 422, "checkout takes the input 'amount' (float64)"),
+        ({"entities": {"amount": ["a"]}, "features": ["checkout:share"]}, 422, "the input 'amount' is float64, and 'a' of row 0"),
+        ({"entities": {"amount": [True]}, "features": ["checkout:share"]}, 422, "the input 'amount' is float64, and True of row 0"),
+        ({"entities": {"amount": [1, 2]}, "features": ["checkout:share"], "now": "soon"}, 422, "now: 'soon' is not an instant"),
+        ({"entities": {"amount": [1]}, "features": ["checkout:share"], "now": 5}, 422, "`$.now`"),
+        ({"entities": {"amount": [1]}, "features": ["checkout:shore"]}, 404, "did you mean 'share'?"),
+        ({"entities": {"amount": [1]}, "features": ["chekout:share"]}, 404, "there is no view 'chekout'; did you mean 'checkout'?"),
+        ({"entities": {"amount": [1]}, "features": ["checkout@2:share"]}, 404, "there is checkout@1"),
+        ({"entities": {"amount": [1]}, "features": ["checkout:amount_to_mean"]}, 422, "whose key 'user_id' is not among"),
+        ({"entities": {"share": [1], "amount": [1]}, "features": ["checkout:share"]}, 422, "checkout:share would replace the column"),
+    ],
+)  # fmt: skip
+def test_http_refuses_what_cannot_be_computed(shop: Shop, changes: dict[str, Any], code: int, fault: str) -> None:
+    found, answer = shop.server.post(changes)
+
+    assert found == code, answer
+    assert fault in json.loads(answer)["message"]
+
+
+def test_a_service_serves_on_demand_features_with_the_views_it_has_pinned(shop: Shop) -> None:
+    rows = LABELS[:50]
+    names = ["distance_km", "mean_amount_30d", "amount_to_mean"]
+
+    served = shop.store.get_online_features("checkout_model", rows, now=rows[0]["event_timestamp"])
+    trained = shop.store.get_historical_features(rows, "checkout_model")
+
+    assert served.columns.columns == names
+    assert served.columns.equals(trained.columns)
+    shop.store.get_online_features("checkout_model", rows, expect=trained.manifest)
+    with pytest.raises(OtherFeatures):
+        shop.store.get_online_features(["checkout:share"], rows, expect=trained.manifest)
+    # Inputs alone, and nothing at all.
+    assert shop.store.get_online_features(["checkout:query_length"], [{"query": "ä"}]).to_dict()["query_length"] == [1]
+    assert shop.store.get_online_features(["checkout:distance_km"], []).to_dict()["distance_km"] == []
+    assert FeatureStore(PLAN, redis_url=shop.store._redis_url).get_online_features(
+        ["checkout:query_length"], [{"query": "ä"}]
+    ).to_dict() == {"query": ["ä"], "query_length": [1]}

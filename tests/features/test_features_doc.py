@@ -100,9 +100,11 @@ def test_every_example_compiles():
 
     assert {language for language, _ in BLOCKS} == {"python", "yaml"}
     of_topics = {"spending", "shops", "returns", "habits", "habits_by_yaml", "breadth", "baskets@1", "baskets@2"}
+    of_topics |= {"user_logins", "store"}
     assert set(plan.of_topics.views) == of_topics
     assert set(plan.of_tables.views) == {"line_returns", "session_lengths"}
     assert plan.views["baskets"].version == 1
+    assert set(plan.on_demand) == {"checkout", "nearby"}
     assert plan.views["habits"].sessions is not None
 
 

@@ -18,6 +18,7 @@ from unskew.features.registry import describe
 from unskew.sinks.redis.writer import RedisWriter
 
 UTC = dt.UTC
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=UTC)
 T0 = 1_500_000_000 * SECOND
 CLOCK = T0 + 10 * DAY
 SCHEMA = {
@@ -141,8 +142,7 @@ def some_labels(seed: int, n: int, n_instants: int = 10) -> list[dict[str, Any]]
             "lon": pick.uniform(-180, 180),
             "query": pick.choice(["", "shoes", "schöne Schuhe 👟", 'a "b" \\ \n', None]),
             "amount": pick.choice([0.0, -0.0, 7.0, pick.uniform(0, 1e3), pick.uniform(0, 1e-300), 1.7e308, None]),
-            "event_timestamp": dt.datetime.fromtimestamp(0, UTC)
-            + dt.timedelta(microseconds=instants[row * n_instants // n]),
+            "event_timestamp": EPOCH + dt.timedelta(microseconds=instants[row * n_instants // n]),
         }
         found.append(label)
     return found
@@ -159,7 +159,7 @@ def oracle(events: list[dict[str, Any]], label: Mapping[str, Any]) -> dict[str, 
     now = label["event_timestamp"]
     lat = None if label["lat"] is None or math.isnan(label["lat"]) else label["lat"]
     logins = of("login", user_id=label["user_id"])
-    last = dt.datetime.fromtimestamp(0, UTC) + dt.timedelta(microseconds=logins[-1]["at"]) if logins else None
+    last = EPOCH + dt.timedelta(microseconds=logins[-1]["at"]) if logins else None
     moves = of("move", chain=label["chain"], store_id=label["store_id"])
     amounts = [e["amount"] for e in of("purchase", user_id=label["user_id"])]
     amount = label["amount"]

@@ -87,7 +87,14 @@ def audit(
     from unskew.features.definitions.load import load
     from unskew.features.local import existing_folder
     from unskew.monitoring.audit import audit as compare
-    from unskew.monitoring.report import audit_table, difference_lines, engines_line, unaudited_lines, verdict
+    from unskew.monitoring.report import (
+        audit_table,
+        difference_lines,
+        engines_line,
+        on_demand_lines,
+        unaudited_lines,
+        verdict,
+    )
 
     console = Screen(width=WIDTH)
     plan = load(*definitions)
@@ -117,10 +124,10 @@ def audit(
             ),
         )
     if as_json:
-        say_json(_plain(report), indent=2)
+        say_json({**_plain(report), "on_demand": [one.id for one in plan.on_demand.values()]}, indent=2)
     else:
         console.print(audit_table(report))
-        for line in (engines_line(report), *unaudited_lines(report)):
+        for line in (engines_line(report), *unaudited_lines(report), *on_demand_lines(plan.on_demand.values())):
             console.print(line, soft_wrap=True)
         console.print(verdict(report), soft_wrap=True)
         for line in difference_lines(report):

@@ -66,13 +66,17 @@ def get(
         unskew get checkout user_id=u-42 store_id=7 --input lat=52.1
     """
     from unskew.cli.tables import plain
+    from unskew.features.on_request import requested_instant
     from unskew.serving.online import OnlineReader
 
+    pairs = [_pair("--input", text) for text in inputs]
+    if now is not None:
+        requested_instant(now)
     reader = OnlineReader(redis_url, prefix, pipeline, timeout_s=_TIMEOUT_S)
     try:
         published = reader.published()
         if features.partition(":")[0].partition("@")[0] in published.on_demand:
-            _compute(reader, published, features, keys, inputs, now, as_json=as_json)
+            _compute(reader, published, features, keys, pairs, now, as_json=as_json)
             return
         if inputs or now is not None:
             raise RequestError(f"{features} is not the name of on-demand features, which alone take --input and --now")
@@ -103,7 +107,7 @@ def _compute(
     published: "Published",
     features: str,
     keys: tuple[str, ...],
-    inputs: tuple[str, ...],
+    inputs: list[tuple[str, str]],
     now: str | None,
     *,
     as_json: bool,
@@ -158,13 +162,12 @@ def _several_keys(names: Mapping[str, None], of: str, keys: tuple[str, ...]) -> 
     raise RequestError(f"{of} reads views whose keys are {', '.join(names) or 'none'}; give {wanted or 'no KEY'}")
 
 
-def _inputs(given: tuple[str, ...], types: "Mapping[str, Type]", of: str) -> dict[str, Any]:
+def _inputs(given: list[tuple[str, str]], types: "Mapping[str, Type]", of: str) -> dict[str, Any]:
     """Return the inputs in values of their types. Raises ``RequestError``."""
     from unskew.features.nearest import nearest
 
     found: dict[str, Any] = {}
-    for text in given:
-        name, value = _pair("--input", text)
+    for name, value in given:
         if name not in types:
             raise RequestError(f"--input {name}: {of} takes no such input; {nearest(name, types, 'inputs are')}")
         read = _READ.get(types[name].scalar, str)

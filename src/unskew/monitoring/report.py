@@ -1,8 +1,11 @@
 """The audit as a table and lines for people."""
 
+from collections.abc import Iterable
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from unskew.features.on_demand import OnDemandView
 from unskew.monitoring.outcome import AuditReport
 
 
@@ -47,6 +50,15 @@ def audit_table(report: AuditReport) -> Table:
     table.add_section()
     table.add_row("all", *(f"{sum(cells):,}" for cells in columns.values()))
     return table
+
+
+def on_demand_lines(on_demand: Iterable[OnDemandView]) -> list[str]:
+    """Return a line about on-demand features, of which there is nothing to compare."""
+    names = ", ".join(one.id for one in on_demand)
+    if not names:
+        return []
+    compared = "no value is stored, so none is compared; the features of views that they read are, and one function"
+    return [f"on demand: {names}: {compared} evaluates them for training and for serving"]
 
 
 def unaudited_lines(report: AuditReport) -> list[str]:

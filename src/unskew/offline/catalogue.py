@@ -1,9 +1,12 @@
 """What exists: the features of all views as a table."""
 
+from collections.abc import Iterable
+
 import polars as pl
 
+from unskew.features.on_demand import OnDemandView, is_reference
 from unskew.features.versions import Versions
-from unskew.features.view import View
+from unskew.features.view import View, ViewFeature
 
 _SCHEMA = {
     "reference": pl.String(),
@@ -21,13 +24,13 @@ _SCHEMA = {
 }
 
 
-def catalogue(views: Versions[View]) -> pl.DataFrame:
-    """Return a row for each feature, by view and in the order of its definition.
+def catalogue(views: Versions[View], on_demand: Iterable[OnDemandView] = ()) -> pl.DataFrame:
+    """Return a row for each feature, by view and in the order of its definition; on-demand features come last.
 
-    ``reference``: as requests name it. ``function``: the aggregation, or "derived". ``window``: as text; of a derived
-    feature, those of all features that it is derived from. ``keys``: the columns that labels need. ``owner``: that of
-    the feature, else of its view. ``tags``: those of the view, as ``name=value, ...``. ``deprecated``: what should be
-    read in place of the feature or of its version; empty if it is not deprecated.
+    ``reference``: as requests name it. ``function``: the aggregation, "derived" or "on demand". ``window``: as text; of
+    a derived feature, those of all features that it is derived from. ``keys``: the columns that labels need. ``owner``:
+    that of the feature, else of its view. ``tags``: those of the view, as ``name=value, ...``. ``deprecated``: what
+    should be read in place of the feature or of its version; empty if it is not deprecated.
     """
     rows = [
         {
@@ -47,4 +50,33 @@ def catalogue(views: Versions[View]) -> pl.DataFrame:
         for name, view in sorted(views.items(), key=lambda item: (item[1].name, item[1].version))
         for feature in view.features
     ]
+    rows += [
+        {
+            "reference": f"{one.name}:{feature.name}",
+            "view": one.name,
+            "version": one.version,
+            "feature": feature.name,
+            "type": feature.type,
+            "function": "on demand",
+            "window": "",
+            "keys": _columns_of(one, feature, views),
+            "description": feature.description or one.description,
+            "owner": feature.owner or one.owner,
+            "tags": ", ".join(f"{tag}={value}" for tag, value in one.tags.items()),
+            "deprecated": feature.deprecated,
+        }
+        for one in on_demand
+        for feature in one.features
+    ]
     return pl.DataFrame(rows, schema=_SCHEMA)
+
+
+def _columns_of(one: OnDemandView, feature: ViewFeature, views: Versions[View]) -> list[str]:
+    """Return the columns that labels need for an on-demand feature: keys of the views that it reads, and inputs."""
+    keys = [
+        key
+        for name in feature.inputs
+        if is_reference(name) and name.partition(":")[0] in views
+        for key in views[name.partition(":")[0]].entity.keys
+    ]
+    return list(dict.fromkeys([*keys, *(name for name in feature.inputs if name in one.inputs)]))

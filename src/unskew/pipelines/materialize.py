@@ -257,7 +257,12 @@ def _to_redis(
         writer.claim([f"{view.id}/h0"], job.place, replace=job.again, described="from before it began again")
         # A registry that names one version of a view says that it serves.
         beside = job.plan.of_tables.views.versions(view.name)
-        these = Plan(streams={one.stream.name: one.stream for one in beside}, views=Versions(beside))
+        these = Plan(
+            streams={one.stream.name: one.stream for one in beside},
+            views=Versions(beside),
+            on_demand=job.plan.on_demand,
+            services=job.plan.services,
+        )
         writer.publish_registry(published(these, _applied(job)))
         writer.expect({view.id: ["h0"]}, frozenset([f"{view.id}/h0"]))
         written = rehydrate.Written(n_shards=1)

@@ -149,6 +149,27 @@ def test_a_faulty_definition_is_reported_with_its_place(changes, fault):
     assert str(caught.value).startswith(f"on-demand {fields['name']}: ")
 
 
+@pytest.mark.parametrize(
+    ("condition", "fault"),
+    [
+        (
+            "amount > store:lat",
+            "store:lat names a feature of a view, which only on-demand features read; name a column",
+        ),
+        ("seconds_between(event_time, event_time) > 1", "seconds_between is not a function of SQL text here"),
+        ("event_time > 1700000000", "it compares an instant with a number, which has no unit"),
+        ("event_time - event_time > 5", "it compares a duration with a number, which has no unit"),
+    ],
+)
+def test_expressions_over_streams_know_neither_references_nor_these_functions_and_no_numbers_of_no_unit(
+    condition, fault
+):
+    with pytest.raises(DefinitionError) as caught:
+        compile(view(where=condition))
+
+    assert fault in str(caught.value)
+
+
 def test_polars_expressions_are_refused_because_readers_have_the_text_alone():
     with pytest.raises(DefinitionError, match="it is a Polars expression, but servers read an on-demand feature from"):
         compile(VIEW, OnDemand("ratio", {"x": "float64"}, [Derived("f", pl.col("x"))]))

@@ -84,13 +84,11 @@ def computed(
     names = [token.text[1:-1] for token in tokens if token.kind == "name"]
     columns = {name: each.polars for name, each in inputs.items()} | {NOW: TIMESTAMP}
     columns |= _of_views([name for name in dict.fromkeys(names) if is_reference(name)], views)
-    for name in (*names, *(token.text for token in tokens if token.kind == "word")):
-        if name not in columns and barred is not None and name in barred:
-            raise DefinitionError(barred[name])
-    for name in names:
-        if name not in columns:
-            raise DefinitionError(unknown_column(name, columns, _LACKS))
-    checked = _proved(quoted, tuple(columns.items()))
+    try:
+        checked = _proved(quoted, tuple(columns.items()))
+    except DefinitionError as error:
+        known = {unknown_column(name, columns, _LACKS): why for name, why in (barred or {}).items()}
+        raise DefinitionError([known.get(fault, fault) for fault in error.faults]) from error
     if isinstance(checked.dtype, pl.Duration):
         raise DefinitionError(f"{text!r} is a duration; {_BETWEEN}")
     dtype = Type.of_values(checked.dtype)
@@ -108,6 +106,9 @@ def computed(
 def _proved(text: str, columns: tuple[tuple[str, pl.DataType], ...]) -> Checked:
     """Check a text over columns; what is proved once is not proved again, as that takes milliseconds."""
     types = dict(columns)
+    for token in tokens_of(text):
+        if token.kind == "name" and token.text[1:-1] not in types:
+            raise DefinitionError(unknown_column(token.text[1:-1], types, _LACKS))
     try:
         return check_expression(_parsed(text, types), types, _LACKS)
     except DefinitionError as error:
