@@ -322,7 +322,9 @@ def _table(one: "ViewValue", width: int) -> "Table":
             styled(feature.name, "bold red" if feature.is_candidate else ""),
             _UNKNOWN if feature.row_share is None else f"{percent(feature.row_share)}%",
             _UNKNOWN if feature.redis_bytes is None else f"{feature.redis_bytes:.0f}",
-            _UNKNOWN if time_ is None else f"{time_.median:.2f}±{(time_.most - time_.least) / 2:.2f}".replace("±0.", "±."),
+            _UNKNOWN
+            if time_ is None
+            else f"{time_.median:.2f}±{(time_.most - time_.least) / 2:.2f}".replace("±0.", "±."),
             *shares,
             *losses,
             *([", ".join(feature.readers) or "nobody" if feature.readers is not None else _UNKNOWN] if is_wide else []),

@@ -78,7 +78,7 @@ def test_a_feature_takes_what_memory_usage_differs_by_without_it(tmp_path):
         ]
     )
     names = ["a_count_with_a_long_name", "mean_amount", "noted", "share"]
-    plans = [PLAN, *(republished(without(PLAN, [name]), name=f"vie{number}") for number, name in enumerate(names))]
+    plans = [PLAN, *(republished(without(PLAN, [name]), name=f"one{number}") for number, name in enumerate(names))]
     with Valkey(tmp_path / "one") as server:
         client = connect(server.url)
         usage = [used(client, server.url, plan, history) for plan in plans]
