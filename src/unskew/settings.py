@@ -182,6 +182,15 @@ registry = _option(
 )
 
 
+#: ``applies: bool``, for what computes views.
+applies = click.option(
+    "--apply",
+    "applies",
+    is_flag=True,
+    help="Apply the definitions first, as `unskew apply` does; views and services that they do not name stay as they are.",
+)
+
+
 def record_of(registry: Path | None, log: Path | None) -> Path:
     """Return where the registry's record is. Raises ``RequestError`` if neither it nor the log is named."""
     if registry is not None:

@@ -84,6 +84,10 @@ class FeatureStore:
     ``timeout``: how long an online read waits for a connection or for a reply before it tries again; after three tries
     it raises ``StoreUnavailable``. What the URL says (``socket_timeout``) goes before it, and a client of redis-py
     keeps its own.
+    ``cache``: for how long an online read may be answered again from this process's memory, for example ``"1s"``, if
+    the same features of the same entities are asked for. Such an answer is the one of the instant at which it was read:
+    its ``as_of``, status and ``now`` say so. It is never older than this; a registry that changed may be noticed as
+    much later.
     ``sample``: a folder for a small sample of what online reads return, for `unskew audit --served`: at most one row in
     a second and 64 MiB; True for the folder ``_served`` of ``log``, False for none.
     """
@@ -99,6 +103,7 @@ class FeatureStore:
         pipeline: str | Sequence[str] | None = None,
         max_lag: str | dt.timedelta | None = None,
         timeout: str | dt.timedelta = "250ms",
+        cache: str | dt.timedelta | None = None,
         now_us: Callable[[], int] = wall_us,
         sample: str | os.PathLike[str] | bool = False,
     ) -> None:
@@ -124,6 +129,7 @@ class FeatureStore:
                 now_us=now_us,
                 sampler=_sampler(sample, self._log),
                 timeout_s=requested_us(timeout, "timeout") / 1e6,
+                cache_s=None if cache is None else requested_us(cache, "cache") / 1e6,
             )
 
     def get_online_features(

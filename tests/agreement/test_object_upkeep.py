@@ -255,6 +255,7 @@ def test_a_view_over_a_table_has_its_log_in_an_object_store(bench: Bench, bucket
             done(
                 [
                     "materialize",
+                    "--apply",
                     f"--definitions={definitions}",
                     f"--until={until}",
                     f"--redis-url={bench.redis_url}",

@@ -64,6 +64,8 @@ class Tables:
     def call(self, command: str, *arguments: str) -> Result:
         folders = {"log": self.where.log, "archive": self.where.archive, "state": self.where.state}
         options = [f"--{name}={folder}" for name, folder in folders.items()]
+        if command == "materialize":
+            options.append("--apply")
         if command != "retain":
             options.append(f"--redis-url={self.redis_url}")
         result = CliRunner().invoke(main, [command, *arguments, f"--definitions={self.definitions}", *options])
@@ -171,6 +173,10 @@ def test_an_erasure_that_cannot_reach_everything_is_refused_before_anything_chan
     assert tables.files() == files
     # A version that a higher one replaces never goes on, so its state is removed.
     tables.define("by_item", more=NEWER)
+    refused = tables.materialized(150, "by_item@2")
+    assert "by_item@1 serves, and is removed" in refused.output
+    where = [f"--log={tables.where.log}", f"--redis-url={tables.redis_url}", "--yes", "--break=by_item"]
+    assert CliRunner().invoke(main, ["apply", str(tables.definitions), *where]).exit_code == 0
     assert tables.materialized(150, "by_item@2").exit_code == 0
     done = tables.call("erase", "item", str(GONE), letters)
     assert done.exit_code == 0, done.output
@@ -246,7 +252,7 @@ def test_wrong_folders_are_refused_and_nothing_is_left_behind(tables: Tables, be
     other, absent = bench.root / "other", bench.root / "absent"
     other.mkdir(mode=0o700)
     erase = ("erase", "item", str(GONE))
-    later = ("materialize", "--until=2017-04-02T10:00:00Z")
+    later = ("materialize", "--until=2017-04-02T10:00:00Z", "--apply")
     refused = {
         "correct --log": [(*erase, f"--log={archive}"), ("retain", "--keep-log=1d", f"--log={archive}")],
         "correct --archive": [(*erase, f"--archive={log}"), ("retain", "--keep-archive=3d", f"--archive={log}")],

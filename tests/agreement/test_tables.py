@@ -302,7 +302,7 @@ def test_processes_that_are_killed_at_any_moment_lose_and_repeat_nothing(bench: 
     def process(folder: str) -> "subprocess.Popen[bytes]":
         options = {name: str(tmp_path / folder / name) for name in ("log", "archive", "state")}
         return subprocess.Popen(
-            [sys.executable, "-m", "unskew", "materialize", "--until", until]
+            [sys.executable, "-m", "unskew", "materialize", "--apply", "--until", until]
             + ["--definitions", str(tmp_path / "definitions.py"), "--redis-url", bench.redis_url, "--prefix", folder]
             + [word for name, path in options.items() for word in (f"--{name}", path)],
             stdout=subprocess.DEVNULL,

@@ -203,11 +203,11 @@ def test_differences_are_those_of_a_recount_at_both_instants(world: World) -> No
                 pytest.approx(sum(changes) / len(changes)) if changes else None
             ), (name, age)
     assert any(one["differs_from"]["1 d"]["differing"] for one in spend["features"])
-    assert sampled["requests"] == {"from": "log", "n": 100}
+    assert sampled["requests"] == {"from": "log", "n": 100, "within": 100}
     assert 0 < sampled["features"][0]["differs_from"]["1 d"]["requests"] < 100
 
 
-def test_what_is_not_given_is_not_known_and_never_a_zero(world: World) -> None:
+def test_what_is_not_given_is_not_known_and_never_a_zero(world: World, tmp_path: Path) -> None:
     (spend,) = found("spend", *options(world, "log"))["views"]
     shown = invoked("spend", *options(world, "archive", "definitions"))
 
@@ -224,6 +224,10 @@ def test_what_is_not_given_is_not_known_and_never_a_zero(world: World) -> None:
     (row,) = [line for line in shown.splitlines() if line.startswith("noise ") and " costs " not in line]
     assert row.split()[1:3] + row.split()[4:10] == ["?"] * 8
     assert "noise costs " in shown
+    both = invoked("spend", "other", *options(world, "log", "definitions"), "--archive", tmp_path, "--events", 10)
+    # What is not known of any view is said once.
+    assert both.count("importance: give --labels and --target") == 1
+    assert f"not known: kernel time: {tmp_path}/purchases holds no events" in both
     assert "no service or model reads it: candidate to retire" in shown
 
 
@@ -313,7 +317,6 @@ def test_replays_are_bounded_and_measured_by_the_clock_that_is_given(world: Worl
         ),
         (("spend", "--log", "log", "--usage"), "give --definitions with services"),
         (("spend", "--log", "log", "--model", "labels.parquet"), "labels.parquet"),
-        (("spend", "--archive", "log", "--definitions", "definitions"), "holds no events"),
         (("spend", "--log", "log", "--runs", "1"), "Invalid value for '--runs'"),
     ],
     ids=lambda each: "" if isinstance(each, str) else " ".join(each)[:60],

@@ -272,6 +272,10 @@ def test_each_view_says_what_happens_to_it_and_nothing_is_refused(archive: Path,
     assert all(one.entities == 60 for one in added.populations)
     assert [value for _, value in added.populations[0].examples] != [None] * 3
 
+    renamed = found(OLD, one_view(Feature("other", agg.count(), LONG)))
+    assert "no feature is on both sides" in renamed.why
+    assert [(one.name, one.entities) for one in renamed.populations] == [("other", 60)]
+    assert renamed.costs is not None
     empty = found(OLD, NEW, tmp_path)
     assert "holds no events" in empty.why
     assert "holds no events" in found(defined(2, name="other"), NEW, tmp_path).why

@@ -41,6 +41,28 @@ CLIENT = Path(__file__).parents[1] / "support" / "feast_client.py"
 
 pytestmark = needs_feast
 
+TYPES = {
+    "n": "Int64",
+    "spend": "Decimal",
+    "rate": "Float64",
+    "gift": "Bool",
+    "shop": "String",
+    "dearest": "Decimal",
+    "since": "UnixTimestamp",
+    "counts": "Array(Int64)",
+    "rates": "Array(Float64)",
+    "gifts": "Array(Bool)",
+    "shops": "Array(String)",
+    "prices": "Array(Decimal)",
+    "times": "Array(UnixTimestamp)",
+    "n_by_shop": "Array(Struct({key: String, value: Int64}))",
+    "rate_by_shop": "Array(Struct({key: String, value: Float64}))",
+    "spend_by_shop": "Array(Struct({key: String, value: Decimal}))",
+    "share": "Float64",
+    "is_new": "Bool",
+}
+"""Feast's types of the features of ``ORDERS``."""
+
 
 class Feast:
     """A process of Feast."""
@@ -130,7 +152,9 @@ def repo(feast: Feast, plan: Plan, log: Path, server: Server, tmp_path_factory: 
     """An exported repository that Feast has applied."""
     folder = tmp_path_factory.mktemp("repo")
     export(folder, plan, log, server)
-    assert feast.answer("apply", folder)["services"] == {"checkout": ["stays:nights", "stays:last", "orders:n"]}
+    applied = feast.answer("apply", folder)
+    assert applied["services"] == {"checkout": ["stays:nights", "stays:last", "orders:n"]}
+    assert applied["views"]["orders"]["features"] == TYPES
     return folder
 
 

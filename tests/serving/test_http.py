@@ -447,6 +447,18 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_a_cache_gives_the_answer_of_its_instant_again(tmp_path):
+    body = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url, "--cache", "1h") as server:
+            first = server.post(body)
+            redis.client.hset(f"unskew:{STAYS.id}:{{u7|1}}", "nights", "8")
+
+            assert server.post(body) == first
+            assert server.post({**body, "full_feature_names": True})[1]["results"][2]["values"] == [8]
+
+
 def workers_of(server: Server) -> set[int]:
     pid = server.process.pid
     children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -650,6 +662,7 @@ def test_event_loops_one_after_the_other_leave_no_connections(tmp_path):
     (["--tls-cert", __file__], "give --tls-cert and --tls-key"),
     (["--tls-cert", __file__, "--tls-key", __file__], "give a certificate and its own private key"),
     (["--timeout", "0s"], "timeout"),
+    (["--cache", "long"], "--cache"),
     (["--token-file", __file__], "one token"),
     (["--redis-url", "nothing"], "the Redis URL cannot be read"),
 ])  # fmt: skip

@@ -754,3 +754,73 @@ def test_threads_share_a_reader(writer, reader):
         found = list(threads.map(read, range(50)))
 
     assert found == [[[(number + i) % 50 for i in range(5)]] * 20 for number in range(50)]
+
+
+def test_an_answer_from_the_cache_is_that_of_its_instant_and_never_older_than_said(writer, redis_url):
+    now_us, now_s = CLOCK + HOUR, 100.0
+    reader = OnlineReader(redis_url, now_us=lambda: now_us, cache_s=2.0)
+    reader._cache.now_s = lambda: now_s
+    references = ["visits:n_5min", "visits:mean_1d"]
+
+    def read(*users, features=references):
+        answer = reader.read(features, [{"user": user, "other": now_s} for user in users])
+        return (
+            answer.to_dict()["n_5min"],
+            judged(answer),
+            round(answer.now.timestamp() * 1e6),
+            answer.to_dict()["other"],
+        )
+
+    write(writer, closing(VISITS, CLOCK, [row("a", CLOCK - 5, n_5min=1), row("b", CLOCK - 5, n_5min=7)]))
+    first = [(CLOCK, "present", False)]
+    assert read("a") == ([1], first, CLOCK + HOUR, [100.0])
+    write(writer, closing(VISITS, CLOCK + 9, [row("a", CLOCK + 3, n_5min=2)]))
+    then, now_us, now_s = now_us, now_us + 2_000_000, 102.0
+
+    # Columns that are passed through are those of this request; everything else is of then.
+    assert read("a") == ([1], first, then, [102.0])
+    # Other entities, the same one beside another, and other features were not read then.
+    fresh = [(CLOCK + 9, "present", False)]
+    assert read("b") == ([7], fresh, now_us, [102.0])
+    assert read("a", "b")[:2] == ([2, 7], fresh * 2)
+    assert read("a", features=references[:1])[:2] == ([2], fresh)
+    now_s = 102.1
+    assert read("a") == ([2], fresh, now_us, [102.1])
+    reader.close()
+
+
+@pytest.mark.usefixtures("orders")
+def test_who_changes_an_answer_from_the_cache_changes_no_other(redis_client):
+    reader = OnlineReader(redis_client, cache_s=3600.0)
+    ask = ["orders:counts", "orders:n_by_shop"], [{"user": "full"}]
+    for _ in range(3):
+        found = reader.read(*ask).to_dict()
+        assert (found["counts"], found["n_by_shop"]) == ([FULL["counts"]], [FULL["n_by_shop"]])
+        found["counts"][0].clear()
+        found["n_by_shop"][0].clear()
+
+
+def test_a_cache_is_bounded_by_rows_and_a_failed_read_is_not_kept(writer, redis_url, monkeypatch):
+    from unskew.serving import cached
+
+    monkeypatch.setattr(cached, "MOST_ROWS", 10)
+    write(writer, closing(VISITS, CLOCK, [row(f"u{i}", CLOCK, n_5min=i) for i in range(30)]))
+    reader = OnlineReader(redis_url, cache_s=3600.0)
+    asked = []
+    exchange = reader._lines.ask
+    reader._lines.ask = lambda *steps: asked.append(steps) or exchange(*steps)
+
+    def read(*numbers):
+        del asked[:]
+        answer = reader.read(["visits:n_5min"], [{"user": f"u{n}"} for n in numbers])
+        assert answer.to_dict()["n_5min"] == list(numbers)
+        return len(asked)
+
+    read(*range(4))
+    assert [read(*range(4)), read(*range(4, 10)), read(*range(4)), read(*range(4, 10))] == [0, 1, 0, 0]
+    # One more row, and the answer goes that was used least recently.
+    assert [read(10), read(*range(4, 10)), read(10), read(*range(4))] == [1, 0, 0, 1]
+    assert [read(*range(11)), read(*range(11))] == [1, 1]
+    with pytest.raises(StoreUnavailable):
+        OnlineReader("redis://127.0.0.1:1/0", cache_s=3600.0).read(["visits:n_5min"], [{"user": "a"}])
+    reader.close()

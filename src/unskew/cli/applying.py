@@ -24,7 +24,6 @@ from unskew.sinks.record import Overtaken, Record
 
 if TYPE_CHECKING:
     from unskew.features.definitions.lineage import Model
-    from unskew.pipelines.deployment import Deployment
     from unskew.serving.live import LiveView
     from unskew.sinks.redis.server import Server
 
@@ -180,24 +179,35 @@ def bring_up_to(copy: Copy | None, revision: Revision) -> None:
         say(f"{error}; {later}", err=True)
 
 
-def applied_at_start(plan: Plan, definitions: Sequence[Path], deployment: "Deployment", stop: threading.Event) -> None:
-    """Apply definitions before a run of them. Raises ``LayoutError`` if they must not be applied as they are."""
+def applied_at_start(
+    plan: Plan,
+    definitions: Sequence[Path],
+    registry: Path,
+    state: Path,
+    stop: threading.Event,
+    *,
+    command: str,
+    drop: Sequence[str] = (),
+) -> None:
+    """Apply definitions before what they define is computed, in the state folder ``state``.
+
+    Raises ``LayoutError`` if they must not be applied as they are.
+    """
     from unskew.pipelines.state.folder import held_by
     from unskew.sinks.objects import concerns
     from unskew.sinks.patience import Patience
 
-    assert deployment.registry is not None
-    record = Record(deployment.registry)
+    record = Record(registry)
     patience = Patience("the object store" if concerns(record.root) else "the disk", stop)
 
     def has_ended(view_id: str) -> bool | None:
         try:
-            return view_id in held_by(deployment.state).retired
+            return view_id in held_by(state).retired
         except LayoutError:
             # A new state; what an older one is like, the run says.
             return None
 
-    asked = Asked(keeps_others=True, drop=deployment.drop, has_ended=has_ended)
+    asked = Asked(keeps_others=True, drop=drop, has_ended=has_ended)
     for tried in range(1, _TRIES + 1):
         if stop.is_set():
             return
@@ -207,7 +217,9 @@ def applied_at_start(plan: Plan, definitions: Sequence[Path], deployment: "Deplo
             raise LayoutError(refusal(found))
         if not found.changes:
             return
-        revision = next_revision(last, found.content, found.lines, command="run --apply", git=git_commit(definitions))
+        revision = next_revision(
+            last, found.content, found.lines, command=f"{command} --apply", git=git_commit(definitions)
+        )
         try:
             patience.until_done(lambda revision=revision: record.append(revision))  # type: ignore[misc]
         except Overtaken:

@@ -28,6 +28,7 @@ from unskew.features.errors import RequestError
 @settings.allow_eviction
 @settings.expire_after
 @settings.registry
+@settings.applies
 @settings.umask
 @click.option("--skip-refused", is_flag=True, help="Leave out rows that are not events of the table, and count them.")
 @click.option(
@@ -48,10 +49,13 @@ def materialize(
     allow_eviction: bool,
     expire_after: str | None,
     registry: Path | None,
+    applies: bool,
     skip_refused: bool,
     again: bool,
 ) -> None:
     """Compute views over tables up to an instant, into the log and Redis; without VIEW, all of the definitions.
+
+    What was applied is computed (`unskew apply`); with --apply the definitions are applied first.
 
     Only what is new in the tables is computed. The same command again changes nothing, and one that was stopped or
     killed goes on where it was, so it can be run on a schedule and repeated. `unskew run` may run beside it, on the
@@ -62,6 +66,7 @@ def materialize(
     unskew materialize --until "$(date -u +%Y-%m-%dT%H:00:01Z)" \\
         --definitions defs/ --log log --archive archive --state state
     """
+    from unskew.cli.applying import applied_at_start
     from unskew.cli.run import stopping_on_signals
     from unskew.features.definitions.load import load
     from unskew.pipelines import materialize as pipeline_of
@@ -76,7 +81,10 @@ def materialize(
         raise RequestError("there is no view over a table; define a Table and a FeatureView over it")
     owner = owner_of(f"materialize {', '.join(view.id for view in chosen)}", state)
     stop = threading.Event()
+    record = settings.record_of(registry, log)
     with stopping_on_signals(stop), phases("materialize") as report:
+        if applies:
+            applied_at_start(plan, definitions, record, state, stop, command="materialize")
         done = pipeline_of.materialize(
             pipeline_of.Materialize(
                 plan=plan,
@@ -94,7 +102,7 @@ def materialize(
                 expire_after_us=expire_after_us,
                 skip_refused=skip_refused,
                 again=again,
-                registry=settings.record_of(registry, log),
+                registry=record,
             ),
             stop,
             report,

@@ -36,6 +36,8 @@ def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool)
     from unskew.features.revision import described
 
     record = _record(registry, log)
+    if not record.numbers():
+        say(f"nothing was applied yet to {record.root}", err=True)
     for number in reversed(record.numbers()[-revisions:]):
         one = record.read(number)
         if as_json:

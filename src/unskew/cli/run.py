@@ -81,12 +81,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Maximum number of records of a partition in one step.",
 )
-@click.option(
-    "--apply",
-    "applies",
-    is_flag=True,
-    help="Apply the definitions first, as `unskew apply` does; views and services that they do not name stay as they are.",
-)
+@settings.applies
 @click.option(
     "--take-over",
     is_flag=True,
@@ -201,7 +196,9 @@ def run(
         with suppress(Stopped), _without_panics():
             plan = load(*definitions)
             if applies:
-                applied_at_start(plan, definitions, deployment, stop)
+                applied_at_start(
+                    plan, definitions, settings.record_of(registry, log), state, stop, command="run", drop=drop
+                )
             run_pipeline(plan, deployment, stop=stop, report=_reporter(progress), give_up=_give_up)
 
 

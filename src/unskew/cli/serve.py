@@ -50,6 +50,12 @@ PORT = 6566
     help="Time to wait for a connection to Redis and for a reply; a read is tried three times.",
 )
 @click.option(
+    "--cache",
+    metavar="DURATION",
+    help="Answer again from memory for this long, if the same features of the same entities are asked for; no value is "
+    "older than that.",
+)
+@click.option(
     "--token-file",
     type=settings.LocalPath(exists=True, dir_okay=False),
     metavar="FILE",
@@ -91,6 +97,7 @@ def serve(
     listen: str,
     max_lag: str | None,
     timeout: str,
+    cache: str | None,
     token_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -126,6 +133,7 @@ def serve(
             pipeline=pipeline,
             max_lag_us=None if max_lag is None else settings.duration_us("--max-lag", max_lag),
             timeout_s=settings.duration_us("--timeout", timeout) / 1e6,
+            cache_s=None if cache is None else settings.duration_us("--cache", cache) / 1e6,
             token=None if token_file is None else _token(token_file),
             limits=http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests),
             parent=os.getpid(),
@@ -153,6 +161,7 @@ class _Making:
     pipeline: str
     max_lag_us: int | None
     timeout_s: float
+    cache_s: float | None
     token: str | None
     limits: "Limits"
     parent: int
@@ -179,7 +188,12 @@ class _Making:
         from unskew.serving.online import OnlineReader
 
         return OnlineReader(
-            self.redis_url, self.prefix, self.pipeline, max_lag_us=self.max_lag_us, timeout_s=self.timeout_s
+            self.redis_url,
+            self.prefix,
+            self.pipeline,
+            max_lag_us=self.max_lag_us,
+            timeout_s=self.timeout_s,
+            cache_s=self.cache_s,
         )
 
 

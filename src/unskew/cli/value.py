@@ -101,7 +101,8 @@ def value(
         5 min, 1 h, 1 d
                       requests at which it differs from its value so long before
         loss          score that a model loses when its values are shuffled
-        1 h, 1 d      the same of a model with all features of so long before
+        at 1 h, at 1 d
+                      the same of a model whose features are all so old
         read by       services, and models of --model
 
     A candidate to retire is a feature whose loss cannot be told from chance or is at most 0.001, or, without a model,
@@ -155,16 +156,27 @@ def value(
         say_json({"views": [_plain(one) for one in found]}, indent=2)
         return
     screen = Screen()
+
+    def say_unknown(line: str) -> None:
+        screen.print(styled(f"not known: {line}", "dim"), soft_wrap=not screen.is_terminal)
+
+    everywhere = [line for line in found[0].unknown if all(line in one.unknown for one in found)]
     for number, one in enumerate(found):
         if number:
             screen.print()
         for line in _about(one):
             screen.print(line, soft_wrap=True)
         screen.print(_table(one, screen.width))
+        screen.print()
         for feature in one.features:
             screen.print(_sentence(feature), soft_wrap=not screen.is_terminal)
         for line in one.unknown:
-            screen.print(styled(f"not known: {line}", "dim"), soft_wrap=not screen.is_terminal)
+            if line not in everywhere:
+                say_unknown(line)
+    if everywhere and len(found) > 1:
+        screen.print()
+    for line in everywhere:
+        say_unknown(line)
 
 
 def _asked(
@@ -268,11 +280,14 @@ def _about(one: "ViewValue") -> Iterator[Any]:
         )
     yield styled(": ".join(about), "bold")
     if one.requests is not None:
-        whence, n = one.requests
-        yield f"  requests: {n:,} {'labels' if whence == 'labels' else 'instants of the log at which an event came'}"
+        kind = "labels" if one.requests.source == "labels" else "instants of the log at which an event came"
+        outside = one.requests.n - one.requests.n_within
+        yield f"  requests: {one.requests.n:,} {kind}" + (
+            f", {outside:,} of them outside of the log" if outside else ""
+        )
     if (model := one.model) is not None:
         scores = ", ".join(
-            f"{score:.4f} {'with features as they are' if age == NOW else f'of {age} before'}"
+            f"{score:.4f} {'with features as they are' if age == NOW else f'{age} old'}"
             for age, score in model.scores.items()
         )
         yield f"  model of {model.target}: {model.metric} {scores} ({model.n_train:,} labels train, {model.n_test:,} later ones score)"
@@ -287,7 +302,7 @@ def _table(one: "ViewValue", width: int) -> "Table":
     is_wide = width >= 100
     table = Table(header_style="bold", box=None, padding=(0, 1 + is_wide, 0, 0), pad_edge=False)
     table.add_column("feature", overflow="fold", min_width=10)
-    for name in ("rows", "redis", "kernel", *AGES, "loss", "1 h", "1 d"):
+    for name in ("rows", "redis", "kernel", *AGES, "loss", "at 1 h", "at 1 d"):
         table.add_column(name, justify="right", no_wrap=True)
     if is_wide:
         table.add_column("read by", overflow="fold")
@@ -307,7 +322,7 @@ def _table(one: "ViewValue", width: int) -> "Table":
             styled(feature.name, "bold red" if feature.is_candidate else ""),
             _UNKNOWN if feature.row_share is None else f"{percent(feature.row_share)}%",
             _UNKNOWN if feature.redis_bytes is None else f"{feature.redis_bytes:.0f}",
-            _UNKNOWN if time_ is None else f"{time_.median:.2f}±{(time_.most - time_.least) / 2:.2f}",
+            _UNKNOWN if time_ is None else f"{time_.median:.2f}±{(time_.most - time_.least) / 2:.2f}".replace("±0.", "±."),
             *shares,
             *losses,
             *([", ".join(feature.readers) or "nobody" if feature.readers is not None else _UNKNOWN] if is_wide else []),
@@ -329,7 +344,9 @@ def _plain(one: "ViewValue") -> dict[str, Any]:
         "rows": None if one.rows is None else one.rows.n_rows,
         "rows_a_day": None if one.rows is None else one.rows.rows_a_day,
         "entities": None if one.rows is None else one.rows.n_entities,
-        "requests": None if one.requests is None else {"from": one.requests[0], "n": one.requests[1]},
+        "requests": None
+        if one.requests is None
+        else {"from": one.requests.source, "n": one.requests.n, "within": one.requests.n_within},
         "model": None
         if one.model is None
         else {

@@ -274,11 +274,10 @@ def _to_redis(
 
 
 def _applied(job: Materialize) -> Revision | None:
-    """Return what was applied last; None if nothing was. Raises ``RequestError`` if it lacks one of the views."""
-    record = None if job.registry is None else Record(job.registry)
-    if record is None or not record.numbers():
-        return None
-    return require_applied(record, (view.published for view in job.views))
+    """Return what was applied last; None without a record. Raises ``RequestError`` if it lacks one of the views."""
+    return (
+        None if job.registry is None else require_applied(Record(job.registry), (view.published for view in job.views))
+    )
 
 
 def _refuse_foreign_values(job: Materialize, view: ViewPlan, still_ours: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ from unskew.features.time import format_instant, moment_of
 from unskew.features.types import Type
 from unskew.features.versions import Versions
 from unskew.features.view import KeyType, View
+from unskew.serving.cached import Cache, Read
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.computing import Computing, Together
 from unskew.serving.lines import Commands, Lines
@@ -197,7 +198,8 @@ class OnlineReader:
     the published registry has, which the reader follows as it changes. ``max_lag_us``: how far a clock may be
     behind the present before the status is ``lagging``; with None it never is. ``sampler``: keeps a small sample of
     what is returned; None keeps nothing. ``timeout_s``: how long a connection or a reply is waited for, where a URL
-    does not say it; a read is tried three times.
+    does not say it; a read is tried three times. ``cache_s``: for how long an answer is given again to the same
+    request, see ``Cache``; with None it never is.
     """
 
     def __init__(
@@ -211,9 +213,11 @@ class OnlineReader:
         now_us: Callable[[], int] = wall_us,
         sampler: Sampler | None = None,
         timeout_s: float | None = None,
+        cache_s: float | None = None,
     ) -> None:
         if timeout_s is not None and timeout_s <= 0:
             raise RequestError("timeout: it must be longer than 0; give for example 250ms")
+        self._cache = None if cache_s is None else Cache(cache_s)
         self._sampler = sampler
         self._server = Server(client, timeout_s=timeout_s)
         self._lines = Lines(self._server)
@@ -317,30 +321,42 @@ class OnlineReader:
                 rows = read_table(pl.DataFrame(schema=empty))
             keys = _keys(request, rows)
             inputs = request.inputs(rows)
-            steps = self._revision, request.before, request.rows(keys), request.after
-            # Some on-demand features read inputs alone.
-            revision, before, values, after = (yield steps) if any(step.data for step in steps) else ([], [], [], [])
-            # Without a revision in Redis, nothing says that the registry is the same.
-            is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
-            if not is_known and (yield from self.look_again(known)) is not known:
+            read = None if self._cache is None else self._cache.get(request, keys)
+            if read is None:
+                read = yield from self._read(known, request, keys)
+            if read is None:
                 continue
-            clocks = request.clocks(before, after)
-            if clocks.are_outdated:
-                listed = {view.view.id: its.listed for view, its in zip(request.views, clocks.of_views, strict=True)}
-                self._relist(known, listed)
-                continue
-            read_us = self._now_us()
-            now_us = read_us if given_us is None else given_us
-            oldest_us = None if self._max_lag_us is None else read_us - self._max_lag_us
-            answers = request.read(keys, values, clocks.of_views, oldest_us)
+            now_us = read.read_us if given_us is None else given_us
+            oldest_us = None if self._max_lag_us is None else read.read_us - self._max_lag_us
+            answers = request.read(keys, read.rows, read.clocks, oldest_us)
             if self._sampler is not None and not as_json:
                 self._sampler.offer(request, answers)
             if (computing := request.computing(inputs, answers, rows.n_rows, now_us)) is not None:
                 answers += request.computed((yield computing), answers, rows.n_rows)
-            return Answered(rows, request, answers, read_us, now_us)
+            return Answered(rows, request, answers, read.read_us, now_us)
         raise RequestError(
             "the views or their shards changed with every attempt to read them; several pipelines seem to publish them in turn"
         )
+
+    def _read(self, known: _Known, request: Request, keys: Sequence[Sequence[str | None]]) -> "Asking[Read | None]":
+        """Return what Redis has for these keys; None if the request must be compiled again."""
+        began_s = 0.0 if self._cache is None else self._cache.now_s()
+        steps = self._revision, request.before, request.rows(keys), request.after
+        # Some on-demand features read inputs alone.
+        revision, before, values, after = (yield steps) if any(step.data for step in steps) else ([], [], [], [])
+        # Without a revision in Redis, nothing says that the registry is the same.
+        is_known = not revision or (revision[0] is not None and revision[0] == known.revision)
+        if not is_known and (yield from self.look_again(known)) is not known:
+            return None
+        clocks = request.clocks(before, after)
+        if clocks.are_outdated:
+            listed = {view.view.id: its.listed for view, its in zip(request.views, clocks.of_views, strict=True)}
+            self._relist(known, listed)
+            return None
+        found = Read(values, clocks.of_views, self._now_us())
+        if self._cache is not None:
+            self._cache.put(request, keys, began_s, found)
+        return found
 
     def keys(self, view: str) -> pl.Series:
         """Return the canonical keys of all entities that have a row, as String, in no particular order.

@@ -21,7 +21,7 @@ from unskew.sinks import durable
 from unskew.sinks.objects import ObjectPath, Superseded, probe
 
 _NAME = re.compile(r"revision-(\d{8})\.json")
-_FOR_GOOD = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS}
+_FOR_GOOD = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS, errno.EOPNOTSUPP}
 _MOST_BYTES = 256 << 20
 
 
@@ -109,8 +109,8 @@ def require_applied(record: Record, views: Iterable[View]) -> Revision:
     last = record.last()
     if last is None:
         raise RequestError(
-            f"nothing was applied yet to {record.root}, the record of the registry; apply the definitions (unskew apply), or start "
-            "unskew run with --apply"
+            f"nothing was applied yet to {record.root}, the record of the registry; apply the definitions (unskew apply), or give "
+            "this command --apply"
         )
     if differences := unapplied(views, last.content):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""

@@ -23,6 +23,10 @@ MOST_REPEATS = 50
 Progress = Callable[[str, int, int], None]
 
 
+class NothingArchived(RequestError):
+    """There are no events to replay."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class KernelTime:
     """The processor time of replays with a feature divided by that without it: a ratio for each run.
@@ -64,13 +68,13 @@ def kernel_times(
 
     Replays with the feature and without it take turns, so that a change of the machine's speed meets both.
 
-    Raises ``RequestError`` if nothing of the stream is archived, ``LayoutError`` for a damaged archive, and ``Stopped``
-    once ``stop`` is set.
+    Raises ``NothingArchived`` if nothing of the stream is archived, ``LayoutError`` for a damaged archive, and
+    ``Stopped`` once ``stop`` is set.
     """
     lesser = {name: left for name in names if (left := without(view, [name])) is not None}
     archive = Archive.open(archive_root, view.stream)
     if not archive:
-        raise RequestError(f"{archive.root} holds no events; give the --archive folder of the pipeline")
+        raise NothingArchived(f"{archive.root} holds no events")
     events = _read(view, archive, n_events)
     n_read = sum(piece.events.height for piece in events)
     taken: dict[str, list[float]] = {name: [] for name in lesser}

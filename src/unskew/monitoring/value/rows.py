@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from unskew.features.time import DAY_US
 from unskew.features.view import View
 from unskew.offline.join import AnyLog, Progress
 from unskew.sinks.redis.sizes import Sizes
@@ -51,12 +52,9 @@ class LogRows:
     @property
     def rows_a_day(self) -> float | None:
         """The rows a day between the first and the last one; None if these lie less than a day apart."""
-        if self.first_us is None or self.last_us is None or self.last_us - self.first_us < _DAY_US:
+        if self.first_us is None or self.last_us is None or self.last_us - self.first_us < DAY_US:
             return None
-        return self.n_rows * _DAY_US / (self.last_us - self.first_us)
-
-
-_DAY_US = 86_400_000_000
+        return self.n_rows * DAY_US / (self.last_us - self.first_us)
 
 
 def log_rows(log: AnyLog, n_requests: int, progress: Progress = lambda _view, _done, _all: None) -> LogRows:

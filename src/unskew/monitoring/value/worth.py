@@ -1,9 +1,10 @@
 """What each feature of some views costs and what it earns, and which ones are candidates to retire."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -14,7 +15,7 @@ from unskew.features.service import Service
 from unskew.features.view import View, ViewFeature
 from unskew.monitoring.value.freshness import AGES, NOW, Aged, Differences, aged, differences
 from unskew.monitoring.value.importance import Importance, Model, NoModel, model_of
-from unskew.monitoring.value.kernel_time import KernelTime, kernel_times
+from unskew.monitoring.value.kernel_time import KernelTime, NothingArchived, kernel_times
 from unskew.monitoring.value.rows import LogRows, log_rows
 from unskew.offline.log_reader import ViewLog
 from unskew.offline.manifest import Manifest
@@ -111,16 +112,25 @@ class FeatureValue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Requests:
+    """Whence requests were taken, how many, and how many of them lie within the log."""
+
+    source: Literal["labels", "log"]
+    n: int
+    n_within: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViewValue:
     """The features of a view, candidates to retire first.
 
-    ``requests``: whence requests were taken, "labels" or "log", and how many; None without any. ``model``: the models
-    that were given labels; ``unknown``: figures that are not known, and what would make them known.
+    ``requests``: None without any. ``model``: the models that were given labels. ``unknown``: figures that are not
+    known, and why, or what would make them known.
     """
 
     view: View
     rows: LogRows | None
-    requests: tuple[str, int] | None
+    requests: Requests | None
     model: Model | None
     unknown: Sequence[str]
     features: Sequence[FeatureValue]
@@ -153,17 +163,18 @@ def values_of(
     """
     logs = {} if log is None else {view_id: ViewLog(log, views[view_id]) for view_id in asked}
     rows = {view_id: log_rows(one, n_requests, _of(progress, "rows")) for view_id, one in logs.items()}
-    labelled = _labelled(labels, [views[view_id] for view_id in asked]) if logs else []
+    # A log that is not complete to any instant yet has no answers.
+    logs = {view_id: one for view_id, one in logs.items() if one.complete_to_us is not None and not _waits(one)}
+    labelled = [] if labels is None or log is None else _labelled(labels, [views[view_id] for view_id in asked], logs)
     given = None if labels is None else _some(labels.frame, n_requests)
     model: Model | NoModel | None = None
     joined: dict[str, Aged] = {}
     if labels is not None and given is not None and labelled:
         keys = list(dict.fromkeys(key for view_id in labelled for key in views[view_id].entity.keys))
-        references = [_reference(views[view_id], one) for view_id in labelled for one in views[view_id].features]
         found = aged(
             {view_id: logs[view_id] for view_id in labelled},
             given.select(*keys, labels.timestamp),
-            references,
+            [_reference(views[view_id], one) for view_id in labelled for one in views[view_id].features],
             labels.timestamp,
             _of(progress, "requests"),
         )
@@ -171,50 +182,64 @@ def values_of(
         if labels.target is not None:
             types = {_column(views[view_id], one): one.dtype for view_id in labelled for one in views[view_id].features}
             model = model_of(found, types, given, labels.target, labels.timestamp, _of(progress, "model"))
-    for view_id, one in rows.items():
-        if view_id not in joined and one.requests.height:
-            view = views[view_id]
-            references = [_reference(view, feature) for feature in view.features]
-            asked_at = one.requests
+    for view_id, opened in logs.items():
+        if view_id not in joined and rows[view_id].requests.height:
+            references = [_reference(views[view_id], one) for one in views[view_id].features]
+            asked_at = rows[view_id].requests
             joined[view_id] = aged(
-                {view_id: logs[view_id]}, asked_at, references, "event_timestamp", _of(progress, "requests")
+                {view_id: opened}, asked_at, references, "event_timestamp", _of(progress, "requests")
             )
     results = []
     for view_id, names in asked.items():
+        view = views[view_id]
         times: Mapping[str, KernelTime] = {}
+        why = ""
         if archive is not None and view_id in plans:
-            times = kernel_times(
-                plans[view_id],
-                archive,
-                names,
-                n_events=n_events,
-                n_runs=n_runs,
-                now_s=now_s,
-                stop=stop,
-                progress=_of(progress, "replays"),
-            )
+            try:
+                times = kernel_times(
+                    plans[view_id],
+                    archive,
+                    names,
+                    n_events=n_events,
+                    n_runs=n_runs,
+                    now_s=now_s,
+                    stop=stop,
+                    progress=_of(progress, "replays"),
+                )
+            except NothingArchived as error:
+                why = f"kernel time: {error}"
+        else:
+            missing = ["--archive"] if archive is None else []
+            missing += ["--definitions"] if view_id not in plans else []
+            why = f"kernel time: give {' and '.join(missing)}"
+        lone = [name for name in names if name not in times]
+        if not why and lone:
+            why = f"kernel time of {', '.join(lone)}: nothing is left of the view without it"
         its_model = model if view_id in labelled else None
-        requests = None
-        if view_id in labelled and given is not None:
-            requests = "labels", given.height
-        elif view_id in joined:
-            requests = "log", rows[view_id].requests.height
+        unknown = [
+            *_unknown_of_log(log, rows.get(view_id), view_id in joined),
+            *([why] if why else []),
+            *(["who reads them: give --definitions with services, or --model"] if readers is None else []),
+            *_unknown_importance(view, labels, its_model),
+        ]
         results.append(
             _value(
-                views[view_id],
+                view,
                 names,
                 rows=rows.get(view_id),
                 found=joined.get(view_id),
-                requests=requests,
+                is_labelled=view_id in labelled,
                 model=its_model if isinstance(its_model, Model) else None,
                 times=times,
                 readers=readers,
-                unknown=_unknown(
-                    views[view_id], plans, log, archive, readers, labels, its_model, rows.get(view_id), joined, labelled
-                ),
+                unknown=unknown,
             )
         )
     return results
+
+
+def _waits(log: ViewLog) -> bool:
+    return log.coverage is not None and bool(log.coverage.waiting)
 
 
 def _of(progress: Progress, phase: str) -> Progress:
@@ -223,10 +248,8 @@ def _of(progress: Progress, phase: str) -> Progress:
     )
 
 
-def _labelled(labels: Labels | None, views: Sequence[View]) -> list[str]:
-    """Return the views whose keys the labels have. Raises ``RequestError`` if there is none."""
-    if labels is None:
-        return []
+def _labelled(labels: Labels, views: Sequence[View], logs: Mapping[str, ViewLog]) -> list[str]:
+    """Return the views with a log whose keys the labels have. Raises ``RequestError`` if they have those of no view."""
     found = [view.id for view in views if set(view.entity.keys) <= set(labels.frame.columns)]
     if not found:
         wanted = " or ".join(dict.fromkeys(" and ".join(view.entity.keys) for view in views))
@@ -234,7 +257,7 @@ def _labelled(labels: Labels | None, views: Sequence[View]) -> list[str]:
             f"the labels have no column {wanted}; their columns are {', '.join(labels.frame.columns)}; name the columns of "
             "keys as the entities do"
         )
-    return found
+    return [view_id for view_id in found if view_id in logs]
 
 
 def _some(frame: pl.DataFrame, n: int) -> pl.DataFrame:
@@ -256,7 +279,7 @@ def _value(
     *,
     rows: LogRows | None,
     found: Aged | None,
-    requests: tuple[str, int] | None,
+    is_labelled: bool,
     model: Model | None,
     times: Mapping[str, KernelTime],
     readers: Readers | None,
@@ -289,7 +312,13 @@ def _value(
     return ViewValue(
         view=view,
         rows=rows,
-        requests=requests,
+        requests=None
+        if found is None
+        else Requests(
+            source="labels" if is_labelled else "log",
+            n=found.frames[NOW].height,
+            n_within=int(found.known[NOW][_column(view, view.features[0])].sum()),
+        ),
         model=model,
         unknown=unknown,
         features=sorted(judged, key=_rank),
@@ -307,56 +336,33 @@ def _rank(one: FeatureValue) -> tuple[bool, float, float, float]:
     )
 
 
-def _unknown(
-    view: View,
-    plans: Mapping[str, ViewPlan],
-    log: Path | None,
-    archive: Path | None,
-    readers: Readers | None,
-    labels: Labels | None,
-    model: Model | NoModel | None,
-    rows: LogRows | None,
-    joined: Mapping[str, Aged],
-    labelled: Sequence[str],
-) -> list[str]:
-    """Return what is not known of a view's features, each with the way to know it."""
-    found = []
-    if log is None:
-        found.append("rows, Redis bytes, and whether an older copy would do: give --log")
-    elif rows is not None and not rows.n_rows:
-        found.append("rows, Redis bytes, and whether an older copy would do: the log has no rows of this view")
+def _unknown_of_log(log: Path | None, rows: LogRows | None, is_joined: bool) -> Iterator[str]:  # noqa: FBT001
+    """Yield what is not known because of the log, and why."""
+    all_of_it = "rows, Redis bytes, and whether an older copy would do"
+    if log is None or rows is None:
+        yield f"{all_of_it}: give --log"
+    elif not rows.n_rows:
+        yield f"{all_of_it}: the log has no rows of this view"
     else:
-        if rows is not None and not rows.sizes:
-            found.append("Redis bytes: no entity has any value at the end of the log")
-        if view.id not in joined:
-            found.append("whether an older copy would do: no row of the log was caused by an event")
-    if archive is None or view.id not in plans:
-        missing = [
-            name
-            for name, is_missing in (("--archive", archive is None), ("--definitions", view.id not in plans))
-            if is_missing
-        ]
-        found.append(f"kernel time: give {' and '.join(missing)}")
-    if readers is None:
-        found.append("who reads them: give --definitions with services, or --model")
+        if not rows.sizes:
+            yield "Redis bytes: no entity has any value at the end of the log"
+        if not is_joined:
+            yield "whether an older copy would do: no row of the log was caused by an event, or the log is not complete to any instant"
+
+
+def _unknown_importance(view: View, labels: Labels | None, model: Model | NoModel | None) -> Iterator[str]:
     if labels is None or labels.target is None:
-        found.append(f"importance: give {'--labels and --target' if labels is None else '--target'}")
-    elif log is not None and view.id not in labelled:
-        found.append(f"importance: the labels have no column {' and '.join(view.entity.keys)}")
+        yield f"importance: give {'--labels and --target' if labels is None else '--target'}"
     elif isinstance(model, NoModel):
-        found.append(f"importance: {model.why}")
-    elif isinstance(model, Model):
-        lacking = [age for age in AGES if age not in model.scores]
-        if lacking:
-            found.append(
-                f"importance with features of {' and '.join(lacking)} before: less than half of the labels lie within the log then"
-            )
-        found += [
-            f"importance of {feature.name}: {model.unusable[column]}"
-            for feature in view.features
-            if (column := _column(view, feature)) in model.unusable
-        ]
-    return found
+        yield f"importance: {model.why}"
+    elif model is None:
+        yield f"importance: the labels have no column {' and '.join(view.entity.keys)}, or the log is not complete to any instant"
+    else:
+        if lacking := [age for age in AGES if age not in model.scores]:
+            yield f"importance of features {' and '.join(lacking)} old: less than half of the labels lie within the log then"
+        for feature in view.features:
+            if (column := _column(view, feature)) in model.unusable:
+                yield f"importance of {feature.name}: {model.unusable[column]}"
 
 
 def sentence(one: FeatureValue) -> str:
@@ -421,5 +427,5 @@ def _verdict(one: FeatureValue) -> str:
     if one.is_useless and one.derived:
         return f": needed by {', '.join(one.derived)}"
     if one.sufficient_age is not None and one.is_useless is not True:
-        return f": a copy of {one.sufficient_age} before would do"
+        return f": a copy that is {one.sufficient_age} old would do"
     return ": keep" if one.is_useless is False else ""

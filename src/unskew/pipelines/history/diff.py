@@ -69,7 +69,8 @@ class Sample:
 class ViewDiff:
     """The differences of a view, or of two versions of it; ``old`` or ``new`` is None if only one side has it.
 
-    ``unchanged``: both are one definition, so nothing was computed. ``why``: why nothing could be compared, else "".
+    ``unchanged``: both are one definition, so nothing was computed. ``why``: why nothing could be compared, else "";
+    ``populations`` and ``costs`` may be known all the same.
     ``removed``, ``added``, ``retyped``: features of one side alone, and those whose types cannot be compared.
     ``from_us``, ``upto_us``: the first and the last instant that was compared, None without events. ``whole_from_us``:
     the instant from which windows lie inside of the archive; None if none does. ``cut_short``: the time limit passed
@@ -318,8 +319,6 @@ def _without_events(old: ViewPlan | None, new: ViewPlan | None) -> ViewDiff | No
             for one in (old, new)
         )
         return replace(pair, why=f"the entity was ({next(keys)}) and is ({next(keys)})")
-    if len(new.outputs) == len(pair.added) + len(pair.retyped):
-        return replace(pair, why="no feature is on both sides with a type that can be compared")
     if not (set(pair.removed) | set(pair.added) | set(pair.retyped)) and _read_alike(old, new):
         return replace(pair, unchanged=True)
     return None
@@ -337,12 +336,16 @@ def defaults_of(view: View) -> dict[str, Scalar | None]:
 def _of_features(pair: _Pair) -> ViewDiff:
     olds = {} if pair.old is None else {one.name: one for one in pair.old.outputs}
     news = {one.name: one for one in pair.new.outputs}
+    added = tuple(name for name in news if name not in olds)
+    retyped = tuple(name for name, one in news.items() if name in olds and not is_comparable(olds[name], one))
+    has_common = pair.old is None or len(news) > len(added) + len(retyped)
     return ViewDiff(
         old=None if pair.old is None else pair.old.id,
         new=pair.new.id,
+        why="" if has_common else "no feature is on both sides with a type that can be compared",
         removed=tuple(name for name in olds if name not in news),
-        added=tuple(name for name in news if name not in olds),
-        retyped=tuple(name for name, one in news.items() if name in olds and not is_comparable(olds[name], one)),
+        added=added,
+        retyped=retyped,
     )
 
 
