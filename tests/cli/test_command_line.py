@@ -202,7 +202,7 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         ((*RUN, "--end", "folder"), "--end 'folder': [Errno 21] Is a directory"),
         (("demo", "--output", "file"), "Directory 'file' is a file"),
         (("lineage", "household_purchase", *DEFINED), "did you mean 'household_purchases@1"),
-        (("lineage", VIEW, "--kind", "vew", *DEFINED), "--kind 'vew' is not known; did you mean 'view'?"),
+        (("lineage", VIEW, "--kind", "viev", *DEFINED), "--kind 'viev' is not known; did you mean 'view'?"),
         (("lineage", VIEW, "--dot", "--json", *DEFINED), "exclude each other"),
         (("lineage", VIEW, "--models", "nowhere", *DEFINED), "nowhere: there is no such folder"),
         (("lineage", VIEW, "--log", "nowhere"), "nowhere: there is no such folder; give the folder"),

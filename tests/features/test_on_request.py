@@ -145,7 +145,7 @@ def test_columns_come_in_the_order_of_the_request_and_what_is_read_besides_is_no
     ("references", "fault"),
     [
         (["one:i"], "one has no feature 'i'; its features are f, g"),
-        (["ony:f"], "there is no view 'ony'; did you mean 'one'?"),
+        (["onee:f"], "there is no view 'onee'; did you mean 'one'?"),
         (["one@2:f"], "on-demand 'one' has no version '2'; there is one@1"),
         (["one:f", "other:f"], "one:f and other:f would share the column 'f'"),
         (["one:g", "other:h"], "one takes the input 'a' as float64, and other as string; ask for them apart"),
