@@ -208,9 +208,9 @@ class Log:
         names = ", ".join(f'"{name}"' for name in NAMES)
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
-            table = connection.execute(
+            table = connection.sql(
                 f'SELECT "user", epoch_us(available_at), {names} FROM read_parquet(?) ORDER BY "user", available_at',
-                [files],
+                params=[files],
             ).to_arrow_table()
         rows = pl.DataFrame(pl.from_arrow(table)).rows()
         self._instants: dict[str, list[int]] = {}
@@ -318,6 +318,7 @@ def compared(url: str, log: Path, n_wanted: int, moved: Cluster | None = None, s
     return counts
 
 
+@pytest.mark.long
 def test_what_is_read_while_it_is_written_is_what_the_log_has(tmp_path: Path) -> None:
     with Valkey(tmp_path / "valkey") as redis:
         counts = compared(redis.url, tmp_path / "log", 1_500)
