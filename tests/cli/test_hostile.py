@@ -240,7 +240,7 @@ def test_errors_and_log_lines_of_a_run(tmp_path):
         "import logging, sys; from unskew.cli import main, screen; screen.escape_log_lines();"
         f"logging.getLogger('unskew.run').warning('of %s', {HOSTILE!r}); main(sys.argv[1:])"
     )
-    command = ["run", "--definitions", "definitions.py", "--idle", "none", "--log", "l", "--archive", "a"]
+    command = ["run", "--apply", "--definitions", "definitions.py", "--idle", "none", "--log", "l", "--archive", "a"]
     ended = subprocess.run(
         [sys.executable, "-c", program, *command, "--state", NAME],
         cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120,

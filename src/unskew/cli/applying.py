@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unskew.cli.screen import say
-from unskew.features.errors import LayoutError, StoreUnavailable
+from unskew.features.errors import LayoutError, Stopped, StoreUnavailable
 from unskew.features.plan import Plan
 from unskew.features.planning import Asked, Change, Planned, planned, whose
 from unskew.features.revision import Content, GitCommit, Revision, brought_up_to, others_of
@@ -191,7 +191,7 @@ def applied_at_start(
 ) -> None:
     """Apply definitions before what they define is computed, in the state folder ``state``.
 
-    Raises ``LayoutError`` if they must not be applied as they are.
+    Raises ``LayoutError`` if they must not be applied as they are, and ``Stopped`` if ``stop`` is set.
     """
     from unskew.pipelines.state.folder import held_by
     from unskew.sinks.objects import concerns
@@ -210,7 +210,7 @@ def applied_at_start(
     asked = Asked(keeps_others=True, drop=drop, has_ended=has_ended)
     for tried in range(1, _TRIES + 1):
         if stop.is_set():
-            return
+            raise Stopped("it was asked to stop before it had begun")
         last = patience.until_done(record.last)
         found = planned(plan, None if last is None else last.content, asked)
         if found.refused:

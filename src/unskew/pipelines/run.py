@@ -107,6 +107,7 @@ def run(
 
 def _require_applied(plan: Plan, deployment: Deployment, stop: threading.Event) -> None:
     """Refuse views that were not applied, before anything else is judged; a store that is away is waited for."""
+    _go_on(stop)
     if deployment.registry is None:
         return
     record = Record(deployment.registry)
