@@ -386,7 +386,7 @@ def test_a_feature_that_no_pipeline_has_computed_is_computed_from_events(bench: 
     late = labels.with_columns(pl.col("event_timestamp") + dt.timedelta(days=1))
     with pytest.raises(RequestError, match="later than the log of by_item@1 is complete"):
         store.get_historical_features(late, ["by_item:count_5s"], source="events")
-    with pytest.raises(RequestError, match="archive="):
+    with pytest.raises(RequestError, match="give their folder as archive"):
         FeatureStore(tried).get_historical_features(labels, ["by_item:count_5s"], source="events")
     with pytest.raises(RequestError, match="holds no events"):
         FeatureStore(tried, archive=bench.root).get_historical_features(labels, ["by_item:count_5s"], source="events")
