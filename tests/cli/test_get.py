@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -7,9 +8,12 @@ from click.testing import CliRunner
 from tests.support.plans import DAY, HOUR, Wanted, sliding, view
 from tests.support.typed import FULL, NAMES, ORDERS
 from tests.support.updates import closing
+from unskew import Service
 from unskew.cli import main
+from unskew.features.definitions.services import pinned
 from unskew.features.plan import Plan
 from unskew.features.registry import describe
+from unskew.features.versions import Versions
 from unskew.sinks.redis.writer import RedisWriter
 
 STAYS = view(
@@ -18,13 +22,17 @@ STAYS = view(
     keys={"user": "string", "hotel": "int64"},
     name="stays",
 )
+GUESTS = view(Wanted("n", "count", sliding(DAY, HOUR)), name="guests")
 CLOCK = 17_000 * DAY
 
 
 @pytest.fixture
 def get(redis_client, redis_url):
     writer = RedisWriter(redis_client, "shop", "nightly")
-    writer.publish_registry(json.dumps(describe(Plan(streams={}, views={"stays": STAYS}))))
+    plan = Plan(streams={}, views=Versions([STAYS, GUESTS]))
+    trip = pinned(Service("trip", ["stays:nights", "guests:n"]), plan.published)
+    writer.publish_registry(json.dumps(describe(replace(plan, services={"trip": trip}))))
+    writer.add(closing(GUESTS, CLOCK, [{"key": "a%20b", "n": 5, "_at": CLOCK, "_until": CLOCK + HOUR}]))
     writer.add(closing(STAYS, CLOCK, [{"key": "a%20b|7", "nights": 2, "_at": CLOCK, "_until": CLOCK + HOUR}]))
     writer.flush(time.time_ns() // 1000)
     environment = {"UNSKEW_REDIS_URL": redis_url, "UNSKEW_PREFIX": "shop", "UNSKEW_PIPELINE": "nightly"}
@@ -98,10 +106,13 @@ def test_get_prints_every_type_as_json(get_order):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["stay", "a b", "7"], "no view 'stay'; did you mean 'stays'?"),
+    (["stay", "a b", "7"], "there is no 'stay'; did you mean 'stays'?"),
     (["stays:night", "a b", "7"], "did you mean 'nights'?"),
     (["stays", "a b"], "USER HOTEL: 2 expected, 1 given"),
     (["stays", "a b", "seven"], "'hotel' is int64"),
+    (["stays", "user=a b", "user=7"], "stays takes the keys user, hotel; give user=VALUE hotel=VALUE"),
+    (["trips", "a b", "7"], "there is no 'trips'; did you mean 'trip'?"),
+    (["trip", "a b", "7"], "trip takes the keys user, hotel; give user=VALUE hotel=VALUE"),
 ])  # fmt: skip
 def test_get_says_what_is_wrong_without_a_traceback(get, arguments, message):
     shown = get(*arguments)
@@ -116,3 +127,20 @@ def test_get_without_a_server_says_so():
 
     assert shown.exit_code == 1
     assert "error: Redis: " in shown.output
+
+
+@pytest.mark.parametrize("keys", [["a b", "7"], ["user=a b", "hotel=7"], ["hotel=7", "user=a b"]])
+def test_keys_are_given_in_order_or_by_name(get, keys):
+    found = json.loads(get("stays:nights", *keys, "--json").output)
+
+    assert (found["entity"], found["features"]) == ({"user": "a b", "hotel": 7}, {"nights": 2})
+
+
+def test_get_reads_a_service_over_views_of_several_keys(get):
+    found = json.loads(get("trip", "hotel=7", "user=a b", "--json").output)
+
+    assert (found["service"], found["features"]) == ("trip", {"stays:nights": 2, "guests:n": 5})
+    assert {name: its["status"] for name, its in found["views"].items()} == {"stays": "present", "guests": "present"}
+    shown = get("trip", "hotel=7", "user=a b").output
+    assert "stays:nights" in shown
+    assert "stays as of 2016-07-18" in " ".join(shown.split())

@@ -62,8 +62,8 @@ def test_get_computes_from_inputs_and_the_views_that_are_read(run):
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (("checkout", "anna"), "checkout reads views whose keys are user_id, chain, store_id; give user_id=VALUE"),
-        (("checkout:query_length", "anna", "--input", "query=a"), "checkout reads views whose keys are none; give no KEY"),
+        (("checkout", "anna"), "checkout takes the keys user_id, chain, store_id; give user_id=VALUE"),
+        (("checkout:query_length", "anna", "--input", "query=a"), "checkout:query_length reads no view, so it takes no KEY; 1 given"),
         (("checkout:query_length",), "checkout takes the input 'query' (string), which is not among the given columns"),
         (("checkout:share", "--input", "amount=x"), "--input amount: 'x' is not of type float64"),
         (("checkout:share", "--input", "amont=1"), "--input amont: checkout takes no such input; did you mean 'amount'?"),
@@ -71,7 +71,7 @@ def test_get_computes_from_inputs_and_the_views_that_are_read(run):
         (("checkout:share", "--input", "amount=1", "--now", "noon"), "now: 'noon' is not an instant"),
         (("checkout:shore", "--input", "amount=1"), "checkout has no feature 'shore'; did you mean 'share'?"),
         (("checkout@2:share", "--input", "amount=1"), "on-demand 'checkout' has no version '2'; there is checkout@1"),
-        (("store", "north", "1", "--input", "lat=1"), "store is not the name of on-demand features"),
+        (("store", "north", "1", "--input", "lat=1"), "store is neither the name of on-demand features"),
         (("store",), "Missing argument 'KEY...'"),
     ],
 )  # fmt: skip

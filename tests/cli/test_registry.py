@@ -126,7 +126,7 @@ def test_a_plan_says_what_changes_and_whom_it_touches(site: Site, redis_client: 
     site.define(view(), view(name="visits"))
     assert site.done("plan", status=2).splitlines()[0] == "+ view spend@1"
     site.done("apply", "-m", "first")
-    assert site.done("plan") == "nothing to change: the definitions are those of revision 1\n"
+    assert site.done("plan") == "nothing to change: views, services and on-demand features are those of revision 1\n"
 
     # A description changes no state; a service is new, and what it reads is pinned.
     plan = site.define(view(description="purchases in a week"), view(name="visits"), service("spend:n", "visits:total"))
@@ -431,7 +431,7 @@ def test_a_process_that_is_killed_between_record_and_copy_leaves_what_the_next_o
 
     assert process.returncode == -9
     assert site.read("spend:n") == [1]
-    assert site.done("apply") == "nothing to change: the definitions are those of revision 3\n"
+    assert site.done("apply") == "nothing to change: views, services and on-demand features are those of revision 3\n"
     assert site.read("spend:n") == [2]
 
 
@@ -528,7 +528,7 @@ def test_what_a_newer_version_adds_to_a_revision_is_ignored(site: Site) -> None:
     found["approved_by"] = found["content"]["models"] = found["content"]["views"][0]["colour"] = "blue"
     path.write_text(json.dumps(found))
 
-    assert site.done("plan") == "nothing to change: the definitions are those of revision 1\n"
+    assert site.done("plan") == "nothing to change: views, services and on-demand features are those of revision 1\n"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """``unskew get``: the values that a model would read now."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,14 +9,13 @@ from unskew import settings
 from unskew.cli.screen import Screen, lines, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.printing import printable
-from unskew.features.view import View
+from unskew.features.view import View, ViewEntity
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from unskew.features.registry import Published
     from unskew.features.types import Type
-    from unskew.features.versions import Versions
     from unskew.serving.online import OnlineReader
 
 
@@ -24,7 +23,7 @@ _TIMEOUT_S = 2.0
 
 
 @click.command()
-@click.argument("features", metavar="VIEW[:FEATURE]")
+@click.argument("features", metavar="VIEW[:FEATURE]|SERVICE")
 @click.argument("keys", metavar="KEY...", nargs=-1)
 @click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="Input of on-demand features; for each.")
 @click.option(
@@ -47,11 +46,11 @@ def get(
     """Read an entity's current features from Redis, with the instant for which they are valid.
 
     VIEW reads all features of a view, VIEW:FEATURE one; VIEW@VERSION is one of several versions, VIEW the one that
-    serves. KEY is the entity's key; an entity with several key columns
-    takes a KEY for each, in their order. Needs only Redis: definitions are those that `unskew run` published.
+    serves. KEY is the entity's key, also as NAME=VALUE; an entity with several key columns takes a KEY for each, in
+    their order. Needs only Redis: definitions are those that `unskew run` published.
 
-    The name of on-demand features in place of VIEW computes them from --input and the views that they read. If these
-    have different keys, each KEY is NAME=VALUE.
+    The name of on-demand features in place of VIEW computes them from --input and the views that they read; SERVICE
+    reads the features of a service. If the views that are read have different keys, each KEY is NAME=VALUE.
 
     \b
     Status: present; default (every value is that of an entity without events);
@@ -75,15 +74,18 @@ def get(
     reader = OnlineReader(redis_url, prefix, pipeline, timeout_s=_TIMEOUT_S)
     try:
         published = reader.published()
-        if features.partition(":")[0].partition("@")[0] in published.on_demand:
+        if features in published.services or features.partition(":")[0].partition("@")[0] in published.on_demand:
             _compute(reader, published, features, keys, pairs, now, as_json=as_json)
             return
         if inputs or now is not None:
-            raise RequestError(f"{features} is not the name of on-demand features, which alone take --input and --now")
+            raise RequestError(
+                f"{features} is neither the name of on-demand features nor of a service, which alone take --input and --now"
+            )
         if not keys:
             raise click.UsageError("Missing argument 'KEY...'.")
-        view, references = _asked(features, published.views)
-        answer = reader.read(references, [_entity_row(view, keys)], full_feature_names=True)
+        view, references = _asked(features, published)
+        entity_row = _entity_row(view, keys)
+        answer = reader.read(references, [entity_row], full_feature_names=True)
     finally:
         reader.close()
     row = answer.frame.row(0, named=True)
@@ -99,7 +101,7 @@ def get(
         found = {"view": view.id, "entity": entity, "features": features_found, **judged, "as_of": as_of}
         say_json(found)
         return
-    _print_table(view, keys, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
+    _print_table(view, entity_row, values, as_of=as_of, status=judged["status"], provisional=judged["provisional"])
 
 
 def _compute(
@@ -112,32 +114,37 @@ def _compute(
     *,
     as_json: bool,
 ) -> None:
-    """Show on-demand features."""
+    """Show on-demand features, or those of a service."""
     from unskew.cli.tables import plain, shown
     from unskew.features.on_request import wanted
+    from unskew.features.references import Demanded
 
     named, colon, _ = features.partition(":")
-    one = published.on_demand[named.partition("@")[0]]
-    references = [features] if colon else [f"{named}:{feature.name}" for feature in one.features]
-    request = wanted(references, published, full_feature_names=True)
-    assert request.on_request is not None
-    entity = _several_keys({key: None for read in request.of_views for key in read.view.entity.keys}, named, keys)
-    given = _inputs(inputs, request.on_request.inputs, named)
-    answer = reader.read(references, [{**entity, **given}], full_feature_names=True, now=now)
+    asked: list[str] | str
+    if features in published.services:
+        what, title, asked = "service", features, features
+    else:
+        one = published.on_demand[named.partition("@")[0]]
+        what, title = "on_demand", one.id
+        asked = [features] if colon else [f"{named}:{feature.name}" for feature in one.features]
+    request = wanted(asked, published, full_feature_names=True)
+    entity = _keys_by_name([read.view.entity for read in request.of_views], features, keys)
+    given = _inputs(inputs, {} if request.on_request is None else request.on_request.inputs, named)
+    answer = reader.read(asked, [{**entity, **given}], full_feature_names=True, now=now)
     row = answer.columns.row(0, named=True)
-    values = {each.feature.name: row[each.column] for each in request.asked}
+    # A service may have features of one name.
+    shown_as = {each.column: each.reference if what == "service" else each.feature.name for each in request.asked}
+    values = {name: row[column] for column, name in shown_as.items()}
     judged = {name: frame.row(0, named=True) for name, frame in answer.metadata.items()}
     instant = answer.now.isoformat(timespec="microseconds")
     if as_json:
         views = {name: {**its, "as_of": plain(its["as_of"])} for name, its in judged.items()}
         found = {name: plain(value) for name, value in values.items()}
-        say_json(
-            {"on_demand": one.id, "entity": entity, "inputs": given, "now": instant, "features": found, "views": views}
-        )
+        say_json({what: title, "entity": entity, "inputs": given, "now": instant, "features": found, "views": views})
         return
     from rich.table import Table
 
-    heading: list[str | Text] = [styled(one.id, "bold"), f"now {instant}"]
+    heading: list[str | Text] = [styled(title, "bold"), f"now {instant}"]
     heading += [printable(f"{name} {value!r}") for name, value in (entity | given).items()]
     for name, its in judged.items():
         how = f"{its['status']}{', provisional' if its['provisional'] else ''}"
@@ -147,19 +154,30 @@ def _compute(
     table.add_column("value", justify="right", overflow="fold")
     table.add_column("expression", overflow="fold")
     for each in request.asked:
-        table.add_row(each.feature.name, shown(values[each.feature.name]), each.feature.value or "")
+        name = shown_as[each.column]
+        table.add_row(name, shown(values[name]), (each.feature.value or "") if isinstance(each, Demanded) else "")
     Screen().print(table)
 
 
-def _several_keys(names: Mapping[str, None], of: str, keys: tuple[str, ...]) -> dict[str, str]:
-    """Return the keys by their columns: given by name, or in their order if there is only one way to read that."""
-    given = dict(pair for key in keys if "=" in key for pair in [_pair("KEY", key)])
-    if len(given) == len(keys) and given.keys() == names.keys():
-        return given
-    if len(names) == 1 and len(keys) == 1:
+def _keys_by_name(entities: "Sequence[ViewEntity]", of: str, keys: tuple[str, ...]) -> dict[str, str]:
+    """Return the keys of entities by their columns.
+
+    They are given as NAME=VALUE, where NAME is a key column or the name of an entity with a single one, or in their
+    order if all entities have the same key columns.
+    """
+    names = dict.fromkeys(name for one in entities for name in one.keys)
+    called = {**{one.name: one.keys[0] for one in entities if len(one.keys) == 1}, **{name: name for name in names}}
+    parts = [key.partition("=") for key in keys]
+    if parts and all(equals and name in called for name, equals, _ in parts):
+        given = {called[name]: value for name, _, value in parts}
+        if len(given) == len(keys) and given.keys() == names.keys():
+            return {name: given[name] for name in names}
+    elif len(keys) == len(names) and len({one.keys for one in entities}) <= 1:
         return dict(zip(names, keys, strict=True))
     wanted = " ".join(f"{name}=VALUE" for name in names)
-    raise RequestError(f"{of} reads views whose keys are {', '.join(names) or 'none'}; give {wanted or 'no KEY'}")
+    if not names:
+        raise RequestError(f"{of} reads no view, so it takes no KEY; {len(keys)} given")
+    raise RequestError(f"{of} takes the key{'s' if len(names) > 1 else ''} {', '.join(names)}; give {wanted}")
 
 
 def _inputs(given: list[tuple[str, str]], types: "Mapping[str, Type]", of: str) -> dict[str, Any]:
@@ -188,28 +206,35 @@ def _pair(what: str, text: str) -> tuple[str, str]:
 _READ: Mapping[str, Any] = {"float64": float, "int64": int, "bool": {"true": True, "false": False}.__getitem__}
 
 
-def _asked(features: str, views: "Versions[View]") -> tuple[View, list[str]]:
+def _asked(features: str, published: "Published") -> tuple[View, list[str]]:
+    from unskew.features.nearest import nearest
     from unskew.features.references import resolve
 
+    views = published.views
     if ":" in features:
         return resolve([features], views)[0].view, [features]
+    name = features.partition("@")[0]
+    if name not in views.names and (others := [*published.on_demand, *published.services]):
+        known = nearest(name, [*views.names, *others], "there are the views, on-demand features and services")
+        raise RequestError(f"there is no {name!r}; {known}")
     view = views.find(features)
     return view, [f"{features}:{feature.name}" for feature in view.features]
 
 
 def _entity_row(view: View, keys: tuple[str, ...]) -> dict[str, str]:
-    if len(keys) != len(view.entity.keys):
+    entity = view.entity
+    if len(keys) != len(entity.keys):
         raise RequestError(
-            f"{view.name} takes the key of entity {view.entity.name}, "
-            f"{' '.join(name.upper() for name in view.entity.keys)}: "
-            f"{len(view.entity.keys)} expected, {len(keys)} given"
+            f"{view.name} takes the key of entity {entity.name}, "
+            f"{' '.join(name.upper() for name in entity.keys)}: "
+            f"{len(entity.keys)} expected, {len(keys)} given"
         )
-    return dict(zip(view.entity.keys, keys, strict=True))
+    return _keys_by_name([entity], view.name, keys)
 
 
 def _print_table(
     view: View,
-    keys: tuple[str, ...],
+    entity_row: Mapping[str, str],
     values: Mapping[str, Any],
     *,
     as_of: str | None,
@@ -221,10 +246,7 @@ def _print_table(
     from unskew.cli.tables import shown
 
     # An empty key, or one with spaces at its ends, would not be seen.
-    entity = ", ".join(
-        f"{name} {key if key and key == key.strip() else repr(key)}"
-        for name, key in zip(view.entity.keys, keys, strict=True)
-    )
+    entity = ", ".join(f"{name} {key if key and key == key.strip() else repr(key)}" for name, key in entity_row.items())
     how = f"{status}, provisional" if provisional else status
     table = Table(
         title=lines(

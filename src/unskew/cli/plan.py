@@ -106,7 +106,9 @@ def plan(
     if found.changes:
         raise click.exceptions.Exit(CHANGES)
     if not as_json:
-        say(f"nothing to change: the definitions are those of revision {0 if last is None else last.number}")
+        say(
+            f"nothing to change: views, services and on-demand features are those of revision {0 if last is None else last.number}"
+        )
 
 
 @click.command()
@@ -149,7 +151,9 @@ def apply(
         show_plan(found, () if last is None else last.content.services, copy)
         refuse(found.refused)
         if not found.changes:
-            say(f"nothing to change: the definitions are those of revision {0 if last is None else last.number}")
+            say(
+                f"nothing to change: views, services and on-demand features are those of revision {0 if last is None else last.number}"
+            )
             if last is not None:
                 bring_up_to(copy, last)
             return
