@@ -207,7 +207,7 @@ def test_hostile_bodies_are_answered_in_json_that_feasts_client_reads_and_leave_
     codes: Counter[int] = Counter()
     faults = []
     with contextlib.closing(server.connection()) as connection:
-        for _ in range(2_500):
+        for _ in range(3_000):
             body = hostile_body(pick)
             connection.request("POST", "/get-online-features", body)
             answer = connection.getresponse()
@@ -220,7 +220,7 @@ def test_hostile_bodies_are_answered_in_json_that_feasts_client_reads_and_leave_
 
     assert not faults, (len(faults), faults[:5])
     # The bodies reach every part: some are read, some name nothing, some are refused.
-    assert min(codes[code] for code in (200, 404, 422)) > 50
+    assert min(codes[code] for code in (200, 404, 422)) > 100
     assert server.post(BODY)[1]["results"][2]["values"] == [7]
 
 
@@ -256,24 +256,56 @@ REST = [
 ]
 
 
+def hostile_request(pick: random.Random, number: int) -> tuple[bytes, bytes]:
+    """Return the first line of a request, and all of it.
+
+    Half of them are right but for a line or two, so that they get past the parser.
+    """
+    body = json.dumps(BODY).encode()
+    if number % 2:
+        line = pick.choice([LINES[0], pick.choice(LINES)])
+        heads = [b"Host: a", b"Content-Length: %d" % len(body), *pick.sample(HEADS, pick.randrange(2))]
+        heads.append(b"Connection: close")
+        return line, b"\r\n".join([line, *heads, b"", body])
+    heads = pick.sample(HEADS, pick.randrange(4))
+    line = LINES[number // 2 % len(LINES)]
+    end = pick.choice([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r"])
+    known = [b"Host: a"] if pick.random() < 0.7 else []
+    return line, end.join([line, *known, *heads, b"", b""]) + pick.choice(REST)
+
+
+def answer_of(client: socket.socket) -> bytes:
+    """Return all that a server sends until it closes the connection.
+
+    To a client that has closed its side it answers nothing, so that is only done once it waits for more.
+    """
+    client.settimeout(0.3)
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            try:
+                piece = client.recv(1 << 16)
+            except TimeoutError:
+                client.settimeout(20)
+                client.shutdown(socket.SHUT_WR)
+                continue
+            if not piece:
+                break
+            got += piece
+    return got
+
+
 def test_hostile_heads_are_answered_or_cut_off_and_leave_no_traceback(server: Server) -> None:
     pick = random.Random(21)
     codes: Counter[int] = Counter()
     faults = []
     for number in range(600):
-        heads = pick.sample(HEADS, pick.randrange(4))
-        line = LINES[number % len(LINES)]
-        end = pick.choice([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r"])
-        sent = end.join([line, *([b"Host: a"] if pick.random() < 0.7 else []), *heads, b"", b""]) + pick.choice(REST)
+        line, sent = hostile_request(pick, number)
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
-            got = b""
             # The server may close the connection before it has read everything.
             with contextlib.suppress(ConnectionError):
                 client.sendall(sent)
-                client.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(ConnectionError):
-                while piece := client.recv(1 << 16):
-                    got += piece
+            got = answer_of(client)
         if not got:
             codes[0] += 1
             continue
@@ -302,5 +334,5 @@ def test_hostile_heads_are_answered_or_cut_off_and_leave_no_traceback(server: Se
             faults.append((repr(error)[:300], sent[:300], got[:500]))
 
     assert not faults, (len(faults), faults[:5])
-    assert min(codes[code] for code in (200, 400, 404, 405, 422)) > 0
+    assert min(codes[code] for code in (200, 400, 404, 405, 422)) > 5
     assert server.post(BODY)[1]["results"][2]["values"] == [7]
