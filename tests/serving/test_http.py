@@ -282,6 +282,15 @@ def test_health_readiness_and_metrics(server):
         assert line in text
 
 
+def test_a_lag_is_measured_from_when_values_were_read_not_from_the_instant_that_a_request_gives(server):
+    server.post({"entities": {"user": ["full"]}, "features": ["orders:n"], "now": "2150-01-01T00:00:00Z"})
+    after = time.time()
+
+    _, text = server.get("/metrics")
+    (line,) = [line for line in text.splitlines() if line.startswith('unskew_read_lag_seconds{view="orders@1"}')]
+    assert after - CLOCK / 1e6 - 60 < float(line.split()[1]) <= after - (CLOCK - 5) / 1e6
+
+
 def test_what_can_be_read_is_listed_with_types_keys_and_services(server):
     code, listed = server.get("/v1/features")
 

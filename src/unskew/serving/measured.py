@@ -149,7 +149,7 @@ class Metrics(Collector):
                 _add(self._counts.n_rows, view_id, status, found.status.count(status))
             oldest = min([placed.as_of for placed in found.placed if placed.as_of != UNKNOWN], default=None)
             if oldest is not None:
-                self._counts.lags[view_id] = answered.read_us, max(0, answered.now_us - oldest) / 1e6
+                self._counts.lags[view_id] = answered.read_us, max(0, answered.read_us - oldest) / 1e6
 
     def _save(self, share: Share) -> None:
         self._is_saving = False
