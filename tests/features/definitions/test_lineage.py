@@ -23,6 +23,7 @@ PURCHASES = view(
     where="online",
     owner="growth",
     description="What users buy",
+    tags={"grade": "silver"},
 )
 VISITS = FeatureView(
     "visits",
@@ -192,6 +193,7 @@ def test_a_kind_chooses_among_things_of_one_name() -> None:
         (["checkout"], "service checkout"),
         (["payments"], "service checkout"),
         (["gold"], "service checkout"),
+        (["silver"], "view purchases@1"),
         (["What an item costs"], "feature purchases@1:each"),
         (["growth", "lifetime"], "feature purchases@1:by_status"),
         (["user", "max"], "feature visits@1:most"),

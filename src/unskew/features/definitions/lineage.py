@@ -206,7 +206,8 @@ class Lineage:
     def _add_view(self, view: View, stream: StreamPlan | None) -> None:
         holder, named = self._add_stream(view.stream, view.topic, stream), view.stream
         entity = f"{view.entity.name} ({', '.join(view.entity.keys)})"
-        added = self._add("view", view.id, owner=view.owner, description=view.description, entity=entity)
+        tags = _tags(view.tags)
+        added = self._add("view", view.id, owner=view.owner, description=view.description, entity=entity, tags=tags)
         event_times = {} if stream is None else {self._column(holder, named, stream.event_time): "event time"}
         keys = [self._column(holder, named, key) for key in view.entity.keys]
         if view.sessions is not None:
