@@ -54,6 +54,22 @@ def test_what_is_left_is_what_the_rest_compiles_to(features, source, gone, also)
     assert {each for name in gone for each in with_derived(whole.published, name)} == gone | set(also)
 
 
+def test_what_is_left_keeps_the_tags_and_the_deprecation_of_the_view():
+    said = {
+        "tags": {"tier": "gold"},
+        "deprecated": "use purchases@2",
+        "description": "What was bought",
+        "owner": "shop",
+    }
+    whole = compile(view(*FEATURES.values(), **said)).views["purchases"]
+    rest = [one for name, one in FEATURES.items() if name != "late"]
+
+    left = without(whole, ["late"])
+
+    assert left is not None
+    assert left.published == compile(view(*rest, **said)).views["purchases"].published
+
+
 def test_nothing_is_left_of_a_view_without_its_only_feature():
     (whole,) = compile(view(FEATURES["n"], Derived("twice", "2 * n"))).views.values()
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any
 
 from unskew.features.plan import DerivedPlan, FeaturePlan, FilterPlan, StreamPlan, ValuePlan, ViewPlan
@@ -99,8 +98,8 @@ def presentation_fingerprint(
     description: str,
     owner: str,
     features: Sequence[ViewFeature],
-    tags: Mapping[str, str] = MappingProxyType({}),
-    deprecated: str = "",
+    tags: Mapping[str, str],
+    deprecated: str,
 ) -> str:
     """Return the SHA-256, as 64 hex characters, of defaults, descriptions, owners, tags and deprecations."""
     replaced = {f.name: f.deprecated for f in features if f.deprecated}

@@ -43,7 +43,11 @@ def without(view: ViewPlan, names: Collection[str]) -> ViewPlan | None:
         windows=tuple(view.windows[number] for number in windows),
         features=columns,
         presentation_fingerprint=presentation_fingerprint(
-            description=view.published.description, owner=view.published.owner, features=columns
+            description=view.published.description,
+            owner=view.published.owner,
+            features=columns,
+            tags=view.published.tags,
+            deprecated=view.published.deprecated,
         ),
     )
     fingerprint = state_fingerprint(
