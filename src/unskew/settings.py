@@ -29,6 +29,8 @@ _Decorator = Callable[[_Command], _Command]
 
 DEFINITIONS = "UNSKEW_DEFINITIONS"
 LOOPBACK = "127.0.0.1"
+REDIS_TIMEOUT_S = 2.0
+"""How long a command for which somebody waits gives a Redis that does not answer."""
 
 
 class LocalPath(click.Path):
@@ -62,6 +64,17 @@ _OR_OBJECTS = "or s3://BUCKET/NAME, gs://, az:// (credentials by the usual varia
 def _option(flag: str, **settings: Any) -> _Decorator[Any]:
     name = flag.removeprefix("--").replace("-", "_").upper()
     return click.option(flag, envvar=f"UNSKEW_{name}", show_envvar=True, **settings)
+
+
+def together(*options: _Decorator[Any]) -> _Decorator[Any]:
+    """Return options that stand on several commands as one, in the order in which help lists them."""
+
+    def give(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
 
 
 def duration_us(option: str, text: str) -> int:
@@ -358,6 +371,14 @@ pipeline = _option(
     callback=_not_empty,
     help="Name of the pipeline; the key of its clocks in Redis.",
 )
+
+
+#: ``log``, ``registry``, ``redis_url``, ``prefix`` and ``pipeline``, for what plans and applies: the registry's record,
+#: and what Redis says beside it.
+of_record = together(optional_log, registry, redis_url, prefix, pipeline)
+
+#: ``definitions``, ``log``, ``redis_url`` and ``prefix``, for what looks features up, wherever they are known.
+places = together(some_definitions, optional_log, redis_url, prefix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from unskew.features.plan import Plan
 from unskew.features.planning import Asked, Change, Planned, planned, whose
 from unskew.features.revision import Content, GitCommit, Revision, brought_up_to, others_of
 from unskew.features.service import Service
+from unskew.settings import REDIS_TIMEOUT_S
 from unskew.sinks.record import Overtaken, Record
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from unskew.serving.live import LiveView
     from unskew.sinks.redis.server import Server
 
-TIMEOUT_S = 2.0
 _GIT_S = 10.0
 _TRIES = 5
 
@@ -78,12 +78,13 @@ def reaching_copy(redis_url: str, prefix: str, pipeline: str, last: Revision | N
     Raises ``StoreUnavailable`` if Redis cannot be reached, and ``LayoutError`` if it knows a later revision.
     """
     from unskew.serving.live import read_all_live
-    from unskew.sinks.redis.keyspace import clock_key, registry_key, usage_key
+    from unskew.sinks.redis import usage
+    from unskew.sinks.redis.keyspace import clock_key, registry_key
     from unskew.sinks.redis.server import Server
     from unskew.sinks.redis.words import Clocks
     from unskew.sinks.wall import wall_us
 
-    server = Server(redis_url, timeout_s=TIMEOUT_S)
+    server = Server(redis_url, timeout_s=REDIS_TIMEOUT_S)
     try:
         with server.reaching() as client:
             clocks = Clocks.read(client, clock_key(prefix, pipeline))
@@ -91,10 +92,8 @@ def reaching_copy(redis_url: str, prefix: str, pipeline: str, last: Revision | N
 
         def reads(service: str) -> int:
             today = dt.datetime.fromtimestamp(wall_us() / 1e6, dt.UTC).date()
-            days = [str(today - dt.timedelta(days=back)) for back in (0, 1)]
             with server.reaching() as client:
-                counts = client.hmget(usage_key(prefix, service), days)
-            return sum(int(count) for count in counts if count is not None and count.isdigit())
+                return usage.reads(client, prefix, [service], today - dt.timedelta(days=1))[service]
 
         yield Copy(
             server=server,

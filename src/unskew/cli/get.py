@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from unskew.serving.online import OnlineReader
 
 
-_TIMEOUT_S = 2.0
-
-
 @click.command()
 @click.argument("features", metavar="VIEW[:FEATURE]|SERVICE")
 @click.argument("keys", metavar="KEY...", nargs=-1)
@@ -71,7 +68,7 @@ def get(
     pairs = [_pair("--input", text) for text in inputs]
     if now is not None:
         requested_instant(now)
-    reader = OnlineReader(redis_url, prefix, pipeline, timeout_s=_TIMEOUT_S)
+    reader = OnlineReader(redis_url, prefix, pipeline, timeout_s=settings.REDIS_TIMEOUT_S)
     try:
         published = reader.published()
         if features in published.services or features.partition(":")[0].partition("@")[0] in published.on_demand:

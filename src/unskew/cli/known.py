@@ -1,23 +1,20 @@
 """What is known of features where a command runs: from definitions, from a log, or from the registry in Redis."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from unskew import settings
 from unskew.features.errors import RequestError
+from unskew.settings import REDIS_TIMEOUT_S
 
 if TYPE_CHECKING:
     from unskew.features.definitions.lineage import Model
     from unskew.features.plan import StreamPlan
     from unskew.features.registry import Published
-
-_TIMEOUT_S = 2.0
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +24,6 @@ class Known:
     published: "Published"
     streams: Mapping[str, "StreamPlan"] = field(default_factory=dict)
     place: str
-
-
-def places(command: _Command) -> _Command:
-    """Give a command the options of ``known``."""
-    for option in (settings.prefix, settings.redis_url, settings.optional_log, settings.some_definitions):
-        command = option(command)
-    return command
 
 
 def known(definitions: tuple[Path, ...], log: Path | None, redis_url: str, prefix: str) -> Known:
@@ -61,7 +51,7 @@ def known(definitions: tuple[Path, ...], log: Path | None, redis_url: str, prefi
         return Known(published=Published(views=all_logged(log)), place=str(log))
     from unskew.serving.online import OnlineReader
 
-    reader = OnlineReader(redis_url, prefix, timeout_s=_TIMEOUT_S)
+    reader = OnlineReader(redis_url, prefix, timeout_s=REDIS_TIMEOUT_S)
     try:
         return Known(published=reader.published(), place=str(reader))
     finally:

@@ -12,6 +12,7 @@ import click
 
 from unskew import settings
 from unskew.cli.screen import Screen, lines, say, say_json, styled
+from unskew.sinks.wall import wall_us
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,7 +130,7 @@ def monitor(
         limits=limits,
     )
     if once:
-        look = watch.look(_now_us())
+        look = watch.look(wall_us())
         _show(look, as_json=as_json, indent=2)
         for error in look.refused:
             say(f"error: {error}", err=True)
@@ -159,7 +160,7 @@ def _follow(watch: "Watch", every_s: float, address: tuple[str, int] | None, *, 
         while not stop.is_set():
             began_s = time.monotonic()
             try:
-                look = watch.look(_now_us())
+                look = watch.look(wall_us())
                 if first and look.refused:
                     raise RequestError("\n".join(map(str, look.refused)))
             except UnskewError as error:
@@ -177,10 +178,6 @@ def _follow(watch: "Watch", every_s: float, address: tuple[str, int] | None, *, 
                     _show_changes(before, look.over)
                 before, first = look.over, False
             stop.wait(max(0.0, every_s - (time.monotonic() - began_s)))
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1_000
 
 
 def _show(look: "Look", *, as_json: bool, indent: int | None = None) -> None:

@@ -32,6 +32,8 @@ def not_empty(_context: click.Context, _parameter: click.Parameter, given: tuple
     return given
 
 
+yes = click.option("--yes", is_flag=True, help="Do not ask.")
+message = click.option("--message", "-m", default="", metavar="TEXT", help="Why; it is kept in the record.")
 _breaks = click.option(
     "--break",
     "accepted",
@@ -45,11 +47,7 @@ _breaks = click.option(
 
 @click.command()
 @settings.definition_paths
-@settings.optional_log
-@settings.registry
-@settings.redis_url
-@settings.prefix
-@settings.pipeline
+@settings.of_record
 @_breaks
 @settings.optional_archive
 @click.option(
@@ -106,22 +104,16 @@ def plan(
     if found.changes:
         raise click.exceptions.Exit(CHANGES)
     if not as_json:
-        say(
-            f"nothing to change: views, services and on-demand features are those of revision {0 if last is None else last.number}"
-        )
+        _say_unchanged(last)
 
 
 @click.command()
 @settings.definition_paths
-@settings.optional_log
-@settings.registry
-@settings.redis_url
-@settings.prefix
-@settings.pipeline
+@settings.of_record
 @settings.umask
 @_breaks
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--message", "-m", default="", metavar="TEXT", help="Why; it is kept in the record.")
+@yes
+@message
 def apply(
     paths: tuple[Path, ...],
     log: Path | None,
@@ -151,9 +143,7 @@ def apply(
         show_plan(found, () if last is None else last.content.services, copy)
         refuse(found.refused)
         if not found.changes:
-            say(
-                f"nothing to change: views, services and on-demand features are those of revision {0 if last is None else last.number}"
-            )
+            _say_unchanged(last)
             if last is not None:
                 bring_up_to(copy, last)
             return
@@ -163,6 +153,11 @@ def apply(
             last, found.content, found.lines, command=command, message=message, git=git_commit(paths)
         )
         write(record, revision, copy)
+
+
+def _say_unchanged(last: "Revision | None") -> None:
+    number = 0 if last is None else last.number
+    say(f"nothing to change: views, services and on-demand features are those of revision {number}")
 
 
 def agree(question: str, *, yes: bool) -> None:

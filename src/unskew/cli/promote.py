@@ -7,16 +7,15 @@ import click
 import msgspec
 
 from unskew import settings
-from unskew.cli.plan import agree, check_accepted, not_empty, refuse
+from unskew.cli.plan import agree, check_accepted, message, not_empty, refuse, yes
 from unskew.cli.screen import say
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.time import format_instant
 
 if TYPE_CHECKING:
     from unskew.cli.applying import Copy
-    from unskew.features.revision import Content, Revision
+    from unskew.features.revision import Content
     from unskew.features.view import View
-    from unskew.sinks.record import Record
 
 _breaks = click.option(
     "--break",
@@ -26,20 +25,15 @@ _breaks = click.option(
     callback=not_empty,
     help="Accept that this service breaks; may be given several times.",
 )
-_message = click.option("--message", "-m", default="", metavar="TEXT", help="Why; it is kept in the record.")
 
 
 @click.command()
 @click.argument("view", metavar="VIEW@VERSION")
-@settings.optional_log
-@settings.registry
-@settings.redis_url
-@settings.prefix
-@settings.pipeline
+@settings.of_record
 @settings.umask
 @_breaks
 @click.option("--warming", is_flag=True, help="Also a version whose windows are not full yet.")
-@_message
+@message
 def promote(
     view: str,
     log: Path | None,
@@ -62,8 +56,10 @@ def promote(
     """
     from unskew.cli.applying import next_revision, reaching_copy, write
     from unskew.features.planning import Asked, broken, broken_by_promotion, differences, unreadable
+    from unskew.sinks.record import Record
 
-    record, last = _last(registry, log)
+    record = Record(settings.record_of(registry, log))
+    last = record.read_last()
     content = last.content
     chosen = content.by_id.get(view)
     if chosen is None:
@@ -94,15 +90,11 @@ def promote(
 
 @click.command()
 @click.argument("revision", type=click.IntRange(1))
-@settings.optional_log
-@settings.registry
-@settings.redis_url
-@settings.prefix
-@settings.pipeline
+@settings.of_record
 @settings.umask
 @_breaks
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@_message
+@yes
+@message
 def rollback(
     revision: int,
     log: Path | None,
@@ -125,8 +117,10 @@ def rollback(
     """
     from unskew.cli.applying import lines_of, next_revision, reaching_copy, write
     from unskew.features.planning import Asked, broken_services, differences, unreadable
+    from unskew.sinks.record import Record
 
-    record, last = _last(registry, log)
+    record = Record(settings.record_of(registry, log))
+    last = record.read_last()
     earlier = record.read(revision)
     check_accepted(accepted, last.content)
     before, views = last.content, earlier.content.by_id
@@ -161,16 +155,6 @@ def rollback(
         say(f"restart unskew run with the definitions of revision {revision}{where}, because of {', '.join(restart)}")
     else:
         say(f"the next start of unskew run needs the definitions of revision {revision}{where}; none is needed now")
-
-
-def _last(registry: Path | None, log: Path | None) -> "tuple[Record, Revision]":
-    from unskew.sinks.record import Record
-
-    record = Record(settings.record_of(registry, log))
-    last = record.last()
-    if last is None:
-        raise RequestError(f"nothing was applied yet to {record.root}; unskew apply writes the first revision")
-    return record, last
 
 
 def _unknown(view: str, content: "Content") -> RequestError:

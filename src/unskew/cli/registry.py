@@ -7,10 +7,8 @@ import click
 
 from unskew import settings
 from unskew.cli.screen import say, say_json
-from unskew.features.errors import RequestError
 
 if TYPE_CHECKING:
-    from unskew.features.revision import Revision
     from unskew.sinks.record import Record
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -71,7 +69,8 @@ def show(revision: int | None, log: Path | None, registry: Path | None, as_json:
     """
     from unskew.features.revision import described
 
-    one = _read(_record(registry, log), revision)
+    record = _record(registry, log)
+    one = record.read_last() if revision is None else record.read(revision)
     if as_json:
         say_json(described(one), indent=2)
         return
@@ -125,12 +124,3 @@ def _record(registry: Path | None, log: Path | None) -> "Record":
     from unskew.sinks.record import Record
 
     return Record(settings.record_of(registry, log))
-
-
-def _read(record: "Record", number: int | None) -> "Revision":
-    if number is not None:
-        return record.read(number)
-    last = record.last()
-    if last is None:
-        raise RequestError(f"{record.root} has no revision yet; unskew apply writes the first one")
-    return last

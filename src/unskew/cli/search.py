@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unskew.cli.known import known, places
+from unskew import settings
+from unskew.cli.known import known
 from unskew.cli.screen import Screen, say, say_json
 from unskew.features.errors import RequestError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("words", metavar="WORDS...", nargs=-1, required=True)
-@places
+@settings.places
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most results that are shown.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.pass_context

@@ -57,6 +57,13 @@ class Record:
         numbers = self.numbers()
         return self.read(numbers[-1]) if numbers else None
 
+    def read_last(self) -> Revision:
+        """Return the last revision. Raises ``RequestError`` if nothing was applied yet."""
+        last = self.last()
+        if last is None:
+            raise RequestError(f"nothing was applied yet to {self.root}; unskew apply writes the first revision")
+        return last
+
     def read(self, number: int) -> Revision:
         """Return one revision. Raises ``RequestError`` if there is none of this number."""
         path = self.path(number)

@@ -27,6 +27,10 @@ def test_reads_are_added_to_their_day_and_days_that_are_long_past_are_removed(re
     }  # fmt: skip
     assert reads(redis_client, "shop", ["checkout"], oldest) == {"checkout": 11}
 
+    # Written by somebody else.
+    redis_client.hset("shop:usage:checkout", mapping={"2026-03-02": "many", "note": "7 reads"})
+    assert reads(redis_client, "shop", ["checkout"], TODAY) == {"checkout": 4}
+
 
 def test_counts_wait_while_the_server_is_away(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "_EVERY_S", 0.05)

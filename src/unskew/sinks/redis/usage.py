@@ -89,12 +89,14 @@ class Usage:
 def reads(client: Client, prefix: str, services: Iterable[str], since: dt.date) -> dict[str, int]:
     """Return how often each service was read from that day (UTC) on; a service that was not read has 0.
 
-    Raises what redis-py raises.
+    What is not a count, because somebody else wrote it, is left out. Raises what redis-py raises.
     """
     found = {}
     for service in services:
         days = client.hgetall(usage_key(prefix, service))
-        found[service] = sum(int(n_reads) for day, n_reads in days.items() if _text(day) >= since.isoformat())
+        found[service] = sum(
+            int(n_reads) for day, n_reads in days.items() if _text(day) >= since.isoformat() and n_reads.isdigit()
+        )
     return found
 
 
