@@ -21,7 +21,7 @@ from unskew.features.errors import DefinitionError, LayoutError, RequestError, U
 from unskew.features.frames import LARGEST_EXACT_FLOAT, Given
 from unskew.features.nearest import nearest
 from unskew.features.on_demand import NOW, OnDemandView, is_reference
-from unskew.features.references import Asked, Demanded, demanded, is_service, resolve, texts
+from unskew.features.references import Asked, Demanded, demanded, is_service, resolve, sharing, texts
 from unskew.features.registry import Published
 from unskew.features.time import MAX_INSTANT_US, MIN_INSTANT_US, instant_us
 from unskew.features.types import TIMESTAMP, Type
@@ -187,10 +187,7 @@ def of_references(references: Sequence[str], published: Published, *, full_featu
     seen: dict[str, str] = {}
     for one in in_order:
         if (other := seen.setdefault(one.column, one.reference)) != one.reference:
-            raise RequestError(
-                f"{other} and {one.reference} would share the column {one.column!r}; "
-                "ask with full_feature_names=True (--full-feature-names) for view__feature columns"
-            )
+            raise sharing(one.column, f"{other} and {one.reference}")
     return Wanted(in_order, on_request)
 
 

@@ -286,11 +286,7 @@ def _on_demand_changes(before: Content, after: Content) -> Iterator[Change]:
         if name not in old:
             yield Change(what="on-demand", kind="added", name=name)
         elif old[name] != facts:
-            fields = tuple(
-                FieldChange(name=field, before=old[name].get(field), after=facts.get(field))
-                for field in dict.fromkeys((*old[name], *facts))
-                if old[name].get(field) != facts.get(field)
-            )
+            fields = tuple(_differing(old[name], facts))
             yield Change(what="on-demand", kind="changed", name=name, fields=fields, touches=readers[name])
     for name in old:
         if name not in new:
@@ -445,8 +441,11 @@ def _service_fields(old: Service, new: Service) -> Iterator[FieldChange]:
 
 
 def _fields(old: View, new: View) -> Iterator[FieldChange]:
-    """Yield the fields in which two views differ."""
-    before, after = _facts(old), _facts(new)
+    """Return the fields in which two views differ."""
+    return _differing(_facts(old), _facts(new))
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[FieldChange]:
     for name in dict.fromkeys((*before, *after)):
         if before.get(name) != after.get(name):
             yield FieldChange(name=name, before=before.get(name), after=after.get(name))

@@ -77,19 +77,21 @@ def resolve(references: Sequence[str], views: Mapping[str, View], *, full_featur
     for reference in texts(references):
         found = _resolve_one(reference, known, full_feature_names=full_feature_names)
         if found.column in asked:
-            raise RequestError(
-                f"{asked[found.column].reference} and {reference} would share the column {found.column!r}; "
-                "set full_feature_names, which gives columns view__feature"
-            )
+            raise sharing(found.column, f"{asked[found.column].reference} and {reference}")
         if found.column in found.view.entity.keys:
-            raise RequestError(
-                f"{reference} would share the column {found.column!r} with the entity's key; "
-                "set full_feature_names, which gives columns view__feature"
-            )
+            raise sharing(found.column, reference, " with the entity's key")
         asked[found.column] = found
     if not asked:
         raise RequestError("no features are requested; name them as view:feature")
     return list(asked.values())
+
+
+def sharing(column: str, who: str, with_what: str = "") -> RequestError:
+    """Return the error that features, or one and something else, would have the same column."""
+    return RequestError(
+        f"{who} would share the column {column!r}{with_what}; "
+        "set full_feature_names, which gives columns view__feature (--full-feature-names)"
+    )
 
 
 def demanded(reference: str, on_demand: Mapping[str, OnDemandView]) -> "Demanded | None":

@@ -70,12 +70,9 @@ class Published:
 
         Raises ``RequestError`` if a view or feature is gone, or is not what was promised.
         """
-        demanded = [one for one in service.features if one.view.partition("@")[0] in self.on_demand]
-        features = [one for one in service.features if one not in demanded]
-        features += [read for one in demanded for read in one.reads]
-        bare = {one.view for one in features if one.is_bare}
+        bare = {one.view for one in service.of_views if one.is_bare}
         found: dict[str, View] = {}
-        for one in [*demanded, *features]:
+        for one in service.of_views:
             view = self.on_demand.get(one.view.partition("@")[0]) or self.views.get(one.view)
             if difference := f"and {one.view} is not published" if view is None else _difference(one, view):
                 owner = f" (owner: {service.owner})" if service.owner else ""
@@ -83,9 +80,8 @@ class Published:
                     f"service {service.name}{owner} reads {one.reference}, {difference}; publish a service that fits the views, or "
                     "the views that it was made for"
                 )
-            if not isinstance(view, View):
-                continue
-            found[one.view] = msgspec.structs.replace(view, serving=one.view in bare)
+            if isinstance(view, View):
+                found[one.view] = msgspec.structs.replace(view, serving=one.view in bare)
         return Versions(found.values())
 
 
@@ -111,13 +107,14 @@ def _difference(one: ServiceFeature, view: View | OnDemandView) -> str | None:
     feature = view.feature(one.feature)
     if feature is None:
         return f"and {one.view} has no such feature"
-    if view.id != one.view:
-        return f"and {view.id} has replaced {one.view}"
-    if one.fingerprint != (view.state_fingerprint if isinstance(view, View) else view.fingerprint):
+    now = pin(one.reference, view, feature)
+    if now.view != one.view:
+        return f"and {now.view} has replaced {one.view}"
+    if now.fingerprint != one.fingerprint:
         return f"and {one.view} is computed from another definition"
-    if feature.type != one.type:
-        return f"and its type is {feature.type}, not {one.type}"
-    if json_scalar(feature.default) != one.default:
+    if now.type != one.type:
+        return f"and its type is {now.type}, not {one.type}"
+    if now.default != one.default:
         return f"and its default is {feature.default!r}, not {one.default!r}"
     return None
 
