@@ -140,7 +140,7 @@ def from_bytes(data: bytes, place: str, number: int) -> Revision:
 
 
 def _check(content: Content, place: str) -> None:
-    """Raise ``LayoutError`` if a version twice, or a name without the version that serves."""
+    """Raise ``LayoutError`` if a version stands there twice, or nothing says which version of a view serves."""
     ids = [view.id for view in content.views]
     if len(set(ids)) < len(ids):
         raise LayoutError(f"{place} is damaged (a version of a view stands there twice); restore it from a backup")

@@ -14,7 +14,14 @@ from unskew.features.definitions.expressions import unknown_column
 from unskew.features.definitions.fingerprints import presentation_fingerprint, state_fingerprint
 from unskew.features.definitions.on_demand import plan_on_demand
 from unskew.features.definitions.services import pinned
-from unskew.features.definitions.slots import MAX_VERSION, Slots, did_you_mean, text_faults
+from unskew.features.definitions.slots import (
+    OBJECT_NAME,
+    Slots,
+    column_name_faults,
+    did_you_mean,
+    text_faults,
+    version_faults,
+)
 from unskew.features.definitions.streams import column_names, is_pattern, plan_stream, plan_table
 from unskew.features.definitions.vocabulary import (
     Definition,
@@ -60,9 +67,6 @@ SESSION_COLUMNS: Mapping[str, pl.DataType] = {
     "length_s": pl.Float64(),
     "events": pl.Int64(),
 }
-
-_VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
-_FEATURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 
 
 def compile(*definitions: Definition | Iterable[Definition]) -> Plan:  # noqa: A001 - the word that users know
@@ -467,7 +471,7 @@ class _ViewCompiler:
         # DuckDB, which recounts, ignores case.
         taken = {*SESSION_COLUMNS, *(key.lower() for key in (entity.keys if entity else ()))}
         for name, aggregation in sessions.values.items():
-            if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name) or name.lower() in taken:
+            if column_name_faults(name) or name.lower() in taken:
                 self._fault(
                     place,
                     f"the column name {name!r} is not allowed or already taken; use letters, digits and _, and none of the names "
@@ -497,17 +501,13 @@ class _ViewCompiler:
 
     def _check_view(self) -> None:
         view = self._view
-        if not _VIEW_NAME.fullmatch(view.name):
+        if not OBJECT_NAME.fullmatch(view.name):
             self._fault(
                 self.name, "the name is not allowed; use lower-case letters, digits and _, and begin with a letter"
             )
         if view.name in RESERVED_VIEWS:
             self._fault(self.name, f"the name is reserved; rename the view, for example {view.name}_features")
-        if isinstance(view.version, bool) or not isinstance(view.version, int) or not 1 <= view.version <= MAX_VERSION:
-            self._fault(
-                self.name,
-                f"version {shown(view.version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1",
-            )
+        self._faults += [f"{self.name}: {fault}" for fault in version_faults(view.version)]
         if view.history not in get_args(History):
             self._fault(self.name, f'history {shown(view.history)} is not known; write "archive" or "none"')
         self._faults += text_faults(self.name, view)
@@ -614,8 +614,8 @@ class _ViewCompiler:
         for feature in features:
             name = feature.name
             place = f"{self.name}.{name}"
-            if not isinstance(name, str) or not _FEATURE_NAME.fullmatch(name):
-                self._fault(place, "the name is not allowed; use letters, digits and _, and begin with a letter")
+            if wrong := column_name_faults(name):
+                self._faults += [f"{place}: {fault}" for fault in wrong]
                 continue
             # Some tools that read the log ignore case.
             lower = name.lower()

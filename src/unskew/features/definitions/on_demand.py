@@ -4,7 +4,6 @@ Compiling definitions calls ``plan_on_demand``, and each reader calls ``computed
 an expression of a registry must not reach an engine unchecked.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ import polars as pl
 from unskew.features.definitions.exact import result_type, wide
 from unskew.features.definitions.expressions import Checked, check_expression, parsed, unknown_column
 from unskew.features.definitions.fingerprints import on_demand_fingerprint
-from unskew.features.definitions.slots import MAX_VERSION, Slots, text_faults
+from unskew.features.definitions.slots import Slots, column_name_faults, name_faults, text_faults, version_faults
 from unskew.features.definitions.sql_text import (
     Call,
     calls_of,
@@ -39,8 +38,6 @@ MAX_INPUTS = 64
 EARTH_RADIUS_KM = 6371.0088
 """The mean radius of the Earth (IUGG): H. Moritz, Geodetic Reference System 1980, Journal of Geodesy 74 (2000)."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
-_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _LACKS = "there is no input and no feature view:feature called"
 _BETWEEN = "write seconds_between(begin, end), the seconds from one instant to another"
 _INPUT_TYPES = "int64, float64, bool, string, timestamp and decimal(38,2)"
@@ -219,24 +216,13 @@ FUNCTIONS = frozenset(_FUNCTIONS)
 
 def plan_on_demand(on_demand: OnDemand, views: Versions[View]) -> OnDemandView:
     """Return on-demand features as they are published. Raises ``DefinitionError`` with all their faults."""
-    faults: list[str] = []
-    if not _NAME.fullmatch(on_demand.name):
-        faults.append(
-            "the name must be lower-case letters, digits and _, begin with a letter, and have at most 100 characters; rename it"
-        )
-    if on_demand.name in views.names:
-        faults.append("a view has that name too; rename one")
-    version: object = on_demand.version
-    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_VERSION:
-        faults.append(
-            f"version {shown(version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1"
-        )
+    faults = [*name_faults(on_demand.name, views.names), *version_faults(on_demand.version)]
     inputs = _inputs(on_demand.inputs, faults)
     definitions = _features(on_demand.features, inputs, faults)
+    others = {one.name: f"{one.name!r} is on-demand too; write its expression out here" for one in definitions}
     features = []
     for derived in definitions if not faults else ():
         slots = Slots(None, faults)
-        others = {one.name: f"{one.name!r} is on-demand too; write its expression out here" for one in definitions}
         own = {derived.name: f"{derived.name!r} is this feature itself; name inputs and features of views"}
         try:
             found = computed(derived.expression, inputs, views, others | own)
@@ -280,10 +266,8 @@ def _inputs(given: object, faults: list[str]) -> dict[str, Type]:
     found: dict[str, Type] = {}
     seen: dict[str, str] = {}
     for name, text in given.items():
-        if not isinstance(name, str) or not _COLUMN.fullmatch(name):
-            faults.append(
-                f"input {shown(name)}: the name is not allowed; use letters, digits and _, and begin with a letter"
-            )
+        if wrong := column_name_faults(name):
+            faults += [f"input {shown(name)}: {fault}" for fault in wrong]
             continue
         if name.lower() == NOW:
             faults.append(f"input {name!r}: {NOW} is the instant of the request in every expression; rename the input")
@@ -310,9 +294,8 @@ def _features(given: object, inputs: Mapping[str, Type], faults: list[str]) -> l
         if not isinstance(one, Derived):
             faults.append(f"{shown(one)} is not an on-demand feature; give Derived objects")
             continue
-        name: object = one.name
-        if not isinstance(name, str) or not _COLUMN.fullmatch(name):
-            faults.append(f"{shown(name)}: the name is not allowed; use letters, digits and _, and begin with a letter")
+        if wrong := column_name_faults(one.name):
+            faults += [f"{shown(one.name)}: {fault}" for fault in wrong]
             continue
         if one.name.lower() == NOW:
             faults.append(f"{one.name}: {NOW} is the instant of the request in every expression; rename the feature")

@@ -1,9 +1,10 @@
 """Checks of services, whose features must exist in the views beside them."""
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unskew.features.definitions.slots import name_faults
 from unskew.features.definitions.vocabulary import Service
 from unskew.features.errors import DefinitionError, RequestError, shown
 from unskew.features.on_demand import OnDemandView, is_reference
@@ -15,7 +16,6 @@ from unskew.features.versions import Versions
 from unskew.features.view import View
 
 MAX_FEATURES = 10_000
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 
 def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDemandView] = {}) -> Published:
@@ -25,13 +25,7 @@ def pinned(service: Service, views: Versions[View], on_demand: Mapping[str, OnDe
 
     Raises ``DefinitionError`` with all its faults.
     """
-    faults = []
-    if not _NAME.fullmatch(service.name):
-        faults.append(
-            "the name must be lower-case letters, digits and _, begin with a letter, and have at most 100 characters; rename it"
-        )
-    if service.name in views.names:
-        faults.append("a view has that name too; rename one")
+    faults = name_faults(service.name, views.names)
     if service.name in on_demand:
         faults.append("on-demand features have that name too; rename one")
     features = []
@@ -57,7 +51,7 @@ def pinned_feature(reference: str, views: Versions[View], on_demand: Mapping[str
         reads = [pinned_feature(read, views) for read in one.feature.inputs if is_reference(read)]
         return pin(reference, one.view, one.feature, reads)
     (asked,) = resolve([reference], views, full_feature_names=True)
-    return pin(reference, asked.view, asked.feature)
+    return asked.pinned
 
 
 def _references(given: object, faults: list[str]) -> list[str]:
@@ -74,8 +68,6 @@ def _references(given: object, faults: list[str]) -> list[str]:
     if wrong := [one for one in references if not isinstance(one, str)]:
         faults.append(f"features: {shown(wrong[0])} is not text; write view:feature")
         return []
-    twice = (
-        [one for one in dict.fromkeys(references) if references.count(one) > 1] if len(set(given)) < len(given) else []
-    )
-    faults += [f"features: {one} is there more than once; leave one out" for one in twice]
-    return list(dict.fromkeys(references))
+    counts = Counter(references)
+    faults += [f"features: {one} is there more than once; leave one out" for one, n in counts.items() if n > 1]
+    return list(counts)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import get_args
@@ -32,6 +33,10 @@ from unskew.features.view import AggregationName, Parameters, Scalar, ViewFeatur
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_VERSION = 2**31 - 1
+OBJECT_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
+"""The name of a view, a service, or on-demand features."""
+COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+"""The name of a feature, a column of sessions, or an input."""
 _DECIMAL_RANGE = ", of at most 2^63 - 1 units of its last digit"
 _EXAMPLES = {"timestamp": "a datetime with its time zone"}
 
@@ -40,6 +45,32 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the nearest known name as a question, or a list of all known names."""
     known = sorted(known)
     return nearest(name, known, "known names are") if known else "none is defined"
+
+
+def version_faults(version: object) -> list[str]:
+    """Return the faults of the version of a definition."""
+    if isinstance(version, int) and not isinstance(version, bool) and 1 <= version <= MAX_VERSION:
+        return []
+    return [f"version {shown(version)} is not a positive whole number of at most {MAX_VERSION}; count versions from 1"]
+
+
+def name_faults(name: str, views: Iterable[str]) -> list[str]:
+    """Return the faults of the name of a service, or of on-demand features. ``views``: the names of views beside it."""
+    faults = []
+    if not OBJECT_NAME.fullmatch(name):
+        faults.append(
+            "the name must be lower-case letters, digits and _, begin with a letter, and have at most 100 characters; rename it"
+        )
+    if name in views:
+        faults.append("a view has that name too; rename one")
+    return faults
+
+
+def column_name_faults(name: object) -> list[str]:
+    """Return the faults of the name of a feature, or of an input."""
+    if isinstance(name, str) and COLUMN_NAME.fullmatch(name):
+        return []
+    return ["the name is not allowed; use letters, digits and _, and begin with a letter"]
 
 
 def text_faults(
