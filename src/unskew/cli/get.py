@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unskew import settings
-from unskew.cli.screen import Screen, lines, say_json, styled
+from unskew.cli.screen import Screen, say_json, styled
 from unskew.features.errors import RequestError
 from unskew.features.printing import printable
 from unskew.features.view import View, ViewEntity
@@ -112,7 +112,7 @@ def _compute(
     as_json: bool,
 ) -> None:
     """Show on-demand features, or those of a service."""
-    from unskew.cli.tables import plain, shown
+    from unskew.cli.tables import plain, shown, titled
     from unskew.features.on_request import wanted
     from unskew.features.references import Demanded
 
@@ -139,14 +139,12 @@ def _compute(
         found = {name: plain(value) for name, value in values.items()}
         say_json({what: title, "entity": entity, "inputs": given, "now": instant, "features": found, "views": views})
         return
-    from rich.table import Table
-
     heading: list[str | Text] = [styled(title, "bold"), f"now {instant}"]
     heading += [printable(f"{name} {value!r}") for name, value in (entity | given).items()]
     for name, its in judged.items():
         how = f"{its['status']}{', provisional' if its['provisional'] else ''}"
         heading.append(f"{name} as of {plain(its['as_of']) or 'unknown'}  {how}")
-    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+    table = titled(heading)
     table.add_column("feature", overflow="fold")
     table.add_column("value", justify="right", overflow="fold")
     table.add_column("expression", overflow="fold")
@@ -238,21 +236,16 @@ def _print_table(
     status: str,
     provisional: bool,
 ) -> None:
-    from rich.table import Table
-
-    from unskew.cli.tables import shown
+    from unskew.cli.tables import shown, titled
 
     # An empty key, or one with spaces at its ends, would not be seen.
     entity = ", ".join(f"{name} {key if key and key == key.strip() else repr(key)}" for name, key in entity_row.items())
     how = f"{status}, provisional" if provisional else status
-    table = Table(
-        title=lines(
-            [styled(view.id, "bold").append(printable(f"  {entity}"), "not bold"), f"as of {as_of or 'unknown'}  {how}"]
-        ),
-        title_justify="left",
-        title_style="",
-        header_style="bold",
-    )
+    heading: list[str | Text] = [
+        styled(view.id, "bold").append(printable(f"  {entity}"), "not bold"),
+        f"as of {as_of or 'unknown'}  {how}",
+    ]
+    table = titled(heading)
     table.add_column("feature", overflow="fold")
     table.add_column("value", justify="right", overflow="fold")
     table.add_column("window")

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from unskew.cli.screen import lines, styled
 from unskew.features.on_demand import OnDemandView
-from unskew.features.printing import printable
+from unskew.features.printing import pairs, printable
 from unskew.features.service import Service
 from unskew.features.time import format_duration
 from unskew.features.types import MAP_KEY, MAP_VALUE
@@ -63,6 +64,11 @@ def _quoted(text: str) -> str:
     return quoted if quoted.isprintable() else json.dumps(text)
 
 
+def titled(heading: Iterable[str | Text]) -> Table:
+    """Return a table without columns yet, with lines above it."""
+    return Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+
+
 def view_table(view: View) -> Table:
     """Return a table of a view's features, with what they have in common above it."""
     keys = ", ".join(f"{key} {dtype}" for key, dtype in zip(view.entity.keys, view.entity.types, strict=True))
@@ -79,14 +85,14 @@ def view_table(view: View) -> Table:
         columns = ", ".join(column.name for column in view.sessions.columns)
         heading.insert(2, f"over closed sessions (gap {gap}, hop {hop}){where}, with {columns}")
     if view.tags:
-        heading.insert(-1, f"tags {', '.join(f'{name}={value}' for name, value in view.tags.items())}")
+        heading.insert(-1, f"tags {pairs(view.tags)}")
     if view.deprecated:
         heading.insert(1, f"deprecated: {view.deprecated}")
     if view.where:
         heading.insert(-2, f"where {view.where}")
     if not view.serving:
         heading.insert(1, f"another version serves: {view.name}:feature does not mean this one")
-    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+    table = titled(heading)
     for column in ("feature", "type", "aggregation", "window", "hop", "default", "owner", "description"):
         table.add_column(column, overflow="fold")
     for feature in view.features:
@@ -103,8 +109,8 @@ def on_demand_table(one: OnDemandView) -> Table:
         f"fingerprint {one.fingerprint}",
     ]
     if one.tags:
-        heading.append(f"tags {', '.join(f'{name}={value}' for name, value in one.tags.items())}")
-    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+        heading.append(f"tags {pairs(one.tags)}")
+    table = titled(heading)
     for column in ("feature", "type", "expression", "default", "owner", "description"):
         table.add_column(column, overflow="fold")
     for feature in one.features:
@@ -128,8 +134,8 @@ def service_table(service: Service) -> Table:
         f"owner {service.owner or '-'}",
     ]
     if service.tags:
-        heading.append(f"tags {', '.join(f'{name}={value}' for name, value in service.tags.items())}")
-    table = Table(title=lines(heading), title_justify="left", title_style="", header_style="bold")
+        heading.append(f"tags {pairs(service.tags)}")
+    table = titled(heading)
     for column in ("feature", "type", "read from", "default"):
         table.add_column(column, overflow="fold")
     for one in service.features:

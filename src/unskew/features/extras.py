@@ -24,9 +24,9 @@ EXTRAS: Mapping[str, frozenset[str]] = {
     "registry": _PIPELINE | {"attrs", "authlib", "cachetools", "certifi", "httpx2"},
 }
 """The extras, each with the modules that it installs. The first that has a module is the one to name for it."""
-_ALONE = frozenset({"duckdb"})
+_ALONE = frozenset({"duckdb", "sklearn"})
 """Modules that are best installed by their own names."""
-_NAMES = {"google": "protobuf", "llvmlite": "numba"}
+_NAMES = {"google": "protobuf", "llvmlite": "numba", "sklearn": "scikit-learn"}
 _PIPELINE_BEFORE = (3, 13)
 
 
@@ -36,9 +36,10 @@ class NotInstalled(RequestError):
     @classmethod
     def of(cls, what: str, module: str, extra: str | None = None, lacking: str = "is not installed") -> "NotInstalled":
         """Return the error: ``what`` needs a module. ``extra``: the one to install, if it has the module."""
-        needs = f"{what} needs the package {_NAMES.get(module, module.replace('_', '-'))}, which {lacking}"
+        package = _NAMES.get(module, module.replace("_", "-"))
+        needs = f"{what} needs the package {package}, which {lacking}"
         if module in _ALONE:
-            return cls(f"{needs}: pip install {module}")
+            return cls(f"{needs}: pip install {package}")
         if extra is None or module not in EXTRAS[extra]:
             extra = next(extra for extra, modules in EXTRAS.items() if module in modules)
         if module == "bytewax" and sys.version_info >= _PIPELINE_BEFORE:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -14,6 +15,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def pairs(texts: Mapping[str, Any]) -> str:
+    """Return texts by name as ``name=text, ...``."""
+    return ", ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def printable_json(value: Any, *, indent: int | None = None) -> str:

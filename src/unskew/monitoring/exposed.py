@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from unskew.monitoring.watch import FeatureLook, Look
+from unskew.monitoring.watch import Look
 
 _Samples = Iterable[tuple[tuple[str, ...], float | None]]
 _FEATURE = ["view", "feature", "baseline", "of"]
@@ -63,7 +63,10 @@ class Exposed(Collector):
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("unskew_monitor", "The running version.", {"version": version("unskew")})
         yield _counter(
-            "unskew_monitor_failures", "Looks that could not be taken, of all views or of one.", [((), self._failures)]
+            "unskew_monitor_failures",
+            "Looks that could not be taken, of all views or of one.",
+            [],
+            [((), self._failures)],
         )
         look = self._look
         if look is None:
@@ -100,14 +103,14 @@ def _of_views(look: Look) -> Iterator[Metric]:
     yield _counter(
         "unskew_compared",
         "Served rows that were compared with the log.",
-        [((one.view,), one.compared) for one in look.views],
         ["view"],
+        [((one.view,), one.compared) for one in look.views],
     )
     yield _counter(
         "unskew_mismatches",
         "Served rows that differ from the log at the same instant.",
-        [((one.view,), one.mismatches) for one in look.views],
         ["view"],
+        [((one.view,), one.mismatches) for one in look.views],
     )
 
 
@@ -146,18 +149,14 @@ def _of_features(look: Look) -> Iterator[Metric]:
         "unskew_feature_psi_limit",
         "The PSI above which it is a drift and not noise; absent where there are too few values.",
         _FEATURE,
-        [(labels, _limit(one)) for labels, one, _ in judged],
+        [(labels, one.limit) for labels, one, _ in judged if one.state != "too few"],
     )
     yield _gauge(
         "unskew_feature_missing_limit",
         "The share of nulls that is too much, given the baseline; absent where there are too few values.",
         _FEATURE,
-        [(labels, None if one.state == "too few" else one.missing_limit) for labels, one, _ in judged],
+        [(labels, one.missing_limit) for labels, one, _ in judged if one.state != "too few"],
     )
-
-
-def _limit(one: FeatureLook) -> float | None:
-    return None if one.state == "too few" else one.limit
 
 
 def _seconds(age_us: int | None) -> float | None:
@@ -165,15 +164,14 @@ def _seconds(age_us: int | None) -> float | None:
 
 
 def _gauge(name: str, text: str, labels: list[str], samples: _Samples) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for values, value in samples:
-        if value is not None:
-            family.add_metric(values, value)
-    return family
+    return _filled(GaugeMetricFamily(name, text, labels=labels), samples)
 
 
-def _counter(name: str, text: str, samples: _Samples, labels: list[str] | None = None) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels or [])
+def _counter(name: str, text: str, labels: list[str], samples: _Samples) -> Metric:
+    return _filled(CounterMetricFamily(name, text, labels=labels), samples)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, samples: _Samples) -> Metric:
     for values, value in samples:
         if value is not None:
             family.add_metric(values, value)

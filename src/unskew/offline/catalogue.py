@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from unskew.features.on_demand import OnDemandView, is_reference
+from unskew.features.printing import pairs
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
 
@@ -44,7 +45,7 @@ def catalogue(views: Versions[View], on_demand: Iterable[OnDemandView] = ()) -> 
             "keys": list(view.entity.keys),
             "description": feature.description or view.description,
             "owner": feature.owner or view.owner,
-            "tags": ", ".join(f"{tag}={value}" for tag, value in view.tags.items()),
+            "tags": pairs(view.tags),
             "deprecated": feature.deprecated or view.deprecated,
         }
         for name, view in sorted(views.items(), key=lambda item: (item[1].name, item[1].version))
@@ -62,7 +63,7 @@ def catalogue(views: Versions[View], on_demand: Iterable[OnDemandView] = ()) -> 
             "keys": _columns_of(one, feature, views),
             "description": feature.description or one.description,
             "owner": feature.owner or one.owner,
-            "tags": ", ".join(f"{tag}={value}" for tag, value in one.tags.items()),
+            "tags": pairs(one.tags),
             "deprecated": feature.deprecated,
         }
         for one in on_demand

@@ -15,6 +15,7 @@ from unskew.features.errors import RequestError
 from unskew.features.nearest import nearest
 from unskew.features.on_demand import NOW, OnDemandView
 from unskew.features.plan import StreamPlan
+from unskew.features.printing import pairs
 from unskew.features.registry import Published
 from unskew.features.service import Service
 from unskew.features.view import View, ViewFeature
@@ -206,7 +207,7 @@ class Lineage:
     def _add_view(self, view: View, stream: StreamPlan | None) -> None:
         holder, named = self._add_stream(view.stream, view.topic, stream), view.stream
         entity = f"{view.entity.name} ({', '.join(view.entity.keys)})"
-        tags = _tags(view.tags)
+        tags = pairs(view.tags)
         added = self._add("view", view.id, owner=view.owner, description=view.description, entity=entity, tags=tags)
         event_times = {} if stream is None else {self._column(holder, named, stream.event_time): "event time"}
         keys = [self._column(holder, named, key) for key in view.entity.keys]
@@ -268,7 +269,7 @@ class Lineage:
         return [] if text is None else [self._column(holder, named, name) for name in names_in(text)]
 
     def _add_on_demand(self, one: OnDemandView) -> None:
-        tags = _tags(one.tags)
+        tags = pairs(one.tags)
         added = self._add("on_demand", one.id, owner=one.owner, description=one.description, tags=tags)
         for feature in one.features:
             its = f"feature {one.id}:{feature.name}"
@@ -283,7 +284,7 @@ class Lineage:
                     self._link(f"feature {self._published.views[view].id}:{read}", its, "derived")
 
     def _add_service(self, service: Service) -> None:
-        tags = _tags(service.tags)
+        tags = pairs(service.tags)
         added = self._add("service", service.name, owner=service.owner, description=service.description, tags=tags)
         for one in service.features:
             self._link(self._add("feature", f"{one.view}:{one.feature}"), added, "read")
@@ -294,7 +295,3 @@ class Lineage:
             self._link(self._add("service", model.service), added, "trained")
         for name in model.features:
             self._link(self._add("feature", name), added, "trained")
-
-
-def _tags(tags: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={text}" for name, text in tags.items())

@@ -11,14 +11,14 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.frames import read_table
+from unskew.features.time import DAY_US, HOUR_US, MINUTE_US
 from unskew.features.types import Type
 from unskew.features.view import View
 from unskew.features.warming import Statuses
 from unskew.offline.join import AnyLog, Historical, Progress, historical_features
 
-_MINUTE_US = 60_000_000
 NOW = "now"
-AGES: Mapping[str, int] = {"5 min": 5 * _MINUTE_US, "1 h": 60 * _MINUTE_US, "1 d": 1440 * _MINUTE_US}
+AGES: Mapping[str, int] = {"5 min": 5 * MINUTE_US, "1 h": HOUR_US, "1 d": DAY_US}
 _NUMBERS = ("int64", "float64", "decimal")
 
 Flags = npt.NDArray[np.bool_]

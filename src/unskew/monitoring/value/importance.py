@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from unskew.features.errors import RequestError
+from unskew.features.extras import needed
 from unskew.features.types import Type
 from unskew.monitoring.value.freshness import NOW, Aged
 
@@ -61,6 +62,7 @@ class NoModel:
     why: str
 
 
+@needed("the importance of features", "sklearn")
 def model_of(
     found: Aged,
     types: Mapping[str, Type],
@@ -77,7 +79,6 @@ def model_of(
 
     Raises ``RequestError`` without scikit-learn, and for a target that is neither two classes nor a number.
     """
-    _required()
     usable = {column: dtype for column, dtype in types.items() if dtype.nesting is None}
     unusable = {
         column: f"it is a {dtype}, and these models take single values"
@@ -120,13 +121,6 @@ def model_of(
         importances=importances,
         unusable=unusable,
     )
-
-
-def _required() -> None:
-    try:
-        import sklearn  # noqa: F401, PLC0415  # it is optional
-    except ImportError as error:
-        raise RequestError("the importance of features needs scikit-learn: pip install scikit-learn") from error
 
 
 def _goal(target: pl.Series) -> tuple[Metric, Floats]:

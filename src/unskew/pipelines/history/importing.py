@@ -20,6 +20,7 @@ import polars as pl
 
 from unskew.features.errors import LayoutError, RequestError, Stopped
 from unskew.features.plan import StreamPlan
+from unskew.features.printing import pairs
 from unskew.features.time import format_instant
 from unskew.pipelines.history.archive import BEGINNING, Archive, Reached
 from unskew.pipelines.history.fitting import ARRIVAL, ROW, Arrivals, Fitting, Refused
@@ -483,14 +484,14 @@ def _is_known(record: Imported, files: tuple[InputFile, ...], how: Mapping[str, 
         names = " ".join(one.name for one in running.files)
         raise RequestError(
             f"an import into {root} has not ended: finish it with the same files and options ({names}; "
-            f"{', '.join(f'{name}={value}' for name, value in running.how.items())}), or forget all imports with --again"
+            f"{pairs(running.how)}), or forget all imports with --again"
         )
     known = {one.sha256: one for done in record.imports for one in done.files}
     for done in record.imports:
         if bytes_of(done.files) == bytes_of(files):
             if dict(done.how) != dict(how):
                 raise RequestError(
-                    f"these files were imported already, with other options ({', '.join(f'{name}={value}' for name, value in done.how.items())}); "
+                    f"these files were imported already, with other options ({pairs(done.how)}); "
                     "to import them otherwise, forget all imports with --again"
                 )
             return True
