@@ -9,8 +9,9 @@ and, with ``--feast-python``, by Feast's SDK with its Redis store, from the same
 process of its own. Every value of the SDK is compared with the other two.
 
 Prints p50 and p99 of all reads in milliseconds, and the processor time of one read in this process. Then the same
-over HTTP: ``unskew serve`` and, with ``--feast-python``, ``feast serve``, each one process, asked over 1 and 16
-connections by a client in another process. Last, three on-demand features that read two features of a view.
+over HTTP: ``unskew serve``, a server that answers as many bytes without reading anything (``bare_http.py``: what HTTP
+alone costs) and, with ``--feast-python``, ``feast serve``, each one process, asked over 1 and 16 connections by a
+client in another process. Last, three on-demand features that read two features of a view.
 """
 
 import argparse
@@ -174,8 +175,8 @@ class Feast:
         self._process.communicate()
 
 
-def over_http(folder: Path, command: Sequence[str], body: object, *, cwd: Path | None = None) -> None:
-    """Start a server, and ask it over 1 and 16 connections."""
+def over_http(folder: Path, command: Sequence[str], body: object, *, cwd: Path | None = None) -> int:
+    """Start a server, and ask it over 1 and 16 connections. Return the bytes of an answer, without its head."""
     path = folder / "body.json"
     path.write_text(json.dumps(body))
     with socket.socket() as probe:
@@ -205,6 +206,8 @@ def over_http(folder: Path, command: Sequence[str], body: object, *, cwd: Path |
                 f"{found['answers'] / found['seconds']:8,.0f} answers/s",
                 flush=True,
             )
+        n_bytes: int = found["bytes"]
+        return n_bytes
     finally:
         server.terminate()
         server.wait()
@@ -283,7 +286,9 @@ def main() -> None:
                 "features": [f"{VIEWS[0]}:{output.name}" for output in plan.views[VIEWS[0]].outputs],
             }
             print(f"over HTTP, {n_entities} x 20, unskew serve:")
-            over_http(Path(folder), serve, body)
+            n_bytes = over_http(Path(folder), serve, body)
+            print(f"over HTTP, {n_bytes:,} bytes, nothing read:")
+            over_http(Path(folder), [sys.executable, str(HERE / "bare_http.py"), "PORT", str(n_bytes)], body)
             if feast is not None:
                 print(f"over HTTP, {n_entities} x 20, feast serve:")
                 command = [
@@ -292,6 +297,9 @@ def main() -> None:
                     "--port",
                     "PORT",
                     "--no-access-log",
+                    # Its worker would begin again after 1,000 requests, in the middle of the measurement.
+                    "--max-requests",
+                    "0",
                 ]
                 over_http(Path(folder), command, body, cwd=feast.repo)
         for n_entities in (1, 100):

@@ -2,14 +2,15 @@
 
     python load_http.py PORT PATH BODY_FILE CONNECTIONS SECONDS
 
-Prints JSON: the number of answers, the seconds, and p50 and p99 of the time of an answer in milliseconds. It knows the
-length of an answer from the first one; answers of other lengths end it.
+Prints JSON: the number of answers, the seconds, p50 and p99 of the time of an answer in milliseconds, and the bytes of
+the last answer without its head. An answer that is not 200, or that does not say its length, ends it.
 """
 
 import asyncio
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -18,9 +19,11 @@ import uvloop
 class Client(asyncio.Protocol):
     """One connection: the next request leaves when the answer has come."""
 
-    def __init__(self, request: bytes, length: int, until: float, times: list[float], ended: asyncio.Event) -> None:
-        self._request, self._length, self._until, self._times, self._ended = request, length, until, times, ended
-        self._n_bytes = 0
+    def __init__(self, request: bytes, until: float, times: list[float], ended: asyncio.Future[None]) -> None:
+        self._request, self._until, self._times, self._ended = request, until, times, ended
+        self._found = b""
+        self._length: int | None = None
+        self.n_body_bytes = 0
         self._began = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -28,49 +31,53 @@ class Client(asyncio.Protocol):
         self._ask()
 
     def _ask(self) -> None:
+        self._found, self._length = b"", None
         self._began = time.perf_counter()
         self._transport.write(self._request)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        self._n_bytes += len(data)
-        if self._n_bytes < self._length:
+        self._found += data
+        if self._length is None:
+            self._length = self._whole()
+        if self._length is None or len(self._found) < self._length:
             return
-        if self._n_bytes > self._length or not data.rstrip().endswith(b"}"):
-            raise SystemExit("an answer has another length than the first one")
-        self._n_bytes = 0
         now = time.perf_counter()
         self._times.append(now - self._began)
         if now < self._until:
             self._ask()
-        else:
-            self._ended.set()
+        elif not self._ended.done():
+            self._ended.set_result(None)
 
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(SystemExit(f"the server closed a connection: {error}"))
 
-async def length_of(port: int, request: bytes) -> int:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request)
-    head = await reader.readuntil(b"\r\n\r\n")
-    if b" 200 " not in head.partition(b"\r\n")[0]:
-        raise SystemExit(head.decode())
-    (line,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    writer.close()
-    return len(head) + int(line.partition(b":")[2])
+    def _whole(self) -> int | None:
+        """Return how long the answer is with its head; None if that has not come yet."""
+        head, end, _ = self._found.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        _, named, rest = head.lower().partition(b"\r\ncontent-length:")
+        if not head.startswith(b"HTTP/1.1 200 ") or not named:
+            self._ended.set_exception(SystemExit(self._found[:1_000].decode(errors="replace")))
+            return None
+        self.n_body_bytes = int(rest.partition(b"\r")[0])
+        return len(head) + 4 + self.n_body_bytes
 
 
 async def load(port: int, request: bytes, n_connections: int, seconds: float) -> dict[str, float]:
-    length = await length_of(port, request)
     times: list[float] = []
+    loop = asyncio.get_running_loop()
     began = time.perf_counter()
-    ended = [asyncio.Event() for _ in range(n_connections)]
-    for event in ended:
-        await asyncio.get_running_loop().create_connection(
-            lambda event=event: Client(request, length, began + seconds, times, event), "127.0.0.1", port
-        )
-    await asyncio.gather(*(event.wait() for event in ended))
+    ended = [loop.create_future() for _ in range(n_connections)]
+    made = [partial(Client, request, began + seconds, times, one) for one in ended]
+    clients = [(await loop.create_connection(one, "127.0.0.1", port))[1] for one in made]
+    await asyncio.gather(*ended)
     took = time.perf_counter() - began
     times.sort()
     p50, p99 = (times[int(len(times) * share)] * 1e3 for share in (0.5, 0.99))
-    return {"answers": len(times), "seconds": took, "p50": p50, "p99": p99}
+    n_bytes = clients[0].n_body_bytes
+    return {"answers": len(times), "seconds": took, "p50": p50, "p99": p99, "bytes": n_bytes}
 
 
 def main() -> None:
