@@ -230,7 +230,9 @@ optional_archive = _option(
 
 #: ``served: Path | None``.
 served = _option(
-    "--served", type=_A_PATH, help="Folder of a sample of what readers were given, from FeatureStore(sample=...)."
+    "--served",
+    type=_A_PATH,
+    help="Folder of a sample of what readers were given, from FeatureStore(sample=...) or `unskew serve --sample`.",
 )
 
 #: ``dead_letters: Path | None``; by default beside the archive.

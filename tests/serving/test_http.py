@@ -20,6 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from redis import Redis as Client
 
@@ -34,8 +35,10 @@ from unskew import FeatureStore, LayoutError, Service, StoreUnavailable
 from unskew.features.definitions.services import pinned
 from unskew.features.plan import Plan
 from unskew.features.registry import Published, describe
+from unskew.features.time import moment_of
 from unskew.features.versions import Versions
 from unskew.serving.listing import listing
+from unskew.serving.sample import read_served
 from unskew.sinks.redis.writer import RedisWriter
 
 STAYS = view(
@@ -454,6 +457,33 @@ def test_a_process_that_forks_reads_on_both_sides(tmp_path):
         )
 
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_is_answered_over_http_is_sampled_bit_for_bit(tmp_path):
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url, "--sample", str(tmp_path / "sample")) as server:
+            code, answer = server.post({"entities": {"user": ["full"]}, "features": FEATURES})
+
+    (row,), n_others = read_served(tmp_path / "sample", ORDERS.published)
+
+    assert (code, n_others) == (200, 0)
+    assert (row.view, row.key, row.as_of_us) == (ORDERS.id, "full", CLOCK)
+    assert answer["metadata"]["views"]["orders"]["as_of"] == [in_json(moment_of(CLOCK))]
+    for name in NAMES:
+        dtype = ORDERS.published.feature(name).dtype.polars
+        sampled, given = (pl.Series([value], dtype=dtype).to_list() for value in (row.values[name], FULL[name]))
+        assert repr(sampled) == repr(given)
+
+
+def test_a_folder_of_samples_that_cannot_be_written_stops_no_answer(tmp_path):
+    (tmp_path / "file").write_text("")
+    with Valkey(tmp_path / "one") as redis:
+        fill(redis.url)
+        with serving(redis.url, "--sample", str(tmp_path / "file" / "sample")) as server:
+            codes = [server.post({"entities": {"user": ["full"]}, "features": FEATURES})[0] for _ in range(3)]
+
+    assert codes == [200, 200, 200]
 
 
 def test_a_cache_gives_the_answer_of_its_instant_again(tmp_path):

@@ -12,27 +12,31 @@ from unskew.features.references import resolve
 from unskew.features.versions import Versions
 from unskew.serving import sample
 from unskew.serving.clocks import UNKNOWN, Placed
-from unskew.serving.request import Pipelines, Request, ViewAnswer
+from unskew.serving.request import How, Pipelines, Request, ViewAnswer
 from unskew.serving.sample import Sampler, read_served
-from unskew.sinks.redis.texts import stored
+from unskew.sinks.redis.texts import json_of, stored
 
 VIEW = ORDERS.published
 
 
-def offered(sampler, *rows, provisional=False, as_of=7_000_001):
+def offered(sampler, *rows, provisional=False, as_of=7_000_001, as_json=False):
     """Offer answers of one row each."""
     asked = resolve([f"orders:{name}" for name in NAMES], Versions.of({"orders": VIEW}), full_feature_names=False)
-    request = Request(Wanted(asked, None), Pipelines("unskew", ["main"]), {VIEW.id: ["h0"]})
+    request = Request(Wanted(asked, None), Pipelines("unskew", ["main"]), {VIEW.id: ["h0"]}, How(as_json=as_json))
     placed = Placed(UNKNOWN if as_of is None else as_of, 0, 0, provisional, 0)
     for row in rows:
         values = [[stored(row.get(one.feature.name), one.feature.dtype)] for one in asked]
+        if as_json:
+            both = zip(values, asked, strict=True)
+            values = [[None if value is None else json_of(value, one.feature.dtype)] for (value,), one in both]
         sampler.offer(request, [ViewAnswer(["u%201"], values, [], [placed], ["present"], [True])])
 
 
-def test_values_of_every_type_come_back_as_they_were_served(tmp_path, monkeypatch):
+@pytest.mark.parametrize("as_json", [False, True])
+def test_values_of_every_type_come_back_as_they_were_served(tmp_path, monkeypatch, as_json):
     monkeypatch.setattr(sample, "EVERY_S", 0.0)
     sampler = Sampler(tmp_path)
-    offered(sampler, FULL, EMPTY, {}, DEFAULTS)
+    offered(sampler, FULL, EMPTY, {}, DEFAULTS, as_json=as_json)
 
     found, n_others = read_served(tmp_path, VIEW)
 

@@ -56,6 +56,15 @@ PORT = 6566
     "older than that.",
 )
 @click.option(
+    "--sample",
+    type=settings.LocalPath(file_okay=False),
+    metavar="DIR",
+    envvar="UNSKEW_SAMPLE",
+    show_envvar=True,
+    help="Folder on this machine for a small sample of what is answered, for `unskew audit` and `unskew monitor` "
+    "--served: at most one row in a second for each worker, and 64 MiB. It holds keys and values of entities.",
+)
+@click.option(
     "--token-file",
     type=settings.LocalPath(exists=True, dir_okay=False),
     metavar="FILE",
@@ -98,6 +107,7 @@ def serve(
     max_lag: str | None,
     timeout: str,
     cache: str | None,
+    sample: Path | None,
     token_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -134,6 +144,7 @@ def serve(
             max_lag_us=None if max_lag is None else settings.duration_us("--max-lag", max_lag),
             timeout_s=settings.duration_us("--timeout", timeout) / 1e6,
             cache_s=None if cache is None else settings.duration_us("--cache", cache) / 1e6,
+            sample=sample,
             token=None if token_file is None else _token(token_file),
             limits=http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests),
             parent=os.getpid(),
@@ -162,6 +173,7 @@ class _Making:
     max_lag_us: int | None
     timeout_s: float
     cache_s: float | None
+    sample: Path | None
     token: str | None
     limits: "Limits"
     parent: int
@@ -186,12 +198,14 @@ class _Making:
     def reader(self) -> "OnlineReader":
         """Return a reader; it connects when it is used."""
         from unskew.serving.online import OnlineReader
+        from unskew.serving.sample import Sampler
 
         return OnlineReader(
             self.redis_url,
             self.prefix,
             self.pipeline,
             max_lag_us=self.max_lag_us,
+            sampler=None if self.sample is None else Sampler(self.sample),
             timeout_s=self.timeout_s,
             cache_s=self.cache_s,
         )

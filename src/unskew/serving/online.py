@@ -329,7 +329,7 @@ class OnlineReader:
             now_us = read.read_us if given_us is None else given_us
             oldest_us = None if self._max_lag_us is None else read.read_us - self._max_lag_us
             answers = request.read(keys, read.rows, read.clocks, oldest_us)
-            if self._sampler is not None and not as_json:
+            if self._sampler is not None:
                 self._sampler.offer(request, answers)
             if (computing := request.computing(inputs, answers, rows.n_rows, now_us)) is not None:
                 answers += request.computed((yield computing), answers, rows.n_rows)

@@ -67,13 +67,14 @@ class How(NamedTuple):
 class Column:
     """How one feature is read.
 
-    ``absent``: the value of an entity without a row. ``null``: that of one whose row lacks it. ``empty``: that of an
-    entity without events, None if it is null.
+    ``is_json``: its values are texts in JSON. ``absent``: the value of an entity without a row. ``null``: that of one
+    whose row lacks it. ``empty``: that of an entity without events, None if it is null.
     """
 
     name: str
     dtype: Type
     reader: Reader | JsonReader
+    is_json: bool
     absent: Any
     null: Any
     empty: Any
@@ -87,7 +88,9 @@ class Column:
             null, empty = (None if value is None else json_of(value, dtype) for value in (null, empty))
         absent = null if empty is None else empty
         reader = JsonReader(dtype) if as_json else Reader(dtype)
-        return cls(name=feature.name, dtype=dtype, reader=reader, absent=absent, null=null, empty=empty)
+        return cls(
+            name=feature.name, dtype=dtype, reader=reader, is_json=as_json, absent=absent, null=null, empty=empty
+        )
 
 
 @dataclass(slots=True)
@@ -130,13 +133,14 @@ class ViewRequest:
         self._pipelines = pipelines
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
-        are_json = [isinstance(column.reader, JsonReader) for column in self.columns]
         # Instants are numbers in Redis, and texts in JSON.
         are_numbers = [
-            Numbers.can_read(column.dtype) and not (is_json and column.dtype.scalar == "timestamp")
-            for column, is_json in zip(self.columns, are_json, strict=True)
+            Numbers.can_read(column.dtype) and not (column.is_json and column.dtype.scalar == "timestamp")
+            for column in self.columns
         ]
-        self._stay_texts = [is_json for is_json, is_number in zip(are_json, are_numbers, strict=True) if is_number]
+        self._stay_texts = [
+            column.is_json for column, is_number in zip(self.columns, are_numbers, strict=True) if is_number
+        ]
         self._all_stay_texts = all(self._stay_texts)
         self._others = [number for number, is_number in enumerate(are_numbers) if not is_number]
         self._number_places = [0, *(1 + number for number, is_number in enumerate(are_numbers) if is_number)]

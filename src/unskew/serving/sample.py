@@ -2,7 +2,7 @@
 
 Each process appends lines of JSON to files of its own, at most one line in ``EVERY_S`` seconds and ``FILE_BYTES`` in a
 file; the oldest of more than ``MOST_FILES`` files in the folder are removed. A line has one row of one view: entity,
-instant and values exactly as they were returned, with defaults.
+instant and values exactly as they were returned, with defaults. Values that were answered in JSON are read from that.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 from unskew.features.errors import LayoutError
 from unskew.features.time import instant_us, moment_of
-from unskew.features.types import MAP_VALUE, Type
+from unskew.features.types import MAP_KEY, MAP_VALUE, Type
 from unskew.features.view import View
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.request import Request, ViewAnswer
@@ -78,7 +78,9 @@ class Sampler:
         if placed.provisional or placed.as_of == UNKNOWN or answer.keys[row] is None:
             return
         values = {
-            column.name: _plain(objects_of(values[row : row + 1], column.dtype)[0])
+            column.name: _of_json(values[row], column.dtype)
+            if column.is_json
+            else _plain(objects_of(values[row : row + 1], column.dtype)[0])
             for column, values in zip(asked.columns, answer.values, strict=True)
         }
         line = {
@@ -204,6 +206,22 @@ def _plain(value: object) -> object:
             return {name: _plain(one) for name, one in value.items()}
         case _:
             return value
+
+
+def _of_json(text: bytes | None, dtype: Type) -> object:
+    """Return what ``_plain`` does for a value that was answered as a text in JSON."""
+    return None if text is None else _of_parsed(json.loads(text), dtype)
+
+
+def _of_parsed(value: Any, dtype: Type) -> object:
+    if value is None:
+        return None
+    match dtype.nesting:
+        case "list":
+            return [_of_parsed(one, dtype.element) for one in value]
+        case "map":
+            return [{MAP_KEY: name, MAP_VALUE: _of_parsed(one, dtype.element)} for name, one in value.items()]
+    return instant_us(dt.datetime.fromisoformat(value)) if dtype.scalar == "timestamp" else value
 
 
 def _typed(value: Any, dtype: Type) -> object:
