@@ -265,7 +265,8 @@ def read_table(table: Table) -> Given:
         return _read_arrow(table)
     if isinstance(table, Sequence) and not isinstance(table, str | bytes):
         for row, one in enumerate(table):
-            if not isinstance(one, Mapping):
+            # That a dict is a mapping takes long to find out.
+            if type(one) is not dict and not isinstance(one, Mapping):
                 raise RequestError(f"row {row} is {one!r:.80}; each row must be a dict of column name -> value")
         return _Rows(table)
     raise RequestError(

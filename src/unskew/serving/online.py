@@ -115,10 +115,9 @@ class OnlineFeatures(Answer):
 
     def _by_feature(self) -> Iterator[tuple[str, Type, Sequence[Any], list[str] | None]]:
         """Yield the column, the type, the values and, if asked for, the status of each feature."""
-        for one, (view, number) in zip(self._request.asked, self._request.places, strict=True):
+        for (name, dtype), (view, number) in zip(self._request.columns, self._request.places, strict=True):
             answer = self._answers[view]
-            status = answer.status_of_each[number] if answer.status_of_each else None
-            yield one.column, one.feature.dtype, answer.values[number], status
+            yield name, dtype, answer.values[number], answer.status_of_each[number] if answer.status_of_each else None
 
     @override
     def __repr__(self) -> str:

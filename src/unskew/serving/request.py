@@ -338,6 +338,8 @@ class Request:
                         "them alone, or without with_status"
                     )
             self.names |= {f"{one.column}{STATUS}": f"the status of {one.reference}" for one in asked}
+        self.columns = [(one.column, one.feature.dtype) for one in asked]
+        """The name and the type of each feature's column."""
         self._n_pipelines = len(pipelines.clock_keys)
         self._known: _Clocks | None = None
         self.before, self.after = Commands(), Commands()
