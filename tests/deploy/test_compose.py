@@ -4,16 +4,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
+from unskew.cli import main
 from unskew.cli.serve import PORT
 from unskew.demo.journey import HOME
+from unskew.demo.traffic import main as send
 from unskew.features.definitions.load import load
 from unskew.serving.listening import GRACE_S
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("kafka", "topics", "valkey", "pipeline", "serve", "prometheus", "grafana")
+SERVICES = ("kafka", "topics", "valkey", "pipeline", "serve", "monitor", "traffic", "prometheus", "grafana")
+COMMANDS = {"pipeline": "run", "serve": "serve", "monitor": "monitor"}
+"""Services that run a command of unskew."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def test_every_image_names_a_version(compose):
         assert re.search(r":v?\d+\.\d+", service["image"])
 
 
-@pytest.mark.parametrize("name", ["kafka", "valkey", "pipeline", "serve", "prometheus", "grafana"])
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"topics"}))
 def test_what_keeps_running_has_a_healthcheck_and_restarts(compose, name):
     service = compose["services"][name]
 
@@ -109,6 +114,66 @@ def test_the_server_is_asked_where_it_listens_and_may_finish_what_it_has_begun(c
         serve["environment"]["UNSKEW_REDIS_URL"] == compose["services"]["pipeline"]["environment"]["UNSKEW_REDIS_URL"]
     )
     assert int(serve["stop_grace_period"].removesuffix("s")) > GRACE_S
+
+
+def test_the_monitor_reads_what_the_others_write_and_is_scraped_under_the_name_that_alerts_have(compose):
+    services = compose["services"]
+    monitor, pipeline, serve = (services[name] for name in ("monitor", "pipeline", "serve"))
+    mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in monitor["volumes"]}
+    written = {mount.split(":")[1]: mount.split(":")[0] for mount in (*pipeline["volumes"], *serve["volumes"])}
+    port = monitor["environment"]["UNSKEW_METRICS"].rpartition(":")[2]
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (targets,) = (job["static_configs"][0]["targets"] for job in scraped if job["job_name"] == "unskew-monitor")
+
+    assert all(mount.endswith(":ro") for mount in monitor["volumes"])
+    assert mounted[monitor["environment"]["UNSKEW_LOG"]] == written[pipeline["environment"]["UNSKEW_LOG"]]
+    assert mounted[monitor["environment"]["UNSKEW_SERVED"]] == written[serve["environment"]["UNSKEW_SAMPLE"]]
+    assert targets == [f"monitor:{port}"]
+    assert "ports" not in monitor
+    assert f"http://127.0.0.1:{port}/health" in monitor["healthcheck"]["test"][-1]
+    assert 'up{job="unskew-monitor"}' in (ROOT / "deploy/prometheus/alerts.yml").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_commands_take_the_options_and_variables_that_they_are_given(compose, name):
+    service = compose["services"][name]
+    given = main.get_command(click.Context(main), COMMANDS[name])
+    assert given is not None
+    words, *arguments = service["command"]
+    variables = {option.envvar for option in given.params if isinstance(option, click.Option)}
+
+    given.make_context(words, list(arguments), resilient_parsing=True)
+
+    assert words == COMMANDS[name]
+    assert {argument for argument in arguments if argument.startswith("--")} <= {
+        text for option in given.params for text in option.opts
+    }
+    assert set(service["environment"]) <= variables
+
+
+def test_traffic_is_sent_only_on_demand_and_to_the_broker_that_the_pipeline_reads(compose):
+    traffic, pipeline = (compose["services"][name] for name in ("traffic", "pipeline"))
+    known = {text for option in send.params for text in option.opts}
+    variables = {option.envvar for option in send.params if isinstance(option, click.Option)}
+
+    assert traffic["profiles"] == ["demo"]
+    assert traffic["entrypoint"] == ["python", "-m", "unskew.demo.traffic"]
+    assert {argument for argument in traffic["command"] if argument.startswith("--")} <= known
+    assert set(traffic["environment"]) <= variables
+    assert traffic["environment"]["UNSKEW_BOOTSTRAP_SERVERS"] == pipeline["environment"]["UNSKEW_BOOTSTRAP_SERVERS"]
+
+
+def test_folders_that_services_write_belong_to_the_user_of_the_image(compose):
+    made = set(re.findall(r"/var/lib/unskew/\w+", (ROOT / "Dockerfile").read_text()))
+    mounted = {
+        mount.split(":")[1]
+        for service in compose["services"].values()
+        for mount in service.get("volumes", [])
+        if mount.split(":")[1].startswith("/var/lib/unskew/")
+    }
+
+    assert mounted
+    assert mounted <= made
 
 
 def test_the_topics_are_those_of_the_example(compose):
