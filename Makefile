@@ -95,7 +95,7 @@ COMPILE = "$(UV)" pip compile pyproject.toml --universal --python-version 3.11 -
 lock: ## Rewrite the lock files from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
 	@if [ -z "$(UV)" ]; then echo "make lock needs uv: pip install uv" >&2; exit 1; fi
 	$(COMPILE) --all-extras --group dev --output-file requirements.lock
-	$(COMPILE) --extra pipeline --extra protobuf --extra registry --extra serve --group build --constraints requirements.lock --output-file requirements-runtime.lock
+	$(COMPILE) --extra pipeline --extra protobuf --extra registry --extra serve --extra objects --group build --constraints requirements.lock --output-file requirements-runtime.lock
 
 clean: ## Remove .venv, caches and the demo's output
 	rm -rf $(VENV) demo-output dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
