@@ -13,12 +13,15 @@ from click.testing import CliRunner
 
 from tests.serving.test_http import CLOCK, FEATURES, STAYS, Server, fill, in_json, serving
 from tests.support.on_demand import REFERENCES, some_events, some_labels, write
-from tests.support.plans import DAY
+from tests.support.plans import DAY, HOUR
 from tests.support.servers.valkey import Valkey
 from tests.support.typed import FULL, ORDERS
 from tests.support.updates import closing, updates
 from unskew import FeatureStore
 from unskew.cli import main
+from unskew.features.plan import Plan
+from unskew.features.registry import describe
+from unskew.features.versions import Versions
 from unskew.sinks.redis.writer import RedisWriter
 from unskew.store import OnlineFeatures
 
@@ -162,6 +165,23 @@ def test_a_service_is_the_same_from_every_reader(orders: Read, user: str, hotel:
 
     assert list(said.views) == ["stays", "orders"]
     assert said.values == {"u7": ["7", "0"], "moved": ["3", "7"], "full": ["0", repr(FULL["n"])]}.get(user, ["0", "0"])
+
+
+def test_values_whose_windows_began_before_anything_was_known_are_warming_for_every_reader(tmp_path: Path) -> None:
+    with Valkey(tmp_path / "valkey") as redis:
+        # A pipeline that began an hour ago.
+        writer = RedisWriter(redis.url, "unskew", "main")
+        writer.publish_registry(json.dumps(describe(Plan(streams={}, views=Versions([ORDERS])))))
+        writer.expect({ORDERS.id: ["h0", "h1"]})
+        for shard, user in (("h0", "full"), ("h1", "other")):
+            rows = [{"key": user, **FULL, "_at": CLOCK - 5}]
+            writer.add(closing(ORDERS, CLOCK, rows, since_us=CLOCK - HOUR, shard=shard))
+        writer.flush(time.time_ns() // 1000)
+        writer.close()
+        with FeatureStore(redis_url=redis.url, timeout="30s") as store, serving(redis.url) as server:
+            read = Read(redis.url, store, server)
+            for user in ("full", "other", "nobody"):
+                assert all_say(read, Asked("orders", FEATURES, {"user": user})).views["orders"][1] == "warming"
 
 
 @pytest.fixture(scope="module")
