@@ -1,5 +1,6 @@
 """plan, apply, promote, rollback and registry, on a record in a folder and a copy in a real Redis."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,8 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from tests.serving.test_http import Server, serving
+from tests.support.servers.valkey import wait_until
 from tests.support.updates import closing
 from tests.support.written import write_archive
 from unskew import FeatureStore
@@ -26,6 +29,7 @@ from unskew.cli import main
 from unskew.features.definitions.load import load
 from unskew.features.errors import DefinitionError
 from unskew.features.plan import Plan
+from unskew.features.planning import Asked, planned
 from unskew.sinks.objects import ObjectPath
 from unskew.sinks.record import Overtaken, Record, published
 from unskew.sinks.redis.keyspace import registry_key, usage_key
@@ -378,6 +382,77 @@ def test_promotion_and_demotion_under_load_fail_no_read_and_mix_no_versions(site
     assert site.record.numbers() == range(1, 23)
 
 
+def test_promotion_and_demotion_under_load_fail_no_request_over_http_and_mix_no_versions(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where the workers keep their counts.
+    monkeypatch.setenv("TMPDIR", str(site.root))
+    site.run(site.define(view(1), service("spend:n", "spend:total")))
+    site.done("apply")
+    both = site.define(*BOTH, service("spend:n", "spend:total"))
+    site.done("apply")
+    writer = site.run(both)
+    names = ["spend:n", "spend:total", "spend@1:n", "spend@1:total", "spend@2:n", "spend@2:total"]
+    asked = {"entities": {"user": ["u"]}, "full_feature_names": True}
+    stop, failed = threading.Event(), list[BaseException]()
+    seen, of_service = [set[Any]() for _ in range(4)], set[Any]()
+
+    def said(code: int, answer: Any) -> tuple[Any, ...]:
+        """The values of the only row, and which version each name meant."""
+        assert code == 200, answer
+        version_of = {name: about["version"] for name, about in answer["metadata"]["views"].items()}
+        return (*(one["values"][0] for one in answer["results"][1:]), *sorted(version_of.items()))
+
+    def reader(server: Server, found: set[Any], *, keeps_connection: bool) -> None:
+        try:
+            with contextlib.closing(server.connection()) as connection:
+                while not stop.is_set():
+                    found.add(said(*server.post({**asked, "features": names})))
+                    of_service.add(said(*server.post({**asked, "feature_service": "checkout"})))
+                    if keeps_connection:
+                        connection.request("POST", "/get-online-features", json.dumps({**asked, "features": names}))
+                        answer = connection.getresponse()
+                        found.add(said(answer.status, json.loads(answer.read())))
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            failed.append(error)
+
+    def meaning(version: int) -> tuple[Any, ...]:
+        row = (version, float(version), 1, 1.0, 2, 2.0)
+        return (*row, ("spend", version), ("spend@1", 1), ("spend@2", 2))
+
+    with serving(site.redis_url, "--workers", "2") as server:
+        threads = [
+            threading.Thread(target=reader, args=(server, found), kwargs={"keeps_connection": number % 2 == 0})
+            for number, found in enumerate(seen)
+        ]
+        for thread in threads:
+            thread.start()
+        for number in range(20):
+            version = 2 - number % 2
+            site.done(f"promote spend@{version}")
+            # From here on every worker means the new one.
+            for _ in range(8):
+                assert said(*server.post({**asked, "features": names})) == meaning(version)
+            # A pipeline that is restarted meanwhile, with the definitions as they are.
+            writer.publish_registry(published(both, site.record.last()))
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads), "a request hangs"
+
+        assert failed == []
+        for found in seen:
+            assert found == {meaning(1), meaning(2)}
+        # A service keeps what it has pinned.
+        assert of_service == {(1, 1.0, ("spend", 1))}
+
+        def answered() -> list[int]:
+            counts = [json.loads(path.read_text()) for path in site.root.glob("unskew-serve-*/*.json")]
+            return [sum(one["n_by_code"][""].values()) for one in counts if "" in one["n_by_code"]]
+
+        wait_until(lambda: len(answered()) == 2, "both workers have answered")
+
+
 def test_of_two_who_apply_at_once_one_wins_and_the_other_is_told_who(site: Site, tmp_path: Path) -> None:
     site.define(view(1))
     site.done("apply")
@@ -697,3 +772,102 @@ def test_a_record_in_an_object_store_is_written_once(bucket: ObjectPath, tmp_pat
     # The same bytes again are the answer to a request that was repeated.
     site.record.append(site.record.read(2))
     assert "revision 2" in CliRunner().invoke(main, ["plan", str(site.definitions), *options]).output
+
+
+def streamed(*documents: str, **settings: str) -> tuple[str, ...]:
+    """The stream of these tests with other settings, in a document that stands before these."""
+    stream = STREAM.partition("---\n")[0].replace("name: purchases, topic: purchases", "name: sales, topic: sales", 1)
+    for name, value in settings.items():
+        stream = re.sub(", settle: 1s" if name == "settle" else "(?=, event_time)", f", {name}: {value}", stream)
+    return (
+        f"---\n{stream}",
+        *(document.replace('"source": "purchases"', '"source": "sales"') for document in documents),
+    )
+
+
+def test_a_plan_says_how_a_stream_is_read_otherwise_and_needs_no_new_version_for_it(site: Site) -> None:
+    site.define(*streamed(view(), service("spend:n")))
+    assert "+ stream sales" in site.done("plan", status=2)
+    site.done("apply")
+    before = site.record.read(1).content
+
+    site.define(*streamed(view(), service("spend:n"), settle="10s", max_ahead="1min"))
+    said = site.done("plan", status=2)
+    assert said.splitlines()[0] == "~ stream sales"
+    assert {"    settle: 1s -> 10s", "    max_ahead: 5s -> 1min"} < set(said.splitlines())
+    assert "unskew run reads it so from its next start" in said
+    assert "service checkout reads it" in said
+    (change,) = json.loads(site.done("plan", "--json", status=2))["changes"]
+    assert (change["what"], change["kind"], change["name"], change["services"][0]["name"]) == (
+        "stream", "changed", "sales", "checkout",
+    )  # fmt: skip
+    assert change["fields"] == [
+        {"name": "max_ahead", "before": "5s", "after": "1min"},
+        {"name": "settle", "before": "1s", "after": "10s"},
+    ]
+    site.done("apply")
+    assert site.record.read(2).content.views == before.views
+    assert site.record.read(2).plan == ("~ stream sales: max_ahead: 5s -> 1min; settle: 1s -> 10s",)
+    assert "stream sales  topic sales  settle 10s" in site.done("registry show")
+    assert "settle: 1s -> 10s" in site.done("registry diff 1 2")
+    assert site.done("plan").startswith("nothing to change")
+    assert "settle: 10s -> 1s" in site.done("rollback 1")
+
+    # What a fingerprint covers is named beside the refusal, which could not say it.
+    site.define(*streamed(view(), service("spend:n"), max_age="1h"))
+    said = site.done("plan", status=1)
+    assert "    max_age: none -> 1h" in said
+    assert (
+        "error: spend@1 would compute something else under the same version (how records of its stream are read)"
+        in said
+    )
+
+
+def test_a_stream_goes_with_its_last_view_and_that_of_others_stays(site: Site, tmp_path: Path) -> None:
+    site.define(*streamed(view()))
+    site.done("apply")
+    # It is defined, and no view is over it.
+    assert [one.name for one in site.record.read(1).content.streams] == ["sales"]
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "views.yaml").write_text(STREAM + view(name="returns"))
+    found = planned(load(other), site.record.read(1).content, Asked(keeps_others=True))
+    assert [one.name for one in found.content.streams] == ["purchases", "sales"]
+    assert found.lines == ("+ view returns@1", "+ stream purchases")
+
+    site.define(view(name="visits"))
+    said = site.done("plan", "--break", "spend", status=2)
+    assert "- stream sales" in said
+    assert "+ stream purchases" in said
+
+
+def test_a_record_that_does_not_say_how_streams_are_read_gets_it_with_the_next_apply(site: Site) -> None:
+    site.define(view())
+    site.done("apply")
+    file = next((site.root / "registry").glob("*1.json"))
+    old = json.loads(file.read_text())
+    assert [one["name"] for one in old["content"].pop("streams")] == ["purchases"]
+    file.chmod(0o600)
+    file.write_text(json.dumps(old))
+
+    assert site.done("plan", status=2) == "+ stream purchases\n"
+    site.done("apply")
+    assert site.done("plan").startswith("nothing to change")
+    site.define(view(description="other"))
+    site.done("apply")
+    # Nobody knows how it was read then.
+    assert "stream" not in site.done("rollback 1")
+    assert [one.settle_us for one in site.record.read(4).content.streams] == [1_000_000]
+
+
+def test_check_warns_of_a_stream_without_a_settle(site: Site) -> None:
+    site.define(view())
+    checked = CliRunner().invoke(main, ["check", str(site.definitions)])
+    assert (checked.exit_code, "warning" in checked.output) == (0, False)
+    (site.definitions / "views.yaml").write_text((STREAM + view()).replace(" settle: 1s,", ""))
+
+    checked = CliRunner().invoke(main, ["check", str(site.definitions)])
+    assert checked.exit_code == 0
+    assert "warning: stream purchases has no settle" in checked.output
+    assert "ok  spend@1" in checked.output

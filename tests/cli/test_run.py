@@ -288,7 +288,9 @@ def test_all_that_a_run_makes_is_for_its_user_alone(bench: Bench) -> None:
 
 
 @pytest.mark.long
-def test_it_runs_what_was_applied_and_no_restart_switches_readers(bench: Bench) -> None:
+def test_it_runs_what_was_applied_and_no_restart_switches_readers(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     topic = bench.produce(RECORDS)
     path = _definitions(bench.root, topic)
     folders = ["--log", str(bench.root / "log"), "--redis-url", bench.redis_url]
@@ -319,6 +321,10 @@ def test_it_runs_what_was_applied_and_no_restart_switches_readers(bench: Bench) 
     assert not (bench.root / "state").exists()
     assert started(first, "--apply").exit_code == 0
     assert started(first).exit_code == 0
+    # How a stream is read needs no apply, and is said.
+    settling = started(first.replace("event_time: at", "event_time: at, settle: 3s"))
+    assert settling.exit_code == 0, settling.output
+    assert "~ stream purchases: settle: none -> 3s: this run does it so, and unskew apply would" in caplog.text
     assert "the definitions are not what was applied: ~ view user_count_1h@1" in said(
         first.replace("window: 1h", "window: 2h")
     )

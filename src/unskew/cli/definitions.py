@@ -41,6 +41,13 @@ def check(paths: tuple[Path, ...]) -> None:
         say(f"ok  {one.id:<{width}}  {_counted(len(one.features))}  on demand  {one.fingerprint[:16]}")
     for service in plan.services.values():
         say(f"ok  {service.name:<{width}}  {_counted(len(service.features))}  service")
+    for stream in {view.stream.name: view.stream for view in plan.views.values()}.values():
+        if stream.table is None and stream.settle_us is None:
+            say(
+                f"warning: stream {stream.name} has no settle, so unskew run refuses its topic unless the broker stamps the "
+                'records (LogAppendTime); give one, as in settle="2s"',
+                err=True,
+            )
     if not plan.views:
         streams = f"streams {', '.join(plan.streams)}" if plan.streams else "entities"
         say(f"ok, but there are no views, only {streams}; {NAMED}")

@@ -124,7 +124,12 @@ def rollback(
     earlier = record.read(revision)
     check_accepted(accepted, last.content)
     before, views = last.content, earlier.content.by_id
-    now = msgspec.structs.replace(earlier.content, retired=tuple(sorted({*before.retired, *before.by_id} - set(views))))
+    now = msgspec.structs.replace(
+        earlier.content,
+        retired=tuple(sorted({*before.retired, *before.by_id} - set(views))),
+        # A revision of an earlier version of unskew does not say how streams are read.
+        streams=earlier.content.streams or before.streams,
+    )
     changes = differences(before, now)
     if not changes:
         say(f"nothing to change: revision {last.number} has what revision {revision} has")

@@ -54,7 +54,7 @@ def log_(log: Path | None, registry: Path | None, revisions: int, as_json: bool)
 @settings.registry
 @_as_json
 def show(revision: int | None, log: Path | None, registry: Path | None, as_json: bool) -> None:
-    """Show one revision, the last one without REVISION: its views, which of them serve, and its services.
+    """Show one revision, the last one without REVISION: its streams, its views, which of them serve, and its services.
 
     \b
     A version is
@@ -68,6 +68,7 @@ def show(revision: int | None, log: Path | None, registry: Path | None, as_json:
         unskew registry show 3 --log data/log
     """
     from unskew.features.revision import described
+    from unskew.features.time import format_duration
 
     record = _record(registry, log)
     one = record.read_last() if revision is None else record.read(revision)
@@ -80,6 +81,9 @@ def show(revision: int | None, log: Path | None, registry: Path | None, as_json:
     if one.git is not None:
         say(f"commit {one.git.commit}{', with changes' if one.git.changed else ''}")
     content = one.content
+    for stream in content.streams:
+        settle = "-" if stream.settle_us is None else format_duration(stream.settle_us)
+        say(f"stream {stream.name}  topic {', '.join(stream.topics)}  settle {settle}  owner {stream.owner or '-'}")
     for view in content.views:
         say(f"view {view.id}  {content.state_of(view)}  {len(view.features)} features  owner {view.owner or '-'}")
     for demanded in content.on_demand:

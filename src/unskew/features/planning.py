@@ -7,14 +7,15 @@ from typing import Any, Literal
 import msgspec
 
 from unskew.features.on_demand import OnDemandView
-from unskew.features.plan import Plan
+from unskew.features.plan import Plan, ViewPlan
 from unskew.features.registry import as_json, describe_one, on_demand_as_json, pin
 from unskew.features.revision import Content
 from unskew.features.service import Service, ServiceFeature
+from unskew.features.stream_settings import recorded
 from unskew.features.time import format_duration
 from unskew.features.view import View, ViewFeature
 
-What = Literal["view", "service", "on-demand"]
+What = Literal["view", "service", "on-demand", "stream"]
 Kind = Literal["added", "changed", "removed", "serves"]
 _SIGNS: Mapping[Kind, str] = {"added": "+", "changed": "~", "removed": "-", "serves": ">"}
 # Parts of a published view that follow from others, or say nothing to people.
@@ -40,7 +41,7 @@ class FieldChange(msgspec.Struct, frozen=True, kw_only=True):
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """The change of one object. ``kind``: ``serves`` if another version of a view is to serve.
 
-    ``notes``: what follows from it, for people. ``touches``: the services that read the view.
+    ``notes``: what follows from it, for people. ``touches``: the services that read the view, or views of the stream.
     """
 
     what: What
@@ -105,6 +106,14 @@ def unapplied(views: Iterable[View], applied: Content) -> list[str]:
     return lines
 
 
+def read_otherwise(views: Iterable[ViewPlan], applied: Content) -> list[str]:
+    """Return how streams of these views are read otherwise than was applied, a line for each that was."""
+    known = {one.name for one in applied.streams}
+    now = Content(streams=tuple(one for one in recorded(views).values() if one.name in known))
+    changes = _stream_changes(applied, now, {})
+    return [change.line() for change in changes if change.kind == "changed"]
+
+
 class _Planning:
     """Definitions and what was applied before, held against each other step by step."""
 
@@ -124,6 +133,9 @@ class _Planning:
         self._new = {view.id: view for view in sorted((*kept, *published), key=lambda view: (view.name, view.version))}
         others = {one.name: one for one in before.on_demand if asked.keeps_others and one.name not in asked.drop}
         self._on_demand = {**others, **plan.on_demand}
+        others_streams = {view.stream for view in kept}
+        self._streams = {one.name: one for one in before.streams if one.name in others_streams}
+        self._streams |= recorded(plan.views.values())
         self._says = {view.name: before.says[view.name] for view in kept if view.name in before.says}
         self._says |= {view.name: view.version for view in plan.views.values() if view.serving}
 
@@ -136,6 +148,7 @@ class _Planning:
             serves=serves,
             says=dict(sorted(self._says.items())),
             retired=tuple(sorted({*self._before.retired, *self._old} - set(self._new))),
+            streams=tuple(one for _, one in sorted(self._streams.items())),
         )
         self._refuse_other_states()
         self._refuse_ended()
@@ -211,6 +224,8 @@ class _Planning:
 
     def _notes(self, change: Change) -> Iterator[str]:
         """Yield what follows from the change of a view, for people."""
+        if change.what == "stream" and change.kind == "changed":
+            yield "unskew run reads it so from its next start; rows of the past stay as they are"
         view = self._new.get(change.name) or self._old.get(change.name)
         if change.what != "view" or view is None:
             return
@@ -261,6 +276,7 @@ def differences(before: Content, after: Content) -> list[Change]:
             # Written down, because only a definition that says so anew lets another version serve.
             says_now = FieldChange(name="the version that says serving=True", before=said, after=says)
             changes.append(Change(what="view", kind="changed", name=name, fields=(says_now,)))
+    changes += _stream_changes(before, after, readers)
     changes += _on_demand_changes(before, after)
     services, now = ({one.name: one for one in part.services} for part in (before, after))
     for name, service in now.items():
@@ -270,6 +286,22 @@ def differences(before: Content, after: Content) -> list[Change]:
             changes.append(Change(what="service", kind="changed", name=name, fields=fields))
     changes += [Change(what="service", kind="removed", name=name) for name in services if name not in now]
     return changes
+
+
+def _stream_changes(before: Content, after: Content, readers: Mapping[str, Sequence[str]]) -> Iterator[Change]:
+    """Yield what differs in how streams are read; ``readers``: the services that read each view."""
+    old, new = ({one.name: one for one in part.streams} for part in (before, after))
+    for name, now in new.items():
+        if name not in old:
+            yield Change(what="stream", kind="added", name=name)
+        elif old[name] != now:
+            of_views = [readers.get(view.id, ()) for view in before.views if view.stream == name]
+            touched = dict.fromkeys(service for services in of_views for service in services)
+            fields = tuple(_differing(old[name].facts(), now.facts()))
+            yield Change(what="stream", kind="changed", name=name, fields=fields, touches=tuple(touched))
+    for name in old:
+        if name not in new:
+            yield Change(what="stream", kind="removed", name=name)
 
 
 def _on_demand_changes(before: Content, after: Content) -> Iterator[Change]:

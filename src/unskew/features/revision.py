@@ -25,6 +25,7 @@ from unskew.features.registry import (
 )
 from unskew.features.registry import FORMAT as REGISTRY_FORMAT
 from unskew.features.service import Service
+from unskew.features.stream_settings import StreamSettings
 from unskew.features.versions import Versions
 from unskew.features.view import View
 
@@ -44,7 +45,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     ``views``: as they are published, each with ``serving=True``, which says nothing here. ``services``: with the
     versions that they have pinned. ``on_demand``: on-demand features, one version of each name. ``serves``: the version
     that the bare name of a view means. ``says``: the version whose definition said so when it was applied. ``retired``:
-    versions that earlier revisions had, and that are no longer computed.
+    versions that earlier revisions had, and that are no longer computed. ``streams``: how those streams are read that
+    the views are over; revisions of earlier versions of unskew do not say it.
     """
 
     views: tuple[View, ...] = ()
@@ -53,6 +55,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     says: Mapping[str, int] = {}
     retired: tuple[str, ...] = ()
     on_demand: tuple[OnDemandView, ...] = ()
+    streams: tuple[StreamSettings, ...] = ()
 
     @property
     def by_id(self) -> dict[str, View]:

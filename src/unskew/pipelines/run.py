@@ -17,6 +17,7 @@ from bytewax.testing import run_main
 
 from unskew.features.errors import Stopped, StoreUnavailable, UnskewError
 from unskew.features.plan import Plan
+from unskew.features.planning import read_otherwise
 from unskew.pipelines import compiling
 from unskew.pipelines.cluster import Failures, lost, watching
 from unskew.pipelines.decoding.avro import decoder_of
@@ -112,10 +113,12 @@ def _require_applied(plan: Plan, deployment: Deployment, stop: threading.Event) 
         return
     record = Record(deployment.registry)
     try:
-        _store_of(record.root, stop).until_done(lambda: require_applied(record, plan.published.values()))
+        applied = _store_of(record.root, stop).until_done(lambda: require_applied(record, plan.published.values()))
     except StoreUnavailable:
         _go_on(stop)
         raise
+    for difference in read_otherwise(plan.views.values(), applied.content):
+        _log.warning("%s: this run does it so, and unskew apply would write it down", difference)
 
 
 def _store_of(place: Path, stop: Flag) -> Patience:

@@ -15,6 +15,7 @@ maps are null, because Feast's client cannot take them.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -24,6 +25,7 @@ import msgspec
 
 from unskew.features.errors import RequestError, UnknownName, UnskewError
 from unskew.features.frames import Columns
+from unskew.features.nearest import nearest
 from unskew.features.references import is_service
 from unskew.serving.clocks import UNKNOWN
 from unskew.serving.online import Answered, Asking, OnlineReader
@@ -37,19 +39,26 @@ _NOTHING = frozenset({b"[]", b"{}"})
 _RESULT = b'{"values":[%b],"statuses":[%b],"event_timestamps":[%b]}'
 
 
-class Body(msgspec.Struct):
+class Body(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request for features."""
 
     entities: dict[str, list[_Cell]]
     features: list[str] | None = None
     feature_service: str | None = None
-    full_feature_names: bool = False
+    given_full_names: bool | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="full_feature_names")
     now: str | None = None
-    include_feature_view_version_metadata: bool = False
+    include_feature_view_version_metadata: bool | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether columns are called ``view__feature``."""
+        return self.given_full_names is True
 
 
 _decode = msgspec.json.Decoder(Body).decode
 _encode = msgspec.json.encode
+_FIELDS = [field.encode_name for field in msgspec.structs.fields(Body)]
+_UNKNOWN_FIELD = re.compile("Object contains unknown field `(.*)`")
 
 
 def read_body(data: bytes, most_rows: int) -> Body:
@@ -57,9 +66,14 @@ def read_body(data: bytes, most_rows: int) -> Body:
     try:
         body = _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        known = _UNKNOWN_FIELD.fullmatch(str(error))
+        unknown = "" if known is None else f" ({nearest(known[1], _FIELDS, 'there are')})"
         raise RequestError(
-            f'the body is not a request: {error}; send {{"entities": {{"user_id": ["u-42"]}}, "features": ["view:feature"]}}'
+            f'the body is not a request: {error}{unknown}; send {{"entities": {{"user_id": ["u-42"]}}, "features": ["view:feature"]}}'
         ) from error
+    # The decoder takes the last of several values with one name. Hardly any body has them, and looking for them costs.
+    if data.count(b":") != _n_colons(body) or (b"\\" in data and b"\\u003" in data):
+        json.loads(data, object_pairs_hook=_refuse_doubled, parse_int=len, parse_float=len)
     if not body.entities:
         raise RequestError("no entities are given; name a list of values for each key column in entities")
     if (body.features is None) is (body.feature_service is None):
@@ -72,6 +86,33 @@ def read_body(data: bytes, most_rows: int) -> Body:
     if n_rows > most_rows:
         raise RequestError(f"{n_rows:,} entities are more than this server reads at once ({most_rows:,}); ask in parts")
     return body
+
+
+def _n_colons(body: Body) -> int:
+    """Return how many colons the body's text has if no name stands twice: one for each name, and one in each reference.
+
+    There may be more of them in keys and inputs.
+    """
+    n_colons = 1 + len(body.entities)
+    if body.features is not None:
+        n_colons += 1 + len(body.features)
+    if body.feature_service is not None:
+        n_colons += 1
+    if body.now is not None:
+        n_colons += 1 + body.now.count(":")
+    if body.given_full_names is not msgspec.UNSET:
+        n_colons += 1
+    if body.include_feature_view_version_metadata is not msgspec.UNSET:
+        n_colons += 1
+    return n_colons
+
+
+def _refuse_doubled(pairs: list[tuple[str, object]]) -> None:
+    seen = set[str]()
+    for name, _ in pairs:
+        if name in seen:
+            raise RequestError(f"the name {name!r} stands twice in the body; give each name once")
+        seen.add(name)
 
 
 def asking(reader: OnlineReader, body: Body) -> Asking[Answered]:

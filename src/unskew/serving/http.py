@@ -57,10 +57,12 @@ class Limits:
     """What one request, and all together, may cost.
 
     ``body_bytes``: of a request. ``rows``: entities of a request. ``body_s``: how long the body of a request may take.
-    ``at_once``: requests that are answered at the same time; more are refused.
+    ``at_once``: requests that are answered at the same time; more are refused. Those whose bodies are still on their
+    way do not count: they have ``coming_bytes`` together.
     """
 
     body_bytes: int = 1 << 20
+    coming_bytes: int = 1 << 28
     rows: int = 5_000
     body_s: float = 10.0
     at_once: int = 1_000
@@ -100,6 +102,7 @@ class Application:
         self._limits = limits
         self._token = None if token is None else token.encode()
         self._n_at_once = 0
+        self._n_coming_bytes = 0
         self.metrics = metrics or Metrics()
         self._at_end = at_end
         self._others = Starlette(
@@ -180,6 +183,9 @@ class Application:
             raise _Refused(405, f"send POST to {FEATURES}")
         if not self._may(scope):
             raise _Refused(401, _UNKNOWN_CLIENT)
+        self._refuse_more()
+
+    def _refuse_more(self) -> None:
         if self._n_at_once > self._limits.at_once:
             raise _Refused(503, f"this server answers {self._limits.at_once:,} requests at once; try again")
 
@@ -201,20 +207,30 @@ class Application:
         if given.isdigit() and int(given) > most:
             raise _Refused(413, _TOO_LONG.format(most))
         parts, n_bytes = [], 0
+        # Nothing is answered before it has come: clients that are slow do not stop the others.
+        self._n_at_once -= 1
         try:
             async with asyncio.timeout(self._limits.body_s):
                 message = await begun
                 while True:
                     part = _part(message)
                     n_bytes += len(part)
+                    self._n_coming_bytes += len(part)
                     if n_bytes > most:
                         raise _Refused(413, _TOO_LONG.format(most))
+                    if self._n_coming_bytes > self._limits.coming_bytes:
+                        raise _Refused(503, "other requests that are on their way fill this server's memory; try again")
                     parts.append(part)
                     if _is_last(message):
-                        return b"".join(parts)
+                        break
                     message = await receive()
         except TimeoutError:
             raise _Refused(408, f"the body did not come within {self._limits.body_s:g} s") from None
+        finally:
+            self._n_at_once += 1
+            self._n_coming_bytes -= n_bytes
+        self._refuse_more()
+        return b"".join(parts)
 
     async def _health(self, _: Request) -> Response:
         """Answer while the process works."""

@@ -4,22 +4,25 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
 from typing_extensions import override
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from unskew.features.errors import RequestError
+from unskew.serving import feast
 from unskew.serving.http import Application
 
 GRACE_S = 10
@@ -34,6 +37,13 @@ HEAD_S = 10
 """Seconds that the head of a request may take to come."""
 HEAD_BYTES = 1 << 16
 """Bytes that the head of a request may have, and a piece of the network besides."""
+MOST_FILES = 1 << 16
+"""Open files that a process asks the system for; each connection is one."""
+SPARE_FILES = 256
+"""Of these, what clients leave for Redis and all else, or a quarter if a process may have few; a quarter of it is for
+connections that are refused."""
+
+_log = logging.getLogger("unskew.serve")
 
 
 def configured(
@@ -73,6 +83,7 @@ def run(config: uvicorn.Config, listener: socket.socket) -> None:
     A worker that dies, or that does nothing for a long time, is replaced. Workers stop with this process, even if it is
     killed. Raises ``RequestError`` if a worker cannot begin.
     """
+    raise_file_limit()
     if config.workers == 1:
         quiet()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -87,6 +98,35 @@ def run(config: uvicorn.Config, listener: socket.socket) -> None:
 def quiet() -> None:
     """Leave out of the log what clients send that is not HTTP: it is no matter of this process."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def raise_file_limit() -> None:
+    """Let this process, and those that it starts, have as many open files as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # A system may permit less than it says.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@cache
+def _most_connections() -> tuple[int, int]:
+    """Return how many connections this process has at once, and how many with those that it refuses."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_files = MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    spare = min(SPARE_FILES, n_files // 4)
+    return n_files - spare, n_files - spare + spare // 4
+
+
+@cache
+def _full() -> bytes:
+    """Return the answer to a client that comes when there are as many connections as may be; the log says so once."""
+    most = f"{_most_connections()[0]:,} connections, for which this process may have open files (ulimit -n)"
+    _log.warning("clients are refused beyond %s", most)
+    body = feast.error(f"this server has {most}; try again")
+    head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
+    return b"%b%d\r\n\r\n%b" % (head.encode(), len(body), body)
 
 
 def end_with(parent: int) -> None:
@@ -121,11 +161,18 @@ class _Protocol(HttpToolsProtocol):
         self._in_head = True
         self._n_head_bytes = 0
         self._until: asyncio.TimerHandle | None = None
+        self._is_refused = False
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", _Together(transport, self.loop)))
-        self._wait(IDLE_S)
+        most, most_with_refused = _most_connections()
+        n_connections = len(self.connections)
+        self._is_refused = n_connections > most
+        if n_connections > most_with_refused:
+            self._end()
+        else:
+            self._wait(CLOSING_S if self._is_refused else IDLE_S)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,6 +181,11 @@ class _Protocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            # Not before the client has asked: an answer is lost if what it sends meets a connection that is closed.
+            self.transport.write(_full())
+            self._end()
+            return
         is_first = self._in_head and not self._n_head_bytes
         if self._in_head:
             self._n_head_bytes += len(data)
@@ -144,6 +196,16 @@ class _Protocol(HttpToolsProtocol):
                 self._end()
             elif is_first:
                 self._wait(HEAD_S)
+
+    @override
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer what was asked to a client that sends no more, but still reads; over TLS no connection can do that."""
+        # None before the first request, though uvicorn does not say so.
+        asked = cast("RequestResponseCycle | None", self.cycle)
+        if self.scheme != "http" or asked is None or asked.response_complete or asked.more_body:
+            return None
+        asked.keep_alive = False
+        return True
 
     @override
     def on_headers_complete(self) -> None:
