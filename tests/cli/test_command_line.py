@@ -37,6 +37,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("run",): RUN[1:],
     ("lineage",): (VIEW, *DEFINED),
     ("search",): ("spend", *DEFINED),
+    ("catalog",): ("--output", "folder/site", *DEFINED),
     ("get",): (VIEW, "1", *AWAY),
     ("serve",): AWAY,
     ("train",): TRAIN[1:],

@@ -191,7 +191,7 @@ def test_every_command_runs_or_says_which_extra_it_needs(environment, tmp_path, 
     for path, (code, output) in zip(VALID, started, strict=True):
         assert "fault of unskew" not in output, output
         if f"error: unskew {path[0]} needs the package" in output:
-            extra = {"demo": "demo", "serve": "serve"}.get(path[0], "pipeline")
+            extra = {"catalog": "serve", "demo": "demo", "serve": "serve"}.get(path[0], "pipeline")
             assert output.endswith(f"which is not installed: pip install 'unskew[{extra}]'\n"), output
             assert code == 1
             named.add(path[0])

@@ -152,3 +152,10 @@ def test_prometheus_reads_the_alerts_beside_its_configuration():
     files = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["rule_files"]
 
     assert all((DEPLOY / "prometheus" / file).is_file() for file in files)
+
+
+def test_the_helm_chart_has_the_same_alerts():
+    """Helm reads no file outside of its chart, and a distribution holds no links: so there is a copy."""
+    copy = DEPLOY / "helm/unskew/files/alerts.yml"
+
+    assert copy.read_bytes() == (DEPLOY / "prometheus/alerts.yml").read_bytes()

