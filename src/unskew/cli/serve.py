@@ -212,9 +212,11 @@ class _Making:
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    from unskew.serving.listening import WAITING
+
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server((str(address[0]), port), family=family, backlog=2_048)
+        return socket.create_server((str(address[0]), port), family=family, backlog=WAITING)
     except OSError as error:
         raise RequestError(
             f"cannot listen at {host}:{port}: {error.strerror or error}; choose another HOST:PORT with --listen"

@@ -42,6 +42,8 @@ MOST_FILES = 1 << 16
 SPARE_FILES = 256
 """Of these, what clients leave for Redis and all else, or a quarter if a process may have few; a quarter of it is for
 connections that are refused."""
+WAITING = 1 << 15
+"""Clients that may wait to be taken, if the system permits it; one that finds no place tries again after seconds."""
 
 _log = logging.getLogger("unskew.serve")
 
@@ -62,6 +64,7 @@ def configured(
         make,
         factory=True,
         workers=n_workers,
+        backlog=WAITING,
         http=_Protocol,
         ws="none",
         lifespan="on",
