@@ -1,6 +1,8 @@
 """docker-compose.yml holds together: nothing is reachable from outside, and every path and name it uses exists."""
 
 import re
+import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from unskew.features.definitions.load import load
 from unskew.serving.listening import GRACE_S
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("kafka", "topics", "valkey", "pipeline", "serve", "monitor", "traffic", "prometheus", "grafana")
+SERVICES = ("kafka", "topics", "valkey", "pipeline", "serve", "monitor", "traffic", "baseline", "prometheus", "grafana")
+ENDS = {"topics", "baseline"}
+"""What does its work and ends."""
 COMMANDS = {"pipeline": "run", "serve": "serve", "monitor": "monitor"}
 """Services that run a command of unskew."""
 
@@ -43,12 +47,26 @@ def test_every_image_names_a_version(compose):
         assert re.search(r":v?\d+\.\d+", service["image"])
 
 
-@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"topics"}))
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - ENDS))
 def test_what_keeps_running_has_a_healthcheck_and_restarts(compose, name):
     service = compose["services"][name]
 
     assert service["healthcheck"]["test"]
     assert service["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", sorted(ENDS))
+def test_what_ends_is_not_started_again(compose, name):
+    assert compose["services"][name]["restart"] == "no"
+
+
+def test_our_image_has_the_version_of_the_package(compose):
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        version = tomllib.load(file)["project"]["version"]
+
+    assert {one["image"] for one in compose["services"].values() if one["image"].startswith("unskew")} == {
+        f"unskew:{version}"
+    }
 
 
 def test_waiting_is_for_services_that_exist_and_can_reach_the_condition(compose):
@@ -161,6 +179,24 @@ def test_traffic_is_sent_only_on_demand_and_to_the_broker_that_the_pipeline_read
     assert {argument for argument in traffic["command"] if argument.startswith("--")} <= known
     assert set(traffic["environment"]) <= variables
     assert traffic["environment"]["UNSKEW_BOOTSTRAP_SERVERS"] == pipeline["environment"]["UNSKEW_BOOTSTRAP_SERVERS"]
+
+
+def test_the_baseline_is_kept_where_the_monitor_looks_and_of_a_view_of_the_example(compose):
+    baseline, monitor = (compose["services"][name] for name in ("baseline", "monitor"))
+    (line,) = re.findall(r"^ *unskew (.*)$", baseline["command"][0], re.MULTILINE)
+    name, *arguments = shlex.split(line)
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    with command.make_context(name, arguments, default_map={"log": "log"}) as given:
+        view, output = given.params["view"], given.params["output"]
+    mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in baseline["volumes"]}
+    watched = monitor["command"][monitor["command"].index("--baseline") + 1]
+
+    assert baseline["profiles"] == ["demo"]
+    assert baseline["entrypoint"][0] == "/bin/sh"
+    assert view in load(HOME).views
+    assert str(output.parent) == watched
+    assert f"{mounted[watched]}:{watched}:ro" in monitor["volumes"]
 
 
 def test_folders_that_services_write_belong_to_the_user_of_the_image(compose):

@@ -32,7 +32,7 @@ from unskew.features.errors import RequestError
 from unskew.features.keys import OneEntity
 from unskew.features.plan import Plan, ViewPlan
 from unskew.features.time import day_of
-from unskew.monitoring.baseline import population_baseline, read_baseline
+from unskew.monitoring.baseline import Baselines, population_baseline, read_baseline
 from unskew.monitoring.bins import Bins
 from unskew.monitoring.exposed import Exposed
 from unskew.monitoring.population import values_at
@@ -385,6 +385,40 @@ def test_a_baseline_of_another_definition_is_refused_and_hides_no_other_view(tmp
     assert (code, "error: baseline of_texts: " in said) == (1, True)
     with pytest.raises(RequestError, match="two baselines are called 'another'"):
         Watch(log.root, baselines=[read_baseline(tmp_path / "another.json")] * 2)
+
+
+def test_a_folder_of_baselines_is_read_anew_at_each_look(tmp_path):
+    log = grown(tmp_path / "log")
+    folder = tmp_path / "baselines"
+    folder.mkdir()
+    (folder / ".hidden.json").write_text("no baseline")
+    watch = Watch(log.root, baselines=Baselines([folder]))
+
+    def judged() -> set[tuple[str | None, str]]:
+        (found,) = watch.look(NOW).views
+        return {(one.baseline, one.state) for one in found.features}
+
+    assert judged() == {(None, "no baseline")}
+    path = baseline_of(log.root, folder)
+    assert judged() == {("middle", "fine")}
+    path.rename(folder / "later.json")
+    assert judged() == {("later", "fine")}
+    log.feed(clicks(T0 + 7 * DAY, T0 + 9 * DAY, 8, factor=4.0), T0 + 9 * DAY)
+    assert ("later", "drift") in judged()
+    (folder / "later.json").write_bytes(
+        population_baseline(ViewLog(log.root, VIEW.published), T0 + 9 * DAY - 1).to_json()
+    )
+    assert judged() == {("later", "fine")}
+    (folder / "broken.json").write_text("{")
+    with pytest.raises(RequestError, match=r"broken\.json is not a baseline"):
+        watch.look(NOW)
+    (folder / "broken.json").unlink()
+    (tmp_path / "again").mkdir()
+    shutil.copy(folder / "later.json", tmp_path / "again")
+    assert judged() == {("later", "fine")}
+    code, said = invoke("monitor", "--once", "--log", log.root, "--baseline", folder, "--baseline", tmp_path / "again")
+    assert (code, "two baselines are called 'later'" in said) == (1, True)
+    assert invoke("monitor", "--once", "--log", log.root, "--baseline", folder)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ _STYLES = {"drift": "bold red", "missing": "bold red", "too few": "yellow", "fin
     "baselines",
     multiple=True,
     type=settings.LocalPath(),
-    metavar="FILE",
-    help="What values are compared with: a file of unskew baseline, or the manifest of a training set; may be given "
-    "several times.",
+    metavar="FILE|FOLDER",
+    help="What values are compared with: a file of unskew baseline, or the manifest of a training set; or a folder of "
+    "such files (*.json), into which later ones may be put. May be given several times.",
 )
 @settings.served
 @click.option("--once", is_flag=True, help="Look once, and exit with 3 if something is over its limit.")
@@ -107,7 +107,7 @@ def monitor(
     """
     from unskew.features.errors import RequestError
     from unskew.features.local import existing_folder
-    from unskew.monitoring.baseline import read_baseline
+    from unskew.monitoring.baseline import Baselines
     from unskew.monitoring.watch import Limits, Watch
 
     every_us = settings.duration_us("--every", every)
@@ -125,7 +125,7 @@ def monitor(
     watch = Watch(
         existing_folder(log, "--log"),
         names=views,
-        baselines=[read_baseline(path) for path in baselines],
+        baselines=Baselines(baselines),
         served_root=served,
         limits=limits,
     )

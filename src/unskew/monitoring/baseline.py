@@ -6,7 +6,7 @@ every entity that has a row counts once.
 """
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -137,6 +137,43 @@ def read_baseline(path: Path) -> Baseline:
         raise RequestError(
             f"{path} is not a baseline ({why}); give a file of unskew baseline, or the manifest of a training set"
         ) from error
+
+
+class Baselines:
+    """The baselines that paths name: files, and folders whose ``*.json`` are such files, also those of later.
+
+    A folder may be empty. Names that begin with a dot are left out.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._read: dict[Path, tuple[tuple[int, int], Baseline]] = {}
+
+    def __call__(self) -> list[Baseline]:
+        """Return them as they are now; those of files that did not change are the same objects.
+
+        Raises what ``read_baseline`` raises.
+        """
+        found: dict[Path, tuple[tuple[int, int], Baseline]] = {}
+        for path in self._files():
+            try:
+                status = path.stat()
+            except OSError:
+                # Reading it says what is wrong.
+                state = (0, 0)
+            else:
+                state = (status.st_mtime_ns, status.st_size)
+            known = self._read.get(path)
+            found[path] = known if known is not None and known[0] == state else (state, read_baseline(path))
+        self._read = found
+        return [one for _, one in found.values()]
+
+    def _files(self) -> Iterator[Path]:
+        for path in self._paths:
+            if path.is_dir():
+                yield from sorted(one for one in path.glob("*.json") if not one.name.startswith("."))
+            else:
+                yield path
 
 
 def population_baseline(log: ViewLog, t_us: int) -> PopulationFile:

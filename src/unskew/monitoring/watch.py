@@ -5,7 +5,8 @@ served rows were compared. Another one on the same files finds the same.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -162,6 +163,7 @@ class Watch:
     case those of the baselines. ``served_root``: the folder of a sample of what readers were given. A look raises
     ``RequestError`` for a view that the log does not hold. What concerns one view, such as a baseline of another
     definition or files that cannot be read, is among its ``refused`` and does not hide the others.
+    ``baselines``: they, or what returns those of the moment; views are counted anew when they change.
     """
 
     def __init__(
@@ -169,22 +171,22 @@ class Watch:
         log_root: Path,
         *,
         names: Sequence[str] = (),
-        baselines: Sequence[Baseline] = (),
+        baselines: Sequence[Baseline] | Callable[[], Sequence[Baseline]] = (),
         served_root: Path | None = None,
         limits: Limits | None = None,
     ) -> None:
-        twice = {one.name for one in baselines if sum(other.name == one.name for other in baselines) > 1}
-        if twice:
-            raise RequestError(f"two baselines are called {min(twice)!r}; give their files different names")
         self._log_root = log_root
         self._names = names
-        self._baselines = {one.name: one for one in baselines}
+        self._baselines: dict[str, Baseline] = {}
+        self._followed: dict[str, _Followed] = {}
+        self._baselines_now = baselines if callable(baselines) else lambda: baselines
+        self._take_baselines()
         self._served_root = served_root
         self._limits = limits or Limits()
-        self._followed: dict[str, _Followed] = {}
 
     def look(self, now_us: int) -> Look:
         """Read what is new, and judge. ``now_us``: the wall clock; it judges ages alone."""
+        self._take_baselines()
         looks: list[ViewLook] = []
         refused: list[RequestError | LayoutError] = []
         chosen = self._chosen()
@@ -196,6 +198,17 @@ class Watch:
             except (RequestError, LayoutError) as error:
                 refused.append(error)
         return Look(at_us=now_us, views=looks, refused=refused)
+
+    def _take_baselines(self) -> None:
+        """Take the baselines of the moment; forget what was counted in the bins of others."""
+        found = self._baselines_now()
+        named = {one.name: one for one in found}
+        if len(named) < len(found):
+            twice = min(name for name, n in Counter(one.name for one in found).items() if n > 1)
+            raise RequestError(f"two baselines are called {twice!r}; give their files different names")
+        if named != self._baselines:
+            self._baselines = named
+            self._followed.clear()
 
     def _chosen(self) -> list[LoggedVersion]:
         """Return the versions to look at: those that are named, or of each view the highest, and the baselines'."""

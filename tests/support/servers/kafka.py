@@ -177,7 +177,7 @@ class ApacheKafka(Broker):
 
     def _prepared(self) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="kafka-"))
-        clients, controller = _free_ports(2)
+        clients, controller = free_ports(2)
         self.bootstrap = f"127.0.0.1:{clients}"
         settings = _PROPERTIES.format(
             clients=clients, controller=controller, protocol=self._protocol, data=folder / "data"
@@ -228,7 +228,7 @@ class ApacheKafka(Broker):
         raise KafkaMissing(f"Apache Kafka did not answer within {START_TIMEOUT_S:.0f} s: {said}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
