@@ -220,6 +220,18 @@ def show(title: str, seconds: list[float], cpu_s: float | None) -> None:
     print(f"  {title:<10} p50 {p50:8.3f}   p99 {p99:8.3f}{processor}", flush=True)
 
 
+def show_bytes(client: redis.Redis, before: int) -> None:
+    """Show what the hashes of all users take; ``before``: the bytes that the server used without them."""
+    keys = list(client.scan_iter("unskew:*@*", count=10_000))
+    usage = sum(client.memory_usage(key, samples=0) or 0 for key in keys[:: len(keys) // 1_000])
+    grown = client.info("memory")["used_memory"] - before
+    print(
+        f"{len(keys):,} hashes of 20 features: MEMORY USAGE {usage / len(keys[:: len(keys) // 1_000]):,.0f} bytes each; "
+        f"the server grew by {grown / len(keys):,.0f} bytes each",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reads", type=int, default=200)
@@ -230,9 +242,11 @@ def main() -> None:
     plan = definitions()
     random = np.random.default_rng(1)
     with EmbeddedRedis() as server, tempfile.TemporaryDirectory() as folder:
-        write(plan, server.url, options.shards)
-        store = FeatureStore(redis_url=server.url)
         client = redis.Redis.from_url(server.url)
+        before = client.info("memory")["used_memory"]
+        write(plan, server.url, options.shards)
+        show_bytes(client, before)
+        store = FeatureStore(redis_url=server.url)
         feast = None
         if options.feast_python:
             values = pl.DataFrame(by_hand(client, plan, VIEWS)(range(N_USERS)))

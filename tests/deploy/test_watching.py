@@ -92,7 +92,7 @@ def test_alerts_ask_for_figures_that_exist_and_say_what_has_happened(alerts):
         assert alert["labels"]["severity"] in {"page", "ticket"}
 
 
-@pytest.mark.parametrize("group", ["unskew-serve", "unskew-monitor"])
+@pytest.mark.parametrize("group", ["unskew", "unskew-serve", "unskew-monitor"])
 def test_every_alert_of_a_group_is_tested_where_it_rings(group):
     """The tests are run by promtool, which no Python package has; here, that each alert has one."""
     groups = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
@@ -109,7 +109,7 @@ def test_every_alert_of_a_group_is_tested_where_it_rings(group):
 
 
 @needs("promtool")
-@pytest.mark.parametrize("group", ["unskew-serve", "unskew-monitor"])
+@pytest.mark.parametrize("group", ["unskew", "unskew-serve", "unskew-monitor"])
 def test_promtool_finds_the_alerts_right(group):
     command = ["promtool", "test", "rules", f"{group}.promtool.yml"]
     done = subprocess.run(command, cwd=Path(__file__).parent, check=False, capture_output=True, text=True)

@@ -1,10 +1,6 @@
 """Population histograms: equal to a plain count of every last row, at any instants, in one or several passes."""
 
-import datetime as dt
-import math
 import random
-from bisect import bisect_left
-from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,12 +10,12 @@ import polars as pl
 import pytest
 
 from tests.support.plans import DAY, HOUR, MINUTE, events, republished
+from tests.support.populations import binned, naive, naive_bin, raw_rows, us
 from tests.support.typed import EMPTY, WINDOW
 from tests.support.typed import ORDERS as TYPED
 from tests.support.written import write_log
 from unskew.features.errors import RequestError
-from unskew.features.plan import ViewPlan
-from unskew.monitoring.bins import Bins, counts_of, distribution_of
+from unskew.monitoring.bins import Bins, counts_of
 from unskew.monitoring.population import Population, histograms, values_at
 from unskew.offline import log_reader
 from unskew.offline.log_reader import ViewLog
@@ -65,46 +61,6 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
-def binned(log: ViewLog, t_us: int):
-    """The bins that a baseline at an instant fixes, each with what it counted."""
-    values, _ = values_at(log, t_us)
-    found = []
-    for feature in log.view.features:
-        column = values[feature.name]
-        one = distribution_of(feature, column)
-        found.append((feature, Bins.of(one, feature.dtype), one))
-    return found
-
-
-def raw_rows(root: Path, view: ViewPlan = ORDERS) -> list[dict]:
-    """The rows of the log's files, as they lie there."""
-    files = root.glob(f"{view.name}/v1/day=*/*.parquet")
-    rows = [row for file in files for row in pl.read_parquet(file, hive_partitioning=False).rows(named=True)]
-    return sorted(rows, key=lambda row: (row["available_at"], row["shard"], row["seq"]))
-
-
-def us(moment: dt.datetime) -> int:
-    return (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1)
-
-
-def naive_bin(value, edges, *, are_upper) -> int:
-    if value is None:
-        return len(edges) + 1
-    if isinstance(value, list):
-        value = len(value)
-    if isinstance(value, float) and math.isnan(value):
-        return len(edges)
-    return bisect_left(edges, value) if are_upper else edges.index(value) if value in edges else len(edges)
-
-
-def naive(last, feature, bins) -> list[int]:
-    """The counts of the last rows' values, each read with its default."""
-    there = [row[feature.name] for row in last if not is_gone(row)]
-    read = [feature.default if value is None else value for value in there]
-    counted = Counter(naive_bin(value, bins.edges.to_list(), are_upper=bins.are_upper) for value in read)
-    return [*(counted[one] for one in range(bins.n - 1)), len(last) - len(there)]
-
-
 def is_gone(row) -> bool:
     return all(row[name] == value for name, value in EMPTY.items())
 
@@ -117,7 +73,7 @@ def test_histograms_at_any_instants_are_those_of_every_entitys_last_row(root, mo
         monkeypatch.setattr(log_reader, "_CHUNK_BYTES", 4_000)
     log = ViewLog(root, ORDERS.published)
     chosen = binned(log, T0 + 2 * DAY)
-    rows = raw_rows(root)
+    rows = raw_rows(root, ORDERS.name)
     rng = random.Random(7)
     exact = [us(row["available_at"]) for row in rng.sample(rows, 10)]
     instants = sorted([T0 - 1, *exact, *(one - 1 for one in exact[:5]), *(rng.randrange(T0, CLOCK) for _ in range(34))])
@@ -131,7 +87,7 @@ def test_histograms_at_any_instants_are_those_of_every_entitys_last_row(root, mo
     lasts = [{row["user"]: row for row in rows if us(row["available_at"]) <= t_us}.values() for t_us in instants]
     for place, last in enumerate(lasts):
         for (feature, bins, _), counts in zip(chosen, found.counts, strict=True):
-            assert counts[place].tolist() == naive(last, feature, bins), (feature.name, place)
+            assert counts[place].tolist() == naive(last, feature, bins, is_gone), (feature.name, place)
     entities = [sum(not is_gone(row) for row in last) for last in lasts]
     assert found.entities.tolist() == entities
     assert max(entities) > 20
@@ -146,7 +102,7 @@ def test_a_population_that_goes_on_is_the_one_that_is_counted_at_once(root):
 
     population = Population(log.view, chosen)
     counted_us = 0
-    when = [us(row["available_at"]) for row in raw_rows(root)]
+    when = [us(row["available_at"]) for row in raw_rows(root, ORDERS.name)]
     for place, t_us in enumerate(instants):
         rest = ViewLog(root, ORDERS.published, after=population.next_sequence)
         assert rest.n_rows() == sum(one > counted_us for one in when)

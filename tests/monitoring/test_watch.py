@@ -207,6 +207,44 @@ def test_a_planted_shift_alarms_and_few_entities_do_not(tmp_path, n_users, facto
     assert by_name["spend"]["baseline"] == "middle"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "over", "refused"),
+    [
+        ((), 0, [], 0),
+        (("--baseline", "{root}/middle.json"), 0, [], 0),
+        (("--baseline", "{root}/middle.json", "--published-age", "1s"), 3, ["clicks@1, published log"], 0),
+        (("--event-age", "1s", "--published-age", "1s"), 3, ["clicks@1, last event", "clicks@1, published log"], 0),
+        # What could not be looked at is worse than what is over its limit.
+        (("--baseline", "{root}/other.json", "--published-age", "1s"), 1, [], 1),
+        (("--baseline", "{root}/absent.json"), 1, None, None),
+        (("clacks",), 1, None, None),
+        (("--psi", "0"), 2, None, None),
+        (("--every", "soon"), 1, None, None),
+    ],
+)
+def test_a_look_ends_with_the_code_that_the_page_says_and_with_one_json_object(
+    tmp_path, arguments, code, over, refused
+):
+    log = grown(tmp_path / "log", n_users=250)
+    baseline_of(log.root, tmp_path)
+    other = msgspec.structs.replace(
+        population_baseline(ViewLog(log.root, VIEW.published), MIDDLE - 1), state_fingerprint="1" * 64
+    )
+    (tmp_path / "other.json").write_bytes(other.to_json())
+
+    told = ["monitor", "--once", "--json", "--log", str(log.root), *(one.format(root=tmp_path) for one in arguments)]
+    shown = CliRunner().invoke(main, told)
+
+    assert shown.exit_code == code, shown.output
+    assert bool(shown.stderr) == (code in {1, 2})
+    if over is None:
+        assert shown.stdout == ""
+    else:
+        look = json.loads(shown.stdout)
+        assert [one.rpartition(": ")[0] for one in look["over"]] == over
+        assert len(look["refused"]) == refused
+
+
 def test_nulls_that_become_more_are_over_their_limit_and_a_limit_of_age_is_judged(tmp_path):
     log = grown(tmp_path / "log")
     baselines = [read_baseline(baseline_of(log.root, tmp_path))]

@@ -11,7 +11,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 {{- define "unskew.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
 {{- end -}}
 
 {{- define "unskew.serviceAccount" -}}
@@ -51,6 +51,15 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{/*
+The volume of a state belongs to root and, by fsGroup, to the group of these pods, which may write to it. Nobody else is
+in that group; without this umask unskew refuses a state that a group may replace.
+*/}}
+{{- define "unskew.stateEnv" -}}
+- name: UNSKEW_UMASK
+  value: "007"
+{{- end -}}
+
 {{- define "unskew.redisEnv" -}}
 {{- if and (not .Values.redis.url) (not .Values.redis.existingSecret) -}}
 {{- fail "redis: give redis.url, or redis.existingSecret if the URL has a password" -}}
@@ -68,7 +77,8 @@ securityContext:
 {{- end -}}
 
 {{- define "unskew.tablesEnv" -}}
-{{- range $name, $place := dict "log" .Values.tables.log "archive" .Values.tables.archive -}}
+{{- range $name := list "log" "archive" "deadLetters" "registry" -}}
+{{- $place := index $.Values.tables $name -}}
 {{- if and (hasPrefix "/data/" $place) (not $.Values.tables.existingClaim) -}}
 {{- fail (printf "tables.%s is a folder below /data: give tables.existingClaim, or an address in an object store" $name) -}}
 {{- end -}}
