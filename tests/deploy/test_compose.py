@@ -6,11 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 
-from unskew.cli import main
+from tests.support.commands import command_of, options_of, variables_of
 from unskew.cli.serve import PORT
 from unskew.demo.journey import HOME
 from unskew.demo.traffic import main as send
@@ -155,29 +154,23 @@ def test_the_monitor_reads_what_the_others_write_and_is_scraped_under_the_name_t
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_commands_take_the_options_and_variables_that_they_are_given(compose, name):
     service = compose["services"][name]
-    given = main.get_command(click.Context(main), COMMANDS[name])
-    assert given is not None
+    given = command_of(COMMANDS[name])
     words, *arguments = service["command"]
-    variables = {option.envvar for option in given.params if isinstance(option, click.Option)}
 
     given.make_context(words, list(arguments), resilient_parsing=True)
 
     assert words == COMMANDS[name]
-    assert {argument for argument in arguments if argument.startswith("--")} <= {
-        text for option in given.params for text in option.opts
-    }
-    assert set(service["environment"]) <= variables
+    assert {argument for argument in arguments if argument.startswith("--")} <= options_of(given)
+    assert set(service["environment"]) <= variables_of([given])
 
 
 def test_traffic_is_sent_only_on_demand_and_to_the_broker_that_the_pipeline_reads(compose):
     traffic, pipeline = (compose["services"][name] for name in ("traffic", "pipeline"))
-    known = {text for option in send.params for text in option.opts}
-    variables = {option.envvar for option in send.params if isinstance(option, click.Option)}
 
     assert traffic["profiles"] == ["demo"]
     assert traffic["entrypoint"] == ["python", "-m", "unskew.demo.traffic"]
-    assert {argument for argument in traffic["command"] if argument.startswith("--")} <= known
-    assert set(traffic["environment"]) <= variables
+    assert {argument for argument in traffic["command"] if argument.startswith("--")} <= options_of(send)
+    assert set(traffic["environment"]) <= variables_of([send])
     assert traffic["environment"]["UNSKEW_BOOTSTRAP_SERVERS"] == pipeline["environment"]["UNSKEW_BOOTSTRAP_SERVERS"]
 
 
@@ -185,9 +178,7 @@ def test_the_baseline_is_kept_where_the_monitor_looks_and_of_a_view_of_the_examp
     baseline, monitor = (compose["services"][name] for name in ("baseline", "monitor"))
     (line,) = re.findall(r"^ *unskew (.*)$", baseline["command"][0], re.MULTILINE)
     name, *arguments = shlex.split(line)
-    command = main.get_command(click.Context(main), name)
-    assert command is not None
-    with command.make_context(name, arguments, default_map={"log": "log"}) as given:
+    with command_of(name).make_context(name, arguments, default_map={"log": "log"}) as given:
         view, output = given.params["view"], given.params["output"]
     mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in baseline["volumes"]}
     watched = monitor["command"][monitor["command"].index("--baseline") + 1]

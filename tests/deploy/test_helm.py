@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import kubernetes_validate
 import pytest
 import yaml
 
-from unskew.cli import COMMANDS, main
+from tests.support.commands import command_of, options_of, variables_of
+from unskew.cli import COMMANDS
 from unskew.demo.journey import HOME
 from unskew.features.definitions.load import load
 from unskew.features.errors import LayoutError
@@ -101,12 +101,6 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield template["metadata"]["labels"]["app.kubernetes.io/component"], template["spec"]
 
 
-def command_of(name: str) -> click.Command:
-    found = main.get_command(click.Context(main), name)
-    assert found is not None
-    return found
-
-
 @pytest.mark.parametrize("values", [LEAST, MOST], ids=["least", "most"])
 def test_the_chart_passes_helms_own_check(tmp_path, values):
     checked = helm(tmp_path, values, "lint", "--strict")
@@ -182,17 +176,13 @@ def test_secrets_are_referred_to_and_never_written(tmp_path):
 
 def test_commands_take_the_options_and_variables_that_they_are_given(objects):
     # Jobs are given all places of tables, of which each needs some; the first two are read by the pod's own script.
-    variables = {"APPLYING", "PARTITION_GROUPS"}
-    for name in COMMANDS:
-        variables |= {str(option.envvar) for option in command_of(name).params if isinstance(option, click.Option)}
+    variables = {"APPLYING", "PARTITION_GROUPS", *variables_of(map(command_of, COMMANDS))}
     for component, pod in pods(objects):
         (container,) = pod["containers"]
         words = container["args"] if "command" not in container else [*container["command"], *container["args"]]
         name = {"pipeline": "run"}.get(component, component)
-        command = command_of(name)
-        known = {text for option in command.params for text in option.opts}
 
-        assert {word for word in words if word.startswith("--")} <= known | {"--"}
+        assert {word for word in words if word.startswith("--")} <= options_of(command_of(name)) | {"--"}
         assert {one["name"] for one in container["env"]} <= variables, component
 
 
