@@ -145,6 +145,18 @@ def test_everything_that_is_published_is_listed_with_what_is_known_of_it(site):
     assert page_of("stream", "events") in Page(site[page_of("view", f"{LONG[:60]}@1")]).links
 
 
+def test_a_page_says_how_to_read_with_all_keys_and_under_the_prefix():
+    published, streams = example()
+
+    made = pages(published, streams, place="here", prefix="shop")  # type: ignore[arg-type]
+
+    on_demand = Page(made[page_of("feature", "checkout@1:ratio")]).text
+    assert '"entities": {"user": ["..."], "paid": ["..."]}, "features": ["checkout:ratio"]' in on_demand
+    stored = Page(made[page_of("feature", f"{LONG[:60]}@1:sum_0")]).text
+    assert f"redis-cli HGET 'shop:{LONG[:60]}@1:{{KEY}}' sum_0" in stored
+    assert "FeatureStore(prefix='shop')" in stored
+
+
 def test_what_is_deprecated_comes_first_and_what_is_not_known_is_said(site):
     index = Page(site[INDEX]).text
 

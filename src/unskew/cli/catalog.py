@@ -68,6 +68,7 @@ def catalog(
         models=() if models is None else models_of(models),
         revisions=revisions,
         place=found.place,
+        prefix=prefix,
     )
     _write(output, made, before)
     say(f"{len(made):,} files; open {output / INDEX}")
