@@ -20,7 +20,8 @@ from tests.support.plans import (
 )
 from tests.support.typed import pairs
 from unskew.cli.screen import Screen
-from unskew.cli.tables import plain, shown, view_table
+from unskew.cli.tables import view_table
+from unskew.features.showing import plain, shown
 from unskew.features.view import Parameters
 
 SEEN = dt.datetime(2017, 7, 14, 2, 40, tzinfo=dt.UTC)

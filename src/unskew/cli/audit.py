@@ -162,7 +162,7 @@ def _plain(report: "AuditReport") -> dict[str, Any]:
 
 
 def _plain_example(example: "Difference") -> dict[str, Any]:
-    from unskew.cli.tables import plain
+    from unskew.features.showing import plain
 
     found, expected = plain(example.found), plain(example.expected)
     return {"entity": example.entity, "instant_us": example.instant_us, "found": found, "expected": expected}

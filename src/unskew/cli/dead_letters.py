@@ -81,7 +81,7 @@ def list_(
     """
     from rich.table import Table
 
-    from unskew.cli.tables import shown
+    from unskew.features.showing import shown
     from unskew.offline.dead_letters import find
     from unskew.pipelines.replay import REPLAYED, fates
 

@@ -283,7 +283,7 @@ def _end_table(one: "ViewDiff") -> "Table":
 def _population_table(one: "ViewDiff") -> "Table":
     from rich.table import Table
 
-    from unskew.cli.tables import shown
+    from unskew.features.showing import shown
 
     table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
     table.add_column(f"new, at {_end(one)}", overflow="fold")
@@ -312,7 +312,7 @@ def _end(one: "ViewDiff") -> str:
 def _examples(one: "ViewDiff", n: int) -> "Table":
     from rich.table import Table
 
-    from unskew.cli.tables import shown
+    from unskew.features.showing import shown
     from unskew.features.time import format_instant
 
     table = Table(header_style="bold", padding=(0, 0), pad_edge=False)
@@ -382,7 +382,7 @@ def _plain_cost(one: "ViewDiff") -> dict[str, Any] | None:
 
 
 def _plain_feature(feature: "FeatureDiff") -> dict[str, Any]:
-    from unskew.cli.tables import plain
+    from unskew.features.showing import plain
 
     return {
         "feature": feature.name,
@@ -409,7 +409,7 @@ def _plain_feature(feature: "FeatureDiff") -> dict[str, Any]:
 
 
 def _plain_population(each: "Population") -> dict[str, Any]:
-    from unskew.cli.tables import plain
+    from unskew.features.showing import plain
 
     return {
         "feature": each.name,

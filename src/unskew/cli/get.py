@@ -61,8 +61,8 @@ def get(
         unskew get household_purchases@2 1
         unskew get checkout user_id=u-42 store_id=7 --input lat=52.1
     """
-    from unskew.cli.tables import plain
     from unskew.features.on_request import requested_instant
+    from unskew.features.showing import plain
     from unskew.serving.online import OnlineReader
 
     pairs = [_pair("--input", text) for text in inputs]
@@ -112,9 +112,10 @@ def _compute(
     as_json: bool,
 ) -> None:
     """Show on-demand features, or those of a service."""
-    from unskew.cli.tables import plain, shown, titled
+    from unskew.cli.tables import titled
     from unskew.features.on_request import wanted
     from unskew.features.references import Demanded
+    from unskew.features.showing import plain, shown
 
     named, colon, _ = features.partition(":")
     asked: list[str] | str
@@ -236,7 +237,8 @@ def _print_table(
     status: str,
     provisional: bool,
 ) -> None:
-    from unskew.cli.tables import shown, titled
+    from unskew.cli.tables import titled
+    from unskew.features.showing import shown
 
     # An empty key, or one with spaces at its ends, would not be seen.
     entity = ", ".join(f"{name} {key if key and key == key.strip() else repr(key)}" for name, key in entity_row.items())

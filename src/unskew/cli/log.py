@@ -34,7 +34,7 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
     """
     from rich.table import Table
 
-    from unskew.cli.tables import shown
+    from unskew.features.showing import shown
 
     opened = _open(view, definitions, log)
     frame = opened.head(rows)

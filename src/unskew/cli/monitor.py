@@ -262,7 +262,7 @@ def _state(one: "FeatureLook") -> Any:
 def _plain(look: "Look") -> dict[str, Any]:
     from dataclasses import asdict
 
-    from unskew.cli.tables import plain
+    from unskew.features.showing import plain
 
     def of_feature(one: "FeatureLook") -> dict[str, Any]:
         found = {name: value for name, value in asdict(one).items() if name != "distance"}

@@ -1,10 +1,6 @@
-"""Tables for people, and the text of values in them."""
+"""Tables for people."""
 
-import datetime as dt
-import json
 from collections.abc import Iterable
-from decimal import Decimal
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -13,55 +9,9 @@ from unskew.cli.screen import lines, styled
 from unskew.features.on_demand import OnDemandView
 from unskew.features.printing import pairs, printable
 from unskew.features.service import Service
+from unskew.features.showing import shown
 from unskew.features.time import format_duration
-from unskew.features.types import MAP_KEY, MAP_VALUE
 from unskew.features.view import View, ViewFeature, ViewWindow
-
-
-def shown(value: Any) -> str:
-    """Return a value as text for people: null as ``-``, an instant in ISO 8601, a map as ``{key: value}``.
-
-    Text is quoted if a terminal cannot print all of it, and inside lists and maps.
-    """
-    match value:
-        case None:
-            return "-"
-        case str():
-            return value if value.isprintable() else _quoted(value)
-        case dt.datetime():
-            return value.isoformat(" ").replace("+00:00", "Z")
-        case [dict(), *_]:
-            members = (f"{_quoted(member[MAP_KEY])}: {_inside(member[MAP_VALUE])}" for member in value)
-            return f"{{{', '.join(members)}}}"
-        case list():
-            return f"[{', '.join(map(_inside, value))}]"
-        case _:
-            return str(value)
-
-
-def plain(value: Any) -> Any:
-    """Return a value for JSON: a map as an object, an instant in ISO 8601, a decimal as text."""
-    match value:
-        case dt.datetime():
-            return value.isoformat(timespec="microseconds")
-        case Decimal():
-            return str(value)
-        case [dict(), *_]:
-            return {member[MAP_KEY]: plain(member[MAP_VALUE]) for member in value}
-        case list():
-            return [plain(item) for item in value]
-        case _:
-            return value
-
-
-def _inside(value: Any) -> str:
-    return _quoted(value) if isinstance(value, str) else shown(value)
-
-
-def _quoted(text: str) -> str:
-    # JSON does not escape control characters beyond ASCII; a terminal obeys them.
-    quoted = json.dumps(text, ensure_ascii=False)
-    return quoted if quoted.isprintable() else json.dumps(text)
 
 
 def titled(heading: Iterable[str | Text]) -> Table:
