@@ -10,6 +10,7 @@ Options are decorators for click commands, so the help of a command shows what i
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,21 @@ registry = _option(
     "registry beside the log.",
 )
 
+
+#: ``models: Path | None``.
+models = click.option(
+    "--models", type=LocalPath(), metavar="FOLDER", help="Folder of training sets, whose manifests are models."
+)
+
+#: ``figures: tuple[Path, ...]``.
+figures = click.option(
+    "--figures",
+    multiple=True,
+    type=LocalPath(),
+    metavar="FILE|FOLDER",
+    help="What was measured: a file of `unskew monitor --report` or of `unskew value --json`, or a folder of such files "
+    "(*.json), into which later ones may be put. May be given several times.",
+)
 
 #: ``applies: bool``, for what computes views.
 applies = click.option(
@@ -410,3 +426,9 @@ def of_environment() -> OfEnvironment:
         prefix=variable("UNSKEW_PREFIX"),
         pipeline=variable("UNSKEW_PIPELINE"),
     )
+
+
+def has_display() -> bool:
+    """Return whether a browser could show a page here."""
+    names = ("DISPLAY", "WAYLAND_DISPLAY")
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in names)  # noqa: TID251 - this is the one place

@@ -22,7 +22,7 @@ from unskew import (
     agg,
 )
 from unskew.catalog.naming import page_of
-from unskew.catalog.pages import CHANGES, INDEX, pages
+from unskew.catalog.pages import CHANGES, INDEX, Catalog
 from unskew.cli import main
 from unskew.demo.journey import HOME
 from unskew.features.definitions.compile import compile as compile_definitions
@@ -32,6 +32,11 @@ from unskew.features.registry import Published
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'single' & é😀 \u202e {{ 7 * 7 }} {% raw %}"
 LONG = "a_name_of_sixty_characters_that_has_no_place_to_break_it_at_x"
+
+
+def pages(*known: object, **options: object) -> dict[str, bytes]:
+    made = Catalog(*known, **options)  # type: ignore[arg-type]
+    return {name: page for name in made.names if (page := made.page(name)) is not None}
 
 
 class Page(HTMLParser):

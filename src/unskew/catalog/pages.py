@@ -14,26 +14,28 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from unskew.catalog.drawing import bars
+from unskew.catalog.figures import Figures
 from unskew.catalog.naming import page_of
 from unskew.features.definitions.lineage import KINDS, Edge, Lineage, Model, Node
 from unskew.features.on_demand import OnDemandView
 from unskew.features.plan import StreamPlan
 from unskew.features.registry import Published
 from unskew.features.revision import Revision
+from unskew.features.time import SECOND_US, format_instant, rough_duration
 from unskew.features.view import View
 from unskew.offline.catalogue import catalogue
 from unskew.sinks.redis.keyspace import value_key
 
 INDEX = "index.html"
 CHANGES = "changes.html"
-ASSETS = ("catalog.css", "catalog.js")
+ALERTS = "alerts.html"
+ASSETS = ("catalog.css", "catalog.js", "icon.svg")
 NOT_KNOWN = "not known"
 # Columns, inputs and sessions stand on the pages of what has them.
 _WITH_PAGE = frozenset({"view", "on_demand", "service", "stream", "table", "topic", "model", "feature"})
 _TITLES = {"on_demand": "on-demand view"}
 _LISTED = ("view", "on_demand", "service", "stream", "model")
-
-
 _PREFIX = "unskew"
 
 _Row = Mapping[str, Any]
@@ -50,48 +52,158 @@ class Link(NamedTuple):
     how: str = ""
 
 
-def pages(
-    published: Published,
-    streams: Mapping[str, StreamPlan] | None = None,
-    *,
-    models: Iterable[Model] = (),
-    revisions: Sequence[Revision] = (),
-    place: str,
-    prefix: str = _PREFIX,
-) -> dict[str, bytes]:
-    """Return all files of the catalog by name. ``place``: where what is published was found, for people.
+class Catalog:
+    """The pages of everything that is published, each made when it is asked for.
 
-    ``revisions``: of the record, the last one first. ``prefix``: the first part of every Redis key.
+    ``revisions``: of the record, the last one first. ``figures``: what was measured. ``place``: where what is published
+    was found, for people. ``prefix``: the first part of every Redis key. ``has_entities``: whether pages of entities
+    are there too, which only a server can answer.
     """
-    graph = Lineage(published, streams, models=models)
-    held: list[_Holder] = [*published.views.values(), *published.on_demand.values()]
-    holders = {one.id: one for one in held}
-    listed = catalogue(published.views, published.on_demand.values()).iter_rows(named=True)
-    rows = {f"feature {row['view']}@{row['version']}:{row['feature']}": row for row in listed}
-    environment = Environment(
-        loader=PackageLoader("unskew.catalog"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
-    environment.globals |= {"place": place, "has_changes": bool(revisions), "not_known": NOT_KNOWN}
-    made = {name: (files("unskew.catalog") / "templates" / name).read_bytes() for name in ASSETS}
 
-    def add(name: str, template: str, **values: Any) -> None:
-        made[name] = environment.get_template(template).render(**values).encode()
+    def __init__(
+        self,
+        published: Published,
+        streams: Mapping[str, StreamPlan] | None = None,
+        *,
+        models: Iterable[Model] = (),
+        revisions: Sequence[Revision] = (),
+        figures: Figures | None = None,
+        place: str,
+        prefix: str = _PREFIX,
+        has_entities: bool = False,
+    ) -> None:
+        self.published = published
+        self._graph = Lineage(published, streams, models=models)
+        held: list[_Holder] = [*published.views.values(), *published.on_demand.values()]
+        self._holders = {one.id: one for one in held}
+        listed = catalogue(published.views, published.on_demand.values()).iter_rows(named=True)
+        self._rows = {f"feature {row['view']}@{row['version']}:{row['feature']}": row for row in listed}
+        self._things = {
+            page_of(node.kind, node.name): node for node in self._graph.nodes.values() if node.kind in _WITH_PAGE
+        }
+        self._revisions = revisions
+        self._figures = figures or Figures()
+        self._prefix = prefix
+        self._has_entities = has_entities
+        self._environment = Environment(
+            loader=PackageLoader("unskew.catalog"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {"breakable": _breakable, "age": _age, "percent": _percent}
+        looked = None if self._figures.at_us is None else format_instant(self._figures.at_us // SECOND_US * SECOND_US)
+        self._environment.globals |= {
+            "place": place,
+            "has_changes": bool(revisions),
+            "has_entities": has_entities,
+            "looked": looked,
+            "not_known": NOT_KNOWN,
+        }
 
-    add(INDEX, "features.html", **_of_features(rows, holders, graph))
-    for node in graph.nodes.values():
-        if node.kind in _WITH_PAGE:
-            values = _of_thing(node, graph)
-            if (row := rows.get(node.id)) is not None:
-                values |= _of_feature(row, holders[_holder_id(row)], values["facts"], prefix)
-            add(page_of(node.kind, node.name), "thing.html", **values)
-    if revisions:
-        add(CHANGES, "changes.html", revisions=revisions)
-    return made
+    @property
+    def names(self) -> list[str]:
+        """The files of the catalog, those that the pages need included."""
+        made = [*ASSETS, INDEX, *self._things]
+        made += [ALERTS] if self._figures.at_us is not None else []
+        return made + ([CHANGES] if self._revisions else [])
+
+    def page(self, name: str) -> bytes | None:
+        """Return a file of the catalog, None if it has none of that name."""
+        if name in ASSETS:
+            return (files("unskew.catalog") / "templates" / name).read_bytes()
+        if name == INDEX:
+            return self.render("features.html", **self._of_features())
+        if name == ALERTS and self._figures.at_us is not None:
+            return self.render("alerts.html", **self._of_alerts())
+        if name == CHANGES and self._revisions:
+            return self.render("changes.html", revisions=self._revisions)
+        node = self._things.get(name)
+        return None if node is None else self.render("thing.html", **self._of_thing(node))
+
+    def render(self, template: str, **values: Any) -> bytes:
+        """Return a page made from a template."""
+        return self._environment.get_template(template).render(**values).encode("utf-8", "replace")
+
+    def _of_features(self) -> dict[str, Any]:
+        graph, shown = self._graph, []
+        for node_id, row in self._rows.items():
+            node, holder = graph.nodes[node_id], self._holders[_holder_id(row)]
+            readers = [_link(graph.nodes[edge.target], edge) for edge in graph.dependents(node) if edge.how in _READERS]
+            # What is on demand has one version alone.
+            is_serving = isinstance(holder, OnDemandView) or holder.serving
+            state = "deprecated" if row["deprecated"] else "serving" if is_serving else "running"
+            seen = self._figures.of(holder.id, row["feature"])
+            shown.append(
+                {
+                    **row,
+                    "page": page_of("feature", node.name),
+                    "readers": readers,
+                    "state": state,
+                    "seen": seen[0] if seen else None,
+                    "view_seen": self._figures.views.get(holder.id),
+                    "worth": self._figures.worth.get(node.name),
+                }
+            )
+        # What needs somebody's attention comes first.
+        shown.sort(key=lambda row: (not (row["seen"] and row["seen"].is_over), not row["deprecated"]))
+        lists = {kind: [_link(node) for node in graph.nodes.values() if node.kind == kind] for kind in _LISTED}
+        return {
+            "rows": shown,
+            "lists": lists,
+            "titles": _TITLES,
+            "owners": sorted({row["owner"] for row in shown if row["owner"]}),
+            "entities": sorted({", ".join(row["keys"]) for row in shown}),
+            "services": sorted(node.name for node in graph.nodes.values() if node.kind == "service"),
+            "watched": sorted({row["seen"].state for row in shown if row["seen"]}),
+            "has_worth": bool(self._figures.worth),
+        }
+
+    def _of_alerts(self) -> dict[str, Any]:
+        nodes = (self._graph.nodes.get(f"view {view_id}") for view_id in self._figures.views)
+        links = {node.name: _link(node) for node in nodes if node is not None}
+        over = [(view_id, links.get(view_id), one.over) for view_id, one in self._figures.views.items() if one.over]
+        return {"over": over, "refused": self._figures.refused}
+
+    def _of_thing(self, node: Node) -> dict[str, Any]:
+        graph = self._graph
+        sources = [_link(graph.nodes[edge.source], edge) for edge in graph.sources(node)]
+        dependents = [_link(graph.nodes[edge.target], edge) for edge in graph.dependents(node)]
+        view = self._view_of(node)
+        values: dict[str, Any] = {
+            "node": node,
+            "kind": _TITLES.get(node.kind, node.kind),
+            "facts": node.about,
+            "of": next((one for one in sources if one.how == "of"), None),
+            "sources": [one for one in sources if one.how != "of"],
+            "held": [one for one in dependents if one.how == "of"],
+            "dependents": [one for one in dependents if one.how != "of"],
+            "further_sources": _others(graph.upstream([node]), graph.sources(node), "source"),
+            "further_dependents": _others(graph.downstream([node]), graph.dependents(node), "target"),
+            "ways": [],
+            "deprecated": "",
+            "view": view,
+            "view_seen": None if view is None else self._figures.views.get(view.id),
+            "seen": [],
+            "worth": None,
+        }
+        if (row := self._rows.get(node.id)) is not None:
+            holder = self._holders[_holder_id(row)]
+            seen = self._figures.of(holder.id, row["feature"])
+            values |= _of_feature(row, holder, node.about, self._prefix)
+            values |= {
+                "seen": [(one, bars(one.bins, one.counts, one.counts_before)) for one in seen],
+                "worth": self._figures.worth.get(node.name),
+            }
+        return values
+
+    def _view_of(self, node: Node) -> View | None:
+        """Return the view that a page is about, or that has its feature."""
+        if node.kind not in {"view", "feature"}:
+            return None
+        holder = self._holders.get(node.name.partition(":")[0])
+        return holder if isinstance(holder, View) else None
 
 
 def _breakable(text: str) -> Markup:
@@ -99,25 +211,16 @@ def _breakable(text: str) -> Markup:
     return Markup(_JOINTS.sub(r"\g<0><wbr>", str(escape(text))))  # noqa: S704 - it is escaped
 
 
+def _age(us: int | None) -> str:
+    return NOT_KNOWN if us is None else rough_duration(us)
+
+
+def _percent(share: float | None) -> str:
+    return NOT_KNOWN if share is None else f"{share:.1%}"
+
+
 # Not the end of an escape, which is a semicolon.
 _JOINTS = re.compile("[_:,.@]")
-
-
-def _of_features(rows: Mapping[str, _Row], holders: Mapping[str, _Holder], graph: Lineage) -> dict[str, Any]:
-    shown = []
-    for node_id, row in rows.items():
-        node, holder = graph.nodes[node_id], holders[_holder_id(row)]
-        readers = [_link(graph.nodes[edge.target], edge) for edge in graph.dependents(node) if edge.how in _READERS]
-        # What is on demand has one version alone.
-        is_serving = isinstance(holder, OnDemandView) or holder.serving
-        state = "serving" if is_serving else "running"
-        shown.append({**row, "page": page_of("feature", node.name), "readers": readers, "state": state})
-    # What is deprecated needs somebody's attention.
-    shown.sort(key=lambda row: not row["deprecated"])
-    lists = {kind: [_link(node) for node in graph.nodes.values() if node.kind == kind] for kind in _LISTED}
-    owners = sorted({row["owner"] for row in shown if row["owner"]})
-    entities = sorted({", ".join(row["keys"]) for row in shown})
-    return {"rows": shown, "lists": lists, "titles": _TITLES, "owners": owners, "entities": entities}
 
 
 _READERS = frozenset({"read", "trained"})
@@ -130,24 +233,6 @@ def _holder_id(row: _Row) -> str:
 def _link(node: Node, edge: Edge | None = None) -> Link:
     page = page_of(node.kind, node.name) if node.kind in _WITH_PAGE else None
     return Link(node.name, _TITLES.get(node.kind, node.kind), page, "" if edge is None else edge.how)
-
-
-def _of_thing(node: Node, graph: Lineage) -> dict[str, Any]:
-    sources = [_link(graph.nodes[edge.source], edge) for edge in graph.sources(node)]
-    dependents = [_link(graph.nodes[edge.target], edge) for edge in graph.dependents(node)]
-    return {
-        "node": node,
-        "kind": _TITLES.get(node.kind, node.kind),
-        "facts": node.about,
-        "of": next((one for one in sources if one.how == "of"), None),
-        "sources": [one for one in sources if one.how != "of"],
-        "held": [one for one in dependents if one.how == "of"],
-        "dependents": [one for one in dependents if one.how != "of"],
-        "further_sources": _others(graph.upstream([node]), graph.sources(node), "source"),
-        "further_dependents": _others(graph.downstream([node]), graph.dependents(node), "target"),
-        "ways": [],
-        "deprecated": "",
-    }
 
 
 def _others(reached: Iterable[Node], edges: Iterable[Edge], end: str) -> list[Link]:

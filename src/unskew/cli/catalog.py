@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from unskew import settings
-from unskew.cli.known import known, models_of
+from unskew.cli.known import known, models_of, revisions_of
 from unskew.cli.screen import say
 from unskew.features.errors import RequestError
 from unskew.features.extras import needed
@@ -26,9 +26,8 @@ _MARK = ".unskew-catalog"
 )
 @settings.places
 @settings.registry
-@click.option(
-    "--models", type=settings.LocalPath(), metavar="FOLDER", help="Folder of training sets, whose manifests are models."
-)
+@settings.models
+@settings.figures
 def catalog(
     output: Path,
     definitions: tuple[Path, ...],
@@ -37,6 +36,7 @@ def catalog(
     prefix: str,
     registry: Path | None,
     models: Path | None,
+    figures: tuple[Path, ...],
 ) -> None:
     """Write pages about all features, views, services, streams and models into DIR, to be opened in a browser.
 
@@ -44,34 +44,33 @@ def catalog(
     from elsewhere, so the folder may lie on any server, or be opened as it is: DIR/index.html.
 
     What is known comes from --definitions, else from the --log that the command line names, else from the registry in
-    Redis. With the record of what was applied (--registry, or beside --log), there is a page of changes. DIR must be
-    empty, or a catalog that is replaced.
+    Redis. With the record of what was applied (--registry, or beside --log), there is a page of changes. With
+    --figures, pages say what has drifted or is missing, how fresh it is, what it costs and what it earns. DIR must be
+    empty, or a catalog that is replaced. `unskew serve` has the same pages, and those of entities.
 
     \b
     Examples:
         unskew catalog -o site --definitions definitions/
         unskew catalog -o site --log data/log --models training/
+        unskew catalog -o site --log data/log --figures look.json --figures value.json
     """
     with needed("unskew catalog", extra="serve"):
-        from unskew.catalog.pages import INDEX, pages
-    from unskew.sinks.record import Record
+        from unskew.catalog.figures import FigureFiles
+        from unskew.catalog.pages import INDEX, Catalog
 
     before = _pages_before(output)
     found = known(definitions, log, redis_url, prefix)
-    revisions = []
-    if registry is not None or log is not None:
-        record = Record(settings.record_of(registry, log))
-        revisions = [record.read(number) for number in reversed(record.numbers())]
-    made = pages(
+    made = Catalog(
         found.published,
         found.streams,
         models=() if models is None else models_of(models),
-        revisions=revisions,
+        revisions=revisions_of(registry, log),
+        figures=FigureFiles(figures).now(),
         place=found.place,
         prefix=prefix,
     )
-    _write(output, made, before)
-    say(f"{len(made):,} files; open {output / INDEX}")
+    _write(output, {name: page for name in made.names if (page := made.page(name)) is not None}, before)
+    say(f"{len(made.names):,} files; open {output / INDEX}")
 
 
 def _pages_before(output: Path) -> list[str]:

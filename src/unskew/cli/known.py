@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unskew.features.definitions.lineage import Model
     from unskew.features.plan import StreamPlan
     from unskew.features.registry import Published
+    from unskew.features.revision import Revision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +75,14 @@ def models_of(folder: Path) -> "list[Model]":
         for path in sorted(folder.rglob("*.manifest.json"))
         for manifest in [Manifest.read(path)]
     ]
+
+
+def revisions_of(registry: Path | None, log: Path | None) -> "list[Revision]":
+    """Return what was applied, the last first; nothing if neither the record nor a log beside it is named."""
+    from unskew.settings import record_of
+    from unskew.sinks.record import Record
+
+    if registry is None and log is None:
+        return []
+    record = Record(record_of(registry, log))
+    return [record.read(number) for number in reversed(record.numbers())]

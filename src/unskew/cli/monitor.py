@@ -12,6 +12,7 @@ import click
 
 from unskew import settings
 from unskew.cli.screen import Screen, lines, say, say_json, styled
+from unskew.features.printing import printable_json
 from unskew.sinks.wall import wall_us
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ _STYLES = {"drift": "bold red", "missing": "bold red", "too few": "yellow", "fin
 @settings.served
 @click.option("--once", is_flag=True, help="Look once, and exit with 3 if something is over its limit.")
 @click.option("--json", "as_json", is_flag=True, help="Print each look as one JSON object instead of tables.")
+@click.option(
+    "--report",
+    type=settings.LocalPath(dir_okay=False),
+    metavar="FILE",
+    help="File that is replaced at each look by what --json prints, for `unskew catalog` and `unskew serve` --figures.",
+)
 @click.option("--every", default="60s", show_default=True, metavar="DURATION", help="Time between two looks.")
 @settings.metrics
 @click.option(
@@ -73,6 +80,7 @@ def monitor(
     served: Path | None,
     once: bool,
     as_json: bool,
+    report: Path | None,
     every: str,
     metrics: str | None,
     psi: float,
@@ -131,6 +139,7 @@ def monitor(
     )
     if once:
         look = watch.look(wall_us())
+        _write(look, report)
         _show(look, as_json=as_json, indent=2)
         for error in look.refused:
             say(f"error: {error}", err=True)
@@ -139,10 +148,12 @@ def monitor(
         if look.over:
             raise SystemExit(OVER)
         return
-    _follow(watch, every_us / 1e6, address, as_json=as_json)
+    _follow(watch, every_us / 1e6, address, report, as_json=as_json)
 
 
-def _follow(watch: "Watch", every_s: float, address: tuple[str, int] | None, *, as_json: bool) -> None:
+def _follow(
+    watch: "Watch", every_s: float, address: tuple[str, int] | None, report: Path | None, *, as_json: bool
+) -> None:
     """Look until a signal comes. What is wrong at the first look ends the command; later it is tried again."""
     from unskew.cli.run import stopping_on_signals
     from unskew.features.errors import RequestError, UnskewError
@@ -163,6 +174,7 @@ def _follow(watch: "Watch", every_s: float, address: tuple[str, int] | None, *, 
                 look = watch.look(wall_us())
                 if first and look.refused:
                     raise RequestError("\n".join(map(str, look.refused)))
+                _write(look, report)
             except UnskewError as error:
                 if first:
                     raise
@@ -178,6 +190,16 @@ def _follow(watch: "Watch", every_s: float, address: tuple[str, int] | None, *, 
                     _show_changes(before, look.over)
                 before, first = look.over, False
             stop.wait(max(0.0, every_s - (time.monotonic() - began_s)))
+
+
+def _write(look: "Look", report: Path | None) -> None:
+    """Replace the report, whole; raises ``StoreUnavailable`` if the disk fails."""
+    if report is None:
+        return
+    from unskew.sinks import durable
+
+    with durable.disk(report.parent):
+        durable.replace(report, printable_json(_plain(look)).encode())
 
 
 def _show(look: "Look", *, as_json: bool, indent: int | None = None) -> None:
@@ -281,7 +303,8 @@ def _plain(look: "Look") -> dict[str, Any]:
             }
             for example in view.examples
         ]
-        return {**found, "features": [of_feature(one) for one in view.features], "examples": examples}
+        over = [str(one) for one in view.over]
+        return {**found, "features": [of_feature(one) for one in view.features], "examples": examples, "over": over}
 
     return {
         "at_us": look.at_us,

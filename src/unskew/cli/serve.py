@@ -17,6 +17,7 @@ from unskew.features.errors import RequestError
 from unskew.features.extras import needed
 
 if TYPE_CHECKING:
+    from unskew.catalog.site import Site
     from unskew.serving.http import Application, Limits
     from unskew.serving.online import OnlineReader
 
@@ -99,6 +100,11 @@ PORT = 6566
     show_envvar=True,
     help="Processes that answer at the address, one for each core that is to be used.",
 )
+@settings.optional_log
+@settings.registry
+@settings.models
+@settings.figures
+@click.option("--no-values", is_flag=True, help="Show no values of entities on the pages.")
 def serve(
     redis_url: str,
     prefix: str,
@@ -115,6 +121,11 @@ def serve(
     max_body: int,
     max_requests: int,
     workers: int,
+    log: Path | None,
+    registry: Path | None,
+    models: Path | None,
+    figures: tuple[Path, ...],
+    no_values: bool,
 ) -> None:
     """Answer requests for current features over HTTP, until it is stopped.
 
@@ -129,10 +140,20 @@ def serve(
     GET /health answers while the process works, GET /ready while features can be read; GET /metrics is for Prometheus.
     Features follow the registry in Redis as it changes. SIGTERM lets requests that were begun come to their end.
     A process uses one core; --workers has more of them answer, and one that dies is replaced.
+
+    A browser gets pages at the same address: what features there are, what they mean, who reads them, and the values of
+    an entity; with --log also as they were, with --registry or --log what was applied, with --figures how they are
+    distributed, and what they cost and earn. --models names what was trained on them. With --token-file, the token is
+    the password that the browser asks for.
     """
     with needed("unskew serve", extra="serve"):
         from unskew.serving import http
         from unskew.serving.listening import configured, run
+    from unskew.features.local import existing_folder
+    from unskew.sinks.objects import ObjectPath
+
+    if log is not None and not isinstance(log, ObjectPath):
+        existing_folder(log, "--log")
     if (tls_cert is None) != (tls_key is None):
         raise RequestError("TLS needs both: give --tls-cert and --tls-key")
     host, port = settings.address("--listen", listen)
@@ -147,11 +168,17 @@ def serve(
             sample=sample,
             token=None if token_file is None else _token(token_file),
             limits=http.Limits(rows=max_rows, body_bytes=max_body, at_once=max_requests),
+            log=log,
+            registry=registry,
+            models=models,
+            figures=figures,
+            shows_values=not no_values,
             parent=os.getpid(),
             shared=None if workers == 1 else stack.enter_context(tempfile.TemporaryDirectory(prefix="unskew-serve-")),
         )
         # Whatever is wrong with the options is said here, and not by each worker.
-        making.reader().close()
+        with contextlib.closing(making.reader()) as reader:
+            making.site(reader)
         config = configured(making, tls_cert, tls_key, workers)
         listener = stack.enter_context(_listening(host, port))
         bound_host, bound_port = listener.getsockname()[:2]
@@ -176,6 +203,11 @@ class _Making:
     sample: Path | None
     token: str | None
     limits: "Limits"
+    log: Path | None
+    registry: Path | None
+    models: Path | None
+    figures: tuple[Path, ...]
+    shows_values: bool
     parent: int
     shared: str | None
 
@@ -193,7 +225,27 @@ class _Making:
         reader = stack.enter_context(contextlib.closing(self.reader()))
         usage = stack.enter_context(Usage(self.redis_url, self.prefix, lambda: dt.datetime.now(dt.UTC).date()))
         metrics = Metrics(None if self.shared is None else Share(Path(self.shared)))
-        return Application(reader, self.limits, self.token, usage, metrics=metrics, at_end=stack.close)
+        return Application(
+            reader, self.limits, self.token, usage, metrics=metrics, site=self.site(reader), at_end=stack.close
+        )
+
+    def site(self, reader: "OnlineReader") -> "Site":
+        """Return what answers with pages. Raises ``RequestError`` for files that are not what they should be."""
+        from unskew.catalog.figures import FigureFiles
+        from unskew.catalog.site import Site
+        from unskew.cli.known import models_of, revisions_of
+
+        figures = FigureFiles(self.figures)
+        figures.now()
+        return Site(
+            reader,
+            log=self.log,
+            figures=figures,
+            models=lambda: [] if self.models is None else models_of(self.models),
+            revisions=lambda: revisions_of(self.registry, self.log),
+            prefix=self.prefix,
+            shows_values=self.shows_values,
+        )
 
     def reader(self) -> "OnlineReader":
         """Return a reader; it connects when it is used."""

@@ -50,6 +50,16 @@ class Folders:
         """The training set."""
         return self.root / "training_set.parquet"
 
+    @property
+    def baselines(self) -> Path:
+        """Populations that later ones are compared with, which ``unskew ui`` keeps."""
+        return self.root / "baselines"
+
+    @property
+    def figures(self) -> Path:
+        """What ``unskew ui`` measures."""
+        return self.root / "figures"
+
     def prepare(self) -> None:
         """Make an empty folder, which replaces that of an earlier demo.
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from unskew.features.showing import shown
 from unskew.features.types import INT64, Type
 from unskew.features.view import ViewFeature
 from unskew.offline.distribution import MOST_VALUES, Distribution, Value, distribution
@@ -57,6 +58,13 @@ class Bins:
     def n(self) -> int:
         """The number of bins, all included."""
         return len(self.edges) + 3
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each bin for people, but for the one of entities without a row."""
+        sign, others = ("≤ ", "above") if self.are_upper else ("", "others")
+        texts = (f"{edge:.6g}" if isinstance(edge, float) else shown(edge) for edge in self.edges.to_list())
+        return [*(f"{sign}{text}" for text in texts), others, "null"]
 
     @property
     def others(self) -> int:

@@ -60,6 +60,8 @@ class FeatureLook:
 
     ``n``: how many values there are, nulls included. ``missing``: the share of nulls; None without values.
     ``missing_before``: that of the baseline. ``limit``, ``missing_limit``: for the PSI and the share of nulls.
+    ``bins``: their names, the last one that of nulls; ``counts``, ``counts_before``: values in each, now and in the
+    baseline.
     """
 
     feature: str
@@ -72,6 +74,9 @@ class FeatureLook:
     limit: float | None = None
     missing_before: float | None = None
     missing_limit: float | None = None
+    bins: Sequence[str] = ()
+    counts: Sequence[int] = ()
+    counts_before: Sequence[int] = ()
     state: State = "no baseline"
 
 
@@ -275,7 +280,7 @@ class Watch:
         counted = [counts[-1] for counts in followed.histograms.counts]
         names = [(baseline, name) for baseline, found in followed.baselines.items() for name in found]
         for (baseline, name), now in zip(names, counted, strict=False):
-            yield self._judge(name, "population", now, baseline, followed.baselines[baseline][name][1])
+            yield self._judge(name, "population", now, baseline, followed.baselines[baseline][name])
         for (feature, _), now in zip(followed.population.binned[len(names) :], counted[len(names) :], strict=True):
             yield self._judge(feature.name, "population", now)
 
@@ -288,20 +293,20 @@ class Watch:
             values = pl.Series(feature.name, given, feature.dtype.polars)
             known = [(name, found[feature.name]) for name, found in followed.baselines.items() if feature.name in found]
             for name, (bins, before) in known:
-                yield self._judge(feature.name, "requests", bins.counts(values), name, before)
+                yield self._judge(feature.name, "requests", bins.counts(values), name, (bins, before))
             if not known:
                 yield self._judge(feature.name, "requests", Bins.none(feature.dtype).counts(values))
 
     def _judge(
-        self, feature: str, of: Of, now: Counts, baseline: str | None = None, before: Counts | None = None
+        self, feature: str, of: Of, now: Counts, baseline: str | None = None, kept: tuple[Bins, Counts] | None = None
     ) -> FeatureLook:
         # Who has no row is no value. That they become more is not a drift of the values of the others.
         now = now[:-1]
         n = int(now.sum())
         missing = int(now[-1]) / n if n else None
-        if baseline is None or before is None:
+        if baseline is None or kept is None:
             return FeatureLook(feature=feature, of=of, n=n, missing=missing)
-        before = before[:-1]
+        bins, before = kept[0], kept[1][:-1]
         found = distance(before, now)
         n_before = int(before.sum())
         missing_before = int(before[-1]) / n_before if n_before else None
@@ -325,6 +330,9 @@ class Watch:
             limit=limit,
             missing_before=missing_before,
             missing_limit=missing_limit,
+            bins=bins.labels,
+            counts=now.tolist(),
+            counts_before=before.tolist(),
             state=state,
         )
 

@@ -4,6 +4,9 @@ The route that is asked most, ``POST /get-online-features``, is a plain ASGI cal
 """
 
 import asyncio
+import base64
+import binascii
+import contextlib
 import gc
 import hmac
 import logging
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client import generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -38,6 +42,8 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Site = Callable[[Request], Awaitable[Response]]
+"""Answers requests for pages for people."""
 
 _UNKNOWN_CLIENT = "send the token of this server: Authorization: Bearer TOKEN"
 _TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
@@ -46,6 +52,8 @@ LISTING = "/v1/features"
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_ASKS_FOR_TOKEN = {"www-authenticate": 'Basic realm="unskew: the password is the token", charset="UTF-8"'}
 _EXPECT = b"unskew-expect"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _JSON = (b"content-type", b"application/json")
@@ -83,8 +91,9 @@ class _Refused(Exception):
 class Application:
     """An ASGI application that answers from a reader.
 
-    ``token``: what a client must send as its bearer token. ``usage``: counts what services are read. ``metrics``: what
-    is measured. ``at_end``: called when the server has stopped.
+    ``token``: what a client must send as its bearer token, or as the password of a browser. ``usage``: counts what
+    services are read. ``metrics``: what is measured. ``site``: answers for what is not in this protocol. ``at_end``:
+    called when the server has stopped.
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class Application:
         usage: Usage | None = None,
         *,
         metrics: Metrics | None = None,
+        site: Site | None = None,
         at_end: Callable[[], None] | None = None,
     ) -> None:
         self._reader = reader
@@ -105,6 +115,7 @@ class Application:
         self._n_coming_bytes = 0
         self.metrics = metrics or Metrics()
         self._at_end = at_end
+        self._site = site
         self._others = Starlette(
             routes=[
                 Route("/health", self._health),
@@ -112,6 +123,7 @@ class Application:
                 Route("/metrics", self._metrics),
                 Route(LISTING, self._listing),
                 *(Route(path, _not_ours, methods=["GET", "POST", "PUT"]) for path in _NOT_OURS),
+                *([] if site is None else [Route("/{name}", self._page, methods=_METHODS), Route("/", self._page)]),
             ],
             exception_handlers={404: _not_found, 405: _not_allowed},
         )
@@ -195,6 +207,10 @@ class Application:
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, token = given.partition(b" ")
+        if scheme.lower() == b"basic":
+            with contextlib.suppress(binascii.Error):
+                token = base64.b64decode(token.strip(), validate=True).partition(b":")[2]
+                return hmac.compare_digest(token, self._token)
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -253,6 +269,13 @@ class Application:
         except UnskewError as error:
             return JSONResponse({"message": str(error)}, _code(error))
         return JSONResponse(listing(known.published))
+
+    async def _page(self, request: Request) -> Response:
+        if self._site is None or request.method not in {"GET", "HEAD"}:
+            raise HTTPException(404)
+        if not self._may(request.scope):
+            return Response(_UNKNOWN_CLIENT, 401, _ASKS_FOR_TOKEN, media_type="text/plain")
+        return await self._site(request)
 
     async def _metrics(self, request: Request) -> Response:
         if not self._may(request.scope):

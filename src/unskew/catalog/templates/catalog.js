@@ -5,13 +5,14 @@ if (search) {
   const rows = [...document.querySelectorAll("#features tbody tr")];
   const texts = rows.map((row) => row.textContent.toLowerCase());
   const filters = [...document.querySelectorAll("[data-filter]")];
+  const has = (row, name, value) => JSON.parse(row.dataset[name]).includes(value);
   const show = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     rows.forEach((row, number) => {
       const passes =
         words.every((word) => texts[number].includes(word)) &&
-        filters.every((one) => !one.value || row.dataset[one.dataset.filter] === one.value);
+        filters.every((one) => !one.value || has(row, one.dataset.filter, one.value));
       row.hidden = !passes;
       count += passes;
     });
