@@ -13,7 +13,7 @@ FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /var/lib/unskew unskew \
  && install -d -o unskew /var/cache/unskew /var/lib/unskew /var/lib/unskew/state \
       /var/lib/unskew/log /var/lib/unskew/archive /var/lib/unskew/dead_letters /var/lib/unskew/registry \
-      /var/lib/unskew/served /var/lib/unskew/baselines
+      /var/lib/unskew/served /var/lib/unskew/baselines /var/lib/unskew/figures
 COPY --from=build /opt/unskew /opt/unskew
 # Compiled functions are kept in a folder that this user may write to, unlike the package's own folder. They are compiled
 # for the processor of the machine that builds the image; where it runs on another kind, they are compiled at the start.

@@ -15,13 +15,16 @@ UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz soak endure check package bench install lock clean
+.PHONY: help demo ui test fuzz soak endure check package bench pictures install lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: install ## Run a year of real purchases through the whole path; output in demo-output/ (OUTPUT=DIR to change)
 	@$(BIN)/unskew demo --output $(OUTPUT)
+
+ui: install ## Show the demo's output in a browser (OUTPUT=DIR to change)
+	@$(BIN)/unskew ui $(OUTPUT)
 
 test: install ## Run the tests except the long ones, on all cores (WORKERS=0 for one process)
 	$(PYTEST) -m "not long"
@@ -91,6 +94,9 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 
 COMPILE = "$(UV)" pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-index-url --no-emit-find-links --quiet $(if $(UPGRADE),--upgrade)
+
+pictures: install ## Make the pictures of README and docs anew (needs chromium and tmux)
+	$(BIN)/python -m tests.support.pictures
 
 lock: ## Rewrite the lock files from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
 	@if [ -z "$(UV)" ]; then echo "make lock needs uv: pip install uv" >&2; exit 1; fi

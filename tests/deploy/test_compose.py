@@ -142,7 +142,10 @@ def test_the_monitor_reads_what_the_others_write_and_is_scraped_under_the_name_t
     scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     (targets,) = (job["static_configs"][0]["targets"] for job in scraped if job["job_name"] == "unskew-monitor")
 
-    assert all(mount.endswith(":ro") for mount in monitor["volumes"])
+    report = monitor["command"][monitor["command"].index("--report") + 1].rpartition("/")[0]
+    shown = serve["command"][serve["command"].index("--figures") + 1]
+    assert {mount for mount in monitor["volumes"] if not mount.endswith(":ro")} == {f"figures:{report}"}
+    assert f"figures:{shown}:ro" in serve["volumes"]
     assert mounted[monitor["environment"]["UNSKEW_LOG"]] == written[pipeline["environment"]["UNSKEW_LOG"]]
     assert mounted[monitor["environment"]["UNSKEW_SERVED"]] == written[serve["environment"]["UNSKEW_SAMPLE"]]
     assert targets == [f"monitor:{port}"]

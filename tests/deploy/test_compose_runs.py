@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from tests.support.servers.kafka import ApacheKafka, free_ports
+from unskew.catalog.naming import page_of
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -184,3 +185,5 @@ def test_what_compose_starts_fills_redis_the_server_the_monitor_and_its_baseline
         assert made.returncode == 0, made.stderr
         psi = r'unskew_feature_psi\{baseline="demo",feature="views_5m",of="population",view="household_page_views@1"\}'
         until(lambda: re.search(rf"^{psi} ", asked(f"{watched}/metrics") or "", re.MULTILINE), "a distance is measured")
+        page = f"{serve}/{page_of('feature', 'household_page_views@1:views_5m')}"
+        until(lambda: "Population against demo" in (asked(page) or ""), "the catalog has what the monitor measured")
