@@ -1,6 +1,7 @@
 """The marketplace's features, through a real broker, the pipeline and a real Redis, equal the recount, bit for bit."""
 
 import datetime as dt
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,11 +13,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Producer
 
 from tests.support import market
 from tests.support.pipeline import Outcome, bits, entities, expected_log, logged
 from tests.support.training import training_rows
+from unskew.cli import main
 from unskew.demo import journey
 from unskew.demo.embedded import EmbeddedBroker
 from unskew.demo.topics import Topic, partition_of
@@ -213,3 +216,37 @@ def test_the_count_of_purchases_is_defined_by_the_yaml_that_the_readme_shows(yea
     assert [(one.name, one.function, str(one.dtype)) for one in view.features] == [(view.name, "count", "int64")]
     assert view.features[0].published.description == "Number of purchases in the last 30 days"
     assert text in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_value_counts_rows_that_are_there_for_a_feature_alone_as_they_are_in_the_log(year: Market) -> None:
+    root = year.deployment
+    places = ["--log", str(root.log), "--archive", str(root.archive), "--definitions", str(market.HOME)]
+    found = CliRunner().invoke(main, ["value", "--json", *places, "--events", "2000", "--runs", "2"])
+    assert found.exit_code == 0, found.output
+
+    views = {one["view"].partition("@")[0]: one for one in json.loads(found.stdout)["views"]}
+
+    assert views.keys() == year.plan.views.keys()
+    for name, its in views.items():
+        plan = year.plan.views[name]
+        rows = year.log(name).sort("available_at", "seq")
+        assert its["rows"] == rows.height
+        assert its["entities"] == rows.select(plan.entity.keys).n_unique()
+        names = _names(plan)
+        # Without any row, an entity has the values of empty windows.
+        features = {feature.name: feature for feature in plan.published.features}
+        before = dict.fromkeys(rows.select(plan.entity.keys).iter_rows(), bits([features[one].empty for one in names]))
+        changed: list[list[str]] = []
+        for row in rows.select(*plan.entity.keys, *names).iter_rows():
+            key, values = row[: len(plan.entity.keys)], bits(row[len(plan.entity.keys) :])
+            changed.append([one for one, old, new in zip(names, before[key], values, strict=True) if old != new])
+            before[key] = values
+        for feature in its["features"]:
+            own = {feature["feature"], *feature["derived"]}
+            assert feature["rows_alone"] == sum(bool(one) and own.issuperset(one) for one in changed), feature[
+                "feature"
+            ]
+            assert feature["differs_from"]["1 d"]["requests"] > 0
+            assert feature["kernel_time"] is not None or any("kernel time" in line for line in its["not_known"])
+    times = [feature["kernel_time"] for its in views.values() for feature in its["features"]]
+    assert any(times), [its["not_known"] for its in views.values()]

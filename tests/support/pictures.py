@@ -67,8 +67,9 @@ def of_demo(browser: Browser, output: Path, path: Path, rows: int | None = None)
     try:
         half = ""
         while "ended with" not in (screen := _screen(tmux)):
-            if "Stopped half-way" in screen and "events/s" in screen.partition("Stopped half-way")[2]:
-                half = screen
+            after = screen.partition("Stopped half-way")[2]
+            if "events/s" in after and "100%" not in after:
+                half = screen.replace(f"{output.parent}/", "")
             time.sleep(0.5)
         if "ended with 0" not in screen or not half:
             raise click.ClickException(f"the demo did not end well:\n{screen}")
