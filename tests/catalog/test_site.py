@@ -37,6 +37,8 @@ LOOK = {
             "published_age_us": None,
             "compared": 7,
             "mismatches": 0,
+            "repeats": 4,
+            "late": [{"window": "sliding(1d,hop=1h)", "events": 1234, "worst_us": 7_200_000_000}],
             "over": ["orders@1:n, population against june: PSI 0.900, over 0.200"],
             "features": [
                 {

@@ -42,6 +42,14 @@ class FeatureFigures(msgspec.Struct, frozen=True):
         return self.state in {"drift", "missing"}
 
 
+class LateFigures(msgspec.Struct, frozen=True):
+    """The events that came too late for one window; fields as in ``watch.Late``."""
+
+    window: str
+    events: int
+    worst_us: int
+
+
 class ViewFigures(msgspec.Struct, frozen=True):
     """One view as the monitor saw it; fields as in ``watch.ViewLook``, ``over`` in words."""
 
@@ -54,6 +62,8 @@ class ViewFigures(msgspec.Struct, frozen=True):
     published_age_us: int | None = None
     compared: int = 0
     mismatches: int = 0
+    repeats: int = 0
+    late: list[LateFigures] = []
     over: list[str] = []
 
 

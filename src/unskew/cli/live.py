@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from unskew.cli.screen import Screen, lines, say_json, styled
+from unskew.features.ledger import windows_of
 from unskew.features.time import format_duration, format_instant, rough_duration
 from unskew.features.updates import LATE_BOUNDS_US
-from unskew.features.view import View, ViewWindow
+from unskew.features.view import View
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,11 +51,6 @@ def late_table(view: View, ledger: "Ledger") -> "Table":
         worst = rough_duration(late.worst_us) if late.events else "-"
         table.add_row(window.text, f"{late.events:,}", worst, *counts)
     return table
-
-
-def windows_of(view: View) -> tuple[ViewWindow, ...]:
-    """Return the windows of a ledger, in its order: the view's, then that of the sessions that it aggregates."""
-    return view.windows if view.sessions is None else (*view.windows, view.sessions.window)
 
 
 def _heading(one: "LiveView") -> "tuple[str | Text, ...]":

@@ -292,7 +292,9 @@ def _plain(look: "Look") -> dict[str, Any]:
         return found if far is None else found | asdict(far)
 
     def of_view(view: "ViewLook") -> dict[str, Any]:
-        found = {name: value for name, value in vars(view).items() if name not in {"features", "examples", "over"}}
+        found = {
+            name: value for name, value in vars(view).items() if name not in {"features", "examples", "late", "over"}
+        }
         examples = [
             {
                 "entity": example.entity,
@@ -303,8 +305,13 @@ def _plain(look: "Look") -> dict[str, Any]:
             }
             for example in view.examples
         ]
-        over = [str(one) for one in view.over]
-        return {**found, "features": [of_feature(one) for one in view.features], "examples": examples, "over": over}
+        return {
+            **found,
+            "features": [of_feature(one) for one in view.features],
+            "examples": examples,
+            "late": [asdict(one) for one in view.late],
+            "over": [str(one) for one in view.over],
+        }
 
     return {
         "at_us": look.at_us,

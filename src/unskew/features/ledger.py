@@ -7,6 +7,7 @@ import msgspec
 
 from unskew.features.errors import LayoutError
 from unskew.features.updates import LATE_BOUNDS_US, Updates
+from unskew.features.view import View, ViewWindow
 
 N_BUCKETS = len(LATE_BOUNDS_US) + 1
 
@@ -89,3 +90,8 @@ def read_ledger(data: Any) -> Ledger:
             f"a ledger of late events does not have {N_BUCKETS} bounds; read it with the version of unskew that wrote it"
         )
     return ledger
+
+
+def windows_of(view: View) -> tuple[ViewWindow, ...]:
+    """Return the windows of a ledger, in its order: the view's, then that of the sessions that it aggregates."""
+    return view.windows if view.sessions is None else (*view.windows, view.sessions.window)

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from unskew.features.errors import LayoutError, RequestError
 from unskew.features.keys import decode_keys
+from unskew.features.ledger import NOTHING_LATE, windows_of
 from unskew.features.time import DAY_US, day_of, format_duration, rough_duration
 from unskew.features.versions import Versions
 from unskew.features.view import View
@@ -93,13 +94,23 @@ class Over:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Late:
+    """How many events came too late for one window since the view began, and the longest delay among them."""
+
+    window: str
+    events: int
+    worst_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViewLook:
     """One view. Instants in microseconds, None if not known; ages are those of the moment of the look.
 
     ``entities``: how many have a row. ``gone``: how many had one, and their windows have emptied since.
     ``complete_to_us``: the instant of the population. ``event_us``: the last event that was counted up to there.
     ``compared``, ``mismatches``: served rows since the watch began, and of these those that differ from the log.
-    ``unknown``: served rows of another definition. ``examples``: a few of the values that differ.
+    ``unknown``: served rows of another definition. ``examples``: a few of the values that differ. ``late``: of each
+    window. ``repeats``: events that repeated others and were dropped.
     """
 
     view: str
@@ -114,6 +125,8 @@ class ViewLook:
     mismatches: int = 0
     unknown: int = 0
     examples: Sequence[Difference] = ()
+    late: Sequence[Late] = ()
+    repeats: int = 0
     over: Sequence[Over] = ()
 
 
@@ -242,6 +255,7 @@ class Watch:
             features += self._of_requests(followed, served)
             self._compare(followed, t_us, served)
         event_us = population.event_us
+        ledger = NOTHING_LATE if log.coverage is None else log.coverage.ledger
         found = ViewLook(
             view=view.id,
             entities=0 if followed.histograms is None else int(followed.histograms.entities[-1]),
@@ -255,6 +269,11 @@ class Watch:
             mismatches=followed.n_mismatches,
             unknown=n_unknown,
             examples=tuple(followed.examples),
+            late=[
+                Late(window=window.text, events=late.events, worst_us=late.worst_us)
+                for window, late in zip(windows_of(view), ledger.windows, strict=False)
+            ],
+            repeats=ledger.duplicates,
         )
         # Only now: of a look that failed half of the rows may be counted, and the next one counts all.
         self._followed[view.id] = followed
