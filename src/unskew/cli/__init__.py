@@ -23,6 +23,7 @@ class _Place(NamedTuple):
 
 COMMANDS = {
     "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers."),
+    "init": _Place("unskew.cli.init", "init", "Make a small project to begin with."),
     "ui": _Place("unskew.cli.ui", "ui", "Show what the demo computed in a browser."),
     "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
