@@ -44,6 +44,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train",): TRAIN[1:],
     ("log",): (),
     ("log", "head"): (VIEW, *DEFINED, "--log", "folder"),
+    ("log", "tail"): (VIEW, *DEFINED, "--log", "folder"),
     ("log", "stats"): (VIEW, *DEFINED, "--log", "folder"),
     ("dead-letters",): (),
     ("dead-letters", "list"): ("--dead-letters", "folder"),
