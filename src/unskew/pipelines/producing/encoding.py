@@ -73,8 +73,8 @@ class Encoder:
         form = stream.read_as.get(stream.event_time)
         as_number = wire.as_number(self._at)
         self._time = EventTime(wire.logical(self._at), form, text=text, as_number=as_number)
-        self._parts = [(name, self._part(name)) for name in stream.partitioned_by]
         self._elsewhere = {stream.key_column, *stream.headers}
+        self._parts = [(name, self._place(name), self._part(name)) for name in stream.partitioned_by]
 
     def event_us(self, row: Row) -> int:
         """Return the event time of a row in microseconds. Raises ``Unfit``."""
@@ -104,8 +104,8 @@ class Encoder:
     def _text_of(self, row: Row, message: Row) -> bytes | None:
         """Return the text of the columns by which the topic is partitioned; None if there are none, or one is null."""
         found = []
-        for name, part in self._parts:
-            text = part(_found(row if name in self._elsewhere else message, self._place(name)))
+        for name, at, part in self._parts:
+            text = part(_found(row if name in self._elsewhere else message, at))
             if text is None:
                 return None
             found.append(text)
