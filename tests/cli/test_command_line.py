@@ -35,6 +35,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("registry", "show"): ("--log", "folder/log"),
     ("registry", "diff"): ("1", "2", "--log", "folder/log"),
     ("run",): RUN[1:],
+    ("produce",): ("page_views", "events.jsonl", *DEFINED, "--bootstrap-servers", "127.0.0.1:1"),
     ("lineage",): (VIEW, *DEFINED),
     ("search",): ("spend", *DEFINED),
     ("catalog",): ("--output", "folder/site", *DEFINED),
@@ -43,6 +44,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train",): TRAIN[1:],
     ("log",): (),
     ("log", "head"): (VIEW, *DEFINED, "--log", "folder"),
+    ("log", "tail"): (VIEW, *DEFINED, "--log", "folder"),
     ("log", "stats"): (VIEW, *DEFINED, "--log", "folder"),
     ("dead-letters",): (),
     ("dead-letters", "list"): ("--dead-letters", "folder"),
@@ -111,6 +113,7 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("file").write_text("neither definitions nor a letter")
+    Path("events.jsonl").write_text("{}")
     Path("labels.csv").write_text("household_id,event_timestamp\n1,2017-03-01T00:00:00Z\n")
 
 

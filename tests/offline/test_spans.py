@@ -136,6 +136,9 @@ class Rare:
         first = log.head(9).cast({"available_at": pl.Int64}).select("user", "available_at", "last")
         assert first.rows() == sorted(self.rows, key=lambda row: row[1])[: first.height]
         assert first.height == min(9, len(self.rows))
+        last = log.tail(9).cast({"available_at": pl.Int64}).select("user", "available_at", "last")
+        assert last.rows() == sorted(self.rows, key=lambda row: row[1])[-last.height :]
+        assert last.height == min(9, len(self.rows))
         stats = log.stats()
         assert (stats.rows, stats.entities) == (len(self.rows), len({user for user, _, _ in self.rows}))
         found = log.rows_of({"user": USERS[3]}, ["available_at", "last"], lambda *_: None)

@@ -11,7 +11,8 @@ from tests.pipelines.test_archive import events, write
 from tests.support.plans import Wanted, sliding, view
 from unskew.features.errors import RequestError
 from unskew.pipelines.history.archive import Archive
-from unskew.pipelines.history.placing import crc32, murmur2, placing_of
+from unskew.pipelines.history.placing import placing_of
+from unskew.pipelines.kafka.partitioners import crc32, murmur2
 
 # From Apache Kafka's UtilsTest.
 HASHES = {

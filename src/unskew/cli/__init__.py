@@ -33,6 +33,7 @@ COMMANDS = {
     "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
     "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
+    "produce": _Place("unskew.cli.produce", "produce", "Send events to a topic, from a file or made up."),
     "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
     "search": _Place("unskew.cli.search", "search", "Find features by words."),
     "catalog": _Place("unskew.cli.catalog", "catalog", "Write pages about all features, for a browser."),

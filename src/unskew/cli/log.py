@@ -9,6 +9,8 @@ from unskew import settings
 from unskew.cli.screen import Screen, say, styled
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from unskew.offline.log_reader import ViewLog
 
 
@@ -32,25 +34,48 @@ def head(view: str, definitions: tuple[Path, ...], log: Path, rows: int) -> None
         unskew log head household_purchases --log data/log \\
             --definitions examples/complete_journey
     """
-    from rich.table import Table
+    _show(view, _open(view, definitions, log).head(rows))
 
-    from unskew.features.showing import shown
 
+@log.command(short_help="Show the last rows of VIEW, or of one entity.")
+@click.argument("view")
+@settings.some_definitions
+@settings.log
+@click.option("-n", "--rows", default=10, show_default=True, type=click.IntRange(1), help="Number of rows.")
+@click.option(
+    "--entity",
+    "entity",
+    metavar="KEY",
+    multiple=True,
+    help="Rows of one entity alone; for an entity with several key columns once for each, in their order.",
+)
+def tail(view: str, definitions: tuple[Path, ...], log: Path, rows: int, entity: tuple[str, ...]) -> None:
+    """Show the last rows of VIEW by the instant from which they were valid; VIEW@VERSION is one of several versions.
+
+    Without definitions, the log says itself how it is read.
+
+    \b
+    Examples:
+        unskew log tail household_purchases --log data/log
+        unskew log tail household_purchases --log data/log --entity 1 -n 3
+    """
     opened = _open(view, definitions, log)
-    frame = opened.head(rows)
-    if frame.is_empty():
-        say(f"the log of {view} has no rows yet")
+    if not entity:
+        _show(view, opened.tail(rows))
         return
-    table = Table(header_style="bold")
-    for name, dtype in frame.schema.items():
-        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
-    for row in frame.iter_rows():
-        table.add_row(*map(shown, row))
-    console = Screen()
-    if not console.is_terminal:
-        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        console = Screen(width=max(console.width, whole))
-    console.print(table)
+    from unskew.features.keys import OneEntity
+    from unskew.offline.bar import shown
+    from unskew.offline.history import entity_history
+
+    kinds = opened.view.entity.types
+    parts = OneEntity.of(opened.view.entity, entity).parts
+    key = [int(part) if kind == "int64" else part for part, kind in zip(parts, kinds, strict=True)]
+    with shown(progress=False) as report:
+        found = entity_history(opened, key, report).frame
+    if found.is_empty():
+        say(f"the log of {view} has no rows of {opened.view.entity.name} {' '.join(entity)}")
+    else:
+        _show(view, found.tail(rows))
 
 
 @log.command(short_help="Count rows and files of VIEW's log, and show its coverage.")
@@ -93,6 +118,27 @@ def stats(view: str, definitions: tuple[Path, ...], log: Path) -> None:
     console.print(table)
     if found.ledger.windows:
         console.print(late_table(opened.view, found.ledger))
+
+
+def _show(view: str, frame: "pl.DataFrame") -> None:
+    """Print rows of a log."""
+    from rich.table import Table
+
+    from unskew.features.showing import shown
+
+    if frame.is_empty():
+        say(f"the log of {view} has no rows yet")
+        return
+    table = Table(header_style="bold")
+    for name, dtype in frame.schema.items():
+        table.add_column(name, justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    for row in frame.iter_rows():
+        table.add_row(*map(shown, row))
+    console = Screen()
+    if not console.is_terminal:
+        whole = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        console = Screen(width=max(console.width, whole))
+    console.print(table)
 
 
 def _open(name: str, definitions: tuple[Path, ...], log_root: Path) -> "ViewLog":

@@ -15,20 +15,19 @@ from pathlib import Path
 import click
 import numpy as np
 import polars as pl
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from unskew import settings
 from unskew.demo.journey import schema
 from unskew.demo.page_views import DEVICES
 from unskew.demo.topics import Topic
-from unskew.features.errors import RequestError, StoreUnavailable, UnskewError
+from unskew.features.errors import UnskewError
+from unskew.pipelines.kafka.sending import Outgoing, Sender
 
 N_HOUSEHOLDS = 2_500
 N_PRODUCTS = 5_000
 N_STORES = 100
 _PURCHASES = 0.25
 """The share of events that are purchases; the others are page views."""
-_ANSWER_S = 10.0
 _NAMES = {"transactions": "transaction", "page_views": "page_view"}
 
 
@@ -82,12 +81,8 @@ class Traffic:
     """
 
     def __init__(self, bootstrap: str) -> None:
-        # Its own log would repeat what is reported here.
-        self._producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "log_level": 0})
-        self._bootstrap = bootstrap
+        self._senders = {topic: Sender(topic, bootstrap) for topic in _NAMES}
         self._schemas = {topic: schema(name) for topic, name in _NAMES.items()}
-        self._n_partitions = {topic: self._partitions_of(topic) for topic in _NAMES}
-        self._errors: list[str] = []
 
     def send(self, events: dict[str, pl.DataFrame], now_us: int) -> int:
         """Send events that happen now; return how many were acknowledged."""
@@ -101,33 +96,16 @@ class Traffic:
                     _timestamp_ms=pl.lit(now_us // 1000, pl.Int64),
                     _damage=pl.lit(None, pl.Int8),
                 ),
-                n_partitions=self._n_partitions[name],
+                n_partitions=self._senders[name].n_partitions,
             )
             for chunk in topic.chunks():
-                for partition, key, value in zip(chunk.partition.tolist(), chunk.key, chunk.value, strict=True):
-                    self._producer.produce(name, value, key, partition, on_delivery=self._delivered)
-        left = self._producer.flush(_ANSWER_S)
-        if left or self._errors:
-            why = self._errors[0] if self._errors else f"{left} events were not acknowledged within {_ANSWER_S:g} s"
-            raise StoreUnavailable(f"Kafka at {self._bootstrap}: {why}")
+                columns = zip(chunk.partition.tolist(), chunk.key, chunk.value, strict=True)
+                self._senders[name].send(
+                    [Outgoing(partition=partition, key=key, value=value) for partition, key, value in columns]
+                )
+        for sender in self._senders.values():
+            sender.flush()
         return sum(rows.height for rows in events.values())
-
-    def _delivered(self, error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            self._errors.append(str(error))
-
-    def _partitions_of(self, topic: str) -> int:
-        try:
-            found = self._producer.list_topics(topic, timeout=_ANSWER_S).topics[topic]
-        except KafkaException as error:
-            raise StoreUnavailable(
-                f"Kafka at {self._bootstrap}: {error.args[0].str()}; name its address with --bootstrap-servers"
-            ) from error
-        if found.error is not None:
-            raise RequestError(
-                f"Kafka at {self._bootstrap} has no topic {topic!r}: {found.error.str()}; create it first"
-            )
-        return len(found.partitions)
 
 
 @click.command()

@@ -333,15 +333,26 @@ class ViewLog:
 
     def head(self, n_rows: int) -> pl.DataFrame:
         """Return the first rows by ``available_at``; a frame without columns if nothing is published."""
-        rows = pl.DataFrame()
-        for ones in _overlapping(self._dated):
+        found = [*self._some(n_rows, _overlapping(self._dated), _first)]
+        return pl.concat(found) if found else pl.DataFrame()
+
+    def tail(self, n_rows: int) -> pl.DataFrame:
+        """Return the last rows by ``available_at``; a frame without columns if nothing is published."""
+        found = [*self._some(n_rows, _overlapping(self._dated)[::-1], _last)]
+        return pl.concat(found[::-1]) if found else pl.DataFrame()
+
+    def _some(
+        self, n_rows: int, groups: Sequence[Sequence[_Dated]], take: Callable[..., tuple[pl.DataFrame, pl.DataFrame]]
+    ) -> Iterator[pl.DataFrame]:
+        """Yield rows of one group of files after the other, until there are so many."""
+        for ones in groups:
             files = [one.file for one in ones]
-            found, n_found = self._rows(files, partial(_first, n_rows=n_rows - len(rows)))
+            found, n_found = self._rows(files, partial(take, n_rows=n_rows))
             self._refuse_other_numbers(files, n_found.item())
-            rows = pl.concat([rows, found]) if len(rows) else found
-            if len(rows) >= n_rows:
-                break
-        return rows
+            yield found
+            n_rows -= len(found)
+            if n_rows <= 0:
+                return
 
     def stats(self) -> LogStats:
         """Return figures of the whole log; reads keys, instants and causes."""
@@ -512,6 +523,12 @@ def _first(rows: pl.LazyFrame, *, n_rows: int) -> tuple[pl.DataFrame, pl.DataFra
     """Return the first rows, and how many there are in all."""
     first, n_all = pl.collect_all([rows.sort("available_at", "shard", "seq").head(n_rows), rows.select(pl.len())])
     return first, n_all
+
+
+def _last(rows: pl.LazyFrame, *, n_rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the last rows, and how many there are in all."""
+    last, n_all = pl.collect_all([rows.sort("available_at", "shard", "seq").tail(n_rows), rows.select(pl.len())])
+    return last, n_all
 
 
 def _n_named(file: TableFile) -> int:

@@ -295,7 +295,8 @@ class JsonDecoder(Decoder):
             outside = ~values.is_between(*_INT32)
             refusals.refuse(outside, "range", lambda at: f"{field.name}: {values[at]} does not fit its type")
             return values.cast(field.dtype, strict=False)
-        if field.logical in {"date-time", "date"}:
+        # A date of an Avro schema is a number in JSON too.
+        if field.kind == "string" and field.logical in {"date-time", "date"}:
             texts = values
             values = days(texts) if field.logical == "date" else instants(texts)
             refusals.refuse(

@@ -148,6 +148,28 @@ def encoded(files: Files, value: bytes, data: Any) -> bytes:
     return value[: len(value) - len(body)] + octets
 
 
+def event_type(files: Files, target: Target) -> tuple[Any, bytes]:
+    """Return the class of the first message type of a schema that is an event, and the index that says so in a message.
+
+    Raises ``Incompatible`` if there is none.
+    """
+    types = _Types(files)
+    for index, name in sorted(types.indices()):
+        if target.means({"name": name}):
+            octets = b"\0" if index == (0,) else b"".join(_written(number) for number in (len(index), *index))
+            return message_factory.GetMessageClass(types.descriptor(name)), octets
+    raise Incompatible(f"none of its message types is called {' or '.join(target.records)}")
+
+
+def _written(number: int) -> bytes:
+    """Return a number as ``_varint`` reads it."""
+    rest, found = number << 1, bytearray()
+    while rest > 0x7F:
+        found.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*found, rest])
+
+
 def _class_at(files: Files, index: tuple[int, ...] | None) -> Any:
     types = _Types(files)
     name = types.name_at(index)
@@ -220,12 +242,21 @@ class _Types:
 
     def names(self) -> Iterator[str]:
         """Yield the names of the schema's message types, nested ones included."""
-        waiting = [(self._prefix(), each) for each in self._root.message_type]
+        return (name for _, name in self.indices())
+
+    def indices(self) -> Iterator[tuple[tuple[int, ...], str]]:
+        """Yield each message type's index in the schema, the types of maps counted too, and its name."""
+        waiting: list[tuple[tuple[int, ...], str, Any]] = [
+            ((number,), self._prefix(), each) for number, each in enumerate(self._root.message_type)
+        ]
         while waiting:
-            prefix, each = waiting.pop()
+            index, prefix, each = waiting.pop()
             if not each.options.map_entry:
-                yield prefix + each.name
-                waiting += [(f"{prefix}{each.name}.", inside) for inside in each.nested_type]
+                yield index, prefix + each.name
+                waiting += [
+                    ((*index, number), f"{prefix}{each.name}.", inside)
+                    for number, inside in enumerate(each.nested_type)
+                ]
 
     def descriptor(self, name: str) -> Any:
         """Return the descriptor of a message type."""

@@ -128,6 +128,11 @@ class SchemaRegistry:
                     waiting.append((reference.name, self._ask(question, what, expected=expected).schema))
         return tuple(files.items())
 
+    def latest(self, subject: str) -> int:
+        """Return the id of a subject's latest schema; waits as ``writer`` does, and raises ``Unregistered``."""
+        found = self._ask(partial(self._client.get_latest_version, subject), f"subject {subject}", expected=False)
+        return int(found.schema_id)
+
     def _refer(self, schema: Any, named: dict[str, Any], *, expected: bool) -> None:
         """Parse the schemas to which a schema refers; those to which they refer come first."""
         for reference in schema.references or ():

@@ -1,7 +1,6 @@
 """The partition in which the topic would have put a row: its producer's way is found from the events that it sent."""
 
 import itertools
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import polars as pl
 
 from unskew.features.errors import RequestError
 from unskew.pipelines.history.archive import BEGINNING, Archive
+from unskew.pipelines.kafka.partitioners import HASHES
 
 PARTITION = "_partition"
 
@@ -56,42 +56,6 @@ def placing_of(archive: Archive, n_partitions: int, column: str | None) -> Placi
     )
 
 
-def murmur2(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
-    """Return the hash of Java's Kafka clients for each key, without its sign (``Utils.murmur2``, Apache Kafka)."""
-    found = np.zeros(len(keys), np.int64)
-    lengths = np.array([len(key) for key in keys])
-    for length in np.unique(lengths).tolist():
-        at = np.flatnonzero(lengths == length)
-        octets = np.frombuffer(b"".join(keys[place] for place in at.tolist()), np.uint8).reshape(len(at), length)
-        found[at] = _murmur2(octets) & 0x7FFFFFFF
-    return found
-
-
-def _murmur2(octets: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    n_keys, length = octets.shape
-    multiplier = np.uint32(0x5BD1E995)
-    hashes = np.full(n_keys, 0x9747B28C ^ length, np.uint32)
-    whole = length // 4
-    words = np.ascontiguousarray(octets[:, : whole * 4]).view("<u4")
-    for column in range(whole):
-        word = words[:, column] * multiplier
-        word ^= word >> np.uint32(24)
-        hashes = hashes * multiplier ^ word * multiplier
-    rest = octets[:, whole * 4 :].astype(np.uint32)
-    for column in reversed(range(rest.shape[1])):
-        hashes ^= rest[:, column] << np.uint32(8 * column)
-    if rest.shape[1]:
-        hashes *= multiplier
-    hashes ^= hashes >> np.uint32(13)
-    hashes *= multiplier
-    return hashes ^ hashes >> np.uint32(15)
-
-
-def crc32(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
-    """Return the hash of librdkafka's clients for each key, unless they are configured otherwise."""
-    return np.array([zlib.crc32(key) for key in keys], np.int64)
-
-
 _Way = tuple[Callable[[Sequence[bytes]], npt.NDArray[np.int64]], Callable[[pl.Series], "list[bytes] | None"]]
 
 
@@ -116,7 +80,7 @@ def _integer(n_bytes: int) -> Callable[[pl.Series], list[bytes] | None]:
 _WAYS: Mapping[str, _Way] = {
     f"{hash_name} of the key as {form}": (hash_of, encode)
     for (hash_name, hash_of), (form, encode) in itertools.product(
-        {"murmur2": murmur2, "crc32": crc32}.items(),
+        HASHES.items(),
         {"text": _text, "int64": _integer(8), "int32": _integer(4)}.items(),
     )
 }
