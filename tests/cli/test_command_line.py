@@ -27,6 +27,8 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("check",): (),
     ("describe",): ("--live", *AWAY),
     ("plan",): (str(DEFINITIONS), "--log", "folder/log", *AWAY),
+    ("init",): ("folder/new",),
+    ("ui",): ("folder",),
     ("apply",): (str(DEFINITIONS), "--log", "folder/log", "--yes", *AWAY),
     ("promote",): (f"{VIEW}@1", "--log", "folder/log", *AWAY),
     ("rollback",): ("1", "--log", "folder/log", *AWAY),

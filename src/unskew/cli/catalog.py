@@ -52,7 +52,7 @@ def catalog(
     Examples:
         unskew catalog -o site --definitions definitions/
         unskew catalog -o site --log data/log --models training/
-        unskew catalog -o site --log data/log --figures look.json --figures value.json
+        unskew catalog -o site --log data/log --figures look.json
     """
     with needed("unskew catalog", extra="serve"):
         from unskew.catalog.figures import FigureFiles
