@@ -52,24 +52,29 @@ class Events:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Field:
+class Field:
     """A column of the stream, and how its value is found in an event.
 
     ``path``: the names that lead to it. ``default``: the schema's, in a tuple of one; empty if there is none.
     ``unit_us``: times are cut off to it. ``per_second``, ``whole``: a time may be a number of so many units in a
-    second, and must be a whole one. ``as_text``: a number may also be a text. ``zone``: that of times without one; UTC
-    if None.
+    second, and must be a whole one. ``as_text``: a number may also be a text. ``raw``: the type in a message, if the
+    definition says how it is read. ``logical``: the schema's logical type. ``zone``: that of times without one; UTC if
+    None.
     """
 
     name: str
     dtype: pl.DataType
     path: tuple[str, ...]
     default: tuple[Any, ...] = ()
+    nullable: bool = True
+    required: bool = False
     symbols: tuple[str, ...] = ()
     unit_us: int = 1
     per_second: int = 0
     whole: bool = False
     as_text: bool = False
+    raw: pl.DataType | None = None
+    logical: str | None = None
     zone: str | None = None
 
 
@@ -78,12 +83,12 @@ def events_of(stream: StreamPlan, given: Table, *, arrival: Arrival, skip_refuse
 
     Raises ``RequestError`` for a field that the stream does not have, and for an event that the stream refuses.
     """
-    rows = _rows(stream, given)
-    fields = list(_fields(stream))
+    rows = rows_of(stream, given)
+    fields = list(fields_of(stream))
     arrivals = _arrivals(stream, arrival)
     if arrivals.column is not None and arrivals.column not in stream.columns:
         zone = None if stream.table is None else stream.table.zone
-        fields.append(_Field(name=_ARRIVED, dtype=TIMESTAMP, path=(arrivals.column,), zone=zone))
+        fields.append(Field(name=_ARRIVED, dtype=TIMESTAMP, path=(arrivals.column,), zone=zone))
         arrivals = Arrivals(column=_ARRIVED, else_delay=arrivals.else_delay)
     _refuse_unknown(stream, rows, fields)
     reasons: dict[int, Rejection] = {}
@@ -134,7 +139,8 @@ def _refused(stream: StreamPlan, number: int, reason: str, n_refused: int) -> Re
     )
 
 
-def _rows(stream: StreamPlan, given: Table) -> Sequence[Mapping[str, Any]]:
+def rows_of(stream: StreamPlan, given: Table) -> Sequence[Mapping[str, Any]]:
+    """Return events as mappings. Raises ``RequestError`` for what is not a table."""
     try:
         table = read_table(given)
         if table.of_objects:
@@ -144,7 +150,8 @@ def _rows(stream: StreamPlan, given: Table) -> Sequence[Mapping[str, Any]]:
         raise RequestError(f"events of stream {stream.name!r}: {error}") from error
 
 
-def _fields(stream: StreamPlan) -> Iterator[_Field]:
+def fields_of(stream: StreamPlan) -> Iterator[Field]:
+    """Yield each column of a stream, as it is found in events."""
     schema = row_of(stream.schema) if stream.envelope == "debezium" else stream.schema
     about: Mapping[str, Any]
     if stream.format == "json":
@@ -158,16 +165,20 @@ def _fields(stream: StreamPlan) -> Iterator[_Field]:
         logical = getattr(field, "logical", None)
         default = getattr(field, "default", ()) if logical is None and form is None else ()
         zone = None if stream.table is None else stream.table.zone
-        yield _Field(
+        yield Field(
             name=name,
             dtype=dtype,
             path=stream.paths.get(name, (renamed.get(name, name),)),
             default=default,
+            nullable=getattr(field, "nullable", True),
+            required=getattr(field, "required", not getattr(field, "nullable", True)),
             symbols=getattr(field, "symbols", ()),
             unit_us=_UNITS_US.get(str(logical), 1),
             per_second=0 if form is None else form.per_second,
             whole=form is not None and form.raw.is_integer(),
             as_text=form is not None,
+            raw=None if form is None else form.raw,
+            logical=logical,
             zone=zone,
         )
 
@@ -184,7 +195,7 @@ def _arrivals(stream: StreamPlan, arrival: Arrival) -> Arrivals:
     return Arrivals(column=arrival, else_delay=True)
 
 
-def _refuse_unknown(stream: StreamPlan, rows: Sequence[Mapping[str, Any]], fields: Sequence[_Field]) -> None:
+def _refuse_unknown(stream: StreamPlan, rows: Sequence[Mapping[str, Any]], fields: Sequence[Field]) -> None:
     schema = row_of(stream.schema) if stream.envelope == "debezium" else stream.schema
     # A field of a type that no view can read may be there all the same.
     others = [str(one["name"]) for one in schema.get("fields", ())] or list(schema.get("properties", {}))
@@ -198,10 +209,10 @@ def _refuse_unknown(stream: StreamPlan, rows: Sequence[Mapping[str, Any]], field
                 )
 
 
-def _read(row: Mapping[str, Any], field: _Field, number: int, reasons: dict[int, Rejection]) -> Any:
+def _read(row: Mapping[str, Any], field: Field, number: int, reasons: dict[int, Rejection]) -> Any:
     """Return a value as ``Fitting`` takes it; None, and a reason, if it is not of the column's type."""
     try:
-        value = _at(row, field)
+        value = value_at(row, field)
         return None if value is None else _plain(value, field)
     except (ValueError, OverflowError) as error:
         name = ".".join(field.path)
@@ -209,7 +220,11 @@ def _read(row: Mapping[str, Any], field: _Field, number: int, reasons: dict[int,
         return None
 
 
-def _at(row: Mapping[str, Any], field: _Field) -> Any:
+def value_at(row: Mapping[str, Any], field: Field) -> Any:
+    """Return the value of a column, or the schema's default; None without.
+
+    Raises ``ValueError`` where something else than a record is around it.
+    """
     if field.path != (field.name,) and field.name in row:
         return row[field.name]
     value: Any = row
@@ -225,7 +240,7 @@ def _at(row: Mapping[str, Any], field: _Field) -> Any:
     return value
 
 
-def _plain(value: Any, field: _Field) -> Any:
+def _plain(value: Any, field: Field) -> Any:
     """Return a value as one of the type of ``_raw``. Raises ``ValueError`` for one of another kind."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -268,7 +283,7 @@ def _of(value: Any, what: str, fits: bool) -> Any:  # noqa: FBT001
     return value
 
 
-def _time(value: Any, field: _Field) -> str:
+def _time(value: Any, field: Field) -> str:
     """Return an instant as text; a number of units as its digits, if the definition says what they mean."""
     if isinstance(value, dt.datetime):
         if value.tzinfo is None and field.zone is not None:
@@ -285,7 +300,7 @@ def _time(value: Any, field: _Field) -> str:
     return str(_of(value, "a datetime, or its text as in 2026-03-01T12:00:00Z", isinstance(value, str)))
 
 
-def _raw(field: _Field) -> pl.DataType:
+def _raw(field: Field) -> pl.DataType:
     """Return the type of the values that ``_plain`` returns."""
     dtype = field.dtype
     if field.as_text or dtype == TIMESTAMP or dtype == pl.Date() or dtype.is_decimal():

@@ -305,6 +305,11 @@ def _compiled(definitions: Sequence[Definition]) -> Plan:
     return plan
 
 
+def compiled(definitions: Definitions) -> Plan:
+    """Return the plan of definitions, whatever they are given as."""
+    return definitions if isinstance(definitions, Plan) else _compiled(_read(definitions))
+
+
 def _found(view: Subject, definitions: Definitions) -> tuple[Plan, ViewPlan | OnDemandView]:
     """Return the plan, and in it what was asked for."""
     if not isinstance(view, (FeatureView, OnDemand, str)):
