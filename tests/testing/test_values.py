@@ -357,8 +357,8 @@ def test_a_view_is_found_by_its_name_and_version_among_definitions(tmp_path):
         assert values("spending", events, at=at(60), entity="a", definitions=definitions) == {"n": 0}
         assert values("spending@2", events, at=at(60), entity="a", definitions=definitions) == {"n": 1}
         assert values(two, events, at=at(60), entity="a", definitions=definitions) == {"n": 1}
-        with pytest.raises(RequestError, match="there is no view 'spendin'; did you mean 'spending'"):
-            values("spendin", events, at=at(0), definitions=definitions)
+        with pytest.raises(RequestError, match="there is no view 'spendign'; did you mean 'spending'"):
+            values("spendign", events, at=at(0), definitions=definitions)
     assert values("n", events, at=at(0), entity="a", definitions=[tmp_path, STREAM, USER]) == {"n": 1}
     with pytest.raises(RequestError, match="'spending' is a name: give the definitions"):
         values("spending", events, at=at(0))

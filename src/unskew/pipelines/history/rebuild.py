@@ -265,13 +265,13 @@ class _Kept:
 
 
 def _rebuilt(view: ViewPlan, kept: Sequence[_Kept]) -> Rebuilt:
-    empty = ShardState(view, "h0").apply(None, 0).closed.clear()
+    rows = [rows for one in kept for rows in one.rows] or [ShardState(view, "h0").apply(None, 0).closed.clear()]
     states = [one.shard.state for one in kept]
     sinces = [state.since_us for state in states if state.since_us is not None]
     clocks = [state.clock_us for state in states if state.clock_us is not None]
     return Rebuilt(
         view=view,
-        rows=pl.concat([empty, *(rows for one in kept for rows in one.rows)]),
+        rows=pl.concat(rows),
         since_us=max(sinces, default=None),
         first_since_us=min(sinces, default=None),
         complete_to_us=min(clocks) - 1 if clocks else None,
