@@ -12,7 +12,7 @@ from unskew.features.keys import shard_of
 from unskew.features.plan import ViewPlan
 from unskew.features.rejection import Rejection
 from unskew.pipelines.decoding.decoder import Decoded, Decoder, letters
-from unskew.pipelines.kafka.source import Poll
+from unskew.pipelines.kafka.poll import Poll
 from unskew.pipelines.state.journal import Journal, Refused
 from unskew.pipelines.state.ordering import Slice, shard_names
 

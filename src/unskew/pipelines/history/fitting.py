@@ -25,10 +25,15 @@ ARRIVAL = "_arrival"
 
 @dataclass(frozen=True, kw_only=True)
 class Arrivals:
-    """When rows became available: the instants of a column, or so long after their event times."""
+    """When rows became available: the instants of a column, or so long after their event times.
+
+    ``else_delay``: whether a row without an instant in the column became available so long after its event time; it is
+    refused otherwise.
+    """
 
     column: str | None = None
     delay_us: int = 0
+    else_delay: bool = False
 
 
 @dataclass(kw_only=True)
@@ -165,6 +170,8 @@ class Fitting:
             arrivals = event_us + self._arrivals.delay_us
         else:
             arrivals = self._instants(frame[self._arrivals.column], None, refusals)
+            if self._arrivals.else_delay:
+                arrivals = arrivals.fill_null(event_us + self._arrivals.delay_us)
             refusals.refuse(arrivals.is_null(), "time", lambda _: "arrival is null")
         reachable = arrivals.is_between(MIN_INSTANT_US, MAX_INSTANT_US - 1)
         refusals.refuse(~reachable, "time", lambda at: f"arrival {arrivals[at]} is outside 1900..2200")

@@ -5,7 +5,7 @@ the same shards, in the same order, as when they were read from the topic.
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,7 +86,8 @@ class Feed:
 
     ``shards``: by ``view@version/shard``; slices of others are left out. ``keys``: the canonical keys of the only
     entities that count; None for all. ``below``: by view id, the hash of a key that is not below it does not count.
-    ``rejected``: number of events so far that a view could not take. ``why``: the reason of the first one.
+    ``rejected``: number of events so far that a view could not take. ``why``: the reason of the first one, and
+    ``where`` its partition and offset.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Feed:
         self._below = below or {}
         self.rejected = 0
         self.why: str | None = None
+        self.where: tuple[int, int] | None = None
 
     def _chosen(self, view: ViewPlan, events: pl.DataFrame) -> pl.DataFrame:
         """Return the events of the entities that count: often few, so nothing else is worked out of the others."""
@@ -123,7 +125,8 @@ class Feed:
                 evaluated = evaluate(self._chosen(view, piece.events))
                 self.rejected += evaluated.rejected.height
                 if self.why is None and evaluated.rejected.height:
-                    self.why = evaluated.rejected["reason"][0]
+                    partition, offset, _, self.why = evaluated.rejected.row(0)
+                    self.where = partition, offset
                 events = evaluated.events
                 if view.id in self._below:
                     events = events.filter(pl.Series(Keys.of(events["key"]).hashes() < np.uint64(self._below[view.id])))
@@ -183,25 +186,49 @@ def rebuild(
     ``LayoutError`` for a damaged archive, or one that lacks a column.
     """
     end = whole(archive) if end is None else end
+    firsts = {partition: max((begin or {}).get(partition, 0), archive.begins(partition)) for partition in end}
+    most = sum(max(0, reached.offset - firsts[partition]) for partition, reached in end.items())
+    n_read = 0
+
+    def read() -> Iterator[Piece]:
+        nonlocal n_read
+        columns = [name for view in views for name in columns_of(view)]
+        for piece in pieces(archive, begin or {}, end, columns, since_us=since_us):
+            yield piece
+            n_read += piece.events.height
+            progress(n_read, most)
+
     n_partitions = max([-1, *end]) + 1 if n_partitions is None else n_partitions
+    shards = {view.id: shard_names(view, sorted(end), n_hashes) for view in views}
+    rebuilt, _ = rebuild_pieces(views, read(), shards, n_partitions=n_partitions, n_hashes=n_hashes, keys=keys)
+    return rebuilt
+
+
+def rebuild_pieces(
+    views: Sequence[ViewPlan],
+    pieces: Iterable[Piece],
+    shards: Mapping[str, Sequence[str]],
+    *,
+    n_partitions: int,
+    n_hashes: int = 1,
+    keys: Mapping[str, pl.Series] | None = None,
+) -> tuple[dict[str, Rebuilt], Feed]:
+    """Compute views of one stream from pieces of its events, wherever these are; return them by id, and the feed.
+
+    ``shards``: the shards of each view, by its id; other arguments as for ``Feed``.
+    """
     siblings = Siblings()
     kept = {
         f"{view.id}/{name}": _Kept(Shard(ShardState(view, name), siblings, WholeState(None, view, name, None)))
         for view in views
-        for name in shard_names(view, sorted(end), n_hashes)
+        for name in shards[view.id]
     }
-    columns = [name for view in views for name in columns_of(view)]
     feed = Feed(views, kept, n_partitions=n_partitions, n_hashes=n_hashes, keys=keys)
-    firsts = {partition: max((begin or {}).get(partition, 0), archive.begins(partition)) for partition in end}
-    most = sum(max(0, reached.offset - firsts[partition]) for partition, reached in end.items())
-    n_read = 0
-    for piece in pieces(archive, begin or {}, end, columns, since_us=since_us):
+    for piece in pieces:
         feed.give(piece)
-        n_read += piece.events.height
-        progress(n_read, most)
     return {
         view.id: _rebuilt(view, [one for name, one in kept.items() if name.startswith(f"{view.id}/")]) for view in views
-    }
+    }, feed
 
 
 def whole(archive: Archive) -> dict[int, Reached]:
@@ -238,13 +265,13 @@ class _Kept:
 
 
 def _rebuilt(view: ViewPlan, kept: Sequence[_Kept]) -> Rebuilt:
-    empty = ShardState(view, "h0").apply(None, 0).closed.clear()
+    rows = [rows for one in kept for rows in one.rows] or [ShardState(view, "h0").apply(None, 0).closed.clear()]
     states = [one.shard.state for one in kept]
     sinces = [state.since_us for state in states if state.since_us is not None]
     clocks = [state.clock_us for state in states if state.clock_us is not None]
     return Rebuilt(
         view=view,
-        rows=pl.concat([empty, *(rows for one in kept for rows in one.rows)]),
+        rows=pl.concat(rows),
         since_us=max(sinces, default=None),
         first_since_us=min(sinces, default=None),
         complete_to_us=min(clocks) - 1 if clocks else None,
