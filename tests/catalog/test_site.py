@@ -4,6 +4,8 @@ import base64
 import contextlib
 import http.client
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -184,8 +186,10 @@ def test_an_entity_has_the_values_that_models_read_whatever_is_in_them(redis):
         ("/entity", 404, "There is no such page"),
         (entity("nothing@1", user="full"), 404, "There is no such page"),
         (entity("stays@1", user="u7"), 422, "Give a value for user and hotel"),
-        (entity("stays@1", user="u7", hotel="x"), 422, "hotel"),
-        (entity("stays@1", user="u7", hotel="9" * 5_000), 422, "hotel"),
+        (entity("stays@1", user="u7", hotel="x"), 422, "hotel is a whole number, and 'x' is not one"),
+        (entity("stays@1", user="u7", hotel="+1"), 422, "hotel is a whole number"),
+        (entity("stays@1", user="u7", hotel="9" * 19), 422, "hotel"),
+        (entity("stays@1", user="u7", hotel="9" * 5_000), 422, "hotel is a whole number"),
         (entity("stays", user="u7", hotel=1), 200, "stays@1"),
     ],
 )
@@ -259,9 +263,33 @@ def test_a_file_that_has_no_figures_is_refused(tmp_path, content):
     path = tmp_path / "look.json"
     path.write_text(content)
 
-    for given in (path, tmp_path):
-        with pytest.raises(RequestError, match=r"--figures .*look\.json: .*give a file of unskew monitor --report"):
-            FigureFiles([given]).now()
+    with pytest.raises(RequestError, match=r"--figures .*look\.json: .*give a file of unskew monitor --report"):
+        FigureFiles([path]).now()
+
+    # In a folder, it may be one that is just being written.
+    in_folder = FigureFiles([tmp_path])
+    (fault,) = in_folder.now().faults
+    assert f"--figures {path}: " in fault
+    assert in_folder.now() is in_folder.now()
+    path.write_text(json.dumps(LOOK))
+    whole = in_folder.now()
+    assert (whole.faults, list(whole.views)) == ([], ["orders@1"])
+    path.write_text(content)
+    assert [len(in_folder.now().faults), *in_folder.now().views] == [1, "orders@1"]
+
+
+def test_what_is_no_file_is_said_and_does_not_hold_up_the_others(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "b.json").symlink_to("nowhere")
+    (tmp_path / "c.json").symlink_to("c.json")
+    os.mkfifo(tmp_path / "d.json")
+    (tmp_path / "e.json").write_text(json.dumps(VALUE))
+    files = FigureFiles([tmp_path])
+
+    assert len(files.now().faults) == 4
+    assert list(files.now().worth) == ["orders@1:n"]
+    shutil.rmtree(tmp_path)
+    assert not files.now().worth
 
 
 def test_files_that_are_not_there_are_refused_at_the_start(redis, tmp_path):

@@ -22,8 +22,9 @@ from unskew.features.on_demand import OnDemandView
 from unskew.features.plan import StreamPlan
 from unskew.features.registry import Published
 from unskew.features.revision import Revision
+from unskew.features.showing import shown
 from unskew.features.time import SECOND_US, format_instant, rough_duration
-from unskew.features.view import View
+from unskew.features.view import View, ViewFeature
 from unskew.offline.catalogue import catalogue
 from unskew.sinks.redis.keyspace import value_key
 
@@ -32,6 +33,7 @@ CHANGES = "changes.html"
 ALERTS = "alerts.html"
 ASSETS = ("catalog.css", "catalog.js", "icon.svg")
 NOT_KNOWN = "not known"
+NONE = "none"
 # Columns, inputs and sessions stand on the pages of what has them.
 _WITH_PAGE = frozenset({"view", "on_demand", "service", "stream", "table", "topic", "model", "feature"})
 _TITLES = {"on_demand": "on-demand view"}
@@ -56,8 +58,8 @@ class Catalog:
     """The pages of everything that is published, each made when it is asked for.
 
     ``revisions``: of the record, the last one first. ``figures``: what was measured. ``place``: where what is published
-    was found, for people. ``prefix``: the first part of every Redis key. ``has_entities``: whether pages of entities
-    are there too, which only a server can answer.
+    was found, for people. ``prefix``: the first part of every Redis key. ``address``: where features are served.
+    ``has_entities``: whether pages of entities are there too, which only a server can answer.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Catalog:
         figures: Figures | None = None,
         place: str,
         prefix: str = _PREFIX,
+        address: str = "localhost:6566",
         has_entities: bool = False,
     ) -> None:
         self.published = published
@@ -81,10 +84,12 @@ class Catalog:
         self._things = {
             page_of(node.kind, node.name): node for node in self._graph.nodes.values() if node.kind in _WITH_PAGE
         }
+        # Each is made once: there are only so many.
+        self._made: dict[str, bytes] = {}
         self._revisions = revisions
         self._figures = figures or Figures()
         self._prefix = prefix
-        self._has_entities = has_entities
+        self._address = address
         self._environment = Environment(
             loader=PackageLoader("unskew.catalog"),
             autoescape=True,
@@ -99,6 +104,7 @@ class Catalog:
             "has_changes": bool(revisions),
             "has_entities": has_entities,
             "looked": looked,
+            "has_alerts": self._has_alerts,
             "not_known": NOT_KNOWN,
         }
 
@@ -106,16 +112,28 @@ class Catalog:
     def names(self) -> list[str]:
         """The files of the catalog, those that the pages need included."""
         made = [*ASSETS, INDEX, *self._things]
-        made += [ALERTS] if self._figures.at_us is not None else []
+        made += [ALERTS] if self._has_alerts else []
         return made + ([CHANGES] if self._revisions else [])
+
+    @property
+    def _has_alerts(self) -> bool:
+        return self._figures.at_us is not None or bool(self._figures.faults)
 
     def page(self, name: str) -> bytes | None:
         """Return a file of the catalog, None if it has none of that name."""
+        if name not in self._made:
+            page = self._page(name)
+            if page is None:
+                return None
+            self._made[name] = page
+        return self._made[name]
+
+    def _page(self, name: str) -> bytes | None:
         if name in ASSETS:
             return (files("unskew.catalog") / "templates" / name).read_bytes()
         if name == INDEX:
             return self.render("features.html", **self._of_features())
-        if name == ALERTS and self._figures.at_us is not None:
+        if name == ALERTS and self._has_alerts:
             return self.render("alerts.html", **self._of_alerts())
         if name == CHANGES and self._revisions:
             return self.render("changes.html", revisions=self._revisions)
@@ -127,7 +145,7 @@ class Catalog:
         return self._environment.get_template(template).render(**values).encode("utf-8", "replace")
 
     def _of_features(self) -> dict[str, Any]:
-        graph, shown = self._graph, []
+        graph, listed = self._graph, []
         for node_id, row in self._rows.items():
             node, holder = graph.nodes[node_id], self._holders[_holder_id(row)]
             readers = [_link(graph.nodes[edge.target], edge) for edge in graph.dependents(node) if edge.how in _READERS]
@@ -135,7 +153,7 @@ class Catalog:
             is_serving = isinstance(holder, OnDemandView) or holder.serving
             state = "deprecated" if row["deprecated"] else "serving" if is_serving else "running"
             seen = self._figures.of(holder.id, row["feature"])
-            shown.append(
+            listed.append(
                 {
                     **row,
                     "page": page_of("feature", node.name),
@@ -147,16 +165,17 @@ class Catalog:
                 }
             )
         # What needs somebody's attention comes first.
-        shown.sort(key=lambda row: (not (row["seen"] and row["seen"].is_over), not row["deprecated"]))
+        listed.sort(key=lambda row: (not (row["seen"] and row["seen"].is_over), not row["deprecated"]))
         lists = {kind: [_link(node) for node in graph.nodes.values() if node.kind == kind] for kind in _LISTED}
         return {
-            "rows": shown,
+            "rows": listed,
             "lists": lists,
             "titles": _TITLES,
-            "owners": sorted({row["owner"] for row in shown if row["owner"]}),
-            "entities": sorted({", ".join(row["keys"]) for row in shown}),
+            "owners": sorted({row["owner"] for row in listed if row["owner"]}),
+            # Those of on-demand features are inputs too.
+            "entities": sorted({", ".join(row["keys"]) for row in listed if row["function"] != "on demand"}),
             "services": sorted(node.name for node in graph.nodes.values() if node.kind == "service"),
-            "watched": sorted({row["seen"].state for row in shown if row["seen"]}),
+            "watched": sorted({row["seen"].state for row in listed if row["seen"]}),
             "has_worth": bool(self._figures.worth),
         }
 
@@ -164,7 +183,7 @@ class Catalog:
         nodes = (self._graph.nodes.get(f"view {view_id}") for view_id in self._figures.views)
         links = {node.name: _link(node) for node in nodes if node is not None}
         over = [(view_id, links.get(view_id), one.over) for view_id, one in self._figures.views.items() if one.over]
-        return {"over": over, "refused": self._figures.refused}
+        return {"over": over, "refused": self._figures.refused, "faults": self._figures.faults}
 
     def _of_thing(self, node: Node) -> dict[str, Any]:
         graph = self._graph
@@ -191,7 +210,7 @@ class Catalog:
         if (row := self._rows.get(node.id)) is not None:
             holder = self._holders[_holder_id(row)]
             seen = self._figures.of(holder.id, row["feature"])
-            values |= _of_feature(row, holder, node.about, self._prefix)
+            values |= _of_feature(row, holder, node.about, self._prefix, self._address)
             values |= {
                 "seen": [(one, bars(one.bins, one.counts, one.counts_before)) for one in seen],
                 "worth": self._figures.worth.get(node.name),
@@ -242,11 +261,11 @@ def _others(reached: Iterable[Node], edges: Iterable[Edge], end: str) -> list[Li
     return [_link(node) for node in sorted(further, key=lambda node: KINDS.index(node.kind))]
 
 
-def _of_feature(row: _Row, holder: _Holder, about: Mapping[str, str], prefix: str) -> dict[str, Any]:
+def _of_feature(row: _Row, holder: _Holder, about: Mapping[str, str], prefix: str, address: str) -> dict[str, Any]:
     """Return what a feature's page has in place of other things' and besides. ``about``: the node's own facts."""
     feature = holder.feature(row["feature"])
     assert feature is not None
-    facts = {**about, "default": "none: it is null" if feature.default is None else str(feature.default)}
+    facts = {**about, "default": _default(feature)}
     if isinstance(holder, View):
         # A derived feature has those of the features that it is derived from.
         facts["window"] = row["window"] or "none"
@@ -257,12 +276,19 @@ def _of_feature(row: _Row, holder: _Holder, about: Mapping[str, str], prefix: st
     else:
         facts["inputs"] = ", ".join(f"{name} {dtype}" for name, dtype in holder.inputs.items())
         facts["fingerprint"] = holder.fingerprint
-    facts["owner"] = row["owner"] or NOT_KNOWN
-    facts["description"] = row["description"] or NOT_KNOWN
-    return {"facts": facts, "ways": _ways(row, holder, prefix), "deprecated": feature.deprecated}
+    facts["owner"] = row["owner"] or NONE
+    facts["description"] = row["description"] or NONE
+    return {"facts": facts, "ways": _ways(row, holder, prefix, address), "deprecated": feature.deprecated}
 
 
-def _ways(row: _Row, holder: _Holder, prefix: str) -> list[tuple[str, str]]:
+def _default(feature: ViewFeature) -> str:
+    """Return what is read in place of null, and of an entity without events."""
+    if feature.default is not None:
+        return shown(feature.default)
+    return "none: it is null" if feature.empty is None else f"none; without events it is {shown(feature.empty)}"
+
+
+def _ways(row: _Row, holder: _Holder, prefix: str, address: str) -> list[tuple[str, str]]:
     """Return how a feature is read, as text to copy; the version is named, so it works while another serves."""
     reference = f"{holder.id}:{row['feature']}" if isinstance(holder, View) else row["reference"]
     given = dict.fromkeys(row["keys"], "...")
@@ -272,7 +298,7 @@ def _ways(row: _Row, holder: _Holder, prefix: str) -> list[tuple[str, str]]:
         ("Python", f"{store}.get_online_features([{reference!r}], [{given!r}]).to_dict()"),
         (
             "HTTP",
-            f"curl localhost:6566/get-online-features -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+            f"curl {address}/get-online-features -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
         ),
     ]
     if isinstance(holder, View):

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ _SPAN = "30"
 _MOST_DRAWN = 2_000
 _MOST_LEVELS = 12
 _MOST_WAITING = 16
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
 _TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 # The pages say the same of themselves, for a folder of files; a browser obeys the last one in headers alone.
 _HEADERS = {
@@ -59,8 +61,8 @@ class Site:
     """Answers requests for pages.
 
     ``log``: the folder of the log, from which the past of entities is read; None shows their present alone. ``models``,
-    ``revisions``: what returns them now; they are asked again when the registry changes. ``shows_values``: whether
-    there are pages of entities.
+    ``revisions``: what returns them now; they are asked again when the registry changes. ``address``: of this server,
+    for what is copied from the pages. ``shows_values``: whether there are pages of entities.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Site:
         models: Callable[[], Sequence[Model]] = list,
         revisions: Callable[[], Sequence[Revision]] = list,
         prefix: str,
+        address: str = "localhost:6566",
         shows_values: bool = True,
     ) -> None:
         self._reader = reader
@@ -80,6 +83,7 @@ class Site:
         self._models = models
         self._revisions = revisions
         self._prefix = prefix
+        self._address = address
         self._shows_values = shows_values
         self._made_of: tuple[object, object] | None = None
         self._catalog: Catalog | None = None
@@ -125,6 +129,7 @@ class Site:
                 figures=figures,
                 place=str(self._reader),
                 prefix=self._prefix,
+                address=self._address,
                 has_entities=self._shows_values,
             )
             self._made_of = published, figures
@@ -159,6 +164,10 @@ class Site:
             if len(given) < len(view.entity.keys):
                 values["fault"] = f"Give a value for {' and '.join(view.entity.keys)}."
                 return _page(catalog.render("entity.html", **values), 422)
+            for key, kind in zip(view.entity.keys, view.entity.types, strict=True):
+                if kind == "int64" and _INTEGER.fullmatch(given[key]) is None:
+                    values["fault"] = f"{key} is a whole number, and {given[key]!r:.40} is not one."
+                    return _page(catalog.render("entity.html", **values), 422)
             values |= await self._present(view, given)
             if self._log is not None:
                 async with self._reading:
@@ -195,7 +204,10 @@ def _past(log: Path, view: View, given: Mapping[str, str], days: str) -> dict[st
     """Return the plots of an entity's features in the log."""
     if days not in _SPANS:
         raise RequestError(f"days: {days!r} is none of {', '.join(_SPANS)}")
-    history = entity_history(ViewLog(log, view), dict(given), lambda *_: None)
+    opened = ViewLog(log, view)
+    if opened.coverage is None:
+        return {"history": f"The log at {log} has nothing of {view.id}; it may be that of another pipeline."}
+    history = entity_history(opened, dict(given), lambda *_: None)
     rows = history.frame
     if rows.is_empty():
         return {"history": "The log has no row of it."}
@@ -210,10 +222,14 @@ def _past(log: Path, view: View, given: Mapping[str, str], days: str) -> dict[st
     rows = rows.slice(n_before + n_more)
     if n_more:
         begin_us = instant_us(rows["available_at"][0])
-    n_events = int((rows["cause"] == "event").sum())
+    n_in_span = int((rows["available_at"].dt.epoch("us") > begin_us).sum())
+    n_events = int(rows.filter(pl.col("available_at").dt.epoch("us") > begin_us)["event_time"].is_not_null().sum())
+    complete = (
+        "" if history.complete_to_us is None else f" The log is complete to {format_instant(history.complete_to_us)}."
+    )
     return {
-        "history": f"{rows.height:,} rows of the log, {n_events:,} of them by events, which are the dots; where a line steps without one, "
-        "a window moved on." + (f" {n_more:,} rows before these are not drawn." if n_more else ""),
+        "history": f"{n_in_span:,} rows of the log, {n_events:,} of them by events, which are the dots; where a line steps without one, "
+        "a window moved on." + (f" {n_more:,} rows before these are not drawn." if n_more else "") + complete,
         "plots": [
             _plot(history, feature, rows, begin_us, end_us) for feature in view.features if not feature.dtype.nesting
         ],
@@ -240,7 +256,8 @@ def _plot(history: EntityHistory, feature: ViewFeature, rows: pl.DataFrame, begi
         drawn = [None if us is None else float(us) for us in values.dt.epoch("us")]
     else:
         drawn = [None if value is None or not math.isfinite(value) else float(value) for value in values]
-    are_events = (rows["cause"] == "event").to_list()
+    # What a backfill wrote has its cause, and an event all the same.
+    are_events = rows["event_time"].is_not_null().to_list()
     instants = rows["available_at"].dt.epoch("us").to_list()
     return _Plot(
         name=feature.name,

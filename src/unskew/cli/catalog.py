@@ -60,12 +60,15 @@ def catalog(
 
     before = _pages_before(output)
     found = known(definitions, log, redis_url, prefix)
+    measured = FigureFiles(figures).now()
+    for fault in measured.faults:
+        say(f"warning: {fault}", err=True)
     made = Catalog(
         found.published,
         found.streams,
         models=() if models is None else models_of(models),
         revisions=revisions_of(registry, log),
-        figures=FigureFiles(figures).now(),
+        figures=measured,
         place=found.place,
         prefix=prefix,
     )

@@ -283,13 +283,17 @@ def _state(one: "FeatureLook") -> Any:
 
 def _plain(look: "Look") -> dict[str, Any]:
     from dataclasses import asdict
+    from math import isfinite
 
     from unskew.features.showing import plain
 
     def of_feature(one: "FeatureLook") -> dict[str, Any]:
         found = {name: value for name, value in asdict(one).items() if name != "distance"}
-        far = one.distance
-        return found if far is None else found | asdict(far)
+        found |= {} if one.distance is None else asdict(one.distance)
+        # Without values the noise has no limit, and JSON has no infinity.
+        return {
+            name: None if isinstance(value, float) and not isfinite(value) else value for name, value in found.items()
+        }
 
     def of_view(view: "ViewLook") -> dict[str, Any]:
         found = {

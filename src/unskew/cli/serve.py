@@ -172,6 +172,7 @@ def serve(
             registry=registry,
             models=models,
             figures=figures,
+            address=f"{'localhost' if host in {settings.LOOPBACK, '0.0.0.0', '::', '::1'} else host}:{port or PORT}",  # noqa: S104 - nothing is bound
             shows_values=not no_values,
             parent=os.getpid(),
             shared=None if workers == 1 else stack.enter_context(tempfile.TemporaryDirectory(prefix="unskew-serve-")),
@@ -180,7 +181,7 @@ def serve(
         with contextlib.closing(making.reader()) as reader:
             making.site(reader)
         config = configured(making, tls_cert, tls_key, workers)
-        listener = stack.enter_context(_listening(host, port))
+        listener = stack.enter_context(listening(host, port))
         bound_host, bound_port = listener.getsockname()[:2]
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         say(f"unskew serves http{'s' if tls_cert else ''}://{shown}:{bound_port}", err=True)
@@ -207,6 +208,7 @@ class _Making:
     registry: Path | None
     models: Path | None
     figures: tuple[Path, ...]
+    address: str
     shows_values: bool
     parent: int
     shared: str | None
@@ -244,6 +246,7 @@ class _Making:
             models=lambda: [] if self.models is None else models_of(self.models),
             revisions=lambda: revisions_of(self.registry, self.log),
             prefix=self.prefix,
+            address=self.address,
             shows_values=self.shows_values,
         )
 
@@ -263,7 +266,8 @@ class _Making:
         )
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises ``RequestError`` if the address cannot be had."""
     from unskew.serving.listening import WAITING
 
     try:

@@ -51,7 +51,7 @@ def ui(context: click.Context, folder: Path, listen: str, no_open: bool) -> None
     """
     with needed("unskew ui"):
         from unskew.demo.embedded import EmbeddedRedis
-    from unskew.cli.serve import serve
+    from unskew.cli.serve import listening, serve
     from unskew.demo.folders import Folders
     from unskew.demo.journey import HOME
     from unskew.features.definitions.load import load
@@ -64,6 +64,8 @@ def ui(context: click.Context, folder: Path, listen: str, no_open: bool) -> None
         raise RequestError(
             f"{folder} does not hold the output of the demo; run unskew demo --output {shlex.quote(str(folder))} first"
         )
+    # Before the work, and not after it.
+    listening(host, port).close()
     with EmbeddedRedis() as redis:
         say("Filling a Redis from the state of the demo ...", err=True)
         deployment = Deployment(

@@ -19,6 +19,7 @@ if (search) {
     document.getElementById("count").textContent = count;
     document.getElementById("none").hidden = count > 0;
   };
+  search.form.hidden = false;
   search.addEventListener("input", show);
   filters.forEach((one) => one.addEventListener("change", show));
   search.form.addEventListener("submit", (event) => event.preventDefault());
