@@ -161,3 +161,23 @@ def test_without_the_pipeline_extra_the_error_says_what_to_install(absent, tmp_p
         f"unskew_pipeline needs the package {absent.replace('_', '-')}, which is not installed: pip install 'unskew["
         in done.stdout
     )
+
+
+def test_without_the_pipeline_extra_values_say_what_to_install():
+    code = """
+import sys
+sys.modules["numba"] = None
+try:
+    from unskew.testing import values
+except ImportError as error:
+    print("ImportError", error)
+except Exception as error:
+    print(error)
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+
+    assert (
+        done.stdout
+        == "unskew.testing needs the package numba, which is not installed: pip install 'unskew[pipeline]'\n"
+    )
