@@ -1,6 +1,7 @@
 """The plugin of pytest, as a project has it that tests its own definitions."""
 
 import os
+import socket
 import subprocess
 import sys
 import tomllib
@@ -60,6 +61,7 @@ clicked = FeatureView("clicked", entity=Entity("visitor", key="id"), stream=clic
 """
 TESTS = """
 import datetime as dt
+import socket
 from decimal import Decimal
 
 import pytest
@@ -70,7 +72,7 @@ from unskew.testing import values
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 
 
-def test_what_is_produced_is_served_and_is_what_values_says(unskew_pipeline):
+def test_what_is_produced_is_served_and_is_what_values_says(unskew_pipeline, pytestconfig):
     events = [
         {"user_id": "a", "amount": 2.5, "price": Decimal("1.10"), "day": dt.date(2026, 3, 1), "event_time": NOW},
         {"user_id": "a", "amount": 1, "price": "2.00", "event_time": NOW.isoformat()},
@@ -81,6 +83,10 @@ def test_what_is_produced_is_served_and_is_what_values_says(unskew_pipeline):
         {"id": 7, "ms": int(NOW.timestamp() * 1000), "price": "0.05", "k": 6},
     ]
     pipeline = unskew_pipeline([spending, clicked])
+    servers = [pipeline.deployment.bootstrap, pipeline.deployment.redis_url.split("/")[2]]
+    for server in servers:
+        socket.create_connection(server.split(":")).close()
+    (pytestconfig.rootpath / "servers").write_text(" ".join(servers))
 
     pipeline.produce("purchases", events[:1])
     pipeline.wait()
@@ -119,8 +125,10 @@ def test_a_projects_test_runs_a_pipeline_whose_servers_end_with_it(pytester, mon
     result = pytester.runpytest_subprocess("-p", "unskew.testing.plugin", "-p", "no:cacheprovider", timeout=300)
 
     result.assert_outcomes(passed=2)
-    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(pytester.path) not in left
+    for address in (pytester.path / "servers").read_text().split():
+        host, _, port = address.partition(":")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def test_pytest_finds_the_plugin_and_imports_nothing_with_it():
@@ -160,4 +168,24 @@ def test_without_the_pipeline_extra_the_error_says_what_to_install(absent, tmp_p
     assert (
         f"unskew_pipeline needs the package {absent.replace('_', '-')}, which is not installed: pip install 'unskew["
         in done.stdout
+    )
+
+
+def test_without_the_pipeline_extra_values_say_what_to_install():
+    code = """
+import sys
+sys.modules["numba"] = None
+try:
+    from unskew.testing import values
+except ImportError as error:
+    print("ImportError", error)
+except Exception as error:
+    print(error)
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+
+    assert (
+        done.stdout
+        == "unskew.testing needs the package numba, which is not installed: pip install 'unskew[pipeline]'\n"
     )
