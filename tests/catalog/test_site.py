@@ -235,6 +235,32 @@ def test_a_browser_sends_the_token_as_its_password(redis, tmp_path):
     assert assets == 401
 
 
+def test_a_page_of_others_cannot_read_a_server_of_this_machine_alone_under_its_own_name(redis, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("s3cret")
+    body = {"entities": {"user": ["full"]}, "features": ["orders:n"]}
+
+    def codes(server: Server, host: str, **headers: str) -> list[int]:
+        paths = ("/", entity("orders@1", user="full"), "/v1/features")
+        asked_for = [asked(server, path, host=host, **headers)[0].status for path in paths]
+        return [*asked_for, server.post(body, host=host, **headers)[0]]
+
+    with serving(redis.url, "--host-name", "Features.example") as server:
+        for host in ("localhost", f"localhost:{server.port}", "127.0.0.1:1", "[::1]:6566", "features.EXAMPLE:80"):
+            assert codes(server, host) == [200] * 4, host
+        for host in (
+            "evil.example",
+            "evil.example:6566",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "features.example.evil",
+        ):
+            assert codes(server, host) == [421] * 4, host
+            assert asked(server, "/health", host=host)[0].status == 200
+    with serving(redis.url, "--token-file", str(token)) as server:
+        assert codes(server, "evil.example", authorization="Bearer s3cret") == [200] * 4
+
+
 def test_a_page_says_that_redis_is_away_and_comes_back_with_it(tmp_path):
     with Valkey(tmp_path) as redis, serving(redis.url) as server:
         empty, text = asked(server, "/")

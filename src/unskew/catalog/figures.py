@@ -133,7 +133,9 @@ class FigureFiles:
 
         Raises ``RequestError`` for a file that was named and never had any figures.
         """
-        stamps = {file: stamp for path, is_folder in self._paths.items() for file, stamp in _stamps(path, is_folder=is_folder)}
+        stamps = {
+            file: stamp for path, is_folder in self._paths.items() for file, stamp in _stamps(path, is_folder=is_folder)
+        }
         if stamps == self._seen:
             return self._figures
         faults = []

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import ipaddress
 import os
 import socket
 import tempfile
@@ -100,6 +101,16 @@ PORT = 6566
     show_envvar=True,
     help="Processes that answer at the address, one for each core that is to be used.",
 )
+@click.option(
+    "--host-name",
+    "host_names",
+    multiple=True,
+    metavar="NAME",
+    envvar="UNSKEW_HOST_NAME",
+    show_envvar=True,
+    help="Name under which clients reach this server, if it listens at this machine alone and asks for no token: requests "
+    "to other names than these, localhost and addresses are refused. May be given several times.",
+)
 @settings.optional_log
 @settings.registry
 @settings.models
@@ -121,6 +132,7 @@ def serve(
     max_body: int,
     max_requests: int,
     workers: int,
+    host_names: tuple[str, ...],
     log: Path | None,
     registry: Path | None,
     models: Path | None,
@@ -174,6 +186,7 @@ def serve(
             figures=figures,
             address=f"{'localhost' if host in {settings.LOOPBACK, '0.0.0.0', '::', '::1'} else host}:{port or PORT}",  # noqa: S104 - nothing is bound
             shows_values=not no_values,
+            names=host_names if token_file is None and _is_loopback(host) else None,
             parent=os.getpid(),
             shared=None if workers == 1 else stack.enter_context(tempfile.TemporaryDirectory(prefix="unskew-serve-")),
         )
@@ -210,6 +223,7 @@ class _Making:
     figures: tuple[Path, ...]
     address: str
     shows_values: bool
+    names: tuple[str, ...] | None
     parent: int
     shared: str | None
 
@@ -228,7 +242,14 @@ class _Making:
         usage = stack.enter_context(Usage(self.redis_url, self.prefix, lambda: dt.datetime.now(dt.UTC).date()))
         metrics = Metrics(None if self.shared is None else Share(Path(self.shared)))
         return Application(
-            reader, self.limits, self.token, usage, metrics=metrics, site=self.site(reader), at_end=stack.close
+            reader,
+            self.limits,
+            self.token,
+            usage,
+            metrics=metrics,
+            site=self.site(reader),
+            names=self.names,
+            at_end=stack.close,
         )
 
     def site(self, reader: "OnlineReader") -> "Site":
@@ -264,6 +285,13 @@ class _Making:
             timeout_s=self.timeout_s,
             cache_s=self.cache_s,
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listening(host: str, port: int) -> socket.socket:

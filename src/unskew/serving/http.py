@@ -9,10 +9,11 @@ import binascii
 import contextlib
 import gc
 import hmac
+import ipaddress
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Generator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,6 +47,11 @@ Site = Callable[[Request], Awaitable[Response]]
 """Answers requests for pages for people."""
 
 _UNKNOWN_CLIENT = "send the token of this server: Authorization: Bearer TOKEN"
+_OTHER_NAME = (
+    "this server answers to localhost and to addresses alone; name it with --host-name, for example behind a proxy, or give it a "
+    "--token-file"
+)
+_MOST_NAMES = 64
 _TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
 FEATURES = "/get-online-features"
 LISTING = "/v1/features"
@@ -92,8 +98,9 @@ class Application:
     """An ASGI application that answers from a reader.
 
     ``token``: what a client must send as its bearer token, or as the password of a browser. ``usage``: counts what
-    services are read. ``metrics``: what is measured. ``site``: answers for what is not in this protocol. ``at_end``:
-    called when the server has stopped.
+    services are read. ``metrics``: what is measured. ``site``: answers for what is not in this protocol. ``names``: of
+    this server, besides localhost and addresses; a request to any other name is refused, so that no page of others that
+    calls itself so reads what only this machine may. None takes all. ``at_end``: called when the server has stopped.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class Application:
         *,
         metrics: Metrics | None = None,
         site: Site | None = None,
+        names: Collection[str] | None = None,
         at_end: Callable[[], None] | None = None,
     ) -> None:
         self._reader = reader
@@ -116,6 +124,8 @@ class Application:
         self.metrics = metrics or Metrics()
         self._at_end = at_end
         self._site = site
+        self._names = None if names is None else {"localhost", *(name.lower() for name in names)}
+        self._meant: set[bytes] = set()
         self._others = Starlette(
             routes=[
                 Route("/health", self._health),
@@ -193,9 +203,28 @@ class Application:
     def _refuse(self, scope: Scope) -> None:
         if scope["method"] != "POST":
             raise _Refused(405, f"send POST to {FEATURES}")
+        if not self._is_meant(scope):
+            raise _Refused(421, _OTHER_NAME)
         if not self._may(scope):
             raise _Refused(401, _UNKNOWN_CLIENT)
         self._refuse_more()
+
+    def _is_meant(self, scope: Scope) -> bool:
+        """Return whether a request is to a name of this server; that of an address cannot be another one's."""
+        if self._names is None:
+            return True
+        given = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        if given in self._meant:
+            return True
+        text = given.decode("latin-1").lower()
+        name = text.partition("]")[0].removeprefix("[") if text.startswith("[") else text.partition(":")[0]
+        is_meant = name in self._names or not name
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name)
+            is_meant = True
+        if is_meant and len(self._meant) < _MOST_NAMES:
+            self._meant.add(given)
+        return is_meant
 
     def _refuse_more(self) -> None:
         if self._n_at_once > self._limits.at_once:
@@ -262,6 +291,8 @@ class Application:
 
     async def _listing(self, request: Request) -> Response:
         """Answer with what can be read."""
+        if not self._is_meant(request.scope):
+            return JSONResponse({"message": _OTHER_NAME}, 421)
         if not self._may(request.scope):
             return JSONResponse({"message": _UNKNOWN_CLIENT}, 401)
         try:
@@ -273,6 +304,8 @@ class Application:
     async def _page(self, request: Request) -> Response:
         if self._site is None or request.method not in {"GET", "HEAD"}:
             raise HTTPException(404)
+        if not self._is_meant(request.scope):
+            return Response(_OTHER_NAME, 421, media_type="text/plain")
         if not self._may(request.scope):
             return Response(_UNKNOWN_CLIENT, 401, _ASKS_FOR_TOKEN, media_type="text/plain")
         return await self._site(request)
