@@ -508,6 +508,23 @@ def test_the_command_baseline_writes_what_the_monitor_reads(tmp_path):
     assert "0.000" in said
 
 
+def test_json_is_json_also_where_nobody_has_a_value(tmp_path):
+    log = grown(tmp_path / "log")
+    baseline = baseline_of(log.root, tmp_path)
+    # Everybody's window has emptied.
+    log.feed(clicks(T0 + 30 * DAY, T0 + 30 * DAY + HOUR, 7, 1), T0 + 30 * DAY + HOUR)
+    log.feed(clicks(T0 + 60 * DAY, T0 + 60 * DAY + HOUR, 7, 0), T0 + 60 * DAY)
+    report = tmp_path / "look.json"
+
+    code, said = invoke("monitor", "--once", "--json", "--log", log.root, "--baseline", baseline, "--report", report)
+
+    assert code == 0, said
+    for text in (said, report.read_text()):
+        (view,) = msgspec.json.decode(text)["views"]
+        assert (view["entities"], {one["n"] for one in view["features"]}) == (0, {0})
+        assert {one["limit"] for one in view["features"]} == {None}
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_table_fits_terminals_and_cuts_no_number(tmp_path, width):
     long = republished(VIEW, name="a_view_with_a_name_of_forty_characters_1")

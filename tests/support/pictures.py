@@ -42,7 +42,9 @@ def of_catalog(browser: Browser, address: str, folder: Path) -> None:
     for name, path, scheme in (("catalog", "", "light"), ("entity", entity, "dark")):
         context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)  # type: ignore[arg-type]
         page = context.new_page()
-        page.goto(address + path)
+        answer = page.goto(address + path)
+        if answer is None or not answer.ok:
+            raise click.ClickException(f"{address + path}: {page.inner_text('main')}")
         page.screenshot(path=folder / f"{name}.png")
         context.close()
 
