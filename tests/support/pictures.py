@@ -23,7 +23,7 @@ from rich.text import Text
 from tests.support.servers.valkey import quiet_port
 
 COLUMNS, LINES = 110, 24
-WIDTH, HEIGHT = 1200, 800
+WIDTH = 1200
 HOUSEHOLD = 2070
 _TERMINAL = """<!doctype html><meta charset="utf-8"><style>
 body {{ margin: 0; background: {background}; }} pre {{ margin: 0; padding: 16px; color: {foreground};
@@ -39,8 +39,8 @@ def missing() -> list[str]:
 def of_catalog(browser: Browser, address: str, folder: Path) -> None:
     """Draw the first page in light colours, and the page of an entity in dark ones."""
     entity = f"entity?view={quote('household_purchases@1')}&key.household_id={HOUSEHOLD}"
-    for name, path, scheme in (("catalog", "", "light"), ("entity", entity, "dark")):
-        context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)  # type: ignore[arg-type]
+    for name, path, scheme, height in (("catalog", "", "light", 800), ("entity", entity, "dark", 1300)):
+        context = browser.new_context(viewport={"width": WIDTH, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
         page = context.new_page()
         answer = page.goto(address + path)
         if answer is None or not answer.ok:
@@ -90,7 +90,7 @@ def _draw(browser: Browser, screen: str, path: Path) -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(screen.rstrip()))
     html = console.export_html(theme=MONOKAI, code_format=_TERMINAL)
-    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page = browser.new_page()
     page.set_content(html)
     page.locator("pre").screenshot(path=path)
     page.close()
