@@ -8,18 +8,14 @@ The server is that of ``unskew serve``: uvicorn, with its loop and its parser.
 import socket
 import sys
 
-from unskew.serving.http import Message, Receive, Scope, Send
+from unskew.serving.http import WHOLE, Receive, Scope, Send
 from unskew.serving.listening import configured, run
 
 
 class Bare:
     def __init__(self, body: bytes) -> None:
-        self._start: Message = {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
-        }
-        self._body: Message = {"type": "http.response.body", "body": body}
+        self._headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = ""
@@ -28,8 +24,7 @@ class Bare:
             await send({"type": f"{kind}.complete"})
         if scope["type"] == "http":
             await receive()
-            await send(self._start)
-            await send(self._body)
+            await scope["extensions"][WHOLE].send(200, self._headers, self._body)
 
 
 def main() -> None:

@@ -409,6 +409,24 @@ def test_a_head_that_never_ends_is_cut_off(server):
         assert server.post(body + b" " * 18_000)[0] == 200
 
 
+def test_a_head_that_is_slow_is_cut_off_in_its_time_also_when_an_answer_leaves_meanwhile(server):
+    asked = b'{"entities": {"user": ["full"]}, "features": ["orders:n"]}'
+    whole = b"POST /get-online-features HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(asked), asked)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=40) as client:
+        with server.redis.paused():
+            client.sendall(whole)
+            time.sleep(0.2)
+            began_s = time.monotonic()
+            client.sendall(b"GET /health HTTP/1.1\r\n")
+            got = client.recv(1 << 16)
+        while part := client.recv(1 << 16):
+            got += part
+
+    assert got.startswith(b"HTTP/1.1 503 ")
+    assert got.count(b"HTTP/1.1 ") == 1
+    assert 5 < time.monotonic() - began_s < 35
+
+
 @pytest.mark.parametrize("text", ["1,5", "1_0", " 1", "+1", "01", "1.5", "1\n"])
 def test_a_number_that_unskew_did_not_write_poisons_nobodys_values(tmp_path, text):
     with Valkey(tmp_path / "one") as redis:

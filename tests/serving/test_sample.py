@@ -23,13 +23,13 @@ def offered(sampler, *rows, provisional=False, as_of=7_000_001, as_json=False):
     """Offer answers of one row each."""
     asked = resolve([f"orders:{name}" for name in NAMES], Versions.of({"orders": VIEW}), full_feature_names=False)
     request = Request(Wanted(asked, None), Pipelines("unskew", ["main"]), {VIEW.id: ["h0"]}, How(as_json=as_json))
-    placed = Placed(UNKNOWN if as_of is None else as_of, 0, 0, provisional, 0)
+    placed = Placed.of([(UNKNOWN if as_of is None else as_of, 0, 0, provisional, 0)])
     for row in rows:
         values = [[stored(row.get(one.feature.name), one.feature.dtype)] for one in asked]
         if as_json:
             both = zip(values, asked, strict=True)
             values = [[None if value is None else json_of(value, one.feature.dtype)] for (value,), one in both]
-        sampler.offer(request, [ViewAnswer(["u%201"], values, [], [placed], ["present"], [True])])
+        sampler.offer(request, [ViewAnswer(["u%201"], values, [], placed, ["present"], [True])])
 
 
 @pytest.mark.parametrize("as_json", [False, True])

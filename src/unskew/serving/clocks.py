@@ -1,6 +1,7 @@
 """The pipeline's clocks in Redis, and the instant for which a row read from Redis is valid."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from unskew.features.hashing import shard_of_key
@@ -15,18 +16,30 @@ _HASHED = re.compile("h[0-9]{1,6}")
 
 
 class Placed(NamedTuple):
-    """The instants of a row, in microseconds; ``UNKNOWN`` if there is no clock.
+    """The instants of rows, in microseconds; ``UNKNOWN`` if there is no clock.
 
     ``as_of``: the instant whose value the row holds. ``clock``: the clock by which the row is judged. ``since``: the
     first arrival that its shard has seen, ``NEVER`` before one. ``provisional``: whether more events may still arrive
     at or before ``as_of``. ``compared``: when the last comparison of all the shard's rows with the state began.
     """
 
-    as_of: int
-    clock: int
-    since: int
-    provisional: bool
-    compared: int
+    as_of: Sequence[int]
+    clock: Sequence[int]
+    since: Sequence[int]
+    provisional: Sequence[bool]
+    compared: Sequence[int]
+
+    @classmethod
+    def of(cls, rows: "Sequence[PlacedRow]") -> "Placed":
+        """Return the instants of rows, of each of which they are known."""
+        return cls(*zip(*rows, strict=True)) if rows else cls((), (), (), (), ())
+
+
+PlacedRow = tuple[int, int, int, bool, int]
+"""The instants of one row, in their order."""
+
+NOWHERE: PlacedRow = UNKNOWN, UNKNOWN, UNKNOWN, False, UNKNOWN
+"""Those of a row without a key."""
 
 
 class ViewClocks:
@@ -75,15 +88,19 @@ class ViewClocks:
         """The list of the view's shards; empty if none was written."""
         return self._words.steady.listed
 
-    def place(self, key: str, at: int) -> Placed:
-        """Judge a row. ``key``: canonical; ``at``: its ``_at``, ``UNKNOWN`` if it is absent."""
-        if self._of_all is not None:
-            return self._of_all.place(at)
+    def place(self, keys: Sequence[str | None], instants: Sequence[int]) -> Placed:
+        """Judge rows. ``keys``: canonical; ``instants``: the ``_at`` of each row, ``UNKNOWN`` if it is absent."""
+        rows, of_all = zip(keys, instants, strict=True), self._of_all
+        if of_all is not None:
+            return Placed.of([NOWHERE if key is None else of_all.place(at) for key, at in rows])
+        return Placed.of([NOWHERE if key is None else self._shard_of(key).place(at) for key, at in rows])
+
+    def _shard_of(self, key: str) -> "_Shard":
         number = shard_of_key(key, self._n_shards)
         shard = self._of_shards.get(number)
         if shard is None:
             shard = self._of_shards[number] = self._shard(number)
-        return shard.place(at)
+        return shard
 
     def _shard(self, number: int) -> "_Shard":
         words, steady = self._words, self._words.steady
@@ -128,11 +145,11 @@ class _Shard(NamedTuple):
     compared: int
     lost: bool
 
-    def place(self, at: int) -> Placed:
+    def place(self, at: int) -> PlacedRow:
         clock = self.clock
         # An absent row may be valid at any instant up to the mark; a present row has not changed since its ``_at``.
         changed = self.mark if at == UNKNOWN and self.mark > clock + 1 else at
-        return Placed(
+        return (
             at if clock == UNKNOWN else max(changed, clock),
             clock,
             self.since,
@@ -151,11 +168,11 @@ class _AllShards(NamedTuple):
     waiting: bool
     lost: bool
 
-    def place(self, at: int) -> Placed:
+    def place(self, at: int) -> PlacedRow:
         absent = at == UNKNOWN
         least = self.least
         unsure = (least < self.greatest or self.lost) if absent else least < at
-        return Placed(
+        return (
             self.greatest if absent else max(at, least),
             UNKNOWN if self.waiting else least,
             self.since,

@@ -140,11 +140,11 @@ def answer(answered: Answered, body: Body) -> bytes:
         results.append(_RESULT % (_encode(cells)[1:-1], its, no_instants))
     about, times = [], []
     for number, found in enumerate(answered.answers):
-        instants = [None if placed.as_of == UNKNOWN else _stamp(placed.as_of) for placed in found.placed]
+        instants = [None if as_of == UNKNOWN else _stamp(as_of) for as_of in found.placed.as_of]
         as_of = b",".join([b"null" if instant is None else instant for instant in instants])
         if number < len(shape.heads):
             # On-demand features come after all views.
-            provisional = b",".join([b"true" if placed.provisional else b"false" for placed in found.placed])
+            provisional = b",".join([b"true" if its else b"false" for its in found.placed.provisional])
             about.append(
                 b'%b%b],"status":%b,"provisional":[%b]}'
                 % (shape.heads[number], as_of, _encode(found.status), provisional)

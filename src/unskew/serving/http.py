@@ -13,9 +13,9 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from prometheus_client import generate_latest
 from starlette.applications import Starlette
@@ -43,6 +43,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 Site = Callable[[Request], Awaitable[Response]]
 """Answers requests for pages for people."""
 
@@ -55,6 +56,8 @@ _MOST_NAMES = 64
 _TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
 FEATURES = "/get-online-features"
 LISTING = "/v1/features"
+WHOLE = "unskew.whole"
+"""The extension of a server that is a ``Whole``."""
 _NOT_OURS = (
     "/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/search", "/retrieve-online-documents",
 )  # fmt: skip
@@ -80,6 +83,16 @@ class Limits:
     rows: int = 5_000
     body_s: float = 10.0
     at_once: int = 1_000
+
+
+class Whole(Protocol):
+    """A request and its answer, each in one piece; ASGI has them in messages, which cost more."""
+
+    def body(self) -> bytes | None:
+        """Return the body, if all of it has come with its head; None if not."""
+
+    async def send(self, code: int, headers: Headers, body: bytes) -> None:
+        """Send the answer."""
 
 
 class _Reply(NamedTuple):
@@ -170,14 +183,7 @@ class Application:
         finally:
             self._n_at_once -= 1
         self.metrics.replied(reply.code, time.perf_counter() - began, reply.service)
-        headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
-        if reply.code == 405:
-            headers.append((b"allow", b"POST"))
-        if reply.code in {408, 413}:
-            # The rest of the body is not read, so nothing can follow it.
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": reply.code, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        await _send(scope, send, reply)
 
     async def _reply(self, scope: Scope, receive: Receive) -> _Reply:
         try:
@@ -244,10 +250,9 @@ class Application:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         most = self._limits.body_bytes
-        begun = _Begun(receive())
         # The body has nearly always come with its head, and then there is nothing to wait for.
-        if begun.is_done and _is_last(begun.result) and len(whole := _part(begun.result)) <= most:
-            return whole
+        if (whole := _whole(scope)) is not None and (body := whole.body()) is not None and len(body) <= most:
+            return body
         given = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if given.isdigit() and int(given) > most:
             raise _Refused(413, _TOO_LONG.format(most))
@@ -256,8 +261,8 @@ class Application:
         self._n_at_once -= 1
         try:
             async with asyncio.timeout(self._limits.body_s):
-                message = await begun
                 while True:
+                    message = await receive()
                     part = _part(message)
                     n_bytes += len(part)
                     self._n_coming_bytes += len(part)
@@ -266,9 +271,8 @@ class Application:
                     if self._n_coming_bytes > self._limits.coming_bytes:
                         raise _Refused(503, "other requests that are on their way fill this server's memory; try again")
                     parts.append(part)
-                    if _is_last(message):
+                    if not message.get("more_body", False):
                         break
-                    message = await receive()
         except TimeoutError:
             raise _Refused(408, f"the body did not come within {self._limits.body_s:g} s") from None
         finally:
@@ -316,39 +320,30 @@ class Application:
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+async def _send(scope: Scope, send: Send, reply: _Reply) -> None:
+    headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
+    if reply.code == 405:
+        headers.append((b"allow", b"POST"))
+    if reply.code in {408, 413}:
+        # The rest of the body is not read, so nothing can follow it.
+        headers.append((b"connection", b"close"))
+    if (whole := _whole(scope)) is not None:
+        await whole.send(reply.code, headers, reply.body)
+        return
+    await send({"type": "http.response.start", "status": reply.code, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+def _whole(scope: Scope) -> Whole | None:
+    """Return the request and its answer in one piece; None if the server has no such thing."""
+    return scope["extensions"].get(WHOLE) if "extensions" in scope else None
+
+
 def _part(message: Message) -> bytes:
     if message["type"] == "http.disconnect":
         raise _Refused(400, "the client went away")
     part: bytes = message.get("body", b"")
     return part
-
-
-def _is_last(message: Message) -> bool:
-    return not message.get("more_body", False)
-
-
-class _Begun:
-    """Something to be awaited that has run to where it first waits; ``result`` is there if it did not have to."""
-
-    def __init__(self, awaited: Awaitable[Message]) -> None:
-        self._rest = awaited.__await__()
-        self.result: Message = {}
-        try:
-            self._waits_for = next(self._rest)
-        except StopIteration as end:
-            self.is_done, self.result = True, end.value
-        else:
-            self.is_done = False
-
-    def __await__(self) -> Generator[Any, Any, Message]:
-        if not self.is_done:
-            try:
-                yield self._waits_for
-            except BaseException:
-                self._rest.close()
-                raise
-            self.is_done, self.result = True, (yield from self._rest)
-        return self.result
 
 
 def _expected(scope: Scope) -> str | None:

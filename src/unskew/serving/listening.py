@@ -18,12 +18,13 @@ from typing import Any, cast
 import uvicorn
 from typing_extensions import override
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from unskew.features.errors import RequestError
 from unskew.serving import feast
-from unskew.serving.http import Application
+from unskew.serving.http import WHOLE, Application, Headers
 
 GRACE_S = 10
 """Seconds that requests which were begun have to come to their end after SIGTERM."""
@@ -45,6 +46,7 @@ connections that are refused."""
 WAITING = 1 << 15
 """Clients that may wait to be taken, if the system permits it; one that finds no place tries again after seconds."""
 
+_NEVER_S = float("inf")
 _log = logging.getLogger("unskew.serve")
 
 
@@ -72,6 +74,7 @@ def configured(
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=GRACE_S,
         timeout_worker_healthcheck=HEALTH_S,
@@ -163,7 +166,8 @@ class _Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = True
         self._n_head_bytes = 0
-        self._until: asyncio.TimerHandle | None = None
+        self._ends_at_s = _NEVER_S
+        self._timer: asyncio.TimerHandle | None = None
         self._is_refused = False
 
     @override
@@ -179,7 +183,8 @@ class _Protocol(HttpToolsProtocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wait(None)
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     @override
@@ -213,14 +218,27 @@ class _Protocol(HttpToolsProtocol):
     @override
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self._until is not None:
-            self._wait(None)
+        self._wait(None)
         super().on_headers_complete()
+        self.scope["extensions"] = {WHOLE: _Whole(self.cycle)}  # type: ignore[dict-item]
 
     @override
     def on_message_complete(self) -> None:
         self._in_head, self._n_head_bytes = True, 0
         super().on_message_complete()
+
+    @override
+    def on_response_complete(self) -> None:
+        """Do what uvicorn does, with the timer that each connection has, and not with one for each request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._n_head_bytes:
+            # Otherwise the next head has begun, and has its own time.
+            self._wait(IDLE_S)
 
     @override
     def shutdown(self) -> None:
@@ -230,10 +248,26 @@ class _Protocol(HttpToolsProtocol):
             self.loop.call_later(CLOSING_S, self.transport.abort)
 
     def _wait(self, seconds: float | None) -> None:
-        """Close the connection after some time; with None, never."""
-        if self._until is not None:
-            self._until.cancel()
-        self._until = None if seconds is None else self.loop.call_later(seconds, self._end)
+        """Close the connection after some time, unless this is called again before; with None, never."""
+        if seconds is None:
+            self._ends_at_s = _NEVER_S
+            return
+        self._ends_at_s = self.loop.time() + seconds
+        # A timer that is due before is moved then: most connections are asked again, and nothing is done meanwhile.
+        if self._timer is None or self._timer.when() > self._ends_at_s:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(self._ends_at_s, self._look_at_the_time)
+
+    def _look_at_the_time(self) -> None:
+        self._timer = None
+        if self.loop.time() >= self._ends_at_s:
+            self._end()
+        elif self._ends_at_s != _NEVER_S:
+            self._set_timer()
 
     def _end(self) -> None:
         self._wait(None)
@@ -267,3 +301,36 @@ class _Together:
         if self._held:
             data, self._held = b"".join(self._held), []
             self._transport.write(data)
+
+
+class _Whole:
+    """The request and the answer of a cycle, see ``http.Whole``."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def body(self) -> bytes | None:
+        cycle = self._cycle
+        is_whole = not (cycle.more_body or cycle.waiting_for_100_continue or cycle.disconnected)
+        return bytes(cycle.body) if is_whole else None
+
+    async def send(self, code: int, headers: Headers, body: bytes) -> None:
+        """Do what ``cycle.send`` does for a head and a body, with one write and without checks of what is our own."""
+        cycle = self._cycle
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        cycle.response_started, cycle.waiting_for_100_continue = True, False
+        lines = [STATUS_LINE[code], *[b"%b: %b\r\n" % header for header in headers]]
+        if CLOSE_HEADER in headers:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            lines.append(b"%b: %b\r\n" % CLOSE_HEADER)
+        lines += (b"\r\n", b"" if cycle.scope["method"] == "HEAD" else body)
+        cycle.transport.write(b"".join(lines))
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()

@@ -147,7 +147,7 @@ class Metrics(Collector):
             view_id = view.view.id
             for status in set(found.status):
                 _add(self._counts.n_rows, view_id, status, found.status.count(status))
-            oldest = min([placed.as_of for placed in found.placed if placed.as_of != UNKNOWN], default=None)
+            oldest = min([as_of for as_of in found.placed.as_of if as_of != UNKNOWN], default=None)
             if oldest is not None:
                 self._counts.lags[view_id] = answered.read_us, max(0, answered.read_us - oldest) / 1e6
 

@@ -1,10 +1,11 @@
 """The online reader: current values and the instants for which they are valid, read from Redis alone."""
 
 import datetime as dt
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import quote
 
 import polars as pl
@@ -42,6 +43,8 @@ _MOST_TRIES = 8
 """How often a read begins again because views or shards changed under it."""
 _MOST_REQUESTS = 256
 _PAST_INT64 = 2**63
+_PLAIN: Mapping[KeyType, type] = {"int64": int, "string": str}
+_UNRESERVED = re.compile("[A-Za-z0-9_.~-]*").fullmatch
 
 
 class OnlineFeatures(Answer):
@@ -78,9 +81,9 @@ class OnlineFeatures(Answer):
         return {
             view.named: pl.DataFrame(
                 [
-                    _instants("as_of", (placed.as_of for placed in answer.placed)),
+                    _instants("as_of", answer.placed.as_of),
                     pl.Series("status", answer.status, pl.String),
-                    pl.Series("provisional", [placed.provisional for placed in answer.placed], pl.Boolean),
+                    pl.Series("provisional", answer.placed.provisional, pl.Boolean),
                 ]
             )
             # On-demand features come after all views.
@@ -100,7 +103,7 @@ class OnlineFeatures(Answer):
         Redis after that.
         """
         return {
-            view.named: _instants("compared_at", (placed.compared for placed in answer.placed))
+            view.named: _instants("compared_at", answer.placed.compared)
             for view, answer in zip(self._request.views, self._answers, strict=False)
         }
 
@@ -124,7 +127,7 @@ class OnlineFeatures(Answer):
         summary = [f"{self.given.n_rows:,} rows, {len(self._request.asked)} features"]
         for view, answer in zip(self._request.views, self._answers, strict=False):
             counts = ", ".join(f"{count:,} {status}" for status, count in Counter(answer.status).most_common())
-            instants = [placed.as_of for placed in answer.placed if placed.as_of != UNKNOWN]
+            instants = [as_of for as_of in answer.placed.as_of if as_of != UNKNOWN]
             since = f", as of {format_instant(min(instants))}" if instants else ""
             until = f" to {format_instant(max(instants))}" if instants and max(instants) > min(instants) else ""
             summary.append(f"{view.named}: {counts or 'no rows'}{since}{until}")
@@ -496,23 +499,25 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
 def _keys_of(view: View, rows: Given) -> list[str | None]:
     names = key_names(view, rows)
     if rows.of_objects and set(names) <= set(rows.names):
-        parts = [_plain_parts(rows.values(name), kind) for name, kind in zip(names, view.entity.types, strict=True)]
-        if len(parts) == 1 and parts[0] is not None:
-            return list(parts[0])
-        columns = [part for part in parts if part is not None]
-        if len(columns) == len(parts):
-            return ["|".join(of_row) for of_row in zip(*columns, strict=True)]
+        types = view.entity.types
+        columns = [_plain_parts(rows.values(name), kind) for name, kind in zip(names, types, strict=True)]
+        if None not in columns:
+            parts = cast("list[list[str]]", columns)
+            return list(parts[0]) if len(parts) == 1 else ["|".join(of_row) for of_row in zip(*parts, strict=True)]
     return encode_keys(key_columns(view, rows), view.entity).to_list()
 
 
-def _plain_parts(values: Sequence[object], kind: KeyType) -> list[str] | None:
+def _plain_parts(values: Sequence[Any], kind: KeyType) -> list[str] | None:
     """Return what plain integers or texts are in keys; None if there is any other value, which takes longer to read."""
+    if {*map(type, values)} != {_PLAIN[kind]}:
+        return None
     if kind == "int64":
-        numbers = [value for value in values if type(value) is int and -_PAST_INT64 <= value < _PAST_INT64]
-        return list(map(str, numbers)) if len(numbers) == len(values) else None
-    plain = [value for value in values if type(value) is str]
+        return list(map(str, values)) if min(values) >= -_PAST_INT64 and max(values) < _PAST_INT64 else None
+    # Nearly all texts consist of these characters, and what they are quoted to is the same.
+    if _UNRESERVED("".join(values)):
+        return list(values)
     try:
-        return [quote(value, safe="") for value in plain] if len(plain) == len(values) else None
+        return [quote(value, safe="") for value in values]
     except UnicodeEncodeError:
         return None
 

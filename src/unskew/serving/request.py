@@ -7,6 +7,8 @@ clocks of the views' shards, the rows, and how far values may have been sent.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -20,7 +22,7 @@ from unskew.features.service import ServiceFeature, difference_of, digest_of
 from unskew.features.types import Type
 from unskew.features.view import View, ViewFeature
 from unskew.features.warming import Statuses, is_warming
-from unskew.serving.clocks import NEVER, UNKNOWN, Placed, ViewClocks
+from unskew.serving.clocks import NEVER, NOWHERE, UNKNOWN, Placed, ViewClocks
 from unskew.serving.computing import Computing
 from unskew.serving.lines import Commands
 from unskew.sinks.redis.keyspace import clock_key, sent_key, value_key
@@ -31,7 +33,6 @@ from unskew.sinks.redis.words import Clocks, ReadWords, Replies, ShardWords
 LAGGING = "lagging"
 STATUS = "__status"
 """After the name of a feature's column: the name of the column with its status."""
-_NOWHERE = Placed(UNKNOWN, UNKNOWN, UNKNOWN, provisional=False, compared=UNKNOWN)
 # The name of a member of an enumeration is looked up in Python each time.
 _NO_KEY, _WARMING = Statuses.no_key.name, Statuses.warming.name
 _DEFAULT, _PRESENT = Statuses.default.name, Statuses.present.name
@@ -105,7 +106,7 @@ class ViewAnswer:
     keys: Sequence[str | None]
     values: Sequence[Sequence[Any]]
     status_of_each: Sequence[list[str]]
-    placed: Sequence[Placed]
+    placed: Placed
     status: list[str]
     is_present: list[bool]
     is_whole: bool = False
@@ -138,14 +139,15 @@ class ViewRequest:
             Numbers.can_read(column.dtype) and not (column.is_json and column.dtype.scalar == "timestamp")
             for column in self.columns
         ]
-        self._stay_texts = [
-            column.is_json for column, is_number in zip(self.columns, are_numbers, strict=True) if is_number
-        ]
-        self._all_stay_texts = all(self._stay_texts)
-        self._others = [number for number, is_number in enumerate(are_numbers) if not is_number]
-        self._number_places = [0, *(1 + number for number, is_number in enumerate(are_numbers) if is_number)]
+        places = [0, *(1 + number for number, is_number in enumerate(are_numbers) if is_number)]
         dtypes = [Type("timestamp"), *(column.dtype for column in self.columns)]
-        self._numbers = Numbers([dtypes[place] for place in self._number_places])
+        self._numbers = Numbers([dtypes[place] for place in places])
+        self._all_are_numbers = all(are_numbers)
+        self._numbers_of_row = itemgetter(*places) if len(places) > 1 else itemgetter(slice(1))
+        place = count()
+        self._number_places = [next(place) if is_number else None for is_number in are_numbers]
+        self._all_are_numbers = all(are_numbers)
+        self._all_stay_texts = self._all_are_numbers and all(column.is_json for column in self.columns)
         features = [one.feature for one in ones]
         self._warmth = _Warmth(self.view, features)
         self._warmths = [_Warmth(self.view, [feature]) for feature in features] if how.with_status else []
@@ -155,10 +157,9 @@ class ViewRequest:
     def add_rows(self, keys: Iterable[str | None], commands: Commands) -> None:
         """Add the commands that read the rows of these entities; nothing for one without a key."""
         head, tail, before_key = self._head, self._tail, self._before_key
-        for key in keys:
-            if key is not None:
-                name = b"%b%b}" % (before_key, key.encode())
-                commands.add(name, b"%b$%d\r\n%b\r\n%b" % (head, len(name), name, tail))
+        names = [b"%b%b}" % (before_key, key.encode()) for key in keys if key is not None]
+        commands.keys += names
+        commands.data += [b"%b$%d\r\n%b\r\n%b" % (head, len(name), name, tail) for name in names]
 
     def clocks(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ViewClocks:
         """Return what the replies to the commands before and after the rows say.
@@ -217,7 +218,7 @@ class ViewRequest:
                 for column, its in zip(self.columns, values, strict=True)
             ]
             is_whole = not any(None in its for its in values)
-        placed = [_NOWHERE if key is None else clocks.place(key, at) for key, at in zip(keys, instants, strict=True)]
+        placed = clocks.place(keys, instants)
         return ViewAnswer(
             keys,
             values,
@@ -233,30 +234,26 @@ class ViewRequest:
 
     def _found(self, rows: Sequence[Row]) -> tuple[Sequence[int], Sequence[Sequence[Any]], bool]:
         """Return the instants of rows and the values of each column; None for a null; whether there may be one."""
-        texts: list[Sequence[bytes | None]] = list(zip(*rows, strict=True)) if rows else [()] * (1 + len(self.columns))
-        of_numbers = [texts[place] for place in self._number_places] if self._others else texts
-        checked = self._numbers.check(of_numbers) if rows else None
-        if checked is None:
+        at_texts, *texts = zip(*rows, strict=True) if rows else [()] * (1 + len(self.columns))
+        of_numbers = rows if self._all_are_numbers else list(map(self._numbers_of_row, rows))
+        read = self._numbers.read(of_numbers) if rows else None
+        if read is None:
             values: Sequence[Sequence[Any]] = [
-                self._values(column.name, column.reader, its)
-                for column, its in zip(self.columns, texts[1:], strict=True)
+                self._values(column.name, column.reader, its) for column, its in zip(self.columns, texts, strict=True)
             ]
-            return _known_instants(self._values(_AT, _INSTANTS, texts[0])), values, True
+            return _known_instants(self._values(_AT, _INSTANTS, at_texts)), values, True
         if self._all_stay_texts:
-            instants: Sequence[int | None] = [None if text is None else int(text) for text in texts[0]]
-            values = of_numbers[1:]
-        else:
-            instants, *values = checked.values()
-            if any(self._stay_texts):
-                both = zip(values, of_numbers[1:], self._stay_texts, strict=True)
-                values = [its_texts if stay_texts else its for its, its_texts, stay_texts in both]
-        if self._others:
-            of_each = iter(values)
-            values = [
-                self._values(column.name, column.reader, texts[1 + number]) if number in self._others else next(of_each)
-                for number, column in enumerate(self.columns)
-            ]
-        return _known_instants(instants), values, bool(checked.n_nulls or self._others)
+            return _known_instants([row[0] for row in read.rows]), texts, read.have_nulls
+        instants, *numbers = zip(*read.rows, strict=True)
+        values = [
+            self._values(column.name, column.reader, its)
+            if place is None
+            else its
+            if column.is_json
+            else numbers[place]
+            for column, its, place in zip(self.columns, texts, self._number_places, strict=True)
+        ]
+        return _known_instants(instants), values, read.have_nulls or not self._all_are_numbers
 
     def _are_default(self, values: Sequence[Sequence[Any]], instants: Sequence[int]) -> list[bool]:
         """Return, for each row, whether all its values are those of an entity without events."""
@@ -457,10 +454,7 @@ class Request:
             keys=[],
             values=[values],
             status_of_each=[_first_status(status, n_rows)] if self._how.with_status else [],
-            placed=[
-                min((one.placed[row] for one in views), key=lambda placed: placed.as_of, default=_NOWHERE)
-                for row in range(n_rows)
-            ],
+            placed=_earliest([one.placed for one in views], n_rows),
             status=_first_status([one.status for one in views], n_rows),
             is_present=[all(one.is_present[row] for one in views) for row in range(n_rows)],
         )
@@ -475,6 +469,14 @@ def _first_status(statuses: Sequence[Sequence[str]], n_rows: int) -> list[str]:
     if not statuses:
         return [Statuses.present.name] * n_rows
     return [min(of_row, key=_RANKS.__getitem__) for of_row in zip(*statuses, strict=True)]
+
+
+def _earliest(placed: Sequence[Placed], n_rows: int) -> Placed:
+    """Return, for each row, the instants of the view whose ``as_of`` is the earliest."""
+    if not placed:
+        return Placed.of([NOWHERE] * n_rows)
+    rows = zip(*(zip(*one, strict=True) for one in placed), strict=True)
+    return Placed.of([min(of_row, key=itemgetter(0)) for of_row in rows])
 
 
 class _Warmth:
@@ -504,18 +506,19 @@ class _Warmth:
 
 def _statuses(
     keys: Sequence[str | None],
-    placed: Sequence[Placed],
+    placed: Placed,
     is_default: Sequence[bool],
     warmth: _Warmth,
     oldest_clock_us: int | None,
 ) -> list[str]:
     found = []
-    for key, its, default in zip(keys, placed, is_default, strict=True):
+    rows = zip(keys, placed.as_of, placed.clock, placed.since, is_default, strict=True)
+    for key, as_of, clock, since, default in rows:
         if key is None:
             found.append(_NO_KEY)
-        elif oldest_clock_us is not None and its.clock < oldest_clock_us:
+        elif oldest_clock_us is not None and clock < oldest_clock_us:
             found.append(LAGGING)
-        elif its.as_of == UNKNOWN or warmth.is_warming(its.as_of, its.since):
+        elif as_of == UNKNOWN or warmth.is_warming(as_of, since):
             found.append(_WARMING)
         else:
             found.append(_DEFAULT if default else _PRESENT)

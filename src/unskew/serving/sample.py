@@ -74,8 +74,8 @@ class Sampler:
         if not answer.keys:
             return
         row = self._random.randrange(len(answer.keys))
-        placed = answer.placed[row]
-        if placed.provisional or placed.as_of == UNKNOWN or answer.keys[row] is None:
+        as_of = answer.placed.as_of[row]
+        if answer.placed.provisional[row] or as_of == UNKNOWN or answer.keys[row] is None:
             return
         values = {
             column.name: _of_json(values[row], column.dtype)
@@ -88,7 +88,7 @@ class Sampler:
             "state": asked.view.state_fingerprint,
             "presentation": asked.view.presentation_fingerprint,
             "key": answer.keys[row],
-            "as_of": placed.as_of,
+            "as_of": as_of,
             "values": values,
         }
         with self._lock:

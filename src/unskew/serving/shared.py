@@ -51,8 +51,8 @@ class SharedLines:
             of_loop = self._of_loops[loop] = _OfLoop()
         if of_loop.in_threads:
             return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
-        data = b"".join([one for step in steps for one in step.data])
-        n_replies = sum([len(step.data) for step in steps])
+        commands = [one for step in steps for one in step.data]
+        data = b"".join(commands)
         with self._server.reaching():
             for pause_s in (*PAUSES_S, None):
                 try:
@@ -61,7 +61,7 @@ class SharedLines:
                         line = await self._connected(of_loop)
                     if line is None:
                         return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
-                    return divided(await line.exchange(data, n_replies), steps)
+                    return divided(await line.exchange(data, len(commands)), steps)
                 except (redis.ConnectionError, redis.TimeoutError):
                     if pause_s is None:
                         raise

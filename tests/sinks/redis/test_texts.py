@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.typed import AWKWARD, EMPTY, FULL, ORDERS, TEXTS
 from unskew.features.types import Type
-from unskew.sinks.redis.texts import Reader, column_of, objects_of, stored, text_of
+from unskew.sinks.redis.texts import Numbers, Reader, column_of, objects_of, stored, text_of
 
 OUTPUTS = pytest.mark.parametrize("output", ORDERS.outputs, ids=lambda output: f"{output.name}:{output.dtype}")
 
@@ -130,3 +130,35 @@ def test_the_widest_values_of_a_type_are_read():
     assert read([widest, f"-{widest}"], "decimal(38,2)").to_list() == [Decimal(widest), Decimal(f"-{widest}")]
     assert read(["-62135596800000000", "253402300799999999"], "timestamp").to_list() == [first, last]
     assert read(["0", "1"], "bool").to_list() == [False, True]
+
+
+NUMBERS = {
+    "int64": ["5", "-7", "0", "-0", "9223372036854775807", "-9223372036854775808"],
+    "float64": ["5.0", "-0.0", "0.1", "1e16", "1e+300", "5.5e-07", "-5e-324", "1" * 300 + ".0"],
+    "timestamp": ["0", "1500000000000001", "-62135596800000000", "253402300799999999"],
+}
+NO_NUMBERS = [
+    "", " ", " 5", "5 ", "\t5", "5\n", "05", "+5", "5.", ".5", ".", "e", "n", "-", "5E3", "5..0", "1e999", "1.0e999", "1_0", "0x5",
+    "nan", "inf", "true", "null", "5,5", "5,", ",5", "[5]", "5]", "],[", "5],[5", "5.0],[5.0", '"5"', "٥", "\0", "9" * 30,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scalar", NUMBERS)
+def test_a_look_at_all_numbers_together_finds_what_a_look_at_each_finds(scalar):
+    dtype = Type.parse(scalar)
+    others = [text for texts in NUMBERS.values() for text in texts if text not in NUMBERS[scalar]]
+    good = NUMBERS[scalar][0].encode()
+
+    for text in [*NUMBERS[scalar], *others, *NO_NUMBERS, None]:
+        stored_text = None if text is None else text.encode()
+        for rows in ([[b"1", stored_text]], [[b"1", good], [None, stored_text]], [[b"1", stored_text], [b"1", None]]):
+            try:
+                expected = [None if one is None else Reader(dtype).values([one])[0] for _, one in rows]
+            except ValueError:
+                expected = None
+            found = Numbers([Type("timestamp"), dtype]).read(rows)
+
+            assert (found is None) is (expected is None), text
+            if found is not None:
+                assert repr([row[1] for row in found.rows]) == repr(expected)
+                assert found.have_nulls is any(None in row for row in rows)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import polars as pl
@@ -100,20 +100,17 @@ class JsonReader:
 
 
 class Numbers:
-    """A reader of several columns of numbers at once, which takes those that need no closer look.
+    """A reader of rows of numbers, which takes those that need no closer look.
 
-    That is a look at all texts together, in place of one at each column. ``dtypes``: of the columns.
+    That is one look at all texts together, in place of one at each column. ``dtypes``: of the texts of a row.
     """
 
     def __init__(self, dtypes: Sequence[Type]) -> None:
         self._dtypes = dtypes
-        patterns = [_CERTAIN[dtype.scalar] for dtype in dtypes]
-        # Possessive quantifiers: there is only one way to read a text, so nothing is tried again.
-        columns = (rb"(?:%b|null)(?:,(?:%b|null))*+" % (pattern, pattern) for pattern in patterns)
-        self._are_certain = re.compile(b";".join(columns)).fullmatch
-        kinds = [list[float | None] if dtype.scalar == "float64" else list[int | None] for dtype in dtypes]
-        self._decode = msgspec.json.Decoder(tuple[*kinds]).decode  # type: ignore[valid-type]
-        self._n_columns = len(patterns)
+        kinds = [_OF_JSON[dtype.scalar] | None for dtype in dtypes]
+        self._decode = msgspec.json.Decoder(list[tuple[*kinds]]).decode  # type: ignore[valid-type]
+        self._marks = [b"." if dtype.scalar == "float64" else b"" for dtype in dtypes]
+        self._shape = b",".join(self._marks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As for ``Reader``.
@@ -122,54 +119,47 @@ class Numbers:
     @classmethod
     def can_read(cls, dtype: Type) -> bool:
         """Return true for a type whose texts may be numbers."""
-        return dtype.nesting is None and not dtype.is_decimal and dtype.scalar in _CERTAIN
+        return dtype.nesting is None and not dtype.is_decimal and dtype.scalar in _OF_JSON
 
-    def check(self, columns: Sequence[Sequence[bytes | None]]) -> "CheckedNumbers | None":
-        """Return what is known of the texts of columns, all of the same length, which is not 0; None stands for null.
+    def read(self, rows: Sequence[Sequence[bytes | None]]) -> "ReadNumbers | None":
+        """Return the values of rows, of which there is at least one, as ``Reader`` does; None stands for null.
 
         None if a text is not a number as unskew writes it, or one of which only ``Reader`` says whether its type holds
         it.
         """
         try:
-            together = b";".join(map(_COMMA.join, columns))  # type: ignore[arg-type]
-            n_nulls = 0
+            together = _ROW_END.join(map(_COMMA.join, rows))  # type: ignore[arg-type]
+            shapes, have_nulls = [self._shape] * len(rows), False
         except TypeError:
-            n_nulls = sum(column.count(None) for column in columns)
-            together = b";".join(
-                [b",".join([b"null" if text is None else text for text in column]) for column in columns]
-            )
-        # A text that holds a separator, or says null, would be taken for several, or for none.
-        is_certain = (
-            together.count(b",") == self._n_columns * (len(columns[0]) - 1)
-            and together.count(b"n") == n_nulls
-            and self._are_certain(together)
-        )
-        return CheckedNumbers(self, together, n_nulls) if is_certain else None
-
-    def decoded(self, together: bytes) -> tuple[list[Any], ...]:
-        """Return the values of columns that were found to be numbers."""
-        return self._decode(b"[[%b]]" % together.replace(b";", b"],["))
+            texts = [[b"null" if text is None else text for text in row] for row in rows]
+            together = _ROW_END.join(map(_COMMA.join, texts))
+            marked = [zip(row, self._marks, strict=True) for row in rows]
+            shapes = [_COMMA.join([b"n" if text is None else mark for text, mark in row]) for row in marked]
+            have_nulls = True
+        try:
+            values = self._decode(b"[[%b]]" % together)
+        except msgspec.MsgspecError:
+            return None
+        # What JSON takes besides: spaces, a float without a point, and a text that says null or ends a row.
+        if together.translate(_MARKED, b"0123456789-+ul").replace(b"..", b".") != _ROW_END.join(shapes):
+            return None
+        return ReadNumbers(values, have_nulls)
 
 
-class CheckedNumbers:
-    """Columns of texts that are numbers and nulls. ``n_nulls``: how many of them are null."""
+class ReadNumbers(NamedTuple):
+    """The values of rows, and whether one of them is None."""
 
-    def __init__(self, numbers: Numbers, together: bytes, n_nulls: int) -> None:
-        self._numbers = numbers
-        self._together = together
-        self.n_nulls = n_nulls
-
-    def values(self) -> tuple[list[Any], ...]:
-        """Return the values of each column, as ``Reader`` does; None is null."""
-        return self._numbers.decoded(self._together)
+    rows: list[tuple[Any, ...]]
+    have_nulls: bool
 
 
-_COMMA = b","
-_CERTAIN: Mapping[ScalarName, bytes] = {
-    # Numbers that their type holds whatever their digits are.
-    "int64": rb"-?+(?:[1-9][0-9]{0,17}+|0)",
-    "float64": rb"-?+(?:[1-9][0-9]{0,199}+|0)(?:[.][0-9]++(?:e[+-]?+[0-9]{1,2}+)?+|e[+-]?+[0-9]{1,2}+)",
-    "timestamp": rb"(?:[1-9][0-9]{0,16}+|0)",
+_COMMA, _ROW_END = b",", b"],["
+# A float has a point, or an exponent, or both, one after the other.
+_MARKED = bytes.maketrans(b"e", b".")
+_OF_JSON: Mapping[ScalarName, Any] = {
+    "int64": Annotated[int, msgspec.Meta(ge=-_PAST_INT64, le=_PAST_INT64 - 1)],
+    "float64": float,
+    "timestamp": Annotated[int, msgspec.Meta(ge=_FIRST_INSTANT_US, le=_LAST_INSTANT_US)],
 }
 
 
