@@ -25,7 +25,7 @@ from unskew.serving.online import OnlineReader
 
 ASKED = {"entities": {"user": ["u7"], "hotel": [1]}, "features": ["stays:nights"]}
 BODY = json.dumps(ASKED).encode()
-HEAD = b"POST /get-online-features HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+HEAD = b"POST /get-online-features HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 # What the server promises, and what a machine that does other things besides may add for the slowest of many requests.
 PROMISED_S = 1.0
 WITHIN_S = 10.0
@@ -330,7 +330,7 @@ def test_a_client_that_sends_no_more_after_its_requests_gets_their_answers(serve
     assert json.loads(body)["results"][2]["values"] == [7]
 
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
-        client.sendall(2 * (HEAD + BODY) + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.sendall(2 * (HEAD + BODY) + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         client.shutdown(socket.SHUT_WR)
         got = all_of(client)
     assert (got.count(b"HTTP/1.1 200 "), got.count(b"connection: close")) == (3, 1)

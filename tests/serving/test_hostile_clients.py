@@ -264,13 +264,13 @@ def hostile_request(pick: random.Random, number: int) -> tuple[bytes, bytes]:
     body = json.dumps(BODY).encode()
     if number % 2:
         line = pick.choice([LINES[0], pick.choice(LINES)])
-        heads = [b"Host: a", b"Content-Length: %d" % len(body), *pick.sample(HEADS, pick.randrange(2))]
+        heads = [b"Host: localhost", b"Content-Length: %d" % len(body), *pick.sample(HEADS, pick.randrange(2))]
         heads.append(b"Connection: close")
         return line, b"\r\n".join([line, *heads, b"", body])
     heads = pick.sample(HEADS, pick.randrange(4))
     line = LINES[number // 2 % len(LINES)]
     end = pick.choice([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r"])
-    known = [b"Host: a"] if pick.random() < 0.7 else []
+    known = [b"Host: localhost"] if pick.random() < 0.7 else []
     return line, end.join([line, *known, *heads, b"", b""]) + pick.choice(REST)
 
 

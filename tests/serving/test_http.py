@@ -282,7 +282,7 @@ def test_paths_and_methods_that_are_not_answered_say_so(server):
         assert server.post({}, path)[0] == 501
     assert server.get("/get-online-features")[0] == 405
     assert server.ask("DELETE", "/health")[0] == 405
-    assert server.get("/")[0] == 404
+    assert server.post({}, "/")[0] == server.post({}, "/other")[0] == server.get("/a/b")[0] == 404
     assert "/ready" in detail(server.get("/other")[1])[1]
 
 
@@ -411,7 +411,10 @@ def test_a_head_that_never_ends_is_cut_off(server):
 
 def test_a_head_that_is_slow_is_cut_off_in_its_time_also_when_an_answer_leaves_meanwhile(server):
     asked = b'{"entities": {"user": ["full"]}, "features": ["orders:n"]}'
-    whole = b"POST /get-online-features HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(asked), asked)
+    whole = b"POST /get-online-features HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(asked),
+        asked,
+    )
     with socket.create_connection(("127.0.0.1", server.port), timeout=40) as client:
         with server.redis.paused():
             client.sendall(whole)

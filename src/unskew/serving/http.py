@@ -56,6 +56,8 @@ _MOST_NAMES = 64
 _TOO_LONG = "the body is longer than {:,} bytes; ask in parts"
 FEATURES = "/get-online-features"
 LISTING = "/v1/features"
+_OURS = ("/health", "/ready", "/metrics", LISTING)
+_PAGES = ("/", "/entity")
 WHOLE = "unskew.whole"
 """The extension of a server that is a ``Whole``."""
 _NOT_OURS = (
@@ -146,7 +148,7 @@ class Application:
                 Route("/metrics", self._metrics),
                 Route(LISTING, self._listing),
                 *(Route(path, _not_ours, methods=["GET", "POST", "PUT"]) for path in _NOT_OURS),
-                *([] if site is None else [Route("/{name}", self._page, methods=_METHODS), Route("/", self._page)]),
+                *([] if site is None else [Route("/{name:path}", self._page, methods=_METHODS)]),
             ],
             exception_handlers={404: _not_found, 405: _not_allowed},
         )
@@ -306,7 +308,11 @@ class Application:
         return JSONResponse(listing(known.published))
 
     async def _page(self, request: Request) -> Response:
-        if self._site is None or request.method not in {"GET", "HEAD"}:
+        path = request.url.path
+        if path in _OURS or path in _NOT_OURS:
+            raise HTTPException(405)
+        # What is neither a page nor one of its files is asked for by a program.
+        if self._site is None or request.method not in {"GET", "HEAD"} or not ("." in path or path in _PAGES):
             raise HTTPException(404)
         if not self._is_meant(request.scope):
             return Response(_OTHER_NAME, 421, media_type="text/plain")
