@@ -13,9 +13,11 @@ from urllib.parse import quote, urlsplit
 
 import polars as pl
 import pytest
+from click import ClickException
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.catalog.test_pages import HOSTILE, LONG, example, pages
+from tests.support.pictures import of_catalog
 from tests.support.servers.valkey import quiet_port
 from unskew.catalog.naming import page_of
 from unskew.catalog.pages import INDEX
@@ -245,6 +247,15 @@ def test_values_of_an_entity_are_those_of_get_and_the_plots_have_the_events_of_t
     assert 0 < n_events < 2_000
     assert n_dots == dict.fromkeys(expected["features"], n_events)
     assert all(path is not None and path.startswith("M") for path in paths)
+
+
+def test_pictures_of_the_docs_are_made_of_pages_that_are_answered(ui, browser, tmp_path):
+    of_catalog(browser, ui.address, tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {"catalog.png", "entity.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+    with pytest.raises(ClickException, match="There is no such page"):
+        of_catalog(browser, f"{ui.address}nothing.html?", tmp_path)
 
 
 def test_hostile_names_and_five_hundred_features_stay_text_in_their_places(browser, tmp_path):
