@@ -8,8 +8,6 @@ import pytest
 
 from unskew.testing import assert_features
 
-pytest_plugins = ["unskew.testing.plugin"]
-
 PAGE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text("utf-8")
 
 
