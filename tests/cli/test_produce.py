@@ -123,7 +123,7 @@ def rows(n: int, step_ms: int = 1000) -> list[dict[str, Any] | str]:
 
 @pytest.fixture
 def place(broker: EmbeddedBroker, tmp_path: Path) -> Place:
-    topic = f"purchases-{next(_numbers)}"
+    topic = f"produced-{next(_numbers)}"
     broker.create_topic(topic, N_PARTITIONS)
     (tmp_path / "purchase.avsc").write_text(json.dumps(SCHEMA))
     (tmp_path / "views.py").write_text(DEFINITIONS.format(topic=topic))
