@@ -57,9 +57,8 @@ class Field:
 
     ``path``: the names that lead to it. ``default``: the schema's, in a tuple of one; empty if there is none.
     ``unit_us``: times are cut off to it. ``per_second``, ``whole``: a time may be a number of so many units in a
-    second, and must be a whole one. ``as_text``: a number may also be a text. ``raw``: the type in a message, if the
-    definition says how it is read. ``logical``: the schema's logical type. ``zone``: that of times without one; UTC if
-    None.
+    second, and must be a whole one. ``as_text``: a number may also be a text. ``zone``: that of times without one; UTC
+    if None.
     """
 
     name: str
@@ -73,8 +72,6 @@ class Field:
     per_second: int = 0
     whole: bool = False
     as_text: bool = False
-    raw: pl.DataType | None = None
-    logical: str | None = None
     zone: str | None = None
 
 
@@ -177,8 +174,6 @@ def fields_of(stream: StreamPlan) -> Iterator[Field]:
             per_second=0 if form is None else form.per_second,
             whole=form is not None and form.raw.is_integer(),
             as_text=form is not None,
-            raw=None if form is None else form.raw,
-            logical=logical,
             zone=zone,
         )
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import Producer
-
 from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
+from unskew.features.definitions.inputs import is_envelope
 from unskew.features.definitions.vocabulary import Definition
 from unskew.features.errors import RequestError, StoreUnavailable, UnskewError
 from unskew.features.frames import Table
@@ -20,12 +19,14 @@ from unskew.features.plan import Plan, StreamPlan, ViewPlan
 from unskew.features.types import Type
 from unskew.features.versions import Versions
 from unskew.pipelines.deployment import Deployment
+from unskew.pipelines.kafka.sending import Outgoing, Sender
+from unskew.pipelines.producing.encoding import Encoder, wire_of
+from unskew.pipelines.producing.scalars import Unfit
 from unskew.pipelines.run import run
 from unskew.sinks.wall import wall_us
 from unskew.store import FeatureStore
 from unskew.testing.given import events_of, rows_of
 from unskew.testing.replayed import Definitions, compiled
-from unskew.testing.wire import Producing
 
 # One producer sends everything in order, so nothing needs longer to settle.
 _SETTLE_US = 50_000
@@ -95,13 +96,9 @@ class EmbeddedPipeline:
         rows = rows_of(plan, events)
         # Whatever the stream would not take is said here, not found among dead letters.
         events_of(plan, rows, arrival=None, skip_refused=False)
-        producing = Producing(plan)
-        records = [producing.record(row) for row in rows]
-        producer = Producer({"bootstrap.servers": self._broker.bootstrap, "linger.ms": 0, "log_level": 0})
-        for key, value, headers in records:
-            producer.produce(_topics(plan)[0], value, key, partition=0, headers=headers or None)
-        if producer.flush(_END_S):
-            raise StoreUnavailable("the embedded broker did not take all events; run the test again")
+        sender = Sender(_topics(plan)[0], self._broker.bootstrap, {"linger.ms": 0})
+        sender.send(_records(plan, rows))
+        sender.flush()
         self._sent_us = wall_us()
 
     def wait(self, timeout_s: float = 60.0) -> None:
@@ -158,6 +155,24 @@ class EmbeddedPipeline:
             if isinstance(failure, UnskewError):
                 raise failure
             raise RuntimeError("the pipeline failed") from failure
+
+
+def _records(stream: StreamPlan, rows: Sequence[Mapping[str, Any]]) -> list[Outgoing]:
+    is_row = stream.format == "avro" and stream.envelope == "debezium" and not is_envelope(stream.schema)
+    if stream.format == "protobuf" or is_row:
+        raise RequestError(
+            f"records of {stream.name!r} cannot be produced here, because its records need a Schema Registry; use "
+            "unskew.testing.values"
+        )
+    encoder = Encoder(stream, wire_of(stream, None, next(iter(stream.schema_ids), 1), text=False), text=False)
+    records = []
+    for number, row in enumerate(rows):
+        try:
+            event = encoder.event(row)
+        except Unfit as fault:
+            raise RequestError(f"event {number} of stream {stream.name!r}: {fault}") from fault
+        records.append(Outgoing(partition=0, key=event.key, value=event.value, headers=event.headers))
+    return records
 
 
 _NOBODY: Mapping[str, Any] = {"int64": 0, "string": ""}
