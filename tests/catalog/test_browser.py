@@ -3,12 +3,10 @@
 import contextlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import polars as pl
@@ -17,8 +15,7 @@ from click import ClickException
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.catalog.test_pages import HOSTILE, LONG, example, pages
-from tests.support.pictures import of_catalog
-from tests.support.servers.valkey import quiet_port
+from tests.support.pictures import Shown, of_catalog, showing
 from unskew.catalog.naming import page_of
 from unskew.catalog.pages import INDEX
 
@@ -58,14 +55,6 @@ CONTRASTS_BELOW_AA = """() => {
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
 
-class Shown(NamedTuple):
-    """A running ``unskew ui``: its address, its Redis and the demo's folder."""
-
-    address: str
-    redis_url: str
-    root: Path
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -81,28 +70,8 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     subprocess.run(
         [*unskew, "demo", "--output", str(root), "--rows", str(N_LINES)], check=True, timeout=400, capture_output=True
     )
-    port = quiet_port()
-    process = subprocess.Popen(
-        [*unskew, "ui", str(root), "--listen", str(port), "--no-open"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        said = [process.stdout.readline() for _ in range(4)]
-        assert f"Open http://127.0.0.1:{port}" in said[0]
-        heard = ""
-        while "have the figures" not in heard:
-            heard = process.stderr.readline()
-            assert heard, "it ended"
-        yield Shown(f"http://127.0.0.1:{port}/", said[1].split()[-1], root)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
+    with showing(root) as ui:
+        yield ui
 
 
 @contextlib.contextmanager

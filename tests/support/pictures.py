@@ -4,14 +4,18 @@ The demo runs in a terminal of tmux, whose screen is drawn while it streams; the
 Chromium. Needs both, and nothing from elsewhere.
 """
 
+import contextlib
 import io
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import click
@@ -34,6 +38,37 @@ font: 14px/1.35 ui-monospace, "DejaVu Sans Mono", monospace; width: max-content;
 def missing() -> list[str]:
     """Return the programs that are needed and not there."""
     return [name for name in ("chromium", "tmux") if shutil.which(name) is None]
+
+
+class Shown(NamedTuple):
+    """A running ``unskew ui``: its address, its Redis and the demo's folder."""
+
+    address: str
+    redis_url: str
+    root: Path
+
+
+@contextlib.contextmanager
+def showing(root: Path) -> Iterator[Shown]:
+    """Run ``unskew ui`` on a demo's folder; yield once its pages have all figures."""
+    port = quiet_port()
+    command = [sys.executable, "-m", "unskew", "ui", str(root), "--listen", str(port), "--no-open"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = [process.stdout.readline() for _ in range(4)]
+        assert f"Open http://127.0.0.1:{port}" in said[0]
+        heard = ""
+        while "have the figures" not in heard:
+            heard = process.stderr.readline()
+            assert heard, "it ended"
+        yield Shown(f"http://127.0.0.1:{port}/", said[1].split()[-1], root)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def of_catalog(browser: Browser, address: str, folder: Path) -> None:
@@ -110,17 +145,8 @@ def pictures(output: Path, rows: int | None) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         root = Path(folder) / "demo-output"
         of_demo(browser, root, output / "demo.png", rows)
-        port = quiet_port()
-        command = [sys.executable, "-m", "unskew", "ui", str(root), "--listen", str(port), "--no-open"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as ui:
-            try:
-                assert ui.stderr is not None
-                while "have the figures" not in (line := ui.stderr.readline()):
-                    if not line:
-                        raise click.ClickException("unskew ui ended")
-                of_catalog(browser, f"http://127.0.0.1:{port}/", output)
-            finally:
-                ui.terminate()
+        with showing(root) as ui:
+            of_catalog(browser, ui.address, output)
         browser.close()
     click.echo(f"demo.png, catalog.png and entity.png are in {output}")
 
