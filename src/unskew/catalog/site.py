@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -26,7 +27,7 @@ from unskew.features.time import DAY_US, format_instant, instant_us
 from unskew.features.versions import Versions
 from unskew.features.view import View, ViewFeature
 from unskew.monitoring.bins import as_read
-from unskew.offline.history import EntityHistory, entity_history
+from unskew.offline.history import EntityHistory, drawn, entity_history
 from unskew.offline.log_reader import ViewLog
 from unskew.serving.online import OnlineReader
 
@@ -37,6 +38,7 @@ _SPAN = "30"
 _MOST_DRAWN = 2_000
 _MOST_LEVELS = 12
 _MOST_WAITING = 16
+_NO_WINDOW = "no window"
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 # The pages say the same of themselves, for a folder of files; a browser obeys the last one in headers alone.
@@ -151,7 +153,7 @@ class Site:
             "page": page_of("view", view.id),
             "given": given,
             "log_is_known": self._log is not None,
-            "fault": "",
+            "fault": _fault(view, given),
             "values": None,
             "history": None,
             "plots": [],
@@ -159,15 +161,10 @@ class Site:
             "width": WIDTH,
             "height": HEIGHT,
         }
+        if values["fault"]:
+            return _page(catalog.render("entity.html", **values), 422)
         code = 200
         try:
-            if len(given) < len(view.entity.keys):
-                values["fault"] = f"Give a value for {' and '.join(view.entity.keys)}."
-                return _page(catalog.render("entity.html", **values), 422)
-            for key, kind in zip(view.entity.keys, view.entity.types, strict=True):
-                if kind == "int64" and _INTEGER.fullmatch(given[key]) is None:
-                    values["fault"] = f"{key} is a whole number, and {given[key]!r:.40} is not one."
-                    return _page(catalog.render("entity.html", **values), 422)
             values |= await self._present(view, given)
             if self._log is not None:
                 async with self._reading:
@@ -189,7 +186,7 @@ class Site:
                 (
                     feature.name,
                     shown(row[f"{view.id}__{feature.name}"]),
-                    _window(view, feature),
+                    view.window_text(feature) or _NO_WINDOW,
                     page_of("feature", f"{view.id}:{feature.name}"),
                 )
                 for feature in view.features
@@ -198,6 +195,16 @@ class Site:
             "status": judged["status"],
             "provisional": judged["provisional"],
         }
+
+
+def _fault(view: View, given: Mapping[str, str]) -> str:
+    """Return what is wrong with a key; empty if nothing is."""
+    if len(given) < len(view.entity.keys):
+        return f"Give a value for {' and '.join(view.entity.keys)}."
+    for key, kind in zip(view.entity.keys, view.entity.types, strict=True):
+        if kind == "int64" and _INTEGER.fullmatch(given[key]) is None:
+            return f"{key} is a whole number, and {given[key]!r:.40} is not one."
+    return ""
 
 
 def _past(log: Path, view: View, given: Mapping[str, str], days: str) -> dict[str, Any]:
@@ -215,20 +222,19 @@ def _past(log: Path, view: View, given: Mapping[str, str], days: str) -> dict[st
     end_us = max(last_us, last_us if history.complete_to_us is None else history.complete_to_us)
     first_us = instant_us(rows["available_at"][0])
     begin_us = first_us if days == "all" else end_us - int(days) * DAY_US
-    at = rows["available_at"].dt.epoch("us")
     # The last row before the span stands at its beginning.
-    n_before = max(int((at <= begin_us).sum()) - 1, 0)
+    n_before = max(int((rows["available_at"].dt.epoch("us") <= begin_us).sum()) - 1, 0)
     n_more = max(rows.height - n_before - _MOST_DRAWN, 0)
     rows = rows.slice(n_before + n_more)
     if n_more:
         begin_us = instant_us(rows["available_at"][0])
-    n_in_span = int((rows["available_at"].dt.epoch("us") > begin_us).sum())
-    n_events = int(rows.filter(pl.col("available_at").dt.epoch("us") > begin_us)["event_time"].is_not_null().sum())
+    in_span = rows.filter(pl.col("available_at").dt.epoch("us") > begin_us)
+    n_events = int(in_span["event_time"].is_not_null().sum())
     complete = (
         "" if history.complete_to_us is None else f" The log is complete to {format_instant(history.complete_to_us)}."
     )
     return {
-        "history": f"{n_in_span:,} rows of the log, {n_events:,} of them by events, which are the dots; where a line steps without one, "
+        "history": f"{in_span.height:,} rows of the log, {n_events:,} of them by events, which are the dots; where a line steps without one, "
         "a window moved on." + (f" {n_more:,} rows before these are not drawn." if n_more else "") + complete,
         "plots": [
             _plot(history, feature, rows, begin_us, end_us) for feature in view.features if not feature.dtype.nesting
@@ -240,22 +246,15 @@ def _past(log: Path, view: View, given: Mapping[str, str], days: str) -> dict[st
 
 def _plot(history: EntityHistory, feature: ViewFeature, rows: pl.DataFrame, begin_us: int, end_us: int) -> _Plot:
     values = as_read(feature, rows[feature.name])
-    window = _window(history.view, feature)
+    window = history.view.window_text(feature) or _NO_WINDOW
     known = values.drop_nulls()
     least, most = (shown(known.min()), shown(known.max())) if len(known) else ("no value", "no value")
-    drawn: list[float | None]
-    if values.dtype == pl.String():
-        levels = known.unique(maintain_order=True).to_list()
-        places = {level: float(place) for place, level in enumerate(levels)}
-        drawn = [None if text is None else places[text] for text in values]
-        least, most = (shown(levels[0]), shown(levels[-1])) if levels else (least, most)
-        if len(levels) > 2:
-            some = ", ".join(map(shown, levels[:_MOST_LEVELS]))
-            window += f"; texts upwards: {some}{', ...' if len(levels) > _MOST_LEVELS else ''}"
-    elif isinstance(values.dtype, pl.Datetime):
-        drawn = [None if us is None else float(us) for us in values.dt.epoch("us")]
-    else:
-        drawn = [None if value is None or not math.isfinite(value) else float(value) for value in values]
+    heights, levels = drawn(values.dt.epoch("us") if isinstance(values.dtype, pl.Datetime) else values)
+    if levels:
+        least, most = shown(levels[0]), shown(levels[-1])
+    if levels and len(levels) > 2:
+        some = ", ".join(map(shown, levels[:_MOST_LEVELS]))
+        window += f"; texts upwards: {some}{', ...' if len(levels) > _MOST_LEVELS else ''}"
     # What a backfill wrote has its cause, and an event all the same.
     are_events = rows["event_time"].is_not_null().to_list()
     instants = rows["available_at"].dt.epoch("us").to_list()
@@ -264,12 +263,8 @@ def _plot(history: EntityHistory, feature: ViewFeature, rows: pl.DataFrame, begi
         window=window,
         least=least,
         most=most,
-        steps=steps(instants, drawn, are_events, begin_us, end_us),
+        steps=steps(instants, [one if math.isfinite(one) else None for one in heights], are_events, begin_us, end_us),
     )
-
-
-def _window(view: View, feature: ViewFeature) -> str:
-    return ", ".join(window.text for window in view.windows_of(feature)) or "no window"
 
 
 def _spans(view: View, given: Mapping[str, str], chosen: str) -> list[tuple[str, str | None]]:
@@ -281,6 +276,7 @@ def _spans(view: View, given: Mapping[str, str], chosen: str) -> list[tuple[str,
     ]
 
 
+@cache
 def _nothing() -> Catalog:
     """Return the catalog of nothing, for pages that are about nothing that is published."""
     return Catalog(Published(views=Versions([])), place="nothing that could be read")

@@ -254,6 +254,6 @@ def _print_table(
     for name, value in values.items():
         feature = view.feature(name)
         assert feature is not None
-        windows = ", ".join(window.text for window in view.windows_of(feature))
+        windows = view.window_text(feature)
         table.add_row(name, shown(value), windows)
     Screen().print(table)

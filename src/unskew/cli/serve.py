@@ -184,7 +184,7 @@ def serve(
             registry=registry,
             models=models,
             figures=figures,
-            address=f"{'localhost' if host in {settings.LOOPBACK, '0.0.0.0', '::', '::1'} else host}:{port or PORT}",  # noqa: S104 - nothing is bound
+            address=in_url("localhost" if _is_loopback(host) or host in {"0.0.0.0", "::"} else host, port or PORT),  # noqa: S104 - nothing is bound
             shows_values=not no_values,
             names=host_names if token_file is None and _is_loopback(host) else None,
             parent=os.getpid(),
@@ -195,9 +195,7 @@ def serve(
             making.site(reader)
         config = configured(making, tls_cert, tls_key, workers)
         listener = stack.enter_context(listening(host, port))
-        bound_host, bound_port = listener.getsockname()[:2]
-        shown = f"[{bound_host}]" if ":" in bound_host else bound_host
-        say(f"unskew serves http{'s' if tls_cert else ''}://{shown}:{bound_port}", err=True)
+        say(f"unskew serves http{'s' if tls_cert else ''}://{in_url(*listener.getsockname()[:2])}", err=True)
         run(config, listener)
 
 
@@ -285,6 +283,11 @@ class _Making:
             timeout_s=self.timeout_s,
             cache_s=self.cache_s,
         )
+
+
+def in_url(host: str, port: int) -> str:
+    """Return an address as a URL has it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -51,7 +51,7 @@ def ui(context: click.Context, folder: Path, listen: str, no_open: bool) -> None
     """
     with needed("unskew ui"):
         from unskew.demo.embedded import EmbeddedRedis
-    from unskew.cli.serve import listening, serve
+    from unskew.cli.serve import in_url, listening, serve
     from unskew.demo.folders import Folders
     from unskew.demo.journey import HOME
     from unskew.features.definitions.load import load
@@ -81,7 +81,7 @@ def ui(context: click.Context, folder: Path, listen: str, no_open: bool) -> None
         # That a new Redis is empty is no news here.
         logging.getLogger("unskew.redis").setLevel(logging.ERROR)
         written = rehydrate(load(HOME), deployment)
-        address = f"http://{host}:{port}"
+        address = f"http://{in_url(host, port)}"
         say(f"{written.rows:,} values are served. Open {address}, or try:")
         say(f"  unskew get household_purchases 2070 --redis-url {redis.url}")
         say(f"  curl {address}/get-online-features -d {shlex.quote(_BODY)}")

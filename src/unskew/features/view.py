@@ -185,3 +185,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return (self.windows[feature.window],)
         inputs = (self.feature(name) for name in feature.inputs)
         return tuple(dict.fromkeys(window for one in inputs if one is not None for window in self.windows_of(one)))
+
+    def window_text(self, feature: ViewFeature) -> str:
+        """Return the windows of a feature for people; empty if it has none."""
+        return ", ".join(window.text for window in self.windows_of(feature))

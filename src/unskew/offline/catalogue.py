@@ -41,7 +41,7 @@ def catalogue(views: Versions[View], on_demand: Iterable[OnDemandView] = ()) -> 
             "feature": feature.name,
             "type": feature.type,
             "function": feature.function,
-            "window": ", ".join(window.text for window in view.windows_of(feature)),
+            "window": view.window_text(feature),
             "keys": list(view.entity.keys),
             "description": feature.description or view.description,
             "owner": feature.owner or view.owner,

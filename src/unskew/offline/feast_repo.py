@@ -219,7 +219,7 @@ def _service(service: Service) -> str:
 
 
 def _field(view: View, feature: ViewFeature) -> str:
-    tags = {"function": feature.function, "window": ", ".join(window.text for window in view.windows_of(feature))}
+    tags = {"function": feature.function, "window": view.window_text(feature)}
     null_means = feature.default if feature.empty is None else feature.empty
     if null_means is not None:
         tags["null_means"] = json.dumps(null_means, default=str)

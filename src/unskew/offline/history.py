@@ -74,7 +74,7 @@ class EntityHistory:
         is_event = self.frame["event_time"].is_not_null()
         end = when[-1] if self.complete_to_us is None else moment_of(self.complete_to_us).replace(tzinfo=None)
         for ax, feature in zip(axes, chosen, strict=True):
-            values, levels = _drawn(self.frame[feature.name])
+            values, levels = drawn(self.frame[feature.name])
             xs, ys = [*when.to_list(), max(end, when[-1])], [*values, values[-1]]
             ax.step(xs, ys, where="post", color="C0", linewidth=1.2)
             ax.plot(
@@ -87,7 +87,7 @@ class EntityHistory:
             if levels:
                 step = -(-len(levels) // _MOST_TICKS)
                 ax.set_yticks(range(0, len(levels), step), [_plain(level)[:24] for level in levels[::step]])
-            windows = ", ".join(window.text for window in self.view.windows_of(feature))
+            windows = self.view.window_text(feature)
             ax.set_title(f"{feature.name}   {windows}", loc="left", fontsize=9)
             ax.grid(alpha=0.3)
             ax.margins(y=0.15)
@@ -166,8 +166,8 @@ def _plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _drawn(values: pl.Series) -> tuple[list[Any], list[str] | None]:
-    """Return what is drawn for the values, and the names of its levels if they are texts."""
+def drawn(values: pl.Series) -> tuple[list[Any], list[str] | None]:
+    """Return what is drawn for the values, NaN for null, and the names of its levels if they are texts."""
     if values.dtype == pl.String():
         levels = values.drop_nulls().unique(maintain_order=True).to_list()
         places = {level: at for at, level in enumerate(levels)}

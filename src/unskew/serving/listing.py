@@ -30,7 +30,7 @@ def listing(published: Published) -> dict[str, list[dict[str, Any]]]:
 def _of_view(published: Published, view: View) -> Iterator[dict[str, Any]]:
     named = view.name if published.views.serving(view.name) is view else view.id
     for feature in view.features:
-        window = ", ".join(window.text for window in view.windows_of(feature))
+        window = view.window_text(feature)
         yield _row(view, feature, f"{named}:{feature.name}", window) | {
             "entity": view.entity.name,
             "keys": _keys(view),

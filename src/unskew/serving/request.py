@@ -146,7 +146,6 @@ class ViewRequest:
         self._numbers_of_row = itemgetter(*places) if len(places) > 1 else itemgetter(slice(1))
         place = count()
         self._number_places = [next(place) if is_number else None for is_number in are_numbers]
-        self._all_are_numbers = all(are_numbers)
         self._all_stay_texts = self._all_are_numbers and all(column.is_json for column in self.columns)
         features = [one.feature for one in ones]
         self._warmth = _Warmth(self.view, features)

@@ -234,7 +234,7 @@ class Lineage:
         for one in self._columns(holder, named, view.where):
             self._link(one, added, "where")
         for feature in view.features:
-            window = ", ".join(each.text for each in view.windows_of(feature))
+            window = view.window_text(feature)
             self._add_feature(added, view.id, feature, window=window, entity=entity)
             its = f"feature {view.id}:{feature.name}"
             if feature.function == "derived":
