@@ -24,6 +24,7 @@ NAMES = (
     "bench_recovery",
     "bench_compaction",
     "bench_objects",
+    "bench_testing",
 )
 
 for name in NAMES:

@@ -51,8 +51,8 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 def init(folder: Path, template: str) -> None:
     """Make a small project in DIR, a new or an empty folder: features of a stream, with a test and made up events.
 
-    It has definitions (a stream with its schema, two views and a service), a generator of events, a test that runs in
-    milliseconds, a README with the next commands, and a pyproject.toml. Everything in it is there to be changed.
+    It has definitions (a stream with its schema, two views and a service), a generator of events, a test that needs no
+    servers, a README with the next commands, and a pyproject.toml. Everything in it is there to be changed.
 
     \b
     transactions   payments of users at merchants

@@ -276,7 +276,8 @@ def _about(one: "ViewValue") -> Iterator[Any]:
     if one.rows is not None:
         a_day = one.rows.rows_a_day
         about.append(
-            f"{one.rows.n_rows:,} rows of {one.rows.n_entities:,} entities" + (f", {a_day:,.0f} a day" if a_day else "")
+            f"{one.rows.n_rows:,} rows of {one.rows.n_entities:,} entities"
+            + (f", {a_day:,.{0 if a_day >= 10 else 1}f} a day" if a_day else "")
         )
     yield styled(": ".join(about), "bold")
     if one.requests is not None:

@@ -1,4 +1,4 @@
-"""What the features are of a few events. `pytest` runs this in milliseconds, without servers."""
+"""What the features are of a few events. `pytest` runs this without servers."""
 
 import datetime as dt
 from pathlib import Path
