@@ -172,6 +172,8 @@ def test_an_empty_text_is_refused_as_each_argument(path: tuple[str, ...]) -> Non
         (("monitor", "--log", "folder", "--baseline", "file"), "file is not a baseline"),
         (("monitor", "--log", "folder", "--every", "10ms"), "--every 10ms: give a second or more"),
         (("monitor", "--log", "folder", "--served", "nowhere"), "nowhere: there is no such folder"),
+        (("serve", *AWAY, "--host-name", "https://features.example:6566"), "give it without a scheme and a port"),
+        (("serve", *AWAY, "--host-name", "two names"), "'two names' is not the name of a host"),
         (("monitor", "--log", "folder", "--metrics", "here"), "--metrics 'here': give HOST:PORT"),
         (("baseline", VIEW, "--log", "folder", "-o", "file"), "file is there already"),
         (("baseline", VIEW, "--log", "folder", "-o", "nowhere/out.json"), "there is no folder"),

@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import ipaddress
 import os
+import re
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     from unskew.serving.online import OnlineReader
 
 PORT = 6566
+_A_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
+
+
+def _are_names(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    for name in given:
+        if not _A_NAME.fullmatch(name):
+            raise click.BadParameter(
+                f"{name!r} is not the name of a host; give it without a scheme and a port, for example "
+                "features.example.com"
+            )
+    return given
 
 
 @click.command()
@@ -106,6 +118,7 @@ PORT = 6566
     "host_names",
     multiple=True,
     metavar="NAME",
+    callback=_are_names,
     envvar="UNSKEW_HOST_NAME",
     show_envvar=True,
     help="Name under which clients reach this server, if it listens at this machine alone and asks for no token: requests "
