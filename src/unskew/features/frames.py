@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -200,7 +201,12 @@ class _Rows(Given):
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows = rows
-        self.names, self.n_rows = list(dict.fromkeys(name for row in rows for name in row)), len(rows)
+        self.names, self.n_rows = list(dict.fromkeys(chain.from_iterable(rows))), len(rows)
+
+    @override
+    def values(self, name: str) -> list[Any]:
+        # There cannot be several of one name.
+        return self._values(name)
 
     @override
     def _column(self, name: str) -> pl.Series:
@@ -232,6 +238,11 @@ class Columns(Given):
     def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
         self._columns = columns
         self.names, self.n_rows = list(columns), max(map(len, columns.values()), default=0)
+
+    @override
+    def values(self, name: str) -> list[Any]:
+        # There cannot be several of one name.
+        return list(self._columns[name])
 
     @override
     def _column(self, name: str) -> pl.Series:

@@ -1,8 +1,8 @@
 """The pipeline's clocks in Redis, and the instant for which a row read from Redis is valid."""
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 from unskew.features.hashing import shard_of_key
 from unskew.sinks.redis.words import ReadWords
@@ -90,10 +90,15 @@ class ViewClocks:
 
     def place(self, keys: Sequence[str | None], instants: Sequence[int]) -> Placed:
         """Judge rows. ``keys``: canonical; ``instants``: the ``_at`` of each row, ``UNKNOWN`` if it is absent."""
-        rows, of_all = zip(keys, instants, strict=True), self._of_all
-        if of_all is not None:
-            return Placed.of([NOWHERE if key is None else of_all.place(at) for key, at in rows])
-        return Placed.of([NOWHERE if key is None else self._shard_of(key).place(at) for key, at in rows])
+        of_all = self._of_all
+        if of_all is None:
+            rows = zip(keys, instants, strict=True)
+            return Placed.of([NOWHERE if key is None else self._shard_of(key).place(at) for key, at in rows])
+        placed = of_all.place(instants)
+        if None not in keys:
+            return placed
+        its_rows = cast("Iterable[PlacedRow]", zip(*placed, strict=True))
+        return Placed.of([NOWHERE if key is None else its for key, its in zip(keys, its_rows, strict=True)])
 
     def _shard_of(self, key: str) -> "_Shard":
         number = shard_of_key(key, self._n_shards)
@@ -168,17 +173,18 @@ class _AllShards(NamedTuple):
     waiting: bool
     lost: bool
 
-    def place(self, at: int) -> PlacedRow:
-        absent = at == UNKNOWN
-        least = self.least
-        unsure = (least < self.greatest or self.lost) if absent else least < at
-        return (
-            self.greatest if absent else max(at, least),
-            UNKNOWN if self.waiting else least,
-            self.since,
-            self.waiting or least == UNKNOWN or unsure,
-            self.compared,
-        )
+    def place(self, instants: Sequence[int]) -> Placed:
+        least, n_rows = self.least, len(instants)
+        is_open = self.waiting or least == UNKNOWN
+        as_of = [max(least, at) for at in instants]
+        provisional = [is_open or at > least for at in instants]
+        if UNKNOWN in instants:
+            are_unsure = is_open or least < self.greatest or self.lost
+            for row, at in enumerate(instants):
+                if at == UNKNOWN:
+                    as_of[row], provisional[row] = self.greatest, are_unsure
+        clock = UNKNOWN if self.waiting else least
+        return Placed(as_of, [clock] * n_rows, [self.since] * n_rows, provisional, [self.compared] * n_rows)
 
 
 def _or_unknown(instant: int | None) -> int:

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import NamedTuple
 
 import msgspec
@@ -36,6 +36,9 @@ _Cell = int | float | str | bool | None
 _NO_INSTANT = b'"1970-01-01T00:00:00Z"'
 _PRESENT, _NULL, _NOT_FOUND, _OUTSIDE = b'"PRESENT"', b'"NULL_VALUE"', b'"NOT_FOUND"', b'"OUTSIDE_MAX_AGE"'
 _NOTHING = frozenset({b"[]", b"{}"})
+_COMMA = b","
+_ABOUT = b'%b,"as_of":[%b],"status":%b,"provisional":%b}'
+_BETWEEN = b'],"statuses":[%b],"event_timestamps":[%b]},{"values":['
 _RESULT = b'{"values":[%b],"statuses":[%b],"event_timestamps":[%b]}'
 
 
@@ -79,10 +82,10 @@ def read_body(data: bytes, most_rows: int) -> Body:
     if (body.features is None) is (body.feature_service is None):
         both = "both features and a feature_service are" if body.features is not None else "no features are"
         raise RequestError(f"{both} requested; name features, as view:feature, or a feature_service")
-    lengths = {name: len(values) for name, values in body.entities.items()}
-    if len(set(lengths.values())) > 1:
+    n_rows, *others = set(map(len, body.entities.values()))
+    if others:
+        lengths = {name: len(values) for name, values in body.entities.items()}
         raise RequestError(f"the lists of entities have different lengths: {lengths}")
-    n_rows = next(iter(lengths.values()), 0)
     if n_rows > most_rows:
         raise RequestError(f"{n_rows:,} entities are more than this server reads at once ({most_rows:,}); ask in parts")
     return body
@@ -139,24 +142,21 @@ def answer(answered: Answered, body: Body) -> bytes:
         its = b",".join([_NULL if cell is None else _PRESENT for cell in cells]) if None in cells else all_present
         results.append(_RESULT % (_encode(cells)[1:-1], its, no_instants))
     about, times = [], []
-    for number, found in enumerate(answered.answers):
-        instants = [None if as_of == UNKNOWN else _stamp(as_of) for as_of in found.placed.as_of]
-        as_of = b",".join([b"null" if instant is None else instant for instant in instants])
-        if number < len(shape.heads):
+    for head, found in zip_longest(shape.heads, answered.answers):
+        placed = found.placed
+        its_times = _COMMA.join(map(_stamp, placed.as_of))
+        if head is not None:
             # On-demand features come after all views.
-            provisional = b",".join([b"true" if its else b"false" for its in found.placed.provisional])
-            about.append(
-                b'%b%b],"status":%b,"provisional":[%b]}'
-                % (shape.heads[number], as_of, _encode(found.status), provisional)
-            )
-        if None in instants:
-            as_of = b",".join([_NO_INSTANT if instant is None else instant for instant in instants])
-        times.append(as_of)
+            as_of = its_times
+            if UNKNOWN in placed.as_of:
+                as_of = _COMMA.join([b"null" if one == UNKNOWN else _stamp(one) for one in placed.as_of])
+            about.append(_ABOUT % (head, as_of, _encode(found.status), _encode(placed.provisional)))
+        times.append(its_times)
     for view_number, numbers, may_be_nothing in shape.runs:
         found, its_times = answered.answers[view_number], times[view_number]
         if found.is_whole and not may_be_nothing and LAGGING not in found.status:
-            between = b'],"statuses":[%b],"event_timestamps":[%b]},{"values":[' % (all_present, its_times)
-            values = between.join([b",".join(found.values[number]) for number in numbers])
+            between = _BETWEEN % (all_present, its_times)
+            values = between.join(map(_COMMA.join, map(found.values.__getitem__, numbers)))
             results.append(_RESULT % (values, all_present, its_times))
         else:
             each = (_values_and_statuses(found, found.values[number]) for number in numbers)
@@ -192,13 +192,13 @@ def _shape(request: Request, entities: tuple[str, ...]) -> _Shape:
         else:
             may_be_nothing = True
         runs.append((view, numbers, may_be_nothing))
-    heads = [b'%b:{"version":%d,"as_of":[' % (_encode(view.named), view.view.version) for view in request.views]
+    heads = [b'%b:{"version":%d' % (_encode(view.named), view.view.version) for view in request.views]
     return _Shape(_encode([*entities, *(one.column for one in request.asked)]), heads, runs)
 
 
 @lru_cache(maxsize=4_096)
 def _stamp(instant_us: int) -> bytes:
-    return b'"%b"' % rfc3339(instant_us)
+    return _NO_INSTANT if instant_us == UNKNOWN else b'"%b"' % rfc3339(instant_us)
 
 
 def _values_and_statuses(found: ViewAnswer, values: Sequence[bytes | None]) -> tuple[bytes, bytes]:

@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -189,11 +189,12 @@ class Application:
 
     async def _reply(self, scope: Scope, receive: Receive) -> _Reply:
         try:
-            self._refuse(scope)
+            headers = _headers(scope)
+            self._refuse(scope, headers)
             body = feast.read_body(await self._body(scope, receive), self._limits.rows)
             answered = await self._reader.asked_async(feast.asking(self._reader, body))
-            if (expected := _expected(scope)) is not None:
-                answered.request.require(expected)
+            if (expected := headers.get(_EXPECT)) is not None:
+                answered.request.require(_digest(expected))
             self.metrics.answered(answered)
             if self._usage is not None and body.feature_service is not None:
                 self._usage.count(body.feature_service)
@@ -208,20 +209,20 @@ class Application:
             _log.exception("a request was not answered")
             return _Reply(500, feast.error("the server failed to answer; its log says why"))
 
-    def _refuse(self, scope: Scope) -> None:
+    def _refuse(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         if scope["method"] != "POST":
             raise _Refused(405, f"send POST to {FEATURES}")
-        if not self._is_meant(scope):
+        if not self._is_meant(headers):
             raise _Refused(421, _OTHER_NAME)
-        if not self._may(scope):
+        if not self._may(headers):
             raise _Refused(401, _UNKNOWN_CLIENT)
         self._refuse_more()
 
-    def _is_meant(self, scope: Scope) -> bool:
+    def _is_meant(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether a request is to a name of this server; that of an address cannot be another one's."""
         if self._names is None:
             return True
-        given = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        given = headers.get(b"host", b"")
         if given in self._meant:
             return True
         text = given.decode("latin-1").lower()
@@ -238,11 +239,11 @@ class Application:
         if self._n_at_once > self._limits.at_once:
             raise _Refused(503, f"this server answers {self._limits.at_once:,} requests at once; try again")
 
-    def _may(self, scope: Scope) -> bool:
+    def _may(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return true if the client has sent the token, or none is asked for."""
         if self._token is None:
             return True
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        given = headers.get(b"authorization", b"")
         scheme, _, token = given.partition(b" ")
         if scheme.lower() == b"basic":
             with contextlib.suppress(binascii.Error):
@@ -255,7 +256,7 @@ class Application:
         # The body has nearly always come with its head, and then there is nothing to wait for.
         if (whole := _whole(scope)) is not None and (body := whole.body()) is not None and len(body) <= most:
             return body
-        given = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        given = _headers(scope).get(b"content-length", b"0")
         if given.isdigit() and int(given) > most:
             raise _Refused(413, _TOO_LONG.format(most))
         parts, n_bytes = [], 0
@@ -297,9 +298,10 @@ class Application:
 
     async def _listing(self, request: Request) -> Response:
         """Answer with what can be read."""
-        if not self._is_meant(request.scope):
+        headers = _headers(request.scope)
+        if not self._is_meant(headers):
             return JSONResponse({"message": _OTHER_NAME}, 421)
-        if not self._may(request.scope):
+        if not self._may(headers):
             return JSONResponse({"message": _UNKNOWN_CLIENT}, 401)
         try:
             known = await self._reader.asked_async(self._reader.look_again())
@@ -314,14 +316,15 @@ class Application:
         # What is neither a page nor one of its files is asked for by a program.
         if self._site is None or request.method not in {"GET", "HEAD"} or not ("." in path or path in _PAGES):
             raise HTTPException(404)
-        if not self._is_meant(request.scope):
+        headers = _headers(request.scope)
+        if not self._is_meant(headers):
             return Response(_OTHER_NAME, 421, media_type="text/plain")
-        if not self._may(request.scope):
+        if not self._may(headers):
             return Response(_UNKNOWN_CLIENT, 401, _ASKS_FOR_TOKEN, media_type="text/plain")
         return await self._site(request)
 
     async def _metrics(self, request: Request) -> Response:
-        if not self._may(request.scope):
+        if not self._may(_headers(request.scope)):
             return Response(feast.error(_UNKNOWN_CLIENT), 401, media_type="application/json")
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -352,12 +355,14 @@ def _part(message: Message) -> bytes:
     return part
 
 
-def _expected(scope: Scope) -> str | None:
-    """Return the digest of the features that a request expects; None if it does not say."""
-    given = next((value for name, value in scope["headers"] if name == _EXPECT), None)
-    if given is None:
-        return None
-    text: str = given.decode("latin-1").strip()
+def _headers(scope: Scope) -> Mapping[bytes, bytes]:
+    """Return the headers by their names; the first of several with one name."""
+    return dict(reversed([*scope["headers"]]))
+
+
+def _digest(given: bytes) -> str:
+    """Return the digest of the features that a request expects. Raises ``RequestError`` for what is not one."""
+    text = given.decode("latin-1").strip()
     if _DIGEST.fullmatch(text) is None:
         raise RequestError(
             f"Unskew-Expect: {text!r:.80} is not a digest of features; send the 64 characters of features_digest in the model's "

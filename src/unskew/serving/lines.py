@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from operator import attrgetter
 from typing import Any
 
 import hiredis
@@ -44,15 +46,20 @@ class Commands:
         self.data.append(data)
 
 
+_DATA = attrgetter("data")
+
+
+def all_of(steps: Sequence[Commands]) -> list[bytes]:
+    """Return the commands of all steps."""
+    return list(chain.from_iterable(map(_DATA, steps)))
+
+
 def divided(replies: list[Any], steps: Sequence[Commands]) -> list[list[Any]]:
     """Return the replies to the commands of each step. Raises as ``checked`` does."""
     if not _PLAIN.issuperset(map(type, replies)):
         checked(replies, [key for step in steps for key in step.keys])
-    found, first = [], 0
-    for step in steps:
-        found.append(replies[first : first + len(step.data)])
-        first += len(step.data)
-    return found
+    left = iter(replies)
+    return [list(islice(left, n_commands)) for n_commands in map(len, map(_DATA, steps))]
 
 
 class Lines:
@@ -76,7 +83,7 @@ class Lines:
         with self._server.reaching() as client:
             if isinstance(client, redis.RedisCluster):
                 return [self._ask_cluster(client, step) for step in steps]
-            return divided(self._ask_one(client, [one for step in steps for one in step.data]), steps)
+            return divided(self._ask_one(client, all_of(steps)), steps)
 
     def give_back(self) -> None:
         """Give the connections that are kept back to their pool."""

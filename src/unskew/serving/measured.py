@@ -144,12 +144,13 @@ class Metrics(Collector):
         """Count the rows of an answer."""
         # The answers of on-demand features come after all views.
         for view, found in zip(answered.request.views, answered.answers, strict=False):
-            view_id = view.view.id
+            view_id, as_of = view.view.id, found.placed.as_of
             for status in set(found.status):
                 _add(self._counts.n_rows, view_id, status, found.status.count(status))
-            oldest = min([as_of for as_of in found.placed.as_of if as_of != UNKNOWN], default=None)
-            if oldest is not None:
-                self._counts.lags[view_id] = answered.read_us, max(0, answered.read_us - oldest) / 1e6
+            if UNKNOWN in as_of:
+                as_of = [one for one in as_of if one != UNKNOWN]
+            if as_of:
+                self._counts.lags[view_id] = answered.read_us, max(0, answered.read_us - min(as_of)) / 1e6
 
     def _save(self, share: Share) -> None:
         self._is_saving = False

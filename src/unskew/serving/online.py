@@ -322,7 +322,7 @@ class OnlineReader:
                 empty |= dict.fromkeys(request.inputs_read, pl.String)
                 rows = read_table(pl.DataFrame(schema=empty))
             keys = _keys(request, rows)
-            inputs = request.inputs(rows)
+            inputs = {} if request.on_request is None else request.inputs(rows)
             read = None if self._cache is None else self._cache.get(request, keys)
             if read is None:
                 read = yield from self._read(known, request, keys)
@@ -333,7 +333,8 @@ class OnlineReader:
             answers = request.read(keys, read.rows, read.clocks, oldest_us)
             if self._sampler is not None:
                 self._sampler.offer(request, answers)
-            if (computing := request.computing(inputs, answers, rows.n_rows, now_us)) is not None:
+            if request.on_request is not None:
+                computing = request.computing(inputs, answers, rows.n_rows, now_us)
                 answers += request.computed((yield computing), answers, rows.n_rows)
             return Answered(rows, request, answers, read.read_us, now_us)
         raise RequestError(
@@ -498,12 +499,11 @@ def _keys(request: Request, rows: Given) -> list[list[str | None]]:
 
 def _keys_of(view: View, rows: Given) -> list[str | None]:
     names = key_names(view, rows)
-    if rows.of_objects and set(names) <= set(rows.names):
-        types = view.entity.types
-        columns = [_plain_parts(rows.values(name), kind) for name, kind in zip(names, types, strict=True)]
+    if rows.of_objects and set(names).issubset(rows.names):
+        columns = list(map(_plain_parts, map(rows.values, names), view.entity.types))
         if None not in columns:
-            parts = cast("list[list[str]]", columns)
-            return list(parts[0]) if len(parts) == 1 else ["|".join(of_row) for of_row in zip(*parts, strict=True)]
+            parts = cast("list[list[str | None]]", columns)
+            return parts[0] if len(parts) == 1 else list(map("|".join, zip(*columns, strict=True)))
     return encode_keys(key_columns(view, rows), view.entity).to_list()
 
 

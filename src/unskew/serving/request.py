@@ -40,6 +40,7 @@ _AT = "_at"
 _INSTANTS = Reader(Type("timestamp"))
 _MOST_KNOWN = 64
 _MOST_NAMED = 20
+_FIRST = itemgetter(0)
 
 Expected = str | Sequence[ServiceFeature]
 """The digest of features, or the features themselves."""
@@ -128,9 +129,11 @@ class ViewRequest:
         # What only on-demand features read stays in the types that these take.
         self.columns = [Column.of(one.feature, as_json=how.as_json and not is_reference(one.column)) for one in ones]
         fields = [_AT, *(one.feature.name for one in ones)]
-        self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
-        self._tail = b"".join(argument(name.encode()) for name in fields)
-        self._before_key = value_key(pipelines.prefix, self.view.id, "")[:-1].encode()
+        around_key = value_key(pipelines.prefix, self.view.id, "").encode().replace(b"%", b"%%")
+        self._name_of = (around_key[:-1] + b"%b" + around_key[-1:]).__mod__
+        asked_fields = b"".join(argument(name.encode()) for name in fields).replace(b"%", b"%%")
+        head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
+        self._command_of = (head + b"$%d\r\n%b\r\n" + asked_fields).__mod__
         self._pipelines = pipelines
         self._shards = tuple(shards)
         self._asked = ShardWords(self.view.id, shards) if shards else None
@@ -153,12 +156,13 @@ class ViewRequest:
         self.before = self._of_words(pipelines.clock_keys, None if self._asked is None else self._asked.clock_fields)
         self.after = self._of_words(pipelines.mark_keys, None if self._asked is None else self._asked.mark_fields)
 
-    def add_rows(self, keys: Iterable[str | None], commands: Commands) -> None:
+    def add_rows(self, keys: Sequence[str | None], commands: Commands) -> None:
         """Add the commands that read the rows of these entities; nothing for one without a key."""
-        head, tail, before_key = self._head, self._tail, self._before_key
-        names = [b"%b%b}" % (before_key, key.encode()) for key in keys if key is not None]
+        if None in keys:
+            keys = [key for key in keys if key is not None]
+        names = list(map(self._name_of, map(str.encode, cast("Sequence[str]", keys))))
         commands.keys += names
-        commands.data += [b"%b$%d\r\n%b\r\n%b" % (head, len(name), name, tail) for name in names]
+        commands.data += map(self._command_of, zip(map(len, names), names, strict=True))
 
     def clocks(self, clocks: Sequence[Any], marks: Sequence[Any]) -> ViewClocks:
         """Return what the replies to the commands before and after the rows say.
@@ -202,14 +206,13 @@ class ViewRequest:
             without: Row = [None] * (1 + len(self.columns))
             rows = [without if key is None else next(replies) for key in keys]
         instants, values, may_lack = self._found(rows)
-        flags: list[list[bool]] = []
-        if self._warmths:
-            flags = [
-                _are_default(its, column.empty, instants) for column, its in zip(self.columns, values, strict=True)
-            ]
-            is_default = list(map(all, zip(*flags, strict=True)))
-        else:
-            is_default = self._are_default(values, instants)
+        placed = clocks.place(keys, instants)
+        defaults = self._default_rows(values, instants)
+        status = _statuses(keys, placed, defaults, self._warmth, oldest_clock_us)
+        status_of_each = []
+        for column, its, warmth in zip(self.columns, values, self._warmths, strict=False):
+            its_defaults = _default_among(range(len(keys)), its, column.empty, instants)
+            status_of_each.append(_statuses(keys, placed, its_defaults, warmth, oldest_clock_us))
         is_whole = True
         if may_lack or has_missing:
             values = [
@@ -217,19 +220,8 @@ class ViewRequest:
                 for column, its in zip(self.columns, values, strict=True)
             ]
             is_whole = not any(None in its for its in values)
-        placed = clocks.place(keys, instants)
-        return ViewAnswer(
-            keys,
-            values,
-            [
-                _statuses(keys, placed, its, warmth, oldest_clock_us)
-                for its, warmth in zip(flags, self._warmths, strict=True)
-            ],
-            placed,
-            _statuses(keys, placed, is_default, self._warmth, oldest_clock_us),
-            [at != UNKNOWN for at in instants],
-            is_whole,
-        )
+        is_present = [True] * len(keys) if UNKNOWN not in instants else [at != UNKNOWN for at in instants]
+        return ViewAnswer(keys, values, status_of_each, placed, status, is_present, is_whole)
 
     def _found(self, rows: Sequence[Row]) -> tuple[Sequence[int], Sequence[Sequence[Any]], bool]:
         """Return the instants of rows and the values of each column; None for a null; whether there may be one."""
@@ -242,7 +234,7 @@ class ViewRequest:
             ]
             return _known_instants(self._values(_AT, _INSTANTS, at_texts)), values, True
         if self._all_stay_texts:
-            return _known_instants([row[0] for row in read.rows]), texts, read.have_nulls
+            return _known_instants(list(map(_FIRST, read.rows))), texts, read.have_nulls
         instants, *numbers = zip(*read.rows, strict=True)
         values = [
             self._values(column.name, column.reader, its)
@@ -254,19 +246,15 @@ class ViewRequest:
         ]
         return _known_instants(instants), values, read.have_nulls or not self._all_are_numbers
 
-    def _are_default(self, values: Sequence[Sequence[Any]], instants: Sequence[int]) -> list[bool]:
-        """Return, for each row, whether all its values are those of an entity without events."""
-        left: Iterable[int] = range(len(instants))
+    def _default_rows(self, values: Sequence[Sequence[Any]], instants: Sequence[int]) -> Sequence[int]:
+        """Return the rows of which all values are those of an entity without events."""
+        left: Sequence[int] = range(len(instants))
         for column, its in zip(self.columns, values, strict=True):
-            empty = column.empty
             # Nearly all rows that have events differ in one of the first columns.
-            left = [row for row in left if its[row] == empty or (its[row] is None and instants[row] == UNKNOWN)]
+            left = _default_among(left, its, column.empty, instants)
             if not left:
-                return [False] * len(instants)
-        found = [False] * len(instants)
-        for row in left:
-            found[row] = True
-        return found
+                break
+        return left
 
     def _values(self, field: str, reader: Reader | JsonReader, texts: Sequence[bytes | None]) -> list[Any]:
         """Return the values of texts; None stays None."""
@@ -403,6 +391,8 @@ class Request:
         oldest_clock_us: int | None,
     ) -> list[ViewAnswer]:
         """Return each view's values and what they are the values of; see ``ViewRequest.read``."""
+        if len(keys) == 1:
+            return [self.views[0].read(keys[0], rows, clocks[0], oldest_clock_us)]
         answers, first = [], 0
         for view, its, said in zip(self.views, keys, clocks, strict=True):
             n_rows = len(its) - its.count(None)
@@ -417,15 +407,15 @@ class Request:
 
     def inputs(self, rows: Given) -> dict[str, list[Any]]:
         """Return the inputs of on-demand features. Raises ``RequestError`` for one that is missing or does not fit."""
-        return {} if self.on_request is None else self.on_request.input_values(rows)
+        assert self.on_request is not None
+        return self.on_request.input_values(rows)
 
     def computing(
         self, inputs: Mapping[str, list[Any]], answers: Sequence[ViewAnswer], n_rows: int, now_us: int
-    ) -> Computing | None:
-        """Return what is to be evaluated once the views have answered; None without on-demand features."""
+    ) -> Computing:
+        """Return what is to be evaluated once the views have answered."""
         on_request = self.on_request
-        if on_request is None:
-            return None
+        assert on_request is not None
         columns: dict[str, Sequence[Any]] = dict(inputs)
         dtypes = dict(on_request.inputs)
         for one in on_request.reads:
@@ -506,13 +496,27 @@ class _Warmth:
 def _statuses(
     keys: Sequence[str | None],
     placed: Placed,
-    is_default: Sequence[bool],
+    defaults: Sequence[int],
     warmth: _Warmth,
     oldest_clock_us: int | None,
 ) -> list[str]:
+    """Return the status of each row. ``defaults``: the rows whose values are those of an entity without events."""
+    if not keys:
+        return []
+    earliest = min(placed.as_of)
+    if earliest != UNKNOWN and (oldest_clock_us is None or min(placed.clock) >= oldest_clock_us):
+        # Windows only move on: where the earliest instant is not warming none is, and where the latest is all are.
+        if not warmth.is_warming(earliest, max(placed.since)):
+            found = [_PRESENT] * len(keys)
+            for row in defaults:
+                found[row] = _DEFAULT
+            return found
+        if warmth.is_warming(max(placed.as_of), min(placed.since)):
+            return [_WARMING] * len(keys)
     found = []
-    rows = zip(keys, placed.as_of, placed.clock, placed.since, is_default, strict=True)
-    for key, as_of, clock, since, default in rows:
+    are_default = set(defaults)
+    rows = zip(keys, placed.as_of, placed.clock, placed.since, strict=True)
+    for number, (key, as_of, clock, since) in enumerate(rows):
         if key is None:
             found.append(_NO_KEY)
         elif oldest_clock_us is not None and clock < oldest_clock_us:
@@ -520,17 +524,24 @@ def _statuses(
         elif as_of == UNKNOWN or warmth.is_warming(as_of, since):
             found.append(_WARMING)
         else:
-            found.append(_DEFAULT if default else _PRESENT)
+            found.append(_DEFAULT if number in are_default else _PRESENT)
     return found
 
 
-def _known_instants(instants: Sequence[int | None]) -> list[int]:
+def _known_instants(instants: Sequence[int | None]) -> Sequence[int]:
+    if None not in instants:
+        return cast("Sequence[int]", instants)
     return [UNKNOWN if at is None else at for at in instants]
 
 
-def _are_default(values: Sequence[Any], empty: Any, instants: Sequence[int]) -> list[bool]:
-    """Return which values of a column are what an entity without events has; one without a row has them all."""
-    return [value == empty or (value is None and at == UNKNOWN) for value, at in zip(values, instants, strict=True)]
+def _default_among(rows: Sequence[int], values: Sequence[Any], empty: Any, instants: Sequence[int]) -> Sequence[int]:
+    """Return those of the rows whose value in a column is that of an entity without events; one without a row has it.
+
+    ``values``, ``instants``: of all rows.
+    """
+    if empty not in values and None not in values:
+        return ()
+    return [row for row in rows if values[row] == empty or (values[row] is None and instants[row] == UNKNOWN)]
 
 
 def _filled(values: Sequence[Any], column: Column, keys: Sequence[str | None], instants: Sequence[int]) -> list[Any]:

@@ -16,7 +16,7 @@ import hiredis
 import redis
 from typing_extensions import override
 
-from unskew.serving.lines import PAUSES_S, Commands, Lines, divided
+from unskew.serving.lines import PAUSES_S, Commands, Lines, all_of, divided
 from unskew.sinks.redis.server import Server
 
 _NOT_YET = object()
@@ -51,21 +51,23 @@ class SharedLines:
             of_loop = self._of_loops[loop] = _OfLoop()
         if of_loop.in_threads:
             return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
-        commands = [one for step in steps for one in step.data]
+        commands = all_of(steps)
         data = b"".join(commands)
-        with self._server.reaching():
-            for pause_s in (*PAUSES_S, None):
-                try:
-                    line = of_loop.line
-                    if line is None or line.is_closed:
-                        line = await self._connected(of_loop)
-                    if line is None:
-                        return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
-                    return divided(await line.exchange(data, len(commands)), steps)
-                except (redis.ConnectionError, redis.TimeoutError):
-                    if pause_s is None:
-                        raise
-                    await asyncio.sleep(pause_s)
+        for pause_s in (*PAUSES_S, None):
+            try:
+                line = of_loop.line
+                if line is None or line.is_closed:
+                    line = await self._connected(of_loop)
+                if line is None:
+                    return await loop.run_in_executor(self._executor(), lambda: self._lines.ask(*steps))
+                return divided(await line.exchange(data, len(commands)), steps)
+            except Exception as error:
+                if pause_s is None or not isinstance(error, redis.ConnectionError | redis.TimeoutError):
+                    # As ``Server.reaching`` does, which would cost each read more.
+                    if (explained := self._server.explained(error)) is not None:
+                        raise explained from error
+                    raise
+                await asyncio.sleep(pause_s)
         raise AssertionError
 
     def close(self) -> None:
@@ -228,23 +230,24 @@ class _Line(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        reader, waiting, replies = self._reader, self._waiting, self._replies
-        reader.feed(data)
-        next_reply = reader.gets
+        waiting, replies = self._waiting, self._replies
+        wrong = ""
         try:
-            while waiting:
-                n_replies = waiting[0].n_replies
-                while len(replies) < n_replies:
-                    reply = next_reply()
-                    if reply is _NOT_YET:
-                        return
-                    replies.append(reply)
-                replied = waiting.popleft().replied
-                if not replied.done():
-                    replied.set_result(replies)
-                replies = self._replies = []
+            self._reader.feed(data)
+            replies += iter(self._reader.gets, _NOT_YET)
         except redis.InvalidResponse as error:
-            self._end(redis.ConnectionError(str(error)))
+            wrong = str(error)
+        first = 0
+        while waiting and (last := first + waiting[0].n_replies) <= len(replies):
+            replied = waiting.popleft().replied
+            if not replied.done():
+                replied.set_result(replies[first:last])
+            first = last
+        del replies[:first]
+        if replies and not waiting:
+            wrong = "more replies than commands"
+        if wrong:
+            self._end(redis.ConnectionError(wrong))
 
     @override
     def connection_lost(self, error: Exception | None) -> None:
