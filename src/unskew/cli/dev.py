@@ -1,0 +1,171 @@
+"""``unskew dev``: definitions at work on this machine, on servers of their own, taken up whenever they are saved."""
+
+import contextlib
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unskew import settings
+from unskew.features.errors import RequestError
+from unskew.features.extras import needed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from unskew.features.plan import Plan
+    from unskew.pipelines.deployment import Deployment
+
+_DEFINITIONS = Path("definitions")
+_EPOCH_S = 1.0
+
+
+@click.command()
+@settings.optional_definition_paths
+@click.option(
+    "--listen",
+    metavar="HOST:PORT|PORT",
+    default="127.0.0.1:6566",
+    show_default=True,
+    help="Address of the pages and of requests over HTTP; a PORT alone means that port of 127.0.0.1.",
+)
+@click.option(
+    "--sample",
+    metavar="RATE",
+    type=click.FloatRange(0, 10_000, min_open=True),
+    help="Make events of every stream up from its schema, so many a second.",
+)
+@click.option(
+    "--generate",
+    metavar="COMMAND",
+    callback=settings.not_empty,
+    help="Take the events from a command of yours, which the shell runs once for each stream: it prints JSON lines, and "
+    "{stream} in it is the name of the stream.",
+)
+@settings.umask
+@click.pass_context
+def dev(
+    context: click.Context,
+    paths: tuple[Path, ...],
+    listen: str,
+    sample: float | None,
+    generate: str | None,
+) -> None:
+    """Try definitions out: everything that they need runs on this machine, and a definition that is saved is taken up.
+
+    PATH are definition files or folders (default: the folder definitions, as `unskew init` makes it). A Kafka and a
+    Redis of its own are started, the topics made, and the pipeline and the server of `unskew serve` run on them; what
+    is where, and what to try, is printed. A file that is saved is checked. If it has a fault, that is shown, and the
+    definitions from before go on. Else the pipeline goes on with what is new: a view that computes something else
+    is the next version of itself, has its past from the archive, and serves.
+
+    Ctrl-C ends all of it and leaves nothing behind.
+
+    \b
+    Examples:
+        unskew dev --sample 20
+        unskew dev --generate 'python generate.py --rate 20'
+    """
+    with needed("unskew dev"):
+        from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
+    from unskew.cli.developing import Development
+    from unskew.cli.feeding import Feeds, Origin
+    from unskew.cli.run import without_panics
+    from unskew.cli.screen import Screen
+    from unskew.cli.serve import in_url, listening, serve
+    from unskew.demo.display import Display
+    from unskew.features.definitions.compile import compile as compiled
+    from unskew.features.definitions.load import load_definitions
+    from unskew.pipelines.deployment import Deployment
+
+    host, port = settings.address("--listen", listen)
+    if sample is not None and generate is not None:
+        raise click.UsageError("--sample makes events up, and --generate takes them from a command: give one of them")
+    paths = paths or _default()
+    # Whatever is wrong from the beginning is said before anything starts.
+    definitions = load_definitions(paths)
+    plan = compiled(*definitions)
+    origin = Origin(sample=sample, command=generate)
+    origin.check(plan)
+    listening(host, port).close()
+    console = Screen()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(without_panics())
+        redis = stack.enter_context(EmbeddedRedis())
+        broker = stack.enter_context(EmbeddedBroker())
+        root = redis.folder / "data"
+        deployment = Deployment(
+            bootstrap=broker.bootstrap,
+            redis_url=redis.url,
+            log=root / "log",
+            archive=root / "archive",
+            dead_letters=root / "dead_letters",
+            state=root / "state",
+            registry=root / "registry",
+            idle="wall",
+            epoch_s=_EPOCH_S,
+        )
+        deployment.check(plan.of_topics)
+        deployment.log.mkdir(parents=True)
+        _introduce(console, deployment, plan, paths, url=f"http://{in_url(host, port)}")
+        display = stack.enter_context(Display(console))
+        feeds = Feeds(broker.bootstrap, origin, display.note)
+        development = Development(paths=paths, deployment=deployment, broker=broker, feeds=feeds, display=display)
+        stack.enter_context(development.begun(definitions))
+        context.invoke(serve, redis_url=redis.url, listen=listen, log=deployment.log, registry=deployment.registry)
+
+
+def _default() -> tuple[Path, ...]:
+    if not _DEFINITIONS.is_dir():
+        raise RequestError(
+            f"there is no folder {_DEFINITIONS} here; name the definitions (unskew dev PATH), go to a project's folder, or make "
+            "a project with unskew init DIR"
+        )
+    return (_DEFINITIONS,)
+
+
+def _introduce(
+    console: "Console", deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], *, url: str
+) -> None:
+    """Print what is where, and what to try."""
+    for line in (
+        f"pages and HTTP  {url}",
+        f"Kafka           {deployment.bootstrap} (in memory: it ends with this command)",
+        f"Redis           {deployment.redis_url}",
+        f"data            {deployment.log.parent} (removed at the end)",
+        f"definitions     {', '.join(map(str, paths))}: saved files are taken up",
+        "",
+        "In another terminal:",
+        *(f"  {line}" for line in _to_try(deployment, plan, paths, url)),
+        "",
+        "Ctrl-C ends it.",
+        "",
+    ):
+        console.print(line, soft_wrap=True)
+
+
+def _to_try(deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], url: str) -> Iterator[str]:
+    places = {
+        "UNSKEW_BOOTSTRAP_SERVERS": deployment.bootstrap,
+        "UNSKEW_REDIS_URL": deployment.redis_url,
+        "UNSKEW_DEFINITIONS": os.pathsep.join(str(path.absolute()) for path in paths),
+        "UNSKEW_LOG": str(deployment.log),
+        "UNSKEW_ARCHIVE": str(deployment.archive),
+    }
+    yield "export " + " ".join(f"{name}={shlex.quote(place)}" for name, place in places.items())
+    view = next(iter(plan.of_topics.views.values()))
+    # As unskew produce --sample makes keys up.
+    key = {
+        name: 1 if kind == "int64" else f"{name.removesuffix('_id')}-1"
+        for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
+    }
+    yield f"unskew produce --sample {shlex.quote(view.stream.name)}"
+    yield f"unskew get {shlex.quote(view.name)} {' '.join(shlex.quote(str(one)) for one in key.values())}"
+    yield f"unskew log tail {shlex.quote(view.name)}"
+    features = [f"{view.name}:{one.name}" for one in view.outputs]
+    body = json.dumps({"entities": {name: [one] for name, one in key.items()}, "features": features[:1]})
+    yield f"curl {url}/get-online-features -d {shlex.quote(body)}"
