@@ -146,6 +146,7 @@ def main() -> None:
 
     \b
     See it work:          unskew demo
+    Try definitions out:  unskew dev
     Check definitions:    unskew check definitions/
     Apply definitions:    unskew apply definitions/ --log data/log
     Run the pipeline:     unskew run --idle wall

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,9 +46,7 @@ _EPOCH_S = 1.0
     "{stream} in it is the name of the stream.",
 )
 @settings.umask
-@click.pass_context
 def dev(
-    context: click.Context,
     paths: tuple[Path, ...],
     listen: str,
     sample: float | None,
@@ -72,11 +69,14 @@ def dev(
     """
     with needed("unskew dev"):
         from unskew.demo.embedded import EmbeddedBroker, EmbeddedRedis
+        from unskew.serving import http
+        from unskew.serving.listening import configured
+        from unskew.serving.listening import run as answer
     from unskew.cli.developing import Development
     from unskew.cli.feeding import Feeds, Origin
     from unskew.cli.run import without_panics
     from unskew.cli.screen import Screen
-    from unskew.cli.serve import in_url, listening, serve
+    from unskew.cli.serve import Making, in_url, is_loopback, listening
     from unskew.demo.display import Display
     from unskew.features.definitions.compile import compile as compiled
     from unskew.features.definitions.load import load_definitions
@@ -91,9 +91,9 @@ def dev(
     plan = compiled(*definitions)
     origin = Origin(sample=sample, command=generate)
     origin.check(plan)
-    listening(host, port).close()
     console = Screen()
     with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listening(host, port))
         stack.enter_context(without_panics())
         redis = stack.enter_context(EmbeddedRedis())
         broker = stack.enter_context(EmbeddedBroker())
@@ -116,7 +116,15 @@ def dev(
         feeds = Feeds(broker.bootstrap, origin, display.note)
         development = Development(paths=paths, deployment=deployment, broker=broker, feeds=feeds, display=display)
         stack.enter_context(development.begun(definitions))
-        context.invoke(serve, redis_url=redis.url, listen=listen, log=deployment.log, registry=deployment.registry)
+        making = Making(
+            redis_url=redis.url,
+            limits=http.Limits(),
+            log=deployment.log,
+            registry=deployment.registry,
+            address=in_url(host, port),
+            names=() if is_loopback(host) else None,
+        )
+        answer(configured(making, None, None), listener)
 
 
 def _default() -> tuple[Path, ...]:
@@ -152,18 +160,18 @@ def _to_try(deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], url
     places = {
         "UNSKEW_BOOTSTRAP_SERVERS": deployment.bootstrap,
         "UNSKEW_REDIS_URL": deployment.redis_url,
-        "UNSKEW_DEFINITIONS": os.pathsep.join(str(path.absolute()) for path in paths),
         "UNSKEW_LOG": str(deployment.log),
-        "UNSKEW_ARCHIVE": str(deployment.archive),
     }
-    yield "export " + " ".join(f"{name}={shlex.quote(place)}" for name, place in places.items())
+    for name, place in places.items():
+        yield f"export {name}={shlex.quote(place)}"
     view = next(iter(plan.of_topics.views.values()))
     # As unskew produce --sample makes keys up.
     key = {
         name: 1 if kind == "int64" else f"{name.removesuffix('_id')}-1"
         for name, kind in zip(view.entity.keys, view.entity.types, strict=True)
     }
-    yield f"unskew produce --sample {shlex.quote(view.stream.name)}"
+    defined = " ".join(f"--definitions {shlex.quote(str(path.absolute()))}" for path in paths)
+    yield f"unskew produce --sample {shlex.quote(view.stream.name)} {defined}"
     yield f"unskew get {shlex.quote(view.name)} {' '.join(shlex.quote(str(one)) for one in key.values())}"
     yield f"unskew log tail {shlex.quote(view.name)}"
     features = [f"{view.name}:{one.name}" for one in view.outputs]

@@ -199,11 +199,12 @@ class Development:
             if self._running is not None:
                 self._display.note("the definitions from before go on")
             return
-        if not taken.lines and self._running is not None:
-            self._taken = taken
+        streams = {} if self._taken is None else self._taken.plan.streams
+        others = [f"~ stream {name}" for name, one in taken.plan.streams.items() if one != streams.get(name)]
+        if not taken.lines and not others and self._running is not None:
             self._display.note("saved: it changes nothing")
             return
-        for line in taken.lines:
+        for line in taken.lines or others:
             self._display.note(f"saved: {line}")
         self._stop()
         self._start(taken)
@@ -272,7 +273,7 @@ class Development:
 class _Running:
     """A pipeline in a thread, from now on. ``progress``: the latest. ``failure``: what has ended it, if anything has.
 
-    ``reads``: whether it has come as far as reading records.
+    ``reads``: whether it has come as far as reading records, and what it has read is durable.
     """
 
     def __init__(self, plan: Plan, deployment: "Deployment", show: Callable[[Progress], None]) -> None:
@@ -305,5 +306,5 @@ class _Running:
     def _report(self, status: "Status") -> None:
         figures = {name: getattr(status, name) for name in Progress.__struct_fields__}
         self.progress = Progress(**figures)
-        self.reads = not status.compiling and status.history is None
+        self.reads = status.epochs > 0
         self._show(self.progress)
