@@ -244,17 +244,13 @@ def defined(window: str = "1h", version: int = 1, text: str = "x * 2", descripti
     return [user, events, spending, asked]
 
 
-def taken(*saves: Sequence[Definition], ended: bool = True) -> list[set[str]]:
-    """What each save is taken as. ``ended``: whether the state of a version ends when the version is gone."""
-    before, raised, found = Content(), {}, []
+def taken(*saves: Sequence[Definition]) -> list[set[str]]:
+    """What each save is taken as, if the state of a version ends when the version is gone."""
+    before, found = Content(), []
     for definitions in saves:
-
-        def has_ended(view_id: str, before: Content = before) -> bool:
-            return ended and view_id in before.retired
-
-        plan, raised = numbered(definitions, raised, before, has_ended)
-        asked = Asked(accepted=set(before.serves), has_ended=has_ended)
-        applied = planned(plan, before if found else None, asked)
+        gone = set(before.retired)
+        asked = Asked(accepted=set(before.serves), has_ended=gone.__contains__)
+        applied = planned(numbered(definitions, before), before if found else None, asked)
         assert applied.refused == ()
         before = applied.content
         found.append({view.id for view in before.views} | {one.id for one in before.on_demand})

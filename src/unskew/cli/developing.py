@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,37 +38,38 @@ _WATCHED = frozenset({*SUFFIXES, ".avsc", ".json"})
 _MOST_FILES = 10_000
 
 _VERSIONED = (FeatureView, OnDemand)
-_HasEnded = Callable[[str], bool]
-Raised = Mapping[tuple[str, int], int]
-"""Versions as they are by now, by name and the version that the definition says."""
 Saved = Mapping[str, tuple[int, int]]
 """Time of change and size of each file, by path."""
 
 
-def numbered(
-    definitions: Sequence[Definition], raised: Raised, before: Content, has_ended: _HasEnded
-) -> tuple[Plan, Raised]:
+def numbered(definitions: Sequence[Definition], before: Content) -> Plan:
     """Return the plan of definitions in which what computes something else under the same version is the next version.
 
-    ``raised``: what earlier calls returned. ``before``: what was applied last. ``has_ended``: whether the state of a
-    version, ``name@version``, has ended. Raises ``DefinitionError``.
+    ``before``: what was applied last. A version that it has is found again, whatever number the definition says.
+    Raises ``DefinitionError``.
     """
-    written = {(one.name, one.version) for one in definitions if isinstance(one, _VERSIONED)}
-    # Whoever writes a version that was given here means another one with it.
-    now = {key: version for key, version in raised.items() if key in written and (key[0], version) not in written}
-    plan = compile(*_as(definitions, now))
-    others = set(_others(plan, before, has_ended))
-    if not others:
-        return plan, now
-    taken = [*before.by_id, *before.retired, *(one.id for one in before.on_demand)]
+    plan = compile(*definitions)
+    written = {(view.name, view.version): view.state_fingerprint for view in plan.published.values()}
+    written |= {(one.name, one.version): one.fingerprint for one in plan.on_demand.values()}
+    live = {(view.name, view.version): view.state_fingerprint for view in before.views}
+    live |= {(one.name, one.version): one.fingerprint for one in before.on_demand}
     highest: dict[str, int] = {}
-    for name, version in [*written, *now.items(), *map(_parts, taken)]:
-        highest[str(name)] = max(highest.get(str(name), 0), int(version))
-    for name, version in sorted(written):
-        if f"{name}@{now.get((name, version), version)}" in others:
+    for name, version in (*live, *map(_parts, before.retired)):
+        highest[name] = max(highest.get(name, 0), version)
+    # An earlier version that is gone may have meant something else, and its state may have ended.
+    earlier = {key for key in written if key[1] <= highest.get(key[0], 0) and live.get(key) != written[key]}
+    for name, version in written:
+        highest[name] = max(highest.get(name, 0), version)
+    meant: dict[tuple[str, int], int] = {}
+    for name, version in sorted(earlier):
+        meaning = written[name, version]
+        same = [
+            other for (of, other), its in live.items() if (of, its) == (name, meaning) and (of, other) not in written
+        ]
+        if not same:
             highest[name] += 1
-            now[name, version] = highest[name]
-    return compile(*_as(definitions, now)), now
+        meant[name, version] = same[0] if same else highest[name]
+    return compile(*_as(definitions, meant)) if meant else plan
 
 
 def _parts(view_id: str) -> tuple[str, int]:
@@ -76,24 +77,10 @@ def _parts(view_id: str) -> tuple[str, int]:
     return name, int(version)
 
 
-def _as(definitions: Iterable[Definition], raised: Raised) -> Iterator[Definition]:
+def _as(definitions: Iterable[Definition], meant: Mapping[tuple[str, int], int]) -> Iterator[Definition]:
     for one in definitions:
-        version = raised.get((one.name, one.version)) if isinstance(one, _VERSIONED) else None
+        version = meant.get((one.name, one.version)) if isinstance(one, _VERSIONED) else None
         yield one if version is None else msgspec.structs.replace(one, version=version)
-
-
-def _others(plan: Plan, before: Content, has_ended: _HasEnded) -> Iterator[str]:
-    """Yield what has the name and the version of something else that was applied, as ``name@version``."""
-    old, earlier = before.by_id, {one.id: one for one in before.on_demand}
-    for view in plan.published.values():
-        if view.id not in old:
-            if view.id in before.retired and has_ended(view.id):
-                yield view.id
-        elif old[view.id].state_fingerprint != view.state_fingerprint:
-            yield view.id
-    for one in plan.on_demand.values():
-        if one.id in earlier and earlier[one.id].fingerprint != one.fingerprint:
-            yield one.id
 
 
 def saved(paths: Iterable[Path]) -> Saved:
@@ -117,12 +104,11 @@ def _is_environment(folder: str, name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Taken:
-    """Definitions that were applied. ``raised``: their versions. ``lines``: what they changed."""
+    """Definitions that were applied. ``lines``: what they changed."""
 
     definitions: Sequence[Definition]
     plan: Plan
-    raised: Raised = field(default_factory=dict)
-    lines: Sequence[str] = ()
+    lines: Sequence[str]
 
 
 class Development:
@@ -163,7 +149,7 @@ class Development:
             ending.callback(self._stop)
             ending.callback(self._feeds.end)
             seen = saved(self._paths)
-            self._start(self._apply(definitions, {}))
+            self._start(self._apply(definitions))
             thread = threading.Thread(target=self._follow, args=(seen,), name="unskew-dev", daemon=True)
             thread.start()
             ending.callback(thread.join)
@@ -193,7 +179,7 @@ class Development:
     def _take_up(self) -> None:
         """Go on with what is saved, unless it has faults."""
         try:
-            taken = self._apply(load_definitions(self._paths), self._taken.raised if self._taken is not None else {})
+            taken = self._apply(load_definitions(self._paths))
         except UnskewError as error:
             self._note_error(error)
             if self._running is not None:
@@ -212,16 +198,24 @@ class Development:
     def _go_back(self, good: _Taken) -> None:
         self._display.note("the definitions from before go on")
         try:
-            self._start(self._apply(good.definitions, good.raised))
-        except UnskewError as error:
-            self._note_error(error)
+            self._start(self._write(good.definitions, good.plan))
+        except UnskewError:
+            # The state of a version has ended meanwhile.
+            try:
+                self._start(self._apply(good.definitions))
+            except UnskewError as error:
+                self._note_error(error)
 
-    def _apply(self, definitions: Sequence[Definition], raised: Raised) -> _Taken:
-        """Write down what definitions mean by now; nothing if it is what was applied before. Raises ``UnskewError``."""
+    def _apply(self, definitions: Sequence[Definition]) -> _Taken:
+        """Write down what definitions mean by now. Raises ``UnskewError``."""
+        last = self._record.last()
+        return self._write(definitions, numbered(definitions, Content() if last is None else last.content))
+
+    def _write(self, definitions: Sequence[Definition], plan: Plan) -> _Taken:
+        """Write a plan down, unless it is what was applied before. Raises ``UnskewError``."""
         last = self._record.last()
         before = Content() if last is None else last.content
         retired = self._retired()
-        plan, now = numbered(definitions, raised, before, retired.__contains__)
         self._deployment.check(plan.of_topics)
         # Nobody depends on what runs here, so a service may break, and a name may come to mean another version.
         asked = Asked(accepted={*before.serves, *(one.name for one in before.services)}, has_ended=retired.__contains__)
@@ -230,7 +224,7 @@ class Development:
             raise LayoutError(refusal(found))
         if found.changes:
             self._record.append(next_revision(last, found.content, found.lines, command="dev"))
-        return _Taken(definitions=definitions, plan=plan, raised=now, lines=found.lines)
+        return _Taken(definitions=definitions, plan=plan, lines=found.lines)
 
     def _retired(self) -> set[str]:
         """Return the versions whose state has ended."""
