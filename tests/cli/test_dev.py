@@ -79,19 +79,18 @@ class Dev:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
             return str(answer.read().decode())
 
+    def ask(self, asked: dict[str, Any]) -> Any:
+        url = f"http://127.0.0.1:{self.port}/get-online-features"
+        request = urllib.request.Request(url, json.dumps(asked).encode())
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
     def values(self) -> dict[str, Any]:
         """What the service reads of a user, a product and a seller of whom events are often."""
-        asked = {
-            "feature_service": "ranking",
-            "entities": {"user_id": ["u-1"], "product_id": [1], "seller_id": [1]},
-            "request_context": {"lat": [52.5], "lon": [13.4], "query": ["shoes"]},
-        }
-        asked["entities"] |= asked.pop("request_context")
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/get-online-features", json.dumps(asked).encode()
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found = json.load(answer)
+        keys = {"user_id": ["u-1"], "product_id": [1], "seller_id": [1]}
+        inputs = {"lat": [52.5], "lon": [13.4], "query": ["shoes"]}
+        asked = {"feature_service": "ranking", "entities": {**keys, **inputs}}
+        found = self.ask(asked)
         names = found["metadata"]["feature_names"]
         values = (one["values"][0] for one in found["results"])
         return {name.rpartition(":")[2]: value for name, value in zip(names, values, strict=True)}
@@ -118,8 +117,9 @@ def commands() -> list[str]:
 @contextlib.contextmanager
 def developing(folder: Path, *options: str) -> Iterator[Dev]:
     project, temporary, port = folder / "shop", folder / "tmp", free_port()
-    shutil.copytree(STOREFRONT, project, ignore=shutil.ignore_patterns("__pycache__"))
-    temporary.mkdir()
+    if not project.exists():
+        shutil.copytree(STOREFRONT, project, ignore=shutil.ignore_patterns("__pycache__"))
+        temporary.mkdir()
     command = [sys.executable, "-m", "unskew", "dev", "--listen", str(port), *options]
     environment = {**os.environ, "TMPDIR": str(temporary)}  # noqa: TID251 - a shell of a user has it
     with (folder / "said.txt").open("wb") as said:
@@ -170,6 +170,29 @@ def test_a_kill_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
         dev.process.wait()
 
         until(lambda: dev.left() == ([], []))
+
+
+def test_a_folder_that_is_kept_goes_on_unless_it_was_killed(tmp_path: Path) -> None:
+    kept = ("--keep", str(tmp_path / "kept"))
+    assert CliRunner().invoke(main, ["init", str(tmp_path / "shop"), "--template", "page_views"]).exit_code == 0
+    (tmp_path / "tmp").mkdir()
+
+    def views(dev: Dev) -> int:
+        asked = {"features": ["page_popularity:views_1h"], "entities": {"page_id": ["page-1"]}}
+        return int(dev.ask(asked)["results"][1]["values"][0])
+
+    with developing(tmp_path, "--sample", "50", *kept) as dev:
+        before = until(lambda: views(dev), dev.process)
+        dev.process.terminate()
+        assert dev.process.wait(120) == 0, dev.said()
+        assert dev.left() == ([], [])
+    with developing(tmp_path, *kept) as dev:
+        # No event comes now, so these are those from before.
+        assert until(lambda: views(dev), dev.process) >= before
+        assert "error" not in dev.said()
+    with developing(tmp_path, *kept) as dev:
+        assert dev.process.wait(120) == 1
+        assert "did not come to its end" in dev.said()
 
 
 @pytest.fixture

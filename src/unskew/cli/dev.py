@@ -45,12 +45,20 @@ _EPOCH_S = 1.0
     help="Take the events from a command of yours, which the shell runs once for each stream: it prints JSON lines, and "
     "{stream} in it is the name of the stream.",
 )
+@click.option(
+    "--keep",
+    type=settings.LocalPath(file_okay=False),
+    metavar="DIR",
+    help="Keep log, archive, state and what was applied in this folder, and go on from it next time.  [default: nothing "
+    "stays]",
+)
 @settings.umask
 def dev(
     paths: tuple[Path, ...],
     listen: str,
     sample: float | None,
     generate: str | None,
+    keep: Path | None,
 ) -> None:
     """Try definitions out: everything that they need runs on this machine, and a definition that is saved is taken up.
 
@@ -60,7 +68,7 @@ def dev(
     definitions from before go on. Else the pipeline goes on with what is new: a view that computes something else
     is the next version of itself, has its past from the archive, and serves.
 
-    Ctrl-C ends all of it and leaves nothing behind.
+    Ctrl-C ends all of it and leaves nothing behind, except for what --keep names.
 
     \b
     Examples:
@@ -74,6 +82,7 @@ def dev(
         from unskew.serving.listening import run as answer
     from unskew.cli.developing import Development
     from unskew.cli.feeding import Feeds, Origin
+    from unskew.cli.keeping import kept, make_topics_again
     from unskew.cli.run import without_panics
     from unskew.cli.screen import Screen
     from unskew.cli.serve import Making, in_url, is_loopback, listening
@@ -95,9 +104,11 @@ def dev(
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listening(host, port))
         stack.enter_context(without_panics())
+        if keep is not None:
+            stack.enter_context(kept(keep.absolute()))
         redis = stack.enter_context(EmbeddedRedis())
         broker = stack.enter_context(EmbeddedBroker())
-        root = redis.folder / "data"
+        root = redis.folder / "data" if keep is None else keep.absolute()
         deployment = Deployment(
             bootstrap=broker.bootstrap,
             redis_url=redis.url,
@@ -108,10 +119,13 @@ def dev(
             registry=root / "registry",
             idle="wall",
             epoch_s=_EPOCH_S,
+            # The topics of a folder that is kept are made again by another broker.
+            adopt_topic_ids=True,
         )
         deployment.check(plan.of_topics)
-        deployment.log.mkdir(parents=True)
-        _introduce(console, deployment, plan, paths, url=f"http://{in_url(host, port)}")
+        deployment.log.mkdir(parents=True, exist_ok=True)
+        make_topics_again(broker, deployment.state)
+        _introduce(console, deployment, plan, paths, url=f"http://{in_url(host, port)}", stays=keep is not None)
         display = stack.enter_context(Display(console))
         feeds = Feeds(broker.bootstrap, origin, display.note)
         development = Development(paths=paths, deployment=deployment, broker=broker, feeds=feeds, display=display)
@@ -137,14 +151,14 @@ def _default() -> tuple[Path, ...]:
 
 
 def _introduce(
-    console: "Console", deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], *, url: str
+    console: "Console", deployment: "Deployment", plan: "Plan", paths: tuple[Path, ...], *, url: str, stays: bool
 ) -> None:
     """Print what is where, and what to try."""
     for line in (
         f"pages and HTTP  {url}",
         f"Kafka           {deployment.bootstrap} (in memory: it ends with this command)",
         f"Redis           {deployment.redis_url}",
-        f"data            {deployment.log.parent} (removed at the end)",
+        f"data            {deployment.log.parent}{'' if stays else ' (removed at the end)'}",
         f"definitions     {', '.join(map(str, paths))}: saved files are taken up",
         "",
         "In another terminal:",

@@ -16,7 +16,7 @@ from unskew.demo.process import Progress
 from unskew.features.definitions.compile import compile  # noqa: A004 - the word that users know
 from unskew.features.definitions.load import SUFFIXES, load_definitions
 from unskew.features.definitions.vocabulary import Definition, FeatureView, OnDemand
-from unskew.features.errors import DefinitionError, LayoutError, UnskewError
+from unskew.features.errors import DefinitionError, LayoutError, Stopped, UnskewError
 from unskew.features.plan import Plan
 from unskew.features.planning import Asked, planned
 from unskew.features.revision import Content
@@ -141,12 +141,12 @@ class Development:
 
     @contextlib.contextmanager
     def begun(self, definitions: Sequence[Definition]) -> Iterator[None]:
-        """Run the pipeline beside the body, with these definitions first; at the end it has stopped orderly.
+        """Run the pipeline beside the body, with these definitions first; at the end it has stopped.
 
-        Raises ``UnskewError`` if these definitions cannot be applied.
+        Raises ``UnskewError`` if these definitions cannot be applied, and at the end if it did not stop orderly.
         """
         with contextlib.ExitStack() as ending:
-            ending.callback(self._stop)
+            ending.callback(self._end)
             ending.callback(self._feeds.end)
             seen = saved(self._paths)
             self._start(self._apply(definitions))
@@ -256,6 +256,12 @@ class Development:
             self._before = self._running.progress.after(self._before)
             self._running = None
 
+    def _end(self) -> None:
+        running = self._running
+        self._stop()
+        if running is None or not running.is_over:
+            raise UnskewError("the pipeline did not come to an orderly end; what was said before is why")
+
     def _show(self, progress: Progress) -> None:
         self._display.show(progress.after(self._before))
 
@@ -286,16 +292,22 @@ class _Running:
         self._stop.set()
         self._thread.join(_END_S)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has stopped, and not because it failed."""
+        return self.failure is None and not self._thread.is_alive()
+
     def _run(self) -> None:
         try:
             run(self._plan, self._deployment, stop=self._stop, report=self._report)
+        except Stopped:
+            # Before it had begun.
+            pass
         except UnskewError as error:
-            if not self._stop.is_set():
-                self.failure = error
+            self.failure = error
         # It is said where people look, and a definition that is saved may mend it.
         except BaseException as error:  # noqa: BLE001
-            if not self._stop.is_set():
-                self.failure = UnskewError(f"unexpected {type(error).__name__}: {error}")
+            self.failure = UnskewError(f"unexpected {type(error).__name__}: {error}")
 
     def _report(self, status: "Status") -> None:
         figures = {name: getattr(status, name) for name in Progress.__struct_fields__}
