@@ -109,7 +109,8 @@ def address(option: str, text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _not_empty(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+def not_empty(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    """Refuse an empty text as the value of an option."""
     if given == "":
         raise click.BadParameter("it is empty; give a value, or leave the option out")
     return given
@@ -146,7 +147,7 @@ bootstrap_servers = _option(
     default="localhost:9092",
     show_default=True,
     metavar="HOST:PORT,...",
-    callback=_not_empty,
+    callback=not_empty,
     help="Address of Kafka.",
 )
 
@@ -172,7 +173,7 @@ redis_url = _option(
 schema_registry = _option(
     "--schema-registry",
     metavar="URL",
-    callback=_not_empty,
+    callback=not_empty,
     help="Address of the Confluent Schema Registry. Without one, every message is read with its stream's own schema.",
 )
 
@@ -354,7 +355,7 @@ umask = _option(
 
 #: ``prefix: str``.
 prefix = _option(
-    "--prefix", default="unskew", show_default=True, callback=_not_empty, help="First part of every Redis key."
+    "--prefix", default="unskew", show_default=True, callback=not_empty, help="First part of every Redis key."
 )
 
 #: ``allow_eviction: bool``.
@@ -386,7 +387,7 @@ pipeline = _option(
     "--pipeline",
     default="main",
     show_default=True,
-    callback=_not_empty,
+    callback=not_empty,
     help="Name of the pipeline; the key of its clocks in Redis.",
 )
 

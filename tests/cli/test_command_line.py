@@ -28,6 +28,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("describe",): ("--live", *AWAY),
     ("plan",): (str(DEFINITIONS), "--log", "folder/log", *AWAY),
     ("init",): ("folder/new",),
+    ("dev",): (str(DEFINITIONS),),
     ("ui",): ("folder",),
     ("apply",): (str(DEFINITIONS), "--log", "folder/log", "--yes", *AWAY),
     ("promote",): (f"{VIEW}@1", "--log", "folder/log", *AWAY),

@@ -24,6 +24,7 @@ class _Place(NamedTuple):
 COMMANDS = {
     "demo": _Place("unskew.cli.demo", "demo", "Stream real data through everything, on its own servers."),
     "init": _Place("unskew.cli.init", "init", "Make a small project to begin with."),
+    "dev": _Place("unskew.cli.dev", "dev", "Try definitions out, on servers of their own; saved files are taken up."),
     "ui": _Place("unskew.cli.ui", "ui", "Show what the demo computed in a browser."),
     "check": _Place("unskew.cli.definitions", "check", "Check definitions and report all faults."),
     "describe": _Place("unskew.cli.definitions", "describe", "Show views, entities, features, windows and owners."),
@@ -63,7 +64,7 @@ COMMANDS = {
     "baseline": _Place("unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
-_EXTRAS = {"catalog": "serve", "demo": "demo", "serve": "serve", "train": "training", "ui": "demo"}
+_EXTRAS = {"catalog": "serve", "demo": "demo", "dev": "demo", "serve": "serve", "train": "training", "ui": "demo"}
 """The extra that has the packages of a command; that of all others is the pipeline's."""
 
 
@@ -145,6 +146,7 @@ def main() -> None:
 
     \b
     See it work:          unskew demo
+    Try definitions out:  unskew dev
     Check definitions:    unskew check definitions/
     Apply definitions:    unskew apply definitions/ --log data/log
     Run the pipeline:     unskew run --idle wall

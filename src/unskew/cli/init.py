@@ -89,9 +89,9 @@ def init(folder: Path, template: str) -> None:
     say(f"{folder} has {len(made)} files: {', '.join(str(path) for path in sorted(made))}")
     say("Next:")
     say(f"  cd {folder}")
-    say("  pytest                      (the features' test, without servers)")
-    say("  unskew check definitions    (are they right?)")
-    say("README.md says how to see them live.")
+    say("  unskew dev --generate 'python generate.py --rate 20'   (see the features live)")
+    say("  pytest                                                 (test them, without servers)")
+    say("README.md says more.")
 
 
 def _files(place: Traversable, within: Path = Path()) -> Iterator[tuple[Path, Traversable]]:

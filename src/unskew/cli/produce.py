@@ -132,7 +132,7 @@ def produce(
         if create_topic is not None and sending.create_topic(name, create_topic, bootstrap_servers, config):
             say(f"created topic {name} with {create_topic} partition{'s' if create_topic > 1 else ''}")
         sender = sending.Sender(name, bootstrap_servers, config)
-        written_with = _schema_id(stream, registry, sender) if schema_id is None else schema_id
+        written_with = schema_id_of(stream, registry, sender) if schema_id is None else schema_id
         wire = wire_of(stream, registry, written_with, text=source is not None and source.is_text)
         if source is None:
             rows = _SAMPLED if rows is None and rate is None else rows
@@ -169,7 +169,7 @@ def _registry(url: str | None, stop: threading.Event) -> "SchemaRegistry | None"
     return SchemaRegistry(url, stop)
 
 
-def _schema_id(stream: "StreamPlan", registry: "SchemaRegistry | None", sender: "Sender") -> int:
+def schema_id_of(stream: "StreamPlan", registry: "SchemaRegistry | None", sender: "Sender") -> int:
     """Return the id of the schema with which messages are written, as they carry it."""
     from unskew.features.errors import RequestError
     from unskew.pipelines.decoding.resolve import Unregistered

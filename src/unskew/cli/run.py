@@ -193,7 +193,7 @@ def run(
             poll_records=poll_records,
             drop=drop,
         )
-        with suppress(Stopped), _without_panics():
+        with suppress(Stopped), without_panics():
             plan = load(*definitions)
             if applies:
                 applied_at_start(
@@ -232,7 +232,7 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _without_panics() -> Iterator[None]:
+def without_panics() -> Iterator[None]:
     """Hold back the panic and stack that Bytewax's runtime writes to standard error if the error is an ``UnskewError``.
 
     The runtime writes to the file descriptor, so the descriptor is redirected; Python's own output appears at once.

@@ -183,7 +183,7 @@ def serve(
         raise RequestError("TLS needs both: give --tls-cert and --tls-key")
     host, port = settings.address("--listen", listen)
     with contextlib.ExitStack() as stack:
-        making = _Making(
+        making = Making(
             redis_url=redis_url,
             prefix=prefix,
             pipeline=pipeline,
@@ -197,9 +197,9 @@ def serve(
             registry=registry,
             models=models,
             figures=figures,
-            address=in_url("localhost" if _is_loopback(host) or host in {"0.0.0.0", "::"} else host, port or PORT),  # noqa: S104 - nothing is bound
+            address=in_url("localhost" if is_loopback(host) or host in {"0.0.0.0", "::"} else host, port or PORT),  # noqa: S104 - nothing is bound
             shows_values=not no_values,
-            names=host_names if token_file is None and _is_loopback(host) else None,
+            names=host_names if token_file is None and is_loopback(host) else None,
             parent=os.getpid(),
             shared=None if workers == 1 else stack.enter_context(tempfile.TemporaryDirectory(prefix="unskew-serve-")),
         )
@@ -213,30 +213,30 @@ def serve(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Making:
+class Making:
     """What a process that answers is made from.
 
     ``parent``: the process that was started. ``shared``: the folder of what the workers of several count together.
     """
 
     redis_url: str
-    prefix: str
-    pipeline: str
-    max_lag_us: int | None
-    timeout_s: float
-    cache_s: float | None
-    sample: Path | None
-    token: str | None
+    prefix: str = "unskew"
+    pipeline: str = "main"
+    max_lag_us: int | None = None
+    timeout_s: float = 0.25
+    cache_s: float | None = None
+    sample: Path | None = None
+    token: str | None = None
     limits: "Limits"
-    log: Path | None
-    registry: Path | None
-    models: Path | None
-    figures: tuple[Path, ...]
+    log: Path | None = None
+    registry: Path | None = None
+    models: Path | None = None
+    figures: tuple[Path, ...] = ()
     address: str
-    shows_values: bool
-    names: tuple[str, ...] | None
-    parent: int
-    shared: str | None
+    shows_values: bool = True
+    names: tuple[str, ...] | None = ()
+    parent: int = 0
+    shared: str | None = None
 
     def __call__(self) -> "Application":
         """Return the application of this process."""
@@ -303,7 +303,8 @@ def in_url(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,6 +1,7 @@
 """``unskew ui``: the catalog in a browser, with the data that the demo left."""
 
 import contextlib
+import json
 import logging
 import shlex
 import socket
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from unskew.demo.folders import Folders
 
 _MONTH_US = 30 * 86_400_000_000
-_BODY = '{"entities": {"household_id": [2070]}, "features": ["household_purchases:spend_30d"]}'
+_HOUSEHOLD = 2070
 _OPENS_WITHIN_S = 60.0
 
 
@@ -83,13 +84,20 @@ def ui(context: click.Context, folder: Path, listen: str, no_open: bool) -> None
         written = rehydrate(load(HOME), deployment)
         address = f"http://{in_url(host, port)}"
         say(f"{written.rows:,} values are served. Open {address}, or try:")
-        say(f"  unskew get household_purchases 2070 --redis-url {redis.url}")
-        say(f"  curl {address}/get-online-features -d {shlex.quote(_BODY)}")
-        say("Ctrl-C ends it.")
+        say_what_to_try(address, redis.url, folders, _HOUSEHOLD)
         with _measuring(folders, HOME):
             if not no_open and settings.has_display():
                 threading.Thread(target=_open, args=(host, port, address), daemon=True).start()
             context.invoke(serve, redis_url=redis.url, listen=listen, log=folders.log, figures=(folders.figures,))
+
+
+def say_what_to_try(address: str, redis_url: str, folders: "Folders", household: int) -> None:
+    """Print commands that read what the demo computed, to be copied into another terminal."""
+    body = json.dumps({"entities": {"household_id": [household]}, "features": ["household_purchases:spend_30d"]})
+    say(f"  unskew get household_purchases {household} --redis-url {redis_url}")
+    say(f"  curl {address}/get-online-features -d {shlex.quote(body)}")
+    say(f"  unskew log tail household_purchases --log {shlex.quote(str(folders.log))}")
+    say("Ctrl-C ends it.")
 
 
 def _open(host: str, port: int, address: str) -> None:

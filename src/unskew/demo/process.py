@@ -21,7 +21,7 @@ class Progress(msgspec.Struct, frozen=True):
     """One line of ``unskew run --progress json``; counts are since the process started.
 
     ``clock_us``: the slowest clock, None before the first record. ``lag``: records not yet read. ``compiling``: the
-    kernel is being compiled, and no record is read yet.
+    kernel is being compiled, and no record is read yet. ``history``: how far the past of a new view is computed.
     """
 
     consumed: int = 0
@@ -33,6 +33,7 @@ class Progress(msgspec.Struct, frozen=True):
     clock_us: int | None = None
     lag: int = 0
     compiling: bool = False
+    history: str | None = None
 
     def after(self, before: "Progress") -> "Progress":
         """Return these figures plus the counts of an earlier process."""
@@ -46,6 +47,21 @@ class Progress(msgspec.Struct, frozen=True):
             rows=before.rows + self.rows,
             clock_us=before.clock_us if self.clock_us is None else self.clock_us,
         )
+
+
+def watcher(target: str) -> subprocess.Popen[bytes]:
+    """Return a process that ends another one should this one end before it, even by kill -9.
+
+    ``target``: as ``kill`` takes it, the id of a process, or with a minus that of a group. Whoever ends the target
+    kills the watcher then.
+    """
+    # It waits on a pipe that closes when this process ends.
+    return subprocess.Popen(  # noqa: S603 - our own shell text
+        ["/bin/sh", "-c", 'read _; kill -s TERM -- "$0"', target],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 class PipelineFailed(UnskewError):
@@ -76,13 +92,7 @@ class PipelineProcess:
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
-        # The watcher waits on a pipe that closes when this process ends, so even kill -9 leaves no pipeline behind.
-        self._watcher = subprocess.Popen(  # noqa: S603 - our own shell text
-            ["/bin/sh", "-c", 'read _; kill "$0"', str(self._process.pid)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._watcher = watcher(str(self._process.pid))
         return self
 
     def __exit__(self, *_: object) -> None:

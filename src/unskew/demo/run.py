@@ -8,7 +8,8 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -40,10 +41,28 @@ class DemoFailed(UnskewError):
     """A result of the demo is wrong."""
 
 
-def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed: int = journey.SEED) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What is up at the end of a demo. ``household``: one of those that bought last."""
+
+    bootstrap: str
+    redis_url: str
+    folders: Folders
+    household: int
+
+
+def run_demo(
+    console: Console,
+    output: Path,
+    *,
+    n_lines: int | None = None,
+    seed: int = journey.SEED,
+    then: Callable[[Standing], None] = lambda _standing: None,
+) -> None:
     """Run the demo and show it on ``console``; raises ``DemoFailed``, which names everything that is wrong.
 
     ``output``: the folder for all output. ``n_lines``: the number of basket lines, from the first on; all if None.
+    ``then``: called at the end, while the servers are still up.
     """
     began_s = time.monotonic()
     folders = Folders(output.absolute())
@@ -66,13 +85,15 @@ def run_demo(console: Console, output: Path, *, n_lines: int | None = None, seed
         _show_features(console, store, plan, topics)
         faults += _train(console, store, plan, topics, folders, seed=seed)
         faults += _audit(console, plan, folders, redis_url=redis.url, seed=seed)
-    if faults:
-        raise DemoFailed("\n".join(faults))
-    console.print(
-        f"\n[bold green]Everything agrees.[/] {time.monotonic() - began_s:.0f} s; output in {folders.root}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        if faults:
+            raise DemoFailed("\n".join(faults))
+        console.print(
+            f"\n[bold green]Everything agrees.[/] {time.monotonic() - began_s:.0f} s; output in {folders.root}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        household = results.busy_households(topics["transactions"].frame)[0]
+        then(Standing(bootstrap=broker.bootstrap, redis_url=redis.url, folders=folders, household=household))
 
 
 def _introduce(console: Console, topics: Mapping[str, Topic], folders: Folders) -> None:

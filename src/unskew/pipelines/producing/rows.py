@@ -61,7 +61,7 @@ def source_of(given: str, stopped: Callable[[], bool]) -> Source:
     not there or whose format is not known; so does ``pieces`` for a file that cannot be read.
     """
     if given == STDIN:
-        return Source(name="stdin", is_text=False, again=False, pieces=lambda: _of_lines(_standard_input(stopped)))
+        return lines_of(0, "stdin", stopped)
     path = Path(given)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in {*_TEXTS, *_LINES, *_COLUMNS} or (suffix in _COLUMNS and path.name.endswith(".gz")):
@@ -77,6 +77,11 @@ def source_of(given: str, stopped: Callable[[], bool]) -> Source:
     if suffix in _TEXTS:
         return Source(name=str(path), is_text=True, again=True, pieces=lambda: _of_texts(path, _TEXTS[suffix]))
     return Source(name=str(path), is_text=False, again=True, pieces=lambda: _of_lines(_file(path)))
+
+
+def lines_of(descriptor: int, name: str, stopped: Callable[[], bool]) -> Source:
+    """Return the JSON lines that come at a file descriptor, until it ends or ``stopped`` returns true."""
+    return Source(name=name, is_text=False, again=False, pieces=lambda: _of_lines(_coming(descriptor, stopped)))
 
 
 def _of_lines(pieces: Iterator[bytes]) -> Iterator[list[Row]]:
@@ -167,13 +172,13 @@ def _file(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _standard_input(stopped: Callable[[], bool]) -> Iterator[bytes]:
+def _coming(descriptor: int, stopped: Callable[[], bool]) -> Iterator[bytes]:
     """Yield what comes, as soon as it comes."""
     while not stopped():
         # A read that waits would not end when the process is asked to stop.
-        if not select.select([0], [], [], _WAIT_S)[0]:
+        if not select.select([descriptor], [], [], _WAIT_S)[0]:
             continue
-        piece = os.read(0, _PIECE)
+        piece = os.read(descriptor, _PIECE)
         if not piece:
             return
         yield piece

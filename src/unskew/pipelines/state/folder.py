@@ -218,7 +218,7 @@ def shards_of(folder: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """What a state is for: its shards, its views by id, and by stream's topic how many partitions there are.
+    """What a state is for: its shards, its views by id, and the topics of each stream, by the stream's topic.
 
     ``retired``: those of the views that it does not compute any more. ``partitions``: those that its process reads;
     None for all.
@@ -227,8 +227,13 @@ class Held:
     n_hashes: int
     views: Sequence[str]
     retired: Sequence[str]
-    n_partitions: Mapping[str, int]
+    topics: Mapping[str, KnownTopics]
     partitions: Sequence[int] | None
+
+    @property
+    def n_partitions(self) -> dict[str, int]:
+        """How many partitions there are, by stream's topic."""
+        return {stream: len(one.partitions) for stream, one in self.topics.items()}
 
 
 def held_by(folder: Path) -> Held:
@@ -241,7 +246,7 @@ def held_by(folder: Path) -> Held:
         views=found["views"],
         retired=found["retired"],
         partitions=found.get("partitions"),
-        n_partitions={topic: len(one.partitions) for topic, one in topics.items()},
+        topics=topics,
     )
 
 
