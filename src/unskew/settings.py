@@ -276,6 +276,33 @@ states = click.option(
     help="Folder of the recovery store; give those of all processes that write to the same log.",
 )
 
+#: ``shards: int``.
+shards = click.option(
+    "--shards",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Number of hash shards of each view; fixed for as long as the state lives.",
+)
+
+#: ``partitions: str | None``; ``partitions_of`` reads it.
+partitions = click.option(
+    "--partitions",
+    metavar="N,N,...",
+    help="Read only these partitions, always the same for one --state; other processes read the others.",
+)
+
+
+def partitions_of(text: str | None) -> tuple[int, ...] | None:
+    """Return the partitions that --partitions gives; None if it was left out. Raises ``RequestError``."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise RequestError(f"--partitions {text!r}: give the numbers of partitions, each once, for example 0,1")
+    return tuple(sorted(map(int, parts)))
+
+
 #: ``cluster: str | None``; ``cluster_of`` reads it.
 cluster = click.option(
     "--cluster",

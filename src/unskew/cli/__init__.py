@@ -32,6 +32,7 @@ COMMANDS = {
     "promote": _Place("unskew.cli.promote", "promote", "Let another version of a view serve, at once."),
     "rollback": _Place("unskew.cli.promote", "rollback", "Apply again what an earlier revision had."),
     "registry": _Place("unskew.cli.registry", "registry", "Look into the record of what was applied."),
+    "doctor": _Place("unskew.cli.doctor", "doctor", "Say what is wrong with a deployment before it runs."),
     "run": _Place("unskew.cli.run", "run", "Run the pipeline: Kafka to Redis and the Parquet log."),
     "produce": _Place("unskew.cli.produce", "produce", "Send events to a topic, from a file or made up."),
     "lineage": _Place("unskew.cli.lineage", "lineage", "Show what a feature comes from, and what depends on it."),
