@@ -165,7 +165,7 @@ def test_a_state_in_which_another_user_may_write_is_an_error(deployed):
 
 def test_all_faults_of_definitions_are_errors_and_servers_are_looked_at_all_the_same(deployed):
     (deployed.folder / "definitions.py").write_text(
-        DEFINITIONS.format(topic="t", schema=json.dumps(SCHEMA), window="1h 1h", more=", max_age='x'")
+        DEFINITIONS.format(topic="t", schema=json.dumps(SCHEMA), window="1h", more=", max_age='x', max_ahead='y'")
     )
 
     found = deployed.examined(status=1)
