@@ -21,8 +21,6 @@ from typing_extensions import override
 
 from unskew.features.errors import DefinitionError, RequestError
 from unskew.features.local import local_path
-from unskew.features.time import duration_us as _duration_us
-from unskew.features.time import instant_us as _instant_us
 from unskew.sinks.objects import ObjectPath, table_path
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -80,8 +78,11 @@ def together(*options: _Decorator[Any]) -> _Decorator[Any]:
 
 def duration_us(option: str, text: str) -> int:
     """Return the microseconds of a duration that an option gives. Raises ``RequestError`` with the option's name."""
+    # It imports numpy, for which no help and no completion should wait.
+    from unskew.features.time import duration_us as of  # noqa: PLC0415
+
     try:
-        return _duration_us(text)
+        return of(text)
     except DefinitionError as error:
         raise RequestError(f"{option}: {error}") from error
 
@@ -90,8 +91,10 @@ def instant_us(option: str, text: str | None) -> int | None:
     """Return the instant that an option gives, in microseconds; None if it was left out. Raises ``RequestError``."""
     if text is None:
         return None
+    from unskew.features.time import instant_us as of  # noqa: PLC0415
+
     try:
-        return _instant_us(text)
+        return of(text)
     except (DefinitionError, ValueError) as error:
         raise RequestError(
             f"{option} {text}: {error}; give an instant with its offset, for example 2026-01-31T00:00:00Z"
@@ -195,6 +198,9 @@ registry = _option(
     "registry beside the log.",
 )
 
+
+#: ``as_json: bool``, for what lists or shows something.
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 #: ``models: Path | None``.
 models = click.option(

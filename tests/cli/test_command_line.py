@@ -36,6 +36,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ("registry", "log"): ("--log", "folder/log"),
     ("registry", "show"): ("--log", "folder/log"),
     ("registry", "diff"): ("1", "2", "--log", "folder/log"),
+    ("doctor",): ("--bootstrap-servers", "127.0.0.1:1", *AWAY),
     ("run",): RUN[1:],
     ("produce",): ("page_views", "events.jsonl", *DEFINED, "--bootstrap-servers", "127.0.0.1:1"),
     ("lineage",): (VIEW, *DEFINED),
@@ -78,6 +79,7 @@ VALID: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("monitor",): ("--log", "folder", "--once"),
     ("baseline",): (VIEW, "--log", "folder", "-o", "out.json"),
+    ("completion",): ("bash",),
     ("audit",): (*DEFINED, "--log", "folder", "--archive", "folder", *AWAY),
 }
 # An empty text is a topic or a reason that no letter has.

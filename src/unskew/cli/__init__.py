@@ -2,13 +2,16 @@
 
 import importlib
 import traceback
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from unskew.features.errors import DefinitionError, UnskewError
 from unskew.features.extras import PIPELINE, lacking_of
 from unskew.features.nearest import nearest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 INTERRUPTED = 130
 
@@ -62,6 +65,7 @@ COMMANDS = {
     "warm": _Place("unskew.cli.warm", "warm", "Compile everything now, for an image."),
     "monitor": _Place("unskew.cli.monitor", "monitor", "Watch values, freshness and what was served, from the log."),
     "baseline": _Place("unskew.cli.baseline", "baseline", "Keep a view's population, to compare later ones with."),
+    "completion": _Place("unskew.cli.completion", "completion", "Let a shell complete commands and options."),
     "audit": _Place("unskew.cli.audit", "audit", "Check that the log, Redis and a recount agree."),
 }
 _EXTRAS = {"catalog": "serve", "demo": "demo", "serve": "serve", "train": "training", "ui": "demo"}
@@ -106,6 +110,13 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         with formatter.section("Commands"):
             formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem"]:
+        from click.shell_completion import CompletionItem
+
+        # Click's own way imports every command, to see whether it is hidden.
+        names = [CompletionItem(name, help=at.summary) for name, at in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         from unskew.cli.screen import escape_log_lines

@@ -7,6 +7,7 @@ import click
 
 from unskew import settings
 from unskew.cli.screen import Screen, say, say_json, styled
+from unskew.features.errors import RequestError
 
 if TYPE_CHECKING:
     from unskew.pipelines.doctor.finding import Finding
@@ -108,7 +109,8 @@ def doctor(
         _show(found)
         say(f"{_counted(n_errors, 'error')}, {_counted(n_warnings, 'warning')}")
     if n_errors:
-        click.get_current_context().exit(1)
+        whose = "; ".join(dict.fromkeys(one.about for one in found if one.level == "error"))
+        raise RequestError(f"{_counted(n_errors, 'error')} in {whose}: do what the lines above say, and look again")
 
 
 def _show(found: "list[Finding]") -> None:

@@ -126,7 +126,7 @@ def test_type_of_the_yaml_is_checked(folder):
 
     (fault,) = faults_of(folder)
     assert fault.startswith(
-        "DIR/count.yaml:4: user_purchase_count_30d.user_purchase_count_30d: its type is declared as 'float64', but count gives"
+        "DIR/count.yaml:3: user_purchase_count_30d.user_purchase_count_30d: its type is declared as 'float64', but count gives"
     )
 
 
@@ -203,7 +203,7 @@ def test_missing_schema_file_is_a_fault_of_the_file_that_names_it(folder):
 
     (fault,) = faults_of(folder)
     assert fault.startswith(
-        "DIR/purchases.py:7: stream transactions: the schema file DIR/schemas/transactions.avsc cannot be read"
+        "DIR/purchases.py:5: stream transactions: the schema file DIR/schemas/transactions.avsc cannot be read"
     )
 
 
