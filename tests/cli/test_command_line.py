@@ -125,6 +125,26 @@ def test_every_command_has_a_valid_start_here() -> None:
     assert set(VALID) == {path for path, _ in commands()}
 
 
+LISTING = {("log", "head"), ("log", "tail"), ("registry", "log"), ("dead-letters", "list")}
+SHOWING = {("check",), ("describe",), ("plan",), ("doctor",), ("lineage",), ("search",), ("get",), ("value",)} | {
+    *(("registry", "show"), ("registry", "diff"), ("log", "stats"), ("dead-letters", "show")),
+    *(("diff",), ("monitor",), ("audit",)),
+}
+
+
+def test_what_lists_takes_json_and_a_number_of_rows_is_called_alike_everywhere() -> None:
+    options = {
+        path: {opt: option for option in command.params if isinstance(option, click.Option) for opt in option.opts}
+        for path, command in commands()
+    }
+
+    assert {path for path, known in options.items() if "--json" in known} == LISTING | SHOWING
+    assert {path for path in LISTING if "-n" not in options[path]} == set()
+    assert {
+        path for path, known in options.items() if "-n" in known and known["-n"] is not known.get("--rows")
+    } == set()
+
+
 @pytest.mark.parametrize("path", [(), *VALID], ids=" ".join)
 def test_help_fits_a_terminal(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(WIDTH))

@@ -57,7 +57,6 @@ def _filters(command: _Command) -> _Command:
 @_filters
 @click.option(
     "-n",
-    "-n",
     "--rows",
     "--limit",
     "limit",

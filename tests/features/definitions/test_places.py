@@ -35,6 +35,8 @@ purchases = FeatureView(
 )
 """
 SOUND_YAML = """
+---
+---
 name: clicks
 entity: user
 source: transactions
@@ -81,12 +83,12 @@ def found(tmp_path):
         (('key="user_id"', 'key="nobody"'), "views.py:14", "entity user: key"),
         (("stream=transactions", 'stream="transaction"'), "views.py:15", "no stream is called 'transaction'"),
         (("    features=[\n        n,", "    version=0,\n    features=[\n        n,"), "views.py:16", "version"),
-        (("      hop: 5min", "      hop: 7min"), "views.yaml:10", "clicks.a: hop 7min does not divide"),
-        (("      hop: 5min", "      hopp: 5min"), "views.yaml:10", "unknown key 'hopp'"),
-        (("source: transactions", "source: nothing"), "views.yaml:4", "no stream is called 'nothing'"),
-        (("  key: shop_id", "  kye: shop_id"), "views.yaml:14", "unknown key 'kye'"),
-        (("function: count", "function: cuont"), "views.yaml:8", "cuont"),
-        (("name: clicks", "name: clicks\nname: b"), "views.yaml:3", "appears twice"),
+        (("      hop: 5min", "      hop: 7min"), "views.yaml:12", "clicks.a: hop 7min does not divide"),
+        (("      hop: 5min", "      hopp: 5min"), "views.yaml:12", "unknown key 'hopp'"),
+        (("source: transactions", "source: nothing"), "views.yaml:6", "no stream is called 'nothing'"),
+        (("  key: shop_id", "  kye: shop_id"), "views.yaml:16", "unknown key 'kye'"),
+        (("function: count", "function: cuont"), "views.yaml:10", "cuont"),
+        (("name: clicks", "name: clicks\nname: b"), "views.yaml:5", "appears twice"),
     ],
     ids=lambda each: each[1].strip()[:30] if isinstance(each, tuple) else "",
 )  # fmt: skip
@@ -103,20 +105,20 @@ def test_faults_of_all_files_come_at_once_beside_a_missing_schema_and_a_document
         schema=False,
     )  # fmt: skip
 
-    assert [place for place, _ in faults] == ["views.yaml:10", "views.py:8", "views.py:9", "views.py:21"]
+    assert [place for place, _ in faults] == ["views.yaml:12", "views.py:8", "views.py:9", "views.py:21"]
 
 
 def test_a_missing_schema_file_hides_no_other_fault(found):
     faults = found(('hop="5min"', 'hop="7min"'), ("      hop: 5min", "      hop: 8min"), schema=False)
 
-    assert [place for place, _ in faults] == ["views.py:8", "views.py:21", "views.yaml:10"]
+    assert [place for place, _ in faults] == ["views.py:8", "views.py:21", "views.yaml:12"]
     assert "transaction.avsc cannot be read" in faults[0][1]
 
 
 def test_a_file_that_cannot_be_read_hides_no_fault_of_others_and_makes_none(found):
     faults = found(("user = Entity", "user = Entity("), ("      hop: 5min", "      hop: 8min"))
 
-    assert [place for place, _ in faults] == ["views.py:4", "views.yaml:10"]
+    assert [place for place, _ in faults] == ["views.py:4", "views.yaml:12"]
 
 
 def test_a_definition_that_a_function_makes_has_its_file(tmp_path):

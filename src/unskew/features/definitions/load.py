@@ -49,13 +49,13 @@ def load(*paths: str | Path) -> Plan:
     found = list(_read(paths, faults))
     try:
         plan = compiled([definition for _, definition in found], complete=not faults)
+        if not faults:
+            return plan
     except DefinitionError as error:
         homes = {name: path for path, definition in reversed(found) for name in names_of(definition)}
         files = dict.fromkeys(path for path, _ in found)
         faults += located(error.faults, files, homes)
-    if faults:
-        raise DefinitionError(faults)
-    return plan
+    raise DefinitionError(faults)
 
 
 def with_places(said: Iterable[str], paths: Iterable[str | Path]) -> list[str]:
@@ -251,8 +251,9 @@ def _from_yaml(path: Path, faults: list[str]) -> list[Definition]:
         place = str(path) if mark is None else f"{path}:{mark.line + 1}"
         raise DefinitionError(f"{place}: it is not YAML: {' '.join(str(error).split())}") from error
     definitions: list[Definition] = []
-    # A document without content has no node.
-    for number, document in enumerate(each for each in documents if each is not None):
+    for number, document in enumerate(documents):
+        if document is None:
+            continue
         try:
             definitions.append(definition_of(document))
         except DefinitionError as error:

@@ -31,7 +31,7 @@ def read_documents(text: str) -> list[Any]:
 def nodes_of_documents(text: str) -> list[Any]:
     """Return the documents of a YAML text as nodes, which know their lines. Raises ``yaml.YAMLError``."""
     _check_depth(text)
-    return [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
+    return list(yaml.compose_all(text, Loader=_Loader))
 
 
 def _check_depth(text: str) -> None:

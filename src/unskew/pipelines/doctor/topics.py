@@ -62,7 +62,8 @@ def examine(asked: Asked, plan: Plan | None, here: Here) -> list[Finding]:
 def _answers(bootstrap: str, config: Mapping[str, Any]) -> str:
     said: list[str] = []
     ours: dict[str, Any] = {"log_level": 0, **config, "bootstrap.servers": bootstrap}
-    client = AdminClient({**ours, "error_cb": lambda error: said.append(error.str())})
+    ours["error_cb"] = lambda error: said.append(error.str())
+    client = AdminClient(ours)
     try:
         about = client.list_topics(timeout=ANSWER_S)
     except KafkaException as error:
